@@ -1,0 +1,39 @@
+"""The `evo2` command: every subcommand joined, and every error turned into one line and a code."""
+
+import sys
+
+import typer
+
+from evo2cli import console
+from evo2cli.commands import convert, generate, info, score, tokenize, train
+from evo2cli.errors import UserError
+
+app = typer.Typer(
+    name="evo2",
+    help="Evo 2 genomic language models: tokenize, train, score, generate, convert.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(tokenize.tokenize)
+app.command()(train.train)
+app.command()(score.score)
+app.command()(generate.generate)
+app.command()(convert.convert)
+app.command()(info.info)
+
+
+def main() -> None:
+    """Run the command line; a `UserError` becomes one line on stderr and its exit code."""
+    try:
+        app()
+    except UserError as error:
+        console.say(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our stdout (head, less) has gone: nothing is left to say to it.
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        console.say("interrupted")
+        sys.exit(130)

@@ -1,0 +1,80 @@
+"""The only place that prints: data on stdout, talk and progress on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+def write(text: str) -> None:
+    """Write data to stdout as it is."""
+    sys.stdout.write(text)
+
+
+def write_json(value: Any) -> None:
+    """Write one JSON value on one line of stdout; NaN and infinity are refused."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+
+
+def write_tsv(header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table to stdout, a row as soon as it comes."""
+    sys.stdout.write("\t".join(header) + "\n")
+    for row in rows:
+        sys.stdout.write("\t".join(map(str, row)) + "\n")
+        sys.stdout.flush()
+
+
+def say(message: str) -> None:
+    """Tell the user something on stderr."""
+    sys.stderr.write(f"evo2: {message}\n")
+
+
+def warn(message: str) -> None:
+    """Tell the user on stderr that something may not be as they think."""
+    say(f"warning: {message}")
+
+
+class ProgressBar:
+    """A running task: `advance` it, and `note` what the work is at."""
+
+    def __init__(self, progress: "Progress", task: "TaskID") -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float = 1) -> None:
+        """Count `amount` more units as done."""
+        self._progress.advance(self._task, amount)
+
+    def note(self, fields: Mapping[str, object]) -> None:
+        """Show `fields` at the end of the bar."""
+        text = " ".join(f"{name} {value}" for name, value in fields.items())
+        self._progress.update(self._task, note=text)
+
+
+@contextmanager
+def progress(label: str, total: float | None, unit: str) -> Iterator[ProgressBar]:
+    """A bar with rate and ETA on stderr; it leaves one summary line where stderr is no terminal.
+
+    Args:
+        label: What is being done, e.g. "score".
+        total: How many units there are, or None when unknown.
+        unit: What is counted, e.g. "bases".
+    """
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TaskProgressColumn(),
+        bars.TextColumn("{task.completed:,.0f} " + unit),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("ETA"),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[note]}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as running:
+        yield ProgressBar(running, running.add_task(label, total=total, note=""))

@@ -1,0 +1,1 @@
+"""Tokens on disk and the loader that feeds training from them."""

@@ -1,0 +1,22 @@
+"""Errors a command ends with, each with its exit code: 2 bad input, 3 skipped records, 4 numerics."""
+
+
+class UserError(Exception):
+    """Something the user can put right: printed as one line, without a traceback.
+
+    The message names the thing, its value and the way out.
+    """
+
+    exit_code = 2
+
+
+class TooManySkippedError(UserError):
+    """The command finished, but more records were skipped than the threshold allows."""
+
+    exit_code = 3
+
+
+class UntrustedNumericsError(UserError):
+    """A result is NaN or infinite, so no number of this run can be trusted."""
+
+    exit_code = 4

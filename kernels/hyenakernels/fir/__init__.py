@@ -1,0 +1,1 @@
+"""Causal depthwise FIR with grouped taps."""

@@ -1,0 +1,38 @@
+"""What a causal FIR is, in plain PyTorch: any float dtype, differentiable.
+
+B batch, L length, D channels, G filter groups, K taps, P = K - 1 past samples.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyenakernels.precision import accumulation_dtype, full_precision
+
+
+def causal_fir(x_BLD: Tensor, taps_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor, Tensor]:
+    """Convolve every channel with the taps of its group.
+
+    y[b, t, d] = sum_j taps[d // (D / G), j] * x[b, t - j, d]: tap 0 meets the newest sample, and
+    samples before the first come from `past`.
+
+    Args:
+        x_BLD: The new samples; L may be 0.
+        taps_GK: One filter a group; G divides D, and a group owns D / G neighbouring channels.
+        past_BPD: The K - 1 samples before `x`, oldest first.
+
+    Returns:
+        y as `x` in shape and dtype, and the past of what follows: the last K - 1 samples.
+
+    Source: arXiv:2503.01868, section 3 (grouped filters); sums in fp32 or better.
+    """
+    channels, length = x_BLD.shape[2], x_BLD.shape[1]
+    (groups, num_taps), dtype = taps_GK.shape, accumulation_dtype(x_BLD)
+    extended = torch.cat([past_BPD.to(x_BLD.dtype), x_BLD], dim=1)
+    if length == 0:
+        return x_BLD, extended
+    with full_precision(x_BLD):
+        # PyTorch's conv1d correlates: the flip turns that into a convolution.
+        taps_DK = taps_GK.to(dtype).flip(1).repeat_interleave(channels // groups, dim=0)
+        y_BDL = F.conv1d(extended.to(dtype).transpose(1, 2), taps_DK[:, None], groups=channels)
+    return y_BDL.transpose(1, 2).to(x_BLD.dtype), extended[:, extended.shape[1] - num_taps + 1 :]

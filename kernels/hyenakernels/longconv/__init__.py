@@ -1,0 +1,1 @@
+"""Convolution with any explicit long filter, by FFT."""

@@ -1,0 +1,36 @@
+"""The public face of the long convolution."""
+
+from torch import Tensor
+
+from hyenakernels.longconv import reference
+
+
+def long_conv(
+    u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Convolution with an explicit long filter; `longconv.reference.long_conv` holds the contract.
+
+    Args:
+        u_BLD: The new samples.
+        filter_GK: One filter a group, entry 0 for the newest sample.
+        past_BPD: The samples before `u`, oldest first, any number of them; none when None.
+
+    Returns:
+        The filtered samples, and the past of what follows.
+
+    Raises:
+        ValueError: The groups do not divide the channels, or the past has other channels.
+    """
+    batch, _, channels = u_BLD.shape
+    if channels % filter_GK.shape[0]:
+        raise ValueError(
+            f"long_conv: {filter_GK.shape[0]} filter groups do not divide {channels} channels "
+            f"(u is {tuple(u_BLD.shape)}, the filter is {tuple(filter_GK.shape)})"
+        )
+    if past_BPD is None:
+        past_BPD = u_BLD.new_zeros(batch, 0, channels)
+    elif past_BPD.shape[0::2] != (batch, channels):
+        raise ValueError(
+            f"long_conv: the past {tuple(past_BPD.shape)} does not fit u {tuple(u_BLD.shape)}"
+        )
+    return reference.long_conv(u_BLD, filter_GK, past_BPD)

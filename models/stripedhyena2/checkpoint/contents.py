@@ -1,0 +1,65 @@
+"""What a checkpoint holds, whichever layout it came in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.model import StripedHyena2
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: the message names file, tensor, shapes and the way out."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The contents of a checkpoint.
+
+    Attributes:
+        config: The shape of the model.
+        tensors: The weights under the model's own names, in their stored dtypes.
+        extra_state: FP8 scale records of released files, as the bytes they are. Never executed.
+        provenance: Where the weights come from, as JSON values.
+    """
+
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    extra_state: dict[str, bytes] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Name and shape of every tensor of a model of this shape, without allocating it."""
+    with torch.device("meta"):
+        model = StripedHyena2(config)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def check_tensors(
+    found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], origin: str
+) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        CheckpointError: A tensor is missing, extra or of another shape; the first is named.
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(
+                f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right --config?"
+            )
+        if found[name].shape != shape:
+            raise CheckpointError(
+                f"{origin}: tensor {name!r} is {list(found[name].shape)}, expected {list(shape)}; "
+                "is this the right --config?"
+            )
+    for name in found:
+        if name not in expected:
+            raise CheckpointError(
+                f"{origin}: tensor {name!r} {list(found[name].shape)} has no place in this model; "
+                "is this the right --config?"
+            )

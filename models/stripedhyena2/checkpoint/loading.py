@@ -1,0 +1,124 @@
+"""From a folder, a file or a name to a checkpoint, and from a checkpoint to a model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stripedhyena2.checkpoint import native, released
+from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
+from stripedhyena2.checkpoint.files import read_tensors
+from stripedhyena2.checkpoint.published import BUILT_IN, PUBLISHED, fetch, published_config
+from stripedhyena2.config import ModelConfig, read_config
+from stripedhyena2.model import StripedHyena2
+from stripedhyena2.parametrization import folded_state
+
+FP32_TENSORS = ("log_poles_DS", "residues_DS", "inverse_frequency")
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    config: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> StripedHyena2:
+    """Load a model, ready to score, to decode or to train.
+
+    Args:
+        path_or_name: A native folder; a released .pt, one of its .partN pieces, or a safetensors
+            file with the same keys; "nano"; or a published name such as "evo2_7b".
+        config: The shape of a released file: its yml, our TOML, or a published name. Not needed
+            where the folder or the file's own name tells.
+        device: Where the weights go.
+        dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
+            or better, and so do final norm and head.
+
+    Raises:
+        CheckpointError: The checkpoint is not there, not whole, or does not fit its config.
+        ConfigError: The config is not one.
+    """
+    checkpoint = read_checkpoint(path_or_name, config=config)
+    with torch.device("meta"):
+        model = StripedHyena2(checkpoint.config)
+    wide = torch.promote_types(dtype, torch.float32)
+    state = {
+        name: tensor.to(device, wide if name.endswith(FP32_TENSORS) else dtype, copy=True)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def save(model: StripedHyena2, folder: Path, provenance: dict[str, Any]) -> None:
+    """Write a model as a native checkpoint folder, its filters in their inference form.
+
+    Raises:
+        CheckpointError: The folder exists and is no checkpoint, or cannot be written.
+    """
+    native.write(Checkpoint(model.config, folded_state(model), provenance=provenance), folder)
+
+
+def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = None) -> Checkpoint:
+    """Read a checkpoint of any layout; arguments and errors are those of `load`."""
+    path = _locate(path_or_name)
+    if native.is_native(path):
+        if config is not None:
+            raise CheckpointError(
+                f"{path}: a native checkpoint brings its own shape; drop --config"
+            )
+        return native.read(path)
+    file = _released_file(path) if path.is_dir() else path
+    shape = _released_config(path_or_name, file, config)
+    tensors, blobs = read_tensors(file)
+    return Checkpoint(
+        shape,
+        released.to_ours(tensors, shape, str(file)),
+        extra_state=blobs,
+        provenance={"source": file.name, "layout": "released"},
+    )
+
+
+def _locate(path_or_name: str | Path) -> Path:
+    """Where the checkpoint lies; a path that exists wins over a name."""
+    path = Path(path_or_name)
+    if path.exists():
+        return path
+    name = str(path_or_name)
+    if native.is_native(BUILT_IN / name):
+        return BUILT_IN / name
+    if name in PUBLISHED:
+        return fetch(name)
+    names = ", ".join([*sorted(folder.name for folder in BUILT_IN.glob("[a-z]*")), *PUBLISHED])
+    raise CheckpointError(f"no model {name!r}: no such file or folder, and no name of {names}")
+
+
+def _released_file(folder: Path) -> Path:
+    """The one checkpoint in a downloaded folder."""
+    candidates = sorted(
+        file for pattern in ("*.pt", "*.pt.part0", "*.safetensors") for file in folder.glob(pattern)
+    )
+    if len(candidates) != 1:
+        found = ", ".join(file.name for file in candidates) or "none"
+        raise CheckpointError(
+            f"{folder}: holds no config.toml (our checkpoint) and not one .pt or .safetensors "
+            f"file but {found}; name the file"
+        )
+    return candidates[0]
+
+
+def _released_config(
+    path_or_name: str | Path, file: Path, config: str | Path | None
+) -> ModelConfig:
+    """The shape of a released file: as told, or as its name tells."""
+    if config is not None:
+        return (
+            published_config(str(config)) if str(config) in PUBLISHED else read_config(Path(config))
+        )
+    for name in (str(path_or_name), file.name.partition(".")[0]):
+        if name in PUBLISHED:
+            return published_config(name)
+    raise CheckpointError(
+        f"{file}: its shape is not known; give --config with its yml or a published name "
+        f"({', '.join(PUBLISHED)})"
+    )

@@ -1,0 +1,97 @@
+"""The native checkpoint: a folder of config.toml, model.safetensors and provenance.json.
+
+A large model is cut into shards with an index beside them. FP8 scale records that came with a
+released file lie in extra_state.safetensors, as bytes. A folder appears whole or not at all.
+"""
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save_file
+
+from stripedhyena2.checkpoint.contents import (
+    Checkpoint,
+    CheckpointError,
+    check_tensors,
+    expected_shapes,
+)
+from stripedhyena2.checkpoint.files import read_tensors
+from stripedhyena2.config import read_config
+
+CONFIG, WEIGHTS, PROVENANCE = "config.toml", "model.safetensors", "provenance.json"
+INDEX, EXTRA_STATE = "model.safetensors.index.json", "extra_state.safetensors"
+
+
+def is_native(path: Path) -> bool:
+    """Whether `path` is a native checkpoint folder."""
+    return (path / CONFIG).is_file()
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint folder.
+
+    Raises:
+        CheckpointError: `folder` exists and is not an earlier checkpoint, or cannot be written.
+    """
+    if folder.exists() and not is_native(folder) and (folder.is_file() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and is no checkpoint; choose another name")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            _fill(checkpoint, temporary)
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from None
+
+
+def _fill(checkpoint: Checkpoint, folder: Path) -> None:
+    config = asdict(checkpoint.config)
+    (folder / CONFIG).write_text(tomli_w.dumps(config), encoding="utf-8")
+    save_torch_state_dict(checkpoint.tensors, folder)
+    if checkpoint.extra_state:
+        blobs = {
+            name: torch.from_numpy(np.frombuffer(blob, dtype=np.uint8).copy())
+            for name, blob in checkpoint.extra_state.items()
+        }
+        save_file(blobs, folder / EXTRA_STATE)
+    text = json.dumps(checkpoint.provenance, indent=2) + "\n"
+    (folder / PROVENANCE).write_text(text, encoding="utf-8")
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder; tensors stay memory-mapped.
+
+    Raises:
+        CheckpointError: Something is missing or does not fit the config.
+    """
+    config = read_config(folder / CONFIG)
+    index, tensors = folder / INDEX, {}
+    try:
+        shards = {WEIGHTS}
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        provenance_file = folder / PROVENANCE
+        provenance = json.loads(provenance_file.read_text()) if provenance_file.is_file() else {}
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: a JSON file of it is broken ({error})") from None
+    for shard in sorted(shards):
+        tensors.update(read_tensors(folder / shard)[0])
+    check_tensors(tensors, expected_shapes(config), str(folder))
+    extra_state = {}
+    if (folder / EXTRA_STATE).is_file():
+        blobs, _ = read_tensors(folder / EXTRA_STATE)
+        extra_state = {name: blob.numpy().tobytes() for name, blob in blobs.items()}
+    return Checkpoint(config, tensors, extra_state, provenance)

@@ -1,0 +1,136 @@
+"""The layout of the published Evo 2 files, both ways, bit for bit.
+
+It differs from ours in names, in extra axes, in the row order of attention's projection (per head
+q, k, v) and in the tap order of the short filters (newest last). `filter.t` (a time axis) and
+`unembed.weight` (a copy of the embedding) carry nothing; `_extra_state` entries are FP8 scales.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stripedhyena2.checkpoint.contents import CheckpointError, check_tensors, expected_shapes
+from stripedhyena2.config import ATTENTION, LONG, MEDIUM, SHORT, ModelConfig
+
+EXTRA_STATE = "_extra_state"
+_WITHOUT_MEANING = re.compile(r"(unembed\.weight|blocks\.\d+\.(mixer\.mixer\.)?filter\.t)$")
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Entry(NamedTuple):
+    """One tensor in both layouts: ours and theirs by name, and the two translations."""
+
+    ours: str
+    theirs: str
+    to_ours: Callable[[Tensor], Tensor] = _same
+    to_theirs: Callable[[Tensor], Tensor] = _same
+
+
+def layout(config: ModelConfig) -> Iterator[Entry]:
+    """Every tensor of a model of this shape."""
+    yield Entry("embedding.weight", "embedding_layer.weight")
+    yield Entry("norm.scale", "norm.scale")
+    for index, kind in enumerate(config.stripes):
+        for entry in [*_BLOCK, *(_attention(config) if kind == ATTENTION else _hyena(kind))]:
+            prefix = f"blocks.{index}."
+            yield entry._replace(ours=prefix + entry.ours, theirs=prefix + entry.theirs)
+
+
+_BLOCK = [
+    Entry("pre_norm.scale", "pre_norm.scale"),
+    Entry("post_norm.scale", "post_norm.scale"),
+    Entry("mlp.gate.weight", "mlp.l1.weight"),
+    Entry("mlp.up.weight", "mlp.l2.weight"),
+    Entry("mlp.down.weight", "mlp.l3.weight"),
+]
+
+
+def _newest_first(taps_G1K: Tensor) -> Tensor:
+    return taps_G1K.squeeze(1).flip(1)
+
+
+def _newest_last(taps_GK: Tensor) -> Tensor:
+    return taps_GK.flip(1).unsqueeze(1)
+
+
+def _hyena(kind: str) -> Iterable[Entry]:
+    yield Entry("mixer.project_in.weight", "projections.weight")
+    yield Entry(
+        "mixer.operator.featurizer_taps_CK",
+        "filter.short_filter_weight",
+        _newest_first,
+        _newest_last,
+    )
+    yield Entry("mixer.project_out.weight", "out_filter_dense.weight")
+    yield Entry("mixer.project_out.bias", "out_filter_dense.bias")
+    if kind == SHORT:
+        yield Entry("mixer.operator.taps_GK", "filter.h", _newest_first, _newest_last)
+    if kind == MEDIUM:
+        yield Entry(
+            "mixer.operator.taps_GK", "filter.h", lambda h: h.squeeze(1), lambda h: h.unsqueeze(1)
+        )
+    if kind == LONG:
+        yield Entry(
+            "mixer.operator.log_poles_DS",
+            "filter.log_poles",
+            lambda p: p.squeeze(2),
+            lambda p: p.unsqueeze(2),
+        )
+        yield Entry("mixer.operator.residues_DS", "filter.residues")
+    if kind in (MEDIUM, LONG):
+        yield Entry("mixer.operator.skip_D", "filter.D")
+
+
+def _attention(config: ModelConfig) -> Iterable[Entry]:
+    heads, width = config.num_heads, config.width
+
+    def rows_by_part(weight: Tensor) -> Tensor:
+        by_head = weight.reshape(heads, 3, width // heads, width)
+        return by_head.transpose(0, 1).reshape(3 * width, width)
+
+    def rows_by_head(weight: Tensor) -> Tensor:
+        by_part = weight.reshape(3, heads, width // heads, width)
+        return by_part.transpose(0, 1).reshape(3 * width, width)
+
+    yield Entry("mixer.project_in.weight", "inner_mha_cls.Wqkv.weight", rows_by_part, rows_by_head)
+    yield Entry("mixer.project_out.weight", "inner_mha_cls.out_proj.weight")
+    yield Entry("mixer.project_out.bias", "inner_mha_cls.out_proj.bias")
+    yield Entry("mixer.inverse_frequency", "inner_mha_cls.rotary_emb.inv_freq")
+
+
+def expected_released_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Name and shape of every meaningful tensor of a released file of this shape."""
+    ours = expected_shapes(config)
+    return {
+        entry.theirs: entry.to_theirs(torch.empty(ours[entry.ours], device="meta")).shape
+        for entry in layout(config)
+    }
+
+
+def to_ours(tensors: Mapping[str, Tensor], config: ModelConfig, origin: str) -> dict[str, Tensor]:
+    """Translate the tensors of a released file.
+
+    Raises:
+        CheckpointError: A tensor is missing, extra or of another shape.
+    """
+    if "module" in {name.partition(".")[0] for name in tensors}:
+        raise CheckpointError(f"{origin}: this is a training checkpoint, not a released Evo 2 file")
+    meaningful = {name: t for name, t in tensors.items() if not _WITHOUT_MEANING.search(name)}
+    check_tensors(meaningful, expected_released_shapes(config), origin)
+    return {
+        entry.ours: entry.to_ours(meaningful[entry.theirs]).contiguous() for entry in layout(config)
+    }
+
+
+def to_theirs(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Translate our tensors into a released file's, its copy of the embedding included."""
+    released = {
+        entry.theirs: entry.to_theirs(tensors[entry.ours]).contiguous() for entry in layout(config)
+    }
+    return {**released, "unembed.weight": released["embedding_layer.weight"]}

@@ -1,0 +1,158 @@
+"""StripedHyena 2 on one page.
+
+B batch, L tokens, D channels, V vocabulary. Source: arXiv:2503.01868.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyenakernels.precision import accumulation_dtype, full_precision
+from stripedhyena2.cache import Cache, Past
+from stripedhyena2.config import ATTENTION, ModelConfig
+from stripedhyena2.operators import Attention, Hyena
+
+
+class RMSNorm(nn.Module):
+    """x * scale / (rms(x) + eps): eps stands outside the root, as the released weights expect."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Normalize each token, in fp32 or better; returns the dtype it was given."""
+        x = x_BLD.to(accumulation_dtype(x_BLD))
+        root = x.square().mean(dim=-1, keepdim=True).sqrt()
+        return (self.scale.to(x.dtype) * (x / (root + self.eps))).to(x_BLD.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, config: ModelConfig, *, gelu: bool) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.up = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+        self.activation = F.gelu if gelu else nn.Identity()
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Mix along D."""
+        y: Tensor = self.down(self.activation(self.gate(x_BLD)) * self.up(x_BLD))
+        return y
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        kind = config.stripes[index]
+        self.pre_norm = RMSNorm(config.width, config.norm_eps)
+        self.mixer = Attention(config) if kind == ATTENTION else Hyena(config, kind)
+        self.post_norm = RMSNorm(config.width, config.norm_eps)
+        # Evo 2 was trained with a GELU in the first block's MLP only; all later ones are bilinear.
+        self.mlp = GatedMLP(config, gelu=index == 0)
+
+    def forward(self, x_BLD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """One stripe; returns the residual stream and the past of what follows."""
+        mixed_BLD, following = self.mixer(self.pre_norm(x_BLD), past)
+        x_BLD = x_BLD + mixed_BLD
+        return x_BLD + self.mlp(self.post_norm(x_BLD)), following
+
+
+class StripedHyena2(nn.Module):
+    """Token ids to next-token logits, through the blocks that `config.stripes` spells."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+    @classmethod
+    def from_seed(cls, config: ModelConfig, seed: int) -> "StripedHyena2":
+        """A model with fresh random weights, the same for the same seed."""
+        model = cls(config)
+        initialize(model, seed)
+        return model
+
+    def new_cache(self, batch_size: int) -> Cache:
+        """The state of `batch_size` sequences before their first token."""
+        return Cache(batch_size, position=0, pasts=[None] * self.config.depth)
+
+    def forward(self, ids_BL: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits of the token that follows each of `ids`.
+
+        Args:
+            ids_BL: int64 token ids in [0, V).
+            cache: Continue the sequences of this cache, and leave it after the last of `ids`.
+
+        Returns:
+            Logits [B, L, V], in fp32 (fp64 for a fp64 model).
+
+        Raises:
+            ValueError: The cache is of another batch size.
+        """
+        if cache is not None and cache.batch_size != ids_BL.shape[0]:
+            raise ValueError(
+                f"the cache holds {cache.batch_size} sequences, the ids {ids_BL.shape[0]}"
+            )
+        x_BLD = self.embedding(ids_BL)
+        for index, block in enumerate(self.blocks):
+            x_BLD, past = block(x_BLD, cache.pasts[index] if cache else None)
+            if cache is not None:
+                cache.pasts[index] = past
+        if cache is not None:
+            cache.position += ids_BL.shape[1]
+        return self.unembed(x_BLD)
+
+    def unembed(self, x_BLD: Tensor) -> Tensor:
+        """Final norm and the tied head, in fp32 or better whatever the model's dtype."""
+        dtype = accumulation_dtype(x_BLD)
+        with full_precision(x_BLD):
+            return F.linear(self.norm(x_BLD.to(dtype)), self.embedding.weight.to(dtype))
+
+
+@torch.no_grad()
+def initialize(model: StripedHyena2, seed: int) -> None:
+    """Fill every parameter as Savanna does for Evo 2, from one seed.
+
+    Projections N(0, 2 / 5D); output projections N(0, (2 / (depth * sqrt(D)))^2); taps of featurizer
+    and SE uniform within sqrt(1 / featurizer taps); MR taps 1e-5 * N(0, 1) / sqrt(context); poles
+    -U(0.01, 0.1) / e; residues 0.1 * N(0, 1) / sqrt(modes); skips and biases 0; norms 1.
+
+    Source: the public Evo 2 training recipes; the skips, which they leave undefined, start at 0.
+    """
+    config = model.config
+    generator = torch.Generator().manual_seed(seed)
+    projection = math.sqrt(2 / (5 * config.width))
+    output = 2 / (config.depth * math.sqrt(config.width))
+    bound = math.sqrt(1 / config.num_featurizer_taps)
+
+    for name, parameter in model.named_parameters():
+        # Drawn on the CPU in fp32, so that the same seed gives the same model everywhere.
+        value = torch.empty(parameter.shape)
+        parent, _, last = name.rpartition(".")
+        if last in ("skip_D", "bias"):
+            value.zero_()
+        elif last == "scale":
+            value.fill_(1)
+        elif last == "log_poles_DS":
+            value.uniform_(0.01, 0.1, generator=generator).div_(-math.e)
+        elif last == "residues_DS":
+            value.normal_(0, 0.1 / math.sqrt(config.num_modes), generator=generator)
+        elif last == "taps_GK" and parameter.shape[1] == config.num_medium_taps:
+            value.normal_(0, 1e-5 / math.sqrt(config.context), generator=generator)
+        elif last in ("taps_GK", "featurizer_taps_CK"):
+            value.uniform_(-bound, bound, generator=generator)
+        elif parent.endswith(("project_out", "mlp.down")):
+            value.normal_(0, output, generator=generator)
+        else:
+            value.normal_(0, projection, generator=generator)
+        parameter.copy_(value)

@@ -1,0 +1,168 @@
+"""The four mixers of the stripes: Hyena-SE, Hyena-MR, Hyena-LI and attention.
+
+B batch, L new tokens, T tokens seen, D channels, C = 3D channels, G filter groups, K taps, S modes,
+H heads, W channels a head. Source: arXiv:2503.01868.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyenakernels import causal_fir, modal_conv
+from stripedhyena2.cache import AttentionPast, HyenaPast
+from stripedhyena2.config import LONG, MEDIUM, SHORT, ModelConfig
+
+
+class HyenaOperator(nn.Module):
+    """What stands between a Hyena mixer's projections: featurizer, gate, convolution, gate.
+
+    y = x2 * conv(x1 * v), where x2, x1, v are the featurized projections. Kinds differ in `conv`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.featurizer_taps_CK = nn.Parameter(
+            torch.empty(3 * config.width, config.num_featurizer_taps)
+        )
+
+    def convolve(self, u_BLD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The inner convolution over `u` = x1 * v, and its past for what follows."""
+        raise NotImplementedError
+
+    def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
+        """Mix the projections along L into [B, L, D]; channels come interleaved as x2, x1, v."""
+        featurizer_past, inner_past = (past.featurizer_BPC, past.inner) if past else (None, None)
+        z_BLC, featurizer_past = causal_fir(z_BLC, self.featurizer_taps_CK, featurizer_past)
+        x2_BLD, x1_BLD, v_BLD = z_BLC.reshape(*z_BLC.shape[:2], -1, 3).unbind(3)
+        y_BLD, inner_past = self.convolve(x1_BLD * v_BLD, inner_past)
+        return x2_BLD * y_BLD, HyenaPast(featurizer_past, inner_past)
+
+
+class HyenaSE(HyenaOperator):
+    """Short explicit: a handful of taps, learned one by one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.taps_GK = nn.Parameter(torch.empty(config.num_filter_groups, config.num_short_taps))
+
+    def convolve(self, u_BLD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A FIR with the group's taps."""
+        return causal_fir(u_BLD, self.taps_GK, past)
+
+
+class HyenaMR(HyenaOperator):
+    """Medium regularized: about a hundred taps, and a skip per channel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.taps_GK = nn.Parameter(torch.empty(config.num_filter_groups, config.num_medium_taps))
+        self.skip_D = nn.Parameter(torch.empty(config.width))
+
+    def convolve(self, u_BLD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A FIR with the group's taps, plus the skip."""
+        y_BLD, past = causal_fir(u_BLD, self.taps_GK, past)
+        return y_BLD + self.skip_D.to(u_BLD.dtype) * u_BLD, past
+
+
+class HyenaLI(HyenaOperator):
+    """Long implicit: a sum of decaying exponentials per channel, over the whole past."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.log_poles_DS = nn.Parameter(torch.empty(config.width, config.num_modes))
+        self.residues_DS = nn.Parameter(torch.empty(config.width, config.num_modes))
+        self.skip_D = nn.Parameter(torch.empty(config.width))
+
+    def convolve(self, u_BLD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A modal convolution, plus the skip; its past is the state of the modes."""
+        y_BLD, past = modal_conv(u_BLD, self.log_poles_DS, self.residues_DS, past)
+        return y_BLD + self.skip_D.to(u_BLD.dtype) * u_BLD, past
+
+
+HYENA_OPERATORS: dict[str, type[HyenaOperator]] = {SHORT: HyenaSE, MEDIUM: HyenaMR, LONG: HyenaLI}
+
+
+class Hyena(nn.Module):
+    """A Hyena mixer: projection to 3D channels, operator, projection back."""
+
+    def __init__(self, config: ModelConfig, kind: str) -> None:
+        super().__init__()
+        self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.operator = HYENA_OPERATORS[kind](config)
+        self.project_out = nn.Linear(config.width, config.width)
+
+    def forward(self, x_BLD: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
+        """Mix along L; returns the shape it was given, and the past of what follows."""
+        y_BLD, past = self.operator(self.project_in(x_BLD), past)
+        return self.project_out(y_BLD), past
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions.
+
+    The frequencies are stored, not recomputed: released checkpoints carry rounded ones.
+    """
+
+    inverse_frequency: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.rotary_scale = config.rotary_scale
+        self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.project_out = nn.Linear(config.width, config.width)
+        half = torch.arange(0, config.width // config.num_heads, 2, dtype=torch.float64)
+        exponent = half * config.num_heads / config.width
+        self.register_buffer(
+            "inverse_frequency", torch.pow(config.rotary_base, -exponent).to(torch.float32)
+        )
+
+    def rotate(self, x_BHLW: Tensor, position: int) -> Tensor:
+        """Turn each pair (i, i + W/2) by its angle at `position`, `position` + 1, ...
+
+        angle(t, i) = t / rotary_scale * inverse_frequency[i], in fp32 or better.
+        """
+        frequency = self.inverse_frequency
+        steps = torch.arange(
+            position, position + x_BHLW.shape[2], device=x_BHLW.device, dtype=frequency.dtype
+        )
+        angle_LV = torch.outer(steps / self.rotary_scale, frequency)
+        cos_LV, sin_LV = angle_LV.cos(), angle_LV.sin()
+        a, b = x_BHLW.to(frequency.dtype).chunk(2, dim=3)
+        turned = torch.cat([a * cos_LV - b * sin_LV, a * sin_LV + b * cos_LV], dim=3)
+        return turned.to(x_BHLW.dtype)
+
+    def forward(self, x_BLD: Tensor, past: AttentionPast | None) -> tuple[Tensor, AttentionPast]:
+        """Mix along L; returns the shape it was given, and the past of what follows."""
+        qkv_BLD = self.project_in(x_BLD).chunk(3, dim=2)
+        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv_BLD)
+        position = past.keys_BHTW.shape[2] if past else 0
+        q, k = self.rotate(q, position), self.rotate(k, position)
+        if past:
+            k = torch.cat([past.keys_BHTW, k], dim=2)
+            v = torch.cat([past.values_BHTW, v], dim=2)
+        y_BLD = causal_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.project_out(y_BLD), AttentionPast(k, v)
+
+
+QUERY_BLOCK = 256  # queries a call when there is a past: bounds the mask to 256 x T
+
+
+def causal_attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
+    """Softmax attention of the last L of T positions over all positions up to each of them."""
+    length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
+    if length == seen:
+        return F.scaled_dot_product_attention(q_BHLW, k_BHTW, v_BHTW, is_causal=True)
+    pieces = []
+    for start in range(0, length, QUERY_BLOCK):
+        q = q_BHLW[:, :, start : start + QUERY_BLOCK]
+        first = seen - length + start
+        end = first + q.shape[2]
+        positions = torch.arange(end, device=q.device)
+        visible = positions[None, :] <= positions[first:, None]
+        pieces.append(
+            F.scaled_dot_product_attention(
+                q, k_BHTW[:, :, :end], v_BHTW[:, :, :end], attn_mask=visible
+            )
+        )
+    return torch.cat(pieces, dim=2)
