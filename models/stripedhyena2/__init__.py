@@ -12,13 +12,16 @@ from stripedhyena2.checkpoint import CheckpointError, load, save
 from stripedhyena2.config import ConfigError, ModelConfig, read_config
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import trainable
+from stripedhyena2.sampling import Sampler, generate
 
 __all__ = [
     "Cache",
     "CheckpointError",
     "ConfigError",
     "ModelConfig",
+    "Sampler",
     "StripedHyena2",
+    "generate",
     "load",
     "read_config",
     "save",

@@ -5,17 +5,26 @@ q, k, v) and in the tap order of the short filters (newest last). `filter.t` (a 
 `unembed.weight` (a copy of the embedding) carry nothing; `_extra_state` entries are FP8 scales.
 """
 
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
-from stripedhyena2.checkpoint.contents import CheckpointError, check_tensors, expected_shapes
-from stripedhyena2.config import ATTENTION, LONG, MEDIUM, SHORT, ModelConfig
+from stripedhyena2.checkpoint.contents import (
+    Checkpoint,
+    CheckpointError,
+    check_tensors,
+    expected_shapes,
+)
+from stripedhyena2.config import ATTENTION, LONG, MEDIUM, SHORT, ModelConfig, to_released
 
-EXTRA_STATE = "_extra_state"
+SUFFIXES = (".pt", ".safetensors")
 _WITHOUT_MEANING = re.compile(r"(unembed\.weight|blocks\.\d+\.(mixer\.mixer\.)?filter\.t)$")
 
 
@@ -134,3 +143,31 @@ def to_theirs(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, T
         entry.theirs: entry.to_theirs(tensors[entry.ours]).contiguous() for entry in layout(config)
     }
     return {**released, "unembed.weight": released["embedding_layer.weight"]}
+
+
+def write(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a released-layout file, and the yml of its shape beside it.
+
+    Args:
+        checkpoint: FP8 scale records go into a .pt file as they came; safetensors cannot hold them.
+        path: Ends in .pt or .safetensors.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    tensors = to_theirs(checkpoint.tensors, checkpoint.config)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)
+        else:
+            blobs = {name: io.BytesIO(blob) for name, blob in checkpoint.extra_state.items()}
+            torch.save({**tensors, **blobs}, temporary)
+        config = yaml.safe_dump(to_released(checkpoint.config), sort_keys=False)
+        path.with_suffix(".yml").write_text(config, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)

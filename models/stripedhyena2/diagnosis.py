@@ -1,0 +1,31 @@
+"""Where a number went wrong."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripedhyena2.model import StripedHyena2
+
+
+@torch.no_grad()
+def first_nonfinite_layer(model: StripedHyena2, ids_BL: Tensor) -> str | None:
+    """The first module whose output is NaN or infinite on `ids`, by name; None when all is well."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if not found and isinstance(first, Tensor) and not torch.isfinite(first).all():
+                found.append(name)
+
+        return hook
+
+    hooks = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
+    try:
+        if not torch.isfinite(model(ids_BL)).all() and not found:
+            found.append("unembed")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None

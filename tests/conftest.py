@@ -1,0 +1,47 @@
+"""What every test may lean on: where the shared material lies, and small models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stripedhyena2 import ModelConfig, StripedHyena2
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Goldens, manifests and real genomes, kept beside the checkout and not in it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} (goldens, manifests, genomes) is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Every operator once and more, in a shape where no two sizes are equal."""
+    return ModelConfig(
+        stripes="SMLASML",
+        width=24,
+        num_heads=2,
+        mlp_width=40,
+        num_filter_groups=6,
+        context=256,
+        num_modes=5,
+        rotary_scale=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: ModelConfig) -> StripedHyena2:
+    """A random model whose every weight matters: no filter is near zero as at the start."""
+    model = StripedHyena2.from_seed(tiny_config, seed=0).double().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "pole" not in name:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.2 * noise)
+    return model

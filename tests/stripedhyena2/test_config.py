@@ -1,0 +1,92 @@
+"""A shape that cannot be is refused in one line that names file, key and the way out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stripedhyena2 import ConfigError, ModelConfig, read_config
+from stripedhyena2.checkpoint.published import shapes_folder
+from stripedhyena2.config import make_config, to_released
+
+SHAPE = {
+    "stripes": "SMLA",
+    "width": 32,
+    "num_heads": 2,
+    "mlp_width": 88,
+    "num_filter_groups": 2,
+    "context": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widht": 3}, r"shape\.toml: no key 'widht'.*did you mean 'width'"),
+        ({"stripes": "SMLX"}, "stripes = 'SMLX'"),
+        ({"stripes": ""}, "stripes = ''"),
+        ({"width": 0}, "width = 0"),
+        ({"num_heads": 5}, "num_heads = 5 does not divide width = 32"),
+        ({"num_heads": 32}, "even number of channels"),
+        ({"num_filter_groups": 3}, "num_filter_groups = 3 does not divide width = 32"),
+        ({"rotary_scale": float("nan")}, "rotary_scale = nan"),
+        ({"context": "long"}, "context = 'long'"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config({**SHAPE, **change}, "shape.toml")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="width: Field required"):
+        make_config({key: value for key, value in SHAPE.items() if key != "width"}, "shape.toml")
+
+
+def test_released_keys_and_back(tmp_path: Path) -> None:
+    config = replace(make_config(SHAPE, "here"), rotary_scale=128.0, rotary_base=1e6)
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(to_released(config)))
+    assert read_config(tmp_path / "config.yml") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hyena_flip_x1x2": True}, "hyena_flip_x1x2 = True is not supported"),
+        ({"proj_groups": 4}, "proj_groups = 4 is not supported"),
+        ({"hcl_layer_idxs": [0]}, "do not cover"),
+        ({"hidden_size": None}, "hidden_size' is missing"),
+    ],
+    ids=str,
+)
+def test_a_yml_of_another_model_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    values = {**to_released(make_config(SHAPE, "here")), **change}
+    values = {key: value for key, value in values.items() if value is not None}
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "config.yml")
+
+
+def test_scaling_counts_only_when_interpolated(tmp_path: Path) -> None:
+    values = {**to_released(make_config(SHAPE, "here")), "rotary_emb_scaling_factor": 128}
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(values))
+    assert read_config(tmp_path / "config.yml").rotary_scale == 1
+
+
+@pytest.mark.parametrize("text", ["width = ", "- a\n- b", "\x00"], ids=repr)
+@pytest.mark.parametrize("suffix", [".toml", ".yml"])
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, suffix: str) -> None:
+    file = tmp_path / f"broken{suffix}"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="broken"):
+        read_config(file)
+
+
+def test_every_shipped_shape_can_be() -> None:
+    files = sorted(shapes_folder().glob("*.toml"))
+    assert len(files) >= 7
+    assert all(isinstance(read_config(file), ModelConfig) for file in files)
