@@ -38,6 +38,32 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
+STRIPE_COLOURS = {"S": "green", "M": "cyan", "L": "blue", "A": "magenta"}
+
+
+def write_description(description: Mapping[str, Any], indent: int = 0) -> None:
+    """Write keys and values to stdout, a line each; `stripes` as coloured letters on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    out = Console(highlight=False, soft_wrap=True)
+    for key, value in description.items():
+        label = " " * indent + key.replace("_", " ")
+        if isinstance(value, Mapping):
+            out.print(Text(label))
+            write_description(value, indent + 2)
+            continue
+        line = Text(f"{label:<24} ")
+        if key == "stripes":
+            for letter in value:
+                line.append(letter, style=f"bold {STRIPE_COLOURS[letter]}")
+        elif key.rpartition("_")[0].endswith("bytes") or label.strip().isdigit():
+            line.append(f"{value / 2**30:,.3f} GiB")
+        else:
+            line.append(f"{value:,}" if type(value) is int else str(value))
+        out.print(line)
+
+
 class ProgressBar:
     """A running task: `advance` it, and `note` what the work is at."""
 

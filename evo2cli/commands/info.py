@@ -1,0 +1,27 @@
+"""`evo2 info`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evo2cli import console
+
+
+def info(
+    subject: Annotated[
+        str, typer.Argument(help="A model (folder, file, name), a recipe, or a token folder.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="Shape of a released file: its yml or TOML.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
+) -> None:
+    """Show what a model, a recipe or a token set is: shape, stripes, size, memory, provenance."""
+    from evo2cli.workflows.info import describe
+
+    description = describe(subject, config=config)
+    if json:
+        console.write_json(description)
+    else:
+        console.write_description(description)

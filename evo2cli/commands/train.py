@@ -1,0 +1,36 @@
+"""`evo2 train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evo2cli import console
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/nano.toml.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change one value of the recipe."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-O", help="Folder of the run; else the recipe's.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Summary as JSON on stdout.")] = False,
+) -> None:
+    """Train a model; run the same command again to go on after a stop."""
+    from evo2cli.workflows.train import train_recipe
+
+    summary = train_recipe(recipe, settings=settings or (), output=output, device=device)
+    if json:
+        console.write_json(summary)
+        return
+    bits = summary["valid_bits"]
+    quality = "not validated" if bits is None else f"{bits:.4f} bits per base on validation"
+    if summary["finished"]:
+        where = f"model in {summary['output']}/final"
+    else:
+        where = f"stopped; run again to go on, state in {summary['output']}"
+    console.say(f"{summary['step']:,} steps, {summary['tokens']:,} tokens, {quality}; {where}")

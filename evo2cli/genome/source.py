@@ -1,0 +1,69 @@
+"""Reading what a user names: a file or stdin (`-`); plain, gzip, bgzip or bzip2 by its magic."""
+
+import bz2
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from evo2cli.errors import UserError
+
+STDIN = Path("-")
+_GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
+_PEEK = 4096
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Stream the decompressed lines of `path`, their ends included.
+
+    Raises:
+        UserError: The file cannot be read, or proves damaged or cut off.
+    """
+    with _explained(path), _open_raw(path) as raw:
+        magic = raw.peek(len(_BZIP2))
+        if magic.startswith(_GZIP):
+            with gzip.GzipFile(fileobj=raw) as stream:
+                yield from stream
+        elif magic.startswith(_BZIP2):
+            with bz2.BZ2File(raw) as stream:
+                yield from stream
+        else:
+            yield from raw
+
+
+def first_bytes(path: Path) -> bytes:
+    """The decompressed beginning of `path`, some thousand bytes at most; stdin is not consumed.
+
+    Raises:
+        UserError: The file cannot be read, or proves damaged.
+    """
+    with _explained(path), _open_raw(path) as raw:
+        start = raw.peek(_PEEK)
+        if start.startswith(_GZIP):
+            return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _PEEK)
+        if start.startswith(_BZIP2) and path != STDIN:
+            with bz2.BZ2File(raw) as stream:
+                return stream.read(_PEEK)
+        return start
+
+
+def _open_raw(path: Path) -> nullcontext[io.BufferedReader] | io.BufferedReader:
+    """The bytes as stored; leaving the context closes a file, but not stdin."""
+    if path == STDIN:
+        # The text layer over stdin hides its buffer's type from the type checker.
+        return nullcontext(sys.stdin.buffer)  # type: ignore[arg-type]
+    return path.open("rb")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of the file system and the decompressors, in the user's words."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: damaged or cut off ({error}); get the whole file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -1,0 +1,198 @@
+"""VCF as text: records pass through byte for byte, and only INFO grows.
+
+Lines are never re-serialised, so floats, genotypes, sample columns, line ends and odd headers stay
+as their author wrote them. Text and header are bytes; POS is 1-based only inside the line.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from evo2cli.errors import UserError
+from evo2cli.genome.source import read_lines
+
+OUR_PREFIX = b"EVO2_"  # of every INFO field we write
+_SCORED_BEFORE = "carries EVO2_ fields of an earlier run; score the original file"
+FIRST_COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO; FORMAT and samples may follow
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BASES = re.compile(rb"[ACGTUNRYSWKMBDHV]+", re.IGNORECASE)
+
+
+class AlleleKind(StrEnum):
+    """What an ALT entry is; only a SEQUENCE can be placed in a window."""
+
+    SEQUENCE = "SEQUENCE"
+    NO_ALT = "NO_ALT"
+    STAR = "STAR"
+    SYMBOLIC = "SYMBOLIC"
+    BREAKEND = "BREAKEND"
+    INVALID_ALLELE = "INVALID_ALLELE"
+
+
+def is_bases(allele: bytes) -> bool:
+    """Whether `allele` is spelled in bases, IUPAC codes included, in any case."""
+    return _BASES.fullmatch(allele) is not None
+
+
+def allele_kind(allele: bytes) -> AlleleKind:
+    """Tell what one entry of the ALT column is."""
+    if is_bases(allele):
+        return AlleleKind.SEQUENCE
+    if allele == b".":
+        return AlleleKind.NO_ALT
+    if allele == b"*":
+        return AlleleKind.STAR
+    if allele.startswith(b"<") and allele.endswith(b">"):
+        return AlleleKind.SYMBOLIC
+    # A mate in brackets, or a single breakend: the bases with a dot on the open side.
+    if b"[" in allele or b"]" in allele or is_bases(allele.strip(b".")):
+        return AlleleKind.BREAKEND
+    return AlleleKind.INVALID_ALLELE
+
+
+@dataclass(frozen=True, slots=True)
+class VariantRecord:
+    """One line of the body.
+
+    Attributes:
+        line: The whole line, its end included.
+        contig: CHROM.
+        start: 0-based position of the first base of REF; -1 for POS 0, which means a telomere.
+        identifier: ID.
+        reference: REF as written.
+        alternates: ALT split at its commas; none for a blank line, which only passes through.
+    """
+
+    line: bytes
+    contig: str
+    start: int
+    identifier: str
+    reference: bytes
+    alternates: tuple[bytes, ...]
+
+    def __str__(self) -> str:
+        alternates = b",".join(self.alternates)
+        return f"{self.contig}:{self.start + 1} {(self.reference + b'>' + alternates).decode()}"
+
+    def with_info(self, info: str) -> bytes:
+        """The line with `info` at the end of INFO; every other byte stays."""
+        text = self.line.rstrip(b"\r\n")
+        columns = text.split(b"\t", FIRST_COLUMNS)
+        kept = b"" if columns[7] == b"." else columns[7] + b";"
+        columns[7] = kept + info.encode()
+        return b"\t".join(columns) + self.line[len(text) :]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The lines up to `#CHROM`, which is the last."""
+
+    lines: tuple[bytes, ...]
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that `#CHROM` names."""
+        return self.lines[-1].rstrip().count(b"\t") + 1
+
+    def value(self, key: str) -> str | None:
+        """What the first `##key=` line says."""
+        start = f"##{key}=".encode()
+        for line in self.lines:
+            if line.startswith(start):
+                return line[len(start) :].decode(errors="surrogateescape").strip()
+        return None
+
+    def with_lines(self, added: Iterable[str]) -> bytes:
+        """The whole header, with `added` just before `#CHROM` and the same line ends."""
+        end = b"\r\n" if self.lines[-1].endswith(b"\r\n") else b"\n"
+        ours = [line.encode(errors="surrogateescape") + end for line in added]
+        return b"".join([*self.lines[:-1], *ours, self.lines[-1]])
+
+
+@dataclass(frozen=True)
+class VariantFile:
+    """A VCF that is being read: its header, and its records as they come."""
+
+    header: Header
+    records: Iterator[VariantRecord]
+
+
+def read_vcf(path: Path) -> VariantFile:
+    """Open a VCF (plain, gzip, bgzip or bzip2; `-` is stdin) and read its header.
+
+    Raises:
+        UserError: Here or while records are read: the file or one of its lines is no VCF, or
+            it was scored before and carries our fields.
+    """
+    lines = enumerate(read_lines(path), start=1)
+    header = _read_header(path, lines)
+    return VariantFile(header, _read_records(path, header.num_columns, lines))
+
+
+def _read_header(path: Path, lines: Iterator[tuple[int, bytes]]) -> Header:
+    """Take the lines up to `#CHROM` from `lines`."""
+    header: list[bytes] = []
+    for number, line in lines:
+        header.append(line)
+        if b"ID=" + OUR_PREFIX in line:
+            raise UserError(f"{path}: line {number}: {_SCORED_BEFORE}")
+        if line.startswith(b"##") or (number == 1 and line.startswith(_BYTE_ORDER_MARK)):
+            continue
+        if line.startswith(b"#CHROM\t") and line.count(b"\t") >= FIRST_COLUMNS - 1:
+            return Header(tuple(header))
+        raise UserError(
+            f"{path}: line {number} is neither a ## line nor #CHROM with at least "
+            f"{FIRST_COLUMNS} columns separated by tabs"
+        )
+    raise UserError(f"{path}: the header ends without its #CHROM line, so this is no whole VCF")
+
+
+def _read_records(
+    path: Path, num_columns: int, lines: Iterator[tuple[int, bytes]]
+) -> Iterator[VariantRecord]:
+    """Parse the body; blank lines come as records without alleles."""
+    for number, line in lines:
+        try:
+            record = _parse(line, num_columns)
+        except ValueError as error:
+            raise UserError(f"{path}: line {number}: {error}") from None
+        yield record
+
+
+def _parse(line: bytes, num_columns: int) -> VariantRecord:
+    """Read one line of the body.
+
+    Raises:
+        ValueError: It is no record of a VCF with `num_columns` columns, or was scored before.
+    """
+    if not line.strip():
+        return VariantRecord(line, "", 0, "", b"", ())
+    found = line.count(b"\t") + 1
+    if found < num_columns:
+        raise ValueError(f"{found} columns separated by tabs, but #CHROM names {num_columns}")
+    contig, position, identifier, reference, alternates, _, _, rest = line.split(b"\t", 7)
+    if not position.isdigit():
+        raise ValueError(f"POS {position.decode(errors='replace')!r} is no whole number")
+    if OUR_PREFIX in rest:
+        info = rest.split(b"\t", 1)[0]
+        if any(field.startswith(OUR_PREFIX) for field in info.split(b";")):
+            raise ValueError(_SCORED_BEFORE)
+    return VariantRecord(
+        line,
+        contig.decode(errors="surrogateescape"),
+        int(position) - 1,
+        identifier.decode(errors="surrogateescape"),
+        reference,
+        tuple(alternates.split(b",")),
+    )
+
+
+def find_contig(name: str, known: Collection[str]) -> str | None:
+    """The name under which `known` has the contig: chr1 for 1 and back, chrM for MT and back."""
+    bare = name.removeprefix("chr")
+    spellings = [name, bare, f"chr{bare}"]
+    if bare in ("M", "MT"):
+        spellings += ["MT", "chrM", "M", "chrMT"]
+    return next((spelling for spelling in spellings if spelling in known), None)

@@ -1,0 +1,118 @@
+"""The two windows of an allele: the genome around it, and the same genome with the allele applied.
+
+A window of width W starts W // 2 bases before the variant. Both windows are equally long: what an
+insertion adds or a deletion takes away moves the right border, or the left one where the contig
+ends at the right. At a contig's ends windows are shifted, never padded; a contig shorter than W is
+its own window. Positions are 0-based and half-open, letters upper-case with T for U.
+"""
+
+from dataclasses import dataclass
+
+from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.reference import Reference
+
+_U_TO_T = bytes.maketrans(b"U", b"T")
+# VCF writes an ambiguous base of the genome as the alphabetically first it may stand for.
+_FIRST_OF_AMBIGUOUS = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
+
+
+@dataclass(frozen=True)
+class Window:
+    """An allele and what stands around it."""
+
+    before: bytes
+    allele: bytes
+    after: bytes
+
+    @property
+    def sequence(self) -> bytes:
+        """The whole window."""
+        return self.before + self.allele + self.after
+
+    def reverse_complement(self) -> "Window":
+        """The same window read from the other strand."""
+        return Window(
+            reverse_complement(self.after),
+            reverse_complement(self.allele),
+            reverse_complement(self.before),
+        )
+
+
+@dataclass(frozen=True)
+class WindowPair:
+    """What one allele is scored by.
+
+    Attributes:
+        reference: Letters of the genome.
+        alternate: Letters of the genome with the allele applied; as long as `reference`.
+        interval: Where `reference` lies.
+        at_edge: A contig's end moved or shortened a window.
+    """
+
+    reference: Window
+    alternate: Window
+    interval: Interval
+    at_edge: bool
+
+
+def upper_dna(sequence: bytes) -> bytes:
+    """The letters the model was trained on: upper case, T for U."""
+    return sequence.upper().translate(_U_TO_T)
+
+
+def agrees(allele: bytes, genome: bytes) -> bool:
+    """Whether a REF allele is what the genome says there; both as `upper_dna` spells them."""
+    return allele == genome or allele == genome.translate(_FIRST_OF_AMBIGUOUS)
+
+
+def cut_windows(
+    genome: Reference, variant: Interval, alternate: bytes, width: int
+) -> WindowPair | None:
+    """Cut both windows of one allele.
+
+    Args:
+        genome: Where the letters come from.
+        variant: The bases that REF spells; inside its contig.
+        alternate: What stands there instead.
+        width: Bases in a window, at least 2.
+
+    Returns:
+        The windows, or None where REF or `alternate` is longer than half a window, or than what
+        the contig leaves of it.
+    """
+    contig = genome.length(variant.name)
+    growth = len(alternate) - len(variant)
+    length = min(width, contig, contig + growth)
+    if max(len(variant), len(alternate)) > min(width // 2, length - 1):
+        return None
+    centred = variant.start - width // 2
+    start = _place(centred, length, variant.start + len(variant), contig)
+    alternate_start = _place(start, length, variant.start + len(alternate), contig + growth)
+    end, alternate_end = start + length, alternate_start + length - growth
+
+    first = min(start, alternate_start)
+    letters = upper_dna(genome.fetch(Interval(variant.name, first, max(end, alternate_end))))
+
+    def between(left: int, right: int) -> bytes:
+        return letters[left - first : right - first]
+
+    return WindowPair(
+        reference=Window(
+            between(start, variant.start),
+            between(variant.start, variant.end),
+            between(variant.end, end),
+        ),
+        alternate=Window(
+            between(alternate_start, variant.start),
+            upper_dna(alternate),
+            between(variant.end, alternate_end),
+        ),
+        interval=Interval(variant.name, start, end),
+        at_edge=start != centred or alternate_start != start or length < width,
+    )
+
+
+def _place(wish: int, length: int, allele_end: int, contig: int) -> int:
+    """The start nearest to `wish` of a window that holds the allele and lies in the contig."""
+    return min(max(wish, allele_end - length, 0), contig - length)

@@ -1,0 +1,201 @@
+"""One run on one device: steps, validation, checkpoints, and a line of metrics for each.
+
+B windows, L predictions, V vocabulary.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evo2cli import console
+from evo2cli.data.loader import Bytes, WindowLoader, fixed_windows
+from evo2cli.errors import UntrustedNumericsError
+from evo2cli.training.loss import read_windows, target_weights, weighted_loss
+from evo2cli.training.optimizer import make_optimizer
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.schedule import learning_rate
+from evo2cli.training.state import RunFolder
+from stripedhyena2 import StripedHyena2, trainable
+
+Forward = Callable[[Tensor], Tensor]
+NATS_PER_BIT = math.log(2)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: Steps done.
+        finished: Whether these are all; else the run was asked to stop and saved.
+        valid_bits: Bits per base on the validation windows at the end, if there are any.
+    """
+
+    step: int
+    finished: bool
+    valid_bits: float | None
+
+
+class Trainer:
+    """A model with its optimizer and its data, at some step of its recipe.
+
+    Args:
+        recipe: What to do.
+        model: Fresh or loaded weights, in inference form, on the device to train on.
+        train: Token arrays to train on.
+        valid: Token arrays to validate on; may be empty.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: StripedHyena2, train: Sequence[Bytes], valid: Sequence[Bytes]
+    ) -> None:
+        self.recipe, self.model = recipe, model
+        self.device = next(model.parameters()).device
+        trainable(model)
+        model.train()
+        self.optimizer = make_optimizer(model, recipe.optimizer)
+        self.forward: Forward = torch.compile(model) if recipe.precision.compile else model
+        self.folder = RunFolder(recipe)
+        self.loader = WindowLoader(
+            train,
+            length=recipe.batch.length,
+            batch=recipe.batch.sequences,
+            seed=recipe.seed,
+            reverse_complement=recipe.data.reverse_complement,
+        )
+        self.valid = fixed_windows(
+            valid, length=recipe.batch.length, limit=recipe.validation.windows
+        )
+        self.train_weights = target_weights(recipe.data.lowercase_weight)
+
+    def run(self) -> Outcome:
+        """Go on from the newest checkpoint to the last step, or until asked to stop.
+
+        Raises:
+            UntrustedNumericsError: A loss or a gradient is not finite.
+            UserError: A checkpoint cannot be written.
+        """
+        recipe, steps = self.recipe, self.recipe.optimizer.steps
+        step = self.folder.resume(self.model, self.optimizer)
+        if step:
+            console.say(f"going on from step {step:,} of {steps:,}")
+        bits: float | None = None
+        with _asked_to_stop() as asked, console.progress("train", steps, "steps") as bar:
+            bar.advance(step)
+            while step < steps:
+                record = self.step(step)
+                step += 1
+                last = step == steps or asked()
+                if len(self.valid) and (last or step % recipe.validation.every == 0):
+                    record["valid_bits"] = bits = self.validate()
+                self.folder.log(record)
+                bar.advance()
+                bar.note({"bits": f"{record['bits']:.3f}", "tok/s": f"{record['rate']:,.0f}"})
+                if last or step % recipe.checkpoint.every == 0:
+                    self.folder.save(step, self.model, self.optimizer)
+                if last:
+                    break
+        return Outcome(step, step == steps, bits)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step.
+
+        Returns:
+            step (1-based), loss (nats), bits (a base), learning_rate, gradient_norm, tokens, rate.
+        """
+        started = time.perf_counter()
+        batch = self.recipe.batch
+        windows, reverse = self.loader.step(step)
+        ids, targets, weights = read_windows(
+            self._to_device(windows), self._to_device(reverse), self.train_weights
+        )
+        total_weight = weights.sum().clamp_min(1e-6)
+        rate = learning_rate(step, self.recipe.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss = torch.zeros((), device=self.device)
+        for start in range(0, batch.sequences, batch.micro):
+            rows = slice(start, start + batch.micro)
+            with self._autocast():
+                logits = self.forward(ids[rows])
+            part = weighted_loss(logits, targets[rows], weights[rows]) / total_weight
+            part.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
+            loss += part.detach()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.recipe.optimizer.clip, foreach=True
+        )
+        loss_value, norm_value = loss.item(), norm.item()
+        self._refuse_nonfinite(step + 1, loss_value, norm_value)
+        self.optimizer.step()
+        tokens = batch.sequences * batch.length
+        return {
+            "step": step + 1,
+            "loss": loss_value,
+            "bits": loss_value / NATS_PER_BIT,
+            "learning_rate": rate,
+            "gradient_norm": norm_value,
+            "tokens": (step + 1) * tokens,
+            "rate": round(tokens / (time.perf_counter() - started)),
+        }
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Bits per base on the fixed windows: every A, C, G and T counts the same."""
+        weight_of_byte = target_weights(lowercase_weight=1.0)
+        weight_of_byte[0] = 0
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = torch.zeros_like(loss)
+        for start in range(0, len(self.valid), self.recipe.batch.micro):
+            windows = self._to_device(self.valid[start : start + self.recipe.batch.micro])
+            forwards = torch.zeros(len(windows), dtype=torch.bool, device=self.device)
+            ids, targets, weights = read_windows(windows, forwards, weight_of_byte)
+            with self._autocast():
+                logits = self.model(ids)
+            loss += weighted_loss(logits, targets, weights)
+            total += weights.sum()
+        return (loss / total).item() / NATS_PER_BIT
+
+    def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _autocast(self) -> torch.autocast:
+        narrow = self.device.type == "cuda" and self.recipe.precision.compute == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow)
+
+    def _refuse_nonfinite(self, step: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        named = self.model.named_parameters()
+        bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+        where = f"the gradient of {bad[0]}" if bad else "the loss"
+        raise UntrustedNumericsError(
+            f"step {step}: {where} is not finite (loss {loss}, gradient norm {norm}); "
+            "lower learning_rate, or go on from an earlier checkpoint"
+        )
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """While inside, SIGTERM asks for an orderly end instead of killing the run."""
+    received: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
+    except ValueError:  # not in the main thread: nothing to listen to
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,119 @@
+"""What a model, a recipe or a token set is."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evo2cli.data.tokens import TokenSet
+from evo2cli.errors import UserError
+from evo2cli.genome.fasta import read_records
+from evo2cli.training.recipe import find_recipe, read_recipe, read_shape
+from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
+from stripedhyena2.checkpoint import read_checkpoint
+from stripedhyena2.checkpoint.published import PUBLISHED, published_config
+from stripedhyena2.config import ATTENTION, LONG, read_config
+
+LENGTHS = (8_192, 131_072, 1_048_576)
+BYTES = 2  # a bf16 number
+LICENSE = "Apache-2.0"  # of the published Evo 2 weights
+
+
+def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
+    """Describe whatever `subject` names.
+
+    A published name is described from its shape alone: nothing is fetched for it.
+
+    Raises:
+        UserError: It is none of model, recipe, token folder and FASTA, or it is broken.
+    """
+    path = Path(subject)
+    try:
+        if (path / "manifest.json").is_file():
+            return _tokens(path)
+        if path.suffix == ".toml":
+            return _recipe_or_shape(path)
+        if path.is_file() and not _is_checkpoint(path):
+            return _fasta(path)
+        if subject in PUBLISHED and not path.exists():
+            shape = _model(published_config(subject))
+            hub = PUBLISHED[subject].repository
+            return {
+                "kind": "published model",
+                "name": subject,
+                "hub": hub,
+                "license": LICENSE,
+                **shape,
+            }
+        checkpoint = read_checkpoint(subject, config=config)
+    except (CheckpointError, ConfigError) as error:
+        raise UserError(str(error)) from None
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
+    return {
+        "kind": "model",
+        "name": subject,
+        **_model(checkpoint.config),
+        "stored_dtypes": dtypes,
+        "fp8_records": len(checkpoint.extra_state),
+        "provenance": checkpoint.provenance,
+    }
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.suffix in (".pt", ".safetensors") or ".part" in path.suffix
+
+
+def _model(config: ModelConfig) -> dict[str, Any]:
+    """Shape, size, and the memory of weights and of the state at several lengths."""
+    with torch.device("meta"):
+        model = StripedHyena2(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        **asdict(config),
+        "depth": config.depth,
+        "parameters": parameters,
+        "weights_bytes_bf16": parameters * BYTES,
+        "state_bytes_bf16": {str(length): _state_bytes(config, length) for length in LENGTHS},
+    }
+
+
+def _state_bytes(config: ModelConfig, length: int) -> int:
+    """What one sequence of `length` tokens leaves in the cache, activations in bf16.
+
+    Attention keeps a key and a value a token, Hyena-LI its fp32 modes, the FIRs their tails.
+    """
+    total = 0
+    for kind in config.stripes:
+        if kind == ATTENTION:
+            total += 2 * length * config.width * BYTES
+            continue
+        total += (config.num_featurizer_taps - 1) * 3 * config.width * BYTES
+        taps = config.num_short_taps if kind == "S" else config.num_medium_taps
+        total += config.width * (config.num_modes * 4 if kind == LONG else (taps - 1) * BYTES)
+    return total
+
+
+def _recipe_or_shape(path: Path) -> dict[str, Any]:
+    """A TOML file is a shape when it has stripes, and else a recipe."""
+    found = find_recipe(path)
+    if "stripes" in found.read_text(encoding="utf-8", errors="replace"):
+        return {"kind": "model shape", "name": str(path), **_model(read_config(found))}
+    recipe = read_recipe(found)
+    values = recipe.model_dump(mode="json")
+    tokens = recipe.optimizer.steps * recipe.batch.sequences * recipe.batch.length
+    shape = _model(read_shape(recipe, found))
+    return {"kind": "recipe", "name": str(path), **values, "trained_tokens": tokens, "shape": shape}
+
+
+def _tokens(path: Path) -> dict[str, Any]:
+    manifest = TokenSet.open(path).manifest
+    return {"kind": "tokens", "name": str(path), **manifest}
+
+
+def _fasta(path: Path) -> dict[str, Any]:
+    records, bases = 0, 0
+    for record in read_records(path):
+        records += 1
+        bases += len(record.sequence)
+    return {"kind": "FASTA", "name": str(path), "records": records, "bases": bases}
