@@ -29,8 +29,7 @@ def train(
         return
     bits = summary["valid_bits"]
     quality = "not validated" if bits is None else f"{bits:.4f} bits per base on validation"
-    if summary["finished"]:
-        where = f"model in {summary['output']}/final"
-    else:
-        where = f"stopped; run again to go on, state in {summary['output']}"
-    console.say(f"{summary['step']:,} steps, {summary['tokens']:,} tokens, {quality}; {where}")
+    where = f"{summary['output']}/final" if summary["finished"] else "stopped; run again to go on"
+    console.say(
+        f"{summary['steps']:,} steps, {summary['trained_tokens']:,} tokens, {quality}: {where}"
+    )

@@ -5,8 +5,8 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from evo2cli.errors import UserError
@@ -14,6 +14,29 @@ from evo2cli.errors import UserError
 STDIN = Path("-")
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
 _PEEK = 4096
+_BLOCK = 1 << 20
+
+
+def read_blocks(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
+    """Stream the decompressed bytes of `path` in large blocks; at least one, maybe empty.
+
+    Args:
+        path: What to read.
+        advance: Called with the number of stored (compressed) bytes read since its last call.
+
+    Raises:
+        UserError: The file cannot be read, or proves damaged or cut off.
+    """
+    position = 0
+    with _explained(path), _open_raw(path) as raw, _decompressed(raw) as stream:
+        while True:
+            block = stream.read(_BLOCK)
+            yield block
+            if advance is not None and path != STDIN:
+                advance(raw.tell() - position)
+                position = raw.tell()
+            if not block:
+                return
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -22,16 +45,8 @@ def read_lines(path: Path) -> Iterator[bytes]:
     Raises:
         UserError: The file cannot be read, or proves damaged or cut off.
     """
-    with _explained(path), _open_raw(path) as raw:
-        magic = raw.peek(len(_BZIP2))
-        if magic.startswith(_GZIP):
-            with gzip.GzipFile(fileobj=raw) as stream:
-                yield from stream
-        elif magic.startswith(_BZIP2):
-            with bz2.BZ2File(raw) as stream:
-                yield from stream
-        else:
-            yield from raw
+    with _explained(path), _open_raw(path) as raw, _decompressed(raw) as stream:
+        yield from stream
 
 
 def first_bytes(path: Path) -> bytes:
@@ -48,6 +63,15 @@ def first_bytes(path: Path) -> bytes:
             with bz2.BZ2File(raw) as stream:
                 return stream.read(_PEEK)
         return start
+
+
+def _decompressed(raw: io.BufferedReader) -> AbstractContextManager[io.BufferedIOBase]:
+    magic = raw.peek(len(_BZIP2))
+    if magic.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=raw)
+    if magic.startswith(_BZIP2):
+        return bz2.BZ2File(raw)
+    return nullcontext(raw)
 
 
 def _open_raw(path: Path) -> nullcontext[io.BufferedReader] | io.BufferedReader:

@@ -11,24 +11,31 @@ from enum import StrEnum
 from pathlib import Path
 
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import LETTERS
 from evo2cli.genome.source import read_lines
 
 OUR_PREFIX = b"EVO2_"  # of every INFO field we write
 _SCORED_BEFORE = "carries EVO2_ fields of an earlier run; score the original file"
 FIRST_COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO; FORMAT and samples may follow
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BASES = re.compile(rb"[ACGTUNRYSWKMBDHV]+", re.IGNORECASE)
+_BASES = re.compile(rb"[Uu%b]+" % LETTERS)
 
 
-class AlleleKind(StrEnum):
-    """What an ALT entry is; only a SEQUENCE can be placed in a window."""
+class Status(StrEnum):
+    """The words of EVO2_STATUS. The first three have scores, and may be joined by `&`."""
 
-    SEQUENCE = "SEQUENCE"
+    OK = "OK"
+    EDGE = "EDGE"
+    NONACGT = "NONACGT"
     NO_ALT = "NO_ALT"
     STAR = "STAR"
     SYMBOLIC = "SYMBOLIC"
     BREAKEND = "BREAKEND"
     INVALID_ALLELE = "INVALID_ALLELE"
+    CONTIG_MISSING = "CONTIG_MISSING"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+    REF_MISMATCH = "REF_MISMATCH"
+    TOO_LONG = "TOO_LONG"
 
 
 def is_bases(allele: bytes) -> bool:
@@ -36,20 +43,20 @@ def is_bases(allele: bytes) -> bool:
     return _BASES.fullmatch(allele) is not None
 
 
-def allele_kind(allele: bytes) -> AlleleKind:
-    """Tell what one entry of the ALT column is."""
+def allele_status(allele: bytes) -> Status:
+    """What an entry of the ALT column is: OK for bases, or why no window can hold it."""
     if is_bases(allele):
-        return AlleleKind.SEQUENCE
+        return Status.OK
     if allele == b".":
-        return AlleleKind.NO_ALT
+        return Status.NO_ALT
     if allele == b"*":
-        return AlleleKind.STAR
+        return Status.STAR
     if allele.startswith(b"<") and allele.endswith(b">"):
-        return AlleleKind.SYMBOLIC
+        return Status.SYMBOLIC
     # A mate in brackets, or a single breakend: the bases with a dot on the open side.
     if b"[" in allele or b"]" in allele or is_bases(allele.strip(b".")):
-        return AlleleKind.BREAKEND
-    return AlleleKind.INVALID_ALLELE
+        return Status.BREAKEND
+    return Status.INVALID_ALLELE
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +80,8 @@ class VariantRecord:
     alternates: tuple[bytes, ...]
 
     def __str__(self) -> str:
-        alternates = b",".join(self.alternates)
-        return f"{self.contig}:{self.start + 1} {(self.reference + b'>' + alternates).decode()}"
+        alleles = self.reference + b">" + b",".join(self.alternates)
+        return f"{self.contig}:{self.start + 1} {alleles.decode(errors='replace')}"
 
     def with_info(self, info: str) -> bytes:
         """The line with `info` at the end of INFO; every other byte stays."""

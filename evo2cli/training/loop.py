@@ -7,7 +7,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Outcome:
     Attributes:
         step: Steps done.
         finished: Whether these are all; else the run was asked to stop and saved.
-        valid_bits: Bits per base on the validation windows at the end, if there are any.
+        valid_bits: Bits per base at the last validation, if there was any.
     """
 
     step: int
@@ -52,10 +52,21 @@ class Trainer:
         model: Fresh or loaded weights, in inference form, on the device to train on.
         train: Token arrays to train on.
         valid: Token arrays to validate on; may be empty.
+        facts: What else must stay the same between a run and its going on, as JSON values.
+
+    Raises:
+        UserError: The output folder will not do.
+        ValueError: No array of `train` holds a whole window.
     """
 
     def __init__(
-        self, recipe: Recipe, model: StripedHyena2, train: Sequence[Bytes], valid: Sequence[Bytes]
+        self,
+        recipe: Recipe,
+        model: StripedHyena2,
+        train: Sequence[Bytes],
+        valid: Sequence[Bytes],
+        *,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe, self.model = recipe, model
         self.device = next(model.parameters()).device
@@ -63,7 +74,6 @@ class Trainer:
         model.train()
         self.optimizer = make_optimizer(model, recipe.optimizer)
         self.forward: Forward = torch.compile(model) if recipe.precision.compile else model
-        self.folder = RunFolder(recipe)
         self.loader = WindowLoader(
             train,
             length=recipe.batch.length,
@@ -75,13 +85,14 @@ class Trainer:
             valid, length=recipe.batch.length, limit=recipe.validation.windows
         )
         self.train_weights = target_weights(recipe.data.lowercase_weight)
+        self.folder = RunFolder(recipe, facts or {})
 
     def run(self) -> Outcome:
         """Go on from the newest checkpoint to the last step, or until asked to stop.
 
         Raises:
             UntrustedNumericsError: A loss or a gradient is not finite.
-            UserError: A checkpoint cannot be written.
+            UserError: A checkpoint cannot be read or written.
         """
         recipe, steps = self.recipe, self.recipe.optimizer.steps
         step = self.folder.resume(self.model, self.optimizer)
@@ -90,19 +101,20 @@ class Trainer:
         bits: float | None = None
         with _asked_to_stop() as asked, console.progress("train", steps, "steps") as bar:
             bar.advance(step)
-            while step < steps:
-                record = self.step(step)
+            last = step == steps
+            while not last:
+                record: dict[str, float | None] = {**self.step(step)}
                 step += 1
-                last = step == steps or asked()
-                if len(self.valid) and (last or step % recipe.validation.every == 0):
+                if step == steps or step % recipe.validation.every == 0:
                     record["valid_bits"] = bits = self.validate()
                 self.folder.log(record)
                 bar.advance()
                 bar.note({"bits": f"{record['bits']:.3f}", "tok/s": f"{record['rate']:,.0f}"})
+                last = step == steps or asked()
                 if last or step % recipe.checkpoint.every == 0:
                     self.folder.save(step, self.model, self.optimizer)
-                if last:
-                    break
+        if step == steps and bits is None:  # killed after the last step, before the final model
+            bits = self.validate()
         return Outcome(step, step == steps, bits)
 
     def step(self, step: int) -> dict[str, float]:
@@ -148,8 +160,8 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Bits per base on the fixed windows: every A, C, G and T counts the same."""
+    def validate(self) -> float | None:
+        """Bits per base on the fixed windows, every A, C, G and T the same; None without any."""
         weight_of_byte = target_weights(lowercase_weight=1.0)
         weight_of_byte[0] = 0
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -162,7 +174,7 @@ class Trainer:
                 logits = self.model(ids)
             loss += weighted_loss(logits, targets, weights)
             total += weights.sum()
-        return (loss / total).item() / NATS_PER_BIT
+        return (loss / total).item() / NATS_PER_BIT if total else None
 
     def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -171,7 +183,7 @@ class Trainer:
         return tensor.to(self.device, non_blocking=True)
 
     def _autocast(self) -> torch.autocast:
-        narrow = self.device.type == "cuda" and self.recipe.precision.compute == "bf16"
+        narrow = self.recipe.precision.compute == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow)
 
     def _refuse_nonfinite(self, step: int, loss: float, norm: float) -> None:

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from evo2cli.errors import UserError
-from stripedhyena2 import ConfigError, ModelConfig, read_config
+from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, read_config
+from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.published import shapes_folder
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Table(BaseModel):
@@ -60,7 +62,7 @@ class Optimizer(Table):
     learning_rate: Rate
     min_learning_rate: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Fraction = 0.1
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] = 1.0  # global gradient norm
 
     @model_validator(mode="after")
@@ -94,14 +96,15 @@ class Checkpoint(Table):
 class Precision(Table):
     """How the forward pass is computed; master weights are always fp32."""
 
-    compute: Literal["fp32", "bf16"] = "bf16"  # bf16 needs a GPU; a CPU computes in fp32
+    compute: Literal["fp32", "bf16"] = "bf16"  # bf16: products only, by autocast
     compile: bool = False
 
 
 class Recipe(Table):
-    """A whole run. Source of the tables' meaning: recipes/README.md."""
+    """A whole run, from a fresh model of some shape, or from weights."""
 
-    model: str
+    model: str | None = None  # a shape: a TOML beside the recipe, or a shipped one
+    init: str | None = None  # or weights: what `--model` takes
     output: Path
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data
@@ -110,6 +113,12 @@ class Recipe(Table):
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()
     precision: Precision = Precision()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "Recipe":
+        if (self.model is None) == (self.init is None):
+            raise ValueError("needs either model (a shape) or init (weights to start from)")
+        return self
 
 
 def find_recipe(name: Path) -> Path:
@@ -155,11 +164,17 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 
 def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
-    """The model shape a recipe names: relative to the recipe, or else a shipped one.
+    """The shape of the model a recipe trains: of its `init`, else beside the recipe, else shipped.
 
     Raises:
         UserError: There is none of this name, or it is not one.
     """
+    if recipe.init is not None:
+        try:
+            return read_checkpoint(recipe.init).config
+        except (CheckpointError, ConfigError) as error:
+            raise UserError(f"{recipe_path}: init: {error}") from None
+    assert recipe.model is not None
     beside = recipe_path.parent / f"{recipe.model}.toml"
     shipped = shapes_folder() / f"{Path(recipe.model).name}.toml"
     for file in (beside, shipped):
@@ -197,8 +212,9 @@ def _explain(error: Any) -> str:
             table = table.model_fields[part].annotation
         near = difflib.get_close_matches(location[-1], table.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(table.model_fields)}"
-        where = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the recipe"
-        return f"{where} has no key {location[-1]!r}; {hint}"
+        table_name = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the recipe"
+        return f"{table_name} has no key {location[-1]!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") else f" = {error['input']!r}"
-    return f"{'.'.join(location)}{given}: {message}"
+    where = ".".join(location) or "the recipe"
+    return f"{where}{given}: {message}"

@@ -1,14 +1,16 @@
 """What a run leaves on disk, and what it goes on from.
 
-OUTPUT/run.json        the recipe, to refuse going on with another one
-OUTPUT/metrics.jsonl   one line a logged step
+OUTPUT/run.json        the recipe and what it was given, to refuse going on with anything else
+OUTPUT/metrics.jsonl   one line a step
 OUTPUT/step-000500/    a native checkpoint, with resume.pt: training weights and optimizer
 OUTPUT/final/          the native checkpoint of a finished run
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # raised by torch.load; nothing here unpickles objects
 from typing import Any
 
 import torch
@@ -24,32 +26,34 @@ class RunFolder:
     """The output folder of one run.
 
     Raises:
-        UserError: The folder belongs to a run of another recipe, or cannot be written.
+        UserError: The folder belongs to another run, or cannot be written.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         self.path = recipe.output
         self.final = self.path / "final"
         self.metrics = self.path / "metrics.jsonl"
         self._keep = recipe.checkpoint.keep
-        values = recipe.model_dump(mode="json", exclude={"checkpoint", "output"})
+        values = {**recipe.model_dump(mode="json", exclude={"checkpoint", "output"}), **facts}
         description = self.path / "run.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if description.is_file():
                 self._refuse_another(json.loads(description.read_text(encoding="utf-8")), values)
             else:
-                description.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+                _write_whole(description, json.dumps(values, indent=2) + "\n")
+            for unfinished in [*self.path.glob(".step-*"), *self.path.glob(".final-*")]:
+                shutil.rmtree(unfinished)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}: cannot be used as output ({error})") from None
 
-    def _refuse_another(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+    def _refuse_another(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         was, is_now = _flat(before), _flat(now)
         for key in sorted(was.keys() | is_now.keys()):
             if was.get(key) != is_now.get(key):
                 raise UserError(
-                    f"{self.path}: holds a run with {key} = {was.get(key)!r}, the recipe says "
-                    f"{is_now.get(key)!r}; choose another output, or put the recipe back"
+                    f"{self.path}: holds a run with {key} = {was.get(key)!r}, not "
+                    f"{is_now.get(key)!r}; choose another --output, or put it back"
                 )
 
     def newest(self) -> Path | None:
@@ -80,15 +84,23 @@ class RunFolder:
 
         Returns:
             How many steps are done; 0 when there is no checkpoint.
+
+        Raises:
+            UserError: The checkpoint is damaged.
         """
         folder = self.newest()
         if folder is None:
             self.metrics.unlink(missing_ok=True)
             return 0
         device = next(model.parameters()).device
-        state = torch.load(folder / RESUME, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            state = torch.load(folder / RESUME, map_location=device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (OSError, EOFError, KeyError, RuntimeError, ValueError, UnpicklingError):
+            raise UserError(
+                f"{folder / RESUME}: damaged; delete {folder} to go on from the one before"
+            ) from None
         self._cut_metrics(state["step"])
         return int(state["step"])
 
@@ -106,15 +118,19 @@ class RunFolder:
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.metrics)
+        _write_whole(self.metrics, "".join(kept))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _write_whole(file: Path, text: str) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

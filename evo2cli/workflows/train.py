@@ -1,8 +1,12 @@
 """From a recipe to a trained model."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from evo2cli import __version__, console
 from evo2cli.data.loader import Bytes
@@ -10,7 +14,7 @@ from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.training.loop import Trainer
 from evo2cli.training.recipe import Recipe, find_recipe, read_recipe, read_shape
-from evo2cli.workflows.models import pick_device
+from evo2cli.workflows.models import open_model, pick_device
 from stripedhyena2 import StripedHyena2, save
 
 
@@ -26,7 +30,8 @@ def train_recipe(
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        output, finished, step, tokens, parameters, valid_bits (None without validation data).
+        output, finished, steps (done), trained_tokens, parameters, valid_bits (bits per base at the
+        last validation, None without any).
 
     Raises:
         UserError: Recipe, data, device or output folder will not do.
@@ -36,52 +41,90 @@ def train_recipe(
     recipe = read_recipe(path, settings)
     if output is not None:
         recipe = recipe.model_copy(update={"output": output})
-    config = read_shape(recipe, path)
-    sets = [TokenSet.open(folder) for folder in recipe.data.tokens]
-    train, valid = _arrays(sets, "train"), _arrays(sets, "valid")
-    if not train:
-        folders = ", ".join(map(str, recipe.data.tokens))
-        raise UserError(f"{folders}: no train split; tokenize with a smaller --valid-fraction")
-    if not valid:
-        console.warn("no valid split in the token sets: this run is not validated")
-    model = StripedHyena2.from_seed(config, recipe.seed).to(pick_device(device))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sets = {str(folder): TokenSet.open(folder) for folder in recipe.data.tokens}
+    model = _start(recipe, path, device)
+    trainer = _trainer(recipe, path, model, sets)
+    summary = _finished(trainer.folder.final)
+    if summary is not None:
+        console.say(f"{recipe.output}: finished already; remove it to train again")
+        return {"output": str(recipe.output), "finished": True, **summary}
     try:
-        trainer = Trainer(recipe, model, train, valid)
-    except ValueError as error:
-        raise UserError(f"{path}: batch.length: {error}") from None
-    console.say(
-        f"{config.stripes}: {parameters:,} parameters, {sum(map(len, train)):,} tokens, "
-        f"{trainer.loader.windows_per_epoch:,} windows an epoch, on {trainer.device}"
-    )
-    outcome = trainer.run()
+        outcome = trainer.run()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{path}: batch.micro_sequences = {recipe.batch.micro} windows of {recipe.batch.length}"
+            f" do not fit the memory of {trainer.device}; use fewer"
+        ) from None
     summary = {
-        "output": str(recipe.output),
-        "finished": outcome.finished,
-        "step": outcome.step,
-        "tokens": outcome.step * recipe.batch.sequences * recipe.batch.length,
-        "parameters": parameters,
+        "steps": outcome.step,
+        "trained_tokens": outcome.step * recipe.batch.sequences * recipe.batch.length,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "valid_bits": outcome.valid_bits,
     }
     if outcome.finished:
-        save(model, trainer.folder.final, _provenance(recipe, path, sets, summary))
-    return summary
+        save(model, trainer.folder.final, {**summary, **_provenance(recipe, path, sets)})
+    return {"output": str(recipe.output), "finished": outcome.finished, **summary}
 
 
-def _arrays(sets: Sequence[TokenSet], split: str) -> list[Bytes]:
-    return [tokens.split(split).tokens for tokens in sets if split in tokens.splits]
+def _start(recipe: Recipe, path: Path, device: str) -> StripedHyena2:
+    """The model before its first step, in fp32."""
+    if recipe.init is not None:
+        model = open_model(recipe.init, device=device, dtype="fp32")
+    else:
+        config = read_shape(recipe, path)
+        model = StripedHyena2.from_seed(config, recipe.seed).to(pick_device(device))
+    if recipe.batch.length > model.config.context:
+        raise UserError(
+            f"{path}: batch.length = {recipe.batch.length} is longer than the model's context of "
+            f"{model.config.context}"
+        )
+    return model
 
 
-def _provenance(
-    recipe: Recipe, path: Path, sets: Sequence[TokenSet], summary: dict[str, Any]
-) -> dict[str, Any]:
+def _trainer(
+    recipe: Recipe, path: Path, model: StripedHyena2, sets: dict[str, TokenSet]
+) -> Trainer:
+    """The trainer over all token sets, with a word on what it is going to do."""
+    train, valid = _arrays(sets, "train"), _arrays(sets, "valid")
+    facts = {
+        "shape": asdict(model.config),
+        "tokens": {folder: tokens.manifest["splits"] for folder, tokens in sets.items()},
+    }
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    try:
+        trainer = Trainer(recipe, model, train, valid, facts=facts)
+    except ValueError as error:
+        raise UserError(f"{path}: batch.length: {error}") from None
+    if not len(trainer.valid):
+        console.warn("no valid split as long as a window in the token sets: no validation")
+    console.say(
+        f"{model.config.stripes}: {parameters:,} parameters, {sum(map(len, train)):,} tokens, "
+        f"{trainer.loader.windows_per_epoch:,} windows an epoch, on {trainer.device}"
+    )
+    return trainer
+
+
+def _arrays(sets: dict[str, TokenSet], split: str) -> list[Bytes]:
+    return [tokens.split(split).tokens for tokens in sets.values() if split in tokens.splits]
+
+
+SUMMARY = ("steps", "trained_tokens", "parameters", "valid_bits")
+
+
+def _finished(final: Path) -> dict[str, Any] | None:
+    """The summary that the final model of a finished run carries."""
+    file = final / "provenance.json"
+    if not file.is_file():
+        return None
+    provenance = json.loads(file.read_text(encoding="utf-8"))
+    return {key: provenance[key] for key in SUMMARY}
+
+
+def _provenance(recipe: Recipe, path: Path, sets: dict[str, TokenSet]) -> dict[str, Any]:
     """What a stranger needs to make these weights again."""
     return {
         "trained_by": f"evo2cli {__version__}",
         "recipe": path.name,
         "settings": recipe.model_dump(mode="json", exclude={"output"}),
-        "tokens": [tokens.manifest for tokens in sets],
-        "steps": summary["step"],
-        "trained_tokens": summary["tokens"],
-        "valid_bits": summary["valid_bits"],
+        "tokens": [tokens.manifest for tokens in sets.values()],
     }

@@ -1,0 +1,122 @@
+"""Records of a FASTA file, streamed: blocks of bytes -> texts of records -> `Record`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import LETTERS
+from evo2cli.genome.source import read_blocks
+
+_BLANKS = b" \t\r\n\v\f"
+_BORDER = b"\n>"  # what stands between two records
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_OTHER_FORMATS = {
+    b"@": "is FASTQ or SAM; convert it to FASTA first (seqtk seq -A, samtools fasta)",
+    b"##fileformat=VCF": "is a VCF, not FASTA",
+    b"LOCUS": "is GenBank; convert it to FASTA first",
+}
+_PROTEIN_ONLY = b"EFILPQXZefilpqxz"
+_GAPS = b"-.*"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sequence of a FASTA file.
+
+    Attributes:
+        name: The first word of the header; may be empty.
+        description: The rest of the header.
+        sequence: Letters as they stand, case kept, without white space; may be empty.
+    """
+
+    name: str
+    description: str
+    sequence: bytes
+
+
+def read_records(
+    path: Path | str, advance: Callable[[int], None] | None = None
+) -> Iterator[Record]:
+    """Stream the records of a FASTA file, one in memory at a time.
+
+    Args:
+        path: Plain, gzip, bgzip or bzip2, told by its first bytes; "-" is stdin.
+        advance: Called with the number of stored bytes read since its last call.
+
+    Raises:
+        UserError: The file cannot be read, is cut off, or is no FASTA.
+    """
+    blocks = read_blocks(Path(path), advance)
+    opening = next(blocks).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    if not opening.startswith(b">"):
+        raise UserError(f"{path}: {explain_not_fasta(opening)}")
+    for texts in _split_records(opening[1:], blocks):
+        header, _, first = texts[0].partition(b"\n")
+        name, *description = header.decode("utf-8", "replace").split(maxsplit=1) or [""]
+        sequence = b"".join([first.translate(None, _BLANKS), *texts[1:]])
+        yield Record(name, "".join(description).rstrip(), sequence)
+
+
+def explain_not_fasta(opening: bytes) -> str:
+    """What is wrong with a file whose text, leading white space gone, starts so and not with >."""
+    if not opening:
+        return "is empty; a FASTA file holds records that start with '>'"
+    if b"\0" in opening:
+        return "is a binary file, not FASTA"
+    for beginning, verdict in _OTHER_FORMATS.items():
+        if opening.startswith(beginning):
+            return verdict
+    line = opening.splitlines()[0][:40].decode("utf-8", "replace")
+    return f"is not FASTA: it starts with {line!r}, not with '>'; remove what is before the first >"
+
+
+def require_nucleotides(path: Path | str, record: Record) -> None:
+    """Refuse a record with anything but nucleotide letters (IUPAC codes and U included).
+
+    Raises:
+        UserError: Names the file, the record, its first strange letter and the 1-based position.
+    """
+    strange = record.sequence.translate(None, LETTERS)
+    if not strange:
+        return
+    letter = strange[:1]
+    if letter in _PROTEIN_ONLY:
+        verdict = "this looks like protein; give nucleotides"
+    elif letter in _GAPS:
+        verdict = "an alignment gap; remove the gaps first (seqkit seq -g)"
+    else:
+        verdict = "no nucleotide letter; write N for an unknown base"
+    position = record.sequence.index(letter) + 1
+    shown = letter.decode("latin-1")
+    raise UserError(f"{path}: record {record.name!r}: {shown!r} at position {position:,}: {verdict}")
+
+
+def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Cut a stream at its record borders.
+
+    Args:
+        carried: The stream's beginning, after the first '>'.
+        blocks: The rest of the stream, cut anywhere.
+
+    Yields:
+        The texts of each record: the first holds the whole header line, the others are sequence
+        and already without white space (dropped block by block, while it is in the cache).
+    """
+    texts: list[bytes] = []
+
+    def add(text: bytes) -> None:
+        texts.append(text.translate(None, _BLANKS) if texts else text)
+
+    for block in chain(blocks, [_BORDER]):
+        *closing, rest = (carried + block).split(_BORDER)
+        for text in closing:
+            add(text)
+            yield texts
+            texts = []
+        if texts or b"\n" in rest:
+            add(rest)
+            carried = b"\n" if rest.endswith(b"\n") else b""  # half a border, perhaps
+        else:
+            carried = rest  # a header that goes on

@@ -1,0 +1,26 @@
+"""A stretch of a contig."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bases `start` to `end` of contig `name`, 0-based and half-open.
+
+    Raises:
+        ValueError: The start is negative, or the end lies before it.
+    """
+
+    name: str
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end:
+            raise ValueError(f"{self}: needs 0 <= start <= end")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.start}-{self.end}"

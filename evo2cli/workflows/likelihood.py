@@ -1,0 +1,118 @@
+"""Log-likelihoods of DNA in nats: a sequence runs through the model piece by piece.
+
+No token stands before the first base, so n bases have n - 1 predictions. Log-softmax runs in fp32
+or better over the whole vocabulary, sums in fp64. One sequence at a time: a score has no batch
+mates. L tokens, V vocabulary.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evo2cli.errors import UntrustedNumericsError
+from evo2cli.genome.windows import Window
+from stripedhyena2 import Cache, StripedHyena2
+from stripedhyena2.diagnosis import first_nonfinite_layer
+
+PIECE = 8192  # bases in one forward pass; bounds its memory, and is fixed so that sums never vary
+
+
+@dataclass(frozen=True)
+class Progression:
+    """How far a sequence has come; `proceed` returns the next, so any may be continued twice.
+
+    Attributes:
+        cache: The model's memory of the bases so far.
+        total: Sum of their log-probabilities in nats, the first base left out.
+        following_V: Log-probabilities of the next token; None before the first base.
+    """
+
+    cache: Cache
+    total: float
+    following_V: Tensor | None
+
+
+def begin(model: StripedHyena2) -> Progression:
+    """A sequence before its first base."""
+    return Progression(model.new_cache(1), 0.0, None)
+
+
+@torch.inference_mode()
+def proceed(
+    model: StripedHyena2,
+    so_far: Progression,
+    bases: bytes,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Progression:
+    """Continue with `bases`, upper-case letters; `advance` hears how many are done, as they are."""
+    cache, total, following_V = so_far.cache.clone(), so_far.total, so_far.following_V
+    for start in range(0, len(bases), PIECE):
+        ids_L = _token_ids(model, bases[start : start + PIECE])
+        logprobs_LV = model(ids_L[None], cache=cache)[0].log_softmax(dim=-1)
+        if following_V is not None:
+            total += following_V[ids_L[0]].item()
+        predicted_L = logprobs_LV[:-1].gather(1, ids_L[1:, None])
+        total += predicted_L.sum(dtype=torch.float64).item()
+        following_V = logprobs_LV[-1].clone()
+        advance(len(ids_L))
+    return Progression(cache, total, following_V)
+
+
+def _token_ids(model: StripedHyena2, bases: bytes) -> Tensor:
+    """Token ids [L] of `bases`, where the model is."""
+    values = torch.frombuffer(bytearray(bases), dtype=torch.uint8)
+    return values.to(model.embedding.weight.device, torch.int64)
+
+
+class WindowScorer:
+    """Log-likelihoods of windows; what stands before the allele is computed once for a site.
+
+    Nothing but the window itself decides its number: its letters are always cut before the allele,
+    whether or not the first part is still at hand.
+    """
+
+    def __init__(self, model: StripedHyena2) -> None:
+        self._model = model
+        self._before = b""
+        self._shared = begin(model)
+        self._totals: dict[bytes, float] = {}
+
+    def total(self, window: Window) -> float:
+        """Sum of the log-probabilities of the window's bases, the first left out, in nats."""
+        if window.before != self._before:
+            self._shared = proceed(self._model, begin(self._model), window.before)
+            self._before, self._totals = window.before, {}
+        rest = window.allele + window.after
+        if rest not in self._totals:
+            self._totals[rest] = proceed(self._model, self._shared, rest).total
+        return self._totals[rest]
+
+
+def require_finite(total: float, model: StripedHyena2, bases: bytes, name: str) -> None:
+    """Refuse a log-likelihood that is no number.
+
+    Raises:
+        UntrustedNumericsError: It is NaN or infinite; the message names the layer it came from.
+    """
+    if math.isfinite(total):
+        return
+    layer = first_nonfinite_layer(model, _token_ids(model, bases[:PIECE])[None])
+    origin = f", first in layer {layer}" if layer else ""
+    raise UntrustedNumericsError(
+        f"{name}: the log-likelihood is {total}{origin}; try --dtype fp32, or other weights"
+    )
+
+
+def fingerprint(model: StripedHyena2) -> str:
+    """Twelve hexadecimal digits that tell models apart: shape, dtypes, a sample of each tensor."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // 4096)].contiguous().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

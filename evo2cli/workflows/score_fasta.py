@@ -1,0 +1,135 @@
+"""`evo2 score` of a FASTA: one log-likelihood a record."""
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+from evo2cli import __version__, console
+from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.fasta import read_records
+from evo2cli.genome.source import STDIN
+from evo2cli.genome.windows import upper_dna
+from evo2cli.workflows.likelihood import begin, fingerprint, proceed, require_finite
+from evo2cli.workflows.models import open_model
+from evo2cli.workflows.results import Row, json_line, open_journal, open_output, rounded, table_line
+from evo2cli.workflows.score_options import Layout, ScoreOptions, Strand
+from stripedhyena2 import StripedHyena2
+
+COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
+_NOT_DNA = re.compile(rb"[^ACGTNRYSWKMBDHV]")
+_ODDITIES = {
+    "empty": "hold no base",
+    "long": "are longer than the context the model was trained on; beyond it, it extrapolates",
+    "ambiguous": "hold letters other than ACGT, which are scored as they are",
+}
+
+
+def score_fasta(options: ScoreOptions) -> None:
+    """Score every record: the sum over its n - 1 predictable bases, and their mean, in nats.
+
+    Raises:
+        UserError: The input is no FASTA of DNA or RNA, or options for VCF were given.
+        TooManySkippedError: More records than allowed are too short for a prediction.
+    """
+    for flag, value in (("--reference", options.reference), ("--window", options.window)):
+        if value is not None:
+            raise UserError(f"{flag} is for VCF input, but {options.source} is FASTA")
+    layout = options.layout(Layout.TSV)
+    total = None
+    if options.source != STDIN:
+        # Reading it once more is fast, and a bad record is found before hours of work.
+        total = sum(len(sequence) for _, sequence in _read_dna(options.source))
+    model = open_model(
+        options.model, config=options.config, device=options.device, dtype=options.dtype
+    )
+    tally: Counter[str] = Counter()
+    settings = ["evo2 score FASTA", __version__, fingerprint(model), options.strand]
+    with (
+        open_journal(options.output, settings) as recall,
+        open_output(options.output) as write,
+        console.progress("score", total, "bases") as bar,
+    ):
+        if layout is Layout.TSV:
+            write(table_line(COLUMNS))
+        for name, sequence in _read_dna(options.source):
+            key = f"{name} {len(sequence)} {zlib.crc32(sequence):08x}"
+            score = partial(score_record, model, name, sequence, options.strands, bar.advance)
+            row = recall(key, score)
+            write(json_line(row) if layout is Layout.JSONL else table_line(row.values()))
+            tally.update(_traits(sequence, model.config.context))
+    _report(options, tally)
+
+
+def score_record(
+    model: StripedHyena2,
+    name: str,
+    sequence: bytes,
+    strands: Sequence[Strand],
+    advance: Callable[[float], None] = lambda _: None,
+) -> Row:
+    """Score one sequence of upper-case DNA; two strands give their mean.
+
+    Args:
+        model: What scores it.
+        name: Of the record.
+        sequence: Its bases.
+        strands: Single strands to read.
+        advance: Hears how many bases are done, as they are.
+
+    Returns:
+        A value for each of `COLUMNS`; None for the log-probabilities below two bases.
+
+    Raises:
+        UntrustedNumericsError: The log-likelihood is no finite number.
+    """
+    row: Row = dict(zip(COLUMNS, (name, len(sequence), None, None), strict=True))
+    if len(sequence) >= 2:
+        totals = []
+        for strand in strands:
+            read = sequence if strand is Strand.FORWARD else reverse_complement(sequence)
+            end = proceed(model, begin(model), read, lambda done: advance(done / len(strands)))
+            require_finite(end.total, model, read, name)
+            totals.append(end.total)
+        row["sum_logprob"] = rounded(mean(totals))
+        row["mean_logprob"] = rounded(mean(totals) / (len(sequence) - 1))
+    return row
+
+
+def _read_dna(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and sequences, upper-case with T for U."""
+    for record in read_records(source):
+        sequence = upper_dna(record.sequence)
+        wrong = _NOT_DNA.search(sequence)
+        if wrong:
+            raise UserError(
+                f"{source}: record {record.name!r} holds {wrong[0].decode(errors='replace')!r} at "
+                f"base {wrong.start() + 1}, which is no nucleotide; only DNA or RNA can be scored"
+            )
+        yield record.name, sequence
+
+
+def _traits(sequence: bytes, context: int) -> Iterator[str]:
+    """What the closing report counts of a record."""
+    yield "records"
+    if len(sequence) < 2:
+        yield "skipped"
+    if not sequence:
+        yield "empty"
+    if len(sequence) > context:
+        yield "long"
+    if sequence.translate(None, b"ACGT"):
+        yield "ambiguous"
+
+
+def _report(options: ScoreOptions, tally: Counter[str]) -> None:
+    """Tell how it went, and what to mind."""
+    for trait, meaning in _ODDITIES.items():
+        if tally[trait]:
+            console.warn(f"{tally[trait]:,} of {tally['records']:,} records {meaning}")
+    console.say(f"{tally['records'] - tally['skipped']:,} of {tally['records']:,} records scored")
+    options.check_skipped(tally["skipped"], tally["records"])

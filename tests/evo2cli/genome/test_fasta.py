@@ -1,0 +1,124 @@
+"""Records come out whole however the file is laid out, compressed or cut into blocks."""
+
+import bz2
+import gzip
+from pathlib import Path
+
+import pytest
+from Bio import bgzf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evo2cli.errors import UserError
+from evo2cli.genome import source
+from evo2cli.genome.fasta import Record, read_records
+
+
+def records_of(path: Path) -> list[tuple[str, bytes]]:
+    return [(record.name, record.sequence) for record in read_records(path)]
+
+
+LAYOUTS = {
+    "plain": b">a first one\nACGT\nacg\n>b\nNNRY\n",
+    "crlf": b">a first one\r\nACGT\r\nacg\r\n>b\r\nNNRY\r\n",
+    "old-mac": b">a first one\rACGT\racg\r>b\rNNRY\r",
+    "no-final-newline": b">a first one\nACGT\nacg\n>b\nNNRY",
+    "blank-lines": b"\n\n>a first one\n\nAC GT\n\tacg\n\n>b\n NNRY \n\n",
+    "byte-order-mark": b"\xef\xbb\xbf>a first one\nACGTacg\n>b\nNNRY\n",
+    "comments": b"; talk\n# talk\n>a first one\n; talk > more\nACGT\n;talk\nacg\n>b\nNNRY\n",
+    "tab-in-header": b">a\tfirst one\nACGTacg\n>b\nNNRY\n",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_do_not_matter(tmp_path: Path, layout: str) -> None:
+    file = tmp_path / "in.fa"
+    file.write_bytes(LAYOUTS[layout])
+    assert list(read_records(file)) == [
+        Record("a", "first one", b"ACGTacg"),
+        Record("b", "", b"NNRY"),
+    ]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress], ids=["gzip", "bzip2"])
+def test_compression_does_not_matter(tmp_path: Path, compress: object) -> None:
+    file = tmp_path / "in.fa.z"
+    file.write_bytes(compress(LAYOUTS["plain"]))  # type: ignore[operator]
+    assert records_of(file) == [("a", b"ACGTacg"), ("b", b"NNRY")]
+
+
+def test_bgzip_with_several_blocks(tmp_path: Path) -> None:
+    bases = b"ACGTTGCA" * 40_000
+    with bgzf.BgzfWriter(str(tmp_path / "in.fa.gz")) as file:
+        file.write(b">a\n" + bases + b"\n")
+    assert records_of(tmp_path / "in.fa.gz") == [("a", bases)]
+
+
+def test_empty_and_nameless_records_stay(tmp_path: Path) -> None:
+    file = tmp_path / "in.fa"
+    file.write_bytes(b">\nAC\n>empty\n>last\nGT\n>end\n")
+    assert records_of(file) == [("", b"AC"), ("empty", b""), ("last", b"GT"), ("end", b"")]
+
+
+@given(
+    records=st.lists(
+        st.tuples(
+            st.text("abc_", min_size=1, max_size=5),
+            st.lists(st.text("ACGTacgtN", max_size=12), max_size=5),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    block=st.integers(1, 40),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_where_a_block_ends_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory,
+    records: list[tuple[str, list[str]]],
+    block: int,
+    end: str,
+) -> None:
+    text = "".join(
+        f">{name}{end}" + "".join(line + end for line in lines) for name, lines in records
+    )
+    file = tmp_path_factory.mktemp("blocks") / "in.fa"
+    file.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "_BLOCK", block)
+        assert records_of(file) == [(name, "".join(lines).encode()) for name, lines in records]
+
+
+def test_every_stored_byte_is_counted(tmp_path: Path) -> None:
+    file = tmp_path / "in.fa.gz"
+    file.write_bytes(gzip.compress(b">a\n" + b"ACGT" * 100_000))
+    counted: list[int] = []
+    list(read_records(file, counted.append))
+    assert sum(counted) == file.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no FASTA record"),
+        (b"\n \n", "no FASTA record"),
+        (b"@read\nACGT\n+\nIIII\n", "looks like FASTQ"),
+        (b"##fileformat=VCFv4.2\n", "is a VCF"),
+        (b"LOCUS  X\n", "looks like GenBank"),
+        (b"hello\n>a\nACGT\n", "'hello' stands before the first '>'"),
+        (b"\x7fELF\0\0", "binary"),
+        (gzip.compress(b">a\nACGTACGT\n")[:-9], "damaged or cut off"),
+        (b"\x1f\x8b\x08garbage", "damaged or cut off"),
+    ],
+    ids=["empty", "blank", "fastq", "vcf", "genbank", "text", "binary", "cut-gzip", "bad-gzip"],
+)
+def test_what_is_no_fasta_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "in.fa"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(read_records(file))
+
+
+@pytest.mark.parametrize("name", ["missing.fa", "."])
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        list(read_records(tmp_path / name))

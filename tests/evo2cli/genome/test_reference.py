@@ -1,0 +1,140 @@
+"""Windows equal slices of the whole, by whatever way the file is opened."""
+
+import gzip
+import shutil
+from pathlib import Path
+
+import pysam
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evo2cli.errors import UserError
+from evo2cli.genome.fasta import read_records
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.reference import Reference
+
+
+def write_fasta(path: Path, contigs: dict[str, bytes], width: int = 10, end: bytes = b"\n") -> None:
+    with path.open("wb") as file:
+        for name, bases in contigs.items():
+            lines = [bases[at : at + width] for at in range(0, len(bases), width)]
+            file.write(b">" + name.encode() + b" text" + end + b"".join(li + end for li in lines))
+
+
+CONTIGS = {"chr1": b"ACGTacgtNN" * 7 + b"ACG", "chr2": b"GATTACA" * 10, "tiny": b"A", "none": b""}
+
+
+def check_all(reference: Reference, contigs: dict[str, bytes]) -> None:
+    assert reference.names == tuple(contigs)
+    for name, bases in contigs.items():
+        assert reference.length(name) == len(bases)
+        for start in range(0, len(bases) + 1, 3):
+            for end in range(start, len(bases) + 1, 4):
+                assert reference.fetch(Interval(name, start, end)) == bases[start:end]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("width", [1, 10, 70, 1000])
+def test_plain(tmp_path: Path, width: int, end: bytes) -> None:
+    write_fasta(tmp_path / "g.fa", CONTIGS, width, end)
+    for _ in ("index made", "index used"):
+        with Reference.open(tmp_path / "g.fa") as reference:
+            check_all(reference, CONTIGS)
+        assert (tmp_path / "g.fa.fai").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.fa", "g.fa.fai"]
+
+
+def test_our_index_is_samtools_index(tmp_path: Path) -> None:
+    contigs = {name: bases for name, bases in CONTIGS.items() if bases}
+    write_fasta(tmp_path / "g.fa", contigs)
+    Reference.open(tmp_path / "g.fa").close()
+    ours = (tmp_path / "g.fa.fai").read_text()
+    (tmp_path / "g.fa.fai").unlink()
+    pysam.faidx(str(tmp_path / "g.fa"))
+    assert ours == (tmp_path / "g.fa.fai").read_text()
+
+
+def test_bgzip(tmp_path: Path) -> None:
+    contigs = {name: bases for name, bases in CONTIGS.items() if bases}
+    write_fasta(tmp_path / "g.fa", contigs)
+    pysam.tabix_compress(str(tmp_path / "g.fa"), str(tmp_path / "g.fa.gz"))
+    with Reference.open(tmp_path / "g.fa.gz") as reference:
+        check_all(reference, contigs)
+
+
+def test_gzip_and_uneven_lines_are_held_in_memory(tmp_path: Path) -> None:
+    write_fasta(tmp_path / "g.fa", CONTIGS)
+    (tmp_path / "g.fa.gz").write_bytes(gzip.compress((tmp_path / "g.fa").read_bytes()))
+    (tmp_path / "uneven.fa").write_bytes(b">a\nACGT\nAC\nACGT\n>b\nAC\n\nGT\n")
+    with Reference.open(tmp_path / "g.fa.gz") as reference:
+        check_all(reference, CONTIGS)
+    with Reference.open(tmp_path / "uneven.fa") as reference:
+        check_all(reference, {"a": b"ACGTACACGT", "b": b"ACGT"})
+    assert not (tmp_path / "uneven.fa.fai").exists()
+
+
+@given(lines=st.lists(st.text("ACGT", max_size=6), max_size=6), final=st.booleans())
+def test_any_line_lengths(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], final: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("lines")
+    text = ">a\n" + "\n".join(lines) + ("\n" if final and lines else "") + ""
+    (folder / "g.fa").write_text(text + ("\n" if not text.endswith("\n") else "") + ">b\nACG\n")
+    with Reference.open(folder / "g.fa") as reference:
+        check_all(reference, {"a": "".join(lines).encode(), "b": b"ACG"})
+
+
+def test_a_stale_index_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_fasta(tmp_path / "g.fa", CONTIGS)
+    Reference.open(tmp_path / "g.fa").close()
+    changed = {"chr0": b"TTTTT", **CONTIGS}
+    write_fasta(tmp_path / "g.fa", changed)
+    with Reference.open(tmp_path / "g.fa") as reference:
+        check_all(reference, changed)
+    assert "does not fit" in capsys.readouterr().err
+    with Reference.open(tmp_path / "g.fa") as reference:
+        check_all(reference, changed)
+    assert capsys.readouterr().err == ""
+
+
+def test_outside_is_refused(tmp_path: Path) -> None:
+    write_fasta(tmp_path / "g.fa", CONTIGS)
+    with Reference.open(tmp_path / "g.fa") as reference:
+        with pytest.raises(ValueError, match="outside the contig of 73 bases"):
+            reference.fetch(Interval("chr1", 70, 74))
+        with pytest.raises(ValueError, match="no contig 'chrX'"):
+            reference.fetch(Interval("chrX", 0, 1))
+    with pytest.raises(ValueError, match="start <= end"):
+        Interval("chr1", 5, 4)
+    with pytest.raises(ValueError, match="0 <= start"):
+        Interval("chr1", -1, 4)
+
+
+def test_two_contigs_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_bytes(b">a\nAC\n>a\nGT\n")
+    with pytest.raises(UserError, match="two contigs are named 'a'"):
+        Reference.open(tmp_path / "g.fa")
+
+
+def test_the_awkward_files(shared: Path, tmp_path: Path) -> None:
+    opened = 0
+    for file in sorted((shared / "data" / "zoo" / "fasta").iterdir()):
+        if file.suffix in (".fai", ".gzi"):
+            continue
+        copy = tmp_path / file.name
+        shutil.copy(file, copy)
+        for index in file.parent.glob(f"{file.name}.*"):
+            shutil.copy(index, tmp_path)
+        try:
+            with Reference.open(copy) as reference:
+                whole = {record.name: record.sequence for record in read_records(copy)}
+                for name in reference.names:
+                    length = reference.length(name)
+                    assert reference.fetch(Interval(name, 0, length)) == whole[name], file.name
+                    middle = Interval(name, length // 3, length // 2)
+                    assert reference.fetch(middle) == whole[name][length // 3 : length // 2]
+            opened += 1
+        except UserError as error:
+            assert file.name in str(error)
+    assert opened >= 15

@@ -1,0 +1,129 @@
+"""The two windows of an allele."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.reference import Reference
+from evo2cli.genome.windows import WindowPair, agrees, cut_windows, upper_dna
+
+CONTIG = (b"acgTTGCAnnGATTACAcatgRYACGTTTGACCAGTAGGCATCGATTAGCCATGGATCCA" * 3)[:170]
+
+
+@pytest.fixture(scope="module")
+def genome(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    path: Path = tmp_path_factory.mktemp("genome") / "one.fa"
+    path.write_bytes(b">one\n" + CONTIG + b"\n")
+    return Reference.open(path)
+
+
+@st.composite
+def placed_alleles(draw: st.DrawFn) -> tuple[Interval, bytes, int]:
+    start = draw(st.integers(0, len(CONTIG) - 1))
+    end = min(start + draw(st.integers(1, 12)), len(CONTIG))
+    alternate = draw(st.text("ACGTacgtN", min_size=1, max_size=12)).encode()
+    return Interval("one", start, end), alternate, draw(st.integers(2, 240))
+
+
+def applied(variant: Interval, alternate: bytes) -> bytes:
+    return upper_dna(CONTIG[: variant.start] + alternate + CONTIG[variant.end :])
+
+
+@given(placed_alleles())
+def test_both_windows_are_equally_long_pieces_of_both_genomes(genome, placed):
+    variant, alternate, width = placed
+    pair = cut_windows(genome, variant, alternate, width)
+    if pair is None:
+        return
+    assert len(pair.reference.sequence) == len(pair.alternate.sequence) == len(pair.interval)
+    assert pair.reference.sequence == upper_dna(CONTIG[pair.interval.start : pair.interval.end])
+    assert pair.reference.allele == upper_dna(CONTIG[variant.start : variant.end])
+    assert pair.alternate.allele == upper_dna(alternate)
+    start = variant.start - len(pair.alternate.before)
+    whole = applied(variant, alternate)
+    assert start >= 0
+    assert pair.alternate.sequence == whole[start : start + len(pair.interval)]
+
+
+@given(placed_alleles())
+def test_windows_are_as_long_as_asked_or_as_the_shorter_genome(genome, placed):
+    variant, alternate, width = placed
+    pair = cut_windows(genome, variant, alternate, width)
+    room = min(len(CONTIG), len(applied(variant, alternate)))
+    if pair is not None:
+        assert len(pair.interval) == min(width, room)
+
+
+@given(placed_alleles())
+def test_a_pair_is_refused_only_for_an_allele_beyond_half_a_window(genome, placed):
+    variant, alternate, width = placed
+    longest = max(len(variant), len(alternate))
+    refused = cut_windows(genome, variant, alternate, width) is None
+    room = min(width, len(CONTIG), len(applied(variant, alternate)))
+    assert refused == (longest > min(width // 2, room - 1))
+
+
+@given(placed_alleles())
+def test_away_from_the_ends_the_variant_stands_in_the_middle_and_the_left_is_shared(genome, placed):
+    variant, alternate, width = placed
+    pair = cut_windows(genome, variant, alternate, width)
+    growth = len(alternate) - len(variant)
+    left, right = variant.start - width // 2, variant.start - width // 2 + width
+    if pair is None or left < 0 or max(right, right - growth) > len(CONTIG):
+        return
+    assert not pair.at_edge
+    assert pair.interval == Interval("one", left, right)
+    assert pair.reference.before == pair.alternate.before
+    assert len(pair.reference.before) == width // 2
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "alternate", "reference", "alternate_before", "edge"),
+    [
+        (100, 101, b"A", (80, 120), (80, 100), False),
+        (100, 101, b"ACGT", (80, 120), (80, 100), False),
+        (100, 104, b"A", (80, 120), (80, 100), False),
+        (5, 6, b"A", (0, 40), (0, 5), True),
+        (165, 166, b"A", (130, 170), (130, 165), True),
+        (160, 169, b"A", (130, 170), (122, 160), True),
+    ],
+    ids=["snv", "insertion", "deletion", "left end", "right end", "deletion at right end"],
+)
+def test_where_windows_lie(genome, start, end, alternate, reference, alternate_before, edge):
+    pair = cut_windows(genome, Interval("one", start, end), alternate, 40)
+    assert isinstance(pair, WindowPair)
+    assert (pair.interval.start, pair.interval.end) == reference
+    assert pair.alternate.before == upper_dna(CONTIG[slice(*alternate_before)])
+    assert pair.at_edge is edge
+
+
+@given(placed_alleles())
+def test_reading_the_other_strand_twice_gives_the_window_back(genome, placed):
+    pair = cut_windows(genome, *placed)
+    if pair is not None:
+        assert pair.alternate.reverse_complement().reverse_complement() == pair.alternate
+
+
+def test_rna_and_lower_case_are_read_as_upper_case_dna():
+    assert upper_dna(b"acguUn") == b"ACGTTN"
+
+
+@pytest.mark.parametrize(
+    ("allele", "letters", "expected"),
+    [
+        (b"ACGT", b"ACGT", True),
+        (b"A", b"C", False),
+        (b"A", b"R", True),
+        (b"R", b"R", True),
+        (b"G", b"R", False),
+        (b"A", b"N", False),
+        (b"N", b"N", True),
+    ],
+)
+def test_ref_agrees_with_the_genome_or_with_the_first_base_a_code_stands_for(
+    allele, letters, expected
+):
+    assert agrees(allele, letters) is expected

@@ -1,0 +1,209 @@
+"""Tokens give the genome back, splits do not leak, and a second run changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from evo2cli.app import app
+from evo2cli.data.tokens import TokenSet, count_bytes
+from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.fasta import read_records
+from evo2cli.workflows.tokenize import SplitRule, tokenize_files
+
+
+def write_fasta(path: Path, sequences: dict[str, bytes]) -> Path:
+    path.write_bytes(b"".join(b">" + n.encode() + b"\n" + s + b"\n" for n, s in sequences.items()))
+    return path
+
+
+def random_sequences(count: int, length: int = 200, seed: int = 0) -> dict[str, bytes]:
+    random = np.random.default_rng(seed)
+    letters = np.frombuffer(b"ACGTacgtN", np.uint8)
+    return {f"s{i}": letters[random.integers(0, 9, length + i)].tobytes() for i in range(count)}
+
+
+def documents(folder: Path) -> dict[str, list[bytes]]:
+    """Every document of every split, read back through the index."""
+    tokens, found = TokenSet.open(folder), {}
+    for name in tokens.splits:
+        split = tokens.split(name)
+        pairs = zip(split.offsets[:-1], split.offsets[1:], strict=True)
+        found[name] = [split.tokens[a:b].tobytes() for a, b in pairs]
+        assert all(document.endswith(b"\0") for document in found[name])
+        found[name] = [document[:-1] for document in found[name]]
+    return found
+
+
+def test_every_base_comes_back(tmp_path: Path) -> None:
+    sequences = random_sequences(60)
+    file = write_fasta(tmp_path / "g.fa", sequences)
+    manifest = tokenize_files([file], tmp_path / "t", valid_fraction=0.2, test_fraction=0.2)
+    found = documents(tmp_path / "t")
+    assert set(found) == {"train", "valid", "test"}
+    assert sorted(sum(found.values(), [])) == sorted(sequences.values())
+    assert sum(s["bases"] for s in manifest["splits"].values()) == sum(map(len, sequences.values()))
+    assert manifest["letters"]["N"] == sum(s.count(b"N") for s in sequences.values())
+
+
+def test_the_split_follows_the_content(tmp_path: Path) -> None:
+    sequences = random_sequences(200)
+    both = {**sequences, **{f"rc{n}": reverse_complement(s) for n, s in sequences.items()}}
+    shuffled = dict(sorted(both.items(), key=lambda item: item[1]))
+    for folder, content in (("a", both), ("b", shuffled)):
+        file = write_fasta(tmp_path / f"{folder}.fa", content)
+        tokenize_files([file], tmp_path / folder, valid_fraction=0.3)
+    first, second = documents(tmp_path / "a"), documents(tmp_path / "b")
+    assert {name: sorted(d) for name, d in first.items()} == {
+        n: sorted(d) for n, d in second.items()
+    }
+    valid = set(first["valid"])
+    assert 0.15 < len(valid) / len(both) < 0.45
+    assert all(reverse_complement(sequence) in valid for sequence in valid)
+    assert not valid & set(first["train"])
+
+
+def test_validation_files_are_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sequences = random_sequences(10)
+    leaked = reverse_complement(sequences["s3"]).lower()
+    train = write_fasta(tmp_path / "train.fa", sequences)
+    valid = write_fasta(tmp_path / "valid.fa", {"v": leaked})
+    tokenize_files([train], tmp_path / "t", valid=[valid])
+    found = documents(tmp_path / "t")
+    assert found["valid"] == [leaked]
+    assert sequences["s3"] not in found["train"]
+    assert len(found["train"]) == 9
+    assert "1 training sequences stand in the validation files" in capsys.readouterr().err
+
+
+def test_both_strands(tmp_path: Path) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"a": b"ACGTN", "b": b"ggga"})
+    tokenize_files([file], tmp_path / "t", valid_fraction=0, reverse_complement=True)
+    assert documents(tmp_path / "t")["train"] == [b"ACGTN", b"NACGT", b"ggga", b"tccc"]
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    file = write_fasta(tmp_path / "g.fa", random_sequences(20))
+    for folder in "ab":
+        tokenize_files([file], tmp_path / folder)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_a_second_run_leaves_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_fasta(tmp_path / "g.fa", random_sequences(3))
+    first = tokenize_files([file], tmp_path / "t")
+    written = (tmp_path / "t" / "manifest.json").stat().st_mtime_ns
+    assert tokenize_files([file], tmp_path / "t") == first
+    assert (tmp_path / "t" / "manifest.json").stat().st_mtime_ns == written
+    assert "already there" in capsys.readouterr().err
+    with pytest.raises(UserError, match="other files or options"):
+        tokenize_files([file], tmp_path / "t", reverse_complement=True)
+
+
+def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
+    with pytest.raises(UserError, match="is no token set"):
+        tokenize_files([file], tmp_path)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (b"ACGTMEFL", "'E' at position 6 is no nucleotide; this looks like protein"),
+        (b"ACG-T", "'-' at position 4 is an alignment gap"),
+        (b"AC?GT", r"'\?' at position 3 is no nucleotide letter"),
+        (b"UU*", r"'\*' at position 3"),
+    ],
+)
+def test_what_is_no_dna_is_named(tmp_path: Path, sequence: bytes, message: str) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"fine": b"ACGT", "odd": sequence})
+    with pytest.raises(UserError, match=f"g.fa: record 'odd': {message}"):
+        tokenize_files([file], tmp_path / "t")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_rna_is_written_as_dna(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"a": b"ACGUacgu", "b": b"ACGT"})
+    tokenize_files([file], tmp_path / "t", valid_fraction=0)
+    assert documents(tmp_path / "t")["train"] == [b"ACGTacgt", b"ACGT"]
+    assert "1 RNA records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fractions", [(-0.1, 0.0), (0.6, 0.6)], ids=str)
+def test_impossible_fractions_are_refused(fractions: tuple[float, float]) -> None:
+    with pytest.raises(UserError, match="must be 0 or more, and 1 at most together"):
+        SplitRule(*fractions, reverse_complement=False)
+
+
+def test_an_empty_split_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
+    tokenize_files([file], tmp_path / "t", valid_fraction=1e-9)
+    assert "the valid split is empty" in capsys.readouterr().err
+
+
+def test_letters_are_counted_in_any_mixture() -> None:
+    for text in (b"", b"ACGT" * 100_000, bytes(range(256)) * 1000):
+        expected = np.bincount(np.frombuffer(text, np.uint8), minlength=256)
+        assert (count_bytes(text) == expected).all()
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "short", "format"])
+def test_a_damaged_token_set_is_named(tmp_path: Path, harm: str) -> None:
+    folder = tmp_path / "t"
+    tokenize_files([write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})], folder, valid_fraction=0)
+    if harm == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif harm == "short":
+        (folder / "train.bin").write_bytes(b"A")
+    else:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(UserError, match=str(folder)):
+        TokenSet.open(folder)
+
+
+def test_a_killed_run_starts_over_cleanly(tmp_path: Path) -> None:
+    file = write_fasta(tmp_path / "g.fa", random_sequences(20_000, length=1000))
+    command = [sys.executable, "-m", "evo2cli", "tokenize", str(file), "-o", str(tmp_path / "t")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    partial = tmp_path / ".t.partial"
+    while not (partial / "train.bin").exists() and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "t").exists()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    tokenize_files([file], tmp_path / "again")
+    for path in (tmp_path / "again").iterdir():
+        assert path.read_bytes() == (tmp_path / "t" / path.name).read_bytes(), path.name
+    assert not partial.exists()
+
+
+def test_the_awkward_files(shared: Path, tmp_path: Path) -> None:
+    outcomes = {}
+    for file in sorted((shared / "data" / "zoo").glob("*/*")):
+        result = CliRunner().invoke(app, ["tokenize", str(file), "-o", str(tmp_path / file.name)])
+        if result.exit_code:
+            assert isinstance(result.exception, UserError), (file.name, result.exception)
+            assert file.name in str(result.exception)
+        else:
+            bases = sum(len(record.sequence) for record in read_records(file))
+            assert (
+                sum(len(d) for split in documents(tmp_path / file.name).values() for d in split)
+                == bases
+            )
+        outcomes[file.name] = result.exit_code
+    assert outcomes["hg19mini.fasta"] == outcomes["crlf.fasta"] == outcomes["derived_rna.fa"] == 0
+    assert (
+        outcomes["bp_aster.pro"] == outcomes["fastqs.fq"] == outcomes["biotite_invalid.fasta"] == 1
+    )

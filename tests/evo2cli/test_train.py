@@ -1,0 +1,149 @@
+"""`evo2 train`: from a recipe and tokens to a model that loads, through kills and bad input."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from evo2cli.commands.train import train
+from evo2cli.data.tokens import TokenWriter
+from evo2cli.errors import UserError
+from stripedhyena2 import load
+
+COMMAND = [sys.executable, "-c", "from evo2cli.app import main; main()", "train"]
+SHAPE = "stripes='SMLA'\nwidth=16\nnum_heads=2\nmlp_width=24\nnum_filter_groups=4\ncontext=256\n"
+RECIPE = """
+model = "tiny"
+output = "run"
+[data]
+tokens = ["tokens"]
+[batch]
+length = 32
+sequences = 4
+[optimizer]
+steps = 8
+warmup_steps = 2
+learning_rate = 1e-2
+min_learning_rate = 1e-3
+[checkpoint]
+every = 2
+[precision]
+compute = "fp32"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe, its shape and its tokens; the current one."""
+    (tmp_path / "tiny.toml").write_text(SHAPE)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    write_tokens(tmp_path / "tokens", seed=0, splits=("train", "valid"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_tokens(folder: Path, *, seed: int, splits: tuple[str, ...]) -> None:
+    random = np.random.default_rng(seed)
+    with TokenWriter(folder) as writer:
+        for split in splits:
+            sequence = bytes(random.choice(list(b"ACGTacgt"), 700).astype(np.uint8))
+            writer.add(split, sequence, name="x", source="x.fa", strand="+", sha256="")
+        writer.finish({})
+
+
+def run(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(train)
+    return CliRunner().invoke(app, ["recipe.toml", *arguments])
+
+
+def test_a_recipe_becomes_a_model_and_a_second_run_changes_nothing(place: Path) -> None:
+    first = run("--json")
+    assert first.exit_code == 0, first.output
+    summary = json.loads(first.stdout)
+    assert summary["finished"]
+    assert (summary["steps"], summary["trained_tokens"]) == (8, 8 * 4 * 32)
+    model = load(place / "run" / "final")
+    assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
+    provenance = json.loads((place / "run" / "final" / "provenance.json").read_text())
+    assert provenance["valid_bits"] == summary["valid_bits"] > 0
+    assert provenance["settings"]["batch"]["length"] == 32
+    assert "train" in provenance["tokens"][0]["splits"]
+
+    before = (place / "run" / "final" / "model.safetensors").stat().st_mtime_ns
+    second = run("--json")
+    assert "finished already" in second.stderr
+    assert json.loads(second.stdout) == summary
+    assert (place / "run" / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_model_starts_from_the_weights_of_another(place: Path) -> None:
+    assert run().exit_code == 0
+    text = RECIPE.replace('model = "tiny"', 'init = "run/final"').replace('"run"', '"second"')
+    (place / "recipe.toml").write_text(text)
+    assert run("--set", "optimizer.steps=3", "--set", "optimizer.warmup_steps=0").exit_code == 0
+    first, *_ = (place / "second" / "metrics.jsonl").read_text().splitlines()
+    *_, last = (place / "run" / "metrics.jsonl").read_text().splitlines()
+    assert abs(json.loads(first)["loss"] - json.loads(last)["loss"]) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "data.tokens=['nowhere']"], "nowhere: no token set"),
+        (["--set", "data.tokens=['held']"], "held: .*no train split|0 tokens hold no window"),
+        (["--set", "batch.length=300"], "length = 300 is longer than the model's context of 256"),
+        (["--set", "batch.length=256", "--set", "data.tokens=['short']"], "hold no window of 256"),
+        (["--device", "abacus"], "--device abacus: not available"),
+        (["--output", "recipe.toml"], "recipe.toml: cannot be used as output"),
+        (["--set", "init='nowhere'", "--set", "model='x'"], "needs either model"),
+    ],
+)
+def test_what_cannot_run_is_said_in_one_line(
+    place: Path, arguments: list[str], message: str
+) -> None:
+    write_tokens(place / "held", seed=1, splits=("valid",))
+    with TokenWriter(place / "short") as writer:
+        writer.add("train", b"ACGT" * 20, name="x", source="x.fa", strand="+", sha256="")
+        writer.finish({})
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError), result.output
+    assert re.search(message, str(result.exception))
+    assert "\n" not in str(result.exception)
+
+
+def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
+    assert run().exit_code == 0
+    write_tokens(place / "tokens", seed=5, splits=("train", "valid"))
+    result = run()
+    assert "holds a run with tokens.tokens.train.sha256" in str(result.exception)
+    write_tokens(place / "tokens", seed=0, splits=("train", "valid"))
+    (place / "tiny.toml").write_text(SHAPE.replace("SMLA", "SMLL"))
+    assert "holds a run with shape.stripes = 'SMLA', not 'SMLL'" in str(run().exception)
+
+
+def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None:
+    command = [*COMMAND, "recipe.toml", "--device", "cpu", "--set", "optimizer.steps=40"]
+    killed = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while killed.poll() is None and not list(place.glob("run/step-*/resume.pt")):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (place / "run" / "final").exists()
+
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "going on from step" in again.stderr
+    whole = [*command, "--output", "whole"]
+    subprocess.run(whole, capture_output=True, check=True)
+    for name in ("model.safetensors", "provenance.json", "config.toml"):
+        assert (place / "run/final" / name).read_bytes() == (
+            place / "whole/final" / name
+        ).read_bytes()

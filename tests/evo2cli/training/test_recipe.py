@@ -1,0 +1,132 @@
+"""A recipe is checked before anything runs, and what is wrong is said in one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evo2cli.errors import UserError
+from evo2cli.training.recipe import find_recipe, read_recipe, read_shape
+from stripedhyena2 import ModelConfig, StripedHyena2, save
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+GOOD = """
+model = "tiny"
+output = "run"
+[data]
+tokens = ["tokens"]
+[batch]
+length = 32
+sequences = 4
+[optimizer]
+steps = 10
+warmup_steps = 2
+learning_rate = 1e-3
+min_learning_rate = 1e-4
+"""
+SHAPE = "stripes='SM'\nwidth=8\nnum_heads=2\nmlp_width=8\nnum_filter_groups=2\ncontext=256\n"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.toml").write_text(SHAPE)
+    file = tmp_path / "recipe.toml"
+    file.write_text(GOOD)
+    return file
+
+
+def num_parameters(recipe_path: Path) -> int:
+    config = read_shape(read_recipe(recipe_path), recipe_path)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in StripedHyena2(config).parameters())
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_reads_and_its_shape_builds(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.batch.length <= read_shape(recipe, path).context
+    assert num_parameters(path) > 0
+
+
+def test_the_built_in_model_and_the_toy_are_as_small_as_promised() -> None:
+    assert num_parameters(RECIPES / "nano.toml") <= 4_000_000
+    assert num_parameters(RECIPES / "toy.toml") <= 300_000
+
+
+def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(recipe_file) == recipe_file
+    assert find_recipe(Path("recipes/toy.toml")).samefile(RECIPES / "toy.toml")
+    with pytest.raises(UserError, match=r"recipes/other.toml: no such recipe; .*nano, toy"):
+        find_recipe(Path("recipes/other.toml"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["batch.lenght=5"], r"\[batch\] has no key 'lenght'; did you mean 'length'\?"),
+        (["modle='x'"], r"the recipe has no key 'modle'; did you mean 'model'\?"),
+        (["batch.zzz=1"], r"\[batch\] has no key 'zzz'; known: length, sequences"),
+        (["batch.sequences=0"], r"batch\.sequences = 0: "),
+        (["batch.micro_sequences=3"], "micro_sequences = 3 does not divide sequences = 4"),
+        (["optimizer.warmup_steps=10"], "warmup_steps = 10 must be below steps = 10"),
+        (["optimizer.min_learning_rate=0.5"], r"min_learning_rate = 0\.5 is above"),
+        (["optimizer.betas=[0.9, 1.0]"], r"optimizer\.betas\.1 = 1\.0: "),
+        (["precision.compute='fp4'"], r"precision\.compute = 'fp4': "),
+        (["data.tokens=[]"], r"data\.tokens = \[\]: "),
+        (["data=3"], r"data = 3: "),
+        (["init='nano'"], "needs either model .* or init"),
+        (["seed=-1"], r"seed = -1: "),
+        (["seed.x=1", "seed=1"], r"seed\.x=1"),
+    ],
+)
+def test_what_cannot_be_is_one_line_with_file_table_and_key(
+    recipe_file: Path, settings: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_recipe(recipe_file, ["seed=0", *settings])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = ", "recipe.toml: not TOML"),
+        (GOOD.replace("steps = 10\n", "", 1), r"recipe.toml: optimizer\.steps: "),
+        (GOOD.replace('model = "tiny"\n', ""), "recipe.toml: the recipe: needs either model"),
+    ],
+)
+def test_a_broken_file_is_named(recipe_file: Path, text: str, message: str) -> None:
+    recipe_file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_recipe(recipe_file)
+
+
+def test_settings_lie_over_the_file_in_their_order(recipe_file: Path) -> None:
+    settings = ["batch.length=64", "batch.length=128", "validation.every=7", "output=else/where"]
+    recipe = read_recipe(recipe_file, settings)
+    assert (recipe.batch.length, recipe.batch.sequences) == (128, 4)
+    assert recipe.validation.every == 7
+    assert recipe.output == Path("else/where")
+    for setting in ("batch.length", "=3"):
+        with pytest.raises(UserError, match=r"must read table\.key=value"):
+            read_recipe(recipe_file, [setting])
+
+
+def test_the_shape_comes_from_beside_the_recipe_the_shipped_or_the_weights(
+    recipe_file: Path, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    assert read_shape(read_recipe(recipe_file), recipe_file).stripes == "SM"
+    shipped = read_recipe(recipe_file, ["model=models/toy"])
+    assert read_shape(shipped, recipe_file).stripes == "SMLA"
+    with pytest.raises(UserError, match=r"'models/none': no such shape; .*models/nano"):
+        read_shape(read_recipe(recipe_file, ["model=models/none"]), recipe_file)
+
+    save(StripedHyena2.from_seed(tiny_config, seed=0), tmp_path / "weights", {})
+    recipe_file.write_text(GOOD.replace('model = "tiny"', f'init = "{tmp_path}/weights"'))
+    assert read_shape(read_recipe(recipe_file), recipe_file) == tiny_config
+    (tmp_path / "weights" / "config.toml").unlink()
+    with pytest.raises(UserError, match=r"recipe.toml: init: "):
+        read_shape(read_recipe(recipe_file), recipe_file)
