@@ -1,4 +1,4 @@
-"""Errors a command ends with, each with its exit code: 2 bad input, 3 skipped records, 4 numerics."""
+"""How a command fails, each with its exit code: 2 bad input, 3 skipped records, 4 numerics."""
 
 
 class UserError(Exception):

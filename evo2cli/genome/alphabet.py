@@ -1,11 +1,14 @@
 """The letters of DNA, and the other strand."""
 
 ACGT = b"ACGT"
-IUPAC = b"ACGTURYSWKMBDHVN"  # bases, U of RNA, ambiguity codes and N, upper case
+IUPAC = b"ACGTRYSWKMBDHVN"  # bases, ambiguity codes and N, upper case
 LETTERS = IUPAC + IUPAC.lower()
+RNA_LETTERS = b"Uu"
 
-_COMPLEMENT = bytes.maketrans(LETTERS, b"TGCAAYRSWMKVHDBNtgcaayrswmkvhdbn")
-_RNA_TO_DNA = bytes.maketrans(b"Uu", b"Tt")
+_COMPLEMENT = bytes.maketrans(
+    LETTERS + RNA_LETTERS, b"TGCAYRSWMKVHDBN" + b"tgcayrswmkvhdbn" + b"Aa"
+)
+_RNA_TO_DNA = bytes.maketrans(RNA_LETTERS, b"Tt")
 
 
 def reverse_complement(sequence: bytes) -> bytes:
@@ -28,7 +31,10 @@ def canonical(sequence: bytes) -> bytes:
     step = 64
     for start in range(0, len(upper), step):
         end = len(upper) - start
-        head, tail = upper[start : start + step], reverse_complement(upper[max(0, end - step) : end])
+        head, tail = (
+            upper[start : start + step],
+            reverse_complement(upper[max(0, end - step) : end]),
+        )
         if head != tail:
             return upper if head < tail else reverse_complement(upper)
     return upper

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import LETTERS
+from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
 from evo2cli.genome.source import read_blocks
 
 _BLANKS = b" \t\r\n\v\f"
@@ -52,6 +52,9 @@ def read_records(
     opening = next(blocks).removeprefix(_BYTE_ORDER_MARK).lstrip()
     if not opening.startswith(b">"):
         raise UserError(f"{path}: {explain_not_fasta(opening)}")
+    if b"\r" in opening and b"\n" not in opening:  # as old Macs ended lines
+        opening = opening.replace(b"\r", b"\n")
+        blocks = (block.replace(b"\r", b"\n") for block in blocks)
     for texts in _split_records(opening[1:], blocks):
         header, _, first = texts[0].partition(b"\n")
         name, *description = header.decode("utf-8", "replace").split(maxsplit=1) or [""]
@@ -78,7 +81,7 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
     Raises:
         UserError: Names the file, the record, its first strange letter and the 1-based position.
     """
-    strange = record.sequence.translate(None, LETTERS)
+    strange = record.sequence.translate(None, LETTERS + RNA_LETTERS)
     if not strange:
         return
     letter = strange[:1]
@@ -90,7 +93,9 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
         verdict = "no nucleotide letter; write N for an unknown base"
     position = record.sequence.index(letter) + 1
     shown = letter.decode("latin-1")
-    raise UserError(f"{path}: record {record.name!r}: {shown!r} at position {position:,}: {verdict}")
+    raise UserError(
+        f"{path}: record {record.name!r}: {shown!r} at position {position:,}: {verdict}"
+    )
 
 
 def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:

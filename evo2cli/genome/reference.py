@@ -5,50 +5,30 @@ anything else that holds records (gzip, uneven lines) is read into memory.
 """
 
 import mmap
+import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import pysam
+from pysam.utils import SamtoolsError
 
 from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.genome.faidx import (
+    IndexEntry,
+    UnevenLinesError,
+    fits,
+    format_index,
+    make_index,
+    parse_index,
+)
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.interval import Interval
 
 _GZIP, _BGZIP_FIELD = b"\x1f\x8b", b"BC"
-
-
-@dataclass(frozen=True)
-class IndexEntry:
-    """A line of a `.fai`: where the bases of a contig lie in the file.
-
-    Attributes:
-        name: Of the contig.
-        length: Bases.
-        offset: Of the first base, in bytes.
-        line_bases: Bases on each line but the last.
-        line_bytes: The same with the line's end.
-    """
-
-    name: str
-    length: int
-    offset: int
-    line_bases: int
-    line_bytes: int
-
-    def position(self, base: int) -> int:
-        """Where a base lies in the file."""
-        if self.line_bases == 0:
-            return self.offset
-        line, column = divmod(base, self.line_bases)
-        return self.offset + line * self.line_bytes + column
-
-
-class UnevenLinesError(ValueError):
-    """A contig whose lines differ in length: it cannot be indexed."""
 
 
 class Reference:
@@ -67,7 +47,7 @@ class Reference:
         """Open a FASTA file by the quickest way its layout allows.
 
         Raises:
-            UserError: It cannot be read, is no FASTA, or names a contig twice.
+            UserError: It cannot be read (stdin cannot), is no FASTA, or names a contig twice.
         """
         try:
             with path.open("rb") as file:
@@ -114,7 +94,7 @@ class Reference:
         self.close()
 
 
-def _lengths(path: Path, pairs: Iterator[tuple[str, int]]) -> dict[str, int]:
+def _lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     lengths: dict[str, int] = {}
     for name, length in pairs:
         if name in lengths:
@@ -132,23 +112,8 @@ def _open_in_memory(path: Path) -> Reference:
     return Reference(
         lengths,
         lambda interval: by_name[interval.name][interval.start : interval.end],
-        lambda: None,
+        by_name.clear,
     )
-
-
-def _open_bgzip(path: Path) -> Reference:
-    try:
-        file = pysam.FastaFile(str(path))
-    except (OSError, ValueError):
-        console.say(f"{path}: no usable .fai and .gzi beside it; read into memory")
-        return _open_in_memory(path)
-    lengths = _lengths(path, zip(file.references, file.lengths, strict=True))
-
-    def fetch(interval: Interval) -> bytes:
-        bases: str = file.fetch(interval.name, interval.start, interval.end)
-        return bases.encode()
-
-    return Reference(lengths, fetch, file.close)
 
 
 def _open_plain(path: Path) -> Reference:
@@ -173,84 +138,79 @@ def _open_plain(path: Path) -> Reference:
 
 def _load_index(path: Path, mapped: mmap.mmap) -> list[IndexEntry]:
     """The `.fai` beside the file if it fits; else a fresh one, left there when that is allowed."""
-    index = path.with_name(f"{path.name}.fai")
-    if index.is_file():
+    index = _beside(path, ".fai")
+    if _is_current(index, path):
         try:
-            entries = _read_index(index)
-            if all(_fits(entry, mapped) for entry in entries) and entries:
+            entries = parse_index(index.read_text(encoding="utf-8"))
+            if fits(entries, mapped):
                 return entries
         except (OSError, ValueError):
-            pass
+            pass  # told below: an index that cannot be read fits nothing
         console.warn(f"{index}: does not fit {path.name}; a fresh index is made")
-    entries = list(_make_index(mapped))
-    text = "".join(
-        f"{e.name}\t{e.length}\t{e.offset}\t{e.line_bases}\t{e.line_bytes}\n" for e in entries
-    )
+    entries = make_index(mapped)
+    _leave(index, format_index(entries).encode())
+    return entries
+
+
+def _open_bgzip(path: Path) -> Reference:
+    indexes = [_beside(path, suffix) for suffix in (".fai", ".gzi")]
+    silenced = pysam.set_verbosity(0)  # htslib tells its errors on stderr; ours say them
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{index.name}-", delete=False
-        ) as file:
-            file.write(text)
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(index)
+        if all(_is_current(index, path) for index in indexes):
+            file = pysam.FastaFile(str(path), str(indexes[0]), str(indexes[1]))
+        else:
+            file = _index_bgzip(path, indexes)
+    except (OSError, ValueError, SamtoolsError):
+        console.say(f"{path}: cannot be indexed; read into memory")
+        return _open_in_memory(path)
+    finally:
+        pysam.set_verbosity(silenced)
+    lengths = _lengths(path, zip(file.references, file.lengths, strict=True))
+
+    def fetch(interval: Interval) -> bytes:
+        bases: bytes = file.fetch(interval.name, interval.start, interval.end).encode()
+        if len(bases) != len(interval):
+            raise UserError(
+                f"{path}: {interval} reads as {len(bases):,} bases: the file is damaged, or "
+                f"{indexes[0].name} or {indexes[1].name} does not fit it; remove both and run again"
+            )
+        return bases
+
+    return Reference(lengths, fetch, file.close)
+
+
+def _index_bgzip(path: Path, indexes: list[Path]) -> pysam.FastaFile:
+    """Open a bgzipped FASTA by fresh indexes, left beside it when that is allowed."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = [Path(folder, index.name) for index in indexes]
+        pysam.faidx(str(path), "--fai-idx", str(made[0]), "--gzi-idx", str(made[1]))
+        file = pysam.FastaFile(str(path), str(made[0]), str(made[1]))
+        for fresh, index in zip(made, indexes, strict=True):
+            _leave(index, fresh.read_bytes())
+    return file
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _is_current(index: Path, path: Path) -> bool:
+    """Whether there is such an index; one older than its FASTA is told and does not count."""
+    if not index.is_file():
+        return False
+    if index.stat().st_mtime < path.stat().st_mtime:
+        console.warn(f"{index}: is older than {path.name}; a fresh index is made")
+        return False
+    return True
+
+
+def _leave(index: Path, content: bytes) -> None:
+    """Write an index whole or not at all; in a folder that takes no files it is not kept."""
+    partial = _beside(index, f".{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(index)
     except OSError:
-        console.say(f"{path.parent}: not writable; the index of {path.name} is kept in memory")
-    return entries
-
-
-def _read_index(index: Path) -> list[IndexEntry]:
-    entries = []
-    for line in index.read_text(encoding="utf-8").splitlines():
-        name, *numbers = line.split("\t")
-        length, offset, line_bases, line_bytes = map(int, numbers[:4])
-        entries.append(IndexEntry(name, length, offset, line_bases, line_bytes))
-    return entries
-
-
-def _fits(entry: IndexEntry, mapped: mmap.mmap) -> bool:
-    """Whether the contig's header stands just before its first base, and its end is an end."""
-    end = entry.position(entry.length)
-    if entry.line_bases and entry.length and entry.length % entry.line_bases == 0:
-        end = entry.position(entry.length - 1) + 1
-    header = mapped[max(0, mapped.rfind(b">", 0, entry.offset)) : entry.offset]
-    named = header[1:].decode("utf-8", "replace").split(maxsplit=1)[:1] == [entry.name]
-    after = mapped[end : end + 3].translate(None, b"\r\n")
-    return named and header.endswith(b"\n") and end <= len(mapped) and after[:1] in (b"", b">")
-
-
-def _make_index(mapped: mmap.mmap) -> Iterator[IndexEntry]:
-    """Walk the records, checking that all lines of a contig but its last are equally long.
-
-    Raises:
-        UnevenLinesError: They are not.
-    """
-    start = 0
-    while start < len(mapped):
-        header_end = mapped.find(b"\n", start)
-        if header_end < 0:
-            header_end = len(mapped)
-        following = mapped.find(b"\n>", header_end)
-        end = len(mapped) if following < 0 else following + 1
-        name, *_ = mapped[start + 1 : header_end].decode("utf-8", "replace").split() or [""]
-        yield _entry(name, header_end + 1, mapped[header_end + 1 : end])
-        start = end
-
-
-def _entry(name: str, offset: int, body: bytes) -> IndexEntry:
-    first, newline, _ = body.partition(b"\n")
-    line_bytes = len(first) + len(newline)
-    line_bases = len(first.rstrip(b"\r"))
-    bases = body.translate(None, b"\r\n")
-    entry = IndexEntry(name, len(bases), offset, line_bases, line_bytes)
-    uneven = len(bases.translate(None, b" \t>;")) != len(bases)
-    if line_bases:
-        full_lines, rest = divmod(len(bases), line_bases)
-        ends = body[line_bases::line_bytes][:full_lines]
-        end = entry.position(len(bases) - 1) + 1 - offset if bases else 0
-        uneven |= bool(ends.strip(b"\r\n")) or bool(body[end:].strip(b"\r\n"))
-        uneven |= rest == 0 and full_lines * line_bytes < len(body.rstrip(b"\r\n"))
-    else:
-        uneven |= bool(bases)
-    if uneven:
-        raise UnevenLinesError(f"the lines of contig {name!r} are of uneven length")
-    return entry
+        with suppress(OSError):
+            partial.unlink()
+        console.say(f"{index.parent}: not writable; {index.name} is not kept")

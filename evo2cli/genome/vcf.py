@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS
-from evo2cli.genome.source import read_lines
+from evo2cli.genome.source import first_bytes, read_lines
 
 OUR_PREFIX = b"EVO2_"  # of every INFO field we write
 _SCORED_BEFORE = "carries EVO2_ fields of an earlier run; score the original file"
@@ -124,6 +124,23 @@ class VariantFile:
 
     header: Header
     records: Iterator[VariantRecord]
+
+
+def is_variants(path: Path) -> bool:
+    """Whether a file is a VCF, by its first bytes; stdin is not consumed.
+
+    Raises:
+        UserError: It cannot be read, is empty, or is a BCF.
+    """
+    start = first_bytes(path).removeprefix(_BYTE_ORDER_MARK)
+    if not start:
+        raise UserError(f"{path}: is empty")
+    if start.startswith(b"BCF"):
+        raise UserError(
+            f"{path}: BCF is not read; turn it into a VCF first (bcftools view -Oz -o "
+            "variants.vcf.gz)"
+        )
+    return start.startswith((b"##", b"#CHROM"))
 
 
 def read_vcf(path: Path) -> VariantFile:

@@ -9,6 +9,7 @@ import torch
 from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.genome.fasta import read_records
+from evo2cli.genome.vcf import is_variants, read_vcf
 from evo2cli.training.recipe import find_recipe, read_recipe, read_shape
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import read_checkpoint
@@ -35,7 +36,7 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
         if path.suffix == ".toml":
             return _recipe_or_shape(path)
         if path.is_file() and not _is_checkpoint(path):
-            return _fasta(path)
+            return _vcf(path) if is_variants(path) else _fasta(path)
         if subject in PUBLISHED and not path.exists():
             shape = _model(published_config(subject))
             hub = PUBLISHED[subject].repository
@@ -74,11 +75,11 @@ def _model(config: ModelConfig) -> dict[str, Any]:
         "depth": config.depth,
         "parameters": parameters,
         "weights_bytes_bf16": parameters * BYTES,
-        "state_bytes_bf16": {str(length): _state_bytes(config, length) for length in LENGTHS},
+        "state_bytes_bf16": {str(length): state_bytes(config, length) for length in LENGTHS},
     }
 
 
-def _state_bytes(config: ModelConfig, length: int) -> int:
+def state_bytes(config: ModelConfig, length: int) -> int:
     """What one sequence of `length` tokens leaves in the cache, activations in bf16.
 
     Attention keeps a key and a value a token, Hyena-LI its fp32 modes, the FIRs their tails.
@@ -109,6 +110,14 @@ def _recipe_or_shape(path: Path) -> dict[str, Any]:
 def _tokens(path: Path) -> dict[str, Any]:
     manifest = TokenSet.open(path).manifest
     return {"kind": "tokens", "name": str(path), **manifest}
+
+
+def _vcf(path: Path) -> dict[str, Any]:
+    records, alleles = 0, 0
+    for record in read_vcf(path).records:
+        records += 1
+        alleles += len(record.alternates)
+    return {"kind": "VCF", "name": str(path), "records": records, "alleles": alleles}
 
 
 def _fasta(path: Path) -> dict[str, Any]:

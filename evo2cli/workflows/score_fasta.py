@@ -1,6 +1,5 @@
 """`evo2 score` of a FASTA: one log-likelihood a record."""
 
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from statistics import mean
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
-from evo2cli.genome.fasta import read_records
+from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.windows import upper_dna
 from evo2cli.workflows.likelihood import begin, fingerprint, proceed, require_finite
@@ -21,7 +20,6 @@ from evo2cli.workflows.score_options import Layout, ScoreOptions, Strand
 from stripedhyena2 import StripedHyena2
 
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
-_NOT_DNA = re.compile(rb"[^ACGTNRYSWKMBDHV]")
 _ODDITIES = {
     "empty": "hold no base",
     "long": "are longer than the context the model was trained on; beyond it, it extrapolates",
@@ -103,14 +101,8 @@ def score_record(
 def _read_dna(source: Path) -> Iterator[tuple[str, bytes]]:
     """Names and sequences, upper-case with T for U."""
     for record in read_records(source):
-        sequence = upper_dna(record.sequence)
-        wrong = _NOT_DNA.search(sequence)
-        if wrong:
-            raise UserError(
-                f"{source}: record {record.name!r} holds {wrong[0].decode(errors='replace')!r} at "
-                f"base {wrong.start() + 1}, which is no nucleotide; only DNA or RNA can be scored"
-            )
-        yield record.name, sequence
+        require_nucleotides(source, record)
+        yield record.name, upper_dna(record.sequence)
 
 
 def _traits(sequence: bytes, context: int) -> Iterator[str]:

@@ -49,7 +49,7 @@ def test_every_base_comes_back(tmp_path: Path) -> None:
     manifest = tokenize_files([file], tmp_path / "t", valid_fraction=0.2, test_fraction=0.2)
     found = documents(tmp_path / "t")
     assert set(found) == {"train", "valid", "test"}
-    assert sorted(sum(found.values(), [])) == sorted(sequences.values())
+    assert sorted(document for split in found.values() for document in split) == sorted(sequences.values())
     assert sum(s["bases"] for s in manifest["splits"].values()) == sum(map(len, sequences.values()))
     assert manifest["letters"]["N"] == sum(s.count(b"N") for s in sequences.values())
 

@@ -1,6 +1,7 @@
 """`evo2 train`: from a recipe and tokens to a model that loads, through kills and bad input."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from evo2cli.data.tokens import TokenWriter
 from evo2cli.errors import UserError
 from stripedhyena2 import load
 
-COMMAND = [sys.executable, "-c", "from evo2cli.app import main; main()", "train"]
+COMMAND = [sys.executable, "-m", "evo2cli", "train", "recipe.toml"]
 SHAPE = "stripes='SMLA'\nwidth=16\nnum_heads=2\nmlp_width=24\nnum_filter_groups=4\ncontext=256\n"
 RECIPE = """
 model = "tiny"
@@ -130,20 +131,21 @@ def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
     assert "holds a run with shape.stripes = 'SMLA', not 'SMLL'" in str(run().exception)
 
 
-def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None:
-    command = [*COMMAND, "recipe.toml", "--device", "cpu", "--set", "optimizer.steps=40"]
-    killed = subprocess.Popen(command, stderr=subprocess.PIPE)
+def test_kill_nine_and_the_same_command_give_the_same_bytes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    command = [*COMMAND, "--device", "cpu", "--set", "optimizer.steps=40"]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while killed.poll() is None and not list(place.glob("run/step-*/resume.pt")):
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
     assert not (place / "run" / "final").exists()
 
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "going on from step" in again.stderr
-    whole = [*command, "--output", "whole"]
-    subprocess.run(whole, capture_output=True, check=True)
+    subprocess.run([*command, "--output", "whole"], capture_output=True, check=True)
     for name in ("model.safetensors", "provenance.json", "config.toml"):
-        assert (place / "run/final" / name).read_bytes() == (
-            place / "whole/final" / name
-        ).read_bytes()
+        cut, whole = (place / folder / "final" / name for folder in ("run", "whole"))
+        assert cut.read_bytes() == whole.read_bytes(), name

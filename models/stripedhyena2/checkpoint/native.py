@@ -61,6 +61,8 @@ def _fill(checkpoint: Checkpoint, folder: Path) -> None:
     config = asdict(checkpoint.config)
     (folder / CONFIG).write_text(tomli_w.dumps(config), encoding="utf-8")
     save_torch_state_dict(checkpoint.tensors, folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # the library writes through a private temporary file
     if checkpoint.extra_state:
         blobs = {
             name: torch.from_numpy(np.frombuffer(blob, dtype=np.uint8).copy())

@@ -1,4 +1,4 @@
-"""Which windows make up a step: every base once an epoch, and step k without the steps before it."""
+"""The windows of a step: every base once an epoch, and step k without the steps before it."""
 
 import numpy as np
 import pytest

@@ -213,7 +213,7 @@ def test_without_validation_data_there_is_no_number(tmp_path: Path) -> None:
 
 
 def test_a_repeat_is_learned(tmp_path: Path) -> None:
-    recipe = make_recipe(tmp_path / "run", optimizer={"steps": 60})
+    recipe = make_recipe(tmp_path / "run", optimizer={"steps": 60}, checkpoint={"every": 60})
     trainer = make_trainer(recipe, np.frombuffer(b"ACGGTTA" * 300, np.uint8))
     trainer.run()
     losses = [record["bits"] for record in metrics(recipe)]

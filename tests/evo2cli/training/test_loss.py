@@ -1,6 +1,7 @@
 """What a window teaches, against an oracle that goes byte by byte."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def oracle(window: bytes, turned: bool, lowercase: float) -> list[tuple[str, str
     if turned:
         text = "".join(OPPOSITE[letter] for letter in reversed(text))
     lessons = []
-    for seen, following in zip(text, text[1:], strict=False):
+    for seen, following in pairwise(text):
         weight = 0.0
         if following in "ACGT\0":
             weight = 1.0

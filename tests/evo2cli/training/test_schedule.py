@@ -13,9 +13,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_minimum(
     steps: int, data: st.DataObject
 ) -> None:
     warmup = data.draw(st.integers(0, steps - 2))
-    recipe = Optimizer(
-        steps=steps, warmup_steps=warmup, learning_rate=3e-3, min_learning_rate=1e-4
-    )
+    recipe = Optimizer(steps=steps, warmup_steps=warmup, learning_rate=3e-3, min_learning_rate=1e-4)
     rates = [learning_rate(step, recipe) for step in range(steps)]
     assert rates[:warmup] == pytest.approx([3e-3 * (n + 1) / warmup for n in range(warmup)])
     assert rates[warmup] == pytest.approx(3e-3)

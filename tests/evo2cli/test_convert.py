@@ -1,0 +1,74 @@
+"""`evo2 convert`: there and back is the same file, and what cannot be is one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from evo2cli.app import app
+from evo2cli.errors import UserError
+from evo2cli.workflows.convert import convert_checkpoint
+from stripedhyena2 import StripedHyena2, load, save
+
+
+@pytest.fixture
+def native(tiny_model: StripedHyena2, tmp_path: Path) -> Path:
+    save(tiny_model, tmp_path / "native", {})
+    return tmp_path / "native"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_there_and_back(native: Path, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"released{suffix}"
+    first = convert_checkpoint(str(native), file)
+    second = convert_checkpoint(str(file), tmp_path / "back", config=str(file.with_suffix(".yml")))
+    assert (first["layout"], second["layout"]) == ("vortex", "native")
+    assert first["parameters"] == second["parameters"]
+    for name in ("config.toml", "model.safetensors"):
+        assert (tmp_path / "back" / name).read_bytes() == (native / name).read_bytes()
+    ids = torch.arange(65, 95)[None]
+    assert torch.equal(
+        load(native, dtype=torch.float64)(ids), load(tmp_path / "back", dtype=torch.float64)(ids)
+    )
+
+
+@pytest.mark.parametrize(
+    ("destination", "to", "message"),
+    [
+        ("out", "vortex", "written as a .pt or .safetensors file"),
+        ("out.pt", "native", "written as a folder"),
+        ("out.pt", "savanna", "--to savanna: not one of auto, native, vortex"),
+    ],
+)
+def test_impossible_targets_are_named(
+    native: Path, tmp_path: Path, destination: str, to: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        convert_checkpoint(str(native), tmp_path / destination, to=to)
+    assert not (tmp_path / destination).exists()
+
+
+def test_the_goldens_convert(shared: Path, tmp_path: Path) -> None:
+    source = shared / "goldens" / "pt-layout-7b"
+    result = CliRunner().invoke(
+        app,
+        [
+            "convert",
+            str(source / "pt-layout-7b.pt"),
+            str(tmp_path / "out"),
+            "--config",
+            str(source / "config.yml"),
+            "--json",
+        ],
+    )
+    assert result.exit_code == 0
+    assert '"stripes": "SMLA"' in result.stdout
+    ids = torch.arange(65, 95)[None]
+    direct = load(source / "pt-layout-7b.pt", config=source / "config.yml")
+    assert torch.equal(load(tmp_path / "out")(ids), direct(ids))
+
+
+def test_a_missing_source_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no model 'nowhere\.pt'"):
+        convert_checkpoint("nowhere.pt", tmp_path / "out")

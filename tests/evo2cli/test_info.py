@@ -1,0 +1,95 @@
+"""`evo2 info`: says what a thing is, in text and as JSON, or why it is none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from evo2cli.app import app
+from evo2cli.errors import UserError
+from evo2cli.workflows.info import describe
+from evo2cli.workflows.tokenize import tokenize_files
+from stripedhyena2 import ModelConfig, StripedHyena2, save
+
+ROOT = Path(__file__).parents[2]
+
+
+def info(*arguments: str) -> Any:
+    result = CliRunner().invoke(app, ["info", *arguments, "--json"])
+    if result.exception:
+        raise result.exception
+    return json.loads(result.stdout)
+
+
+def test_a_model(tiny_model: StripedHyena2, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    save(tiny_model, tmp_path / "model", {"license": "mine"})
+    found = info(str(tmp_path / "model"))
+    assert found["stripes"] == tiny_config.stripes
+    assert found["parameters"] == sum(p.numel() for p in tiny_model.parameters())
+    assert found["provenance"] == {"license": "mine"}
+
+
+def test_the_state_is_what_the_cache_holds(tiny_model: StripedHyena2) -> None:
+    import torch
+
+    from evo2cli.workflows.info import state_bytes
+
+    cache, length = tiny_model.new_cache(1), 50
+    with torch.no_grad():
+        tiny_model(torch.zeros(1, length, dtype=torch.long), cache=cache)
+    held = 0
+    for kind, past in zip(tiny_model.config.stripes, cache.pasts, strict=True):
+        for name, tensor in vars(past).items():
+            modes = kind == "L" and name == "inner"
+            held += tensor.numel() * (4 if modes else 2)
+    assert state_bytes(tiny_model.config, length) == held
+
+
+def test_a_published_name_needs_no_network() -> None:
+    found = info("evo2_40b")
+    assert found["parameters"] == 41_117_574_144
+    assert found["hub"] == "arcinstitute/evo2_40b"
+
+
+def test_a_recipe_and_a_shape() -> None:
+    recipe = info(str(ROOT / "recipes" / "toy.toml"))
+    assert recipe["kind"] == "recipe"
+    assert recipe["shape"]["stripes"] == "SMLA"
+    shape = info(str(ROOT / "recipes" / "models" / "evo2_7b.toml"))
+    assert shape["parameters"] == 6_581_722_880
+
+
+def test_tokens_and_fasta(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(">a\nACGT\n>b\nGG\n")
+    tokenize_files([tmp_path / "g.fa"], tmp_path / "tokens", valid_fraction=0)
+    assert info(str(tmp_path / "tokens"))["splits"]["train"]["bases"] == 6
+    fasta = info(str(tmp_path / "g.fa"))
+    assert (fasta["kind"], fasta["records"], fasta["bases"]) == ("FASTA", 2, 6)
+
+
+def test_text_shows_every_stripe() -> None:
+    result = CliRunner().invoke(app, ["info", "evo2_7b"])
+    assert result.exit_code == 0
+    assert "SMLASMLSMLASMLSMLASMLSMLASMLSMLA" in result.stdout
+    assert "6,581,722,880" in result.stdout
+
+
+def test_the_awkward_files(shared: Path) -> None:
+    for file in sorted((shared / "data" / "zoo").glob("*/*")):
+        try:
+            found = describe(str(file))
+        except UserError as error:
+            assert file.name in str(error), file.name  # noqa: PT017 # either outcome is right
+        else:
+            assert found["kind"] in ("FASTA", "VCF"), file.name
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.toml", "."])
+def test_what_is_nothing_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=name if name != "." else "holds no config.toml"):
+        describe(name)
