@@ -3,13 +3,15 @@
 train.bin            uint8; documents back to back, case kept, each followed by one byte 0
 train.offsets.npy    int64 [documents + 1]; where each document starts, then the size of the .bin
 valid.*, test.*      the same, where such a split holds a document
-documents.tsv        split, index, name, source, strand, length, sha256 of the canonical sequence
+documents.tsv        split, index, name, source, strand, length, content_sha256 of each document
 manifest.json        what it was made from and how, counts, sha256 of each .bin; written last
 """
 
 import hashlib
 import json
 import shutil
+from array import array
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -17,15 +19,17 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from evo2cli.data.splits import SPLITS
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import reverse_complement
 
 FORMAT = 1
-SPLITS = ("train", "valid", "test")
 END_OF_DOCUMENT = b"\0"
 MANIFEST, DOCUMENTS = "manifest.json", "documents.tsv"
 _COLUMNS = ("split", "index", "name", "source", "strand", "length", "sha256")
 
 
+@dataclass(frozen=True)
 class Split:
     """The documents of one split.
 
@@ -34,15 +38,15 @@ class Split:
         offsets: Where each document starts, and last the size of the .bin.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.tokens: npt.NDArray[np.uint8] = np.memmap(folder / f"{name}.bin", np.uint8, "r")
-        self.offsets: npt.NDArray[np.int64] = np.load(folder / f"{name}.offsets.npy")
+    tokens: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
 
 
 class TokenSet:
     """A folder that `evo2 tokenize` wrote.
 
     Attributes:
+        folder: Where it lies.
         manifest: What manifest.json says.
         splits: The names of the splits that hold a document.
     """
@@ -67,25 +71,56 @@ class TokenSet:
             ) from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise UserError(f"{folder / MANIFEST}: not of token format {FORMAT}; tokenize again")
-        for name, facts in manifest["splits"].items():
-            expected = facts["bases"] + facts["documents"]
-            file = folder / f"{name}.bin"
-            found = file.stat().st_size if file.is_file() else 0
-            if found != expected or not (folder / f"{name}.offsets.npy").is_file():
-                raise UserError(
-                    f"{file}: {found:,} bytes, the manifest says {expected:,}; tokenize again"
-                )
-        return cls(folder, manifest)
+        tokens = cls(folder, manifest)
+        for name in tokens.splits:
+            tokens.split(name)
+        return tokens
 
     def split(self, name: str) -> Split:
         """The documents of one of `splits`.
 
         Raises:
-            UserError: There is no such split.
+            UserError: There is no such split, or its files are not as the manifest says.
         """
         if name not in self.splits:
             raise UserError(f"{self.folder}: no {name} split, only {', '.join(self.splits)}")
-        return Split(self.folder, name)
+        facts = self.manifest["splits"][name]
+        file = self.folder / f"{name}.bin"
+        size = facts["bases"] + facts["documents"] * len(END_OF_DOCUMENT)
+        try:
+            offsets: npt.NDArray[np.int64] = np.load(file.with_suffix(".offsets.npy"))
+            found = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{file}: unreadable or without its offsets ({error})") from None
+        if found != (size, (facts["documents"] + 1,), [size]):
+            raise UserError(
+                f"{file}: {found[0]:,} bytes, the manifest says {size:,} in {facts['documents']:,} "
+                "documents; tokenize again"
+            )
+        return Split(np.memmap(file, np.uint8, "r"), offsets)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A sequence to be written.
+
+    Attributes:
+        name: Of its record.
+        source: Name of its file.
+        strand: "+" as read, "-" the reverse complement.
+        sequence: DNA letters, case kept.
+        sha256: Its `content_sha256`; both strands share it.
+    """
+
+    name: str
+    source: str
+    strand: str
+    sequence: bytes
+    sha256: str
+
+    def reverse_complement(self) -> "Document":
+        """The document of the other strand of one as read."""
+        return replace(self, strand="-", sequence=reverse_complement(self.sequence))
 
 
 class TokenWriter:
@@ -93,14 +128,17 @@ class TokenWriter:
 
     Everything goes to a hidden folder beside `folder`, which `finish` renames. A killed run leaves
     only the hidden one, and the next run starts it anew.
+
+    Args:
+        folder: Where the token set shall be; absent or empty.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._partial = folder.with_name(f".{folder.name}.partial")
+        self.folder = folder.resolve()
+        self._partial = self.folder.with_name(f".{self.folder.name}.partial")
         self._files: dict[str, IO[bytes]] = {}
         self._hashes = {name: hashlib.sha256() for name in SPLITS}
-        self._offsets: dict[str, list[int]] = {name: [0] for name in SPLITS}
+        self._offsets = {name: array("q", [0]) for name in SPLITS}
 
     def __enter__(self) -> "TokenWriter":
         shutil.rmtree(self._partial, ignore_errors=True)
@@ -109,22 +147,21 @@ class TokenWriter:
         self._documents.write("\t".join(_COLUMNS) + "\n")
         return self
 
-    def add(
-        self, split: str, sequence: bytes, *, name: str, source: str, strand: str, sha256: str
-    ) -> None:
+    def add(self, split: str, document: Document) -> None:
         """Append one document to a split."""
         if split not in self._files:
             self._files[split] = (self._partial / f"{split}.bin").open("wb")
-        for part in (sequence, END_OF_DOCUMENT):
+        for part in (document.sequence, END_OF_DOCUMENT):
             self._files[split].write(part)
             self._hashes[split].update(part)
         offsets = self._offsets[split]
-        row = (split, len(offsets) - 1, name, source, strand, len(sequence), sha256)
-        offsets.append(offsets[-1] + len(sequence) + len(END_OF_DOCUMENT))
-        self._documents.write("\t".join(map(str, row)) + "\n")
+        length = len(document.sequence)
+        row = (split, len(offsets) - 1, document.name, document.source, document.strand, length)
+        offsets.append(offsets[-1] + length + len(END_OF_DOCUMENT))
+        self._documents.write("\t".join(map(str, row)) + f"\t{document.sha256}\n")
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Complete the folder under its name, in place of an earlier token set.
+        """Complete the folder under its name.
 
         Args:
             facts: What else the manifest shall say.
@@ -147,8 +184,6 @@ class TokenWriter:
         manifest = {"format": FORMAT, **facts, "splits": ordered}
         text = json.dumps(manifest, indent=2) + "\n"
         (self._partial / MANIFEST).write_text(text, encoding="utf-8")
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
         self._partial.rename(self.folder)
         return manifest
 
@@ -165,22 +200,3 @@ class TokenWriter:
         self._documents.close()
         for file in self._files.values():
             file.close()
-
-
-_COMMON = b"ACGTNacgtn"
-_COUNT_BLOCK = 1 << 17
-
-
-def count_bytes(sequence: bytes) -> npt.NDArray[np.int64]:
-    """How often each byte occurs, [256]."""
-    array = np.frombuffer(sequence, np.uint8)
-    counts = np.zeros(256, np.int64)
-    # Comparing a block in the cache with each common letter beats one histogram several times.
-    for start in range(0, len(array), _COUNT_BLOCK):
-        block = array[start : start + _COUNT_BLOCK]
-        common = [np.count_nonzero(block == letter) for letter in _COMMON]
-        if sum(common) == len(block):
-            counts[list(_COMMON)] += common
-        else:
-            counts += np.bincount(block, minlength=256)
-    return counts

@@ -1,5 +1,7 @@
 """The letters of DNA, and the other strand."""
 
+from collections.abc import Iterator
+
 ACGT = b"ACGT"
 IUPAC = b"ACGTRYSWKMBDHVN"  # bases, ambiguity codes and N, upper case
 LETTERS = IUPAC + IUPAC.lower()
@@ -8,6 +10,7 @@ RNA_LETTERS = b"Uu"
 _COMPLEMENT = bytes.maketrans(
     LETTERS + RNA_LETTERS, b"TGCAYRSWMKVHDBN" + b"tgcayrswmkvhdbn" + b"Aa"
 )
+_LOOK, _PIECE = 64, 1 << 18  # bases
 _RNA_TO_DNA = bytes.maketrans(RNA_LETTERS, b"Tt")
 
 
@@ -21,20 +24,22 @@ def to_dna(sequence: bytes) -> bytes:
     return sequence.translate(_RNA_TO_DNA)
 
 
-def canonical(sequence: bytes) -> bytes:
+def canonical_pieces(sequence: bytes) -> Iterator[bytes]:
     """The same upper-case bytes for a DNA sequence and for its reverse complement.
 
-    It is the strand that sorts first; a few bases from both ends decide that, so the other strand
-    is made only when it is the answer.
+    It is the strand that sorts first, given piece by piece to stay in the cache; a few bases from
+    both ends decide which strand that is.
     """
-    upper = sequence.upper()
-    step = 64
-    for start in range(0, len(upper), step):
-        end = len(upper) - start
-        head, tail = (
-            upper[start : start + step],
-            reverse_complement(upper[max(0, end - step) : end]),
-        )
-        if head != tail:
-            return upper if head < tail else reverse_complement(upper)
-    return upper
+    looks = zip(_upper(sequence, _LOOK), _upper_reverse(sequence, _LOOK), strict=True)
+    is_first = next((ahead < back for ahead, back in looks if ahead != back), True)
+    return (_upper if is_first else _upper_reverse)(sequence, _PIECE)
+
+
+def _upper(sequence: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(sequence), size):
+        yield sequence[start : start + size].upper()
+
+
+def _upper_reverse(sequence: bytes, size: int) -> Iterator[bytes]:
+    for end in range(len(sequence), 0, -size):
+        yield reverse_complement(sequence[max(0, end - size) : end]).upper()

@@ -1,4 +1,4 @@
-"""From FASTA to tokens on disk."""
+"""`evo2 tokenize`: from FASTA to tokens on disk."""
 
 import hashlib
 import time
@@ -12,55 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from evo2cli import __version__, console
-from evo2cli.data.tokens import MANIFEST, SPLITS, TokenSet, TokenWriter, count_bytes
+from evo2cli.data.letters import count_bytes
+from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
+from evo2cli.data.tokens import MANIFEST, Document, TokenSet, TokenWriter
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import LETTERS, canonical, reverse_complement
-from evo2cli.genome.fasta import Record, read_records
+from evo2cli.genome.alphabet import RNA_LETTERS, to_dna
+from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
 
-_RNA_TO_DNA = bytes.maketrans(b"Uu", b"Tt")
-_PROTEIN_ONLY = b"EFILPQXZ"
-_HASH_RANGE = float(2**64)
-_IS_LETTER = np.isin(np.arange(256), list(LETTERS))
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """Which split a sequence belongs to.
-
-    The same for a sequence, its copies and its reverse complement, on every machine: it is decided
-    by a hash of the content alone.
-
-    Attributes:
-        valid_fraction: Of the sequences, that go to valid.
-        test_fraction: Of the sequences, that go to test.
-        reverse_complement: Whether each document is followed by its reverse complement.
-    """
-
-    valid_fraction: float
-    test_fraction: float
-    reverse_complement: bool
-
-    def __post_init__(self) -> None:
-        if min(self.valid_fraction, self.test_fraction) < 0 or (
-            self.valid_fraction + self.test_fraction > 1
-        ):
-            raise UserError(
-                f"--valid-fraction {self.valid_fraction} and --test-fraction {self.test_fraction} "
-                "must be 0 or more, and 1 at most together"
-            )
-
-    def split(self, sha256: str) -> str:
-        """The split of the sequence whose canonical form has this hash."""
-        place = int(sha256[:16], 16) / _HASH_RANGE
-        if place < self.valid_fraction:
-            return "valid"
-        return "test" if place < self.valid_fraction + self.test_fraction else "train"
+_DEFAULT_VALID = 0.05
+_BLOCK = 1 << 20
 
 
 @dataclass
-class Notes:
-    """What was met on the way: counts that are worth a line at the end, and of every byte."""
+class Tally:
+    """What was met on the way: the letters of what was written (one strand), and oddities."""
 
     letters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
     empty: int = 0
@@ -94,6 +60,9 @@ def tokenize_files(
 ) -> dict[str, Any]:
     """Write the sequences of FASTA files as a token set.
 
+    A token set that is already there, from files of the same names and hashes with the same
+    options, is left as it is.
+
     Args:
         inputs: FASTA files; `-` is stdin.
         output: The folder to make.
@@ -108,169 +77,167 @@ def tokenize_files(
     Raises:
         UserError: An input is no DNA, an option is out of range, or `output` is taken.
     """
-    fraction = (0.0 if valid else 0.05) if valid_fraction is None else valid_fraction
-    rule = SplitRule(fraction, test_fraction, reverse_complement)
-    sources = [_describe(path, "train") for path in inputs]
-    sources += [_describe(path, "valid") for path in valid]
-    facts = {"made_by": f"evo2cli {__version__}", "options": asdict(rule), "sources": sources}
+    if valid_fraction is None:
+        valid_fraction = 0.0 if valid else _DEFAULT_VALID
+    rule = SplitRule(valid_fraction, test_fraction)
+    _check_free(output)
+    facts = {
+        "made_by": f"evo2cli {__version__}",
+        "options": {**asdict(rule), "reverse_complement": reverse_complement},
+        "sources": _describe_sources({"train": inputs, "valid": valid}),
+    }
     earlier = _already_there(output, facts)
     if earlier is not None:
         console.say(f"{output}: already there, from the same files with the same options")
         return earlier
-    started, notes = time.perf_counter(), Notes()
+    started, tally = time.perf_counter(), Tally()
+    size = sum(source["bytes"] or 0 for source in facts["sources"])
     try:
-        size = sum(source["bytes"] or 0 for source in sources)
         with (
             TokenWriter(output) as writer,
             console.progress("tokenize", size or None, "bytes") as bar,
         ):
-            held_out = _write_all(valid, writer, rule, notes, bar.advance, "valid", frozenset())
-            _write_all(inputs, writer, rule, notes, bar.advance, None, held_out)
-            letters = {chr(byte): int(n) for byte, n in enumerate(notes.letters) if n}
+            for split, document in _distribute(inputs, valid, rule, tally, bar.advance):
+                tally.letters += count_bytes(document.sequence)
+                writer.add(split, document)
+                if reverse_complement:
+                    writer.add(split, document.reverse_complement())
+            if not tally.letters.any():
+                names = ", ".join(map(str, [*inputs, *valid]))
+                raise UserError(f"{names}: no record holds a base; give FASTA with sequence")
+            letters = {chr(byte): int(count) for byte, count in enumerate(tally.letters) if count}
             manifest = writer.finish({**facts, "letters": letters})
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
-    notes.tell()
-    _tell(manifest, output, rule, time.perf_counter() - started)
+    tally.tell()
+    _tell(manifest, output, time.perf_counter() - started)
     return manifest
 
 
-def _describe(path: Path, role: str) -> dict[str, Any]:
-    """Name, size and hash of an input; stdin has only a name."""
-    if path == STDIN:
-        return {"name": "-", "role": role, "bytes": None, "sha256": None}
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {
-            "name": path.name,
-            "role": role,
-            "bytes": path.stat().st_size,
-            "sha256": digest,
-        }
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+def _check_free(output: Path) -> None:
+    """Refuse a destination that holds anything but a token set.
+
+    Raises:
+        UserError: It does.
+    """
+    if output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST).is_file()):
+        return
+    if output.exists():
+        raise UserError(f"{output}: exists and is no token set; choose another -o")
 
 
 def _already_there(output: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of an earlier run that made the same; None when `output` is free.
 
     Raises:
-        UserError: `output` holds something else.
+        UserError: `output` holds other tokens.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not (output / MANIFEST).is_file():
         return None
-    if (output / MANIFEST).is_file():
-        manifest = TokenSet.open(output).manifest
-        hashed = all(source["sha256"] for source in facts["sources"])
-        if hashed and all(manifest[key] == facts[key] for key in ("options", "sources")):
-            return manifest
-        raise UserError(
-            f"{output}: holds tokens of other files or options; remove it or choose another -o"
-        )
-    raise UserError(f"{output}: exists and is no token set; choose another -o")
+    manifest = TokenSet.open(output).manifest
+    is_known = all(source["sha256"] for source in facts["sources"])
+    if is_known and all(manifest.get(key) == facts[key] for key in ("options", "sources")):
+        return manifest
+    raise UserError(
+        f"{output}: holds tokens of other files or options; remove it or choose another -o"
+    )
 
 
-def _write_all(
-    paths: Sequence[Path],
-    writer: TokenWriter,
-    rule: SplitRule,
-    notes: Notes,
-    advance: Callable[[float], None],
-    split: str | None,
-    held_out: frozenset[str],
-) -> frozenset[str]:
-    """Write every record of `paths`, to `split` or where the rule says.
-
-    Args:
-        paths: FASTA files.
-        writer: Takes the documents.
-        rule: Decides where `split` is None.
-        notes: Counts what was met.
-        advance: Moves the progress bar by bytes read.
-        split: Where all records go, if not None.
-        held_out: Hashes of sequences that are left out.
-
-    Returns:
-        The hashes of all sequences written.
-    """
-    written = set()
-    for path in paths:
-        names: set[str] = set()
-        for name, sequence in _clean_records(path, notes, advance):
-            notes.repeated_names += name in names
-            names.add(name)
-            sha256 = hashlib.sha256(canonical(sequence)).hexdigest()
-            if sha256 in held_out:
-                notes.in_valid += 1
-                continue
-            written.add(sha256)
-            place = split or rule.split(sha256)
-            strands = {"+": sequence}
-            if rule.reverse_complement:
-                strands["-"] = reverse_complement(sequence)
-            for strand, document in strands.items():
-                writer.add(
-                    place,
-                    document,
-                    name=name,
-                    source=path.name,
-                    strand=strand,
-                    sha256=sha256,
-                )
-    return frozenset(written)
-
-
-def _clean_records(
-    path: Path, notes: Notes, advance: Callable[[float], None]
-) -> Iterator[tuple[str, bytes]]:
-    """Name and sequence of the records that hold DNA, with U written as T.
+def _describe_sources(paths: dict[str, Sequence[Path]]) -> list[dict[str, Any]]:
+    """Name, role, size and hash of every input; stdin has only a name and a role.
 
     Raises:
-        UserError: A record holds anything else.
+        UserError: One cannot be read.
     """
+    described = [(role, path) for role, group in paths.items() for path in group]
+    try:
+        sizes = [0 if path == STDIN else path.stat().st_size for _, path in described]
+        with console.progress("hash", sum(sizes), "bytes") as bar:
+            return [
+                {
+                    "name": path.name,
+                    "role": role,
+                    "bytes": None if path == STDIN else size,
+                    "sha256": None if path == STDIN else _file_sha256(path, bar.advance),
+                }
+                for (role, path), size in zip(described, sizes, strict=True)
+            ]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def _file_sha256(path: Path, advance: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
+
+
+def _distribute(
+    inputs: Sequence[Path],
+    valid: Sequence[Path],
+    rule: SplitRule,
+    tally: Tally,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[str, Document]]:
+    """Every document with its split; what stands in a `valid` file goes nowhere else."""
+    held_out = set()
+    for path in valid:
+        for document in _read_documents(path, tally, advance):
+            held_out.add(document.sha256)
+            yield "valid", document
+    for path in inputs:
+        for document in _read_documents(path, tally, advance):
+            if document.sha256 in held_out:
+                tally.in_valid += 1
+            else:
+                yield rule.split(document.sha256), document
+
+
+def _read_documents(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[Document]:
+    """The records that hold a base, with U written as T.
+
+    Raises:
+        UserError: A record holds anything but nucleotides.
+    """
+    names = set()
     for record in read_records(path, advance):
-        sequence = record.sequence
-        if not sequence:
-            notes.empty += 1
+        tally.repeated_names += record.name in names
+        names.add(record.name)
+        if not record.sequence:
+            tally.empty += 1
             continue
-        counts = count_bytes(sequence)
-        if counts[list(b"Uu")].any():
-            notes.rna += 1
-            sequence = sequence.translate(_RNA_TO_DNA)
-            counts = count_bytes(sequence)
-        strange = bytes(np.flatnonzero(counts * ~_IS_LETTER).tolist())
-        if strange:
-            raise UserError(f"{path}: {_accuse(record, strange)}")
-        notes.letters += counts
-        yield record.name, sequence
+        require_nucleotides(path, record)
+        sequence = record.sequence
+        if any(letter in sequence for letter in RNA_LETTERS):
+            tally.rna += 1
+            sequence = to_dna(sequence)
+        yield Document(record.name, path.name, "+", sequence, content_sha256(sequence))
 
 
-def _accuse(record: Record, strange: bytes) -> str:
-    """Name the first byte of a record that is one of the `strange`."""
-    place, letter = min((record.sequence.index(byte), byte) for byte in strange)
-    where = f"record {record.name!r}: {chr(letter)!r} at position {place + 1:,}"
-    if letter in _PROTEIN_ONLY + _PROTEIN_ONLY.lower():
-        return f"{where} is no nucleotide; this looks like protein"
-    if letter in b"-.*":
-        return f"{where} is an alignment gap; remove the gaps first"
-    return f"{where} is no nucleotide letter (A, C, G, T, U, N or an IUPAC code)"
-
-
-def _tell(manifest: dict[str, Any], output: Path, rule: SplitRule, seconds: float) -> None:
+def _tell(manifest: dict[str, Any], output: Path, seconds: float) -> None:
     splits = manifest["splits"]
     bases = sum(split["bases"] for split in splits.values())
     parts = ", ".join(
         f"{name} {facts['documents']:,} documents {facts['bases']:,} bases"
         for name, facts in splits.items()
     )
-    console.say(f"{output}: {parts}; {bases / 1e6 / max(seconds, 1e-9):,.0f} MB/s")
+    console.say(f"{output}: {parts}; {bases / 1e6 / seconds:,.0f} million bases a second")
     top = Counter(manifest["letters"]).most_common(6)
     console.say("letters: " + ", ".join(f"{letter} {count:,}" for letter, count in top))
-    asked = {"valid": rule.valid_fraction, "test": rule.test_fraction}
-    for name in SPLITS[1:]:
-        if asked[name] and name not in splits:
+    options = manifest["options"]
+    ways_out = {
+        "train": "lower the fractions of the others",
+        "valid": "raise --valid-fraction, or name files for it with --valid",
+        "test": "raise --test-fraction",
+    }
+    shares = {"valid": options["valid_fraction"], "test": options["test_fraction"]}
+    shares["train"] = 1 - sum(shares.values())
+    for name in SPLITS:
+        if shares[name] and name not in splits:
             console.warn(
-                f"the {name} split is empty: few sequences were given and all fell into train; "
-                f"name files for it with --valid, or raise --{name}-fraction"
+                f"the {name} split is empty: there are too few sequences, and whole ones are "
+                f"split; {ways_out[name]}"
             )

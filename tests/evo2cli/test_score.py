@@ -19,7 +19,6 @@ from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserErro
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.vcf import Status
-from evo2cli.workflows import results, score_variants
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
 from stripedhyena2 import StripedHyena2, save
@@ -354,48 +353,6 @@ def test_a_score_that_is_no_number_names_the_record_and_the_layer(phix, model, t
     with pytest.raises(UntrustedNumericsError, match=r"NC_001422.1:222 C>T.*blocks\.2"):
         run(phix, str(tmp_path / "broken"))
     assert not phix.with_name("phix174.vcf.out.jsonl").exists()
-
-
-# --- stopped and started again
-
-
-def test_a_broken_run_goes_on_and_gives_the_same_bytes(phix, checkpoint, monkeypatch):
-    whole = run(phix, checkpoint, ".vcf").read_bytes()
-    output = phix.with_name("phix174.vcf.out.vcf")
-    output.unlink()
-    compute, calls = score_variants.VariantScorer.score, []
-
-    def failing(self, record):
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        calls.append(record.start)
-        return compute(self, record)
-
-    monkeypatch.setattr(score_variants.VariantScorer, "score", failing)
-    with pytest.raises(KeyboardInterrupt):
-        run(phix, checkpoint, ".vcf")
-    assert not output.exists()
-    journal = output.with_name(f"{output.name}.journal")
-    journal.write_bytes(journal.read_bytes() + b'["torn')
-
-    def counting(self, record):
-        calls.append(record.start)
-        return compute(self, record)
-
-    monkeypatch.setattr(score_variants.VariantScorer, "score", counting)
-    assert run(phix, checkpoint, ".vcf").read_bytes() == whole
-    assert len(calls) == len(set(calls)) == 39
-    assert not journal.exists()
-
-
-def test_a_journal_of_other_settings_is_not_used(phix, checkpoint):
-    expected = run(phix, checkpoint, window=50).read_bytes()
-    journal = phix.with_name("phix174.vcf.out.jsonl.journal")
-    with results.open_journal(journal.with_suffix(""), ["other settings"]) as recall:
-        recall("NC_001422.1:222 C>T", list)
-        kept = journal.read_bytes()
-    journal.write_bytes(kept)
-    assert run(phix, checkpoint, window=50).read_bytes() == expected
 
 
 def test_kill_9_leaves_no_half_output_and_the_rerun_gives_the_same_bytes(phix, checkpoint):

@@ -13,11 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from evo2cli.app import app
-from evo2cli.data.tokens import TokenSet, count_bytes
+from evo2cli.data.letters import count_bytes
+from evo2cli.data.splits import SplitRule
+from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from evo2cli.workflows.tokenize import SplitRule, tokenize_files
+from evo2cli.workflows.tokenize import tokenize_files
 
 
 def write_fasta(path: Path, sequences: dict[str, bytes]) -> Path:
@@ -49,7 +51,9 @@ def test_every_base_comes_back(tmp_path: Path) -> None:
     manifest = tokenize_files([file], tmp_path / "t", valid_fraction=0.2, test_fraction=0.2)
     found = documents(tmp_path / "t")
     assert set(found) == {"train", "valid", "test"}
-    assert sorted(document for split in found.values() for document in split) == sorted(sequences.values())
+    assert sorted(document for split in found.values() for document in split) == sorted(
+        sequences.values()
+    )
     assert sum(s["bases"] for s in manifest["splits"].values()) == sum(map(len, sequences.values()))
     assert manifest["letters"]["N"] == sum(s.count(b"N") for s in sequences.values())
 
@@ -142,7 +146,7 @@ def test_rna_is_written_as_dna(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("fractions", [(-0.1, 0.0), (0.6, 0.6)], ids=str)
 def test_impossible_fractions_are_refused(fractions: tuple[float, float]) -> None:
     with pytest.raises(UserError, match="must be 0 or more, and 1 at most together"):
-        SplitRule(*fractions, reverse_complement=False)
+        SplitRule(*fractions)
 
 
 def test_an_empty_split_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

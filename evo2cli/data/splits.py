@@ -1,0 +1,49 @@
+"""Which split a sequence belongs to: decided by its content alone, so that no copy of it leaks."""
+
+import hashlib
+from dataclasses import dataclass
+
+from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import canonical_pieces
+
+SPLITS = ("train", "valid", "test")
+_HASH_RANGE = float(2**64)
+
+
+def content_sha256(sequence: bytes) -> str:
+    """A hash shared by a DNA sequence, its soft-masked copies and their reverse complements."""
+    digest = hashlib.sha256()
+    for piece in canonical_pieces(sequence):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """The share of the sequences that each split gets; the rest is train.
+
+    Attributes:
+        valid_fraction: 0 to 1.
+        test_fraction: 0 to 1.
+
+    Raises:
+        UserError: A fraction is negative, or both come to more than 1.
+    """
+
+    valid_fraction: float
+    test_fraction: float
+
+    def __post_init__(self) -> None:
+        both = self.valid_fraction, self.test_fraction
+        if not (min(both) >= 0 and sum(both) <= 1):
+            raise UserError(
+                f"--valid-fraction {self.valid_fraction} and --test-fraction {self.test_fraction} "
+                "must be 0 or more, and 1 at most together"
+            )
+
+    def split(self, sha256: str) -> str:
+        """The split of the sequence with this `content_sha256`, the same on every machine."""
+        place = int(sha256[:16], 16) / _HASH_RANGE
+        if place < self.valid_fraction:
+            return "valid"
+        return "test" if place < self.valid_fraction + self.test_fraction else "train"
