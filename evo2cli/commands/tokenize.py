@@ -20,7 +20,9 @@ def tokenize(
         float | None,
         typer.Option(help="Of the sequences, held out. Default: 0.05, or 0 with --valid."),
     ] = None,
-    test_fraction: Annotated[float, typer.Option(help="Of the sequences, held out twice.")] = 0.0,
+    test_fraction: Annotated[
+        float, typer.Option(help="Of the sequences, kept for a final test.")
+    ] = 0.0,
     reverse_complement: Annotated[
         bool, typer.Option("--reverse-complement", help="Write both strands of every sequence.")
     ] = False,

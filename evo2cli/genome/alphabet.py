@@ -10,7 +10,7 @@ RNA_LETTERS = b"Uu"
 _COMPLEMENT = bytes.maketrans(
     LETTERS + RNA_LETTERS, b"TGCAYRSWMKVHDBN" + b"tgcayrswmkvhdbn" + b"Aa"
 )
-_LOOK, _PIECE = 64, 1 << 18  # bases
+_LOOK, _PIECE = 1 << 12, 1 << 18  # bases
 _RNA_TO_DNA = bytes.maketrans(RNA_LETTERS, b"Tt")
 
 

@@ -115,9 +115,11 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
         texts.append(text.translate(None, _BLANKS) if texts else text)
 
     for block in chain(blocks, [_BORDER]):
-        *closing, rest = (carried + block).split(_BORDER)
-        for text in closing:
-            add(text)
+        text = carried + block
+        # Asking for one byte costs nothing; looking for two in every line does.
+        *closing, rest = text.split(_BORDER) if b">" in text else [text]
+        for last in closing:
+            add(last)
             yield texts
             texts = []
         if texts or b"\n" in rest:

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy.typing as npt
 import torch
@@ -24,9 +24,11 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.schedule import learning_rate
 from evo2cli.training.state import RunFolder
 from stripedhyena2 import StripedHyena2, trainable
+from stripedhyena2.diagnosis import first_nonfinite_layer
 
 Forward = Callable[[Tensor], Tensor]
 NATS_PER_BIT = math.log(2)
+_WAY_OUT = "lower learning_rate, or delete the newest checkpoints to go on from before"
 
 
 @dataclass(frozen=True)
@@ -129,39 +131,52 @@ class Trainer:
         ids, targets, weights = read_windows(
             self._to_device(windows), self._to_device(reverse), self.train_weights
         )
-        total_weight = weights.sum().clamp_min(1e-6)
         rate = learning_rate(step, self.recipe.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        loss = self._differentiate(ids, targets, weights).item()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.recipe.optimizer.clip, foreach=True
+        ).item()
+        if not math.isfinite(loss + norm):
+            self._refuse(step + 1, loss, norm, ids)
+        self.optimizer.step()
+        tokens = batch.sequences * batch.length
+        return {
+            "step": step + 1,
+            "loss": loss,
+            "bits": loss / NATS_PER_BIT,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens": (step + 1) * tokens,
+            "rate": round(tokens / (time.perf_counter() - started)),
+        }
+
+    def _differentiate(self, ids: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Leave a step's gradient in the parameters, and return its loss: nats per unit of weight.
+
+        The weight of all micro-batches together divides, so that how a step is cut does not matter.
+        """
         self.optimizer.zero_grad()
+        micro = self.recipe.batch.micro
+        total_weight = weights.sum().clamp_min(1e-6)
         loss = torch.zeros((), device=self.device)
-        for start in range(0, batch.sequences, batch.micro):
-            rows = slice(start, start + batch.micro)
+        for start in range(0, len(ids), micro):
+            rows = slice(start, start + micro)
             with self._autocast():
                 logits = self.forward(ids[rows])
             part = weighted_loss(logits, targets[rows], weights[rows]) / total_weight
             part.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
             loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.recipe.optimizer.clip, foreach=True
-        )
-        loss_value, norm_value = loss.item(), norm.item()
-        self._refuse_nonfinite(step + 1, loss_value, norm_value)
-        self.optimizer.step()
-        tokens = batch.sequences * batch.length
-        return {
-            "step": step + 1,
-            "loss": loss_value,
-            "bits": loss_value / NATS_PER_BIT,
-            "learning_rate": rate,
-            "gradient_norm": norm_value,
-            "tokens": (step + 1) * tokens,
-            "rate": round(tokens / (time.perf_counter() - started)),
-        }
+        return loss
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Bits per base on the fixed windows, every A, C, G and T the same; None without any."""
+        """Bits per base on the fixed windows, every A, C, G and T the same; None without any.
+
+        Raises:
+            UntrustedNumericsError: They are not finite.
+        """
         weight_of_byte = target_weights(lowercase_weight=1.0)
         weight_of_byte[0] = 0
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -174,7 +189,12 @@ class Trainer:
                 logits = self.model(ids)
             loss += weighted_loss(logits, targets, weights)
             total += weights.sum()
-        return (loss / total).item() / NATS_PER_BIT if total else None
+        if not total:
+            return None
+        bits = (loss / total).item() / NATS_PER_BIT
+        if not math.isfinite(bits):
+            raise UntrustedNumericsError(f"validation: the loss is not finite; {_WAY_OUT}")
+        return bits
 
     def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -186,15 +206,21 @@ class Trainer:
         narrow = self.recipe.precision.compute == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow)
 
-    def _refuse_nonfinite(self, step: int, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
+    def _refuse(self, step: int, loss: float, norm: float, ids: Tensor) -> NoReturn:
+        """Stop the run, naming the layer or else the gradient that is not finite."""
+        with self._autocast():
+            parts = torch.split(ids, self.recipe.batch.micro)
+            layers = [first_nonfinite_layer(self.model, part) for part in parts]
         named = self.model.named_parameters()
-        bad = [n for n, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
-        where = f"the gradient of {bad[0]}" if bad else "the loss"
+        bad = [f"the output of {layer}" for layer in layers if layer]
+        bad += [
+            f"the gradient of {name}"
+            for name, parameter in named
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
         raise UntrustedNumericsError(
-            f"step {step}: {where} is not finite (loss {loss}, gradient norm {norm}); "
-            "lower learning_rate, or go on from an earlier checkpoint"
+            f"step {step}: {bad[0] if bad else 'the loss'} is not finite (loss {loss}, gradient "
+            f"norm {norm}); {_WAY_OUT}"
         )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pysam
+from Bio.bgzf import BgzfWriter
 
 from evo2cli import console
 from evo2cli.errors import UserError
@@ -32,7 +32,9 @@ def open_output(path: Path | None) -> Iterator[Write]:
         return
     part = path.with_name(f"{path.name}.part")
     with _explained(path):
-        stream = pysam.BGZFile(str(part), "wb", None) if path.suffix == ".gz" else part.open("wb")
+        file = part.open("wb")
+        # Biopython declares no types for it.
+        stream = BgzfWriter(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[no-untyped-call]
 
     def write(data: bytes) -> None:
         with _explained(path):
@@ -44,7 +46,7 @@ def open_output(path: Path | None) -> Iterator[Write]:
             stream.close()
             part.replace(path)
     finally:
-        stream.close()
+        file.close()
         part.unlink(missing_ok=True)
 
 

@@ -38,6 +38,7 @@ from stripedhyena2 import StripedHyena2
 
 DEFAULT_WINDOW = 8192
 MUCH_MISMATCH = 0.01  # share of REFs that the genome denies; above, it is likely another build
+FEW_MISMATCHES = 3  # as many prove nothing, however small the file
 
 # The INFO fields, a value for each allele: type and meaning.
 FIELDS = {
@@ -282,7 +283,7 @@ def _report(options: ScoreOptions, counts: Counter[str]) -> None:
     console.say(f"{total - skipped:,} of {total:,} alleles scored" + (listed and f": {listed}"))
     denied = counts[Status.REF_MISMATCH]
     checked = total - skipped + denied
-    if denied > MUCH_MISMATCH * checked:
+    if denied > max(FEW_MISMATCHES, MUCH_MISMATCH * checked):
         console.warn(
             f"the reference contradicts REF of {denied:,} of {checked:,} alleles: is it ANOTHER "
             "GENOME BUILD than the VCF was made for?"

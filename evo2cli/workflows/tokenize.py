@@ -4,48 +4,94 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from evo2cli import __version__, console
 from evo2cli.data.letters import count_bytes
 from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
 from evo2cli.data.tokens import MANIFEST, Document, TokenSet, TokenWriter
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import RNA_LETTERS, to_dna
+from evo2cli.genome.alphabet import LETTERS, to_dna
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
 
 _DEFAULT_VALID = 0.05
+_NOT_DNA = ~np.isin(np.arange(256), list(LETTERS))
 _BLOCK = 1 << 20
 
 
-@dataclass
-class Tally:
-    """What was met on the way: the letters of what was written (one strand), and oddities."""
+class DocumentReader:
+    """Reads the documents of FASTA files, and counts what it met.
 
-    letters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
-    empty: int = 0
-    rna: int = 0
-    repeated_names: int = 0
-    in_valid: int = 0
+    Args:
+        advance: Called with the number of stored bytes read since its last call.
+    """
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._letters = np.zeros(256, np.int64)
+        self._empty = self._rna = self._repeated_names = self._in_valid = 0
+
+    @property
+    def letters(self) -> dict[str, int]:
+        """How often each letter was met, U counted as T."""
+        return {chr(byte): int(count) for byte, count in enumerate(self._letters) if count}
+
+    def distribute(
+        self, inputs: Sequence[Path], valid: Sequence[Path], rule: SplitRule
+    ) -> Iterator[tuple[str, Document]]:
+        """Every document with its split; what stands in a `valid` file goes nowhere else."""
+        held_out = set()
+        for path in valid:
+            for document in self.read(path):
+                held_out.add(document.sha256)
+                yield "valid", document
+        for path in inputs:
+            for document in self.read(path):
+                if document.sha256 in held_out:
+                    self._in_valid += 1
+                else:
+                    yield rule.split(document.sha256), document
+
+    def read(self, path: Path) -> Iterator[Document]:
+        """The records of `path` that hold a base, with T for U.
+
+        Raises:
+            UserError: A record holds anything but nucleotides.
+        """
+        names = set()
+        for record in read_records(path, self._advance):
+            self._repeated_names += record.name in names
+            names.add(record.name)
+            if not record.sequence:
+                self._empty += 1
+                continue
+            sequence = record.sequence
+            counts = count_bytes(sequence)
+            if counts[_NOT_DNA].any():
+                require_nucleotides(path, record)
+                self._rna += 1
+                sequence = to_dna(sequence)
+                counts = count_bytes(sequence)
+            self._letters += counts
+            yield Document(record.name, path.name, "+", sequence, content_sha256(sequence))
 
     def tell(self) -> None:
-        """Say each of them that happened."""
-        if self.empty:
-            console.say(f"{self.empty:,} empty records skipped")
-        if self.rna:
-            console.say(f"{self.rna:,} RNA records: U was written as T")
-        if self.repeated_names:
-            console.warn(f"{self.repeated_names:,} records carry a name met before in their file")
-        if self.in_valid:
+        """Say what was odd."""
+        if self._empty:
+            console.say(f"{self._empty:,} empty records skipped")
+        if self._rna:
+            console.say(f"{self._rna:,} RNA records: U was written as T")
+        if self._repeated_names:
+            console.warn(f"{self._repeated_names:,} records carry a name met before in their file")
+        if self._in_valid:
             console.warn(
-                f"{self.in_valid:,} training sequences stand in the validation files too (or their "
-                "reverse complements do): left out of train"
+                f"{self._in_valid:,} training sequences stand in the validation files too (or "
+                "their reverse complements do): left out of train"
             )
 
 
@@ -64,7 +110,7 @@ def tokenize_files(
     options, is left as it is.
 
     Args:
-        inputs: FASTA files; `-` is stdin.
+        inputs: FASTA files; `-` is stdin, pipes are read too.
         output: The folder to make.
         valid: FASTA files whose sequences all go to the valid split.
         valid_fraction: Of the sequences of `inputs`; None is 0.05, or 0 with `valid` files.
@@ -80,36 +126,32 @@ def tokenize_files(
     if valid_fraction is None:
         valid_fraction = 0.0 if valid else _DEFAULT_VALID
     rule = SplitRule(valid_fraction, test_fraction)
-    _check_free(output)
-    facts = {
-        "made_by": f"evo2cli {__version__}",
-        "options": {**asdict(rule), "reverse_complement": reverse_complement},
-        "sources": _describe_sources({"train": inputs, "valid": valid}),
-    }
-    earlier = _already_there(output, facts)
-    if earlier is not None:
-        console.say(f"{output}: already there, from the same files with the same options")
-        return earlier
-    started, tally = time.perf_counter(), Tally()
-    size = sum(source["bytes"] or 0 for source in facts["sources"])
+    options = {**asdict(rule), "reverse_complement": reverse_complement}
     try:
+        _check_free(output)
+        sources = _describe_sources({"train": inputs, "valid": valid})
+        facts = {"made_by": f"evo2cli {__version__}", "options": options, "sources": sources}
+        earlier = _already_there(output, facts)
+        if earlier is not None:
+            console.say(f"{output}: already there, from the same files with the same options")
+            return earlier
+        size = sum(source["bytes"] or 0 for source in sources)
         with (
             TokenWriter(output) as writer,
             console.progress("tokenize", size or None, "bytes") as bar,
         ):
-            for split, document in _distribute(inputs, valid, rule, tally, bar.advance):
-                tally.letters += count_bytes(document.sequence)
+            started, reader = time.perf_counter(), DocumentReader(bar.advance)
+            for split, document in reader.distribute(inputs, valid, rule):
                 writer.add(split, document)
                 if reverse_complement:
                     writer.add(split, document.reverse_complement())
-            if not tally.letters.any():
+            if not reader.letters:
                 names = ", ".join(map(str, [*inputs, *valid]))
                 raise UserError(f"{names}: no record holds a base; give FASTA with sequence")
-            letters = {chr(byte): int(count) for byte, count in enumerate(tally.letters) if count}
-            manifest = writer.finish({**facts, "letters": letters})
+            manifest = writer.finish({**facts, "letters": reader.letters})
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
-    tally.tell()
+    reader.tell()
     _tell(manifest, output, time.perf_counter() - started)
     return manifest
 
@@ -144,77 +186,34 @@ def _already_there(output: Path, facts: dict[str, Any]) -> dict[str, Any] | None
 
 
 def _describe_sources(paths: dict[str, Sequence[Path]]) -> list[dict[str, Any]]:
-    """Name, role, size and hash of every input; stdin has only a name and a role.
+    """Name, role, size and hash of every input; of a pipe only name and role are known.
 
     Raises:
         UserError: One cannot be read.
     """
-    described = [(role, path) for role, group in paths.items() for path in group]
+    roles = [(role, path) for role, group in paths.items() for path in group]
+    files = {path for _, path in roles if path != STDIN and path.is_file()}
+    total = sum(path.stat().st_size for _, path in roles if path in files)
+    described = []
+    with console.progress("hash", total, "bytes") as bar:
+        for role, path in roles:
+            size, sha256 = _file_sha256(path, bar.advance) if path in files else (None, None)
+            described.append({"name": path.name, "role": role, "bytes": size, "sha256": sha256})
+    return described
+
+
+def _file_sha256(path: Path, advance: Callable[[int], None]) -> tuple[int, str]:
+    """Size and hash of a file."""
+    size, digest = 0, hashlib.sha256()
     try:
-        sizes = [0 if path == STDIN else path.stat().st_size for _, path in described]
-        with console.progress("hash", sum(sizes), "bytes") as bar:
-            return [
-                {
-                    "name": path.name,
-                    "role": role,
-                    "bytes": None if path == STDIN else size,
-                    "sha256": None if path == STDIN else _file_sha256(path, bar.advance),
-                }
-                for (role, path), size in zip(described, sizes, strict=True)
-            ]
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                size += len(block)
+                advance(len(block))
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
-
-
-def _file_sha256(path: Path, advance: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            advance(len(block))
-    return digest.hexdigest()
-
-
-def _distribute(
-    inputs: Sequence[Path],
-    valid: Sequence[Path],
-    rule: SplitRule,
-    tally: Tally,
-    advance: Callable[[int], None],
-) -> Iterator[tuple[str, Document]]:
-    """Every document with its split; what stands in a `valid` file goes nowhere else."""
-    held_out = set()
-    for path in valid:
-        for document in _read_documents(path, tally, advance):
-            held_out.add(document.sha256)
-            yield "valid", document
-    for path in inputs:
-        for document in _read_documents(path, tally, advance):
-            if document.sha256 in held_out:
-                tally.in_valid += 1
-            else:
-                yield rule.split(document.sha256), document
-
-
-def _read_documents(path: Path, tally: Tally, advance: Callable[[int], None]) -> Iterator[Document]:
-    """The records that hold a base, with U written as T.
-
-    Raises:
-        UserError: A record holds anything but nucleotides.
-    """
-    names = set()
-    for record in read_records(path, advance):
-        tally.repeated_names += record.name in names
-        names.add(record.name)
-        if not record.sequence:
-            tally.empty += 1
-            continue
-        require_nucleotides(path, record)
-        sequence = record.sequence
-        if any(letter in sequence for letter in RNA_LETTERS):
-            tally.rna += 1
-            sequence = to_dna(sequence)
-        yield Document(record.name, path.name, "+", sequence, content_sha256(sequence))
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return size, digest.hexdigest()
 
 
 def _tell(manifest: dict[str, Any], output: Path, seconds: float) -> None:

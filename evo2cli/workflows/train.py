@@ -12,7 +12,7 @@ from evo2cli import __version__, console
 from evo2cli.data.loader import Bytes
 from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
-from evo2cli.training.loop import Trainer
+from evo2cli.training.loop import Outcome, Trainer
 from evo2cli.training.recipe import Recipe, find_recipe, read_recipe, read_shape
 from evo2cli.workflows.models import open_model, pick_device
 from stripedhyena2 import StripedHyena2, save
@@ -42,8 +42,7 @@ def train_recipe(
     if output is not None:
         recipe = recipe.model_copy(update={"output": output})
     sets = {str(folder): TokenSet.open(folder) for folder in recipe.data.tokens}
-    model = _start(recipe, path, device)
-    trainer = _trainer(recipe, path, model, sets)
+    trainer = _trainer(recipe, path, _start(recipe, path, device), sets)
     summary = _finished(trainer.folder.final)
     if summary is not None:
         console.say(f"{recipe.output}: finished already; remove it to train again")
@@ -55,14 +54,9 @@ def train_recipe(
             f"{path}: batch.micro_sequences = {recipe.batch.micro} windows of {recipe.batch.length}"
             f" do not fit the memory of {trainer.device}; use fewer"
         ) from None
-    summary = {
-        "steps": outcome.step,
-        "trained_tokens": outcome.step * recipe.batch.sequences * recipe.batch.length,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "valid_bits": outcome.valid_bits,
-    }
+    summary = _summary(trainer, outcome)
     if outcome.finished:
-        save(model, trainer.folder.final, {**summary, **_provenance(recipe, path, sets)})
+        save(trainer.model, trainer.folder.final, {**summary, **_provenance(recipe, path, sets)})
     return {"output": str(recipe.output), "finished": outcome.finished, **summary}
 
 
@@ -108,7 +102,14 @@ def _arrays(sets: dict[str, TokenSet], split: str) -> list[Bytes]:
     return [tokens.split(split).tokens for tokens in sets.values() if split in tokens.splits]
 
 
-SUMMARY = ("steps", "trained_tokens", "parameters", "valid_bits")
+def _summary(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
+    batch = trainer.recipe.batch
+    return {
+        "steps": outcome.step,
+        "trained_tokens": outcome.step * batch.sequences * batch.length,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "valid_bits": outcome.valid_bits,
+    }
 
 
 def _finished(final: Path) -> dict[str, Any] | None:
@@ -117,7 +118,8 @@ def _finished(final: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     provenance = json.loads(file.read_text(encoding="utf-8"))
-    return {key: provenance[key] for key in SUMMARY}
+    keys = ("steps", "trained_tokens", "parameters", "valid_bits")
+    return {key: provenance[key] for key in keys}
 
 
 def _provenance(recipe: Recipe, path: Path, sets: dict[str, TokenSet]) -> dict[str, Any]:

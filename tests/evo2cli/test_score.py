@@ -328,8 +328,14 @@ def test_the_reference_comes_from_the_option_or_from_the_header(tmp_path, phix, 
 
 
 def test_a_mismatch_can_be_an_error_and_much_of_it_is_told(phix, checkpoint, capsys):
+    text = phix.read_text()
     run(phix, checkpoint)
-    assert "GENOME BUILD" in capsys.readouterr().err
+    assert "BUILD" not in capsys.readouterr().err
+    denied = next(line for line in text.splitlines() if "ref_mismatch" in line)
+    phix.write_text(text + 4 * f"{denied}\n")
+    run(phix, checkpoint)
+    assert "BUILD" in capsys.readouterr().err
+    phix.write_text(text)
     with pytest.raises(UserError, match=r"NC_001422\.1:2000 A>C"):
         run(phix, checkpoint, ".tsv", on_ref_mismatch="error")
     assert not phix.with_name("phix174.vcf.out.tsv").exists()

@@ -123,9 +123,9 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sequence", "message"),
     [
-        (b"ACGTMEFL", "'E' at position 6 is no nucleotide; this looks like protein"),
-        (b"ACG-T", "'-' at position 4 is an alignment gap"),
-        (b"AC?GT", r"'\?' at position 3 is no nucleotide letter"),
+        (b"ACGTMEFL", "'E' at position 6: this looks like protein"),
+        (b"ACG-T", "'-' at position 4: an alignment gap"),
+        (b"AC?GT", r"'\?' at position 3: no nucleotide letter"),
         (b"UU*", r"'\*' at position 3"),
     ],
 )

@@ -220,11 +220,24 @@ def test_a_repeat_is_learned(tmp_path: Path) -> None:
     assert losses[-1] < 0.5
 
 
-def test_a_bad_number_stops_the_run_and_names_step_and_parameter(tmp_path: Path) -> None:
-    recipe = make_recipe(tmp_path / "run")
-    trainer = make_trainer(recipe)
+def test_a_bad_number_stops_the_run_and_names_step_and_place(tmp_path: Path) -> None:
+    trainer = make_trainer(make_recipe(tmp_path / "run"))
+    weight = trainer.model.get_parameter("blocks.2.mlp.up.weight")
     with torch.no_grad():
-        trainer.model.blocks[2].mlp.up.weight[0, 0] = math.nan
-    with pytest.raises(UntrustedNumericsError, match=r"^step 1: the gradient of .* is not finite"):
+        weight[0, 0] = math.nan
+    with pytest.raises(
+        UntrustedNumericsError, match=r"^step 1: the output of blocks\.2\.mlp\.up is not finite"
+    ):
         trainer.run()
+    with pytest.raises(UntrustedNumericsError, match="validation: the loss is not finite"):
+        trainer.validate()
     assert trainer.folder.newest() is None
+
+
+def test_a_bad_gradient_of_a_good_loss_is_named(tmp_path: Path) -> None:
+    trainer = make_trainer(make_recipe(tmp_path / "run"))
+    trainer.model.get_parameter("norm.scale").register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(
+        UntrustedNumericsError, match=r"^step 1: the gradient of norm\.scale is not finite"
+    ):
+        trainer.run()
