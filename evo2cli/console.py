@@ -60,8 +60,14 @@ def write_description(description: Mapping[str, Any], indent: int = 0) -> None:
         elif key.rpartition("_")[0].endswith("bytes") or label.strip().isdigit():
             line.append(f"{value / 2**30:,.3f} GiB")
         else:
-            line.append(f"{value:,}" if type(value) is int else str(value))
+            line.append(f"{value:,}" if type(value) is int else _plain(value))
         out.print(line)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 class ProgressBar:

@@ -10,6 +10,8 @@ _BLOCK = 1 << 17  # stays in the cache
 def count_bytes(sequence: bytes) -> npt.NDArray[np.int64]:
     """How often each byte occurs, [256]."""
     array = np.frombuffer(sequence, np.uint8)
+    if len(array) < _BLOCK:
+        return np.bincount(array, minlength=256)
     counts = np.zeros(256, np.int64)
     for start in range(0, len(array), _BLOCK):
         block = array[start : start + _BLOCK]

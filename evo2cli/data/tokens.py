@@ -53,7 +53,11 @@ class TokenSet:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
-        self.splits: tuple[str, ...] = tuple(manifest["splits"])
+        self._counts = {
+            name: (int(facts["documents"]), int(facts["bases"]))
+            for name, facts in manifest["splits"].items()
+        }
+        self.splits: tuple[str, ...] = tuple(self._counts)
 
     @classmethod
     def open(cls, folder: Path) -> "TokenSet":
@@ -71,7 +75,10 @@ class TokenSet:
             ) from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise UserError(f"{folder / MANIFEST}: not of token format {FORMAT}; tokenize again")
-        tokens = cls(folder, manifest)
+        try:
+            tokens = cls(folder, manifest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / MANIFEST}: damaged ({error}); tokenize again") from None
         for name in tokens.splits:
             tokens.split(name)
         return tokens
@@ -84,18 +91,20 @@ class TokenSet:
         """
         if name not in self.splits:
             raise UserError(f"{self.folder}: no {name} split, only {', '.join(self.splits)}")
-        facts = self.manifest["splits"][name]
+        documents, bases = self._counts[name]
         file = self.folder / f"{name}.bin"
-        size = facts["bases"] + facts["documents"] * len(END_OF_DOCUMENT)
+        size = bases + documents * len(END_OF_DOCUMENT)
         try:
             offsets: npt.NDArray[np.int64] = np.load(file.with_suffix(".offsets.npy"))
             found = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{file}: unreadable or without its offsets ({error})") from None
-        if found != (size, (facts["documents"] + 1,), [size]):
             raise UserError(
-                f"{file}: {found[0]:,} bytes, the manifest says {size:,} in {facts['documents']:,} "
-                "documents; tokenize again"
+                f"{file}: it or its offsets cannot be read ({error}); tokenize again"
+            ) from None
+        if found != (size, (documents + 1,), [size]):
+            raise UserError(
+                f"{file}: {found[0]:,} bytes in {len(offsets) - 1:,} documents, but the manifest "
+                f"says {size:,} in {documents:,}; tokenize again"
             )
         return Split(np.memmap(file, np.uint8, "r"), offsets)
 

@@ -17,7 +17,7 @@ _OTHER_FORMATS = {
     b"##fileformat=VCF": "is a VCF, not FASTA",
     b"LOCUS": "is GenBank; convert it to FASTA first",
 }
-_PROTEIN_ONLY = b"EFILPQXZefilpqxz"
+_PROTEIN_ONLY = frozenset(b"EFILPQZefilpqz")
 _GAPS = b"-.*"
 
 
@@ -72,7 +72,8 @@ def explain_not_fasta(opening: bytes) -> str:
         if opening.startswith(beginning):
             return verdict
     line = opening.splitlines()[0][:40].decode("utf-8", "replace")
-    return f"is not FASTA: it starts with {line!r}, not with '>'; remove what is before the first >"
+    way_out = "remove what is before the first >" if _BORDER in opening else "give a FASTA file"
+    return f"is not FASTA: it starts with {line!r}, not with '>'; {way_out}"
 
 
 def require_nucleotides(path: Path | str, record: Record) -> None:
@@ -85,7 +86,7 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
     if not strange:
         return
     letter = strange[:1]
-    if letter in _PROTEIN_ONLY:
+    if not _PROTEIN_ONLY.isdisjoint(strange):
         verdict = "this looks like protein; give nucleotides"
     elif letter in _GAPS:
         verdict = "an alignment gap; remove the gaps first (seqkit seq -g)"

@@ -32,7 +32,7 @@ def read_blocks(path: Path, advance: Callable[[int], None] | None = None) -> Ite
         while True:
             block = stream.read(_BLOCK)
             yield block
-            if advance is not None and path != STDIN:
+            if advance is not None and raw.seekable():
                 advance(raw.tell() - position)
                 position = raw.tell()
             if not block:

@@ -80,6 +80,8 @@ def _trainer(
 ) -> Trainer:
     """The trainer over all token sets, with a word on what it is going to do."""
     train, valid = _arrays(sets, "train"), _arrays(sets, "valid")
+    if not train:
+        raise UserError(f"{', '.join(sets)}: no train split; tokenize with less held out")
     facts = {
         "shape": asdict(model.config),
         "tokens": {folder: tokens.manifest["splits"] for folder, tokens in sets.items()},

@@ -1,10 +1,12 @@
 """Tokens give the genome back, splits do not leak, and a second run changes nothing."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,8 +16,7 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.data.letters import count_bytes
-from evo2cli.data.splits import SplitRule
-from evo2cli.data.tokens import TokenSet
+from evo2cli.data.tokens import TokenSet, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
@@ -143,12 +144,6 @@ def test_rna_is_written_as_dna(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "1 RNA records" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fractions", [(-0.1, 0.0), (0.6, 0.6)], ids=str)
-def test_impossible_fractions_are_refused(fractions: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match="must be 0 or more, and 1 at most together"):
-        SplitRule(*fractions)
-
-
 def test_an_empty_split_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
     tokenize_files([file], tmp_path / "t", valid_fraction=1e-9)
@@ -159,21 +154,6 @@ def test_letters_are_counted_in_any_mixture() -> None:
     for text in (b"", b"ACGT" * 100_000, bytes(range(256)) * 1000):
         expected = np.bincount(np.frombuffer(text, np.uint8), minlength=256)
         assert (count_bytes(text) == expected).all()
-
-
-@pytest.mark.parametrize("harm", ["no manifest", "short", "format"])
-def test_a_damaged_token_set_is_named(tmp_path: Path, harm: str) -> None:
-    folder = tmp_path / "t"
-    tokenize_files([write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})], folder, valid_fraction=0)
-    if harm == "no manifest":
-        (folder / "manifest.json").unlink()
-    elif harm == "short":
-        (folder / "train.bin").write_bytes(b"A")
-    else:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(UserError, match=str(folder)):
-        TokenSet.open(folder)
 
 
 def test_a_killed_run_starts_over_cleanly(tmp_path: Path) -> None:
@@ -191,6 +171,63 @@ def test_a_killed_run_starts_over_cleanly(tmp_path: Path) -> None:
     for path in (tmp_path / "again").iterdir():
         assert path.read_bytes() == (tmp_path / "t" / path.name).read_bytes(), path.name
     assert not partial.exists()
+
+
+def test_json_is_the_manifest(tmp_path: Path) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
+    arguments = ["tokenize", str(file), "-o", str(tmp_path / "t"), "--json"]
+    for _ in ("made", "already there"):
+        result = CliRunner().invoke(app, arguments)
+        assert json.loads(result.stdout) == TokenSet.open(tmp_path / "t").manifest
+
+
+def test_stdin_and_pipes_give_what_the_file_gives(tmp_path: Path) -> None:
+    file = write_fasta(tmp_path / "g.fa", random_sequences(5))
+    tokenize_files([file], tmp_path / "file", valid_fraction=0)
+    command = [sys.executable, "-m", "evo2cli", "tokenize", "-", "-o", str(tmp_path / "stdin")]
+    subprocess.run([*command, "--valid-fraction", "0"], input=file.read_bytes(), check=True)
+    os.mkfifo(tmp_path / "pipe")
+    feeder = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(file.read_bytes()))
+    feeder.start()
+    tokenize_files([tmp_path / "pipe"], tmp_path / "fifo", valid_fraction=0)
+    feeder.join()
+    expected = documents(tmp_path / "file")
+    assert documents(tmp_path / "stdin") == documents(tmp_path / "fifo") == expected
+
+
+def test_files_without_a_base_are_refused(tmp_path: Path) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"a": b"", "b": b" "})
+    with pytest.raises(UserError, match=r"g\.fa: no record holds a base"):
+        tokenize_files([file], tmp_path / "t")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_oddities_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "g.fa").write_bytes(b">a\nACGT\n>\n>a 2\nGGT\n>a 3\nGGA\n")
+    tokenize_files([tmp_path / "g.fa"], tmp_path / "t")
+    told = capsys.readouterr().err
+    assert "1 empty records skipped" in told
+    assert "2 records carry a name met before" in told
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(TokenWriter, "add", fail)
+    with pytest.raises(UserError, match=r"t: cannot be written \(No space left on device"):
+        tokenize_files([file], tmp_path / "t")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("taken", ["g.fa", ".", "g.fa/t"])
+def test_a_place_that_is_taken_is_named(tmp_path: Path, taken: str) -> None:
+    file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
+    with pytest.raises(UserError, match=taken):
+        tokenize_files([file], tmp_path / taken)
+    assert file.read_bytes() == b">a\nACGT\n"
 
 
 def test_the_awkward_files(shared: Path, tmp_path: Path) -> None:

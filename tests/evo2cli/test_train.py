@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from evo2cli.commands.train import train
-from evo2cli.data.tokens import TokenWriter
 from evo2cli.errors import UserError
+from evo2cli.workflows.tokenize import tokenize_files
 from stripedhyena2 import load
 
 COMMAND = [sys.executable, "-m", "evo2cli", "train", "recipe.toml"]
@@ -46,18 +47,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a recipe, its shape and its tokens; the current one."""
     (tmp_path / "tiny.toml").write_text(SHAPE)
     (tmp_path / "recipe.toml").write_text(RECIPE)
-    write_tokens(tmp_path / "tokens", seed=0, splits=("train", "valid"))
+    write_tokens(tmp_path / "tokens")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def write_tokens(folder: Path, *, seed: int, splits: tuple[str, ...]) -> None:
+def write_tokens(folder: Path, *, seed: int = 0, bases: int = 700, held_out: float = 0) -> None:
     random = np.random.default_rng(seed)
-    with TokenWriter(folder) as writer:
-        for split in splits:
-            sequence = bytes(random.choice(list(b"ACGTacgt"), 700).astype(np.uint8))
-            writer.add(split, sequence, name="x", source="x.fa", strand="+", sha256="")
-        writer.finish({})
+    for name in ("train", "valid"):
+        sequence = bytes(random.choice(list(b"ACGTacgt"), bases).astype(np.uint8))
+        folder.with_name(f"{name}.fa").write_bytes(b">x\n" + sequence + b"\n")
+    fasta, valid = folder.with_name("train.fa"), folder.with_name("valid.fa")
+    tokenize_files([fasta], folder, valid=[valid], valid_fraction=held_out)
 
 
 def run(*arguments: str) -> Result:
@@ -100,7 +101,7 @@ def test_a_model_starts_from_the_weights_of_another(place: Path) -> None:
     ("arguments", "message"),
     [
         (["--set", "data.tokens=['nowhere']"], "nowhere: no token set"),
-        (["--set", "data.tokens=['held']"], "held: .*no train split|0 tokens hold no window"),
+        (["--set", "data.tokens=['held']"], "held: no train split"),
         (["--set", "batch.length=300"], "length = 300 is longer than the model's context of 256"),
         (["--set", "batch.length=256", "--set", "data.tokens=['short']"], "hold no window of 256"),
         (["--device", "abacus"], "--device abacus: not available"),
@@ -111,10 +112,8 @@ def test_a_model_starts_from_the_weights_of_another(place: Path) -> None:
 def test_what_cannot_run_is_said_in_one_line(
     place: Path, arguments: list[str], message: str
 ) -> None:
-    write_tokens(place / "held", seed=1, splits=("valid",))
-    with TokenWriter(place / "short") as writer:
-        writer.add("train", b"ACGT" * 20, name="x", source="x.fa", strand="+", sha256="")
-        writer.finish({})
+    write_tokens(place / "held", held_out=1)
+    write_tokens(place / "short", bases=80)
     result = run(*arguments)
     assert isinstance(result.exception, UserError), result.output
     assert re.search(message, str(result.exception))
@@ -123,10 +122,12 @@ def test_what_cannot_run_is_said_in_one_line(
 
 def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
     assert run().exit_code == 0
-    write_tokens(place / "tokens", seed=5, splits=("train", "valid"))
+    shutil.rmtree(place / "tokens")
+    write_tokens(place / "tokens", seed=5)
     result = run()
     assert "holds a run with tokens.tokens.train.sha256" in str(result.exception)
-    write_tokens(place / "tokens", seed=0, splits=("train", "valid"))
+    shutil.rmtree(place / "tokens")
+    write_tokens(place / "tokens")
     (place / "tiny.toml").write_text(SHAPE.replace("SMLA", "SMLL"))
     assert "holds a run with shape.stripes = 'SMLA', not 'SMLL'" in str(run().exception)
 

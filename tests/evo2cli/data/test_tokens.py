@@ -50,9 +50,8 @@ def test_what_is_written_is_read(
 
 
 def test_an_unfinished_set_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), TokenWriter(tmp_path / "t") as writer:
+    with TokenWriter(tmp_path / "t") as writer:
         writer.add("train", Document("a", "g.fa", "+", b"ACGT", ""))
-        raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
