@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(tokenize.tokenize)
+app.command(cls=tokenize.Tokenize)(tokenize.tokenize)
 app.command()(train.train)
 app.command()(score.score)
 app.command()(generate.generate)

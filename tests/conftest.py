@@ -1,6 +1,10 @@
 """What every test may lean on: where the shared material lies, and small models."""
 
+import os
 from pathlib import Path
+
+# Small tensors: more threads only wait for each other, here and in the processes tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

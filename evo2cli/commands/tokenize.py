@@ -1,11 +1,30 @@
 """`evo2 tokenize`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from evo2cli import console
+
+
+class Tokenize(typer.core.TyperCommand):
+    """`--valid a.fa b.fa` takes every file up to the next option, as a shell's `*.fa` gives them.
+
+    Otherwise all but the first of them would be read as training data.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Spell `--valid` out before each of its files."""
+        spelled: list[str] = []
+        held_out = False
+        for position, argument in enumerate(args):
+            is_option = argument.startswith("-") and argument != "-"
+            if held_out and not is_option and args[position - 1] != "--valid":
+                spelled.append("--valid")
+            spelled.append(argument)
+            held_out = argument == "--valid" if is_option else held_out
+        return super().parse_args(ctx, spelled)
 
 
 def tokenize(
@@ -14,7 +33,7 @@ def tokenize(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
     valid: Annotated[
-        list[Path] | None, typer.Option(help="FASTA whose sequences are held out; repeatable.")
+        list[Path] | None, typer.Option(help="FASTA files to hold out: all up to the next option.")
     ] = None,
     valid_fraction: Annotated[
         float | None,

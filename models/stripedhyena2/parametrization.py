@@ -25,6 +25,9 @@ class DecayingPoles(nn.Module):
         return torch.log(-log_poles_DS)
 
 
+SMALLEST_WINDOW = 1e-6  # short contexts would underflow, and taps under a zero could not be found
+
+
 class DecayWindow(nn.Module):
     """taps = free taps * exp(-rate_g * n / (context - 1)), rates log-spaced in [0.01, 100]."""
 
@@ -33,16 +36,15 @@ class DecayWindow(nn.Module):
     def __init__(self, num_groups: int, num_taps: int, context: int) -> None:
         super().__init__()
         rate_G1 = torch.logspace(-2, 2, num_groups)[:, None]
-        self.register_buffer(
-            "window_GK", torch.exp(-rate_G1 * torch.arange(num_taps) / (context - 1))
-        )
+        window_GK = torch.exp(-rate_G1 * torch.arange(num_taps) / (context - 1))
+        self.register_buffer("window_GK", window_GK.clamp_min(SMALLEST_WINDOW))
 
     def forward(self, free_taps_GK: Tensor) -> Tensor:
         """Fold."""
         return free_taps_GK * self.window_GK
 
     def right_inverse(self, taps_GK: Tensor) -> Tensor:
-        """Unfold; the window is nowhere zero in fp32 within its 128 taps."""
+        """Unfold."""
         return taps_GK / self.window_GK
 
 

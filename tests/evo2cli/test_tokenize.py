@@ -248,3 +248,29 @@ def test_the_awkward_files(shared: Path, tmp_path: Path) -> None:
     assert (
         outcomes["bp_aster.pro"] == outcomes["fastqs.fq"] == outcomes["biotite_invalid.fasta"] == 1
     )
+
+
+def test_valid_takes_every_file_a_pattern_gives(tmp_path: Path) -> None:
+    for number, sequence in enumerate(random_sequences(4).values()):
+        write_fasta(tmp_path / f"{number}.fa", {"s": sequence})
+    files = [str(tmp_path / f"{number}.fa") for number in range(4)]
+    orders = [
+        [*files[:2], "--valid", *files[2:], "-o"],
+        ["--valid", *files[2:], "--test-fraction", "0", *files[:2], "-o"],
+        [
+            files[0],
+            "--valid",
+            files[2],
+            "--valid",
+            files[3],
+            "--reverse-complement",
+            files[1],
+            "-o",
+        ],
+    ]
+    for number, order in enumerate(orders):
+        folder = tmp_path / f"t{number}"
+        assert CliRunner().invoke(app, ["tokenize", *order, str(folder)]).exit_code == 0
+        found = documents(folder)
+        strands = 2 if "--reverse-complement" in order else 1
+        assert [len(found[split]) for split in ("train", "valid")] == [2 * strands, 2 * strands]

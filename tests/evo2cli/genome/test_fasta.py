@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
 from evo2cli.genome import source
-from evo2cli.genome.fasta import Record, read_records
+from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 
 
 def records_of(path: Path) -> list[tuple[str, bytes]]:
@@ -121,3 +121,21 @@ def test_what_is_no_fasta_is_named(tmp_path: Path, content: bytes, message: str)
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         list(read_records(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (b"acgXT", "'X' at position 4: no nucleotide letter"),
+        (b"MKXLE", "'X' at position 3: this looks like protein"),
+        (b"AC-GT", "'-' at position 3: an alignment gap"),
+        ("ACÅ".encode("latin-1"), "'Å' at position 3: no nucleotide letter"),
+    ],
+)
+def test_the_first_strange_letter_is_named(sequence: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=f"in.fa: record 'a': {message}"):
+        require_nucleotides("in.fa", Record("a", "", sequence))
+
+
+def test_every_nucleotide_letter_is_welcome() -> None:
+    require_nucleotides("in.fa", Record("a", "", b"ACGTURYSWKMBDHVNacgturyswkmbdhvn"))
