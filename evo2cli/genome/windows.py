@@ -8,11 +8,10 @@ its own window. Positions are 0-based and half-open, letters upper-case with T f
 
 from dataclasses import dataclass
 
-from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.alphabet import reverse_complement, to_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 
-_U_TO_T = bytes.maketrans(b"U", b"T")
 # VCF writes an ambiguous base of the genome as the alphabetically first it may stand for.
 _FIRST_OF_AMBIGUOUS = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
 
@@ -58,7 +57,7 @@ class WindowPair:
 
 def upper_dna(sequence: bytes) -> bytes:
     """The letters the model was trained on: upper case, T for U."""
-    return sequence.upper().translate(_U_TO_T)
+    return to_dna(sequence.upper())
 
 
 def agrees(allele: bytes, genome: bytes) -> bool:

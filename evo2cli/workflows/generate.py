@@ -9,8 +9,8 @@ import torch
 
 from evo2cli import console
 from evo2cli.errors import UntrustedNumericsError, UserError
-from evo2cli.genome.alphabet import IUPAC
-from evo2cli.genome.fasta import read_records
+from evo2cli.genome.fasta import Record, read_records, require_nucleotides
+from evo2cli.genome.windows import upper_dna
 from stripedhyena2 import Sampler, StripedHyena2
 from stripedhyena2 import generate as generate_tokens
 from stripedhyena2.diagnosis import first_nonfinite_layer
@@ -95,22 +95,16 @@ def _read_prompts(prompts: Sequence[str], fasta: Path | None) -> list[tuple[str,
     Raises:
         UserError: There is none, or one is empty or no DNA.
     """
-    named = [(f"prompt{number}", text.encode()) for number, text in enumerate(prompts, start=1)]
+    records = [Record(f"prompt{n}", "", text.strip().encode()) for n, text in enumerate(prompts, 1)]
     if fasta is not None:
-        named += [(record.name, record.sequence) for record in read_records(fasta)]
-    if not named:
+        records += read_records(fasta)
+    if not records:
         raise UserError("no prompt: give --prompt ACGT or --prompts FASTA")
-    cleaned = []
-    for name, prompt in named:
-        bases = prompt.strip().upper().replace(b"U", b"T")
-        if not bases:
-            raise UserError(f"{name}: the prompt is empty; give at least one base")
-        wrong = bases.translate(None, IUPAC)
-        if wrong:
-            letter = chr(wrong[0])
-            raise UserError(f"{name}: {letter!r} in the prompt is no base; use A, C, G, T, N")
-        cleaned.append((name, bases))
-    return cleaned
+    for record in records:
+        if not record.sequence:
+            raise UserError(f"{record.name}: the prompt is empty; give at least one base")
+        require_nucleotides(fasta or "--prompt", record)
+    return [(record.name, upper_dna(record.sequence)) for record in records]
 
 
 def write_results(results: Iterable[Generated], output: Path | None, *, as_json: bool) -> None:

@@ -64,7 +64,7 @@ def test_to_a_file(model: str, tmp_path: Path) -> None:
     [
         ([], "no prompt"),
         (["--prompt", ""], "prompt is empty"),
-        (["--prompt", "HELLO"], "'E' in the prompt is no base|'L' in the prompt"),
+        (["--prompt", "HELLO"], "'E' at position 2: this looks like protein"),
         (["--prompt", "A", "--temperature", "-1"], "temperature = -1"),
         (["--prompt", "A", "--top-p", "2"], "top_p = 2"),
         (["--prompt", "A", "--alphabet", "rna"], "--alphabet rna"),
