@@ -1,20 +1,37 @@
 """The `evo2` command: every subcommand joined, and every error turned into one line and a code."""
 
 import sys
+from typing import Annotated
 
 import typer
 
-from evo2cli import console
+from evo2cli import __version__, console
 from evo2cli.commands import convert, generate, info, score, tokenize, train
 from evo2cli.errors import UserError
 
 app = typer.Typer(
     name="evo2",
-    help="Evo 2 genomic language models: tokenize, train, score, generate, convert.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.write(f"evo2cli {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Evo 2 genomic language models: tokenize, train, score, generate, convert."""
+
+
 app.command(cls=tokenize.Tokenize)(tokenize.tokenize)
 app.command()(train.train)
 app.command()(score.score)

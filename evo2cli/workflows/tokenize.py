@@ -192,6 +192,10 @@ def _describe_sources(paths: dict[str, Sequence[Path]]) -> list[dict[str, Any]]:
         UserError: One cannot be read.
     """
     roles = [(role, path) for role, group in paths.items() for path in group]
+    for _, path in roles:
+        if path != STDIN and (path.is_dir() or not path.exists()):
+            reason = "it is a folder" if path.is_dir() else "no such file"
+            raise UserError(f"{path}: cannot be read ({reason})")
     files = {path for _, path in roles if path != STDIN and path.is_file()}
     total = sum(path.stat().st_size for _, path in roles if path in files)
     described = []

@@ -1,0 +1,66 @@
+"""What holds for every command: help, codes, and one line for what is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from evo2cli import __version__
+from evo2cli.app import app
+from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError
+
+COMMANDS = ["tokenize", "train", "score", "generate", "convert", "info"]
+
+
+def evo2(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "evo2cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert "--json" in result.output
+
+
+def test_the_version_is_shown() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"evo2cli {__version__}\n"
+
+
+def test_codes_are_what_the_readme_says() -> None:
+    assert (UserError.exit_code, TooManySkippedError.exit_code) == (2, 3)
+    assert UntrustedNumericsError.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "missing.vcf"],
+        ["tokenize", "missing.fa", "-o", "somewhere"],
+        ["train", "missing.toml"],
+        ["convert", "missing.pt", "somewhere"],
+        ["info", "missing"],
+        ["generate"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_bad_input_is_one_line_and_code_2(arguments: list[str]) -> None:
+    result = evo2(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("evo2: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not Path("somewhere").exists()
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
+    (tmp_path / "many.fa").write_text("".join(f">s{i}\nACGTACGT\n" for i in range(2000)))
+    command = f"{sys.executable} -m evo2cli score {tmp_path / 'many.fa'} | head -n 2"
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert len(result.stdout.splitlines()) == 2
+    assert "Traceback" not in result.stderr
