@@ -23,7 +23,8 @@ class Tokenize(typer.core.TyperCommand):
             if held_out and not is_option and args[position - 1] != "--valid":
                 spelled.append("--valid")
             spelled.append(argument)
-            held_out = argument == "--valid" if is_option else held_out
+            if is_option:
+                held_out = argument == "--valid" or argument.startswith("--valid=")
         return super().parse_args(ctx, spelled)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from array import array
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -146,20 +147,23 @@ class TokenWriter:
         self.folder = folder.resolve()
         self._partial = self.folder.with_name(f".{self.folder.name}.partial")
         self._files: dict[str, IO[bytes]] = {}
+        self._opened = ExitStack()
         self._hashes = {name: hashlib.sha256() for name in SPLITS}
         self._offsets = {name: array("q", [0]) for name in SPLITS}
 
     def __enter__(self) -> "TokenWriter":
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
-        self._documents = (self._partial / DOCUMENTS).open("w", encoding="utf-8")
+        documents = (self._partial / DOCUMENTS).open("w", encoding="utf-8")
+        self._documents = self._opened.enter_context(documents)
         self._documents.write("\t".join(_COLUMNS) + "\n")
         return self
 
     def add(self, split: str, document: Document) -> None:
         """Append one document to a split."""
         if split not in self._files:
-            self._files[split] = (self._partial / f"{split}.bin").open("wb")
+            file = (self._partial / f"{split}.bin").open("wb")
+            self._files[split] = self._opened.enter_context(file)
         for part in (document.sequence, END_OF_DOCUMENT):
             self._files[split].write(part)
             self._hashes[split].update(part)
@@ -178,7 +182,7 @@ class TokenWriter:
         Returns:
             The manifest.
         """
-        self._close()
+        self._opened.close()
         splits = {}
         for name in self._files:
             offsets = np.array(self._offsets[name], np.int64)
@@ -202,10 +206,7 @@ class TokenWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._close()
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _close(self) -> None:
-        self._documents.close()
-        for file in self._files.values():
-            file.close()
+        try:
+            self._opened.close()
+        finally:  # a full disk lets closing fail
+            shutil.rmtree(self._partial, ignore_errors=True)

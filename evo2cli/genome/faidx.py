@@ -11,7 +11,7 @@ _BLOCK = 1 << 20
 
 
 class UnevenLinesError(ValueError):
-    """A contig whose lines differ in length: it cannot be indexed."""
+    """A file that cannot be indexed: the lines of a contig differ in length, or have no ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,11 @@ def make_index(mapped: mmap.mmap) -> list[IndexEntry]:
     """Index a file whose first byte is '>'.
 
     Raises:
-        UnevenLinesError: The lines of a contig, but its last, are not equally long.
+        UnevenLinesError: The lines of a contig, but its last, are not equally long, or no line
+            ends in a newline.
     """
+    if mapped.find(b"\n") < 0:
+        raise UnevenLinesError("no line ends in a newline")
     return [_entry(mapped, start, end) for start, end in _records(mapped)]
 
 

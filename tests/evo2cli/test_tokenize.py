@@ -257,16 +257,8 @@ def test_valid_takes_every_file_a_pattern_gives(tmp_path: Path) -> None:
     orders = [
         [*files[:2], "--valid", *files[2:], "-o"],
         ["--valid", *files[2:], "--test-fraction", "0", *files[:2], "-o"],
-        [
-            files[0],
-            "--valid",
-            files[2],
-            "--valid",
-            files[3],
-            "--reverse-complement",
-            files[1],
-            "-o",
-        ],
+        [*files[:2], f"--valid={files[2]}", files[3], "-o"],
+        [files[0], "--valid", files[2], files[3], "--reverse-complement", files[1], "-o"],
     ]
     for number, order in enumerate(orders):
         folder = tmp_path / f"t{number}"

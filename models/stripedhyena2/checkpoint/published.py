@@ -47,18 +47,18 @@ def fetch(name: str) -> Path:
         CheckpointError: They are not here and cannot be had.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repository = PUBLISHED[name].repository
     try:
-        try:
-            folder = Path(snapshot_download(repository, local_files_only=True))
-            if list(folder.glob("*.pt*")):
-                return folder
-        except LocalEntryNotFoundError:
-            pass
+        here = Path(snapshot_download(repository, local_files_only=True))
+        if any(here.glob("*.pt*")):
+            return here
+    except LocalEntryNotFoundError:
+        pass  # not here at all: ask the network
+    try:
         return Path(snapshot_download(repository))
-    except Exception as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{name}: {repository} is not in the local cache and could not be fetched "
             f"({type(error).__name__}); fetch it where there is a network and give its folder"

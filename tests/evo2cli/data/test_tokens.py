@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,17 @@ def test_what_is_written_is_read(
 def test_an_unfinished_set_leaves_nothing(tmp_path: Path) -> None:
     with TokenWriter(tmp_path / "t") as writer:
         writer.add("train", Document("a", "g.fa", "+", b"ACGT", ""))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, usual[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(tmp_path / "t", [("train", b"ACGT" * 100)] * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -65,15 +65,17 @@ def test_bgzip(tmp_path: Path) -> None:
         check_all(reference, contigs)
 
 
-def test_gzip_and_uneven_lines_are_held_in_memory(tmp_path: Path) -> None:
+def test_what_cannot_be_mapped_is_held_in_memory(tmp_path: Path) -> None:
     write_fasta(tmp_path / "g.fa", CONTIGS)
     (tmp_path / "g.fa.gz").write_bytes(gzip.compress((tmp_path / "g.fa").read_bytes()))
     (tmp_path / "uneven.fa").write_bytes(b">a\nACGT\nAC\nACGT\n>b\nAC\n\nGT\n")
+    (tmp_path / "mac.fa").write_bytes(b">a\rACGTAC\rACGT\r>b\rACGT\r")
     with Reference.open(tmp_path / "g.fa.gz") as reference:
         check_all(reference, CONTIGS)
-    with Reference.open(tmp_path / "uneven.fa") as reference:
-        check_all(reference, {"a": b"ACGTACACGT", "b": b"ACGT"})
-    assert not (tmp_path / "uneven.fa.fai").exists()
+    for name in ("uneven.fa", "mac.fa"):
+        with Reference.open(tmp_path / name) as reference:
+            check_all(reference, {"a": b"ACGTACACGT", "b": b"ACGT"})
+        assert not (tmp_path / f"{name}.fai").exists()
 
 
 @given(lines=st.lists(st.text("ACGT", max_size=6), max_size=6), final=st.booleans())
