@@ -67,7 +67,10 @@ def write_description(description: Mapping[str, Any], indent: int = 0) -> None:
 def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list):
+        nested = any(isinstance(entry, Mapping) for entry in value)
+        return f"{len(value)} entries (--json shows them)" if nested else ", ".join(map(str, value))
+    return str(value)
 
 
 class ProgressBar:
