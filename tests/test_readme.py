@@ -22,7 +22,7 @@ def shape(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what a clone has, and an `evo2` on the path that runs this tree."""
     folder = tmp_path_factory.mktemp("clone")
     for shelf in ("examples", "recipes"):
@@ -35,11 +35,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: str, workplace: Path) -> str:
-    path = f"{workplace / 'bin'}{os.pathsep}{os.environ['PATH']}"
+def run(command: str, clone: Path) -> str:
+    path = f"{clone / 'bin'}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", "-c", command],
-        cwd=workplace,
+        cwd=clone,
         env={**os.environ, "PATH": path, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -50,14 +50,12 @@ def run(command: str, workplace: Path) -> str:
     return result.stdout
 
 
-def test_the_first_command_scores_every_variant(workplace: Path) -> None:
+def test_the_first_command_scores_every_variant(clone: Path) -> None:
     command = re.search(r"pip install \. && (evo2 score .*)", README)
     assert command is not None
-    run(command[1], workplace)
+    run(command[1], clone)
     records = [
-        line
-        for line in (workplace / "scored.vcf").read_text().splitlines()
-        if not line.startswith("#")
+        line for line in (clone / "scored.vcf").read_text().splitlines() if not line.startswith("#")
     ]
     assert len(records) >= 30
     assert all("EVO2_STATUS=" in record for record in records)
@@ -68,12 +66,12 @@ def test_the_second_command_is_what_ci_runs() -> None:
     assert "pip install -e '.\\[test\\]'" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_tour_shows_what_it_says(workplace: Path) -> None:
+def test_the_tour_shows_what_it_says(clone: Path) -> None:
     assert len(BLOCKS) >= 7
     for block in BLOCKS:
         for piece in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, shown = piece.partition("\n")
-            found = {shape(line) for line in run(command, workplace).splitlines()}
+            found = {shape(line) for line in run(command, clone).splitlines()}
             for line in shown.splitlines():
                 assert not line.strip() or shape(line) in found, f"{command}: {line}"
 
