@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,6 @@ def write(text: str) -> None:
 def write_json(value: Any) -> None:
     """Write one JSON value on one line of stdout; NaN and infinity are refused."""
     sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
-
-
-def write_tsv(header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table to stdout, a row as soon as it comes."""
-    sys.stdout.write("\t".join(header) + "\n")
-    for row in rows:
-        sys.stdout.write("\t".join(map(str, row)) + "\n")
-        sys.stdout.flush()
 
 
 def say(message: str) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.alphabet import ACGT, reverse_complement
 
 END_OF_DOCUMENT = 0
 _BYTES = bytes(range(256))
@@ -22,8 +22,8 @@ def target_weights(lowercase_weight: float) -> Tensor:
     everything else (N, ambiguity codes, padding) counts 0: it says nothing that could be learned.
     """
     weight = torch.zeros(256)
-    weight[list(b"ACGT")] = 1
-    weight[list(b"acgt")] = lowercase_weight
+    weight[list(ACGT)] = 1
+    weight[list(ACGT.lower())] = lowercase_weight
     weight[END_OF_DOCUMENT] = 1
     return weight
 

@@ -1,6 +1,5 @@
 """DNA out of a model."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,13 +8,15 @@ import torch
 
 from evo2cli import console
 from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 from evo2cli.genome.windows import upper_dna
+from evo2cli.workflows.results import json_line, open_output
 from stripedhyena2 import Sampler, StripedHyena2
 from stripedhyena2 import generate as generate_tokens
 from stripedhyena2.diagnosis import first_nonfinite_layer
 
-ALPHABETS = {"dna": tuple(b"ACGT"), "any": None}
+ALPHABETS = {"dna": tuple(ACGT), "any": None}
 LINE = 60  # bases a FASTA line
 
 
@@ -113,20 +114,9 @@ def write_results(results: Iterable[Generated], output: Path | None, *, as_json:
     Raises:
         UserError: The file cannot be written.
     """
-    lines = (json.dumps(asdict(r)) + "\n" if as_json else _fasta(r) for r in results)
-    if output is None:
-        for line in lines:
-            console.write(line)
-        return
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-        temporary.replace(output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_output(output) as write:
+        for result in results:
+            write(json_line(asdict(result)) if as_json else _fasta(result).encode())
 
 
 def _fasta(result: Generated) -> str:

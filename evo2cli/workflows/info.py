@@ -14,7 +14,7 @@ from evo2cli.training.recipe import find_recipe, read_recipe, read_shape
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config
-from stripedhyena2.config import ATTENTION, LONG, read_config
+from stripedhyena2.config import ATTENTION, LONG, SHORT, read_config
 
 LENGTHS = (8_192, 131_072, 1_048_576)
 BYTES = 2  # a bf16 number
@@ -90,7 +90,7 @@ def state_bytes(config: ModelConfig, length: int) -> int:
             total += 2 * length * config.width * BYTES
             continue
         total += (config.num_featurizer_taps - 1) * 3 * config.width * BYTES
-        taps = config.num_short_taps if kind == "S" else config.num_medium_taps
+        taps = config.num_short_taps if kind == SHORT else config.num_medium_taps
         total += config.width * (config.num_modes * 4 if kind == LONG else (taps - 1) * BYTES)
     return total
 

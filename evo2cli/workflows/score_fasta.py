@@ -9,7 +9,7 @@ from statistics import mean
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.windows import upper_dna
@@ -114,7 +114,7 @@ def _traits(sequence: bytes, context: int) -> Iterator[str]:
         yield "empty"
     if len(sequence) > context:
         yield "long"
-    if sequence.translate(None, b"ACGT"):
+    if sequence.translate(None, ACGT):
         yield "ambiguous"
 
 

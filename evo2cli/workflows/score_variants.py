@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import STDIN
@@ -234,7 +235,7 @@ class VariantWriter:
 def _status(pair: WindowPair) -> str:
     """The status of a scored allele."""
     letters = pair.reference.sequence + pair.alternate.sequence
-    notes = [Status.EDGE] * pair.at_edge + [Status.NONACGT] * bool(letters.translate(None, b"ACGT"))
+    notes = [Status.EDGE] * pair.at_edge + [Status.NONACGT] * bool(letters.translate(None, ACGT))
     return "&".join(notes or [Status.OK])
 
 

@@ -98,10 +98,8 @@ def make_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "model"
-        given = "" if first["type"] == "missing" else f" = {values.get(key, '')!r}"
-        raise ConfigError(
-            f"{origin}: {key}{given if key in values else ''}: {first['msg']}"
-        ) from None
+        given = f" = {values[key]!r}" if key in values else ""
+        raise ConfigError(f"{origin}: {key}{given}: {first['msg']}") from None
 
 
 def read_config(path: Path) -> ModelConfig:
