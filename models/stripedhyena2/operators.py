@@ -30,10 +30,10 @@ class HyenaOperator(nn.Module):
         raise NotImplementedError
 
     def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
-        """Mix the projections along L into [B, L, D]; channels come interleaved as x2, x1, v."""
+        """Mix the projections along L into [B, L, D]; C is x2, x1, v side by side, each D wide."""
         featurizer_past, inner_past = (past.featurizer_BPC, past.inner) if past else (None, None)
         z_BLC, featurizer_past = causal_fir(z_BLC, self.featurizer_taps_CK, featurizer_past)
-        x2_BLD, x1_BLD, v_BLD = z_BLC.reshape(*z_BLC.shape[:2], -1, 3).unbind(3)
+        x2_BLD, x1_BLD, v_BLD = z_BLC.chunk(3, dim=2)
         y_BLD, inner_past = self.convolve(x1_BLD * v_BLD, inner_past)
         return x2_BLD * y_BLD, HyenaPast(featurizer_past, inner_past)
 

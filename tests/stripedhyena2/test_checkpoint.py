@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hyenakernels import causal_fir
 from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, read_config, save
 from stripedhyena2.checkpoint import native, read_checkpoint, released
 from stripedhyena2.checkpoint.contents import Checkpoint
@@ -100,6 +101,27 @@ def test_native_and_back_is_bit_exact(pt_file: Path, tmp_path: Path) -> None:
             assert value.dtype == after[name].dtype, name
             assert torch.equal(value, after[name]), name
     assert read_config(tmp_path / "again.yml") == checkpoint.config
+
+
+@pytest.mark.parametrize("index", [0, 1, 2], ids=["SE", "MR", "LI"])
+def test_parts_side_by_side_are_the_released_parts_channel_by_channel(
+    tiny_config: ModelConfig, index: int
+) -> None:
+    theirs = released_tensors(tiny_config)
+    ours = released.to_ours(theirs, tiny_config, "here")
+    x_BLD = torch.randn(2, 30, tiny_config.width, generator=torch.Generator().manual_seed(1))
+    hyena, block = f"blocks.{index}.mixer", f"blocks.{index}"
+
+    z_BLC = x_BLD @ theirs[f"{block}.projections.weight"].float().T
+    taps_C1K = theirs[f"{block}.filter.short_filter_weight"].float()
+    padded_BCT = torch.nn.functional.pad(z_BLC.transpose(1, 2), (taps_C1K.shape[2] - 1, 0))
+    z_BCL = torch.nn.functional.conv1d(padded_BCT, taps_C1K, groups=taps_C1K.shape[0])
+    expected = z_BCL.transpose(1, 2).unflatten(2, (-1, 3)).unbind(3)
+
+    z_BLC = x_BLD @ ours[f"{hyena}.project_in.weight"].float().T
+    z_BLC, _ = causal_fir(z_BLC, ours[f"{hyena}.operator.featurizer_taps_CK"].float())
+    for part, expected_part in zip(z_BLC.chunk(3, dim=2), expected, strict=True):
+        torch.testing.assert_close(part, expected_part)
 
 
 def test_every_container_gives_the_same_model(pt_file: Path, tmp_path: Path) -> None:

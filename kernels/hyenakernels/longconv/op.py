@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from hyenakernels.longconv import reference
+from hyenakernels.longconv import chunked
 
 
 def long_conv(
@@ -33,4 +33,4 @@ def long_conv(
         raise ValueError(
             f"long_conv: the past {tuple(past_BPD.shape)} does not fit u {tuple(u_BLD.shape)}"
         )
-    return reference.long_conv(u_BLD, filter_GK, past_BPD)
+    return chunked.long_conv(u_BLD, filter_GK, past_BPD)

@@ -1,8 +1,9 @@
 """The layout of the published Evo 2 files, both ways, bit for bit.
 
-It differs from ours in names, in extra axes, in the row order of attention's projection (per head
-q, k, v) and in the tap order of the short filters (newest last). `filter.t` (a time axis) and
-`unembed.weight` (a copy of the embedding) carry nothing; `_extra_state` entries are FP8 scales.
+It differs from ours in names, in extra axes, in the row order of the mixers' projections (q, k, v
+head by head, and x2, x1, v channel by channel) and in the tap order of the short filters (newest
+last). `filter.t` (a time axis) and `unembed.weight` (a copy of the embedding) carry nothing;
+`_extra_state` entries are FP8 scales.
 """
 
 import io
@@ -46,7 +47,8 @@ def layout(config: ModelConfig) -> Iterator[Entry]:
     yield Entry("embedding.weight", "embedding_layer.weight")
     yield Entry("norm.scale", "norm.scale")
     for index, kind in enumerate(config.stripes):
-        for entry in [*_BLOCK, *(_attention(config) if kind == ATTENTION else _hyena(kind))]:
+        mixer = _attention(config) if kind == ATTENTION else _hyena(config, kind)
+        for entry in [*_BLOCK, *mixer]:
             prefix = f"blocks.{index}."
             yield entry._replace(ours=prefix + entry.ours, theirs=prefix + entry.theirs)
 
@@ -68,13 +70,32 @@ def _newest_last(taps_GK: Tensor) -> Tensor:
     return taps_GK.flip(1).unsqueeze(1)
 
 
-def _hyena(kind: str) -> Iterable[Entry]:
-    yield Entry("mixer.project_in.weight", "projections.weight")
+# A projection's rows are three parts (q, k, v or x2, x1, v) of equal owners (heads or channels).
+# Ours go part by part: each part of a position is one piece of memory, which the kernels read as
+# whole 16-byte vectors. Theirs go owner by owner.
+def _by_part(rows: Tensor, num_owners: int) -> Tensor:
+    by_owner = rows.reshape(num_owners, 3, -1, rows.shape[1])
+    return by_owner.transpose(0, 1).reshape(rows.shape)
+
+
+def _by_owner(rows: Tensor, num_owners: int) -> Tensor:
+    by_part = rows.reshape(3, num_owners, -1, rows.shape[1])
+    return by_part.transpose(0, 1).reshape(rows.shape)
+
+
+def _hyena(config: ModelConfig, kind: str) -> Iterable[Entry]:
+    width = config.width
+    yield Entry(
+        "mixer.project_in.weight",
+        "projections.weight",
+        lambda rows: _by_part(rows, width),
+        lambda rows: _by_owner(rows, width),
+    )
     yield Entry(
         "mixer.operator.featurizer_taps_CK",
         "filter.short_filter_weight",
-        _newest_first,
-        _newest_last,
+        lambda taps: _by_part(_newest_first(taps), width),
+        lambda taps: _newest_last(_by_owner(taps, width)),
     )
     yield Entry("mixer.project_out.weight", "out_filter_dense.weight")
     yield Entry("mixer.project_out.bias", "out_filter_dense.bias")
@@ -97,17 +118,13 @@ def _hyena(kind: str) -> Iterable[Entry]:
 
 
 def _attention(config: ModelConfig) -> Iterable[Entry]:
-    heads, width = config.num_heads, config.width
-
-    def rows_by_part(weight: Tensor) -> Tensor:
-        by_head = weight.reshape(heads, 3, width // heads, width)
-        return by_head.transpose(0, 1).reshape(3 * width, width)
-
-    def rows_by_head(weight: Tensor) -> Tensor:
-        by_part = weight.reshape(3, heads, width // heads, width)
-        return by_part.transpose(0, 1).reshape(3 * width, width)
-
-    yield Entry("mixer.project_in.weight", "inner_mha_cls.Wqkv.weight", rows_by_part, rows_by_head)
+    heads = config.num_heads
+    yield Entry(
+        "mixer.project_in.weight",
+        "inner_mha_cls.Wqkv.weight",
+        lambda rows: _by_part(rows, heads),
+        lambda rows: _by_owner(rows, heads),
+    )
     yield Entry("mixer.project_out.weight", "inner_mha_cls.out_proj.weight")
     yield Entry("mixer.project_out.bias", "inner_mha_cls.out_proj.bias")
     yield Entry("mixer.inverse_frequency", "inner_mha_cls.rotary_emb.inv_freq")
