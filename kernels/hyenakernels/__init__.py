@@ -3,6 +3,10 @@
     fir       causal FIR with grouped taps: featurizer, Hyena-SE, Hyena-MR
     modal     sums of real exponentials: Hyena-LI
     longconv  any long explicit filter, by FFT
+    gate      the featurizer and the gates around the inner convolution
+
+`hyena_fir` and `hyena_modal` are what a Hyena mixer does between its projections, in one pass over
+memory on a GPU. `causal_fir`, `modal_conv` and `long_conv` are the convolutions by themselves.
 
 Every operator takes the past as an argument and returns the past of what follows: zeros at the
 start of a sequence, the cache while decoding, the previous chunk while streaming. Cut anywhere, the
@@ -11,8 +15,8 @@ pieces give the whole.
 Shapes: B batch, L length, D channels, G filter groups, K taps, P = K - 1 past samples, S modes.
 """
 
-from hyenakernels.fir.op import causal_fir
+from hyenakernels.fir.op import causal_fir, hyena_fir
 from hyenakernels.longconv.op import long_conv
-from hyenakernels.modal.op import modal_conv
+from hyenakernels.modal.op import hyena_modal, modal_conv
 
-__all__ = ["causal_fir", "long_conv", "modal_conv"]
+__all__ = ["causal_fir", "hyena_fir", "hyena_modal", "long_conv", "modal_conv"]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenakernels import causal_fir, modal_conv
+from hyenakernels import hyena_fir, hyena_modal
 from stripedhyena2.cache import AttentionPast, HyenaPast
 from stripedhyena2.config import LONG, MEDIUM, SHORT, ModelConfig
 
@@ -16,7 +16,8 @@ from stripedhyena2.config import LONG, MEDIUM, SHORT, ModelConfig
 class HyenaOperator(nn.Module):
     """What stands between a Hyena mixer's projections: featurizer, gate, convolution, gate.
 
-    y = x2 * conv(x1 * v), where x2, x1, v are the featurized projections. Kinds differ in `conv`.
+    y = x2 * (conv(u) + skip * u) with u = x1 * v, where x2, x1, v are the featurized projections,
+    side by side. Kinds differ in `conv`; each is one fused operator.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -25,17 +26,17 @@ class HyenaOperator(nn.Module):
             torch.empty(3 * config.width, config.num_featurizer_taps)
         )
 
-    def convolve(self, u_BLD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The inner convolution over `u` = x1 * v, and its past for what follows."""
-        raise NotImplementedError
-
     def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
-        """Mix the projections along L into [B, L, D]; C is x2, x1, v side by side, each D wide."""
+        """Mix the projections [x2 | x1 | v] along L into [B, L, D]."""
         featurizer_past, inner_past = (past.featurizer_BPC, past.inner) if past else (None, None)
-        z_BLC, featurizer_past = causal_fir(z_BLC, self.featurizer_taps_CK, featurizer_past)
-        x2_BLD, x1_BLD, v_BLD = z_BLC.chunk(3, dim=2)
-        y_BLD, inner_past = self.convolve(x1_BLD * v_BLD, inner_past)
-        return x2_BLD * y_BLD, HyenaPast(featurizer_past, inner_past)
+        y_BLD, featurizer_past, inner_past = self.mix(z_BLC, featurizer_past, inner_past)
+        return y_BLD, HyenaPast(featurizer_past, inner_past)
+
+    def mix(
+        self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The fused operator; returns the output, and both pasts for what follows."""
+        raise NotImplementedError
 
 
 class HyenaSE(HyenaOperator):
@@ -45,9 +46,11 @@ class HyenaSE(HyenaOperator):
         super().__init__(config)
         self.taps_GK = nn.Parameter(torch.empty(config.num_filter_groups, config.num_short_taps))
 
-    def convolve(self, u_BLD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """A FIR with the group's taps."""
-        return causal_fir(u_BLD, self.taps_GK, past)
+        return hyena_fir(z_BLC, self.featurizer_taps_CK, self.taps_GK, None, featurizer_past, past)
 
 
 class HyenaMR(HyenaOperator):
@@ -58,10 +61,13 @@ class HyenaMR(HyenaOperator):
         self.taps_GK = nn.Parameter(torch.empty(config.num_filter_groups, config.num_medium_taps))
         self.skip_D = nn.Parameter(torch.empty(config.width))
 
-    def convolve(self, u_BLD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """A FIR with the group's taps, plus the skip."""
-        y_BLD, past = causal_fir(u_BLD, self.taps_GK, past)
-        return y_BLD + self.skip_D.to(u_BLD.dtype) * u_BLD, past
+        return hyena_fir(
+            z_BLC, self.featurizer_taps_CK, self.taps_GK, self.skip_D, featurizer_past, past
+        )
 
 
 class HyenaLI(HyenaOperator):
@@ -73,10 +79,19 @@ class HyenaLI(HyenaOperator):
         self.residues_DS = nn.Parameter(torch.empty(config.width, config.num_modes))
         self.skip_D = nn.Parameter(torch.empty(config.width))
 
-    def convolve(self, u_BLD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """A modal convolution, plus the skip; its past is the state of the modes."""
-        y_BLD, past = modal_conv(u_BLD, self.log_poles_DS, self.residues_DS, past)
-        return y_BLD + self.skip_D.to(u_BLD.dtype) * u_BLD, past
+        return hyena_modal(
+            z_BLC,
+            self.featurizer_taps_CK,
+            self.log_poles_DS,
+            self.residues_DS,
+            self.skip_D,
+            featurizer_past,
+            past,
+        )
 
 
 HYENA_OPERATORS: dict[str, type[HyenaOperator]] = {SHORT: HyenaSE, MEDIUM: HyenaMR, LONG: HyenaLI}

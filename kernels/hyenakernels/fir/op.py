@@ -1,8 +1,11 @@
-"""The public face of the causal FIR."""
+"""The public face of the causal FIR: by itself, and fused with what surrounds it in a mixer."""
 
+import torch
 from torch import Tensor
 
+from hyenakernels.dispatch import kernels_take, last_rows, rows
 from hyenakernels.fir import reference
+from hyenakernels.gate.reference import gated
 
 
 def causal_fir(
@@ -21,19 +24,188 @@ def causal_fir(
     Raises:
         ValueError: The groups do not divide the channels, or the past has not K - 1 samples.
     """
-    batch, _, channels = x_BLD.shape
-    groups, num_taps = taps_GK.shape
-    if channels % groups:
-        raise ValueError(
-            f"causal_fir: {groups} filter groups do not divide {channels} channels "
-            f"(x is {tuple(x_BLD.shape)}, taps are {tuple(taps_GK.shape)})"
-        )
-    expected = (batch, num_taps - 1, channels)
-    if past_BPD is None:
-        past_BPD = x_BLD.new_zeros(expected)
-    elif past_BPD.shape != expected:
-        raise ValueError(
-            f"causal_fir: the past is {tuple(past_BPD.shape)}, but {num_taps} taps over "
-            f"x {tuple(x_BLD.shape)} need {expected}"
-        )
+    _check_groups("causal_fir", x_BLD, x_BLD.shape[2], taps_GK)
+    past_BPD = _checked_past("causal_fir", x_BLD, x_BLD.shape[2], taps_GK.shape[1], past_BPD)
     return reference.causal_fir(x_BLD, taps_GK, past_BPD)
+
+
+def hyena_fir(
+    z_BLC: Tensor,
+    featurizer_taps_CF: Tensor,
+    taps_GK: Tensor,
+    skip_D: Tensor | None = None,
+    featurizer_past_BFC: Tensor | None = None,
+    past_BPD: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hyena-SE and -MR between their projections: featurizer, gate, grouped FIR, skip, gate.
+
+    y = x2 * (fir(u) + skip * u), u = x1 * v; `gate.reference.gated` holds the contract.
+
+    Args:
+        z_BLC: The projections [x2 | x1 | v], each D channels wide.
+        featurizer_taps_CF: One filter for each of the 3D channels, tap 0 for the newest sample.
+        taps_GK: One filter for D / G neighbouring channels, tap 0 for the newest sample.
+        skip_D: None for no skip.
+        featurizer_past_BFC: The F - 1 rows before `z`; zeros when None.
+        past_BPD: The K - 1 rows of u before those of `z`; zeros when None.
+
+    Returns:
+        y [B, L, D] in the dtype of `z`, and the two pasts of what follows.
+
+    Raises:
+        ValueError: Shapes do not fit each other.
+    """
+    num_featurizer_taps, (_, num_taps) = featurizer_taps_CF.shape[1], taps_GK.shape
+    width = z_BLC.shape[2] // 3
+    _check_groups("hyena_fir", z_BLC, width, taps_GK)
+    starts = featurizer_past_BFC is None and past_BPD is None
+    z_past = _checked_past(
+        "hyena_fir", z_BLC, z_BLC.shape[2], num_featurizer_taps, featurizer_past_BFC
+    )
+    past = _checked_past("hyena_fir", z_BLC, width, num_taps, past_BPD)
+    if not kernels_take(z_BLC, num_featurizer_taps, num_taps=num_taps):
+        return gated(
+            lambda u_BLD: reference.causal_fir(u_BLD, taps_GK, past),
+            z_BLC,
+            featurizer_taps_CF,
+            skip_D,
+            z_past,
+        )
+    y_BLD, past_after = fused(
+        rows(z_BLC),
+        featurizer_taps_CF,
+        taps_GK,
+        skip_D,
+        None if starts else z_past.to(z_BLC.dtype).contiguous(),
+        None if starts else past.to(z_BLC.dtype).contiguous(),
+    )
+    return y_BLD, last_rows(z_BLC, z_past), past_after
+
+
+def _check_groups(op: str, x: Tensor, width: int, taps_GK: Tensor) -> None:
+    if width % taps_GK.shape[0]:
+        raise ValueError(
+            f"{op}: {taps_GK.shape[0]} filter groups do not divide {width} channels "
+            f"(x is {tuple(x.shape)}, taps are {tuple(taps_GK.shape)})"
+        )
+
+
+def _checked_past(op: str, x: Tensor, width: int, num_taps: int, past: Tensor | None) -> Tensor:
+    expected = (x.shape[0], num_taps - 1, width)
+    if past is None:
+        return x.new_zeros(expected)
+    if past.shape != expected:
+        raise ValueError(
+            f"{op}: the past is {tuple(past.shape)}, but {num_taps} taps over "
+            f"x {tuple(x.shape)} need {expected}"
+        )
+    return past
+
+
+@torch.library.custom_op("hyenakernels::fir", mutates_args=())
+def fused(
+    z_BLC: Tensor,
+    featurizer_taps_CF: Tensor,
+    taps_GK: Tensor,
+    skip_D: Tensor | None,
+    z_past_BFC: Tensor | None,
+    past_BPD: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`hyena_fir` by the kernels; both pasts or neither. Returns y and the inner past."""
+    from hyenakernels.fir import kernel, step
+
+    run = step.step if z_BLC.shape[1] == 1 and past_BPD is not None else kernel.forward
+    inputs = (featurizer_taps_CF.contiguous(), taps_GK.contiguous(), skip_D, z_past_BFC, past_BPD)
+    y_BLD, past_after = run(z_BLC, *inputs)
+    return y_BLD, past_after
+
+
+@fused.register_fake
+def _(
+    z_BLC: Tensor,
+    featurizer_taps_CF: Tensor,  # noqa: ARG001 - the fake has the op's signature
+    taps_GK: Tensor,
+    skip_D: Tensor | None,  # noqa: ARG001
+    z_past_BFC: Tensor | None,  # noqa: ARG001
+    past_BPD: Tensor | None,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    batch, length, channels = z_BLC.shape
+    width = channels // 3
+    y_BLD = z_BLC.new_empty(batch, length, width)
+    return y_BLD, z_BLC.new_empty(batch, taps_GK.shape[1] - 1, width)
+
+
+@torch.library.custom_op("hyenakernels::fir_gradient", mutates_args=())
+def fused_gradient(
+    z_BLC: Tensor,
+    featurizer_taps_CF: Tensor,
+    taps_GK: Tensor,
+    skip_D: Tensor | None,
+    z_past_BFC: Tensor | None,
+    past_BPD: Tensor | None,
+    dy_BLD: Tensor,
+    dpast_after_BPD: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of the inputs of `fused`, in their order; empty where there is no input."""
+    from hyenakernels.fir import gradient
+    from hyenakernels.gate import gradient as gate
+
+    featurizer_taps_CF = featurizer_taps_CF.contiguous()
+    dy_BLD = dy_BLD.contiguous()
+    inputs = (z_BLC, featurizer_taps_CF, taps_GK.contiguous(), skip_D, z_past_BFC, past_BPD)
+    if dpast_after_BPD is not None:
+        dpast_after_BPD = dpast_after_BPD.contiguous()
+    dx2_BLD, dtaps_GK, dskip_D = gradient.filter_gradient(*inputs, dy_BLD)
+    du_BLD, dpast_BPD = gradient.input_gradient(*inputs, dy_BLD, dpast_after_BPD)
+    dz_BLC, dfeaturizer, dz_past = gate.gradient(
+        z_BLC, featurizer_taps_CF, z_past_BFC, dx2_BLD, du_BLD
+    )
+    dskip_D = dskip_D if skip_D is None else dskip_D.to(skip_D.dtype)
+    return [
+        dz_BLC,
+        dfeaturizer.to(featurizer_taps_CF.dtype),
+        dtaps_GK.to(taps_GK.dtype, copy=True),
+        dskip_D,
+        dz_past,
+        dpast_BPD,
+    ]
+
+
+@fused_gradient.register_fake
+def _(
+    z_BLC: Tensor,
+    featurizer_taps_CF: Tensor,
+    taps_GK: Tensor,
+    skip_D: Tensor | None,
+    z_past_BFC: Tensor | None,
+    past_BPD: Tensor | None,
+    dy_BLD: Tensor,  # noqa: ARG001
+    dpast_after_BPD: Tensor | None,  # noqa: ARG001
+) -> list[Tensor]:
+    inputs = (z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD)
+    return [
+        z_BLC.new_empty(0)
+        if tensor is None
+        else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor in inputs
+    ]
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, dy_BLD, dpast_after_BPD):  # type: ignore[no-untyped-def]
+    inputs = ctx.saved_tensors
+    if dy_BLD is None:
+        z_BLC = inputs[0]
+        dy_BLD = z_BLC.new_zeros(*z_BLC.shape[:2], z_BLC.shape[2] // 3)
+    gradients = fused_gradient(*inputs, dy_BLD, dpast_after_BPD)
+    return tuple(
+        None if tensor is None else gradient
+        for tensor, gradient in zip(inputs, gradients, strict=True)
+    )
+
+
+fused.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,53 @@
+"""Which path runs: the Triton kernels on a GPU, the references elsewhere."""
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+_LOG = logging.getLogger(__name__)
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_TAPS, MOST_FEATURIZER_TAPS, MOST_MODES = 256, 8, 64
+
+
+@cache
+def _say_once(reason: str) -> None:
+    _LOG.warning("%s; the slower reference runs instead", reason)
+
+
+def kernels_take(
+    z_BLC: Tensor, num_featurizer_taps: int, *, num_taps: int = 1, num_modes: int = 1
+) -> bool:
+    """Whether the kernels compute this; on a GPU a refusal is logged, once for each reason."""
+    if not z_BLC.is_cuda or z_BLC.shape[1] == 0:
+        return False
+    reasons = {
+        "triton is not installed": find_spec("triton") is None,
+        f"the kernels do not take {z_BLC.dtype}": z_BLC.dtype not in KERNEL_DTYPES,
+        f"the kernels take up to {MOST_FEATURIZER_TAPS} featurizer taps, not {num_featurizer_taps}": (
+            num_featurizer_taps > MOST_FEATURIZER_TAPS
+        ),
+        f"the kernels take up to {MOST_TAPS} taps, not {num_taps}": num_taps > MOST_TAPS,
+        f"the kernels take up to {MOST_MODES} modes, not {num_modes}": num_modes > MOST_MODES,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            _say_once(reason)
+            return False
+    return True
+
+
+def rows(x_BLC: Tensor) -> Tensor:
+    """`x` as the kernels read it: channels side by side, rows any stride apart."""
+    return x_BLC if x_BLC.stride(2) == 1 else x_BLC.contiguous()
+
+
+def last_rows(x_BLC: Tensor, past_BPC: Tensor) -> Tensor:
+    """The past of what follows `x`: as many of the newest rows as `past` holds, in a copy."""
+    count, length = past_BPC.shape[1], x_BLC.shape[1]
+    if length >= count:
+        return x_BLC[:, length - count :].clone()
+    return torch.cat([past_BPC[:, length:].to(x_BLC.dtype), x_BLC], dim=1)

@@ -1,0 +1,330 @@
+"""Gradients of the fused two-stage block convolution: the same walk as forward, in two kernels.
+
+The input's gradient walks up the sequence with transposed tiles. The taps' gradient walks down it
+and keeps Gram tiles G_m = sum_n g_n u_(n-m)^T, whose diagonals are the gradients; each program
+writes its share, and the shares are added in a fixed order.
+
+B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hyenakernels.fir.tiles import (
+    channels_of,
+    from_operand,
+    gate_input,
+    grid,
+    push,
+    stack,
+    tiling,
+    to_operand,
+    toeplitz_tiles,
+    zeros,
+)
+from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
+from hyenakernels.launch import fir_gradient_launch, fir_launch
+
+
+@triton.jit
+def _input_gradient_kernel(
+    z,
+    z_past,
+    featurizer_taps,
+    taps,
+    skip,
+    dy,
+    dtail,
+    du,
+    dpast,
+    length,
+    segment,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    HAS_TAIL_GRADIENT: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """du = conv^T(dy * x2) + skip * dy * x2, up the sequence."""
+    C: tl.constexpr = 3 * D
+    HALO: tl.constexpr = F - 1
+    COUNT: tl.constexpr = ROWS + HALO
+    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
+    RUNS: tl.constexpr = BLOCK // ROWS
+    dtype: tl.constexpr = z.dtype.element_ty
+    program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    z += batch.to(tl.int64) * batch_stride
+    dy += batch.to(tl.int64) * length * D
+    du += batch.to(tl.int64) * length * D
+    z_past += batch * HALO * C
+    dpast += batch.to(tl.int64) * (K - 1) * D
+    dtail += batch.to(tl.int64) * (K - 1) * D
+
+    channel, inside = channels_of(program, D, W, PART, PARTS)
+    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, True, OPERAND)
+    waiting = zeros((PARTS, BLOCK, SEGMENTS * PART), TILES - 1, tl.float32)
+    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
+    if HAS_SKIP:
+        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+
+    run = tl.arange(0, SEGMENTS * RUNS)[:, None]
+    line = tl.arange(0, SEGMENTS * BLOCK)[:, None]
+    start = (piece * SEGMENTS + line // BLOCK) * segment
+    stop = tl.minimum(start + segment, length)
+    blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
+    last = blocks + TILES - 2
+    lowest = 0
+    if HAS_PAST:
+        lowest = tl.where(piece == 0, 1 - TILES, 0)
+    first = (piece * SEGMENTS + run // RUNS) * segment + (run % RUNS) * ROWS + last * BLOCK
+    x2 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST)
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0)
+    for back in range(last - lowest + 1):
+        block = last - back
+        before = first - BLOCK
+        next_x2 = load_rows(
+            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+        )
+        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0)
+        rows_g = ()
+        for i in tl.static_range(ROWS):
+            rows_g = rows_g + (featurized(x2, taps_x2, i, F) * rows_dy[i].to(tl.float32),)
+        g = stack(rows_g, ROWS)
+        operand = to_operand(g.to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
+        complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
+        gradient = from_operand(complete, SEGMENTS, BLOCK, PARTS, PART)
+        if HAS_SKIP:
+            gradient += skips * g
+        row = start + block * BLOCK + line % BLOCK
+        if HAS_TAIL_GRADIENT:
+            place = row - (length - K + 1)
+            present = (place >= 0) & (row < length) & inside
+            kept = tl.load(dtail + place * D + channel, mask=present, other=0.0)
+            gradient += kept.to(tl.float32)
+        gradient = gradient.to(dtype)
+        present = (row >= start) & (row < stop) & inside
+        tl.store(du + row.to(tl.int64) * D + channel, gradient, mask=present)
+        if HAS_PAST:
+            # Only the first segment sees rows before 0 as its own.
+            present = (start == 0) & (row < 0) & (row > -K) & inside
+            tl.store(dpast + (row + K - 1) * D + channel, gradient, mask=present)
+        first = before
+        x2 = next_x2
+        rows_dy = next_dy
+
+
+@triton.jit
+def _filter_gradient_kernel(
+    z,
+    z_past,
+    featurizer_taps,
+    taps,
+    skip,
+    past,
+    dy,
+    dx2,
+    partial_taps,
+    partial_skip,
+    length,
+    segment,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dx2 = dy * (conv(u) + skip * u), and this segment's share of the gradients of the taps."""
+    T: tl.constexpr = PARTS * PART
+    C: tl.constexpr = 3 * D
+    HALO: tl.constexpr = F - 1
+    COUNT: tl.constexpr = ROWS + HALO
+    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
+    PAST_ROWS: tl.constexpr = K - 1 if HAS_PAST else 0
+    RUNS: tl.constexpr = BLOCK // ROWS
+    dtype: tl.constexpr = z.dtype.element_ty
+    program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    z += batch.to(tl.int64) * batch_stride
+    dy += batch.to(tl.int64) * length * D
+    dx2 += batch.to(tl.int64) * length * D
+    z_past += batch * HALO * C
+    past += batch.to(tl.int64) * (K - 1) * D
+
+    channel, inside = channels_of(program, D, W, PART, PARTS)
+    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, False, OPERAND)
+    waiting = zeros((PARTS, BLOCK, SEGMENTS * PART), TILES - 1, tl.float32)
+    earlier = zeros((PARTS, SEGMENTS * PART, BLOCK), TILES - 1, OPERAND)
+    grams = zeros((PARTS, BLOCK, BLOCK), TILES, tl.float32)
+    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
+    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
+    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
+    run = tl.arange(0, SEGMENTS * RUNS)[:, None]
+    if HAS_SKIP:
+        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+        sum_skip = tl.zeros((SEGMENTS * RUNS, T), tl.float32)
+
+    line = tl.arange(0, SEGMENTS * BLOCK)[:, None]
+    first = (piece * SEGMENTS + run // RUNS) * segment + (run % RUNS) * ROWS + (1 - TILES) * BLOCK
+    start = (piece * SEGMENTS + line // BLOCK) * segment
+    stop = tl.minimum(start + segment, length)
+    x2, x1, v = load_signals(
+        z, z_past, first, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST
+    )
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0)
+    blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
+    for block in range(1 - TILES, blocks):
+        after = first + BLOCK
+        next_x2, next_x1, next_v = load_signals(
+            z, z_past, after, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST
+        )
+        next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0)
+        rows_u = ()
+        rows_g = ()
+        rows_gate = ()
+        for i in tl.static_range(ROWS):
+            u = gate_input(x1, v, taps_x1, taps_v, past, first, channel, inside, i, D, F, PAST_ROWS)
+            gate = rows_dy[i].to(tl.float32)
+            # Rows before the segment belong to another program.
+            g = tl.where(block >= 0, featurized(x2, taps_x2, i, F) * gate, 0.0)
+            if HAS_SKIP:
+                sum_skip += g * u
+            rows_u = rows_u + (u,)
+            rows_g = rows_g + (g,)
+            rows_gate = rows_gate + (gate,)
+        u = stack(rows_u, ROWS)
+        operand = to_operand(u.to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
+        operand_g = to_operand(stack(rows_g, ROWS).to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
+        turned = tl.permute(operand, (0, 2, 1))
+        complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
+        summed = (tl.dot(operand_g, turned, grams[0], input_precision=PRECISION),)
+        for m in tl.static_range(1, TILES):
+            gram = tl.dot(operand_g, earlier[m - 1], grams[m], input_precision=PRECISION)
+            summed = summed + (gram,)
+        grams = summed
+        if TILES > 1:
+            shifted = (turned,)
+            for m in tl.static_range(TILES - 2):
+                shifted = shifted + (earlier[m],)
+            earlier = shifted
+        convolved = from_operand(complete, SEGMENTS, BLOCK, PARTS, PART)
+        if HAS_SKIP:
+            convolved += skips * u
+        row = start + block * BLOCK + line % BLOCK
+        present = (block >= 0) & (row < stop) & inside
+        gradient = (stack(rows_gate, ROWS) * convolved).to(dtype)
+        tl.store(dx2 + row.to(tl.int64) * D + channel, gradient, mask=present)
+        first = after
+        x2, x1, v = next_x2, next_x1, next_v
+        rows_dy = next_dy
+
+    index = (batch * tl.num_programs(1) + piece).to(tl.int64)
+    if HAS_SKIP:
+        sums = tl.sum(sum_skip, axis=0)[None, :]
+        tl.store(partial_skip + index * D + channel, sums, mask=inside)
+    part = tl.arange(0, PARTS)[:, None]
+    parts = index * tl.num_programs(0) * PARTS + program * PARTS + part
+    lag = tl.arange(0, BLOCK)[None, :]
+    at = partial_taps + parts * TILES * BLOCK + lag
+    for m in tl.static_range(TILES):
+        # Lag m N + l lies below the diagonal of Gram tile m and above that of tile m + 1.
+        sums = _diagonals(grams[m], PARTS, BLOCK, True)
+        if m + 1 < TILES:
+            sums += _diagonals(grams[m + 1], PARTS, BLOCK, False)
+        tl.store(at + m * BLOCK, sums)
+
+
+@triton.jit
+def _diagonals(gram, PARTS: tl.constexpr, BLOCK: tl.constexpr, BELOW: tl.constexpr):
+    """sum_i gram[:, i, i - l] for l = 0 .. BLOCK - 1, or of gram[:, i, i - l + BLOCK] above."""
+    i = tl.arange(0, PARTS * BLOCK)[:, None] % BLOCK
+    lag = tl.arange(0, BLOCK)[None, :]
+    skewed = tl.gather(tl.reshape(gram, (PARTS * BLOCK, BLOCK)), (i - lag + BLOCK) % BLOCK, axis=1)
+    wanted = (i >= lag) if BELOW else (i < lag)
+    skewed = tl.where(wanted, skewed, 0.0)
+    return tl.sum(tl.reshape(skewed, (PARTS, BLOCK, BLOCK)), axis=1)
+
+
+def input_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD, dy, dtail):
+    """Gradients of u = x1 * v, and of its past (empty when there is none)."""
+    batch, length, _ = z_BLC.shape
+    launch = fir_launch()
+    sizes = tiling(z_BLC, featurizer_taps_CF, taps_GK, launch)
+    du_BLD = z_BLC.new_empty(batch, length, sizes["D"])
+    dpast_BPD = torch.empty_like(past_BPD) if past_BPD is not None else z_BLC.new_empty(0)
+    _input_gradient_kernel[grid(z_BLC, sizes, launch.segment)](
+        z_BLC,
+        z_past_BFC if z_past_BFC is not None else z_BLC,
+        featurizer_taps_CF,
+        taps_GK,
+        skip_D if skip_D is not None else taps_GK,
+        dy,
+        dtail if dtail is not None else dy,
+        du_BLD,
+        dpast_BPD,
+        length,
+        launch.segment,
+        z_BLC.stride(0),
+        HAS_PAST=past_BPD is not None,
+        HAS_SKIP=skip_D is not None,
+        HAS_TAIL_GRADIENT=dtail is not None,
+        **sizes,
+    )
+    return du_BLD, dpast_BPD
+
+
+def filter_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD, dy):
+    """Gradients of the featurized x2, of the taps, and of the skip (empty when there is none)."""
+    batch, length, _ = z_BLC.shape
+    launch = fir_gradient_launch()
+    sizes = tiling(z_BLC, featurizer_taps_CF, taps_GK, launch)
+    programs, pieces, _ = grid(z_BLC, sizes, launch.segment)
+    lags = sizes["TILES"] * sizes["BLOCK"]
+    dx2_BLD = z_BLC.new_empty(batch, length, sizes["D"])
+    shares = taps_GK.new_empty(batch * pieces, programs * sizes["PARTS"], lags, dtype=torch.float32)
+    skips = taps_GK.new_empty(batch * pieces, sizes["D"], dtype=torch.float32)
+    _filter_gradient_kernel[(programs, pieces, batch)](
+        z_BLC,
+        z_past_BFC if z_past_BFC is not None else z_BLC,
+        featurizer_taps_CF,
+        taps_GK,
+        skip_D if skip_D is not None else taps_GK,
+        past_BPD if past_BPD is not None else z_BLC,
+        dy,
+        dx2_BLD,
+        shares,
+        skips,
+        length,
+        launch.segment,
+        z_BLC.stride(0),
+        HAS_PAST=past_BPD is not None,
+        HAS_SKIP=skip_D is not None,
+        **sizes,
+    )
+    groups, num_taps = taps_GK.shape
+    parts = triton.cdiv(sizes["W"], sizes["PART"])
+    summed = shares.sum(dim=0)[: groups * parts].view(groups, parts, lags).sum(dim=1)
+    dskip = skips.sum(dim=0) if skip_D is not None else skips.new_empty(0)
+    return dx2_BLD, summed[:, :num_taps], dskip

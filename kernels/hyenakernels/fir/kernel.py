@@ -1,0 +1,160 @@
+"""Two-stage block convolution on tensor cores, fused with featurizer, gates and skip.
+
+A filter of K taps over blocks of N rows is ceil((K - 1) / N) + 1 Toeplitz tiles,
+
+    y_n = T_0 u_n + T_1 u_(n-1) + ...,    T_m[i, j] = taps[m N + i - j],
+
+shared by the channels of a group. A program walks down a segment of the sequence and pushes each
+block's products into the blocks that follow, so a block is read once and its operand built once.
+
+B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
+Source: arXiv:2503.01868, section 3 and appendix A.1.
+"""
+
+import triton
+import triton.language as tl
+
+from hyenakernels.fir.tiles import (
+    channels_of,
+    from_operand,
+    gate_input,
+    grid,
+    push,
+    stack,
+    tiling,
+    to_operand,
+    toeplitz_tiles,
+    zeros,
+)
+from hyenakernels.gate.rows import featurized, load_signals, load_taps
+from hyenakernels.launch import fir_launch
+
+
+@triton.jit
+def _forward_kernel(
+    z,
+    z_past,
+    featurizer_taps,
+    taps,
+    skip,
+    past,
+    y,
+    tail,
+    length,
+    segment,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    C: tl.constexpr = 3 * D
+    HALO: tl.constexpr = F - 1
+    COUNT: tl.constexpr = ROWS + HALO
+    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
+    PAST_ROWS: tl.constexpr = K - 1 if HAS_PAST else 0
+    RUNS: tl.constexpr = BLOCK // ROWS
+    dtype: tl.constexpr = z.dtype.element_ty
+    program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    z += batch.to(tl.int64) * batch_stride
+    y += batch.to(tl.int64) * length * D
+    z_past += batch * HALO * C
+    past += batch.to(tl.int64) * (K - 1) * D
+    tail += batch.to(tl.int64) * (K - 1) * D
+
+    channel, inside = channels_of(program, D, W, PART, PARTS)
+    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, False, OPERAND)
+    waiting = zeros((PARTS, BLOCK, SEGMENTS * PART), TILES - 1, tl.float32)
+    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
+    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
+    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
+    if HAS_SKIP:
+        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+
+    run = tl.arange(0, SEGMENTS * RUNS)[:, None]
+    line = tl.arange(0, SEGMENTS * BLOCK)[:, None]
+    first = (piece * SEGMENTS + run // RUNS) * segment + (run % RUNS) * ROWS + (1 - TILES) * BLOCK
+    start = (piece * SEGMENTS + line // BLOCK) * segment
+    stop = tl.minimum(start + segment, length)
+    x2, x1, v = load_signals(
+        z, z_past, first, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST
+    )
+    blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
+    last_start = ((piece + 1) * SEGMENTS - 1) * segment
+    for block in range(1 - TILES, blocks):
+        after = first + BLOCK
+        next_x2, next_x1, next_v = load_signals(
+            z, z_past, after, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST
+        )
+        rows_u = ()
+        rows_x2 = ()
+        for i in tl.static_range(ROWS):
+            u = gate_input(x1, v, taps_x1, taps_v, past, first, channel, inside, i, D, F, PAST_ROWS)
+            rows_u = rows_u + (u,)
+            rows_x2 = rows_x2 + (featurized(x2, taps_x2, i, F),)
+        u = stack(rows_u, ROWS)
+        operand = to_operand(u.to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
+        complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
+        convolved = from_operand(complete, SEGMENTS, BLOCK, PARTS, PART)
+        if HAS_SKIP:
+            convolved += skips * u
+        row = start + block * BLOCK + line % BLOCK
+        present = (block >= 0) & (row < stop) & inside
+        gated = stack(rows_x2, ROWS) * convolved
+        tl.store(y + row.to(tl.int64) * D + channel, gated.to(dtype), mask=present)
+        if last_start + (block + 1) * BLOCK > length - K + 1:
+            # The last K - 1 rows of u are the past of what follows; some may be past themselves.
+            place = row - (length - K + 1)
+            own = ((block >= 0) & (row < stop)) | (row < 0)
+            tl.store(tail + place * D + channel, u.to(dtype), mask=own & (place >= 0) & inside)
+        first = after
+        x2, x1, v = next_x2, next_x1, next_v
+
+
+def forward(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
+    """y = x2 * (conv(u) + skip * u) with u = x1 * v, all featurized.
+
+    Args:
+        z_BLC: The projections, contiguous along C.
+        featurizer_taps_CF: Newest first.
+        taps_GK: Newest first.
+        skip_D: None for no skip.
+        z_past_BFC: The F - 1 rows before `z`, None together with `past`.
+        past_BPD: The K - 1 rows of u before those of `z`.
+
+    Returns:
+        y [B, L, D], and the last K - 1 rows of u, both in the dtype of `z`.
+    """
+    batch, length, _ = z_BLC.shape
+    launch = fir_launch()
+    sizes = tiling(z_BLC, featurizer_taps_CF, taps_GK, launch)
+    y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
+    tail_BPD = z_BLC.new_empty(batch, sizes["K"] - 1, sizes["D"])
+    _forward_kernel[grid(z_BLC, sizes, launch.segment)](
+        z_BLC,
+        z_past_BFC if z_past_BFC is not None else z_BLC,
+        featurizer_taps_CF,
+        taps_GK,
+        skip_D if skip_D is not None else taps_GK,
+        past_BPD if past_BPD is not None else z_BLC,
+        y_BLD,
+        tail_BPD,
+        length,
+        launch.segment,
+        z_BLC.stride(0),
+        HAS_PAST=past_BPD is not None,
+        HAS_SKIP=skip_D is not None,
+        **sizes,
+    )
+    return y_BLD, tail_BPD

@@ -1,0 +1,188 @@
+"""Tiles of the two-stage block convolution: who owns which channel, Toeplitz tiles, and the push.
+
+Groups are cut into parts of at most 16 channels. The columns of a product are the channels of a
+part; where groups are narrower, several segments stand side by side to fill the 16 columns that a
+tensor core takes at least, down to ungrouped filters, where all 16 are segments.
+
+D channels, G filter groups of W channels, K taps, F featurizer taps.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hyenakernels.gate.rows import featurized
+
+COLUMNS = 16
+
+
+def tiling(z_BLC, featurizer_taps_CF, taps_GK, launch):
+    """The compile-time sizes that every kernel of this folder takes."""
+    width = z_BLC.shape[2] // 3
+    groups, num_taps = taps_GK.shape
+    part = min(COLUMNS, triton.next_power_of_2(width // groups))
+    return {
+        "row_stride": z_BLC.stride(1),
+        "D": width,
+        "F": featurizer_taps_CF.shape[1],
+        "K": num_taps,
+        "W": width // groups,
+        "PART": part,
+        "PARTS": launch.num_warps,
+        "SEGMENTS": COLUMNS // part,
+        "BLOCK": launch.block,
+        "ROWS": launch.rows,
+        "TILES": triton.cdiv(num_taps - 1, launch.block) + 1,
+        "OPERAND": _operand_dtype(z_BLC.dtype),
+        # TF32 would lose what fp32 promises.
+        "PRECISION": "ieee",
+        "num_warps": launch.num_warps,
+        "num_stages": 1,
+    }
+
+
+def _operand_dtype(dtype):
+    # Triton's interpreter multiplies bf16 by its bits.
+    if triton.knobs.runtime.interpret:
+        return tl.float32
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[
+        dtype
+    ]
+
+
+def grid(z_BLC, sizes, segment):
+    """Programs along channels, pieces of the sequence, and the batch."""
+    batch, length, _ = z_BLC.shape
+    parts = sizes["D"] // sizes["W"] * triton.cdiv(sizes["W"], sizes["PART"])
+    pieces = triton.cdiv(length, segment * sizes["SEGMENTS"])
+    return triton.cdiv(parts, sizes["PARTS"]), pieces, batch
+
+
+@triton.jit
+def channels_of(program, D: tl.constexpr, W: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
+    """Channel of each lane of a [1, PARTS * PART] tile, and whether there is one."""
+    lane = tl.arange(0, PARTS * PART)
+    if W % PART == 0:
+        channel = program * PARTS * PART + lane
+        inside = channel < D
+        if D % (PARTS * PART) == 0:
+            inside = tl.full((PARTS * PART,), 1, tl.int1)
+    else:
+        parts_a_group: tl.constexpr = (W + PART - 1) // PART
+        part = program * PARTS + lane // PART
+        within = (part % parts_a_group) * PART + lane % PART
+        channel = (part // parts_a_group) * W + within
+        inside = (within < W) & (channel < D)
+    return channel[None, :], inside[None, :]
+
+
+@triton.jit
+def toeplitz_tiles(
+    taps,
+    program,
+    NUM_GROUPS: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """Tiles T_0, T_1, ... of each part's group, [PARTS, BLOCK, BLOCK] each."""
+    parts_a_group: tl.constexpr = (W + PART - 1) // PART
+    group = ((program * PARTS + tl.arange(0, PARTS)) // parts_a_group)[:, None, None]
+    down = tl.arange(0, BLOCK)[None, :, None] - tl.arange(0, BLOCK)[None, None, :]
+    if TRANSPOSED:
+        down = -down
+    tiles = ()
+    for m in tl.static_range(TILES):
+        lag = m * BLOCK + down
+        present = (lag >= 0) & (lag < K) & (group < NUM_GROUPS)
+        tiles = tiles + (tl.load(taps + group * K + lag, mask=present, other=0.0).to(dtype),)
+    return tiles
+
+
+@triton.jit
+def zeros(SHAPE: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexpr):
+    tensors = ()
+    for _ in tl.static_range(COUNT):
+        tensors = tensors + (tl.zeros(SHAPE, dtype),)
+    return tensors
+
+
+@triton.jit
+def stack(rows, NUM_ROWS: tl.constexpr):
+    """Rows, each [R, T], as one tile [R * NUM_ROWS, T]: registers change their names, not place."""
+    R: tl.constexpr = rows[0].shape[0]
+    T: tl.constexpr = rows[0].shape[1]
+    if NUM_ROWS == 1:
+        tile = rows[0]
+    elif NUM_ROWS == 4:
+        joined = tl.join(tl.join(rows[0], rows[2]), tl.join(rows[1], rows[3]))
+        tile = tl.permute(tl.reshape(joined, (R, T, 4)), (0, 2, 1))
+    else:
+        tl.static_assert(NUM_ROWS == 8, "a thread holds 1, 4 or 8 rows")
+        even = tl.join(tl.join(rows[0], rows[4]), tl.join(rows[2], rows[6]))
+        odd = tl.join(tl.join(rows[1], rows[5]), tl.join(rows[3], rows[7]))
+        tile = tl.permute(tl.reshape(tl.join(even, odd), (R, T, 8)), (0, 2, 1))
+    return tl.reshape(tile, (R * NUM_ROWS, T))
+
+
+@triton.jit
+def to_operand(
+    tile, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
+):
+    """[SEGMENTS * BLOCK, PARTS * PART] to [PARTS, BLOCK, SEGMENTS * PART]."""
+    x = tl.permute(tl.reshape(tile, (SEGMENTS, BLOCK, PARTS, PART)), (2, 1, 0, 3))
+    return tl.reshape(x, (PARTS, BLOCK, SEGMENTS * PART))
+
+
+@triton.jit
+def from_operand(
+    x, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
+):
+    """The way back."""
+    x = tl.permute(tl.reshape(x, (PARTS, BLOCK, SEGMENTS, PART)), (2, 1, 0, 3))
+    return tl.reshape(x, (SEGMENTS * BLOCK, PARTS * PART))
+
+
+@triton.jit
+def push(tiles, operand, waiting, TILES: tl.constexpr, PRECISION: tl.constexpr):
+    """Multiply a block by every tile; returns the block that is complete, and those that wait."""
+    if TILES == 1:
+        complete = tl.dot(tiles[0], operand, input_precision=PRECISION)
+    else:
+        complete = tl.dot(tiles[0], operand, waiting[0], input_precision=PRECISION)
+    moved = ()
+    for m in tl.static_range(1, TILES - 1):
+        moved = moved + (tl.dot(tiles[m], operand, waiting[m], input_precision=PRECISION),)
+    if TILES > 1:
+        moved = moved + (tl.dot(tiles[TILES - 1], operand, input_precision=PRECISION),)
+    return complete, moved
+
+
+@triton.jit
+def gate_input(
+    z_x1,
+    z_v,
+    taps_x1,
+    taps_v,
+    past,
+    first,
+    channel,
+    inside,
+    i: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    PAST_ROWS: tl.constexpr,
+):
+    """Row `i` of u = x1 * v; rows before 0 come from the past."""
+    u = featurized(z_x1, taps_x1, i, F) * featurized(z_v, taps_v, i, F)
+    row = first + i
+    if PAST_ROWS > 0:
+        present = (row < 0) & (row >= -PAST_ROWS) & inside
+        remembered = tl.load(past + (row + PAST_ROWS) * D + channel, mask=present, other=0.0)
+        u = tl.where(row < 0, remembered.to(tl.float32), u)
+    return u

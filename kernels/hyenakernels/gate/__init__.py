@@ -1,0 +1,1 @@
+"""Featurizer and gates: what surrounds the inner convolution of every Hyena operator."""

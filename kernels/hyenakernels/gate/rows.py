@@ -1,0 +1,94 @@
+"""Rows in registers: how the fused kernels read their input.
+
+A thread owns a few neighbouring channels and a run of rows, so that the featurizer's shifts along
+time are other registers of the same thread: each row is read once, and the rows of the next block
+are on their way while a block is computed.
+
+D channels, z [B, L, 3D] = [x2 | x1 | v].
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_taps(taps, channel, inside, NUM_TAPS: tl.constexpr):
+    """The taps of each channel as a tuple, newest first, in fp32."""
+    loaded = ()
+    for j in tl.static_range(NUM_TAPS):
+        tap = tl.load(taps + channel * NUM_TAPS + j, mask=inside, other=0.0)
+        loaded = loaded + (tap.to(tl.float32),)
+    return loaded
+
+
+@triton.jit
+def load_rows(
+    x,
+    past,
+    first,
+    channel,
+    inside,
+    length,
+    stride: tl.constexpr,
+    past_stride: tl.constexpr,
+    NUM_ROWS: tl.constexpr,
+    BEFORE: tl.constexpr,
+    PAST_ROWS: tl.constexpr,
+):
+    """Rows first - BEFORE .. first - BEFORE + NUM_ROWS - 1 as a tuple, as stored.
+
+    Rows from `length` on are zero; rows before 0 come from the PAST_ROWS rows of `past`, or are
+    zero when there are none.
+    """
+    start = x + first.to(tl.int64) * stride + channel
+    rows = ()
+    for i in tl.static_range(NUM_ROWS):
+        row = first + (i - BEFORE) + tl.zeros_like(channel)
+        # One unsigned comparison says both 0 <= row and row < length.
+        present = (row.to(tl.uint32) < length) & inside
+        values = tl.load(start + (i - BEFORE) * stride, mask=present, other=0.0)
+        if PAST_ROWS > 0:
+            remembered = (row < 0) & (row >= -PAST_ROWS)
+            earlier = tl.load(
+                past + (row + PAST_ROWS) * past_stride + channel,
+                mask=remembered & inside,
+                other=0.0,
+            )
+            values = tl.where(remembered, earlier, values)
+        rows = rows + (values,)
+    return rows
+
+
+@triton.jit
+def load_signals(
+    z,
+    past,
+    first,
+    channel,
+    inside,
+    length,
+    stride: tl.constexpr,
+    D: tl.constexpr,
+    NUM_ROWS: tl.constexpr,
+    BEFORE: tl.constexpr,
+    PAST_ROWS: tl.constexpr,
+):
+    """The same rows of x2, x1 and v."""
+    C: tl.constexpr = 3 * D
+    x2 = load_rows(z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS)
+    z += D
+    past += D
+    x1 = load_rows(z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS)
+    z += D
+    past += D
+    v = load_rows(z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS)
+    return x2, x1, v
+
+
+@triton.jit
+def featurized(rows, taps, i: tl.constexpr, NUM_TAPS: tl.constexpr):
+    """Row `i` of those that begin NUM_TAPS - 1 rows into `rows`, after the featurizer, in fp32."""
+    y = taps[0] * rows[i + NUM_TAPS - 1].to(tl.float32)
+    for j in tl.static_range(1, NUM_TAPS):
+        y += taps[j] * rows[i + NUM_TAPS - 1 - j].to(tl.float32)
+    return y

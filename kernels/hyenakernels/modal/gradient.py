@@ -1,0 +1,441 @@
+"""Gradients of the fused modal scan.
+
+With g = dy * x2, the adjoint of the state runs up the sequence,
+
+    A[t] = exp(p) (A[t + 1] + R g[t]),    du[t] = sum_s (A_s[t + 1] + R_s g[t]) + skip g[t],
+
+and is scanned over segments as the state is. The gradients of residues and poles run down it,
+
+    dR = sum_t g[t] S[t],    dexp(p) = R sum_t g[t] Q[t] + sum_n A_n Q_n,
+
+where Q[t] = exp(p) Q[t - 1] + S[t - 1] is the derivative of the state by exp(p) inside a segment,
+Q_n its value after segment n, and A_n the adjoint that segment n finds at its end.
+
+B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
+from hyenakernels.launch import MODAL_SEGMENT, modal_gradient_launch, modal_launch
+from hyenakernels.modal.kernel import (
+    load_modes,
+    load_poles,
+    scan,
+    sizes_of,
+    store_modes,
+    zero_modes,
+)
+
+
+@triton.jit
+def _adjoint_rows(
+    du,
+    x2,
+    dy,
+    taps_x2,
+    poles,
+    residues,
+    skips,
+    adjoints,
+    first,
+    channel,
+    inside,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    NUM_ROWS: tl.constexpr,
+    OUTPUT: tl.constexpr,
+):
+    at = du + first.to(tl.int64) * D + channel
+    for i in tl.static_range(NUM_ROWS - 1, -1, -1):
+        g = featurized(x2, taps_x2, i, F) * dy[i].to(tl.float32)
+        gradient = skips * g
+        following = ()
+        for s in tl.static_range(S):
+            received = adjoints[s] + residues[s] * g
+            gradient += received
+            following = following + (poles[s] * received,)
+        adjoints = following
+        if OUTPUT:
+            tl.store(at + i * D, gradient.to(du.dtype.element_ty), mask=inside)
+    return adjoints
+
+
+@triton.jit
+def _adjoint_kernel(
+    z,
+    z_past,
+    featurizer_taps,
+    log_poles,
+    residues,
+    skip,
+    dy,
+    starts,
+    ends,
+    du,
+    length,
+    segment,
+    num_segments,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Up a segment: from the adjoint it finds to the one it hands on; du on the way if OUTPUT.
+
+    Without OUTPUT all segments but the last begin at zero, and the first is left out.
+    """
+    C: tl.constexpr = 3 * D
+    HALO: tl.constexpr = F - 1
+    COUNT: tl.constexpr = ROWS + HALO
+    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
+    piece, batch = tl.program_id(1), tl.program_id(2)
+    if not OUTPUT:
+        piece += 1
+    channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = channel < D
+    z += batch.to(tl.int64) * batch_stride
+    dy += batch.to(tl.int64) * length * D
+    du += batch.to(tl.int64) * length * D
+    z_past += batch * HALO * C
+    poles = load_poles(log_poles, channel, inside, S)
+    weights = load_modes(residues, channel, inside, S, True, D)
+    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
+    skips = tl.zeros((BLOCK_D,), tl.float32)
+    if HAS_SKIP:
+        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    found = (batch * num_segments + piece).to(tl.int64) * S * D
+    if OUTPUT:
+        adjoints = load_modes(starts + found, channel, inside, S, False, D)
+    else:
+        given = inside & (piece + tl.zeros_like(channel) == num_segments - 1)
+        at = starts + batch.to(tl.int64) * S * D
+        adjoints = load_modes(at, channel, given, S, False, D)
+
+    begin = piece * segment
+    count = tl.minimum(segment, length - begin)
+    first = begin + count - 1
+    for _ in range(count % ROWS):
+        row_x2 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, F, HALO, Z_PAST)
+        row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0)
+        adjoints = _adjoint_rows(
+            du,
+            row_x2,
+            row_dy,
+            taps_x2,
+            poles,
+            weights,
+            skips,
+            adjoints,
+            first,
+            channel,
+            inside,
+            D,
+            F,
+            S,
+            1,
+            OUTPUT,
+        )
+        first -= 1
+    first -= ROWS - 1
+    x2 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST)
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0)
+    for _ in range(count // ROWS):
+        before = first - ROWS
+        next_x2 = load_rows(
+            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+        )
+        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0)
+        adjoints = _adjoint_rows(
+            du,
+            x2,
+            rows_dy,
+            taps_x2,
+            poles,
+            weights,
+            skips,
+            adjoints,
+            first,
+            channel,
+            inside,
+            D,
+            F,
+            S,
+            ROWS,
+            OUTPUT,
+        )
+        first = before
+        x2 = next_x2
+        rows_dy = next_dy
+    store_modes(ends + found, adjoints, channel, inside, S, D)
+
+
+@triton.jit
+def _parameter_rows(
+    dx2,
+    x2,
+    x1,
+    v,
+    dy,
+    taps_x2,
+    taps_x1,
+    taps_v,
+    poles,
+    residues,
+    skips,
+    states,
+    slopes,
+    sum_residues,
+    sum_poles,
+    sum_skip,
+    first,
+    channel,
+    inside,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    NUM_ROWS: tl.constexpr,
+):
+    at = dx2 + first.to(tl.int64) * D + channel
+    for i in tl.static_range(NUM_ROWS):
+        u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
+        gate = dy[i].to(tl.float32)
+        g = featurized(x2, taps_x2, i, F) * gate
+        convolved = skips * u
+        following = ()
+        sloped = ()
+        residue_sums = ()
+        pole_sums = ()
+        for s in tl.static_range(S):
+            slope = poles[s] * slopes[s] + states[s]
+            state = poles[s] * states[s] + u
+            convolved += residues[s] * state
+            sloped = sloped + (slope,)
+            following = following + (state,)
+            residue_sums = residue_sums + (sum_residues[s] + g * state,)
+            pole_sums = pole_sums + (sum_poles[s] + g * slope,)
+        states = following
+        slopes = sloped
+        sum_residues = residue_sums
+        sum_poles = pole_sums
+        sum_skip += g * u
+        tl.store(at + i * D, (gate * convolved).to(dx2.dtype.element_ty), mask=inside)
+    return states, slopes, sum_residues, sum_poles, sum_skip
+
+
+@triton.jit
+def _parameter_kernel(
+    z,
+    z_past,
+    featurizer_taps,
+    log_poles,
+    residues,
+    skip,
+    dy,
+    starts,
+    adjoints,
+    dx2,
+    partial_poles,
+    partial_residues,
+    partial_skip,
+    length,
+    segment,
+    num_segments,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Down a segment: dx2, and its share of the gradients of poles, residues and skip."""
+    HALO: tl.constexpr = F - 1
+    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
+    piece, batch = tl.program_id(1), tl.program_id(2)
+    channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = channel < D
+    z += batch.to(tl.int64) * batch_stride
+    dy += batch.to(tl.int64) * length * D
+    dx2 += batch.to(tl.int64) * length * D
+    z_past += batch * HALO * 3 * D
+    poles = load_poles(log_poles, channel, inside, S)
+    weights = load_modes(residues, channel, inside, S, True, D)
+    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
+    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
+    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
+    skips = tl.zeros((BLOCK_D,), tl.float32)
+    if HAS_SKIP:
+        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    index = (batch * num_segments + piece).to(tl.int64)
+    states = load_modes(starts + index * S * D, channel, inside, S, False, D)
+    slopes = zero_modes(S, BLOCK_D)
+    sum_residues = zero_modes(S, BLOCK_D)
+    sum_poles = zero_modes(S, BLOCK_D)
+    sum_skip = tl.zeros((BLOCK_D,), tl.float32)
+
+    first = piece * segment
+    count = tl.minimum(segment, length - first)
+    x2, x1, v = load_signals(
+        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST
+    )
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0)
+    for _ in range(count // ROWS):
+        after = first + ROWS
+        next_x2, next_x1, next_v = load_signals(
+            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST
+        )
+        next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0)
+        states, slopes, sum_residues, sum_poles, sum_skip = _parameter_rows(
+            dx2,
+            x2,
+            x1,
+            v,
+            rows_dy,
+            taps_x2,
+            taps_x1,
+            taps_v,
+            poles,
+            weights,
+            skips,
+            states,
+            slopes,
+            sum_residues,
+            sum_poles,
+            sum_skip,
+            first,
+            channel,
+            inside,
+            D,
+            F,
+            S,
+            ROWS,
+        )
+        first = after
+        x2, x1, v = next_x2, next_x1, next_v
+        rows_dy = next_dy
+    for _ in range(count % ROWS):
+        row_x2, row_x1, row_v = load_signals(
+            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, Z_PAST
+        )
+        row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0)
+        states, slopes, sum_residues, sum_poles, sum_skip = _parameter_rows(
+            dx2,
+            row_x2,
+            row_x1,
+            row_v,
+            row_dy,
+            taps_x2,
+            taps_x1,
+            taps_v,
+            poles,
+            weights,
+            skips,
+            states,
+            slopes,
+            sum_residues,
+            sum_poles,
+            sum_skip,
+            first,
+            channel,
+            inside,
+            D,
+            F,
+            S,
+            1,
+        )
+        first += 1
+
+    found = load_modes(adjoints + index * S * D, channel, inside, S, False, D)
+    log_pole_sums = ()
+    for s in tl.static_range(S):
+        by_pole = weights[s] * sum_poles[s] + found[s] * slopes[s]
+        log_pole_sums = log_pole_sums + (poles[s] * by_pole,)
+    store_modes(partial_poles + index * S * D, log_pole_sums, channel, inside, S, D)
+    store_modes(partial_residues + index * S * D, sum_residues, channel, inside, S, D)
+    if HAS_SKIP:
+        tl.store(partial_skip + index * D + channel, sum_skip, mask=inside)
+
+
+def gradients(
+    z_BLC,
+    featurizer_taps_CF,
+    log_poles_DS,
+    residues_DS,
+    skip_D,
+    z_past_BFC,
+    starts_BNSD,
+    dy,
+    dfinal,
+):
+    """Gradients at the fused scan's inner signals and of its parameters.
+
+    Args:
+        z_BLC: As in forward, and so are the parameters and the past.
+        featurizer_taps_CF: Newest first.
+        log_poles_DS: Real poles.
+        residues_DS: The weight of each mode.
+        skip_D: None for no skip.
+        z_past_BFC: The F - 1 rows before `z`, or None.
+        starts_BNSD: The state before each segment, as forward returned it.
+        dy: Gradient of y.
+        dfinal: Gradient of the state after the last row, [B, S, D].
+
+    Returns:
+        Gradients of the featurized x2 and of u = x1 * v in the dtype of `z`; of log poles, residues
+        and skip (empty when there is none), and of the state before the first row, in fp32.
+    """
+    batch, length, _ = z_BLC.shape
+    launch = modal_launch()
+    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
+    num_segments = starts_BNSD.shape[1]
+    programs = triton.cdiv(sizes["D"], launch.block_d)
+    has_past, has_skip = z_past_BFC is not None, skip_D is not None
+    z_past = z_past_BFC if has_past else z_BLC
+    skip = skip_D if has_skip else log_poles_DS
+    shape = (length, MODAL_SEGMENT, num_segments, z_BLC.stride(0))
+    options = {"HAS_PAST": has_past, "HAS_SKIP": has_skip, **sizes}
+    du_BLD = z_BLC.new_empty(batch, length, sizes["D"])
+    dx2_BLD = torch.empty_like(du_BLD)
+    ends_BNSD = torch.empty_like(starts_BNSD)
+    parameters = (z_BLC, z_past, featurizer_taps_CF, log_poles_DS, residues_DS, skip)
+    if num_segments > 1:
+        _adjoint_kernel[(programs, num_segments - 1, batch)](
+            *parameters, dy, dfinal, ends_BNSD, du_BLD, *shape, OUTPUT=False, **options
+        )
+        found_BNSD = scan(ends_BNSD, dfinal, log_poles_DS, MODAL_SEGMENT, reverse=True)
+    else:
+        found_BNSD = dfinal[:, None].clone()
+    _adjoint_kernel[(programs, num_segments, batch)](
+        *parameters, dy, found_BNSD, ends_BNSD, du_BLD, *shape, OUTPUT=True, **options
+    )
+    dpoles_BNSD, dresidues_BNSD = torch.empty_like(ends_BNSD), torch.empty_like(ends_BNSD)
+    dskip_BND = ends_BNSD.new_empty(batch, num_segments, sizes["D"])
+    launch = modal_gradient_launch()
+    options |= {"BLOCK_D": launch.block_d, "ROWS": launch.rows, "num_warps": launch.num_warps}
+    _parameter_kernel[(triton.cdiv(sizes["D"], launch.block_d), num_segments, batch)](
+        *parameters,
+        dy,
+        starts_BNSD,
+        found_BNSD,
+        dx2_BLD,
+        dpoles_BNSD,
+        dresidues_BNSD,
+        dskip_BND,
+        *shape,
+        **options,
+    )
+    dskip = dskip_BND.sum(dim=(0, 1)) if has_skip else dskip_BND.new_empty(0)
+    dpoles, dresidues = dpoles_BNSD.sum(dim=(0, 1)).T, dresidues_BNSD.sum(dim=(0, 1)).T
+    return dx2_BLD, du_BLD, dpoles, dresidues, dskip, ends_BNSD[:, 0]

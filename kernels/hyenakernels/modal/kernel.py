@@ -1,0 +1,415 @@
+"""The modal scan: the recurrence itself, fused with featurizer, gates and skip.
+
+    S[t] = exp(p) S[t - 1] + u[t],    y[t] = x2[t] (sum_s R_s S_s[t] + skip u[t])
+
+A thread keeps the states of a few channels in registers and walks down a segment of the sequence,
+in fp32 and without any exchange between threads: S multiply-adds for the states and S for the
+output are all there is to do, and the rows of the next block arrive meanwhile. Segments run side by
+side: first each finds the state it would leave if it began at zero, then a scan over segments gives
+every one its true first state, then all outputs follow.
+
+B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
+from hyenakernels.launch import MODAL_SEGMENT, modal_launch
+
+
+@triton.jit
+def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D: tl.constexpr):
+    """S values of each channel as a tuple, from [D, S] if BY_CHANNEL, else from [S, D], in fp32."""
+    values = ()
+    for s in tl.static_range(S):
+        at = x + channel * S + s if BY_CHANNEL else x + s * D + channel
+        values = values + (tl.load(at, mask=inside, other=0.0).to(tl.float32),)
+    return values
+
+
+@triton.jit
+def load_poles(log_poles, channel, inside, S: tl.constexpr):
+    """exp(log_poles) of each channel."""
+    poles = ()
+    for s in tl.static_range(S):
+        log_pole = tl.load(log_poles + channel * S + s, mask=inside, other=0.0)
+        poles = poles + (tl.exp(log_pole.to(tl.float32)),)
+    return poles
+
+
+@triton.jit
+def store_modes(x, values, channel, inside, S: tl.constexpr, D: tl.constexpr):
+    """S values of each channel to [S, D]."""
+    for s in tl.static_range(S):
+        tl.store(x + s * D + channel, values[s], mask=inside)
+
+
+@triton.jit
+def advance(poles, states, x, S: tl.constexpr):
+    """One step of the recurrence."""
+    following = ()
+    for s in tl.static_range(S):
+        following = following + (poles[s] * states[s] + x,)
+    return following
+
+
+@triton.jit
+def weigh(weights, states, start, S: tl.constexpr):
+    """Start + sum_s weights[s] * states[s]."""
+    for s in tl.static_range(S):
+        start += weights[s] * states[s]
+    return start
+
+
+@triton.jit
+def zero_modes(S: tl.constexpr, BLOCK_D: tl.constexpr):
+    """S zeros a channel."""
+    states = ()
+    for _ in tl.static_range(S):
+        states = states + (tl.zeros((BLOCK_D,), tl.float32),)
+    return states
+
+
+@triton.jit
+def _ends_kernel(
+    z,
+    z_past,
+    featurizer_taps,
+    log_poles,
+    ends,
+    length,
+    segment,
+    num_segments,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The state each segment but the last would leave if it began at zero."""
+    C: tl.constexpr = 3 * D
+    HALO: tl.constexpr = F - 1
+    COUNT: tl.constexpr = ROWS + HALO
+    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
+    piece, batch = tl.program_id(1), tl.program_id(2)
+    channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = channel < D
+    z += batch.to(tl.int64) * batch_stride
+    z_past += batch * HALO * C
+    poles = load_poles(log_poles, channel, inside, S)
+    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
+    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
+    states = zero_modes(S, BLOCK_D)
+
+    z_x1, z_v = z + D, z + 2 * D
+    past_x1, past_v = z_past + D, z_past + 2 * D
+    first = piece * segment
+    x1 = load_rows(
+        z_x1, past_x1, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+    )
+    v = load_rows(z_v, past_v, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST)
+    for _ in range(segment // ROWS):
+        after = first + ROWS
+        next_x1 = load_rows(
+            z_x1, past_x1, after, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+        )
+        next_v = load_rows(
+            z_v, past_v, after, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+        )
+        for i in tl.static_range(ROWS):
+            u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
+            states = advance(poles, states, u, S)
+        first = after
+        x1, v = next_x1, next_v
+    at = ends + (batch * num_segments + piece).to(tl.int64) * S * D
+    store_modes(at, states, channel, inside, S, D)
+
+
+@triton.jit
+def _scan_kernel(
+    ends,
+    initial,
+    starts,
+    log_poles,
+    segment,
+    num_segments,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    REVERSED: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """Carry states from segment to segment; `starts` is what each finds, `ends` what each adds."""
+    mode, batch = tl.program_id(1), tl.program_id(2)
+    channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = channel < D
+    log_pole = tl.load(log_poles + channel * S + mode, mask=inside, other=0.0).to(tl.float32)
+    decay = tl.exp(log_pole * segment)
+    lane = batch.to(tl.int64) * num_segments * S * D + mode * D + channel
+    carried = tl.load(initial + (batch * S + mode) * D + channel, mask=inside, other=0.0)
+    none = tl.zeros_like(channel)
+    for n in range(0, num_segments, STEPS):
+        added = ()
+        for i in tl.static_range(STEPS):
+            piece = num_segments - 1 - n - i if REVERSED else n + i
+            present = (n + i + none < num_segments - 1) & inside
+            at = ends + lane + piece.to(tl.int64) * S * D
+            added = added + (tl.load(at, mask=present, other=0.0),)
+        for i in tl.static_range(STEPS):
+            piece = num_segments - 1 - n - i if REVERSED else n + i
+            at = starts + lane + piece.to(tl.int64) * S * D
+            tl.store(at, carried, mask=(n + i + none < num_segments) & inside)
+            if REVERSED:
+                # The last segment may be short, and has let the first state decay by itself.
+                carried = tl.where(n + i + none == 0, 0.0, carried)
+            carried = decay * carried + added[i]
+
+
+@triton.jit
+def _output_rows(
+    y,
+    x2,
+    x1,
+    v,
+    taps_x2,
+    taps_x1,
+    taps_v,
+    poles,
+    residues,
+    skips,
+    states,
+    first,
+    channel,
+    inside,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    NUM_ROWS: tl.constexpr,
+):
+    at = y + first.to(tl.int64) * D + channel
+    for i in tl.static_range(NUM_ROWS):
+        u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
+        states = advance(poles, states, u, S)
+        convolved = weigh(residues, states, skips * u, S)
+        gated = featurized(x2, taps_x2, i, F) * convolved
+        tl.store(at + i * D, gated.to(y.dtype.element_ty), mask=inside)
+    return states
+
+
+@triton.jit
+def _output_kernel(
+    z,
+    z_past,
+    featurizer_taps,
+    log_poles,
+    residues,
+    skip,
+    starts,
+    y,
+    final,
+    length,
+    segment,
+    num_segments,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """All outputs of a segment from its first state; the last segment leaves the final state."""
+    HALO: tl.constexpr = F - 1
+    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
+    piece, batch = tl.program_id(1), tl.program_id(2)
+    channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = channel < D
+    z += batch.to(tl.int64) * batch_stride
+    y += batch.to(tl.int64) * length * D
+    z_past += batch * HALO * 3 * D
+    poles = load_poles(log_poles, channel, inside, S)
+    weights = load_modes(residues, channel, inside, S, True, D)
+    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
+    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
+    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
+    skips = tl.zeros((BLOCK_D,), tl.float32)
+    if HAS_SKIP:
+        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    at = starts + (batch * num_segments + piece).to(tl.int64) * S * D
+    states = load_modes(at, channel, inside, S, False, D)
+
+    first = piece * segment
+    count = tl.minimum(segment, length - first)
+    x2, x1, v = load_signals(
+        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST
+    )
+    for _ in range(count // ROWS):
+        after = first + ROWS
+        next_x2, next_x1, next_v = load_signals(
+            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST
+        )
+        states = _output_rows(
+            y,
+            x2,
+            x1,
+            v,
+            taps_x2,
+            taps_x1,
+            taps_v,
+            poles,
+            weights,
+            skips,
+            states,
+            first,
+            channel,
+            inside,
+            D,
+            F,
+            S,
+            ROWS,
+        )
+        first = after
+        x2, x1, v = next_x2, next_x1, next_v
+    for _ in range(count % ROWS):
+        row_x2, row_x1, row_v = load_signals(
+            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, Z_PAST
+        )
+        states = _output_rows(
+            y,
+            row_x2,
+            row_x1,
+            row_v,
+            taps_x2,
+            taps_x1,
+            taps_v,
+            poles,
+            weights,
+            skips,
+            states,
+            first,
+            channel,
+            inside,
+            D,
+            F,
+            S,
+            1,
+        )
+        first += 1
+    if piece == num_segments - 1:
+        store_modes(final + batch.to(tl.int64) * S * D, states, channel, inside, S, D)
+
+
+def sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch):
+    """The compile-time sizes that every kernel of this folder takes."""
+    return {
+        "row_stride": z_BLC.stride(1),
+        "D": log_poles_DS.shape[0],
+        "F": featurizer_taps_CF.shape[1],
+        "S": log_poles_DS.shape[1],
+        "BLOCK_D": launch.block_d,
+        "ROWS": launch.rows,
+        "num_warps": launch.num_warps,
+        "num_stages": 1,
+    }
+
+
+def scan(ends_BNSD, initial_BSD, log_poles_DS, segment, *, reverse):
+    """The state every segment finds, from what each adds and the state before the first.
+
+    Args:
+        ends_BNSD: What each segment would leave if it began at zero; the last in the order of the
+            scan is not read. In reverse the last segment begins at `initial` instead.
+        initial_BSD: The state before the first segment, or after the last.
+        log_poles_DS: The poles.
+        segment: Rows of a segment.
+        reverse: Go from the last segment to the first.
+    """
+    batch, num_segments, modes, width = ends_BNSD.shape
+    starts_BNSD = torch.empty_like(ends_BNSD)
+    block_d = 128
+    _scan_kernel[(triton.cdiv(width, block_d), modes, batch)](
+        ends_BNSD,
+        initial_BSD,
+        starts_BNSD,
+        log_poles_DS,
+        segment,
+        num_segments,
+        D=width,
+        S=modes,
+        REVERSED=reverse,
+        BLOCK_D=block_d,
+        STEPS=16,
+        num_warps=4,
+    )
+    return starts_BNSD
+
+
+def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past_BFC, state_BSD):
+    """y = x2 * (modal convolution of u + skip * u) with u = x1 * v, all featurized.
+
+    Args:
+        z_BLC: The projections, contiguous along C.
+        featurizer_taps_CF: Newest first.
+        log_poles_DS: Real poles.
+        residues_DS: The weight of each mode.
+        skip_D: None for no skip.
+        z_past_BFC: The F - 1 rows before `z`, or None.
+        state_BSD: The state before the first row, fp32.
+
+    Returns:
+        y [B, L, D] in the dtype of `z`, the state after the last row [B, S, D], and the state
+        before each segment [B, N, S, D], which the backward pass starts from; both in fp32.
+    """
+    batch, length, _ = z_BLC.shape
+    launch = modal_launch()
+    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
+    num_segments = triton.cdiv(length, MODAL_SEGMENT)
+    programs = triton.cdiv(sizes["D"], launch.block_d)
+    has_past = z_past_BFC is not None
+    z_past = z_past_BFC if has_past else z_BLC
+    ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
+    if num_segments == 1:
+        starts_BNSD = state_BSD[:, None].clone()
+    else:
+        _ends_kernel[(programs, num_segments - 1, batch)](
+            z_BLC,
+            z_past,
+            featurizer_taps_CF,
+            log_poles_DS,
+            ends_BNSD,
+            length,
+            MODAL_SEGMENT,
+            num_segments,
+            z_BLC.stride(0),
+            HAS_PAST=has_past,
+            **sizes,
+        )
+        starts_BNSD = scan(ends_BNSD, state_BSD, log_poles_DS, MODAL_SEGMENT, reverse=False)
+    y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
+    final_BSD = torch.empty_like(state_BSD)
+    _output_kernel[(programs, num_segments, batch)](
+        z_BLC,
+        z_past,
+        featurizer_taps_CF,
+        log_poles_DS,
+        residues_DS,
+        skip_D if skip_D is not None else log_poles_DS,
+        starts_BNSD,
+        y_BLD,
+        final_BSD,
+        length,
+        MODAL_SEGMENT,
+        num_segments,
+        z_BLC.stride(0),
+        HAS_PAST=has_past,
+        HAS_SKIP=skip_D is not None,
+        **sizes,
+    )
+    return y_BLD, final_BSD, starts_BNSD
