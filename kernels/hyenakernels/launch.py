@@ -49,7 +49,7 @@ MODAL_SEGMENT, GATE_SEGMENT = 512, 256
 _FIR = {(9, 0): FirLaunch(block=32, rows=8, num_warps=4, segment=1024)}
 _FIR_GRADIENT = {(9, 0): FirLaunch(block=16, rows=4, num_warps=4, segment=1024)}
 _MODAL = {(9, 0): RowLaunch(block_d=128, rows=8, num_warps=2)}
-_MODAL_GRADIENT = {(9, 0): RowLaunch(block_d=64, rows=8, num_warps=2)}
+_MODAL_GRADIENT = {(9, 0): RowLaunch(block_d=64, rows=4, num_warps=2)}
 _GATE = {(9, 0): RowLaunch(block_d=128, rows=8, num_warps=2)}
 
 # Small tiles that fit every GPU Triton knows, and the interpreter.

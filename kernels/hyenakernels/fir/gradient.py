@@ -90,15 +90,17 @@ def _input_gradient_kernel(
     if HAS_PAST:
         lowest = tl.where(piece == 0, 1 - TILES, 0)
     first = (piece * SEGMENTS + run // RUNS) * segment + (run % RUNS) * ROWS + last * BLOCK
-    x2 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST)
-    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0)
+    x2 = load_rows(
+        z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, COUNT
+    )
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for back in range(last - lowest + 1):
         block = last - back
         before = first - BLOCK
         next_x2 = load_rows(
-            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, COUNT
         )
-        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0)
+        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
         rows_g = ()
         for i in tl.static_range(ROWS):
             rows_g = rows_g + (featurized(x2, taps_x2, i, F) * rows_dy[i].to(tl.float32),)
@@ -191,16 +193,16 @@ def _filter_gradient_kernel(
     start = (piece * SEGMENTS + line // BLOCK) * segment
     stop = tl.minimum(start + segment, length)
     x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST
+        z, z_past, first, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST, COUNT
     )
-    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0)
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
     for block in range(1 - TILES, blocks):
         after = first + BLOCK
         next_x2, next_x1, next_v = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST
+            z, z_past, after, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST, COUNT
         )
-        next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0)
+        next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0, 0)
         rows_u = ()
         rows_g = ()
         rows_gate = ()

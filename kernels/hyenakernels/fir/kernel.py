@@ -88,14 +88,14 @@ def _forward_kernel(
     start = (piece * SEGMENTS + line // BLOCK) * segment
     stop = tl.minimum(start + segment, length)
     x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST
+        z, z_past, first, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST, COUNT
     )
     blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
     last_start = ((piece + 1) * SEGMENTS - 1) * segment
     for block in range(1 - TILES, blocks):
         after = first + BLOCK
         next_x2, next_x1, next_v = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST
+            z, z_past, after, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST, COUNT
         )
         rows_u = ()
         rows_x2 = ()

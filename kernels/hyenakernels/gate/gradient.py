@@ -62,12 +62,38 @@ def _gradient_kernel(
         start = tl.where(piece == 0, -ROWS, start)
     first = start
     z_x2, z_x1, z_v, rows_dx2, rows_du = _load_gradient_block(
-        z, z_past, dx2, du, first, channel, inside, length, row_stride, D, ROWS, HALO, PAST_ROWS
+        z,
+        z_past,
+        dx2,
+        du,
+        first,
+        channel,
+        inside,
+        length,
+        row_stride,
+        D,
+        ROWS,
+        HALO,
+        PAST_ROWS,
+        ROWS + 2 * HALO,
     )
     for _ in range(tl.cdiv(stop - start, ROWS)):
         after = first + ROWS
         next_x2, next_x1, next_v, next_dx2, next_du = _load_gradient_block(
-            z, z_past, dx2, du, after, channel, inside, length, row_stride, D, ROWS, HALO, PAST_ROWS
+            z,
+            z_past,
+            dx2,
+            du,
+            after,
+            channel,
+            inside,
+            length,
+            row_stride,
+            D,
+            ROWS,
+            HALO,
+            PAST_ROWS,
+            HALO,
         )
         # Gradients at the featurizer's outputs, for the block's rows and the HALO rows after it.
         d_x2 = ()
@@ -118,13 +144,14 @@ def _load_gradient_block(
     ROWS: tl.constexpr,
     HALO: tl.constexpr,
     PAST_ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     BOTH: tl.constexpr = ROWS + 2 * HALO
     x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, BOTH, HALO, PAST_ROWS
+        z, z_past, first, channel, inside, length, row_stride, D, BOTH, HALO, PAST_ROWS, EARLY
     )
-    rows_dx2 = load_rows(dx2, dx2, first, channel, inside, length, D, D, ROWS + HALO, 0, 0)
-    rows_du = load_rows(du, du, first, channel, inside, length, D, D, ROWS + HALO, 0, 0)
+    rows_dx2 = load_rows(dx2, dx2, first, channel, inside, length, D, D, ROWS + HALO, 0, 0, 0)
+    rows_du = load_rows(du, du, first, channel, inside, length, D, D, ROWS + HALO, 0, 0, 0)
     return x2, x1, v, rows_dx2, rows_du
 
 

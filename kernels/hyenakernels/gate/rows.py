@@ -34,11 +34,12 @@ def load_rows(
     NUM_ROWS: tl.constexpr,
     BEFORE: tl.constexpr,
     PAST_ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Rows first - BEFORE .. first - BEFORE + NUM_ROWS - 1 as a tuple, as stored.
 
     Rows from `length` on are zero; rows before 0 come from the PAST_ROWS rows of `past`, or are
-    zero when there are none.
+    zero when there are none. Only the first EARLY of them may lie before 0.
     """
     start = x + first.to(tl.int64) * stride + channel
     rows = ()
@@ -47,7 +48,7 @@ def load_rows(
         # One unsigned comparison says both 0 <= row and row < length.
         present = (row.to(tl.uint32) < length) & inside
         values = tl.load(start + (i - BEFORE) * stride, mask=present, other=0.0)
-        if PAST_ROWS > 0:
+        if PAST_ROWS > 0 and i < EARLY:
             remembered = (row < 0) & (row >= -PAST_ROWS)
             earlier = tl.load(
                 past + (row + PAST_ROWS) * past_stride + channel,
@@ -72,16 +73,23 @@ def load_signals(
     NUM_ROWS: tl.constexpr,
     BEFORE: tl.constexpr,
     PAST_ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The same rows of x2, x1 and v."""
     C: tl.constexpr = 3 * D
-    x2 = load_rows(z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS)
+    x2 = load_rows(
+        z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
+    )
     z += D
     past += D
-    x1 = load_rows(z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS)
+    x1 = load_rows(
+        z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
+    )
     z += D
     past += D
-    v = load_rows(z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS)
+    v = load_rows(
+        z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
+    )
     return x2, x1, v
 
 

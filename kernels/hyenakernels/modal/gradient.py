@@ -125,8 +125,10 @@ def _adjoint_kernel(
     count = tl.minimum(segment, length - begin)
     first = begin + count - 1
     for _ in range(count % ROWS):
-        row_x2 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, F, HALO, Z_PAST)
-        row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0)
+        row_x2 = load_rows(
+            z, z_past, first, channel, inside, length, row_stride, C, F, HALO, Z_PAST, HALO
+        )
+        row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
         adjoints = _adjoint_rows(
             du,
             row_x2,
@@ -147,14 +149,16 @@ def _adjoint_kernel(
         )
         first -= 1
     first -= ROWS - 1
-    x2 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST)
-    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0)
+    x2 = load_rows(
+        z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, HALO
+    )
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for _ in range(count // ROWS):
         before = first - ROWS
         next_x2 = load_rows(
-            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, HALO
         )
-        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0)
+        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
         adjoints = _adjoint_rows(
             du,
             x2,
@@ -288,15 +292,15 @@ def _parameter_kernel(
     first = piece * segment
     count = tl.minimum(segment, length - first)
     x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST
+        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST, HALO
     )
-    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0)
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for _ in range(count // ROWS):
         after = first + ROWS
         next_x2, next_x1, next_v = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST
+            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST, 0
         )
-        next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0)
+        next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0, 0)
         states, slopes, sum_residues, sum_poles, sum_skip = _parameter_rows(
             dx2,
             x2,
@@ -327,9 +331,9 @@ def _parameter_kernel(
         rows_dy = next_dy
     for _ in range(count % ROWS):
         row_x2, row_x1, row_v = load_signals(
-            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, Z_PAST
+            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, Z_PAST, HALO
         )
-        row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0)
+        row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
         states, slopes, sum_residues, sum_poles, sum_skip = _parameter_rows(
             dx2,
             row_x2,

@@ -110,16 +110,18 @@ def _ends_kernel(
     past_x1, past_v = z_past + D, z_past + 2 * D
     first = piece * segment
     x1 = load_rows(
-        z_x1, past_x1, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+        z_x1, past_x1, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, HALO
     )
-    v = load_rows(z_v, past_v, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST)
+    v = load_rows(
+        z_v, past_v, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, HALO
+    )
     for _ in range(segment // ROWS):
         after = first + ROWS
         next_x1 = load_rows(
-            z_x1, past_x1, after, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+            z_x1, past_x1, after, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, 0
         )
         next_v = load_rows(
-            z_v, past_v, after, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST
+            z_v, past_v, after, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, 0
         )
         for i in tl.static_range(ROWS):
             u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
@@ -248,12 +250,12 @@ def _output_kernel(
     first = piece * segment
     count = tl.minimum(segment, length - first)
     x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST
+        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST, HALO
     )
     for _ in range(count // ROWS):
         after = first + ROWS
         next_x2, next_x1, next_v = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST
+            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST, 0
         )
         states = _output_rows(
             y,
@@ -279,7 +281,7 @@ def _output_kernel(
         x2, x1, v = next_x2, next_x1, next_v
     for _ in range(count % ROWS):
         row_x2, row_x1, row_v = load_signals(
-            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, Z_PAST
+            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, Z_PAST, HALO
         )
         states = _output_rows(
             y,

@@ -1,0 +1,68 @@
+"""Hyena operators with random parameters, and the mixers around them, as the benchmarks run them.
+
+B batch, L length, D channels, C = 3D channels [x2 | x1 | v], F featurizer taps, S modes.
+"""
+
+from collections.abc import Callable
+from math import log
+
+import torch
+from torch import Tensor, nn
+
+from hyenakernels import hyena_fir, hyena_modal
+from tests.benchmarks.gpu import DEVICE
+
+KINDS = ("SE", "MR", "LI")
+NUM_TAPS = {"SE": 7, "MR": 128}
+NUM_MODES = 16
+GROUP_SIZE = 16  # channels that share a filter, as in the published 7B
+
+
+def operator(kind: str) -> Callable[..., Tensor]:
+    """What stands between a mixer's projections: z and the parameters in, y out, no pasts."""
+    op = hyena_modal if kind == "LI" else hyena_fir
+    return lambda z_BLC, *parameters: op(z_BLC, *parameters)[0]
+
+
+def draw_parameters(kind: str, width: int, num_featurizer_taps: int) -> list[nn.Parameter]:
+    """Random fp32 parameters of an operator, in the order it takes them.
+
+    One featurizer tap is the identity and asks for no gradient. The modes of LI remember 2 to
+    2,048 samples.
+    """
+    featurizer_CF = torch.randn(3 * width, num_featurizer_taps, device=DEVICE)
+    if num_featurizer_taps == 1:
+        featurizer_CF.fill_(1)
+    tensors = []
+    if kind == "LI":
+        memory_DS = 2 * torch.exp(log(1024) * torch.rand(width, NUM_MODES, device=DEVICE))
+        tensors += [-1 / memory_DS, torch.randn_like(memory_DS) / (NUM_MODES * memory_DS).sqrt()]
+    else:
+        num_taps = NUM_TAPS[kind]
+        tensors += [torch.randn(width // GROUP_SIZE, num_taps, device=DEVICE) / num_taps**0.5]
+    if kind != "SE":
+        tensors += [torch.randn(width, device=DEVICE)]  # the skip
+    featurizer = nn.Parameter(featurizer_CF, requires_grad=num_featurizer_taps > 1)
+    return [featurizer, *map(nn.Parameter, tensors)]
+
+
+def projections(width: int) -> tuple[nn.Linear, nn.Linear]:
+    """The two bf16 projections of a mixer, with random weights."""
+    return (
+        nn.Linear(width, 3 * width, bias=False, dtype=torch.bfloat16, device=DEVICE),
+        nn.Linear(width, width, dtype=torch.bfloat16, device=DEVICE),
+    )
+
+
+class Mixer(nn.Module):
+    """A Hyena mixer: projection to 3D channels, operator, projection back."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        super().__init__()
+        self.project_in, self.project_out = projections(width)
+        self.operator = operator(kind)
+        self.filters = nn.ParameterList(draw_parameters(kind, width, num_featurizer_taps=3))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Mix along L; returns the shape it was given."""
+        return self.project_out(self.operator(self.project_in(x_BLD), *self.filters))
