@@ -17,12 +17,14 @@ class FirLaunch:
     Attributes:
         block: Rows of a Toeplitz tile.
         rows: Rows a thread holds; they divide `block`.
-        num_warps: Warps a program; each takes one group of channels.
+        parts: Groups of channels a program takes, cut to 16 channels at most.
+        num_warps: Warps a program.
         segment: Rows a program walks through, a multiple of `block`.
     """
 
     block: int
     rows: int
+    parts: int
     num_warps: int
     segment: int
 
@@ -46,14 +48,14 @@ class RowLaunch:
 MODAL_SEGMENT, GATE_SEGMENT = 512, 256
 
 # Measured on an H200 (compute capability 9.0); tests/benchmarks/results/kernels.md.
-_FIR = {(9, 0): FirLaunch(block=32, rows=8, num_warps=4, segment=1024)}
-_FIR_GRADIENT = {(9, 0): FirLaunch(block=16, rows=4, num_warps=4, segment=1024)}
+_FIR = {(9, 0): FirLaunch(block=32, rows=8, parts=4, num_warps=4, segment=1024)}
+_FIR_GRADIENT = {(9, 0): FirLaunch(block=16, rows=4, parts=4, num_warps=4, segment=1024)}
 _MODAL = {(9, 0): RowLaunch(block_d=128, rows=8, num_warps=2)}
 _MODAL_GRADIENT = {(9, 0): RowLaunch(block_d=64, rows=4, num_warps=2)}
 _GATE = {(9, 0): RowLaunch(block_d=128, rows=8, num_warps=2)}
 
 # Small tiles that fit every GPU Triton knows, and the interpreter.
-_ANY_FIR = FirLaunch(block=16, rows=4, num_warps=4, segment=512)
+_ANY_FIR = FirLaunch(block=16, rows=4, parts=4, num_warps=4, segment=512)
 _ANY_ROWS = RowLaunch(block_d=64, rows=4, num_warps=2)
 
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 DEVICE = torch.device("cuda")
 SECONDS = 0.25  # of device time that a reading may take, its warm-up aside
-MOST_CALLS = 30  # a round's kernels and events should fit the launch queue of 1,024
-SPIN_CYCLES_A_SECOND = 2e9  # of a GPU at its highest clock
+MOST_CALLS = 20  # their kernels should fit the launch queue, which holds about a thousand
+SPIN_SECONDS = 0.05  # at least, for the clocks to rise
+CYCLES_A_SECOND = 2e9  # of a GPU at its highest clock
 
 PASSES = ("forward", "forward + backward")  # what `measure_passes` reads
 
@@ -102,7 +103,7 @@ def measure(run: Callable[..., object], draw: Callable[[], tuple[Tensor, ...]]) 
         return Reading(failure="oom")
     except Exception as error:  # the table says how a contender failed
         reason = f"{type(error).__name__}: {error}".replace("|", "/").split("\n")[0]
-        return Reading(failure=f"failed: {reason[:80]}")
+        return Reading(failure=f"failed: {reason[:60]}")
     finally:
         torch.cuda.empty_cache()
 
@@ -124,17 +125,18 @@ def _measure(run: Callable[..., object], draw: Callable[[], tuple[Tensor, ...]])
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     run(*sets[0])
-    launched = time.perf_counter()
+    launch_seconds = time.perf_counter() - started
     torch.cuda.synchronize()
     seconds = time.perf_counter() - started
+    # The GPU works for seconds - launch_seconds at least, so it waits for Python no longer than:
+    wait_seconds = max(2 * launch_seconds - seconds, 0)
     peak = torch.cuda.max_memory_allocated() - held
 
     num_calls = int(min(max(SECONDS / seconds, 3), MOST_CALLS))
     starts = [torch.cuda.Event(enable_timing=True) for _ in range(num_calls)]
     stops = [torch.cuda.Event(enable_timing=True) for _ in range(num_calls)]
     results: deque[object] = deque(maxlen=len(sets) - 1)  # they move through memory like the inputs
-    spin_seconds = 0.02 + 1.5 * num_calls * (launched - started)
-    torch.cuda._sleep(int(spin_seconds * SPIN_CYCLES_A_SECOND))
+    torch.cuda._sleep(int(CYCLES_A_SECOND * (SPIN_SECONDS + 1.5 * num_calls * wait_seconds)))
     for start, stop, tensors in zip(starts, stops, cycle(sets)):
         start.record()
         results.append(run(*tensors))
@@ -146,34 +148,34 @@ def _measure(run: Callable[..., object], draw: Callable[[], tuple[Tensor, ...]])
 
 @dataclass
 class Report:
-    """A Markdown file of tables, whole after every row."""
+    """A Markdown file of tables, whole after every row; it lies in EVO2_BENCHMARK_RESULTS."""
 
     name: str
-    title: str
-    about: str
-    command: str
-    folder: Path
+    about: str  # its title, what the tables say, and the command that makes them
+    otherwise: Path  # the folder when that variable is not set
     tables: dict[str, list[Sequence[str]]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.folder = Path(os.environ.get("EVO2_BENCHMARK_RESULTS", self.folder))
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return Path(os.environ.get("EVO2_BENCHMARK_RESULTS", self.otherwise)) / self.name
 
     def add(self, table: str, columns: Sequence[str], row: Sequence[str]) -> None:
-        """Append a row to a table; the first one brings the table and its columns."""
+        """Append a row to a table; the first row brings the columns."""
         self.tables.setdefault(table, [columns]).append(row)
-        (self.folder / self.name).write_text(self.text())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(str(self))
 
-    def text(self) -> str:
-        """The whole file."""
-        where = (
+    def __str__(self) -> str:
+        made = (
             f"{datetime.now(UTC):%Y-%m-%d}, {torch.cuda.get_device_name()}, "
             f"torch {torch.__version__}, Triton {version('triton')}, CUDA {torch.version.cuda}, "
             f"Python {platform.python_version()}"
         )
-        head = f"# {self.title}\n\n{self.about}\n\nCommand: `{self.command}`\n\n{where}.\n"
-        return head + "".join(_table(*table) for table in self.tables.items())
+        tables = (_table(title, *lines) for title, lines in self.tables.items())
+        return f"{self.about}\n\n{made}.\n{''.join(tables)}"
 
 
-def _table(title: str, lines: list[Sequence[str]]) -> str:
+def _table(title: str, *lines: Sequence[str]) -> str:
     columns, *rows = (f"| {' | '.join(line)} |\n" for line in lines)
     return f"\n## {title}\n\n{columns}{'|---' * len(lines[0])}|\n{''.join(rows)}"

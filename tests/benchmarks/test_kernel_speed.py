@@ -31,6 +31,8 @@ from tests.benchmarks.gpu import (
 from tests.benchmarks.hyena import KINDS, Mixer, draw_parameters, operator, projections
 
 ABOUT = """\
+# Speed of the fused Hyena operators
+
 What stands between a mixer's projections: batch 1, bf16, parameters in fp32; 7 taps (SE), 128 taps
 and a skip (MR), 16 modes and a skip (LI); 16 channels share a filter of SE or MR. "fused core" is
 gate, convolution, gate; "fused" has the featurizer of 3 taps too. The PyTorch rows are the core:
@@ -39,7 +41,9 @@ depthwise `conv1d` and gates, or an FFT with a filter that is already laid out i
 Times are medians of device time; calls are queued ahead, so that launching them costs nothing. The
 floor is a device-to-device copy that moves what has to move: 4 L D bf16 numbers forward, 11 L D
 forward and backward, reads and writes together. MiB is what a call needs beside its inputs and
-parameters, outputs and gradients included."""
+parameters, outputs and gradients included.
+
+Command: `pytest -m benchmark -s tests/benchmarks/test_kernel_speed.py`"""
 
 WIDTHS = [4096, 1024]
 LENGTHS = [8192, 32768, 131072]
@@ -141,15 +145,9 @@ def test_the_plain_rows_compute_the_operator(kind: str, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
-    report = Report(
-        name="kernels.md",
-        title="Speed of the fused Hyena operators",
-        about=ABOUT,
-        command="pytest -m benchmark -s tests/benchmarks/test_kernel_speed.py",
-        folder=tmp_path_factory.mktemp("results"),
-    )
+    report = Report("kernels.md", ABOUT, otherwise=tmp_path_factory.mktemp("results"))
     yield report
-    console.write(report.text())
+    console.write(str(report))
 
 
 def measure_copy(num_bytes: int) -> Reading:

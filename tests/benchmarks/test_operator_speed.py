@@ -22,6 +22,8 @@ from tests.benchmarks.gpu import DEVICE, PASSES, Reading, Report, cell, measure_
 from tests.benchmarks.hyena import Mixer, projections
 
 ABOUT = """\
+# Speed of sequence mixers
+
 Whole sequence mixers with their projections, batch 1, bf16. Hyena: 3 featurizer taps; 7 taps (SE),
 128 taps (MR) or 16 modes (LI); 16 channels share a filter of SE or MR. Attention: PyTorch, causal,
 heads of 128, no positions. GLA, DeltaNet, gated DeltaNet, Mamba-2: layers of flash-linear-attention
@@ -29,7 +31,11 @@ in the proportions of their papers, Mamba-2 on the Triton kernels of mamba_ssm. 
 number of parameters over D^2.
 
 Times are medians of device time; calls are queued ahead, so that launching them costs nothing. In
-parentheses: the time over that of Hyena-MR."""
+parentheses: the time over that of Hyena-MR.
+
+![latency against length](operators.png)
+
+Command: `pytest -m benchmark -s tests/benchmarks/test_operator_speed.py`"""
 
 WIDTHS = [4096, 1024]
 LENGTHS = [2**exponent for exponent in range(11, 18)]
@@ -90,15 +96,9 @@ def readings() -> Readings:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
-    report = Report(
-        name="operators.md",
-        title="Speed of sequence mixers",
-        about=ABOUT,
-        command="pytest -m benchmark -s tests/benchmarks/test_operator_speed.py",
-        folder=tmp_path_factory.mktemp("results"),
-    )
+    report = Report("operators.md", ABOUT, otherwise=tmp_path_factory.mktemp("results"))
     yield report
-    console.write(report.text())
+    console.write(str(report))
 
 
 @pytest.fixture
@@ -185,7 +185,8 @@ def test_figure(readings: Readings, report: Report) -> None:
                 panel.plot(LENGTHS, times, marker="o", markersize=3, label=name)
             panel.set(xscale="log", yscale="log", title=f"D = {width}, {label}", ylabel="ms")
             panel.set_xticks(LENGTHS, [f"{length // 1024}k" for length in LENGTHS])
+            panel.minorticks_off()
             panel.grid(alpha=0.3)
     axes[0, 0].legend()
     figure.supxlabel("length, in positions")
-    figure.savefig(report.folder / "operators.png", dpi=100)
+    figure.savefig(report.path.with_suffix(".png"), dpi=90)

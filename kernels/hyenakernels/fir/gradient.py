@@ -16,12 +16,12 @@ from hyenakernels.fir.tiles import (
     from_operand,
     gate_input,
     grid,
+    part_zeros,
     push,
     stack,
     tiling,
     to_operand,
     toeplitz_tiles,
-    zeros,
 )
 from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
 from hyenakernels.launch import fir_gradient_launch, fir_launch
@@ -75,7 +75,7 @@ def _input_gradient_kernel(
 
     channel, inside = channels_of(program, D, W, PART, PARTS)
     tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, True, OPERAND)
-    waiting = zeros((PARTS, BLOCK, SEGMENTS * PART), TILES - 1, tl.float32)
+    waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
     taps_x2 = load_taps(featurizer_taps, channel, inside, F)
     if HAS_SKIP:
         skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
@@ -177,9 +177,9 @@ def _filter_gradient_kernel(
 
     channel, inside = channels_of(program, D, W, PART, PARTS)
     tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, False, OPERAND)
-    waiting = zeros((PARTS, BLOCK, SEGMENTS * PART), TILES - 1, tl.float32)
-    earlier = zeros((PARTS, SEGMENTS * PART, BLOCK), TILES - 1, OPERAND)
-    grams = zeros((PARTS, BLOCK, BLOCK), TILES, tl.float32)
+    waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
+    earlier = part_zeros(TILES - 1, PARTS, SEGMENTS * PART, BLOCK, OPERAND)
+    grams = part_zeros(TILES, PARTS, BLOCK, BLOCK, tl.float32)
     taps_x2 = load_taps(featurizer_taps, channel, inside, F)
     taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
     taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
@@ -219,7 +219,7 @@ def _filter_gradient_kernel(
         u = stack(rows_u, ROWS)
         operand = to_operand(u.to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
         operand_g = to_operand(stack(rows_g, ROWS).to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
-        turned = tl.permute(operand, (0, 2, 1))
+        turned = tl.trans(operand) if PARTS == 1 else tl.permute(operand, (0, 2, 1))
         complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
         summed = (tl.dot(operand_g, turned, grams[0], input_precision=PRECISION),)
         for m in tl.static_range(1, TILES):

@@ -19,12 +19,12 @@ from hyenakernels.fir.tiles import (
     from_operand,
     gate_input,
     grid,
+    part_zeros,
     push,
     stack,
     tiling,
     to_operand,
     toeplitz_tiles,
-    zeros,
 )
 from hyenakernels.gate.rows import featurized, load_signals, load_taps
 from hyenakernels.launch import fir_launch
@@ -75,7 +75,7 @@ def _forward_kernel(
 
     channel, inside = channels_of(program, D, W, PART, PARTS)
     tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, False, OPERAND)
-    waiting = zeros((PARTS, BLOCK, SEGMENTS * PART), TILES - 1, tl.float32)
+    waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
     taps_x2 = load_taps(featurizer_taps, channel, inside, F)
     taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
     taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)

@@ -28,7 +28,7 @@ def tiling(z_BLC, featurizer_taps_CF, taps_GK, launch):
         "K": num_taps,
         "W": width // groups,
         "PART": part,
-        "PARTS": launch.num_warps,
+        "PARTS": launch.parts,
         "SEGMENTS": COLUMNS // part,
         "BLOCK": launch.block,
         "ROWS": launch.rows,
@@ -90,7 +90,7 @@ def toeplitz_tiles(
     TRANSPOSED: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Tiles T_0, T_1, ... of each part's group, [PARTS, BLOCK, BLOCK] each."""
+    """Tiles T_0, T_1, ... of each part's group, [PARTS, BLOCK, BLOCK] each; no first axis for one."""
     parts_a_group: tl.constexpr = (W + PART - 1) // PART
     group = ((program * PARTS + tl.arange(0, PARTS)) // parts_a_group)[:, None, None]
     down = tl.arange(0, BLOCK)[None, :, None] - tl.arange(0, BLOCK)[None, None, :]
@@ -100,16 +100,11 @@ def toeplitz_tiles(
     for m in tl.static_range(TILES):
         lag = m * BLOCK + down
         present = (lag >= 0) & (lag < K) & (group < NUM_GROUPS)
-        tiles = tiles + (tl.load(taps + group * K + lag, mask=present, other=0.0).to(dtype),)
+        tile = tl.load(taps + group * K + lag, mask=present, other=0.0).to(dtype)
+        if PARTS == 1:
+            tile = tl.reshape(tile, (BLOCK, BLOCK))
+        tiles = tiles + (tile,)
     return tiles
-
-
-@triton.jit
-def zeros(SHAPE: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexpr):
-    tensors = ()
-    for _ in tl.static_range(COUNT):
-        tensors = tensors + (tl.zeros(SHAPE, dtype),)
-    return tensors
 
 
 @triton.jit
@@ -134,9 +129,18 @@ def stack(rows, NUM_ROWS: tl.constexpr):
 def to_operand(
     tile, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
 ):
-    """[SEGMENTS * BLOCK, PARTS * PART] to [PARTS, BLOCK, SEGMENTS * PART]."""
-    x = tl.permute(tl.reshape(tile, (SEGMENTS, BLOCK, PARTS, PART)), (2, 1, 0, 3))
-    return tl.reshape(x, (PARTS, BLOCK, SEGMENTS * PART))
+    """[SEGMENTS * BLOCK, PARTS * PART] to [PARTS, BLOCK, SEGMENTS * PART], a product for each part.
+
+    A single part has no first axis: only plain products reach the fastest instructions.
+    """
+    if PARTS == 1:
+        if SEGMENTS > 1:
+            tile = tl.permute(tl.reshape(tile, (SEGMENTS, BLOCK, PART)), (1, 0, 2))
+            tile = tl.reshape(tile, (BLOCK, SEGMENTS * PART))
+    else:
+        tile = tl.permute(tl.reshape(tile, (SEGMENTS, BLOCK, PARTS, PART)), (2, 1, 0, 3))
+        tile = tl.reshape(tile, (PARTS, BLOCK, SEGMENTS * PART))
+    return tile
 
 
 @triton.jit
@@ -144,8 +148,32 @@ def from_operand(
     x, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
 ):
     """The way back."""
-    x = tl.permute(tl.reshape(x, (PARTS, BLOCK, SEGMENTS, PART)), (2, 1, 0, 3))
-    return tl.reshape(x, (SEGMENTS * BLOCK, PARTS * PART))
+    if PARTS == 1:
+        if SEGMENTS > 1:
+            x = tl.permute(tl.reshape(x, (BLOCK, SEGMENTS, PART)), (1, 0, 2))
+            x = tl.reshape(x, (SEGMENTS * BLOCK, PART))
+    else:
+        x = tl.permute(tl.reshape(x, (PARTS, BLOCK, SEGMENTS, PART)), (2, 1, 0, 3))
+        x = tl.reshape(x, (SEGMENTS * BLOCK, PARTS * PART))
+    return x
+
+
+@triton.jit
+def part_zeros(
+    COUNT: tl.constexpr,
+    PARTS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """COUNT zero tensors [PARTS, M, N]."""
+    tensors = ()
+    for _ in tl.static_range(COUNT):
+        if PARTS == 1:
+            tensors = tensors + (tl.zeros((M, N), dtype),)
+        else:
+            tensors = tensors + (tl.zeros((PARTS, M, N), dtype),)
+    return tensors
 
 
 @triton.jit
