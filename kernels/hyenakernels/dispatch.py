@@ -26,12 +26,12 @@ def kernels_take(
         return False
     reasons = {
         "triton is not installed": find_spec("triton") is None,
-        f"the kernels do not take {z_BLC.dtype}": z_BLC.dtype not in KERNEL_DTYPES,
-        f"the kernels take up to {MOST_FEATURIZER_TAPS} featurizer taps, not {num_featurizer_taps}": (
+        f"{z_BLC.dtype} has no kernel": z_BLC.dtype not in KERNEL_DTYPES,
+        f"featurizers of more than {MOST_FEATURIZER_TAPS} taps have no kernel": (
             num_featurizer_taps > MOST_FEATURIZER_TAPS
         ),
-        f"the kernels take up to {MOST_TAPS} taps, not {num_taps}": num_taps > MOST_TAPS,
-        f"the kernels take up to {MOST_MODES} modes, not {num_modes}": num_modes > MOST_MODES,
+        f"filters of more than {MOST_TAPS} taps have no kernel": num_taps > MOST_TAPS,
+        f"filters of more than {MOST_MODES} modes have no kernel": num_modes > MOST_MODES,
     }
     for reason, applies in reasons.items():
         if applies:

@@ -1,11 +1,11 @@
 """Launch shapes of the kernels: a small measured table per GPU architecture, and a fallback.
 
-Nothing is searched at run time. Segments cut the sequence into independent programs; they depend
-on nothing but the architecture, so that a result never depends on batch or length.
+Nothing is searched at run time; what Triton compiles, it keeps in its cache on disk.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 
@@ -19,14 +19,12 @@ class FirLaunch:
         rows: Rows a thread holds; they divide `block`.
         parts: Groups of channels a program takes, cut to 16 channels at most.
         num_warps: Warps a program.
-        segment: Rows a program walks through, a multiple of `block`.
     """
 
     block: int
     rows: int
     parts: int
     num_warps: int
-    segment: int
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,36 @@ class RowLaunch:
     num_warps: int
 
 
-# Rows a program of the row kernels walks through.
-MODAL_SEGMENT, GATE_SEGMENT = 512, 256
+# Rows a program of the row kernels walks through. The modal scan rounds at its segments, so they
+# are the same for every length and batch: a result never depends on what stands beside it.
+MODAL_SEGMENT, GATE_SEGMENT = 512, 512
 
-# Measured on an H200 (compute capability 9.0); tests/benchmarks/results/kernels.md.
-_FIR = {(9, 0): FirLaunch(block=32, rows=8, parts=4, num_warps=4, segment=1024)}
-_FIR_GRADIENT = {(9, 0): FirLaunch(block=16, rows=4, parts=4, num_warps=4, segment=1024)}
+FirPass = Literal["forward", "input gradient", "filter gradient"]
+
+SHORT = 16  # taps up to which small blocks, which many groups share, are the fastest
+
+# Measured on an H200 (compute capability 9.0): tests/benchmarks/results/kernels.md.
+_SHORT_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
+    (9, 0): {
+        "forward": FirLaunch(block=32, rows=8, parts=4, num_warps=4),
+        "input gradient": FirLaunch(block=16, rows=4, parts=4, num_warps=4),
+        "filter gradient": FirLaunch(block=16, rows=4, parts=4, num_warps=4),
+    }
+}
+_LONG_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
+    (9, 0): {
+        "forward": FirLaunch(block=64, rows=4, parts=1, num_warps=4),
+        "input gradient": FirLaunch(block=64, rows=4, parts=1, num_warps=4),
+        "filter gradient": FirLaunch(block=64, rows=4, parts=1, num_warps=4),
+    }
+}
 _MODAL = {(9, 0): RowLaunch(block_d=128, rows=8, num_warps=2)}
 _MODAL_GRADIENT = {(9, 0): RowLaunch(block_d=64, rows=4, num_warps=2)}
 _GATE = {(9, 0): RowLaunch(block_d=128, rows=8, num_warps=2)}
 
-# Small tiles that fit every GPU Triton knows, and the interpreter.
-_ANY_FIR = FirLaunch(block=16, rows=4, parts=4, num_warps=4, segment=512)
+# Small tiles that fit every GPU Triton knows, fp32, and the interpreter.
+_ANY_SHORT_FIR = FirLaunch(block=16, rows=4, parts=4, num_warps=4)
+_ANY_LONG_FIR = FirLaunch(block=32, rows=4, parts=1, num_warps=4)
 _ANY_ROWS = RowLaunch(block_d=64, rows=4, num_warps=2)
 
 
@@ -64,14 +80,30 @@ def _architecture() -> tuple[int, int]:
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
 
 
-def fir_launch() -> FirLaunch:
-    """For the forward pass, and the gradient of the input."""
-    return _FIR.get(_architecture(), _ANY_FIR)
+@cache
+def _multiprocessors() -> int:
+    if not torch.cuda.is_available():
+        return 1
+    return torch.cuda.get_device_properties().multi_processor_count
 
 
-def fir_gradient_launch() -> FirLaunch:
-    """For the gradient of the taps, which keeps a Gram tile for every Toeplitz tile."""
-    return _FIR_GRADIENT.get(_architecture(), _ANY_FIR)
+def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype) -> FirLaunch:
+    """For a pass of the FIR. Products of fp32 run without tensor cores, on the small tiles."""
+    table, small = (_SHORT_FIR, _ANY_SHORT_FIR) if num_taps <= SHORT else (_LONG_FIR, _ANY_LONG_FIR)
+    measured = table.get(_architecture())
+    return small if measured is None or dtype == torch.float32 else measured[which]
+
+
+def fir_segment(programs: int, length: int) -> int:
+    """Rows that a program of the FIR walks through, of which `programs` run for each.
+
+    As long as the GPU stays full: a segment first reads the rows its first block needs, again. The
+    sums of outputs and input gradients are the same bits however the sequence is cut.
+    """
+    segment = 2048
+    while segment > 256 and programs * -(-length // segment) < 4 * _multiprocessors():
+        segment //= 2
+    return segment
 
 
 def modal_launch() -> RowLaunch:

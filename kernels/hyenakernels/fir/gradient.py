@@ -24,7 +24,6 @@ from hyenakernels.fir.tiles import (
     toeplitz_tiles,
 )
 from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
-from hyenakernels.launch import fir_gradient_launch, fir_launch
 
 
 @triton.jit
@@ -58,7 +57,7 @@ def _input_gradient_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """du = conv^T(dy * x2) + skip * dy * x2, up the sequence."""
+    """Find du = conv^T(dy * x2) + skip * dy * x2, up the sequence."""
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
     COUNT: tl.constexpr = ROWS + HALO
@@ -159,7 +158,7 @@ def _filter_gradient_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dx2 = dy * (conv(u) + skip * u), and this segment's share of the gradients of the taps."""
+    """Find dx2 = dy * (conv(u) + skip * u), and this segment's share of the taps' gradients."""
     T: tl.constexpr = PARTS * PART
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
@@ -272,11 +271,11 @@ def _diagonals(gram, PARTS: tl.constexpr, BLOCK: tl.constexpr, BELOW: tl.constex
 def input_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD, dy, dtail):
     """Gradients of u = x1 * v, and of its past (empty when there is none)."""
     batch, length, _ = z_BLC.shape
-    launch = fir_launch()
-    sizes = tiling(z_BLC, featurizer_taps_CF, taps_GK, launch)
+    sizes = tiling("input gradient", z_BLC, featurizer_taps_CF, taps_GK)
+    programs, segment = grid(z_BLC, sizes)
     du_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     dpast_BPD = torch.empty_like(past_BPD) if past_BPD is not None else z_BLC.new_empty(0)
-    _input_gradient_kernel[grid(z_BLC, sizes, launch.segment)](
+    _input_gradient_kernel[programs](
         z_BLC,
         z_past_BFC if z_past_BFC is not None else z_BLC,
         featurizer_taps_CF,
@@ -287,7 +286,7 @@ def input_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_
         du_BLD,
         dpast_BPD,
         length,
-        launch.segment,
+        segment,
         z_BLC.stride(0),
         HAS_PAST=past_BPD is not None,
         HAS_SKIP=skip_D is not None,
@@ -300,14 +299,16 @@ def input_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_
 def filter_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD, dy):
     """Gradients of the featurized x2, of the taps, and of the skip (empty when there is none)."""
     batch, length, _ = z_BLC.shape
-    launch = fir_gradient_launch()
-    sizes = tiling(z_BLC, featurizer_taps_CF, taps_GK, launch)
-    programs, pieces, _ = grid(z_BLC, sizes, launch.segment)
+    sizes = tiling("filter gradient", z_BLC, featurizer_taps_CF, taps_GK)
+    programs, segment = grid(z_BLC, sizes)
+    along_channels, pieces, _ = programs
     lags = sizes["TILES"] * sizes["BLOCK"]
     dx2_BLD = z_BLC.new_empty(batch, length, sizes["D"])
-    shares = taps_GK.new_empty(batch * pieces, programs * sizes["PARTS"], lags, dtype=torch.float32)
+    shares = taps_GK.new_empty(
+        batch * pieces, along_channels * sizes["PARTS"], lags, dtype=torch.float32
+    )
     skips = taps_GK.new_empty(batch * pieces, sizes["D"], dtype=torch.float32)
-    _filter_gradient_kernel[(programs, pieces, batch)](
+    _filter_gradient_kernel[programs](
         z_BLC,
         z_past_BFC if z_past_BFC is not None else z_BLC,
         featurizer_taps_CF,
@@ -319,7 +320,7 @@ def filter_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past
         shares,
         skips,
         length,
-        launch.segment,
+        segment,
         z_BLC.stride(0),
         HAS_PAST=past_BPD is not None,
         HAS_SKIP=skip_D is not None,

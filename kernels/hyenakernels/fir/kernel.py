@@ -27,7 +27,6 @@ from hyenakernels.fir.tiles import (
     toeplitz_tiles,
 )
 from hyenakernels.gate.rows import featurized, load_signals, load_taps
-from hyenakernels.launch import fir_launch
 
 
 @triton.jit
@@ -123,7 +122,7 @@ def _forward_kernel(
 
 
 def forward(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
-    """y = x2 * (conv(u) + skip * u) with u = x1 * v, all featurized.
+    """Compute y = x2 * (conv(u) + skip * u) with u = x1 * v, all featurized.
 
     Args:
         z_BLC: The projections, contiguous along C.
@@ -137,11 +136,11 @@ def forward(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
         y [B, L, D], and the last K - 1 rows of u, both in the dtype of `z`.
     """
     batch, length, _ = z_BLC.shape
-    launch = fir_launch()
-    sizes = tiling(z_BLC, featurizer_taps_CF, taps_GK, launch)
+    sizes = tiling("forward", z_BLC, featurizer_taps_CF, taps_GK)
+    programs, segment = grid(z_BLC, sizes)
     y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     tail_BPD = z_BLC.new_empty(batch, sizes["K"] - 1, sizes["D"])
-    _forward_kernel[grid(z_BLC, sizes, launch.segment)](
+    _forward_kernel[programs](
         z_BLC,
         z_past_BFC if z_past_BFC is not None else z_BLC,
         featurizer_taps_CF,
@@ -151,7 +150,7 @@ def forward(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
         y_BLD,
         tail_BPD,
         length,
-        launch.segment,
+        segment,
         z_BLC.stride(0),
         HAS_PAST=past_BPD is not None,
         HAS_SKIP=skip_D is not None,

@@ -114,9 +114,11 @@ def fused(
     """`hyena_fir` by the kernels; both pasts or neither. Returns y and the inner past."""
     from hyenakernels.fir import kernel, step
 
-    run = step.step if z_BLC.shape[1] == 1 and past_BPD is not None else kernel.forward
     inputs = (featurizer_taps_CF.contiguous(), taps_GK.contiguous(), skip_D, z_past_BFC, past_BPD)
-    y_BLD, past_after = run(z_BLC, *inputs)
+    if z_BLC.shape[1] == 1 and past_BPD is not None:
+        y_BLD, past_after = step.step(z_BLC, *inputs)
+    else:
+        y_BLD, past_after = kernel.forward(z_BLC, *inputs)
     return y_BLD, past_after
 
 

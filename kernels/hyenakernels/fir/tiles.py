@@ -12,12 +12,14 @@ import triton
 import triton.language as tl
 
 from hyenakernels.gate.rows import featurized
+from hyenakernels.launch import fir_launch, fir_segment
 
 COLUMNS = 16
 
 
-def tiling(z_BLC, featurizer_taps_CF, taps_GK, launch):
-    """The compile-time sizes that every kernel of this folder takes."""
+def tiling(which, z_BLC, featurizer_taps_CF, taps_GK):
+    """The compile-time sizes that every kernel of this folder takes, for the pass `which`."""
+    launch = fir_launch(which, taps_GK.shape[1], z_BLC.dtype)
     width = z_BLC.shape[2] // 3
     groups, num_taps = taps_GK.shape
     part = min(COLUMNS, triton.next_power_of_2(width // groups))
@@ -50,12 +52,14 @@ def _operand_dtype(dtype):
     ]
 
 
-def grid(z_BLC, sizes, segment):
-    """Programs along channels, pieces of the sequence, and the batch."""
+def grid(z_BLC, sizes):
+    """Programs along channels, pieces of the sequence and batch; and the rows of a segment."""
     batch, length, _ = z_BLC.shape
     parts = sizes["D"] // sizes["W"] * triton.cdiv(sizes["W"], sizes["PART"])
-    pieces = triton.cdiv(length, segment * sizes["SEGMENTS"])
-    return triton.cdiv(parts, sizes["PARTS"]), pieces, batch
+    programs = triton.cdiv(parts, sizes["PARTS"])
+    segments = sizes["SEGMENTS"]
+    segment = fir_segment(batch * programs, triton.cdiv(length, segments))
+    return (programs, triton.cdiv(length, segment * segments), batch), segment
 
 
 @triton.jit
@@ -90,7 +94,7 @@ def toeplitz_tiles(
     TRANSPOSED: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Tiles T_0, T_1, ... of each part's group, [PARTS, BLOCK, BLOCK] each; no first axis for one."""
+    """Tiles T_0, T_1, ... of each part's group, [PARTS, BLOCK, BLOCK]; [BLOCK, BLOCK] for one."""
     parts_a_group: tl.constexpr = (W + PART - 1) // PART
     group = ((program * PARTS + tl.arange(0, PARTS)) // parts_a_group)[:, None, None]
     down = tl.arange(0, BLOCK)[None, :, None] - tl.arange(0, BLOCK)[None, None, :]

@@ -17,7 +17,7 @@ def gated(
     skip_D: Tensor | None,
     z_past_BFC: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y = x2 * (convolve(u) + skip * u), u = x1 * v, each signal after its featurizer FIR.
+    """Compute y = x2 * (convolve(u) + skip * u), u = x1 * v, all after the featurizer FIR.
 
     Args:
         convolve: The inner convolution: u to its output and its past for what follows.

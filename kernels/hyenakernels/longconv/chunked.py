@@ -33,9 +33,7 @@ def long_conv(u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor) -> tuple[Tenso
         return u_BLD, following_BPD
     heard_BPD = past_BPD[:, max(past_length - filter_length + 1, 0) :]
     reached_GK = filter_GK[:, : heard_BPD.shape[1] + length]
-    y_BLD: Tensor = ChunkedConvolution.apply(  # type: ignore[no-untyped-call] # so torch has it
-        u_BLD, reached_GK, heard_BPD
-    )
+    y_BLD: Tensor = ChunkedConvolution.apply(u_BLD, reached_GK, heard_BPD)
     return y_BLD, following_BPD
 
 

@@ -21,6 +21,7 @@ import triton.language as tl
 from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
 from hyenakernels.launch import MODAL_SEGMENT, modal_gradient_launch, modal_launch
 from hyenakernels.modal.kernel import (
+    decayed,
     load_modes,
     load_poles,
     scan,
@@ -37,6 +38,7 @@ def _adjoint_rows(
     dy,
     taps_x2,
     poles,
+    rests,
     residues,
     skips,
     adjoints,
@@ -46,6 +48,7 @@ def _adjoint_rows(
     D: tl.constexpr,
     F: tl.constexpr,
     S: tl.constexpr,
+    EXACT: tl.constexpr,
     NUM_ROWS: tl.constexpr,
     OUTPUT: tl.constexpr,
 ):
@@ -53,11 +56,12 @@ def _adjoint_rows(
     for i in tl.static_range(NUM_ROWS - 1, -1, -1):
         g = featurized(x2, taps_x2, i, F) * dy[i].to(tl.float32)
         gradient = skips * g
+        received = ()
         following = ()
         for s in tl.static_range(S):
-            received = adjoints[s] + residues[s] * g
-            gradient += received
-            following = following + (poles[s] * received,)
+            received = received + (adjoints[s] + residues[s] * g,)
+            gradient += received[s]
+            following = following + (decayed(poles, rests, received, s, EXACT),)
         adjoints = following
         if OUTPUT:
             tl.store(at + i * D, gradient.to(du.dtype.element_ty), mask=inside)
@@ -84,6 +88,7 @@ def _adjoint_kernel(
     D: tl.constexpr,
     F: tl.constexpr,
     S: tl.constexpr,
+    EXACT: tl.constexpr,
     HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     OUTPUT: tl.constexpr,
@@ -107,7 +112,7 @@ def _adjoint_kernel(
     dy += batch.to(tl.int64) * length * D
     du += batch.to(tl.int64) * length * D
     z_past += batch * HALO * C
-    poles = load_poles(log_poles, channel, inside, S)
+    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
     weights = load_modes(residues, channel, inside, S, True, D)
     taps_x2 = load_taps(featurizer_taps, channel, inside, F)
     skips = tl.zeros((BLOCK_D,), tl.float32)
@@ -135,6 +140,7 @@ def _adjoint_kernel(
             row_dy,
             taps_x2,
             poles,
+            rests,
             weights,
             skips,
             adjoints,
@@ -144,6 +150,7 @@ def _adjoint_kernel(
             D,
             F,
             S,
+            EXACT,
             1,
             OUTPUT,
         )
@@ -165,6 +172,7 @@ def _adjoint_kernel(
             rows_dy,
             taps_x2,
             poles,
+            rests,
             weights,
             skips,
             adjoints,
@@ -174,6 +182,7 @@ def _adjoint_kernel(
             D,
             F,
             S,
+            EXACT,
             ROWS,
             OUTPUT,
         )
@@ -194,6 +203,7 @@ def _parameter_rows(
     taps_x1,
     taps_v,
     poles,
+    rests,
     residues,
     skips,
     states,
@@ -207,6 +217,7 @@ def _parameter_rows(
     D: tl.constexpr,
     F: tl.constexpr,
     S: tl.constexpr,
+    EXACT: tl.constexpr,
     NUM_ROWS: tl.constexpr,
 ):
     at = dx2 + first.to(tl.int64) * D + channel
@@ -220,8 +231,8 @@ def _parameter_rows(
         residue_sums = ()
         pole_sums = ()
         for s in tl.static_range(S):
-            slope = poles[s] * slopes[s] + states[s]
-            state = poles[s] * states[s] + u
+            slope = decayed(poles, rests, slopes, s, EXACT) + states[s]
+            state = decayed(poles, rests, states, s, EXACT) + u
             convolved += residues[s] * state
             sloped = sloped + (slope,)
             following = following + (state,)
@@ -259,6 +270,7 @@ def _parameter_kernel(
     D: tl.constexpr,
     F: tl.constexpr,
     S: tl.constexpr,
+    EXACT: tl.constexpr,
     HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -274,7 +286,7 @@ def _parameter_kernel(
     dy += batch.to(tl.int64) * length * D
     dx2 += batch.to(tl.int64) * length * D
     z_past += batch * HALO * 3 * D
-    poles = load_poles(log_poles, channel, inside, S)
+    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
     weights = load_modes(residues, channel, inside, S, True, D)
     taps_x2 = load_taps(featurizer_taps, channel, inside, F)
     taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
@@ -311,6 +323,7 @@ def _parameter_kernel(
             taps_x1,
             taps_v,
             poles,
+            rests,
             weights,
             skips,
             states,
@@ -324,6 +337,7 @@ def _parameter_kernel(
             D,
             F,
             S,
+            EXACT,
             ROWS,
         )
         first = after
@@ -344,6 +358,7 @@ def _parameter_kernel(
             taps_x1,
             taps_v,
             poles,
+            rests,
             weights,
             skips,
             states,
@@ -357,6 +372,7 @@ def _parameter_kernel(
             D,
             F,
             S,
+            EXACT,
             1,
         )
         first += 1

@@ -30,13 +30,32 @@ def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D:
 
 
 @triton.jit
-def load_poles(log_poles, channel, inside, S: tl.constexpr):
-    """exp(log_poles) of each channel."""
+def load_poles(log_poles, channel, inside, S: tl.constexpr, EXACT: tl.constexpr):
+    """exp(log_poles) of each channel, and what rounding it to fp32 left over if EXACT.
+
+    A pole near 1 is used so often that its rounding would be the largest error of fp32.
+    """
     poles = ()
+    rests = ()
     for s in tl.static_range(S):
         log_pole = tl.load(log_poles + channel * S + s, mask=inside, other=0.0)
-        poles = poles + (tl.exp(log_pole.to(tl.float32)),)
-    return poles
+        if EXACT:
+            pole = tl.exp(log_pole.to(tl.float64))
+            poles = poles + (pole.to(tl.float32),)
+            rests = rests + ((pole - poles[s].to(tl.float64)).to(tl.float32),)
+        else:
+            poles = poles + (tl.exp(log_pole.to(tl.float32)),)
+            rests = poles
+    return poles, rests
+
+
+@triton.jit
+def decayed(poles, rests, states, s: tl.constexpr, EXACT: tl.constexpr):
+    """State `s` one step later, before anything is added."""
+    state = poles[s] * states[s]
+    if EXACT:
+        state += rests[s] * states[s]
+    return state
 
 
 @triton.jit
@@ -47,11 +66,11 @@ def store_modes(x, values, channel, inside, S: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def advance(poles, states, x, S: tl.constexpr):
+def advance(poles, rests, states, x, S: tl.constexpr, EXACT: tl.constexpr):
     """One step of the recurrence."""
     following = ()
     for s in tl.static_range(S):
-        following = following + (poles[s] * states[s] + x,)
+        following = following + (decayed(poles, rests, states, s, EXACT) + x,)
     return following
 
 
@@ -87,6 +106,7 @@ def _ends_kernel(
     D: tl.constexpr,
     F: tl.constexpr,
     S: tl.constexpr,
+    EXACT: tl.constexpr,
     HAS_PAST: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
@@ -101,7 +121,7 @@ def _ends_kernel(
     inside = channel < D
     z += batch.to(tl.int64) * batch_stride
     z_past += batch * HALO * C
-    poles = load_poles(log_poles, channel, inside, S)
+    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
     taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
     taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
     states = zero_modes(S, BLOCK_D)
@@ -125,7 +145,7 @@ def _ends_kernel(
         )
         for i in tl.static_range(ROWS):
             u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
-            states = advance(poles, states, u, S)
+            states = advance(poles, rests, states, u, S, EXACT)
         first = after
         x1, v = next_x1, next_v
     at = ends + (batch * num_segments + piece).to(tl.int64) * S * D
@@ -182,6 +202,7 @@ def _output_rows(
     taps_x1,
     taps_v,
     poles,
+    rests,
     residues,
     skips,
     states,
@@ -191,12 +212,13 @@ def _output_rows(
     D: tl.constexpr,
     F: tl.constexpr,
     S: tl.constexpr,
+    EXACT: tl.constexpr,
     NUM_ROWS: tl.constexpr,
 ):
     at = y + first.to(tl.int64) * D + channel
     for i in tl.static_range(NUM_ROWS):
         u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
-        states = advance(poles, states, u, S)
+        states = advance(poles, rests, states, u, S, EXACT)
         convolved = weigh(residues, states, skips * u, S)
         gated = featurized(x2, taps_x2, i, F) * convolved
         tl.store(at + i * D, gated.to(y.dtype.element_ty), mask=inside)
@@ -222,6 +244,7 @@ def _output_kernel(
     D: tl.constexpr,
     F: tl.constexpr,
     S: tl.constexpr,
+    EXACT: tl.constexpr,
     HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -236,7 +259,7 @@ def _output_kernel(
     z += batch.to(tl.int64) * batch_stride
     y += batch.to(tl.int64) * length * D
     z_past += batch * HALO * 3 * D
-    poles = load_poles(log_poles, channel, inside, S)
+    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
     weights = load_modes(residues, channel, inside, S, True, D)
     taps_x2 = load_taps(featurizer_taps, channel, inside, F)
     taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
@@ -266,6 +289,7 @@ def _output_kernel(
             taps_x1,
             taps_v,
             poles,
+            rests,
             weights,
             skips,
             states,
@@ -275,6 +299,7 @@ def _output_kernel(
             D,
             F,
             S,
+            EXACT,
             ROWS,
         )
         first = after
@@ -292,6 +317,7 @@ def _output_kernel(
             taps_x1,
             taps_v,
             poles,
+            rests,
             weights,
             skips,
             states,
@@ -301,6 +327,7 @@ def _output_kernel(
             D,
             F,
             S,
+            EXACT,
             1,
         )
         first += 1
@@ -315,6 +342,7 @@ def sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch):
         "D": log_poles_DS.shape[0],
         "F": featurizer_taps_CF.shape[1],
         "S": log_poles_DS.shape[1],
+        "EXACT": z_BLC.dtype == torch.float32,
         "BLOCK_D": launch.block_d,
         "ROWS": launch.rows,
         "num_warps": launch.num_warps,
@@ -354,7 +382,7 @@ def scan(ends_BNSD, initial_BSD, log_poles_DS, segment, *, reverse):
 
 
 def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past_BFC, state_BSD):
-    """y = x2 * (modal convolution of u + skip * u) with u = x1 * v, all featurized.
+    """Compute y = x2 * (modal convolution of u + skip * u), u = x1 * v, all featurized.
 
     Args:
         z_BLC: The projections, contiguous along C.

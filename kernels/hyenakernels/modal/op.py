@@ -123,7 +123,7 @@ def fused(
     z_past_BFC: Tensor | None,
     state_BSD: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`hyena_modal` by the kernels. Returns y, the final state, and the state before each segment."""
+    """`hyena_modal` by the kernels: y, the final state, and the state before each segment."""
     from hyenakernels.modal import kernel
 
     y_BLD, final_BSD, starts_BNSD = kernel.forward(
