@@ -9,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels run on the CPU, slowly
+
 from stripedhyena2 import ModelConfig, StripedHyena2
 
 ROOT = Path(__file__).parents[1]

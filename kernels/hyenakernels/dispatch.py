@@ -9,6 +9,8 @@ from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
 
+HAS_TRITON = find_spec("triton") is not None
+
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_TAPS, MOST_FEATURIZER_TAPS, MOST_MODES = 256, 8, 64
 
@@ -25,7 +27,7 @@ def kernels_take(
     if not z_BLC.is_cuda or z_BLC.shape[1] == 0:
         return False
     reasons = {
-        "triton is not installed": find_spec("triton") is None,
+        "triton is not installed": not HAS_TRITON,
         f"{z_BLC.dtype} has no kernel": z_BLC.dtype not in KERNEL_DTYPES,
         f"featurizers of more than {MOST_FEATURIZER_TAPS} taps have no kernel": (
             num_featurizer_taps > MOST_FEATURIZER_TAPS

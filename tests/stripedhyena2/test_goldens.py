@@ -1,4 +1,7 @@
-"""Our numbers are the reference implementation's, on random models in the released layout."""
+"""Our numbers are the reference implementation's, on random models in the released layout.
+
+They run on the GPU where there is one: in fp32 through the kernels.
+"""
 
 import json
 from functools import cache
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from stripedhyena2 import Sampler, StripedHyena2, generate, load
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DNA = [ord(letter) for letter in "ACGTN"]
 MODELS = ["tiny-7b-1m", "tiny-1b-base", "tiny-40b-1m"]
 FP32_TOLERANCE, FP32_LONG_TOLERANCE, FP64_TOLERANCE = 1e-4, 2e-4, 1e-9
@@ -43,7 +47,8 @@ def open_golden(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 @cache
 def open_golden_model(folder: Path, dtype: torch.dtype) -> StripedHyena2:
     weights = folder / "weights.safetensors"
-    return load(weights, config=folder / "config.yml", dtype=dtype).requires_grad_(False)
+    model = load(weights, config=folder / "config.yml", dtype=dtype)
+    return model.to(DEVICE).requires_grad_(False)
 
 
 @pytest.fixture
@@ -72,7 +77,7 @@ def model64(folder: Path) -> StripedHyena2:
 
 
 def encode(text: str) -> Tensor:
-    return torch.tensor([list(text.encode())])
+    return torch.tensor([list(text.encode())], device=DEVICE)
 
 
 def by_channel(x: Tensor) -> Tensor:
@@ -81,7 +86,7 @@ def by_channel(x: Tensor) -> Tensor:
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(actual.cpu(), expected.cpu(), rtol=0, atol=tolerance)
 
 
 def test_full_logits(
@@ -209,6 +214,7 @@ def test_the_released_pt_layout(shared: Path) -> None:
     ids = encode(facts["sequence"])
     for dtype in (torch.float32, torch.float64):
         model = load(folder / "pt-layout-7b.pt", config=folder / "config.yml", dtype=dtype)
+        model.to(DEVICE)
         with torch.no_grad():
             logits = model(ids)[0]
         if dtype == torch.float32:

@@ -1,0 +1,413 @@
+"""Every kernel against its reference in float64: values, every gradient, cuts, and poison.
+
+On a machine without a GPU the kernels run in Triton's interpreter.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+pytest.importorskip("triton")
+
+from hyenakernels import dispatch, hyena_fir, hyena_modal
+from hyenakernels.fir import op as fir
+from hyenakernels.fir import reference as fir_reference
+from hyenakernels.fir import tiles
+from hyenakernels.gate import gradient as gate_gradient
+from hyenakernels.gate.reference import gated
+from hyenakernels.modal import gradient as modal_gradient
+from hyenakernels.modal import kernel as modal_kernel
+from hyenakernels.modal import op as modal
+from hyenakernels.modal import reference as modal_reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# ||x - exact|| / ||exact||. The interpreter truncates where a GPU rounds to the nearest bf16.
+TOLERANCE = {
+    torch.float32: 1e-6,
+    torch.float16: 5e-4 if DEVICE == "cuda" else 1e-3,
+    torch.bfloat16: 4e-3 if DEVICE == "cuda" else 8e-3,
+}
+
+
+@pytest.fixture(autouse=True)
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences of tests are short; cut them into several segments all the same."""
+    monkeypatch.setattr(tiles, "fir_segment", lambda programs, length: 64)  # noqa: ARG005
+    for module in (modal_kernel, modal_gradient, modal):
+        monkeypatch.setattr(module, "MODAL_SEGMENT", 16)
+    monkeypatch.setattr(gate_gradient, "GATE_SEGMENT", 24)
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """Whatever a kernel leaves unwritten is NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: `taps` or `modes` says which operator."""
+
+    batch: int = 1
+    length: int = 37
+    width: int = 32
+    groups: int = 2
+    taps: int = 0
+    modes: int = 0
+    featurizer: int = 3
+    past: bool = False
+    skip: bool = True
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        kind = f"K{self.taps}-G{self.groups}" if self.taps else f"S{self.modes}"
+        flags = "-past" * self.past + "-noskip" * (not self.skip)
+        size = f"B{self.batch}-L{self.length}-D{self.width}-F{self.featurizer}"
+        return f"{kind}-{size}{flags}-{str(self.dtype)[6:]}"
+
+
+Inputs = list[Tensor | None]
+
+
+def inputs_of(case: Case, seed: int = 0) -> Inputs:
+    """z, featurizer taps, taps or poles and residues, skip, and the pasts; fresh and random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+
+    channels = 3 * case.width
+    z = draw(case.batch, case.length, channels, dtype=case.dtype)
+    featurizer = draw(channels, case.featurizer)
+    skip = draw(case.width) if case.skip else None
+    z_past = draw(case.batch, case.featurizer - 1, channels, dtype=case.dtype)
+    if case.taps:
+        parameters = [draw(case.groups, case.taps) / case.taps**0.5]
+        past = draw(case.batch, case.taps - 1, case.width, dtype=case.dtype)
+    else:
+        poles = -0.01 - 0.3 * draw(case.width, case.modes).abs()
+        parameters = [poles, draw(case.width, case.modes)]
+        past = draw(case.batch, case.modes, case.width)
+    if not case.past:
+        past = torch.zeros_like(past) if case.modes else None
+        z_past = None
+    return [z, featurizer, *parameters, skip, z_past, past]
+
+
+def by_kernel(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    outputs = (fir if case.taps else modal).fused(*inputs)
+    return outputs[0], outputs[1]
+
+
+def by_reference(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    z, featurizer, *parameters, skip, z_past, past = inputs
+    assert z is not None
+    if z_past is None:
+        z_past = z.new_zeros(case.batch, case.featurizer - 1, 3 * case.width)
+    if case.taps:
+        if past is None:
+            past = z.new_zeros(case.batch, case.taps - 1, case.width)
+        convolve: Callable[[Tensor], tuple[Tensor, Tensor]] = lambda u: fir_reference.causal_fir(  # noqa: E731
+            u, parameters[0], past
+        )
+    else:
+        convolve = lambda u: modal_reference.modal_conv(u, *parameters, past.transpose(1, 2))  # noqa: E731
+    y, _, past_after = gated(convolve, z, featurizer, skip, z_past)
+    return y, past_after if case.taps else past_after.transpose(1, 2)
+
+
+def leaves(inputs: Inputs, dtype: torch.dtype | None = None) -> Inputs:
+    return [
+        None if tensor is None else tensor.detach().to(dtype or tensor.dtype).requires_grad_()
+        for tensor in inputs
+    ]
+
+
+def assert_close(name: str, value: Tensor, exact: Tensor, tolerance: float) -> None:
+    assert value.shape == exact.shape, name
+    scale = exact.norm().item()
+    error = (value.double() - exact).norm().item()
+    assert error <= tolerance * scale + 1e-30, f"{name}: {error / scale:.2e} > {tolerance:.0e}"
+
+
+def assert_kernel_is_reference(case: Case) -> None:
+    """Outputs, pasts and all gradients of a random weighting of both."""
+    inputs = inputs_of(case)
+    mine, exact = leaves(inputs), leaves(inputs, torch.float64)
+    y, past_after = by_kernel(case, mine)
+    exact_y, exact_past = by_reference(case, exact)
+    tolerance = TOLERANCE[case.dtype]
+    assert_close("y", y, exact_y, tolerance)
+    assert_close("past", past_after, exact_past, tolerance)
+
+    weights = [torch.randn_like(y), torch.randn_like(past_after)]
+    torch.autograd.backward([y, past_after], weights)
+    torch.autograd.backward([exact_y, exact_past], [weight.double() for weight in weights])
+    names = ["z", "featurizer", *(["taps"] if case.taps else ["poles", "residues"])]
+    names += ["skip", "featurizer past", "past"]
+    for name, tensor, reference in zip(names, mine, exact, strict=True):
+        if tensor is not None and tensor.numel():
+            assert tensor.grad is not None, name
+            assert reference is not None
+            exact_grad = reference.grad if reference.grad is not None else 0 * reference.detach()
+            assert_close(f"gradient of {name}", tensor.grad, exact_grad, tolerance)
+
+
+FIR_CASES = [
+    Case(taps=7, batch=2, skip=False),
+    Case(taps=7, batch=2, length=71, past=True),
+    Case(taps=7, dtype=torch.bfloat16, length=71, past=True),
+    Case(taps=7, dtype=torch.float16, length=40),
+    Case(taps=7, length=1),
+    Case(taps=7, length=1, past=True, batch=2),
+    Case(taps=7, length=3, past=True),
+    Case(taps=128, length=70, past=True),
+    Case(taps=128, length=150, dtype=torch.bfloat16),
+    Case(taps=128, length=1, past=True, dtype=torch.bfloat16),
+    Case(taps=1, length=20, past=True),
+    Case(taps=2, length=17, featurizer=1),
+    Case(taps=16, length=33, featurizer=2, past=True),
+    Case(taps=17, length=33, featurizer=4),
+    Case(taps=64, length=30),
+    Case(taps=65, length=40, past=True, groups=1),
+    Case(taps=129, length=20, groups=1, width=16),
+    Case(taps=256, length=40, groups=1, width=16, past=True),
+]
+GROUP_CASES = [
+    Case(taps=7, width=30, groups=2, past=True),  # 15 channels a group, as in Evo 2 1B
+    Case(taps=40, width=30, groups=2),
+    Case(taps=7, width=20, groups=20, length=70, past=True),  # ungrouped
+    Case(taps=33, width=5, groups=5),
+    Case(taps=7, width=40, groups=2),  # parts of 16 and 4 channels
+    Case(taps=20, width=9, groups=3, past=True),
+    Case(taps=7, width=48, groups=1),
+]
+MODAL_CASES = [
+    Case(modes=16, length=21),
+    Case(modes=3, length=37, batch=2, past=True),
+    Case(modes=3, length=37, skip=False, dtype=torch.bfloat16, past=True),
+    Case(modes=2, length=48, featurizer=1),
+    Case(modes=1, length=1),
+    Case(modes=5, length=1, past=True, batch=2),
+    Case(modes=2, length=16, width=70, past=True),
+    Case(modes=64, length=5, width=4),
+]
+
+
+@pytest.mark.parametrize("case", [*FIR_CASES, *GROUP_CASES, *MODAL_CASES], ids=str)
+def test_a_kernel_is_its_reference(case: Case) -> None:
+    assert_kernel_is_reference(case)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(taps=7, length=2111, width=1920, groups=128),
+        Case(taps=128, length=2111, width=1920, groups=128),
+        Case(taps=7, length=2111, width=4096, groups=256, skip=False),
+        Case(taps=128, length=2111, width=4096, groups=256, past=True),
+        Case(taps=128, length=500, width=8192, groups=512, batch=2),
+        Case(modes=16, length=2111, width=1920),
+        Case(modes=16, length=1111, width=4096, past=True),
+    ],
+    ids=str,
+)
+def test_published_shapes(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # real segments
+    assert_kernel_is_reference(replace(case, dtype=dtype))
+
+
+CUT_CASES = [Case(taps=7, length=70), Case(taps=40, length=70), Case(modes=3, length=40)]
+
+
+def run_public(
+    case: Case, inputs: Inputs, past: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, ...]:
+    z, featurizer, *parameters, skip, _, _ = inputs
+    op = hyena_fir if case.taps else hyena_modal
+    return op(z, featurizer, *parameters, skip, *(past or (None, None)))
+
+
+@pytest.fixture
+def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public operators take the kernels, interpreted where there is no GPU."""
+    for module in (fir, modal):
+        monkeypatch.setattr(module, "kernels_take", lambda *_, **__: True)
+
+
+@pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+@pytest.mark.parametrize("cut", [1, 2, 16, 33], ids=lambda cut: f"cut{cut}")
+def test_a_cut_sequence_gives_the_whole(case: Case, cut: int) -> None:
+    inputs = inputs_of(case)
+    whole, *pasts = run_public(case, inputs, None)
+    z = inputs[0]
+    assert z is not None
+    first, *past = run_public(case, [z[:, :cut], *inputs[1:]], None)
+    second, *last = run_public(case, [z[:, cut:], *inputs[1:]], (past[0], past[1]))
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(last, pasts, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+def test_one_token_at_a_time_gives_the_whole(case: Case) -> None:
+    inputs = inputs_of(replace(case, length=9, batch=2))
+    whole, *_ = run_public(case, inputs, None)
+    z, past, pieces = inputs[0], None, []
+    assert z is not None
+    for t in range(9):
+        y, *following = run_public(case, [z[:, t : t + 1], *inputs[1:]], past)
+        past = (following[0], following[1])
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+def test_the_same_bits_twice(case: Case) -> None:
+    gradients = []
+    for _ in range(2):
+        inputs = leaves(inputs_of(replace(case, dtype=torch.bfloat16)))
+        y, past_after = by_kernel(case, inputs)
+        (y.float().square().sum() + past_after.float().sum()).backward()
+        gradients.append([y, past_after, *(t.grad for t in inputs if t is not None)])
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+def test_a_row_does_not_know_its_neighbours_in_the_batch_or_what_follows(case: Case) -> None:
+    """Same bits alone, in a batch, and with another future."""
+    inputs = inputs_of(replace(case, batch=3))
+    z, *rest = inputs
+    assert z is not None
+    batched, _ = by_kernel(case, inputs)
+    rest[-1] = None if rest[-1] is None else rest[-1][1:2]
+    alone, _ = by_kernel(case, [z[1:2, :23], *rest])
+    assert torch.equal(alone[0], batched[1, :23])
+
+
+@pytest.mark.parametrize("segment", [64, 128, 512], ids=lambda segment: f"segment{segment}")
+def test_fir_segments_do_not_change_a_bit(segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(taps=7, length=300, dtype=torch.bfloat16)
+    inputs = inputs_of(case)
+    expected, _ = by_kernel(case, inputs)
+    monkeypatch.setattr(tiles, "fir_segment", lambda programs, length: segment)  # noqa: ARG005
+    assert torch.equal(by_kernel(case, inputs)[0], expected)
+
+
+@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+def test_a_view_of_a_wider_tensor_is_read_in_place(case: Case) -> None:
+    inputs = inputs_of(case)
+    z, *rest = inputs
+    assert z is not None
+    wide = torch.full((2, case.length + 3, 3 * case.width + 16), float("nan"), device=DEVICE)
+    view = wide[1:, 2:-1, 8:-8]
+    view.copy_(z)
+    assert torch.equal(by_kernel(case, [view, *rest])[0], by_kernel(case, inputs)[0])
+
+
+@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+def test_nan_in_gives_nan_out(case: Case) -> None:
+    inputs = inputs_of(case)
+    assert inputs[0] is not None
+    inputs[0][0, 20, 2 * case.width] = float("nan")  # v of the first channel
+    y, past_after = by_kernel(case, inputs)
+    assert y[0, 20:29, 0].isnan().all()
+    assert y[0, :, 17:].isfinite().all()  # other groups do not hear of it
+    if case.modes:
+        assert past_after[0, :, 0].isnan().all()  # the state remembers
+
+
+def test_fakes_have_the_shapes_of_the_kernels() -> None:
+    for case in (Case(taps=7, past=True), Case(modes=3)):
+        op = fir.fused if case.taps else modal.fused
+        torch.library.opcheck(
+            op, tuple(leaves(inputs_of(case))), test_utils=("test_schema", "test_faketensor")
+        )
+
+
+@pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.parametrize("case", [Case(taps=7, length=9), Case(modes=3, length=9)], ids=str)
+@pytest.mark.parametrize("how", ["compiled", "checkpointed"])
+def test_compile_and_checkpoint_change_nothing(case: Case, how: str) -> None:
+    def run(*inputs: Tensor) -> Tensor:
+        return run_public(case, [*inputs, None, None], None)[0].square()
+
+    wrapped: Callable[..., Tensor]
+    if how == "compiled":
+        wrapped = torch.compile(run, backend="aot_eager", fullgraph=True)
+    else:
+        wrapped = partial(checkpoint, run, use_reentrant=False)
+    results = []
+    for function in (run, wrapped):
+        inputs = leaves(inputs_of(case)[:-2])
+        y = function(*inputs)
+        y.sum().backward()
+        results.append([y, *(tensor.grad for tensor in inputs if tensor is not None)])
+    for plain, other in zip(*results, strict=True):
+        assert torch.equal(plain, other)
+
+
+@pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.parametrize("case", [Case(taps=7, length=9), Case(modes=3, length=9)], ids=str)
+def test_autocast_reaches_the_kernel_through_the_projection(case: Case) -> None:
+    z, *parameters = inputs_of(case)[:-2]
+    assert z is not None
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        projected = z @ torch.eye(3 * case.width, device=DEVICE)
+        y = run_public(case, [projected, *parameters, None, None], None)[0]
+    plain = run_public(case, [z.bfloat16(), *parameters, None, None], None)[0]
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, plain)
+
+
+def test_what_a_kernel_cannot_take_is_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnGpu(Tensor):
+        is_cuda = True
+
+    dispatch._say_once.cache_clear()
+    z = torch.zeros(1, 4, 6, dtype=torch.float64).as_subclass(OnGpu)
+    with caplog.at_level(logging.WARNING):
+        assert not dispatch.kernels_take(z, 3, num_taps=7)
+        assert not dispatch.kernels_take(z, 3, num_taps=7)
+        assert not dispatch.kernels_take(z.float(), 3, num_taps=300)
+    assert [record.message for record in caplog.records] == [
+        "torch.float64 has no kernel; the slower reference runs instead",
+        "filters of more than 256 taps have no kernel; the slower reference runs instead",
+    ]
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
+    assert not dispatch.kernels_take(z.float(), 3)
+    assert not dispatch.kernels_take(torch.zeros(1, 4, 6), 3)  # a CPU needs no word about it
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("case", [Case(taps=7), Case(taps=128), Case(modes=16)], ids=str)
+def test_more_elements_than_an_int32_counts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    case = replace(case, length=2**18 + 5, width=3072, groups=192, dtype=torch.bfloat16)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    z = torch.randn(1, case.length, 3 * case.width, device=DEVICE, generator=generator)
+    z = z.to(case.dtype)
+    assert z.numel() > 2**31
+    inputs = [z, *inputs_of(replace(case, length=1))[1:]]
+    y, _ = by_kernel(case, inputs)
+    tail = 2000 if case.taps else 6000  # what was before has decayed
+    ending = by_reference(
+        replace(case, length=tail), leaves([z[:, -tail:], *inputs[1:]], torch.float64)
+    )[0]
+    assert_close("y", y[:, -256:], ending[:, -256:].detach(), TOLERANCE[case.dtype])
