@@ -33,7 +33,7 @@ class RowLaunch:
 
     Attributes:
         block_d: Channels a program.
-        rows: Rows a thread holds; they divide the segment.
+        rows: Rows a thread holds, for up to 16 modes; they divide the segment.
         num_warps: Warps a program.
     """
 

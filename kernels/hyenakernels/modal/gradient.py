@@ -443,7 +443,7 @@ def gradients(
     dpoles_BNSD, dresidues_BNSD = torch.empty_like(ends_BNSD), torch.empty_like(ends_BNSD)
     dskip_BND = ends_BNSD.new_empty(batch, num_segments, sizes["D"])
     launch = modal_gradient_launch()
-    options |= {"BLOCK_D": launch.block_d, "ROWS": launch.rows, "num_warps": launch.num_warps}
+    options |= sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
     _parameter_kernel[(triton.cdiv(sizes["D"], launch.block_d), num_segments, batch)](
         *parameters,
         dy,

@@ -335,6 +335,10 @@ def _output_kernel(
         store_modes(final + batch.to(tl.int64) * S * D, states, channel, inside, S, D)
 
 
+def _rows(launch, log_poles_DS):
+    return max(1, launch.rows * 16 // max(16, triton.next_power_of_2(log_poles_DS.shape[1])))
+
+
 def sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch):
     """The compile-time sizes that every kernel of this folder takes."""
     return {
@@ -344,7 +348,8 @@ def sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch):
         "S": log_poles_DS.shape[1],
         "EXACT": z_BLC.dtype == torch.float32,
         "BLOCK_D": launch.block_d,
-        "ROWS": launch.rows,
+        # More modes, fewer rows: what a thread holds and Triton compiles stays the same.
+        "ROWS": _rows(launch, log_poles_DS),
         "num_warps": launch.num_warps,
         "num_stages": 1,
     }
