@@ -98,8 +98,7 @@ def inputs_of(case: Case, seed: int = 0) -> Inputs:
         parameters = [poles, draw(case.width, case.modes)]
         past = draw(case.batch, case.modes, case.width)
     if not case.past:
-        past = torch.zeros_like(past) if case.modes else None
-        z_past = None
+        past, z_past = (None, None) if case.taps else (0 * past, 0 * z_past)
     return [z, featurizer, *parameters, skip, z_past, past]
 
 

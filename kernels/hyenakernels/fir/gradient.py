@@ -26,7 +26,7 @@ from hyenakernels.fir.tiles import (
 from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment"])
 def _input_gradient_kernel(
     z,
     z_past,
@@ -127,7 +127,7 @@ def _input_gradient_kernel(
         rows_dy = next_dy
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment"])
 def _filter_gradient_kernel(
     z,
     z_past,

@@ -29,7 +29,7 @@ from hyenakernels.fir.tiles import (
 from hyenakernels.gate.rows import featurized, load_signals, load_taps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment"])
 def _forward_kernel(
     z,
     z_past,

@@ -148,7 +148,7 @@ def fused_gradient(
     dy_BLD: Tensor,
     dpast_after_BPD: Tensor | None,
 ) -> list[Tensor]:
-    """Gradients of the inputs of `fused`, in their order; empty where there is no input."""
+    """Gradients of the inputs of `fused`, in their order; without meaning where there is none."""
     from hyenakernels.fir import gradient
     from hyenakernels.gate import gradient as gate
 
@@ -159,6 +159,10 @@ def fused_gradient(
         dpast_after_BPD = dpast_after_BPD.contiguous()
     dx2_BLD, dtaps_GK, dskip_D = gradient.filter_gradient(*inputs, dy_BLD)
     du_BLD, dpast_BPD = gradient.input_gradient(*inputs, dy_BLD, dpast_after_BPD)
+    if z_past_BFC is None:
+        z_past_BFC = z_BLC.new_zeros(
+            z_BLC.shape[0], featurizer_taps_CF.shape[1] - 1, z_BLC.shape[2]
+        )
     dz_BLC, dfeaturizer, dz_past = gate.gradient(
         z_BLC, featurizer_taps_CF, z_past_BFC, dx2_BLD, du_BLD
     )

@@ -11,7 +11,7 @@ from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_tap
 from hyenakernels.launch import GATE_SEGMENT, gate_launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment"])
 def _gradient_kernel(
     z,
     z_past,
@@ -27,13 +27,11 @@ def _gradient_kernel(
     row_stride: tl.constexpr,
     D: tl.constexpr,
     NUM_TAPS: tl.constexpr,
-    HAS_PAST: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = NUM_TAPS - 1
-    PAST_ROWS: tl.constexpr = HALO if HAS_PAST else 0
     batch, piece = tl.program_id(2), tl.program_id(1)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
@@ -57,9 +55,8 @@ def _gradient_kernel(
 
     start = piece * segment
     stop = tl.minimum(start + segment, length)
-    if HAS_PAST:
-        # The first piece also finds the gradient of the rows before the sequence.
-        start = tl.where(piece == 0, -ROWS, start)
+    # The first piece also finds the gradient of the rows before the sequence.
+    start = tl.where(piece == 0, -ROWS, start)
     first = start
     z_x2, z_x1, z_v, rows_dx2, rows_du = _load_gradient_block(
         z,
@@ -74,7 +71,6 @@ def _gradient_kernel(
         D,
         ROWS,
         HALO,
-        PAST_ROWS,
         ROWS + 2 * HALO,
     )
     for _ in range(tl.cdiv(stop - start, ROWS)):
@@ -92,7 +88,6 @@ def _gradient_kernel(
             D,
             ROWS,
             HALO,
-            PAST_ROWS,
             HALO,
         )
         # Gradients at the featurizer's outputs, for the block's rows and the HALO rows after it.
@@ -109,7 +104,7 @@ def _gradient_kernel(
             at = dz + row.to(tl.int64) * C + channel
             at_past = dz_past + (row + HALO) * C + channel
             present = (row >= 0) & (row < length) & inside
-            remembered = (row < 0) & (row >= -PAST_ROWS) & inside
+            remembered = (row < 0) & (row >= -HALO) & inside
             _store_transposed(at, at_past, d_x2, taps_x2, i, present, remembered, NUM_TAPS)
             _store_transposed(at + D, at_past + D, d_x1, taps_x1, i, present, remembered, NUM_TAPS)
             _store_transposed(
@@ -143,12 +138,11 @@ def _load_gradient_block(
     D: tl.constexpr,
     ROWS: tl.constexpr,
     HALO: tl.constexpr,
-    PAST_ROWS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     BOTH: tl.constexpr = ROWS + 2 * HALO
     x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, BOTH, HALO, PAST_ROWS, EARLY
+        z, z_past, first, channel, inside, length, row_stride, D, BOTH, HALO, HALO, EARLY
     )
     rows_dx2 = load_rows(dx2, dx2, first, channel, inside, length, D, D, ROWS + HALO, 0, 0, 0)
     rows_du = load_rows(du, du, first, channel, inside, length, D, D, ROWS + HALO, 0, 0, 0)
@@ -182,29 +176,29 @@ def gradient(z_BLC, taps_CF, past_BPC, dx2_BLD, du_BLD):
     Args:
         z_BLC: The projections.
         taps_CF: Featurizer taps, newest first.
-        past_BPC: The F - 1 rows before `z`, or None.
+        past_BPC: The F - 1 rows before `z`.
         dx2_BLD: Gradient of the featurized x2.
         du_BLD: Gradient of x1 * v, both featurized.
 
     Returns:
-        Gradients of z, of the taps (fp32), and of the past (empty when there is none).
+        Gradients of z, of the taps (fp32), and of the past.
     """
     batch, length, channels = z_BLC.shape
     launch = gate_launch()
     pieces = triton.cdiv(length, GATE_SEGMENT)
     dz_BLC = torch.empty_like(z_BLC, memory_format=torch.contiguous_format)
-    dpast = torch.empty_like(past_BPC) if past_BPC is not None else z_BLC.new_empty(0)
+    dpast_BPC = torch.empty_like(past_BPC)
     partial = taps_CF.new_empty(batch * pieces, *taps_CF.shape, dtype=torch.float32)
     width = channels // 3
     grid = (triton.cdiv(width, launch.block_d), pieces, batch)
     _gradient_kernel[grid](
         z_BLC,
-        z_BLC if past_BPC is None else past_BPC,
+        past_BPC,
         taps_CF,
         dx2_BLD,
         du_BLD,
         dz_BLC,
-        dpast,
+        dpast_BPC,
         partial,
         length,
         GATE_SEGMENT,
@@ -212,10 +206,9 @@ def gradient(z_BLC, taps_CF, past_BPC, dx2_BLD, du_BLD):
         row_stride=z_BLC.stride(1),
         D=width,
         NUM_TAPS=taps_CF.shape[1],
-        HAS_PAST=past_BPC is not None,
         BLOCK_D=launch.block_d,
         ROWS=launch.rows,
         num_warps=launch.num_warps,
         num_stages=1,
     )
-    return dz_BLC, partial.sum(dim=0), dpast
+    return dz_BLC, partial.sum(dim=0), dpast_BPC

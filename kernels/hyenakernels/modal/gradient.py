@@ -68,7 +68,7 @@ def _adjoint_rows(
     return adjoints
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment", "num_segments"])
 def _adjoint_kernel(
     z,
     z_past,
@@ -89,7 +89,6 @@ def _adjoint_kernel(
     F: tl.constexpr,
     S: tl.constexpr,
     EXACT: tl.constexpr,
-    HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     OUTPUT: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -102,7 +101,6 @@ def _adjoint_kernel(
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
     COUNT: tl.constexpr = ROWS + HALO
-    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
     piece, batch = tl.program_id(1), tl.program_id(2)
     if not OUTPUT:
         piece += 1
@@ -131,7 +129,7 @@ def _adjoint_kernel(
     first = begin + count - 1
     for _ in range(count % ROWS):
         row_x2 = load_rows(
-            z, z_past, first, channel, inside, length, row_stride, C, F, HALO, Z_PAST, HALO
+            z, z_past, first, channel, inside, length, row_stride, C, F, HALO, HALO, HALO
         )
         row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
         adjoints = _adjoint_rows(
@@ -157,13 +155,13 @@ def _adjoint_kernel(
         first -= 1
     first -= ROWS - 1
     x2 = load_rows(
-        z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, HALO
+        z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, HALO, HALO
     )
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for _ in range(count // ROWS):
         before = first - ROWS
         next_x2 = load_rows(
-            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, HALO
+            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, HALO, HALO
         )
         next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
         adjoints = _adjoint_rows(
@@ -247,7 +245,7 @@ def _parameter_rows(
     return states, slopes, sum_residues, sum_poles, sum_skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment", "num_segments"])
 def _parameter_kernel(
     z,
     z_past,
@@ -271,14 +269,12 @@ def _parameter_kernel(
     F: tl.constexpr,
     S: tl.constexpr,
     EXACT: tl.constexpr,
-    HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Down a segment: dx2, and its share of the gradients of poles, residues and skip."""
     HALO: tl.constexpr = F - 1
-    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
     piece, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
@@ -304,13 +300,13 @@ def _parameter_kernel(
     first = piece * segment
     count = tl.minimum(segment, length - first)
     x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST, HALO
+        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, HALO, HALO
     )
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for _ in range(count // ROWS):
         after = first + ROWS
         next_x2, next_x1, next_v = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST, 0
+            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, 0, 0
         )
         next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0, 0)
         states, slopes, sum_residues, sum_poles, sum_skip = _parameter_rows(
@@ -345,7 +341,7 @@ def _parameter_kernel(
         rows_dy = next_dy
     for _ in range(count % ROWS):
         row_x2, row_x1, row_v = load_signals(
-            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, Z_PAST, HALO
+            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, HALO, HALO
         )
         row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
         states, slopes, sum_residues, sum_poles, sum_skip = _parameter_rows(
@@ -407,7 +403,7 @@ def gradients(
         log_poles_DS: Real poles.
         residues_DS: The weight of each mode.
         skip_D: None for no skip.
-        z_past_BFC: The F - 1 rows before `z`, or None.
+        z_past_BFC: The F - 1 rows before `z`.
         starts_BNSD: The state before each segment, as forward returned it.
         dy: Gradient of y.
         dfinal: Gradient of the state after the last row, [B, S, D].
@@ -417,19 +413,18 @@ def gradients(
         and skip (empty when there is none), and of the state before the first row, in fp32.
     """
     batch, length, _ = z_BLC.shape
-    launch = modal_launch()
+    launch = modal_launch(z_BLC.dtype)
     sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
     num_segments = starts_BNSD.shape[1]
     programs = triton.cdiv(sizes["D"], launch.block_d)
-    has_past, has_skip = z_past_BFC is not None, skip_D is not None
-    z_past = z_past_BFC if has_past else z_BLC
+    has_skip = skip_D is not None
     skip = skip_D if has_skip else log_poles_DS
     shape = (length, MODAL_SEGMENT, num_segments, z_BLC.stride(0))
-    options = {"HAS_PAST": has_past, "HAS_SKIP": has_skip, **sizes}
+    options = {"HAS_SKIP": has_skip, **sizes}
     du_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     dx2_BLD = torch.empty_like(du_BLD)
     ends_BNSD = torch.empty_like(starts_BNSD)
-    parameters = (z_BLC, z_past, featurizer_taps_CF, log_poles_DS, residues_DS, skip)
+    parameters = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, residues_DS, skip)
     if num_segments > 1:
         _adjoint_kernel[(programs, num_segments - 1, batch)](
             *parameters, dy, dfinal, ends_BNSD, du_BLD, *shape, OUTPUT=False, **options

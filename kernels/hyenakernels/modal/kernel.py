@@ -91,7 +91,7 @@ def zero_modes(S: tl.constexpr, BLOCK_D: tl.constexpr):
     return states
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment", "num_segments"])
 def _ends_kernel(
     z,
     z_past,
@@ -107,7 +107,6 @@ def _ends_kernel(
     F: tl.constexpr,
     S: tl.constexpr,
     EXACT: tl.constexpr,
-    HAS_PAST: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -115,7 +114,6 @@ def _ends_kernel(
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
     COUNT: tl.constexpr = ROWS + HALO
-    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
     piece, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
@@ -130,18 +128,18 @@ def _ends_kernel(
     past_x1, past_v = z_past + D, z_past + 2 * D
     first = piece * segment
     x1 = load_rows(
-        z_x1, past_x1, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, HALO
+        z_x1, past_x1, first, channel, inside, length, row_stride, C, COUNT, HALO, HALO, HALO
     )
     v = load_rows(
-        z_v, past_v, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, HALO
+        z_v, past_v, first, channel, inside, length, row_stride, C, COUNT, HALO, HALO, HALO
     )
     for _ in range(segment // ROWS):
         after = first + ROWS
         next_x1 = load_rows(
-            z_x1, past_x1, after, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, 0
+            z_x1, past_x1, after, channel, inside, length, row_stride, C, COUNT, HALO, 0, 0
         )
         next_v = load_rows(
-            z_v, past_v, after, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, 0
+            z_v, past_v, after, channel, inside, length, row_stride, C, COUNT, HALO, 0, 0
         )
         for i in tl.static_range(ROWS):
             u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
@@ -152,7 +150,7 @@ def _ends_kernel(
     store_modes(at, states, channel, inside, S, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segment", "num_segments"])
 def _scan_kernel(
     ends,
     initial,
@@ -225,7 +223,7 @@ def _output_rows(
     return states
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "segment", "num_segments"])
 def _output_kernel(
     z,
     z_past,
@@ -245,14 +243,12 @@ def _output_kernel(
     F: tl.constexpr,
     S: tl.constexpr,
     EXACT: tl.constexpr,
-    HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """All outputs of a segment from its first state; the last segment leaves the final state."""
     HALO: tl.constexpr = F - 1
-    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
     piece, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
@@ -273,12 +269,12 @@ def _output_kernel(
     first = piece * segment
     count = tl.minimum(segment, length - first)
     x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST, HALO
+        z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, HALO, HALO
     )
     for _ in range(count // ROWS):
         after = first + ROWS
         next_x2, next_x1, next_v = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, Z_PAST, 0
+            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, 0, 0
         )
         states = _output_rows(
             y,
@@ -306,7 +302,7 @@ def _output_kernel(
         x2, x1, v = next_x2, next_x1, next_v
     for _ in range(count % ROWS):
         row_x2, row_x1, row_v = load_signals(
-            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, Z_PAST, HALO
+            z, z_past, first, channel, inside, length, row_stride, D, F, HALO, HALO, HALO
         )
         states = _output_rows(
             y,
@@ -395,7 +391,7 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
         log_poles_DS: Real poles.
         residues_DS: The weight of each mode.
         skip_D: None for no skip.
-        z_past_BFC: The F - 1 rows before `z`, or None.
+        z_past_BFC: The F - 1 rows before `z`.
         state_BSD: The state before the first row, fp32.
 
     Returns:
@@ -403,19 +399,17 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
         before each segment [B, N, S, D], which the backward pass starts from; both in fp32.
     """
     batch, length, _ = z_BLC.shape
-    launch = modal_launch()
+    launch = modal_launch(z_BLC.dtype)
     sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
     num_segments = triton.cdiv(length, MODAL_SEGMENT)
     programs = triton.cdiv(sizes["D"], launch.block_d)
-    has_past = z_past_BFC is not None
-    z_past = z_past_BFC if has_past else z_BLC
     ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
     if num_segments == 1:
         starts_BNSD = state_BSD[:, None].clone()
     else:
         _ends_kernel[(programs, num_segments - 1, batch)](
             z_BLC,
-            z_past,
+            z_past_BFC,
             featurizer_taps_CF,
             log_poles_DS,
             ends_BNSD,
@@ -423,7 +417,6 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
             MODAL_SEGMENT,
             num_segments,
             z_BLC.stride(0),
-            HAS_PAST=has_past,
             **sizes,
         )
         starts_BNSD = scan(ends_BNSD, state_BSD, log_poles_DS, MODAL_SEGMENT, reverse=False)
@@ -431,7 +424,7 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
     final_BSD = torch.empty_like(state_BSD)
     _output_kernel[(programs, num_segments, batch)](
         z_BLC,
-        z_past,
+        z_past_BFC,
         featurizer_taps_CF,
         log_poles_DS,
         residues_DS,
@@ -443,7 +436,6 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
         MODAL_SEGMENT,
         num_segments,
         z_BLC.stride(0),
-        HAS_PAST=has_past,
         HAS_SKIP=skip_D is not None,
         **sizes,
     )

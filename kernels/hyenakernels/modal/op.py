@@ -86,7 +86,7 @@ def hyena_modal(
         log_poles_DS,
         residues_DS,
         skip_D,
-        None if featurizer_past_BFC is None else z_past.to(z_BLC.dtype).contiguous(),
+        z_past.to(z_BLC.dtype).contiguous(),
         state.to(torch.float32).transpose(1, 2).contiguous(),
     )
     return y_BLD, last_rows(z_BLC, z_past), final_BSD.transpose(1, 2)
@@ -120,7 +120,7 @@ def fused(
     log_poles_DS: Tensor,
     residues_DS: Tensor,
     skip_D: Tensor | None,
-    z_past_BFC: Tensor | None,
+    z_past_BFC: Tensor,
     state_BSD: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`hyena_modal` by the kernels: y, the final state, and the state before each segment."""
@@ -145,7 +145,7 @@ def _(
     log_poles_DS: Tensor,
     residues_DS: Tensor,  # noqa: ARG001
     skip_D: Tensor | None,  # noqa: ARG001
-    z_past_BFC: Tensor | None,  # noqa: ARG001
+    z_past_BFC: Tensor,  # noqa: ARG001
     state_BSD: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _ = z_BLC.shape
@@ -162,12 +162,12 @@ def fused_gradient(
     log_poles_DS: Tensor,
     residues_DS: Tensor,
     skip_D: Tensor | None,
-    z_past_BFC: Tensor | None,
+    z_past_BFC: Tensor,
     starts_BNSD: Tensor,
     dy_BLD: Tensor,
     dfinal_BSD: Tensor,
 ) -> list[Tensor]:
-    """Gradients of the inputs of `fused`, in their order; empty where there is no input."""
+    """Gradients of the inputs of `fused`, in their order; without meaning where there is none."""
     from hyenakernels.gate import gradient as gate
     from hyenakernels.modal import gradient
 
@@ -205,7 +205,7 @@ def _(
     log_poles_DS: Tensor,
     residues_DS: Tensor,
     skip_D: Tensor | None,
-    z_past_BFC: Tensor | None,
+    z_past_BFC: Tensor,
     starts_BNSD: Tensor,
     dy_BLD: Tensor,  # noqa: ARG001
     dfinal_BSD: Tensor,  # noqa: ARG001
