@@ -59,6 +59,7 @@ def test_bf16_inference_and_decode(calls: list[str]) -> None:
     assert len(calls) == 5 * 6
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own making
 def test_compile_changes_nothing() -> None:
     model = load("nano", device="cuda").requires_grad_(False)
     ids = torch.randint(65, 85, (1, 200), generator=torch.Generator().manual_seed(0)).cuda()

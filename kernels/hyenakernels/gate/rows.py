@@ -95,8 +95,12 @@ def load_signals(
 
 @triton.jit
 def featurized(rows, taps, i: tl.constexpr, NUM_TAPS: tl.constexpr):
-    """Row `i` of those that begin NUM_TAPS - 1 rows into `rows`, after the featurizer, in fp32."""
+    """Row `i` of those that begin NUM_TAPS - 1 rows into `rows`, after the featurizer, in fp32.
+
+    Sums are spelt as fma wherever the compiler might fuse one product or the other: a row must
+    have the same bits in every block and loop that computes it.
+    """
     y = taps[0] * rows[i + NUM_TAPS - 1].to(tl.float32)
     for j in tl.static_range(1, NUM_TAPS):
-        y += taps[j] * rows[i + NUM_TAPS - 1 - j].to(tl.float32)
+        y = tl.fma(taps[j], rows[i + NUM_TAPS - 1 - j].to(tl.float32), y)
     return y

@@ -61,7 +61,7 @@ def _adjoint_rows(
         for s in tl.static_range(S):
             received = received + (adjoints[s] + residues[s] * g,)
             gradient += received[s]
-            following = following + (decayed(poles, rests, received, s, EXACT),)
+            following = following + (decayed(poles, rests, received, 0.0, s, EXACT),)
         adjoints = following
         if OUTPUT:
             tl.store(at + i * D, gradient.to(du.dtype.element_ty), mask=inside)
@@ -229,8 +229,8 @@ def _parameter_rows(
         residue_sums = ()
         pole_sums = ()
         for s in tl.static_range(S):
-            slope = decayed(poles, rests, slopes, s, EXACT) + states[s]
-            state = decayed(poles, rests, states, s, EXACT) + u
+            slope = decayed(poles, rests, slopes, states[s], s, EXACT)
+            state = decayed(poles, rests, states, u, s, EXACT)
             convolved += residues[s] * state
             sloped = sloped + (slope,)
             following = following + (state,)

@@ -50,12 +50,11 @@ def load_poles(log_poles, channel, inside, S: tl.constexpr, EXACT: tl.constexpr)
 
 
 @triton.jit
-def decayed(poles, rests, states, s: tl.constexpr, EXACT: tl.constexpr):
-    """State `s` one step later, before anything is added."""
-    state = poles[s] * states[s]
+def decayed(poles, rests, states, x, s: tl.constexpr, EXACT: tl.constexpr):
+    """State `s` one step later, and `x`."""
     if EXACT:
-        state += rests[s] * states[s]
-    return state
+        x = tl.fma(rests[s], states[s], x)
+    return tl.fma(poles[s], states[s], x)
 
 
 @triton.jit
@@ -70,7 +69,7 @@ def advance(poles, rests, states, x, S: tl.constexpr, EXACT: tl.constexpr):
     """One step of the recurrence."""
     following = ()
     for s in tl.static_range(S):
-        following = following + (decayed(poles, rests, states, s, EXACT) + x,)
+        following = following + (decayed(poles, rests, states, x, s, EXACT),)
     return following
 
 
@@ -78,7 +77,7 @@ def advance(poles, rests, states, x, S: tl.constexpr, EXACT: tl.constexpr):
 def weigh(weights, states, start, S: tl.constexpr):
     """Start + sum_s weights[s] * states[s]."""
     for s in tl.static_range(S):
-        start += weights[s] * states[s]
+        start = tl.fma(weights[s], states[s], start)
     return start
 
 
