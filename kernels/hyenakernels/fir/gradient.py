@@ -23,7 +23,7 @@ from hyenakernels.fir.tiles import (
     to_operand,
     toeplitz_tiles,
 )
-from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
+from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, load_taps
 
 
 @triton.jit(do_not_specialize=["length", "segment"])
@@ -179,9 +179,7 @@ def _filter_gradient_kernel(
     waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
     earlier = part_zeros(TILES - 1, PARTS, SEGMENTS * PART, BLOCK, OPERAND)
     grams = part_zeros(TILES, PARTS, BLOCK, BLOCK, tl.float32)
-    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
-    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
-    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
+    taps_x2, taps_x1, taps_v = load_featurizer(featurizer_taps, channel, inside, D, F)
     run = tl.arange(0, SEGMENTS * RUNS)[:, None]
     if HAS_SKIP:
         skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)

@@ -26,7 +26,7 @@ from hyenakernels.fir.tiles import (
     to_operand,
     toeplitz_tiles,
 )
-from hyenakernels.gate.rows import featurized, load_signals, load_taps
+from hyenakernels.gate.rows import featurized, load_featurizer, load_signals
 
 
 @triton.jit(do_not_specialize=["length", "segment"])
@@ -75,9 +75,7 @@ def _forward_kernel(
     channel, inside = channels_of(program, D, W, PART, PARTS)
     tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, False, OPERAND)
     waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
-    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
-    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
-    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
+    taps_x2, taps_x1, taps_v = load_featurizer(featurizer_taps, channel, inside, D, F)
     if HAS_SKIP:
         skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
 

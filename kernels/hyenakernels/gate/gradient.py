@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
+from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals
 from hyenakernels.launch import GATE_SEGMENT, gate_launch
 
 
@@ -42,9 +42,7 @@ def _gradient_kernel(
     z_past += batch * HALO * C
     dz_past += batch * HALO * C
 
-    taps_x2 = load_taps(taps, channel, inside, NUM_TAPS)
-    taps_x1 = load_taps(taps + D * NUM_TAPS, channel, inside, NUM_TAPS)
-    taps_v = load_taps(taps + 2 * D * NUM_TAPS, channel, inside, NUM_TAPS)
+    taps_x2, taps_x1, taps_v = load_featurizer(taps, channel, inside, D, NUM_TAPS)
     sum_x2 = ()
     sum_x1 = ()
     sum_v = ()

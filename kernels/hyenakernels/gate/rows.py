@@ -22,6 +22,15 @@ def load_taps(taps, channel, inside, NUM_TAPS: tl.constexpr):
 
 
 @triton.jit
+def load_featurizer(taps, channel, inside, D: tl.constexpr, NUM_TAPS: tl.constexpr):
+    """The featurizer's taps for x2, x1 and v."""
+    x2 = load_taps(taps, channel, inside, NUM_TAPS)
+    x1 = load_taps(taps + D * NUM_TAPS, channel, inside, NUM_TAPS)
+    v = load_taps(taps + 2 * D * NUM_TAPS, channel, inside, NUM_TAPS)
+    return x2, x1, v
+
+
+@triton.jit
 def load_rows(
     x,
     past,

@@ -18,17 +18,10 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
+from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, load_taps
 from hyenakernels.launch import MODAL_SEGMENT, modal_gradient_launch, modal_launch
-from hyenakernels.modal.kernel import (
-    decayed,
-    load_modes,
-    load_poles,
-    scan,
-    sizes_of,
-    store_modes,
-    zero_modes,
-)
+from hyenakernels.modal.kernel import scan, sizes_of
+from hyenakernels.modal.modes import decayed, load_filter, load_modes, store_modes, zero_modes
 
 
 @triton.jit
@@ -37,10 +30,7 @@ def _adjoint_rows(
     x2,
     dy,
     taps_x2,
-    poles,
-    rests,
-    residues,
-    skips,
+    filters,
     adjoints,
     first,
     channel,
@@ -52,6 +42,7 @@ def _adjoint_rows(
     NUM_ROWS: tl.constexpr,
     OUTPUT: tl.constexpr,
 ):
+    poles, rests, residues, skips = filters
     at = du + first.to(tl.int64) * D + channel
     for i in tl.static_range(NUM_ROWS - 1, -1, -1):
         g = featurized(x2, taps_x2, i, F) * dy[i].to(tl.float32)
@@ -110,12 +101,10 @@ def _adjoint_kernel(
     dy += batch.to(tl.int64) * length * D
     du += batch.to(tl.int64) * length * D
     z_past += batch * HALO * C
-    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
-    weights = load_modes(residues, channel, inside, S, True, D)
     taps_x2 = load_taps(featurizer_taps, channel, inside, F)
-    skips = tl.zeros((BLOCK_D,), tl.float32)
-    if HAS_SKIP:
-        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    filters = load_filter(
+        log_poles, residues, skip, channel, inside, D, S, EXACT, HAS_SKIP, BLOCK_D
+    )
     found = (batch * num_segments + piece).to(tl.int64) * S * D
     if OUTPUT:
         adjoints = load_modes(starts + found, channel, inside, S, False, D)
@@ -137,10 +126,7 @@ def _adjoint_kernel(
             row_x2,
             row_dy,
             taps_x2,
-            poles,
-            rests,
-            weights,
-            skips,
+            filters,
             adjoints,
             first,
             channel,
@@ -169,10 +155,7 @@ def _adjoint_kernel(
             x2,
             rows_dy,
             taps_x2,
-            poles,
-            rests,
-            weights,
-            skips,
+            filters,
             adjoints,
             first,
             channel,
@@ -193,22 +176,11 @@ def _adjoint_kernel(
 @triton.jit
 def _parameter_rows(
     dx2,
-    x2,
-    x1,
-    v,
+    signals,
     dy,
-    taps_x2,
-    taps_x1,
-    taps_v,
-    poles,
-    rests,
-    residues,
-    skips,
-    states,
-    slopes,
-    sum_residues,
-    sum_poles,
-    sum_skip,
+    taps,
+    filters,
+    walk,
     first,
     channel,
     inside,
@@ -218,6 +190,10 @@ def _parameter_rows(
     EXACT: tl.constexpr,
     NUM_ROWS: tl.constexpr,
 ):
+    x2, x1, v = signals
+    taps_x2, taps_x1, taps_v = taps
+    poles, rests, residues, skips = filters
+    states, slopes, sum_residues, sum_poles, sum_skip = walk
     at = dx2 + first.to(tl.int64) * D + channel
     for i in tl.static_range(NUM_ROWS):
         u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
@@ -282,97 +258,46 @@ def _parameter_kernel(
     dy += batch.to(tl.int64) * length * D
     dx2 += batch.to(tl.int64) * length * D
     z_past += batch * HALO * 3 * D
-    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
-    weights = load_modes(residues, channel, inside, S, True, D)
-    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
-    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
-    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
-    skips = tl.zeros((BLOCK_D,), tl.float32)
-    if HAS_SKIP:
-        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    taps = load_featurizer(featurizer_taps, channel, inside, D, F)
+    filters = load_filter(
+        log_poles, residues, skip, channel, inside, D, S, EXACT, HAS_SKIP, BLOCK_D
+    )
     index = (batch * num_segments + piece).to(tl.int64)
     states = load_modes(starts + index * S * D, channel, inside, S, False, D)
-    slopes = zero_modes(S, BLOCK_D)
-    sum_residues = zero_modes(S, BLOCK_D)
-    sum_poles = zero_modes(S, BLOCK_D)
-    sum_skip = tl.zeros((BLOCK_D,), tl.float32)
+    zeros = zero_modes(S, BLOCK_D)
+    # States, their slopes by exp(p), and the sums for residues, poles and skip.
+    walk = (states, zeros, zeros, zeros, tl.zeros((BLOCK_D,), tl.float32))
 
     first = piece * segment
     count = tl.minimum(segment, length - first)
-    x2, x1, v = load_signals(
+    signals = load_signals(
         z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, HALO, HALO
     )
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for _ in range(count // ROWS):
         after = first + ROWS
-        next_x2, next_x1, next_v = load_signals(
+        next_signals = load_signals(
             z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, 0, 0
         )
         next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0, 0)
-        states, slopes, sum_residues, sum_poles, sum_skip = _parameter_rows(
-            dx2,
-            x2,
-            x1,
-            v,
-            rows_dy,
-            taps_x2,
-            taps_x1,
-            taps_v,
-            poles,
-            rests,
-            weights,
-            skips,
-            states,
-            slopes,
-            sum_residues,
-            sum_poles,
-            sum_skip,
-            first,
-            channel,
-            inside,
-            D,
-            F,
-            S,
-            EXACT,
-            ROWS,
+        walk = _parameter_rows(
+            dx2, signals, rows_dy, taps, filters, walk, first, channel, inside, D, F, S, EXACT, ROWS
         )
         first = after
-        x2, x1, v = next_x2, next_x1, next_v
+        signals = next_signals
         rows_dy = next_dy
     for _ in range(count % ROWS):
-        row_x2, row_x1, row_v = load_signals(
+        row = load_signals(
             z, z_past, first, channel, inside, length, row_stride, D, F, HALO, HALO, HALO
         )
         row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
-        states, slopes, sum_residues, sum_poles, sum_skip = _parameter_rows(
-            dx2,
-            row_x2,
-            row_x1,
-            row_v,
-            row_dy,
-            taps_x2,
-            taps_x1,
-            taps_v,
-            poles,
-            rests,
-            weights,
-            skips,
-            states,
-            slopes,
-            sum_residues,
-            sum_poles,
-            sum_skip,
-            first,
-            channel,
-            inside,
-            D,
-            F,
-            S,
-            EXACT,
-            1,
+        walk = _parameter_rows(
+            dx2, row, row_dy, taps, filters, walk, first, channel, inside, D, F, S, EXACT, 1
         )
         first += 1
 
+    poles, _, weights, _ = filters
+    _, slopes, sum_residues, sum_poles, sum_skip = walk
     found = load_modes(adjoints + index * S * D, channel, inside, S, False, D)
     log_pole_sums = ()
     for s in tl.static_range(S):

@@ -15,79 +15,17 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.gate.rows import featurized, load_rows, load_signals, load_taps
+from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, load_taps
 from hyenakernels.launch import MODAL_SEGMENT, modal_launch
-
-
-@triton.jit
-def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D: tl.constexpr):
-    """S values of each channel as a tuple, from [D, S] if BY_CHANNEL, else from [S, D], in fp32."""
-    values = ()
-    for s in tl.static_range(S):
-        at = x + channel * S + s if BY_CHANNEL else x + s * D + channel
-        values = values + (tl.load(at, mask=inside, other=0.0).to(tl.float32),)
-    return values
-
-
-@triton.jit
-def load_poles(log_poles, channel, inside, S: tl.constexpr, EXACT: tl.constexpr):
-    """exp(log_poles) of each channel, and what rounding it to fp32 left over if EXACT.
-
-    A pole near 1 is used so often that its rounding would be the largest error of fp32.
-    """
-    poles = ()
-    rests = ()
-    for s in tl.static_range(S):
-        log_pole = tl.load(log_poles + channel * S + s, mask=inside, other=0.0)
-        if EXACT:
-            pole = tl.exp(log_pole.to(tl.float64))
-            poles = poles + (pole.to(tl.float32),)
-            rests = rests + ((pole - poles[s].to(tl.float64)).to(tl.float32),)
-        else:
-            poles = poles + (tl.exp(log_pole.to(tl.float32)),)
-            rests = poles
-    return poles, rests
-
-
-@triton.jit
-def decayed(poles, rests, states, x, s: tl.constexpr, EXACT: tl.constexpr):
-    """State `s` one step later, and `x`."""
-    if EXACT:
-        x = tl.fma(rests[s], states[s], x)
-    return tl.fma(poles[s], states[s], x)
-
-
-@triton.jit
-def store_modes(x, values, channel, inside, S: tl.constexpr, D: tl.constexpr):
-    """S values of each channel to [S, D]."""
-    for s in tl.static_range(S):
-        tl.store(x + s * D + channel, values[s], mask=inside)
-
-
-@triton.jit
-def advance(poles, rests, states, x, S: tl.constexpr, EXACT: tl.constexpr):
-    """One step of the recurrence."""
-    following = ()
-    for s in tl.static_range(S):
-        following = following + (decayed(poles, rests, states, x, s, EXACT),)
-    return following
-
-
-@triton.jit
-def weigh(weights, states, start, S: tl.constexpr):
-    """Start + sum_s weights[s] * states[s]."""
-    for s in tl.static_range(S):
-        start = tl.fma(weights[s], states[s], start)
-    return start
-
-
-@triton.jit
-def zero_modes(S: tl.constexpr, BLOCK_D: tl.constexpr):
-    """S zeros a channel."""
-    states = ()
-    for _ in tl.static_range(S):
-        states = states + (tl.zeros((BLOCK_D,), tl.float32),)
-    return states
+from hyenakernels.modal.modes import (
+    advance,
+    load_filter,
+    load_modes,
+    load_poles,
+    store_modes,
+    weigh,
+    zero_modes,
+)
 
 
 @triton.jit(do_not_specialize=["length", "segment", "num_segments"])
@@ -192,16 +130,9 @@ def _scan_kernel(
 @triton.jit
 def _output_rows(
     y,
-    x2,
-    x1,
-    v,
-    taps_x2,
-    taps_x1,
-    taps_v,
-    poles,
-    rests,
-    residues,
-    skips,
+    signals,
+    taps,
+    filters,
     states,
     first,
     channel,
@@ -212,6 +143,9 @@ def _output_rows(
     EXACT: tl.constexpr,
     NUM_ROWS: tl.constexpr,
 ):
+    x2, x1, v = signals
+    taps_x2, taps_x1, taps_v = taps
+    poles, rests, residues, skips = filters
     at = y + first.to(tl.int64) * D + channel
     for i in tl.static_range(NUM_ROWS):
         u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
@@ -254,76 +188,34 @@ def _output_kernel(
     z += batch.to(tl.int64) * batch_stride
     y += batch.to(tl.int64) * length * D
     z_past += batch * HALO * 3 * D
-    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
-    weights = load_modes(residues, channel, inside, S, True, D)
-    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
-    taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
-    taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
-    skips = tl.zeros((BLOCK_D,), tl.float32)
-    if HAS_SKIP:
-        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    taps = load_featurizer(featurizer_taps, channel, inside, D, F)
+    filters = load_filter(
+        log_poles, residues, skip, channel, inside, D, S, EXACT, HAS_SKIP, BLOCK_D
+    )
     at = starts + (batch * num_segments + piece).to(tl.int64) * S * D
     states = load_modes(at, channel, inside, S, False, D)
 
     first = piece * segment
     count = tl.minimum(segment, length - first)
-    x2, x1, v = load_signals(
+    signals = load_signals(
         z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, HALO, HALO
     )
     for _ in range(count // ROWS):
         after = first + ROWS
-        next_x2, next_x1, next_v = load_signals(
+        next_signals = load_signals(
             z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, 0, 0
         )
         states = _output_rows(
-            y,
-            x2,
-            x1,
-            v,
-            taps_x2,
-            taps_x1,
-            taps_v,
-            poles,
-            rests,
-            weights,
-            skips,
-            states,
-            first,
-            channel,
-            inside,
-            D,
-            F,
-            S,
-            EXACT,
-            ROWS,
+            y, signals, taps, filters, states, first, channel, inside, D, F, S, EXACT, ROWS
         )
         first = after
-        x2, x1, v = next_x2, next_x1, next_v
+        signals = next_signals
     for _ in range(count % ROWS):
-        row_x2, row_x1, row_v = load_signals(
+        row = load_signals(
             z, z_past, first, channel, inside, length, row_stride, D, F, HALO, HALO, HALO
         )
         states = _output_rows(
-            y,
-            row_x2,
-            row_x1,
-            row_v,
-            taps_x2,
-            taps_x1,
-            taps_v,
-            poles,
-            rests,
-            weights,
-            skips,
-            states,
-            first,
-            channel,
-            inside,
-            D,
-            F,
-            S,
-            EXACT,
-            1,
+            y, row, taps, filters, states, first, channel, inside, D, F, S, EXACT, 1
         )
         first += 1
     if piece == num_segments - 1:

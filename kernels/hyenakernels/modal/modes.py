@@ -1,0 +1,100 @@
+"""The modes of a filter in registers: a tensor of channels for each, so that a thread has them all.
+
+D channels, S modes. Sums are spelt as fma, as in `gate.rows`.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D: tl.constexpr):
+    """S values of each channel as a tuple, from [D, S] if BY_CHANNEL, else from [S, D], in fp32."""
+    values = ()
+    for s in tl.static_range(S):
+        at = x + channel * S + s if BY_CHANNEL else x + s * D + channel
+        values = values + (tl.load(at, mask=inside, other=0.0).to(tl.float32),)
+    return values
+
+
+@triton.jit
+def load_poles(log_poles, channel, inside, S: tl.constexpr, EXACT: tl.constexpr):
+    """exp(log_poles) of each channel, and what rounding it to fp32 left over if EXACT.
+
+    A pole near 1 is used so often that its rounding would be the largest error of fp32.
+    """
+    poles = ()
+    rests = ()
+    for s in tl.static_range(S):
+        log_pole = tl.load(log_poles + channel * S + s, mask=inside, other=0.0)
+        if EXACT:
+            pole = tl.exp(log_pole.to(tl.float64))
+            poles = poles + (pole.to(tl.float32),)
+            rests = rests + ((pole - poles[s].to(tl.float64)).to(tl.float32),)
+        else:
+            poles = poles + (tl.exp(log_pole.to(tl.float32)),)
+            rests = poles
+    return poles, rests
+
+
+@triton.jit
+def decayed(poles, rests, states, x, s: tl.constexpr, EXACT: tl.constexpr):
+    """State `s` one step later, and `x`."""
+    if EXACT:
+        x = tl.fma(rests[s], states[s], x)
+    return tl.fma(poles[s], states[s], x)
+
+
+@triton.jit
+def store_modes(x, values, channel, inside, S: tl.constexpr, D: tl.constexpr):
+    """S values of each channel to [S, D]."""
+    for s in tl.static_range(S):
+        tl.store(x + s * D + channel, values[s], mask=inside)
+
+
+@triton.jit
+def advance(poles, rests, states, x, S: tl.constexpr, EXACT: tl.constexpr):
+    """One step of the recurrence."""
+    following = ()
+    for s in tl.static_range(S):
+        following = following + (decayed(poles, rests, states, x, s, EXACT),)
+    return following
+
+
+@triton.jit
+def weigh(weights, states, start, S: tl.constexpr):
+    """Start + sum_s weights[s] * states[s]."""
+    for s in tl.static_range(S):
+        start = tl.fma(weights[s], states[s], start)
+    return start
+
+
+@triton.jit
+def zero_modes(S: tl.constexpr, BLOCK_D: tl.constexpr):
+    """S zeros a channel."""
+    states = ()
+    for _ in tl.static_range(S):
+        states = states + (tl.zeros((BLOCK_D,), tl.float32),)
+    return states
+
+
+@triton.jit
+def load_filter(
+    log_poles,
+    residues,
+    skip,
+    channel,
+    inside,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    EXACT: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Poles, their rests, residues and skip of each channel."""
+    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
+    weights = load_modes(residues, channel, inside, S, True, D)
+    skips = tl.zeros((BLOCK_D,), tl.float32)
+    if HAS_SKIP:
+        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    return poles, rests, weights, skips
