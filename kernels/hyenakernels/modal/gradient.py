@@ -342,10 +342,9 @@ def gradients(
     sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
     num_segments = starts_BNSD.shape[1]
     programs = triton.cdiv(sizes["D"], launch.block_d)
-    has_skip = skip_D is not None
-    skip = skip_D if has_skip else log_poles_DS
+    skip = log_poles_DS if skip_D is None else skip_D
     shape = (length, MODAL_SEGMENT, num_segments, z_BLC.stride(0))
-    options = {"HAS_SKIP": has_skip, **sizes}
+    options = {"HAS_SKIP": skip_D is not None, **sizes}
     du_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     dx2_BLD = torch.empty_like(du_BLD)
     ends_BNSD = torch.empty_like(starts_BNSD)
@@ -362,9 +361,9 @@ def gradients(
     )
     dpoles_BNSD, dresidues_BNSD = torch.empty_like(ends_BNSD), torch.empty_like(ends_BNSD)
     dskip_BND = ends_BNSD.new_empty(batch, num_segments, sizes["D"])
-    launch = modal_gradient_launch()
-    options |= sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
-    _parameter_kernel[(triton.cdiv(sizes["D"], launch.block_d), num_segments, batch)](
+    options |= sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, modal_gradient_launch())
+    programs = triton.cdiv(sizes["D"], options["BLOCK_D"])
+    _parameter_kernel[(programs, num_segments, batch)](
         *parameters,
         dy,
         starts_BNSD,
@@ -376,6 +375,6 @@ def gradients(
         *shape,
         **options,
     )
-    dskip = dskip_BND.sum(dim=(0, 1)) if has_skip else dskip_BND.new_empty(0)
+    dskip = dskip_BND.sum(dim=(0, 1)) if skip_D is not None else dskip_BND.new_empty(0)
     dpoles, dresidues = dpoles_BNSD.sum(dim=(0, 1)).T, dresidues_BNSD.sum(dim=(0, 1)).T
     return dx2_BLD, du_BLD, dpoles, dresidues, dskip, ends_BNSD[:, 0]

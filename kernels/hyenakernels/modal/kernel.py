@@ -294,39 +294,24 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
     sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
     num_segments = triton.cdiv(length, MODAL_SEGMENT)
     programs = triton.cdiv(sizes["D"], launch.block_d)
+    inputs = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS)
+    shape = (length, MODAL_SEGMENT, num_segments, z_BLC.stride(0))
     ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
     if num_segments == 1:
         starts_BNSD = state_BSD[:, None].clone()
     else:
-        _ends_kernel[(programs, num_segments - 1, batch)](
-            z_BLC,
-            z_past_BFC,
-            featurizer_taps_CF,
-            log_poles_DS,
-            ends_BNSD,
-            length,
-            MODAL_SEGMENT,
-            num_segments,
-            z_BLC.stride(0),
-            **sizes,
-        )
+        _ends_kernel[(programs, num_segments - 1, batch)](*inputs, ends_BNSD, *shape, **sizes)
         starts_BNSD = scan(ends_BNSD, state_BSD, log_poles_DS, MODAL_SEGMENT, reverse=False)
     y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     final_BSD = torch.empty_like(state_BSD)
     _output_kernel[(programs, num_segments, batch)](
-        z_BLC,
-        z_past_BFC,
-        featurizer_taps_CF,
-        log_poles_DS,
+        *inputs,
         residues_DS,
         skip_D if skip_D is not None else log_poles_DS,
         starts_BNSD,
         y_BLD,
         final_BSD,
-        length,
-        MODAL_SEGMENT,
-        num_segments,
-        z_BLC.stride(0),
+        *shape,
         HAS_SKIP=skip_D is not None,
         **sizes,
     )
