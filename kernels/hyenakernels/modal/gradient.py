@@ -349,13 +349,12 @@ def gradients(
     dx2_BLD = torch.empty_like(du_BLD)
     ends_BNSD = torch.empty_like(starts_BNSD)
     parameters = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, residues_DS, skip)
+    found_BNSD = dfinal[:, None]
     if num_segments > 1:
         _adjoint_kernel[(programs, num_segments - 1, batch)](
             *parameters, dy, dfinal, ends_BNSD, du_BLD, *shape, OUTPUT=False, **options
         )
         found_BNSD = scan(ends_BNSD, dfinal, log_poles_DS, MODAL_SEGMENT, reverse=True)
-    else:
-        found_BNSD = dfinal[:, None].clone()
     _adjoint_kernel[(programs, num_segments, batch)](
         *parameters, dy, found_BNSD, ends_BNSD, du_BLD, *shape, OUTPUT=True, **options
     )
