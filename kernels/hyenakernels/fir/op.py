@@ -24,9 +24,8 @@ def causal_fir(
     Raises:
         ValueError: The groups do not divide the channels, or the past has not K - 1 samples.
     """
-    _check_groups("causal_fir", x_BLD, x_BLD.shape[2], taps_GK)
-    past_BPD = _checked_past("causal_fir", x_BLD, x_BLD.shape[2], taps_GK.shape[1], past_BPD)
-    return reference.causal_fir(x_BLD, taps_GK, past_BPD)
+    expected = _past_shape("causal_fir", x_BLD, x_BLD.shape[2], taps_GK, past_BPD)
+    return reference.causal_fir(x_BLD, taps_GK, _or_zeros(past_BPD, x_BLD, expected))
 
 
 def hyena_fir(
@@ -55,51 +54,48 @@ def hyena_fir(
     Raises:
         ValueError: Shapes do not fit each other.
     """
-    num_featurizer_taps, (_, num_taps) = featurizer_taps_CF.shape[1], taps_GK.shape
-    width = z_BLC.shape[2] // 3
-    _check_groups("hyena_fir", z_BLC, width, taps_GK)
-    starts = featurizer_past_BFC is None and past_BPD is None
-    z_past = _checked_past(
-        "hyena_fir", z_BLC, z_BLC.shape[2], num_featurizer_taps, featurizer_past_BFC
-    )
-    past = _checked_past("hyena_fir", z_BLC, width, num_taps, past_BPD)
-    if not kernels_take(z_BLC, num_featurizer_taps, num_taps=num_taps):
-        return gated(
-            lambda u_BLD: reference.causal_fir(u_BLD, taps_GK, past),
-            z_BLC,
-            featurizer_taps_CF,
-            skip_D,
-            z_past,
-        )
-    y_BLD, past_after = fused(
-        rows(z_BLC),
+    channels, starts = z_BLC.shape[2], featurizer_past_BFC is None and past_BPD is None
+    expected = _past_shape("hyena_fir", z_BLC, channels, featurizer_taps_CF, featurizer_past_BFC)
+    z_past = _or_zeros(featurizer_past_BFC, z_BLC, expected)
+    expected = _past_shape("hyena_fir", z_BLC, channels // 3, taps_GK, past_BPD)
+    if kernels_take(z_BLC, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]):
+        pasts: tuple[Tensor | None, Tensor | None] = (None, None)
+        if not starts:
+            past = _or_zeros(past_BPD, z_BLC, expected)
+            pasts = z_past.to(z_BLC.dtype).contiguous(), past.to(z_BLC.dtype).contiguous()
+        y_BLD, past_after = fused(rows(z_BLC), featurizer_taps_CF, taps_GK, skip_D, *pasts)
+        return y_BLD, last_rows(z_BLC, z_past), past_after
+    past = _or_zeros(past_BPD, z_BLC, expected)
+    return gated(
+        lambda u_BLD: reference.causal_fir(u_BLD, taps_GK, past),
+        z_BLC,
         featurizer_taps_CF,
-        taps_GK,
         skip_D,
-        None if starts else z_past.to(z_BLC.dtype).contiguous(),
-        None if starts else past.to(z_BLC.dtype).contiguous(),
+        z_past,
     )
-    return y_BLD, last_rows(z_BLC, z_past), past_after
 
 
-def _check_groups(op: str, x: Tensor, width: int, taps_GK: Tensor) -> None:
-    if width % taps_GK.shape[0]:
+def _past_shape(
+    op: str, x: Tensor, width: int, taps_GK: Tensor, past: Tensor | None
+) -> tuple[int, int, int]:
+    """The shape of the past; raises if taps or past do not fit."""
+    groups, num_taps = taps_GK.shape
+    if width % groups:
         raise ValueError(
-            f"{op}: {taps_GK.shape[0]} filter groups do not divide {width} channels "
+            f"{op}: {groups} filter groups do not divide {width} channels "
             f"(x is {tuple(x.shape)}, taps are {tuple(taps_GK.shape)})"
         )
-
-
-def _checked_past(op: str, x: Tensor, width: int, num_taps: int, past: Tensor | None) -> Tensor:
     expected = (x.shape[0], num_taps - 1, width)
-    if past is None:
-        return x.new_zeros(expected)
-    if past.shape != expected:
+    if past is not None and past.shape != expected:
         raise ValueError(
             f"{op}: the past is {tuple(past.shape)}, but {num_taps} taps over "
             f"x {tuple(x.shape)} need {expected}"
         )
-    return past
+    return expected
+
+
+def _or_zeros(past: Tensor | None, x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return x.new_zeros(shape) if past is None else past
 
 
 @torch.library.custom_op("hyenakernels::fir", mutates_args=())
@@ -115,10 +111,11 @@ def fused(
     from hyenakernels.fir import kernel, step
 
     inputs = (featurizer_taps_CF.contiguous(), taps_GK.contiguous(), skip_D, z_past_BFC, past_BPD)
-    if z_BLC.shape[1] == 1 and past_BPD is not None:
-        y_BLD, past_after = step.step(z_BLC, *inputs)
-    else:
-        y_BLD, past_after = kernel.forward(z_BLC, *inputs)
+    with torch.cuda.device_of(z_BLC):
+        if z_BLC.shape[1] == 1 and past_BPD is not None:
+            y_BLD, past_after = step.step(z_BLC, *inputs)
+        else:
+            y_BLD, past_after = kernel.forward(z_BLC, *inputs)
     return y_BLD, past_after
 
 
@@ -157,15 +154,13 @@ def fused_gradient(
     inputs = (z_BLC, featurizer_taps_CF, taps_GK.contiguous(), skip_D, z_past_BFC, past_BPD)
     if dpast_after_BPD is not None:
         dpast_after_BPD = dpast_after_BPD.contiguous()
-    dx2_BLD, dtaps_GK, dskip_D = gradient.filter_gradient(*inputs, dy_BLD)
-    du_BLD, dpast_BPD = gradient.input_gradient(*inputs, dy_BLD, dpast_after_BPD)
-    if z_past_BFC is None:
-        z_past_BFC = z_BLC.new_zeros(
-            z_BLC.shape[0], featurizer_taps_CF.shape[1] - 1, z_BLC.shape[2]
+    shape = (z_BLC.shape[0], featurizer_taps_CF.shape[1] - 1, z_BLC.shape[2])
+    with torch.cuda.device_of(z_BLC):
+        dx2_BLD, dtaps_GK, dskip_D = gradient.filter_gradient(*inputs, dy_BLD)
+        du_BLD, dpast_BPD = gradient.input_gradient(*inputs, dy_BLD, dpast_after_BPD)
+        dz_BLC, dfeaturizer, dz_past = gate.gradient(
+            z_BLC, featurizer_taps_CF, _or_zeros(z_past_BFC, z_BLC, shape), dx2_BLD, du_BLD
         )
-    dz_BLC, dfeaturizer, dz_past = gate.gradient(
-        z_BLC, featurizer_taps_CF, z_past_BFC, dx2_BLD, du_BLD
-    )
     dskip_D = dskip_D if skip_D is None else dskip_D.to(skip_D.dtype)
     return [
         dz_BLC,

@@ -126,15 +126,16 @@ def fused(
     """`hyena_modal` by the kernels: y, the final state, and the state before each segment."""
     from hyenakernels.modal import kernel
 
-    y_BLD, final_BSD, starts_BNSD = kernel.forward(
-        z_BLC,
-        featurizer_taps_CF.contiguous(),
-        log_poles_DS.contiguous(),
-        residues_DS.contiguous(),
-        skip_D,
-        z_past_BFC,
-        state_BSD,
-    )
+    with torch.cuda.device_of(z_BLC):
+        y_BLD, final_BSD, starts_BNSD = kernel.forward(
+            z_BLC,
+            featurizer_taps_CF.contiguous(),
+            log_poles_DS.contiguous(),
+            residues_DS.contiguous(),
+            skip_D,
+            z_past_BFC,
+            state_BSD,
+        )
     return y_BLD, final_BSD, starts_BNSD
 
 
@@ -172,20 +173,21 @@ def fused_gradient(
     from hyenakernels.modal import gradient
 
     featurizer_taps_CF = featurizer_taps_CF.contiguous()
-    dx2_BLD, du_BLD, dpoles, dresidues, dskip_D, dstate_BSD = gradient.gradients(
-        z_BLC,
-        featurizer_taps_CF,
-        log_poles_DS.contiguous(),
-        residues_DS.contiguous(),
-        skip_D,
-        z_past_BFC,
-        starts_BNSD,
-        dy_BLD.contiguous(),
-        dfinal_BSD.contiguous(),
-    )
-    dz_BLC, dfeaturizer, dz_past = gate.gradient(
-        z_BLC, featurizer_taps_CF, z_past_BFC, dx2_BLD, du_BLD
-    )
+    with torch.cuda.device_of(z_BLC):
+        dx2_BLD, du_BLD, dpoles, dresidues, dskip_D, dstate_BSD = gradient.gradients(
+            z_BLC,
+            featurizer_taps_CF,
+            log_poles_DS.contiguous(),
+            residues_DS.contiguous(),
+            skip_D,
+            z_past_BFC,
+            starts_BNSD,
+            dy_BLD.contiguous(),
+            dfinal_BSD.contiguous(),
+        )
+        dz_BLC, dfeaturizer, dz_past = gate.gradient(
+            z_BLC, featurizer_taps_CF, z_past_BFC, dx2_BLD, du_BLD
+        )
     dskip_D = dskip_D if skip_D is None else dskip_D.to(skip_D.dtype)
     return [
         dz_BLC,
