@@ -42,9 +42,7 @@ class RowLaunch:
     num_warps: int
 
 
-# Rows a program of the row kernels walks through. The modal scan rounds at its segments, so they
-# are the same for every length and batch: a result never depends on what stands beside it.
-MODAL_SEGMENT, GATE_SEGMENT = 512, 512
+GATE_SEGMENT = 512  # rows a program walks through
 
 FirPass = Literal["forward", "input gradient", "filter gradient"]
 
@@ -104,6 +102,17 @@ def fir_segment(programs: int, length: int) -> int:
     while segment > 256 and programs * -(-length // segment) < 4 * _multiprocessors():
         segment //= 2
     return segment
+
+
+def modal_segment(width: int) -> int:
+    """Rows that a program of the modal scan walks through: fewer where few channels fill a GPU.
+
+    The scan rounds at its segments, so they are the same for every length and batch: a result never
+    depends on what stands beside it.
+    """
+    if width >= 4096:
+        return 512
+    return 256 if width >= 2048 else 128
 
 
 def modal_launch(dtype: torch.dtype) -> RowLaunch:

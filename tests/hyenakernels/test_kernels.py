@@ -42,7 +42,7 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences of tests are short; cut them into several segments all the same."""
     monkeypatch.setattr(tiles, "fir_segment", lambda programs, length: 64)  # noqa: ARG005
     for module in (modal_kernel, modal_gradient, modal):
-        monkeypatch.setattr(module, "MODAL_SEGMENT", 16)
+        monkeypatch.setattr(module, "modal_segment", lambda width: 16)  # noqa: ARG005
     monkeypatch.setattr(gate_gradient, "GATE_SEGMENT", 24)
 
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, load_taps
-from hyenakernels.launch import MODAL_SEGMENT, modal_gradient_launch, modal_launch
+from hyenakernels.launch import modal_gradient_launch, modal_launch, modal_segment
 from hyenakernels.modal.kernel import scan, sizes_of
 from hyenakernels.modal.modes import decayed, load_filter, load_modes, store_modes, zero_modes
 
@@ -343,7 +343,8 @@ def gradients(
     num_segments = starts_BNSD.shape[1]
     programs = triton.cdiv(sizes["D"], launch.block_d)
     skip = log_poles_DS if skip_D is None else skip_D
-    shape = (length, MODAL_SEGMENT, num_segments, z_BLC.stride(0))
+    segment = modal_segment(sizes["D"])
+    shape = (length, segment, num_segments, z_BLC.stride(0))
     options = {"HAS_SKIP": skip_D is not None, **sizes}
     du_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     dx2_BLD = torch.empty_like(du_BLD)
@@ -354,7 +355,7 @@ def gradients(
         _adjoint_kernel[(programs, num_segments - 1, batch)](
             *parameters, dy, dfinal, ends_BNSD, du_BLD, *shape, OUTPUT=False, **options
         )
-        found_BNSD = scan(ends_BNSD, dfinal, log_poles_DS, MODAL_SEGMENT, reverse=True)
+        found_BNSD = scan(ends_BNSD, dfinal, log_poles_DS, segment, reverse=True)
     _adjoint_kernel[(programs, num_segments, batch)](
         *parameters, dy, found_BNSD, ends_BNSD, du_BLD, *shape, OUTPUT=True, **options
     )

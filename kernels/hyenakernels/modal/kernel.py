@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, load_taps
-from hyenakernels.launch import MODAL_SEGMENT, modal_launch
+from hyenakernels.launch import modal_launch, modal_segment
 from hyenakernels.modal.modes import (
     advance,
     load_filter,
@@ -292,16 +292,17 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
     batch, length, _ = z_BLC.shape
     launch = modal_launch(z_BLC.dtype)
     sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
-    num_segments = triton.cdiv(length, MODAL_SEGMENT)
+    segment = modal_segment(sizes["D"])
+    num_segments = triton.cdiv(length, segment)
     programs = triton.cdiv(sizes["D"], launch.block_d)
     inputs = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS)
-    shape = (length, MODAL_SEGMENT, num_segments, z_BLC.stride(0))
+    shape = (length, segment, num_segments, z_BLC.stride(0))
     ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
     if num_segments == 1:
         starts_BNSD = state_BSD[:, None].clone()
     else:
         _ends_kernel[(programs, num_segments - 1, batch)](*inputs, ends_BNSD, *shape, **sizes)
-        starts_BNSD = scan(ends_BNSD, state_BSD, log_poles_DS, MODAL_SEGMENT, reverse=False)
+        starts_BNSD = scan(ends_BNSD, state_BSD, log_poles_DS, segment, reverse=False)
     y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     final_BSD = torch.empty_like(state_BSD)
     _output_kernel[(programs, num_segments, batch)](

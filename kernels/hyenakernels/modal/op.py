@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hyenakernels.dispatch import kernels_take, last_rows, rows
 from hyenakernels.gate.reference import gated
-from hyenakernels.launch import MODAL_SEGMENT
+from hyenakernels.launch import modal_segment
 from hyenakernels.modal import reference
 from hyenakernels.precision import accumulation_dtype
 
@@ -151,7 +151,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _ = z_BLC.shape
     width, modes = log_poles_DS.shape
-    segments = -(-length // MODAL_SEGMENT)
+    segments = -(-length // modal_segment(width))
     starts_BNSD = state_BSD.new_empty(batch, segments, modes, width)
     return z_BLC.new_empty(batch, length, width), torch.empty_like(state_BSD), starts_BNSD
 
