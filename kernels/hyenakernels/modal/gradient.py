@@ -338,34 +338,18 @@ def gradients(
         and skip (empty when there is none), and of the state before the first row, in fp32.
     """
     batch, length, _ = z_BLC.shape
-    launch = modal_launch(z_BLC.dtype)
-    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
-    num_segments = starts_BNSD.shape[1]
-    programs = triton.cdiv(sizes["D"], launch.block_d)
+    num_segments, _, width = starts_BNSD.shape[1:]
     skip = log_poles_DS if skip_D is None else skip_D
-    segment = modal_segment(sizes["D"])
-    shape = (length, segment, num_segments, z_BLC.stride(0))
-    options = {"HAS_SKIP": skip_D is not None, **sizes}
-    du_BLD = z_BLC.new_empty(batch, length, sizes["D"])
+    inputs = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, residues_DS, skip, dy)
+    shape = (length, modal_segment(width), num_segments, z_BLC.stride(0))
+    du_BLD, found_BNSD, dstate_BSD = _adjoints(inputs, shape, skip_D is not None, dfinal)
+
     dx2_BLD = torch.empty_like(du_BLD)
-    ends_BNSD = torch.empty_like(starts_BNSD)
-    parameters = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, residues_DS, skip)
-    found_BNSD = dfinal[:, None]
-    if num_segments > 1:
-        _adjoint_kernel[(programs, num_segments - 1, batch)](
-            *parameters, dy, dfinal, ends_BNSD, du_BLD, *shape, OUTPUT=False, **options
-        )
-        found_BNSD = scan(ends_BNSD, dfinal, log_poles_DS, segment, reverse=True)
-    _adjoint_kernel[(programs, num_segments, batch)](
-        *parameters, dy, found_BNSD, ends_BNSD, du_BLD, *shape, OUTPUT=True, **options
-    )
-    dpoles_BNSD, dresidues_BNSD = torch.empty_like(ends_BNSD), torch.empty_like(ends_BNSD)
-    dskip_BND = ends_BNSD.new_empty(batch, num_segments, sizes["D"])
-    options |= sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, modal_gradient_launch())
-    programs = triton.cdiv(sizes["D"], options["BLOCK_D"])
-    _parameter_kernel[(programs, num_segments, batch)](
-        *parameters,
-        dy,
+    dpoles_BNSD, dresidues_BNSD = torch.empty_like(starts_BNSD), torch.empty_like(starts_BNSD)
+    dskip_BND = starts_BNSD.new_empty(batch, num_segments, width)
+    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, modal_gradient_launch())
+    _parameter_kernel[(triton.cdiv(width, sizes["BLOCK_D"]), num_segments, batch)](
+        *inputs,
         starts_BNSD,
         found_BNSD,
         dx2_BLD,
@@ -373,8 +357,31 @@ def gradients(
         dresidues_BNSD,
         dskip_BND,
         *shape,
-        **options,
+        HAS_SKIP=skip_D is not None,
+        **sizes,
     )
     dskip = dskip_BND.sum(dim=(0, 1)) if skip_D is not None else dskip_BND.new_empty(0)
     dpoles, dresidues = dpoles_BNSD.sum(dim=(0, 1)).T, dresidues_BNSD.sum(dim=(0, 1)).T
-    return dx2_BLD, du_BLD, dpoles, dresidues, dskip, ends_BNSD[:, 0]
+    return dx2_BLD, du_BLD, dpoles, dresidues, dskip, dstate_BSD
+
+
+def _adjoints(inputs, shape, has_skip, dfinal):
+    """The gradient of u, the adjoint each segment finds at its end, and that of the first state."""
+    z_BLC, _, featurizer_taps_CF, log_poles_DS, *_ = inputs
+    length, segment, num_segments, _ = shape
+    batch, modes, width = dfinal.shape
+    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, modal_launch(z_BLC.dtype))
+    sizes["HAS_SKIP"] = has_skip
+    programs = triton.cdiv(width, sizes["BLOCK_D"])
+    du_BLD = z_BLC.new_empty(batch, length, width)
+    ends_BNSD = dfinal.new_empty(batch, num_segments, modes, width)
+    found_BNSD = dfinal[:, None]
+    if num_segments > 1:
+        _adjoint_kernel[(programs, num_segments - 1, batch)](
+            *inputs, dfinal, ends_BNSD, du_BLD, *shape, OUTPUT=False, **sizes
+        )
+        found_BNSD = scan(ends_BNSD, dfinal, log_poles_DS, segment, reverse=True)
+    _adjoint_kernel[(programs, num_segments, batch)](
+        *inputs, found_BNSD, ends_BNSD, du_BLD, *shape, OUTPUT=True, **sizes
+    )
+    return du_BLD, found_BNSD, ends_BNSD[:, 0]
