@@ -12,7 +12,7 @@ _LOG = logging.getLogger(__name__)
 HAS_TRITON = find_spec("triton") is not None
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_TAPS, MOST_FEATURIZER_TAPS, MOST_MODES = 256, 8, 64
+MOST_TAPS, MOST_FEATURIZER_TAPS, MOST_MODES = 256, 4, 64
 
 
 @cache

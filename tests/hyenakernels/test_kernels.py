@@ -177,7 +177,7 @@ FIR_CASES = [
     Case(taps=1, length=20, past=True),
     Case(taps=2, length=17, featurizer=1),
     Case(taps=16, length=33, featurizer=2, past=True),
-    Case(taps=17, length=33, featurizer=4),
+    Case(taps=17, length=33, featurizer=4, past=True),
     Case(taps=64, length=30),
     Case(taps=65, length=40, past=True, groups=1),
     Case(taps=129, length=20, groups=1, width=16),
@@ -200,7 +200,8 @@ MODAL_CASES = [
     Case(modes=1, length=1),
     Case(modes=5, length=1, past=True, batch=2),
     Case(modes=2, length=16, width=70, past=True),
-    Case(modes=64, length=5, width=4),
+    Case(modes=64, length=5, width=4, past=True),
+    Case(modes=1, length=19, featurizer=4, past=True),
 ]
 
 

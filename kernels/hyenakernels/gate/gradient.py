@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals
+from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, zero_rows
 from hyenakernels.launch import GATE_SEGMENT, gate_launch
 
 
@@ -43,13 +43,9 @@ def _gradient_kernel(
     dz_past += batch * HALO * C
 
     taps_x2, taps_x1, taps_v = load_featurizer(taps, channel, inside, D, NUM_TAPS)
-    sum_x2 = ()
-    sum_x1 = ()
-    sum_v = ()
-    for _ in tl.static_range(NUM_TAPS):
-        sum_x2 = sum_x2 + (tl.zeros((BLOCK_D,), tl.float32),)
-        sum_x1 = sum_x1 + (tl.zeros((BLOCK_D,), tl.float32),)
-        sum_v = sum_v + (tl.zeros((BLOCK_D,), tl.float32),)
+    sum_x2 = zero_rows(NUM_TAPS, BLOCK_D)
+    sum_x1 = zero_rows(NUM_TAPS, BLOCK_D)
+    sum_v = zero_rows(NUM_TAPS, BLOCK_D)
 
     start = piece * segment
     stop = tl.minimum(start + segment, length)

@@ -113,3 +113,12 @@ def featurized(rows, taps, i: tl.constexpr, NUM_TAPS: tl.constexpr):
     for j in tl.static_range(1, NUM_TAPS):
         y = tl.fma(taps[j], rows[i + NUM_TAPS - 1 - j].to(tl.float32), y)
     return y
+
+
+@triton.jit
+def zero_rows(COUNT: tl.constexpr, BLOCK_D: tl.constexpr):
+    """COUNT zeros a channel, to sum into."""
+    zeros = ()
+    for _ in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros((BLOCK_D,), tl.float32),)
+    return zeros

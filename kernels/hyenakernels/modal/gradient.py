@@ -18,10 +18,17 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, load_taps
+from hyenakernels.gate.rows import (
+    featurized,
+    load_featurizer,
+    load_rows,
+    load_signals,
+    load_taps,
+    zero_rows,
+)
 from hyenakernels.launch import modal_gradient_launch, modal_launch, modal_segment
 from hyenakernels.modal.kernel import scan, sizes_of
-from hyenakernels.modal.modes import decayed, load_filter, load_modes, store_modes, zero_modes
+from hyenakernels.modal.modes import decayed, load_filter, load_modes, store_modes
 
 
 @triton.jit
@@ -264,7 +271,7 @@ def _parameter_kernel(
     )
     index = (batch * num_segments + piece).to(tl.int64)
     states = load_modes(starts + index * S * D, channel, inside, S, False, D)
-    zeros = zero_modes(S, BLOCK_D)
+    zeros = zero_rows(S, BLOCK_D)
     # States, their slopes by exp(p), and the sums for residues, poles and skip.
     walk = (states, zeros, zeros, zeros, tl.zeros((BLOCK_D,), tl.float32))
 

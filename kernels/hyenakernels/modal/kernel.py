@@ -15,7 +15,14 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, load_taps
+from hyenakernels.gate.rows import (
+    featurized,
+    load_featurizer,
+    load_rows,
+    load_signals,
+    load_taps,
+    zero_rows,
+)
 from hyenakernels.launch import modal_launch, modal_segment
 from hyenakernels.modal.modes import (
     advance,
@@ -24,7 +31,6 @@ from hyenakernels.modal.modes import (
     load_poles,
     store_modes,
     weigh,
-    zero_modes,
 )
 
 
@@ -59,7 +65,7 @@ def _ends_kernel(
     poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
     taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
     taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
-    states = zero_modes(S, BLOCK_D)
+    states = zero_rows(S, BLOCK_D)
 
     z_x1, z_v = z + D, z + 2 * D
     past_x1, past_v = z_past + D, z_past + 2 * D
@@ -222,8 +228,10 @@ def _output_kernel(
         store_modes(final + batch.to(tl.int64) * S * D, states, channel, inside, S, D)
 
 
-def _rows(launch, log_poles_DS):
-    return max(1, launch.rows * 16 // max(16, triton.next_power_of_2(log_poles_DS.shape[1])))
+def _rows(launch, num_featurizer_taps, num_modes):
+    rows = launch.rows * 16 // max(16, triton.next_power_of_2(num_modes))
+    # Only a first block may reach behind the sequence: blocks are as long as the featurizer's past.
+    return max(rows, triton.next_power_of_2(num_featurizer_taps - 1), 1)
 
 
 def sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch):
@@ -236,7 +244,7 @@ def sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch):
         "EXACT": z_BLC.dtype == torch.float32,
         "BLOCK_D": launch.block_d,
         # More modes, fewer rows: what a thread holds and Triton compiles stays the same.
-        "ROWS": _rows(launch, log_poles_DS),
+        "ROWS": _rows(launch, featurizer_taps_CF.shape[1], log_poles_DS.shape[1]),
         "num_warps": launch.num_warps,
         "num_stages": 1,
     }

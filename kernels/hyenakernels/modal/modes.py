@@ -70,15 +70,6 @@ def weigh(weights, states, start, S: tl.constexpr):
 
 
 @triton.jit
-def zero_modes(S: tl.constexpr, BLOCK_D: tl.constexpr):
-    """S zeros a channel."""
-    states = ()
-    for _ in tl.static_range(S):
-        states = states + (tl.zeros((BLOCK_D,), tl.float32),)
-    return states
-
-
-@triton.jit
 def load_filter(
     log_poles,
     residues,
