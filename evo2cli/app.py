@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from evo2cli import __version__, console
-from evo2cli.commands import convert, generate, info, score, tokenize, train
+from evo2cli.commands import convert, generate, info, launch, score, tokenize, train
 from evo2cli.errors import UserError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ def root(
 
 app.command(cls=tokenize.Tokenize)(tokenize.tokenize)
 app.command()(train.train)
+app.command()(launch.launch)
 app.command()(score.score)
 app.command()(generate.generate)
 app.command()(convert.convert)

@@ -90,6 +90,11 @@ def progress(label: str, total: float | None, unit: str) -> Iterator[ProgressBar
         total: How many units there are, or None when unknown.
         unit: What is counted, e.g. "bases".
     """
+    with _bars(unit) as running:
+        yield ProgressBar(running, running.add_task(label, total=total, note=""))
+
+
+def _bars(unit: str) -> "Progress":
     from rich import progress as bars
     from rich.console import Console
 
@@ -103,5 +108,60 @@ def progress(label: str, total: float | None, unit: str) -> Iterator[ProgressBar
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[note]}"),
     )
-    with bars.Progress(*columns, console=Console(stderr=True)) as running:
-        yield ProgressBar(running, running.add_task(label, total=total, note=""))
+    return bars.Progress(*columns, console=Console(stderr=True))
+
+
+SECONDS_BETWEEN_LINES = 60  # of a panel whose stderr is no terminal
+
+
+class Panel:
+    """Long work on stderr: a live table over a bar on a terminal, a line a minute elsewhere."""
+
+    def __init__(self, label: str, total: int, unit: str, caption: str) -> None:
+        from rich.live import Live
+
+        self._label, self._total, self._unit, self._caption = label, total, unit, caption
+        self._bars = _bars(unit)
+        self._task = self._bars.add_task(label, total=total, note="")
+        self._live = Live(self._bars, console=self._bars.console)
+        self._is_terminal = self._bars.console.is_terminal
+        self._told, self._done = -float("inf"), 0
+        self._fields: dict[str, str] = {}
+
+    def __enter__(self) -> "Panel":
+        if self._is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_terminal:
+            self._live.stop()
+
+    def advance(self, amount: int = 1) -> None:
+        """Count `amount` more units as done."""
+        self._done += amount
+        self._bars.advance(self._task, amount)
+
+    def show(self, fields: Mapping[str, str], *, important: bool = False) -> None:
+        """Show `fields`; the last value of each stays.
+
+        Args:
+            fields: Labels and values.
+            important: A line where there is no terminal, however short ago the last one was.
+        """
+        from time import monotonic
+
+        from rich.console import Group
+        from rich.table import Table
+
+        self._fields.update(fields)
+        if self._is_terminal:
+            table = Table(caption=self._caption, caption_justify="left")
+            for label in self._fields:
+                table.add_column(label, justify="right")
+            table.add_row(*self._fields.values())
+            self._live.update(Group(table, self._bars))
+        elif important or monotonic() - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = monotonic()
+            told = ", ".join(f"{label} {value}" for label, value in self._fields.items())
+            say(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}; {told}")

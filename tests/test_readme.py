@@ -110,7 +110,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     code = (
         "import evo2cli, stripedhyena2, sys\n"
         "from pathlib import Path\n"
-        "from evo2cli.training.recipe import find_recipe, read_recipe, read_shape\n"
+        "from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape\n"
         "recipe = find_recipe(Path('recipes/nano.toml'))\n"
         "shape = read_shape(read_recipe(recipe), recipe)\n"
         "assert stripedhyena2.load('nano').config == shape\n"

@@ -24,6 +24,8 @@ def train(
     from evo2cli.workflows.train import train_recipe
 
     summary = train_recipe(recipe, settings=settings or (), output=output, device=device)
+    if summary.pop("rank") > 0:
+        return
     if json:
         console.write_json(summary)
         return

@@ -1,32 +1,34 @@
-"""One run on one device: steps, validation, checkpoints, and a line of metrics for each.
+"""One run: steps, validation, checkpoints, and a line of metrics for each step.
 
 B windows, L predictions, V vocabulary.
 """
 
 import contextlib
+import faulthandler
 import math
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from evo2cli import console
-from evo2cli.data.loader import Bytes, WindowLoader, fixed_windows
+from evo2cli.data.loader import WindowLoader, Windows
 from evo2cli.errors import UntrustedNumericsError
+from evo2cli.training.clock import Clock
+from evo2cli.training.engine import Engine
+from evo2cli.training.flops import training_flops_per_token
+from evo2cli.training.hardware import peak_flops
 from evo2cli.training.loss import read_windows, target_weights, weighted_loss
-from evo2cli.training.optimizer import make_optimizer
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.schedule import learning_rate
 from evo2cli.training.state import RunFolder
-from stripedhyena2 import StripedHyena2, trainable
+from evo2cli.training.telling import Telling, draw_curve
 from stripedhyena2.diagnosis import first_nonfinite_layer
 
-Forward = Callable[[Tensor], Tensor]
 NATS_PER_BIT = math.log(2)
 _WAY_OUT = "lower learning_rate, or delete the newest checkpoints to go on from before"
 
@@ -38,56 +40,45 @@ class Outcome:
     Attributes:
         step: Steps done.
         finished: Whether these are all; else the run was asked to stop and saved.
-        valid_bits: Bits per base at the last validation, if there was any.
+        valid_bits: Bits a base at the last validation, if there was any.
+        skipped: Steps whose gradient was not finite and changed nothing.
     """
 
     step: int
     finished: bool
     valid_bits: float | None
+    skipped: int = 0
 
 
+@dataclass
 class Trainer:
-    """A model with its optimizer and its data, at some step of its recipe.
+    """A model with its data, at some step of its recipe; the same on every rank.
 
-    Args:
+    Attributes:
         recipe: What to do.
-        model: Fresh or loaded weights, in inference form, on the device to train on.
-        train: Token arrays to train on.
-        valid: Token arrays to validate on; may be empty.
-        facts: What else must stay the same between a run and its going on, as JSON values.
-
-    Raises:
-        UserError: The output folder will not do.
-        ValueError: No array of `train` holds a whole window.
+        engine: The model, its optimizer and the ranks that share them.
+        loader: What to train on.
+        valid: Windows to validate on, for each held-out set; may be empty.
+        folder: Where the run lives.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        model: StripedHyena2,
-        train: Sequence[Bytes],
-        valid: Sequence[Bytes],
-        *,
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.recipe, self.model = recipe, model
-        self.device = next(model.parameters()).device
-        trainable(model)
-        model.train()
-        self.optimizer = make_optimizer(model, recipe.optimizer)
-        self.forward: Forward = torch.compile(model) if recipe.precision.compile else model
-        self.loader = WindowLoader(
-            train,
-            length=recipe.batch.length,
-            batch=recipe.batch.sequences,
-            seed=recipe.seed,
-            reverse_complement=recipe.data.reverse_complement,
+    recipe: Recipe
+    engine: Engine
+    loader: WindowLoader
+    valid: Mapping[str, Windows]
+    folder: RunFolder
+    _skipped: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.ranks = self.engine.ranks
+        self.micro = self.recipe.batch.micro(self.ranks.world)
+        data = self.recipe.data
+        self._weight_of_byte = target_weights(
+            lowercase=data.lowercase_weight, end_of_document=data.end_of_document_weight
         )
-        self.valid = fixed_windows(
-            valid, length=recipe.batch.length, limit=recipe.validation.windows
-        )
-        self.train_weights = target_weights(recipe.data.lowercase_weight)
-        self.folder = RunFolder(recipe, facts or {})
+        self._flops = training_flops_per_token(self.engine.model.config, self.recipe.batch.length)
+        on_gpu = self.ranks.device.type == "cuda"
+        self._peak = peak_flops(torch.cuda.get_device_name(self.ranks.device)) if on_gpu else None
 
     def run(self) -> Outcome:
         """Go on from the newest checkpoint to the last step, or until asked to stop.
@@ -97,131 +88,206 @@ class Trainer:
             UserError: A checkpoint cannot be read or written.
         """
         recipe, steps = self.recipe, self.recipe.optimizer.steps
-        step = self.folder.resume(self.model, self.optimizer)
-        if step:
+        saved = self.folder.resume(self.engine)
+        step, self._skipped = saved["step"], saved.get("skipped", 0)
+        if step and self.ranks.is_first:
             console.say(f"going on from step {step:,} of {steps:,}")
         bits: float | None = None
-        with _asked_to_stop() as asked, console.progress("train", steps, "steps") as bar:
-            bar.advance(step)
+        telling = Telling(self.folder, steps, self._caption(), tensorboard=recipe.log.tensorboard)
+        with _asked_to_stop() as asked, self._watched() as watch, telling:
+            telling.go_on_from(step)
             last = step == steps
             while not last:
-                record: dict[str, float | None] = {**self.step(step)}
+                watch()
+                record: dict[str, Any] = {**self.step(step)}
                 step += 1
                 if step == steps or step % recipe.validation.every == 0:
-                    record["valid_bits"] = bits = self.validate()
-                self.folder.log(record)
-                bar.advance()
-                bar.note({"bits": f"{record['bits']:.3f}", "tok/s": f"{record['rate']:,.0f}"})
-                last = step == steps or asked()
+                    record |= self.validate()
+                    bits = record.get("valid_bits")
+                telling.hear(record)
+                last = self.ranks.any(step == steps or asked())
                 if last or step % recipe.checkpoint.every == 0:
-                    self.folder.save(step, self.model, self.optimizer)
+                    watch()
+                    self.folder.save(step, self.engine, {"skipped": self._skipped})
         if step == steps and bits is None:  # killed after the last step, before the final model
-            bits = self.validate()
-        return Outcome(step, step == steps, bits)
+            bits = self.validate().get("valid_bits")
+        if self.ranks.is_first:
+            draw_curve(self.folder)
+        return Outcome(step, step == steps, bits, self._skipped)
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, Any]:
         """One optimizer step.
 
         Returns:
-            step (1-based), loss (nats), bits (a base), learning_rate, gradient_norm, tokens, rate.
+            step (1-based), loss (nats) and bits (a base), both None for a skipped step,
+            learning_rate, gradient_norm, tokens (so far), seconds, rate and rate_per_gpu (tokens a
+            second), mfu (where the peak of the hardware is known), memory_gib (the most a GPU
+            held), skipped (if any were), slowest_rank and slowest_over_median (time of its own
+            work, where there are several).
         """
-        started = time.perf_counter()
-        batch = self.recipe.batch
-        windows, reverse = self.loader.step(step)
-        ids, targets, weights = read_windows(
-            self._to_device(windows), self._to_device(reverse), self.train_weights
-        )
+        clock = Clock(self.ranks.device)
+        with clock.own():
+            windows = self.loader.windows(step, self.ranks.share(self.recipe.batch.sequences))
+            ids, targets, weights = self._read(windows, self._weight_of_byte)
         rate = learning_rate(step, self.recipe.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._differentiate(ids, targets, weights).item()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.recipe.optimizer.clip, foreach=True
-        ).item()
-        if not math.isfinite(loss + norm):
-            self._refuse(step + 1, loss, norm, ids)
-        self.optimizer.step()
-        tokens = batch.sequences * batch.length
+        loss = self._differentiate(ids, targets, weights, clock).item()
+        norm = self.engine.step(rate)
+        finite = math.isfinite(loss + norm)
+        if not finite:
+            self._refuse_or_skip(step + 1, loss, norm, ids)
         return {
             "step": step + 1,
-            "loss": loss,
-            "bits": loss / NATS_PER_BIT,
+            "loss": loss if finite else None,
+            "bits": loss / NATS_PER_BIT if finite else None,
             "learning_rate": rate,
-            "gradient_norm": norm,
-            "tokens": (step + 1) * tokens,
-            "rate": round(tokens / (time.perf_counter() - started)),
+            "gradient_norm": norm if finite else None,
+            "tokens": (step + 1) * self.recipe.batch.tokens,
+            **self._speed(clock),
+            **({"skipped": self._skipped} if self._skipped else {}),
         }
 
-    def _differentiate(self, ids: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Leave a step's gradient in the parameters, and return its loss: nats per unit of weight.
+    def _differentiate(self, ids: Tensor, targets: Tensor, weights: Tensor, clock: Clock) -> Tensor:
+        """Leave a step's gradient with the engine; returns its loss: nats per unit of weight.
 
-        The weight of all micro-batches together divides, so that how a step is cut does not matter.
+        The weight of all micro-batches on all ranks divides, so that how a step is cut does not
+        matter.
         """
-        self.optimizer.zero_grad()
-        micro = self.recipe.batch.micro
-        total_weight = weights.sum().clamp_min(1e-6)
-        loss = torch.zeros((), device=self.device)
-        for start in range(0, len(ids), micro):
-            rows = slice(start, start + micro)
-            with self._autocast():
-                logits = self.forward(ids[rows])
-            part = weighted_loss(logits, targets[rows], weights[rows]) / total_weight
-            part.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
+        total_weight = self.ranks.sum(weights.sum()).clamp_min(1e-6)
+        loss = torch.zeros((), device=self.ranks.device)
+        for start in range(0, len(ids), self.micro):
+            rows = slice(start, start + self.micro)
+            with clock.own():
+                logits = self.engine.forward(ids[rows])
+                part = weighted_loss(logits, targets[rows], weights[rows]) / total_weight
+            del logits
+            self.engine.backward(part, last=start + self.micro >= len(ids))
             loss += part.detach()
-        return loss
+        return self.ranks.sum(loss)
+
+    def _speed(self, clock: Clock) -> dict[str, Any]:
+        seconds, own = clock.read()
+        rate = self.recipe.batch.tokens / seconds
+        each = rate / self.ranks.world
+        speed: dict[str, Any] = {
+            "seconds": round(seconds, 4),
+            "rate": round(rate),
+            "rate_per_gpu": round(each),
+        }
+        if self._peak is not None:
+            speed["mfu"] = round(each * self._flops / self._peak, 4)
+        if self.ranks.device.type == "cuda":
+            most = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
+            speed["memory_gib"] = round(max(self.ranks.gather(most)), 2)
+        if self.ranks.world > 1:
+            times = self.ranks.gather(own)
+            speed["slowest_rank"] = times.index(max(times))
+            speed["slowest_over_median"] = round(max(times) / statistics.median(times), 2)
+        return speed
+
+    def _caption(self) -> str:
+        """How the panel's MFU comes about."""
+        each = f"{self._flops / 1e9:,.2f} GFLOP a token, forward and backward"
+        if self._peak is None:
+            return f"{each}; recomputation not counted"
+        return f"MFU = tokens/s/GPU x {each} / {self._peak / 1e12:,.0f} TFLOP/s"
 
     @torch.no_grad()
-    def validate(self) -> float | None:
-        """Bits per base on the fixed windows, every A, C, G and T the same; None without any.
+    def validate(self) -> dict[str, Any]:
+        """Bits a base on the fixed windows of every held-out set, every A, C, G and T the same.
+
+        Returns:
+            valid_bits over all sets, and valid_bits_of each where there are several; nothing
+            without any set.
 
         Raises:
             UntrustedNumericsError: They are not finite.
         """
-        weight_of_byte = target_weights(lowercase_weight=1.0)
-        weight_of_byte[0] = 0
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        total = torch.zeros_like(loss)
-        for start in range(0, len(self.valid), self.recipe.batch.micro):
-            windows = self._to_device(self.valid[start : start + self.recipe.batch.micro])
-            forwards = torch.zeros(len(windows), dtype=torch.bool, device=self.device)
-            ids, targets, weights = read_windows(windows, forwards, weight_of_byte)
-            with self._autocast():
-                logits = self.model(ids)
-            loss += weighted_loss(logits, targets, weights)
-            total += weights.sum()
-        if not total:
-            return None
-        bits = (loss / total).item() / NATS_PER_BIT
-        if not math.isfinite(bits):
+        weight_of_byte = target_weights(lowercase=1, end_of_document=0)
+        sums = torch.zeros(len(self.valid), 2, dtype=torch.float64, device=self.ranks.device)
+        for row, windows in zip(sums, self.valid.values(), strict=True):
+            mine = windows.share(self.ranks.rank, self.ranks.world)
+            for start in range(0, -(-len(windows) // self.ranks.world), self.micro):
+                part = mine[start : start + self.micro]
+                # Where others have a window more, they still need this rank's piece of the weights.
+                ids, targets, weights = self._read(part or windows[:1], weight_of_byte)
+                weights = weights if len(part) else torch.zeros_like(weights)
+                row[0] += weighted_loss(self.engine.forward(ids), targets, weights)
+                row[1] += weights.sum()
+        totals = self.ranks.sum(sums)
+        if not totals[:, 1].any():
+            return {}
+        total, *each = torch.cat([totals.sum(dim=0, keepdim=True), totals]).unbind()
+        bits = [
+            (nats / weight).item() / NATS_PER_BIT if weight else None
+            for nats, weight in (total, *each)
+        ]
+        if not all(value is None or math.isfinite(value) for value in bits):
             raise UntrustedNumericsError(f"validation: the loss is not finite; {_WAY_OUT}")
-        return bits
+        found = {"valid_bits": bits[0]}
+        if len(each) > 1:
+            found["valid_bits_of"] = dict(zip(self.valid, bits[1:], strict=True))
+        return found
 
-    def _to_device(self, array: npt.NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+    def _read(self, windows: Windows, weight_of_byte: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def place(array: Any) -> Tensor:
+            tensor = torch.from_numpy(array)
+            if self.ranks.device.type == "cuda":
+                tensor = tensor.pin_memory()
+            return tensor.to(self.ranks.device, non_blocking=True)
 
-    def _autocast(self) -> torch.autocast:
-        narrow = self.recipe.precision.compute == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow)
+        return read_windows(
+            place(windows.tokens), place(windows.reverse), place(windows.masked), weight_of_byte
+        )
+
+    def _refuse_or_skip(self, step: int, loss: float, norm: float, ids: Tensor) -> None:
+        guard = self.recipe.guard
+        if guard.on_nonfinite == "stop":
+            self._refuse(step, loss, norm, ids)
+        self._skipped += 1
+        self.engine.nonfinite_gradient()
+        if self._skipped > guard.skip_limit:
+            raise UntrustedNumericsError(
+                f"step {step}: {self._skipped} steps were not finite, more than guard.skip_limit = "
+                f"{guard.skip_limit}; {_WAY_OUT}"
+            )
 
     def _refuse(self, step: int, loss: float, norm: float, ids: Tensor) -> NoReturn:
-        """Stop the run, naming the layer or else the gradient that is not finite."""
-        with self._autocast():
-            parts = torch.split(ids, self.recipe.batch.micro)
-            layers = [first_nonfinite_layer(self.model, part) for part in parts]
-        named = self.model.named_parameters()
-        bad = [f"the output of {layer}" for layer in layers if layer]
-        bad += [
-            f"the gradient of {name}"
-            for name, parameter in named
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        """Stop the run, naming the rank and the layer, or else the gradient, that is not finite."""
+        gradient = self.engine.nonfinite_gradient()
+        layers = [
+            first_nonfinite_layer(self.engine.model, part, self.engine.forward)
+            for part in torch.split(ids, self.micro)
         ]
-        raise UntrustedNumericsError(
-            f"step {step}: {bad[0] if bad else 'the loss'} is not finite (loss {loss}, gradient "
-            f"norm {norm}); {_WAY_OUT}"
+        bad = [f"the output of {layer}" for layer in layers if layer]
+        bad += [f"the gradient of {gradient}"] if gradient else []
+        said = self.ranks.collect(bad[0] if bad else None)
+        rank, what = next(
+            ((rank, what) for rank, what in enumerate(said) if what), (None, "a gradient")
         )
+        where = f" on rank {rank}" if self.ranks.world > 1 and rank is not None else ""
+        raise UntrustedNumericsError(
+            f"step {step}: {what} is not finite{where} (loss {loss}, gradient norm {norm}); "
+            f"{_WAY_OUT}"
+        )
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[Callable[[], None]]:
+        """While inside, a call sets the deadline anew; when it passes, stacks are dumped.
+
+        The dump lies in OUTPUT/stacks-rankN.txt, and the process ends: a step that hangs on one
+        rank hangs on all, and a launcher can start them again.
+        """
+        deadline = self.recipe.guard.step_deadline
+        if deadline is None:
+            yield lambda: None
+            return
+        path = self.folder.path / f"stacks-rank{self.ranks.rank}.txt"
+        with path.open("w", encoding="utf-8") as file:
+            try:
+                yield lambda: faulthandler.dump_traceback_later(deadline, exit=True, file=file)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        path.unlink()
 
 
 @contextlib.contextmanager

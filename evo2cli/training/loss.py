@@ -7,35 +7,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evo2cli.data.documents import END_OF_DOCUMENT
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 
-END_OF_DOCUMENT = 0
 _BYTES = bytes(range(256))
 _UPPER = torch.tensor(list(_BYTES.upper()))
 _COMPLEMENT = torch.tensor(list(reverse_complement(_BYTES)[::-1]))
 
 
-def target_weights(lowercase_weight: float) -> Tensor:
+def target_weights(lowercase: float, end_of_document: float) -> Tensor:
     """The loss weight of each byte as a target, [256].
 
-    A, C, G, T and the end of a document count 1, soft-masked bases count `lowercase_weight`, and
-    everything else (N, ambiguity codes, padding) counts 0: it says nothing that could be learned.
+    A, C, G and T count 1, soft-masked bases `lowercase`, the end of a document `end_of_document`,
+    and everything else (N, ambiguity codes, the punctuation of tags, padding) 0: it says nothing
+    that could be learned.
     """
     weight = torch.zeros(256)
     weight[list(ACGT)] = 1
-    weight[list(ACGT.lower())] = lowercase_weight
-    weight[END_OF_DOCUMENT] = 1
+    weight[list(ACGT.lower())] = lowercase
+    weight[END_OF_DOCUMENT] = end_of_document
     return weight
 
 
 def read_windows(
-    bytes_BT: Tensor, reversed_B: Tensor, weight_of_byte: Tensor
+    bytes_BT: Tensor, reversed_B: Tensor, masked_BT: Tensor, weight_of_byte: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turn stored bytes into what the model sees.
 
     Args:
         bytes_BT: uint8 windows as stored, case kept.
         reversed_B: Which windows are read as their reverse complement.
+        masked_BT: Which bytes weigh nothing as targets, whatever they are; in stored order.
         weight_of_byte: From `target_weights`.
 
     Returns:
@@ -45,8 +47,10 @@ def read_windows(
     stored = bytes_BT.long()
     turned = _COMPLEMENT.to(device)[stored].flip(1)
     stored = torch.where(reversed_B[:, None], turned, stored)
+    masked = torch.where(reversed_B[:, None], masked_BT.flip(1), masked_BT)
     ids = _UPPER.to(device)[stored]
-    return ids[:, :-1], ids[:, 1:], weight_of_byte.to(device)[stored[:, 1:]]
+    weights = weight_of_byte.to(device)[stored].masked_fill(masked, 0)
+    return ids[:, :-1], ids[:, 1:], weights[:, 1:]
 
 
 def weighted_loss(logits_BLV: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> Tensor:

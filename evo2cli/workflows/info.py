@@ -10,7 +10,7 @@ from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.vcf import is_variants, read_vcf
-from evo2cli.training.recipe import find_recipe, read_recipe, read_shape
+from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config

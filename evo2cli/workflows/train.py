@@ -1,27 +1,40 @@
 """From a recipe to a trained model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from evo2cli import __version__, console
-from evo2cli.data.loader import Bytes
-from evo2cli.data.tokens import TokenSet
+from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
+from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
+from evo2cli.training.engine import Engine, PlainEngine, Start
 from evo2cli.training.loop import Outcome, Trainer
-from evo2cli.training.recipe import Recipe, find_recipe, read_recipe, read_shape
-from evo2cli.workflows.models import open_model, pick_device
-from stripedhyena2 import StripedHyena2, save
+from evo2cli.training.ranks import Ranks
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
+from evo2cli.training.state import RunFolder
+from evo2cli.workflows.models import pick_device
+from stripedhyena2 import CheckpointError, ConfigError, ModelConfig
+from stripedhyena2.checkpoint import read_checkpoint, save_weights
+from stripedhyena2.float8 import runs_float8
+
+T = TypeVar("T")
+
+SUMMARY = ("steps", "trained_tokens", "parameters", "valid_bits", "skipped")
 
 
 def train_recipe(
     recipe_name: Path, *, settings: Sequence[str] = (), output: Path | None, device: str = "auto"
 ) -> dict[str, Any]:
     """Train what a recipe says, going on where an earlier run of it stopped.
+
+    Started by torchrun or `evo2 launch`, this process is one rank of many.
 
     Args:
         recipe_name: A recipe file, or the name of a shipped one.
@@ -30,8 +43,8 @@ def train_recipe(
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        output, finished, steps (done), trained_tokens, parameters, valid_bits (bits per base at the
-        last validation, None without any).
+        output, finished, steps (done), trained_tokens, parameters, valid_bits (bits a base at the
+        last validation, None without any), skipped (steps that were not finite), rank.
 
     Raises:
         UserError: Recipe, data, device or output folder will not do.
@@ -41,76 +54,193 @@ def train_recipe(
     recipe = read_recipe(path, settings)
     if output is not None:
         recipe = recipe.model_copy(update={"output": output})
-    sets = {str(folder): TokenSet.open(folder) for folder in recipe.data.tokens}
-    trainer = _trainer(recipe, path, _start(recipe, path, device), sets)
-    summary = _finished(trainer.folder.final)
-    if summary is not None:
-        console.say(f"{recipe.output}: finished already; remove it to train again")
-        return {"output": str(recipe.output), "finished": True, **summary}
+    with _joined(device) as ranks:
+        _check(recipe, path, ranks)
+        shape = _shape(recipe, path)
+        sources = _first_alone(ranks, lambda: _sources(recipe))
+        folder = RunFolder(recipe, _facts(shape, sources), ranks)
+        where = {"output": str(recipe.output), "rank": ranks.rank}
+        summary = _finished(folder.final)
+        if summary is not None:
+            if ranks.is_first:
+                console.say(f"{recipe.output}: finished already; remove it to train again")
+            return {**where, "finished": True, **summary}
+        trainer = _trainer(recipe, path, shape, sources, folder)
+        outcome = _run(trainer, path)
+        summary = _summary(trainer, outcome)
+        if outcome.finished:
+            _save_final(trainer, {**summary, **_provenance(recipe, path, settings, sources)})
+        return {**where, "finished": outcome.finished, **summary}
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[Ranks]:
+    ranks = Ranks.join(pick_device(device))
     try:
-        outcome = trainer.run()
-    except torch.OutOfMemoryError:
+        yield ranks
+    finally:
+        ranks.leave()
+
+
+def _first_alone(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Do something on all ranks that the first one may leave behind on disk for the others."""
+    if not ranks.is_first:
+        ranks.wait()
+    result = work()
+    if ranks.is_first:
+        ranks.wait()
+    return result
+
+
+def _check(recipe: Recipe, path: Path, ranks: Ranks) -> None:
+    """Refuse what this recipe cannot do on these ranks."""
+    sharded = _needs_deepspeed(recipe, ranks)
+    try:
+        recipe.batch.micro(ranks.world)
+    except ValueError as error:
+        raise UserError(f"{path}: batch: {error}") from None
+    if recipe.optimizer.ema is not None and sharded:
         raise UserError(
-            f"{path}: batch.micro_sequences = {recipe.batch.micro} windows of {recipe.batch.length}"
-            f" do not fit the memory of {trainer.device}; use fewer"
-        ) from None
-    summary = _summary(trainer, outcome)
-    if outcome.finished:
-        save(trainer.model, trainer.folder.final, {**summary, **_provenance(recipe, path, sets)})
-    return {"output": str(recipe.output), "finished": outcome.finished, **summary}
+            f"{path}: optimizer.ema needs whole weights in one process, not {ranks.world}"
+        )
+    if recipe.guard.on_nonfinite == "skip" and sharded and recipe.precision.compute == "fp32":
+        raise UserError(
+            f'{path}: guard.on_nonfinite = "skip" on several GPUs needs precision.compute = "bf16"'
+        )
+    if recipe.precision.fp8 and not runs_float8(ranks.device):
+        if ranks.device.type == "cuda":
+            name = torch.cuda.get_device_name(ranks.device)
+            raise UserError(f"{path}: precision.fp8 = true: {name} has no FP8 units; set false")
+        console.warn("precision.fp8 = true: a CPU computes it slowly")
 
 
-def _start(recipe: Recipe, path: Path, device: str) -> StripedHyena2:
-    """The model before its first step, in fp32."""
-    if recipe.init is not None:
-        model = open_model(recipe.init, device=device, dtype="fp32")
-    else:
-        config = read_shape(recipe, path)
-        model = StripedHyena2.from_seed(config, recipe.seed).to(pick_device(device))
-    if recipe.batch.length > model.config.context:
+def _needs_deepspeed(recipe: Recipe, ranks: Ranks) -> bool:
+    return ranks.world > 1 or recipe.parallel.zero > 0
+
+
+def _shape(recipe: Recipe, path: Path) -> ModelConfig:
+    shape = read_shape(recipe, path)
+    if recipe.batch.length > shape.context:
         raise UserError(
             f"{path}: batch.length = {recipe.batch.length} is longer than the model's context of "
-            f"{model.config.context}"
+            f"{shape.context}"
         )
-    return model
+    return shape
+
+
+def _sources(recipe: Recipe) -> list[Documents]:
+    """What is trained on, in the recipe's order."""
+    sources = []
+    for source in recipe.data.sources:
+        documents = open_source(source.path, "train")
+        if documents is None:
+            raise UserError(f"{source.path}: no train split; tokenize with less held out")
+        sources.append(documents)
+    return sources
+
+
+def _facts(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any]:
+    """What must stay the same between a run and its going on, beside its recipe."""
+    tokens = {documents.name: documents.facts for documents in sources}
+    return {"shape": asdict(shape), "tokens": tokens}
 
 
 def _trainer(
-    recipe: Recipe, path: Path, model: StripedHyena2, sets: dict[str, TokenSet]
+    recipe: Recipe,
+    path: Path,
+    shape: ModelConfig,
+    sources: Sequence[Documents],
+    folder: RunFolder,
 ) -> Trainer:
-    """The trainer over all token sets, with a word on what it is going to do."""
-    train, valid = _arrays(sets, "train"), _arrays(sets, "valid")
-    if not train:
-        raise UserError(f"{', '.join(sets)}: no train split; tokenize with less held out")
-    facts = {
-        "shape": asdict(model.config),
-        "tokens": {folder: tokens.manifest["splits"] for folder, tokens in sets.items()},
-    }
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    """The trainer over all sources, with a word on what it is going to do."""
+    ranks, batch = folder.ranks, recipe.batch
     try:
-        trainer = Trainer(recipe, model, train, valid, facts=facts)
+        loader = WindowLoader(
+            sources, recipe.data, length=batch.length, sequences=batch.sequences, seed=recipe.seed
+        )
     except ValueError as error:
         raise UserError(f"{path}: batch.length: {error}") from None
-    if not len(trainer.valid):
-        console.warn("no valid split as long as a window in the token sets: no validation")
-    console.say(
-        f"{model.config.stripes}: {parameters:,} parameters, {sum(map(len, train)):,} tokens, "
-        f"{trainer.loader.windows_per_epoch:,} windows an epoch, on {trainer.device}"
-    )
-    return trainer
+    valid = _first_alone(ranks, lambda: _valid(recipe))
+    engine = _engine(recipe, path, shape, ranks)
+    if ranks.is_first:
+        if not valid:
+            console.warn("no held-out documents as long as a window: no validation")
+        console.say(
+            f"{shape.stripes}: {_parameters(engine):,} parameters, "
+            f"{sum(documents.num_tokens for documents in sources):,} tokens, "
+            f"{loader.windows_per_epoch:,} windows an epoch, on {_place(engine)}"
+        )
+    return Trainer(recipe, engine, loader, valid, folder)
 
 
-def _arrays(sets: dict[str, TokenSet], split: str) -> list[Bytes]:
-    return [tokens.split(split).tokens for tokens in sets.values() if split in tokens.splits]
+def _valid(recipe: Recipe) -> dict[str, Windows]:
+    """Windows of every held-out set: valid splits of the sources, and sets of their own."""
+    splits = [open_source(source.path, "valid") for source in recipe.data.sources]
+    held_out = [documents for documents in splits if documents is not None]
+    held_out += [open_held_out(path) for path in recipe.data.valid]
+    length, limit = recipe.batch.length, recipe.validation.windows
+    windows = {
+        documents.name: fixed_windows(documents, recipe.data, length=length, limit=limit)
+        for documents in held_out
+    }
+    return {name: found for name, found in windows.items() if len(found)}
+
+
+def _engine(recipe: Recipe, path: Path, shape: ModelConfig, ranks: Ranks) -> Engine:
+    weights = None
+    if recipe.init is not None:
+        source = recipe.init
+        try:
+            weights = _first_alone(ranks, lambda: read_checkpoint(source).tensors)
+        except (CheckpointError, ConfigError) as error:
+            raise UserError(f"{path}: init: {error}") from None
+    start = Start(shape, weights)
+    try:
+        if not _needs_deepspeed(recipe, ranks):
+            return PlainEngine(recipe, start, ranks.device)
+        from evo2cli.training.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(recipe, start, ranks)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{path}: the model does not fit the memory of {ranks.device}; raise parallel.zero or "
+            f"take more GPUs (`evo2 plan {path}` tells)"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _place(engine: Engine) -> str:
+    world, device = engine.ranks.world, engine.ranks.device
+    if world == 1:
+        return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
+    return f"{world} x {device.type}, ZeRO {engine.layout['zero']}"
+
+
+def _parameters(engine: Engine) -> int:
+    """Of the model, whatever this rank holds of it."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in engine.model.parameters())
+
+
+def _run(trainer: Trainer, path: Path) -> Outcome:
+    try:
+        return trainer.run()
+    except torch.OutOfMemoryError:
+        batch = trainer.recipe.batch
+        raise UserError(
+            f"{path}: {trainer.micro} windows of {batch.length} do not fit the memory of "
+            f"{trainer.ranks.device}; lower batch.micro_sequences, or set "
+            "memory.activation_checkpointing = 1"
+        ) from None
 
 
 def _summary(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
-    batch = trainer.recipe.batch
     return {
         "steps": outcome.step,
-        "trained_tokens": outcome.step * batch.sequences * batch.length,
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "trained_tokens": outcome.step * trainer.recipe.batch.tokens,
+        "parameters": _parameters(trainer.engine),
         "valid_bits": outcome.valid_bits,
+        "skipped": outcome.skipped,
     }
 
 
@@ -120,15 +250,28 @@ def _finished(final: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     provenance = json.loads(file.read_text(encoding="utf-8"))
-    keys = ("steps", "trained_tokens", "parameters", "valid_bits")
-    return {key: provenance[key] for key in keys}
+    return {key: provenance[key] for key in SUMMARY}
 
 
-def _provenance(recipe: Recipe, path: Path, sets: dict[str, TokenSet]) -> dict[str, Any]:
+def _save_final(trainer: Trainer, provenance: dict[str, Any]) -> None:
+    weights = trainer.engine.weights()
+    final = trainer.folder.final
+    if trainer.ranks.is_first:
+        try:
+            save_weights(trainer.engine.model.config, weights, final, provenance)
+        except CheckpointError as error:
+            raise UserError(str(error)) from None
+    trainer.ranks.wait()
+
+
+def _provenance(
+    recipe: Recipe, path: Path, settings: Sequence[str], sources: Sequence[Documents]
+) -> dict[str, Any]:
     """What a stranger needs to make these weights again."""
     return {
         "trained_by": f"evo2cli {__version__}",
         "recipe": path.name,
+        "set": list(settings),
         "settings": recipe.model_dump(mode="json", exclude={"output"}),
-        "tokens": [tokens.manifest for tokens in sets.values()],
+        "sources": [documents.facts for documents in sources],
     }

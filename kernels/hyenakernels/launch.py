@@ -42,9 +42,8 @@ class RowLaunch:
     num_warps: int
 
 
-GATE_SEGMENT = 512  # rows a program walks through
-
 FirPass = Literal["forward", "input gradient", "filter gradient"]
+ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 
 SHORT = 16  # taps up to which small blocks, which many groups share, are the fastest
 
@@ -63,9 +62,14 @@ _LONG_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
         "filter gradient": FirLaunch(block=64, rows=4, parts=1, num_warps=4),
     }
 }
-_MODAL = {(9, 0): RowLaunch(block_d=128, rows=8, num_warps=2)}
-_MODAL_GRADIENT = {(9, 0): RowLaunch(block_d=64, rows=4, num_warps=2)}
-_GATE = {(9, 0): RowLaunch(block_d=128, rows=8, num_warps=2)}
+_MODAL: dict[tuple[int, int], dict[ModalPass, RowLaunch]] = {
+    (9, 0): {
+        "forward": RowLaunch(block_d=128, rows=8, num_warps=2),
+        "adjoint": RowLaunch(block_d=128, rows=8, num_warps=2),
+        "parameters": RowLaunch(block_d=64, rows=4, num_warps=2),
+        "input gradient": RowLaunch(block_d=128, rows=4, num_warps=2),
+    }
+}
 
 # Small tiles that fit every GPU Triton knows, fp32, and the interpreter.
 _ANY_SHORT_FIR = FirLaunch(block=16, rows=4, parts=4, num_warps=4)
@@ -115,16 +119,7 @@ def modal_segment(width: int) -> int:
     return 256 if width >= 2048 else 128
 
 
-def modal_launch(dtype: torch.dtype) -> RowLaunch:
-    """For the modal scan and its adjoint. In fp32, where poles have rests, on the small tiles."""
-    return _ANY_ROWS if dtype == torch.float32 else _MODAL.get(_architecture(), _ANY_ROWS)
-
-
-def modal_gradient_launch() -> RowLaunch:
-    """For the gradients of poles and residues, which keep six values a mode."""
-    return _MODAL_GRADIENT.get(_architecture(), _ANY_ROWS)
-
-
-def gate_launch() -> RowLaunch:
-    """For the gradient of featurizer and gates."""
-    return _GATE.get(_architecture(), _ANY_ROWS)
+def modal_launch(which: ModalPass, dtype: torch.dtype) -> RowLaunch:
+    """For a pass of the modal scan. In fp32, where poles have rests, on the small tiles."""
+    measured = _MODAL.get(_architecture())
+    return _ANY_ROWS if measured is None or dtype == torch.float32 else measured[which]

@@ -1,5 +1,6 @@
 """Where a number went wrong."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,16 @@ from stripedhyena2.model import StripedHyena2
 
 
 @torch.no_grad()
-def first_nonfinite_layer(model: StripedHyena2, ids_BL: Tensor) -> str | None:
-    """The first module whose output is NaN or infinite on `ids`, by name; None when all is well."""
+def first_nonfinite_layer(
+    model: StripedHyena2, ids_BL: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+) -> str | None:
+    """The first module whose output is NaN or infinite, by name; None when all is well.
+
+    Args:
+        model: Whose layers are watched.
+        ids_BL: Token ids.
+        forward: How the model is run, where it is not called itself.
+    """
     found: list[str] = []
 
     def watch(name: str) -> Any:
@@ -23,7 +32,7 @@ def first_nonfinite_layer(model: StripedHyena2, ids_BL: Tensor) -> str | None:
 
     hooks = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
     try:
-        if not torch.isfinite(model(ids_BL)).all() and not found:
+        if not torch.isfinite((forward or model)(ids_BL)).all() and not found:
             found.append("unembed")
     finally:
         for hook in hooks:

@@ -4,10 +4,12 @@ B batch, L tokens, D channels, V vocabulary. Source: arXiv:2503.01868.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hyenakernels.precision import accumulation_dtype, full_precision
 from stripedhyena2.cache import Cache, Past
@@ -66,11 +68,17 @@ class Block(nn.Module):
 
 
 class StripedHyena2(nn.Module):
-    """Token ids to next-token logits, through the blocks that `config.stripes` spells."""
+    """Token ids to next-token logits, through the blocks that `config.stripes` spells.
+
+    Attributes:
+        activation_checkpointing: While training, keep the input of so many blocks only, and compute
+            them anew in the backward pass; 0 keeps all.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = 0
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -104,13 +112,27 @@ class StripedHyena2(nn.Module):
                 f"the cache holds {cache.batch_size} sequences, the ids {ids_BL.shape[0]}"
             )
         x_BLD = self.embedding(ids_BL)
+        if cache is None:
+            return self.unembed(self._through_blocks(x_BLD))
         for index, block in enumerate(self.blocks):
-            x_BLD, past = block(x_BLD, cache.pasts[index] if cache else None)
-            if cache is not None:
-                cache.pasts[index] = past
-        if cache is not None:
-            cache.position += ids_BL.shape[1]
+            x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
+        cache.position += ids_BL.shape[1]
         return self.unembed(x_BLD)
+
+    def _through_blocks(self, x_BLD: Tensor) -> Tensor:
+        """All blocks, from the start of the sequences; group by group where they are recomputed."""
+
+        def run(x_BLD: Tensor, first: int, last: int) -> Tensor:
+            for block in self.blocks[first:last]:
+                x_BLD, _ = block(x_BLD, None)
+            return x_BLD
+
+        group = self.activation_checkpointing
+        if not (group and torch.is_grad_enabled()):
+            return run(x_BLD, 0, len(self.blocks))
+        for first in range(0, len(self.blocks), group):
+            x_BLD = checkpoint(run, x_BLD, first, first + group, use_reentrant=False)
+        return x_BLD
 
     def unembed(self, x_BLD: Tensor) -> Tensor:
         """Final norm and the tied head, in fp32 or better whatever the model's dtype."""
@@ -121,11 +143,20 @@ class StripedHyena2(nn.Module):
 
 @torch.no_grad()
 def initialize(model: StripedHyena2, seed: int) -> None:
-    """Fill every parameter as Savanna does for Evo 2, from one seed.
+    """Fill every parameter with the `initial_values` of a seed."""
+    for parameter, value in zip(model.parameters(), initial_values(model, seed), strict=True):
+        parameter.copy_(value)
+
+
+def initial_values(model: StripedHyena2, seed: int) -> Iterator[Tensor]:
+    """A fresh value for every parameter of `model` in their order, as Savanna does for Evo 2.
 
     Projections N(0, 2 / 5D); output projections N(0, (2 / (depth * sqrt(D)))^2); taps of featurizer
     and SE uniform within sqrt(1 / featurizer taps); MR taps 1e-5 * N(0, 1) / sqrt(context); poles
     -U(0.01, 0.1) / e; residues 0.1 * N(0, 1) / sqrt(modes); skips and biases 0; norms 1.
+
+    They are drawn on the CPU in fp32, one after the other, so that a seed gives the same model
+    everywhere; `model` tells names and shapes and may lie on the meta device.
 
     Source: the public Evo 2 training recipes; the skips, which they leave undefined, start at 0.
     """
@@ -136,8 +167,7 @@ def initialize(model: StripedHyena2, seed: int) -> None:
     bound = math.sqrt(1 / config.num_featurizer_taps)
 
     for name, parameter in model.named_parameters():
-        # Drawn on the CPU in fp32, so that the same seed gives the same model everywhere.
-        value = torch.empty(parameter.shape)
+        value = torch.empty(parameter.shape, device="cpu", dtype=torch.float32)
         parent, _, last = name.rpartition(".")
         if last in ("skip_D", "bias"):
             value.zero_()
@@ -155,4 +185,4 @@ def initialize(model: StripedHyena2, seed: int) -> None:
             value.normal_(0, output, generator=generator)
         else:
             value.normal_(0, projection, generator=generator)
-        parameter.copy_(value)
+        yield value

@@ -14,7 +14,7 @@ from evo2cli import console
 from evo2cli.data.loader import Bytes, fixed_windows
 from evo2cli.genome.fasta import read_records
 from evo2cli.training.loss import read_windows, target_weights, weighted_loss
-from evo2cli.training.recipe import find_recipe, read_recipe
+from evo2cli.training.recipe_file import find_recipe, read_recipe
 from stripedhyena2 import load
 
 Integers = npt.NDArray[np.int64]

@@ -19,7 +19,6 @@ from hyenakernels import dispatch, hyena_fir, hyena_modal
 from hyenakernels.fir import op as fir
 from hyenakernels.fir import reference as fir_reference
 from hyenakernels.fir import tiles
-from hyenakernels.gate import gradient as gate_gradient
 from hyenakernels.gate.reference import gated
 from hyenakernels.modal import gradient as modal_gradient
 from hyenakernels.modal import kernel as modal_kernel
@@ -43,7 +42,6 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "fir_segment", lambda programs, length: 64)  # noqa: ARG005
     for module in (modal_kernel, modal_gradient, modal):
         monkeypatch.setattr(module, "modal_segment", lambda width: 16)  # noqa: ARG005
-    monkeypatch.setattr(gate_gradient, "GATE_SEGMENT", 24)
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +208,16 @@ def test_a_kernel_is_its_reference(case: Case) -> None:
     assert_kernel_is_reference(case)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 66, 67, 68])
+def test_fir_segments_meet_wherever_the_featurizer_reaches(length: int) -> None:
+    assert_kernel_is_reference(Case(taps=3, length=length, featurizer=4, past=True, width=16))
+
+
+@pytest.mark.parametrize("length", [2, 3, 15, 16, 17, 18, 19, 20, 33, 34])
+def test_modal_segments_meet_wherever_the_featurizer_reaches(length: int) -> None:
+    assert_kernel_is_reference(Case(modes=1, length=length, featurizer=4, past=True, width=4))
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(
@@ -301,13 +309,24 @@ def test_a_row_does_not_know_its_neighbours_in_the_batch_or_what_follows(case: C
     assert torch.equal(alone[0], batched[1, :23])
 
 
+def output_and_gradient(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """y, and the gradient of z when y is weighted by its rows' numbers."""
+    z, *rest = inputs
+    assert z is not None
+    z = z.detach().requires_grad_()
+    y, _ = by_kernel(case, [z, *rest])
+    weights = torch.arange(case.length, device=DEVICE, dtype=y.dtype)[:, None].expand_as(y[0])
+    (gradient,) = torch.autograd.grad(y, z, weights.expand_as(y))
+    return y.detach(), gradient
+
+
 @pytest.mark.parametrize("segment", [64, 128, 512], ids=lambda segment: f"segment{segment}")
 def test_fir_segments_do_not_change_a_bit(segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(taps=7, length=300, dtype=torch.bfloat16)
-    inputs = inputs_of(case)
-    expected, _ = by_kernel(case, inputs)
+    expected = output_and_gradient(case, inputs_of(case))
     monkeypatch.setattr(tiles, "fir_segment", lambda programs, length: segment)  # noqa: ARG005
-    assert torch.equal(by_kernel(case, inputs)[0], expected)
+    for mine, theirs in zip(output_and_gradient(case, inputs_of(case)), expected, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("case", CUT_CASES, ids=str)
@@ -318,7 +337,9 @@ def test_a_view_of_a_wider_tensor_is_read_in_place(case: Case) -> None:
     wide = torch.full((2, case.length + 3, 3 * case.width + 16), float("nan"), device=DEVICE)
     view = wide[1:, 2:-1, 8:-8]
     view.copy_(z)
-    assert torch.equal(by_kernel(case, [view, *rest])[0], by_kernel(case, inputs)[0])
+    mine, plain = (output_and_gradient(case, [tensor, *rest]) for tensor in (view, z))
+    assert torch.equal(mine[0], plain[0])
+    assert torch.equal(mine[1], plain[1])
 
 
 @pytest.mark.parametrize("case", CUT_CASES, ids=str)
@@ -329,6 +350,11 @@ def test_nan_in_gives_nan_out(case: Case) -> None:
     y, past_after = by_kernel(case, inputs)
     assert y[0, 20:29, 0].isnan().all()
     assert y[0, :, 17:].isfinite().all()  # other groups do not hear of it
+    _, gradient = output_and_gradient(case, inputs)
+    assert gradient[0, 18:23, case.width].isnan().all()  # of x1, in all rows that met that v
+    assert gradient[0, :, case.width + 17 : 2 * case.width].isfinite().all()
+    assert gradient[0, :18, case.width].isfinite().all()
+    assert gradient[0, 23:, case.width].isfinite().all()
     if case.modes:
         assert past_after[0, :, 0].isnan().all()  # the state remembers
 

@@ -60,6 +60,7 @@ def test_bf16_inference_and_decode(calls: list[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own making
+@pytest.mark.filterwarnings("ignore:TensorFloat32")  # advice to give up what fp32 promises
 def test_compile_changes_nothing() -> None:
     model = load("nano", device="cuda").requires_grad_(False)
     ids = torch.randint(65, 85, (1, 200), generator=torch.Generator().manual_seed(0)).cuda()

@@ -108,7 +108,7 @@ def test_the_training_form_changes_no_number(tiny_config: ModelConfig, context: 
     ids, before = random_ids(1, 300), dict(model.state_dict())
     with torch.no_grad():
         plain = model(ids)
-        trainable(model)
+        trainable(model, model.config.context)
         torch.testing.assert_close(model(ids), plain, rtol=0, atol=1e-5)
     folded = folded_state(model)
     assert folded.keys() == before.keys()
@@ -118,7 +118,7 @@ def test_the_training_form_changes_no_number(tiny_config: ModelConfig, context: 
 
 def test_training_keeps_every_mode_decaying(tiny_config: ModelConfig) -> None:
     model = StripedHyena2.from_seed(tiny_config, seed=0)
-    trainable(model)
+    trainable(model, model.config.context)
     ids = random_ids(2, 64)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e4)
     torch.nn.functional.cross_entropy(

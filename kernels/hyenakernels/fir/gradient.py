@@ -1,8 +1,8 @@
-"""Gradients of the fused two-stage block convolution: the same walk as forward, in two kernels.
+"""Gradients of the fused two-stage block convolution: the walk down, for what the filter is due.
 
-The input's gradient walks up the sequence with transposed tiles. The taps' gradient walks down it
-and keeps Gram tiles G_m = sum_n g_n u_(n-m)^T, whose diagonals are the gradients; each program
-writes its share, and the shares are added in a fixed order.
+It is the walk of forward. Gram tiles G_m = sum_n g_n u_(n-m)^T, g = dy * x2, are kept on the way;
+their diagonals are the gradients of the taps. Each program writes its share, and the shares are
+added in a fixed order.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 """
@@ -23,108 +23,7 @@ from hyenakernels.fir.tiles import (
     to_operand,
     toeplitz_tiles,
 )
-from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, load_taps
-
-
-@triton.jit(do_not_specialize=["length", "segment"])
-def _input_gradient_kernel(
-    z,
-    z_past,
-    featurizer_taps,
-    taps,
-    skip,
-    dy,
-    dtail,
-    du,
-    dpast,
-    length,
-    segment,
-    batch_stride,
-    row_stride: tl.constexpr,
-    D: tl.constexpr,
-    F: tl.constexpr,
-    K: tl.constexpr,
-    W: tl.constexpr,
-    PART: tl.constexpr,
-    PARTS: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-    HAS_PAST: tl.constexpr,
-    HAS_SKIP: tl.constexpr,
-    HAS_TAIL_GRADIENT: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Find du = conv^T(dy * x2) + skip * dy * x2, up the sequence."""
-    C: tl.constexpr = 3 * D
-    HALO: tl.constexpr = F - 1
-    COUNT: tl.constexpr = ROWS + HALO
-    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
-    RUNS: tl.constexpr = BLOCK // ROWS
-    dtype: tl.constexpr = z.dtype.element_ty
-    program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    z += batch.to(tl.int64) * batch_stride
-    dy += batch.to(tl.int64) * length * D
-    du += batch.to(tl.int64) * length * D
-    z_past += batch * HALO * C
-    dpast += batch.to(tl.int64) * (K - 1) * D
-    dtail += batch.to(tl.int64) * (K - 1) * D
-
-    channel, inside = channels_of(program, D, W, PART, PARTS)
-    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, True, OPERAND)
-    waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
-    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
-    if HAS_SKIP:
-        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
-
-    run = tl.arange(0, SEGMENTS * RUNS)[:, None]
-    line = tl.arange(0, SEGMENTS * BLOCK)[:, None]
-    start = (piece * SEGMENTS + line // BLOCK) * segment
-    stop = tl.minimum(start + segment, length)
-    blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
-    last = blocks + TILES - 2
-    lowest = 0
-    if HAS_PAST:
-        lowest = tl.where(piece == 0, 1 - TILES, 0)
-    first = (piece * SEGMENTS + run // RUNS) * segment + (run % RUNS) * ROWS + last * BLOCK
-    x2 = load_rows(
-        z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, COUNT
-    )
-    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
-    for back in range(last - lowest + 1):
-        block = last - back
-        before = first - BLOCK
-        next_x2 = load_rows(
-            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, Z_PAST, COUNT
-        )
-        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
-        rows_g = ()
-        for i in tl.static_range(ROWS):
-            rows_g = rows_g + (featurized(x2, taps_x2, i, F) * rows_dy[i].to(tl.float32),)
-        g = stack(rows_g, ROWS)
-        operand = to_operand(g.to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
-        complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
-        gradient = from_operand(complete, SEGMENTS, BLOCK, PARTS, PART)
-        if HAS_SKIP:
-            gradient += skips * g
-        row = start + block * BLOCK + line % BLOCK
-        if HAS_TAIL_GRADIENT:
-            place = row - (length - K + 1)
-            present = (place >= 0) & (row < length) & inside
-            kept = tl.load(dtail + place * D + channel, mask=present, other=0.0)
-            gradient += kept.to(tl.float32)
-        gradient = gradient.to(dtype)
-        present = (row >= start) & (row < stop) & inside
-        tl.store(du + row.to(tl.int64) * D + channel, gradient, mask=present)
-        if HAS_PAST:
-            # Only the first segment sees rows before 0 as its own.
-            present = (start == 0) & (row < 0) & (row > -K) & inside
-            tl.store(dpast + (row + K - 1) * D + channel, gradient, mask=present)
-        first = before
-        x2 = next_x2
-        rows_dy = next_dy
+from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals
 
 
 @triton.jit(do_not_specialize=["length", "segment"])
@@ -264,34 +163,6 @@ def _diagonals(gram, PARTS: tl.constexpr, BLOCK: tl.constexpr, BELOW: tl.constex
     wanted = (i >= lag) if BELOW else (i < lag)
     skewed = tl.where(wanted, skewed, 0.0)
     return tl.sum(tl.reshape(skewed, (PARTS, BLOCK, BLOCK)), axis=1)
-
-
-def input_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD, dy, dtail):
-    """Gradients of u = x1 * v, and of its past (empty when there is none)."""
-    batch, length, _ = z_BLC.shape
-    sizes = tiling("input gradient", z_BLC, featurizer_taps_CF, taps_GK)
-    programs, segment = grid(z_BLC, sizes)
-    du_BLD = z_BLC.new_empty(batch, length, sizes["D"])
-    dpast_BPD = torch.empty_like(past_BPD) if past_BPD is not None else z_BLC.new_empty(0)
-    _input_gradient_kernel[programs](
-        z_BLC,
-        z_past_BFC if z_past_BFC is not None else z_BLC,
-        featurizer_taps_CF,
-        taps_GK,
-        skip_D if skip_D is not None else taps_GK,
-        dy,
-        dtail if dtail is not None else dy,
-        du_BLD,
-        dpast_BPD,
-        length,
-        segment,
-        z_BLC.stride(0),
-        HAS_PAST=past_BPD is not None,
-        HAS_SKIP=skip_D is not None,
-        HAS_TAIL_GRADIENT=dtail is not None,
-        **sizes,
-    )
-    return du_BLD, dpast_BPD
 
 
 def filter_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD, dy):

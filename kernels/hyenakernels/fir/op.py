@@ -146,20 +146,17 @@ def fused_gradient(
     dpast_after_BPD: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of the inputs of `fused`, in their order; without meaning where there is none."""
-    from hyenakernels.fir import gradient
-    from hyenakernels.gate import gradient as gate
+    from hyenakernels.fir import adjoint, gradient
 
     featurizer_taps_CF = featurizer_taps_CF.contiguous()
     dy_BLD = dy_BLD.contiguous()
     inputs = (z_BLC, featurizer_taps_CF, taps_GK.contiguous(), skip_D, z_past_BFC, past_BPD)
     if dpast_after_BPD is not None:
         dpast_after_BPD = dpast_after_BPD.contiguous()
-    shape = (z_BLC.shape[0], featurizer_taps_CF.shape[1] - 1, z_BLC.shape[2])
     with torch.cuda.device_of(z_BLC):
         dx2_BLD, dtaps_GK, dskip_D = gradient.filter_gradient(*inputs, dy_BLD)
-        du_BLD, dpast_BPD = gradient.input_gradient(*inputs, dy_BLD, dpast_after_BPD)
-        dz_BLC, dfeaturizer, dz_past = gate.gradient(
-            z_BLC, featurizer_taps_CF, _or_zeros(z_past_BFC, z_BLC, shape), dx2_BLD, du_BLD
+        dz_BLC, dfeaturizer, dz_past, dpast_BPD = adjoint.input_gradient(
+            *inputs, dy_BLD, dpast_after_BPD, dx2_BLD
         )
     dskip_D = dskip_D if skip_D is None else dskip_D.to(skip_D.dtype)
     return [

@@ -130,6 +130,66 @@ def stack(rows, NUM_ROWS: tl.constexpr):
 
 
 @triton.jit
+def unstack(tile, NUM_ROWS: tl.constexpr):
+    """The way back: a tile [R * NUM_ROWS, T] as a tuple of rows, each [R, T]."""
+    R: tl.constexpr = tile.shape[0] // NUM_ROWS
+    T: tl.constexpr = tile.shape[1]
+    tile = tl.permute(tl.reshape(tile, (R, NUM_ROWS, T)), (0, 2, 1))
+    if NUM_ROWS == 1:
+        rows = (tl.reshape(tile, (R, T)),)
+    elif NUM_ROWS == 4:
+        even, odd = tl.split(tl.reshape(tile, (R, T, 2, 2)))
+        row_0, row_2 = tl.split(even)
+        row_1, row_3 = tl.split(odd)
+        rows = (row_0, row_1, row_2, row_3)
+    else:
+        tl.static_assert(NUM_ROWS == 8, "a thread holds 1, 4 or 8 rows")
+        even, odd = tl.split(tl.reshape(tile, (R, T, 2, 2, 2)))
+        rows_04, rows_26 = tl.split(even)
+        rows_15, rows_37 = tl.split(odd)
+        row_0, row_4 = tl.split(rows_04)
+        row_1, row_5 = tl.split(rows_15)
+        row_2, row_6 = tl.split(rows_26)
+        row_3, row_7 = tl.split(rows_37)
+        rows = (row_0, row_1, row_2, row_3, row_4, row_5, row_6, row_7)
+    return rows
+
+
+@triton.jit
+def turn_of(R: tl.constexpr, T: tl.constexpr, RUNS: tl.constexpr, COUNT: tl.constexpr):
+    """What `rows_after` takes for COUNT rows: none kept yet, and where each line comes from."""
+    LINES: tl.constexpr = 4 if COUNT <= 2 else 8
+    AROUND: tl.constexpr = RUNS * LINES
+    kept = ()
+    if COUNT > 0:
+        for _ in tl.static_range(LINES):
+            kept = kept + (tl.zeros((R, T), tl.float32),)
+    line = tl.arange(0, R * LINES)[:, None]
+    source = line - line % AROUND + (line + LINES) % AROUND
+    is_last = tl.arange(0, R)[:, None] % RUNS == RUNS - 1
+    return kept, (tl.broadcast_to(source, (R * LINES, T)), is_last)
+
+
+@triton.jit
+def rows_after(x, y, kept, turn, COUNT: tl.constexpr):
+    """The COUNT rows of x and y that follow each run of rows: the first ones of the next run.
+
+    Runs turn by one, in one exchange between threads for all rows. So the last run of a block gets
+    its first, for which the last of the block before it waits: the third result, the next `kept`.
+    """
+    HALF: tl.constexpr = 2 if COUNT <= 2 else 4
+    after = ()
+    turned = ()
+    if COUNT > 0:
+        source, is_last = turn
+        tile = stack(x[:HALF] + y[:HALF], 2 * HALF)
+        turned = unstack(tl.gather(tile, source, axis=0), 2 * HALF)
+        for j in tl.static_range(2 * HALF):
+            after = after + (tl.where(is_last, kept[j], turned[j]),)
+    return after[:COUNT], after[HALF : HALF + COUNT], turned
+
+
+@triton.jit
 def to_operand(
     tile, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
 ):

@@ -1,11 +1,8 @@
-"""Gradients of the fused modal scan.
+"""Gradients of the fused modal scan: the walk down, for what belongs to the filter.
 
-With g = dy * x2, the adjoint of the state runs up the sequence,
+With g = dy * x2, S the states and A their adjoints (`modal.adjoint`),
 
-    A[t] = exp(p) (A[t + 1] + R g[t]),    du[t] = sum_s (A_s[t + 1] + R_s g[t]) + skip g[t],
-
-and is scanned over segments as the state is. The gradients of residues and poles run down it,
-
+    dx2[t] = dy[t] (sum_s R_s S_s[t] + skip u[t]),
     dR = sum_t g[t] S[t],    dexp(p) = R sum_t g[t] Q[t] + sum_n A_n Q_n,
 
 where Q[t] = exp(p) Q[t - 1] + S[t - 1] is the derivative of the state by exp(p) inside a segment,
@@ -18,166 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.gate.rows import (
-    featurized,
-    load_featurizer,
-    load_rows,
-    load_signals,
-    load_taps,
-    zero_rows,
-)
-from hyenakernels.launch import modal_gradient_launch, modal_launch, modal_segment
-from hyenakernels.modal.kernel import scan, sizes_of
+from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, zero_rows
+from hyenakernels.launch import modal_launch, modal_segment
+from hyenakernels.modal.adjoint import adjoints, input_gradient
+from hyenakernels.modal.kernel import sizes_of
 from hyenakernels.modal.modes import decayed, load_filter, load_modes, store_modes
-
-
-@triton.jit
-def _adjoint_rows(
-    du,
-    x2,
-    dy,
-    taps_x2,
-    filters,
-    adjoints,
-    first,
-    channel,
-    inside,
-    D: tl.constexpr,
-    F: tl.constexpr,
-    S: tl.constexpr,
-    EXACT: tl.constexpr,
-    NUM_ROWS: tl.constexpr,
-    OUTPUT: tl.constexpr,
-):
-    poles, rests, residues, skips = filters
-    at = du + first.to(tl.int64) * D + channel
-    for i in tl.static_range(NUM_ROWS - 1, -1, -1):
-        g = featurized(x2, taps_x2, i, F) * dy[i].to(tl.float32)
-        gradient = skips * g
-        received = ()
-        following = ()
-        for s in tl.static_range(S):
-            received = received + (adjoints[s] + residues[s] * g,)
-            gradient += received[s]
-            following = following + (decayed(poles, rests, received, 0.0, s, EXACT),)
-        adjoints = following
-        if OUTPUT:
-            tl.store(at + i * D, gradient.to(du.dtype.element_ty), mask=inside)
-    return adjoints
-
-
-@triton.jit(do_not_specialize=["length", "segment", "num_segments"])
-def _adjoint_kernel(
-    z,
-    z_past,
-    featurizer_taps,
-    log_poles,
-    residues,
-    skip,
-    dy,
-    starts,
-    ends,
-    du,
-    length,
-    segment,
-    num_segments,
-    batch_stride,
-    row_stride: tl.constexpr,
-    D: tl.constexpr,
-    F: tl.constexpr,
-    S: tl.constexpr,
-    EXACT: tl.constexpr,
-    HAS_SKIP: tl.constexpr,
-    OUTPUT: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """Up a segment: from the adjoint it finds to the one it hands on; du on the way if OUTPUT.
-
-    Without OUTPUT all segments but the last begin at zero, and the first is left out.
-    """
-    C: tl.constexpr = 3 * D
-    HALO: tl.constexpr = F - 1
-    COUNT: tl.constexpr = ROWS + HALO
-    piece, batch = tl.program_id(1), tl.program_id(2)
-    if not OUTPUT:
-        piece += 1
-    channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = channel < D
-    z += batch.to(tl.int64) * batch_stride
-    dy += batch.to(tl.int64) * length * D
-    du += batch.to(tl.int64) * length * D
-    z_past += batch * HALO * C
-    taps_x2 = load_taps(featurizer_taps, channel, inside, F)
-    filters = load_filter(
-        log_poles, residues, skip, channel, inside, D, S, EXACT, HAS_SKIP, BLOCK_D
-    )
-    found = (batch * num_segments + piece).to(tl.int64) * S * D
-    if OUTPUT:
-        adjoints = load_modes(starts + found, channel, inside, S, False, D)
-    else:
-        given = inside & (piece + tl.zeros_like(channel) == num_segments - 1)
-        at = starts + batch.to(tl.int64) * S * D
-        adjoints = load_modes(at, channel, given, S, False, D)
-
-    begin = piece * segment
-    count = tl.minimum(segment, length - begin)
-    first = begin + count - 1
-    for _ in range(count % ROWS):
-        row_x2 = load_rows(
-            z, z_past, first, channel, inside, length, row_stride, C, F, HALO, HALO, HALO
-        )
-        row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
-        adjoints = _adjoint_rows(
-            du,
-            row_x2,
-            row_dy,
-            taps_x2,
-            filters,
-            adjoints,
-            first,
-            channel,
-            inside,
-            D,
-            F,
-            S,
-            EXACT,
-            1,
-            OUTPUT,
-        )
-        first -= 1
-    first -= ROWS - 1
-    x2 = load_rows(
-        z, z_past, first, channel, inside, length, row_stride, C, COUNT, HALO, HALO, HALO
-    )
-    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
-    for _ in range(count // ROWS):
-        before = first - ROWS
-        next_x2 = load_rows(
-            z, z_past, before, channel, inside, length, row_stride, C, COUNT, HALO, HALO, HALO
-        )
-        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
-        adjoints = _adjoint_rows(
-            du,
-            x2,
-            rows_dy,
-            taps_x2,
-            filters,
-            adjoints,
-            first,
-            channel,
-            inside,
-            D,
-            F,
-            S,
-            EXACT,
-            ROWS,
-            OUTPUT,
-        )
-        first = before
-        x2 = next_x2
-        rows_dy = next_dy
-    store_modes(ends + found, adjoints, channel, inside, S, D)
 
 
 @triton.jit
@@ -283,15 +125,16 @@ def _parameter_kernel(
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for _ in range(count // ROWS):
         after = first + ROWS
-        next_signals = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, 0, 0
+        next_x2, next_x1, next_v = load_signals(
+            z, z_past, after, channel, inside, length, row_stride, D, ROWS, 0, 0, 0
         )
         next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0, 0)
         walk = _parameter_rows(
             dx2, signals, rows_dy, taps, filters, walk, first, channel, inside, D, F, S, EXACT, ROWS
         )
         first = after
-        signals = next_signals
+        x2, x1, v = signals
+        signals = (x2[ROWS:] + next_x2, x1[ROWS:] + next_x1, v[ROWS:] + next_v)
         rows_dy = next_dy
     for _ in range(count % ROWS):
         row = load_signals(
@@ -324,10 +167,10 @@ def gradients(
     skip_D,
     z_past_BFC,
     starts_BNSD,
-    dy,
-    dfinal,
+    dy_BLD,
+    dfinal_BSD,
 ):
-    """Gradients at the fused scan's inner signals and of its parameters.
+    """Gradients of all that forward takes.
 
     Args:
         z_BLC: As in forward, and so are the parameters and the past.
@@ -337,25 +180,37 @@ def gradients(
         skip_D: None for no skip.
         z_past_BFC: The F - 1 rows before `z`.
         starts_BNSD: The state before each segment, as forward returned it.
-        dy: Gradient of y.
-        dfinal: Gradient of the state after the last row, [B, S, D].
+        dy_BLD: Gradient of y.
+        dfinal_BSD: Gradient of the state after the last row.
 
     Returns:
-        Gradients of the featurized x2 and of u = x1 * v in the dtype of `z`; of log poles, residues
-        and skip (empty when there is none), and of the state before the first row, in fp32.
+        In the order of the arguments, and the state last: gradients of z and of its past in the
+        dtype of `z`; of the parameters (empty where there is no skip) and of the state in fp32.
     """
-    batch, length, _ = z_BLC.shape
-    num_segments, _, width = starts_BNSD.shape[1:]
+    segment, has_skip = modal_segment(log_poles_DS.shape[0]), skip_D is not None
     skip = log_poles_DS if skip_D is None else skip_D
-    inputs = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, residues_DS, skip, dy)
-    shape = (length, modal_segment(width), num_segments, z_BLC.stride(0))
-    du_BLD, found_BNSD, dstate_BSD = _adjoints(inputs, shape, skip_D is not None, dfinal)
+    inputs = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, residues_DS, skip, dy_BLD)
+    found_BNSD = adjoints(
+        z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, dy_BLD, dfinal_BSD, segment
+    )
+    dx2_BLD, dpoles_DS, dresidues_DS, dskip_D = _parameter_gradients(
+        inputs, starts_BNSD, found_BNSD, segment, has_skip=has_skip
+    )
+    dz_BLC, dfeaturizer_CF, dz_past_BFC, dstate_BSD = input_gradient(
+        inputs, dx2_BLD, found_BNSD, segment, has_skip=has_skip
+    )
+    return dz_BLC, dfeaturizer_CF, dpoles_DS, dresidues_DS, dskip_D, dz_past_BFC, dstate_BSD
 
-    dx2_BLD = torch.empty_like(du_BLD)
+
+def _parameter_gradients(inputs, starts_BNSD, found_BNSD, segment, *, has_skip):
+    """Gradients of the featurized x2, and of poles, residues and skip."""
+    z_BLC, _, featurizer_taps_CF, log_poles_DS, *_ = inputs
+    batch, num_segments, _, width = starts_BNSD.shape
+    launch = modal_launch("parameters", z_BLC.dtype)
+    dx2_BLD = z_BLC.new_empty(batch, z_BLC.shape[1], width)
     dpoles_BNSD, dresidues_BNSD = torch.empty_like(starts_BNSD), torch.empty_like(starts_BNSD)
     dskip_BND = starts_BNSD.new_empty(batch, num_segments, width)
-    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, modal_gradient_launch())
-    _parameter_kernel[(triton.cdiv(width, sizes["BLOCK_D"]), num_segments, batch)](
+    _parameter_kernel[(triton.cdiv(width, launch.block_d), num_segments, batch)](
         *inputs,
         starts_BNSD,
         found_BNSD,
@@ -363,32 +218,12 @@ def gradients(
         dpoles_BNSD,
         dresidues_BNSD,
         dskip_BND,
-        *shape,
-        HAS_SKIP=skip_D is not None,
-        **sizes,
+        z_BLC.shape[1],
+        segment,
+        num_segments,
+        z_BLC.stride(0),
+        HAS_SKIP=has_skip,
+        **sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch),
     )
-    dskip = dskip_BND.sum(dim=(0, 1)) if skip_D is not None else dskip_BND.new_empty(0)
-    dpoles, dresidues = dpoles_BNSD.sum(dim=(0, 1)).T, dresidues_BNSD.sum(dim=(0, 1)).T
-    return dx2_BLD, du_BLD, dpoles, dresidues, dskip, dstate_BSD
-
-
-def _adjoints(inputs, shape, has_skip, dfinal):
-    """The gradient of u, the adjoint each segment finds at its end, and that of the first state."""
-    z_BLC, _, featurizer_taps_CF, log_poles_DS, *_ = inputs
-    length, segment, num_segments, _ = shape
-    batch, modes, width = dfinal.shape
-    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, modal_launch(z_BLC.dtype))
-    sizes["HAS_SKIP"] = has_skip
-    programs = triton.cdiv(width, sizes["BLOCK_D"])
-    du_BLD = z_BLC.new_empty(batch, length, width)
-    ends_BNSD = dfinal.new_empty(batch, num_segments, modes, width)
-    found_BNSD = dfinal[:, None]
-    if num_segments > 1:
-        _adjoint_kernel[(programs, num_segments - 1, batch)](
-            *inputs, dfinal, ends_BNSD, du_BLD, *shape, OUTPUT=False, **sizes
-        )
-        found_BNSD = scan(ends_BNSD, dfinal, log_poles_DS, segment, reverse=True)
-    _adjoint_kernel[(programs, num_segments, batch)](
-        *inputs, found_BNSD, ends_BNSD, du_BLD, *shape, OUTPUT=True, **sizes
-    )
-    return du_BLD, found_BNSD, ends_BNSD[:, 0]
+    dskip_D = dskip_BND.sum(dim=(0, 1)) if has_skip else dskip_BND.new_empty(0)
+    return dx2_BLD, dpoles_BNSD.sum(dim=(0, 1)).T, dresidues_BNSD.sum(dim=(0, 1)).T, dskip_D

@@ -298,7 +298,7 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
         before each segment [B, N, S, D], which the backward pass starts from; both in fp32.
     """
     batch, length, _ = z_BLC.shape
-    launch = modal_launch(z_BLC.dtype)
+    launch = modal_launch("forward", z_BLC.dtype)
     sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
     segment = modal_segment(sizes["D"])
     num_segments = triton.cdiv(length, segment)

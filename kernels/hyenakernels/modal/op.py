@@ -169,14 +169,12 @@ def fused_gradient(
     dfinal_BSD: Tensor,
 ) -> list[Tensor]:
     """Gradients of the inputs of `fused`, in their order; without meaning where there is none."""
-    from hyenakernels.gate import gradient as gate
     from hyenakernels.modal import gradient
 
-    featurizer_taps_CF = featurizer_taps_CF.contiguous()
     with torch.cuda.device_of(z_BLC):
-        dx2_BLD, du_BLD, dpoles, dresidues, dskip_D, dstate_BSD = gradient.gradients(
+        dz_BLC, dfeaturizer, dpoles, dresidues, dskip_D, dz_past, dstate_BSD = gradient.gradients(
             z_BLC,
-            featurizer_taps_CF,
+            featurizer_taps_CF.contiguous(),
             log_poles_DS.contiguous(),
             residues_DS.contiguous(),
             skip_D,
@@ -184,9 +182,6 @@ def fused_gradient(
             starts_BNSD,
             dy_BLD.contiguous(),
             dfinal_BSD.contiguous(),
-        )
-        dz_BLC, dfeaturizer, dz_past = gate.gradient(
-            z_BLC, featurizer_taps_CF, z_past_BFC, dx2_BLD, du_BLD
         )
     dskip_D = dskip_D if skip_D is None else dskip_D.to(skip_D.dtype)
     return [
@@ -196,7 +191,7 @@ def fused_gradient(
         dresidues.to(residues_DS.dtype).contiguous(),
         dskip_D,
         dz_past,
-        dstate_BSD.clone(),
+        dstate_BSD,
     ]
 
 

@@ -8,6 +8,6 @@ loading.py    any of these -> a `Checkpoint` -> a model
 """
 
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
-from stripedhyena2.checkpoint.loading import load, read_checkpoint, save
+from stripedhyena2.checkpoint.loading import load, read_checkpoint, save, save_weights
 
-__all__ = ["Checkpoint", "CheckpointError", "load", "read_checkpoint", "save"]
+__all__ = ["Checkpoint", "CheckpointError", "load", "read_checkpoint", "save", "save_weights"]

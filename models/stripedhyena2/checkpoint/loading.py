@@ -56,7 +56,14 @@ def save(model: StripedHyena2, folder: Path, provenance: dict[str, Any]) -> None
     Raises:
         CheckpointError: The folder exists and is no checkpoint, or cannot be written.
     """
-    native.write(Checkpoint(model.config, folded_state(model), provenance=provenance), folder)
+    save_weights(model.config, folded_state(model), folder, provenance)
+
+
+def save_weights(
+    config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path, provenance: dict[str, Any]
+) -> None:
+    """`save` for weights that are already folded, by their names in the model."""
+    native.write(Checkpoint(config, weights, provenance=provenance), folder)
 
 
 def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = None) -> Checkpoint:

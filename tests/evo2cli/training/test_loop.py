@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +13,30 @@ import numpy as np
 import pytest
 import torch
 
-from evo2cli.data.loader import Bytes
+from evo2cli.data.documents import ArrayDocuments, Bytes
+from evo2cli.data.loader import WindowLoader, fixed_windows
 from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.training import state
+from evo2cli.training.engine import PlainEngine, Start
 from evo2cli.training.loop import Outcome, Trainer
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.state import RunFolder
-from stripedhyena2 import ModelConfig, StripedHyena2, load
+from stripedhyena2 import ModelConfig, load
 
+ROOT = Path(__file__).parents[3]
 SHAPE = ModelConfig(
     stripes="SMLA", width=16, num_heads=2, mlp_width=24, num_filter_groups=4, context=256
 )
 LETTERS = np.frombuffer(b"ACGTacgtN", np.uint8)
 TOKENS = np.random.default_rng(0).choice(LETTERS, 1500)
-VALID = np.append(np.random.default_rng(1).choice(LETTERS, 300), np.uint8(0))
+VALID = np.random.default_rng(1).choice(LETTERS, 300)
 
 
 def make_recipe(output: Path, **tables: dict[str, Any]) -> Recipe:
     values: dict[str, Any] = {
         "model": "tiny",
         "output": output,
-        "data": {"tokens": ["tokens"]},
+        "data": {"sources": [{"path": "tokens"}]},
         "batch": {"length": 32, "sequences": 4, **tables.get("batch", {})},
         "optimizer": {
             "steps": 7,
@@ -42,23 +48,58 @@ def make_recipe(output: Path, **tables: dict[str, Any]) -> Recipe:
         "validation": {"every": 3, "windows": 8},
         "checkpoint": {"every": 2, "keep": 2, **tables.get("checkpoint", {})},
         "precision": {"compute": "fp32"},
+        **{name: tables[name] for name in ("guard", "log", "memory") if name in tables},
     }
     return Recipe.model_validate(values)
 
 
-def make_trainer(recipe: Recipe, train: Bytes = TOKENS, **keywords: Any) -> Trainer:
-    return Trainer(recipe, StripedHyena2.from_seed(SHAPE, 0), [train], [VALID], **keywords)
+def documents(name: str, sequence: Bytes) -> ArrayDocuments:
+    """One document."""
+    stream = np.append(sequence, np.uint8(0))
+    return ArrayDocuments(name, stream, np.array([0, len(stream)]))
+
+
+def make_trainer(
+    recipe: Recipe,
+    train: Bytes = TOKENS,
+    valid: Bytes = VALID,
+    *,
+    facts: dict[str, Any] | None = None,
+) -> Trainer:
+    engine = PlainEngine(recipe, Start(SHAPE), torch.device("cpu"))
+    folder = RunFolder(recipe, facts or {}, engine.ranks)
+    batch = recipe.batch
+    loader = WindowLoader(
+        [documents("train", train)],
+        recipe.data,
+        length=batch.length,
+        sequences=batch.sequences,
+        seed=recipe.seed,
+    )
+    windows = fixed_windows(
+        documents("valid", valid), recipe.data, length=batch.length, limit=8
+    )
+    return Trainer(recipe, engine, loader, {"valid": windows} if len(windows) else {}, folder)
+
+
+def engine_of(trainer: Trainer) -> PlainEngine:
+    assert isinstance(trainer.engine, PlainEngine)
+    return trainer.engine
 
 
 def states(trainer: Trainer) -> dict[str, Any]:
     """Everything that a further step would depend on."""
-    moments = trainer.optimizer.state_dict()["state"]
-    return {"model": trainer.model.state_dict(), "optimizer": moments}
+    engine = engine_of(trainer)
+    moments = engine.optimizer.state_dict()["state"]
+    return {"model": engine.model.state_dict(), "optimizer": moments, "ema": engine.averages}
+
+
+TIMES = ("seconds", "rate", "rate_per_gpu")
 
 
 def metrics(recipe: Recipe) -> list[dict[str, Any]]:
     lines = (recipe.output / "metrics.jsonl").read_text().splitlines()
-    return [{**json.loads(line), "rate": 0} for line in lines]
+    return [{**json.loads(line), **dict.fromkeys(TIMES, 0)} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +153,15 @@ def test_a_half_written_checkpoint_and_a_cut_line_do_no_harm(
 ) -> None:
     recipe = make_recipe(tmp_path / "run")
     make_trainer(recipe).run()
-    (recipe.output / "step-000000007" / "resume.pt").unlink()
-    (recipe.output / "step-000000006" / ".resume.pt").write_bytes(b"half")
-    (recipe.output / ".step-000000009-abc").mkdir()
+    (recipe.output / "step-000000007" / "resume.json").unlink()
+    (recipe.output / ".step-000000009").mkdir()
+    (recipe.output / ".step-000000009" / "resume.pt").write_bytes(b"half")
     with (recipe.output / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     trainer = make_trainer(recipe)
     assert_same_run(trainer, trainer.run(), whole)
     assert sorted(path.name for path in recipe.output.iterdir()) == [
+        "loss.png",
         "metrics.jsonl",
         "run.json",
         "step-000000006",
@@ -152,7 +194,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path / "run")
     make_trainer(recipe).run()
     (recipe.output / "step-000000007" / "resume.pt").write_bytes(b"no such thing")
-    with pytest.raises(UserError, match=r"step-000000007/resume.pt: damaged; delete .* to go on"):
+    with pytest.raises(UserError, match=r"step-000000007: damaged; delete it to go on"):
         make_trainer(recipe).run()
 
 
@@ -161,7 +203,7 @@ def test_a_checkpoint_is_a_model_that_computes_the_same(whole: tuple[Trainer, Ou
     folder = trainer.recipe.output / "step-000000007"
     ids = torch.tensor([list(b"ACGTTGCA")])
     with torch.no_grad():
-        torch.testing.assert_close(load(folder)(ids), trainer.model(ids))
+        torch.testing.assert_close(load(folder)(ids), engine_of(trainer).model(ids))
 
 
 def test_another_recipe_or_other_facts_do_not_go_on(tmp_path: Path) -> None:
@@ -185,8 +227,8 @@ def test_micro_batches_give_the_step_of_the_whole_batch(tmp_path: Path) -> None:
         recipe = make_recipe(tmp_path / str(micro), batch={"micro_sequences": micro})
         trainer = make_trainer(recipe, tokens)
         record = trainer.step(0)
-        gradients = {name: p.grad for name, p in trainer.model.named_parameters()}
-        steps.append(({"loss": record["loss"], "norm": record["gradient_norm"]}, gradients))
+        moments = [entry["exp_avg"] for entry in engine_of(trainer).optimizer.state.values()]
+        steps.append(({"loss": record["loss"], "norm": record["gradient_norm"]}, moments))
     torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(steps[2], steps[0], rtol=1e-4, atol=1e-6)
 
@@ -194,20 +236,19 @@ def test_micro_batches_give_the_step_of_the_whole_batch(tmp_path: Path) -> None:
 def test_validation_is_the_mean_surprise_of_acgt_in_either_case(tmp_path: Path) -> None:
     trainer = make_trainer(make_recipe(tmp_path / "run"))
     surprises = []
-    for window in trainer.valid:
+    for window in trainer.valid["valid"].tokens:
         ids = torch.tensor([list(bytes(window).upper())])
         with torch.no_grad():
-            log_probabilities = trainer.model(ids[:, :-1]).double().log_softmax(-1)
+            log_probabilities = engine_of(trainer).model(ids[:, :-1]).double().log_softmax(-1)
         for at, target in enumerate(ids[0, 1:].tolist()):
             if target in b"ACGT":
                 surprises.append(-log_probabilities[0, at, target].item() / math.log(2))
-    assert trainer.validate() == pytest.approx(sum(surprises) / len(surprises), rel=1e-6)
+    found = trainer.validate()
+    assert found == {"valid_bits": pytest.approx(sum(surprises) / len(surprises), rel=1e-6)}
 
 
 def test_without_validation_data_there_is_no_number(tmp_path: Path) -> None:
-    trainer = Trainer(
-        make_recipe(tmp_path / "run"), StripedHyena2.from_seed(SHAPE, 0), [TOKENS], []
-    )
+    trainer = make_trainer(make_recipe(tmp_path / "run"), valid=VALID[:5])
     assert trainer.run().valid_bits is None
 
 
@@ -222,7 +263,7 @@ def test_a_repeat_is_learned(tmp_path: Path) -> None:
 
 def test_a_bad_number_stops_the_run_and_names_step_and_place(tmp_path: Path) -> None:
     trainer = make_trainer(make_recipe(tmp_path / "run"))
-    weight = trainer.model.get_parameter("blocks.2.mlp.up.weight")
+    weight = engine_of(trainer).model.get_parameter("blocks.2.mlp.up.weight")
     with torch.no_grad():
         weight[0, 0] = math.nan
     with pytest.raises(
@@ -236,8 +277,152 @@ def test_a_bad_number_stops_the_run_and_names_step_and_place(tmp_path: Path) -> 
 
 def test_a_bad_gradient_of_a_good_loss_is_named(tmp_path: Path) -> None:
     trainer = make_trainer(make_recipe(tmp_path / "run"))
-    trainer.model.get_parameter("norm.scale").register_hook(lambda gradient: gradient * math.inf)
+    engine_of(trainer).model.get_parameter("norm.scale").register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(
         UntrustedNumericsError, match=r"^step 1: the gradient of norm\.scale is not finite"
     ):
         trainer.run()
+
+
+def poison_step(trainer: Trainer, *steps: int) -> None:
+    """Let the gradient of these steps (1-based) be NaN, though their loss is good."""
+    count = iter(range(1, 100))
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.nan if next(count) in steps else gradient
+
+    engine_of(trainer).model.get_parameter("norm.scale").register_hook(hook)
+
+
+def test_a_bad_step_may_be_skipped_and_is_counted(tmp_path: Path) -> None:
+    guard = {"on_nonfinite": "skip", "skip_limit": 1}
+    recipe = make_recipe(tmp_path / "run", guard=guard)
+    trainer = make_trainer(recipe)
+    poison_step(trainer, 3)
+    before: dict[str, Any] = {}
+    step = trainer.step
+
+    def watch(index: int) -> dict[str, Any]:
+        if index == 2:
+            before.update({n: t.clone() for n, t in engine_of(trainer).model.state_dict().items()})
+        record = step(index)
+        if index == 2:
+            torch.testing.assert_close(
+                engine_of(trainer).model.state_dict(), before, rtol=0, atol=0
+            )
+        return record
+
+    trainer.step = watch  # type: ignore[method-assign]
+    outcome = trainer.run()
+    assert (outcome.finished, outcome.skipped) == (True, 1)
+    records = metrics(recipe)
+    assert [record["loss"] is None for record in records] == [step == 3 for step in range(1, 8)]
+    assert records[-1]["skipped"] == 1
+
+    trainer = make_trainer(make_recipe(tmp_path / "other", guard=guard))
+    poison_step(trainer, 3, 5)
+    with pytest.raises(UntrustedNumericsError, match=r"step 5: 2 steps were not finite, more than"):
+        trainer.run()
+
+
+def test_averaged_weights_are_what_a_checkpoint_holds(tmp_path: Path) -> None:
+    trainer = make_trainer(make_recipe(tmp_path / "run", optimizer={"ema": 0.5}))
+    engine = engine_of(trainer)
+    average = engine.model.embedding.weight.detach().clone()
+    for step in range(4):
+        trainer.step(step)
+        average = 0.5 * average + 0.5 * engine.model.embedding.weight.detach()
+    torch.testing.assert_close(engine.weights()["embedding.weight"], average)
+    trainer.folder.save(4, engine, {})
+    saved = load(trainer.folder.path / "step-000000004")
+    torch.testing.assert_close(saved.embedding.weight, average)
+    again = make_trainer(trainer.recipe)
+    assert again.folder.resume(again.engine)["step"] == 4
+    torch.testing.assert_close(states(again), states(trainer), rtol=0, atol=0)
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_recipe(tmp_path / "run"))
+    trainer.step(0)
+    trainer.folder.save(1, trainer.engine, {})
+    for place in ("save_weights", "engine"):
+        with monkeypatch.context() as patch:
+
+            def full(*_: Any, **__: Any) -> None:
+                raise OSError(28, "No space left on device")
+
+            if place == "engine":
+                patch.setattr(PlainEngine, "save", full)
+            else:
+                patch.setattr(state, "save_weights", full)
+            with pytest.raises(UserError, match="cannot be written .*No space left"):
+                trainer.folder.save(2, trainer.engine, {})
+        newest = make_trainer(trainer.recipe).folder.newest()
+        assert newest is not None
+        assert newest.name == "step-000000001"
+        assert not list(trainer.folder.path.glob(".step*"))
+
+
+def test_some_checkpoints_are_kept_for_good(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path / "run", checkpoint={"every": 1, "keep": 1, "keep_every": 3})
+    make_trainer(recipe).run()
+    kept = sorted(path.name for path in recipe.output.glob("step-*"))
+    assert kept == ["step-000000003", "step-000000006", "step-000000007"]
+
+
+def test_how_a_step_is_computed_may_change_on_the_way(
+    whole: tuple[Trainer, Outcome], tmp_path: Path
+) -> None:
+    """Activation checkpointing changes no bit, and a run may turn it on."""
+    recipe = make_recipe(tmp_path / "run")
+    first = make_trainer(recipe)
+    for step in range(2):
+        first.folder.log(first.step(step))
+    first.folder.save(2, first.engine, {})
+    trainer = make_trainer(make_recipe(tmp_path / "run", memory={"activation_checkpointing": 3}))
+    assert_same_run(trainer, trainer.run(), whole)
+
+
+def test_tensorboard_and_the_curve_hold_the_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = make_recipe(tmp_path / "run", log={"tensorboard": True})
+    make_trainer(recipe).run()
+    events = EventAccumulator(str(recipe.output / "tensorboard"))
+    events.Reload()
+    seen = {event.step: event.value for event in events.Scalars("loss")}
+    assert seen == pytest.approx({r["step"]: r["loss"] for r in metrics(recipe)}, rel=1e-6)
+    assert (recipe.output / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from evo2cli.data.loader import WindowLoader
+from tests.evo2cli.training.test_loop import make_recipe, make_trainer
+
+read = WindowLoader.windows
+def hang_at_three(self, step, rows=slice(None)):
+    time.sleep(60 * (step == 2))
+    return read(self, step, rows)
+
+WindowLoader.windows = hang_at_three
+make_trainer(make_recipe(Path(sys.argv[1]), guard={"step_deadline": 5})).run()
+"""
+
+
+def test_a_hanging_step_dumps_its_stacks_and_ends(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
+    result = subprocess.run(
+        [sys.executable, "-c", HANGING, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "hang_at_three" in (tmp_path / "run" / "stacks-rank0.txt").read_text()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2

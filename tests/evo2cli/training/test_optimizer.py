@@ -9,7 +9,7 @@ MATRICES = ("project_in.weight", "project_out.weight", "gate.weight", "up.weight
 
 def test_every_parameter_trains_once_and_decays_where_it_should(tiny_config: ModelConfig) -> None:
     model = StripedHyena2.from_seed(tiny_config, seed=0)
-    trainable(model)
+    trainable(model, model.config.context)
     recipe = Optimizer(
         steps=10, warmup_steps=1, learning_rate=1e-3, min_learning_rate=0, weight_decay=0.3
     )

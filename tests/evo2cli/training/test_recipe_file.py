@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evo2cli.errors import UserError
-from evo2cli.training.recipe import find_recipe, read_recipe, read_shape
+from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import ModelConfig, StripedHyena2, save
 
 RECIPES = Path(__file__).parents[3] / "recipes"

@@ -1,0 +1,180 @@
+"""Documents in a Megatron or Savanna data set: tokens in a .bin, where they lie in its .idx.
+
+Savanna and current Megatron-core write the same index, little endian: 9 bytes of magic, u64
+version 1, u8 kind of number, u64 S, u64 D + 1; int32 [S] tokens of each sequence, int64 [S] its
+first byte in the .bin, int64 [D + 1] the first sequence of each document. Megatron-core may add
+int8 [S] modes. Of the kinds of number they disagree on 6 and 7 alone, which are floats.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from evo2cli import console
+from evo2cli.data.documents import END_OF_DOCUMENT, Bytes, IndexedDocuments, Integers
+from evo2cli.data.index_cache import cached_index
+from evo2cli.errors import UserError
+
+MAGIC = b"MMIDIDX\0\0"
+_OLD_MAGIC = b"TNTIDX\0\0"
+_HEADER = struct.Struct("<9sQBQQ")
+_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_BLOCK = 1 << 16  # documents
+
+Numbers = npt.NDArray[np.integer]
+
+
+class MegatronDocuments(IndexedDocuments):
+    """The documents of a .bin, without the END_OF_DOCUMENT that some sets store and some do not.
+
+    Args:
+        name: What the user calls it.
+        prefix: Path without .bin and .idx.
+
+    Raises:
+        UserError: A file is missing, cut off or of another kind, or the two do not fit together.
+    """
+
+    def __init__(self, name: str, prefix: Path) -> None:
+        self._bin, idx = beside(prefix, ".bin"), beside(prefix, ".idx")
+        for file in (idx, self._bin):
+            if not file.is_file():
+                raise UserError(f"{file}: no such file, but a Megatron data set needs it")
+        header = _Header.read(idx)
+        size = self._bin.stat().st_size
+        whole = size // header.dtype.itemsize
+        tokens = np.memmap(self._bin, header.dtype, "r", shape=(whole,)) if whole else []
+        self._tokens: Numbers = np.asarray(tokens, header.dtype)
+        index = cached_index([idx, self._bin], rows=2, build=lambda: self._build_index(header))
+        offsets, self._starts = index
+        super().__init__(name, offsets, {"bytes": size})
+
+    def read_document(self, document: int, start: int, count: int) -> Bytes:
+        """`count` bytes of one document from its own `start` on."""
+        begin = int(self._starts[document]) + start
+        tokens = self._tokens[begin : begin + count]
+        self._require_bytes(tokens, begin + np.arange(count))
+        return tokens.astype(np.uint8)
+
+    def _require_bytes(self, tokens: Numbers, places: Integers) -> None:
+        """Refuse tokens that are no byte.
+
+        Raises:
+            UserError: Names the first of them and its place in the .bin.
+        """
+        if tokens.dtype == np.uint8:
+            return
+        strange = (tokens < 0) | (tokens > 255)
+        if strange.any():
+            first = int(strange.argmax())
+            raise UserError(
+                f"{self._bin}: token {places[first]:,} is {tokens[first]}, which is no byte; Evo 2 "
+                "reads sets made with CharLevelTokenizer"
+            )
+
+    def _build_index(self, header: "_Header") -> Integers:
+        """Stream offsets, and the first token of each document that is not empty, [2, D + 1]."""
+        starts, stops = header.documents(self._bin)
+        lengths = stops - starts
+        name = self._bin.name
+        with console.progress(f"index {name}", len(lengths), "documents") as bar:
+            for block in range(0, len(lengths), _BLOCK):
+                part = slice(block, block + _BLOCK)
+                filled = np.flatnonzero(lengths[part]) + block
+                last = self._tokens[stops[filled] - 1]
+                self._require_bytes(last, stops[filled] - 1)
+                lengths[filled] -= last == END_OF_DOCUMENT
+                bar.advance(len(lengths[part]))
+        kept = lengths > 0
+        index = np.zeros((2, int(kept.sum()) + 1), np.int64)
+        np.cumsum(lengths[kept] + 1, out=index[0, 1:])
+        index[1, :-1] = starts[kept]
+        return index
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What an .idx begins with.
+
+    Attributes:
+        idx: The file.
+        dtype: Of the tokens.
+        num_sequences: S.
+        num_borders: D + 1.
+    """
+
+    idx: Path
+    dtype: np.dtype[np.integer]
+    num_sequences: int
+    num_borders: int
+
+    @classmethod
+    def read(cls, idx: Path) -> "_Header":
+        """The header of an index of the right size.
+
+        Raises:
+            UserError: It is cut off or of another kind.
+        """
+        with idx.open("rb") as file:
+            start = file.read(_HEADER.size)
+        if start.startswith(_OLD_MAGIC):
+            raise UserError(f"{idx}: of the old TNTIDX layout; preprocess again as mmap")
+        if not start.startswith(MAGIC) or len(start) < _HEADER.size:
+            raise UserError(f"{idx}: no Megatron index (it does not begin with MMIDIDX), or cut off")
+        _, version, code, sequences, borders = _HEADER.unpack(start)
+        if version != 1:
+            raise UserError(f"{idx}: version {version} of the format, but only 1 is known")
+        if code not in _DTYPES:
+            raise UserError(f"{idx}: its tokens are of kind {code}, which is no whole number")
+        expected, size = _HEADER.size + 12 * sequences + 8 * borders, idx.stat().st_size
+        if size not in (expected, expected + sequences):
+            raise UserError(
+                f"{idx}: {size:,} bytes, but {sequences:,} sequences and {borders:,} document "
+                f"borders take {expected:,}: cut off or damaged"
+            )
+        return cls(idx, np.dtype(_DTYPES[code]), sequences, borders)
+
+    def documents(self, data: Path) -> tuple[Integers, Integers]:
+        """First and one-past-last token of each document in `data`, [D] each.
+
+        Raises:
+            UserError: They are not all there, or not in one piece.
+        """
+        sizes = self._array("<i4", self.num_sequences, 0)
+        first_bytes = self._array("<i8", self.num_sequences, 4 * self.num_sequences)
+        borders = self._array("<i8", self.num_borders, 12 * self.num_sequences)
+        starts, rests = np.divmod(first_bytes, self.dtype.itemsize)
+        stops = starts + sizes
+        if (sizes < 0).any() or (starts < 0).any() or rests.any():
+            raise UserError(f"{self.idx}: a sequence of negative length or at no token: damaged")
+        end = int(stops.max(initial=0)) * self.dtype.itemsize
+        if end != data.stat().st_size:
+            raise UserError(
+                f"{data}: {data.stat().st_size:,} bytes, but its index goes to byte {end:,}: cut "
+                "off, or of another set"
+            )
+        if self.num_borders and (
+            borders[0] != 0 or borders[-1] != self.num_sequences or (np.diff(borders) < 0).any()
+        ):
+            raise UserError(
+                f"{self.idx}: its document borders do not go from 0 to {self.num_sequences:,} "
+                "sequences: damaged"
+            )
+        is_first = np.zeros(self.num_sequences + 1, np.bool_)
+        is_first[borders] = True
+        if ((starts[1:] != stops[:-1]) & ~is_first[1:-1]).any():
+            raise UserError(f"{self.idx}: a document's sequences do not follow one another")
+        filled = borders[:-1] < borders[1:]  # a document may have no sequence at all
+        return starts[borders[:-1][filled]], stops[borders[1:][filled] - 1]
+
+    def _array(self, dtype: str, count: int, place: int) -> Integers:
+        raw = np.fromfile(self.idx, dtype, count, offset=_HEADER.size + place)
+        return raw.astype(np.int64)
+
+
+def beside(prefix: Path, suffix: str) -> Path:
+    """The file of a set; a prefix may hold dots of its own."""
+    return prefix.with_name(prefix.name + suffix)

@@ -1,0 +1,92 @@
+"""Opening what a recipe names as a source, whatever it is."""
+
+from pathlib import Path
+
+from evo2cli.data.documents import ArrayDocuments, Documents
+from evo2cli.data.jsonl import JsonlDocuments, is_jsonl
+from evo2cli.data.megatron import MAGIC, MegatronDocuments, beside
+from evo2cli.data.tokens import TokenSet
+from evo2cli.errors import UserError
+from evo2cli.genome.source import first_bytes
+
+__all__ = ["Documents", "open_held_out", "open_source"]
+
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")  # gzip, bzip2, zstd, xz
+_KNOWN = "a folder of `evo2 tokenize`, a Megatron .bin or a .jsonl"
+
+
+def open_source(path: Path, split: str) -> Documents | None:
+    """The documents of a source.
+
+    What it is shows in its content: a folder of `evo2 tokenize`; the .bin, the .idx or the common
+    beginning of both of a Megatron or Savanna data set; or a .jsonl with a "text" in each line.
+    Only token sets have several splits. All of another source is its train split; to validate on
+    it, name it in `data.valid`, which `open_held_out` opens.
+
+    The first opening of a Megatron or .jsonl source reads through it and keeps an index: let one
+    process of a machine open it before the others do.
+
+    Args:
+        path: As the recipe says.
+        split: "train", "valid" or "test".
+
+    Returns:
+        None when the source has no documents of that split.
+
+    Raises:
+        UserError: Nothing whole and of a known kind lies at `path`.
+    """
+    if path.is_dir():
+        return _open_tokens(TokenSet.open(path), path, split)
+    return _open_file(path) if split == "train" else None
+
+
+def open_held_out(path: Path) -> Documents:
+    """What an entry of `data.valid` validates on.
+
+    Returns:
+        The valid split of a token set, or its train split when it has no other; all of another
+        source.
+
+    Raises:
+        UserError: As `open_source`, or a token set has only a test split.
+    """
+    found = open_source(path, "valid") or open_source(path, "train")
+    if found is None:
+        raise UserError(f"{path}: neither a valid nor a train split; name another set to validate")
+    return found
+
+
+def _open_tokens(tokens: TokenSet, path: Path, split: str) -> Documents | None:
+    if split not in tokens.splits:
+        return None
+    stored = tokens.split(split)
+    facts = {"split": split, "manifest": tokens.manifest}
+    return ArrayDocuments(str(path), stored.tokens, stored.offsets, facts)
+
+
+def _open_file(path: Path) -> Documents:
+    if not path.exists():
+        if any(beside(path, suffix).is_file() for suffix in (".bin", ".idx")):
+            return MegatronDocuments(str(path), path)
+        raise UserError(f"{path}: no such file or folder; a source is {_KNOWN}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if path.suffix in (".bin", ".idx") or start == MAGIC:
+        return MegatronDocuments(str(path), path.with_suffix(""))
+    if start.startswith(_COMPRESSED):
+        raise UserError(
+            f"{path}: is compressed, so that no window can be read from its middle; convert it "
+            f"first: evo2 tokenize {path} -o {path.name.partition('.')[0]}"
+        )
+    if is_jsonl(path):
+        return JsonlDocuments(str(path), path)
+    if first_bytes(path).lstrip().startswith(b">"):
+        raise UserError(
+            f"{path}: is FASTA; convert it first: evo2 tokenize {path} -o {path.stem}"
+        )
+    reason = "is no source" if start else "is empty"
+    raise UserError(f"{path}: {reason}; a source is {_KNOWN}")

@@ -1,0 +1,48 @@
+"""Every number of a plan that no formula gives, each with where it comes from.
+
+"operators.md" and "kernels.md" are our measurements in tests/benchmarks/results, on an H200.
+"""
+
+GIB = 2**30
+
+# Rates, as shares of a data sheet's peak.
+MATMUL = 0.72  # kernels.md: 0.80 alone, 0.76 forward and backward at D = 4,096; less for a warm GPU
+FP8_MATMUL = 0.45  # assumed: scales are found and operands quantized in separate passes
+FP32_MATMUL = 0.8  # assumed: no tensor cores
+ATTENTION = 0.45  # operators.md: 0.41 at L = 8,192, 0.48 at 32,768, of causal FLOPs, both passes
+BANDWIDTH = 0.87  # kernels.md, copies: 0.85 to 0.89
+
+# Time of a fused Hyena operator over that of a copy of what it has to move: 4 L D numbers forward,
+# 11 L D forward and backward. Source: kernels.md, "fused" at D = 4,096 and L = 8,192.
+OPERATOR_FORWARD = {"S": 1.44, "M": 2.42, "L": 2.74}
+OPERATOR_BOTH = {"S": 3.02, "M": 3.87, "L": 4.52}
+
+# Bytes that the unfused parts of a block (norms, residual sums, casts, the MLP's gate) read and
+# write, a token: (for each channel D, for each channel M of the MLP) in bf16. Counted op by op.
+UNFUSED_FORWARD, UNFUSED_BACKWARD = (93, 6), (296, 12)
+# More of them in an attention block, a channel: rotary positions, in fp32.
+ROTARY_FORWARD, ROTARY_BACKWARD = 101, 125
+
+# Bytes a parameter that an optimizer's step reads and writes in fp32: the gradient's norm (4) and
+# clipping (8), then AdamW on weight, gradient and two moments (28).
+OPTIMIZER_BYTES = 40
+# Bytes a parameter that a micro-batch adds: fp32 weights cast to bf16 (6), bf16 gradients cast (6)
+# and added (12); DeepSpeed only adds bf16 gradients to fp32 ones (10).
+PLAIN_PARAMETER_BYTES, DEEPSPEED_PARAMETER_BYTES = 24, 10
+
+# Collectives: rings as NCCL builds them. Latencies of a step in seconds, by NCCL's own tuning
+# model (src/graph/tuning.cc, LL128): start, over NVLink, over the network.
+RING_START, RING_LINK, RING_NETWORK = 14e-6, 1.9e-6, 4.0e-6
+LINKS = 0.8  # assumed: share of the slower of NVLink and the node's network ports together
+OVERLAP = 0.7  # assumed: share of ZeRO-3's transfers that hides behind computation, at most
+GPUS_PER_NODE = 8
+
+# DeepSpeed's defaults (deepspeed/runtime/zero/config.py, 0.19), in elements.
+BUCKET = 500_000_000  # gradients reduced together
+LIVE = 1_000_000_000  # gathered parameters kept under ZeRO 3
+PREFETCH = 50_000_000  # parameters gathered together under ZeRO 3
+
+# Memory that torch's allocator does not count.
+CONTEXT = 1.0 * GIB  # assumed: CUDA, cuBLAS and compiled kernels
+CHANNELS = 1.5 * GIB  # assumed: NCCL's buffers, where there are several GPUs
+FRAGMENTATION = 0.04  # assumed: share of what is allocated that lies between its pieces

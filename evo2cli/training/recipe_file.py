@@ -1,0 +1,162 @@
+"""Recipes as files: found by path or name, laid over a base, and checked key by key."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from evo2cli.errors import UserError
+from evo2cli.training.recipe import Recipe
+from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, read_config
+from stripedhyena2.checkpoint import read_checkpoint
+from stripedhyena2.checkpoint.published import shapes_folder
+from stripedhyena2.config import make_config
+
+BASE = "base"  # the key that names a recipe to lay this one over
+
+
+def find_recipe(name: Path) -> Path:
+    """The recipe at this path, or else the shipped one of this name.
+
+    Raises:
+        UserError: There is neither.
+    """
+    if name.is_file():
+        return name
+    package = Path(__file__).parents[1]
+    inside = name.relative_to("recipes") if name.parts[:1] == ("recipes",) else name
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if (folder / inside).is_file():
+            return folder / inside
+        if folder.is_dir():
+            files = {file.relative_to(folder) for file in folder.rglob("*.toml")}
+            shipped = sorted(str(file) for file in files if file.parts[0] != "models")
+            raise UserError(f"{name}: no such recipe; shipped are: {', '.join(shipped)}")
+    raise UserError(f"{name}: no such recipe")
+
+
+def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: A TOML file. Its key `base`, a path from its own folder, names a recipe that it
+            changes: tables are merged, other values replaced.
+        settings: `table.key=value` (value in TOML), laid over the file.
+
+    Raises:
+        UserError: One line that names file, table and key.
+    """
+    values = _read_values(path)
+    for setting in settings:
+        _lay_over(values, setting)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error.errors()[0])}") from None
+
+
+def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
+    """The shape of the model a recipe trains: of its `init`, else beside the recipe, else shipped.
+
+    Raises:
+        UserError: There is none of this name, or it is not one.
+    """
+    if recipe.init is not None:
+        try:
+            return read_checkpoint(recipe.init).config
+        except (CheckpointError, ConfigError) as error:
+            raise UserError(f"{recipe_path}: init: {error}") from None
+    assert recipe.model is not None
+    beside = recipe_path.parent / f"{recipe.model}.toml"
+    shipped = shapes_folder() / f"{Path(recipe.model).name}.toml"
+    for file in (beside, shipped):
+        if file.is_file():
+            try:
+                config = read_config(file)
+                origin = f"{recipe_path}: [shape] over {file.name}"
+                return make_config({**asdict(config), **recipe.shape}, origin)
+            except ConfigError as error:
+                raise UserError(str(error)) from None
+    names = ", ".join(sorted(f"models/{file.stem}" for file in shapes_folder().glob("*.toml")))
+    raise UserError(f"{recipe_path}: model = {recipe.model!r}: no such shape; shipped are: {names}")
+
+
+def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file, over those of its base."""
+    if path.resolve() in children:
+        raise UserError(f"{path}: is its own base")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: not TOML ({error})") from None
+    base = values.pop(BASE, None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base = {base!r}: must be the path of a recipe")
+    file = path.parent / base
+    below = _read_values(file, (*children, path.resolve()))
+    if "model" in below and (file.parent / f"{below['model']}.toml").is_file():
+        below["model"] = str((file.parent / below["model"]).resolve())
+    return _merged(below, values)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _lay_over(values: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {setting}: must read table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {setting}: {table!r} is not a table")
+    values[last] = value
+
+
+def _explain(error: Any) -> str:
+    """One line for one pydantic error: table, key, what is wrong, and a near name."""
+    location = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        known = _keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        table_name = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the recipe"
+        return f"{table_name} has no key {location[-1]!r}; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] in ("missing", "value_error") else f" = {error['input']!r}"
+    where = ".".join(location) or "the recipe"
+    return f"{where}{given}: {message}"
+
+
+def _keys(location: Sequence[str]) -> list[str]:
+    """The keys that the table at `location` knows; numbers in it are places in lists."""
+    table: Any = Recipe
+    for part in location:
+        if part.isdigit():
+            continue
+        annotation = table.model_fields[part].annotation
+        entries = [entry for entry in get_args(annotation) if _is_table(entry)]
+        table = entries[0] if entries else annotation
+    return [*table.model_fields]
+
+
+def _is_table(entry: Any) -> bool:
+    return isinstance(entry, type) and issubclass(entry, BaseModel)

@@ -1,0 +1,111 @@
+"""How a run tells where it stands: a panel, metrics.jsonl, TensorBoard, and a curve at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evo2cli import console
+from evo2cli.errors import UserError
+from evo2cli.training.state import RunFolder
+
+Record = Mapping[str, Any]
+
+
+class Telling:
+    """Hears every step of a run; use as a context manager. Only the first rank speaks.
+
+    Args:
+        folder: Of the run.
+        steps: Of the whole run.
+        caption: What the panel says below its numbers.
+        tensorboard: Whether events are written to OUTPUT/tensorboard.
+
+    Raises:
+        UserError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: RunFolder, steps: int, caption: str, *, tensorboard: bool) -> None:
+        self._folder = folder
+        self._panel = console.Panel("train", steps, "steps", caption)
+        self._speaks = folder.ranks.is_first
+        self._board = _open_board(folder.path) if tensorboard and self._speaks else None
+
+    def __enter__(self) -> "Telling":
+        if self._speaks:
+            self._panel.__enter__()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        if self._speaks:
+            self._panel.__exit__(*reason)
+        if self._board is not None:
+            self._board.close()
+
+    def go_on_from(self, step: int) -> None:
+        """Count the steps of earlier runs."""
+        self._panel.advance(step)
+
+    def hear(self, record: Record) -> None:
+        """Tell one step; `Trainer.step` says what a record holds."""
+        self._folder.log(dict(record))
+        self._panel.advance()
+        if self._speaks:
+            self._panel.show(_shown(record), important="valid_bits" in record)
+        if self._board is not None:
+            for key, value in record.items():
+                if isinstance(value, int | float) and key != "step":
+                    self._board.add_scalar(key, value, record["step"])
+
+
+def _shown(record: Record) -> dict[str, str]:
+    """What a person wants to see of a record."""
+    fields = {}
+    for key, label, form in (
+        ("loss", "loss", ".4f"),
+        ("bits", "bits a base", ".4f"),
+        ("valid_bits", "valid", ".4f"),
+        ("learning_rate", "rate", ".1e"),
+        ("gradient_norm", "norm", ".2f"),
+        ("rate_per_gpu", "tokens/s/GPU", ",.0f"),
+        ("mfu", "MFU", ".1%"),
+        ("memory_gib", "GiB", ".1f"),
+        ("skipped", "skipped", "d"),
+    ):
+        if record.get(key) is not None:
+            fields[label] = format(record[key], form)
+    if record.get("slowest_over_median", 1) > 1.5:
+        fields["slow"] = f"rank {record['slowest_rank']} x {record['slowest_over_median']:.1f}"
+    return fields
+
+
+def _open_board(output: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "log.tensorboard = true needs TensorBoard; pip install 'evo2cli[train]', or leave it"
+        ) from None
+    return SummaryWriter(output / "tensorboard")
+
+
+def draw_curve(folder: RunFolder) -> Path | None:
+    """Draw losses against tokens into OUTPUT/loss.png; None without matplotlib or any step."""
+    records = folder.records()
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    if not records:
+        return None
+    axes = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
+    for key, label, style in (("bits", "training", "-"), ("valid_bits", "validation", "o-")):
+        points = [(r["tokens"], r[key]) for r in records if r.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
+    axes.set(xlabel="tokens", ylabel="bits a base")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    file = folder.path / "loss.png"
+    figure.savefig(file.with_suffix(".tmp"), format="png", dpi=110)
+    file.with_suffix(".tmp").replace(file)
+    return file

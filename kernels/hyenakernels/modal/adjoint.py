@@ -1,0 +1,344 @@
+"""The adjoint of the modal scan: up the sequence, and on to the gradient of z.
+
+With g = dy * x2,
+
+    A[t] = exp(p) (A[t + 1] + R g[t]),    du[t] = sum_s (A_s[t + 1] + R_s g[t]) + skip g[t],
+
+scanned over segments as the state is. The thread that finds du[t] has found the F - 1 rows after it
+before, so gates and transposed featurizer follow in its registers: du never leaves them. A row of
+dz near the end of a segment needs rows of the next one, too. The program of the next has them, and
+goes on for F - 1 rows beyond its own first; those of dz are left to it.
+
+B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hyenakernels.gate.gradient import add_taps, store_sums, store_transposed, zero_sums
+from hyenakernels.gate.rows import (
+    featurized,
+    load_featurizer,
+    load_rows,
+    load_signals,
+    load_taps,
+    zero_rows,
+)
+from hyenakernels.launch import modal_launch
+from hyenakernels.modal.kernel import scan, sizes_of
+from hyenakernels.modal.modes import decayed, load_filter, load_modes, load_poles, store_modes
+
+
+@triton.jit
+def _receive(poles, rests, residues, adjoints, g, start, S: tl.constexpr, EXACT: tl.constexpr):
+    """The adjoints one row earlier, and what the row's modes receive, added to `start`."""
+    received = ()
+    earlier = ()
+    for s in tl.static_range(S):
+        received = received + (tl.fma(residues[s], g, adjoints[s]),)
+        start += received[s]
+        earlier = earlier + (decayed(poles, rests, received, 0.0, s, EXACT),)
+    return earlier, start
+
+
+@triton.jit(do_not_specialize=["length", "segment", "num_segments"])
+def _ends_kernel(
+    z,
+    featurizer_taps,
+    log_poles,
+    residues,
+    dy,
+    final,
+    ends,
+    length,
+    segment,
+    num_segments,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The adjoint each segment but the first would leave if it began at zero.
+
+    The last begins at `final`, because it may be short.
+    """
+    C: tl.constexpr = 3 * D
+    HALO: tl.constexpr = F - 1
+    COUNT: tl.constexpr = ROWS + HALO
+    piece, batch = tl.program_id(1) + 1, tl.program_id(2)
+    channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = channel < D
+    z += batch.to(tl.int64) * batch_stride
+    dy += batch.to(tl.int64) * length * D
+    taps = load_taps(featurizer_taps, channel, inside, F)
+    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
+    weights = load_modes(residues, channel, inside, S, True, D)
+    given = inside & (piece + tl.zeros_like(channel) == num_segments - 1)
+    at = final + batch.to(tl.int64) * S * D
+    adjoints = load_modes(at, channel, given, S, False, D)
+
+    begin = piece * segment
+    count = tl.minimum(segment, length - begin)
+    first = begin + count - 1
+    for _ in range(count % ROWS):
+        x2 = load_rows(z, z, first, channel, inside, length, row_stride, C, F, HALO, 0, 0)
+        rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
+        g = featurized(x2, taps, 0, F) * rows_dy[0].to(tl.float32)
+        adjoints, _ = _receive(poles, rests, weights, adjoints, g, 0.0, S, EXACT)
+        first -= 1
+    first -= ROWS - 1
+    x2 = load_rows(z, z, first, channel, inside, length, row_stride, C, COUNT, HALO, 0, 0)
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
+    for _ in range(count // ROWS):
+        before = first - ROWS
+        next_x2 = load_rows(z, z, before, channel, inside, length, row_stride, C, ROWS, HALO, 0, 0)
+        next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
+        for i in tl.static_range(ROWS - 1, -1, -1):
+            g = featurized(x2, taps, i, F) * rows_dy[i].to(tl.float32)
+            adjoints, _ = _receive(poles, rests, weights, adjoints, g, 0.0, S, EXACT)
+        first = before
+        x2 = next_x2 + x2[:HALO]
+        rows_dy = next_dy
+    at = ends + (batch * num_segments + piece).to(tl.int64) * S * D
+    store_modes(at, adjoints, channel, inside, S, D)
+
+
+@triton.jit
+def _gradient_rows(
+    dz,
+    rows,
+    parameters,
+    walk,
+    first,
+    stop,
+    channel,
+    inside,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    EXACT: tl.constexpr,
+    NUM_ROWS: tl.constexpr,
+    LOWEST: tl.constexpr,
+    OWN: tl.constexpr,
+):
+    """Rows NUM_ROWS - 1 .. LOWEST of a block: the walk one block on, and dz where row < stop.
+
+    Rows that are not the program's OWN enter no sum; before row 0 they have no gradient but what
+    later rows give them.
+    """
+    x2, x1, v, rows_dy, rows_dx2 = rows
+    taps, filters = parameters
+    taps_x2, taps_x1, taps_v = taps
+    poles, rests, residues, skips = filters
+    adjoints, later, sums = walk
+    later_x2, later_x1, later_v = later
+    for i in tl.static_range(NUM_ROWS - 1, LOWEST - 1, -1):
+        g = featurized(x2, taps_x2, i, F) * rows_dy[i].to(tl.float32)
+        adjoints, du = _receive(poles, rests, residues, adjoints, g, skips * g, S, EXACT)
+        row = first + i + tl.zeros_like(channel)
+        if not OWN:
+            du = tl.where(row >= 0, du, 0.0)
+        d_x2 = rows_dx2[i].to(tl.float32)
+        d_x1 = du * featurized(v, taps_v, i, F)
+        d_v = du * featurized(x1, taps_x1, i, F)
+        if OWN:
+            sums = add_taps(sums, (d_x2, d_x1, d_v), (x2, x1, v), i, F)
+        gradients = ((d_x2,) + later_x2, (d_x1,) + later_x1, (d_v,) + later_v)
+        at = dz + row.to(tl.int64) * 3 * D + channel
+        store_transposed(at, gradients, taps, 0, (row < stop) & inside, D, F)
+        later_x2 = gradients[0][: F - 1]
+        later_x1 = gradients[1][: F - 1]
+        later_v = gradients[2][: F - 1]
+    return adjoints, (later_x2, later_x1, later_v), sums
+
+
+@triton.jit
+def _load_rows(
+    z,
+    z_past,
+    dy,
+    dx2,
+    first,
+    channel,
+    inside,
+    length,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    MORE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """ROWS + MORE rows of x2, x1 and v from the P-th before `first`, and ROWS of dy and dx2."""
+    N: tl.constexpr = ROWS + MORE
+    x2, x1, v = load_signals(z, z_past, first, channel, inside, length, row_stride, D, N, P, P, P)
+    rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
+    rows_dx2 = load_rows(dx2, dx2, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
+    return x2, x1, v, rows_dy, rows_dx2
+
+
+@triton.jit(do_not_specialize=["length", "segment", "num_segments"])
+def _gradient_kernel(
+    z,
+    z_past,
+    featurizer_taps,
+    log_poles,
+    residues,
+    skip,
+    dy,
+    dx2,
+    found,
+    dz,
+    dz_past,
+    dstate,
+    partial_taps,
+    length,
+    segment,
+    num_segments,
+    batch_stride,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    S: tl.constexpr,
+    EXACT: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Up a segment and F - 1 rows further: dz, and a share of the gradient of featurizer taps."""
+    C: tl.constexpr = 3 * D
+    P: tl.constexpr = F - 1
+    piece, batch = tl.program_id(1), tl.program_id(2)
+    channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = channel < D
+    z += batch.to(tl.int64) * batch_stride
+    dy += batch.to(tl.int64) * length * D
+    dx2 += batch.to(tl.int64) * length * D
+    dz += batch.to(tl.int64) * length * C
+    z_past += batch * P * C
+    taps = load_featurizer(featurizer_taps, channel, inside, D, F)
+    filters = load_filter(
+        log_poles, residues, skip, channel, inside, D, S, EXACT, HAS_SKIP, BLOCK_D
+    )
+    parameters = (taps, filters)
+    index = (batch * num_segments + piece).to(tl.int64)
+    adjoints = load_modes(found + index * S * D, channel, inside, S, False, D)
+    # Adjoints, the gradients at the F - 1 rows after the next one, and the sums for the taps.
+    later = zero_rows(P, BLOCK_D)
+    sums = zero_sums(tl.zeros((BLOCK_D,), tl.float32), F)
+    walk = (adjoints, (later, later, later), sums)
+
+    begin = piece * segment
+    count = tl.minimum(segment, length - begin)
+    stop = tl.where(piece == num_segments - 1, length, begin + count - P)
+    first = begin + count - 1
+    for _ in range(count % ROWS):
+        rows = _load_rows(
+            z, z_past, dy, dx2, first, channel, inside, length, row_stride, D, P, P, 1
+        )
+        walk = _gradient_rows(
+            dz, rows, parameters, walk, first, stop, channel, inside, D, F, S, EXACT, 1, 0, True
+        )
+        first -= 1
+    first -= ROWS - 1
+    rows = _load_rows(z, z_past, dy, dx2, first, channel, inside, length, row_stride, D, P, P, ROWS)
+    for _ in range(count // ROWS):
+        before = first - ROWS
+        following = _load_rows(
+            z, z_past, dy, dx2, before, channel, inside, length, row_stride, D, P, 0, ROWS
+        )
+        walk = _gradient_rows(
+            dz, rows, parameters, walk, first, stop, channel, inside, D, F, S, EXACT, ROWS, 0, True
+        )
+        first = before
+        x2, x1, v, rows_dy, rows_dx2 = following
+        rows = (x2 + rows[0][:P], x1 + rows[1][:P], v + rows[2][:P], rows_dy, rows_dx2)
+
+    below = dz
+    if piece == 0:
+        store_modes(dstate + batch.to(tl.int64) * S * D, walk[0], channel, inside, S, D)
+        below = dz_past + batch * P * C + P * C
+    _gradient_rows(
+        below,
+        rows,
+        parameters,
+        walk,
+        first,
+        stop,
+        channel,
+        inside,
+        D,
+        F,
+        S,
+        EXACT,
+        ROWS,
+        ROWS - P,
+        False,
+    )
+    store_sums(partial_taps + index * C * F, walk[2], channel, inside, D, F)
+
+
+def adjoints(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, dy_BLD, dfinal_BSD, segment):
+    """The adjoint that each segment finds at its end, [B, N, S, D]."""
+    batch, length, _ = z_BLC.shape
+    _, modes, width = dfinal_BSD.shape
+    num_segments = triton.cdiv(length, segment)
+    if num_segments == 1:
+        return dfinal_BSD[:, None]
+    launch = modal_launch("adjoint", z_BLC.dtype)
+    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
+    ends_BNSD = dfinal_BSD.new_empty(batch, num_segments, modes, width)
+    _ends_kernel[(triton.cdiv(width, launch.block_d), num_segments - 1, batch)](
+        z_BLC,
+        featurizer_taps_CF,
+        log_poles_DS,
+        residues_DS,
+        dy_BLD,
+        dfinal_BSD,
+        ends_BNSD,
+        length,
+        segment,
+        num_segments,
+        z_BLC.stride(0),
+        **sizes,
+    )
+    return scan(ends_BNSD, dfinal_BSD, log_poles_DS, segment, reverse=True)
+
+
+def input_gradient(inputs, dx2_BLD, found_BNSD, segment, *, has_skip):
+    """Gradients of z, of the featurizer's taps (fp32), of the rows and of the state before z.
+
+    Args:
+        inputs: z, its past, featurizer taps, poles, residues, skip and the gradient of y.
+        dx2_BLD: Gradient of the featurized x2.
+        found_BNSD: What `adjoints` found.
+        segment: Rows of a segment.
+        has_skip: Whether the skip is one.
+    """
+    z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, *_ = inputs
+    batch, num_segments, modes, width = found_BNSD.shape
+    launch = modal_launch("input gradient", z_BLC.dtype)
+    dz_BLC = torch.empty_like(z_BLC, memory_format=torch.contiguous_format)
+    dz_past_BFC = torch.empty_like(z_past_BFC)
+    dstate_BSD = found_BNSD.new_empty(batch, modes, width)
+    shares = found_BNSD.new_empty(batch * num_segments, *featurizer_taps_CF.shape)
+    _gradient_kernel[(triton.cdiv(width, launch.block_d), num_segments, batch)](
+        *inputs,
+        dx2_BLD,
+        found_BNSD,
+        dz_BLC,
+        dz_past_BFC,
+        dstate_BSD,
+        shares,
+        z_BLC.shape[1],
+        segment,
+        num_segments,
+        z_BLC.stride(0),
+        HAS_SKIP=has_skip,
+        **sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch),
+    )
+    return dz_BLC, shares.sum(dim=0), dz_past_BFC, dstate_BSD

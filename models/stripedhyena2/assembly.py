@@ -1,0 +1,60 @@
+"""A model for training, built part by part, so that no process ever holds all of a large one."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.model import Block, RMSNorm, StripedHyena2, initial_values
+from stripedhyena2.parametrization import trainable
+
+Adopt = Callable[[nn.Module], object]
+
+
+def assemble(
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    weights: Mapping[str, Tensor] | None = None,
+    published: bool = False,
+    adopt: Adopt,
+) -> StripedHyena2:
+    """Build a model whose filters are in training form.
+
+    Args:
+        config: Its shape.
+        seed: Of fresh weights.
+        weights: Or the weights themselves, folded, by their names in the model.
+        published: As in `trainable`.
+        adopt: Takes each part (embedding, block, final norm), complete and on the CPU in fp32, and
+            puts it where it shall be: onto a device, or in pieces over many.
+    """
+    with torch.device("meta"):
+        model = StripedHyena2(config)
+    values = initial_values(model, seed) if weights is None else None
+    for path, part in _parts(config):
+        _fill(part, path, values, weights or {})
+        trainable(part, config.context, published=published)
+        adopt(part)
+        model.set_submodule(path, part)
+    return model
+
+
+def _parts(config: ModelConfig) -> Iterator[tuple[str, nn.Module]]:
+    """The parts in the order of the model's parameters, not yet filled."""
+    yield "embedding", nn.Embedding(config.vocabulary, config.width)
+    for index in range(config.depth):
+        yield f"blocks.{index}", Block(config, index)
+    yield "norm", RMSNorm(config.width, config.norm_eps)
+
+
+@torch.no_grad()
+def _fill(
+    part: nn.Module, path: str, values: Iterator[Tensor] | None, weights: Mapping[str, Tensor]
+) -> None:
+    for name, parameter in part.named_parameters():
+        parameter.copy_(weights[f"{path}.{name}"] if values is None else next(values))
+    for name, buffer in part.named_buffers():
+        if f"{path}.{name}" in weights:  # released checkpoints carry rounded frequencies
+            buffer.copy_(weights[f"{path}.{name}"])

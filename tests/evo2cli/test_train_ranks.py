@@ -1,0 +1,143 @@
+"""Several ranks are one run: the same losses as a single process, whatever kills or resizes it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
+
+from stripedhyena2 import load
+from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, its shape and its tokens."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "tiny.toml").write_text(SHAPE)
+    (folder / "recipe.toml").write_text(RECIPE)
+    write_tokens(folder / "tokens", held_out=0.3)
+    return folder
+
+
+def command(world: int, output: str, *settings: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    train = ["-m", "evo2cli", "train", "recipe.toml", "--device", "cpu", "--output", output]
+    changes = [f"optimizer.steps={STEPS}", "batch.micro_sequences=1", *settings]
+    options = [word for change in changes for word in ("--set", change)]
+    return [sys.executable, *(launcher if world > 1 else []), *train, *options]
+
+
+def start(place: Path, world: int, output: str, *settings: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
+    return subprocess.Popen(
+        command(world, output, *settings),
+        cwd=place,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(place: Path, world: int, output: str, *settings: str) -> str:
+    """Run to the end; returns what was said."""
+    process = start(place, world, output, *settings)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    return said
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in records(folder)]
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """What does not depend on the clock."""
+    keys = ("step", "loss", "gradient_norm", "valid_bits")
+    return [{key: record.get(key) for key in keys} for record in records(folder)]
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> Path:
+    """The run of a single process, by the plain engine."""
+    run(place, 1, "alone")
+    return place / "alone"
+
+
+def assert_same_model(folder: Path, expected: Path) -> None:
+    model, other = load(folder / "final"), load(expected / "final")
+    for (name, tensor), reference in zip(
+        model.state_dict().items(), other.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(
+            tensor, reference, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def stop_after(place: Path, output: str, process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to all processes of a run once it has written a checkpoint."""
+    while process.poll() is None and not list((place / output).glob("step-*/resume.json")):
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    process.communicate()
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_two_ranks_are_one_also_after_a_kill(place: Path, alone: Path, zero: int) -> None:
+    """Losses of every ZeRO stage; and kill -9 changes no bit of what comes out."""
+    whole, cut = f"zero{zero}", f"cut{zero}"
+    settings = (f"parallel.zero={zero}",)
+    run(place, 2, whole, *settings)
+    assert losses(place / whole) == pytest.approx(losses(alone), rel=1e-5)
+    assert_same_model(place / whole, alone)
+
+    stop_after(place, cut, start(place, 2, cut, *settings), signal.SIGKILL)
+    assert not (place / cut / "final").exists()
+    assert "going on from step" in run(place, 2, cut, *settings)
+    assert numbers(place / cut) == numbers(place / whole)
+    for name in ("model.safetensors", "config.toml"):
+        assert (place / cut / "final" / name).read_bytes() == (
+            place / whole / "final" / name
+        ).read_bytes()
+
+
+@pytest.mark.parametrize(("before", "zero", "after"), [(1, 0, 2), (2, 1, 1), (2, 3, 1)])
+def test_another_number_of_ranks_goes_on_with_the_same_windows(
+    place: Path, alone: Path, before: int, zero: int, after: int
+) -> None:
+    """Stopped by SIGTERM, which saves; what one layout saved, another takes over."""
+    output = f"resized{before}{zero}"
+    settings = (f"parallel.zero={zero if before > 1 else 0}",)
+    process = start(place, before, output, *settings)
+    stop_after(place, output, process, signal.SIGTERM)
+    said = run(place, after, output, f"parallel.zero={2 if after > 1 else 0}")
+    assert "was written by" in said
+    assert losses(place / output) == pytest.approx(losses(alone), rel=1e-4)
+    assert_same_model(place / output, alone)
+
+
+def test_bf16_weights_have_fp32_masters(place: Path, alone: Path) -> None:
+    """The steps are too small for bf16 to see, one by one; masters add them up."""
+    said = run(place, 2, "narrow", "precision.compute='bf16'", "parallel.zero=2")
+    assert "2 x cpu, ZeRO 2" in said
+    assert losses(place / "narrow") == pytest.approx(losses(alone), rel=0.02)
+    weight = load(place / "narrow" / "final").embedding.weight
+    assert not torch.equal(weight, weight.bfloat16().float())

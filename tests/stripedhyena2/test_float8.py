@@ -1,0 +1,85 @@
+"""FP8 products are the wide ones up to the rounding of FP8, gradients too; parameters stay."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.float8 import BACKWARD, FORWARD, Float8Linear, _quantize, use_float8
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPE = ModelConfig(
+    stripes="SMLA", width=64, num_heads=2, mlp_width=96, num_filter_groups=4, context=256
+)
+
+
+def error(value: Tensor, exact: Tensor) -> float:
+    return ((value.float() - exact.float()).norm() / exact.float().norm()).item()
+
+
+@pytest.mark.parametrize("rows", [64, 37, 1], ids=lambda rows: f"rows{rows}")
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+def test_a_layer_and_its_gradients(rows: int, *, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 96, bias=bias).to(DEVICE, torch.bfloat16)
+    x = torch.randn(2, rows, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.randn(2, rows, 96, device=DEVICE, dtype=torch.bfloat16)
+    results = []
+    for kind in (nn.Linear, Float8Linear):
+        linear.__class__ = kind
+        y = linear(x)
+        results.append([y, *torch.autograd.grad(y, [x, *linear.parameters()], dy)])
+    wide, narrow = results
+    assert error(narrow[0], wide[0]) < 0.05  # e4m3 rounds by 2^-4 at most
+    for value, exact in zip(narrow[1:3], wide[1:3], strict=True):
+        assert 0.01 < error(value, exact) < 0.09  # e5m2 by 2^-3
+    if bias:
+        torch.testing.assert_close(narrow[3], wide[3])
+
+
+@pytest.mark.parametrize("dtype", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_what_fp8_holds_is_near_at_any_scale(dtype: torch.dtype, scale: float) -> None:
+    x = scale * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    values, factor = _quantize(x, dtype)
+    assert error(values.float() * factor, x) < (0.04 if dtype == FORWARD else 0.08)
+    assert float(values.float().abs().max()) == torch.finfo(dtype).max
+
+
+def test_zeros_stay_and_nan_is_not_hidden() -> None:
+    zeros, factor = _quantize(torch.zeros(4), FORWARD)
+    assert (zeros.float() * factor == 0).all()
+    values, factor = _quantize(torch.tensor([1.0, float("nan")]), FORWARD)
+    assert (values.float() * factor).isnan().all()
+
+
+def test_a_model_trains_in_fp8_under_autocast() -> None:
+    ids = torch.randint(65, 85, (2, 65), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    curves = []
+    for fp8 in (False, True):
+        model = StripedHyena2.from_seed(SHAPE, seed=0).to(DEVICE)
+        if fp8:
+            use_float8(model)
+            kinds = [type(module) for module in model.blocks.modules()]
+            assert kinds.count(Float8Linear) == 5 * SHAPE.depth
+            assert nn.Linear not in kinds
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        losses = []
+        for _ in range(9):
+            with torch.autocast(DEVICE, dtype=torch.bfloat16):
+                logits = model(ids[:, :-1])
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(losses)
+    wide, narrow = curves
+    assert wide[-1] < wide[0] / 2
+    assert narrow == pytest.approx(wide, rel=0.05)
+
+
+def test_a_width_that_fp8_cannot_take_is_named(tiny_config: ModelConfig) -> None:
+    with pytest.raises(ValueError, match=r"steps of 16, but blocks\.0\.mixer\.project_in has 24"):
+        use_float8(StripedHyena2(tiny_config))
