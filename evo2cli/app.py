@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from evo2cli import __version__, console
-from evo2cli.commands import convert, generate, info, launch, score, tokenize, train
+from evo2cli.commands import convert, generate, info, launch, plan, score, tokenize, train
 from evo2cli.errors import UserError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ def root(
 
 
 app.command(cls=tokenize.Tokenize)(tokenize.tokenize)
+app.command()(plan.plan)
 app.command()(train.train)
 app.command()(launch.launch)
 app.command()(score.score)

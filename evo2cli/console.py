@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress, TaskID
 
 
@@ -28,6 +29,13 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Tell the user on stderr that something may not be as they think."""
     say(f"warning: {message}")
+
+
+def write_page(page: "RenderableType") -> None:
+    """Write something laid out by rich to stdout."""
+    from rich.console import Console
+
+    Console(highlight=False).print(page)
 
 
 STRIPE_COLOURS = {"S": "green", "M": "cyan", "L": "blue", "A": "magenta"}

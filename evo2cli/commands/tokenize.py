@@ -29,12 +29,12 @@ class Tokenize(typer.core.TyperCommand):
 
 
 def tokenize(
-    fasta: Annotated[
-        list[Path], typer.Argument(help="FASTA files; gzip and bgzip are read too, - is stdin.")
+    files: Annotated[
+        list[Path], typer.Argument(help="FASTA or JSON lines; .gz is read too, - is stdin.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
     valid: Annotated[
-        list[Path] | None, typer.Option(help="FASTA files to hold out: all up to the next option.")
+        list[Path] | None, typer.Option(help="Files to hold out: all up to the next option.")
     ] = None,
     valid_fraction: Annotated[
         float | None,
@@ -48,11 +48,11 @@ def tokenize(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="The manifest as JSON on stdout.")] = False,
 ) -> None:
-    """Turn FASTA into tokens on disk: a byte a base, split without leaks, ready for training."""
+    """Turn FASTA or JSON lines into tokens on disk: a byte a base, split without leaks."""
     from evo2cli.workflows.tokenize import tokenize_files
 
     manifest = tokenize_files(
-        fasta,
+        files,
         output,
         valid=valid or (),
         valid_fraction=valid_fraction,

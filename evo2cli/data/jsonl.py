@@ -6,7 +6,6 @@ nothing but DNA and tags) is read in place; one with escapes has to be decoded w
 """
 
 import json
-import re
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from evo2cli.errors import UserError
 from evo2cli.genome.source import STDIN, first_bytes, read_blocks
 
 _KEY = "text"
-_BLANK = re.compile(r"[ \t\r\n]*")
+_BLANKS = tuple(" \t\r\n")
 _parse = json.JSONDecoder().raw_decode
 
 
@@ -95,20 +94,25 @@ def find_text(line: bytes) -> tuple[int, int]:
     text = line.decode("latin-1")  # JSON's own signs are ASCII, so places in it are bytes
     at = _after(text, 0, "{")
     found = None
-    while True:
-        key, at = _parse(text, _BLANK.match(text, at).end())  # type: ignore[union-attr] # matches
-        start = _BLANK.match(text, _after(text, at, ":")).end()  # type: ignore[union-attr]
+    is_empty = text[_skip(text, at) :].startswith("}")
+    while not is_empty:
+        key_start = _skip(text, at)
+        key, at = _parse(text, key_start)
+        if not isinstance(key, str):
+            raise json.JSONDecodeError("a key is no string", text, key_start)
+        start = _skip(text, _after(text, at, ":"))
         value, at = _parse(text, start)
         if key == _KEY:
             if not isinstance(value, str):
                 raise ValueError(f'"{_KEY}" is no string')
             found = start + 1, at - 1
-        at = _BLANK.match(text, at).end()  # type: ignore[union-attr]
+        at = _skip(text, at)
         if text[at : at + 1] != ",":
             break
         at += 1
-    if text[_after(text, at, "}") :].strip(" \t\r\n"):
-        raise ValueError("more than one JSON object in a line")
+    at = _skip(text, _after(text, at, "}"))
+    if at < len(text):
+        raise json.JSONDecodeError("more than one object", text, at)
     if found is None:
         raise ValueError(f'no key "{_KEY}"')
     return found
@@ -129,13 +133,20 @@ def decode(raw: bytes) -> bytes:
     return raw
 
 
+def _skip(text: str, at: int) -> int:
+    """The place of the first sign that is not white space."""
+    while text[at : at + 1] in _BLANKS:
+        at += 1
+    return at
+
+
 def _after(text: str, at: int, sign: str) -> int:
     """The place after a sign that must come next.
 
     Raises:
         ValueError: Something else comes.
     """
-    at = _BLANK.match(text, at).end()  # type: ignore[union-attr] # it always matches
+    at = _skip(text, at)
     if text[at : at + 1] != sign:
         raise json.JSONDecodeError(f"expected {sign!r}", text, at)
     return at + 1
@@ -183,7 +194,7 @@ def _build_index(path: Path) -> Integers:
 
 
 def _refuse(path: Path, number: int, error: ValueError) -> NoReturn:
-    reason = str(error).partition(": line 1 ")[0]
+    reason = str(error)
     if isinstance(error, json.JSONDecodeError):
         reason = f"broken JSON at character {error.pos + 1:,} ({error.msg})"
     elif isinstance(error, UnicodeDecodeError):

@@ -9,6 +9,7 @@ int8 [S] modes. Of the kinds of number they disagree on 6 and 7 alone, which are
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +47,9 @@ class MegatronDocuments(IndexedDocuments):
         header = _Header.read(idx)
         size = self._bin.stat().st_size
         whole = size // header.dtype.itemsize
-        tokens = np.memmap(self._bin, header.dtype, "r", shape=(whole,)) if whole else []
-        self._tokens: Numbers = np.asarray(tokens, header.dtype)
+        self._tokens: Numbers = np.empty(0, header.dtype)
+        if whole:  # nothing cannot be mapped
+            self._tokens = np.asarray(np.memmap(self._bin, header.dtype, "r", shape=(whole,)))
         index = cached_index([idx, self._bin], rows=2, build=lambda: self._build_index(header))
         offsets, self._starts = index
         super().__init__(name, offsets, {"bytes": size})
@@ -56,24 +58,16 @@ class MegatronDocuments(IndexedDocuments):
         """`count` bytes of one document from its own `start` on."""
         begin = int(self._starts[document]) + start
         tokens = self._tokens[begin : begin + count]
-        self._require_bytes(tokens, begin + np.arange(count))
-        return tokens.astype(np.uint8)
+        strange = _first_strange(tokens)
+        if strange is not None:
+            self._refuse(begin + strange)
+        return tokens.astype(np.uint8, copy=False)
 
-    def _require_bytes(self, tokens: Numbers, places: Integers) -> None:
-        """Refuse tokens that are no byte.
-
-        Raises:
-            UserError: Names the first of them and its place in the .bin.
-        """
-        if tokens.dtype == np.uint8:
-            return
-        strange = (tokens < 0) | (tokens > 255)
-        if strange.any():
-            first = int(strange.argmax())
-            raise UserError(
-                f"{self._bin}: token {places[first]:,} is {tokens[first]}, which is no byte; Evo 2 "
-                "reads sets made with CharLevelTokenizer"
-            )
+    def _refuse(self, place: int) -> NoReturn:
+        raise UserError(
+            f"{self._bin}: token {place:,} is {self._tokens[place]}, which is no byte; Evo 2 reads "
+            "sets made with CharLevelTokenizer"
+        )
 
     def _build_index(self, header: "_Header") -> Integers:
         """Stream offsets, and the first token of each document that is not empty, [2, D + 1]."""
@@ -85,7 +79,9 @@ class MegatronDocuments(IndexedDocuments):
                 part = slice(block, block + _BLOCK)
                 filled = np.flatnonzero(lengths[part]) + block
                 last = self._tokens[stops[filled] - 1]
-                self._require_bytes(last, stops[filled] - 1)
+                strange = _first_strange(last)
+                if strange is not None:
+                    self._refuse(int(stops[filled[strange]]) - 1)
                 lengths[filled] -= last == END_OF_DOCUMENT
                 bar.advance(len(lengths[part]))
         kept = lengths > 0
@@ -123,7 +119,9 @@ class _Header:
         if start.startswith(_OLD_MAGIC):
             raise UserError(f"{idx}: of the old TNTIDX layout; preprocess again as mmap")
         if not start.startswith(MAGIC) or len(start) < _HEADER.size:
-            raise UserError(f"{idx}: no Megatron index (it does not begin with MMIDIDX), or cut off")
+            raise UserError(
+                f"{idx}: no Megatron index (it does not begin with MMIDIDX), or cut off"
+            )
         _, version, code, sequences, borders = _HEADER.unpack(start)
         if version != 1:
             raise UserError(f"{idx}: version {version} of the format, but only 1 is known")
@@ -173,6 +171,14 @@ class _Header:
     def _array(self, dtype: str, count: int, place: int) -> Integers:
         raw = np.fromfile(self.idx, dtype, count, offset=_HEADER.size + place)
         return raw.astype(np.int64)
+
+
+def _first_strange(tokens: Numbers) -> int | None:
+    """The place of the first token that is no byte."""
+    if tokens.dtype == np.uint8:
+        return None
+    strange = (tokens < 0) | (tokens > 255)
+    return int(strange.argmax()) if strange.any() else None
 
 
 def beside(prefix: Path, suffix: str) -> Path:

@@ -38,7 +38,12 @@ def open_source(path: Path, split: str) -> Documents | None:
     """
     if path.is_dir():
         return _open_tokens(TokenSet.open(path), path, split)
-    return _open_file(path) if split == "train" else None
+    if split != "train":
+        return None
+    try:
+        return _open_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def open_held_out(path: Path) -> Documents:
@@ -70,11 +75,8 @@ def _open_file(path: Path) -> Documents:
         if any(beside(path, suffix).is_file() for suffix in (".bin", ".idx")):
             return MegatronDocuments(str(path), path)
         raise UserError(f"{path}: no such file or folder; a source is {_KNOWN}")
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(MAGIC))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
     if path.suffix in (".bin", ".idx") or start == MAGIC:
         return MegatronDocuments(str(path), path.with_suffix(""))
     if start.startswith(_COMPRESSED):
@@ -85,8 +87,6 @@ def _open_file(path: Path) -> Documents:
     if is_jsonl(path):
         return JsonlDocuments(str(path), path)
     if first_bytes(path).lstrip().startswith(b">"):
-        raise UserError(
-            f"{path}: is FASTA; convert it first: evo2 tokenize {path} -o {path.stem}"
-        )
+        raise UserError(f"{path}: is FASTA; convert it first: evo2 tokenize {path} -o {path.stem}")
     reason = "is no source" if start else "is empty"
     raise UserError(f"{path}: {reason}; a source is {_KNOWN}")

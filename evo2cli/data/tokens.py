@@ -20,12 +20,12 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from evo2cli.data.documents import END_OF_DOCUMENT
 from evo2cli.data.splits import SPLITS
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 
 FORMAT = 1
-END_OF_DOCUMENT = b"\0"
 MANIFEST, DOCUMENTS = "manifest.json", "documents.tsv"
 _COLUMNS = ("split", "index", "name", "source", "strand", "length", "sha256")
 
@@ -94,7 +94,7 @@ class TokenSet:
             raise UserError(f"{self.folder}: no {name} split, only {', '.join(self.splits)}")
         documents, bases = self._counts[name]
         file = self.folder / f"{name}.bin"
-        size = bases + documents * len(END_OF_DOCUMENT)
+        size = bases + documents
         try:
             offsets: npt.NDArray[np.int64] = np.load(file.with_suffix(".offsets.npy"))
             found = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
@@ -164,13 +164,13 @@ class TokenWriter:
         if split not in self._files:
             file = (self._partial / f"{split}.bin").open("wb")
             self._files[split] = self._opened.enter_context(file)
-        for part in (document.sequence, END_OF_DOCUMENT):
+        for part in (document.sequence, bytes([END_OF_DOCUMENT])):
             self._files[split].write(part)
             self._hashes[split].update(part)
         offsets = self._offsets[split]
         length = len(document.sequence)
         row = (split, len(offsets) - 1, document.name, document.source, document.strand, length)
-        offsets.append(offsets[-1] + length + len(END_OF_DOCUMENT))
+        offsets.append(offsets[-1] + length + 1)
         self._documents.write("\t".join(map(str, row)) + f"\t{document.sha256}\n")
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:

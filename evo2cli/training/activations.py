@@ -80,18 +80,15 @@ class Activations:
     Attributes:
         at_loss: When the backward pass begins: kept by all blocks (or the inputs of the groups that
             are recomputed) and by the head, and the head's gradients.
-        first_group: In the backward pass of the last blocks, which comes first.
-        last_group: In the backward pass of the first blocks, which comes last.
+        in_blocks: At the peak of the backward pass through the blocks.
+        at_end: In the backward pass of the first blocks, which comes last.
+        group_blocks: Blocks whose tensors are there together.
     """
 
     at_loss: float
-    first_group: float
-    last_group: float
-
-    @property
-    def most(self) -> float:
-        """At their peak."""
-        return max(self.at_loss, self.first_group, self.last_group)
+    in_blocks: float
+    at_end: float
+    group_blocks: int
 
 
 def activations(
@@ -108,20 +105,21 @@ def activations(
     blocks = [block_bytes(config, index, dtypes) for index in range(config.depth)]
     working = working_bytes(config, dtypes)
     head_kept, head_needed = head_bytes(config)
-    if not checkpointing:
-        whole = sum(blocks)
-        at_loss = whole + head_kept + head_needed
-        return Activations(tokens * at_loss, tokens * (whole + working), tokens * working)
-    groups = [
-        sum(blocks[first : first + checkpointing])
-        for first in range(0, config.depth, checkpointing)
-    ]
     one_input = dtypes.residual * config.width
-    inputs = one_input * len(groups)
-    # In fp32 the first norm keeps the input itself, which is counted already.
-    shared = one_input if dtypes.residual == FP32 else 0
-    return Activations(
-        at_loss=tokens * (inputs + head_kept + head_needed),
-        first_group=tokens * (inputs + groups[-1] - shared + working),
-        last_group=tokens * (one_input + groups[0] - shared + working),
-    )
+    if not checkpointing:
+        at_loss = sum(blocks) + head_kept + head_needed
+        in_blocks, at_end = sum(blocks) + working, blocks[0] + working
+    else:
+        groups = [
+            sum(blocks[first : first + checkpointing])
+            for first in range(0, config.depth, checkpointing)
+        ]
+        at_loss = one_input * len(groups) + head_kept + head_needed
+        # In fp32 the first norm of a group keeps the group's input itself.
+        others = 0 if dtypes.residual == FP32 else 1
+        alive = [
+            one_input * (place + others) + group + working for place, group in enumerate(groups)
+        ]
+        in_blocks, at_end = max(alive), alive[0]
+    together = min(checkpointing or config.depth, config.depth)
+    return Activations(tokens * at_loss, tokens * in_blocks, tokens * at_end, together)

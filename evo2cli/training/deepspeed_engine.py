@@ -4,6 +4,8 @@ Where a model does not fit one GPU, its weights lie in pieces over all of them (
 cut part by part while the model is built.
 """
 
+import contextlib
+import io
 import logging
 import math
 import os
@@ -40,8 +42,7 @@ def import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own and its dependencies' deprecations
+        with _quiet():
             import deepspeed
     except ImportError as error:
         raise UserError(
@@ -50,6 +51,14 @@ def import_deepspeed(device: torch.device) -> Any:
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No deprecations of its and its dependencies' own, and no print on our stdout."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 class DeepSpeedEngine(Engine):
@@ -73,11 +82,10 @@ class DeepSpeedEngine(Engine):
         self._stage = max(1, recipe.parallel.zero)
         self._dtype = torch.bfloat16 if recipe.precision.compute == "bf16" else torch.float32
         settings = deepspeed_settings(recipe, ranks.world)
-        self._deepspeed.init_distributed(
-            "nccl" if ranks.device.type == "cuda" else "gloo", auto_mpi_discovery=False
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
+            self._deepspeed.init_distributed(
+                "nccl" if ranks.device.type == "cuda" else "gloo", auto_mpi_discovery=False
+            )
             model = self._assemble(start, settings)
             optimizer = make_optimizer(model, recipe.optimizer)
             self._engine, *_ = self._deepspeed.initialize(
@@ -138,12 +146,12 @@ class DeepSpeedEngine(Engine):
 
     def save(self, folder: Path) -> None:
         """As `Engine`: DeepSpeed's own files."""
-        self._engine.save_checkpoint(str(folder / FOLDER), tag=_TAG, save_latest=False)
+        with _quiet():
+            self._engine.save_checkpoint(str(folder / FOLDER), tag=_TAG, save_latest=False)
 
     def restore(self, folder: Path) -> None:
         """As `Engine`."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             found, _ = self._engine.load_checkpoint(str(folder / FOLDER), tag=_TAG)
         if found is None:
             raise FileNotFoundError(folder / FOLDER)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo2cli.data.documents import END_OF_DOCUMENT
+from evo2cli.data.documents import END_OF_DOCUMENT, PAD
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 
 _BYTES = bytes(range(256))
@@ -36,21 +36,23 @@ def read_windows(
 
     Args:
         bytes_BT: uint8 windows as stored, case kept.
-        reversed_B: Which windows are read as their reverse complement.
-        masked_BT: Which bytes weigh nothing as targets, whatever they are; in stored order.
+        reversed_B: Which windows are read as their reverse complement; padding stays at the end.
+        masked_BT: Which bytes weigh nothing as targets, whatever they are; as stored.
         weight_of_byte: From `target_weights`.
 
     Returns:
         Input ids [B, L] and targets [B, L], upper case, and the targets' weights [B, L].
     """
     device = bytes_BT.device
-    stored = bytes_BT.long()
-    turned = _COMPLEMENT.to(device)[stored].flip(1)
-    stored = torch.where(reversed_B[:, None], turned, stored)
-    masked = torch.where(reversed_B[:, None], masked_BT.flip(1), masked_BT)
-    ids = _UPPER.to(device)[stored]
-    weights = weight_of_byte.to(device)[stored].masked_fill(masked, 0)
-    return ids[:, :-1], ids[:, 1:], weights[:, 1:]
+    stored_BT = bytes_BT.long()
+    place_T = torch.arange(stored_BT.shape[1], device=device)
+    end_B1 = ((stored_BT != PAD) * (place_T + 1)).amax(1, keepdim=True)
+    from_BT = torch.where(reversed_B[:, None] & (place_T < end_B1), end_B1 - 1 - place_T, place_T)
+    read_BT = stored_BT.gather(1, from_BT)
+    read_BT = torch.where(reversed_B[:, None], _COMPLEMENT.to(device)[read_BT], read_BT)
+    ids_BT = _UPPER.to(device)[read_BT]
+    weights_BT = weight_of_byte.to(device)[read_BT].masked_fill(masked_BT.gather(1, from_BT), 0)
+    return ids_BT[:, :-1], ids_BT[:, 1:], weights_BT[:, 1:]
 
 
 def weighted_loss(logits_BLV: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What a model, a recipe or a token set is."""
 
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,21 @@ def state_bytes(config: ModelConfig, length: int) -> int:
 def _recipe_or_shape(path: Path) -> dict[str, Any]:
     """A TOML file is a shape when it has stripes, and else a recipe."""
     found = find_recipe(path)
-    if "stripes" in found.read_text(encoding="utf-8", errors="replace"):
+    if _has_stripes(found):
         return {"kind": "model shape", "name": str(path), **_model(read_config(found))}
     recipe = read_recipe(found)
     values = recipe.model_dump(mode="json")
     tokens = recipe.optimizer.steps * recipe.batch.sequences * recipe.batch.length
     shape = _model(read_shape(recipe, found))
     return {"kind": "recipe", "name": str(path), **values, "trained_tokens": tokens, "shape": shape}
+
+
+def _has_stripes(file: Path) -> bool:
+    """Whether it describes a shape; a recipe may change stripes too, but in its table [shape]."""
+    try:
+        return "stripes" in tomllib.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False  # what is wrong with it, reading it as a recipe tells
 
 
 def _tokens(path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def launch_local(
     recipe, path = run.read()
     group = Group(checks.count_processes(processes, run.device), nodes, rendezvous)
     _check_meeting(group, launcher)
-    checks.check_gpus(group.processes, run.device)
+    checks.check_gpus(group.world, run.device)
     checks.check_recipe(recipe, path, group.world)
     checks.check_output(recipe, path)
     program = ["-m", "evo2cli", "train", *run.arguments()]
@@ -110,12 +110,10 @@ def launch_slurm(run: Run, job: Job, script: Path | None) -> None:
 def _check_meeting(group: Group, launcher: str) -> None:
     if launcher not in ("torchrun", "deepspeed"):
         raise UserError(f"--launcher {launcher}: must be torchrun or deepspeed")
-    if (group.nodes > 1) != (group.rendezvous is not None):
-        raise UserError(
-            f"--nodes {group.nodes}: several machines need --rendezvous host:port on the first of "
-            "them, one machine needs none"
-        )
-    if group.rendezvous is not None:
-        if launcher == "deepspeed":
-            raise UserError("--launcher deepspeed is for one machine; several meet by torchrun")
-        checks.check_rendezvous(group.rendezvous)
+    if group.rendezvous is None:
+        if group.nodes > 1:
+            raise UserError(f"--nodes {group.nodes}: say where they meet by --rendezvous HOST:PORT")
+        return
+    if launcher == "deepspeed":
+        raise UserError("--launcher deepspeed is for one machine; several meet by torchrun")
+    checks.check_rendezvous(group.rendezvous)

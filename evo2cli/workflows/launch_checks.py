@@ -51,13 +51,13 @@ def count_processes(asked: str, device: str) -> int:
     return int(asked)
 
 
-def check_gpus(processes: int, device: str) -> None:
+def check_gpus(world: int, device: str) -> None:
     """Refuse ranks on GPUs that have no way to talk.
 
     Raises:
         UserError: This PyTorch has no NCCL.
     """
-    if device == "cpu" or not num_gpus() or processes == 1:
+    if device == "cpu" or not num_gpus() or world == 1:
         return
     if not torch.distributed.is_nccl_available():
         raise UserError(
@@ -80,7 +80,7 @@ def check_recipe(recipe: Recipe, path: Path, world: int) -> None:
     try:
         recipe.batch.micro(world)
     except ValueError as error:
-        raise UserError(f"{path}: batch: {error}; change --local or the recipe") from None
+        raise UserError(f"{path}: batch: {error}; change either") from None
     zero = recipe.parallel.zero
     if (zero or world > 1) and importlib.util.find_spec("deepspeed") is None:
         why = f"parallel.zero = {zero}" if zero else f"a run of {world} ranks"

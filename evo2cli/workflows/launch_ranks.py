@@ -69,7 +69,7 @@ class Group:
 
 
 def command_line(group: Group, program: Sequence[str], launcher: str) -> str:
-    """What `run_ranks` does, as a shell would be told."""
+    """What `run_ranks` starts, as a shell would be told."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in _environment(group).items()]
     if launcher == "deepspeed":
         words = [DEEPSPEED, *_deepspeed_arguments(group), sys.executable, *program]
@@ -122,11 +122,11 @@ def _run_torchrun(arguments: Sequence[str]) -> None:
         with _signals_for(lambda: _children(os.getpid())):
             elastic_launch(config, entrypoint)(*rest)
     except ChildFailedError as error:
-        raise _failure({rank: end.exitcode for rank, end in error.failures.items()}) from None
+        raise first_failure({rank: end.exitcode for rank, end in error.failures.items()}) from None
     except (RendezvousError, DistNetworkError) as error:
         raise UserError(
-            f"--rendezvous {config.rdzv_endpoint}: the {config.max_nodes} machines did not meet "
-            f"({str(error).splitlines()[0]}); start the same command on each of them"
+            f"--rendezvous {config.rdzv_endpoint}: the {config.max_nodes} machines have not met, "
+            f"or one has gone ({str(error).splitlines()[0]}); start the same command on each"
         ) from None
 
 
@@ -162,12 +162,12 @@ def _run_deepspeed(arguments: Sequence[str], program: Sequence[str]) -> None:
     codes = {int(rank): int(end) for rank, end in map(str.split, lines)}
     failed = {rank: end for rank, end in codes.items() if end}
     if failed:
-        raise _failure(failed)
+        raise first_failure(failed)
     if code:
         raise UserError(f"DeepSpeed's launcher ended with exit code {code}; its reason is above")
 
 
-def _failure(codes: Mapping[int, int]) -> RankError:
+def first_failure(codes: Mapping[int, int]) -> RankError:
     """The failure to tell: one that had a reason of its own, or else the earliest.
 
     Args:
@@ -203,15 +203,16 @@ def _signals_for(ranks: Callable[[], list[int]]) -> Iterator[None]:
 
     A second Ctrl-C kills them. With no rank there yet, this process ends at once.
     """
-    interrupts = 0
+    received: list[int] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
+        received.append(number)
+        impatient = received.count(signal.SIGINT) > 1
         found = ranks()
         if not found:
-            raise SystemExit(128 + number)
-        impatient = interrupts > 1
+            if impatient or len(received) == 1:
+                raise SystemExit(128 + number)
+            return  # they have obeyed, and the launcher is about to end
         what = "killing them" if impatient else "asking them to save and exit"
         console.say(f"{signal.Signals(number).name}: {len(found)} ranks, {what}")
         for rank in found:

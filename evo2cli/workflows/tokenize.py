@@ -1,4 +1,4 @@
-"""`evo2 tokenize`: from FASTA to tokens on disk."""
+"""`evo2 tokenize`: from FASTA or JSON lines to tokens on disk."""
 
 import hashlib
 import time
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from evo2cli import __version__, console
+from evo2cli.data.jsonl import is_jsonl, read_texts
 from evo2cli.data.letters import count_bytes
 from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
+from evo2cli.data.tags import find_tags
 from evo2cli.data.tokens import MANIFEST, Document, TokenSet, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, to_dna
@@ -25,7 +27,7 @@ _BLOCK = 1 << 20
 
 
 class DocumentReader:
-    """Reads the documents of FASTA files, and counts what it met.
+    """Reads the documents of FASTA and .jsonl files, and counts what it met.
 
     Args:
         advance: Called with the number of stored bytes read since its last call.
@@ -58,7 +60,24 @@ class DocumentReader:
                     yield rule.split(document.sha256), document
 
     def read(self, path: Path) -> Iterator[Document]:
-        """The records of `path` that hold a base, with T for U.
+        """The documents of `path` that are not empty.
+
+        Raises:
+            UserError: It cannot be read, or holds something else than it should.
+        """
+        return self._read_jsonl(path) if is_jsonl(path) else self._read_fasta(path)
+
+    def _read_jsonl(self, path: Path) -> Iterator[Document]:
+        """The texts as they stand, tags and all, under their line numbers."""
+        for number, text in read_texts(path, self._advance):
+            if not text:
+                self._empty += 1
+                continue
+            self._letters += count_bytes(text)
+            yield Document(str(number), path.name, "+", text, content_sha256(text))
+
+    def _read_fasta(self, path: Path) -> Iterator[Document]:
+        """The records, with T for U.
 
         Raises:
             UserError: A record holds anything but nucleotides.
@@ -104,15 +123,15 @@ def tokenize_files(
     test_fraction: float = 0.0,
     reverse_complement: bool = False,
 ) -> dict[str, Any]:
-    """Write the sequences of FASTA files as a token set.
+    """Write the sequences of FASTA files, or the texts of .jsonl files, as a token set.
 
     A token set that is already there, from files of the same names and hashes with the same
     options, is left as it is.
 
     Args:
-        inputs: FASTA files; `-` is stdin, pipes are read too.
+        inputs: FASTA or .jsonl files, compressed or not; `-` is stdin, pipes of FASTA are read too.
         output: The folder to make.
-        valid: FASTA files whose sequences all go to the valid split.
+        valid: Files whose sequences all go to the valid split.
         valid_fraction: Of the sequences of `inputs`; None is 0.05, or 0 with `valid` files.
         test_fraction: Of the sequences of `inputs`.
         reverse_complement: Follow every document by its reverse complement.
@@ -121,7 +140,7 @@ def tokenize_files(
         The manifest.
 
     Raises:
-        UserError: An input is no DNA, an option is out of range, or `output` is taken.
+        UserError: An input is broken or no DNA, an option is out of range, or `output` is taken.
     """
     if valid_fraction is None:
         valid_fraction = 0.0 if valid else _DEFAULT_VALID
@@ -144,16 +163,31 @@ def tokenize_files(
             for split, document in reader.distribute(inputs, valid, rule):
                 writer.add(split, document)
                 if reverse_complement:
+                    _require_no_tags(document)
                     writer.add(split, document.reverse_complement())
             if not reader.letters:
                 names = ", ".join(map(str, [*inputs, *valid]))
-                raise UserError(f"{names}: no record holds a base; give FASTA with sequence")
+                raise UserError(f"{names}: no record holds a base; give files with sequence")
             manifest = writer.finish({**facts, "letters": reader.letters})
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
     reader.tell()
     _tell(manifest, output, time.perf_counter() - started)
     return manifest
+
+
+def _require_no_tags(document: Document) -> None:
+    """Refuse to turn over a text that reads in one direction only.
+
+    Raises:
+        UserError: It holds a tag.
+    """
+    found = find_tags(np.frombuffer(document.sequence, np.uint8))
+    if found is not None and found[0].any():
+        raise UserError(
+            f"{document.source}: document {document.name} holds a tag, which has no reverse "
+            "complement; leave --reverse-complement out (training turns windows over itself)"
+        )
 
 
 def _check_free(output: Path) -> None:

@@ -50,9 +50,9 @@ SHORT = 16  # taps up to which small blocks, which many groups share, are the fa
 # Measured on an H200 (compute capability 9.0): tests/benchmarks/results/kernels.md.
 _SHORT_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
     (9, 0): {
-        "forward": FirLaunch(block=32, rows=8, parts=4, num_warps=4),
-        "input gradient": FirLaunch(block=16, rows=4, parts=4, num_warps=4),
-        "filter gradient": FirLaunch(block=16, rows=4, parts=4, num_warps=4),
+        "forward": FirLaunch(block=16, rows=8, parts=8, num_warps=4),
+        "input gradient": FirLaunch(block=16, rows=8, parts=8, num_warps=4),
+        "filter gradient": FirLaunch(block=32, rows=8, parts=4, num_warps=4),
     }
 }
 _LONG_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
@@ -65,7 +65,7 @@ _LONG_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
 _MODAL: dict[tuple[int, int], dict[ModalPass, RowLaunch]] = {
     (9, 0): {
         "forward": RowLaunch(block_d=128, rows=8, num_warps=2),
-        "adjoint": RowLaunch(block_d=128, rows=8, num_warps=2),
+        "adjoint": RowLaunch(block_d=64, rows=8, num_warps=1),
         "parameters": RowLaunch(block_d=64, rows=4, num_warps=2),
         "input gradient": RowLaunch(block_d=128, rows=4, num_warps=2),
     }

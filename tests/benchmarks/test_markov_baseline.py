@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from evo2cli import console
-from evo2cli.data.loader import Bytes, fixed_windows
+from evo2cli.data.documents import ArrayDocuments, Bytes
+from evo2cli.data.loader import fixed_windows
 from evo2cli.genome.fasta import read_records
 from evo2cli.training.loss import read_windows, target_weights, weighted_loss
 from evo2cli.training.recipe_file import find_recipe, read_recipe
@@ -103,22 +104,23 @@ def test_windows_know_nothing_of_each_other() -> None:
     assert markov_bits(counts, windows) == pytest.approx(np.average(parts, weights=sizes))
 
 
-def tokens(folder: Path) -> Bytes:
-    """All records of a folder of genomes, each followed by the end of a document."""
+def documents(folder: Path) -> ArrayDocuments:
+    """All records of a folder of genomes."""
     files = sorted(folder.glob("*.fa.gz"))
-    text = b"".join(record.sequence + b"\0" for file in files for record in read_records(file))
-    return np.frombuffer(text, np.uint8)
+    texts = [record.sequence + b"\0" for file in files for record in read_records(file)]
+    offsets = np.cumsum([0, *map(len, texts)])
+    return ArrayDocuments(str(folder), np.frombuffer(b"".join(texts), np.uint8), offsets)
 
 
 @torch.no_grad()
 def model_bits(name: str, windows: Bytes) -> float:
     """The same number for a model."""
     model = load(name)
-    weight_of_byte = target_weights(lowercase_weight=1.0)
-    weight_of_byte[0] = 0
+    weight_of_byte = target_weights(lowercase=1, end_of_document=0)
     loss, total = 0.0, 0.0
     for batch in torch.from_numpy(windows).split(4):
-        ids, targets, weights = read_windows(batch, torch.zeros(len(batch)).bool(), weight_of_byte)
+        forwards, unmasked = torch.zeros(len(batch)).bool(), torch.zeros_like(batch).bool()
+        ids, targets, weights = read_windows(batch, forwards, unmasked, weight_of_byte)
         loss += weighted_loss(model(ids), targets, weights).item()
         total += weights.sum().item()
     return loss / total / float(np.log(2))
@@ -133,8 +135,11 @@ def test_the_built_in_model_beats_order_8(shared: Path, capsys: pytest.CaptureFi
             other_strand = np.where(letters < 0, -1, 3 - letters)[::-1]
             counts += count(letters, order=8) + count(other_strand, order=8)
     recipe = read_recipe(find_recipe(Path("recipes/nano.toml")))
-    valid = tokens(shared / "data/corpus/valid")
-    windows = fixed_windows([valid], length=recipe.batch.length, limit=recipe.validation.windows)
+    held_out = documents(shared / "data/corpus/valid")
+    windows = fixed_windows(
+        held_out, recipe.data, length=recipe.batch.length, limit=recipe.validation.windows
+    ).tokens
+    valid = held_out.read(0, held_out.num_tokens)
     baseline = markov_bits(counts, windows)
     everywhere = surprises(counts, _LETTER[valid]).sum() / (_LETTER[valid] >= 0).sum()
     nano = model_bits("nano", windows)

@@ -1,6 +1,7 @@
 """Tokens give the genome back, splits do not leak, and a second run changes nothing."""
 
 import errno
+import gzip
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,46 @@ def test_validation_files_are_held_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert sequences["s3"] not in found["train"]
     assert len(found["train"]) == 9
     assert "1 training sequences stand in the validation files" in capsys.readouterr().err
+
+
+def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
+    raw = "\n".join(json.dumps({"text": text}) for text in texts).encode()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+@pytest.mark.parametrize("name", ["g.jsonl", "g.jsonl.gz"])
+def test_json_lines_keep_case_and_tags(tmp_path: Path, name: str) -> None:
+    texts = ["|d__Bacteria;p__Bacillota|ACGTacgtU", "ACGTN@acgt#AC", "", "é"]
+    file = write_jsonl(tmp_path / name, texts)
+    manifest = tokenize_files([file], tmp_path / "t", valid_fraction=0)
+    expected = [text.encode() for text in texts if text]
+    assert documents(tmp_path / "t") == {"train": expected}
+    assert manifest["sources"][0]["name"] == name
+    assert manifest["letters"]["|"] == 2
+    rows = (tmp_path / "t" / "documents.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[2] for row in rows] == ["1", "2", "4"]
+
+
+def test_json_lines_and_fasta_of_the_same_give_the_same_tokens(tmp_path: Path) -> None:
+    sequences = random_sequences(60)
+    fasta = write_fasta(tmp_path / "g.fa", sequences)
+    lines = write_jsonl(tmp_path / "g.jsonl", [text.decode() for text in sequences.values()])
+    first = tokenize_files([fasta], tmp_path / "a", valid_fraction=0.3, reverse_complement=True)
+    again = tokenize_files([lines], tmp_path / "b", valid_fraction=0.3, reverse_complement=True)
+    assert first["splits"] == again["splits"]
+    assert first["letters"] == again["letters"]
+
+
+def test_json_lines_that_are_broken_or_tagged_are_named(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "g.jsonl.gz", ["ACGT"])
+    file.write_bytes(file.read_bytes() + gzip.compress(b'\n{"text": '))
+    with pytest.raises(UserError, match=r"g\.jsonl\.gz: line 2: broken JSON"):
+        tokenize_files([file], tmp_path / "t")
+    file = write_jsonl(tmp_path / "h.jsonl", ["ACGT", "|d__x|ACGT"])
+    with pytest.raises(UserError, match=r"h\.jsonl: document 2 holds a tag"):
+        tokenize_files([file], tmp_path / "t", reverse_complement=True)
+    assert not (tmp_path / "t").exists()
 
 
 def test_both_strands(tmp_path: Path) -> None:

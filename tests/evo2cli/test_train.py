@@ -26,7 +26,7 @@ RECIPE = """
 model = "tiny"
 output = "run"
 [data]
-tokens = ["tokens"]
+sources = [{ path = "tokens" }]
 [batch]
 length = 32
 sequences = 4
@@ -78,7 +78,7 @@ def test_a_recipe_becomes_a_model_and_a_second_run_changes_nothing(place: Path) 
     provenance = json.loads((place / "run" / "final" / "provenance.json").read_text())
     assert provenance["valid_bits"] == summary["valid_bits"] > 0
     assert provenance["settings"]["batch"]["length"] == 32
-    assert "train" in provenance["tokens"][0]["splits"]
+    assert provenance["sources"][0]["path"] == "tokens"
 
     before = (place / "run" / "final" / "model.safetensors").stat().st_mtime_ns
     second = run("--json")
@@ -100,10 +100,10 @@ def test_a_model_starts_from_the_weights_of_another(place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "data.tokens=['nowhere']"], "nowhere: no token set"),
-        (["--set", "data.tokens=['held']"], "held: no train split"),
+        (["--set", "data.sources=[{path='nowhere'}]"], "nowhere: no "),
+        (["--set", "data.sources=[{path='held'}]"], "held: no train split"),
         (["--set", "batch.length=300"], "length = 300 is longer than the model's context of 256"),
-        (["--set", "batch.length=256", "--set", "data.tokens=['short']"], "hold no window of 256"),
+        (["--set", "batch.length=256", "--set", "data.sources=[{path='short'}]"], "no window of 256"),
         (["--device", "abacus"], "--device abacus: not available"),
         (["--output", "recipe.toml"], "recipe.toml: cannot be used as output"),
         (["--set", "init='nowhere'", "--set", "model='x'"], "needs either model"),
@@ -125,7 +125,7 @@ def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
     shutil.rmtree(place / "tokens")
     write_tokens(place / "tokens", seed=5)
     result = run()
-    assert "holds a run with tokens.tokens.train.sha256" in str(result.exception)
+    assert "holds a run with tokens.tokens." in str(result.exception)
     shutil.rmtree(place / "tokens")
     write_tokens(place / "tokens")
     (place / "tiny.toml").write_text(SHAPE.replace("SMLA", "SMLL"))
@@ -138,7 +138,7 @@ def test_kill_nine_and_the_same_command_give_the_same_bytes(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     command = [*COMMAND, "--device", "cpu", "--set", "optimizer.steps=40"]
     killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not list(place.glob("run/step-*/resume.pt")):
+    while killed.poll() is None and not list(place.glob("run/step-*/resume.json")):
         time.sleep(0.01)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL

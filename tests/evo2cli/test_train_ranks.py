@@ -1,5 +1,6 @@
 """Several ranks are one run: the same losses as a single process, whatever kills or resizes it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from stripedhyena2 import load
 from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(world: int, output: str, *settings: str) -> list[str]:
+def command(world: int, output: Path, *settings: str) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    train = ["-m", "evo2cli", "train", "recipe.toml", "--device", "cpu", "--output", output]
+    train = ["-m", "evo2cli", "train", "recipe.toml", "--device", "cpu", "--output", str(output)]
     changes = [f"optimizer.steps={STEPS}", "batch.micro_sequences=1", *settings]
     options = [word for change in changes for word in ("--set", change)]
     return [sys.executable, *(launcher if world > 1 else []), *train, *options]
@@ -42,13 +43,12 @@ def command(world: int, output: str, *settings: str) -> list[str]:
 def start(place: Path, world: int, output: str, *settings: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
     return subprocess.Popen(
-        command(world, output, *settings),
+        command(world, place / output, *settings),
         cwd=place,
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
 
 
@@ -93,11 +93,25 @@ def assert_same_model(folder: Path, expected: Path) -> None:
 
 
 def stop_after(place: Path, output: str, process: subprocess.Popen[str], number: int) -> None:
-    """Send a signal to all processes of a run once it has written a checkpoint."""
+    """Send a signal to all ranks of a run once it has written a checkpoint."""
     while process.poll() is None and not list((place / output).glob("step-*/resume.json")):
         time.sleep(0.01)
-    os.killpg(process.pid, number)
+    if number == signal.SIGKILL:
+        process.kill()  # the launcher first, so that it cannot end the ranks in order
+    for rank in ranks_of(place / output):
+        os.kill(rank, number)
     process.communicate()
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """The processes that train into a folder; torchrun gives each a session of its own."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if str(folder).encode() in words and b"torch.distributed.run" not in words:
+                found.append(int(entry.parent.name))
+    return found
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])

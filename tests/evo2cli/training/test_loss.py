@@ -1,6 +1,7 @@
 """What a window teaches, against an oracle that goes byte by byte."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -8,50 +9,83 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evo2cli.data.documents import PAD
 from evo2cli.training.loss import read_windows, target_weights, weighted_loss
 
-LETTERS = b"ACGTacgtNnRy\0\1"
-OPPOSITE = dict(zip("ACGTacgtNnRy\0\1", "TGCAtgcaNnYr\0\1", strict=True))
+LETTERS = b"ACGTacgtNnRyd_|@\0\1"
+OPPOSITE = dict(zip("ACGTacgtNnRyd_|@\0\1", "TGCAtgcaNnYrh_|@\0\1", strict=True))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stored window, which of its bytes are masked, and whether it is turned."""
+
+    text: str
+    masked: list[bool]
+    turned: bool
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> tuple[list[bytes], list[bool]]:
-    """Windows of one length, and which are turned."""
+def batches(draw: st.DrawFn) -> list[Window]:
+    """Windows of one length, some padded."""
     size = draw(st.integers(2, 12))
-    letters = st.sampled_from(list(LETTERS))
-    rows = draw(st.lists(st.lists(letters, min_size=size, max_size=size), min_size=1, max_size=4))
-    turned = draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
-    return [bytes(row) for row in rows], turned
+    windows = []
+    for _ in range(draw(st.integers(1, 4))):
+        filled = draw(st.integers(0, size))
+        letters = draw(st.lists(st.sampled_from(list(LETTERS)), min_size=filled, max_size=filled))
+        text = bytes(letters).decode().ljust(size, "\1")
+        masked = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+        windows.append(Window(text, masked, draw(st.booleans())))
+    return windows
 
 
-def oracle(window: bytes, turned: bool, lowercase: float) -> list[tuple[str, str, float]]:
+def oracle(window: Window, lowercase: float, end: float) -> list[tuple[str, str, float]]:
     """Input, target and weight of each prediction in a window."""
-    text = window.decode("ascii")
-    if turned:
-        text = "".join(OPPOSITE[letter] for letter in reversed(text))
+    letters = [*zip(window.text, window.masked, strict=True)]
+    filled = len(window.text.rstrip("\1"))
+    if window.turned:
+        turned = [(OPPOSITE[letter], masked) for letter, masked in reversed(letters[:filled])]
+        letters = turned + letters[filled:]
     lessons = []
-    for seen, following in pairwise(text):
+    for (seen, _), (following, masked) in pairwise(letters):
         weight = 0.0
-        if following in "ACGT\0":
+        if following in "ACGT":
             weight = 1.0
         elif following in "acgt":
             weight = lowercase
+        elif following == "\0":
+            weight = end
+        weight *= not masked
         lessons.append((seen.upper(), following.upper(), weight))
     return lessons
 
 
-@given(batch=batches(), lowercase=st.sampled_from([0.0, 0.1, 1.0]))
+shares = st.sampled_from([0.0, 0.1, 1.0])
+
+
+@given(windows=batches(), lowercase=shares, end=shares)
 def test_windows_read_as_the_oracle_reads_them(
-    batch: tuple[list[bytes], list[bool]], lowercase: float
+    windows: list[Window], lowercase: float, end: float
 ) -> None:
-    rows, turned = batch
-    stored = torch.tensor([list(row) for row in rows], dtype=torch.uint8)
-    ids, targets, weights = read_windows(stored, torch.tensor(turned), target_weights(lowercase))
-    for row, window in enumerate(rows):
-        expected = oracle(window, turned[row], lowercase)
-        assert [chr(i) for i in ids[row].tolist()] == [lesson[0] for lesson in expected]
-        assert [chr(t) for t in targets[row].tolist()] == [lesson[1] for lesson in expected]
-        assert weights[row].tolist() == pytest.approx([lesson[2] for lesson in expected])
+    ids, targets, weights = read_windows(
+        torch.tensor([list(window.text.encode()) for window in windows], dtype=torch.uint8),
+        torch.tensor([window.turned for window in windows]),
+        torch.tensor([window.masked for window in windows]),
+        target_weights(lowercase, end),
+    )
+    for row, window in enumerate(windows):
+        expected = oracle(window, lowercase, end)
+        seen, following, weighed = zip(*expected, strict=True)
+        assert tuple(map(chr, ids[row].tolist())) == seen
+        assert tuple(map(chr, targets[row].tolist())) == following
+        assert weights[row].tolist() == pytest.approx(weighed)
+
+
+def test_everything_but_bases_and_ends_weighs_nothing() -> None:
+    weights = target_weights(0.25, 0.5)
+    expected = {**dict.fromkeys(b"ACGT", 1.0), **dict.fromkeys(b"acgt", 0.25), 0: 0.5}
+    assert weights.tolist() == [expected.get(byte, 0.0) for byte in range(256)]
+    assert weights[PAD] == 0
 
 
 @given(seed=st.integers(0, 1000))

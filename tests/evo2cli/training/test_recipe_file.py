@@ -14,7 +14,7 @@ GOOD = """
 model = "tiny"
 output = "run"
 [data]
-tokens = ["tokens"]
+sources = [{ path = "tokens" }]
 [batch]
 length = 32
 sequences = 4
@@ -75,7 +75,7 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
         (["optimizer.min_learning_rate=0.5"], r"min_learning_rate = 0\.5 is above"),
         (["optimizer.betas=[0.9, 1.0]"], r"optimizer\.betas\.1 = 1\.0: "),
         (["precision.compute='fp4'"], r"precision\.compute = 'fp4': "),
-        (["data.tokens=[]"], r"data\.tokens = \[\]: "),
+        (["data.sources=[]"], r"data\.sources = \[\]: "),
         (["data=3"], r"data = 3: "),
         (["init='nano'"], "needs either model .* or init"),
         (["seed=-1"], r"seed = -1: "),

@@ -1,0 +1,34 @@
+"""`evo2 plan`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evo2cli import console
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/40b.toml.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 1,
+    gpu: Annotated[str, typer.Option(help="Their kind: h100-80gb, h200, ...")] = "h100-80gb",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change one value of the recipe."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price-per-gpu-hour", min=0, help="In dollars.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
+) -> None:
+    """Tell what a recipe needs: memory, time, cost, and whether it fits; nothing runs."""
+    from evo2cli.workflows.plan import plan_recipe
+    from evo2cli.workflows.plan_page import plan_page
+
+    result = plan_recipe(
+        recipe, gpus=gpus, gpu=gpu, settings=settings or (), price_per_gpu_hour=price
+    )
+    if json:
+        console.write_json(result)
+    else:
+        console.write_page(plan_page(result))

@@ -1,0 +1,196 @@
+"""Which window of which source is the j-th sample of a run, without an order written down anywhere.
+
+An order is a keyed bijection, so that any place of it is computed alone, in O(1) memory and time.
+Whatever hashes is spelled out here: a run must go on in the same order under any library version.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from evo2cli.data.documents import Integers
+
+PERIOD = 1 << 16  # samples
+_ROUNDS = 6
+_UNITS = 1 << 32  # parts of a sample that shares are counted in
+_STRIDE = 2654435769  # odd, and near _UNITS / golden ratio: consecutive periods spread evenly
+_ONE, _GOLDEN = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
+_Words = npt.NDArray[np.uint64]
+
+
+def keyed_number(*key: int | str) -> int:
+    """A number in [0, 2**64) that a key decides, the same on every machine."""
+    text = "/".join(map(str, key))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def hashed(key: _Words | np.uint64, numbers: Integers) -> _Words:
+    """A random word for each number, [S]; a key gives different numbers different words.
+
+    Source: splitmix64.
+    """
+    words = key + (numbers.astype(np.uint64) + _ONE) * _GOLDEN
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def shuffled(places: Integers, sizes: Integers, keys: _Words) -> Integers:
+    """What stands at a place of a shuffled order of [0, size), [S].
+
+    For each size and key this is a bijection. A Feistel network shuffles the next power of four;
+    what leaves [0, size) goes through it again until it is back, 4 times on average at most.
+
+    Args:
+        places: Each below its size, [S].
+        sizes: Up to 2**52, [S].
+        keys: Each decides an order, [S].
+    """
+    found, outside = places.copy(), np.arange(len(places))
+    half = (np.frexp(np.maximum(sizes - 1, 1))[1].astype(np.uint64) + _ONE) >> _ONE
+    while len(outside):
+        found[outside] = _feistel(found[outside], half[outside], keys[outside])
+        outside = outside[found[outside] >= sizes[outside]]
+    return found
+
+
+def _feistel(numbers: Integers, half: _Words, keys: _Words) -> Integers:
+    """A bijection of [0, 4**half)."""
+    low = (_ONE << half) - _ONE
+    words = numbers.astype(np.uint64)
+    left, right = words >> half, words & low
+    for turn in range(_ROUNDS):
+        word = hashed(keys + np.uint64(turn), right.astype(np.int64))
+        left, right = right, left ^ (word & low)
+    return ((left << half) | right).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where samples come from, S of them.
+
+    Attributes:
+        source: Number of the source, [S].
+        epoch: How often that source had been gone through before, [S].
+        window: Which of the source's windows, [S].
+    """
+
+    source: Integers
+    epoch: Integers
+    window: Integers
+
+
+class Order(Protocol):
+    """What tells where the samples of a run come from."""
+
+    def places(self, samples: Integers) -> Places:
+        """Where samples (0-based, in any order) come from."""
+
+    def epochs(self, samples: int) -> tuple[float, ...]:
+        """How often each source is gone through in that many samples."""
+
+
+class OnePool:
+    """All sources together: each window of each of them once an epoch, in one shuffled order.
+
+    Args:
+        counts: Windows of each source.
+        seed: Decides the order.
+    """
+
+    def __init__(self, counts: Sequence[int], seed: int) -> None:
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._starts = self._ends - counts
+        self._key = np.uint64(keyed_number(seed, "windows"))
+
+    def places(self, samples: Integers) -> Places:
+        """Where samples come from."""
+        total = np.full_like(samples, self._ends[-1])
+        epoch, place = np.divmod(samples, total)
+        window = shuffled(place, total, hashed(self._key, epoch))
+        source = np.searchsorted(self._ends, window, side="right")
+        return Places(source, epoch, window - self._starts[source])
+
+    def epochs(self, samples: int) -> tuple[float, ...]:
+        """How often each source is gone through."""
+        return (samples / int(self._ends[-1]),) * len(self._ends)
+
+
+class Mixture:
+    """Every source a pool of its own, dealt out by weight.
+
+    In each period of PERIOD samples a source has its exact share, rounded up or down; which of the
+    two follows a fixed rhythm, so that shares are right over time, however small. (The largest
+    remainder of every period alone would never give its turn to a weight below 1 / PERIOD.)
+
+    With q_i * PERIOD = b_i + r_i, S_i = r_1 + ... + r_i and stride a, source i has in period p
+        b_i + floor(S_i + p a) - floor(S_{i-1} + p a)    samples, which come to PERIOD over all i.
+
+    Args:
+        counts: Windows of each source.
+        weights: Of each source, positive; only their ratios matter.
+        seed: Decides the order.
+    """
+
+    def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        self._counts = np.array(counts, np.int64)
+        self._deal_key = np.uint64(keyed_number(seed, "deal"))
+        keys = [keyed_number(seed, "windows", source) for source in range(len(counts))]
+        self._keys = np.array(keys, np.uint64)
+        total = sum(map(Fraction, weights))
+        self._shares = [float(Fraction(weight) / total) for weight in weights]
+        # Rounding the running sums keeps their total exact.
+        sums = accumulate((Fraction(weight) / total for weight in weights), initial=Fraction(0))
+        ends = [round(share * PERIOD * _UNITS) for share in sums]
+        units = [end - start for start, end in pairwise(ends)]
+        self._whole = [unit // _UNITS for unit in units]
+        self._part_ends = list(accumulate((unit % _UNITS for unit in units), initial=0))
+
+    def dealt(self, periods: int) -> list[int]:
+        """How many samples of each source the first so many periods hold; O(log), not a loop."""
+        sums = [_floor_sum(periods, _UNITS, _STRIDE, end) for end in self._part_ends]
+        parts = zip(self._whole, pairwise(sums), strict=True)
+        return [periods * whole + after - before for whole, (before, after) in parts]
+
+    def places(self, samples: Integers) -> Places:
+        """Where samples come from."""
+        period, slot = np.divmod(samples, PERIOD)
+        source, turn = np.empty_like(slot), np.empty_like(slot)
+        for number in np.unique(period).tolist():
+            these = period == number
+            source[these], turn[these] = self._deal(number, slot[these])
+        counts = self._counts[source]
+        epoch, place = np.divmod(turn, counts)
+        return Places(source, epoch, shuffled(place, counts, hashed(self._keys[source], epoch)))
+
+    def _deal(self, period: int, slots: Integers) -> tuple[Integers, Integers]:
+        """Source of each slot of a period, and how many samples of that source came before it."""
+        before = np.array(self.dealt(period))
+        here = np.array(self.dealt(period + 1)) - before
+        ends = np.cumsum(here)
+        whole = np.full_like(slots, PERIOD)
+        card = shuffled(slots, whole, hashed(self._deal_key, np.full_like(slots, period)))
+        source = np.searchsorted(ends, card, side="right")
+        return source, before[source] + card - (ends - here)[source]
+
+    def epochs(self, samples: int) -> tuple[float, ...]:
+        """How often each source is gone through."""
+        shares = zip(self._shares, self._counts.tolist(), strict=True)
+        return tuple(samples * share / count for share, count in shares)
+
+
+def _floor_sum(n: int, m: int, a: int, b: int) -> int:
+    """The sum of (a i + b) // m over i = 0 ... n - 1, by Euclid's algorithm on a and m."""
+    total = 0
+    while n:
+        total += n * (n - 1) // 2 * (a // m) + n * (b // m)
+        a, b = a % m, b % m
+        n, b = divmod(a * n + b, m)
+        m, a = a, m
+    return total
