@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,12 @@ class DeepSpeedEngine(Engine):
         for micro in range(count):
             self.backward(0 * self.forward(ids_BL).sum(), last=micro == count - 1)
         self.step(0.0)
+        optimizer = self._engine.optimizer
+        if hasattr(optimizer, "_hp_optimizer_states_linked"):
+            # DeepSpeed 0.19 finds the moments after the step of the first group of parameters, when
+            # those of the second do not exist yet, and never looks again.
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
 
     def weights(self) -> dict[str, Tensor]:
         """As `Engine`: every parameter is gathered by itself, from its fp32 master."""
@@ -216,34 +222,50 @@ def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
     return settings
 
 
-def deepspeed_parameters(folder: Path, ranks: Ranks) -> Iterator[Parameter]:
+def deepspeed_parameters(
+    folder: Path, shapes: Mapping[str, torch.Size], ranks: Ranks
+) -> Iterator[Parameter]:
     """The parameters that DeepSpeed saved on any number of ranks, for another engine to adopt.
 
     DeepSpeed's own converter joins the pieces once; all ranks then read the same files.
+
+    Args:
+        folder: A checkpoint.
+        shapes: Of the parameters, by name.
+        ranks: Who reads.
 
     Raises:
         UserError: The files cannot be joined.
     """
     joined = folder / "joined"
     if ranks.is_first and not joined.is_dir():
-        import_deepspeed(ranks.device)
-        partial = folder / ".joined"
-        shutil.rmtree(partial, ignore_errors=True)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-        command += ["--input_folder", str(folder / FOLDER / _TAG), "--output_folder", str(partial)]
-        command += ["--inject_missing_state"]
-        result = subprocess.run(  # noqa: S603 - our own interpreter
-            command, capture_output=True, text=True, check=False
-        )
-        if result.returncode:
-            reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
-            raise UserError(f"{folder}: DeepSpeed cannot join its pieces ({reason[0]})")
-        partial.rename(joined)
+        _join(folder, joined)
     ranks.wait()
-    for entry in sorted((joined / "zero").iterdir()):
-        if entry.is_dir():
-            value, average, square = (
-                torch.load(entry / f"{name}.pt", weights_only=True).detach()
-                for name in ("fp32", "exp_avg", "exp_avg_sq")
-            )
-            yield Parameter(entry.name, value, average, square)
+    for name, shape in shapes.items():
+        value, average, square = (
+            _read_joined(joined / "zero" / name / f"{part}.pt", shape)
+            for part in ("fp32", "exp_avg", "exp_avg_sq")
+        )
+        yield Parameter(name, value, average, square)
+
+
+def _join(folder: Path, joined: Path) -> None:
+    partial = joined.with_name(f".{joined.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(folder / FOLDER / _TAG), "--output_folder", str(partial)]
+    command += ["--inject_missing_state"]
+    result = subprocess.run(  # noqa: S603 - our own interpreter
+        command, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise UserError(f"{folder}: DeepSpeed cannot join its pieces ({reason[0]})")
+    partial.rename(joined)
+
+
+def _read_joined(file: Path, shape: torch.Size) -> Tensor:
+    """ZeRO 1 and 2 leave a tensor among other facts; ZeRO 3 a flat one, padded to its pieces."""
+    found = torch.load(file, weights_only=True)
+    tensor: Tensor = found["param"] if isinstance(found, dict) else found
+    return tensor.detach().flatten()[: shape.numel()].view(shape)

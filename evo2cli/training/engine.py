@@ -70,6 +70,12 @@ class Engine(ABC):
         """What must be equal for `restore` to take what `save` wrote."""
         return {"engine": self.name, "world": self.ranks.world, "zero": 0}
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of whole parameters, by name, whatever this rank holds of them."""
+        named = self.model.named_parameters()
+        return {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in named}
+
     @abstractmethod
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Logits [B, L, V] of this rank's windows."""

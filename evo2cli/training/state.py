@@ -155,14 +155,14 @@ class RunFolder:
             return
         if self.ranks.is_first:
             console.say(f"{folder}: was written by {_tell(layout)}, now {_tell(engine.layout)}")
-        engine.adopt(self._parameters(folder, layout["engine"]), saved["step"])
+        engine.adopt(self._parameters(folder, layout["engine"], engine), saved["step"])
 
-    def _parameters(self, folder: Path, engine: str) -> Iterator[Parameter]:
-        if engine == "plain":
+    def _parameters(self, folder: Path, writer: str, engine: Engine) -> Iterator[Parameter]:
+        if writer == "plain":
             return plain_parameters(folder)
         from evo2cli.training.deepspeed_engine import deepspeed_parameters
 
-        return deepspeed_parameters(folder, self.ranks)
+        return deepspeed_parameters(folder, engine.shapes, self.ranks)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -166,7 +166,7 @@ def _trainer(
         if not valid:
             console.warn("no held-out documents as long as a window: no validation")
         console.say(
-            f"{shape.stripes}: {_parameters(engine):,} parameters, "
+            f"{shape.stripes}: {_num_parameters(engine):,} parameters, "
             f"{sum(documents.num_tokens for documents in sources):,} tokens, "
             f"{loader.windows_per_epoch:,} windows an epoch, on {_place(engine)}"
         )
@@ -217,9 +217,8 @@ def _place(engine: Engine) -> str:
     return f"{world} x {device.type}, ZeRO {engine.layout['zero']}"
 
 
-def _parameters(engine: Engine) -> int:
-    """Of the model, whatever this rank holds of it."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in engine.model.parameters())
+def _num_parameters(engine: Engine) -> int:
+    return sum(shape.numel() for shape in engine.shapes.values())
 
 
 def _run(trainer: Trainer, path: Path) -> Outcome:
@@ -238,7 +237,7 @@ def _summary(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
     return {
         "steps": outcome.step,
         "trained_tokens": outcome.step * trainer.recipe.batch.tokens,
-        "parameters": _parameters(trainer.engine),
+        "parameters": _num_parameters(trainer.engine),
         "valid_bits": outcome.valid_bits,
         "skipped": outcome.skipped,
     }

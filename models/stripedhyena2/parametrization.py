@@ -120,7 +120,8 @@ def folded_state(
         forms: Any = model.get_submodule(f"{path}.parametrizations.{last}")
         form = forms[0]
         on_device = [value.to(_device(form, value)) for value in values]
-        state[f"{path}.{last}"] = form(*on_device).to(values[0].device)
+        # Not called as a module: hooks of a training engine would take that for a forward pass.
+        state[f"{path}.{last}"] = form.forward(*on_device).to(values[0].device)
     for name, buffer in model.named_buffers():
         if ".parametrizations." not in name:
             state[name] = buffer

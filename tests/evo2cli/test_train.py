@@ -103,7 +103,10 @@ def test_a_model_starts_from_the_weights_of_another(place: Path) -> None:
         (["--set", "data.sources=[{path='nowhere'}]"], "nowhere: no "),
         (["--set", "data.sources=[{path='held'}]"], "held: no train split"),
         (["--set", "batch.length=300"], "length = 300 is longer than the model's context of 256"),
-        (["--set", "batch.length=256", "--set", "data.sources=[{path='short'}]"], "no window of 256"),
+        (
+            ["--set", "batch.length=256", "--set", "data.sources=[{path='short'}]"],
+            "no window of 256",
+        ),
         (["--device", "abacus"], "--device abacus: not available"),
         (["--output", "recipe.toml"], "recipe.toml: cannot be used as output"),
         (["--set", "init='nowhere'", "--set", "model='x'"], "needs either model"),

@@ -76,9 +76,7 @@ def make_trainer(
         sequences=batch.sequences,
         seed=recipe.seed,
     )
-    windows = fixed_windows(
-        documents("valid", valid), recipe.data, length=batch.length, limit=8
-    )
+    windows = fixed_windows(documents("valid", valid), recipe.data, length=batch.length, limit=8)
     return Trainer(recipe, engine, loader, {"valid": windows} if len(windows) else {}, folder)
 
 
@@ -277,7 +275,9 @@ def test_a_bad_number_stops_the_run_and_names_step_and_place(tmp_path: Path) -> 
 
 def test_a_bad_gradient_of_a_good_loss_is_named(tmp_path: Path) -> None:
     trainer = make_trainer(make_recipe(tmp_path / "run"))
-    engine_of(trainer).model.get_parameter("norm.scale").register_hook(lambda gradient: gradient * math.inf)
+    engine_of(trainer).model.get_parameter("norm.scale").register_hook(
+        lambda gradient: gradient * math.inf
+    )
     with pytest.raises(
         UntrustedNumericsError, match=r"^step 1: the gradient of norm\.scale is not finite"
     ):
@@ -357,7 +357,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
                 patch.setattr(PlainEngine, "save", full)
             else:
                 patch.setattr(state, "save_weights", full)
-            with pytest.raises(UserError, match="cannot be written .*No space left"):
+            with pytest.raises(UserError, match=r"cannot be written .*No space left"):
                 trainer.folder.save(2, trainer.engine, {})
         newest = make_trainer(trainer.recipe).folder.newest()
         assert newest is not None
