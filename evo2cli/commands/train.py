@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from evo2cli import console
+from evo2cli.commands.plan import plan
 
 
 def train(
@@ -18,9 +19,17 @@ def train(
         Path | None, typer.Option("--output", "-O", help="Folder of the run; else the recipe's.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, tell what it needs, and end.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run plans for.")] = 1,
+    gpu: Annotated[str, typer.Option(help="Their kind: h100-80gb, h200, ...")] = "h100-80gb",
     json: Annotated[bool, typer.Option("--json", help="Summary as JSON on stdout.")] = False,
 ) -> None:
     """Train a model; run the same command again to go on after a stop."""
+    if dry_run:
+        plan(recipe, gpus=gpus, gpu=gpu, settings=settings, json=json)
+        return
     from evo2cli.workflows.train import train_recipe
 
     summary = train_recipe(recipe, settings=settings or (), output=output, device=device)

@@ -1,6 +1,7 @@
 """Recipes as files: found by path or name, laid over a base, and checked key by key."""
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -103,7 +104,7 @@ def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     file = path.parent / base
     below = _read_values(file, (*children, path.resolve()))
     if "model" in below and (file.parent / f"{below['model']}.toml").is_file():
-        below["model"] = str((file.parent / below["model"]).resolve())
+        below["model"] = os.path.relpath(file.parent / below["model"], path.parent)
     return _merged(below, values)
 
 

@@ -47,7 +47,7 @@ ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 
 SHORT = 16  # taps up to which small blocks, which many groups share, are the fastest
 
-# Measured on an H200 (compute capability 9.0): tests/benchmarks/results/kernels.md.
+# Measured on an H200 and an H100 (compute capability 9.0): tests/benchmarks/results/kernels.md.
 _SHORT_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
     (9, 0): {
         "forward": FirLaunch(block=16, rows=8, parts=8, num_warps=4),
@@ -66,7 +66,7 @@ _MODAL: dict[tuple[int, int], dict[ModalPass, RowLaunch]] = {
     (9, 0): {
         "forward": RowLaunch(block_d=128, rows=8, num_warps=2),
         "adjoint": RowLaunch(block_d=64, rows=8, num_warps=1),
-        "parameters": RowLaunch(block_d=64, rows=4, num_warps=2),
+        "parameters": RowLaunch(block_d=64, rows=8, num_warps=2),
         "input gradient": RowLaunch(block_d=128, rows=4, num_warps=2),
     }
 }

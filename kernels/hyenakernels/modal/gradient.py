@@ -125,16 +125,15 @@ def _parameter_kernel(
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for _ in range(count // ROWS):
         after = first + ROWS
-        next_x2, next_x1, next_v = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, ROWS, 0, 0, 0
+        next_signals = load_signals(
+            z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, 0, 0
         )
         next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0, 0)
         walk = _parameter_rows(
             dx2, signals, rows_dy, taps, filters, walk, first, channel, inside, D, F, S, EXACT, ROWS
         )
         first = after
-        x2, x1, v = signals
-        signals = (x2[ROWS:] + next_x2, x1[ROWS:] + next_x1, v[ROWS:] + next_v)
+        signals = next_signals
         rows_dy = next_dy
     for _ in range(count % ROWS):
         row = load_signals(

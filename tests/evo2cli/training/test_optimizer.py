@@ -1,6 +1,6 @@
 """Decay pulls on the matrices of projections and MLPs, and on nothing else."""
 
-from evo2cli.training.optimizer import make_optimizer
+from evo2cli.training.optimizer import decays, make_optimizer
 from evo2cli.training.recipe import Optimizer
 from stripedhyena2 import ModelConfig, StripedHyena2, trainable
 
@@ -27,3 +27,20 @@ def test_every_parameter_trains_once_and_decays_where_it_should(tiny_config: Mod
     assert all(decay_of[id(names[name])] == 0 for name in free)
     for kind in ("embedding", "scale", "bias", "taps", "log_poles", "residues", "skip"):
         assert any(kind in name for name in free), kind
+
+
+def test_the_published_decay_spares_biases_and_mr_taps_alone(tiny_config: ModelConfig) -> None:
+    """By accident Savanna decays poles, other taps, skips, norms and the embedding too."""
+    model = StripedHyena2.from_seed(tiny_config, seed=0)
+    trainable(model, tiny_config.context, published=True)
+    recipe = Optimizer(
+        steps=10,
+        warmup_steps=1,
+        learning_rate=1e-3,
+        min_learning_rate=0,
+        decay="evo2-published",
+    )
+    free = {name for name, _ in model.named_parameters() if not decays(name, recipe)}
+    kinds = {name.split(".", 2)[-1] for name in free}
+    assert kinds == {"mixer.project_out.bias", "mixer.operator.parametrizations.taps_GK.original"}
+    assert len([name for name in free if "taps_GK" in name]) == tiny_config.stripes.count("M")

@@ -59,7 +59,9 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
     monkeypatch.chdir(tmp_path)
     assert find_recipe(recipe_file) == recipe_file
     assert find_recipe(Path("recipes/toy.toml")).samefile(RECIPES / "toy.toml")
-    with pytest.raises(UserError, match=r"recipes/other.toml: no such recipe; .*nano, toy"):
+    with pytest.raises(
+        UserError, match=r"recipes/other.toml: no such recipe; .*nano.toml, toy.toml"
+    ):
         find_recipe(Path("recipes/other.toml"))
 
 
@@ -77,6 +79,13 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
         (["precision.compute='fp4'"], r"precision\.compute = 'fp4': "),
         (["data.sources=[]"], r"data\.sources = \[\]: "),
         (["data=3"], r"data = 3: "),
+        (["data.sources=[{path='a', wieght=1}]"], r"\[data.sources.0\] .*did you mean 'weight'\?"),
+        (["data.sources=[{path='a', weight=1}, {path='b'}]"], "source b has no weight, but others"),
+        (["data.sources=[{path='a', weight=0}]"], r"data\.sources\.0\.weight = 0: "),
+        (["precision.fp8=true", "precision.compute='fp32'"], 'fp8 = true needs compute = "bf16"'),
+        (["optimizer.ema=0.9", "parallel.zero=1"], r"ema needs whole .* but parallel\.zero = 1"),
+        (["parallel.zero=4"], r"parallel\.zero = 4: "),
+        (["batch.length='8k'"], r"batch\.length = '8k': .*integer"),
         (["init='nano'"], "needs either model .* or init"),
         (["seed=-1"], r"seed = -1: "),
         (["seed.x=1", "seed=1"], r"seed\.x=1"),
@@ -130,3 +139,52 @@ def test_the_shape_comes_from_beside_the_recipe_the_shipped_or_the_weights(
     (tmp_path / "weights" / "config.toml").unlink()
     with pytest.raises(UserError, match=r"recipe.toml: init: "):
         read_shape(read_recipe(recipe_file), recipe_file)
+
+
+@pytest.mark.usefixtures("recipe_file")
+def test_a_base_is_changed_key_by_key(tmp_path: Path) -> None:
+    """Also from another folder: the base's own shape stays in reach."""
+    child = tmp_path / "below" / "child.toml"
+    child.parent.mkdir()
+    child.write_text('base = "../recipe.toml"\n[shape]\nstripes = "LL"\n[batch]\nlength = 64\n')
+    recipe = read_recipe(child, ["optimizer.steps=20"])
+    assert (recipe.batch.length, recipe.batch.sequences, recipe.optimizer.steps) == (64, 4, 20)
+    assert recipe.model == "../tiny"
+    config = read_shape(recipe, child)
+    assert (config.stripes, config.width) == ("LL", 8)
+
+    child.write_text('base = "child.toml"\n')
+    with pytest.raises(UserError, match="is its own base"):
+        read_recipe(child)
+    child.write_text('base = "../none.toml"\n')
+    with pytest.raises(UserError, match=r"none.toml: cannot be read"):
+        read_recipe(child)
+
+
+def test_a_changed_shape_is_checked(recipe_file: Path) -> None:
+    for setting, message in (
+        ("shape.stripe='LL'", r"\[shape\] over tiny\.toml: no key 'stripe' .*'stripes'"),
+        ("shape.stripes='XY'", r"stripes = 'XY'"),
+        ("shape.num_heads=3", "num_heads = 3 does not divide width = 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_shape(read_recipe(recipe_file, [setting]), recipe_file)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "micro", "world", "found"),
+    [(8, None, 2, 4), (8, 2, 2, 2), (8, 2, 3, None), (8, 4, 4, None), (6, None, 4, None)],
+)
+def test_gpus_share_a_step_evenly_or_not_at_all(
+    recipe_file: Path, sequences: int, micro: int | None, world: int, found: int | None
+) -> None:
+    settings = [f"batch.sequences={sequences}"]
+    settings += [f"batch.micro_sequences={micro}"] if micro else []
+    batch = read_recipe(recipe_file, settings).batch
+    if found is None:
+        with pytest.raises(
+            ValueError, match=f"sequences = {sequences} cannot be shared by {world}"
+        ):
+            batch.micro(world)
+    else:
+        assert batch.micro(world) == found
