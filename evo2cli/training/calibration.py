@@ -1,6 +1,7 @@
 """Every number of a plan that no formula gives, each with where it comes from.
 
-"operators.md" and "kernels.md" are our measurements in tests/benchmarks/results, on an H200.
+"operators.md" and "kernels.md" are our measurements in tests/benchmarks/results, on an H100;
+"training.md" there holds a real run against its plan.
 """
 
 GIB = 2**30
@@ -14,8 +15,8 @@ BANDWIDTH = 0.87  # kernels.md, copies: 0.85 to 0.89
 
 # Time of a fused Hyena operator over that of a copy of what it has to move: 4 L D numbers forward,
 # 11 L D forward and backward. Source: kernels.md, "fused" at D = 4,096 and L = 8,192.
-OPERATOR_FORWARD = {"S": 1.44, "M": 2.42, "L": 2.74}
-OPERATOR_BOTH = {"S": 3.02, "M": 3.87, "L": 4.52}
+OPERATOR_FORWARD = {"S": 1.23, "M": 1.69, "L": 2.17}
+OPERATOR_BOTH = {"S": 2.10, "M": 2.83, "L": 3.32}
 
 # Bytes that the unfused parts of a block (norms, residual sums, casts, the MLP's gate) read and
 # write, a token: (for each channel D, for each channel M of the MLP) in bf16. Counted op by op.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import _dynamo as dynamo
 
 from evo2cli.training.optimizer import make_optimizer
 from evo2cli.training.ranks import Ranks
@@ -243,7 +244,10 @@ def prepare(model: StripedHyena2, recipe: Recipe) -> None:
     if recipe.precision.fp8:
         use_float8(model)
     if recipe.precision.compile:
-        for block in model.blocks:  # blocks of a kind share what is compiled
+        # A parametrized operator has a class of its own, so that blocks of a kind share no code.
+        limit = 2 * len(model.blocks) + dynamo.config.recompile_limit
+        dynamo.config.recompile_limit = limit
+        for block in model.blocks:
             block.compile()
 
 
