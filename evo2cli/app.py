@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from evo2cli import __version__, console
-from evo2cli.commands import convert, generate, info, launch, plan, score, tokenize, train
+from evo2cli.commands import convert, extend, generate, info, launch, plan, score, tokenize, train
 from evo2cli.errors import UserError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.command(cls=tokenize.Tokenize)(tokenize.tokenize)
 app.command()(plan.plan)
 app.command()(train.train)
 app.command()(launch.launch)
+app.command()(extend.extend)
 app.command()(score.score)
 app.command()(generate.generate)
 app.command()(convert.convert)

@@ -138,7 +138,7 @@ def fixed_windows(documents: Documents, data: Data, *, length: int, limit: int) 
         limit: Windows at most.
 
     Returns:
-        None at all when the source holds no window.
+        No windows when the source holds none.
     """
     cut = _cut(documents, data, length, shifted=False)
     chosen = np.linspace(0, cut.count - 1, min(limit, cut.count)).round().astype(np.int64)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from evo2cli.errors import UserError
@@ -82,10 +83,13 @@ class DeepSpeedEngine(Engine):
         self._stage = max(1, recipe.parallel.zero)
         self._dtype = torch.bfloat16 if recipe.precision.compute == "bf16" else torch.float32
         settings = deepspeed_settings(recipe, ranks.world)
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        if not dist.is_initialized():  # one process, which no launcher told its rank
+            os.environ.setdefault("LOCAL_RANK", str(ranks.device.index or 0))  # DeepSpeed's device
+            store = dist.HashStore()  # type: ignore[attr-defined] # exported, but not by name
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
         with _quiet():
-            self._deepspeed.init_distributed(
-                "nccl" if ranks.device.type == "cuda" else "gloo", auto_mpi_discovery=False
-            )
+            self._deepspeed.init_distributed(backend, auto_mpi_discovery=False)
             model = self._assemble(start, settings)
             optimizer = make_optimizer(model, recipe.optimizer)
             self._engine, *_ = self._deepspeed.initialize(

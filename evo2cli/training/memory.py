@@ -94,7 +94,7 @@ def sizes(config: ModelConfig, *, published: bool = False) -> Sizes:
     """
     with torch.device("meta"):
         model = StripedHyena2(config)
-        trainable(model, config.context, published=published)
+        trainable(model, config.original_context, published=published)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     products = sum(n for name, n in counts.items() if name.endswith(("weight", "bias")))

@@ -59,7 +59,7 @@ class Ranks:
 
     def leave(self) -> None:
         """End the group; a process must not call the others afterwards."""
-        if self.world > 1 and dist.is_initialized():
+        if dist.is_initialized():
             dist.destroy_process_group()
 
     @property

@@ -7,7 +7,7 @@ mates. L tokens, V vocabulary.
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evo2cli.errors import UntrustedNumericsError
 from evo2cli.genome.windows import Window
-from stripedhyena2 import Cache, StripedHyena2
+from stripedhyena2 import Cache, ModelConfig, StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
 
 PIECE = 8192  # bases in one forward pass; bounds its memory, and is fixed so that sums never vary
@@ -107,10 +107,10 @@ def require_finite(total: float, model: StripedHyena2, bases: bytes, name: str) 
     )
 
 
-def fingerprint(model: StripedHyena2) -> str:
+def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
     """Twelve hexadecimal digits that tell models apart: shape, dtypes, a sample of each tensor."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    digest = hashlib.sha256(repr(config).encode())
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().reshape(-1)
         sample = flat[:: max(1, len(flat) // 4096)].contiguous().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

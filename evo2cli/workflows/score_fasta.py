@@ -46,7 +46,12 @@ def score_fasta(options: ScoreOptions) -> None:
         options.model, config=options.config, device=options.device, dtype=options.dtype
     )
     tally: Counter[str] = Counter()
-    settings = ["evo2 score FASTA", __version__, fingerprint(model), options.strand]
+    settings = [
+        "evo2 score FASTA",
+        __version__,
+        fingerprint(model.config, model.state_dict()),
+        options.strand,
+    ]
     with (
         open_journal(options.output, settings) as recall,
         open_output(options.output) as write,

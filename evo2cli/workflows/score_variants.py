@@ -250,7 +250,7 @@ def _provenance(
         f"##evo2Command=evo2 score --model {Path(options.model).name} --reference {reference.name} "
         f"--window {window} --strand {options.strand} --on-ref-mismatch {options.on_ref_mismatch}",
         f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
-        f"fingerprint {fingerprint(model)}",
+        f"fingerprint {fingerprint(model.config, model.state_dict())}",
     ]
 
 

@@ -35,7 +35,7 @@ def assemble(
     values = initial_values(model, seed) if weights is None else None
     for path, part in _parts(config):
         _fill(part, path, values, weights or {})
-        trainable(part, config.context, published=published)
+        trainable(part, config.original_context, published=published)
         adopt(part)
         model.set_submodule(path, part)
     return model

@@ -40,6 +40,8 @@ class ModelConfig:
         num_modes: Real exponentials a channel of Hyena-LI.
         vocabulary: Token ids; bytes take the first 256.
         norm_eps: Added to the root mean square, outside the root.
+        base_context: Positions it was trained on before its context was extended; None if it never
+            was. The filters of MR keep the decay window of this length.
     """
 
     stripes: Annotated[str, Field(pattern="^[SMLA]+$")]
@@ -56,6 +58,7 @@ class ModelConfig:
     num_modes: Count = 16
     vocabulary: Count = 512
     norm_eps: Positive = 1e-6
+    base_context: Count | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.width // self.num_heads % 2:
@@ -72,6 +75,11 @@ class ModelConfig:
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.stripes)
+
+    @property
+    def original_context(self) -> int:
+        """Positions that the filters were first trained on."""
+        return self.base_context or self.context
 
 
 _ADAPTER = TypeAdapter(ModelConfig)
@@ -166,9 +174,18 @@ def _from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
             "num_modes": values["state_size"],
             "vocabulary": values["vocab_size"],
             "norm_eps": values["eps"],
+            "base_context": _base_context(values),
         }
     except KeyError as missing:
         raise ConfigError(f"{origin}: the key {missing} is missing") from None
+
+
+def _base_context(values: Mapping[str, Any]) -> int | None:
+    """As our own yml says; else what interpolation stretched to the context, as in Evo 2."""
+    if "base_context" in values or not values.get("use_interpolated_rotary_pos_emb", False):
+        return values.get("base_context")
+    base, rest = divmod(values["max_seqlen"], values.get("rotary_emb_scaling_factor", 1))
+    return None if rest else int(base)
 
 
 def _stripes(values: Mapping[str, Any], origin: str) -> str:
@@ -221,6 +238,7 @@ def to_released(config: ModelConfig) -> dict[str, Any]:
         "rotary_emb_scaling_factor": config.rotary_scale,
         "use_interpolated_rotary_pos_emb": config.rotary_scale != 1,
         "max_seqlen": config.context,
+        "base_context": config.base_context,  # ours: readers of these files pass over it
         **_RELEASED_FIXED,
         "column_split": True,
         "tokenizer_type": "CharLevelTokenizer",

@@ -178,7 +178,7 @@ def initial_values(model: StripedHyena2, seed: int) -> Iterator[Tensor]:
         elif last == "residues_DS":
             value.normal_(0, 0.1 / math.sqrt(config.num_modes), generator=generator)
         elif last == "taps_GK" and parameter.shape[1] == config.num_medium_taps:
-            value.normal_(0, 1e-5 / math.sqrt(config.context), generator=generator)
+            value.normal_(0, 1e-5 / math.sqrt(config.original_context), generator=generator)
         elif last in ("taps_GK", "featurizer_taps_CK"):
             value.uniform_(-bound, bound, generator=generator)
         elif parent.endswith(("project_out", "mlp.down")):

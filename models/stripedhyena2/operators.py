@@ -112,6 +112,13 @@ class Hyena(nn.Module):
         return self.project_out(y_BLD), past
 
 
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Radians a position, rotary_base^(-2i / head width) for each pair i of a head, in fp32."""
+    even = torch.arange(0, config.width // config.num_heads, 2, dtype=torch.float64)
+    exponent = even * config.num_heads / config.width
+    return torch.pow(config.rotary_base, -exponent).to(torch.float32)
+
+
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions.
 
@@ -126,11 +133,7 @@ class Attention(nn.Module):
         self.rotary_scale = config.rotary_scale
         self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
         self.project_out = nn.Linear(config.width, config.width)
-        half = torch.arange(0, config.width // config.num_heads, 2, dtype=torch.float64)
-        exponent = half * config.num_heads / config.width
-        self.register_buffer(
-            "inverse_frequency", torch.pow(config.rotary_base, -exponent).to(torch.float32)
-        )
+        self.register_buffer("inverse_frequency", rotary_frequencies(config))
 
     def rotate(self, x_BHLW: Tensor, position: int) -> Tensor:
         """Turn each pair (i, i + W/2) by its angle at `position`, `position` + 1, ...

@@ -84,7 +84,8 @@ def trainable(module: nn.Module, context: int, *, published: bool = False) -> No
 
     Args:
         module: Holds operators.
-        context: Positions that the decay window of MR spans.
+        context: Positions that the decay window of MR spans: those of the first training, whatever
+            the context was extended to.
         published: Poles in the redundant form of the published training runs.
     """
     for operator in [*module.modules()]:

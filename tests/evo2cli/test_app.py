@@ -11,7 +11,7 @@ from evo2cli import __version__
 from evo2cli.app import app
 from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError
 
-COMMANDS = ["tokenize", "plan", "train", "launch", "score", "generate", "convert", "info"]
+COMMANDS = ["tokenize", "plan", "train", "launch", "extend", "score", "generate", "convert", "info"]
 
 
 def evo2(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -42,6 +42,7 @@ def test_codes_are_what_the_readme_says() -> None:
         ["tokenize", "missing.fa", "-o", "somewhere"],
         ["train", "missing.toml"],
         ["convert", "missing.pt", "somewhere"],
+        ["extend", "missing.pt", "--to", "32k", "-O", "somewhere"],
         ["info", "missing"],
         ["generate"],
     ],

@@ -148,6 +148,12 @@ def test_another_number_of_ranks_goes_on_with_the_same_windows(
     assert_same_model(place / output, alone)
 
 
+def test_one_process_may_shard_without_a_launcher(place: Path, alone: Path) -> None:
+    said = run(place, 1, "single", "parallel.zero=2")
+    assert "on cpu by DeepSpeed" in said
+    assert losses(place / "single") == pytest.approx(losses(alone), rel=1e-5)
+
+
 def test_bf16_weights_have_fp32_masters(place: Path, alone: Path) -> None:
     """The steps are too small for bf16 to see, one by one; masters add them up."""
     said = run(place, 2, "narrow", "precision.compute='bf16'", "parallel.zero=2")

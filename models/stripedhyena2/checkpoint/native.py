@@ -58,7 +58,8 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _fill(checkpoint: Checkpoint, folder: Path) -> None:
-    config = asdict(checkpoint.config)
+    values = asdict(checkpoint.config)
+    config = {key: value for key, value in values.items() if value is not None}  # TOML has no null
     (folder / CONFIG).write_text(tomli_w.dumps(config), encoding="utf-8")
     save_torch_state_dict(checkpoint.tensors, folder)
     for file in folder.glob("*.safetensors"):

@@ -1,0 +1,109 @@
+"""A checkpoint made ready for a longer context; training then teaches it to use it.
+
+Attention is all that changes. Filters keep their values: SE and MR see as few positions as before,
+LI's exponentials run over any length, and MR's taps go on training under the decay window of the
+context that the model was first trained on (`ModelConfig.base_context`).
+
+i pairs of a head's channels.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
+from stripedhyena2.config import ConfigError, ModelConfig
+from stripedhyena2.operators import rotary_frequencies
+
+ROUNDING = 2**-8  # relative; released files hold frequencies that were rounded to bf16
+
+
+class Scheme(StrEnum):
+    """What happens to the rotary positions when the context grows by a factor f.
+
+    INTERPOLATION: positions are divided by f more: the angles stay in the range they had. This is
+        what happened in Evo 2.
+    BASE: the base is multiplied by 10^log2(f): slow pairs turn more slowly, fast ones as before.
+    BOTH: both; what the files of Evo 2's extension asked for.
+    NONE: neither; attention meets angles that it has not seen.
+
+    From 8,192 positions and base b these are, with m = L / 8,192 and k = log2(m), Savanna's
+    "evo1" (b, m), "log" (b 10^k, 1) and "hybrid log_evo1" (b 10^k, m). Stages multiply, so that
+    several give what one gives.
+    """
+
+    INTERPOLATION = "interpolation"
+    BASE = "base"
+    BOTH = "both"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What is to be done.
+
+    Attributes:
+        to: Positions of the new context: a multiple of the old.
+        scheme: What happens to rotary positions.
+    """
+
+    to: int
+    scheme: Scheme = Scheme.INTERPOLATION
+
+    def config(self, config: ModelConfig) -> ModelConfig:
+        """The shape after it.
+
+        Raises:
+            ConfigError: The new context is no longer than the old, or not a multiple of it.
+        """
+        factor, rest = divmod(self.to, config.context)
+        if factor < 2 and self.to <= config.context:
+            raise ConfigError(
+                f"{self.to:,} positions are not more than the context of {config.context:,}"
+            )
+        if rest:
+            raise ConfigError(
+                f"{self.to:,} positions are not a multiple of the context of {config.context:,}; "
+                f"the next one is {(factor + 1) * config.context:,}"
+            )
+        divides = self.scheme in (Scheme.INTERPOLATION, Scheme.BOTH)
+        rebased = self.scheme in (Scheme.BASE, Scheme.BOTH)
+        return replace(
+            config,
+            context=self.to,
+            base_context=config.original_context,
+            rotary_scale=config.rotary_scale * (factor if divides else 1),
+            rotary_base=config.rotary_base * (10 ** math.log2(factor) if rebased else 1),
+        )
+
+    def apply(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint after it; provenance is the caller's to write.
+
+        The frequencies of attention are a buffer that checkpoints carry. In Savanna a stage's new
+        base never took effect, because loading put the old buffer back: Evo 2 was extended by
+        interpolation alone. Here a new base writes the buffers anew, base^(-2i / head width) in
+        fp32; an old base leaves them bit for bit, after they were found to be its own.
+
+        Raises:
+            ConfigError: As `config`.
+            CheckpointError: A buffer holds the frequencies of another base than the shape names.
+        """
+        config = self.config(checkpoint.config)
+        tensors = dict(checkpoint.tensors)
+        for name, stored in checkpoint.tensors.items():
+            if name.endswith("inverse_frequency"):
+                _require_base(name, stored, checkpoint.config)
+                if config.rotary_base != checkpoint.config.rotary_base:
+                    tensors[name] = rotary_frequencies(config)
+        return replace(checkpoint, config=config, tensors=tensors)
+
+
+def _require_base(name: str, stored: Tensor, config: ModelConfig) -> None:
+    if not torch.allclose(stored.float(), rotary_frequencies(config), rtol=ROUNDING, atol=0):
+        raise CheckpointError(
+            f"tensor {name!r} does not hold the frequencies of rotary_base = "
+            f"{config.rotary_base:g}; put the base it was trained with into the shape"
+        )
