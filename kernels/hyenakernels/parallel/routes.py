@@ -1,0 +1,119 @@
+"""The point-to-point routes: a halo from the left.
+
+B batch, L rows, C channels, P rows of a halo, N ranks.
+"""
+
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyenakernels.parallel.exchange import Flight, Piece, Route
+from hyenakernels.parallel.sharding import Place, Sharding
+
+
+def start_halo(
+    tail_BTC: Tensor, past_BPC: Tensor | None, place: Place, lengths: tuple[int, ...], reach: int
+) -> Flight:
+    """Send last rows to the right; `wait` returns the `reach` rows before this shard.
+
+    Shards shorter than the reach are passed over: the halo then comes from several ranks.
+
+    Args:
+        tail_BTC: The last min(reach, length) rows of this shard.
+        past_BPC: The `reach` rows before the sequence, read on the first rank; zeros when None.
+        place: This process.
+        lengths: The length of every shard.
+        reach: P.
+    """
+    num_sources = tail_BTC.shape[1]
+    if place.rank == 0:
+        if past_BPC is None:
+            past_BPC = tail_BTC.new_zeros(tail_BTC.shape[0], reach, *tail_BTC.shape[2:])
+        tail_BTC = torch.cat([past_BPC.to(tail_BTC.dtype), tail_BTC], dim=1)
+        num_sources += reach
+    pieces = _halo_pieces(lengths, reach)
+    return Flight(Route(pieces, num_sources, reach, place.rank, place.group), tail_BTC)
+
+
+@cache
+def _halo_pieces(lengths: tuple[int, ...], reach: int) -> tuple[Piece, ...]:
+    """What travels; the first rank gives the rows before the sequence too, ahead of its tail."""
+    ends = list(accumulate(lengths))
+    offers = [(0, -reach, 0, 0)]
+    for rank, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+        offers.append((rank, end - min(reach, length), end, reach if rank == 0 else 0))
+    pieces = []
+    for target, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+        start = end - length
+        for source, first, last, row in offers:
+            low, high = max(first, start - reach), min(last, start)
+            if low < high:
+                target_row = low - (start - reach)
+                pieces.append(Piece(source, row + low - first, target, target_row, high - low))
+    return tuple(pieces)
+
+
+def edges(x_BLC: Tensor, head: int, tail: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split off copies of the first and last rows; their gradients join that of x in place.
+
+    Returns:
+        `x` itself, to be read by the local operator alone; its first `head` and last `tail` rows.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _Edges.apply(x_BLC, head, tail)
+    return result
+
+
+class _Edges(torch.autograd.Function):
+    """See `edges`."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BLC: Tensor, head: int, tail: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.head, ctx.tail_start = head, x_BLC.shape[1] - tail
+        return (
+            x_BLC.view_as(x_BLC),
+            x_BLC[:, :head].clone(),
+            x_BLC[:, ctx.tail_start :].clone(),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dx_BLC: Tensor, dhead_BPC: Tensor, dtail_BPC: Tensor
+    ) -> tuple[Tensor, None, None]:
+        # In place: the local operator's backward made `dx` for nobody else.
+        dx_BLC[:, : ctx.head] += dhead_BPC
+        dx_BLC[:, ctx.tail_start :] += dtail_BPC
+        return dx_BLC, None, None
+
+
+def halo(
+    x_BLC: Tensor,
+    reach: int,
+    past_BPC: Tensor | None = None,
+    *,
+    sharding: Sharding | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """The `reach` rows before this shard, from as many ranks as hold them.
+
+    Args:
+        x_BLC: This rank's shard.
+        reach: P.
+        past_BPC: The P rows before the sequence, read on the first rank; zeros when None.
+        sharding: Contiguous; when None the ranks tell each other their lengths.
+        group: None for the world.
+
+    Returns:
+        [B, P, C].
+
+    Raises:
+        ValueError: `x` does not fit the sharding.
+    """
+    place = Place.find("halo", x_BLC, sharding, group)
+    tail = x_BLC[:, max(x_BLC.shape[1] - reach, 0) :]
+    return start_halo(tail, past_BPC, place, place.lengths, reach).wait()

@@ -1,0 +1,146 @@
+"""Which rows of a sequence each rank holds, and where this process stands among the ranks.
+
+N ranks, L rows of the whole sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Span = tuple[int, int]  # 0-based, half-open
+
+
+def partition(total: int, count: int) -> tuple[Span, ...]:
+    """Cut 0 .. total into `count` neighbouring spans whose lengths differ by one at most."""
+    borders = [total * i // count for i in range(count + 1)]
+    return tuple(pairwise(borders))
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """The rows of each rank, in the order in which it holds them.
+
+    Attributes:
+        spans: For each rank the spans of the sequence it holds; together they hold every row once.
+    """
+
+    spans: tuple[tuple[Span, ...], ...]
+
+    def __post_init__(self) -> None:
+        if min(self.lengths) < 1:
+            raise ValueError(f"Sharding: every rank needs a row, the lengths are {self.lengths}")
+
+    @classmethod
+    def contiguous(cls, lengths: Sequence[int]) -> "Sharding":
+        """Rank r holds the `lengths[r]` rows that follow those of rank r - 1."""
+        borders = accumulate(lengths, initial=0)
+        return cls(tuple((span,) for span in pairwise(borders)))
+
+    @classmethod
+    def even(cls, length: int, count: int) -> "Sharding":
+        """Contiguous, with lengths that differ by one at most."""
+        return cls(tuple((span,) for span in partition(length, count)))
+
+    @classmethod
+    def zigzag(cls, length: int, count: int) -> "Sharding":
+        """Rank r holds chunks r and 2N - 1 - r of 2N: each has the same share of causal pairs."""
+        chunks = partition(length, 2 * count)
+        return cls(tuple((chunks[rank], chunks[-1 - rank]) for rank in range(count)))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many rows each rank holds."""
+        return tuple(sum(end - start for start, end in spans) for spans in self.spans)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether each rank holds one span that follows that of the rank before it."""
+        spans = [spans[0] for spans in self.spans if len(spans) == 1]
+        return len(spans) == len(self.spans) and all(
+            left[1] == right[0] for left, right in pairwise([(0, 0), *spans])
+        )
+
+    def positions(self, rank: int, device: torch.device | None = None) -> Tensor:
+        """The position in the sequence of each row that `rank` holds: what rotary angles need."""
+        spans = [torch.arange(start, end, device=device) for start, end in self.spans[rank]]
+        return torch.cat(spans)
+
+    def order(self, device: torch.device | None = None) -> Tensor:
+        """The position of each row when the shards stand one after the other."""
+        return torch.cat([self.positions(rank, device) for rank in range(len(self.spans))])
+
+    def cut(self, x: Tensor, rank: int, dim: int = 1) -> Tensor:
+        """The shard of `rank` from the whole sequence."""
+        pieces = [x.narrow(dim, start, end - start) for start, end in self.spans[rank]]
+        return torch.cat(pieces, dim=dim)
+
+    def join(self, shards: Sequence[Tensor], dim: int = 1) -> Tensor:
+        """The whole sequence from the shards of all ranks."""
+        joined = torch.cat(list(shards), dim=dim)
+        return joined.index_select(dim, self.order(joined.device).argsort())
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the ranks that share a sequence.
+
+    Attributes:
+        sharding: Who holds which rows.
+        rank: This process, counted within the group.
+        group: None for the world.
+    """
+
+    sharding: Sharding
+    rank: int
+    group: dist.ProcessGroup | None
+
+    @classmethod
+    def find(
+        cls,
+        op: str,
+        x_BLC: Tensor,
+        sharding: Sharding | None,
+        group: dist.ProcessGroup | None,
+        *,
+        contiguous: bool = True,
+    ) -> "Place":
+        """This process in `group`; without a sharding the ranks tell each other their lengths.
+
+        Raises:
+            ValueError: `x` has not the rows that the sharding gives it, the group has another
+                number of ranks, or the sharding is a zigzag where it must be contiguous.
+        """
+        rank, count = dist.get_rank(group), dist.get_world_size(group)
+        if sharding is None:
+            sharding = Sharding.contiguous(_all_lengths(x_BLC, count, group))
+        if len(sharding.spans) != count:
+            raise ValueError(f"{op}: {len(sharding.spans)} shards for a group of {count} ranks")
+        if sharding.lengths[rank] != x_BLC.shape[1]:
+            raise ValueError(
+                f"{op}: rank {rank} has x {tuple(x_BLC.shape)}, "
+                f"but its shard is {sharding.lengths[rank]} rows"
+            )
+        if contiguous and not sharding.is_contiguous:
+            raise ValueError(f"{op} needs contiguous shards, the sharding is {sharding.spans}")
+        return cls(sharding, rank, group)
+
+    @property
+    def count(self) -> int:
+        """How many ranks share the sequence."""
+        return len(self.sharding.spans)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many rows each rank holds."""
+        return self.sharding.lengths
+
+
+def _all_lengths(x_BLC: Tensor, count: int, group: dist.ProcessGroup | None) -> list[int]:
+    lengths = torch.empty(count, dtype=torch.int64, device=x_BLC.device)
+    mine = torch.tensor([x_BLC.shape[1]], device=x_BLC.device)
+    dist.all_gather(list(torch.split(lengths, 1)), mine, group=group)
+    return [int(length) for length in lengths.tolist()]
