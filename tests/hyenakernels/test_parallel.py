@@ -1,6 +1,7 @@
 """Every context-parallel scheme is the single-device operator, gradients included (4 ranks)."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ def random(*shape: int, seed: int) -> Tensor:
 TAPS = random(3 * WIDTH, 3, seed=2)
 FIR = [random(GROUPS, 7, seed=3), random(WIDTH, seed=4)]
 FIR_PASTS = [random(2, 2, 3 * WIDTH, seed=5), random(2, 6, WIDTH, seed=6)]
+PIPELINED = partial(cp.hyena_fir_all_to_all, num_chunks=2)
 CASES: dict[str, tuple[Any, Any, int, int, list[Tensor]]] = {
     "fir-halo": (hyena_fir, cp.hyena_fir_halo, 1, 3, [TAPS, *FIR, *FIR_PASTS]),
     "fir-overlapped": (hyena_fir, cp.hyena_fir_overlapped, 1, 3, [TAPS, *FIR, *FIR_PASTS]),
     "fir-channels": (hyena_fir, cp.hyena_fir_all_to_all, 1, 3, [TAPS, *FIR, *FIR_PASTS]),
+    "fir-pipelined": (hyena_fir, PIPELINED, 1, 3, [TAPS, *FIR, *FIR_PASTS]),
 }
 
 

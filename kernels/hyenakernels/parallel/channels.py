@@ -107,11 +107,7 @@ def mix_channels(
     if place.rank > 0:
         z_past_BFC, past_BPD = z_past_BFC[:, :0], past_BPD[:, :0]
     lengths_in = (place.lengths, *first)
-    inputs = (
-        torch.unflatten(z_BLC, 2, (3, -1)),
-        torch.unflatten(z_past_BFC, 2, (3, -1)),
-        past_BPD[:, :, None],
-    )
+    inputs = (_thirds(z_BLC), _thirds(z_past_BFC), past_BPD[:, :, None])
 
     def send(slices: tuple[Span, ...]) -> list[ToChannels]:
         return [
@@ -126,11 +122,7 @@ def mix_channels(
             coming = send(rounds[index + 1])
         z, z_past, past = (x.flatten(2) for x in arrived)
         mixed = mix(slices[place.rank], z, z_past, past)
-        outputs = (
-            mixed[0][:, :, None],
-            torch.unflatten(mixed[1], 2, (3, -1)),
-            mixed[2][:, :, None],
-        )
+        outputs = (mixed[0][:, :, None], _thirds(mixed[1]), mixed[2][:, :, None])
         lengths_out = (place.lengths, *last)
         going.append(
             [
@@ -140,6 +132,11 @@ def mix_channels(
         )
     y, z_past, past = (_joined([flights[i] for flights in going]) for i in range(3))
     return y, z_past, past
+
+
+def _thirds(z_BTC: Tensor) -> Tensor:
+    """Projections as [B, T, 3, D]."""
+    return torch.unflatten(z_BTC, 2, (3, -1))
 
 
 def _joined(flights: Sequence[ToSequence]) -> Tensor:
