@@ -34,19 +34,18 @@ class Dtypes:
 
 
 def block_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
-    """What one block keeps, a token, its input in fp32 included.
+    """What one block keeps, a token, its input included.
 
-    Both norms keep their input and their quotient in fp32 (4 D + 4 D) and two roots. In the compute
-    dtype of e bytes: inputs of the projections (D) and of the MLP (D, under autocast twice: each of
-    its two products casts its own), the operator's input and output (3 D + D), and the MLP's gate,
-    up and product (3 M; in the first block M more for its GELU). Attention adds rotated queries and
-    keys (2 D) and the fp32 sums of its softmax; Hyena-LI the fp32 states before its segments.
+    Both norms keep their input (D in the dtype of the residual stream) and an fp32 root. In the
+    compute dtype of e bytes: what they give to the projections and to the MLP (2 D), the operator's
+    input and output (3 D + D), and the MLP's gate, up and product (3 M; in the first block M more
+    for its GELU). Attention adds rotated queries and keys (2 D) and the fp32 sums of its softmax;
+    Hyena-LI the fp32 states before its segments.
     """
     width, element = config.width, dtypes.compute
-    inputs = 3 if dtypes.is_autocast else 2
     inner = 4 if index == 0 else 3
-    kept = 2 * (2 * FP32 * width + 2 * FP32)
-    kept += element * ((inputs + 4) * width + inner * config.mlp_width)
+    kept = 2 * (dtypes.residual * width + FP32)
+    kept += element * (6 * width + inner * config.mlp_width)
     if config.stripes[index] == ATTENTION:
         kept += 2 * element * width + FP32 * config.num_heads
     elif config.stripes[index] == LONG:
@@ -66,10 +65,11 @@ def working_bytes(config: ModelConfig, dtypes: Dtypes) -> float:
 def head_bytes(config: ModelConfig) -> tuple[float, float]:
     """What final norm, head and loss keep in fp32, a token, and what they need beside it.
 
-    Kept: the norm's input, quotient and output (3 D), logits and their log-softmax (2 V).
+    Kept: the norm's input and output (2 D) and the logits' log-softmax (V). Needed: gradients of
+    log-softmax and logits (2 V); later, when the norm's output is gone, those of the norm (2 D).
     """
-    kept = FP32 * (3 * config.width + 2 * config.vocabulary)
-    needed = max(FP32 * (2 * config.width + config.vocabulary), 2 * FP32 * config.vocabulary)
+    kept = FP32 * (2 * config.width + config.vocabulary)
+    needed = FP32 * max(2 * config.vocabulary, config.width)
     return kept, needed
 
 

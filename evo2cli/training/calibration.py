@@ -18,10 +18,7 @@ BANDWIDTH = 0.87  # kernels.md, copies: 0.85 to 0.89
 OPERATOR_FORWARD = {"S": 1.23, "M": 1.69, "L": 2.17}
 OPERATOR_BOTH = {"S": 2.10, "M": 2.83, "L": 3.32}
 
-# Bytes that the unfused parts of a block (norms, residual sums, casts, the MLP's gate) read and
-# write, a token: (for each channel D, for each channel M of the MLP) in bf16. Counted op by op.
-UNFUSED_FORWARD, UNFUSED_BACKWARD = (93, 6), (296, 12)
-# More of them in an attention block, a channel: rotary positions, in fp32.
+# Bytes that rotary positions, in fp32, read and write, a channel of an attention block, op by op.
 ROTARY_FORWARD, ROTARY_BACKWARD = 101, 125
 
 # Bytes a parameter that an optimizer's step reads and writes in fp32: the gradient's norm (4) and

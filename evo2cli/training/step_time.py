@@ -5,7 +5,7 @@ Everything is planned as if not compiled: `precision.compile` can only make it f
 
 from dataclasses import dataclass
 
-from evo2cli.training.activations import FP32
+from evo2cli.training.activations import FP32, Dtypes
 from evo2cli.training.calibration import (
     ATTENTION,
     BANDWIDTH,
@@ -27,12 +27,10 @@ from evo2cli.training.calibration import (
     RING_START,
     ROTARY_BACKWARD,
     ROTARY_FORWARD,
-    UNFUSED_BACKWARD,
-    UNFUSED_FORWARD,
 )
 from evo2cli.training.flops import BACKWARD, flops_per_token
 from evo2cli.training.hardware import Accelerator
-from evo2cli.training.memory import BF16, Setup, Sizes
+from evo2cli.training.memory import Setup, Sizes
 from stripedhyena2 import ModelConfig
 from stripedhyena2.config import ATTENTION as ATTENTION_KIND
 
@@ -47,7 +45,7 @@ class StepTime:
         products: Projections and MLPs.
         attention: Attention.
         operators: Fused Hyena operators, bound by memory.
-        unfused: Norms, residual sums, casts and gates, bound by memory.
+        elementwise: Norms, residual sums, casts and gates, bound by memory.
         head: From the residual stream to logits, in fp32.
         parameters: Casts, sums of gradients, and the optimizer, bound by memory.
         waiting: For transfers between GPUs that nothing hides.
@@ -57,7 +55,7 @@ class StepTime:
     products: float
     attention: float
     operators: float
-    unfused: float
+    elementwise: float
     head: float
     parameters: float
     waiting: float
@@ -83,15 +81,15 @@ def step_time(
     """
     products, attention, head = (tokens * each for each in _computed(config, setup, gpu))
     memory = gpu.bandwidth * BANDWIDTH
-    operators, unfused = (tokens * each / memory for each in _moved(config, setup))
+    operators, elementwise = (tokens * each / memory for each in _moved(config, setup))
     each_pass = PLAIN_PARAMETER_BYTES if setup.is_plain else DEEPSPEED_PARAMETER_BYTES
     own = counts.all if setup.is_plain else counts.all / setup.gpus
     moved = setup.accumulation * counts.all * each_pass + own * OPTIMIZER_BYTES
     transfers = _transfers(config, counts, setup, gpu)
-    hidden = OVERLAP * min(transfers, products + attention + operators + unfused)
+    hidden = OVERLAP * min(transfers, products + attention + operators + elementwise)
     waiting = transfers - hidden if setup.zero == 3 else transfers
     return StepTime(
-        products, attention, operators, unfused, head, moved / memory, waiting, transfers
+        products, attention, operators, elementwise, head, moved / memory, waiting, transfers
     )
 
 
@@ -117,20 +115,30 @@ def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[floa
 
 
 def _moved(config: ModelConfig, setup: Setup) -> tuple[float, float]:
-    """Bytes a token that fused operators and unfused parts read and write."""
-    again, scale = _passes(setup) - 1, setup.dtypes.compute / BF16
-    forward_D, forward_M = UNFUSED_FORWARD
-    backward_D, backward_M = UNFUSED_BACKWARD
-    forward = forward_D * config.width + forward_M * scale * config.mlp_width
-    backward = backward_D * config.width + backward_M * scale * config.mlp_width
-    unfused = config.depth * (forward * (1 + again) + backward)
+    """Bytes a token that fused operators, and norms and elementwise parts, read and write."""
+    again = _passes(setup) - 1
+    forward, backward = elementwise_bytes(config, setup.dtypes)
+    elementwise = config.depth * (forward * (1 + again) + backward)
     rotary = ROTARY_FORWARD * (1 + again) + ROTARY_BACKWARD
-    unfused += config.stripes.count(ATTENTION_KIND) * rotary * config.width
+    elementwise += config.stripes.count(ATTENTION_KIND) * rotary * config.width
     operators = 0.0
     for kind in config.stripes.replace(ATTENTION_KIND, ""):
         copies = 11 * OPERATOR_BOTH[kind] + 4 * OPERATOR_FORWARD[kind] * again
         operators += copies * config.width * setup.dtypes.compute
-    return operators, unfused
+    return operators, elementwise
+
+
+def elementwise_bytes(config: ModelConfig, dtypes: Dtypes) -> tuple[int, int]:
+    """Bytes a token that norms, residual sums, casts and the MLP's gate of a block move, each pass.
+
+    With r and c bytes a number of the residual stream and in products: the norms r + c and 2 (r +
+    c), the second sum 2 r + c, the gate 3 c; going back, their gradients, the sums where two
+    gradients meet (3 r and 3 c), the bias (c), and under autocast two casts between r and c.
+    """
+    r, c, is_cast = dtypes.residual, dtypes.compute, dtypes.is_autocast
+    forward = (5 * r + 4 * c) * config.width + 3 * c * config.mlp_width
+    backward = (8 * r + 6 * c + is_cast * (r + 2 * c)) * config.width + 6 * c * config.mlp_width
+    return forward, backward
 
 
 def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerator) -> float:

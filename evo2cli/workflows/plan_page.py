@@ -22,7 +22,7 @@ _TIME = {
     "products": "projections and MLPs",
     "attention": "attention",
     "operators": "Hyena operators",
-    "unfused": "norms, residual sums, gates",
+    "elementwise": "norms, residual sums, gates",
     "head": "head and loss",
     "parameters": "optimizer, sums of gradients",
     "waiting": "waiting for other GPUs",

@@ -1,14 +1,15 @@
-"""The convolutions of StripedHyena 2, each a folder: its meaning, its kernel, its public face.
+"""The operators of StripedHyena 2, each a folder: its meaning, its kernel, its public face.
 
     fir       causal FIR with grouped taps: featurizer, Hyena-SE, Hyena-MR
     modal     sums of real exponentials: Hyena-LI
     longconv  any long explicit filter, by FFT
     gate      the featurizer and the gates around the inner convolution
+    norm      RMS normalization, by itself and of a residual sum
 
 `hyena_fir` and `hyena_modal` are what a Hyena mixer does between its projections, in one pass over
 memory on a GPU. `causal_fir`, `modal_conv` and `long_conv` are the convolutions by themselves.
 
-Every operator takes the past as an argument and returns the past of what follows: zeros at the
+Every convolution takes the past as an argument and returns the past of what follows: zeros at the
 start of a sequence, the cache while decoding, the previous chunk while streaming. Cut anywhere, the
 pieces give the whole.
 
@@ -18,5 +19,14 @@ Shapes: B batch, L length, D channels, G filter groups, K taps, P = K - 1 past s
 from hyenakernels.fir.op import causal_fir, hyena_fir
 from hyenakernels.longconv.op import long_conv
 from hyenakernels.modal.op import hyena_modal, modal_conv
+from hyenakernels.norm.op import add_rms_norm, rms_norm
 
-__all__ = ["causal_fir", "hyena_fir", "hyena_modal", "long_conv", "modal_conv"]
+__all__ = [
+    "add_rms_norm",
+    "causal_fir",
+    "hyena_fir",
+    "hyena_modal",
+    "long_conv",
+    "modal_conv",
+    "rms_norm",
+]

@@ -12,7 +12,7 @@ _LOG = logging.getLogger(__name__)
 HAS_TRITON = find_spec("triton") is not None
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_TAPS, MOST_FEATURIZER_TAPS, MOST_MODES = 256, 4, 64
+MOST_TAPS, MOST_FEATURIZER_TAPS, MOST_MODES, MOST_CHANNELS = 256, 4, 64, 16_384
 
 
 @cache
@@ -21,10 +21,23 @@ def _say_once(reason: str) -> None:
 
 
 def kernels_take(
-    z_BLC: Tensor, num_featurizer_taps: int, *, num_taps: int = 1, num_modes: int = 1
+    z_BLC: Tensor,
+    num_featurizer_taps: int = 1,
+    *,
+    num_taps: int = 1,
+    num_modes: int = 1,
+    width: int = 1,
 ) -> bool:
-    """Whether the kernels compute this; on a GPU a refusal is logged, once for each reason."""
-    if not z_BLC.is_cuda or z_BLC.shape[1] == 0:
+    """Whether the kernels compute this; on a GPU a refusal is logged, once for each reason.
+
+    Args:
+        z_BLC: The input.
+        num_featurizer_taps: Of the featurizer, where there is one.
+        num_taps: Of the filter.
+        num_modes: Of the filter.
+        width: Channels that a program takes whole.
+    """
+    if not z_BLC.is_cuda or z_BLC.numel() == 0:
         return False
     reasons = {
         "triton is not installed": not HAS_TRITON,
@@ -34,6 +47,7 @@ def kernels_take(
         ),
         f"filters of more than {MOST_TAPS} taps have no kernel": num_taps > MOST_TAPS,
         f"filters of more than {MOST_MODES} modes have no kernel": num_modes > MOST_MODES,
+        f"norms of more than {MOST_CHANNELS} channels have no kernel": width > MOST_CHANNELS,
     }
     for reason, applies in reasons.items():
         if applies:

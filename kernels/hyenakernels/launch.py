@@ -42,8 +42,22 @@ class RowLaunch:
     num_warps: int
 
 
+@dataclass(frozen=True)
+class NormLaunch:
+    """How the kernels that walk over whole rows are cut.
+
+    Attributes:
+        channels: A thread.
+        warps: A multiprocessor, in all its programs: as many as registers allow.
+    """
+
+    channels: int
+    warps: int
+
+
 FirPass = Literal["forward", "input gradient", "filter gradient"]
 ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
+NormPass = Literal["forward", "backward"]
 
 SHORT = 16  # taps up to which small blocks, which many groups share, are the fastest
 
@@ -69,6 +83,11 @@ _MODAL: dict[tuple[int, int], dict[ModalPass, RowLaunch]] = {
         "parameters": RowLaunch(block_d=64, rows=8, num_warps=2),
         "input gradient": RowLaunch(block_d=128, rows=4, num_warps=2),
     }
+}
+# Measured on an H100 at D = 1,920, 4,096 and 8,192: within 3 % of the best of twelve everywhere.
+_NORM: dict[NormPass, NormLaunch] = {
+    "forward": NormLaunch(channels=32, warps=24),
+    "backward": NormLaunch(channels=16, warps=16),
 }
 
 # Small tiles that fit every GPU Triton knows, fp32, and the interpreter.
@@ -123,3 +142,15 @@ def modal_launch(which: ModalPass, dtype: torch.dtype) -> RowLaunch:
     """For a pass of the modal scan. In fp32, where poles have rests, on the small tiles."""
     measured = _MODAL.get(_architecture())
     return _ANY_ROWS if measured is None or dtype == torch.float32 else measured[which]
+
+
+def norm_launch(which: NormPass, width: int) -> tuple[int, int]:
+    """Warps a program, and programs; for every GPU and dtype.
+
+    Programs are as many as run together, so that none waits for another to end.
+    """
+    launch = _NORM[which]
+    num_warps = 1
+    while num_warps * 32 * launch.channels < width:
+        num_warps *= 2
+    return num_warps, max(launch.warps // num_warps, 1) * _multiprocessors()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hyenakernels import add_rms_norm, rms_norm
 from hyenakernels.precision import accumulation_dtype, full_precision
 from stripedhyena2.cache import Cache, Past
 from stripedhyena2.config import ATTENTION, ModelConfig
@@ -26,10 +27,18 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Normalize each token, in fp32 or better; returns the dtype it was given."""
-        x = x_BLD.to(accumulation_dtype(x_BLD))
-        root = x.square().mean(dim=-1, keepdim=True).sqrt()
-        return (self.scale.to(x.dtype) * (x / (root + self.eps))).to(x_BLD.dtype)
+        """Normalize each token, in fp32 or better; returns the dtype it was given or autocast's."""
+        return rms_norm(x_BLD, self.scale, self.eps)
+
+
+class SumRMSNorm(RMSNorm):
+    """RMSNorm of a sum, in the same pass over memory."""
+
+    def forward(  # type: ignore[override]  # a sum has two terms
+        self, x_BLD: Tensor, y_BLD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Normalize x + y; returns that, and the sum."""
+        return add_rms_norm(x_BLD, y_BLD, self.scale, self.eps)
 
 
 class GatedMLP(nn.Module):
@@ -56,15 +65,15 @@ class Block(nn.Module):
         kind = config.stripes[index]
         self.pre_norm = RMSNorm(config.width, config.norm_eps)
         self.mixer = Attention(config) if kind == ATTENTION else Hyena(config, kind)
-        self.post_norm = RMSNorm(config.width, config.norm_eps)
+        self.post_norm = SumRMSNorm(config.width, config.norm_eps)
         # Evo 2 was trained with a GELU in the first block's MLP only; all later ones are bilinear.
         self.mlp = GatedMLP(config, gelu=index == 0)
 
     def forward(self, x_BLD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """One stripe; returns the residual stream and the past of what follows."""
         mixed_BLD, following = self.mixer(self.pre_norm(x_BLD), past)
-        x_BLD = x_BLD + mixed_BLD
-        return x_BLD + self.mlp(self.post_norm(x_BLD)), following
+        normed_BLD, x_BLD = self.post_norm(x_BLD, mixed_BLD)
+        return x_BLD + self.mlp(normed_BLD), following
 
 
 class StripedHyena2(nn.Module):

@@ -1,0 +1,86 @@
+"""Gradients of the norms, on the walk of forward.
+
+With t the row, r its root, i = 1 / (r + eps), q = t i, and g the gradient of the normed row,
+
+    dt = i scale g - q sum(scale g q) / (r D) + dtotal,    dscale = sum over rows of g q.
+
+Each program sums its rows' share of dscale; the shares are added in a fixed order.
+
+N rows, D channels.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hyenakernels.norm.kernel import aligned, load_row, store_row, walk
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _norm_gradient_kernel(
+    x,
+    scale,
+    roots,
+    dnormed,
+    dtotal,
+    dx,
+    dy,
+    partial_scale,
+    rows,
+    eps,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_TOTAL: tl.constexpr,
+    HAS_Y: tl.constexpr,
+):
+    """Store the gradient of each row (dy: again, in the dtype of y) and a share of dscale."""
+    first = tl.program_id(0)
+    step = tl.num_programs(0)
+    scales = load_row(scale, first * 0, 1, D, BLOCK_D).to(tl.float32)
+    sums = tl.zeros((BLOCK_D,), tl.float32)
+    row = first
+    next_x = load_row(x, row, rows, D, BLOCK_D)
+    next_g = load_row(dnormed, row, rows, D, BLOCK_D)
+    while row < rows:
+        root = tl.load(roots + row)
+        inverse = 1.0 / (root + eps)
+        quotient = next_x.to(tl.float32) * inverse
+        g = next_g.to(tl.float32)
+        next_x = load_row(x, row + step, rows, D, BLOCK_D)
+        next_g = load_row(dnormed, row + step, rows, D, BLOCK_D)
+        sums += g * quotient
+        g *= scales
+        # In a row of zeros the root does not matter: its gradient meets q = 0.
+        share = tl.sum(g * quotient, axis=0) / (tl.where(root == 0.0, 1.0, root) * D)
+        gradient = g * inverse - quotient * share
+        if HAS_TOTAL:  # loaded no earlier: registers are all taken
+            gradient += load_row(dtotal, row, rows, D, BLOCK_D).to(tl.float32)
+        store_row(dx, row, gradient, D, BLOCK_D)
+        if HAS_Y:
+            store_row(dy, row, gradient, D, BLOCK_D)
+        row += step
+    store_row(partial_scale, first, sums, D, BLOCK_D)
+
+
+def gradients(x_BLD, scale_D, roots_BL, dnormed_BLD, dtotal_BLD, eps, dy_dtype):
+    """Of x (the sum), again in the dtype of y (empty when that is None), and of the scale."""
+    programs, sizes = walk("backward", x_BLD)
+    x_BLD = aligned(x_BLD)
+    dx_BLD = torch.empty_like(x_BLD)
+    dy_BLD = x_BLD.new_empty(0) if dy_dtype is None else torch.empty_like(x_BLD, dtype=dy_dtype)
+    shares = x_BLD.new_empty(programs, sizes["D"], dtype=torch.float32)
+    _norm_gradient_kernel[(programs,)](
+        x_BLD,
+        aligned(scale_D),
+        roots_BL.contiguous(),
+        aligned(dnormed_BLD),
+        x_BLD if dtotal_BLD is None else aligned(dtotal_BLD),
+        dx_BLD,
+        dy_BLD,
+        shares,
+        eps=eps,
+        HAS_TOTAL=dtotal_BLD is not None,
+        HAS_Y=dy_dtype is not None,
+        **sizes,
+    )
+    return dx_BLD, dy_BLD, shares.sum(dim=0)

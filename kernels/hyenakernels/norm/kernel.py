@@ -1,0 +1,111 @@
+"""Norms, row by row: a program takes every n-th row whole, and keeps the scale in registers.
+
+The next row arrives while this one is summed. A row is summed by itself, in an order that depends
+on D alone.
+
+N rows, D channels.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hyenakernels.launch import NormPass, norm_launch
+
+
+@triton.jit
+def load_row(x, row, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A row as it is stored; zeros beside it, and where there is none."""
+    channel = tl.arange(0, BLOCK_D)
+    start = x + row.to(tl.int64) * D
+    present = tl.zeros((BLOCK_D,), tl.int32) + row < rows
+    return tl.load(start + channel, mask=(channel < D) & present, other=0.0)
+
+
+@triton.jit
+def store_row(x, row, values, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write a row, in the dtype of `x`."""
+    channel = tl.arange(0, BLOCK_D)
+    start = x + row.to(tl.int64) * D
+    tl.store(start + channel, values.to(x.dtype.element_ty), mask=channel < D)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _norm_kernel(
+    x,
+    y,
+    scale,
+    normed,
+    total,
+    roots,
+    rows,
+    eps,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_Y: tl.constexpr,
+):
+    """Store t = x + y (if there is a y), r = rms(t), and scale * t / (r + eps)."""
+    first = tl.program_id(0)
+    step = tl.num_programs(0)
+    scales = load_row(scale, first * 0, 1, D, BLOCK_D).to(tl.float32)
+    row = first
+    next_x = load_row(x, row, rows, D, BLOCK_D)
+    if HAS_Y:
+        next_y = load_row(y, row, rows, D, BLOCK_D)
+    while row < rows:
+        values = next_x.to(tl.float32)
+        next_x = load_row(x, row + step, rows, D, BLOCK_D)
+        if HAS_Y:
+            # What is normalized is what is stored, rounded.
+            summed = (values + next_y.to(tl.float32)).to(total.dtype.element_ty)
+            next_y = load_row(y, row + step, rows, D, BLOCK_D)
+            store_row(total, row, summed, D, BLOCK_D)
+            values = summed.to(tl.float32)
+        root = tl.sqrt_rn(tl.sum(values * values, axis=0) / D)
+        tl.store(roots + row, root)
+        store_row(normed, row, scales * (values * (1.0 / (root + eps))), D, BLOCK_D)
+        row += step
+
+
+def aligned(x):
+    """`x` as the kernels read it: rows one after the other, from an address they load wide from.
+
+    Narrower loads would put other channels into a thread, and sum them in another order.
+    """
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def walk(which: NormPass, x_BLD):
+    """Programs, and the kernels' sizes."""
+    width = x_BLD.shape[-1]
+    rows = x_BLD.numel() // width
+    num_warps, programs = norm_launch(which, width)
+    block = max(triton.next_power_of_2(width), 32)
+    return min(rows, programs), {
+        "rows": rows,
+        "D": width,
+        "BLOCK_D": block,
+        "num_warps": num_warps,
+    }
+
+
+def forward(x_BLD, y_BLD, scale_D, eps, dtype):
+    """The normed rows in `dtype`, the sum (empty when there is no y), and the roots."""
+    programs, sizes = walk("forward", x_BLD)
+    x_BLD = aligned(x_BLD)
+    normed_BLD = torch.empty_like(x_BLD, dtype=dtype)
+    total_BLD = x_BLD.new_empty(0) if y_BLD is None else torch.empty_like(x_BLD)
+    roots_BL = x_BLD.new_empty(x_BLD.shape[:-1], dtype=torch.float32)
+    _norm_kernel[(programs,)](
+        x_BLD,
+        x_BLD if y_BLD is None else aligned(y_BLD),
+        aligned(scale_D),
+        normed_BLD,
+        total_BLD,
+        roots_BL,
+        eps=eps,
+        HAS_Y=y_BLD is not None,
+        **sizes,
+    )
+    return normed_BLD, total_BLD, roots_BL
