@@ -5,19 +5,19 @@ moment: inputs and weights as e4m3, gradients as e5m2. Sums and results keep the
 so do the weights themselves. Source: Micikevicius et al., FP8 Formats for Deep Learning,
 arXiv:2209.05433.
 
-M rows (tokens), I input channels, O output channels.
+M rows (tokens), P the same padded to a multiple of 16, I input channels, O output channels.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hyenakernels.float8.op import quantize
+from hyenakernels.float8.reference import MULTIPLE
 from stripedhyena2.model import StripedHyena2
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
-MULTIPLE = 16  # the tensor cores take sizes in steps of it
 
 
 class Float8Linear(nn.Linear):
@@ -36,47 +36,40 @@ class Float8Linear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
+    """x W^T; what backward needs of x is kept in FP8."""
+
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, weight_OI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_MI, weight_OI)
-        return _multiply(x_MI, weight_OI.T, FORWARD, FORWARD, x_MI.dtype)
+        x_PI, x_IP, x_scale = quantize(x_MI, FORWARD, rows=True, columns=ctx.needs_input_grad[1])
+        weight_rows_OI, _, weight_scale = quantize(weight_OI, FORWARD, rows=True)
+        ctx.save_for_backward(x_IP, x_scale, weight_OI)
+        y_PO = _multiply(x_PI, weight_rows_OI, x_scale, weight_scale, x_MI.dtype, fast=True)
+        return y_PO[: len(x_MI)]
 
     @staticmethod
     def backward(ctx: Any, dy_MO: Tensor) -> tuple[Tensor, Tensor]:
-        x_MI, weight_OI = ctx.saved_tensors
-        dx_MI = _multiply(dy_MO, weight_OI, BACKWARD, FORWARD, x_MI.dtype)
-        dweight_OI = _multiply(dy_MO.T, x_MI, BACKWARD, FORWARD, x_MI.dtype)
-        return dx_MI, dweight_OI.to(weight_OI.dtype)
+        x_IP, x_scale, weight_OI = ctx.saved_tensors
+        dtype = dy_MO.dtype
+        dy_PO, dy_OP, dy_scale = quantize(dy_MO, BACKWARD, rows=True, columns=True)
+        _, weight_IO, weight_scale = quantize(weight_OI, FORWARD, columns=True)
+        dx_PI = _multiply(dy_PO, weight_IO, dy_scale, weight_scale, dtype)
+        dweight_OI = _multiply(dy_OP, x_IP, dy_scale, x_scale, dtype)
+        return dx_PI[: len(dy_MO)], dweight_OI.to(weight_OI.dtype)
 
 
 def _multiply(
-    a: Tensor, b: Tensor, a_dtype: torch.dtype, b_dtype: torch.dtype, out_dtype: torch.dtype
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    dtype: torch.dtype,
+    *,
+    fast: bool = False,
 ) -> Tensor:
-    """A @ b with both operands in FP8; rows of `a` are padded to what the tensor cores take."""
-    a8, a_scale = _quantize(a, a_dtype)
-    b8, b_scale = _quantize(b, b_dtype)
-    rows, inner = a8.shape
-    short, lacking = -rows % MULTIPLE, -inner % MULTIPLE
-    if short or lacking:
-        a8 = _pad(a8, short, lacking)
-    if lacking:
-        b8 = _pad(b8, lacking, 0)
-    product: Tensor = torch._scaled_mm(  # the first operand by rows, the second by columns
-        a8.contiguous(), b8.T.contiguous().T, scale_a=a_scale, scale_b=b_scale, out_dtype=out_dtype
+    """A @ b^T; `fast` sums as the tensor cores do, else every few products go to fp32 sums."""
+    return torch._scaled_mm(
+        a, b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast
     )
-    return product[:rows]
-
-
-def _pad(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Zeros below and to the right; FP8 itself cannot be padded, its bytes can."""
-    return F.pad(x.view(torch.uint8), (0, columns, 0, rows)).view(x.dtype)
-
-
-def _quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Give x / scale in FP8, and the scale; a NaN stays one."""
-    largest = torch.finfo(dtype).max
-    scale = (x.abs().amax().float() / largest).clamp_min(torch.finfo(torch.float32).tiny)
-    return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
 
 
 def use_float8(model: StripedHyena2) -> None:
