@@ -7,6 +7,7 @@ import typer
 
 from evo2cli import __version__, console
 from evo2cli.commands import convert, extend, generate, info, launch, plan, score, tokenize, train
+from evo2cli.commands import eval as evaluations
 from evo2cli.errors import UserError
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command()(plan.plan)
 app.command()(train.train)
 app.command()(launch.launch)
 app.command()(extend.extend)
+app.add_typer(evaluations.app, name="eval")
 app.command()(score.score)
 app.command()(generate.generate)
 app.command()(convert.convert)
