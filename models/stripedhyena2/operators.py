@@ -4,6 +4,8 @@ B batch, L new tokens, T tokens seen, D channels, C = 3D channels, G filter grou
 H heads, W channels a head. Source: arXiv:2503.01868.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +19,10 @@ class HyenaOperator(nn.Module):
     """What stands between a Hyena mixer's projections: featurizer, gate, convolution, gate.
 
     y = x2 * (conv(u) + skip * u) with u = x1 * v, where x2, x1, v are the featurized projections,
-    side by side. Kinds differ in `conv`; each is one fused operator.
+    side by side. Kinds differ in `conv`; each is one fused operator, `convolve`.
     """
+
+    convolve: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,6 +46,8 @@ class HyenaOperator(nn.Module):
 class HyenaSE(HyenaOperator):
     """Short explicit: a handful of taps, learned one by one."""
 
+    convolve = staticmethod(hyena_fir)
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.taps_GK = nn.Parameter(torch.empty(config.num_filter_groups, config.num_short_taps))
@@ -50,11 +56,15 @@ class HyenaSE(HyenaOperator):
         self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A FIR with the group's taps."""
-        return hyena_fir(z_BLC, self.featurizer_taps_CK, self.taps_GK, None, featurizer_past, past)
+        return self.convolve(
+            z_BLC, self.featurizer_taps_CK, self.taps_GK, None, featurizer_past, past
+        )
 
 
 class HyenaMR(HyenaOperator):
     """Medium regularized: about a hundred taps, and a skip per channel."""
+
+    convolve = staticmethod(hyena_fir)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -65,13 +75,15 @@ class HyenaMR(HyenaOperator):
         self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A FIR with the group's taps, plus the skip."""
-        return hyena_fir(
+        return self.convolve(
             z_BLC, self.featurizer_taps_CK, self.taps_GK, self.skip_D, featurizer_past, past
         )
 
 
 class HyenaLI(HyenaOperator):
     """Long implicit: a sum of decaying exponentials per channel, over the whole past."""
+
+    convolve = staticmethod(hyena_modal)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -83,7 +95,7 @@ class HyenaLI(HyenaOperator):
         self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A modal convolution, plus the skip; its past is the state of the modes."""
-        return hyena_modal(
+        return self.convolve(
             z_BLC,
             self.featurizer_taps_CK,
             self.log_poles_DS,
@@ -119,17 +131,45 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     return torch.pow(config.rotary_base, -exponent).to(torch.float32)
 
 
+QUERY_BLOCK = 256  # queries a call when there is a past: bounds the mask to 256 x T
+
+
+def causal_attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
+    """Softmax attention of the last L of T positions over all positions up to each of them."""
+    length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
+    if length == seen:
+        return F.scaled_dot_product_attention(q_BHLW, k_BHTW, v_BHTW, is_causal=True)
+    pieces = []
+    for start in range(0, length, QUERY_BLOCK):
+        q = q_BHLW[:, :, start : start + QUERY_BLOCK]
+        first = seen - length + start
+        end = first + q.shape[2]
+        positions = torch.arange(end, device=q.device)
+        visible = positions[None, :] <= positions[first:, None]
+        pieces.append(
+            F.scaled_dot_product_attention(
+                q, k_BHTW[:, :, :end], v_BHTW[:, :, :end], attn_mask=visible
+            )
+        )
+    return torch.cat(pieces, dim=2)
+
+
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions.
 
     The frequencies are stored, not recomputed: released checkpoints carry rounded ones.
+
+    Attributes:
+        first_position: Of a sequence that has no past here; not 0 where other ranks hold its start.
     """
 
+    attend: Callable[..., Tensor] = staticmethod(causal_attention)
     inverse_frequency: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.first_position = 0
         self.rotary_scale = config.rotary_scale
         self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
         self.project_out = nn.Linear(config.width, config.width)
@@ -154,33 +194,10 @@ class Attention(nn.Module):
         """Mix along L; returns the shape it was given, and the past of what follows."""
         qkv_BLD = self.project_in(x_BLD).chunk(3, dim=2)
         q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv_BLD)
-        position = past.keys_BHTW.shape[2] if past else 0
+        position = past.keys_BHTW.shape[2] if past else self.first_position
         q, k = self.rotate(q, position), self.rotate(k, position)
         if past:
             k = torch.cat([past.keys_BHTW, k], dim=2)
             v = torch.cat([past.values_BHTW, v], dim=2)
-        y_BLD = causal_attention(q, k, v).transpose(1, 2).flatten(2)
+        y_BLD = self.attend(q, k, v).transpose(1, 2).flatten(2)
         return self.project_out(y_BLD), AttentionPast(k, v)
-
-
-QUERY_BLOCK = 256  # queries a call when there is a past: bounds the mask to 256 x T
-
-
-def causal_attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
-    """Softmax attention of the last L of T positions over all positions up to each of them."""
-    length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
-    if length == seen:
-        return F.scaled_dot_product_attention(q_BHLW, k_BHTW, v_BHTW, is_causal=True)
-    pieces = []
-    for start in range(0, length, QUERY_BLOCK):
-        q = q_BHLW[:, :, start : start + QUERY_BLOCK]
-        first = seen - length + start
-        end = first + q.shape[2]
-        positions = torch.arange(end, device=q.device)
-        visible = positions[None, :] <= positions[first:, None]
-        pieces.append(
-            F.scaled_dot_product_attention(
-                q, k_BHTW[:, :, :end], v_BHTW[:, :, :end], attn_mask=visible
-            )
-        )
-    return torch.cat(pieces, dim=2)

@@ -1,6 +1,8 @@
-"""Every context-parallel scheme is the single-device operator, gradients included (4 ranks)."""
+"""Every context-parallel scheme is the single-device operator, gradients included (8 ranks)."""
 
 import json
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from hyenakernels import hyena_fir
+from hyenakernels import hyena_fir, hyena_modal
 from hyenakernels import parallel as cp
+from hyenakernels.parallel.butterfly import Hypercube
 
 WIDTH, GROUPS = 16, 8
+RANKS = {2: [1, 3], 4: [4, 5, 6, 7], 8: [0, 1, 2, 3, 4, 5, 6, 7]}
 LENGTHS = {
     2: [[40, 33], [3, 30], [30, 2]],
     4: [[20, 31, 17, 25], [2, 1, 3, 30], [25, 1, 2, 1]],
+    8: [[5] * 8, [3, 1, 9, 2, 4, 1, 1, 6]],
 }
 
 
@@ -26,31 +31,48 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-# Name: local op, parallel op, shard inputs, whole inputs (filters, pasts), numbers of shard inputs.
+@dataclass(frozen=True)
+class Case:
+    """A scheme: its operator, how ranks share it, filters and pasts."""
+
+    op: Any
+    parallel_op: Any
+    weights: list[Tensor]
+
+
 TAPS = random(3 * WIDTH, 3, seed=2)
-FIR = [random(GROUPS, 7, seed=3), random(WIDTH, seed=4)]
-FIR_PASTS = [random(2, 2, 3 * WIDTH, seed=5), random(2, 6, WIDTH, seed=6)]
-PIPELINED = partial(cp.hyena_fir_all_to_all, num_chunks=2)
-CASES: dict[str, tuple[Any, Any, int, int, list[Tensor]]] = {
-    "fir-halo": (hyena_fir, cp.hyena_fir_halo, 1, 3, [TAPS, *FIR, *FIR_PASTS]),
-    "fir-overlapped": (hyena_fir, cp.hyena_fir_overlapped, 1, 3, [TAPS, *FIR, *FIR_PASTS]),
-    "fir-channels": (hyena_fir, cp.hyena_fir_all_to_all, 1, 3, [TAPS, *FIR, *FIR_PASTS]),
-    "fir-pipelined": (hyena_fir, PIPELINED, 1, 3, [TAPS, *FIR, *FIR_PASTS]),
+SKIP = random(WIDTH, seed=4)
+PAST = random(2, 2, 3 * WIDTH, seed=5)
+FIR = [TAPS, random(GROUPS, 7, seed=3), SKIP, PAST, random(2, 6, WIDTH, seed=6)]
+# From poles that forget within a row to some that remember every shard.
+POLES = -torch.exp(2 * random(WIDTH, 3, seed=7) - 3)
+MODAL = [TAPS, POLES, random(WIDTH, 3, seed=8), SKIP, PAST, random(2, WIDTH, 3, seed=9)]
+CASES = {
+    "fir-halo": Case(hyena_fir, cp.hyena_fir_halo, FIR),
+    "fir-overlapped": Case(hyena_fir, cp.hyena_fir_overlapped, FIR),
+    "fir-channels": Case(hyena_fir, cp.hyena_fir_all_to_all, FIR),
+    "fir-pipelined": Case(hyena_fir, partial(cp.hyena_fir_all_to_all, num_chunks=2), FIR),
+    "modal-states": Case(hyena_modal, cp.hyena_modal_states, MODAL),
+    "modal-channels": Case(hyena_modal, cp.hyena_modal_all_to_all, MODAL),
+    "modal-pipelined": Case(hyena_modal, partial(cp.hyena_modal_all_to_all, num_chunks=2), MODAL),
+    "modal-fft": Case(hyena_modal, cp.hyena_modal_fft, MODAL),
 }
+# The butterflies have rounds that fewer ranks do not reach.
+RUNS = [(case, count) for case in CASES for count in RANKS if count < 8 or case == "modal-fft"]
 
 
 def check(case: str, sharding: cp.Sharding, dtype: torch.dtype, group: Any) -> None:
-    op, parallel_op, num_shards, parts, weights = CASES[case]
+    op, parallel_op, weights = CASES[case].op, CASES[case].parallel_op, CASES[case].weights
     rank, count, length = dist.get_rank(group), dist.get_world_size(group), sum(sharding.lengths)
-    whole = [random(2, length, WIDTH * parts, seed=10 + i).to(dtype) for i in range(num_shards)]
-    inputs = [x.requires_grad_(True) for x in whole + [w.to(dtype) for w in weights]]
+    whole = [x.to(dtype) for x in (random(2, length, 3 * WIDTH, seed=10), *weights)]
+    inputs = [x.requires_grad_(True) for x in whole]
     expected = op(*inputs)
     seeds = [random(*y.shape, seed=20 + i).to(dtype) for i, y in enumerate(expected)]
     wanted = torch.autograd.grad(expected, inputs, seeds)
 
-    shards = [sharding.cut(x.detach(), rank).requires_grad_(True) for x in whole]
-    own = [w.detach().to(dtype).clone().requires_grad_(True) for w in weights]
-    actual = parallel_op(*shards, *own, sharding=sharding, group=group)
+    z, *filters = (x.detach() for x in whole)
+    own = [x.clone().requires_grad_(True) for x in (sharding.cut(z, rank), *filters)]
+    actual = parallel_op(*own, sharding=sharding, group=group)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
 
     def same(found: Tensor, right: Tensor) -> None:
@@ -67,14 +89,15 @@ def check(case: str, sharding: cp.Sharding, dtype: torch.dtype, group: Any) -> N
     else:
         outputs += [y for y in actual[1:] if y.requires_grad]
         ours += [torch.zeros_like(y) for y in outputs[1:]]
-    found = torch.autograd.grad(outputs, shards + own, ours, allow_unused=True)
-    for i, (gradient, right) in enumerate(zip(found, wanted, strict=True)):
-        if i < num_shards:
-            same(gradient, sharding.cut(right, rank))
-        else:
-            total = torch.zeros_like(right) if gradient is None else gradient.clone()
-            dist.all_reduce(total, group=group)
-            same(total, right)
+    found = torch.autograd.grad(outputs, own, ours, allow_unused=True)
+    same(found[0], sharding.cut(wanted[0], rank))
+    for gradient, right in zip(found[1:], wanted[1:], strict=True):
+        # The collective adds what lies side by side: one layout on all ranks.
+        total = torch.zeros(right.shape, dtype=dtype)
+        if gradient is not None:
+            total += gradient
+        dist.all_reduce(total, group=group)
+        same(total, right)
 
 
 def shardings(count: int) -> list[cp.Sharding]:
@@ -83,36 +106,40 @@ def shardings(count: int) -> list[cp.Sharding]:
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
-    groups = {2: dist.new_group([1, 3]), 4: dist.group.WORLD}
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=8,
+        timeout=timedelta(seconds=60),  # ranks that wait for one that failed
+    )
+    groups = {count: dist.new_group(ranks) for count, ranks in RANKS.items()}
     failures: dict[str, str] = {}
-    for case in CASES:
-        for count, group in groups.items():
-            if count == 2 and rank not in (1, 3):
-                continue
-            try:
-                for sharding in shardings(count):
-                    for dtype in (torch.float64, torch.float32):
-                        check(case, sharding, dtype, group)
-            except Exception as error:
-                failures[f"{case}-{count}"] = f"rank {rank}: {error!r}"
+    for case, count in RUNS:
+        if rank not in RANKS[count]:
+            continue
+        try:
+            for sharding in shardings(count):
+                for dtype in (torch.float64, torch.float32):
+                    check(case, sharding, dtype, groups[count])
+        except Exception as error:
+            failures[f"{case}-{count}"] = f"rank {rank}: {error!r}"
     Path(folder, f"{rank}.json").write_text(json.dumps(failures))
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What went wrong in one run of all cases on four processes."""
+    """What went wrong in one run of all cases on eight processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(work, args=(str(folder),), nprocs=4, start_method="spawn")
+    mp.start_processes(work, args=(str(folder),), nprocs=8, start_method="spawn")
     found: dict[str, str] = {}
-    for rank in range(4):
+    for rank in range(8):
         found |= json.loads((folder / f"{rank}.json").read_text())
     return found
 
 
-@pytest.mark.parametrize("count", [2, 4], ids=lambda count: f"N{count}")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "count"), RUNS, ids=str)
 def test_shards_give_the_whole(failures: dict[str, str], case: str, count: int) -> None:
     assert f"{case}-{count}" not in failures, failures[f"{case}-{count}"]
 
@@ -124,3 +151,8 @@ def test_cut_and_join_are_inverse() -> None:
         assert torch.equal(sharding.join(shards), x)
         for rank, shard in enumerate(shards):
             assert torch.equal(x[:, sharding.positions(rank)], shard)
+
+
+def test_butterflies_need_a_power_of_two() -> None:
+    with pytest.raises(ValueError, match="power of two of ranks, the group has 6"):
+        Hypercube(rank=0, count=6, num_rows=4, group=None)

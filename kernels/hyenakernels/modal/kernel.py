@@ -281,6 +281,31 @@ def scan(ends_BNSD, initial_BSD, log_poles_DS, segment, *, reverse):
     return starts_BNSD
 
 
+def starts(z_BLC, featurizer_taps_CF, log_poles_DS, z_past_BFC, state_BSD):
+    """The state before each segment, [B, N, S, D]; arguments as `forward` takes them."""
+    batch, length, _ = z_BLC.shape
+    launch = modal_launch("forward", z_BLC.dtype)
+    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
+    segment = modal_segment(sizes["D"])
+    num_segments = triton.cdiv(length, segment)
+    if num_segments == 1:
+        return state_BSD[:, None].clone()
+    ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
+    _ends_kernel[(triton.cdiv(sizes["D"], launch.block_d), num_segments - 1, batch)](
+        z_BLC,
+        z_past_BFC,
+        featurizer_taps_CF,
+        log_poles_DS,
+        ends_BNSD,
+        length,
+        segment,
+        num_segments,
+        z_BLC.stride(0),
+        **sizes,
+    )
+    return scan(ends_BNSD, state_BSD, log_poles_DS, segment, reverse=False)
+
+
 def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past_BFC, state_BSD):
     """Compute y = x2 * (modal convolution of u + skip * u), u = x1 * v, all featurized.
 
@@ -300,27 +325,24 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
     batch, length, _ = z_BLC.shape
     launch = modal_launch("forward", z_BLC.dtype)
     sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
-    segment = modal_segment(sizes["D"])
-    num_segments = triton.cdiv(length, segment)
-    programs = triton.cdiv(sizes["D"], launch.block_d)
-    inputs = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS)
-    shape = (length, segment, num_segments, z_BLC.stride(0))
-    ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
-    if num_segments == 1:
-        starts_BNSD = state_BSD[:, None].clone()
-    else:
-        _ends_kernel[(programs, num_segments - 1, batch)](*inputs, ends_BNSD, *shape, **sizes)
-        starts_BNSD = scan(ends_BNSD, state_BSD, log_poles_DS, segment, reverse=False)
+    starts_BNSD = starts(z_BLC, featurizer_taps_CF, log_poles_DS, z_past_BFC, state_BSD)
+    num_segments = starts_BNSD.shape[1]
     y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     final_BSD = torch.empty_like(state_BSD)
-    _output_kernel[(programs, num_segments, batch)](
-        *inputs,
+    _output_kernel[(triton.cdiv(sizes["D"], launch.block_d), num_segments, batch)](
+        z_BLC,
+        z_past_BFC,
+        featurizer_taps_CF,
+        log_poles_DS,
         residues_DS,
         skip_D if skip_D is not None else log_poles_DS,
         starts_BNSD,
         y_BLD,
         final_BSD,
-        *shape,
+        length,
+        modal_segment(sizes["D"]),
+        num_segments,
+        z_BLC.stride(0),
         HAS_SKIP=skip_D is not None,
         **sizes,
     )

@@ -1,0 +1,117 @@
+"""Causal attention over shards of a sequence: heads for rows, or blocks of keys in a ring.
+
+B batch, H heads, L rows of this shard, T rows of the sequence, R = 3 (queries, keys, values),
+C = HW channels, E channels that one rank gets, W channels a head, N ranks.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyenakernels.parallel.channels import ToChannels, ToSequence
+from hyenakernels.parallel.ring import ring
+from hyenakernels.parallel.sharding import Place, Sharding, Span, partition
+
+
+def attention_all_to_all(
+    q_BHLW: Tensor,
+    k_BHLW: Tensor,
+    v_BHLW: Tensor,
+    *,
+    sharding: Sharding | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Causal attention, each rank over the whole sequence for some of the heads.
+
+    Args:
+        q_BHLW: This rank's queries, already rotated by their positions in the sequence.
+        k_BHLW: Its keys, as well.
+        v_BHLW: Its values.
+        sharding: Contiguous or not; when None the ranks tell each other their lengths, and stand
+            one after the other.
+        group: None for the world.
+
+    Returns:
+        softmax(q k^T / sqrt(W)) v, [B, H, L, W].
+
+    Raises:
+        ValueError: Shapes do not fit each other or the sharding, or there are fewer heads than
+            ranks.
+
+    Source: arXiv:2309.14509.
+    """
+    place = _find("attention_all_to_all", q_BHLW, k_BHLW, v_BHLW, sharding, group)
+    _, num_heads, _, width = q_BHLW.shape
+    if num_heads < place.count:
+        raise ValueError(
+            f"attention_all_to_all: {num_heads} heads for {place.count} ranks, each needs one; "
+            f"attention_ring has no such limit"
+        )
+    slices = [(start * width, end * width) for start, end in partition(num_heads, place.count)]
+    parts = [x.transpose(1, 2).flatten(2) for x in (q_BHLW, k_BHLW, v_BHLW)]
+    qkv_BLRC = torch.stack(parts, dim=2)
+    qkv_BTRE = ToChannels(qkv_BLRC, slices, place.lengths, place).wait()
+    held = [span for spans in place.sharding.spans for span in spans]
+    qkv_BTRE = _reordered(qkv_BTRE, held, sorted(held))
+    q_BHTW, k_BHTW, v_BHTW = (
+        torch.unflatten(x, 2, (-1, width)).transpose(1, 2) for x in qkv_BTRE.unbind(dim=2)
+    )
+    y_BHTW = F.scaled_dot_product_attention(q_BHTW, k_BHTW, v_BHTW, is_causal=True)
+    y_BTE = _reordered(y_BHTW.transpose(1, 2).flatten(2), sorted(held), held)
+    flight = ToSequence(y_BTE[:, :, None], slices, place.lengths, place)
+    y_BLC = torch.cat(flight.wait(), dim=3)[:, :, 0]
+    return torch.unflatten(y_BLC, 2, (num_heads, width)).transpose(1, 2)
+
+
+def attention_ring(
+    q_BHLW: Tensor,
+    k_BHLW: Tensor,
+    v_BHLW: Tensor,
+    *,
+    sharding: Sharding | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Causal attention, the keys and values of every rank coming to every rank that sees them.
+
+    Arguments and result agree with `attention_all_to_all`, but any number of heads goes. Contiguous
+    shards leave the first ranks idle: `Sharding.zigzag` gives every rank the same work.
+
+    Raises:
+        ValueError: Shapes do not fit each other or the sharding, or a rank holds its spans in
+            another order than the sequence.
+
+    Source: arXiv:2310.01889.
+    """
+    place = _find("attention_ring", q_BHLW, k_BHLW, v_BHLW, sharding, group)
+    for rank, spans in enumerate(place.sharding.spans):
+        if list(spans) != sorted(spans):
+            raise ValueError(
+                f"attention_ring: rank {rank} holds the spans {spans}; they must ascend"
+            )
+    return ring(q_BHLW, k_BHLW, v_BHLW, place)
+
+
+def _find(
+    op: str,
+    q_BHLW: Tensor,
+    k_BHLW: Tensor,
+    v_BHLW: Tensor,
+    sharding: Sharding | None,
+    group: dist.ProcessGroup | None,
+) -> Place:
+    if not q_BHLW.shape == k_BHLW.shape == v_BHLW.shape:
+        raise ValueError(
+            f"{op}: q is {tuple(q_BHLW.shape)}, k {tuple(k_BHLW.shape)} and v "
+            f"{tuple(v_BHLW.shape)}; all three are one shard, [batch, heads, rows, width]"
+        )
+    return Place.find(op, q_BHLW.transpose(1, 2), sharding, group, contiguous=False)
+
+
+def _reordered(x_BTE: Tensor, given: list[Span], wanted: list[Span]) -> Tensor:
+    """The rows of `given` spans in the order of `wanted` ones."""
+    if given == wanted:
+        return x_BTE
+    pieces = torch.split(x_BTE, [end - start for start, end in given], dim=1)
+    found = dict(zip(given, pieces, strict=True))
+    return torch.cat([found[span] for span in wanted], dim=1)

@@ -1,0 +1,171 @@
+"""Attention of some queries to some keys, with what merging it with that to other keys takes.
+
+B batch, H heads, L queries, T keys, W channels a head.
+"""
+
+import logging
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hyenakernels.precision import accumulation_dtype, full_precision
+
+_LOG = logging.getLogger(__name__)
+
+QUERY_PIECE = 1024  # queries at a time without FlashAttention: bounds the scores to 1024 x T
+
+
+def block_forward(
+    q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention to these keys alone, and the logarithm of its denominator.
+
+    out = softmax(s) v and lse = log sum_keys exp(s), with s = q k^T / sqrt(W).
+
+    Args:
+        q_BHLW: The queries.
+        k_BHTW: The keys.
+        v_BHTW: The values.
+        causal: Query t sees the keys 0 .. t; then there are as many keys as queries.
+
+    Returns:
+        out [B, H, L, W], and lse [B, H, L] in fp32 or better.
+    """
+    if _flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention.default
+        out_BHLW, lse_BHL = flash(q_BHLW, k_BHTW, v_BHTW, 0.0, causal)[:2]
+        return out_BHLW, lse_BHL
+    return plain_forward(q_BHLW, k_BHTW, v_BHTW, causal)
+
+
+def block_backward(
+    dout_BHLW: Tensor,
+    q_BHLW: Tensor,
+    k_BHTW: Tensor,
+    v_BHTW: Tensor,
+    out_BHLW: Tensor,
+    lse_BHL: Tensor,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The share of these keys in the gradients of attention to all keys.
+
+    p = exp(s - lse), dv = p^T dout, ds = p * (dout v^T - sum_W dout * out), dq = ds k / sqrt(W) and
+    dk = ds^T q / sqrt(W): these keys enter only through p and v, all others only through lse and
+    out, so the shares of all blocks add up to the gradient.
+
+    Args:
+        dout_BHLW: The gradient of the output.
+        q_BHLW: The queries.
+        k_BHTW: The keys of this block.
+        v_BHTW: Their values.
+        out_BHLW: The output over all keys that these queries see.
+        lse_BHL: Its logarithm of the denominator, over all keys too.
+        causal: See `block_forward`.
+
+    Returns:
+        dq, dk and dv, in the dtype of q.
+    """
+    if not _flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
+        return plain_backward(dout_BHLW, q_BHLW, k_BHTW, v_BHTW, out_BHLW, lse_BHL, causal)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+    unread = torch.empty(2, dtype=torch.uint64, device=q_BHLW.device)  # dropout's generator
+    dq_BHLW, dk_BHTW, dv_BHTW = flash(
+        dout_BHLW,
+        q_BHLW,
+        k_BHTW,
+        v_BHTW,
+        out_BHLW,
+        lse_BHL.contiguous(),  # the kernel takes it to be, whatever its strides say
+        None,
+        None,
+        q_BHLW.shape[2],
+        k_BHTW.shape[2],
+        0.0,
+        causal,
+        unread,
+        unread,
+    )
+    return dq_BHLW, dk_BHTW, dv_BHTW
+
+
+@cache
+def _flash_takes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether FlashAttention computes this; on a GPU a refusal is logged, once for each reason."""
+    if device.type != "cuda":
+        return False
+    takes = (
+        dtype in (torch.bfloat16, torch.float16)
+        and width <= 256
+        and width % 8 == 0
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+    if not takes:
+        _LOG.warning(
+            "FlashAttention takes no %s heads of %d channels on %s; the slower reference runs",
+            dtype,
+            width,
+            torch.cuda.get_device_name(device),
+        )
+    return takes
+
+
+def plain_forward(
+    q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """`block_forward` by its formula; everything is returned in fp32 or better."""
+    dtype = accumulation_dtype(q_BHLW)
+    q_BHLW, k_BHTW, v_BHTW = (x.to(dtype) for x in (q_BHLW, k_BHTW, v_BHTW))
+    out_BHLW, lse_BHL = torch.empty_like(q_BHLW), q_BHLW.new_empty(q_BHLW.shape[:3])
+    with full_precision(q_BHLW):
+        for queries, keys in _pieces(q_BHLW.shape[2], k_BHTW.shape[2], causal):
+            scores = _scores(q_BHLW[:, :, queries], k_BHTW[:, :, keys], causal, queries.start)
+            lse = scores.logsumexp(dim=3)
+            lse_BHL[:, :, queries] = lse
+            out_BHLW[:, :, queries] = (scores - lse[..., None]).exp() @ v_BHTW[:, :, keys]
+    return out_BHLW, lse_BHL
+
+
+def plain_backward(
+    dout_BHLW: Tensor,
+    q_BHLW: Tensor,
+    k_BHTW: Tensor,
+    v_BHTW: Tensor,
+    out_BHLW: Tensor,
+    lse_BHL: Tensor,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`block_backward` by its formula, in fp32 or better."""
+    given, dtype, scale = q_BHLW.dtype, accumulation_dtype(q_BHLW), q_BHLW.shape[3] ** -0.5
+    q_BHLW, k_BHTW, v_BHTW, out_BHLW, dout_BHLW = (
+        x.to(dtype) for x in (q_BHLW, k_BHTW, v_BHTW, out_BHLW, dout_BHLW)
+    )
+    dq_BHLW = torch.empty_like(q_BHLW)
+    dk_BHTW, dv_BHTW = torch.zeros_like(k_BHTW), torch.zeros_like(v_BHTW)
+    with full_precision(q_BHLW):
+        for queries, keys in _pieces(q_BHLW.shape[2], k_BHTW.shape[2], causal):
+            q, dout, k = q_BHLW[:, :, queries], dout_BHLW[:, :, queries], k_BHTW[:, :, keys]
+            p = (_scores(q, k, causal, queries.start) - lse_BHL[:, :, queries, None]).exp()
+            mean = (dout * out_BHLW[:, :, queries]).sum(dim=3, keepdim=True)
+            ds = p * (dout @ v_BHTW[:, :, keys].mT - mean) * scale
+            dq_BHLW[:, :, queries] = ds @ k
+            dk_BHTW[:, :, keys] += ds.mT @ q
+            dv_BHTW[:, :, keys] += p.mT @ dout
+    return dq_BHLW.to(given), dk_BHTW.to(given), dv_BHTW.to(given)
+
+
+def _pieces(length: int, num_keys: int, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """Queries, a bounded number at a time, and the keys that they see."""
+    for start in range(0, length, QUERY_PIECE):
+        end = min(start + QUERY_PIECE, length)
+        yield slice(start, end), slice(0, end if causal else num_keys)
+
+
+def _scores(q_BHLW: Tensor, k_BHTW: Tensor, causal: bool, first: int) -> Tensor:
+    """The scores s of queries from `first` on; minus infinity where a key is later than a query."""
+    scores: Tensor = q_BHLW @ k_BHTW.mT * q_BHLW.shape[3] ** -0.5
+    if causal:
+        hidden = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
+        scores.masked_fill_(hidden.triu(first + 1), -torch.inf)
+    return scores

@@ -1,0 +1,158 @@
+"""Attention over shards of a sequence: queries stay, keys and values come from rank after rank.
+
+At step s each rank computes with the keys of the rank s places before it, in a circle, while those
+of step s + 1 travel. Every block comes straight from its owner, cut to the rows that are seen, and
+its gradient goes straight back, so an exchange is a `Route` and its adjoint.
+
+B batch, H heads, L rows of this shard, T keys of a block, R = 2 (keys, values), W channels a head,
+N ranks. Source: arXiv:2310.01889.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyenakernels.parallel.block import block_backward, block_forward
+from hyenakernels.parallel.exchange import Landing, Piece, Route
+from hyenakernels.parallel.sharding import Place, Sharding, Span
+from hyenakernels.precision import accumulation_dtype
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Keys of a shard that the same queries of another see, all of them whole.
+
+    Attributes:
+        first_query: The first row of the queries' shard that sees the keys; the rest do as well.
+        keys: Rows of the keys' shard.
+    """
+
+    first_query: int
+    keys: Span
+
+
+@cache
+def tiles(sharding: Sharding, query_rank: int, key_rank: int) -> tuple[Tile, ...]:
+    """What the queries of one rank see of the keys of another.
+
+    Of its own keys a rank sees a causal triangle: rows stand in their order, whatever the spans.
+    """
+    length = sharding.lengths[query_rank]
+    if query_rank == key_rank:
+        return (Tile(0, (0, length)),)
+    found: list[Tile] = []
+    row = 0
+    for start, end in sharding.spans[key_rank]:
+        keys = (row, row + end - start)
+        row = keys[1]
+        before = [b - a for a, b in sharding.spans[query_rank] if b <= start]
+        first_query = sum(before)
+        if start == end or first_query == length:
+            continue
+        if found and found[-1].first_query == first_query:
+            keys = (found.pop().keys[0], keys[1])
+        found.append(Tile(first_query, keys))
+    return tuple(found)
+
+
+def ring(q_BHLW: Tensor, k_BHLW: Tensor, v_BHLW: Tensor, place: Place) -> Tensor:
+    """Causal attention of this rank's queries to the keys of all ranks, differentiable."""
+    y_BHLW: Tensor = _Ring.apply(q_BHLW, k_BHLW, v_BHLW, place)
+    return y_BHLW
+
+
+class _Ring(torch.autograd.Function):
+    """See `ring`. Saves this rank's shard alone: the keys go round again on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BHLW: Tensor, k_BHLW: Tensor, v_BHLW: Tensor, place: Place) -> Tensor:
+        kv_BLRHW = torch.stack([k_BHLW.transpose(1, 2), v_BHLW.transpose(1, 2)], dim=2)
+        out_BLHW = torch.zeros_like(kv_BLRHW[:, :, 0], dtype=accumulation_dtype(q_BHLW))
+        out_BHLW = out_BLHW.transpose(1, 2)  # so rows lie as projections and FlashAttention do
+        lse_BHL = out_BHLW.new_full(q_BHLW.shape[:3], -torch.inf)
+        for step, block_BTRHW in _visits(kv_BLRHW, place):
+            for tile, k, v in _blocks(block_BTRHW, place, step):
+                queries = slice(tile.first_query, None)
+                out, lse = block_forward(q_BHLW[:, :, queries], k, v, step == 0)
+                _merge(out_BHLW[:, :, queries], lse_BHL[:, :, queries], out, lse)
+        y_BHLW = out_BHLW.to(q_BHLW.dtype)
+        ctx.place = place
+        ctx.save_for_backward(q_BHLW, kv_BLRHW, y_BHLW, lse_BHL)
+        return y_BHLW
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BHLW: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q_BHLW, kv_BLRHW, y_BHLW, lse_BHL = ctx.saved_tensors
+        dtype = accumulation_dtype(q_BHLW)
+        dq_BHLW = torch.zeros_like(q_BHLW, dtype=dtype)
+        dkv_BLRHW = torch.zeros_like(kv_BLRHW, dtype=dtype)
+        returning: Landing | None = None
+        for step, block_BTRHW in _visits(kv_BLRHW, ctx.place):
+            share_BTRHW = torch.empty_like(block_BTRHW)
+            blocks = _blocks(block_BTRHW, ctx.place, step)
+            shares = _blocks(share_BTRHW, ctx.place, step)
+            for (tile, k, v), (_, dk, dv) in zip(blocks, shares, strict=True):
+                queries = slice(tile.first_query, None)
+                dy, q, y, lse = (x[:, :, queries] for x in (dy_BHLW, q_BHLW, y_BHLW, lse_BHL))
+                gradients = block_backward(dy, q, k, v, y, lse, step == 0)
+                dq_BHLW[:, :, queries] += gradients[0]
+                dk.copy_(gradients[1])
+                dv.copy_(gradients[2])
+            if returning is not None:
+                dkv_BLRHW += returning()
+            returning = _route(ctx.place, step).adjoint.begin(share_BTRHW)
+        assert returning is not None, "no step was made"
+        dkv_BLRHW += returning()
+        dk, dv = (x.transpose(1, 2).to(q_BHLW.dtype) for x in dkv_BLRHW.unbind(dim=2))
+        return dq_BHLW.to(q_BHLW.dtype), dk, dv, None
+
+
+def _visits(kv_BLRHW: Tensor, place: Place) -> Iterator[tuple[int, Tensor]]:
+    """For each step the rows that this rank's queries see of the rank so many places before."""
+    block_BTRHW = kv_BLRHW
+    for step in range(place.count):
+        is_last = step + 1 == place.count
+        landing = None if is_last else _route(place, step + 1).begin(kv_BLRHW)
+        yield step, block_BTRHW
+        if landing is not None:
+            block_BTRHW = landing()
+
+
+def _blocks(block_BTRHW: Tensor, place: Place, step: int) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+    """The tiles of a step, with their keys and values as [B, H, T, W]."""
+    found = tiles(place.sharding, place.rank, (place.rank - step) % place.count)
+    sizes = [tile.keys[1] - tile.keys[0] for tile in found]
+    for tile, kv_BTRHW in zip(found, torch.split(block_BTRHW, sizes, dim=1), strict=True):
+        k_BTHW, v_BTHW = kv_BTRHW.unbind(dim=2)
+        yield tile, k_BTHW.transpose(1, 2), v_BTHW.transpose(1, 2)
+
+
+def _route(place: Place, step: int) -> Route:
+    """The way of what is seen `step` places further, as far as this rank sends or receives it."""
+    sources = {place.rank, (place.rank - step) % place.count}
+    pieces = []
+    for source in sources:
+        target, row = (source + step) % place.count, 0
+        for tile in tiles(place.sharding, target, source):
+            first, end = tile.keys
+            pieces.append(Piece(source, first, target, row, end - first))
+            row += end - first
+    num_targets = sum(piece.count for piece in pieces if piece.target == place.rank)
+    num_sources = place.lengths[place.rank]
+    return Route(tuple(pieces), num_sources, num_targets, place.rank, place.group)
+
+
+def _merge(out_BHLW: Tensor, lse_BHL: Tensor, more_BHLW: Tensor, more_lse_BHL: Tensor) -> None:
+    """Take attention to more keys into `out` and `lse`, in place.
+
+    exp(more_lse) / (exp(lse) + exp(more_lse)) = sigmoid(more_lse - lse) is the share of the new.
+    """
+    share_BHL = torch.sigmoid(more_lse_BHL - lse_BHL)
+    out_BHLW.lerp_(more_BHLW.to(out_BHLW.dtype), share_BHL[..., None])
+    torch.logaddexp(lse_BHL, more_lse_BHL, out=lse_BHL)
