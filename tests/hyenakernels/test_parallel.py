@@ -111,7 +111,7 @@ def work(rank: int, folder: str) -> None:
         init_method=f"file://{folder}/meet",
         rank=rank,
         world_size=8,
-        timeout=timedelta(seconds=60),  # ranks that wait for one that failed
+        timeout=timedelta(seconds=120),  # ranks that wait for one that failed
     )
     groups = {count: dist.new_group(ranks) for count, ranks in RANKS.items()}
     failures: dict[str, str] = {}
