@@ -60,6 +60,7 @@ ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 NormPass = Literal["forward", "backward"]
 
 SHORT = 16  # taps up to which small blocks, which many groups share, are the fastest
+NARROWEST = 8  # channels of a group that the tiles for longer filters take
 
 # Measured on an H200 and an H100 (compute capability 9.0): tests/benchmarks/results/kernels.md.
 _SHORT_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
@@ -108,11 +109,18 @@ def _multiprocessors() -> int:
     return torch.cuda.get_device_properties().multi_processor_count
 
 
-def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype) -> FirLaunch:
-    """For a pass of the FIR. Products of fp32 run without tensor cores, on the small tiles."""
-    table, small = (_SHORT_FIR, _ANY_SHORT_FIR) if num_taps <= SHORT else (_LONG_FIR, _ANY_LONG_FIR)
+def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype, part: int) -> FirLaunch:
+    """For a pass of the FIR over groups cut to `part` channels.
+
+    Products of fp32 run without tensor cores, on the small tiles. So do long filters of very narrow
+    groups, whose products Triton 3.6 cannot lay out on the large ones.
+    """
+    is_short = num_taps <= SHORT
+    table, small = (_SHORT_FIR, _ANY_SHORT_FIR) if is_short else (_LONG_FIR, _ANY_LONG_FIR)
     measured = table.get(_architecture())
-    return small if measured is None or dtype == torch.float32 else measured[which]
+    if measured is None or dtype == torch.float32 or (part < NARROWEST and not is_short):
+        return small
+    return measured[which]
 
 
 def fir_segment(programs: int, length: int) -> int:

@@ -28,8 +28,9 @@ class Float8Linear(nn.Linear):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
+        weight = self.weight.to(x.dtype)
         with torch.autocast(kind, enabled=False):
-            product: Tensor = _Product.apply(x.flatten(0, -2), self.weight)  # type: ignore[no-untyped-call]
+            product: Tensor = _Product.apply(x.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
             y = product.view(*x.shape[:-1], self.out_features)
             bias: Tensor | None = self.bias
             return y if bias is None else y + bias.to(y.dtype)
@@ -54,7 +55,7 @@ class _Product(torch.autograd.Function):
         _, weight_IO, weight_scale = quantize(weight_OI, FORWARD, columns=True)
         dx_PI = _multiply(dy_PO, weight_IO, dy_scale, weight_scale, dtype)
         dweight_OI = _multiply(dy_OP, x_IP, dy_scale, x_scale, dtype)
-        return dx_PI[: len(dy_MO)], dweight_OI.to(weight_OI.dtype)
+        return dx_PI[: len(dy_MO)], dweight_OI
 
 
 def _multiply(

@@ -208,6 +208,12 @@ def test_a_kernel_is_its_reference(case: Case) -> None:
     assert_kernel_is_reference(case)
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has small tiles only")
+@pytest.mark.parametrize("case", GROUP_CASES, ids=str)
+def test_any_group_fits_the_tiles_of_tensor_cores(case: Case) -> None:
+    assert_kernel_is_reference(replace(case, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 66, 67, 68])
 def test_fir_segments_meet_wherever_the_featurizer_reaches(length: int) -> None:
     assert_kernel_is_reference(Case(taps=3, length=length, featurizer=4, past=True, width=16))

@@ -345,6 +345,7 @@ def test_the_reference_leaves_autocast_its_cast() -> None:
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.filterwarnings("ignore:Memory Efficient attention")  # which no kernel here is
 def test_a_model_with_kernels_is_the_model_without(
     tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,10 @@ COLUMNS = 16
 
 def tiling(which, z_BLC, featurizer_taps_CF, taps_GK):
     """The compile-time sizes that every kernel of this folder takes, for the pass `which`."""
-    launch = fir_launch(which, taps_GK.shape[1], z_BLC.dtype)
     width = z_BLC.shape[2] // 3
     groups, num_taps = taps_GK.shape
     part = min(COLUMNS, triton.next_power_of_2(width // groups))
+    launch = fir_launch(which, num_taps, z_BLC.dtype, part)
     return {
         "row_stride": z_BLC.stride(1),
         "D": width,

@@ -13,7 +13,7 @@ def quantize(
     """Give x / scale in FP8, one scale a tensor; `float8.reference.quantize` holds the contract.
 
     Args:
-        x_MN: A matrix.
+        x_MN: A matrix; the kernel takes bf16 only.
         dtype: torch.float8_e4m3fn or torch.float8_e5m2.
         rows: Whether to return it by rows, [P, N].
         columns: Whether to return it by columns, [N, P].
@@ -21,7 +21,7 @@ def quantize(
     Returns:
         By rows, by columns, and the scale in fp32; a layout not asked for has no meaning.
     """
-    if not kernels_take(x_MN):
+    if x_MN.dtype != torch.bfloat16 or not kernels_take(x_MN):
         return reference.quantize(x_MN, dtype)
     found: tuple[Tensor, Tensor, Tensor] = fused(x_MN, dtype, rows, columns)
     return found
