@@ -31,11 +31,11 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
-def write_page(page: "RenderableType") -> None:
-    """Write something laid out by rich to stdout."""
+def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
+    """Write something laid out by rich to stdout, or to stderr where it is talk."""
     from rich.console import Console
 
-    Console(highlight=False).print(page)
+    Console(highlight=False, stderr=stderr).print(page)
 
 
 STRIPE_COLOURS = {"S": "green", "M": "cyan", "L": "blue", "A": "magenta"}

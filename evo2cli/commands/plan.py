@@ -10,7 +10,10 @@ from evo2cli import console
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/40b.toml.")],
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs in all.")] = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs in all.", show_default="as few as share a window"),
+    ] = None,
     gpu: Annotated[str, typer.Option(help="Their kind: h100-80gb, h200, ...")] = "h100-80gb",
     settings: Annotated[
         list[str] | None,

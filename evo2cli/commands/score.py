@@ -39,6 +39,9 @@ def score(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+    context_parallel: Annotated[
+        int, typer.Option(min=1, help="Processes, one a GPU, that share each sequence of a FASTA.")
+    ] = 1,
 ) -> None:
     """Score DNA by its log-likelihood, in nats.
 
@@ -63,5 +66,6 @@ def score(
             device=device,
             dtype=dtype,
             json=json,
+            context_parallel=context_parallel,
         )
     )

@@ -1,7 +1,8 @@
 """`evo2 train`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +23,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe, tell what it needs, and end.")
     ] = False,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run plans for.")] = 1,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="GPUs that a dry run plans for.",
+            show_default="as few as share a window",
+        ),
+    ] = None,
     gpu: Annotated[str, typer.Option(help="Their kind: h100-80gb, h200, ...")] = "h100-80gb",
     json: Annotated[bool, typer.Option("--json", help="Summary as JSON on stdout.")] = False,
 ) -> None:
@@ -37,7 +45,12 @@ def train(
         return
     if json:
         console.write_json(summary)
-        return
+    else:
+        tell_training(summary)
+
+
+def tell_training(summary: Mapping[str, Any]) -> None:
+    """Say what a run has come to."""
     bits = summary["valid_bits"]
     quality = "not validated" if bits is None else f"{bits:.4f} bits per base on validation"
     where = f"{summary['output']}/final" if summary["finished"] else "stopped; run again to go on"

@@ -120,7 +120,7 @@ class DeepSpeedEngine(Engine):
             published=self._recipe.optimizer.decay == "evo2-published",
             adopt=adopt,
         ).train()
-        prepare(model, self._recipe)
+        self.part = prepare(model, self._recipe, self.ranks)
         return model
 
     def forward(self, ids_BL: Tensor) -> Tensor:
@@ -182,7 +182,8 @@ class DeepSpeedEngine(Engine):
             state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(steps))
 
     def _idle_step(self) -> None:
-        ids_BL = torch.zeros(1, 1, dtype=torch.long, device=self.ranks.device)
+        length = self.part[1] - self.part[0] if self.ranks.context > 1 else 1
+        ids_BL = torch.zeros(1, length, dtype=torch.long, device=self.ranks.device)
         count = self._engine.gradient_accumulation_steps()
         for micro in range(count):
             self.backward(0 * self.forward(ids_BL).sum(), last=micro == count - 1)
@@ -210,10 +211,12 @@ class DeepSpeedEngine(Engine):
 
 def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
     """DeepSpeed's configuration of a recipe."""
-    micro = recipe.batch.micro(world)
+    micro = recipe.micro(world)
+    # DeepSpeed counts windows by GPU, wherever their parts are; ours are the same on neighbours.
+    groups = world // recipe.parallel.context
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": recipe.batch.sequences // (world * micro),
+        "gradient_accumulation_steps": recipe.batch.sequences // (groups * micro),
         "gradient_clipping": recipe.optimizer.clip,
         "zero_optimization": {"stage": max(1, recipe.parallel.zero)},
         "zero_allow_untested_optimizer": True,

@@ -20,6 +20,7 @@ from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.assembly import assemble
 from stripedhyena2.float8 import use_float8
+from stripedhyena2.parallelize import SharedSequence
 from stripedhyena2.parametrization import folded_state
 
 
@@ -60,11 +61,13 @@ class Engine(ABC):
         model: Runs forward; its parameters may lie in pieces over many GPUs.
         ranks: The processes that share it.
         name: Of the engine, as checkpoints tell it.
+        part: Start and end of the positions of a window that this rank sees.
     """
 
     name: str
     model: StripedHyena2
     ranks: Ranks
+    part: tuple[int, int]
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ class Engine(ABC):
 
     @abstractmethod
     def forward(self, ids_BL: Tensor) -> Tensor:
-        """Logits [B, L, V] of this rank's windows."""
+        """Logits [B, L, V] of this rank's part of its windows."""
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -145,7 +148,7 @@ class PlainEngine(Engine):
             published=recipe.optimizer.decay == "evo2-published",
             adopt=lambda part: part.to(device),
         ).train()
-        prepare(self.model, recipe)
+        self.part = prepare(self.model, recipe, self.ranks)
         self.optimizer = make_optimizer(self.model, recipe.optimizer)
         self.averages: dict[str, Tensor] = {}
         if recipe.optimizer.ema is not None:
@@ -234,8 +237,11 @@ class PlainEngine(Engine):
         return {name: tensor.cpu() for name, tensor in folded.items()}
 
 
-def prepare(model: StripedHyena2, recipe: Recipe) -> None:
-    """Put on a model what a recipe says of memory and precision.
+def prepare(model: StripedHyena2, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
+    """Put on a model what a recipe says of memory, precision and sharing of windows.
+
+    Returns:
+        Start and end of the positions of a window that this rank sees.
 
     Raises:
         ValueError: A width does not suit FP8.
@@ -249,6 +255,11 @@ def prepare(model: StripedHyena2, recipe: Recipe) -> None:
         dynamo.config.recompile_limit = limit
         for block in model.blocks:
             block.compile()
+    if ranks.context == 1:
+        return 0, recipe.batch.length
+    shared = SharedSequence(ranks.neighbours, recipe.parallel.schemes)
+    shared.put_on(model)
+    return shared.expect(recipe.batch.length)
 
 
 def read_plain(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

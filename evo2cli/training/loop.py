@@ -71,7 +71,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.ranks = self.engine.ranks
-        self.micro = self.recipe.batch.micro(self.ranks.world)
+        self.micro = self.recipe.micro(self.ranks.world)
         data = self.recipe.data
         self._weight_of_byte = target_weights(
             lowercase=data.lowercase_weight, end_of_document=data.end_of_document_weight
@@ -205,8 +205,8 @@ class Trainer:
         weight_of_byte = target_weights(lowercase=1, end_of_document=0)
         sums = torch.zeros(len(self.valid), 2, dtype=torch.float64, device=self.ranks.device)
         for row, windows in zip(sums, self.valid.values(), strict=True):
-            mine = windows.share(self.ranks.rank, self.ranks.world)
-            for start in range(0, -(-len(windows) // self.ranks.world), self.micro):
+            mine = windows.share(self.ranks.group, self.ranks.num_groups)
+            for start in range(0, -(-len(windows) // self.ranks.num_groups), self.micro):
                 part = mine[start : start + self.micro]
                 # Where others have a window more, they still need this rank's piece of the weights.
                 ids, targets, weights = self._read(part or windows[:1], weight_of_byte)
@@ -229,15 +229,19 @@ class Trainer:
         return found
 
     def _read(self, windows: Windows, weight_of_byte: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, targets and weights of this rank's part of the windows."""
+
         def place(array: Any) -> Tensor:
             tensor = torch.from_numpy(array)
             if self.ranks.device.type == "cuda":
                 tensor = tensor.pin_memory()
             return tensor.to(self.ranks.device, non_blocking=True)
 
-        return read_windows(
+        ids_BT, targets_BT, weights_BT = read_windows(
             place(windows.tokens), place(windows.reverse), place(windows.masked), weight_of_byte
         )
+        own = slice(*self.engine.part)
+        return ids_BT[:, own], targets_BT[:, own], weights_BT[:, own]
 
     def _refuse_or_skip(self, step: int, loss: float, norm: float, ids: Tensor) -> None:
         guard = self.recipe.guard

@@ -30,15 +30,17 @@ class Setup:
     """How a run uses its GPUs.
 
     Attributes:
-        gpus: In all; each sees other windows.
+        gpus: In all.
         zero: ZeRO stage; 0 for the plain engine, in one process.
         length: Positions of a window.
-        micro: Windows a forward pass on one GPU.
+        micro: Windows a forward pass on one GPU, or on those that share them.
         accumulation: Forward passes a step.
         checkpointing: Blocks recomputed together; 0 for none.
         compute: Dtype of products.
         fp8: Whether projections and MLPs multiply in FP8.
         averaged: Whether averaged weights are kept too.
+        context: GPUs that share a window, each a part of its positions.
+        attention: How attention exchanges between them.
     """
 
     gpus: int
@@ -50,6 +52,8 @@ class Setup:
     compute: Literal["fp32", "bf16"]
     fp8: bool = False
     averaged: bool = False
+    context: int = 1
+    attention: Literal["heads", "ring", "zigzag"] = "heads"
 
     @property
     def is_plain(self) -> bool:
@@ -65,7 +69,7 @@ class Setup:
     @property
     def tokens(self) -> int:
         """Of one forward pass on one GPU."""
-        return self.micro * self.length
+        return self.micro * -(-self.length // self.context)
 
 
 @dataclass(frozen=True)

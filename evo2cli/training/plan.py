@@ -14,6 +14,7 @@ from evo2cli.training.memory import Memory, Setup, Sizes, memory_per_gpu, sizes
 from evo2cli.training.recipe import Batch, Recipe
 from evo2cli.training.step_time import StepTime, step_time
 from stripedhyena2 import ModelConfig
+from stripedhyena2.parallelize import check_schemes
 
 SECONDS_A_DAY = 86_400
 CHECKPOINT_BYTES = 16  # a parameter: fp32 masters, two moments, and the exported weights
@@ -117,17 +118,19 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
 
 
 def _setup(recipe: Recipe, gpus: int) -> Setup:
-    micro = recipe.batch.micro(gpus)
+    micro, context = recipe.micro(gpus), recipe.parallel.context
     return Setup(
         gpus=gpus,
         zero=recipe.parallel.zero if gpus == 1 else max(1, recipe.parallel.zero),
         length=recipe.batch.length,
         micro=micro,
-        accumulation=recipe.batch.sequences // (gpus * micro),
+        accumulation=recipe.batch.sequences // (gpus // context * micro),
         checkpointing=recipe.memory.activation_checkpointing,
         compute=recipe.precision.compute,
         fp8=recipe.precision.fp8,
         averaged=recipe.optimizer.ema is not None,
+        context=context,
+        attention=recipe.parallel.attention,
     )
 
 
@@ -154,26 +157,40 @@ def _check(recipe: Recipe, config: ModelConfig, gpus: int, gpu: Accelerator) -> 
     if recipe.batch.length > config.context:
         raise ValueError(
             f"batch.length = {recipe.batch.length:,} is longer than the model's context of "
-            f"{config.context:,}; set shape.context"
+            f"{config.context:,}; set {'extend.to' if recipe.init else 'shape.context'}"
         )
     try:
-        recipe.batch.micro(gpus)
+        recipe.micro(gpus)
     except ValueError as error:
-        raise ValueError(f"batch.{error}; {_nearest(recipe.batch, gpus)}") from None
+        raise ValueError(f"{error}; {_nearest(recipe, gpus)}") from None
+    check_sharing(recipe, config)
     if recipe.precision.fp8 and gpu.fp8 is None:
         raise ValueError(f"precision.fp8 = true: {gpu.key} has no FP8 units; set false")
     if recipe.optimizer.ema is not None and gpus > 1:
         raise ValueError(f"optimizer.ema needs whole weights in one process, not {gpus:,}")
 
 
-def sharing_counts(batch: Batch) -> list[int]:
+def check_sharing(recipe: Recipe, config: ModelConfig) -> None:
+    """Refuse exchanges that a model of this shape does not allow.
+
+    Raises:
+        ValueError: The message begins with table and key.
+    """
+    try:
+        check_schemes(config, recipe.parallel.schemes, recipe.parallel.context)
+    except ValueError as error:
+        raise ValueError(f"parallel.{error}") from None
+
+
+def sharing_counts(recipe: Recipe) -> list[int]:
     """Numbers of GPUs that can share a step, ascending."""
-    most = batch.sequences // (batch.micro_sequences or 1)
-    return [gpus for gpus in range(1, most + 1) if most % gpus == 0]
+    most = recipe.batch.sequences // (recipe.batch.micro_sequences or 1)
+    groups = [count for count in range(1, most + 1) if most % count == 0]
+    return [recipe.parallel.context * count for count in groups]
 
 
-def _nearest(batch: Batch, gpus: int) -> str:
-    counts = sharing_counts(batch)
+def _nearest(recipe: Recipe, gpus: int) -> str:
+    counts = sharing_counts(recipe)
     below = [str(count) for count in counts if count < gpus][-1:]
     above = [str(count) for count in counts if count > gpus][:1]
     return f"the nearest numbers of GPUs that can: {' and '.join(below + above)}"
@@ -183,7 +200,7 @@ def advice(plan: Plan, recipe: Recipe) -> str:
     """What to change so that a plan fits: as few keys as possible, and of those the fastest."""
     for change in _changes(plan, recipe):
         return change
-    for gpus in sharing_counts(plan.batch):
+    for gpus in sharing_counts(recipe):
         if gpus <= plan.setup.gpus:
             continue
         larger = _plan(recipe, plan.config, plan.counts, plan.gpu, _setup(recipe, gpus))

@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -21,11 +21,15 @@ class Ranks:
         rank: 0-based; 0 writes and talks.
         world: How many there are.
         device: What this one computes on.
+        context: So many neighbouring ranks share the windows of one of them.
+        neighbours: These; None when context is 1.
     """
 
     rank: int
     world: int
     device: torch.device
+    context: int = 1
+    neighbours: dist.ProcessGroup | None = None
 
     @classmethod
     def alone(cls, device: torch.device) -> "Ranks":
@@ -57,6 +61,17 @@ class Ranks:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
         return cls(dist.get_rank(), world, device)
 
+    def sharing(self, context: int) -> "Ranks":
+        """These ranks, every `context` of which share windows; all must call it.
+
+        `context` divides the world.
+        """
+        if context == 1:
+            return self
+        firsts = range(0, self.world, context)
+        groups = [dist.new_group(list(range(first, first + context))) for first in firsts]
+        return replace(self, context=context, neighbours=groups[self.rank // context])
+
     def leave(self) -> None:
         """End the group; a process must not call the others afterwards."""
         if dist.is_initialized():
@@ -67,10 +82,20 @@ class Ranks:
         """Whether this is the process that writes and talks."""
         return self.rank == 0
 
+    @property
+    def group(self) -> int:
+        """Which group of neighbours this rank is in, 0-based."""
+        return self.rank // self.context
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of neighbours; each has windows of its own."""
+        return self.world // self.context
+
     def share(self, total: int) -> slice:
-        """This rank's part of `total` things that the world divides."""
-        each = total // self.world
-        return slice(self.rank * each, (self.rank + 1) * each)
+        """This group's part of `total` things that the groups divide."""
+        each = total // self.num_groups
+        return slice(self.group * each, (self.group + 1) * each)
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of `x` over all ranks, in place."""

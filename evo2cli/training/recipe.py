@@ -3,7 +3,23 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from evo2cli.errors import UserError
+from evo2cli.lengths import parse_length
+from stripedhyena2.extension import Extension, Scheme
+from stripedhyena2.parallelize import Schemes
+
+
+def _positions(given: Any) -> Any:
+    """A length as people write them, as a number."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return parse_length(given, "a context of")
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -11,6 +27,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positions = Annotated[int, Field(ge=1), BeforeValidator(_positions)]
 
 
 class Table(BaseModel):
@@ -24,6 +41,13 @@ class Source(Table):
 
     path: Path
     weight: Weight | None = None  # share of the windows, relative to the other sources
+
+
+class Extend(Table):
+    """The context that the weights of `init` are given before training."""
+
+    to: Positions  # 65_536, or "64k"
+    scheme: Scheme = Scheme.INTERPOLATION  # of rotary positions, as `evo2 extend --scheme`
 
 
 class Data(Table):
@@ -69,17 +93,17 @@ class Batch(Table):
         return self.sequences * self.length
 
     def micro(self, world: int) -> int:
-        """Windows a forward pass, when `world` GPUs share a step.
+        """Windows a forward pass, when `world` GPUs, or groups of them, share a step.
 
         Raises:
-            ValueError: They cannot share it evenly.
+            ValueError: They cannot share it evenly; the message begins with table and key.
         """
         each, rest = divmod(self.sequences, world)
         micro = self.micro_sequences or each
         if rest or each % micro:
             wanted = f" in forward passes of {micro}" if self.micro_sequences else ""
             raise ValueError(
-                f"sequences = {self.sequences} cannot be shared by {world} GPUs{wanted}"
+                f"batch.sequences = {self.sequences} cannot be shared by {world} GPUs{wanted}"
             )
         return micro
 
@@ -147,9 +171,18 @@ class Memory(Table):
 
 
 class Parallel(Table):
-    """How GPUs share a run."""
+    """How GPUs share a run; `hyenakernels/parallel/README.md` compares the exchanges."""
 
     zero: Literal[0, 1, 2, 3] = 0  # ZeRO stage: optimizer, then gradients, then weights sharded
+    context: Count = 1  # GPUs that share one window, each a part of its positions
+    fir: Literal["overlapped", "halo", "all-to-all", "pipelined"] = "overlapped"  # of SE and MR
+    modal: Literal["states", "all-to-all", "pipelined", "fft"] = "states"  # of LI
+    attention: Literal["heads", "ring", "zigzag"] = "heads"
+
+    @property
+    def schemes(self) -> Schemes:
+        """What GPUs that share a window exchange."""
+        return Schemes(self.fir, self.modal, self.attention)
 
 
 class Guard(Table):
@@ -171,7 +204,8 @@ class Recipe(Table):
 
     model: str | None = None  # a shape: a TOML beside the recipe, or a shipped one
     shape: dict[str, Any] = {}  # keys of the shape that this run changes
-    init: str | None = None  # or weights: what `--model` takes
+    init: str | None = None  # or weights: what `--model` takes, or the recipe that trains them
+    extend: Extend | None = None  # makes the weights of init ready for a longer context
     output: Path
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data
@@ -185,12 +219,49 @@ class Recipe(Table):
     guard: Guard = Guard()
     log: Log = Log()
 
+    def extension(self, context: int) -> Extension | None:
+        """What is to be done to initial weights of this context; None for nothing."""
+        if self.extend is None or self.extend.to == context:
+            return None
+        return Extension(self.extend.to, self.extend.scheme)
+
+    def micro(self, world: int) -> int:
+        """Windows a forward pass, when `world` GPUs share a step.
+
+        Raises:
+            ValueError: They cannot share it evenly; the message begins with table and key.
+        """
+        context = self.parallel.context
+        if world % context:
+            raise ValueError(f"parallel.context = {context} does not divide {world:,} GPUs")
+        return self.batch.micro(world // context)
+
+    @model_validator(mode="after")
+    def _windows_can_be_shared(self) -> Self:
+        context = self.parallel.context
+        if context > self.batch.length:
+            raise ValueError(
+                f"parallel.context = {context} GPUs cannot share batch.length = {self.batch.length}"
+            )
+        if context > 1 and self.precision.compile:
+            raise ValueError(
+                f"precision.compile = true does not know the exchanges of parallel.context = "
+                f"{context}; set compile = false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if (self.model is None) == (self.init is None):
             raise ValueError("needs either model (a shape) or init (weights to start from)")
         if self.init is not None and self.shape:
             raise ValueError("[shape] cannot change the weights that init names")
+        if self.init is None and self.extend is not None:
+            raise ValueError("[extend] needs init (weights to extend)")
+        if self.extend is not None and self.batch.length > self.extend.to:
+            raise ValueError(
+                f"batch.length = {self.batch.length} is longer than extend.to = {self.extend.to}"
+            )
         if self.optimizer.ema is not None and self.parallel.zero:
             raise ValueError(
                 f"optimizer.ema needs whole weights on every GPU, but parallel.zero = "

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from evo2cli.errors import UserError
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, read_config
-from stripedhyena2.checkpoint import read_checkpoint
-from stripedhyena2.checkpoint.published import shapes_folder
+from stripedhyena2.checkpoint import native, read_checkpoint
+from stripedhyena2.checkpoint.published import PUBLISHED, published_config, shapes_folder
 from stripedhyena2.config import make_config
 
 BASE = "base"  # the key that names a recipe to lay this one over
@@ -63,12 +63,83 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
     """The shape of the model a recipe trains: of its `init`, else beside the recipe, else shipped.
 
+    Where `init` is a recipe that was not trained yet, it is the shape that will come of it. Nothing
+    is fetched.
+
     Raises:
         UserError: There is none of this name, or it is not one.
     """
+    (first, file), *later = reversed([(recipe, recipe_path), *_unfinished(recipe, recipe_path)])
+    shape = _extended(first, file, _first_shape(first, file))
+    for stage, file in later:
+        shape = _extended(stage, file, shape)
+    return shape
+
+
+def find_initial_weights(recipe: Recipe, recipe_path: Path) -> str:
+    """What `read_checkpoint` shall read for `init`: itself, or what came of the recipe it names.
+
+    Raises:
+        UserError: That recipe was not trained yet; the message has the commands that do it.
+    """
+    assert recipe.init is not None
+    waiting = _unfinished(recipe, recipe_path)
+    if waiting:
+        commands = [f"evo2 {'extend' if r.extend else 'train'} {file}" for r, file in waiting]
+        before, file = waiting[0]
+        raise UserError(
+            f"{recipe_path}: init: {file} was not trained yet, {_final(before)} is missing; "
+            f"first run {' && '.join(reversed(commands))}"
+        )
+    initial = _initial_recipe(recipe, recipe_path)
+    return recipe.init if initial is None else str(_final(read_recipe(initial)))
+
+
+def _unfinished(recipe: Recipe, recipe_path: Path) -> list[tuple[Recipe, Path]]:
+    """The recipes that have to be trained before this one can begin, the last of them first."""
+    found, seen = [], [recipe_path]
+    while (file := _initial_recipe(recipe, seen[-1])) is not None:
+        if any(file.samefile(later) for later in seen):
+            raise UserError(f"{recipe_path}: init: {file} would start from its own result")
+        recipe = read_recipe(file)
+        if native.is_native(_final(recipe)):
+            break
+        seen.append(file)
+        found.append((recipe, file))
+    return found
+
+
+def _initial_recipe(recipe: Recipe, recipe_path: Path) -> Path | None:
+    """The recipe that `init` names, beside this one or as `find_recipe` finds it."""
+    if recipe.init is None or not recipe.init.endswith(".toml"):
+        return None
+    beside = Path(os.path.normpath(recipe_path.parent / recipe.init))
+    try:
+        return beside if beside.is_file() else find_recipe(Path(recipe.init))
+    except UserError as error:
+        raise UserError(f"{recipe_path}: init: {error}") from None
+
+
+def _final(recipe: Recipe) -> Path:
+    return recipe.output / "final"
+
+
+def _extended(recipe: Recipe, recipe_path: Path, shape: ModelConfig) -> ModelConfig:
+    """The shape that a recipe trains when it begins with this one."""
+    extension = recipe.extension(shape.context)
+    try:
+        return extension.config(shape) if extension else shape
+    except ConfigError as error:
+        raise UserError(f"{recipe_path}: extend.to: {error}") from None
+
+
+def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
+    """The shape that a recipe begins with, if what it begins with is there."""
     if recipe.init is not None:
+        if recipe.init in PUBLISHED and not Path(recipe.init).exists():
+            return published_config(recipe.init)
         try:
-            return read_checkpoint(recipe.init).config
+            return read_checkpoint(find_initial_weights(recipe, recipe_path)).config
         except (CheckpointError, ConfigError) as error:
             raise UserError(f"{recipe_path}: init: {error}") from None
     assert recipe.model is not None
@@ -103,8 +174,12 @@ def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: base = {base!r}: must be the path of a recipe")
     file = path.parent / base
     below = _read_values(file, (*children, path.resolve()))
-    if "model" in below and (file.parent / f"{below['model']}.toml").is_file():
-        below["model"] = os.path.relpath(file.parent / below["model"], path.parent)
+    for key, suffix in (("model", ".toml"), ("init", "")):  # what lies beside the base is found
+        if key in below and (file.parent / f"{below[key]}{suffix}").is_file():
+            below[key] = os.path.relpath(file.parent / below[key], path.parent)
+    for start, others in (("model", ("init", "extend")), ("init", ("model", "shape"))):
+        if start in values:  # a start of its own replaces the base's
+            below = {key: value for key, value in below.items() if key not in others}
     return _merged(below, values)
 
 

@@ -88,8 +88,17 @@ def step_time(
     transfers = _transfers(config, counts, setup, gpu)
     hidden = OVERLAP * min(transfers, products + attention + operators + elementwise)
     waiting = transfers - hidden if setup.zero == 3 else transfers
+    exchanges = _exchanges(config, setup, gpu, tokens)
+    behind = 0 if setup.attention == "heads" else OVERLAP * attention  # a ring turns meanwhile
     return StepTime(
-        products, attention, operators, elementwise, head, moved / memory, waiting, transfers
+        products,
+        attention,
+        operators,
+        elementwise,
+        head,
+        moved / memory,
+        waiting + max(0.0, exchanges - behind),
+        transfers + exchanges,
     )
 
 
@@ -159,6 +168,28 @@ def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerato
     gathers = min(PRODUCTS * config.depth, -(-counts.all // PREFETCH))
     passes = _passes(setup) + 1
     return setup.accumulation * (passes * _ring(weights, gathers, setup, gpu) + summed)
+
+
+def _exchanges(config: ModelConfig, setup: Setup, gpu: Accelerator, tokens: float) -> float:
+    """Seconds that GPUs that share windows spend on their exchanges in a step.
+
+    Numbers a token and channel of an attention block that a pass sends: all-to-all of q, k, v and y
+    for "heads"; keys and values of what is seen for "ring", and as much for "zigzag" on average
+    with half of q, k, v and y moved. Hyena blocks send so little that only starts count.
+    """
+    count = setup.context
+    if count == 1:
+        return 0
+    numbers = {
+        "heads": 4 * (1 - 1 / count),
+        "ring": count - 1,
+        "zigzag": 1.5 * (count - 1) + 2,
+    }[setup.attention]
+    passes = _passes(setup) + 1
+    attentions = config.stripes.count(ATTENTION_KIND)
+    size = attentions * numbers * config.width * setup.dtypes.compute * tokens * passes
+    width = gpu.link if count <= GPUS_PER_NODE else gpu.network
+    return size / (width * LINKS) + 2 * config.depth * passes * setup.accumulation * RING_START
 
 
 def _ring(size: float, collectives: int, setup: Setup, gpu: Accelerator) -> float:

@@ -19,6 +19,7 @@ from rich.text import Text
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.genome.reference import Reference
+from evo2cli.lengths import parse_length
 from evo2cli.workflows import likelihood
 from evo2cli.workflows.eval import (
     check_output,
@@ -30,7 +31,6 @@ from evo2cli.workflows.eval import (
 )
 from evo2cli.workflows.eval_draws import draw_window
 from evo2cli.workflows.eval_plots import check_plot, draw_context
-from evo2cli.workflows.lengths import parse_length
 from evo2cli.workflows.likelihood import begin, fingerprint, require_finite
 from evo2cli.workflows.results import Recall, Row, open_journal, rounded
 from stripedhyena2 import StripedHyena2
@@ -125,7 +125,7 @@ def read_context(open_model: OpenModel, options: ContextOptions) -> dict[str, An
         UntrustedNumericsError: A log-likelihood is no finite number.
     """
     parts, found, other = _read_models(open_model, options)
-    rows = _rows(parts, found, other)
+    rows = loss_rows(parts, found.losses, other.losses if other else None)
     result = {
         "evaluation": "context",
         "evo2cli": __version__,
@@ -234,14 +234,25 @@ def measure(
     return [loss_L[max(1, part.start) : part.end].mean().item() for part in parts]
 
 
-def _rows(parts: Sequence[Part], found: Reading, other: Reading | None) -> list[Row]:
+def loss_rows(
+    parts: Sequence[Part],
+    measured: Sequence[Sequence[float]],
+    against: Sequence[Sequence[float]] | None,
+) -> list[Row]:
+    """Means and standard errors over windows, a row a part.
+
+    Args:
+        parts: Of a window.
+        measured: Their losses in each window, from `measure`.
+        against: The same of another model on the same windows.
+    """
     rows = []
     for index, part in enumerate(parts):
         row: Row = {"part": part.kind, "start": part.start, "end": part.end}
-        losses = [window[index] for window in found.losses]
+        losses = [window[index] for window in measured]
         columns = {"loss": losses}
-        if other is not None:
-            columns["against"] = [window[index] for window in other.losses]
+        if against is not None:
+            columns["against"] = [window[index] for window in against]
             pairs = zip(losses, columns["against"], strict=True)
             columns["difference"] = [loss - before for loss, before in pairs]
         for name, values in columns.items():

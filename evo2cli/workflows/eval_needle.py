@@ -23,6 +23,7 @@ from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
+from evo2cli.lengths import parse_length
 from evo2cli.workflows import likelihood
 from evo2cli.workflows.eval import (
     check_output,
@@ -34,7 +35,6 @@ from evo2cli.workflows.eval import (
 )
 from evo2cli.workflows.eval_draws import draw_bases, draw_window
 from evo2cli.workflows.eval_plots import check_plot, draw_needle
-from evo2cli.workflows.lengths import parse_length
 from evo2cli.workflows.likelihood import (
     Progression,
     begin,

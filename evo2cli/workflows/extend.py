@@ -1,12 +1,16 @@
 """A checkpoint for a longer context, with a record of how it came about."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
-from evo2cli.workflows.lengths import parse_length
+from evo2cli.lengths import parse_length
+from evo2cli.training.engine import Start
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.recipe_file import find_initial_weights
 from evo2cli.workflows.likelihood import fingerprint
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, native, read_checkpoint, released
@@ -87,6 +91,42 @@ def extend(
         "before": checkpoint.provenance,
     }
     return replace(extended, provenance=provenance), record
+
+
+def read_start(recipe: Recipe, path: Path) -> tuple[Start, dict[str, Any]]:
+    """Where a run that has an `init` begins: there, extended in memory if the recipe says so.
+
+    Args:
+        recipe: Its `[extend]` does nothing to weights that already have the context.
+        path: Its file, for messages.
+
+    Returns:
+        Shape and weights, and what provenance has to say of an extension; nothing without one.
+
+    Raises:
+        UserError: `init` was not trained yet, cannot be read, or cannot be extended like this.
+    """
+    source = find_initial_weights(recipe, path)
+    lineage: dict[str, Any] = {}
+    try:
+        checkpoint = read_checkpoint(source)
+        extension = recipe.extension(checkpoint.config.context)
+        if extension is not None:
+            checkpoint, _ = extend(checkpoint, source, extension)
+            lineage = checkpoint.provenance
+    except (CheckpointError, ConfigError) as error:
+        raise UserError(f"{path}: init: {error}") from None
+    return Start(checkpoint.config, checkpoint.tensors), lineage
+
+
+def extension_line(name: str, record: Mapping[str, Any]) -> str:
+    """What was done, by its record, for people."""
+    before, after = record["before"], record["after"]
+    return (
+        f"{name}: context {before['context']:,} -> {after['context']:,}, "
+        f"rotary scale {before['rotary_scale']:g} -> {after['rotary_scale']:g}, "
+        f"rotary base {before['rotary_base']:g} -> {after['rotary_base']:g}"
+    )
 
 
 def _facts(config: ModelConfig) -> dict[str, Any]:

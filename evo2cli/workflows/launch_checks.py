@@ -78,9 +78,9 @@ def check_recipe(recipe: Recipe, path: Path, world: int) -> None:
         UserError: One of these.
     """
     try:
-        recipe.batch.micro(world)
+        recipe.micro(world)
     except ValueError as error:
-        raise UserError(f"{path}: batch: {error}; change either") from None
+        raise UserError(f"{path}: {error}; change either") from None
     zero = recipe.parallel.zero
     if (zero or world > 1) and importlib.util.find_spec("deepspeed") is None:
         why = f"parallel.zero = {zero}" if zero else f"a run of {world} ranks"

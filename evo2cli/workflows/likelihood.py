@@ -51,7 +51,7 @@ def proceed(
     """Continue with `bases`, upper-case letters; `advance` hears how many are done, as they are."""
     cache, total, following_V = so_far.cache.clone(), so_far.total, so_far.following_V
     for start in range(0, len(bases), PIECE):
-        ids_L = _token_ids(model, bases[start : start + PIECE])
+        ids_L = token_ids(model, bases[start : start + PIECE])
         logprobs_LV = model(ids_L[None], cache=cache)[0].log_softmax(dim=-1)
         if following_V is not None:
             total += following_V[ids_L[0]].item()
@@ -62,10 +62,17 @@ def proceed(
     return Progression(cache, total, following_V)
 
 
-def _token_ids(model: StripedHyena2, bases: bytes) -> Tensor:
+def token_ids(model: StripedHyena2, bases: bytes) -> Tensor:
     """Token ids [L] of `bases`, where the model is."""
     values = torch.frombuffer(bytearray(bases), dtype=torch.uint8)
     return values.to(model.embedding.weight.device, torch.int64)
+
+
+def total(
+    model: StripedHyena2, bases: bytes, advance: Callable[[int], None] = lambda _: None
+) -> float:
+    """Sum of the log-probabilities of `bases`, the first left out, in nats."""
+    return proceed(model, begin(model), bases, advance).total
 
 
 class WindowScorer:
@@ -100,7 +107,7 @@ def require_finite(total: float, model: StripedHyena2, bases: bytes, name: str) 
     """
     if math.isfinite(total):
         return
-    layer = first_nonfinite_layer(model, _token_ids(model, bases[:PIECE])[None])
+    layer = first_nonfinite_layer(model, token_ids(model, bases[:PIECE])[None])
     origin = f", first in layer {layer}" if layer else ""
     raise UntrustedNumericsError(
         f"{name}: the log-likelihood is {total}{origin}; try --dtype fp32, or other weights"

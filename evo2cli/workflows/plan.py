@@ -18,7 +18,7 @@ DEFAULT_GPU = "h100-80gb"
 def plan_recipe(
     recipe_name: Path,
     *,
-    gpus: int = 1,
+    gpus: int | None = None,
     gpu: str = DEFAULT_GPU,
     settings: Sequence[str] = (),
     price_per_gpu_hour: float | None = None,
@@ -27,7 +27,7 @@ def plan_recipe(
 
     Args:
         recipe_name: A recipe file, or the name of a shipped one.
-        gpus: In all.
+        gpus: In all; None for as few as share a window.
         gpu: A key of `hardware.ACCELERATORS`, or a device name.
         settings: `table.key=value`, laid over the recipe.
         price_per_gpu_hour: In dollars.
@@ -43,6 +43,7 @@ def plan_recipe(
     recipe = read_recipe(path, settings)
     config = read_shape(recipe, path)
     try:
+        gpus = gpus or recipe.parallel.context
         plan = make_plan(recipe, config, gpus=gpus, gpu=_accelerator(gpu))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
@@ -75,6 +76,7 @@ def _describe(plan: Plan) -> dict[str, Any]:
             "gpu": plan.gpu.key,
             "engine": "plain" if setup.is_plain else "deepspeed",
             "zero": setup.zero,
+            "context": setup.context,
             "length": setup.length,
             "micro_sequences": setup.micro,
             "accumulation": setup.accumulation,

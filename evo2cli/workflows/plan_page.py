@@ -65,13 +65,16 @@ def _facts(plan: Mapping[str, Any]) -> Table:
     zero = f"ZeRO {mesh['zero']}" if mesh["zero"] else "one process"
     checkpointing = mesh["activation_checkpointing"]
     again = f"every {checkpointing} recomputed" if checkpointing else "nothing recomputed"
+    context = mesh["context"]
+    shared = f"{context:,} to a window" if context > 1 else "all data-parallel"
+    groups = f"{mesh['gpus'] // context:,} {'groups' if context > 1 else 'GPUs'}"
     cost = f"{run['gpu_hours']:,.0f} GPU-hours"
     if run["dollars"] is not None:
         cost += f", {run['dollars']:,.0f} dollars"
     for label, value in {
         "model": f"{model['parameters']:,} parameters, {len(model['stripes'])} blocks, {again}",
-        "mesh": f"{mesh['gpus']:,} x {mesh['gpu']}, {zero}, all data-parallel",
-        "batch": f"{mesh['tokens_per_step']:,} tokens a step: {mesh['gpus']:,} GPUs x "
+        "mesh": f"{mesh['gpus']:,} x {mesh['gpu']}, {zero}, {shared}",
+        "batch": f"{mesh['tokens_per_step']:,} tokens a step: {groups} x "
         f"{mesh['accumulation']:,} micro-batches x {mesh['micro_sequences']:,} windows of "
         f"{mesh['length']:,}",
         "speed": f"{run['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU, "

@@ -1,6 +1,11 @@
 """`evo2 score`: log-likelihoods of the records of a FASTA, or of the alleles of a VCF."""
 
+import os
+
+from evo2cli.errors import UserError
+from evo2cli.genome.source import STDIN
 from evo2cli.genome.vcf import is_variants
+from evo2cli.workflows.launch_checks import check_gpus
 from evo2cli.workflows.score_fasta import score_fasta
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.score_variants import score_variants
@@ -14,7 +19,24 @@ def score(options: ScoreOptions) -> None:
         TooManySkippedError: The output is complete, but too many records have no score.
         UntrustedNumericsError: A log-likelihood is no finite number.
     """
-    if is_variants(options.source):
+    if options.context_parallel > 1 and "WORLD_SIZE" not in os.environ:
+        _start_ranks(options)
+    elif is_variants(options.source):
         score_variants(options)
     else:
         score_fasta(options)
+
+
+def _start_ranks(options: ScoreOptions) -> None:
+    """Run the same command on as many ranks."""
+    if options.source == STDIN:
+        raise UserError("--context-parallel: several processes cannot read stdin; give a file")
+    if is_variants(options.source):
+        raise UserError(
+            f"--context-parallel is for long sequences of a FASTA, but {options.source} is VCF"
+        )
+    from evo2cli.workflows.launch_ranks import Group, run_ranks
+
+    check_gpus(options.context_parallel, options.device)
+    program = ["-m", "evo2cli", "score", *options.arguments()]
+    run_ranks(Group(options.context_parallel), program, "torchrun")

@@ -3,6 +3,7 @@
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -13,10 +14,13 @@ from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.windows import upper_dna
-from evo2cli.workflows.likelihood import begin, fingerprint, proceed, require_finite
-from evo2cli.workflows.models import open_model
+from evo2cli.training.ranks import Ranks
+from evo2cli.workflows.likelihood import fingerprint, require_finite
+from evo2cli.workflows.likelihood import total as total_alone
+from evo2cli.workflows.models import open_model, pick_device
 from evo2cli.workflows.results import Row, json_line, open_journal, open_output, rounded, table_line
 from evo2cli.workflows.score_options import Layout, ScoreOptions, Strand
+from evo2cli.workflows.score_shared import SharedScorer
 from stripedhyena2 import StripedHyena2
 
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
@@ -42,15 +46,50 @@ def score_fasta(options: ScoreOptions) -> None:
     if options.source != STDIN:
         # Reading it once more is fast, and a bad record is found before hours of work.
         total = sum(len(sequence) for _, sequence in _read_dna(options.source))
-    model = open_model(
-        options.model, config=options.config, device=options.device, dtype=options.dtype
-    )
+    with _scorer(options) as found:
+        if found is not None:
+            _score_records(options, layout, total, *found)
+
+
+Total = Callable[[bytes, Callable[[int], None]], float]
+
+
+@contextmanager
+def _scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | None]:
+    """The model and what gives a sequence's log-likelihood; None where this process has helped."""
+
+    def load(device: str) -> StripedHyena2:
+        return open_model(options.model, config=options.config, device=device, dtype=options.dtype)
+
+    if options.context_parallel == 1:
+        model = load(options.device)
+        yield model, partial(total_alone, model)
+        return
+    ranks = Ranks.join(pick_device(options.device))
+    try:
+        ranks = ranks.sharing(ranks.world)
+        model = load(str(ranks.device))
+        shared = SharedScorer(model, ranks)
+        if ranks.is_first:
+            yield model, shared.total
+            shared.release()
+        else:
+            shared.help()
+            yield None
+    finally:
+        ranks.leave()
+
+
+def _score_records(
+    options: ScoreOptions, layout: Layout, total: int | None, model: StripedHyena2, score: Total
+) -> None:
     tally: Counter[str] = Counter()
     settings = [
         "evo2 score FASTA",
         __version__,
         fingerprint(model.config, model.state_dict()),
         options.strand,
+        *([options.context_parallel] if options.context_parallel > 1 else []),
     ]
     with (
         open_journal(options.output, settings) as recall,
@@ -61,8 +100,10 @@ def score_fasta(options: ScoreOptions) -> None:
             write(table_line(COLUMNS))
         for name, sequence in _read_dna(options.source):
             key = f"{name} {len(sequence)} {zlib.crc32(sequence):08x}"
-            score = partial(score_record, model, name, sequence, options.strands, bar.advance)
-            row = recall(key, score)
+            row = recall(
+                key,
+                partial(score_record, model, score, name, sequence, options.strands, bar.advance),
+            )
             write(json_line(row) if layout is Layout.JSONL else table_line(row.values()))
             tally.update(_traits(sequence, model.config.context))
     _report(options, tally)
@@ -70,6 +111,7 @@ def score_fasta(options: ScoreOptions) -> None:
 
 def score_record(
     model: StripedHyena2,
+    total: Total,
     name: str,
     sequence: bytes,
     strands: Sequence[Strand],
@@ -79,6 +121,7 @@ def score_record(
 
     Args:
         model: What scores it.
+        total: Its log-likelihood of a sequence, in nats; tells a callback how far it is.
         name: Of the record.
         sequence: Its bases.
         strands: Single strands to read.
@@ -95,9 +138,9 @@ def score_record(
         totals = []
         for strand in strands:
             read = sequence if strand is Strand.FORWARD else reverse_complement(sequence)
-            end = proceed(model, begin(model), read, lambda done: advance(done / len(strands)))
-            require_finite(end.total, model, read, name)
-            totals.append(end.total)
+            found = total(read, lambda done: advance(done / len(strands)))
+            require_finite(found, model, read, name)
+            totals.append(found)
         row["sum_logprob"] = rounded(mean(totals))
         row["mean_logprob"] = rounded(mean(totals) / (len(sequence) - 1))
     return row

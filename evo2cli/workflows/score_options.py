@@ -1,6 +1,6 @@
 """What `evo2 score` was asked for, checked and with its words turned into meanings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class ScoreOptions:
         device: As `open_model` takes it.
         dtype: As `open_model` takes it.
         json: JSON lines rather than the default layout.
+        context_parallel: Processes that share each sequence of a FASTA, one a GPU.
 
     Raises:
         UserError: A value is out of range.
@@ -57,6 +58,7 @@ class ScoreOptions:
     device: str = "auto"
     dtype: str = "auto"
     json: bool = False
+    context_parallel: int = 1
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 2:
@@ -71,6 +73,17 @@ class ScoreOptions:
             raise UserError(f"--output {self.output}: the folder {self.output.parent} is missing")
         if self.output and self.output.absolute() == self.source.absolute():
             raise UserError(f"--output {self.output}: would overwrite the input; name another file")
+
+    def arguments(self) -> list[str]:
+        """As words of a command line, for other processes."""
+        words = [str(self.source)]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name == "source" or value == option.default:
+                continue
+            flag = f"--{option.name.replace('_', '-')}"
+            words += [flag] if value is True else [flag, str(value)]
+        return words
 
     @property
     def strands(self) -> tuple[Strand, ...]:

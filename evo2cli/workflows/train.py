@@ -15,13 +15,20 @@ from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
 from evo2cli.training.engine import Engine, PlainEngine, Start
 from evo2cli.training.loop import Outcome, Trainer
+from evo2cli.training.plan import check_sharing
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
+from evo2cli.training.recipe_file import (
+    find_initial_weights,
+    find_recipe,
+    read_recipe,
+    read_shape,
+)
 from evo2cli.training.state import RunFolder
+from evo2cli.workflows.extend import extension_line, read_start
 from evo2cli.workflows.models import pick_device
-from stripedhyena2 import CheckpointError, ConfigError, ModelConfig
-from stripedhyena2.checkpoint import read_checkpoint, save_weights
+from stripedhyena2 import CheckpointError, ModelConfig
+from stripedhyena2.checkpoint import save_weights
 from stripedhyena2.float8 import runs_float8
 
 T = TypeVar("T")
@@ -56,6 +63,7 @@ def train_recipe(
         recipe = recipe.model_copy(update={"output": output})
     with _joined(device) as ranks:
         _check(recipe, path, ranks)
+        ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)
         sources = _first_alone(ranks, lambda: _sources(recipe))
         folder = RunFolder(recipe, _facts(shape, sources), ranks)
@@ -65,11 +73,13 @@ def train_recipe(
             if ranks.is_first:
                 console.say(f"{recipe.output}: finished already; remove it to train again")
             return {**where, "finished": True, **summary}
-        trainer = _trainer(recipe, path, shape, sources, folder)
+        start, lineage = _start(recipe, path, shape, ranks)
+        trainer = _trainer(recipe, path, start, sources, folder)
         outcome = _run(trainer, path)
         summary = _summary(trainer, outcome)
         if outcome.finished:
-            _save_final(trainer, {**summary, **_provenance(recipe, path, settings, sources)})
+            training = _provenance(recipe, path, settings, sources)
+            _save_final(trainer, {**summary, **training, **lineage})
         return {**where, "finished": outcome.finished, **summary}
 
 
@@ -96,9 +106,9 @@ def _check(recipe: Recipe, path: Path, ranks: Ranks) -> None:
     """Refuse what this recipe cannot do on these ranks."""
     sharded = _needs_deepspeed(recipe, ranks)
     try:
-        recipe.batch.micro(ranks.world)
+        recipe.micro(ranks.world)
     except ValueError as error:
-        raise UserError(f"{path}: batch: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     if recipe.optimizer.ema is not None and sharded:
         raise UserError(
             f"{path}: optimizer.ema needs whole weights in one process, not {ranks.world}"
@@ -119,12 +129,18 @@ def _needs_deepspeed(recipe: Recipe, ranks: Ranks) -> bool:
 
 
 def _shape(recipe: Recipe, path: Path) -> ModelConfig:
+    if recipe.init is not None:
+        find_initial_weights(recipe, path)  # told before anything is written
     shape = read_shape(recipe, path)
     if recipe.batch.length > shape.context:
         raise UserError(
             f"{path}: batch.length = {recipe.batch.length} is longer than the model's context of "
-            f"{shape.context}"
+            f"{shape.context}; set {'extend.to' if recipe.init else 'shape.context'}"
         )
+    try:
+        check_sharing(recipe, shape)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     return shape
 
 
@@ -148,7 +164,7 @@ def _facts(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any]:
 def _trainer(
     recipe: Recipe,
     path: Path,
-    shape: ModelConfig,
+    start: Start,
     sources: Sequence[Documents],
     folder: RunFolder,
 ) -> Trainer:
@@ -161,12 +177,12 @@ def _trainer(
     except ValueError as error:
         raise UserError(f"{path}: batch.length: {error}") from None
     valid = _first_alone(ranks, lambda: _valid(recipe))
-    engine = _engine(recipe, path, shape, ranks)
+    engine = _engine(recipe, path, start, ranks)
     if ranks.is_first:
         if not valid:
             console.warn("no held-out documents as long as a window: no validation")
         console.say(
-            f"{shape.stripes}: {_num_parameters(engine):,} parameters, "
+            f"{start.config.stripes}: {_num_parameters(engine):,} parameters, "
             f"{sum(documents.num_tokens for documents in sources):,} tokens, "
             f"{loader.windows_per_epoch:,} windows an epoch, on {_place(engine)}"
         )
@@ -186,15 +202,20 @@ def _valid(recipe: Recipe) -> dict[str, Windows]:
     return {name: found for name, found in windows.items() if len(found)}
 
 
-def _engine(recipe: Recipe, path: Path, shape: ModelConfig, ranks: Ranks) -> Engine:
-    weights = None
-    if recipe.init is not None:
-        source = recipe.init
-        try:
-            weights = _first_alone(ranks, lambda: read_checkpoint(source).tensors)
-        except (CheckpointError, ConfigError) as error:
-            raise UserError(f"{path}: init: {error}") from None
-    start = Start(shape, weights)
+def _start(
+    recipe: Recipe, path: Path, shape: ModelConfig, ranks: Ranks
+) -> tuple[Start, dict[str, Any]]:
+    """Where the run begins, and what provenance says of an extension."""
+    if recipe.init is None:
+        return Start(shape), {}
+    start, lineage = _first_alone(ranks, lambda: read_start(recipe, path))
+    if lineage and ranks.is_first:
+        record = lineage["extended"]
+        console.say(extension_line(record["source"], record))
+    return start, lineage
+
+
+def _engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
     try:
         if not _needs_deepspeed(recipe, ranks):
             return PlainEngine(recipe, start, ranks.device)
@@ -214,7 +235,8 @@ def _place(engine: Engine) -> str:
     world, device = engine.ranks.world, engine.ranks.device
     if world == 1:
         return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
-    return f"{world} x {device.type}, ZeRO {engine.layout['zero']}"
+    shared = f", {engine.ranks.context} to a window" if engine.ranks.context > 1 else ""
+    return f"{world} x {device.type}{shared}, ZeRO {engine.layout['zero']}"
 
 
 def _num_parameters(engine: Engine) -> int:

@@ -16,19 +16,22 @@ from torch import Tensor
 
 from hyenakernels import parallel
 from hyenakernels.parallel import Sharding
+from stripedhyena2.config import ModelConfig
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.operators import Attention, Hyena, HyenaLI
+
+CHUNKS = 4  # of the channels that a rank gets, in pipelined all-to-all
 
 FIR: dict[str, Callable[..., Any]] = {
     "halo": parallel.hyena_fir_halo,
     "overlapped": parallel.hyena_fir_overlapped,
     "all-to-all": parallel.hyena_fir_all_to_all,
-    "pipelined": partial(parallel.hyena_fir_all_to_all, num_chunks=4),
+    "pipelined": partial(parallel.hyena_fir_all_to_all, num_chunks=CHUNKS),
 }
 MODAL: dict[str, Callable[..., Any]] = {
     "states": parallel.hyena_modal_states,
     "all-to-all": parallel.hyena_modal_all_to_all,
-    "pipelined": partial(parallel.hyena_modal_all_to_all, num_chunks=4),
+    "pipelined": partial(parallel.hyena_modal_all_to_all, num_chunks=CHUNKS),
     "fft": parallel.hyena_modal_fft,
 }
 ATTENTION: dict[str, Callable[..., Any]] = {
@@ -53,6 +56,31 @@ class Schemes:
     attention: str = "heads"
 
 
+def check_schemes(config: ModelConfig, schemes: Schemes, count: int) -> None:
+    """Refuse exchanges that `count` ranks cannot make for a model of this shape.
+
+    Raises:
+        ValueError: Says which, and what to choose instead.
+    """
+    parts = {"all-to-all": count, "pipelined": CHUNKS * count}
+    if schemes.attention == "heads" and config.num_heads < count:
+        raise ValueError(
+            f'attention = "heads": {config.num_heads} heads for {count} ranks; use "zigzag"'
+        )
+    if config.num_filter_groups < parts.get(schemes.fir, 0):
+        raise ValueError(
+            f'fir = "{schemes.fir}": {config.num_filter_groups} filter groups for '
+            f'{parts[schemes.fir]} parts; use "overlapped"'
+        )
+    if config.width < parts.get(schemes.modal, 0):
+        raise ValueError(
+            f'modal = "{schemes.modal}": {config.width} channels for {parts[schemes.modal]} parts; '
+            'use "states"'
+        )
+    if schemes.modal == "fft" and count & (count - 1):
+        raise ValueError(f'modal = "fft": {count} ranks are no power of two; use "states"')
+
+
 @dataclass
 class SharedSequence:
     """The ranks of a group hold neighbouring parts of the same sequences.
@@ -68,26 +96,25 @@ class SharedSequence:
     _attentions: list[Attention] = field(default_factory=list, init=False)
 
     def put_on(self, model: StripedHyena2) -> None:
-        """Let the mixers of `model` exchange; from now on it takes what `cut` gives."""
-        fir, modal, attend = (
-            self._shared(op)
-            for op in (
-                FIR[self.schemes.fir],
-                MODAL[self.schemes.modal],
-                ATTENTION[self.schemes.attention],
-            )
-        )
+        """Let the mixers of `model` exchange, from the first `expect` or `cut` on."""
+        schemes = self.schemes
         for mixer in model.blocks.modules():
             if isinstance(mixer, Attention):
                 self._attentions.append(mixer)
-                mixer.attend = attend
+                mixer.attend = self._either(mixer.attend, ATTENTION[schemes.attention])
             elif isinstance(mixer, Hyena):
                 operator = mixer.operator
-                operator.convolve = modal if isinstance(operator, HyenaLI) else fir
+                is_long = isinstance(operator, HyenaLI)
+                op = MODAL[schemes.modal] if is_long else FIR[schemes.fir]
+                operator.convolve = self._either(operator.convolve, op)
 
-    def _shared(self, op: Callable[..., Any]) -> Callable[..., Any]:
+    def _either(
+        self, alone: Callable[..., Any], together: Callable[..., Any]
+    ) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            return op(*args, sharding=self._sharding, group=self.group)
+            if self._sharding is None:
+                return alone(*args)
+            return together(*args, sharding=self._sharding, group=self.group)
 
         return run
 
@@ -113,6 +140,12 @@ class SharedSequence:
         for attention in self._attentions:
             attention.first_position = start
         return start, end
+
+    def dissolve(self) -> None:
+        """Let the model take whole sequences again, on each rank by itself."""
+        self._sharding = None
+        for attention in self._attentions:
+            attention.first_position = 0
 
     def cut(self, x_BT: Tensor) -> Tensor:
         """This rank's part of whole sequences, [B, L]; the model is made ready for it."""

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from evo2cli.app import app
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.genome.reference import Reference
+from evo2cli.lengths import parse_length
 from evo2cli.workflows.eval import length_label, mean_and_error
 from evo2cli.workflows.eval_context import ContextOptions, read_context, window_parts
 from evo2cli.workflows.eval_context import measure as losses_of
 from evo2cli.workflows.eval_draws import draw_bases, draw_window
 from evo2cli.workflows.eval_needle import NeedleOptions, Trial, find_needles, measure
-from evo2cli.workflows.lengths import parse_length
 from stripedhyena2 import StripedHyena2, save
 
 DEPTHS = (0, 25, 50, 75, 100)

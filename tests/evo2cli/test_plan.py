@@ -22,6 +22,9 @@ GPUS = {"40b": (1024, 2048), "7b": (8, 256), "1b": (1, 8, 128)}
 
 
 def numbers_of_gpus(recipe: Path) -> tuple[int, ...]:
+    if recipe.parts[0] == "extend":
+        stage = read_recipe(RECIPES / recipe)
+        return (stage.parallel.context * stage.batch.sequences if stage.parallel.zero else 1,)
     return next((gpus for size, gpus in GPUS.items() if size in recipe.stem), (1,))
 
 
@@ -37,7 +40,8 @@ def test_every_shipped_recipe_fits_the_gpus_it_is_for(recipe: Path) -> None:
 def test_a_shipped_recipe_says_first_what_it_trains_and_how(recipe: Path) -> None:
     comment = (RECIPES / recipe).read_text().split("\n\n")[0]
     assert comment.startswith("# ")
-    assert f"evo2 train recipes/{recipe}" in comment
+    command = "extend" if read_recipe(RECIPES / recipe).extend else "train"
+    assert f"evo2 {command} recipes/{recipe}" in comment
 
 
 def test_runs_write_to_folders_of_their_own() -> None:

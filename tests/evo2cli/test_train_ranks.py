@@ -161,3 +161,47 @@ def test_bf16_weights_have_fp32_masters(place: Path, alone: Path) -> None:
     assert losses(place / "narrow") == pytest.approx(losses(alone), rel=0.02)
     weight = load(place / "narrow" / "final").embedding.weight
     assert not torch.equal(weight, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("world", "context", "settings"),
+    [
+        (2, 2, ("parallel.zero=1", "parallel.attention='zigzag'")),
+        (4, 2, ("parallel.zero=3", "memory.activation_checkpointing=2")),
+    ],
+    ids=["2 to a window", "2 to each of 2 windows"],
+)
+def test_ranks_that_share_windows_are_one(
+    place: Path, alone: Path, world: int, context: int, settings: tuple[str, ...]
+) -> None:
+    """Losses, weights of soft-masked bases and validation, across the border of a window."""
+    output = f"shared{world}"
+    said = run(place, world, output, f"parallel.context={context}", *settings)
+    assert f"{world} x cpu, {context} to a window" in said
+    assert losses(place / output) == pytest.approx(losses(alone), rel=1e-5)
+    assert records(place / output)[-1]["valid_bits"] == pytest.approx(
+        records(alone)[-1]["valid_bits"], rel=1e-5
+    )
+    assert_same_model(place / output, alone)
+
+
+def test_a_rank_that_dies_ends_those_that_wait_for_its_part(place: Path) -> None:
+    """Not a hang: within a minute, with its name."""
+    train = command(1, place / "dead", "parallel.context=2", "optimizer.steps=100000")[3:]
+    launch = [sys.executable, "-m", "evo2cli", "launch", *train[1:], "--local", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
+    process = subprocess.Popen(
+        launch,
+        cwd=place,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while process.poll() is None and not list((place / "dead").glob("step-*/resume.json")):
+        time.sleep(0.01)
+    ranks = [rank for rank in ranks_of(place / "dead") if rank != process.pid]
+    os.kill(ranks[-1], signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert "was ended by SIGKILL" in said
+    assert process.returncode == 128 + signal.SIGKILL

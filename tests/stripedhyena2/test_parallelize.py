@@ -11,7 +11,14 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.parallelize import ATTENTION, FIR, MODAL, Schemes, SharedSequence
+from stripedhyena2.parallelize import (
+    ATTENTION,
+    FIR,
+    MODAL,
+    Schemes,
+    SharedSequence,
+    check_schemes,
+)
 
 SHAPE = ModelConfig(
     stripes="SMLASMLA", width=32, num_heads=4, mlp_width=48, num_filter_groups=16, context=256
@@ -110,3 +117,21 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("case", [name(*case) for case in CASES])
 def test_a_shared_sequence_is_a_whole_one(failures: dict[str, str], case: str) -> None:
     assert case not in failures, failures[case]
+
+
+@pytest.mark.parametrize(
+    ("schemes", "count", "message"),
+    [
+        (Schemes(), 5, '4 heads for 5 ranks; use "zigzag"'),
+        (Schemes(fir="pipelined"), 4, ""),
+        (Schemes(fir="pipelined", attention="ring"), 5, "16 filter groups for 20 parts"),
+        (Schemes(modal="all-to-all", attention="ring"), 33, "32 channels for 33 parts"),
+        (Schemes(modal="fft", attention="ring"), 3, "3 ranks are no power of two"),
+    ],
+)
+def test_exchanges_that_a_shape_does_not_allow(schemes: Schemes, count: int, message: str) -> None:
+    if not message:
+        check_schemes(SHAPE, schemes, count)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_schemes(SHAPE, schemes, count)
