@@ -39,9 +39,10 @@ _FLOPS = {
 }
 ERRORS = (
     "Predictions, from formulas and the rates in evo2cli/training/calibration.py. Of the published "
-    "steps on 256 and 1,024 H100s, up to 32,768 positions, they give 0.84 to 1.01 of the time of "
-    "Transformers, and 0.75 to 0.83 of that of StripedHyena 2, whose convolutions were slower than "
-    "ours. Those runs used tensor parallelism; with 8-way (7B at 65,536) it is 0.73 and 0.57."
+    "steps on 256 and 1,024 H100s, up to 32,768 positions, they give 0.82 to 0.92 of the time of "
+    "Transformers, and 0.66 to 0.80 of that of StripedHyena 2, whose convolutions were slower than "
+    "ours. Those runs used tensor parallelism; with 8-way (7B at 65,536) it is 0.69 and 0.51. A 1B "
+    "step measured on one H100 took 1.06 of its plan."
 )
 
 

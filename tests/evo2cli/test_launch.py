@@ -123,7 +123,7 @@ def test_all_means_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--local", "0"], "--local 0: must be all, or a number from 1"),
         (["--local", "all"], "--local all: no GPU here; give a number"),
         (["--local", "2", "--device", "cuda"], "--local 2: only 0 GPUs here; use fewer"),
-        (["--local", "3"], "recipe.toml: batch: sequences = 4 cannot be shared by 3 GPUs"),
+        (["--local", "3"], "recipe.toml: batch.sequences = 4 cannot be shared by 3 GPUs"),
         (["--local", "1", "--set", "batch.sequence=3"], "[batch] has no key 'sequence'; did you"),
         (["--local", "1", "--output", "tiny.toml/run"], "tiny.toml is not a folder to write to"),
         (["--local", "1", "--launcher", "mpirun"], "must be torchrun or deepspeed"),

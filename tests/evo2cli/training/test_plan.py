@@ -1,6 +1,7 @@
 """A plan keeps the laws of memory, and what it advises does fit."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,16 +134,27 @@ def test_where_no_change_helps_more_gpus_are_advised() -> None:
     assert advice(alone, recipe) == "use GPUs with more memory, or a shorter batch.length"
 
 
-def test_the_numbers_of_gpus_that_can_share_a_step_are_those_the_batch_takes() -> None:
+@pytest.mark.parametrize("context", [1, 4])
+def test_the_numbers_of_gpus_that_can_share_a_step_are_those_the_batch_takes(context: int) -> None:
     _, recipe = plan("1b.toml", 1)
-    counts = sharing_counts(recipe.batch)
+    if context > 1:
+        parallel = recipe.parallel.model_copy(update={"context": context})
+        recipe = recipe.model_copy(update={"parallel": parallel})
+    counts = sharing_counts(recipe)
     for gpus in range(1, 300):
         try:
-            recipe.batch.micro(gpus)
+            recipe.micro(gpus)
         except ValueError:
             assert gpus not in counts
         else:
             assert gpus in counts
+
+
+def test_gpus_that_share_a_window_hold_a_part_of_its_activations() -> None:
+    whole = memory(length=2**17)
+    shared = memory(length=2**17, context=8)
+    assert shared.activations == pytest.approx(whole.activations / 8)
+    assert replace(shared, activations=0, framework=0) == replace(whole, activations=0, framework=0)
 
 
 def test_the_run_is_steps_times_a_step() -> None:
