@@ -80,7 +80,11 @@ def test_dependencies_are_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {line.partition(">")[0] for line in project["dependencies"]}
     extras = project["optional-dependencies"]
-    optional = {line.partition(">")[0] for name in ("train", "plots") for line in extras[name]}
+    optional = {
+        line.partition(">")[0]
+        for name in ("train", "plots", "parquet", "bigwig")
+        for line in extras[name]
+    }
     # Triton comes with the torch that needs it, and is imported only where there is a GPU; torch
     # itself imports TensorBoard.
     assert needed - {"triton"} == declared | optional - {"tensorboard"}

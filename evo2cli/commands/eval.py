@@ -1,7 +1,7 @@
 """`evo2 eval`: a group, one command an evaluation."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +9,7 @@ from evo2cli import console
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Evaluate a model: recall, and loss by position. docs/eval.md defines it.",
+    help="Evaluate a model: harmful variants, recall, loss by position. docs/eval.md defines it.",
 )
 
 Model = Annotated[str, typer.Option(help="A checkpoint folder or file, or a name.")]
@@ -22,6 +22,29 @@ Plot = Annotated[Path | None, typer.Option(help="Figure to draw: x.png, x.pdf or
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON on stdout.")]
+
+Variants = Annotated[
+    Path,
+    typer.Argument(metavar="VCF", help="Labelled variants; scored first where EVO2_DELTA is not."),
+]
+Positive = Annotated[
+    str | None, typer.Option(help="Values that are to score high, between commas.")
+]
+Negative = Annotated[str | None, typer.Option(help="Values that are to score low, between commas.")]
+Consequence = Annotated[
+    str | None,
+    typer.Option(help="INFO key of consequences.", show_default="CSQ, ANN, BCSQ, MC, EFFECT"),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option("-R", "--reference", help="Genome (FASTA), to score; else its ##reference."),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(help="Bases around a variant.", show_default="8192, or the model's context"),
+]
+Strand = Annotated[str, typer.Option(help="fwd, rc, or both: the mean of the two.")]
+Scored = Annotated[Path | None, typer.Option(help="x.vcf or x.vcf.gz to keep what was scored in.")]
 
 
 @app.command()
@@ -123,3 +146,77 @@ def context(
         console.write_json(result)
     else:
         console.write_page(context_page(result))
+
+
+@app.command()
+def brca1(
+    source: Variants,
+    label: Annotated[str | None, typer.Option(help="INFO key.", show_default="CLASS")] = None,
+    positive: Positive = None,
+    negative: Negative = None,
+    consequence: Consequence = None,
+    model: Model = "nano",
+    config: Config = None,
+    reference: Reference = None,
+    window: Window = None,
+    strand: Strand = "fwd",
+    scored: Scored = None,
+    seed: Seed = 0,
+    output: Output = None,
+    plot: Plot = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Saturation genome editing: loss of function (LOF) against the others (FUNC, INT).
+
+    AUROC and AUPRC of -EVO2_DELTA, each with a 95 % bootstrap interval: of all variants, and by
+    consequence, class and region. `--plot` draws ROC curves and the deltas of both labels.
+    """
+    _evaluate_variants("brca1", **locals())
+
+
+@app.command()
+def clinvar(
+    source: Variants,
+    label: Annotated[str | None, typer.Option(help="INFO key.", show_default="CLNSIG")] = None,
+    positive: Positive = None,
+    negative: Negative = None,
+    consequence: Consequence = None,
+    model: Model = "nano",
+    config: Config = None,
+    reference: Reference = None,
+    window: Window = None,
+    strand: Strand = "fwd",
+    scored: Scored = None,
+    seed: Seed = 0,
+    output: Output = None,
+    plot: Plot = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """ClinVar: (likely) pathogenic against (likely) benign; what is neither, or both, is left out.
+
+    AUROC and AUPRC of -EVO2_DELTA, each with a 95 % bootstrap interval: of all variants, and by
+    consequence, class and region. `--plot` draws ROC curves and the deltas of both labels.
+    """
+    _evaluate_variants("clinvar", **locals())
+
+
+def _evaluate_variants(
+    evaluation: str, *, seed: int, output: Path | None, plot: Path | None, json: bool, **words: Any
+) -> None:
+    from evo2cli.workflows.eval_variants import VariantsOptions, evaluate_variants, variants_page
+    from evo2cli.workflows.score_options import ScoreOptions
+
+    own = {name: words.pop(name) for name in ("label", "positive", "negative", "consequence")}
+    scoring = ScoreOptions(output=words.pop("scored"), **words)
+    options = VariantsOptions.parse(
+        evaluation=evaluation, scoring=scoring, seed=seed, output=output, plot=plot, **own
+    )
+    result = evaluate_variants(options)
+    if json:
+        console.write_json(result)
+    else:
+        console.write_page(variants_page(result))

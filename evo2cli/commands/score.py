@@ -7,12 +7,14 @@ import typer
 
 
 def score(
-    source: Annotated[
-        Path,
+    inputs: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="FASTA of sequences or VCF of variants; .gz too; - for stdin."
+            metavar="INPUT...",
+            help="A FASTA of sequences; or variants: VCF, BCF, a table (TSV, CSV, Parquet: chrom, "
+            "pos, ref, alt), or written out as chr22-1024-A-C. .gz too; - for stdin.",
         ),
-    ],
+    ] = None,
     model: Annotated[str, typer.Option(help="A checkpoint folder or file, or a name.")] = "nano",
     config: Annotated[
         Path | None, typer.Option(help="Shape of a released model file: its yml or TOML.")
@@ -23,19 +25,55 @@ def score(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-O", "--output", help="x.vcf, x.tsv or x.jsonl, .gz too; else stdout."),
+        typer.Option(
+            "-O", "--output", help="x.vcf, .tsv or .jsonl, .gz too; .bcf; .parquet; else stdout."
+        ),
     ] = None,
     window: Annotated[
         int | None,
         typer.Option(help="Bases around a variant.", show_default="8192, or the model's context"),
     ] = None,
+    windows: Annotated[
+        str,
+        typer.Option(help="centred: as published; anchored: neighbours share them, 2x faster."),
+    ] = "centred",
     strand: Annotated[str, typer.Option(help="fwd, rc, or both: the mean of the two.")] = "fwd",
     on_ref_mismatch: Annotated[
-        str, typer.Option(help="REF is not what the genome says: skip or error.")
+        str, typer.Option(help="REF is not what the genome says: skip, error, or swap with ALT.")
     ] = "skip",
     max_skipped: Annotated[
         float, typer.Option(help="Exit 3 if a larger fraction has no score.")
     ] = 1.0,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(help="Only variants there: chr, chr:from-to (1-based); may be repeated."),
+    ] = None,
+    bed: Annotated[Path | None, typer.Option(help="Only variants in this BED's intervals.")] = None,
+    min_qual: Annotated[float | None, typer.Option(help="Only records of at least this QUAL.")] = (
+        None
+    ),
+    pass_only: Annotated[bool, typer.Option("--pass-only", help="Only FILTER PASS.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
+    saturate: Annotated[
+        str | None, typer.Option(help="Every SNV of chr:from-to (1-based) in place of an INPUT.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Heat map of --saturate: x.png, x.pdf or x.svg.")
+    ] = None,
+    background: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of random variants' deltas, made or grown as needed: adds percentiles "
+            "among those of the same kind."
+        ),
+    ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            help="logprob (nats) or entropy (bits) of every base of a FASTA, or of --regions of "
+            "it, as x.bedgraph, .gz too, or x.bw."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
@@ -49,20 +87,36 @@ def score(
     the genome around it with the alternate minus that with the reference allele; negative means
     less likely. Windows in tables are 0-based and half-open.
     """
+    from evo2cli.errors import UserError
+    from evo2cli.genome.source import STDIN
     from evo2cli.workflows.score import score as run
     from evo2cli.workflows.score_options import ScoreOptions
 
+    words = inputs or []
+    if (not words) == (saturate is None):
+        raise UserError("give an INPUT to score, or a region by --saturate, and not both")
     run(
         ScoreOptions(
-            source=source,
+            source=Path(words[0]) if words else STDIN,
+            further=tuple(words[1:]),
             model=model,
             config=config,
             reference=reference,
             output=output,
             window=window,
+            windows=windows,
             strand=strand,
             on_ref_mismatch=on_ref_mismatch,
             max_skipped=max_skipped,
+            regions=tuple(regions or ()),
+            bed=bed,
+            min_qual=min_qual,
+            pass_only=pass_only,
+            limit=limit,
+            saturate=saturate,
+            plot=plot,
+            track=track,
+            background=background,
             device=device,
             dtype=dtype,
             json=json,

@@ -1,7 +1,8 @@
 """VCF as text: records pass through byte for byte, and only INFO grows.
 
 Lines are never re-serialised, so floats, genotypes, sample columns, line ends and odd headers stay
-as their author wrote them. Text and header are bytes; POS is 1-based only inside the line.
+as their author wrote them. Text and header are bytes; POS is 1-based only inside the line. A BCF is
+read as the text that htslib spells for it.
 """
 
 import re
@@ -12,21 +13,27 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS
+from evo2cli.genome.htslib import BCF_MAGIC, read_bcf
 from evo2cli.genome.source import first_bytes, read_lines
 
 OUR_PREFIX = b"EVO2_"  # of every INFO field we write
 _SCORED_BEFORE = "carries EVO2_ fields of an earlier run; score the original file"
 FIRST_COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO; FORMAT and samples may follow
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CONTIG_NAME, _CONTIG_LENGTH = re.compile(rb"[<,]ID=([^,>]+)"), re.compile(rb"[<,]length=(\d+)")
 _BASES = re.compile(rb"[Uu%b]+" % LETTERS)
 
 
+Value = str | int | float | None  # of a table's cell
+
+
 class Status(StrEnum):
-    """The words of EVO2_STATUS. The first three have scores, and may be joined by `&`."""
+    """The words of EVO2_STATUS. The first four have scores, and may be joined by `&`."""
 
     OK = "OK"
     EDGE = "EDGE"
     NONACGT = "NONACGT"
+    SWAPPED = "SWAPPED"
     NO_ALT = "NO_ALT"
     STAR = "STAR"
     SYMBOLIC = "SYMBOLIC"
@@ -70,6 +77,7 @@ class VariantRecord:
         identifier: ID.
         reference: REF as written.
         alternates: ALT split at its commas; none for a blank line, which only passes through.
+        others: What a table has beside these, in the order of its columns; nothing for a VCF.
     """
 
     line: bytes
@@ -78,10 +86,49 @@ class VariantRecord:
     identifier: str
     reference: bytes
     alternates: tuple[bytes, ...]
+    others: tuple[Value, ...] = ()
+
+    @classmethod
+    def from_columns(
+        cls,
+        contig: str,
+        position: int,
+        reference: str,
+        alternates: str,
+        *,
+        identifier: str = ".",
+        others: tuple[Value, ...] = (),
+    ) -> "VariantRecord":
+        """A record that stood in no VCF: `position` is 1-based, `alternates` stand with commas."""
+        text = f"{contig}\t{position}\t{identifier}\t{reference}\t{alternates}\t.\t.\t.\n"
+        return cls(
+            text.encode(errors="surrogateescape"),
+            contig,
+            position - 1,
+            identifier,
+            reference.encode(errors="surrogateescape"),
+            tuple(alternates.encode(errors="surrogateescape").split(b",")),
+            others,
+        )
 
     def __str__(self) -> str:
         alleles = self.reference + b">" + b",".join(self.alternates)
         return f"{self.contig}:{self.start + 1} {alleles.decode(errors='replace')}"
+
+    @property
+    def quality(self) -> float | None:
+        """QUAL; None where it is missing.
+
+        Raises:
+            ValueError: It is no number.
+        """
+        text = self.line.split(b"\t", FIRST_COLUMNS)[5]
+        return None if text == b"." else float(text)
+
+    @property
+    def passes(self) -> bool:
+        """Whether FILTER says PASS."""
+        return self.line.split(b"\t", FIRST_COLUMNS)[6] == b"PASS"
 
     def with_info(self, info: str) -> bytes:
         """The line with `info` at the end of INFO; every other byte stays."""
@@ -111,6 +158,15 @@ class Header:
                 return line[len(start) :].decode(errors="surrogateescape").strip()
         return None
 
+    def contig_lengths(self) -> dict[str, int]:
+        """What its `##contig` lines tell, where they tell lengths."""
+        found = {}
+        for line in self.lines:
+            name, length = _CONTIG_NAME.search(line), _CONTIG_LENGTH.search(line)
+            if line.startswith(b"##contig=<") and name and length:
+                found[name[1].decode(errors="surrogateescape")] = int(length[1])
+        return found
+
     def with_lines(self, added: Iterable[str]) -> bytes:
         """The whole header, with `added` just before `#CHROM` and the same line ends."""
         end = b"\r\n" if self.lines[-1].endswith(b"\r\n") else b"\n"
@@ -127,30 +183,26 @@ class VariantFile:
 
 
 def is_variants(path: Path) -> bool:
-    """Whether a file is a VCF, by its first bytes; stdin is not consumed.
+    """Whether a file is a VCF or BCF, by its first bytes; stdin is not consumed.
 
     Raises:
-        UserError: It cannot be read, is empty, or is a BCF.
+        UserError: It cannot be read, or is empty.
     """
-    start = first_bytes(path).removeprefix(_BYTE_ORDER_MARK)
+    start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
     if not start:
         raise UserError(f"{path}: is empty")
-    if start.startswith(b"BCF"):
-        raise UserError(
-            f"{path}: BCF is not read; turn it into a VCF first (bcftools view -Oz -o "
-            "variants.vcf.gz)"
-        )
-    return start.startswith((b"##", b"#CHROM"))
+    return start.startswith((BCF_MAGIC, b"##", b"#CHROM"))
 
 
 def read_vcf(path: Path) -> VariantFile:
-    """Open a VCF (plain, gzip, bgzip or bzip2; `-` is stdin) and read its header.
+    """Open a VCF (plain, gzip, bgzip or bzip2; `-` is stdin) or BCF and read its header.
 
     Raises:
         UserError: Here or while records are read: the file or one of its lines is no VCF, or
             it was scored before and carries our fields.
     """
-    lines = enumerate(read_lines(path), start=1)
+    is_binary = first_bytes(path).startswith(BCF_MAGIC)
+    lines = enumerate(read_bcf(path) if is_binary else read_lines(path), start=1)
     header = _read_header(path, lines)
     return VariantFile(header, _read_records(path, header.num_columns, lines))
 
@@ -162,7 +214,7 @@ def _read_header(path: Path, lines: Iterator[tuple[int, bytes]]) -> Header:
         header.append(line)
         if b"ID=" + OUR_PREFIX in line:
             raise UserError(f"{path}: line {number}: {_SCORED_BEFORE}")
-        if line.startswith(b"##") or (number == 1 and line.startswith(_BYTE_ORDER_MARK)):
+        if line.startswith(b"##") or (number == 1 and line.startswith(BYTE_ORDER_MARK)):
             continue
         if line.startswith(b"#CHROM\t") and line.count(b"\t") >= FIRST_COLUMNS - 1:
             return Header(tuple(header))
@@ -191,18 +243,17 @@ def _parse(line: bytes, num_columns: int) -> VariantRecord:
     Raises:
         ValueError: It is no record of a VCF with `num_columns` columns, or was scored before.
     """
-    if not line.strip():
+    if line.isspace():
         return VariantRecord(line, "", 0, "", b"", ())
-    found = line.count(b"\t") + 1
+    columns = line.split(b"\t", FIRST_COLUMNS)
+    found = len(columns) + (columns[-1].count(b"\t") if len(columns) > FIRST_COLUMNS else 0)
     if found < num_columns:
         raise ValueError(f"{found} columns separated by tabs, but #CHROM names {num_columns}")
-    contig, position, identifier, reference, alternates, _, _, rest = line.split(b"\t", 7)
+    contig, position, identifier, reference, alternates, _, _, info = columns[:FIRST_COLUMNS]
     if not position.isdigit():
         raise ValueError(f"POS {position.decode(errors='replace')!r} is no whole number")
-    if OUR_PREFIX in rest:
-        info = rest.split(b"\t", 1)[0]
-        if any(field.startswith(OUR_PREFIX) for field in info.split(b";")):
-            raise ValueError(_SCORED_BEFORE)
+    if OUR_PREFIX in info and any(field.startswith(OUR_PREFIX) for field in info.split(b";")):
+        raise ValueError(_SCORED_BEFORE)
     return VariantRecord(
         line,
         contig.decode(errors="surrogateescape"),

@@ -1,11 +1,14 @@
 """The two windows of an allele: the genome around it, and the same genome with the allele applied.
 
-A window of width W starts W // 2 bases before the variant. Both windows are equally long: what an
-insertion adds or a deletion takes away moves the right border, or the left one where the contig
-ends at the right. At a contig's ends windows are shifted, never padded; a contig shorter than W is
-its own window. Positions are 0-based and half-open, letters upper-case with T for U.
+A centred window of width W starts W // 2 bases before the variant. An anchored one starts at the
+last multiple of W // 4 that leaves as much before the variant, so that neighbours share it: the
+genome's place alone decides. Both windows are equally long: what an insertion adds or a deletion
+takes away moves the right border, or the left one where the contig ends at the right. At a contig's
+ends windows are shifted, never padded; a contig shorter than W is its own window. Positions are
+0-based and half-open, letters upper-case with T for U.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from evo2cli.genome.alphabet import reverse_complement, to_dna
@@ -65,8 +68,33 @@ def agrees(allele: bytes, genome: bytes) -> bool:
     return allele == genome or allele == genome.translate(_FIRST_OF_AMBIGUOUS)
 
 
+def centred(start: int, width: int) -> int:
+    """Where a window would begin that has the variant at `start` in its middle."""
+    return start - width // 2
+
+
+def anchored(start: int, width: int) -> int:
+    """Where a window would begin that has its neighbours as well: at least W // 2 before them."""
+    step = anchor_step(width)
+    return centred(start, width) // step * step
+
+
+def anchor_step(width: int) -> int:
+    """Distance of anchored windows."""
+    return max(width // 4, 1)
+
+
+Placing = Callable[[int, int], int]
+
+
 def cut_windows(
-    genome: Reference, variant: Interval, alternate: bytes, width: int
+    genome: Reference,
+    variant: Interval,
+    alternate: bytes,
+    width: int,
+    placing: Placing = centred,
+    *,
+    from_right: bool = False,
 ) -> WindowPair | None:
     """Cut both windows of one allele.
 
@@ -75,6 +103,8 @@ def cut_windows(
         variant: The bases that REF spells; inside its contig.
         alternate: What stands there instead.
         width: Bases in a window, at least 2.
+        placing: `centred` or `anchored`.
+        from_right: Place and move borders as on the other strand: all is mirrored.
 
     Returns:
         The windows, or None where REF or `alternate` is longer than half a window, or than what
@@ -85,9 +115,16 @@ def cut_windows(
     length = min(width, contig, contig + growth)
     if max(len(variant), len(alternate)) > min(width // 2, length - 1):
         return None
-    centred = variant.start - width // 2
-    start = _place(centred, length, variant.start + len(variant), contig)
-    alternate_start = _place(start, length, variant.start + len(alternate), contig + growth)
+    if from_right:
+        wish = contig - placing(contig - variant.end, width) - length
+        start = _place(wish, length, (variant.start, variant.end), contig)
+        alternate_wish = start + growth
+    else:
+        wish = placing(variant.start, width)
+        start = _place(wish, length, (variant.start, variant.end), contig)
+        alternate_wish = start
+    allele = (variant.start, variant.start + len(alternate))
+    alternate_start = _place(alternate_wish, length, allele, contig + growth)
     end, alternate_end = start + length, alternate_start + length - growth
 
     first = min(start, alternate_start)
@@ -108,10 +145,11 @@ def cut_windows(
             between(variant.end, alternate_end),
         ),
         interval=Interval(variant.name, start, end),
-        at_edge=start != centred or alternate_start != start or length < width,
+        at_edge=start != wish or alternate_start != alternate_wish or length < width,
     )
 
 
-def _place(wish: int, length: int, allele_end: int, contig: int) -> int:
+def _place(wish: int, length: int, allele: tuple[int, int], contig: int) -> int:
     """The start nearest to `wish` of a window that holds the allele and lies in the contig."""
-    return min(max(wish, allele_end - length, 0), contig - length)
+    start, end = allele
+    return min(max(wish, end - length, 0), contig - length, start)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evo2cli.errors import UserError
+from evo2cli.workflows.figures import check_file
 from evo2cli.workflows.likelihood import Progression
 from evo2cli.workflows.results import Row, open_output, table_line
 from stripedhyena2 import StripedHyena2
@@ -63,18 +63,6 @@ def check_output(path: Path | None) -> None:
     """
     if path is not None:
         check_file(path, "--output", TABLES)
-
-
-def check_file(path: Path, option: str, suffixes: Sequence[str]) -> None:
-    """Refuse a file to write that has none of `suffixes`, or no folder.
-
-    Raises:
-        UserError: So it is.
-    """
-    if path.suffix not in suffixes:
-        raise UserError(f"{option} {path}: needs the suffix {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {path}: the folder {path.parent} is missing")
 
 
 def write_table(path: Path | None, result: Mapping[str, Any], rows: Sequence[Row]) -> None:

@@ -30,7 +30,8 @@ from evo2cli.workflows.eval import (
     write_table,
 )
 from evo2cli.workflows.eval_draws import draw_window
-from evo2cli.workflows.eval_plots import check_plot, draw_context
+from evo2cli.workflows.eval_plots import draw_context
+from evo2cli.workflows.figures import check_plot
 from evo2cli.workflows.likelihood import begin, fingerprint, require_finite
 from evo2cli.workflows.results import Recall, Row, open_journal, rounded
 from stripedhyena2 import StripedHyena2

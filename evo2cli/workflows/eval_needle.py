@@ -34,7 +34,8 @@ from evo2cli.workflows.eval import (
     write_table,
 )
 from evo2cli.workflows.eval_draws import draw_bases, draw_window
-from evo2cli.workflows.eval_plots import check_plot, draw_needle
+from evo2cli.workflows.eval_plots import draw_needle
+from evo2cli.workflows.figures import check_plot
 from evo2cli.workflows.likelihood import (
     Progression,
     begin,

@@ -1,52 +1,19 @@
-"""Figures of evaluations; matplotlib, of the extra `plots`, is loaded when one is asked for."""
+"""Figures of evaluations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evo2cli.errors import UserError
-from evo2cli.workflows.eval import check_file, length_label
+from evo2cli.workflows.eval import length_label
+from evo2cli.workflows.eval_ranking import Allele, roc_curve
+from evo2cli.workflows.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".pdf", ".svg")
-
-
-def check_plot(path: Path | None) -> None:
-    """Refuse a figure that could not be drawn; None, no figure, is fine.
-
-    Raises:
-        UserError: Suffix or folder will not do, or matplotlib is not installed.
-    """
-    if path is None:
-        return
-    check_file(path, "--plot", SUFFIXES)
-    _new_figure(1)
-
-
-def _new_figure(panels: int) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(
-            "--plot needs matplotlib; pip install 'evo2cli[plots]', or leave it"
-        ) from None
-    return Figure(figsize=(1 + 6 * panels, 5), layout="constrained")
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    """Write a figure whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        figure.savefig(part, format=path.suffix[1:], dpi=110)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        part.unlink(missing_ok=True)
+PANEL = (6.0, 5.0)  # inches
+MOST_CURVES = 7  # that one panel of a figure can tell apart
 
 
 def draw_needle(path: Path, result: Mapping[str, Any]) -> None:
@@ -55,13 +22,13 @@ def draw_needle(path: Path, result: Mapping[str, Any]) -> None:
     Raises:
         UserError: The figure cannot be written.
     """
-    figure = _new_figure(2)
+    figure = new_figure(1 + 2 * PANEL[0], PANEL[1])
     left, right = figure.subplots(1, 2)
     _heat(left, result, "accuracy", "copy accuracy", (0.25, 1))
     # Telling one of four equally likely bases is worth ln 4.
     _heat(right, result, "gap", "likelihood gap, nats a base", (0, math.log(4)))
     figure.suptitle(f"{result['model']}: needle in {result['haystack']}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _heat(
@@ -89,7 +56,7 @@ def draw_context(path: Path, result: Mapping[str, Any]) -> None:
     Raises:
         UserError: The figure cannot be written.
     """
-    figure = _new_figure(1)
+    figure = new_figure(1 + PANEL[0], PANEL[1])
     axes = figure.subplots()
     stretches = [row for row in result["rows"] if row["part"] == "stretch"]
     ends = [row["end"] for row in stretches]
@@ -110,4 +77,42 @@ def draw_context(path: Path, result: Mapping[str, Any]) -> None:
     axes.set(xlabel="position in the window", ylabel="loss, nats a base", title=result["genome"])
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def draw_ranking(path: Path, result: Mapping[str, Any], alleles: Sequence[Allele]) -> None:
+    """ROC curves, of all alleles and of each consequence, and the deltas of both labels.
+
+    Raises:
+        UserError: The figure cannot be written.
+    """
+    figure = new_figure(1 + 2 * PANEL[0], PANEL[1])
+    left, right = figure.subplots(1, 2)
+    rows = [row for row in result["rows"] if row["auroc"] is not None]
+    curves = [row for row in rows if row["kind"] in ("all", "consequence")]
+    for row in curves[:MOST_CURVES]:
+        group = (row["kind"], row["group"])
+        chosen = [a for a in alleles if row["kind"] == "all" or group in a.groups]
+        rates = roc_curve([-a.delta for a in chosen], [a.positive for a in chosen])
+        width = 2.5 if row["kind"] == "all" else 1.2
+        left.plot(*rates, linewidth=width, label=f"{row['group']}: {row['auroc']:.3f}")
+    left.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
+    left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC: AUROC")
+    left.set_aspect("equal")
+    if curves:
+        left.legend(loc="lower right", fontsize="small")
+    _violins(right, result, alleles)
+    figure.suptitle(f"{Path(result['source']).name}, {result['label']}")
+    save_figure(figure, path)
+
+
+def _violins(axes: "Axes", result: Mapping[str, Any], alleles: Sequence[Allele]) -> None:
+    """How deltas are distributed, negatives left, with their medians."""
+    sides = [[a.delta for a in alleles if a.positive == side] for side in (False, True)]
+    names = [", ".join(result[side]).replace("_", " ") for side in ("negative", "positive")]
+    held = [(deltas, name) for deltas, name in zip(sides, names, strict=True) if deltas]
+    axes.violinplot([deltas for deltas, _ in held], showmedians=True, widths=0.8)
+    labels = [f"{name}\n{len(deltas):,}" for deltas, name in held]
+    axes.set_xticks(range(1, len(held) + 1), labels)
+    axes.axhline(0, color="grey", linestyle=":", linewidth=1)
+    axes.set(ylabel="EVO2_DELTA, nats", title="deltas")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from evo2cli.errors import UntrustedNumericsError
-from evo2cli.genome.windows import Window
 from stripedhyena2 import Cache, ModelConfig, StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
 
@@ -73,30 +72,6 @@ def total(
 ) -> float:
     """Sum of the log-probabilities of `bases`, the first left out, in nats."""
     return proceed(model, begin(model), bases, advance).total
-
-
-class WindowScorer:
-    """Log-likelihoods of windows; what stands before the allele is computed once for a site.
-
-    Nothing but the window itself decides its number: its letters are always cut before the allele,
-    whether or not the first part is still at hand.
-    """
-
-    def __init__(self, model: StripedHyena2) -> None:
-        self._model = model
-        self._before = b""
-        self._shared = begin(model)
-        self._totals: dict[bytes, float] = {}
-
-    def total(self, window: Window) -> float:
-        """Sum of the log-probabilities of the window's bases, the first left out, in nats."""
-        if window.before != self._before:
-            self._shared = proceed(self._model, begin(self._model), window.before)
-            self._before, self._totals = window.before, {}
-        rest = window.allele + window.after
-        if rest not in self._totals:
-            self._totals[rest] = proceed(self._model, self._shared, rest).total
-        return self._totals[rest]
 
 
 def require_finite(total: float, model: StripedHyena2, bases: bytes, name: str) -> None:

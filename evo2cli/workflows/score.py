@@ -1,28 +1,36 @@
-"""`evo2 score`: log-likelihoods of the records of a FASTA, or of the alleles of a VCF."""
+"""`evo2 score`: log-likelihoods of the records of a FASTA, or of the alleles of variants."""
 
 import os
 
 from evo2cli.errors import UserError
 from evo2cli.genome.source import STDIN
-from evo2cli.genome.vcf import is_variants
 from evo2cli.workflows.launch_checks import check_gpus
 from evo2cli.workflows.score_fasta import score_fasta
+from evo2cli.workflows.score_input import holds_variants
 from evo2cli.workflows.score_options import ScoreOptions
+from evo2cli.workflows.score_tracks import score_tracks
 from evo2cli.workflows.score_variants import score_variants
 
 
 def score(options: ScoreOptions) -> None:
-    """Score what `options.source` proves to be by its first bytes: a VCF, or else a FASTA.
+    """Score what `options.source` proves to be: variants of some kind, or else a FASTA.
 
     Raises:
         UserError: It is neither, or cannot be scored as asked.
         TooManySkippedError: The output is complete, but too many records have no score.
         UntrustedNumericsError: A log-likelihood is no finite number.
     """
-    if options.context_parallel > 1 and "WORLD_SIZE" not in os.environ:
+    if options.track is not None:
+        score_tracks(options)
+    elif options.context_parallel > 1 and "WORLD_SIZE" not in os.environ:
         _start_ranks(options)
-    elif is_variants(options.source):
+    elif holds_variants(options):
         score_variants(options)
+    elif options.background is not None:
+        raise UserError(f"--background is for variants, but {options.source} is FASTA")
+    elif options.filters:
+        flag = next(iter(options.filters))
+        raise UserError(f"{flag} is for variants, but {options.source} is FASTA")
     else:
         score_fasta(options)
 
@@ -31,9 +39,9 @@ def _start_ranks(options: ScoreOptions) -> None:
     """Run the same command on as many ranks."""
     if options.source == STDIN:
         raise UserError("--context-parallel: several processes cannot read stdin; give a file")
-    if is_variants(options.source):
+    if holds_variants(options):
         raise UserError(
-            f"--context-parallel is for long sequences of a FASTA, but {options.source} is VCF"
+            f"--context-parallel is for sequences of a FASTA, but {options.source} has variants"
         )
     from evo2cli.workflows.launch_ranks import Group, run_ranks
 

@@ -5,6 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from evo2cli.errors import TooManySkippedError, UserError
+from evo2cli.workflows.figures import check_plot
 
 
 class Strand(StrEnum):
@@ -15,12 +16,34 @@ class Strand(StrEnum):
     BOTH = "both"
 
 
+class Track(StrEnum):
+    """A number for each base, given all before it.
+
+    LOGPROB: log-probability of the base, in nats. ENTROPY: of the prediction among A, C, G and T,
+    in bits.
+    """
+
+    LOGPROB = "logprob"
+    ENTROPY = "entropy"
+
+
 class Layout(StrEnum):
     """How results are written; the suffix of the output says which."""
 
     VCF = ".vcf"
     TSV = ".tsv"
     JSONL = ".jsonl"
+    BCF = ".bcf"
+    PARQUET = ".parquet"
+
+    @property
+    def has_index(self) -> bool:
+        """Whether bgzip (`.gz`) makes it a file that tabix indexes."""
+        return self in (Layout.VCF, Layout.TSV)
+
+
+VARIANT_LAYOUTS = (Layout.VCF, Layout.BCF, Layout.PARQUET)  # beside tables, for variants alone
+_PACKED_BY_ITSELF = (Layout.BCF, Layout.PARQUET)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +51,32 @@ class ScoreOptions:
     """The command line of `evo2 score`.
 
     Attributes:
-        source: FASTA or VCF, or `-` for stdin.
+        source: FASTA, VCF, BCF or a table of variants; `-` for stdin; or one variant.
+        further: More variants, where `source` is one.
         model: A folder, file or name, as `open_model` takes it.
         config: Shape of a released model file.
         reference: FASTA of the genome a VCF speaks of; else its `##reference` is taken.
         output: Where results go, the suffix telling the layout; None for stdout.
         window: Bases of genome to score an allele by; None for min(8192, the model's context).
+        windows: centred, each allele in the middle of its own, as published; or anchored, so that
+            neighbours share them.
         strand: fwd, rc or both.
-        on_ref_mismatch: What a REF that the genome denies leads to: skip or error.
+        on_ref_mismatch: What a REF that the genome denies leads to: skip, error, or swap: a record
+            whose ALT is the genome's is scored all the same.
         max_skipped: Fraction of skipped records above which the run ends with exit code 3.
         device: As `open_model` takes it.
         dtype: As `open_model` takes it.
         json: JSON lines rather than the default layout.
         context_parallel: Processes that share each sequence of a FASTA, one a GPU.
+        regions: Only variants that overlap one of these, as `read_region` takes them.
+        bed: Only variants that overlap an interval of this file.
+        min_qual: Only records of a VCF whose QUAL is there and at least this.
+        pass_only: Only records of a VCF whose FILTER says PASS.
+        limit: Only so many records, the first of those that are left.
+        saturate: Every SNV of a region, `chr:from-to`, in place of `source`, which is ignored.
+        plot: Heat map of them to draw.
+        background: File of deltas of random variants, which give percentiles; grown as needed.
+        track: logprob or entropy of every base, in place of a score.
 
     Raises:
         UserError: A value is out of range.
@@ -52,6 +88,7 @@ class ScoreOptions:
     reference: Path | None = None
     output: Path | None = None
     window: int | None = None
+    windows: str = "centred"
     strand: str = "fwd"
     on_ref_mismatch: str = "skip"
     max_skipped: float = 1.0
@@ -59,16 +96,41 @@ class ScoreOptions:
     dtype: str = "auto"
     json: bool = False
     context_parallel: int = 1
+    further: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    bed: Path | None = None
+    min_qual: float | None = None
+    pass_only: bool = False
+    limit: int | None = None
+    saturate: str | None = None
+    plot: Path | None = None
+    track: str | None = None
+    background: Path | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 2:
             raise UserError(f"--window {self.window}: at least 2 bases are needed for a prediction")
+        if self.windows not in ("centred", "anchored"):
+            raise UserError(f"--windows {self.windows}: not one of centred, anchored")
         if self.strand not in list(Strand):
             raise UserError(f"--strand {self.strand}: not one of {', '.join(Strand)}")
-        if self.on_ref_mismatch not in ("skip", "error"):
-            raise UserError(f"--on-ref-mismatch {self.on_ref_mismatch}: not one of skip, error")
+        if self.on_ref_mismatch not in ("skip", "error", "swap"):
+            raise UserError(
+                f"--on-ref-mismatch {self.on_ref_mismatch}: not one of skip, error, swap"
+            )
         if not 0 <= self.max_skipped <= 1:
             raise UserError(f"--max-skipped {self.max_skipped}: a fraction lies in 0 to 1")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit {self.limit}: at least 1 record is needed")
+        if self.saturate is not None and self.reference is None:
+            raise UserError(f"--saturate {self.saturate}: give the genome by --reference")
+        if self.plot is not None and self.saturate is None:
+            raise UserError(f"--plot {self.plot}: is drawn of a region; give it by --saturate")
+        check_plot(self.plot)
+        if self.track is not None and self.track not in list(Track):
+            raise UserError(f"--track {self.track}: not one of {', '.join(Track)}")
+        if self.track is not None and self.saturate is not None:
+            raise UserError("--track and --saturate: one at a time")
         if self.output and not self.output.parent.is_dir():
             raise UserError(f"--output {self.output}: the folder {self.output.parent} is missing")
         if self.output and self.output.absolute() == self.source.absolute():
@@ -86,25 +148,46 @@ class ScoreOptions:
         return words
 
     @property
+    def filters(self) -> dict[str, str]:
+        """The flags given of those that choose among variants, and their values."""
+        given: dict[str, object] = {
+            "--regions": " ".join(self.regions) or None,
+            "--bed": self.bed and self.bed.name,
+            "--min-qual": self.min_qual,
+            "--pass-only": "" if self.pass_only else None,
+            "--limit": self.limit,
+        }
+        return {flag: str(value) for flag, value in given.items() if value is not None}
+
+    @property
     def strands(self) -> tuple[Strand, ...]:
         """The strands to read."""
         strand = Strand(self.strand)
         return (Strand.FORWARD, Strand.REVERSE) if strand is Strand.BOTH else (strand,)
 
-    def layout(self, default: Layout) -> Layout:
-        """The layout of the output, `default` (VCF only for VCF input) where nothing says else.
+    def layout(self, default: Layout, more: tuple[Layout, ...] = ()) -> Layout:
+        """The layout of the output, `default` where nothing says else.
+
+        Args:
+            default: Of stdout.
+            more: Possible beside it and beside tables.
 
         Raises:
             UserError: The suffix is none we write for this input, or contradicts `--json`.
         """
         if self.output is None:
             return Layout.JSONL if self.json else default
-        allowed = [Layout.JSONL] if self.json else [default, Layout.TSV, Layout.JSONL]
-        suffix = Path(self.output.name.removesuffix(".gz")).suffix
-        if suffix not in allowed:
-            wanted = " or ".join(dict.fromkeys(allowed))
-            raise UserError(f"--output {self.output}: needs the suffix {wanted}, .gz may follow")
-        return Layout(suffix)
+        allowed = [Layout.JSONL] if self.json else [default, *more, Layout.TSV, Layout.JSONL]
+        packed = {f"{layout}.gz": layout for layout in allowed if layout not in _PACKED_BY_ITSELF}
+        known = {**{str(layout): layout for layout in allowed}, **packed}
+        suffix = "".join(self.output.suffixes[-2:])
+        found = known.get(suffix, known.get(self.output.suffix))
+        if found is None:
+            wanted = ", ".join(dict.fromkeys(allowed))
+            raise UserError(
+                f"--output {self.output}: needs one of the suffixes {wanted}; .gz may follow text"
+            )
+        return found
 
     def check_skipped(self, skipped: int, total: int) -> None:
         """Compare the skipped share with `max_skipped`, once the output is complete.

@@ -1,7 +1,8 @@
 """`evo2 score` of a VCF: every allele by the two windows it makes of the genome."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -12,7 +13,6 @@ from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.source import STDIN
 from evo2cli.genome.vcf import (
     Header,
     Status,
@@ -20,45 +20,44 @@ from evo2cli.genome.vcf import (
     allele_status,
     find_contig,
     is_bases,
-    read_vcf,
 )
-from evo2cli.genome.windows import Window, WindowPair, agrees, cut_windows, upper_dna
-from evo2cli.workflows.likelihood import WindowScorer, fingerprint, require_finite
+from evo2cli.genome.windows import (
+    Window,
+    WindowPair,
+    agrees,
+    anchor_step,
+    anchored,
+    centred,
+    cut_windows,
+    upper_dna,
+)
+from evo2cli.workflows.likelihood import fingerprint, require_finite
 from evo2cli.workflows.models import open_model
-from evo2cli.workflows.results import (
-    Row,
-    cell,
-    json_line,
-    open_journal,
-    open_output,
-    rounded,
-    table_line,
+from evo2cli.workflows.results import Row, open_journal, rounded
+from evo2cli.workflows.score_background import (
+    fields_with_percentile,
+    open_background,
+    with_percentiles,
 )
-from evo2cli.workflows.score_options import Layout, ScoreOptions, Strand
+from evo2cli.workflows.score_input import check_contigs, count_variants, open_variants
+from evo2cli.workflows.score_options import VARIANT_LAYOUTS, Layout, ScoreOptions, Strand
+from evo2cli.workflows.score_output import (
+    FIELDS,
+    PERCENTILE,
+    STRAND_FIELDS,
+    WINDOW_COLUMNS,
+    VariantWriter,
+    open_variant_output,
+    report,
+)
+from evo2cli.workflows.score_plots import also_drawn
+from evo2cli.workflows.window_scorer import AnchoredScorer, CentredScorer, WindowScorer
 from stripedhyena2 import StripedHyena2
 
 DEFAULT_WINDOW = 8192
-MUCH_MISMATCH = 0.01  # share of REFs that the genome denies; above, it is likely another build
-FEW_MISMATCHES = 3  # as many prove nothing, however small the file
-
-# The INFO fields, a value for each allele: type and meaning.
-FIELDS = {
-    "EVO2_DELTA": (
-        "Float",
-        "EVO2_ALT - EVO2_REF in nats; negative: the alternate allele is less likely",
-    ),
-    "EVO2_REF": ("Float", "Log-likelihood of the window with the reference allele, in nats"),
-    "EVO2_ALT": ("Float", "Log-likelihood of the window with the alternate allele, in nats"),
-    "EVO2_FWD": ("Float", "EVO2_DELTA of the forward strand, in nats"),
-    "EVO2_RC": ("Float", "EVO2_DELTA of the reverse-complement strand, in nats"),
-    "EVO2_STATUS": (
-        "String",
-        "OK; EDGE: a contig end moved or cut the windows; NONACGT: they hold other letters than "
-        "ACGT; any other word says why there is no score",
-    ),
-}
-STRAND_FIELDS = {Strand.FORWARD: "EVO2_FWD", Strand.REVERSE: "EVO2_RC"}
-WINDOW_COLUMNS = ("window_start", "window_end")
+BLOCK = 4096  # records read before any is scored,
+BLOCK_BYTES = 2**26  # unless their lines are long
+ANCHORED_CUTS = 8  # of the genome, from one anchored window to the next
 
 
 def score_variants(options: ScoreOptions) -> None:
@@ -69,33 +68,52 @@ def score_variants(options: ScoreOptions) -> None:
         TooManySkippedError: More alleles than allowed have no score; the output is complete.
         UntrustedNumericsError: A log-likelihood is no finite number.
     """
-    layout = options.layout(Layout.VCF)
-    total = None
-    if options.source != STDIN:
-        # Reading it once more is fast, and a bad record is found before hours of work.
-        total = sum(1 for _ in read_vcf(options.source).records)
-    vcf = read_vcf(options.source)
-    path = options.reference or _reference_of(vcf.header, options.source)
+    variants = open_variants(options)
+    layout = options.layout(Layout.VCF if variants.is_vcf else Layout.TSV, VARIANT_LAYOUTS)
+    path = options.reference or _reference_of(variants.header, options.source)
+    total = count_variants(options)
     counts: Counter[str] = Counter()
     with Reference.open(path) as genome:
+        check_contigs(variants.header, genome)
         model = open_model(
             options.model, config=options.config, device=options.device, dtype=options.dtype
         )
         scorer = VariantScorer(model, genome, options)
-        writer = VariantWriter(layout, scorer.fields)
+        background = open_background(options, model, genome, scorer)
+        fields = fields_with_percentile(scorer.fields, background)
+        writer = VariantWriter(layout, fields, variants.others)
         provenance = _provenance(options, path, scorer.window, model)
         with (
             open_journal(options.output, [*provenance, *_identity(path)]) as recall,
-            open_output(options.output) as write,
+            open_variant_output(options.output, writer, variants.header, provenance) as written,
+            also_drawn(options.plot, written) as put,
             console.progress("score", total, "records") as bar,
         ):
-            write(writer.opening(vcf.header, provenance))
-            for record in vcf.records:
-                rows = recall(str(record), partial(scorer.score, record))
-                write(writer.lines(record, rows))
-                counts.update(str(row["EVO2_STATUS"]) for row in rows)
-                bar.advance()
-    _report(options, counts)
+            for block in _blocks(variants.records):
+                found = {}
+                for place in sorted(
+                    range(len(block)), key=lambda i: (block[i].contig, block[i].start)
+                ):
+                    found[place] = recall(str(block[place]), partial(scorer.score, block[place]))
+                    bar.advance()
+                for place, record in enumerate(block):
+                    put(record, with_percentiles(background, record, found[place]))
+                    counts.update(str(row["EVO2_STATUS"]) for row in found[place])
+    report(options, counts)
+
+
+def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
+    """Records by thousands: within a block those of a place are scored one after the other."""
+    block: list[VariantRecord] = []
+    size = 0
+    for record in records:
+        block.append(record)
+        size += len(record.line)
+        if len(block) == BLOCK or size > BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 class VariantScorer:
@@ -117,9 +135,16 @@ class VariantScorer:
         self._model, self._genome = model, genome
         self._contigs = frozenset(genome.names)
         self._mismatch_is_error = options.on_ref_mismatch == "error"
-        self._strands = {strand: WindowScorer(model) for strand in options.strands}
+        self._may_swap = options.on_ref_mismatch == "swap"
+        self._is_anchored = options.windows == "anchored"
+        step = max(anchor_step(self.window) // ANCHORED_CUTS, 1)
+        self._strands: dict[Strand, WindowScorer] = {
+            strand: AnchoredScorer(model, step) if self._is_anchored else CentredScorer(model)
+            for strand in options.strands
+        }
         single = len(self._strands) == 1
-        self.fields = [f for f in FIELDS if not (single and f in STRAND_FIELDS.values())]
+        unused = [PERCENTILE, *(STRAND_FIELDS.values() if single else ())]
+        self.fields = [field for field in FIELDS if field not in unused]
 
     def score(self, record: VariantRecord) -> list[Row]:
         """A row for each allele: `fields`, then where the reference window lies, 0-based.
@@ -132,6 +157,11 @@ class VariantScorer:
         for alternate in record.alternates:
             row: Row = dict.fromkeys((*self.fields, *WINDOW_COLUMNS))
             found = self._windows(record, alternate)
+            if found is Status.REF_MISMATCH and self._may_swap:
+                other = self._windows(replace(record, reference=alternate), record.reference)
+                if not isinstance(other, Status):
+                    rows.append(row | _swapped(self._scores(other, str(record))))
+                    continue
             if isinstance(found, Status):
                 row["EVO2_STATUS"] = found.value
             else:
@@ -139,8 +169,13 @@ class VariantScorer:
             rows.append(row)
         return rows
 
-    def _windows(self, record: VariantRecord, alternate: bytes) -> WindowPair | Status:
-        """The windows of an allele, or why it has none."""
+    @property
+    def num_bases(self) -> int:
+        """So many ran through the model."""
+        return sum(scorer.num_bases for scorer in self._strands.values())
+
+    def _windows(self, record: VariantRecord, alternate: bytes) -> list[WindowPair] | Status:
+        """The windows of an allele for each strand, or why it has none."""
         status = allele_status(alternate)
         if status is not Status.OK:
             return status
@@ -161,81 +196,70 @@ class VariantScorer:
                     "--on-ref-mismatch skip goes on without such records"
                 )
             return Status.REF_MISMATCH
-        return cut_windows(self._genome, variant, alternate, self.window) or Status.TOO_LONG
+        pairs = [self._cut(variant, alternate, strand) for strand in self._strands]
+        found = [pair for pair in pairs if pair is not None]
+        return found if len(found) == len(pairs) else Status.TOO_LONG
 
-    def _scores(self, pair: WindowPair, name: str) -> Row:
+    def _cut(self, variant: Interval, alternate: bytes, strand: Strand) -> WindowPair | None:
+        """An anchored window has its context before the variant, as its strand is read."""
+        return cut_windows(
+            self._genome,
+            variant,
+            alternate,
+            self.window,
+            anchored if self._is_anchored else centred,
+            from_right=self._is_anchored and strand is Strand.REVERSE,
+        )
+
+    def _scores(self, pairs: Sequence[WindowPair], name: str) -> Row:
         """The values of a scored allele."""
         references, alternates = [], []
-        for strand, scorer in self._strands.items():
-            references.append(self._total(strand, scorer, pair.reference, name))
-            alternates.append(self._total(strand, scorer, pair.alternate, name))
+        for (strand, scorer), pair in zip(self._strands.items(), pairs, strict=True):
+            references.append(self._total(strand, scorer.reference, pair.reference, name))
+            alternates.append(self._total(strand, scorer.alternate, pair.alternate, name))
         deltas = [alt - ref for ref, alt in zip(references, alternates, strict=True)]
         row: Row = {
             "EVO2_DELTA": rounded(mean(deltas)),
             "EVO2_REF": rounded(mean(references)),
             "EVO2_ALT": rounded(mean(alternates)),
-            "EVO2_STATUS": _status(pair),
-            "window_start": pair.interval.start,
-            "window_end": pair.interval.end,
+            "EVO2_STATUS": _status(pairs),
+            "window_start": pairs[0].interval.start,
+            "window_end": pairs[0].interval.end,
         }
         if len(self._strands) > 1:
             for strand, delta in zip(self._strands, deltas, strict=True):
                 row[STRAND_FIELDS[strand]] = rounded(delta)
         return row
 
-    def _total(self, strand: Strand, scorer: WindowScorer, window: Window, name: str) -> float:
+    def _total(
+        self, strand: Strand, score: Callable[[Window], float], window: Window, name: str
+    ) -> float:
         """Log-likelihood of a window, read along `strand`."""
         read = window if strand is Strand.FORWARD else window.reverse_complement()
-        total = scorer.total(read)
+        total = score(read)
         require_finite(total, self._model, read.sequence, name)
         return total
 
 
-class VariantWriter:
-    """Turns records and their rows into the text of a layout."""
-
-    def __init__(self, layout: Layout, fields: Sequence[str]) -> None:
-        self._layout, self._fields = layout, fields
-
-    def opening(self, header: Header, provenance: Sequence[str]) -> bytes:
-        """What stands before the first record."""
-        if self._layout is Layout.VCF:
-            info = [
-                f'##INFO=<ID={field},Number=A,Type={kind},Description="{meaning}">'
-                for field, (kind, meaning) in FIELDS.items()
-                if field in self._fields
-            ]
-            return header.with_lines([*provenance, *info])
-        if self._layout is Layout.TSV:
-            columns = ("#CHROM", "POS", "ID", "REF", "ALT", *self._fields, *WINDOW_COLUMNS)
-            return table_line(columns)
-        return b""
-
-    def lines(self, record: VariantRecord, rows: Sequence[Row]) -> bytes:
-        """The record as it was with INFO appended, or a line for each of its alleles."""
-        if self._layout is Layout.VCF:
-            if not rows:
-                return record.line
-            values = {f: ",".join(cell(row[f]) for row in rows) for f in self._fields}
-            return record.with_info(";".join(f"{f}={text}" for f, text in values.items()))
-        lines = []
-        for alternate, row in zip(record.alternates, rows, strict=True):
-            variant: Row = {
-                "chrom": record.contig,
-                "pos": record.start + 1,
-                "id": record.identifier,
-                "ref": record.reference.decode(errors="surrogateescape"),
-                "alt": alternate.decode(errors="surrogateescape"),
-            }
-            row = variant | row
-            lines.append(table_line(row.values()) if self._layout is Layout.TSV else json_line(row))
-        return b"".join(lines)
+def _swapped(row: Row) -> Row:
+    """What is told of an allele whose ALT is the genome's: REF and ALT as its record has them."""
+    deltas = [field for field in ("EVO2_DELTA", *STRAND_FIELDS.values()) if field in row]
+    return {
+        **row,
+        **{field: rounded(-float(row[field] or 0)) for field in deltas},
+        "EVO2_REF": row["EVO2_ALT"],
+        "EVO2_ALT": row["EVO2_REF"],
+        "EVO2_STATUS": "&".join(
+            [*(word for word in str(row["EVO2_STATUS"]).split("&") if word != Status.OK), "SWAPPED"]
+        ),
+    }
 
 
-def _status(pair: WindowPair) -> str:
+def _status(pairs: Sequence[WindowPair]) -> str:
     """The status of a scored allele."""
-    letters = pair.reference.sequence + pair.alternate.sequence
-    notes = [Status.EDGE] * pair.at_edge + [Status.NONACGT] * bool(letters.translate(None, ACGT))
+    letters = b"".join(pair.reference.sequence + pair.alternate.sequence for pair in pairs)
+    at_edge = any(pair.at_edge for pair in pairs)
+    notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(letters.translate(None, ACGT))
     return "&".join(notes or [Status.OK])
 
 
@@ -248,7 +272,9 @@ def _provenance(
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command=evo2 score --model {Path(options.model).name} --reference {reference.name} "
-        f"--window {window} --strand {options.strand} --on-ref-mismatch {options.on_ref_mismatch}",
+        f"--window {window} --windows {options.windows} --strand {options.strand} "
+        f"--on-ref-mismatch {options.on_ref_mismatch}"
+        + "".join(f" {flag} {value}".rstrip() for flag, value in options.filters.items()),
         f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
         f"fingerprint {fingerprint(model.config, model.state_dict())}",
     ]
@@ -268,29 +294,9 @@ def _reference_of(header: Header, source: Path) -> Path:
     """
     named = header.value("reference")
     if not named:
-        raise UserError(f"{source}: its header names no ##reference; give a FASTA by --reference")
+        raise UserError(f"{source}: no header names a ##reference; give a FASTA by --reference")
     text = unquote(urlsplit(named).path) if named.startswith("file:") else named
     path = source.parent / text
     if not path.is_file():
         raise UserError(f"{source}: its ##reference={named} is not there; give it by --reference")
     return path
-
-
-def _report(options: ScoreOptions, counts: Counter[str]) -> None:
-    """Tell what became of the alleles."""
-    total = counts.total()
-    skipped = sum(count for status, count in counts.items() if not _is_scored(status))
-    listed = ", ".join(f"{status} {count:,}" for status, count in sorted(counts.items()))
-    console.say(f"{total - skipped:,} of {total:,} alleles scored" + (listed and f": {listed}"))
-    denied = counts[Status.REF_MISMATCH]
-    checked = total - skipped + denied
-    if denied > max(FEW_MISMATCHES, MUCH_MISMATCH * checked):
-        console.warn(
-            f"the reference contradicts REF of {denied:,} of {checked:,} alleles: is it ANOTHER "
-            "GENOME BUILD than the VCF was made for?"
-        )
-    options.check_skipped(skipped, total)
-
-
-def _is_scored(status: str) -> bool:
-    return not {Status.OK, Status.EDGE, Status.NONACGT}.isdisjoint(status.split("&"))

@@ -21,6 +21,7 @@ from evo2cli.genome.fasta import read_records
 from evo2cli.genome.vcf import Status
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
+from evo2cli.workflows.score_output import SCORED
 from stripedhyena2 import StripedHyena2, save
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -180,10 +181,12 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
         ("2", 5, "A", "C"),
         ("1", 300, ".", "C"),
         ("1", 300, "ACGT"["ACGT".index(genome()[299]) - 1], "C"),
+        ("1", 300, "ACGT"["ACGT".index(genome()[299]) - 1], genome()[299]),
         ("1", 300, genome()[299:400], "A"),
         ("chrM", 21, genome()[0], "C"),
     )
-    table = rows(run(source, checkpoint, window=40, reference=tmp_path / "g.fa"))
+    options = {"window": 40, "on_ref_mismatch": "swap"}
+    table = rows(run(source, checkpoint, reference=tmp_path / "g.fa", **options))
     assert [row["EVO2_STATUS"] for row in table] == [
         *["OK"] * 4,
         *["SYMBOLIC", "STAR", "NO_ALT", "BREAKEND", "INVALID_ALLELE", "NONACGT"],
@@ -193,16 +196,36 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
         "CONTIG_MISSING",
         "INVALID_ALLELE",
         "REF_MISMATCH",
+        "SWAPPED",
         "TOO_LONG",
         "NONACGT",
     ]
     assert {word for row in table for word in row["EVO2_STATUS"].split("&")} == set(Status)
     for row in table:
-        scored = not {"OK", "EDGE", "NONACGT"}.isdisjoint(row["EVO2_STATUS"].split("&"))
+        scored = not SCORED.isdisjoint(row["EVO2_STATUS"].split("&"))
         assert (row["EVO2_DELTA"] is not None) == scored
         assert (row["window_start"] is not None) == scored
         if row["ref"].upper() == row["alt"]:
             assert row["EVO2_DELTA"] == 0
+
+
+def test_a_swapped_record_has_the_scores_of_the_right_one_the_other_way_round(phix, checkpoint):
+    lines = phix.read_text().splitlines(keepends=True)
+    header = "".join(line for line in lines if line.startswith("#"))
+    records = [line.split("\t") for line in lines if not line.startswith("#")]
+    snvs = [r for r in records if len(r[3]) == len(r[4]) == 1 and "ref_mismatch" not in r[7]][:4]
+    right = rows(run(write_vcf(phix, *((r[0], r[1], r[3], r[4]) for r in snvs), header=header),
+                     checkpoint, strand="both"))  # fmt: skip
+    wrong = write_vcf(phix, *((r[0], r[1], r[4], r[3]) for r in snvs), header=header)
+    assert {row["EVO2_STATUS"] for row in rows(run(wrong, checkpoint))} == {"REF_MISMATCH"}
+    swapped = rows(run(wrong, checkpoint, strand="both", on_ref_mismatch="swap"))
+    for one, other in zip(right, swapped, strict=True):
+        assert other["EVO2_STATUS"] == one["EVO2_STATUS"].removeprefix("OK") + (
+            "SWAPPED" if one["EVO2_STATUS"] == "OK" else "&SWAPPED"
+        )
+        assert (other["EVO2_REF"], other["EVO2_ALT"]) == (one["EVO2_ALT"], one["EVO2_REF"])
+        for field in ("EVO2_DELTA", "EVO2_FWD", "EVO2_RC"):
+            assert other[field] == -one[field]
 
 
 # --- VCF: text
@@ -280,7 +303,8 @@ def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
     for change in (
         {"window": 1},
         {"strand": "forward"},
-        {"on_ref_mismatch": "swap"},
+        {"on_ref_mismatch": "fix"},
+        {"limit": 0},
         {"max_skipped": 2.0},
         {"max_skipped": math.nan},
         {"output": phix},
@@ -298,7 +322,7 @@ def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
     [
         (b"", "empty"),
         (b"@r\nACGT\n+\nIIII\n", "FASTQ"),
-        (b"BCF\2\2rest", "bcftools view"),
+        (b"BCF\2\2rest", "damaged"),
         (b"\x00\x01\x02", "binary"),
         (b"chr1\t5\t.\tA\tC\t.\t.\t.\n", "not FASTA"),
         (b">p\nMSEQLLPK\n", "record 'p'"),

@@ -1,0 +1,106 @@
+"""Tables in Parquet, by way of pyarrow (the extra `parquet`), a batch of rows at a time."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from evo2cli.errors import UserError
+from evo2cli.genome.source import STDIN
+
+PARQUET_MAGIC = b"PAR1"
+BATCH = 4096  # rows
+
+
+def read_parquet(path: Path) -> tuple[dict[str, type], Iterator[list[Any]]]:
+    """The columns of a table, whole numbers int, other numbers float, all else str; and its rows.
+
+    Raises:
+        UserError: It cannot be read, or pyarrow is not there.
+    """
+    if path == STDIN:
+        raise UserError("-: Parquet ends with its index, so it is not read from stdin; give a file")
+    arrow = _import_pyarrow(path)
+    with _explained(path, arrow):
+        file = arrow.parquet.ParquetFile(path)
+    types = {field.name: _type(arrow, field.type) for field in file.schema_arrow}
+
+    def rows() -> Iterator[list[Any]]:
+        with file, _explained(path, arrow):
+            for batch in file.iter_batches(BATCH):
+                columns = (column.to_pylist() for column in batch.columns)
+                for row in zip(*columns, strict=True):
+                    yield [_value(*cell) for cell in zip(row, types.values(), strict=True)]
+
+    return types, rows()
+
+
+@contextmanager
+def open_parquet(
+    path: Path, types: Mapping[str, type]
+) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+    """Yield what takes rows by batches; the file gets its name when everything is written.
+
+    Raises:
+        UserError: It cannot be written, or pyarrow is not there.
+    """
+    arrow = _import_pyarrow(path)
+    stored = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
+    schema = arrow.schema([(name, stored[kind]) for name, kind in types.items()])
+    part = path.with_name(f"{path.name}.part")
+    waiting: list[Mapping[str, Any]] = []
+
+    def put(rows: Sequence[Mapping[str, Any]]) -> None:
+        waiting.extend(rows)
+        if len(waiting) >= BATCH:
+            flush()
+
+    def flush() -> None:
+        with _explained(path, arrow):
+            writer.write_table(arrow.Table.from_pylist(waiting, schema=schema))
+        waiting.clear()
+
+    try:
+        with _explained(path, arrow):
+            writer = arrow.parquet.ParquetWriter(part, schema, compression="zstd")
+        with writer:
+            yield put
+            flush()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _value(value: Any, kind: type) -> Any:
+    """A cell; numbers that are not finite count as missing."""
+    if value is None or (kind is float and not math.isfinite(value)):
+        return None
+    return value if kind is not str else str(value)
+
+
+def _type(arrow: ModuleType, stored: Any) -> type:
+    if arrow.types.is_integer(stored):
+        return int
+    return float if arrow.types.is_floating(stored) else str
+
+
+def _import_pyarrow(path: Path) -> ModuleType:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: Parquet needs pyarrow: pip install 'evo2cli[parquet]'") from None
+    module: ModuleType = pyarrow
+    return module
+
+
+@contextmanager
+def _explained(path: Path, arrow: ModuleType) -> Iterator[None]:
+    """Errors of pyarrow in one line of ours."""
+    try:
+        yield
+    except (OSError, arrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: Parquet cannot be read or written ({reason})") from None

@@ -1,0 +1,93 @@
+"""Parts of a genome, as regions on a command line (1-based, ends included) or as BED (0-based)."""
+
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from evo2cli.errors import UserError
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.source import read_lines
+
+_RANGE = re.compile(r"(?P<start>[\d,]+)(?P<dash>-(?P<end>[\d,]+)?)?")
+_WHOLE = 1 << 62  # the end of a contig whose length is not known
+
+
+class Regions:
+    """Intervals that are asked whether something overlaps them; chr1 and 1 are one contig."""
+
+    def __init__(self, intervals: Iterable[Interval]) -> None:
+        by_contig: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for interval in intervals:
+            if len(interval):
+                by_contig[plain_name(interval.name)].append((interval.start, interval.end))
+        self._borders = {name: _merged(spans) for name, spans in by_contig.items()}
+
+    def overlap(self, name: str, start: int, end: int) -> bool:
+        """Whether bases `start` to `end` (0-based, half-open) of contig `name` touch one."""
+        starts, ends = self._borders.get(plain_name(name), ([], []))
+        first = bisect_right(ends, start)
+        return first < len(starts) and starts[first] < end
+
+
+def plain_name(contig: str) -> str:
+    """A contig's name without chr, and MT for M: equal for all that builds call it."""
+    bare = contig.removeprefix("chr")
+    return "MT" if bare == "M" else bare
+
+
+def read_region(text: str) -> Interval:
+    """Read `chr`, `chr:from`, `chr:from-` or `chr:from-to`; commas may group the digits.
+
+    As in bcftools, `chr:from` is one base, and `chr:from-` reaches to the contig's end.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    name, colon, span = text.rpartition(":")
+    if not colon:
+        name, span = text, "1-"
+    found = _RANGE.fullmatch(span)
+    if not name or found is None:
+        raise UserError(f"--regions {text}: write chr, chr:from or chr:from-to, 1-based")
+    start = int(found["start"].replace(",", "") or 0)
+    end = start if not found["dash"] else _WHOLE
+    if found["end"]:
+        end = int(found["end"].replace(",", "") or 0)
+    if not 1 <= start <= end:
+        raise UserError(f"--regions {text}: needs 1 <= from <= to")
+    return Interval(name, start - 1, end)
+
+
+def read_bed(path: Path) -> Iterator[Interval]:
+    """Stream the intervals of a BED file.
+
+    Raises:
+        UserError: It cannot be read, or a line is no interval.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        columns = line.decode(errors="surrogateescape").split()
+        if not columns or columns[0].startswith("#") or columns[0] in ("track", "browser"):
+            continue
+        try:
+            name, start, end = columns[:3]
+            yield Interval(name, int(start), int(end))
+        except ValueError:
+            raise UserError(
+                f"{path}: line {number}: {' '.join(columns[:3])!r} is no interval of a BED: "
+                "a contig, then where it starts (0-based) and ends"
+            ) from None
+
+
+def _merged(spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Starts and ends of what the spans cover, in order."""
+    starts: list[int] = []
+    ends: list[int] = []
+    for start, end in sorted(spans):
+        if ends and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        else:
+            starts.append(start)
+            ends.append(end)
+    return starts, ends

@@ -1,0 +1,71 @@
+"""A number for each base of a genome, written as bedGraph, or as bigWig by way of pyBigWig.
+
+Positions are 0-based and half-open in both, and come in order.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evo2cli.errors import UserError
+
+BEDGRAPH = (".bedgraph", ".bedGraph", ".bg")
+BIGWIG = (".bw", ".bigwig", ".bigWig")
+
+PutTrack = Callable[[str, int, Sequence[float]], object]  # contig, first position, values
+
+
+def bedgraph_lines(contig: str, start: int, values: Sequence[float]) -> bytes:
+    """A line for each base, whose value has six decimals."""
+    return "".join(
+        f"{contig}\t{place}\t{place + 1}\t{value:.6f}\n"
+        for place, value in enumerate(values, start=start)
+    ).encode(errors="surrogateescape")
+
+
+def import_bigwig(path: Path) -> Any:
+    """The module pyBigWig.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import pyBigWig
+    except ImportError:
+        raise UserError(
+            f"--output {path}: bigWig needs pyBigWig; pip install 'evo2cli[bigwig]', or write "
+            "x.bedgraph.gz"
+        ) from None
+    return pyBigWig
+
+
+@contextmanager
+def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
+    """Yield what adds values to a bigWig, which gets its name when everything is written.
+
+    Args:
+        path: The file.
+        lengths: Bases of each contig; values come in this order.
+
+    Raises:
+        UserError: pyBigWig is not installed, or the file cannot be written.
+    """
+    module = import_bigwig(path)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        file = module.open(str(part), "w")
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be written ({error})") from None
+
+    def put(contig: str, start: int, values: Sequence[float]) -> None:
+        if values:
+            file.addEntries(contig, start, values=list(values), span=1, step=1)
+
+    try:
+        file.addHeader(list(lengths.items()))
+        yield put
+        file.close()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""How fast variants are read and written, without a model.
+
+Run: pytest -m benchmark -s tests/benchmarks/test_vcf_speed.py; results/vcf.md keeps the rows.
+"""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from evo2cli import console
+from evo2cli.genome.htslib import write_bcf
+from evo2cli.genome.vcf import read_vcf
+from evo2cli.workflows.score_input import count_variants
+from evo2cli.workflows.score_options import ScoreOptions
+
+NUM_SAMPLES, NUM_RECORDS = 500, 50_000
+OURS = "EVO2_DELTA=-1.234567;EVO2_REF=-8000.123456;EVO2_ALT=-8001.358023;EVO2_STATUS=OK"
+
+
+def write_cohort(path: Path, num_records: int) -> Path:
+    samples = "".join(f"\ts{i}" for i in range(NUM_SAMPLES))
+    genotypes = "\tGT:DP" + "\t0/1:35" * NUM_SAMPLES + "\n"
+    with path.open("w") as file:
+        file.write(
+            "##fileformat=VCFv4.2\n##contig=<ID=chr1>\n"
+            '##INFO=<ID=AC,Number=A,Type=Integer,Description="x">\n'
+            '##FORMAT=<ID=GT,Number=1,Type=String,Description="x">\n'
+            '##FORMAT=<ID=DP,Number=1,Type=Integer,Description="x">\n'
+            f"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT{samples}\n"
+        )
+        for i in range(num_records):
+            file.write(f"chr1\t{3 * i + 1}\trs{i}\tA\tC\t50\tPASS\tAC=500" + genotypes)
+    return path
+
+
+def test_a_cohort_is_read_whole(tmp_path: Path) -> None:
+    records = list(read_vcf(write_cohort(tmp_path / "cohort.vcf", 20)).records)
+    assert [record.start for record in records] == list(range(0, 60, 3))
+
+
+@pytest.mark.benchmark
+def test_a_cohort_of_500_samples(tmp_path: Path) -> None:
+    source = write_cohort(tmp_path / "cohort.vcf", NUM_RECORDS)
+    binary = tmp_path / "cohort.bcf"
+    write_bcf(source, binary)
+
+    def annotate() -> None:
+        with (tmp_path / "out.vcf").open("wb") as file:
+            file.writelines(record.with_info(OURS) for record in read_vcf(source).records)
+
+    filtered = ScoreOptions(source=source, regions=("chr1:1-60000",), min_qual=30, pass_only=True)
+    for label, work in (
+        ("parsed", lambda: sum(1 for _ in read_vcf(source).records)),
+        ("parsed and filtered", lambda: count_variants(filtered)),
+        ("parsed, annotated and written", annotate),
+        ("parsed from BCF", lambda: sum(1 for _ in read_vcf(binary).records)),
+    ):
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        console.say(f"{label}: {NUM_RECORDS / min(times):,.0f} records a second")

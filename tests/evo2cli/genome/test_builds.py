@@ -1,0 +1,38 @@
+"""Which build a set of contigs is."""
+
+import pytest
+
+from evo2cli.genome.builds import BUILDS, build_of, disagreement
+
+GRCH37 = {"chr1": 249_250_621, "chr17": 81_195_210}
+GRCH38 = {"chr1": 248_956_422, "chr17": 83_257_441}
+
+
+def test_no_length_is_in_two_builds_and_each_has_24():
+    lengths = [int(word) for text in BUILDS.values() for word in text.split()]
+    assert len(lengths) == len(set(lengths)) == 24 * len(BUILDS)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "build"),
+    [
+        (GRCH37, "GRCh37 (hg19)"),
+        ({"1": 249_250_621, "MT": 16_569, "GL000207.1": 4262}, "GRCh37 (hg19)"),
+        ({"X": 156_040_895}, "GRCh38 (hg38)"),
+        ({"chr1": 248_387_328}, "T2T-CHM13v2.0 (hs1)"),
+        ({"chr2": 249_250_621}, None),
+        ({**GRCH37, "chrX": 156_040_895}, None),
+        ({}, None),
+    ],
+)
+def test_a_build_is_known_by_its_lengths(lengths, build):
+    assert build_of(lengths) == build
+
+
+def test_a_disagreement_names_a_contig_both_lengths_and_both_builds():
+    assert disagreement(GRCH37, GRCH37) is None
+    assert disagreement(GRCH37, GRCH38) == (
+        "contig chr1 is 249,250,621 long in the VCF, 248,956,422 in the reference (and so on for 1 "
+        "more): the VCF looks like GRCh37 (hg19), the reference looks like GRCh38 (hg38)"
+    )
+    assert disagreement({"a": 5}, {"a": 6}) == "contig a is 5 long in the VCF, 6 in the reference"
