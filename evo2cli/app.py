@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from evo2cli import __version__, console
-from evo2cli.commands import convert, extend, generate, info, launch, plan, score, tokenize, train
+from evo2cli.commands import (
+    convert,
+    extend,
+    generate,
+    info,
+    launch,
+    merge,
+    plan,
+    score,
+    tokenize,
+    train,
+)
 from evo2cli.commands import eval as evaluations
 from evo2cli.errors import UserError
 
@@ -40,6 +51,7 @@ app.command()(launch.launch)
 app.command()(extend.extend)
 app.add_typer(evaluations.app, name="eval")
 app.command()(score.score)
+app.command()(merge.merge)
 app.command()(generate.generate)
 app.command()(convert.convert)
 app.command()(info.info)

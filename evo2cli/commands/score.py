@@ -54,6 +54,10 @@ def score(
     ),
     pass_only: Annotated[bool, typer.Option("--pass-only", help="Only FILTER PASS.")] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only the I-th of N parts; `evo2 merge` joins them."),
+    ] = None,
     saturate: Annotated[
         str | None, typer.Option(help="Every SNV of chr:from-to (1-based) in place of an INPUT.")
     ] = None,
@@ -77,6 +81,9 @@ def score(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what scoring variants would cost.")
+    ] = False,
     context_parallel: Annotated[
         int, typer.Option(min=1, help="Processes, one a GPU, that share each sequence of a FASTA.")
     ] = 1,
@@ -113,6 +120,7 @@ def score(
             min_qual=min_qual,
             pass_only=pass_only,
             limit=limit,
+            shard=shard,
             saturate=saturate,
             plot=plot,
             track=track,
@@ -120,6 +128,7 @@ def score(
             device=device,
             dtype=dtype,
             json=json,
+            dry_run=dry_run,
             context_parallel=context_parallel,
         )
     )

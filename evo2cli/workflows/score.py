@@ -5,6 +5,7 @@ import os
 from evo2cli.errors import UserError
 from evo2cli.genome.source import STDIN
 from evo2cli.workflows.launch_checks import check_gpus
+from evo2cli.workflows.score_estimate import estimate_variants
 from evo2cli.workflows.score_fasta import score_fasta
 from evo2cli.workflows.score_input import holds_variants
 from evo2cli.workflows.score_options import ScoreOptions
@@ -25,9 +26,13 @@ def score(options: ScoreOptions) -> None:
     elif options.context_parallel > 1 and "WORLD_SIZE" not in os.environ:
         _start_ranks(options)
     elif holds_variants(options):
-        score_variants(options)
+        (estimate_variants if options.dry_run else score_variants)(options)
+    elif options.dry_run:
+        raise UserError(f"--dry-run is for variants, but {options.source} is FASTA")
     elif options.background is not None:
         raise UserError(f"--background is for variants, but {options.source} is FASTA")
+    elif options.shard is not None:
+        raise UserError(f"--shard is for variants, but {options.source} is FASTA")
     elif options.filters:
         flag = next(iter(options.filters))
         raise UserError(f"{flag} is for variants, but {options.source} is FASTA")

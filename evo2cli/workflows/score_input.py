@@ -1,7 +1,7 @@
 """What `evo2 score` reads as variants: VCF, BCF, a table, words of the command line; filtered."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -70,6 +70,16 @@ def open_variants(options: ScoreOptions) -> Variants:
     Raises:
         UserError: Here or while records are read: the input is not what it seems to be.
     """
+    chosen = _filtered(options)
+    index, count = options.part
+    if count == 1:
+        return chosen
+    total = sum(1 for _ in _filtered(options).records)
+    first, end = (total * border // count for border in (index, index + 1))
+    return replace(chosen, records=islice(chosen.records, first, end))
+
+
+def _filtered(options: ScoreOptions) -> Variants:
     whole = _open(options)
     if not options.filters:
         return whole

@@ -5,6 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from evo2cli.errors import TooManySkippedError, UserError
+from evo2cli.genome.source import STDIN
 from evo2cli.workflows.figures import check_plot
 
 
@@ -73,10 +74,12 @@ class ScoreOptions:
         min_qual: Only records of a VCF whose QUAL is there and at least this.
         pass_only: Only records of a VCF whose FILTER says PASS.
         limit: Only so many records, the first of those that are left.
+        shard: "i/n", 1-based: the i-th of n parts of all these, for `evo2 merge` to join.
         saturate: Every SNV of a region, `chr:from-to`, in place of `source`, which is ignored.
         plot: Heat map of them to draw.
         background: File of deltas of random variants, which give percentiles; grown as needed.
         track: logprob or entropy of every base, in place of a score.
+        dry_run: Only tell what scoring variants would cost.
 
     Raises:
         UserError: A value is out of range.
@@ -102,10 +105,12 @@ class ScoreOptions:
     min_qual: float | None = None
     pass_only: bool = False
     limit: int | None = None
+    shard: str | None = None
     saturate: str | None = None
     plot: Path | None = None
     track: str | None = None
     background: Path | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 2:
@@ -122,6 +127,8 @@ class ScoreOptions:
             raise UserError(f"--max-skipped {self.max_skipped}: a fraction lies in 0 to 1")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: at least 1 record is needed")
+        if self.shard is not None:
+            self._check_shard(self.shard)
         if self.saturate is not None and self.reference is None:
             raise UserError(f"--saturate {self.saturate}: give the genome by --reference")
         if self.plot is not None and self.saturate is None:
@@ -135,6 +142,21 @@ class ScoreOptions:
             raise UserError(f"--output {self.output}: the folder {self.output.parent} is missing")
         if self.output and self.output.absolute() == self.source.absolute():
             raise UserError(f"--output {self.output}: would overwrite the input; name another file")
+
+    def _check_shard(self, shard: str) -> None:
+        index, _, count = shard.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise UserError(f"--shard {shard}: must be i/n with i from 1 to n, like 3/8")
+        if self.source == STDIN and self.saturate is None:
+            raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which part of how many is scored, 0-based."""
+        if self.shard is None:
+            return 0, 1
+        index, count = map(int, self.shard.split("/"))
+        return index - 1, count
 
     def arguments(self) -> list[str]:
         """As words of a command line, for other processes."""

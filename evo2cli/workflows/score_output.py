@@ -94,7 +94,7 @@ def open_variant_output(
 
         yield put
     if path is not None and (layout is Layout.BCF or (path.suffix == ".gz" and layout.has_index)):
-        _index(path, layout, order)
+        index_output(path, layout, order.fault)
 
 
 @contextmanager
@@ -112,12 +112,12 @@ def _open_bcf(path: Path | None) -> Iterator[Callable[[bytes], object]]:
         part.unlink(missing_ok=True)
 
 
-def _index(path: Path, layout: Layout, order: "_Order") -> None:
-    """Leave an index beside `path`, or say why there is none."""
+def index_output(path: Path, layout: Layout, fault: str = "") -> None:
+    """Leave an index beside `path`, or say why there is none; `fault` is one that is known."""
     for suffix in (".tbi", ".csi"):  # one of an earlier output would lie
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    if order.fault:
-        console.warn(f"{path}: no index: {order.fault}; `bcftools sort` puts a VCF in order")
+    if fault:
+        console.warn(f"{path}: no index: {fault}; `bcftools sort` puts a VCF in order")
         return
     try:
         (index_table if layout is Layout.TSV else index_variants)(path)
@@ -245,7 +245,7 @@ def report(options: ScoreOptions, counts: Counter[str]) -> None:
     skipped = sum(count for status, count in counts.items() if not _is_scored(status))
     console.say(f"{total - skipped:,} of {total:,} alleles scored")
     if total:
-        console.write_page(_table(counts), stderr=True)
+        console.write_page(status_table(counts), stderr=True)
     denied = counts[Status.REF_MISMATCH]
     checked = total - skipped + denied
     if denied > max(FEW_MISMATCHES, MUCH_MISMATCH * checked):
@@ -256,7 +256,7 @@ def report(options: ScoreOptions, counts: Counter[str]) -> None:
     options.check_skipped(skipped, total)
 
 
-def _table(counts: Counter[str]) -> Table:
+def status_table(counts: Counter[str]) -> Table:
     """A line for each status: the scored first, then the rest, frequent ones on top."""
     table = Table(box=None, pad_edge=False)
     table.add_column("status")

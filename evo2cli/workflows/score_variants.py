@@ -31,7 +31,7 @@ from evo2cli.genome.windows import (
     cut_windows,
     upper_dna,
 )
-from evo2cli.workflows.likelihood import fingerprint, require_finite
+from evo2cli.workflows.likelihood import fingerprint, proceed, require_finite
 from evo2cli.workflows.models import open_model
 from evo2cli.workflows.results import Row, open_journal, rounded
 from evo2cli.workflows.score_background import (
@@ -51,7 +51,12 @@ from evo2cli.workflows.score_output import (
     report,
 )
 from evo2cli.workflows.score_plots import also_drawn
-from evo2cli.workflows.window_scorer import AnchoredScorer, CentredScorer, WindowScorer
+from evo2cli.workflows.window_scorer import (
+    Advance,
+    AnchoredScorer,
+    CentredScorer,
+    WindowScorer,
+)
 from stripedhyena2 import StripedHyena2
 
 DEFAULT_WINDOW = 8192
@@ -70,7 +75,7 @@ def score_variants(options: ScoreOptions) -> None:
     """
     variants = open_variants(options)
     layout = options.layout(Layout.VCF if variants.is_vcf else Layout.TSV, VARIANT_LAYOUTS)
-    path = options.reference or _reference_of(variants.header, options.source)
+    path = options.reference or reference_of(variants.header, options.source)
     total = count_variants(options)
     counts: Counter[str] = Counter()
     with Reference.open(path) as genome:
@@ -119,12 +124,24 @@ def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
 class VariantScorer:
     """Scores alleles against one genome with one model.
 
+    Args:
+        model: It.
+        genome: It.
+        options: Windows, strands, and what to do where REF differs.
+        advance: Runs bases through the model, or only counts them.
+
     Attributes:
         fields: The INFO fields it fills.
         window: Bases in a window.
     """
 
-    def __init__(self, model: StripedHyena2, genome: Reference, options: ScoreOptions) -> None:
+    def __init__(
+        self,
+        model: StripedHyena2,
+        genome: Reference,
+        options: ScoreOptions,
+        advance: Advance = proceed,
+    ) -> None:
         context = model.config.context
         self.window = options.window or min(DEFAULT_WINDOW, context)
         if self.window > context:
@@ -139,7 +156,9 @@ class VariantScorer:
         self._is_anchored = options.windows == "anchored"
         step = max(anchor_step(self.window) // ANCHORED_CUTS, 1)
         self._strands: dict[Strand, WindowScorer] = {
-            strand: AnchoredScorer(model, step) if self._is_anchored else CentredScorer(model)
+            strand: AnchoredScorer(model, step, advance)
+            if self._is_anchored
+            else CentredScorer(model, advance)
             for strand in options.strands
         }
         single = len(self._strands) == 1
@@ -286,7 +305,7 @@ def _identity(file: Path) -> tuple[str, int, int]:
     return str(file.absolute()), status.st_size, status.st_mtime_ns
 
 
-def _reference_of(header: Header, source: Path) -> Path:
+def reference_of(header: Header, source: Path) -> Path:
     """The file that `##reference=` names, relative to the VCF.
 
     Raises:

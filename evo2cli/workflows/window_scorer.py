@@ -5,6 +5,7 @@ whether or not the first of them are still at hand. So no score depends on its n
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 from evo2cli.genome.windows import Window
@@ -12,16 +13,22 @@ from evo2cli.workflows.likelihood import Progression, begin, proceed
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.cache import AttentionPast
 
+Advance = Callable[[StripedHyena2, Progression, bytes], Progression]
+
 
 class WindowScorer(ABC):
     """Sums of the log-probabilities of windows, the first base left out, in nats.
+
+    Args:
+        model: What scores.
+        advance: `likelihood.proceed`, or what only counts.
 
     Attributes:
         num_bases: So many bases ran through the model.
     """
 
-    def __init__(self, model: StripedHyena2) -> None:
-        self._model = model
+    def __init__(self, model: StripedHyena2, advance: Advance = proceed) -> None:
+        self._model, self._advance = model, advance
         self.num_bases = 0
 
     @abstractmethod
@@ -34,14 +41,14 @@ class WindowScorer(ABC):
 
     def _proceed(self, so_far: Progression, bases: bytes) -> Progression:
         self.num_bases += len(bases)
-        return proceed(self._model, so_far, bases)
+        return self._advance(self._model, so_far, bases)
 
 
 class CentredScorer(WindowScorer):
     """For windows of their own: all alleles of a site share what stands before them."""
 
-    def __init__(self, model: StripedHyena2) -> None:
-        super().__init__(model)
+    def __init__(self, model: StripedHyena2, advance: Advance = proceed) -> None:
+        super().__init__(model, advance)
         self._before = b""
         self._shared = begin(model)
         self._totals: dict[bytes, float] = {}
@@ -67,10 +74,11 @@ class AnchoredScorer(WindowScorer):
     Args:
         model: What scores.
         step: Bases from cut to cut.
+        advance: As `WindowScorer`.
     """
 
-    def __init__(self, model: StripedHyena2, step: int) -> None:
-        super().__init__(model)
+    def __init__(self, model: StripedHyena2, step: int, advance: Advance = proceed) -> None:
+        super().__init__(model, advance)
         self._step = step
         self._letters = b""  # of the window that the chain runs along
         self._chain = [begin(model)]  # before each cut

@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.reference import Reference
+from evo2cli.genome.vcf import read_vcf
 from evo2cli.genome.windows import Window
-from evo2cli.workflows import window_scorer
+from evo2cli.workflows import score_estimate, window_scorer
 from evo2cli.workflows.likelihood import total
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
+from evo2cli.workflows.score_variants import VariantScorer
 from evo2cli.workflows.window_scorer import AnchoredScorer, CentredScorer, WindowScorer
-from stripedhyena2 import StripedHyena2, save
+from stripedhyena2 import StripedHyena2, load, save
 from tests.evo2cli.test_score import VCF_HEADER
 
 CONTIG, WIDTH = 500, 128
@@ -208,3 +211,42 @@ def test_letters_are_cut_for_the_cache_not_for_the_score(tiny_model: StripedHyen
     assert [each.shape[2] for each in keys] == list(range(16, 129, 16))
     assert len({each.untyped_storage().data_ptr() for each in keys}) == 1
     torch.testing.assert_close(keys[0], keys[-1][:, :, :16], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("windows", "factor"), [("centred", 2.3), ("anchored", 5)])
+def test_real_variants_cost_a_fraction(shared: Path, windows: str, factor: float) -> None:
+    """Against a reference and an alternate window for each of 3,893 SNVs; nothing is computed."""
+
+    folder = shared / "data" / "variants"
+    options = ScoreOptions(source=folder / "brca1_sge.vcf", windows=windows, window=8192)
+    num_alleles = 0
+    with Reference.open(folder / "brca1_region.fa") as genome:
+        scorer = VariantScorer(load("nano"), genome, options, score_estimate.count_bases)
+        for record in read_vcf(options.source).records:
+            num_alleles += len(scorer.score(record))
+    assert num_alleles == 3893
+    assert 2 * 8192 * num_alleles / scorer.num_bases >= factor
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sequence = letters(CONTIG)
+    source = write(tmp_path, sequence, [(200, sequence[200], "N"), (201, sequence[201], "<DEL>")])
+    score(
+        ScoreOptions(
+            source=source,
+            model=checkpoint,
+            output=tmp_path / "x.tsv",
+            reference=tmp_path / "one.fa",
+            device="cpu",
+            window=64,
+            dry_run=True,
+        )
+    )
+    said = capsys.readouterr().err
+    assert "1 of 2 alleles would be scored" in said
+    assert "SYMBOLIC" in said
+    # 32 before the allele once, then 32 for each.
+    assert "96 bases through the model, 1.3 times fewer than two windows an allele" in said
+    assert not (tmp_path / "x.tsv").exists()

@@ -1,0 +1,75 @@
+"""The parts of a sharded run of `evo2 score`, joined."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from evo2cli import console
+from evo2cli.errors import UserError
+from evo2cli.genome.source import read_lines
+from evo2cli.workflows.results import open_output
+from evo2cli.workflows.score_options import Layout
+from evo2cli.workflows.score_output import index_output
+
+LAYOUTS = {".vcf": Layout.VCF, ".tsv": Layout.TSV, ".jsonl": Layout.JSONL}
+
+
+def merge_files(parts: Sequence[Path], output: Path) -> None:
+    """Write one header and the records of all parts, in the order of the parts.
+
+    Args:
+        parts: VCF, TSV or JSON lines of one command that differed in --shard alone.
+        output: Of the same kind; appears whole or not at all, with an index where its kind has one.
+
+    Raises:
+        UserError: A part is of another kind or another run, or a file cannot be read or written.
+    """
+    layout = _layout(output)
+    for part in parts:
+        if _layout(part) is not layout:
+            raise UserError(f"{part}: is no {layout} like {output}; parts must be alike")
+        if part.absolute() == output.absolute():
+            raise UserError(f"{output}: is one of the parts; choose another --output")
+    header, _ = _opened(parts[0], layout)
+    count = 0
+    with open_output(output) as write:
+        write(b"".join(header))
+        for part in parts:
+            own, body = _opened(part, layout)
+            if own != header:
+                line = next((b for a, b in zip(header, own, strict=False) if a != b), b"(shorter)")
+                raise UserError(
+                    f"{part}: comes from another run than {parts[0]}: its header has "
+                    f"{line.decode(errors='replace').strip()[:200]!r}"
+                )
+            for line in body:
+                write(line)
+                count += 1
+    if output.suffix == ".gz" and layout.has_index:
+        index_output(output, layout)
+    console.say(f"{output}: {count:,} records of {len(parts):,} parts")
+
+
+def _layout(path: Path) -> Layout:
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if suffix not in LAYOUTS:
+        raise UserError(
+            f"{path}: `evo2 merge` joins {', '.join(LAYOUTS)}, and these with .gz; "
+            "for BCF there is `bcftools concat`"
+        )
+    return LAYOUTS[suffix]
+
+
+def _opened(path: Path, layout: Layout) -> tuple[list[bytes], Iterator[bytes]]:
+    """Header and records of a part."""
+    lines = read_lines(path)
+    if layout is Layout.JSONL:
+        return [], lines
+    if layout is Layout.TSV:
+        return [next(lines, b"")], lines
+    header: list[bytes] = []
+    for line in lines:
+        if not line.startswith(b"#"):
+            return header, chain([line], lines)
+        header.append(line)
+    return header, iter(())

@@ -1,0 +1,87 @@
+"""Parts scored apart and merged are the bytes of the whole."""
+
+from pathlib import Path
+
+import pysam
+import pytest
+from typer.testing import CliRunner
+
+from evo2cli.app import app
+from evo2cli.errors import UserError
+from evo2cli.workflows.merge import merge_files
+from evo2cli.workflows.score import score
+from evo2cli.workflows.score_options import ScoreOptions
+from stripedhyena2 import StripedHyena2, save
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model: StripedHyena2, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save(tiny_model, folder, {})
+    return str(folder)
+
+
+def run(output: Path, checkpoint: str, shard: str | None = None, **options: int) -> Path:
+    score(
+        ScoreOptions(
+            source=EXAMPLES / "phix174.vcf",
+            reference=EXAMPLES / "phix174.fa",
+            model=checkpoint,
+            device="cpu",
+            window=64,
+            output=output,
+            shard=shard,
+            **options,
+        )
+    )
+    return output
+
+
+@pytest.mark.parametrize("suffix", [".vcf", ".vcf.gz", ".tsv", ".tsv.gz", ".jsonl"])
+def test_parts_are_the_whole(tmp_path: Path, checkpoint: str, suffix: str) -> None:
+    whole = run(tmp_path / f"whole{suffix}", checkpoint)
+    parts = [run(tmp_path / f"{i}{suffix}", checkpoint, f"{i}/3") for i in (1, 2, 3)]
+    assert all(part.stat().st_size < whole.stat().st_size for part in parts)
+    merge_files(parts, tmp_path / f"merged{suffix}")
+    assert (tmp_path / f"merged{suffix}").read_bytes() == whole.read_bytes()
+    if suffix == ".vcf.gz":
+        with pysam.VariantFile(str(tmp_path / f"merged{suffix}")) as merged:
+            assert sum(1 for _ in merged.fetch("NC_001422.1", 0, 1000)) > 0
+
+
+def test_more_parts_than_records_and_a_limit(tmp_path: Path, checkpoint: str) -> None:
+    whole = run(tmp_path / "whole.tsv", checkpoint, limit=3)
+    parts = [run(tmp_path / f"{i}.tsv", checkpoint, f"{i}/5", limit=3) for i in range(1, 6)]
+    merge_files(parts, tmp_path / "merged.tsv")
+    assert (tmp_path / "merged.tsv").read_bytes() == whole.read_bytes()
+
+
+def test_parts_of_different_runs_are_refused(tmp_path: Path, checkpoint: str) -> None:
+    one = run(tmp_path / "1.vcf", checkpoint, "1/2")
+    two = tmp_path / "2.vcf"
+    two.write_bytes(one.read_bytes().replace(b"--window 64", b"--window 65"))
+    with pytest.raises(UserError, match=r"2\.vcf: comes from another run .* --window 65"):
+        merge_files([one, two], tmp_path / "merged.vcf")
+    assert not (tmp_path / "merged.vcf").exists()
+    with pytest.raises(UserError, match=r"x\.tsv: is no \.vcf like"):
+        merge_files([one, tmp_path / "x.tsv"], tmp_path / "merged.vcf")
+    with pytest.raises(UserError, match="is one of the parts"):
+        merge_files([one], one)
+    with pytest.raises(UserError, match="bcftools concat"):
+        merge_files([one], tmp_path / "merged.bcf")
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])
+def test_a_shard_that_is_none_is_refused(shard: str) -> None:
+    with pytest.raises(UserError, match="must be i/n with i from 1 to n"):
+        ScoreOptions(source=Path("x.vcf"), shard=shard)
+
+
+def test_the_command_joins(tmp_path: Path) -> None:
+    for name, body in (("1", "a\n"), ("2", "b\n")):
+        (tmp_path / f"{name}.tsv").write_text(f"#CHROM\n{body}")
+    words = [str(tmp_path / "1.tsv"), str(tmp_path / "2.tsv"), "-O", str(tmp_path / "x.tsv")]
+    assert CliRunner().invoke(app, ["merge", *words]).exit_code == 0
+    assert (tmp_path / "x.tsv").read_text() == "#CHROM\na\nb\n"
