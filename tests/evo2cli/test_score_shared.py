@@ -52,7 +52,7 @@ def test_shared_is_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_shared_is_said(tmp_path: Path) -> None:
     vcf = tmp_path / "x.vcf"
     vcf.write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
-    with pytest.raises(UserError, match=r"long sequences of a FASTA, but .*x\.vcf is VCF"):
+    with pytest.raises(UserError, match=r"for sequences of a FASTA, but .*x\.vcf has variants"):
         score(ScoreOptions(source=vcf, context_parallel=2))
     with pytest.raises(UserError, match="cannot read stdin"):
         score(ScoreOptions(source=Path("-"), context_parallel=2))

@@ -113,18 +113,22 @@ def test_full_logits_in_fp64(
         assert_near(logits.logsumexp(1), golden[f"lse64/{prompt}"], FP64_TOLERANCE)
 
 
-def test_cached_decode_at_every_prompt_length(
+def test_cached_decode(
     model: StripedHyena2, golden: dict[str, Tensor], facts: dict[str, Any]
 ) -> None:
+    """Step by step from the golden's prompt, and some steps on from a prompt of every length."""
     prefill, upto = facts["decode"]["prefill"], facts["decode"]["upto"]
     ids = encode(facts["prompts"][facts["decode"]["prompt"]])[:, :upto]
+    whole = model(ids)[0]
     for length in range(1, prefill + 1):
+        end = upto if length == prefill else length + 3
         cache = model.new_cache(1)
         rows = [model(ids[:, :length], cache=cache)[0, -1]]
-        rows += [model(token[:, None], cache=cache)[0, -1] for token in ids[:, length:].unbind(1)]
-        assert_near(
-            torch.stack(rows[prefill - length :]), golden["decode/step_logits"], FP32_TOLERANCE
-        )
+        rows += [
+            model(token[:, None], cache=cache)[0, -1] for token in ids[:, length:end].unbind(1)
+        ]
+        assert_near(torch.stack(rows), whole[length - 1 : end], FP32_TOLERANCE)
+    assert_near(torch.stack(rows), golden["decode/step_logits"], FP32_TOLERANCE)
 
 
 def test_state_after_prefill(
