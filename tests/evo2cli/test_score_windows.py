@@ -13,8 +13,8 @@ from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import read_vcf
 from evo2cli.genome.windows import Window
-from evo2cli.workflows import score_estimate, window_scorer
-from evo2cli.workflows.likelihood import total
+from evo2cli.workflows import score_estimate
+from evo2cli.workflows.likelihood import Progression, proceed, total
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.score_variants import VariantScorer
@@ -113,16 +113,15 @@ def test_cuts_and_their_keys_are_the_same_whoever_was_there(tiny_model: StripedH
     assert [busy.alternate(window(64, 150)), busy.reference(window(64, 150))] == expected
 
 
-def test_neighbours_are_computed_once(
-    tiny_model: StripedHyena2, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scorer = AnchoredScorer(tiny_model, 16)
-    genome = letters(200).encode()
+def test_neighbours_are_computed_once(tiny_model: StripedHyena2) -> None:
     seen = []
-    proceed = window_scorer.proceed
-    monkeypatch.setattr(
-        window_scorer, "proceed", lambda m, p, b: seen.append(len(b)) or proceed(m, p, b)
-    )
+
+    def advance(model: StripedHyena2, so_far: Progression, bases: bytes) -> Progression:
+        seen.append(len(bases))
+        return proceed(model, so_far, bases)
+
+    scorer = AnchoredScorer(tiny_model, 16, advance)
+    genome = letters(200).encode()
     for at in range(70, 90):
         scorer.reference(Window(genome[:at], genome[at : at + 1], genome[at + 1 : 128]))
         for letter in b"AC":
