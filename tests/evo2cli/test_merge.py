@@ -11,16 +11,8 @@ from evo2cli.errors import UserError
 from evo2cli.workflows.merge import merge_files
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
-from stripedhyena2 import StripedHyena2, save
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_model: StripedHyena2, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save(tiny_model, folder, {})
-    return str(folder)
 
 
 def run(output: Path, checkpoint: str, shard: str | None = None, **options: int) -> Path:

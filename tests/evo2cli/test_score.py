@@ -28,21 +28,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 VCF_HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_config, tiny_model) -> StripedHyena2:
-    """The fp32 twin of `tiny_model`."""
-    twin = StripedHyena2(tiny_config).eval()
-    twin.load_state_dict(tiny_model.state_dict())
-    return twin
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save(model, folder, {})
-    return str(folder)
-
-
 @pytest.fixture
 def phix(tmp_path) -> Path:
     """The example VCF beside a copy of its reference, so that no index is left in the checkout."""

@@ -11,7 +11,6 @@ from evo2cli.errors import UserError
 from evo2cli.workflows import score_background
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
-from stripedhyena2 import StripedHyena2, save
 
 HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 GENOME = "".join(np.random.default_rng(3).choice(list("ACGT"), 2000))
@@ -21,15 +20,6 @@ CHANGED = GENOME[499].translate(str.maketrans("ACGT", "CATG"))
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_background, "NULLS", 25)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_config, tiny_model, tmp_path_factory) -> str:
-    twin = StripedHyena2(tiny_config).eval()
-    twin.load_state_dict(tiny_model.state_dict())
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save(twin, folder, {})
-    return str(folder)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from evo2cli.errors import UserError
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.score_plots import draw_saturation
-from stripedhyena2 import StripedHyena2, save
 
 HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 GENOME = "ACGTTGCAACGNTTAGCCATAGGCTTACGATC" * 3
@@ -23,15 +22,6 @@ def genome(tmp_path: Path) -> Path:
     path = tmp_path / "g.fa"
     path.write_text(f">chr1\n{GENOME}\n")
     return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_config, tiny_model, tmp_path_factory) -> str:
-    twin = StripedHyena2(tiny_config).eval()
-    twin.load_state_dict(tiny_model.state_dict())
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save(twin, folder, {})
-    return str(folder)
 
 
 def rows(path: Path) -> list[dict]:

@@ -14,18 +14,8 @@ from evo2cli.genome.fasta import read_records
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.score_tracks import entropy
-from stripedhyena2 import StripedHyena2, save
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_config, tiny_model, tmp_path_factory) -> str:
-    twin = StripedHyena2(tiny_config).eval()
-    twin.load_state_dict(tiny_model.state_dict())
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save(twin, folder, {})
-    return str(folder)
 
 
 @pytest.fixture

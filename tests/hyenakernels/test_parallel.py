@@ -1,21 +1,18 @@
 """Every context-parallel scheme is the single-device operator, gradients included (8 ranks)."""
 
-import json
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from hyenakernels import hyena_fir, hyena_modal
 from hyenakernels import parallel as cp
 from hyenakernels.parallel.butterfly import Hypercube
+from tests.ranks import Attempt, failures_on_ranks
 
 WIDTH, GROUPS = 16, 8
 RANKS = {2: [1, 3], 4: [4, 5, 6, 7], 8: [0, 1, 2, 3, 4, 5, 6, 7]}
@@ -104,39 +101,23 @@ def shardings(count: int) -> list[cp.Sharding]:
     return [cp.Sharding.contiguous(each) for each in LENGTHS[count]]
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=8,
-        timeout=timedelta(seconds=120),  # ranks that wait for one that failed
-    )
+def checks(rank: int, attempt: Attempt) -> None:
     groups = {count: dist.new_group(ranks) for count, ranks in RANKS.items()}
-    failures: dict[str, str] = {}
+
+    def check_all(case: str, count: int) -> None:
+        for sharding in shardings(count):
+            for dtype in (torch.float64, torch.float32):
+                check(case, sharding, dtype, groups[count])
+
     for case, count in RUNS:
-        if rank not in RANKS[count]:
-            continue
-        try:
-            for sharding in shardings(count):
-                for dtype in (torch.float64, torch.float32):
-                    check(case, sharding, dtype, groups[count])
-        except Exception as error:
-            failures[f"{case}-{count}"] = f"rank {rank}: {error!r}"
-    Path(folder, f"{rank}.json").write_text(json.dumps(failures))
-    dist.destroy_process_group()
+        if rank in RANKS[count]:
+            attempt(f"{case}-{count}", check_all, case, count)
 
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What went wrong in one run of all cases on eight processes."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(work, args=(str(folder),), nprocs=8, start_method="spawn")
-    found: dict[str, str] = {}
-    for rank in range(8):
-        found |= json.loads((folder / f"{rank}.json").read_text())
-    return found
+    return failures_on_ranks(8, tmp_path_factory.mktemp("ranks"), checks)
 
 
 @pytest.mark.parametrize(("case", "count"), RUNS, ids=str)

@@ -1,19 +1,17 @@
 """Attention over shards is attention over the sequence, gradients included (4 ranks)."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
 from hyenakernels.parallel import Sharding, attention_all_to_all, attention_ring, block
 from hyenakernels.parallel.ring import tiles
+from tests.ranks import Attempt, failures_on_ranks
 
 BATCH, HEADS, WIDTH = 2, 6, 8  # six heads: four ranks get one or two
 SCHEMES = {"all-to-all": attention_all_to_all, "ring": attention_ring}
@@ -111,18 +109,8 @@ CASES = [
 ]
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
+def checks(rank: int, attempt: Attempt) -> None:
     groups = {2: dist.new_group([1, 3]), 4: dist.group.WORLD}
-    failures: dict[str, str] = {}
-
-    def attempt(label: str, check: Callable[..., None], *arguments: Any) -> None:
-        try:
-            check(*arguments)
-        except Exception as error:
-            failures[label] = f"rank {rank}: {error!r}"
-
     for name, count, shards in CASES:
         if count == 4 or rank in (1, 3):
             for dtype in TOLERANCES:
@@ -131,19 +119,12 @@ def work(rank: int, folder: str) -> None:
     for name, scheme in SCHEMES.items():
         attempt(f"{name}-memory", check_memory, scheme)
         attempt(f"{name}-errors", check_errors, scheme)
-    Path(folder, f"{rank}.json").write_text(json.dumps(failures))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What went wrong in one run of all cases on four processes."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(work, args=(str(folder),), nprocs=4, start_method="spawn")
-    found: dict[str, str] = {}
-    for rank in range(4):
-        found |= json.loads((folder / f"{rank}.json").read_text())
-    return found
+    return failures_on_ranks(4, tmp_path_factory.mktemp("ranks"), checks)
 
 
 @pytest.mark.parametrize(("scheme", "count", "shards"), CASES)

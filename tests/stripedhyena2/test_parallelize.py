@@ -1,13 +1,10 @@
 """A model whose sequences lie on several ranks is the model of one: outputs, loss, gradients."""
 
-import json
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from stripedhyena2 import ModelConfig, StripedHyena2
@@ -19,10 +16,12 @@ from stripedhyena2.parallelize import (
     SharedSequence,
     check_schemes,
 )
+from tests.ranks import Attempt, failures_on_ranks
 
 SHAPE = ModelConfig(
     stripes="SMLASMLA", width=32, num_heads=4, mlp_width=48, num_filter_groups=16, context=256
 )
+
 DEFAULT = Schemes()
 SCHEMES = [
     *(Schemes(fir=name) for name in FIR),
@@ -87,31 +86,18 @@ def check(schemes: Schemes, group: dist.ProcessGroup, checkpointing: int) -> Non
             )
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
+def checks(rank: int, attempt: Attempt) -> None:
     groups = {2: dist.new_group([1, 3]), 4: dist.group.WORLD}
-    failures: dict[str, str] = {}
     for schemes, count, checkpointing in CASES:
-        if count == 2 and rank not in (1, 3):
-            continue
-        try:
-            check(schemes, groups[count], checkpointing)
-        except Exception as error:
-            failures[name(schemes, count, checkpointing)] = f"rank {rank}: {error!r}"
-    Path(folder, f"{rank}.json").write_text(json.dumps(failures))
-    dist.destroy_process_group()
+        if count == 4 or rank in (1, 3):
+            label = name(schemes, count, checkpointing)
+            attempt(label, check, schemes, groups[count], checkpointing)
 
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What went wrong in one run of all cases on four processes."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(work, args=(str(folder),), nprocs=4, start_method="spawn")
-    found: dict[str, str] = {}
-    for rank in range(4):
-        found |= json.loads((folder / f"{rank}.json").read_text())
-    return found
+    return failures_on_ranks(4, tmp_path_factory.mktemp("ranks"), checks)
 
 
 @pytest.mark.parametrize("case", [name(*case) for case in CASES])
