@@ -6,6 +6,7 @@ from typing import Any
 
 from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.figures import new_figure, save_figure
 from evo2cli.training.state import RunFolder
 
 Record = Mapping[str, Any]
@@ -91,13 +92,13 @@ def _open_board(output: Path) -> Any:
 def draw_curve(folder: RunFolder) -> Path | None:
     """Draw losses against tokens into OUTPUT/loss.png; None without matplotlib or any step."""
     records = folder.records()
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     if not records:
         return None
-    axes = (figure := Figure(figsize=(8, 5), layout="constrained")).subplots()
+    try:
+        figure = new_figure(8, 5)
+    except UserError:  # a run draws where it can
+        return None
+    axes = figure.subplots()
     for key, label, style in (("bits", "training", "-"), ("valid_bits", "validation", "o-")):
         points = [(r["tokens"], r[key]) for r in records if r.get(key) is not None]
         if points:
@@ -106,6 +107,5 @@ def draw_curve(folder: RunFolder) -> Path | None:
     axes.grid(alpha=0.3)
     axes.legend()
     file = folder.path / "loss.png"
-    figure.savefig(file.with_suffix(".tmp"), format="png", dpi=110)
-    file.with_suffix(".tmp").replace(file)
+    save_figure(figure, file)
     return file

@@ -18,21 +18,19 @@ from rich.text import Text
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
+from evo2cli.figures import check_plot
 from evo2cli.genome.reference import Reference
 from evo2cli.lengths import parse_length
 from evo2cli.workflows import likelihood
 from evo2cli.workflows.eval import (
     check_output,
     mean_and_error,
-    of_tokens,
-    predict,
     shown,
     write_table,
 )
 from evo2cli.workflows.eval_draws import draw_window
 from evo2cli.workflows.eval_plots import draw_context
-from evo2cli.workflows.figures import check_plot
-from evo2cli.workflows.likelihood import begin, fingerprint, require_finite
+from evo2cli.workflows.likelihood import begin, fingerprint, of_tokens, predict, require_finite
 from evo2cli.workflows.results import Recall, Row, open_journal, rounded
 from stripedhyena2 import StripedHyena2
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
+from evo2cli.figures import check_plot
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.lengths import parse_length
@@ -29,17 +30,16 @@ from evo2cli.workflows.eval import (
     check_output,
     length_label,
     mean_and_error,
-    of_tokens,
-    predict,
     write_table,
 )
 from evo2cli.workflows.eval_draws import draw_bases, draw_window
 from evo2cli.workflows.eval_plots import draw_needle
-from evo2cli.workflows.figures import check_plot
 from evo2cli.workflows.likelihood import (
     Progression,
     begin,
     fingerprint,
+    of_tokens,
+    predict,
     proceed,
     require_finite,
 )

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evo2cli.figures import new_figure, save_figure
 from evo2cli.workflows.eval import length_label
 from evo2cli.workflows.eval_ranking import Allele, roc_curve
-from evo2cli.workflows.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,13 +17,13 @@ from rich.text import Text
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
+from evo2cli.figures import check_plot
 from evo2cli.genome.annotations import AnnotatedFile, read_annotated
 from evo2cli.genome.consequences import Consequence, consequences, find_key
 from evo2cli.genome.source import STDIN
 from evo2cli.workflows.eval import check_output, write_table
 from evo2cli.workflows.eval_plots import draw_ranking
 from evo2cli.workflows.eval_ranking import RESAMPLES, Allele, rank
-from evo2cli.workflows.figures import check_plot
 from evo2cli.workflows.results import Row, rounded
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions

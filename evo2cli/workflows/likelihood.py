@@ -61,6 +61,34 @@ def proceed(
     return Progression(cache, total, following_V)
 
 
+@torch.inference_mode()
+def predict(
+    model: StripedHyena2, so_far: Progression, bases: bytes
+) -> tuple[Progression, Tensor, Tensor]:
+    """Continue with `bases` in one forward pass, and tell how each of them was foreseen.
+
+    Returns:
+        How far the sequence has come; the token ids [L] of `bases`; and log-probabilities [L, V] in
+        nats, each row given what stands before its base. Before the first base of a sequence there
+        is nothing: then the first base has no row in either.
+    """
+    ids_L = token_ids(model, bases)
+    cache = so_far.cache.clone()
+    logprobs_LV = model(ids_L[None], cache=cache)[0].log_softmax(dim=-1)
+    following_V, seen_LV = logprobs_LV[-1].clone(), logprobs_LV[:-1]
+    if so_far.following_V is None:
+        ids_L = ids_L[1:]
+    else:
+        seen_LV = torch.cat([so_far.following_V[None], seen_LV])
+    total = so_far.total + of_tokens(seen_LV, ids_L).sum().item()
+    return Progression(cache, total, following_V), ids_L, seen_LV
+
+
+def of_tokens(logprobs_LV: Tensor, ids_L: Tensor) -> Tensor:
+    """The log-probability [L] of each token, in fp64."""
+    return logprobs_LV.gather(1, ids_L[:, None])[:, 0].double()
+
+
 def token_ids(model: StripedHyena2, bases: bytes) -> Tensor:
     """Token ids [L] of `bases`, where the model is."""
     values = torch.frombuffer(bytearray(bases), dtype=torch.uint8)

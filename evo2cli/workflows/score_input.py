@@ -71,12 +71,16 @@ def open_variants(options: ScoreOptions) -> Variants:
         UserError: Here or while records are read: the input is not what it seems to be.
     """
     chosen = _filtered(options)
-    index, count = options.part
-    if count == 1:
+    if options.shard is None:
         return chosen
+    return replace(chosen, records=islice(chosen.records, *_borders(options)))
+
+
+def _borders(options: ScoreOptions) -> tuple[int, int]:
+    """First and last + 1 of the records of this part, by counting all that there are."""
     total = sum(1 for _ in _filtered(options).records)
-    first, end = (total * border // count for border in (index, index + 1))
-    return replace(chosen, records=islice(chosen.records, first, end))
+    index, count = options.part
+    return total * index // count, total * (index + 1) // count
 
 
 def _filtered(options: ScoreOptions) -> Variants:
@@ -141,7 +145,8 @@ def count_variants(options: ScoreOptions) -> int | None:
     """
     if options.source == STDIN and options.saturate is None:
         return None
-    total = sum(1 for _ in open_variants(options).records)
+    first, end = _borders(options)
+    total = end - first
     if options.filters:
         told = f"{total:,} records are chosen by {', '.join(options.filters)}"
         (console.say if total else console.warn)(told)

@@ -5,8 +5,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from evo2cli.errors import TooManySkippedError, UserError
+from evo2cli.figures import check_plot
 from evo2cli.genome.source import STDIN
-from evo2cli.workflows.figures import check_plot
 
 
 class Strand(StrEnum):

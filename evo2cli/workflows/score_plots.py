@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evo2cli.figures import new_figure, save_figure
 from evo2cli.genome.saturation import BASES
 from evo2cli.genome.vcf import VariantRecord
-from evo2cli.workflows.figures import new_figure, save_figure
 from evo2cli.workflows.results import Row
 from evo2cli.workflows.score_output import Put
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from evo2cli.training.ranks import Ranks
-from evo2cli.workflows.likelihood import token_ids, total
+from evo2cli.workflows.likelihood import of_tokens, token_ids, total
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.parallelize import Schemes, SharedSequence
 
@@ -72,5 +72,5 @@ class SharedScorer:
             self._shared.dissolve()
         targets_L = ids_T[start + 1 : end + 1]
         logprobs_LV = logits_LV[: len(targets_L)].log_softmax(dim=-1)
-        own = logprobs_LV.gather(1, targets_L[:, None]).sum(dtype=torch.float64)
+        own = of_tokens(logprobs_LV, targets_L).sum()
         return float(self._ranks.sum(own).item())

@@ -31,8 +31,7 @@ from evo2cli.genome.tracks import (
 from evo2cli.genome.vcf import find_contig
 from evo2cli.genome.windows import upper_dna
 from evo2cli.workflows import likelihood
-from evo2cli.workflows.eval import of_tokens, predict
-from evo2cli.workflows.likelihood import begin, proceed, require_finite
+from evo2cli.workflows.likelihood import begin, of_tokens, predict, proceed, require_finite
 from evo2cli.workflows.models import open_model
 from evo2cli.workflows.results import open_output
 from evo2cli.workflows.score_options import ScoreOptions, Track
