@@ -110,13 +110,10 @@ class AnchoredScorer(WindowScorer):
             start = (len(self._chain) - 1) * self._step
             piece = letters[start : start + self._step]
             self._chain.append(self._proceed(self._chain[-1], piece))
+            self._chain = _sharing_keys(self._chain)
             self._letters = letters[: start + self._step]
-        self._chain = _sharing_keys(self._chain)
-        return (
-            self._proceed(self._chain[cut], letters[at:])
-            if at < len(letters)
-            else (self._chain[cut])
-        )
+        before = self._chain[cut]
+        return self._proceed(before, letters[at:]) if at < len(letters) else before
 
 
 def _sharing_keys(chain: list[Progression]) -> list[Progression]:
