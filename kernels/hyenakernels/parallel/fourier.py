@@ -5,7 +5,6 @@ M rows of a block, T = N M rows that are transformed.
 """
 
 import math
-from itertools import accumulate, pairwise
 
 import torch
 import torch.distributed as dist
@@ -14,10 +13,10 @@ from torch.nn.functional import pad
 
 from hyenakernels.gate.reference import gated
 from hyenakernels.parallel.butterfly import Hypercube, turns
-from hyenakernels.parallel.exchange import AllToAll, Flight, Piece, Route
+from hyenakernels.parallel.exchange import AllToAll, Flight, Route
 from hyenakernels.parallel.modal import decay
-from hyenakernels.parallel.routes import edges, start_halo
-from hyenakernels.parallel.sharding import Place, Sharding
+from hyenakernels.parallel.routes import edges, overlaps, start_halo
+from hyenakernels.parallel.sharding import Place, Sharding, Stretch
 from hyenakernels.precision import accumulation_dtype, full_precision
 
 
@@ -82,16 +81,10 @@ def _convolved(
 
 def _to_blocks(place: Place, num_rows: int) -> Route:
     """From shards to blocks of M rows; the last blocks end in zeros where M N > L."""
-    shards = list(pairwise(accumulate(place.lengths, initial=0)))
-    pieces = []
-    for source, (start, end) in enumerate(shards):
-        for target in range(place.count):
-            low, high = max(start, target * num_rows), min(end, (target + 1) * num_rows)
-            if low < high:
-                piece = Piece(source, low - start, target, low - target * num_rows, high - low)
-                pieces.append(piece)
+    blocks = [Stretch(r, 0, r * num_rows, (r + 1) * num_rows) for r in range(place.count)]
+    pieces = overlaps(place.sharding.stretches, tuple(blocks))
     own = place.lengths[place.rank]
-    return Route(tuple(pieces), own, num_rows, place.rank, place.group)
+    return Route(pieces, own, num_rows, place.rank, place.group)
 
 
 def _spectrum(log_poles_DS: Tensor, residues_DS: Tensor, turn: float, cube: Hypercube) -> Tensor:

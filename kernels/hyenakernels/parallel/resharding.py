@@ -3,14 +3,13 @@
 B batch, H heads, L rows of this shard, C channels, W channels a head.
 """
 
-from functools import cache
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hyenakernels.parallel.attention import attention_ring
-from hyenakernels.parallel.exchange import Flight, Piece, Route
+from hyenakernels.parallel.exchange import Flight, Route
+from hyenakernels.parallel.routes import overlaps
 from hyenakernels.parallel.sharding import Place, Sharding
 
 
@@ -35,31 +34,9 @@ def reshard(
     if sum(given.lengths) != sum(wanted.lengths) or len(given.spans) != len(wanted.spans):
         raise ValueError(f"reshard: {given.spans} cannot become {wanted.spans}")
     rows = (given.lengths[place.rank], wanted.lengths[place.rank])
-    route = Route(_pieces(given, wanted), *rows, place.rank, group)
+    pieces = overlaps(given.stretches, wanted.stretches)
+    route = Route(pieces, *rows, place.rank, group)
     return Flight(route, x_BLC).wait()
-
-
-@cache
-def _pieces(given: Sharding, wanted: Sharding) -> tuple[Piece, ...]:
-    pieces = []
-    for source, source_row, first, last in _located(given):
-        for target, target_row, start, end in _located(wanted):
-            low, high = max(first, start), min(last, end)
-            if low < high:
-                rows = (source_row + low - first, target_row + low - start)
-                pieces.append(Piece(source, rows[0], target, rows[1], high - low))
-    return tuple(pieces)
-
-
-def _located(sharding: Sharding) -> list[tuple[int, int, int, int]]:
-    """Rank, row there, and start and end in the sequence of each span."""
-    found = []
-    for rank, spans in enumerate(sharding.spans):
-        row = 0
-        for start, end in spans:
-            found.append((rank, row, start, end))
-            row += end - start
-    return found
 
 
 def attention_zigzag(

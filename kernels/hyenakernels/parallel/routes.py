@@ -1,4 +1,4 @@
-"""The point-to-point routes: a halo from the left.
+"""The point-to-point routes: what has to travel, and a halo from the left.
 
 B batch, L rows, C channels, P rows of a halo, N ranks.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyenakernels.parallel.exchange import Flight, Piece, Route
-from hyenakernels.parallel.sharding import Place, Sharding
+from hyenakernels.parallel.sharding import Place, Sharding, Stretch
 
 
 def start_halo(
@@ -44,17 +44,23 @@ def start_halo(
 def _halo_pieces(lengths: tuple[int, ...], reach: int) -> tuple[Piece, ...]:
     """What travels; the first rank gives the rows before the sequence too, ahead of its tail."""
     ends = list(accumulate(lengths))
-    offers = [(0, -reach, 0, 0)]
+    held, wanted = [Stretch(0, 0, -reach, 0)], []
     for rank, (length, end) in enumerate(zip(lengths, ends, strict=True)):
-        offers.append((rank, end - min(reach, length), end, reach if rank == 0 else 0))
+        held.append(Stretch(rank, reach if rank == 0 else 0, end - min(reach, length), end))
+        wanted.append(Stretch(rank, 0, end - length - reach, end - length))
+    return overlaps(tuple(held), tuple(wanted))
+
+
+@cache
+def overlaps(held: tuple[Stretch, ...], wanted: tuple[Stretch, ...]) -> tuple[Piece, ...]:
+    """What has to travel so that every rank has the rows it wants, as far as they are held."""
     pieces = []
-    for target, (length, end) in enumerate(zip(lengths, ends, strict=True)):
-        start = end - length
-        for source, first, last, row in offers:
-            low, high = max(first, start - reach), min(last, start)
+    for target in wanted:
+        for source in held:
+            low, high = max(source.start, target.start), min(source.end, target.end)
             if low < high:
-                target_row = low - (start - reach)
-                pieces.append(Piece(source, row + low - first, target, target_row, high - low))
+                rows = (source.row + low - source.start, target.row + low - target.start)
+                pieces.append(Piece(source.rank, rows[0], target.rank, rows[1], high - low))
     return tuple(pieces)
 
 

@@ -21,6 +21,16 @@ def partition(total: int, count: int) -> tuple[Span, ...]:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Positions `start` to `end` of a sequence, on `rank` from its row `row` on."""
+
+    rank: int
+    row: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Sharding:
     """The rows of each rank, in the order in which it holds them.
 
@@ -63,6 +73,17 @@ class Sharding:
         return len(spans) == len(self.spans) and all(
             left[1] == right[0] for left, right in pairwise([(0, 0), *spans])
         )
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Every span, with its place on its rank."""
+        found = []
+        for rank, spans in enumerate(self.spans):
+            row = 0
+            for start, end in spans:
+                found.append(Stretch(rank, row, start, end))
+                row += end - start
+        return tuple(found)
 
     def positions(self, rank: int, device: torch.device | None = None) -> Tensor:
         """The position in the sequence of each row that `rank` holds: what rotary angles need."""
