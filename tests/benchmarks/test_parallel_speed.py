@@ -9,6 +9,7 @@ L positions, D channels, N GPUs.
 import json
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from hyenakernels.parallel import Sharding
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.operators import causal_attention
 from stripedhyena2.parallelize import ATTENTION, FIR, MODAL, SharedSequence
+from stripedhyena2.streaming import stream
 from tests.benchmarks.gpu import Report, cell
 from tests.benchmarks.hyena import draw_parameters
 
@@ -39,8 +41,9 @@ milliseconds; "speedup" is the time of the operator over the whole sequence on o
 all GPUs together, forward and backward where both were measured; N would be ideal. "MiB sent" is
 what one GPU sends forward.
 
-The model is the first 8 blocks of Evo 2 7B with random weights (1.6 B parameters), forward and
-backward with every block recomputed, one window.
+The model is the first 8 blocks of Evo 2 7B with random weights (1.6 B parameters), one window;
+backward recomputes every block. "efficiency" is the time on one GPU over that of all GPUs together
+times their number.
 
 Command: `pytest -m benchmark -s tests/benchmarks/test_parallel_speed.py`"""
 
@@ -52,7 +55,7 @@ SLICE = ModelConfig(
     stripes="SMLASMLS",
     width=WIDTH,
     num_heads=HEADS,
-    mlp_width=11_008,
+    mlp_width=11_264,
     num_filter_groups=256,
     context=1_048_576,
 )
@@ -200,6 +203,7 @@ def read_model(say: Callable[[dict[str, Any]], None]) -> None:
     shared = SharedSequence(None)
     shared.put_on(model)
     for length, together in ((131_072, False), (131_072, True), (1_048_576, True)):
+        torch.cuda.empty_cache()
         shared.dissolve()
         ids = torch.randint(65, 85, (1, length), device="cuda")
         own = shared.cut(ids) if together else ids
@@ -209,10 +213,27 @@ def read_model(say: Callable[[dict[str, Any]], None]) -> None:
             model.zero_grad()
             model(own).logsumexp(2).sum().backward()
 
-        calls = 1 if length > LONGEST_ATTENTION else CALLS
-        took = seconds(call) if calls == CALLS else _once(call)
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        say({"length": length, "together": together, "seconds": took, "gib": peak})
+        try:
+            took = seconds(call) if length <= LONGEST_ATTENTION else _once(call)
+        except torch.OutOfMemoryError:
+            took = float("nan")  # ranks are alike: none waits for another
+        _tell_model(
+            say, "forward + backward", length, dist.get_world_size() if together else 1, took
+        )
+    shared.dissolve()
+    model.zero_grad()
+    torch.cuda.empty_cache()
+    ids = torch.randint(65, 85, (1, 1_048_576), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    took = _once(lambda: deque(stream(model, ids), maxlen=0))
+    _tell_model(say, "forward, streamed", ids.shape[1], 1, took)
+
+
+def _tell_model(
+    say: Callable[[dict[str, Any]], None], what: str, length: int, gpus: int, took: float
+) -> None:
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    say({"what": what, "length": length, "gpus": gpus, "seconds": took, "gib": peak})
 
 
 def _once(run: Callable[[], object]) -> float:
@@ -283,9 +304,12 @@ def test_exchanges(tmp_path: Path, report: Report) -> None:
 @pytest.mark.benchmark
 @needs_gpus
 def test_model(tmp_path: Path, report: Report) -> None:
-    count = torch.cuda.device_count()
-    found = entries(tmp_path, "model")
-    for entry in found:
-        gpus = count if entry["together"] else 1
-        row = [f"{entry['length']:,}", str(gpus), cell(entry["seconds"], 2), cell(entry["gib"], 1)]
-        report.add("Model", ["L", "GPUs", "seconds", "GiB a GPU"], row)
+    columns = ["passes", "L", "GPUs", "seconds", "GiB a GPU", "efficiency"]
+    alone: dict[tuple[str, int], float] = {}
+    for entry in entries(tmp_path, "model"):
+        what, length, gpus, took = (entry[key] for key in ("what", "length", "gpus", "seconds"))
+        if gpus == 1:
+            alone[what, length] = took
+        efficiency = alone.get((what, length), float("nan")) / (gpus * took)
+        row = [what, f"{length:,}", str(gpus), cell(took, 2), cell(entry["gib"], 1)]
+        report.add("Model", columns, [*row, cell(efficiency, 2) if gpus > 1 else ""])
