@@ -174,18 +174,12 @@ def read_operators(say: Callable[[dict[str, Any]], None]) -> None:
             single = read(alone, (1, length, parts * WIDTH))  # by every rank, on its own
             say({"length": length, "kind": kind, "scheme": "one GPU", "seconds": single})
             for name, run in schemes.items():
-                with counted() as sent:
-                    own = torch.randn(
-                        1,
-                        sharding.lengths[rank],
-                        parts * WIDTH,
-                        dtype=torch.bfloat16,
-                        device="cuda",
-                    )
-                    with torch.no_grad():
-                        run(own, sharding=sharding)
+                shape = (1, sharding.lengths[rank], parts * WIDTH)
+                readings = read(run, shape, sharding=sharding)
+                with counted() as sent, torch.no_grad():
+                    own = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
+                    run(own, sharding=sharding)
                 del own
-                readings = read(run, (1, sharding.lengths[rank], parts * WIDTH), sharding=sharding)
                 say(
                     {
                         "length": length,

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
+
 PART = 128  # places a program reads: few, so that short pasts keep the whole GPU busy
 
 
@@ -58,9 +60,9 @@ def rotary(x_BLHW, cos_BLV, sin_BLV, *, backward):
         sin_BLV,
         y_BLHW,
         length,
-        x_BLHW.stride(0),
+        batch_stride(x_BLHW),
         x_BLHW.stride(1),
-        cos_BLV.stride(0) if cos_BLV.shape[0] > 1 else 0,
+        batch_stride(cos_BLV),
         sign=-1 if backward else 1,
         H=heads,
         V=width // 2,
