@@ -59,6 +59,7 @@ app.command()(info.info)
 
 def main() -> None:
     """Run the command line; a `UserError` becomes one line on stderr and its exit code."""
+    console.tell_warnings()
     try:
         app()
     except UserError as error:
