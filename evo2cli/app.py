@@ -9,6 +9,7 @@ from evo2cli import __version__, console
 from evo2cli.commands import (
     convert,
     extend,
+    fetch,
     generate,
     info,
     launch,
@@ -53,6 +54,7 @@ app.add_typer(evaluations.app, name="eval")
 app.command()(score.score)
 app.command()(merge.merge)
 app.command()(generate.generate)
+app.command()(fetch.fetch)
 app.command()(convert.convert)
 app.command()(info.info)
 

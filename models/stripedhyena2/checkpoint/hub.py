@@ -117,17 +117,18 @@ def _require_space(name: str, missing: int, where: Path) -> None:
 def _reason(name: str, where: Path, error: Exception) -> str:
     published, commit = _asked(name)
     model, _ = split_name(name)
-    cause = error.__cause__ or error
-    if isinstance(cause, RevisionNotFoundError):
+    causes = (error, error.__cause__)
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         return f"{published.repository} has no commit {commit}; try {model}@main"
-    if isinstance(cause, RepositoryNotFoundError):
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"{published.repository} is not on the hub, or not for you; try `hf auth login`"
     if isinstance(error, OSError) and error.errno:
         return f"{where} cannot be written ({error.strerror})"
+    what = type(causes[-1] or error).__name__
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     if commit != "main" and find(f"{model}@main"):
         return f"only another commit of it is in the local cache{offline}; take it by {model}@main"
     return (
         f"{published.repository} is not in the local cache and could not be fetched{offline}: "
-        f"{type(cause).__name__}; `evo2 fetch` it where there is a network and give its folder"
+        f"{what}; `evo2 fetch` it where there is a network and give its folder"
     )
