@@ -8,6 +8,7 @@ import typer
 from evo2cli import __version__, console
 from evo2cli.commands import (
     convert,
+    doctor,
     extend,
     fetch,
     generate,
@@ -57,6 +58,7 @@ app.command()(generate.generate)
 app.command()(fetch.fetch)
 app.command()(convert.convert)
 app.command()(info.info)
+app.command()(doctor.doctor)
 
 
 def main() -> None:

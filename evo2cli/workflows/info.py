@@ -14,7 +14,7 @@ from evo2cli.genome.vcf import is_variants, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
-from stripedhyena2.checkpoint.precision import doubt, precision_of
+from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config, split_name
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.config import ATTENTION, LONG, SHORT, read_config
@@ -72,7 +72,7 @@ def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         "fp8_records": len(checkpoint.extra_state),
         "fp8_projections": len(scales),
     }
-    if checkpoint.provenance.get("layout") == "released":
+    if is_released(checkpoint):
         found["needs"] = precision_of(checkpoint)
         if not scales and (warning := doubt(checkpoint, name, torch.device("cpu"), float8=False)):
             found["warning"] = warning

@@ -36,7 +36,8 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     if present is not None:
         return present
     published, commit = _asked(name)
-    where = folder or Path(constants.HF_HUB_CACHE)
+    repository = f"models--{published.repository.replace('/', '--')}"
+    where = folder or Path(constants.HF_HUB_CACHE) / repository
     try:
         planned = snapshot_download(
             published.repository,

@@ -8,9 +8,15 @@ from stripedhyena2.checkpoint.published import Precision, needed_precision
 
 def precision_of(checkpoint: Checkpoint) -> Precision:
     """What its numbers need: known of released weights, any precision for those trained here."""
-    if checkpoint.provenance.get("layout") != "released":
-        return Precision.BF16
-    return needed_precision(checkpoint.config)
+    return needed_precision(checkpoint.config) if is_released(checkpoint) else Precision.BF16
+
+
+def is_released(checkpoint: Checkpoint) -> bool:
+    """Whether its weights are those of a released file, if perhaps in an extended context."""
+    origin = checkpoint.provenance
+    while "before" in origin and "trained_by" not in origin:
+        origin = origin["before"]
+    return origin.get("layout") == "released"
 
 
 def doubt(checkpoint: Checkpoint, origin: str, device: torch.device, *, float8: bool) -> str | None:
