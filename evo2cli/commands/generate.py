@@ -29,7 +29,7 @@ def generate(
         Path | None, typer.Option("--output", "-O", help="FASTA to write; else stdout.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16, fp64.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp8, bf16, fp32, fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON lines instead of FASTA.")] = False,
 ) -> None:
     """Generate DNA after each prompt; FASTA with the mean log-probability (nats) in the header."""
