@@ -52,11 +52,12 @@ def generate(options: GenerateOptions) -> None:
     """
     sampler = options.sampler()
     prompts = options.read_prompts()
-    make_guide = _guides(options, prompts)
+    make_guide = guides(options, prompts)
     model = open_model(
         options.model, config=options.config, device=options.device, dtype=options.dtype
     )
     _warn_of_context(options, prompts, model.config.context)
+    vocabulary = model.config.vocabulary
     jobs = list(product(prompts, range(1, options.num_samples + 1)))
     settings = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
     identity = fingerprint(model.config, model.state_dict())
@@ -68,7 +69,7 @@ def generate(options: GenerateOptions) -> None:
 
         def start(first: int) -> Iterator[dict[str, Any]]:
             bar.advance(first * options.tokens)
-            requests = _requests(options, jobs[first:], lambda p: make_guide(p, model))
+            requests = _requests(options, jobs[first:], lambda p: make_guide(p, vocabulary))
             samples = generate_tokens(
                 model, requests, sampler, batch_size=options.batch_size, advance=bar.advance
             )
@@ -93,27 +94,32 @@ def generate(options: GenerateOptions) -> None:
                 sys.stdout.flush()
 
 
-def _guides(
+def guides(
     options: GenerateOptions, prompts: Sequence[Prompt]
-) -> Callable[[Prompt, StripedHyena2], Guide | FreeGuide]:
-    """What makes the guide of a sequence that goes on from a prompt.
+) -> Callable[[Prompt, int], Guide | FreeGuide]:
+    """What makes the guide of a sequence, of its prompt and the size of the vocabulary.
 
     Raises:
         UserError: After some prompt no sequence can meet all constraints.
     """
     rules = options.rules()
     if options.alphabet == "any":
-        return lambda _, model: FreeGuide(model.config.vocabulary, rules)
+        return lambda _, vocabulary: FreeGuide(vocabulary, rules)
+    crowded = rules.crowded_window()
+    if crowded is not None:
+        raise UserError(
+            f"--fix leaves no room for --gc {options.gc} in the window from base {crowded + 1:,} on"
+        )
     starts = {prompt: _start(options, rules, prompt) for prompt in prompts}
     lookahead = Lookahead(rules, starts.values())
     corridor = rules.corridor
     kind = WindowGuide if corridor and corridor.window < rules.length else Guide
     for prompt, state in starts.items():
         if not kind(rules, lookahead, state).allowed():
-            given = ", ".join(f"--{name}" for name in options.constraints)
+            given = ", ".join(f"--{name}" for name in (*options.constraints, *options.stops))
             raise UserError(
-                f"{prompt.name}: no sequence of {options.tokens:,} bases was found that meets "
-                f"{given or 'its stop rules and --min-length'}; loosen one of them"
+                f"{prompt.name}: no sequence of {options.min_length:,} to {options.tokens:,} bases "
+                f"was found that meets {given}; loosen one of them"
             )
     return lambda prompt, _: kind(rules, lookahead, starts[prompt])
 

@@ -1,5 +1,6 @@
 """One sequence on its way through the rules."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import chain, cycle
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from evo2cli.workflows.generate_lookahead import Lookahead
 from evo2cli.workflows.generate_rules import IS_GC, Rules
 
 EOD = "eod"
-MOST_NODES = 20_000  # bases tried while looking for one way on
+MOST_FIRST_NODES = 50_000  # bases tried while looking for a way on where none is known
+MOST_NODES = 2_000  # ... and for others beside it
 _IN_PLACE_OF = ((0, 3, 1, 2), (1, 2, 0, 3), (2, 1, 3, 0), (3, 0, 2, 1))  # like A, C, G, T
 
 
@@ -148,7 +150,22 @@ class WindowGuide(Guide):
             return None
         missing = max(self._size - following.length, 0)  # of the first window
         fits = self._low - missing <= following.num_gc <= self._high
-        return following if fits else None
+        return following if fits and self._leaves_room(following) else None
+
+    def _leaves_room(self, node: _Node) -> bool:
+        """Whether windows that reach into fixed positions can still be kept, one by one."""
+        places, length = self._rules.fixed_places, node.length
+        following = bisect_left(places, length)
+        if following == len(places) or places[following] >= length + self._size:
+            return True
+        fixed, free = self._rules.fixed_gc, self._rules.free
+        last = min(length + self._size, self._settled)
+        for end in range(max(places[following] + 1, self._size), last + 1):
+            before = (node.window & ((1 << (self._size - (end - length))) - 1)).bit_count()
+            least = before + fixed[end] - fixed[length]
+            if least > self._high or least + free[end] - free[length] < self._low:
+                return False
+        return True
 
     def _step(self, node: _Node, base: int) -> _Node:
         length, state, num_gc, _ = super()._step(node, base)
@@ -175,13 +192,14 @@ class WindowGuide(Guide):
         path, choices = [node], [self._choices(letters)]
         seen = {node[1:]: 0}  # states and windows on the path, once no position differs
         failed: set[_Node] = set()
-        for _ in range(MOST_NODES):
+        spare = MOST_NODES if self._ways or self._kept else MOST_FIRST_NODES
+        for _ in range(max(self._settled - node.length, 0) + spare):
             node = path[-1]
             if self._is_complete(node):
                 return iter(letters[start:])
             following = self._try(node, choices[-1], letters, failed)
             if following is None:
-                del seen[node[1:]]
+                seen.pop(node[1:], None)
                 failed.add(path.pop())
                 choices.pop()
                 letters.pop()

@@ -132,10 +132,9 @@ class GenerateOptions:
             )
         if self.gc_window is not None and self.gc is None:
             raise UserError("--gc-window needs --gc, the fractions to keep in every window")
-        patterned = [*self.constraints, *([STOP_CODON] if self.stop_codon else [])]
-        patterned += [STOP_MOTIF] if self.stop_motifs else []
-        if self.alphabet == "any" and patterned:
-            raise UserError(f"--{patterned[0]} is about bases: not with --alphabet any")
+        about_bases = [*self.constraints, *self.stops]
+        if self.alphabet == "any" and about_bases:
+            raise UserError(f"--{about_bases[0]} is about bases: not with --alphabet any")
 
     @property
     def constraints(self) -> list[str]:
@@ -146,7 +145,13 @@ class GenerateOptions:
             FIX: self.fix,
             GC: self.gc,
         }
-        return [name for name, value in given.items() if value not in (None, ())]
+        return [name for name, value in given.items() if value]
+
+    @property
+    def stops(self) -> list[str]:
+        """Names of patterns that end a sequence."""
+        given = {STOP_CODON: self.stop_codon, STOP_MOTIF: self.stop_motifs}
+        return [name for name, value in given.items() if value]
 
     def sampler(self) -> Sampler:
         """How tokens are drawn.

@@ -3,14 +3,17 @@
 Lengths count generated bases; positions are 0-based from the first of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
+from itertools import accumulate
 from math import ceil, floor
 
 from evo2cli.genome.automaton import Automaton
 
 ALL_BASES = 0b1111
+GC_BASES = 0b0110
 IS_GC = (0, 1, 1, 0)  # of A, C, G, T
 
 
@@ -62,7 +65,38 @@ class Rules:
     @property
     def settled(self) -> int:
         """The length from which no position differs from another."""
-        return max(self.fixed, default=-1) + 1
+        return self.fixed_places[-1] + 1 if self.fixed else 0
+
+    @cached_property
+    def fixed_places(self) -> list[int]:
+        """The positions of `fixed`, in their order."""
+        return sorted(self.fixed)
+
+    @cached_property
+    def fixed_gc(self) -> list[int]:
+        """How many positions before each one have to be G or C, for all lengths."""
+        return self._counted(lambda bases: not bases & ~GC_BASES)
+
+    @cached_property
+    def free(self) -> list[int]:
+        """How many positions before each one may be G or C or not, for all lengths."""
+        return self._counted(lambda bases: bool(bases & GC_BASES and bases & ~GC_BASES))
+
+    def crowded_window(self) -> int | None:
+        """Where the first window starts whose fixed bases alone break the corridor."""
+        if self.corridor is None:
+            return None
+        low, high = self.corridor.counts(self.corridor.window)
+        for end in range(self.corridor.window, self.settled + 1):
+            start = end - self.corridor.window
+            fixed = self.fixed_gc[end] - self.fixed_gc[start]
+            if not low - (self.free[end] - self.free[start]) <= fixed <= high:
+                return start
+        return None
+
+    def _counted(self, counts: Callable[[int], bool]) -> list[int]:
+        positions = range(self.length)
+        return list(accumulate((counts(self.bases_at(p)) for p in positions), initial=0))
 
     def bases_at(self, position: int) -> int:
         """Which bases may stand there, apart from all else."""

@@ -6,6 +6,7 @@ B rows, V vocabulary.
 import torch
 from torch import Tensor
 
+from hyenakernels.precision import accumulation_dtype
 from stripedhyena2.cache import Cache
 from stripedhyena2.model import StripedHyena2
 
@@ -39,7 +40,10 @@ class Decoder:
     @torch.no_grad()
     def step(self, ids_B: Tensor) -> Tensor:
         """Logits [B, V] after one more token in every row; rows not in use get zeros."""
-        logits_BV = torch.zeros(len(self._rows), self._model.config.vocabulary)
+        weight = self._model.embedding.weight
+        logits_BV = torch.zeros(
+            len(self._rows), len(weight), device=weight.device, dtype=accumulation_dtype(weight)
+        )
         for row, cache in enumerate(self._rows):
             if cache is not None and cache.position < self._capacity:
                 logits_BV[row] = self._model(ids_B[row, None, None], cache=cache)[0, -1]
