@@ -20,8 +20,8 @@ from evo2cli.workflows.generate_output import as_fasta, describe
 from evo2cli.workflows.generate_rules import Rules
 from evo2cli.workflows.likelihood import fingerprint
 from evo2cli.workflows.models import open_model
-from evo2cli.workflows.results import json_line, open_journal, open_output
-from stripedhyena2 import NonFiniteLogitsError, Request, StripedHyena2, Uniforms
+from evo2cli.workflows.results import Recall, json_line, open_journal, open_output
+from stripedhyena2 import NonFiniteLogitsError, Request, Sample, StripedHyena2, Uniforms
 from stripedhyena2 import generate as generate_tokens
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.generation import prefill
@@ -59,10 +59,8 @@ def generate(options: GenerateOptions) -> None:
     _warn_of_context(options, prompts, model.config.context)
     vocabulary = model.config.vocabulary
     jobs = list(product(prompts, range(1, options.num_samples + 1)))
-    settings = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
-    identity = fingerprint(model.config, model.state_dict())
     with (
-        open_journal(options.output, ["evo2 generate", __version__, identity, settings]) as recall,
+        open_journal(options.output, _settings(options, model)) as recall,
         open_output(options.output) as write,
         console.progress("generate", len(jobs) * options.tokens, "bases") as bar,
     ):
@@ -73,25 +71,44 @@ def generate(options: GenerateOptions) -> None:
             samples = generate_tokens(
                 model, requests, sampler, batch_size=options.batch_size, advance=bar.advance
             )
-            try:
-                for (prompt, number), sample in zip(jobs[first:], samples, strict=True):
-                    yield describe(options, prompt, number, sample)
-            except NonFiniteLogitsError as error:
-                raise _explained(error, model, *jobs[first + error.index]) from None
+            return _described(options, jobs[first:], samples, model)
 
-        computed: Iterator[dict[str, Any]] | None = None
-
-        def compute(position: int) -> dict[str, Any]:
-            nonlocal computed
-            computed = computed or start(position)
-            return next(computed)
-
-        for position, (prompt, number) in enumerate(jobs):
-            key = f"{prompt.name} {number} {zlib.crc32(prompt.text):08x}"
-            found = recall(key, partial(compute, position))
+        for found in _recalled(jobs, recall, start):
             write(json_line(found) if options.json else as_fasta(found))
             if options.output is None:
                 sys.stdout.flush()
+
+
+def _settings(options: GenerateOptions, model: StripedHyena2) -> list[object]:
+    """All that decides results beside prompts and numbers of samples."""
+    given = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
+    return ["evo2 generate", __version__, fingerprint(model.config, model.state_dict()), given]
+
+
+def _recalled(
+    jobs: Sequence[Job], recall: Recall, start: Callable[[int], Iterator[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """What the last run kept, and from there on what `start` yields of the rest."""
+    started: Iterator[dict[str, Any]] | None = None
+
+    def compute(position: int) -> dict[str, Any]:
+        nonlocal started
+        started = started or start(position)
+        return next(started)
+
+    for position, (prompt, number) in enumerate(jobs):
+        key = f"{prompt.name} {number} {zlib.crc32(prompt.text):08x}"
+        yield recall(key, partial(compute, position))
+
+
+def _described(
+    options: GenerateOptions, jobs: Sequence[Job], samples: Iterator[Sample], model: StripedHyena2
+) -> Iterator[dict[str, Any]]:
+    try:
+        for (prompt, number), sample in zip(jobs, samples, strict=True):
+            yield describe(options, prompt, number, sample)
+    except NonFiniteLogitsError as error:
+        raise _explained(error, model, *jobs[error.index]) from None
 
 
 def guides(
