@@ -10,11 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hyenakernels import add_rms_norm, hyena_fir, hyena_modal, rms_norm
+from hyenakernels import add_rms_norm, causal_attention, hyena_fir, hyena_modal, rms_norm
 from hyenakernels.float8.op import held, scaled_product
 from hyenakernels.float8.reference import E4M3, narrow
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.operators import causal_attention
 
 LENGTH, WIDTH, GROUPS, MODES = 600, 64, 4, 16
 REPEATED = 32  # bases of the repeat that models read

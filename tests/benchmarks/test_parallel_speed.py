@@ -23,10 +23,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from evo2cli import console
-from hyenakernels import hyena_fir, hyena_modal
+from hyenakernels import causal_attention, hyena_fir, hyena_modal
 from hyenakernels.parallel import Sharding
 from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.operators import causal_attention
 from stripedhyena2.parallelize import ATTENTION, FIR, MODAL, SharedSequence
 from stripedhyena2.streaming import stream
 from tests.benchmarks.gpu import Report, cell
