@@ -30,10 +30,10 @@ class AttentionPast:
     keys_BHTW: Tensor
     values_BHTW: Tensor
 
-    def positions(self, length: int) -> Tensor:
+    def positions(self, length: int, device: torch.device) -> Tensor:
         """Where the next `length` tokens stand, [1, L]."""
         seen = self.keys_BHTW.shape[2]
-        return torch.arange(seen, seen + length, device=self.keys_BHTW.device)[None]
+        return torch.arange(seen, seen + length, device=device)[None]
 
     def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "AttentionPast":
         """The past after L more tokens."""
@@ -82,10 +82,10 @@ class AttentionSlots:
     values_BHTW: Tensor
     lengths_B: Tensor
 
-    def positions(self, length: int) -> Tensor:
+    def positions(self, length: int, device: torch.device) -> Tensor:
         """Where the next token of each sequence stands, [B, 1]."""
         assert length == 1, "slots grow a token at a time"
-        return self.lengths_B[:, None]
+        return self.lengths_B[:, None].to(device)
 
     def put(self, k_BH1W: Tensor, v_BH1W: Tensor) -> None:
         """Store the next token's keys and values."""

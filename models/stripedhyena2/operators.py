@@ -186,7 +186,7 @@ class Attention(nn.Module):
             first, length = self.first_position, x_BLD.shape[1]
             positions_BL = torch.arange(first, first + length, device=x_BLD.device)[None]
         else:
-            positions_BL = past.positions(x_BLD.shape[1])
+            positions_BL = past.positions(x_BLD.shape[1], x_BLD.device)
         q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_BL).chunk(2, dim=2)
         q, k, v = (part.transpose(1, 2) for part in (q_BLHW, k_BLHW, v_BLHW))
         if isinstance(past, AttentionSlots):
