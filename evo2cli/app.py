@@ -8,6 +8,7 @@ import typer
 from evo2cli import __version__, console
 from evo2cli.commands import (
     convert,
+    embed,
     extend,
     generate,
     info,
@@ -52,6 +53,7 @@ app.command()(extend.extend)
 app.add_typer(evaluations.app, name="eval")
 app.command()(score.score)
 app.command()(merge.merge)
+app.command()(embed.embed)
 app.command()(generate.generate)
 app.command()(convert.convert)
 app.command()(info.info)
