@@ -159,7 +159,7 @@ def survey(options: EmbedOptions, index: FeatureIndex | None) -> Survey:
         found.passages.append((passage.name, len(passage.bases)))
         found.rows.extend((row.name, passage.name) for row in rows)
         ambiguous += bool(passage.bases.translate(None, ACGT))
-        seen.update(map(id, index.inside(passage) if index else ()))
+        seen.update(map(id, index.inside(passage) if index is not None else ()))
     if ambiguous:
         console.warn(
             f"{ambiguous:,} of {len(found.passages):,} sequences hold letters other than ACGT, "

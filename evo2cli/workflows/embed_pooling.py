@@ -93,7 +93,8 @@ class Embedder:
 
         vectors = self._as_memory_allows(name, len(bases), read_strands)
         for layer, vectors_RD in vectors.items():
-            self._require_finite(vectors_RD, layer, name, bases)
+            if not bool(torch.isfinite(vectors_RD).all()):
+                raise self._distrust(layer, name, bases)
         return vectors
 
     def keep(self, name: str, bases: bytes, kept: Mapping[str, Kept]) -> None:
@@ -111,7 +112,8 @@ class Embedder:
 
         def writer(layer: str, strand: Strand, is_second: bool) -> Hear:
             def write(start: int, x_LD: Tensor) -> None:
-                self._require_finite(x_LD, layer, name, bases)
+                if not bool(torch.isfinite(x_LD).all()):
+                    raise _NotFiniteError(layer)
                 vectors_LD, first = x_LD.float(), start
                 if strand is Strand.REVERSE:
                     vectors_LD, first = vectors_LD.flip(0), len(bases) - start - len(x_LD)
@@ -127,7 +129,10 @@ class Embedder:
                 listeners = {layer: writer(layer, strand, place > 0) for layer in self.layers}
                 self._read(bases, strand, piece, listeners, advance)
 
-        self._as_memory_allows(name, len(bases), read_strands)
+        try:
+            self._as_memory_allows(name, len(bases), read_strands)
+        except _NotFiniteError as error:
+            raise self._distrust(str(error), name, bases) from None
 
     def _read(
         self,
@@ -166,15 +171,19 @@ class Embedder:
             piece //= 2
             console.say(f"{problem}; trying {piece:,} (--piece {piece} begins there)")
 
-    def _require_finite(self, values: Tensor, layer: str, name: str, bases: bytes) -> None:
-        if bool(torch.isfinite(values).all()):
-            return
+    def _distrust(self, layer: str, name: str, bases: bytes) -> UntrustedNumericsError:
+        """What is to be said of a layer whose outputs are no finite numbers."""
         ids_L = token_ids(self.model, bases[: likelihood.PIECE])
         origin = first_nonfinite_layer(self.model, ids_L[None])
-        raise UntrustedNumericsError(
-            f"{name}: the output of {layer} is NaN or infinite"
-            f"{f', first in layer {origin}' if origin else ''}; try --dtype fp32, or other weights"
+        first = f", first in layer {origin}" if origin else ""
+        return UntrustedNumericsError(
+            f"{name}: the output of {layer} is NaN or infinite{first}; try --dtype fp32, or other "
+            "weights"
         )
+
+
+class _NotFiniteError(Exception):
+    """The layer of this name has given NaN or infinity."""
 
 
 class _Pool:

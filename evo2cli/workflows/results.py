@@ -87,6 +87,7 @@ class _Journal:
         first = settings.encode() + b"\n"
         if self._stream.readline() != first or anew:
             self._stream.truncate(0)
+            self._stream.seek(0)  # where it now ends: `recall` asks where it is
             self._stream.write(first)
         self._replaying = True
         self._num_recalled = 0

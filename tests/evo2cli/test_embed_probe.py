@@ -1,0 +1,1 @@
+"""`evo2 embed --probe`: which layer knows a label."""
