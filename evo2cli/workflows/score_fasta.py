@@ -51,7 +51,7 @@ def score_fasta(options: ScoreOptions) -> None:
             _score_records(options, layout, total, *found)
 
 
-Total = Callable[[bytes, Callable[[int], None]], float]
+Total = Callable[[bytes, Callable[[float], None]], float]
 
 
 @contextmanager
