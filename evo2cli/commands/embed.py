@@ -44,9 +44,6 @@ def embed(
         str | None, typer.Option(help="Only features of this type of a GFF: gene, CDS, ...")
     ] = None,
     strand: Annotated[str, typer.Option(help="fwd, rc, or both: the mean of the two.")] = "fwd",
-    piece: Annotated[
-        int, typer.Option(min=1, help="Bases that run through the model at a time.")
-    ] = 8192,
     probe: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +80,6 @@ def embed(
             features=features,
             feature_type=feature_type,
             strand=strand,
-            piece=piece,
             probe=probe,
             folds=folds,
             seed=seed,

@@ -46,7 +46,7 @@ def embed(options: EmbedOptions) -> dict[str, Any]:
         options.model, config=options.config, device=options.device, dtype=options.dtype
     )
     plan = _plan(options, model, found)
-    settings = ["evo2 embed", __version__, plan.about["fingerprint"], options.piece]
+    settings = ["evo2 embed", __version__, plan.about["fingerprint"]]
     with (
         open_store(options.output, plan) as store,
         open_journal(options.output, settings, anew=store.is_fresh) as recall,
@@ -104,7 +104,6 @@ def _fill(
             layers=store.plan.layers,
             pooling=Pooling(options.pooling),
             strands=options.strands,
-            piece=options.piece,
             advance=bar.advance,
         )
         for passage in read_passages(options):

@@ -1,8 +1,8 @@
 """Layers by name: every module whose output is a vector at each position."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from evo2cli.errors import UserError
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint.released import shared_modules
-from stripedhyena2.streaming import stream
+from stripedhyena2.streaming import Streaming, stream
 
 Hear = Callable[[int, Tensor], object]  # a position, and outputs [L, D] from there on
 
@@ -48,7 +48,7 @@ def _resolve(model: StripedHyena2, word: str) -> list[str]:
         return part_names(model.config)
     if word.removeprefix("-").isdecimal():
         if not -depth <= int(word) < depth:
-            raise UserError(f"--layers {word}: the model has blocks 0 to {depth - 1}; -1 is the last")
+            raise UserError(f"--layers {word}: the blocks are 0 to {depth - 1}; -1 is the last")
         return [f"blocks.{int(word) % depth}"]
     ours = [name for name, module in model.named_modules() if name and not _only_holds(module)]
     published = shared_modules(model.config)
@@ -68,56 +68,48 @@ def _only_holds(module: nn.Module) -> bool:
 def read(
     model: StripedHyena2,
     ids_L: Tensor,
-    piece: int,
+    way: Streaming,
     listeners: Mapping[str, Hear],
     advance: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Run a sequence through the model, a piece at a time, for its layers to be heard.
+    """Stream a sequence through the model, as deep as there are layers to be heard.
 
     Args:
         model: What reads.
         ids_L: Token ids.
-        piece: How many at a time.
+        way: How they are streamed.
         listeners: By layer; each hears its outputs in order of their positions.
-        advance: Hears how many tokens are done; between layers, parts of them.
+        advance: Hears how many tokens are done; a part of them with each block.
     """
-    parts = part_names(model.config)
+    heard = dict.fromkeys(listeners, 0)
+    passes = max(_depth(model.config, name) for name in listeners)
+    told = 0.0
 
-    def watch(name: str, start: int, x_BLD: Tensor) -> None:
-        if name in listeners:
-            listeners[name](start, x_BLD[0])
-        advance(x_BLD.shape[1] / len(parts))
-
-    inner = {name: hear for name, hear in listeners.items() if name not in parts}
-    with _hooked(model, inner):
-        for _ in stream(model, ids_L[None], piece=piece, watch=watch):
-            pass
-
-
-@contextmanager
-def _hooked(model: StripedHyena2, listeners: Mapping[str, Hear]) -> Iterator[None]:
-    """Have modules inside of blocks heard; they run piece by piece, so positions only go up."""
-
-    def hook(hear: Hear) -> Callable[..., None]:
-        position = 0
-
-        def forward_hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            nonlocal position
-            x_BLD = output[0] if isinstance(output, tuple) else output
-            hear(position, x_BLD[0])
-            position += x_BLD.shape[1]
-
-        return forward_hook
+    def hook(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        x_BLD = output[0] if isinstance(output, tuple) else output
+        listeners[name](heard[name], x_BLD[0])
+        heard[name] += x_BLD.shape[1]
 
     hooks = [
-        model.get_submodule(name).register_forward_hook(hook(hear))
-        for name, hear in listeners.items()
+        model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in listeners
     ]
     try:
-        yield
+        for count, _ in stream(model, ids_L[None], way):
+            if all(count == len(ids_L) for count in heard.values()):
+                break
+            told += count / passes
+            advance(count / passes)
     finally:
         for handle in hooks:
             handle.remove()
+    advance(len(ids_L) - told)
+
+
+def _depth(config: ModelConfig, layer: str) -> int:
+    """How many times the tokens pass through a block, or the head, before this layer is whole."""
+    if layer.startswith("blocks."):
+        return int(layer.split(".")[1]) + 1
+    return 1 if layer == "embedding" else config.depth + 1
 
 
 def layer_widths(model: StripedHyena2, layers: list[str]) -> dict[str, int]:
@@ -128,5 +120,5 @@ def layer_widths(model: StripedHyena2, layers: list[str]) -> dict[str, int]:
         return lambda _start, x_LD: widths.update({name: x_LD.shape[1]})
 
     one_base = torch.full((1,), ord("A"), device=model.embedding.weight.device)
-    read(model, one_base, 1, {name: note(name) for name in layers})
+    read(model, one_base, Streaming(), {name: note(name) for name in layers})
     return {name: widths[name] for name in layers}

@@ -9,7 +9,6 @@ from evo2cli.figures import check_file, check_plot
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.source import STDIN
 from evo2cli.workflows.score_options import Strand
-from stripedhyena2.streaming import PIECE
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
 
@@ -42,7 +41,6 @@ class EmbedOptions:
         features: BED or GFF; pool over each of these in place of the whole sequence.
         feature_type: Of a GFF, only lines of this type.
         strand: fwd, rc or both: the mean of the two.
-        piece: Bases that run through the model at a time.
         probe: Labels of names; a model is fitted to them from each layer.
         folds: Of its cross-validation.
         seed: Of its folds.
@@ -64,7 +62,6 @@ class EmbedOptions:
     features: Path | None = None
     feature_type: str | None = None
     strand: str = "fwd"
-    piece: int = PIECE
     probe: Path | None = None
     folds: int = 5
     seed: int = 0
@@ -79,8 +76,6 @@ class EmbedOptions:
             raise UserError(f"--pooling {self.pooling}: not one of {', '.join(Pooling)}")
         if self.strand not in list(Strand):
             raise UserError(f"--strand {self.strand}: not one of {', '.join(Strand)}")
-        if self.piece < 1:
-            raise UserError(f"--piece {self.piece}: at least 1 base")
         if self.pooling == Pooling.NONE and self.features is not None:
             raise UserError("--pooling none keeps every position; --features are pooled over")
         self._check_output()

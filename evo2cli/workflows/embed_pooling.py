@@ -5,29 +5,26 @@ L positions, D channels, R rows: what a vector each is pooled over.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evo2cli import console
-from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.errors import UntrustedNumericsError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.workflows import likelihood
 from evo2cli.workflows.embed_layers import Hear, read
 from evo2cli.workflows.embed_options import Pooling
-from evo2cli.workflows.likelihood import token_ids
+from evo2cli.workflows.likelihood import as_memory_allows, token_ids
 from evo2cli.workflows.score_options import Strand
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
-
-SMALLEST_PIECE = 256  # bases; what does not fit by such pieces does not by smaller ones
+from stripedhyena2.streaming import Streaming
 
 Spans = Sequence[tuple[int, int]]  # positions [start, end) of a sequence, in order
 Advance = Callable[[float], None]
-T = TypeVar("T")
 
 
 class Kept(Protocol):
@@ -49,15 +46,13 @@ class Embedder:
         layers: Names of layers, and channels of each.
         pooling: Of positions.
         strands: Read one after the other; two give their mean.
-        piece: Bases at a time, where memory allows.
-        advance: Hears how many bases are done; less than none, where they have to be read again.
+        advance: Hears how many bases are done; a negative number where one starts anew.
     """
 
     model: StripedHyena2
     layers: Mapping[str, int]
     pooling: Pooling
     strands: Sequence[Strand]
-    piece: int
     advance: Advance = lambda _: None
 
     def pool(self, name: str, bases: bytes, rows: Sequence[Spans]) -> dict[str, Tensor]:
@@ -69,11 +64,11 @@ class Embedder:
             rows: What each vector is pooled over; positions on the forward strand.
 
         Raises:
-            UserError: The memory of the GPU does not hold it.
+            UserError: The memory does not suffice.
             UntrustedNumericsError: A vector is no finite number.
         """
 
-        def read_strands(piece: int, advance: Advance) -> dict[str, Tensor]:
+        def read_strands(way: Streaming, advance: Advance) -> dict[str, Tensor]:
             readings = []
             for strand in self.strands:
                 places = rows
@@ -84,14 +79,14 @@ class Embedder:
                     for layer, width in self.layers.items()
                 }
                 listeners = {layer: pool.hear for layer, pool in pools.items()}
-                self._read(bases, strand, piece, listeners, advance)
+                self._read(bases, strand, way, listeners, advance)
                 readings.append({layer: pool.vectors() for layer, pool in pools.items()})
             return {
                 layer: torch.stack([reading[layer] for reading in readings]).mean(0)
                 for layer in self.layers
             }
 
-        vectors = self._as_memory_allows(name, len(bases), read_strands)
+        vectors = as_memory_allows(self.model, len(bases), read_strands, self.advance)
         for layer, vectors_RD in vectors.items():
             if not bool(torch.isfinite(vectors_RD).all()):
                 raise self._distrust(layer, name, bases)
@@ -106,7 +101,7 @@ class Embedder:
             kept: Where those of each layer go.
 
         Raises:
-            UserError: The memory of the GPU does not hold it, or the disk.
+            UserError: The memory does not suffice, or the disk.
             UntrustedNumericsError: A vector is no finite number.
         """
 
@@ -124,13 +119,13 @@ class Embedder:
 
             return write
 
-        def read_strands(piece: int, advance: Advance) -> None:
+        def read_strands(way: Streaming, advance: Advance) -> None:
             for place, strand in enumerate(self.strands):
                 listeners = {layer: writer(layer, strand, place > 0) for layer in self.layers}
-                self._read(bases, strand, piece, listeners, advance)
+                self._read(bases, strand, way, listeners, advance)
 
         try:
-            self._as_memory_allows(name, len(bases), read_strands)
+            as_memory_allows(self.model, len(bases), read_strands, self.advance)
         except _NotFiniteError as error:
             raise self._distrust(str(error), name, bases) from None
 
@@ -138,38 +133,13 @@ class Embedder:
         self,
         bases: bytes,
         strand: Strand,
-        piece: int,
+        way: Streaming,
         listeners: Mapping[str, Hear],
         advance: Advance,
     ) -> None:
         letters = bases if strand is Strand.FORWARD else reverse_complement(bases)
-        read(self.model, token_ids(self.model, letters), piece, listeners, advance)
-
-    def _as_memory_allows(self, name: str, length: int, compute: Callable[[int, Advance], T]) -> T:
-        """Compute by pieces; where the GPU's memory does not hold one, by half of it.
-
-        Every sequence begins with the largest piece again, so that none depends on those before.
-        """
-        piece = min(self.piece, length)
-        while True:
-            done = 0.0
-
-            def advance(amount: float) -> None:
-                nonlocal done
-                done += amount / len(self.strands)
-                self.advance(amount / len(self.strands))
-
-            try:
-                return compute(piece, advance)
-            except torch.OutOfMemoryError:
-                self.advance(-done)
-            # Here, and not above: an error being handled keeps what was allocated.
-            torch.cuda.empty_cache()
-            problem = f"{name}: {length:,} bases, {piece:,} at a time, do not fit the GPU's memory"
-            if piece // 2 < SMALLEST_PIECE:
-                raise UserError(f"{problem}; cut the sequence, or take --device cpu")
-            piece //= 2
-            console.say(f"{problem}; trying {piece:,} (--piece {piece} begins there)")
+        ids_L, share = token_ids(self.model, letters), 1 / len(self.strands)
+        read(self.model, ids_L, way, listeners, lambda count: advance(count * share))
 
     def _distrust(self, layer: str, name: str, bases: bytes) -> UntrustedNumericsError:
         """What is to be said of a layer whose outputs are no finite numbers."""

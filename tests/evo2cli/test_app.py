@@ -11,7 +11,18 @@ from evo2cli import __version__
 from evo2cli.app import app
 from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError
 
-COMMANDS = ["tokenize", "plan", "train", "launch", "extend", "score", "embed", "generate", "convert", "info"]
+COMMANDS = [
+    "tokenize",
+    "plan",
+    "train",
+    "launch",
+    "extend",
+    "score",
+    "embed",
+    "generate",
+    "convert",
+    "info",
+]
 
 
 def evo2(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -1,12 +1,10 @@
 """`evo2 embed`: vectors are the model's outputs, however they are read, and a probe of them."""
 
 import json
-import random
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -14,20 +12,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
 
-from evo2cli.app import app
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from evo2cli.workflows import embed_layers, embed_pooling
+from evo2cli.workflows import embed_layers, embed_pooling, likelihood
 from evo2cli.workflows.embed import embed
 from evo2cli.workflows.embed_layers import default_layer, part_names, resolve_layers
 from evo2cli.workflows.embed_options import EmbedOptions
-from evo2cli.workflows.embed_probe import Labelled, match_labels, probe_layers, read_labels
 from stripedhyena2 import StripedHyena2, save
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.checkpoint.released import expected_released_shapes, shared_modules
+from stripedhyena2.streaming import Streaming
 
 [PHIX] = (
     record.sequence for record in read_records(Path(__file__).parents[2] / "examples/phix174.fa")
@@ -45,6 +41,16 @@ def write_fasta(path: Path, sequences: dict[str, bytes]) -> Path:
 @pytest.fixture
 def fasta(tmp_path: Path) -> Path:
     return write_fasta(tmp_path / "some.fa", SEQUENCES)
+
+
+@pytest.fixture
+def piece(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has so many bases at a time run through the model."""
+
+    def at_a_time(count: int) -> None:
+        monkeypatch.setattr(likelihood, "way_for", lambda *_: Streaming(count))
+
+    return at_a_time
 
 
 def run(source: Path, checkpoint: str, name: str = "out.safetensors", **options) -> dict:
@@ -81,14 +87,13 @@ POOLINGS = {"mean": lambda x: x.mean(0), "max": lambda x: x.max(0), "last": lamb
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_vectors_are_the_pooled_outputs_of_one_forward_pass(
-    pooling: str, fasta: Path, checkpoint: str, model: StripedHyena2
+    pooling: str, fasta: Path, checkpoint: str, model: StripedHyena2, piece: Callable[[int], None]
 ) -> None:
     layers = [*part_names(model.config), *INNER]
     expected = {name: outputs(model, bases, layers) for name, bases in SEQUENCES.items()}
-    for piece in (8192, 31, 1):
-        found = run(
-            fasta, checkpoint, pooling=pooling, layers=",".join(["all", *INNER]), piece=piece
-        )
+    for count in (8192, 31):
+        piece(count)
+        found = run(fasta, checkpoint, pooling=pooling, layers=",".join(["all", *INNER]))
         assert sorted(found) == sorted(layers)
         for layer, vectors in found.items():
             pooled = [POOLINGS[pooling](expected[name][layer]) for name in SEQUENCES]
@@ -97,12 +102,13 @@ def test_vectors_are_the_pooled_outputs_of_one_forward_pass(
 
 @pytest.mark.parametrize("strand", ["fwd", "rc", "both"])
 def test_kept_positions_are_the_outputs_aligned_to_the_forward_strand(
-    strand: str, fasta: Path, checkpoint: str, model: StripedHyena2
+    strand: str, fasta: Path, checkpoint: str, model: StripedHyena2, piece: Callable[[int], None]
 ) -> None:
     layers = ["blocks.3", "norm", "blocks.2.mlp.gate"]
     asked = {"pooling": "none", "layers": ",".join(layers), "strand": strand}
-    for piece in (8192, 31):
-        found = run(fasta, checkpoint, piece=piece, **asked)
+    for count in (8192, 31):
+        piece(count)
+        found = run(fasta, checkpoint, **asked)
         assert len(found) == len(SEQUENCES) * len(layers)
         for name, bases in SEQUENCES.items():
             forward = outputs(model, bases, layers)
@@ -139,7 +145,7 @@ def test_a_vector_depends_neither_on_mates_nor_on_order(fasta: Path, checkpoint:
         assert found[layer][::-1].tobytes() == whole[layer].tobytes()
 
 
-def test_formats_hold_the_same(fasta: Path, checkpoint: str, model: StripedHyena2) -> None:
+def test_formats_hold_the_same(fasta: Path, checkpoint: str) -> None:
     layers = ["blocks.2.mlp.gate", "norm"]
     found = run(fasta, checkpoint, layers="blocks.2.mlp.l1,norm", strand="both")
     with safe_open(fasta.with_name("out.safetensors"), "np") as file:
@@ -203,11 +209,16 @@ nowhere\tx\tgene\t1\t77\t.\t-\t.\tID=g3
 
 @pytest.mark.parametrize("strand", ["fwd", "rc", "both"])
 def test_features_are_pooled_over_their_own_positions(
-    strand: str, fasta: Path, checkpoint: str, capsys: pytest.CaptureFixture
+    strand: str,
+    fasta: Path,
+    checkpoint: str,
+    piece: Callable[[int], None],
+    capsys: pytest.CaptureFixture,
 ) -> None:
     features = fasta.with_name("some.gff3")
     features.write_text(GFF)
-    asked = {"layers": "3,norm", "strand": strand, "piece": 15}
+    asked = {"layers": "3,norm", "strand": strand}
+    piece(15)
     kept = run(fasta, checkpoint, "kept.safetensors", pooling="none", **asked)
     coding = [*range(10, 20), *range(40, 50)]
     for pooling in ("mean", "last") if strand != "both" else ("mean",):
@@ -267,7 +278,7 @@ def test_names_and_numbers_agree(model: StripedHyena2) -> None:
         model.get_submodule(name)
     for wrong, hint in (
         ("blocks.5.mpl", "blocks.5.mlp"),
-        ("7", "blocks 0 to 6"),
+        ("7", "blocks are 0 to 6"),
         ("?", "norm, all"),
     ):
         with pytest.raises(UserError, match=hint):
@@ -316,30 +327,44 @@ def test_a_run_that_was_broken_off_goes_on(
     assert not list(fasta.parent.glob("broken.npz.*"))
 
 
-def test_memory_that_does_not_hold_a_piece_is_tried_by_halves(
+def test_memory_that_does_not_suffice_is_tried_again(
     fasta: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    source = write_fasta(fasta.with_name("long.fa"), {"long": PHIX[:1100], "short": PHIX[:300]})
-    asked = {"layers": "3", "strand": "both", "piece": 1024, "dtype": "fp32"}
-    expected = run(source, checkpoint, **{**asked, "piece": 256})
-    stream, pieces = embed_layers.stream, []
+    asked = {"layers": "3,norm", "strand": "both"}
+    expected = run(fasta, checkpoint, **asked)
+    kept = run(fasta, checkpoint, pooling="none", **asked)
+    stream, most = embed_layers.stream, 4096
 
-    def scarce(model, ids_BL, *, piece, watch):
-        pieces.append(piece)
-        for number, logits in enumerate(stream(model, ids_BL, piece=piece, watch=watch)):
-            if piece > most and number > 0:
+    def scarce(model, ids_BL, way):
+        for number, told in enumerate(stream(model, ids_BL, way)):
+            if ids_BL.shape[1] > 1 and way.piece > most and number > 4:
                 raise torch.OutOfMemoryError
-            yield logits
+            yield told
 
     monkeypatch.setattr(embed_layers, "stream", scarce)
-    most = 300
-    found = run(source, checkpoint, **asked)
-    assert pieces == [1, 1024, 512, 256, 256, 300, 300]
-    assert "trying 256 (--piece 256 begins there)" in capsys.readouterr().err
-    np.testing.assert_allclose(found["blocks.3"], expected["blocks.3"], rtol=1e-3, atol=1e-4)
+    for pooling, before in (("mean", expected), ("none", kept)):
+        for layer, vectors in run(fasta, checkpoint, pooling=pooling, **asked).items():
+            np.testing.assert_array_equal(vectors, before[layer])
+        assert "out of memory: again, 4,096 bases at a time" in capsys.readouterr().err
     most = 0
-    with pytest.raises(UserError, match="long: 1,100 bases, 256 at a time, do not fit"):
-        run(source, checkpoint, **asked)
+    with pytest.raises(UserError, match="200 bases do not fit the memory of cpu, even a piece"):
+        run(fasta, checkpoint, **asked)
+
+
+def test_blocks_above_the_layers_are_not_run(model: StripedHyena2) -> None:
+    ran, ids = [], torch.full((30,), 65)
+    hooks = [
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, block in enumerate(model.blocks)
+    ]
+    advanced = []
+    for layer in ("embedding", "blocks.3.mlp", "norm"):
+        listeners = {layer: lambda *_: None}
+        embed_layers.read(model, ids, Streaming(20), listeners, advanced.append)
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, *(i for i in range(4) for _ in "ab"), *(i for i in range(7) for _ in "ab")]
+    assert sum(advanced) == pytest.approx(3 * 30)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "none"])
@@ -367,7 +392,6 @@ def test_a_nan_names_its_layer(
         ({"source": Path("-")}, "reads its input twice"),
         ({"pooling": "median"}, "not one of mean, last, max, none"),
         ({"strand": "up"}, "not one of fwd, rc, both"),
-        ({"piece": 0}, "at least 1 base"),
         ({"pooling": "none", "features": Path("x.bed")}, "--features are pooled over"),
         ({"pooling": "none", "probe": Path("x.tsv")}, "one vector for each name"),
         ({"plot": Path("x.png")}, "is drawn of a --probe"),
@@ -393,7 +417,7 @@ def test_options_that_cannot_be_are_refused(options: dict, message: str) -> None
         ({"x.fa": ">a\nAC\n", "f.gff": "a\t0\t1\n"}, {}, "line 1: .* is no line of a GFF"),
         ({"x.fa": ">a\nAC\n"}, {"feature_type": "CDS"}, "give a GFF"),
     ],
-    ids=lambda value: "",
+    ids=lambda _: "",
 )
 def test_input_that_cannot_be_is_refused_before_the_work(
     files: dict, options: dict, message: str, tmp_path: Path, checkpoint: str
