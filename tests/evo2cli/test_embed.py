@@ -217,14 +217,14 @@ def test_features_are_pooled_over_their_own_positions(
 ) -> None:
     features = fasta.with_name("some.gff3")
     features.write_text(GFF)
-    asked = {"layers": "3,norm", "strand": strand}
-    piece(15)
+    asked = {"layers": "3,blocks.1.mlp", "strand": strand}
+    piece(35)
     kept = run(fasta, checkpoint, "kept.safetensors", pooling="none", **asked)
     coding = [*range(10, 20), *range(40, 50)]
     for pooling in ("mean", "last") if strand != "both" else ("mean",):
         found = run(fasta, checkpoint, features=features, pooling=pooling, **asked)
         assert "3 of 5 features lie whole in a sequence" in capsys.readouterr().err
-        for layer in ("blocks.3", "norm"):
+        for layer in ("blocks.3", "blocks.1.mlp"):
             a, b = kept[f"a/{layer}"], kept[f"b/{layer}"]
             if pooling == "mean":
                 rows = [a[10:50].mean(0), a[coding].mean(0), b.mean(0)]
@@ -237,7 +237,7 @@ def test_features_are_pooled_over_their_own_positions(
         assert json.loads(file.metadata()["names"]) == ["g1", "c1", "g 2"]
         assert json.loads(file.metadata()["sequences"]) == ["a", "a", "b"]
     chosen = run(fasta, checkpoint, features=features, feature_type="CDS", **asked)
-    assert chosen["norm"].shape == (1, 24)
+    assert chosen["blocks.3"].shape == (1, 24)
 
 
 def test_regions_are_the_sequences_they_name(fasta: Path, checkpoint: str) -> None:
