@@ -51,6 +51,7 @@ def embed(options: EmbedOptions) -> dict[str, Any]:
         open_store(options.output, plan) as store,
         open_journal(options.output, settings, anew=store.is_fresh) as recall,
     ):
+        store.prepare()
         _fill(options, model, store, index, recall)
         probed = None
         if labelled is not None:

@@ -23,6 +23,8 @@ from stripedhyena2 import StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.streaming import Streaming
 
+_BLOCK = 1024  # positions
+
 Spans = Sequence[tuple[int, int]]  # positions [start, end) of a sequence, in order
 Advance = Callable[[float], None]
 
@@ -107,12 +109,11 @@ class Embedder:
 
         def writer(layer: str, strand: Strand, is_second: bool) -> Hear:
             def write(start: int, x_LD: Tensor) -> None:
-                if not bool(torch.isfinite(x_LD).all()):
+                values, first = x_LD.cpu().float().numpy(), start
+                if not np.isfinite(values).all():
                     raise _NotFiniteError(layer)
-                vectors_LD, first = x_LD.float(), start
                 if strand is Strand.REVERSE:
-                    vectors_LD, first = vectors_LD.flip(0), len(bases) - start - len(x_LD)
-                values = vectors_LD.cpu().numpy()
+                    values, first = values[::-1], len(bases) - start - len(values)
                 if is_second:
                     values = (kept[layer].read(first, len(values)) + values) / 2
                 kept[layer].write(first, values)
@@ -192,7 +193,11 @@ class _Pool:
                 pooled_D += part_D
 
     def _reduced(self, x_LD: Tensor) -> Tensor:
-        return x_LD.amax(0).double() if self._is_max else x_LD.sum(0, dtype=torch.float64)
+        if self._is_max:
+            return x_LD.amax(0).double()
+        # A sum in fp64 of other numbers is made of a copy; blocks keep that small.
+        sums = [block_LD.sum(0, dtype=torch.float64) for block_LD in torch.split(x_LD, _BLOCK)]
+        return torch.stack(sums).sum(0)
 
     def vectors(self) -> Tensor:
         """What has been pooled [R, D], all outputs heard."""

@@ -126,7 +126,7 @@ class Store:
     Attributes:
         plan: Which they are.
         path: The file.
-        is_fresh: Whether it holds nothing yet, rather than what an earlier run has put there.
+        is_fresh: Whether there is none yet that an earlier run has begun to fill.
     """
 
     plan: Plan
@@ -143,6 +143,20 @@ class Store:
             key: Array(self.path, offset, shape)
             for (key, shape), offset in zip(shapes.items(), offsets, strict=False)
         }
+
+    def prepare(self) -> None:
+        """Make the file if it is fresh; what was kept of an earlier run must be forgotten by then.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        if not self.is_fresh:
+            return
+        header = self.plan.header()
+        size = sum(4 * rows * width for rows, width in self.plan.shapes.values())
+        with explained(self.path), self.path.open("wb") as file:
+            file.truncate(len(header) + size)
+            file.write(header)
 
     def write_as(self, output: Path) -> None:
         """Turn it into the output, which appears whole or not at all; the store is gone.
@@ -194,22 +208,19 @@ class Store:
 
 @contextmanager
 def open_store(output: Path | None, plan: Plan) -> Iterator[Store]:
-    """Yield the store beside `output`, as an earlier run of the same plan has left it, or empty.
+    """Yield the store beside `output`, as an earlier run of the same plan has left it, or fresh.
 
     Without an output it is a temporary file. It is left where it is if the work is broken off.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: What is there cannot be read.
     """
     if output is None:
         with TemporaryDirectory() as folder:
-            yield _create(Path(folder, "vectors"), plan)
+            yield Store(plan, Path(folder, "vectors"), is_fresh=True)
         return
     path = output.with_name(f"{output.name}.vectors")
-    if _begins_with(path, plan.header()):
-        yield Store(plan, path, is_fresh=False)
-    else:
-        yield _create(path, plan)
+    yield Store(plan, path, is_fresh=not _begins_with(path, plan.header()))
 
 
 def _begins_with(path: Path, header: bytes) -> bool:
@@ -218,12 +229,3 @@ def _begins_with(path: Path, header: bytes) -> bool:
             return False
         with path.open("rb") as file:
             return file.read(len(header)) == header
-
-
-def _create(path: Path, plan: Plan) -> Store:
-    header = plan.header()
-    size = sum(4 * rows * width for rows, width in plan.shapes.values())
-    with explained(path), path.open("wb") as file:
-        file.write(header)
-        file.truncate(len(header) + size)
-    return Store(plan, path, is_fresh=True)
