@@ -79,7 +79,7 @@ def score(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp8, bf16, fp32, fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what scoring variants would cost.")

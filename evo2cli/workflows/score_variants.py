@@ -58,6 +58,7 @@ from evo2cli.workflows.window_scorer import (
     WindowScorer,
 )
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.scaled import has_scales
 
 DEFAULT_WINDOW = 8192
 BLOCK = 4096  # records read before any is scored,
@@ -288,6 +289,8 @@ def _provenance(
     """Header lines that tell what made the scores; the same wherever and whenever it ran."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+    if has_scales(model):
+        dtype += " with FP8 projections"
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command=evo2 score --model {Path(options.model).name} --reference {reference.name} "

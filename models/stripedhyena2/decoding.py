@@ -113,7 +113,9 @@ class Decoder:
                 (room.inner, past.inner),
             )
         ]
-        torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
+        for dtype in {old.dtype for old, _ in pairs}:  # alike, they are copied by one kernel
+            alike = [pair for pair in pairs if pair[0].dtype == dtype]
+            torch._foreach_copy_([old for old, _ in alike], [new for _, new in alike])
         self._lengths_B.add_(1).clamp_(max=self.capacity)
         return logits_BV
 

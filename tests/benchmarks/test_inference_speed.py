@@ -29,14 +29,15 @@ ABOUT = """\
 
 Random weights of published shapes, bf16, one GPU; times are medians, wall clock, of warm calls.
 
-Forward: one pass over one sequence, logits of all tokens. The bound is the operations of projections,
-MLPs, attention and head at the rate that an 8,192 x 8,192 x 8,192 product of bf16 numbers reached in
-the same run. Streamed: the same, layer by layer in pieces, as `evo2 score` reads a FASTA; "host"
-keeps what grows with the length in the host's memory. The peak counts everything, weights included.
+Forward: one pass over one sequence, logits of all tokens. The bound is the operations of
+projections, MLPs, attention and head at the rate that an 8,192 x 8,192 x 8,192 product of bf16
+numbers reached in the same run. Streamed: the same, layer by layer in pieces, as `evo2 score` reads
+a FASTA; "host" keeps what grows with the length in the host's memory. The peak counts everything,
+weights included.
 
 Decode: one token of every sequence, sampling left out, after a prompt of 2,048 tokens. The bound
-reads every weight once a step, and every key, value and state, at the rate of a device-to-device copy
-in the same run.
+reads every weight once a step, and every key, value and state, at the rate of a device-to-device
+copy in the same run.
 
 Command: `pytest -m benchmark -s tests/benchmarks/test_inference_speed.py`"""
 

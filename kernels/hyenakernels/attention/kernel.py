@@ -12,7 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-PART = 512  # places a program reads
+from hyenakernels.dispatch import batch_stride
+
+PART = 128  # places a program reads: few, so that short pasts keep the whole GPU busy
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -58,9 +60,9 @@ def rotary(x_BLHW, cos_BLV, sin_BLV, *, backward):
         sin_BLV,
         y_BLHW,
         length,
-        x_BLHW.stride(0),
+        batch_stride(x_BLHW),
         x_BLHW.stride(1),
-        cos_BLV.stride(0) if cos_BLV.shape[0] > 1 else 0,
+        batch_stride(cos_BLV),
         sign=-1 if backward else 1,
         H=heads,
         V=width // 2,
@@ -132,6 +134,7 @@ def _merge_kernel(
     W: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PART: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """Merge the parts of a head in their order."""
     head, batch = tl.program_id(0), tl.program_id(1)
@@ -142,14 +145,18 @@ def _merge_kernel(
     most = tl.full((), -float("inf"), tl.float32)
     total = tl.zeros((), tl.float32)
     merged = tl.zeros((BLOCK_W,), tl.float32)
-    for part in range(count):
-        logarithm = tl.load(logarithms + lane * parts + part)
-        summed = tl.load(sums + (lane * parts + part) * W + channel, mask=inside, other=0.0)
-        higher = tl.maximum(most, logarithm)
+    for first in range(0, count, BLOCK_N):
+        part = first + tl.arange(0, BLOCK_N)
+        present = part < count
+        at = lane * parts + part
+        logarithm = tl.load(logarithms + at, mask=present, other=-float("inf"))
+        here = present[:, None] & inside[None, :]
+        summed = tl.load(sums + at[:, None] * W + channel[None, :], mask=here, other=0.0)
+        higher = tl.maximum(most, tl.max(logarithm, axis=0))
         shrunk = tl.exp(most - higher)
         weight = tl.exp(logarithm - higher)
-        merged = merged * shrunk + weight * summed
-        total = total * shrunk + weight
+        merged = merged * shrunk + tl.sum(weight[:, None] * summed, axis=0)
+        total = total * shrunk + tl.sum(weight, axis=0)
         most = higher
     tl.store(y + lane * W + channel, (merged / total).to(y.dtype.element_ty), mask=inside)
 
@@ -177,6 +184,6 @@ def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
         **sizes,
     )
     _merge_kernel[(heads, batch)](
-        sums_BHNW, logarithms_BHN, lengths_B, y_BHW, parts, num_warps=1, **sizes
+        sums_BHNW, logarithms_BHN, lengths_B, y_BHW, parts, BLOCK_N=16, num_warps=4, **sizes
     )
     return y_BHW

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.step import featurized_step
 
 
@@ -76,7 +77,7 @@ def step(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
         y_BLD,
         z_tail_BFC,
         tail_BPD,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         D=width,
         F=featurizer_taps_CF.shape[1],
         K=num_taps,

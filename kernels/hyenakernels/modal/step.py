@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.step import featurized_step
 
 
@@ -75,7 +76,7 @@ def step(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past_BF
         y_BLD,
         z_tail_BFC,
         following_BSD,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         D=width,
         F=featurizer_taps_CF.shape[1],
         S=modes,
