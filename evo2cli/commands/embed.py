@@ -51,12 +51,12 @@ def embed(
         ),
     ] = None,
     folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of its folds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of its folds.")] = 0,
     plot: Annotated[
         Path | None, typer.Option(help="Figure of the probe: x.png, x.pdf or x.svg.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp8, bf16, fp32, fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON.")] = False,
 ) -> None:
     """Vectors of DNA: the outputs of a model's layers, pooled over sequences or features.

@@ -22,18 +22,19 @@ from evo2cli.workflows.embed_pooling import Embedder
 from evo2cli.workflows.embed_probe import draw_probe, match_labels, probe_layers
 from evo2cli.workflows.embed_store import Plan, Store, open_store
 from evo2cli.workflows.likelihood import fingerprint
-from evo2cli.workflows.models import open_model
+from evo2cli.workflows.models import DTYPES, FP8, open_model
 from evo2cli.workflows.results import Recall, open_journal
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.scaled import has_scales
 
 
 def embed(options: EmbedOptions) -> dict[str, Any]:
     """Embed every sequence by itself, write the vectors, and probe them if that is asked for.
 
     Returns:
-        evo2cli, model, fingerprint, pooling, strand; layers: channels of each; sequences, bases and
-        vectors: how many there are; output (None without); probe: what `probe_layers` returns (None
-        without).
+        evo2cli, model, fingerprint, dtype, pooling, strand; layers: channels of each; sequences,
+        bases and vectors: how many there are; output (None without); probe: what `probe_layers`
+        returns (None without).
 
     Raises:
         UserError: The input, the model, the labels or an output will not do.
@@ -83,11 +84,20 @@ def _plan(options: EmbedOptions, model: StripedHyena2, found: Survey) -> Plan:
             "evo2cli": __version__,
             "model": options.model,
             "fingerprint": fingerprint(model.config, model.state_dict()),
+            "dtype": _dtype(model),
             "layers": json.dumps(layers),
             "pooling": options.pooling,
             "strand": options.strand,
         },
     )
+
+
+def _dtype(model: StripedHyena2) -> str:
+    """What the model computes in, as --dtype would say it where it can."""
+    if has_scales(model):
+        return FP8
+    found = model.embedding.weight.dtype
+    return next((name for name, dtype in DTYPES.items() if dtype == found), str(found))
 
 
 def _fill(

@@ -153,7 +153,7 @@ def test_formats_hold_the_same(fasta: Path, checkpoint: str) -> None:
         about = file.metadata()
     assert json.loads(about.pop("names")) == list(SEQUENCES)
     assert json.loads(about["layers"]) == layers
-    assert (about["pooling"], about["strand"]) == ("mean", "both")
+    assert [about[key] for key in ("pooling", "strand", "dtype")] == ["mean", "both", "fp64"]
     assert len(about["fingerprint"]) == 12
 
     for name in ("out.npz", "out.parquet"):
