@@ -9,6 +9,7 @@ from evo2cli import __version__, console
 from evo2cli.commands import (
     convert,
     doctor,
+    embed,
     extend,
     fetch,
     generate,
@@ -54,6 +55,7 @@ app.command()(extend.extend)
 app.add_typer(evaluations.app, name="eval")
 app.command()(score.score)
 app.command()(merge.merge)
+app.command()(embed.embed)
 app.command()(generate.generate)
 app.command()(fetch.fetch)
 app.command()(convert.convert)

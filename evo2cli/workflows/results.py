@@ -31,18 +31,18 @@ def open_output(path: Path | None) -> Iterator[Write]:
         sys.stdout.buffer.flush()
         return
     part = path.with_name(f"{path.name}.part")
-    with _explained(path):
+    with explained(path):
         file = part.open("wb")
         # Biopython declares no types for it.
         stream = BgzfWriter(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[no-untyped-call]
 
     def write(data: bytes) -> None:
-        with _explained(path):
+        with explained(path):
             stream.write(data)
 
     try:
         yield write
-        with _explained(path):
+        with explained(path):
             stream.close()
             part.replace(path)
     finally:
@@ -51,7 +51,9 @@ def open_output(path: Path | None) -> Iterator[Write]:
 
 
 @contextmanager
-def open_journal(output: Path | None, settings: Sequence[object]) -> Iterator[Recall]:
+def open_journal(
+    output: Path | None, settings: Sequence[object], *, anew: bool = False
+) -> Iterator[Recall]:
     """Keep results beside `output` until it is complete; a killed run goes on where it stopped.
 
     Yields a function of a key and a computation. As long as the keys come as they came last time,
@@ -60,13 +62,14 @@ def open_journal(output: Path | None, settings: Sequence[object]) -> Iterator[Re
     Args:
         output: The file in the making, or None for stdout.
         settings: Everything beside the keys that decides the results, as JSON values.
+        anew: Forget what an earlier run has kept.
     """
     if output is None:
         yield lambda _key, compute: compute()
         return
     path = output.with_name(f"{output.name}.journal")
-    with _explained(path):
-        journal = _Journal(path, json.dumps(settings))
+    with explained(path):
+        journal = _Journal(path, json.dumps(settings), anew)
     try:
         yield journal.recall
         path.unlink()
@@ -77,13 +80,14 @@ def open_journal(output: Path | None, settings: Sequence[object]) -> Iterator[Re
 class _Journal:
     """A line of settings, then a line [key, result] each; a torn last line is dropped."""
 
-    def __init__(self, path: Path, settings: str) -> None:
+    def __init__(self, path: Path, settings: str, anew: bool) -> None:
         self._path = path
         self._stream = path.open("a+b")
         self._stream.seek(0)
         first = settings.encode() + b"\n"
-        if self._stream.readline() != first:
+        if self._stream.readline() != first or anew:
             self._stream.truncate(0)
+            self._stream.seek(0)  # where it now ends: `recall` asks where it is
             self._stream.write(first)
         self._replaying = True
         self._num_recalled = 0
@@ -144,8 +148,12 @@ def json_line(row: Mapping[str, object]) -> bytes:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """An error of the file system in the user's words."""
+def explained(path: Path) -> Iterator[None]:
+    """An error of the file system in the user's words.
+
+    Raises:
+        UserError: In place of it.
+    """
     try:
         yield
     except OSError as error:

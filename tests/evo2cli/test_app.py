@@ -19,6 +19,7 @@ COMMANDS = [
     "launch",
     "extend",
     "score",
+    "embed",
     "generate",
     "convert",
     "info",
