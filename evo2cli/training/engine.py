@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch import _dynamo as dynamo
 
 from evo2cli.training.optimizer import make_optimizer
 from evo2cli.training.ranks import Ranks
@@ -250,6 +249,8 @@ def prepare(model: StripedHyena2, recipe: Recipe, ranks: Ranks) -> tuple[int, in
     if recipe.precision.fp8:
         use_float8(model)
     if recipe.precision.compile:
+        from torch import _dynamo as dynamo  # seconds, for whoever compiles
+
         # A parametrized operator has a class of its own, so that blocks of a kind share no code.
         limit = 2 * len(model.blocks) + dynamo.config.recompile_limit
         dynamo.config.recompile_limit = limit
