@@ -51,6 +51,9 @@ def import_deepspeed(device: torch.device) -> Any:
             "parallel.zero = 0 in one process"
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Collectives of CPUs for inference, which nothing here calls. On its first use DeepSpeed would
+    # compile them, for a minute, behind a lock that a killed run leaves to hang all later ones.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
