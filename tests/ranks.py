@@ -1,8 +1,17 @@
-"""Checks on several gloo ranks: one set of processes for all cases of a module."""
+"""Checks on several gloo ranks: one set of processes for all cases of a module.
+
+Ranks are forked from a server that has imported what they need, once for all.
+"""
 
 import json
+import multiprocessing
+import os
+import socket
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +20,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 PATIENCE = timedelta(seconds=120)  # of ranks that wait for one that failed
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "pytest",
+        "torch._dynamo",
+        "stripedhyena2.parallelize",
+        "evo2cli.workflows.train",
+        "deepspeed.runtime.zero.muon.original_muon",
+        "matplotlib.figure",
+    ]
+)
 
 Attempt = Callable[..., None]  # a label, a check, and what it takes
 
@@ -25,7 +46,7 @@ def failures_on_ranks(
         folder: To meet in.
         checks: A function of a module, which takes its rank and what attempts a check.
     """
-    mp.start_processes(_work, args=(count, folder, checks), nprocs=count, start_method="spawn")
+    mp.start_processes(_work, args=(count, folder, checks), nprocs=count, start_method="forkserver")
     found: dict[str, str] = {}
     for rank in range(count):
         found |= json.loads((folder / f"{rank}.json").read_text())
@@ -49,3 +70,59 @@ def _work(rank: int, count: int, folder: Path, checks: Callable[[int, Attempt], 
     checks(rank, attempt)
     (folder / f"{rank}.json").write_text(json.dumps(failures))
     dist.destroy_process_group()
+
+
+class World:
+    """Ranks of one `evo2` command, as a launcher starts them."""
+
+    def __init__(self, count: int, folder: Path, name: str, arguments: list[str]) -> None:
+        """Start them, in a folder, each saying what it says into a file of this name there."""
+        self.logs = [folder / f"{name}-{rank}.log" for rank in range(count)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        self.ranks: list[ForkServerProcess] = []
+        for rank, log in enumerate(self.logs):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            environment = {} if count == 1 else {**address, **place}
+            self.ranks.append(
+                SERVER.Process(target=_command, args=(arguments, folder, environment, log))
+            )
+            self.ranks[-1].start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether all ranks are."""
+        return all(rank.is_alive() for rank in self.ranks)
+
+    def signal(self, number: int) -> None:
+        """Send it to every rank."""
+        for rank in self.ranks:
+            os.kill(rank.pid, number)
+
+    def finish(self) -> tuple[list[int], str]:
+        """The codes of all ranks when they have ended, and what they said; one fails, all end."""
+        waiting = {rank.sentinel: rank for rank in self.ranks}
+        while waiting:
+            for sentinel in wait(list(waiting)):
+                rank = waiting.pop(sentinel)
+                rank.join()
+                if rank.exitcode:
+                    for other in waiting.values():
+                        other.join(timeout=10)
+                        other.kill()
+        codes = [rank.exitcode for rank in self.ranks]
+        return codes, "".join(log.read_text() for log in self.logs)
+
+
+def _command(arguments: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
+    from evo2cli.app import main
+
+    os.chdir(folder)
+    os.environ.update(environment)
+    with log.open("w") as said:
+        os.dup2(said.fileno(), sys.stderr.fileno())
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    sys.argv = ["evo2", *arguments]
+    main()

@@ -17,6 +17,7 @@ pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
 
 from stripedhyena2 import load
 from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
+from tests.ranks import World
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -32,32 +33,38 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(world: int, output: Path, *settings: str) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    train = ["-m", "evo2cli", "train", "recipe.toml", "--device", "cpu", "--output", str(output)]
+def command(output: Path, *settings: str) -> list[str]:
     changes = [f"optimizer.steps={STEPS}", "batch.micro_sequences=1", *settings]
     options = [word for change in changes for word in ("--set", change)]
-    return [sys.executable, *(launcher if world > 1 else []), *train, *options]
+    return ["train", "recipe.toml", "--device", "cpu", "--output", str(output), *options]
 
 
-def start(place: Path, world: int, output: str, *settings: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
+def start(place: Path, world: int, output: str, *settings: str) -> World:
+    return World(world, place, output, command(place / output, *settings))
+
+
+def run(place: Path, world: int, output: str, *settings: str) -> str:
+    """Run to the end; returns what was said."""
+    codes, said = start(place, world, output, *settings).finish()
+    assert not any(codes), said
+    return said
+
+
+def start_by(launcher: list[str], place: Path, arguments: list[str]) -> subprocess.Popen[str]:
+    """Run ranks under a launcher of modules."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]),
+        "TORCH_EXTENSIONS_DIR": str(place / "compiled"),
+    }
     return subprocess.Popen(
-        command(world, place / output, *settings),
+        [sys.executable, "-m", *launcher, *arguments],
         cwd=place,
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def run(place: Path, world: int, output: str, *settings: str) -> str:
-    """Run to the end; returns what was said."""
-    process = start(place, world, output, *settings)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
-    return said
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -92,19 +99,16 @@ def assert_same_model(folder: Path, expected: Path) -> None:
         )
 
 
-def stop_after(place: Path, output: str, process: subprocess.Popen[str], number: int) -> None:
+def stop_after(place: Path, output: str, world: World, number: int) -> None:
     """Send a signal to all ranks of a run once it has written a checkpoint."""
-    while process.poll() is None and not list((place / output).glob("step-*/resume.json")):
+    while world.is_running and not list((place / output).glob("step-*/resume.json")):
         time.sleep(0.01)
-    if number == signal.SIGKILL:
-        process.kill()  # the launcher first, so that it cannot end the ranks in order
-    for rank in ranks_of(place / output):
-        os.kill(rank, number)
-    process.communicate()
+    world.signal(number)
+    world.finish()
 
 
 def ranks_of(folder: Path) -> list[int]:
-    """The processes that train into a folder; torchrun gives each a session of its own."""
+    """The processes that train into a folder; a launcher gives each a session of its own."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -114,12 +118,21 @@ def ranks_of(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("zero", [1, 2])
-def test_two_ranks_are_one(place: Path, alone: Path, zero: int) -> None:
-    output = f"zero{zero}"
-    run(place, 2, output, f"parallel.zero={zero}")
-    assert losses(place / output) == pytest.approx(losses(alone), rel=1e-5)
-    assert_same_model(place / output, alone)
+def test_two_ranks_are_one(place: Path, alone: Path) -> None:
+    run(place, 2, "zero2", "parallel.zero=2")
+    assert losses(place / "zero2") == pytest.approx(losses(alone), rel=1e-5)
+    assert_same_model(place / "zero2", alone)
+
+
+def test_two_ranks_of_torchrun_are_one(place: Path, alone: Path) -> None:
+    """And DeepSpeed compiles nothing for them."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evo2cli"]
+    process = start_by(launcher, place, command(place / "zero1", "parallel.zero=1"))
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert losses(place / "zero1") == pytest.approx(losses(alone), rel=1e-5)
+    assert_same_model(place / "zero1", alone)
+    assert not (place / "compiled").exists()
 
 
 def test_two_ranks_of_zero_3_are_one_also_after_a_kill(place: Path, alone: Path) -> None:
@@ -145,8 +158,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_windows(
     """Stopped by SIGTERM, which saves; what one layout saved, another takes over."""
     output = f"resized{before}{zero}"
     settings = (f"parallel.zero={zero if before > 1 else 0}",)
-    process = start(place, before, output, *settings)
-    stop_after(place, output, process, signal.SIGTERM)
+    stop_after(place, output, start(place, before, output, *settings), signal.SIGTERM)
     said = run(place, after, output, f"parallel.zero={2 if after > 1 else 0}")
     assert "was written by" in said
     assert losses(place / output) == pytest.approx(losses(alone), rel=1e-4)
@@ -192,17 +204,8 @@ def test_ranks_that_share_windows_are_one(
 
 def test_a_rank_that_dies_ends_those_that_wait_for_its_part(place: Path) -> None:
     """Not a hang: within a minute, with its name."""
-    train = command(1, place / "dead", "parallel.context=2", "optimizer.steps=100000")[3:]
-    launch = [sys.executable, "-m", "evo2cli", "launch", *train[1:], "--local", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
-    process = subprocess.Popen(
-        launch,
-        cwd=place,
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    _, *arguments = command(place / "dead", "parallel.context=2", "optimizer.steps=100000")
+    process = start_by(["evo2cli", "launch"], place, [*arguments, "--local", "2"])
     while process.poll() is None and not list((place / "dead").glob("step-*/resume.json")):
         time.sleep(0.01)
     ranks = [rank for rank in ranks_of(place / "dead") if rank != process.pid]
