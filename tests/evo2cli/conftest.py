@@ -1,8 +1,30 @@
-"""What tests of commands that score share: a small model on disk."""
+"""What tests of commands share: the command line, and a small model on disk."""
+
+import sys
+from collections.abc import Callable
 
 import pytest
 
+from evo2cli import console
+from evo2cli.app import main
 from stripedhyena2 import ModelConfig, StripedHyena2, save
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`evo2` as its console script runs it, in this process: code, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["evo2", *arguments])
+        monkeypatch.setattr(console, "tell_warnings", lambda: None)  # for good, it would be
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

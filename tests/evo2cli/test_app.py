@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,6 @@ COMMANDS = [
     "fetch",
     "doctor",
 ]
-
-
-def evo2(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "evo2cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -73,13 +69,22 @@ def test_codes_are_what_the_readme_says() -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_bad_input_is_one_line_and_code_2(arguments: list[str]) -> None:
-    result = evo2(*arguments)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith("evo2: ")
-    assert len(result.stderr.splitlines()) == 1
+def test_bad_input_is_one_line_and_code_2(
+    command_line: Callable[..., tuple[int, str, str]], arguments: list[str]
+) -> None:
+    code, data, talk = command_line(*arguments)
+    assert (code, data) == (2, "")
+    assert talk.startswith("evo2: ")
+    assert len(talk.splitlines()) == 1
     assert not Path("somewhere").exists()
+
+
+def test_a_process_of_its_own_ends_likewise(
+    command_line: Callable[..., tuple[int, str, str]],
+) -> None:
+    command = [sys.executable, "-m", "evo2cli", "info", "missing"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == command_line("info", "missing")
 
 
 def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:

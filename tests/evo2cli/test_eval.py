@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -453,9 +452,10 @@ def test_what_is_no_number_is_not_trusted(tiny_model: StripedHyena2, genome: Pat
     ],
     ids=["too-short", "no-model", "no-genome"],
 )
-def test_bad_input_is_code_2(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "evo2cli", "eval", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("evo2: ")
-    assert len(result.stderr.splitlines()) == 1
+def test_bad_input_is_code_2(
+    command_line: Callable[..., tuple[int, str, str]], arguments: list[str]
+) -> None:
+    code, data, talk = command_line("eval", *arguments)
+    assert (code, data) == (2, "")
+    assert talk.startswith("evo2: ")
+    assert len(talk.splitlines()) == 1

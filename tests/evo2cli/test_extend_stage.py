@@ -1,10 +1,7 @@
 """Stages of an extension as recipes: the same as extending by hand, in a chain, through kills."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from stripedhyena2 import StripedHyena2, read_config, save
 from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.published import published_config
 from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
+from tests.ranks import World
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FIRST = """
@@ -168,21 +166,16 @@ def test_two_stages_run_whole_and_are_verified(place: Path) -> None:
     assert json.loads((place / "second" / "verification.json").read_text()) == written
 
 
-def test_kill_nine_and_the_same_command_give_the_same_stage(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    command = [sys.executable, "-m", "evo2cli", "extend", "first.toml", "--device", "cpu"]
-    command += ["--set", "optimizer.steps=40"]
-    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not list(place.glob("first/step-*/resume.json")):
+def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None:
+    command = ["extend", "first.toml", "--device", "cpu", "--set", "optimizer.steps=40"]
+    killed = World(1, place, "killed", command)
+    while killed.is_running and not list(place.glob("first/step-*/resume.json")):
         time.sleep(0.01)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
+    killed.signal(signal.SIGKILL)
+    assert killed.finish()[0] == [-signal.SIGKILL]
     assert not (place / "first" / "final").exists()
 
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "going on from step" in again.stderr
+    assert "going on from step" in evo2(*command).stderr
     whole = ["train", "first.toml", "--set", "optimizer.steps=40", "--output", "whole"]
     assert summary(evo2(*whole))["finished"]
     for name in ("model.safetensors", "provenance.json", "config.toml"):

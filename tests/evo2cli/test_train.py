@@ -1,12 +1,9 @@
 """`evo2 train`: from a recipe and tokens to a model that loads, through kills and bad input."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,8 +16,8 @@ from evo2cli.commands.train import train
 from evo2cli.errors import UserError
 from evo2cli.workflows.tokenize import tokenize_files
 from stripedhyena2 import load
+from tests.ranks import World
 
-COMMAND = [sys.executable, "-m", "evo2cli", "train", "recipe.toml"]
 SHAPE = "stripes='SMLA'\nwidth=16\nnum_heads=2\nmlp_width=24\nnum_filter_groups=4\ncontext=256\n"
 RECIPE = """
 model = "tiny"
@@ -135,21 +132,17 @@ def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
     assert "holds a run with shape.stripes = 'SMLA', not 'SMLL'" in str(run().exception)
 
 
-def test_kill_nine_and_the_same_command_give_the_same_bytes(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    command = [*COMMAND, "--device", "cpu", "--set", "optimizer.steps=40"]
-    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not list(place.glob("run/step-*/resume.json")):
+def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None:
+    arguments = ["--device", "cpu", "--set", "optimizer.steps=40"]
+    killed = World(1, place, "killed", ["train", "recipe.toml", *arguments])
+    while killed.is_running and not list(place.glob("run/step-*/resume.json")):
         time.sleep(0.01)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
+    killed.signal(signal.SIGKILL)
+    assert killed.finish()[0] == [-signal.SIGKILL]
     assert not (place / "run" / "final").exists()
 
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "going on from step" in again.stderr
-    subprocess.run([*command, "--output", "whole"], capture_output=True, check=True)
+    assert "going on from step" in run(*arguments).stderr
+    assert run(*arguments, "--output", "whole").exit_code == 0
     for name in ("model.safetensors", "provenance.json", "config.toml"):
         cut, whole = (place / folder / "final" / name for folder in ("run", "whole"))
         assert cut.read_bytes() == whole.read_bytes(), name
