@@ -1,7 +1,7 @@
 """Generation at the speed of memory: sequences side by side that grow by a token a step.
 
 All memory is taken once, and on a GPU a step is one CUDA graph: the same kernels on the same
-addresses, without Python between them.
+addresses, without Python between them. A model spread over several GPUs does without.
 
 B sequences side by side, V vocabulary.
 """
@@ -33,7 +33,12 @@ class Decoder:
         self.capacity = capacity
         device = model.embedding.weight.device
         self._ids_B1 = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
-        self._lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        devices = {parameter.device for parameter in model.parameters()}
+        # On each device that a spread model has, the same.
+        self._lengths = {
+            each: torch.zeros_like(self._ids_B1[:, 0], device=each) for each in devices
+        }
+        self._can_record = devices == {device} and device.type == "cuda"
         self._pasts = self._room()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits_BV = self._ids_B1.new_empty(0)
@@ -52,7 +57,8 @@ class Decoder:
             else:
                 assert isinstance(block.mixer, Attention)
                 keys_BHTW, values_BHTW = block.mixer.slots(batch, self.capacity + 1)
-                room.append(AttentionSlots(keys_BHTW, values_BHTW, self._lengths_B))
+                lengths_B = self._lengths[keys_BHTW.device]
+                room.append(AttentionSlots(keys_BHTW, values_BHTW, lengths_B))
         return room
 
     @torch.no_grad()
@@ -78,7 +84,8 @@ class Decoder:
             elif isinstance(room, AttentionSlots) and isinstance(past, AttentionPast):
                 room.keys_BHTW[row, :, : cache.position] = past.keys_BHTW[0]
                 room.values_BHTW[row, :, : cache.position] = past.values_BHTW[0]
-        self._lengths_B[row] = cache.position
+        for lengths_B in self._lengths.values():
+            lengths_B[row] = cache.position
 
     @torch.no_grad()
     def step(self, ids_B: Tensor) -> Tensor:
@@ -92,7 +99,7 @@ class Decoder:
             no meaning.
         """
         self._ids_B1.copy_(ids_B[:, None])
-        if self._ids_B1.is_cuda:
+        if self._can_record:
             if self._graph is None:
                 self._graph = self._captured()
             self._graph.replay()
@@ -113,10 +120,11 @@ class Decoder:
                 (room.inner, past.inner),
             )
         ]
-        for dtype in {old.dtype for old, _ in pairs}:  # alike, they are copied by one kernel
-            alike = [pair for pair in pairs if pair[0].dtype == dtype]
+        for kind in {(old.dtype, old.device) for old, _ in pairs}:  # alike, one kernel copies them
+            alike = [pair for pair in pairs if (pair[0].dtype, pair[0].device) == kind]
             torch._foreach_copy_([old for old, _ in alike], [new for _, new in alike])
-        self._lengths_B.add_(1).clamp_(max=self.capacity)
+        for lengths_B in self._lengths.values():
+            lengths_B.add_(1).clamp_(max=self.capacity)
         return logits_BV
 
     def _captured(self) -> torch.cuda.CUDAGraph:
@@ -133,7 +141,10 @@ class Decoder:
     def _state(self) -> list[Tensor]:
         """What a step changes, but for keys and values, which it writes once more alike."""
         pasts = [past for past in self._pasts if isinstance(past, HyenaPast)]
-        return [self._lengths_B, *(x for past in pasts for x in (past.featurizer_BPC, past.inner))]
+        return [
+            *self._lengths.values(),
+            *(x for past in pasts for x in (past.featurizer_BPC, past.inner)),
+        ]
 
 
 def _repeated(x: Tensor, batch_size: int) -> Tensor:

@@ -108,7 +108,8 @@ def stream(
     for block in model.blocks:
         past: Past | None = None
         if isinstance(block.mixer, Attention):
-            past = RoomyPast.within(block.mixer.room(batch, length, host))
+            home = host if way.offload else block.mixer.project_out.weight.device
+            past = RoomyPast.within(block.mixer.room(batch, length, home))
         for rows in pieces:
             piece_BLD = x_BLD[:, rows].to(device, non_blocking=True)
             x_BLD[:, rows], past = block(piece_BLD, past)
