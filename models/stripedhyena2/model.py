@@ -41,7 +41,7 @@ class SumRMSNorm(RMSNorm):
         return add_rms_norm(x_BLD, y_BLD, self.scale, self.eps)
 
 
-MLP_TOKENS = 65_536  # of a sequence at a time: bounds what lies between the MLP's layers
+MLP_TOKENS = 131_072  # of a sequence at a time: bounds what lies between the layers of the MLP
 
 
 class GatedMLP(nn.Module):
