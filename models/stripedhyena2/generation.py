@@ -84,7 +84,7 @@ class NonFiniteLogitsError(FloatingPointError):
 @torch.no_grad()
 def prefill(model: StripedHyena2, ids_BL: Tensor) -> tuple[Tensor, Cache]:
     """Read prompts of equal length; returns the next token's logits [B, V], and the state."""
-    cache = model.new_cache(ids_BL.shape[0])
+    cache = model.new_cache(*ids_BL.shape)
     for start in range(0, ids_BL.shape[1], PREFILL_CHUNK):
         logits_BV = model(ids_BL[:, start : start + PREFILL_CHUNK], cache=cache)[:, -1]
     return logits_BV, cache

@@ -151,14 +151,14 @@ class Attention(nn.Module):
         self.project_out = nn.Linear(config.width, config.width)
         self.register_buffer("inverse_frequency", rotary_frequencies(config))
 
-    def room(self, batch_size: int, num_tokens: int, device: torch.device) -> Tensor:
-        """Memory for the keys and values of sequences, [2, B, T, H, W]; pinned if on a host."""
+    def room(self, batch_size: int, num_tokens: int, *, on_host: bool = False) -> Tensor:
+        """Memory for keys and values, [2, B, T, H, W]; that of a host is pinned."""
         like, width = self.project_out.weight, self.project_out.in_features // self.num_heads
         return torch.empty(
             (2, batch_size, num_tokens, self.num_heads, width),
             dtype=like.dtype,
-            device=device,
-            pin_memory=device.type == "cpu" and like.is_cuda,
+            device="cpu" if on_host else like.device,
+            pin_memory=on_host and like.is_cuda,
         )
 
     def slots(self, batch_size: int, capacity: int) -> Tensor:
