@@ -6,6 +6,7 @@ sequence grows in a row of a `Decoder`. A row whose sequence is over takes the n
 B rows, L prompt length, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,8 @@ from stripedhyena2.cache import Cache
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.sampling import Sampler, Uniforms, draw
+
+_LOG = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 8192  # prompt tokens a forward pass: bounds memory, changes no result
 
@@ -107,7 +110,8 @@ def generate(
         model: On any device; random numbers are turned into tokens on the CPU, in fp64.
         requests: What to generate.
         sampler: How to draw.
-        batch_size: Sequences that grow at the same time; memory is taken for so many.
+        batch_size: Sequences that grow at the same time; memory is taken for so many, or for half
+            as often as needed until it suffices.
         advance: Hears how many tokens were drawn, as they are.
 
     Yields:
@@ -122,11 +126,29 @@ def generate(
             raise ValueError(f"prompt {index} is empty; give at least one token")
     finished: dict[int, Sample] = {}
     following = 0
-    for sample in _Rows(model, requests, sampler, batch_size, advance).run():
+    for sample in _rows(model, requests, sampler, batch_size, advance).run():
         finished[sample.index] = sample
         while following in finished:
             yield finished.pop(following)
             following += 1
+
+
+def _rows(
+    model: StripedHyena2,
+    requests: Sequence[Request],
+    sampler: Sampler,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> "_Rows":
+    """As many rows as asked for, or as the memory has room for."""
+    while True:
+        try:
+            return _Rows(model, requests, sampler, batch_size, advance)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size = min(batch_size, len(requests)) // 2 or 1
+            _LOG.warning("out of memory: %d sequences side by side instead", batch_size)
 
 
 class _Rows:
