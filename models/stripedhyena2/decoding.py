@@ -9,6 +9,7 @@ B sequences side by side, V vocabulary.
 import torch
 from torch import Tensor
 
+from hyenakernels.attention.float8 import Float8Rows, Rows
 from stripedhyena2.cache import AttentionPast, AttentionSlots, Cache, HyenaPast, Past
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.operators import Attention
@@ -21,12 +22,15 @@ class Decoder:
         model: The model; its weights must stay where they are.
         batch_size: Sequences side by side.
         capacity: Tokens that a sequence may reach, prompt included.
+        float8: Keep keys and values in FP8.
 
     Raises:
         ValueError: There is no sequence, or no room.
     """
 
-    def __init__(self, model: StripedHyena2, batch_size: int, capacity: int) -> None:
+    def __init__(
+        self, model: StripedHyena2, batch_size: int, capacity: int, *, float8: bool = False
+    ) -> None:
         if batch_size < 1 or capacity < 1:
             raise ValueError(f"{batch_size} sequences of up to {capacity} tokens: both must be 1+")
         self._model = model
@@ -39,12 +43,12 @@ class Decoder:
             each: torch.zeros_like(self._ids_B1[:, 0], device=each) for each in devices
         }
         self._can_record = devices == {device} and device.type == "cuda"
-        self._pasts = self._room()
+        self._pasts = self._room(float8=float8)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits_BV = self._ids_B1.new_empty(0)
 
     @torch.no_grad()
-    def _room(self) -> list[Past]:
+    def _room(self, *, float8: bool) -> list[Past]:
         """Pasts of all sequences: as a single one leaves them after a token, so many times."""
         model, batch = self._model, len(self._ids_B1)
         cache = model.new_cache(1)
@@ -56,9 +60,8 @@ class Decoder:
                 room.append(HyenaPast(*(_repeated(x, batch) for x in parts)))
             else:
                 assert isinstance(block.mixer, Attention)
-                keys_BHTW, values_BHTW = block.mixer.slots(batch, self.capacity + 1)
-                lengths_B = self._lengths[keys_BHTW.device]
-                room.append(AttentionSlots(keys_BHTW, values_BHTW, lengths_B))
+                keys, values = block.mixer.room(batch, self.capacity + 1, float8=float8)
+                room.append(AttentionSlots(keys, values, self._lengths[keys.device]))
         return room
 
     @torch.no_grad()
@@ -82,8 +85,9 @@ class Decoder:
                 room.featurizer_BPC[row] = past.featurizer_BPC[0]
                 room.inner[row] = past.inner[0]
             elif isinstance(room, AttentionSlots) and isinstance(past, AttentionPast):
-                room.keys_BHTW[row, :, : cache.position] = past.keys_BHTW[0]
-                room.values_BHTW[row, :, : cache.position] = past.values_BHTW[0]
+                part = (row, slice(None), slice(cache.position))
+                _put(room.keys_BHTW, part, past.keys_BHTW[0])
+                _put(room.values_BHTW, part, past.values_BHTW[0])
         for lengths_B in self._lengths.values():
             lengths_B[row] = cache.position
 
@@ -152,3 +156,11 @@ def _repeated(x: Tensor, batch_size: int) -> Tensor:
     strides = (x[0].numel(), *x.stride()[1:])
     shape = (batch_size, *x.shape[1:])
     return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device).zero_()
+
+
+def _put(room: Rows, part: tuple[int, slice, slice], x: Rows) -> None:
+    """Into a part of the room, rounded or restored to what the room keeps."""
+    if isinstance(room, Float8Rows):
+        room[part] = x
+    else:
+        room[part] = x if isinstance(x, Tensor) else x.to(room.device)

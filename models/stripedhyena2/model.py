@@ -108,19 +108,22 @@ class StripedHyena2(nn.Module):
         initialize(model, seed)
         return model
 
-    def new_cache(self, batch_size: int, capacity: int | None = None) -> Cache:
+    def new_cache(
+        self, batch_size: int, capacity: int | None = None, *, float8: bool = False
+    ) -> Cache:
         """The state of `batch_size` sequences before their first token.
 
         Args:
             batch_size: How many.
             capacity: Take memory for the keys and values of so many tokens now, and copy none while
                 they grow. Such a cache has no clones that go on: one line of tokens fills it.
+            float8: Keep keys and values of these in FP8.
         """
         pasts: list[Past | None] = [None] * self.config.depth
         if capacity is not None:
             for index, block in enumerate(self.blocks):
                 if isinstance(block.mixer, Attention):
-                    room = block.mixer.room(batch_size, capacity)
+                    room = block.mixer.room(batch_size, capacity, float8=float8)
                     pasts[index] = RoomyPast.within(room)
         return Cache(batch_size, position=0, pasts=pasts)
 
