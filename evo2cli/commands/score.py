@@ -37,7 +37,34 @@ def score(
         str,
         typer.Option(help="centred: as published; anchored: neighbours share them, 2x faster."),
     ] = "centred",
-    strand: Annotated[str, typer.Option(help="fwd, rc, or both: the mean of the two.")] = "fwd",
+    indel_mode: Annotated[
+        str,
+        typer.Option(
+            help="fixed: both windows of an allele are equally long, as published; anchored: they "
+            "end at the same base of the genome."
+        ),
+    ] = "fixed",
+    strand: Annotated[
+        str | None,
+        typer.Option(
+            help="fwd, rc, or both: the mean of the two.",
+            show_default="both for variants, fwd for a FASTA",
+        ),
+    ] = None,
+    quantity: Annotated[
+        str,
+        typer.Option(
+            "--score", help="What is written of an allele: delta (ALT - REF), ref, alt, or all."
+        ),
+    ] = "delta",
+    precision_check: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Score N alleles once more, more precisely: tells the noise, and marks deltas "
+            "within it.",
+        ),
+    ] = None,
     on_ref_mismatch: Annotated[
         str, typer.Option(help="REF is not what the genome says: skip, error, or swap with ALT.")
     ] = "skip",
@@ -78,7 +105,12 @@ def score(
             "it, as x.bedgraph, .gz too, or x.bw."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto, cpu, cuda, cuda:1, ...; several share the work: cuda:0,cuda:1, or all."
+        ),
+    ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
     dry_run: Annotated[
@@ -112,7 +144,10 @@ def score(
             output=output,
             window=window,
             windows=windows,
+            indel_mode=indel_mode,
             strand=strand,
+            score=quantity,
+            precision_check=precision_check,
             on_ref_mismatch=on_ref_mismatch,
             max_skipped=max_skipped,
             regions=tuple(regions or ()),

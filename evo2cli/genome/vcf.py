@@ -28,12 +28,13 @@ Value = str | int | float | None  # of a table's cell
 
 
 class Status(StrEnum):
-    """The words of EVO2_STATUS. The first four have scores, and may be joined by `&`."""
+    """The words of EVO2_STATUS. The first five have scores, and may be joined by `&`."""
 
     OK = "OK"
     EDGE = "EDGE"
     NONACGT = "NONACGT"
     SWAPPED = "SWAPPED"
+    NOISE = "NOISE"
     NO_ALT = "NO_ALT"
     STAR = "STAR"
     SYMBOLIC = "SYMBOLIC"
@@ -43,6 +44,11 @@ class Status(StrEnum):
     OUT_OF_RANGE = "OUT_OF_RANGE"
     REF_MISMATCH = "REF_MISMATCH"
     TOO_LONG = "TOO_LONG"
+
+
+def with_note(statuses: str, note: Status) -> str:
+    """The status of a scored allele with one more word; OK stands alone."""
+    return "&".join([*(word for word in statuses.split("&") if word != Status.OK), note])
 
 
 def is_bases(allele: bytes) -> bool:

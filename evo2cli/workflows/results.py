@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,41 @@ def open_journal(output: Path | None, settings: Sequence[object]) -> Iterator[Re
         output: The file in the making, or None for stdout.
         settings: Everything beside the keys that decides the results, as JSON values.
     """
-    if output is None:
+    with open_journals([journal_of(output)], settings) as [recall]:
+        yield recall
+
+
+def journal_of(output: Path | None) -> Path | None:
+    """Where the journal of an output lies; nowhere for stdout."""
+    return output and output.with_name(f"{output.name}.journal")
+
+
+@contextmanager
+def open_journals(
+    paths: Sequence[Path | None], settings: Sequence[object]
+) -> Iterator[list[Recall]]:
+    """As `open_journal`, for work in parts; all are kept until all of it is done.
+
+    Args:
+        paths: The journal of each part, or None for none.
+        settings: As for one.
+    """
+    with ExitStack() as stack:
+        yield [stack.enter_context(keep_journal(path, settings)) for path in paths]
+        for path in filter(None, paths):
+            path.unlink()
+
+
+@contextmanager
+def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Recall]:
+    """One that is still there in the end; for no path, none at all."""
+    if path is None:
         yield lambda _key, compute: compute()
         return
-    path = output.with_name(f"{output.name}.journal")
     with _explained(path):
         journal = _Journal(path, json.dumps(settings))
     try:
         yield journal.recall
-        path.unlink()
     finally:
         journal.close()
 

@@ -70,7 +70,7 @@ def open_variants(options: ScoreOptions) -> Variants:
     Raises:
         UserError: Here or while records are read: the input is not what it seems to be.
     """
-    chosen = _filtered(options)
+    chosen = filtered_variants(options)
     if options.shard is None:
         return chosen
     return replace(chosen, records=islice(chosen.records, *_borders(options)))
@@ -78,12 +78,17 @@ def open_variants(options: ScoreOptions) -> Variants:
 
 def _borders(options: ScoreOptions) -> tuple[int, int]:
     """First and last + 1 of the records of this part, by counting all that there are."""
-    total = sum(1 for _ in _filtered(options).records)
+    total = sum(1 for _ in filtered_variants(options).records)
     index, count = options.part
     return total * index // count, total * (index + 1) // count
 
 
-def _filtered(options: ScoreOptions) -> Variants:
+def filtered_variants(options: ScoreOptions) -> Variants:
+    """What the filters let through, whatever the shard.
+
+    Raises:
+        UserError: As `open_variants`.
+    """
     whole = _open(options)
     if not options.filters:
         return whole

@@ -34,7 +34,7 @@ from evo2cli.workflows import likelihood
 from evo2cli.workflows.likelihood import begin, of_tokens, predict, proceed, require_finite
 from evo2cli.workflows.models import open_model
 from evo2cli.workflows.results import open_output
-from evo2cli.workflows.score_options import ScoreOptions, Track
+from evo2cli.workflows.score_options import ScoreOptions, Strand, Track
 from stripedhyena2 import StripedHyena2
 
 DEFAULT_LEAD = 8192  # bases read before a region, at most the model's context
@@ -139,7 +139,7 @@ def entropy(logprobs_LV: Tensor) -> Tensor:
 def _check(options: ScoreOptions) -> None:
     """Refuse what has no track."""
     for flag, is_given in (
-        ("--strand", options.strand != "fwd"),
+        ("--strand", options.sequence_strand is not Strand.FORWARD),
         ("--context-parallel", options.context_parallel > 1),
         ("--json", options.json),
         ("--reference", options.reference is not None),

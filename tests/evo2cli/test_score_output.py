@@ -17,11 +17,18 @@ from pyarrow import parquet
 
 from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.genome.htslib import read_bcf
+from evo2cli.genome.normalization import Indels
 from evo2cli.genome.source import read_lines
 from evo2cli.genome.vcf import Status, VariantRecord, allele_status, read_vcf
 from evo2cli.workflows.score_input import count_variants, open_variants
 from evo2cli.workflows.score_options import VARIANT_LAYOUTS, Layout, ScoreOptions
-from evo2cli.workflows.score_output import FIELDS, VariantWriter, open_variant_output, report
+from evo2cli.workflows.score_output import (
+    FIELDS,
+    WINDOW_COLUMNS,
+    VariantWriter,
+    open_variant_output,
+    report,
+)
 
 HEADER = (
     b"##fileformat=VCFv4.2\n##contig=<ID=1,length=100>\n##contig=<ID=2,length=100>\n"
@@ -35,10 +42,10 @@ def made_up(record: VariantRecord) -> list[dict]:
     rows = []
     for alternate in record.alternates:
         status = allele_status(alternate)
-        row = dict.fromkeys((*FIELDS, "window_start", "window_end"))
+        row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS))
         if status is Status.OK:
             row |= dict.fromkeys(list(FIELDS)[:-1], -float(len(alternate)))
-            row |= {"window_start": 0, "window_end": 5}
+            row |= dict.fromkeys(WINDOW_COLUMNS, 5)
         rows.append(row | {"EVO2_STATUS": status.value})
     return rows
 
@@ -253,7 +260,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
 
 def test_the_closing_table_counts_every_status(tmp_path, capsys):
     options = ScoreOptions(source=tmp_path / "in.vcf", max_skipped=0.25)
-    report(options, Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2}))
+    report(options, Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2}), Indels())
     told = capsys.readouterr()
     assert told.out == ""
     lines = [line.split() for line in told.err.splitlines() if "%" in line]
@@ -264,7 +271,7 @@ def test_the_closing_table_counts_every_status(tmp_path, capsys):
         ["STAR", "2", "20.0"],
     ]
     with pytest.raises(TooManySkippedError) as caught:
-        report(options, Counter({"OK": 7, "STAR": 3}))
+        report(options, Counter({"OK": 7, "STAR": 3}), Indels())
     assert caught.value.exit_code == 3
 
 

@@ -17,7 +17,7 @@ from evo2cli.workflows import score_estimate
 from evo2cli.workflows.likelihood import Progression, proceed, total
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
-from evo2cli.workflows.score_variants import VariantScorer
+from evo2cli.workflows.variant_scorer import VariantScorer
 from evo2cli.workflows.window_scorer import AnchoredScorer, CentredScorer, WindowScorer
 from stripedhyena2 import StripedHyena2, load, save
 from tests.evo2cli.test_score import VCF_HEADER
@@ -67,7 +67,7 @@ def run(source: Path, checkpoint: str, **options: str) -> list[dict[str, float]]
             device="cpu",
             dtype="fp64",
             window=WIDTH,
-            **options,
+            **({"strand": "fwd", "score": "all"} | options),
         )
     )
     return [json.loads(line) for line in output.read_text().splitlines()]
@@ -217,7 +217,9 @@ def test_real_variants_cost_a_fraction(shared: Path, windows: str, factor: float
     """Against a reference and an alternate window for each of 3,893 SNVs; nothing is computed."""
 
     folder = shared / "data" / "variants"
-    options = ScoreOptions(source=folder / "brca1_sge.vcf", windows=windows, window=8192)
+    options = ScoreOptions(
+        source=folder / "brca1_sge.vcf", windows=windows, window=8192, strand="fwd"
+    )
     num_alleles = 0
     with Reference.open(folder / "brca1_region.fa") as genome:
         scorer = VariantScorer(load("nano"), genome, options, score_estimate.count_bases)
@@ -240,6 +242,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
             reference=tmp_path / "one.fa",
             device="cpu",
             window=64,
+            strand="fwd",
             dry_run=True,
         )
     )
