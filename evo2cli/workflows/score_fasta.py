@@ -19,7 +19,7 @@ from evo2cli.genome.windows import upper_dna
 from evo2cli.training.ranks import Ranks
 from evo2cli.workflows.likelihood import fingerprint, require_finite
 from evo2cli.workflows.likelihood import total as total_alone
-from evo2cli.workflows.models import open_model, pick_device
+from evo2cli.workflows.models import memory_explained, open_model, pick_device
 from evo2cli.workflows.results import (
     Recall,
     Row,
@@ -35,6 +35,7 @@ from evo2cli.workflows.score_options import Layout, ScoreOptions, Strand
 from evo2cli.workflows.score_shared import SharedScorer
 from stripedhyena2 import StripedHyena2
 
+_SHARE = "let several GPUs share a sequence (--context-parallel), or cut it"
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
 _ODDITIES = {
     "empty": "hold no base",
@@ -95,7 +96,8 @@ def _scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | Non
 
     if options.context_parallel == 1:
         model = load(options.device)
-        yield model, partial(total_alone, model)
+        with memory_explained(f"{options.source} on {options.device}", _SHARE):
+            yield model, partial(total_alone, model)
         return
     ranks = Ranks.join(pick_device(options.device))
     try:

@@ -15,7 +15,7 @@ from evo2cli.genome.normalization import Indels
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import Header, VariantRecord
 from evo2cli.workflows.likelihood import fingerprint
-from evo2cli.workflows.models import open_model
+from evo2cli.workflows.models import memory_explained, open_model
 from evo2cli.workflows.results import Recall, Row, keep_journal, open_journals
 from evo2cli.workflows.score_background import open_background, with_percentiles
 from evo2cli.workflows.score_devices import Advance, Part, even_borders, open_parts, pick_devices
@@ -100,7 +100,9 @@ def _opened(options: ScoreOptions, variants: Variants) -> Iterator[_Run]:
         scorer = VariantScorer(model, genome, options)
         provenance = _provenance(options, path, scorer.window, model)
         settings = [*provenance, *_identity(path)]
-        yield _Run(options, variants, genome, model, scorer, provenance, settings)
+        way_out = f"try --window {max(scorer.window // 2, 2)}, or a smaller model"
+        with memory_explained(f"--window {scorer.window} on {options.device}", way_out):
+            yield _Run(options, variants, genome, model, scorer, provenance, settings)
 
 
 def _write(run: _Run, layout: Layout, parts: Sequence[Part], total: int | None) -> None:

@@ -126,10 +126,9 @@ class VariantScorer:
         contig = find_contig(record.contig, self._contigs)
         if contig is None:
             return Status.CONTIG_MISSING
-        end = record.start + len(record.reference)
-        if record.start < 0 or end > self._genome.length(contig):
+        if record.start < 0 or record.end > self._genome.length(contig):
             return Status.OUT_OF_RANGE
-        variant = Interval(contig, record.start, end)
+        variant = Interval(contig, record.start, record.end)
         letters = upper_dna(self._genome.fetch(variant))
         if not agrees(upper_dna(record.reference), letters):
             if self._mismatch_is_error:

@@ -165,6 +165,31 @@ def test_anchored_scores_are_those_of_their_windows(
         assert row["EVO2_DELTA"] == pytest.approx(row["EVO2_ALT"] - row["EVO2_REF"], abs=2e-6)
 
 
+@pytest.mark.parametrize("windows", ["centred", "anchored"])
+def test_indels_may_keep_both_borders(
+    tmp_path: Path, tiny_model: StripedHyena2, checkpoint: str, windows: str
+) -> None:
+    sequence = letters(CONTIG)
+    records = variants(sequence, 12)
+    source = write(tmp_path, sequence, records)
+    for strand in ("fwd", "rc"):
+        options = {"windows": windows, "strand": strand}
+        table = run(source, checkpoint, **options, indel_mode="anchored")
+        fixed = run(source, checkpoint, **options)
+        for row, other, (at, ref, alt) in zip(table, fixed, records, strict=True):
+            start, end = row["window_start"], row["window_end"]
+            assert (row["alt_window_start"], row["alt_window_end"]) == (start, end)
+            growth = other["alt_window_end"] - other["alt_window_start"] - WIDTH
+            assert growth == len(ref) - len(alt)
+            if len(ref) == len(alt):
+                assert row == other
+                continue
+            read = (sequence[start:at] + alt + sequence[at + len(ref) : end]).encode()
+            read = read if strand == "fwd" else reverse_complement(read)
+            assert row["EVO2_ALT"] == pytest.approx(total(tiny_model, read), abs=1e-5)
+            assert row["EVO2_REF"] == other["EVO2_REF"] or row["EVO2_STATUS"] == "EDGE"
+
+
 def test_the_reverse_strand_of_the_reversed_genome_is_the_forward_one(
     tmp_path: Path, checkpoint: str
 ) -> None:
