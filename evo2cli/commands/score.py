@@ -126,44 +126,21 @@ def score(
     the genome around it with the alternate minus that with the reference allele; negative means
     less likely. Windows in tables are 0-based and half-open.
     """
+    options = locals()
     from evo2cli.errors import UserError
     from evo2cli.genome.source import STDIN
     from evo2cli.workflows.score import score as run
     from evo2cli.workflows.score_options import ScoreOptions
 
-    words = inputs or []
+    words = options.pop("inputs") or []
     if (not words) == (saturate is None):
         raise UserError("give an INPUT to score, or a region by --saturate, and not both")
     run(
         ScoreOptions(
             source=Path(words[0]) if words else STDIN,
             further=tuple(words[1:]),
-            model=model,
-            config=config,
-            reference=reference,
-            output=output,
-            window=window,
-            windows=windows,
-            indel_mode=indel_mode,
-            strand=strand,
-            score=quantity,
-            precision_check=precision_check,
-            on_ref_mismatch=on_ref_mismatch,
-            max_skipped=max_skipped,
-            regions=tuple(regions or ()),
-            bed=bed,
-            min_qual=min_qual,
-            pass_only=pass_only,
-            limit=limit,
-            shard=shard,
-            saturate=saturate,
-            plot=plot,
-            track=track,
-            background=background,
-            device=device,
-            dtype=dtype,
-            json=json,
-            dry_run=dry_run,
-            context_parallel=context_parallel,
+            score=options.pop("quantity"),
+            regions=tuple(options.pop("regions") or ()),
+            **options,
         )
     )
