@@ -8,7 +8,9 @@ import typer
 from evo2cli import __version__, console
 from evo2cli.commands import (
     convert,
+    doctor,
     extend,
+    fetch,
     generate,
     info,
     launch,
@@ -53,12 +55,15 @@ app.add_typer(evaluations.app, name="eval")
 app.command()(score.score)
 app.command()(merge.merge)
 app.command()(generate.generate)
+app.command()(fetch.fetch)
 app.command()(convert.convert)
 app.command()(info.info)
+app.command()(doctor.doctor)
 
 
 def main() -> None:
     """Run the command line; a `UserError` becomes one line on stderr and its exit code."""
+    console.tell_warnings()
     try:
         app()
     except UserError as error:

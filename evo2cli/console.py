@@ -1,6 +1,7 @@
 """The only place that prints: data on stdout, talk and progress on stderr."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,19 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Tell the user on stderr that something may not be as they think."""
     say(f"warning: {message}")
+
+
+class _Warnings(logging.Handler):
+    """Tells what the floors below log, in our words."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+def tell_warnings() -> None:
+    """From now on, tell the user what the model and the kernels have to say."""
+    for floor in ("stripedhyena2", "hyenakernels"):
+        logging.getLogger(floor).addHandler(_Warnings(logging.WARNING))
 
 
 def write_page(page: "RenderableType", *, stderr: bool = False) -> None:

@@ -20,7 +20,7 @@ Output = Annotated[
 ]
 Plot = Annotated[Path | None, typer.Option(help="Figure to draw: x.png, x.pdf or x.svg.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")]
+Dtype = Annotated[str, typer.Option(help="auto, fp8, bf16, fp32, fp64.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON on stdout.")]
 
 Variants = Annotated[

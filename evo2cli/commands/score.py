@@ -111,7 +111,7 @@ def score(
             help="auto, cpu, cuda, cuda:1, ...; several share the work: cuda:0,cuda:1, or all."
         ),
     ] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp64.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp8, bf16, fp32, fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what scoring variants would cost.")

@@ -14,7 +14,12 @@ from evo2cli.errors import UserError
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, read_config
 from stripedhyena2.checkpoint import native, read_checkpoint
-from stripedhyena2.checkpoint.published import PUBLISHED, published_config, shapes_folder
+from stripedhyena2.checkpoint.published import (
+    PUBLISHED,
+    published_config,
+    shapes_folder,
+    split_name,
+)
 from stripedhyena2.config import make_config
 
 BASE = "base"  # the key that names a recipe to lay this one over
@@ -136,8 +141,9 @@ def _extended(recipe: Recipe, recipe_path: Path, shape: ModelConfig) -> ModelCon
 def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
     """The shape that a recipe begins with, if what it begins with is there."""
     if recipe.init is not None:
-        if recipe.init in PUBLISHED and not Path(recipe.init).exists():
-            return published_config(recipe.init)
+        name, _ = split_name(recipe.init)
+        if name in PUBLISHED and not Path(recipe.init).exists():
+            return published_config(name)
         try:
             return read_checkpoint(find_initial_weights(recipe, recipe_path)).config
         except (CheckpointError, ConfigError) as error:

@@ -1,125 +1,185 @@
 """DNA out of a model."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
 
-from evo2cli import console
+from evo2cli import __version__, console
 from evo2cli.errors import UntrustedNumericsError, UserError
-from evo2cli.genome.alphabet import ACGT
-from evo2cli.genome.fasta import Record, read_records, require_nucleotides
-from evo2cli.genome.windows import upper_dna
-from evo2cli.workflows.results import json_line, open_output
-from stripedhyena2 import Sampler, StripedHyena2
+from evo2cli.genome.automaton import Automaton, base_codes
+from evo2cli.workflows.generate_guide import FreeGuide, Guide, WindowGuide
+from evo2cli.workflows.generate_lookahead import Lookahead
+from evo2cli.workflows.generate_options import GenerateOptions, Prompt
+from evo2cli.workflows.generate_output import as_fasta, describe
+from evo2cli.workflows.generate_rules import Rules
+from evo2cli.workflows.likelihood import fingerprint
+from evo2cli.workflows.models import open_model
+from evo2cli.workflows.results import Recall, json_line, open_journal, open_output
+from stripedhyena2 import NonFiniteLogitsError, Request, Sample, StripedHyena2, Uniforms
 from stripedhyena2 import generate as generate_tokens
 from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.generation import prefill
 
-ALPHABETS = {"dna": tuple(ACGT), "any": None}
-LINE = 60  # bases a FASTA line
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One generated sequence.
-
-    Attributes:
-        name: Of its prompt.
-        prompt: What it goes on from, upper case.
-        sequence: The generated part.
-        mean_logprob: Nats a token, under the model's untempered distribution.
-    """
-
-    name: str
-    prompt: str
-    sequence: str
-    mean_logprob: float
+# They say where results come from or go, or how fast; none changes a sequence.
+_WITHOUT_EFFECT = (
+    "prompts",
+    "prompts_fasta",
+    "model",
+    "config",
+    "device",
+    "dtype",
+    "batch_size",
+    "num_samples",
+    "output",
+)
+Job = tuple[Prompt, int]
 
 
-def generate_sequences(
-    open_model: Callable[[], StripedHyena2],
-    *,
-    prompts: Sequence[str],
-    prompts_fasta: Path | None,
-    tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    alphabet: str,
-) -> Iterator[Generated]:
-    """Go on from each prompt by itself, so that no sequence depends on another.
+def generate(options: GenerateOptions) -> None:
+    """Go on from every prompt, as often as asked; write each sequence as soon as its turn is.
 
-    Args:
-        open_model: Called once the input is known to be good.
-        prompts: Bases, given by themselves.
-        prompts_fasta: Or in a FASTA file.
-        tokens: To generate after each prompt.
-        temperature: See `stripedhyena2.Sampler`.
-        top_k: The same.
-        top_p: The same.
-        seed: Every prompt starts from it.
-        alphabet: A key of `ALPHABETS`.
+    A sample depends on the model, the seed, its prompt and its number, and on no other sample.
 
     Raises:
-        UserError: A prompt or a setting will not do.
+        UserError: A prompt or a setting will not do, or no sequence can meet the constraints.
         UntrustedNumericsError: The model's logits are not finite.
     """
-    if alphabet not in ALPHABETS:
-        raise UserError(f"--alphabet {alphabet}: not one of {', '.join(ALPHABETS)}")
+    sampler = options.sampler()
+    prompts = options.read_prompts()
+    make_guide = guides(options, prompts)
+    model = open_model(
+        options.model, config=options.config, device=options.device, dtype=options.dtype
+    )
+    _warn_of_context(options, prompts, model.config.context)
+    vocabulary = model.config.vocabulary
+    jobs = list(product(prompts, range(1, options.num_samples + 1)))
+    with (
+        open_journal(options.output, _settings(options, model)) as recall,
+        open_output(options.output) as write,
+        console.progress("generate", len(jobs) * options.tokens, "bases") as bar,
+    ):
+
+        def start(first: int) -> Iterator[dict[str, Any]]:
+            bar.advance(first * options.tokens)
+            requests = _requests(options, jobs[first:], lambda p: make_guide(p, vocabulary))
+            samples = generate_tokens(
+                model, requests, sampler, batch_size=options.batch_size, advance=bar.advance
+            )
+            return _described(options, jobs[first:], samples, model)
+
+        for found in _recalled(jobs, recall, start):
+            write(json_line(found) if options.json else as_fasta(found))
+            if options.output is None:
+                sys.stdout.flush()
+
+
+def _settings(options: GenerateOptions, model: StripedHyena2) -> list[object]:
+    """All that decides results beside prompts and numbers of samples."""
+    given = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
+    return ["evo2 generate", __version__, fingerprint(model.config, model.state_dict()), given]
+
+
+def _recalled(
+    jobs: Sequence[Job], recall: Recall, start: Callable[[int], Iterator[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """What the last run kept, and from there on what `start` yields of the rest."""
+    started: Iterator[dict[str, Any]] | None = None
+
+    def compute(position: int) -> dict[str, Any]:
+        nonlocal started
+        started = started or start(position)
+        return next(started)
+
+    for position, (prompt, number) in enumerate(jobs):
+        key = f"{prompt.name} {number} {zlib.crc32(prompt.text):08x}"
+        yield recall(key, partial(compute, position))
+
+
+def _described(
+    options: GenerateOptions, jobs: Sequence[Job], samples: Iterator[Sample], model: StripedHyena2
+) -> Iterator[dict[str, Any]]:
     try:
-        sampler = Sampler(temperature, top_k, top_p, ALPHABETS[alphabet])
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    named = _read_prompts(prompts, prompts_fasta)
-    model = open_model()
+        for (prompt, number), sample in zip(jobs, samples, strict=True):
+            yield describe(options, prompt, number, sample)
+    except NonFiniteLogitsError as error:
+        raise _explained(error, model, *jobs[error.index]) from None
+
+
+def guides(
+    options: GenerateOptions, prompts: Sequence[Prompt]
+) -> Callable[[Prompt, int], Guide | FreeGuide]:
+    """What makes the guide of a sequence, of its prompt and the size of the vocabulary.
+
+    Raises:
+        UserError: After some prompt no sequence can meet all constraints.
+    """
+    rules = options.rules()
+    if options.alphabet == "any":
+        return lambda _, vocabulary: FreeGuide(vocabulary, rules)
+    crowded = rules.crowded_window()
+    if crowded is not None:
+        raise UserError(
+            f"--fix leaves no room for --gc {options.gc} in the window from base {crowded + 1:,} on"
+        )
+    starts = {prompt: _start(options, rules, prompt) for prompt in prompts}
+    lookahead = Lookahead(rules, starts.values())
+    corridor = rules.corridor
+    kind = WindowGuide if corridor and corridor.window < rules.length else Guide
+    for prompt, state in starts.items():
+        if not kind(rules, lookahead, state).allowed():
+            given = ", ".join(f"--{name}" for name in (*options.constraints, *options.stops))
+            raise UserError(
+                f"{prompt.name}: no sequence of {options.min_length:,} to {options.tokens:,} bases "
+                f"was found that meets {given}; loosen one of them"
+            )
+    return lambda prompt, _: kind(rules, lookahead, starts[prompt])
+
+
+def _start(options: GenerateOptions, rules: Rules, prompt: Prompt) -> int:
+    """The state that the prompt's bases leave the patterns in."""
+    begins = Automaton.START if options.stop_codon == "prompt" else Automaton.NOWHERE
+    state = rules.automaton.read(begins, base_codes(prompt.bases))
+    return state | Automaton.START if options.stop_codon == "generated" else state
+
+
+def _requests(
+    options: GenerateOptions, jobs: Sequence[Job], make_guide: Callable[[Prompt], Guide | FreeGuide]
+) -> list[Request]:
+    ids = {prompt: torch.tensor(list(prompt.text)) for prompt, _ in jobs}
+    return [
+        Request(
+            ids[prompt],
+            options.tokens,
+            Uniforms(options.seed, prompt.text, number),
+            make_guide(prompt),
+        )
+        for prompt, number in jobs
+    ]
+
+
+def _warn_of_context(options: GenerateOptions, prompts: Sequence[Prompt], context: int) -> None:
+    longest = max(len(prompt.text) for prompt in prompts) + options.tokens
+    if longest > context:
+        console.warn(
+            f"sequences of {longest:,} tokens, prompt included, go beyond the {context:,} that "
+            "the model was trained on; there it extrapolates"
+        )
+
+
+def _explained(
+    error: NonFiniteLogitsError, model: StripedHyena2, prompt: Prompt, number: int
+) -> UntrustedNumericsError:
+    """The error in the user's words, with the layer where it began."""
     device = next(model.parameters()).device
-    with console.progress("generate", len(named) * tokens, "bases") as bar:
-        for name, prompt in named:
-            ids = torch.tensor([list(prompt)], device=device)
-            drawn, total = bytearray(), 0.0
-            try:
-                for token, logprob in generate_tokens(model, ids, tokens, sampler, seed):
-                    drawn.append(min(int(token), 255))
-                    total += float(logprob)
-                    bar.advance()
-            except FloatingPointError as error:
-                layer = first_nonfinite_layer(model, ids) or "decoding"
-                raise UntrustedNumericsError(f"{name}: {error}; first seen in {layer}") from None
-            yield Generated(name, prompt.decode(), drawn.decode("latin-1"), total / tokens)
-
-
-def _read_prompts(prompts: Sequence[str], fasta: Path | None) -> list[tuple[str, bytes]]:
-    """Name and bases of every prompt.
-
-    Raises:
-        UserError: There is none, or one is empty or no DNA.
-    """
-    records = [Record(f"prompt{n}", "", text.strip().encode()) for n, text in enumerate(prompts, 1)]
-    if fasta is not None:
-        records += read_records(fasta)
-    if not records:
-        raise UserError("no prompt: give --prompt ACGT or --prompts FASTA")
-    for record in records:
-        if not record.sequence:
-            raise UserError(f"{record.name}: the prompt is empty; give at least one base")
-        require_nucleotides(fasta or "--prompt", record)
-    return [(record.name, upper_dna(record.sequence)) for record in records]
-
-
-def write_results(results: Iterable[Generated], output: Path | None, *, as_json: bool) -> None:
-    """Write FASTA, or JSON lines, to stdout or whole to a file.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    with open_output(output) as write:
-        for result in results:
-            write(json_line(asdict(result)) if as_json else _fasta(result).encode())
-
-
-def _fasta(result: Generated) -> str:
-    rows = [result.sequence[at : at + LINE] for at in range(0, len(result.sequence), LINE)]
-    header = f">{result.name} prompt={len(result.prompt)} mean_logprob={result.mean_logprob:.4f}"
-    return "\n".join([header, *rows]) + "\n"
+    ids_1L = torch.tensor([[*prompt.text, *error.ids]], device=device)
+    layer = first_nonfinite_layer(model, ids_1L, lambda ids_BL: prefill(model, ids_BL)[0])
+    origin = f", first in layer {layer}" if layer else ", in decoding alone"
+    return UntrustedNumericsError(
+        f"{prompt.name}, sample {number}: {error}{origin}; try --dtype fp32, or other weights"
+    )

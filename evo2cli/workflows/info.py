@@ -17,8 +17,10 @@ from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import FIRST_COLUMNS, is_bases, is_variants, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
-from stripedhyena2.checkpoint import read_checkpoint
-from stripedhyena2.checkpoint.published import PUBLISHED, published_config
+from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
+from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
+from stripedhyena2.checkpoint.published import PUBLISHED, published_config, split_name
+from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.config import ATTENTION, LONG, SHORT, read_config
 
 LENGTHS = (8_192, 131_072, 1_048_576)
@@ -44,17 +46,18 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
             return _recipe_or_shape(path)
         if path.is_file() and not _is_checkpoint(path):
             return _variants(path) if _has_variants(path) else _fasta(path)
-        if subject in PUBLISHED and not path.exists():
-            shape = _model(published_config(subject))
-            hub = PUBLISHED[subject].repository
+        name, _ = split_name(subject)
+        if name in PUBLISHED and not path.exists():
             return {
                 "kind": "published model",
                 "name": subject,
-                "hub": hub,
+                "hub": PUBLISHED[name].repository,
                 "license": LICENSE,
-                **shape,
+                **_model(published_config(name)),
+                "needs": PUBLISHED[name].precision,
             }
         checkpoint = read_checkpoint(subject, config=config)
+        precision = _precision(checkpoint, subject)
     except (CheckpointError, ConfigError) as error:
         raise UserError(str(error)) from None
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
@@ -63,13 +66,27 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
         "name": subject,
         **_model(checkpoint.config),
         "stored_dtypes": dtypes,
-        "fp8_records": len(checkpoint.extra_state),
+        **precision,
         "provenance": checkpoint.provenance,
     }
 
 
 def _has_variants(path: Path) -> bool:
     return is_table(path) or is_variants(path)
+
+
+def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """What FP8 it brings, and needs."""
+    scales = trained_scales(checkpoint.extra_state, checkpoint.config, name)
+    found: dict[str, Any] = {
+        "fp8_records": len(checkpoint.extra_state),
+        "fp8_projections": len(scales),
+    }
+    if is_released(checkpoint):
+        found["needs"] = precision_of(checkpoint)
+        if not scales and (warning := doubt(checkpoint, name, torch.device("cpu"), float8=False)):
+            found["warning"] = warning
+    return found
 
 
 def _is_checkpoint(path: Path) -> bool:

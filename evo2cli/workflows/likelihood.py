@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evo2cli.errors import UntrustedNumericsError
+from evo2cli import console
+from evo2cli.errors import UntrustedNumericsError, UserError
 from stripedhyena2 import Cache, ModelConfig, StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.streaming import Streaming, fitting, stream
 
 PIECE = 8192  # bases in one forward pass; bounds its memory, and is fixed so that sums never vary
 
@@ -96,10 +98,84 @@ def token_ids(model: StripedHyena2, bases: bytes) -> Tensor:
 
 
 def total(
-    model: StripedHyena2, bases: bytes, advance: Callable[[int], None] = lambda _: None
+    model: StripedHyena2,
+    bases: bytes,
+    advance: Callable[[float], None] = lambda _: None,
+    memory: float | None = None,
 ) -> float:
-    """Sum of the log-probabilities of `bases`, the first left out, in nats."""
-    return proceed(model, begin(model), bases, advance).total
+    """Sum of the log-probabilities of `bases`, the first left out, in nats.
+
+    Args:
+        model: What scores.
+        bases: Upper-case letters, any number of them: they are streamed.
+        advance: Hears how many are done, as they are; a negative number where it starts anew.
+        memory: Bytes that model and computation may take on its device; None for what is free.
+
+    Raises:
+        UserError: The memory does not suffice, however small the pieces.
+    """
+    ids_L = token_ids(model, bases)
+    way: Streaming | None = way_for(model, len(bases), memory)
+    while way is not None:
+        done = 0.0
+
+        def count(share: float) -> None:
+            nonlocal done
+            done += share
+            advance(share)
+
+        try:
+            return _streamed_total(model, ids_L, way, count)
+        except torch.OutOfMemoryError:
+            advance(-done)
+            way = way.smaller
+            if way is not None:
+                where = " with the host's memory" if way.offload else ""
+                console.warn(f"out of memory: again, {way.piece:,} bases at a time{where}")
+    raise UserError(
+        f"{len(bases):,} bases do not fit the memory of {ids_L.device}, even a piece at a time; "
+        "free some of it, or cut the sequence"
+    )
+
+
+def way_for(model: StripedHyena2, num_bases: int, memory: float | None) -> Streaming:
+    """How to stream so many bases within `memory` bytes, weights included; None for what is free.
+
+    Raises:
+        UserError: It is not enough.
+    """
+    weight = model.embedding.weight
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if memory is None:
+        if not weight.is_cuda:
+            return Streaming()
+        cached = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(
+            weight.device
+        )
+        memory = torch.cuda.mem_get_info(weight.device)[0] + cached + weights
+    try:
+        return fitting(model.config, num_bases, weight.element_size(), memory - weights)
+    except MemoryError as error:
+        raise UserError(f"{error}; give more with --max-memory, or cut the sequence") from error
+
+
+@torch.inference_mode()
+def _streamed_total(
+    model: StripedHyena2, ids_L: Tensor, way: Streaming, advance: Callable[[float], None]
+) -> float:
+    total, following_V, done = 0.0, None, 0
+    for count, logits in stream(model, ids_L[None], way):
+        advance(count / (model.config.depth + 1))
+        if logits is None:
+            continue
+        logprobs_LV = logits[0].log_softmax(dim=-1)
+        own_L = ids_L[done : done + count]
+        done += count
+        if following_V is not None:
+            total += following_V[own_L[0]].item()
+        total += of_tokens(logprobs_LV[:-1], own_L[1:]).sum().item()
+        following_V = logprobs_LV[-1].clone()
+    return total
 
 
 def require_finite(total: float, model: StripedHyena2, bases: bytes, name: str) -> None:

@@ -14,6 +14,7 @@ from stripedhyena2 import CheckpointError, ConfigError, StripedHyena2, load
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
 _DETAIL = re.compile(r"[Tt]ried to allocate [\d.]+ \w+(\. GPU \d+ has .*? is free)?")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+AS_TRAINED, FP8 = "auto", "fp8"
 
 
 def pick_device(name: str) -> torch.device:
@@ -60,20 +61,27 @@ def open_model(
         model: What `--model` says: a folder, a file or a name.
         config: What `--config` says: the yml or TOML of a released file.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        dtype: "fp32", "bf16", "fp64", or "auto": bf16 on a GPU, fp32 on a CPU.
+        dtype: "fp32", "bf16" or "fp64"; "fp8": bf16 on a GPU, fp32 on a CPU, with the Hyena input
+            projections in FP8 by the checkpoint's scales; "auto": as "fp8" where a published model
+            needs it, and else without.
 
     Raises:
         UserError: The model, the device or the dtype is not to be had.
     """
     place = pick_device(device)
-    if dtype == "auto":
-        dtype = "bf16" if place.type == "cuda" else "fp32"
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: not one of auto, {', '.join(DTYPES)}")
+    if dtype not in (AS_TRAINED, FP8, *DTYPES):
+        raise UserError(f"--dtype {dtype}: not one of {', '.join((AS_TRAINED, FP8, *DTYPES))}")
+    usual = torch.bfloat16 if place.type == "cuda" else torch.float32
     try:
         with memory_explained(
             f"--model {model}, {dtype}, on {place}", "take a smaller model or another --device"
         ):
-            return load(model, config=config, device=place, dtype=DTYPES[dtype]).eval()
+            return load(
+                model,
+                config=config,
+                device=place,
+                dtype=DTYPES.get(dtype, usual),
+                float8=None if dtype == AS_TRAINED else dtype == FP8,
+            ).eval()
     except (CheckpointError, ConfigError) as error:
         raise UserError(str(error)) from None

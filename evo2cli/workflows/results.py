@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def table_line(values: Iterable[object]) -> bytes:
     return ("\t".join(map(cell, values)) + "\n").encode(errors="surrogateescape")
 
 
-def json_line(row: Row) -> bytes:
+def json_line(row: Mapping[str, object]) -> bytes:
     """A line of JSON."""
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 

@@ -84,7 +84,7 @@ def score_part(options: ScoreOptions, part: Part, advance: Advance) -> None:
                 pass
 
 
-Total = Callable[[bytes, Callable[[int], None]], float]
+Total = Callable[[bytes, Callable[[float], None]], float]
 
 
 @contextmanager

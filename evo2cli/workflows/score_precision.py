@@ -24,6 +24,7 @@ from evo2cli.workflows.score_input import filtered_variants
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.variant_scorer import VariantScorer
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.scaled import has_scales
 
 _HIGHER = {"bfloat16": ("bf16", "fp32"), "float32": ("fp32", "fp64")}
 
@@ -84,7 +85,10 @@ def measure_noise(
         console.warn("--precision-check: no allele can be scored")
         return None
     noise = Noise(
-        len(differences), rounded(median(differences)), rounded(max(differences)), (lower, higher)
+        len(differences),
+        rounded(median(differences)),
+        rounded(max(differences)),
+        (f"{lower} with FP8" if has_scales(model) else lower, higher),
     )
     console.say(str(noise))
     return noise

@@ -33,7 +33,7 @@ class SharedScorer:
         self._shared = SharedSequence(ranks.neighbours, Schemes(attention=attention))
         self._shared.put_on(model)
 
-    def total(self, bases: bytes, advance: Callable[[int], None] = lambda _: None) -> float:
+    def total(self, bases: bytes, advance: Callable[[float], None] = lambda _: None) -> float:
         """`likelihood.total` of upper-case letters, for the first rank to call."""
         if len(bases) < 2 * self._ranks.world:
             return total(self._model, bases, advance)

@@ -31,6 +31,7 @@ from evo2cli.workflows.score_plots import also_drawn
 from evo2cli.workflows.score_precision import measure_noise, noise_line, with_noise
 from evo2cli.workflows.variant_scorer import VariantScorer
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.scaled import has_scales
 
 BLOCK = 4096  # records read before any is scored,
 BLOCK_BYTES = 2**26  # unless their lines are long
@@ -165,6 +166,8 @@ def _provenance(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     check = f" --precision-check {options.precision_check}" if options.precision_check else ""
+    if has_scales(model):
+        dtype += " with FP8 projections"
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command=evo2 score --model {Path(options.model).name} --reference {reference.name} "

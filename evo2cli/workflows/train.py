@@ -27,9 +27,9 @@ from evo2cli.training.recipe_file import (
 from evo2cli.training.state import RunFolder
 from evo2cli.workflows.extend import extension_line, read_start
 from evo2cli.workflows.models import pick_device
+from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import CheckpointError, ModelConfig
 from stripedhyena2.checkpoint import save_weights
-from stripedhyena2.float8 import runs_float8
 
 T = TypeVar("T")
 

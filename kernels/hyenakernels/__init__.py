@@ -4,6 +4,7 @@
     modal     sums of real exponentials: Hyena-LI
     longconv  any long explicit filter, by FFT
     gate      the featurizer and the gates around the inner convolution
+    attention causal softmax attention, rotary positions, and one new token at a time
     norm      RMS normalization, by itself and of a residual sum
 
 `hyena_fir` and `hyena_modal` are what a Hyena mixer does between its projections, in one pass over
@@ -16,6 +17,7 @@ pieces give the whole.
 Shapes: B batch, L length, D channels, G filter groups, K taps, P = K - 1 past samples, S modes.
 """
 
+from hyenakernels.attention.op import causal_attention, decode_attention, rotary
 from hyenakernels.fir.op import causal_fir, hyena_fir
 from hyenakernels.longconv.op import long_conv
 from hyenakernels.modal.op import hyena_modal, modal_conv
@@ -23,10 +25,13 @@ from hyenakernels.norm.op import add_rms_norm, rms_norm
 
 __all__ = [
     "add_rms_norm",
+    "causal_attention",
     "causal_fir",
+    "decode_attention",
     "hyena_fir",
     "hyena_modal",
     "long_conv",
     "modal_conv",
     "rms_norm",
+    "rotary",
 ]

@@ -61,6 +61,15 @@ def rows(x_BLC: Tensor) -> Tensor:
     return x_BLC if x_BLC.stride(2) == 1 else x_BLC.contiguous()
 
 
+def batch_stride(x_BLC: Tensor) -> int:
+    """Elements from a sequence to the next; none needed where there is one.
+
+    The stride of a single long sequence passes 32 bits, for which every kernel would be compiled
+    once more.
+    """
+    return x_BLC.stride(0) if x_BLC.shape[0] > 1 else 0
+
+
 def last_rows(x_BLC: Tensor, past_BPC: Tensor) -> Tensor:
     """The past of what follows `x`: as many of the newest rows as `past` holds, in a copy."""
     count, length = past_BPC.shape[1], x_BLC.shape[1]

@@ -1,4 +1,4 @@
-"""StripedHyena 2: the model of Evo 2, its checkpoints, its cache and its sampling.
+"""StripedHyena 2: the model of Evo 2, its checkpoints, its cache and what it generates.
 
 from stripedhyena2 import load
 model = load("nano")                    # or a folder, a released .pt, a published name
@@ -10,17 +10,24 @@ model(ids[:, :100], cache=cache)        # any number of tokens at a time
 from stripedhyena2.cache import Cache
 from stripedhyena2.checkpoint import CheckpointError, load, save
 from stripedhyena2.config import ConfigError, ModelConfig, read_config
+from stripedhyena2.decoding import Decoder
+from stripedhyena2.generation import NonFiniteLogitsError, Request, Sample, generate
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import trainable
-from stripedhyena2.sampling import Sampler, generate
+from stripedhyena2.sampling import Sampler, Uniforms
 
 __all__ = [
     "Cache",
     "CheckpointError",
     "ConfigError",
+    "Decoder",
     "ModelConfig",
+    "NonFiniteLogitsError",
+    "Request",
+    "Sample",
     "Sampler",
     "StripedHyena2",
+    "Uniforms",
     "generate",
     "load",
     "read_config",

@@ -1,10 +1,12 @@
 """What a model remembers of the tokens it has seen: one past per block.
 
-B batch, D channels, S modes, H heads, W channels a head, T tokens seen, P past samples.
+B batch, D channels, S modes, H heads, W channels a head, T tokens seen, P past samples,
+R = 2 (keys, values).
 """
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -28,8 +30,71 @@ class AttentionPast:
     keys_BHTW: Tensor
     values_BHTW: Tensor
 
+    def positions(self, length: int) -> Tensor:
+        """Where the next `length` tokens stand, [1, L]."""
+        seen = self.keys_BHTW.shape[2]
+        return torch.arange(seen, seen + length, device=self.keys_BHTW.device)[None]
 
-Past = HyenaPast | AttentionPast
+    def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "AttentionPast":
+        """The past after L more tokens."""
+        return AttentionPast(
+            torch.cat([self.keys_BHTW, k_BHLW], dim=2),
+            torch.cat([self.values_BHTW, v_BHLW], dim=2),
+        )
+
+
+@dataclass(frozen=True)
+class RoomyPast(AttentionPast):
+    """A past that grows in memory taken beforehand; only the last of its line may be extended.
+
+    Attributes:
+        room: Keys and values of all tokens to come, [B, H, capacity, W] each.
+    """
+
+    room: tuple[Tensor, Tensor]
+
+    @classmethod
+    def within(cls, rooms_RBTHW: Tensor) -> "RoomyPast":
+        """Before the first token, with room for T; keys of a token lie side by side in memory."""
+        keys_BHTW, values_BHTW = rooms_RBTHW.transpose(2, 3)
+        return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :0], (keys_BHTW, values_BHTW))
+
+    def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "RoomyPast":
+        """As `AttentionPast`."""
+        seen, new = self.keys_BHTW.shape[2], k_BHLW.shape[2]
+        for room_BHTW, x_BHLW in zip(self.room, (k_BHLW, v_BHLW), strict=True):
+            room_BHTW[:, :, seen : seen + new] = x_BHLW
+        keys_BHTW, values_BHTW = (room_BHTW[:, :, : seen + new] for room_BHTW in self.room)
+        return RoomyPast(keys_BHTW, values_BHTW, self.room)
+
+
+@dataclass(frozen=True)
+class AttentionSlots:
+    """Keys and values of sequences of different lengths that grow in place, a token at a time.
+
+    Attributes:
+        keys_BHTW: Room for T tokens a sequence, of which the first `lengths` are there.
+        values_BHTW: As well.
+        lengths_B: Tokens seen, below T, int64; who owns the slots counts them on.
+    """
+
+    keys_BHTW: Tensor
+    values_BHTW: Tensor
+    lengths_B: Tensor
+
+    def positions(self, length: int) -> Tensor:
+        """Where the next token of each sequence stands, [B, 1]."""
+        assert length == 1, "slots grow a token at a time"
+        return self.lengths_B[:, None]
+
+    def put(self, k_BH1W: Tensor, v_BH1W: Tensor) -> None:
+        """Store the next token's keys and values."""
+        sequences = torch.arange(len(self.lengths_B), device=self.lengths_B.device)
+        self.keys_BHTW[sequences, :, self.lengths_B] = k_BH1W[:, :, 0]
+        self.values_BHTW[sequences, :, self.lengths_B] = v_BH1W[:, :, 0]
+
+
+Past = HyenaPast | AttentionPast | AttentionSlots
 
 
 @dataclass

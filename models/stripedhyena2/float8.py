@@ -88,8 +88,3 @@ def use_float8(model: StripedHyena2) -> None:
                 f"{linear.in_features} and {linear.out_features} channels"
             )
         linear.__class__ = Float8Linear
-
-
-def runs_float8(device: torch.device) -> bool:
-    """Whether the matrix units of `device` multiply FP8."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

@@ -41,6 +41,9 @@ class SumRMSNorm(RMSNorm):
         return add_rms_norm(x_BLD, y_BLD, self.scale, self.eps)
 
 
+MLP_TOKENS = 65_536  # of a sequence at a time: bounds what lies between the MLP's layers
+
+
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)), without biases."""
 
@@ -52,7 +55,13 @@ class GatedMLP(nn.Module):
         self.activation = F.gelu if gelu else nn.Identity()
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Mix along D."""
+        """Mix along D; longer sequences in pieces, computed anew in the backward pass."""
+        pieces = torch.split(x_BLD, MLP_TOKENS, dim=1)
+        if len(pieces) == 1:
+            return self._mix(x_BLD)
+        return torch.cat([checkpoint(self._mix, x, use_reentrant=False) for x in pieces], dim=1)
+
+    def _mix(self, x_BLD: Tensor) -> Tensor:
         y: Tensor = self.down(self.activation(self.gate(x_BLD)) * self.up(x_BLD))
         return y
 

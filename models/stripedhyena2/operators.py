@@ -7,11 +7,10 @@ H heads, W channels a head. Source: arXiv:2503.01868.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenakernels import hyena_fir, hyena_modal
-from stripedhyena2.cache import AttentionPast, HyenaPast
+from hyenakernels import causal_attention, decode_attention, hyena_fir, hyena_modal, rotary
+from stripedhyena2.cache import AttentionPast, AttentionSlots, HyenaPast
 from stripedhyena2.config import LONG, MEDIUM, SHORT, ModelConfig
 
 
@@ -131,29 +130,6 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
     return torch.pow(config.rotary_base, -exponent).to(torch.float32)
 
 
-QUERY_BLOCK = 256  # queries a call when there is a past: bounds the mask to 256 x T
-
-
-def causal_attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
-    """Softmax attention of the last L of T positions over all positions up to each of them."""
-    length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
-    if length == seen:
-        return F.scaled_dot_product_attention(q_BHLW, k_BHTW, v_BHTW, is_causal=True)
-    pieces = []
-    for start in range(0, length, QUERY_BLOCK):
-        q = q_BHLW[:, :, start : start + QUERY_BLOCK]
-        first = seen - length + start
-        end = first + q.shape[2]
-        positions = torch.arange(end, device=q.device)
-        visible = positions[None, :] <= positions[first:, None]
-        pieces.append(
-            F.scaled_dot_product_attention(
-                q, k_BHTW[:, :, :end], v_BHTW[:, :, :end], attn_mask=visible
-            )
-        )
-    return torch.cat(pieces, dim=2)
-
-
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions.
 
@@ -175,29 +151,49 @@ class Attention(nn.Module):
         self.project_out = nn.Linear(config.width, config.width)
         self.register_buffer("inverse_frequency", rotary_frequencies(config))
 
-    def rotate(self, x_BHLW: Tensor, position: int) -> Tensor:
-        """Turn each pair (i, i + W/2) by its angle at `position`, `position` + 1, ...
+    def room(self, batch_size: int, num_tokens: int, device: torch.device) -> Tensor:
+        """Memory for the keys and values of sequences, [2, B, T, H, W]; pinned if on a host."""
+        like, width = self.project_out.weight, self.project_out.in_features // self.num_heads
+        return torch.empty(
+            (2, batch_size, num_tokens, self.num_heads, width),
+            dtype=like.dtype,
+            device=device,
+            pin_memory=device.type == "cpu" and like.is_cuda,
+        )
+
+    def slots(self, batch_size: int, capacity: int) -> Tensor:
+        """Memory for the keys and values of sequences that decode, [2, B, H, T, W]."""
+        like, width = self.project_out.weight, self.project_out.in_features // self.num_heads
+        return like.new_empty(2, batch_size, self.num_heads, capacity, width)
+
+    def rotate(self, x_BLHW: Tensor, positions_BL: Tensor) -> Tensor:
+        """Turn each pair (i, i + W/2) by its angle; B of the positions may be 1.
 
         angle(t, i) = t / rotary_scale * inverse_frequency[i], in fp32 or better.
         """
         frequency = self.inverse_frequency
-        steps = torch.arange(
-            position, position + x_BHLW.shape[2], device=x_BHLW.device, dtype=frequency.dtype
-        )
-        angle_LV = torch.outer(steps / self.rotary_scale, frequency)
-        cos_LV, sin_LV = angle_LV.cos(), angle_LV.sin()
-        a, b = x_BHLW.to(frequency.dtype).chunk(2, dim=3)
-        turned = torch.cat([a * cos_LV - b * sin_LV, a * sin_LV + b * cos_LV], dim=3)
-        return turned.to(x_BHLW.dtype)
+        steps_BL = positions_BL.to(frequency.dtype) / self.rotary_scale
+        angle_BLV = steps_BL[..., None] * frequency
+        return rotary(x_BLHW, angle_BLV.cos(), angle_BLV.sin())
 
-    def forward(self, x_BLD: Tensor, past: AttentionPast | None) -> tuple[Tensor, AttentionPast]:
+    def forward(
+        self, x_BLD: Tensor, past: AttentionPast | AttentionSlots | None
+    ) -> tuple[Tensor, AttentionPast | AttentionSlots]:
         """Mix along L; returns the shape it was given, and the past of what follows."""
-        qkv_BLD = self.project_in(x_BLD).chunk(3, dim=2)
-        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv_BLD)
-        position = past.keys_BHTW.shape[2] if past else self.first_position
-        q, k = self.rotate(q, position), self.rotate(k, position)
-        if past:
-            k = torch.cat([past.keys_BHTW, k], dim=2)
-            v = torch.cat([past.values_BHTW, v], dim=2)
-        y_BLD = self.attend(q, k, v).transpose(1, 2).flatten(2)
-        return self.project_out(y_BLD), AttentionPast(k, v)
+        qkv_BLHW = self.project_in(x_BLD).unflatten(2, (3 * self.num_heads, -1))
+        qk_BLHW, v_BLHW = qkv_BLHW.split([2 * self.num_heads, self.num_heads], dim=2)
+        if past is None:
+            first, length = self.first_position, x_BLD.shape[1]
+            positions_BL = torch.arange(first, first + length, device=x_BLD.device)[None]
+        else:
+            positions_BL = past.positions(x_BLD.shape[1])
+        q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_BL).chunk(2, dim=2)
+        q, k, v = (part.transpose(1, 2) for part in (q_BLHW, k_BLHW, v_BLHW))
+        if isinstance(past, AttentionSlots):
+            past.put(k, v)
+            slots = past.keys_BHTW, past.values_BHTW, past.lengths_B + 1
+            y_BHLW = decode_attention(q[:, :, 0], *slots)[:, :, None]
+        else:
+            past = past.extended(k, v) if past else AttentionPast(k, v)
+            y_BHLW = self.attend(q, past.keys_BHTW, past.values_BHTW)
+        return self.project_out(y_BHLW.transpose(1, 2).flatten(2)), past

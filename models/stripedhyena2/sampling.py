@@ -1,15 +1,31 @@
-"""From logits to the next token, and from a prompt to a sequence.
+"""From logits to the next token.
 
-B batch, L prompt length, N new tokens, V vocabulary.
+B batch, V vocabulary.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from stripedhyena2.model import StripedHyena2
+
+class Uniforms:
+    """Numbers in [0, 1), decided by a key and nothing else, on any machine.
+
+    They are the raw words of Philox (a counter-based generator) under a hash of the key, of which
+    the upper 53 bits are taken.
+    """
+
+    def __init__(self, *key: int | bytes) -> None:
+        digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+        self._bits = np.random.Philox(key=int.from_bytes(digest, "little"))
+
+    def draw(self) -> float:
+        """The next one."""
+        return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -20,13 +36,11 @@ class Sampler:
         temperature: Logits are divided by it; 0 takes the likeliest token.
         top_k: Only so many of the likeliest tokens; 0 means all, 1 is greedy.
         top_p: Only the smallest set of likeliest tokens that holds this probability; 1 means all.
-        alphabet: Token ids that may be drawn; None means all.
     """
 
     temperature: float = 1.0
     top_k: int = 4
     top_p: float = 1.0
-    alphabet: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -41,9 +55,17 @@ class Sampler:
         """Whether nothing is drawn at random."""
         return self.temperature == 0 or self.top_k == 1
 
-    def probabilities(self, logits_BV: Tensor) -> Tensor:
-        """The distribution tokens are drawn from, [B, V]."""
-        logits = self._allowed(logits_BV)
+    def probabilities(self, logits_BV: Tensor, allowed_BV: Tensor | None = None) -> Tensor:
+        """The distribution tokens are drawn from, [B, V].
+
+        Args:
+            logits_BV: Finite.
+            allowed_BV: Tokens that may be drawn, at least one a row, to which the distribution is
+                limited before all else; None for all.
+        """
+        logits = logits_BV
+        if allowed_BV is not None:
+            logits = logits.masked_fill(~allowed_BV, -torch.inf)
         if self.greedy:
             return torch.zeros_like(logits).scatter(1, logits.argmax(1, keepdim=True), 1.0)
         if 0 < self.top_k < logits.shape[1]:
@@ -58,61 +80,19 @@ class Sampler:
             probabilities = probabilities / probabilities.sum(1, keepdim=True)
         return probabilities
 
-    def draw(self, logits_BV: Tensor, generator: torch.Generator) -> Tensor:
-        """One token id for each row, [B]."""
-        if self.greedy:
-            return self._allowed(logits_BV).argmax(1)
-        # Drawn on the CPU, so that the same seed gives the same sequence wherever the model runs.
-        probabilities = self.probabilities(logits_BV).cpu()
-        drawn = torch.multinomial(probabilities, 1, generator=generator)
-        return drawn[:, 0].to(logits_BV.device)
 
-    def _allowed(self, logits_BV: Tensor) -> Tensor:
-        if self.alphabet is None:
-            return logits_BV
-        allowed = torch.full_like(logits_BV, -torch.inf)
-        ids = torch.tensor(self.alphabet, device=logits_BV.device)
-        return allowed.index_copy(1, ids, logits_BV.index_select(1, ids))
+def draw(probabilities_BV: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """The token of each row where the sum of probabilities passes the row's uniform, [B].
 
-
-PREFILL_CHUNK = 8192  # prompt tokens a forward pass: bounds memory, changes no result
-
-
-@torch.no_grad()
-def generate(
-    model: StripedHyena2,
-    prompt_BL: Tensor,
-    num_tokens: int,
-    sampler: Sampler,
-    seed: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Continue prompts of equal length, a token at a time.
+    The inverse of the cumulative distribution: a token of probability 0 is never drawn.
 
     Args:
-        model: The model, on the device of the prompt.
-        prompt_BL: int64 token ids; L is at least 1.
-        num_tokens: How many to draw for each sequence.
-        sampler: How to draw them.
-        seed: Of the random draws.
-
-    Yields:
-        The ids drawn, [B], and their log-probabilities in nats under the raw logits, [B].
-
-    Raises:
-        ValueError: The prompt is empty.
-        FloatingPointError: The logits are not finite.
+        probabilities_BV: In fp64, on the CPU.
+        uniforms: In [0, 1), one a row.
     """
-    batch, length = prompt_BL.shape
-    if length == 0:
-        raise ValueError("the prompt is empty; give at least one base")
-    generator = torch.Generator().manual_seed(seed)
-    cache = model.new_cache(batch)
-    for start in range(0, length, PREFILL_CHUNK):
-        logits_BV = model(prompt_BL[:, start : start + PREFILL_CHUNK], cache=cache)[:, -1]
-    for step in range(num_tokens):
-        if not torch.isfinite(logits_BV).all():
-            raise FloatingPointError(f"the logits of token {cache.position} are not finite")
-        ids_B = sampler.draw(logits_BV, generator)
-        yield ids_B, torch.log_softmax(logits_BV, 1).gather(1, ids_B[:, None])[:, 0]
-        if step + 1 < num_tokens:
-            logits_BV = model(ids_B[:, None], cache=cache)[:, -1]
+    cumulative_BV = probabilities_BV.cumsum(1)
+    total_B1 = cumulative_BV[:, -1:]
+    wanted_B1 = torch.tensor(uniforms, dtype=torch.float64)[:, None] * total_B1
+    # Rounding may carry a uniform near 1 up to the total, which nothing passes.
+    wanted_B1 = torch.minimum(wanted_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
+    return torch.searchsorted(cumulative_BV, wanted_B1, right=True)[:, 0]

@@ -1,5 +1,6 @@
 """What holds for every command: help, codes, and one line for what is wrong."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +8,23 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from evo2cli import __version__
+from evo2cli import __version__, console
 from evo2cli.app import app
 from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError
 
-COMMANDS = ["tokenize", "plan", "train", "launch", "extend", "score", "generate", "convert", "info"]
+COMMANDS = [
+    "tokenize",
+    "plan",
+    "train",
+    "launch",
+    "extend",
+    "score",
+    "generate",
+    "convert",
+    "info",
+    "fetch",
+    "doctor",
+]
 
 
 def evo2(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -28,6 +41,17 @@ def test_every_command_has_help_and_json(command: str) -> None:
 
 def test_the_version_is_shown() -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"evo2cli {__version__}\n"
+
+
+def test_warnings_of_the_floors_below_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    floor = logging.getLogger("stripedhyena2")
+    before = [*floor.handlers]
+    console.tell_warnings()
+    logging.getLogger("stripedhyena2.somewhere").warning("mind %s", "this")
+    told = [handler for handler in floor.handlers if handler not in before]
+    for name in ("stripedhyena2", "hyenakernels"):
+        logging.getLogger(name).handlers[-len(told) :] = []
+    assert capsys.readouterr().err == "evo2: warning: mind this\n"
 
 
 def test_codes_are_what_the_readme_says() -> None:

@@ -53,11 +53,11 @@ def test_interpolation_gives_at_f_times_t_the_angles_of_t(
 ) -> None:
     extend_checkpoint(source, tmp_path / "long", to=str(factor * CONTEXT))
     before, after = attention(source), attention(tmp_path / "long")
-    x_BHLW = torch.randn(1, 2, 1, 12, dtype=torch.float64)
-    for position in (0, 1, 7, CONTEXT - 1):
-        torch.testing.assert_close(
-            after.rotate(x_BHLW, factor * position), before.rotate(x_BHLW, position)
-        )
+    positions_BL = torch.tensor([[0, 1, 7, CONTEXT - 1]])
+    x_BLHW = torch.randn(1, 4, 2, 12, dtype=torch.float64)
+    torch.testing.assert_close(
+        after.rotate(x_BLHW, factor * positions_BL), before.rotate(x_BLHW, positions_BL)
+    )
 
 
 @pytest.mark.parametrize("scheme", [*Scheme])

@@ -12,6 +12,7 @@ from evo2cli.errors import UserError
 from evo2cli.workflows.info import describe
 from evo2cli.workflows.tokenize import tokenize_files
 from stripedhyena2 import ModelConfig, StripedHyena2, save
+from stripedhyena2.checkpoint import precision
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +32,17 @@ def test_a_model(tiny_model: StripedHyena2, tiny_config: ModelConfig, tmp_path: 
     assert found["provenance"] == {"license": "mine"}
 
 
+def test_what_a_released_model_lacks_is_told(
+    tiny_model: StripedHyena2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tiny_model, tmp_path / "model", {"layout": "released"})
+    assert "warning" not in info(str(tmp_path / "model"))
+    monkeypatch.setattr(precision, "needed_precision", lambda _: precision.Precision.FP8)
+    found = info(str(tmp_path / "model"))
+    assert (found["needs"], found["fp8_projections"]) == ("fp8", 0)
+    assert "whose scales this file lacks" in found["warning"]
+
+
 def test_the_state_is_what_the_cache_holds(tiny_model: StripedHyena2) -> None:
     import torch
 
@@ -48,7 +60,8 @@ def test_the_state_is_what_the_cache_holds(tiny_model: StripedHyena2) -> None:
 
 
 def test_a_published_name_needs_no_network() -> None:
-    found = info("evo2_40b")
+    found = info("evo2_40b@main")
+    assert found["needs"] == "fp8, Hopper"
     assert found["parameters"] == 41_117_574_144
     assert found["hub"] == "arcinstitute/evo2_40b"
 

@@ -281,14 +281,48 @@ def test_a_cut_sequence_gives_the_whole(case: Case, cut: int) -> None:
 @pytest.mark.parametrize("case", CUT_CASES, ids=str)
 def test_one_token_at_a_time_gives_the_whole(case: Case) -> None:
     inputs = inputs_of(replace(case, length=9, batch=2))
-    whole, *_ = run_public(case, inputs, None)
+    whole, *pasts = run_public(case, inputs, None)
     z, past, pieces = inputs[0], None, []
     assert z is not None
-    for t in range(9):
-        y, *following = run_public(case, [z[:, t : t + 1], *inputs[1:]], past)
-        past = (following[0], following[1])
-        pieces.append(y)
+    with torch.no_grad():
+        for t in range(9):
+            y, *following = run_public(case, [z[:, t : t + 1], *inputs[1:]], past)
+            past = (following[0], following[1])
+            pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(following, pasts, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+STEP_CASES = [
+    Case(taps=7, skip=False),
+    Case(taps=128, dtype=torch.bfloat16),
+    Case(taps=1, featurizer=1),
+    Case(taps=33, width=5, groups=5, featurizer=4),
+    Case(modes=16, dtype=torch.bfloat16),
+    Case(modes=5, width=70, skip=False),
+    Case(modes=1, featurizer=1),
+]
+
+
+@pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.parametrize(
+    "case", [replace(case, length=1, batch=3, past=True) for case in STEP_CASES], ids=str
+)
+def test_a_step_is_its_reference(case: Case) -> None:
+    inputs = inputs_of(case)
+    z_past, past = inputs[-2:]
+    assert z_past is not None
+    assert past is not None
+    with torch.no_grad():
+        y, z_past_after, past_after = run_public(
+            case, inputs, (z_past, past if case.taps else past.transpose(1, 2))
+        )
+        exact_y, exact_past = by_reference(case, leaves(inputs, torch.float64))
+    assert_close("y", y, exact_y, TOLERANCE[case.dtype])
+    exact = exact_past if case.taps else exact_past.transpose(1, 2)
+    assert_close("past", past_after, exact, TOLERANCE[case.dtype])
+    assert torch.equal(z_past_after, torch.cat([z_past, inputs[0]], dim=1)[:, 1:])
 
 
 @pytest.mark.parametrize("case", CUT_CASES, ids=str)

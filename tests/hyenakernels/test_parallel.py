@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyenakernels import hyena_fir, hyena_modal
 from hyenakernels import parallel as cp
+from hyenakernels.parallel import fourier
 from hyenakernels.parallel.butterfly import Hypercube
 from tests.ranks import Attempt, failures_on_ranks
 
@@ -44,6 +45,15 @@ FIR = [TAPS, random(GROUPS, 7, seed=3), SKIP, PAST, random(2, 6, WIDTH, seed=6)]
 # From poles that forget within a row to some that remember every shard.
 POLES = -torch.exp(2 * random(WIDTH, 3, seed=7) - 3)
 MODAL = [TAPS, POLES, random(WIDTH, 3, seed=8), SKIP, PAST, random(2, WIDTH, 3, seed=9)]
+
+
+def fft_in_parts(*inputs: Tensor, **sharing: Any) -> tuple[Tensor, ...]:
+    """A few channels at a time, as long sequences are transformed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fourier, "MOST_NUMBERS", 400)
+        return cp.hyena_modal_fft(*inputs, **sharing)
+
+
 CASES = {
     "fir-halo": Case(hyena_fir, cp.hyena_fir_halo, FIR),
     "fir-overlapped": Case(hyena_fir, cp.hyena_fir_overlapped, FIR),
@@ -53,6 +63,7 @@ CASES = {
     "modal-channels": Case(hyena_modal, cp.hyena_modal_all_to_all, MODAL),
     "modal-pipelined": Case(hyena_modal, partial(cp.hyena_modal_all_to_all, num_chunks=2), MODAL),
     "modal-fft": Case(hyena_modal, cp.hyena_modal_fft, MODAL),
+    "modal-fft-in-parts": Case(hyena_modal, fft_in_parts, MODAL),
 }
 # The butterflies have rounds that fewer ranks do not reach.
 RUNS = [(case, count) for case in CASES for count in RANKS if count < 8 or case == "modal-fft"]

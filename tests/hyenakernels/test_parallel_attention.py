@@ -9,7 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyenakernels.parallel import Sharding, attention_all_to_all, attention_ring, block
+from hyenakernels.attention import block
+from hyenakernels.parallel import Sharding, attention_all_to_all, attention_ring
 from hyenakernels.parallel.ring import tiles
 from tests.ranks import Attempt, failures_on_ranks
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stripedhyena2 import Sampler, StripedHyena2, generate, load
+from stripedhyena2 import Request, Sampler, StripedHyena2, Uniforms, generate, load
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DNA = [ord(letter) for letter in "ACGTN"]
@@ -186,8 +186,9 @@ def test_embeddings(model: StripedHyena2, golden: dict[str, Tensor], facts: dict
 
 def test_greedy_generation(model: StripedHyena2, facts: dict[str, Any]) -> None:
     run = facts["generation"]
-    drawn = generate(model, encode(run["prompt"]), run["n_tokens"], Sampler(top_k=1), seed=0)
-    assert [int(ids) for ids, _ in drawn] == run["token_ids"]
+    request = Request(encode(run["prompt"])[0], run["n_tokens"], Uniforms(0))
+    (sample,) = generate(model, [request], Sampler(top_k=1))
+    assert sample.ids == run["token_ids"]
 
 
 def test_scores(model: StripedHyena2, facts: dict[str, Any]) -> None:

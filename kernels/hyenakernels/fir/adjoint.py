@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
 from hyenakernels.fir.tiles import (
     channels_of,
     from_operand,
@@ -284,7 +285,7 @@ def input_gradient(
         shares,
         z_BLC.shape[1],
         segment,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         HAS_PAST=has_past,
         HAS_SKIP=skip_D is not None,
         HAS_TAIL=dtail is not None,

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
 from hyenakernels.fir.tiles import (
     channels_of,
     from_operand,
@@ -190,7 +191,7 @@ def filter_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past
         skips,
         length,
         segment,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         HAS_PAST=past_BPD is not None,
         HAS_SKIP=skip_D is not None,
         **sizes,

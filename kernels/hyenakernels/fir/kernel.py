@@ -14,6 +14,7 @@ Source: arXiv:2503.01868, section 3 and appendix A.1.
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
 from hyenakernels.fir.tiles import (
     channels_of,
     from_operand,
@@ -149,7 +150,7 @@ def forward(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
         tail_BPD,
         length,
         segment,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         HAS_PAST=past_BPD is not None,
         HAS_SKIP=skip_D is not None,
         **sizes,

@@ -63,6 +63,8 @@ def hyena_fir(
         if not starts:
             past = _or_zeros(past_BPD, z_BLC, expected)
             pasts = z_past.to(z_BLC.dtype).contiguous(), past.to(z_BLC.dtype).contiguous()
+            if z_BLC.shape[1] == 1 and not torch.is_grad_enabled():
+                return _one_row(z_BLC, featurizer_taps_CF, taps_GK, skip_D, *pasts)
         y_BLD, past_after = fused(rows(z_BLC), featurizer_taps_CF, taps_GK, skip_D, *pasts)
         return y_BLD, last_rows(z_BLC, z_past), past_after
     past = _or_zeros(past_BPD, z_BLC, expected)
@@ -73,6 +75,18 @@ def hyena_fir(
         skip_D,
         z_past,
     )
+
+
+def _one_row(
+    z_BLC: Tensor, featurizer_taps_CF: Tensor, taps_GK: Tensor, *others: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`hyena_fir` of a row after a past: one kernel, no gradients."""
+    from hyenakernels.fir.step import step
+
+    taps = featurizer_taps_CF.contiguous(), taps_GK.contiguous()
+    with torch.cuda.device_of(z_BLC):
+        y_BLD, z_past_BFC, past_BPD = step(rows(z_BLC), *taps, *others)
+    return y_BLD, z_past_BFC, past_BPD
 
 
 def _past_shape(
@@ -108,14 +122,11 @@ def fused(
     past_BPD: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`hyena_fir` by the kernels; both pasts or neither. Returns y and the inner past."""
-    from hyenakernels.fir import kernel, step
+    from hyenakernels.fir import kernel
 
     inputs = (featurizer_taps_CF.contiguous(), taps_GK.contiguous(), skip_D, z_past_BFC, past_BPD)
     with torch.cuda.device_of(z_BLC):
-        if z_BLC.shape[1] == 1 and past_BPD is not None:
-            y_BLD, past_after = step.step(z_BLC, *inputs)
-        else:
-            y_BLD, past_after = kernel.forward(z_BLC, *inputs)
+        y_BLD, past_after = kernel.forward(z_BLC, *inputs)
     return y_BLD, past_after
 
 

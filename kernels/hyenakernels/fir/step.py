@@ -7,16 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _featurize(z, z_past, taps, channel, inside, C: tl.constexpr, F: tl.constexpr):
-    y = tl.load(taps + channel * F, mask=inside, other=0.0).to(tl.float32)
-    y *= tl.load(z + channel, mask=inside, other=0.0).to(tl.float32)
-    for j in tl.static_range(1, F):
-        tap = tl.load(taps + channel * F + j, mask=inside, other=0.0).to(tl.float32)
-        at = z_past + (F - 1 - j) * C + channel
-        y += tap * tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    return y
+from hyenakernels.dispatch import batch_stride
+from hyenakernels.gate.step import featurized_step
 
 
 @triton.jit
@@ -28,6 +20,7 @@ def _step_kernel(
     skip,
     past,
     y,
+    z_tail,
     tail,
     batch_stride,
     D: tl.constexpr,
@@ -44,11 +37,12 @@ def _step_kernel(
     inside = channel < D
     z += batch.to(tl.int64) * batch_stride
     z_past += batch * (F - 1) * C
+    z_tail += batch * (F - 1) * C
     past += batch.to(tl.int64) * (K - 1) * D
     tail += batch.to(tl.int64) * (K - 1) * D
-    x2 = _featurize(z, z_past, featurizer_taps, channel, inside, C, F)
-    x1 = _featurize(z, z_past, featurizer_taps, D + channel, inside, C, F)
-    v = _featurize(z, z_past, featurizer_taps, 2 * D + channel, inside, C, F)
+    x2 = featurized_step(z, z_past, z_tail, featurizer_taps, channel, inside, C, F)
+    x1 = featurized_step(z, z_past, z_tail, featurizer_taps, D + channel, inside, C, F)
+    v = featurized_step(z, z_past, z_tail, featurizer_taps, 2 * D + channel, inside, C, F)
     u = x1 * v
 
     group = channel // W
@@ -67,11 +61,11 @@ def _step_kernel(
 
 
 def step(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
-    """`fir.kernel.forward` for one row after a past."""
+    """`hyena_fir` for one row after a past; returns y and both pasts of what follows."""
     batch, _, channels = z_BLC.shape
     width, (groups, num_taps) = channels // 3, taps_GK.shape
     y_BLD = z_BLC.new_empty(batch, 1, width)
-    tail_BPD = torch.empty_like(past_BPD)
+    z_tail_BFC, tail_BPD = torch.empty_like(z_past_BFC), torch.empty_like(past_BPD)
     block_d = 32
     _step_kernel[(triton.cdiv(width, block_d), batch)](
         z_BLC,
@@ -81,8 +75,9 @@ def step(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
         skip_D if skip_D is not None else taps_GK,
         past_BPD,
         y_BLD,
+        z_tail_BFC,
         tail_BPD,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         D=width,
         F=featurizer_taps_CF.shape[1],
         K=num_taps,
@@ -92,4 +87,4 @@ def step(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
         BLOCK_K=triton.next_power_of_2(max(num_taps - 1, 1)),
         num_warps=4,
     )
-    return y_BLD, tail_BPD
+    return y_BLD, z_tail_BFC, tail_BPD

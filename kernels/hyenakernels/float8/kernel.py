@@ -15,7 +15,7 @@ BLOCK = 64  # rows and columns a program turns: lines of 64 bytes in FP8
 @triton.jit
 def _quantize_kernel(
     x,
-    scale,
+    factor,
     by_rows,
     by_columns,
     M,
@@ -30,9 +30,8 @@ def _quantize_kernel(
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = (row < M)[:, None] & (column < N)[None, :]
     kept = (row < P)[:, None] & (column < N)[None, :]
-    inverse = tl.div_rn(1.0, tl.load(scale))
     values = tl.load(x + row[:, None] * N + column[None, :], mask=there, other=0.0)
-    scaled = values.to(tl.float32) * inverse
+    scaled = values.to(tl.float32) * tl.load(factor)
     limited = tl.clamp(scaled, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
     narrow = limited.to(by_rows.dtype.element_ty)
     if HAS_ROWS:
@@ -41,8 +40,8 @@ def _quantize_kernel(
         tl.store(by_columns + column[:, None] * P + row[None, :], narrow.T, mask=kept.T)
 
 
-def quantize(x_MN, scale, dtype, *, rows, columns):
-    """Give x / scale by rows and by columns; empty where it is not asked for."""
+def quantize(x_MN, factor, dtype, *, rows, columns):
+    """Give x * factor by rows and by columns; empty where it is not asked for."""
     height, width = x_MN.shape
     padded = height + -height % MULTIPLE
     rows_PN = torch.empty((padded, width) if rows else (0, 0), dtype=dtype, device=x_MN.device)
@@ -52,7 +51,7 @@ def quantize(x_MN, scale, dtype, *, rows, columns):
     grid = (triton.cdiv(padded, BLOCK), triton.cdiv(width, BLOCK))
     _quantize_kernel[grid](
         x_MN.contiguous(),
-        scale,
+        factor,
         rows_PN,
         columns_NP,
         height,

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.gradient import add_taps, store_sums, store_transposed, zero_sums
 from hyenakernels.gate.rows import (
     featurized,
@@ -303,7 +304,7 @@ def adjoints(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, dy_BLD, dfina
         length,
         segment,
         num_segments,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         **sizes,
     )
     return scan(ends_BNSD, dfinal_BSD, log_poles_DS, segment, reverse=True)
@@ -337,7 +338,7 @@ def input_gradient(inputs, dx2_BLD, found_BNSD, segment, *, has_skip):
         z_BLC.shape[1],
         segment,
         num_segments,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         HAS_SKIP=has_skip,
         **sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch),
     )

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, zero_rows
 from hyenakernels.launch import modal_launch, modal_segment
 from hyenakernels.modal.adjoint import adjoints, input_gradient
@@ -220,7 +221,7 @@ def _parameter_gradients(inputs, starts_BNSD, found_BNSD, segment, *, has_skip):
         z_BLC.shape[1],
         segment,
         num_segments,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         HAS_SKIP=has_skip,
         **sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch),
     )

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import (
     featurized,
     load_featurizer,
@@ -300,7 +301,7 @@ def starts(z_BLC, featurizer_taps_CF, log_poles_DS, z_past_BFC, state_BSD):
         length,
         segment,
         num_segments,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         **sizes,
     )
     return scan(ends_BNSD, state_BSD, log_poles_DS, segment, reverse=False)
@@ -342,7 +343,7 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
         length,
         modal_segment(sizes["D"]),
         num_segments,
-        z_BLC.stride(0),
+        batch_stride(z_BLC),
         HAS_SKIP=skip_D is not None,
         **sizes,
     )

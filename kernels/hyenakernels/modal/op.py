@@ -80,16 +80,31 @@ def hyena_modal(
             skip_D,
             z_past,
         )
-    y_BLD, final_BSD, _ = fused(
-        rows(z_BLC),
-        featurizer_taps_CF,
-        log_poles_DS,
-        residues_DS,
-        skip_D,
+    pasts = (
         z_past.to(z_BLC.dtype).contiguous(),
         state.to(torch.float32).transpose(1, 2).contiguous(),
     )
+    filters = (featurizer_taps_CF, log_poles_DS, residues_DS, skip_D)
+    if z_BLC.shape[1] == 1 and not torch.is_grad_enabled():
+        return _one_row(z_BLC, *filters, *pasts)
+    y_BLD, final_BSD, _ = fused(rows(z_BLC), *filters, *pasts)
     return y_BLD, last_rows(z_BLC, z_past), final_BSD.transpose(1, 2)
+
+
+def _one_row(
+    z_BLC: Tensor,
+    featurizer_taps_CF: Tensor,
+    log_poles_DS: Tensor,
+    residues_DS: Tensor,
+    *others: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`hyena_modal` of a row: one kernel, no gradients."""
+    from hyenakernels.modal.step import step
+
+    filters = (x.contiguous() for x in (featurizer_taps_CF, log_poles_DS, residues_DS))
+    with torch.cuda.device_of(z_BLC):
+        y_BLD, z_past_BFC, state_BSD = step(rows(z_BLC), *filters, *others)
+    return y_BLD, z_past_BFC, state_BSD.transpose(1, 2)
 
 
 def _checked_state(

@@ -1,7 +1,7 @@
 """Hyena-LI over shards of a sequence by one Fourier transform that all ranks share.
 
 B batch, L rows of this shard, C = 3D channels [x2 | x1 | v], F featurizer taps, S modes, N ranks,
-M rows of a block, T = N M rows that are transformed.
+M rows of a block, T = N M rows that are transformed, E channels that are transformed at once.
 """
 
 import math
@@ -18,6 +18,8 @@ from hyenakernels.parallel.modal import decay
 from hyenakernels.parallel.routes import edges, overlaps, start_halo
 from hyenakernels.parallel.sharding import Place, Sharding, Stretch
 from hyenakernels.precision import accumulation_dtype, full_precision
+
+MOST_NUMBERS = 2**28  # of this rank that are transformed at once: bounds the memory
 
 
 def hyena_modal_fft(
@@ -55,13 +57,22 @@ def hyena_modal_fft(
     log_poles_DS, residues_DS = log_poles_DS.to(dtype), residues_DS.to(dtype)
 
     def convolve(u_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        u, length = u_BLD.to(dtype), u_BLD.shape[1]
+        width = max(1, MOST_NUMBERS // (u_BLD.shape[0] * num_rows))
+        parts = [
+            part(u_BLD[:, :, own], own)
+            for own in (slice(first, first + width) for first in range(0, u_BLD.shape[2], width))
+        ]
+        return torch.cat([y for y, _ in parts], dim=2), torch.cat([end for _, end in parts], dim=1)
+
+    def part(u_BLE: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+        u, poles, residues = u_BLE.to(dtype), log_poles_DS[own], residues_DS[own]
         with full_precision(u):
-            initial, final = _states(u, state_BDS, log_poles_DS, place)
-            heard = residues_DS * torch.exp(log_poles_DS) * initial
-            y = _convolved(u, log_poles_DS, residues_DS, place, cube)
-            y = y + _series(heard, log_poles_DS, length)
-        return y.to(u_BLD.dtype), final
+            state = None if state_BDS is None else state_BDS[:, own]
+            initial, final = _states(u, state, poles, place)
+            heard = residues * torch.exp(poles) * initial
+            y = _convolved(u, poles, residues, place, cube)
+            y = y + _series(heard, poles, u.shape[1])
+        return y.to(u_BLE.dtype), final
 
     return gated(convolve, z_BLC, featurizer_taps_CF, skip_D, z_past)
 

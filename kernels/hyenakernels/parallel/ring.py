@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyenakernels.parallel.block import block_backward, block_forward
+from hyenakernels.attention.block import block_backward, block_forward, merge
 from hyenakernels.parallel.exchange import Landing, Piece, Route
 from hyenakernels.parallel.sharding import Place, Sharding, Span
 from hyenakernels.precision import accumulation_dtype
@@ -79,7 +79,7 @@ class _Ring(torch.autograd.Function):
             for tile, k, v in _blocks(block_BTRHW, place, step):
                 queries = slice(tile.first_query, None)
                 out, lse = block_forward(q_BHLW[:, :, queries], k, v, step == 0)
-                _merge(out_BHLW[:, :, queries], lse_BHL[:, :, queries], out, lse)
+                merge(out_BHLW[:, :, queries], lse_BHL[:, :, queries], out, lse)
         y_BHLW = out_BHLW.to(q_BHLW.dtype)
         ctx.place = place
         ctx.save_for_backward(q_BHLW, kv_BLRHW, y_BHLW, lse_BHL)
@@ -146,13 +146,3 @@ def _route(place: Place, step: int) -> Route:
     num_targets = sum(piece.count for piece in pieces if piece.target == place.rank)
     num_sources = place.lengths[place.rank]
     return Route(tuple(pieces), num_sources, num_targets, place.rank, place.group)
-
-
-def _merge(out_BHLW: Tensor, lse_BHL: Tensor, more_BHLW: Tensor, more_lse_BHL: Tensor) -> None:
-    """Take attention to more keys into `out` and `lse`, in place.
-
-    exp(more_lse) / (exp(lse) + exp(more_lse)) = sigmoid(more_lse - lse) is the share of the new.
-    """
-    share_BHL = torch.sigmoid(more_lse_BHL - lse_BHL)
-    out_BHLW.lerp_(more_BHLW.to(out_BHLW.dtype), share_BHL[..., None])
-    torch.logaddexp(lse_BHL, more_lse_BHL, out=lse_BHL)

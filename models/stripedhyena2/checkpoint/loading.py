@@ -1,17 +1,30 @@
 """From a folder, a file or a name to a checkpoint, and from a checkpoint to a model."""
 
+import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stripedhyena2.checkpoint import native, released
+from stripedhyena2.checkpoint import hub, native, released
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
 from stripedhyena2.checkpoint.files import read_tensors
-from stripedhyena2.checkpoint.published import BUILT_IN, PUBLISHED, fetch, published_config
+from stripedhyena2.checkpoint.precision import doubt, precision_of
+from stripedhyena2.checkpoint.published import (
+    BUILT_IN,
+    PUBLISHED,
+    Precision,
+    published_config,
+    split_name,
+)
+from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.config import ModelConfig, read_config
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import folded_state
+from stripedhyena2.scaled import Scales, has_scales, scaled_weight, use_scales
+
+_LOG = logging.getLogger(__name__)
 
 FP32_TENSORS = ("log_poles_DS", "residues_DS", "inverse_frequency")
 
@@ -22,8 +35,9 @@ def load(
     config: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    float8: bool | None = None,
 ) -> StripedHyena2:
-    """Load a model, ready to score, to decode or to train.
+    """Load a model, ready to score, to decode or, without FP8, to train.
 
     Args:
         path_or_name: A native folder; a released .pt, one of its .partN pieces, or a safetensors
@@ -33,29 +47,65 @@ def load(
         device: Where the weights go.
         dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
             or better, and so do final norm and head.
+        float8: Whether the Hyena input projections compute in FP8, by the scales that the
+            checkpoint brings; by default where a published model needs it (1B, 20B, 40B).
 
     Raises:
-        CheckpointError: The checkpoint is not there, not whole, or does not fit its config.
+        CheckpointError: The checkpoint is not there, not whole, or does not fit its config; or FP8
+            is asked for and it brings no scales.
         ConfigError: The config is not one.
     """
     checkpoint = read_checkpoint(path_or_name, config=config)
+    device = torch.device(device)
+    scales = _scales(checkpoint, str(path_or_name), float8)
+    _say_once(doubt(checkpoint, str(path_or_name), device, float8=bool(scales)))
     with torch.device("meta"):
         model = StripedHyena2(checkpoint.config)
+    try:
+        use_scales(model, scales)
+    except ValueError as error:
+        raise CheckpointError(f"{path_or_name}: {error}") from None
     wide = torch.promote_types(dtype, torch.float32)
     state = {
-        name: tensor.to(device, wide if name.endswith(FP32_TENSORS) else dtype, copy=True)
+        name: scaled_weight(tensor, scales[name], device)
+        if name in scales
+        else tensor.to(device, wide if name.endswith(FP32_TENSORS) else dtype, copy=True)
         for name, tensor in checkpoint.tensors.items()
     }
     model.load_state_dict(state, assign=True)
     return model
 
 
+def _scales(checkpoint: Checkpoint, origin: str, float8: bool | None) -> dict[str, Scales]:
+    """The scales to compute with: as asked for, or as a published model needs."""
+    if float8 is None:
+        float8 = precision_of(checkpoint) is not Precision.BF16
+        required = False
+    else:
+        required = float8
+    if not float8:
+        return {}
+    scales = trained_scales(checkpoint.extra_state, checkpoint.config, origin)
+    if required and not scales:
+        raise CheckpointError(f"{origin}: brings no FP8 scales; load it without fp8")
+    return scales
+
+
+@cache
+def _say_once(message: str | None) -> None:
+    if message is not None:
+        _LOG.warning(message)
+
+
 def save(model: StripedHyena2, folder: Path, provenance: dict[str, Any]) -> None:
     """Write a model as a native checkpoint folder, its filters in their inference form.
 
     Raises:
-        CheckpointError: The folder exists and is no checkpoint, or cannot be written.
+        CheckpointError: The folder exists and is no checkpoint, or cannot be written; or weights
+            of the model were rounded to FP8.
     """
+    if has_scales(model):
+        raise CheckpointError(f"{folder}: weights rounded to FP8 are not saved; load without fp8")
     save_weights(model.config, folded_state(model), folder, provenance)
 
 
@@ -68,7 +118,7 @@ def save_weights(
 
 def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = None) -> Checkpoint:
     """Read a checkpoint of any layout; arguments and errors are those of `load`."""
-    path = _locate(path_or_name)
+    path, origin = _locate(path_or_name)
     if native.is_native(path):
         if config is not None:
             raise CheckpointError(
@@ -82,20 +132,22 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
         shape,
         released.to_ours(tensors, shape, str(file)),
         extra_state=blobs,
-        provenance={"source": file.name, "layout": "released"},
+        provenance={"source": file.name, "layout": "released", **origin},
     )
 
 
-def _locate(path_or_name: str | Path) -> Path:
-    """Where the checkpoint lies; a path that exists wins over a name."""
+def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
+    """Where the checkpoint lies (a path that exists wins over a name), and where it came from."""
     path = Path(path_or_name)
     if path.exists():
-        return path
+        return path, {}
     name = str(path_or_name)
     if native.is_native(BUILT_IN / name):
-        return BUILT_IN / name
-    if name in PUBLISHED:
-        return fetch(name)
+        return BUILT_IN / name, {}
+    model, _ = split_name(name)
+    if model in PUBLISHED:
+        folder = hub.fetch(name)
+        return folder, {"repository": PUBLISHED[model].repository, "commit": folder.name}
     names = ", ".join([*sorted(folder.name for folder in BUILT_IN.glob("[a-z]*")), *PUBLISHED])
     raise CheckpointError(f"no model {name!r}: no such file or folder, and no name of {names}")
 
@@ -122,7 +174,7 @@ def _released_config(
         return (
             published_config(str(config)) if str(config) in PUBLISHED else read_config(Path(config))
         )
-    for name in (str(path_or_name), file.name.partition(".")[0]):
+    for name in (split_name(str(path_or_name))[0], file.name.partition(".")[0]):
         if name in PUBLISHED:
             return published_config(name)
     raise CheckpointError(

@@ -1,0 +1,205 @@
+"""Self-tests that can fail: each also computes something wrong, which it has to notice.
+
+B batch, L length, D channels, C = 3D channels, G filter groups, K taps, S modes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hyenakernels import add_rms_norm, causal_attention, hyena_fir, hyena_modal, rms_norm
+from hyenakernels.float8.op import held, scaled_product
+from hyenakernels.float8.reference import E4M3, narrow
+from stripedhyena2 import StripedHyena2
+
+LENGTH, WIDTH, GROUPS, MODES = 600, 64, 4, 16
+REPEATED = 32  # bases of the repeat that models read
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of ||x - exact|| / ||exact||
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+MODEL_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # through all layers
+
+Run = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a self-test found; errors are relative, in the 2-norm.
+
+    Attributes:
+        name: What was tested.
+        wrong: What was computed wrongly on purpose.
+        error: Of the right computation.
+        error_of_wrong: Of the wrong one.
+        tolerance: The first has to be below, the second above.
+    """
+
+    name: str
+    wrong: str
+    error: float
+    error_of_wrong: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the right one is right and the wrong one noticed; a NaN is neither."""
+        return self.error <= self.tolerance < self.error_of_wrong
+
+
+@dataclass(frozen=True)
+class Check:
+    """A computation on a device against the same on the CPU in fp64.
+
+    Attributes:
+        name: What is tested.
+        inputs: In fp64, on the CPU.
+        run: What is tested, of inputs in any dtype on any device.
+        exact: What it shall be, of inputs in fp64.
+        wrong: Words for what `spoil` does.
+        spoil: The inputs of a wrong computation.
+        tolerance: Where that of the dtype does not hold.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    run: Run
+    exact: Run
+    wrong: str
+    spoil: Callable[..., tuple[Tensor, ...]]
+    tolerance: float | None = None
+
+    @torch.inference_mode()
+    def outcome(self, device: torch.device, dtype: torch.dtype) -> Outcome:
+        """Compute both on `device`, from inputs rounded to `dtype`."""
+        rounded = [value.to(dtype) for value in self.inputs]
+        exact = self.exact(*(value.double() for value in rounded))
+
+        def error(*inputs: Tensor) -> float:
+            found = self.run(*(value.to(device) for value in inputs)).double().cpu()
+            return float((found - exact).norm() / exact.norm())
+
+        return Outcome(
+            f"{self.name}, {NAMES[dtype]}",
+            self.wrong,
+            error(*rounded),
+            error(*self.spoil(*rounded)),
+            self.tolerance or TOLERANCES[dtype],
+        )
+
+
+def checks() -> Iterator[Check]:
+    """One of every operator that a model is made of."""
+    draw = partial(_draw, torch.Generator().manual_seed(0))
+    z_BLC, featurizer_CF = draw(1, LENGTH, 3 * WIDTH), draw(3 * WIDTH, 3)
+    for name, num_taps in (("Hyena-SE", 7), ("Hyena-MR", 128)):
+        yield Check(
+            name,
+            (z_BLC, featurizer_CF, draw(GROUPS, num_taps), draw(WIDTH)),
+            _first(hyena_fir),
+            _first(hyena_fir),
+            "taps in the other order",
+            lambda z, featurizer, taps, skip: (z, featurizer, taps.flip(1), skip),
+        )
+    yield Check(
+        "Hyena-LI",
+        (z_BLC, featurizer_CF, -draw(WIDTH, MODES).abs() / 10, draw(WIDTH, MODES), draw(WIDTH)),
+        _first(hyena_modal),
+        _first(hyena_modal),
+        "poles a tenth off",
+        lambda z, featurizer, poles, *more: (z, featurizer, 1.1 * poles, *more),
+    )
+    yield Check(
+        "norm of a sum",
+        (draw(1, LENGTH, WIDTH), draw(1, LENGTH, WIDTH), draw(WIDTH)),
+        lambda x, y, scale: add_rms_norm(x, y, scale, 1e-6)[0],
+        lambda x, y, scale: rms_norm(x + y, scale, 1e-6),
+        "one term left out",
+        lambda x, y, scale: (x, torch.zeros_like(y), scale),
+    )
+    yield Check(
+        "attention",
+        (draw(1, 2, LENGTH, 32), draw(1, 2, LENGTH + 40, 32), draw(1, 2, LENGTH + 40, 32)),
+        causal_attention,
+        _attention,
+        "values one position off",
+        lambda q, k, v: (q, k, v.roll(1, dims=2)),
+    )
+    yield _float8_check(draw(LENGTH, WIDTH), draw(3 * WIDTH, WIDTH))
+
+
+def _draw(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _first(operator: Callable[..., tuple[Tensor, ...]]) -> Run:
+    return lambda *inputs: operator(*inputs)[0]
+
+
+def _attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
+    """Attention of the last L of T positions, by its formula."""
+    length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
+    scores = q_BHLW @ k_BHTW.transpose(2, 3) / q_BHLW.shape[3] ** 0.5
+    hidden = torch.ones(length, seen, dtype=torch.bool).triu(seen - length + 1)
+    weights_BHLT: Tensor = scores.masked_fill(hidden, float("-inf")).softmax(dim=3)
+    return weights_BHLT @ v_BHTW
+
+
+def _float8_check(x_MI: Tensor, weight_OI: Tensor) -> Check:
+    """An FP8 projection, whose operands have to be rounded: a wide product is noticed."""
+    x_factor, weight_factor = 40.5, 100.25
+
+    def run(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
+        if not rounding:
+            return x_MI @ weight_OI.T
+        kept = held(weight_OI, weight_factor, x_MI.device)
+        return scaled_product(x_MI, kept, x_factor, weight_factor)
+
+    def exact(x_MI: Tensor, weight_OI: Tensor, _: Tensor) -> Tensor:
+        x, weight = narrow(x_MI, x_factor, E4M3), narrow(weight_OI, weight_factor, E4M3)
+        return x.double() @ weight.double().T / (x_factor * weight_factor)
+
+    return Check(
+        "FP8 projection",
+        (x_MI, weight_OI, torch.ones(())),
+        run,
+        exact,
+        "operands not rounded",
+        lambda x, weight, rounding: (x, weight, 0 * rounding),
+        tolerance=1e-2,  # FP8 units sum with fewer bits than fp32 has
+    )
+
+
+@torch.inference_mode()
+def check_model(model: StripedHyena2, exact: StripedHyena2 | None = None) -> Iterator[Outcome]:
+    """What a model says of a tandem repeat, against itself in fp64 if given, and cut against whole.
+
+    Compared are log-probabilities of A, C, G and T in the later half.
+    """
+    device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
+    unit = torch.randint(4, (1, REPEATED), generator=torch.Generator().manual_seed(0))
+    drawn, half = unit.repeat(1, 4), 2 * REPEATED
+    letters = torch.tensor([*b"ACGT"])
+    ids_BL, others_BL = letters[drawn].to(device), letters[(drawn + 1) % 4].to(device)
+
+    def said(logits_BLV: Tensor) -> Tensor:
+        return logits_BLV[:, -half:, letters.to(device)].cpu().double().log_softmax(dim=2)
+
+    def result(name: str, wrong: str, found: Tensor, spoilt: Tensor, expected: Tensor) -> Outcome:
+        error, of_wrong = (
+            float((said(logits_BLV) - expected).norm() / expected.norm())
+            for logits_BLV in (found, spoilt)
+        )
+        tolerance = MODEL_TOLERANCES.get(dtype, 1e-6)
+        return Outcome(f"{name}, {NAMES.get(dtype, 'fp64')}", wrong, error, of_wrong, tolerance)
+
+    whole = model(ids_BL)
+    if exact is not None:
+        expected = exact(ids_BL.cpu())[:, -half:, letters].log_softmax(dim=2)
+        yield result("whole model", "other bases", whole, model(others_BL), expected)
+    cache = model.new_cache(1)
+    pieces = (ids_BL[:, :half], ids_BL[:, half : half + 1], ids_BL[:, half + 1 :])
+    joined = torch.cat([model(piece_BL, cache=cache) for piece_BL in pieces], dim=1)
+    forgetful = model(ids_BL[:, half:])
+    yield result("cut, against whole", "the past forgotten", joined, forgetful, said(whole))

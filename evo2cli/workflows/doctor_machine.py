@@ -1,0 +1,94 @@
+"""What this machine has: processors, memory, disk, and the packages that matter."""
+
+import os
+import platform
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+
+from evo2cli import __version__
+from hyenakernels.float8.op import runs_float8
+from stripedhyena2.checkpoint.precision import sums_like_hopper
+
+# Beside what is always installed, and what each is for.
+OPTIONAL = {
+    "triton": "fused kernels on GPUs",
+    "deepspeed": "training on several GPUs",
+    "tensorboard": "curves of a training run",
+    "matplotlib": "--plot",
+    "pyarrow": "Parquet",
+    "pyBigWig": "bigWig",
+}
+_DRIVER = Path("/proc/driver/nvidia/version")
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_MEMORY = Path("/proc/meminfo")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Facts as JSON values; None for what cannot be told here."""
+    cache = Path(constants.HF_HUB_CACHE)
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    return {
+        "evo2cli": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "cpus": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+        "available_bytes": _available_bytes(),
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "cache": str(cache),
+        "cache_free_bytes": shutil.disk_usage(existing).free,
+        "packages": {name: _version(name) for name in OPTIONAL},
+    }
+
+
+def memory_bytes() -> int:
+    """Of the machine, or what a container may use of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
+    return min(whole, int(limit)) if limit.isdecimal() else whole
+
+
+def _available_bytes() -> int | None:
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _read(_MEMORY))
+    return int(found[1]) * 1024 if found else None
+
+
+def _driver() -> str | None:
+    found = re.search(r"Kernel Module\D*(\d[\d.]+)", _read(_DRIVER))
+    return found[1] if found else None
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    device = torch.device("cuda", index)
+    facts = torch.cuda.get_device_properties(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    fp8 = "simulated"
+    if runs_float8(device):
+        fp8 = "yes, Hopper's sums" if sums_like_hopper(device) else "yes, other sums than Hopper's"
+    return {
+        "name": facts.name,
+        "capability": f"{facts.major}.{facts.minor}",
+        "memory_bytes": facts.total_memory,
+        "free_bytes": free,
+        "fp8": fp8,
+    }

@@ -1,0 +1,1 @@
+"""Softmax attention: causal over a sequence, of one new token each, and block by block."""

@@ -1,0 +1,189 @@
+"""Rotary positions in one pass over memory, and attention of one new token a sequence.
+
+One token has one query a head, so its attention is bound by reading keys and values. Programs take
+PART places each, whatever the length and the batch, and leave a sum and a logarithm; a second
+kernel merges those in their order. So no number depends on how much room there is, nor on what
+else runs beside it.
+
+B batch, H heads, L tokens, T places for keys, W channels a head, V = W / 2 rotated pairs, N parts.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from hyenakernels.dispatch import batch_stride
+
+PART = 128  # places a program reads: few, so that short pasts keep the whole GPU busy
+
+
+@triton.jit(do_not_specialize=["length"])
+def _rotary_kernel(
+    x,
+    cos,
+    sin,
+    y,
+    length,
+    x_batch_stride,
+    x_row_stride,
+    angle_batch_stride,
+    sign: tl.constexpr,
+    H: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    row, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    pair = tl.arange(0, BLOCK_V)
+    angle = batch * angle_batch_stride + row * V + pair
+    cosine = tl.load(cos + angle, mask=pair < V, other=0.0)[None, :]
+    sine = sign * tl.load(sin + angle, mask=pair < V, other=0.0)[None, :]
+    x += batch * x_batch_stride + row * x_row_stride
+    y += (batch * length + row) * (2 * H * V)
+    for first in tl.static_range(0, H, BLOCK_H):
+        head = first + tl.arange(0, BLOCK_H)
+        at = head[:, None] * (2 * V) + pair[None, :]
+        inside = (head[:, None] < H) & (pair[None, :] < V)
+        a = tl.load(x + at, mask=inside, other=0.0).to(cosine.dtype)
+        b = tl.load(x + at + V, mask=inside, other=0.0).to(cosine.dtype)
+        tl.store(y + at, (a * cosine - b * sine).to(y.dtype.element_ty), mask=inside)
+        tl.store(y + at + V, (a * sine + b * cosine).to(y.dtype.element_ty), mask=inside)
+
+
+def rotary(x_BLHW, cos_BLV, sin_BLV, *, backward):
+    """`reference.rotary`, or the transpose of that turn if `backward`; returns [B, L, H, W]."""
+    batch, length, heads, width = x_BLHW.shape
+    y_BLHW = torch.empty(x_BLHW.shape, dtype=x_BLHW.dtype, device=x_BLHW.device)
+    _rotary_kernel[(length, batch)](
+        x_BLHW,
+        cos_BLV,
+        sin_BLV,
+        y_BLHW,
+        length,
+        batch_stride(x_BLHW),
+        x_BLHW.stride(1),
+        batch_stride(cos_BLV),
+        sign=-1 if backward else 1,
+        H=heads,
+        V=width // 2,
+        BLOCK_H=min(16, triton.next_power_of_2(heads)),
+        BLOCK_V=triton.next_power_of_2(width // 2),
+        num_warps=4,
+    )
+    return y_BLHW
+
+
+@triton.jit(do_not_specialize=["room", "parts"])
+def _part_kernel(
+    q,
+    keys,
+    values,
+    lengths,
+    sums,
+    logarithms,
+    room,
+    parts,
+    scale,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """Attention to the keys of one part: the sum over its softmax, and the log of its sum."""
+    part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    end = tl.minimum(tl.load(lengths + batch).to(tl.int32), (part + 1) * PART)
+    first = part * PART
+    if first < end:
+        lane = batch.to(tl.int64) * H + head
+        channel = tl.arange(0, BLOCK_W)
+        inside = channel < W
+        query = tl.load(q + lane * W + channel, mask=inside, other=0.0).to(tl.float32) * scale
+        keys += lane * room * W
+        values += lane * room * W
+        most = tl.full((), -float("inf"), tl.float32)
+        total = tl.zeros((), tl.float32)
+        summed = tl.zeros((BLOCK_W,), tl.float32)
+        for start in range(first, end, BLOCK_T):
+            place = start + tl.arange(0, BLOCK_T)
+            seen = place < end
+            at = place.to(tl.int64)[:, None] * W + channel[None, :]
+            present = seen[:, None] & inside[None, :]
+            k = tl.load(keys + at, mask=present, other=0.0).to(tl.float32)
+            score = tl.where(seen, tl.sum(k * query[None, :], axis=1), -float("inf"))
+            higher = tl.maximum(most, tl.max(score, axis=0))
+            shrunk = tl.exp(most - higher)
+            weight = tl.exp(score - higher)
+            v = tl.load(values + at, mask=present, other=0.0).to(tl.float32)
+            summed = summed * shrunk + tl.sum(weight[:, None] * v, axis=0)
+            total = total * shrunk + tl.sum(weight, axis=0)
+            most = higher
+        out = lane * parts + part
+        tl.store(sums + out * W + channel, summed / total, mask=inside)
+        tl.store(logarithms + out, most + tl.log(total))
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _merge_kernel(
+    sums,
+    logarithms,
+    lengths,
+    y,
+    parts,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PART: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Merge the parts of a head in their order."""
+    head, batch = tl.program_id(0), tl.program_id(1)
+    lane = batch.to(tl.int64) * H + head
+    channel = tl.arange(0, BLOCK_W)
+    inside = channel < W
+    count = tl.cdiv(tl.load(lengths + batch).to(tl.int32), PART)
+    most = tl.full((), -float("inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    merged = tl.zeros((BLOCK_W,), tl.float32)
+    for first in range(0, count, BLOCK_N):
+        part = first + tl.arange(0, BLOCK_N)
+        present = part < count
+        at = lane * parts + part
+        logarithm = tl.load(logarithms + at, mask=present, other=-float("inf"))
+        here = present[:, None] & inside[None, :]
+        summed = tl.load(sums + at[:, None] * W + channel[None, :], mask=here, other=0.0)
+        higher = tl.maximum(most, tl.max(logarithm, axis=0))
+        shrunk = tl.exp(most - higher)
+        weight = tl.exp(logarithm - higher)
+        merged = merged * shrunk + tl.sum(weight[:, None] * summed, axis=0)
+        total = total * shrunk + tl.sum(weight, axis=0)
+        most = higher
+    tl.store(y + lane * W + channel, (merged / total).to(y.dtype.element_ty), mask=inside)
+
+
+def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
+    """`reference.decode_attention` for contiguous keys and values."""
+    batch, heads, room, width = keys_BHTW.shape
+    parts = triton.cdiv(room, PART)
+    sums_BHNW = q_BHW.new_empty(batch, heads, parts, width, dtype=torch.float32)
+    logarithms_BHN = q_BHW.new_empty(batch, heads, parts, dtype=torch.float32)
+    y_BHW = torch.empty(q_BHW.shape, dtype=q_BHW.dtype, device=q_BHW.device)
+    sizes = {"H": heads, "W": width, "BLOCK_W": triton.next_power_of_2(width), "PART": PART}
+    _part_kernel[(parts, heads, batch)](
+        q_BHW,
+        keys_BHTW,
+        values_BHTW,
+        lengths_B,
+        sums_BHNW,
+        logarithms_BHN,
+        room,
+        parts,
+        width**-0.5,
+        BLOCK_T=64,
+        num_warps=4,
+        **sizes,
+    )
+    _merge_kernel[(heads, batch)](
+        sums_BHNW, logarithms_BHN, lengths_B, y_BHW, parts, BLOCK_N=16, num_warps=4, **sizes
+    )
+    return y_BHW

@@ -1,0 +1,164 @@
+"""The public face of attention: rotary positions, a sequence, a continued sequence, one token.
+
+B batch, H heads, L new tokens, T keys, W channels a head, V = W / 2 rotated pairs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyenakernels.attention import reference
+from hyenakernels.attention.block import block_forward, flash_takes, merge
+from hyenakernels.dispatch import kernels_take
+from hyenakernels.precision import accumulation_dtype
+
+QUERY_BLOCK = 256  # queries a call where a mask is needed: bounds it to 256 x T
+PAST_BLOCK = 32_768  # past keys a call: long pasts come in pieces of one shape, prepared once
+
+
+def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
+    """Turn each pair (i, i + W/2) by its token's angle; `attention.reference` holds the contract.
+
+    Args:
+        x_BLHW: Queries or keys.
+        cos_BLV: Cosines of the angles, the same for all sequences when B is 1.
+        sin_BLV: Their sines.
+
+    Returns:
+        The turned heads, in the dtype of x.
+
+    Raises:
+        ValueError: The angles are not those of these heads.
+    """
+    batch, length, _, width = x_BLHW.shape
+    for angles in (cos_BLV, sin_BLV):
+        if angles.shape[1:] != (length, width // 2) or angles.shape[0] not in (1, batch):
+            raise ValueError(
+                f"rotary: heads {tuple(x_BLHW.shape)} need angles [{batch} or 1, {length}, "
+                f"{width // 2}], got {tuple(angles.shape)}"
+            )
+    if cos_BLV.dtype == torch.float32 and kernels_take(x_BLHW, width=width):
+        packed = x_BLHW.stride(3) == 1 and x_BLHW.stride(2) == width
+        turned: Tensor = fused_rotary(
+            x_BLHW if packed else x_BLHW.contiguous(), cos_BLV.contiguous(), sin_BLV.contiguous()
+        )
+        return turned
+    return reference.rotary(x_BLHW, cos_BLV, sin_BLV)
+
+
+@torch.library.custom_op("hyenakernels::rotary", mutates_args=())
+def fused_rotary(
+    x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor, backward: bool = False
+) -> Tensor:
+    """`rotary` by the kernel, or its transpose."""
+    from hyenakernels.attention import kernel
+
+    with torch.cuda.device_of(x_BLHW):
+        turned: Tensor = kernel.rotary(x_BLHW, cos_BLV, sin_BLV, backward=backward)
+    return turned
+
+
+@fused_rotary.register_fake
+def _(
+    x_BLHW: Tensor,
+    cos_BLV: Tensor,  # noqa: ARG001 - the fake has the op's signature
+    sin_BLV: Tensor,  # noqa: ARG001
+    backward: bool = False,  # noqa: ARG001
+) -> Tensor:
+    return torch.empty(x_BLHW.shape, dtype=x_BLHW.dtype, device=x_BLHW.device)
+
+
+def _keep_angles(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
+    ctx.save_for_backward(inputs[1], inputs[2])
+
+
+def _turn_back(ctx, dy_BLHW):  # type: ignore[no-untyped-def]
+    cos_BLV, sin_BLV = ctx.saved_tensors
+    return fused_rotary(dy_BLHW.contiguous(), cos_BLV, sin_BLV, True), None, None, None
+
+
+fused_rotary.register_autograd(_turn_back, setup_context=_keep_angles)
+
+
+def causal_attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
+    """Softmax attention of the last L of T positions over all positions up to each of them.
+
+    Args:
+        q_BHLW: The queries.
+        k_BHTW: The keys, of which the last L stand where the queries do. They may lie in host
+            memory; then no gradients are computed.
+        v_BHTW: The values, where the keys are.
+
+    Returns:
+        softmax(q k^T / sqrt(W)) v, [B, H, L, W].
+    """
+    length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
+    if k_BHTW.device != q_BHLW.device:
+        return _continued(q_BHLW, k_BHTW, v_BHTW, seen - length)
+    if length == seen:
+        return F.scaled_dot_product_attention(q_BHLW, k_BHTW, v_BHTW, is_causal=True)
+    if not torch.is_grad_enabled() and flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
+        return _continued(q_BHLW, k_BHTW, v_BHTW, seen - length)
+    pieces = []
+    for start in range(0, length, QUERY_BLOCK):
+        q = q_BHLW[:, :, start : start + QUERY_BLOCK]
+        first = seen - length + start
+        end = first + q.shape[2]
+        positions = torch.arange(end, device=q.device)
+        visible = positions[None, :] <= positions[first:, None]
+        pieces.append(
+            F.scaled_dot_product_attention(
+                q, k_BHTW[:, :, :end], v_BHTW[:, :, :end], attn_mask=visible
+            )
+        )
+    return torch.cat(pieces, dim=2)
+
+
+def _continued(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, past: int) -> Tensor:
+    """Attention to the queries' own keys, and to the `past` keys before them, merged."""
+
+    def attended(first: int, end: int, causal: bool) -> tuple[Tensor, Tensor]:
+        k, v = (
+            x_BHTW[:, :, first:end].to(q_BHLW.device, non_blocking=True)
+            for x_BHTW in (k_BHTW, v_BHTW)
+        )
+        return block_forward(q_BHLW, k, v, causal)
+
+    own_BHLW, lse_BHL = attended(past, k_BHTW.shape[2], True)
+    out_BHLW = own_BHLW.to(accumulation_dtype(q_BHLW))
+    for first in range(0, past, PAST_BLOCK):
+        merge(out_BHLW, lse_BHL, *attended(first, min(first + PAST_BLOCK, past), False))
+    return out_BHLW.to(q_BHLW.dtype)
+
+
+def decode_attention(
+    q_BHW: Tensor, keys_BHTW: Tensor, values_BHTW: Tensor, lengths_B: Tensor
+) -> Tensor:
+    """Attention of one query a sequence to its own first keys; without gradients.
+
+    Args:
+        q_BHW: A query for each sequence and head.
+        keys_BHTW: Room for T keys, of which the first `lengths` count.
+        values_BHTW: Their values.
+        lengths_B: From 1 to T, int64.
+
+    Returns:
+        [B, H, W]; `attention.reference.decode_attention` holds the contract.
+
+    Raises:
+        ValueError: Shapes do not fit each other.
+    """
+    batch, heads, width = q_BHW.shape
+    if keys_BHTW.shape[:2] != (batch, heads) or keys_BHTW.shape[3] != width:
+        raise ValueError(
+            f"decode_attention: queries {tuple(q_BHW.shape)} and keys {tuple(keys_BHTW.shape)}"
+        )
+    if kernels_take(q_BHW, width=width):
+        from hyenakernels.attention import kernel
+
+        with torch.cuda.device_of(q_BHW):
+            y_BHW: Tensor = kernel.decode_attention(
+                q_BHW.contiguous(), keys_BHTW, values_BHTW, lengths_B
+            )
+        return y_BHW
+    return reference.decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B)

@@ -1,0 +1,40 @@
+"""What the kernels of attention compute, by formula.
+
+B batch, H heads, L tokens, T places for keys, W channels a head, V = W / 2 rotated pairs.
+"""
+
+import torch
+from torch import Tensor
+
+from hyenakernels.precision import accumulation_dtype, full_precision
+
+
+def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
+    """Turn each pair (i, i + W/2) of a head by the angle of its token; B of the angles may be 1.
+
+    Computed in the dtype of the angles, returned in that of x. Source: Su et al., RoFormer,
+    arXiv:2104.09864.
+    """
+    cos, sin = cos_BLV[:, :, None], sin_BLV[:, :, None]
+    a, b = x_BLHW.to(cos.dtype).chunk(2, dim=3)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=3).to(x_BLHW.dtype)
+
+
+def decode_attention(
+    q_BHW: Tensor, keys_BHTW: Tensor, values_BHTW: Tensor, lengths_B: Tensor
+) -> Tensor:
+    """Softmax attention of one query a sequence to the first `lengths` keys of its own.
+
+    y = sum_{t < length} softmax_t(q . k_t / sqrt(W)) v_t, in fp32 or better, returned in the dtype
+    of q. What lies behind `lengths` has no influence.
+    """
+    dtype = accumulation_dtype(q_BHW)
+    with full_precision(q_BHW):
+        scores_BHT = (keys_BHTW.to(dtype) @ q_BHW.to(dtype)[..., None])[..., 0]
+        scores_BHT = scores_BHT * q_BHW.shape[2] ** -0.5
+        places = torch.arange(keys_BHTW.shape[2], device=q_BHW.device)
+        hidden_BT = places >= lengths_B[:, None]
+        weights_BHT = scores_BHT.masked_fill(hidden_BT[:, None], -torch.inf).softmax(dim=2)
+        values_BHTW = values_BHTW.to(dtype).masked_fill(hidden_BT[:, None, :, None], 0)
+        y_BH1W: Tensor = weights_BHT[:, :, None] @ values_BHTW
+    return y_BH1W[:, :, 0].to(q_BHW.dtype)

@@ -1,0 +1,135 @@
+"""Files of the published models: in huggingface-hub's cache, in a folder, or fetched into either.
+
+The download is the library's, which resumes what was cut off; here stands what is asked of it, and
+that it is not asked when the files are present.
+"""
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is its client's
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from stripedhyena2.checkpoint.contents import CheckpointError
+from stripedhyena2.checkpoint.files import parts_of
+from stripedhyena2.checkpoint.published import PUBLISHED, Published, split_name
+
+_WEIGHTS = ("*.pt", "*.pt.part*")
+
+
+def fetch(name: str, folder: Path | None = None) -> Path:
+    """The folder that holds a published model's files; the network is used only if they are absent.
+
+    Args:
+        name: Of the model; @COMMIT may follow.
+        folder: Where they shall lie; by default the library's cache.
+
+    Raises:
+        CheckpointError: They are not here and cannot be had.
+    """
+    present = find(name, folder)
+    if present is not None:
+        return present
+    published, commit = _asked(name)
+    repository = f"models--{published.repository.replace('/', '--')}"
+    where = folder or Path(constants.HF_HUB_CACHE) / repository
+    try:
+        planned = snapshot_download(
+            published.repository,
+            revision=commit,
+            local_dir=folder,
+            allow_patterns=[*_WEIGHTS],
+            dry_run=True,
+        )
+        if not planned:
+            raise CheckpointError(f"{name}: {published.repository} holds no .pt file at {commit}")
+        missing = sum(file.file_size or 0 for file in planned if file.will_download)
+        _require_space(name, missing, where)
+        return Path(
+            snapshot_download(
+                published.repository,
+                revision=commit,
+                local_dir=folder,
+                allow_patterns=[*_WEIGHTS],
+            )
+        )
+    except (HTTPError, OSError) as error:
+        raise CheckpointError(f"{name}: {_reason(name, where, error)}") from error
+
+
+def find(name: str, folder: Path | None = None) -> Path | None:
+    """The folder that holds a published model's files whole, without the network; None if none."""
+    published, commit = _asked(name)
+    if folder is None:
+        try:
+            folder = Path(
+                snapshot_download(
+                    published.repository,
+                    revision=commit,
+                    allow_patterns=[*_WEIGHTS],
+                    local_files_only=True,
+                )
+            )
+        except LocalEntryNotFoundError:
+            return None
+        if commit != published.commit or not published.sizes:
+            return folder if weight_files(folder) else None
+    found = tuple(file.stat().st_size for file in weight_files(folder))
+    return folder if commit == published.commit and found and found == published.sizes else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The file of a released model, or its parts in order; empty where there are not just these."""
+    wholes, firsts = sorted(folder.glob("*.pt")), sorted(folder.glob("*.pt.part0"))
+    if len(wholes) + len(firsts) != 1:
+        return []
+    return wholes or parts_of(firsts[0])
+
+
+def known_hash(name: str) -> str | None:
+    """The SHA-256 of a published model's file, parts joined, where it is known at this commit."""
+    published, commit = _asked(name)
+    return published.sha256 if commit == published.commit else None
+
+
+def _asked(name: str) -> tuple[Published, str]:
+    model, commit = split_name(name)
+    published = PUBLISHED[model]
+    return published, commit or published.commit
+
+
+def _require_space(name: str, missing: int, where: Path) -> None:
+    """Refuse a download that cannot end, before it begins."""
+    begun = sum(file.stat().st_size for file in where.rglob("*.incomplete")) if missing else 0
+    existing = next(parent for parent in (where, *where.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if missing - begun > free:
+        raise CheckpointError(
+            f"{name}: {(missing - begun) / 1e9:,.1f} GB are still to come and {where} has "
+            f"{free / 1e9:,.1f} GB free; choose another disk by `evo2 fetch --to` or HF_HOME"
+        )
+
+
+def _reason(name: str, where: Path, error: Exception) -> str:
+    published, commit = _asked(name)
+    model, _ = split_name(name)
+    causes = (error, error.__cause__)
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return f"{published.repository} has no commit {commit}; try {model}@main"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"{published.repository} is not on the hub, or not for you; try `hf auth login`"
+    if isinstance(error, OSError) and error.errno:
+        return f"{where} cannot be written ({error.strerror})"
+    what = type(causes[-1] or error).__name__
+    offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+    if commit != "main" and find(f"{model}@main"):
+        return f"only another commit of it is in the local cache{offline}; take it by {model}@main"
+    return (
+        f"{published.repository} is not in the local cache and could not be fetched{offline}: "
+        f"{what}; `evo2 fetch` it where there is a network and give its folder"
+    )

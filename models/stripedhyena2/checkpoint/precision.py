@@ -1,0 +1,43 @@
+"""Whether a checkpoint, computed in a certain way, gives the numbers it was published for."""
+
+import torch
+
+from stripedhyena2.checkpoint.contents import Checkpoint
+from stripedhyena2.checkpoint.published import Precision, needed_precision
+
+
+def precision_of(checkpoint: Checkpoint) -> Precision:
+    """What its numbers need: known of released weights, any precision for those trained here."""
+    return needed_precision(checkpoint.config) if is_released(checkpoint) else Precision.BF16
+
+
+def is_released(checkpoint: Checkpoint) -> bool:
+    """Whether its weights are those of a released file, if perhaps in an extended context."""
+    origin = checkpoint.provenance
+    while "before" in origin and "trained_by" not in origin:
+        origin = origin["before"]
+    return origin.get("layout") == "released"
+
+
+def doubt(checkpoint: Checkpoint, origin: str, device: torch.device, *, float8: bool) -> str | None:
+    """Why the numbers of a published model are not its own when it is computed so; or None."""
+    precision = precision_of(checkpoint)
+    if precision is Precision.BF16:
+        return None
+    if not float8:
+        have = "" if checkpoint.extra_state else ", whose scales this file lacks"
+        return (
+            f"{origin}: was trained with FP8 input projections{have}; without them its numbers are "
+            "wrong"
+        )
+    if precision is Precision.HOPPER and not sums_like_hopper(device):
+        return (
+            f"{origin}: was trained with the FP8 sums of Hopper GPUs; with those of {device} its "
+            "numbers are known to be wrong"
+        )
+    return None
+
+
+def sums_like_hopper(device: torch.device) -> bool:
+    """Whether FP8 products on `device` are summed as on the GPUs that Evo 2 was trained on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

@@ -1,0 +1,98 @@
+"""The FP8 scales of released files: read out of their records without executing anything.
+
+A released file keeps, beside some layers, an `_extra_state`: what Transformer Engine saved of its
+FP8 bookkeeping, a pickle inside the file. Of it two numbers matter: scale_fwd[0], of the layer's
+input, and scale_fwd[1], of its weight. Only the Hyena input projections ran in FP8.
+"""
+
+import io
+import math
+import pickle
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from stripedhyena2.checkpoint.contents import CheckpointError
+from stripedhyena2.config import ATTENTION, ModelConfig
+from stripedhyena2.scaled import Scales
+
+_MAKER = "transformer_engine."
+_NOT_A_RECORD = (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError)
+
+
+class _Inert:
+    """Stands in for every class of Transformer Engine: takes anything, does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def trained_scales(
+    records: Mapping[str, bytes], config: ModelConfig, origin: str
+) -> dict[str, Scales]:
+    """The scales of the Hyena input projections, by the names of their weights in the model.
+
+    Args:
+        records: `Checkpoint.extra_state`.
+        config: Shape of the model.
+        origin: Where the records come from, for error messages.
+
+    Returns:
+        Scales of every Hyena block, or nothing where the checkpoint brings none.
+
+    Raises:
+        CheckpointError: A record cannot be read as one, or some blocks lack theirs.
+    """
+    found, lacking = {}, []
+    for index, kind in enumerate(config.stripes):
+        if kind == ATTENTION:
+            continue
+        name = f"blocks.{index}.projections._extra_state"
+        scales = _read(records.get(name, b""), f"{origin}: {name}")
+        if scales is None:
+            lacking.append(name)
+        else:
+            found[f"blocks.{index}.mixer.project_in.weight"] = scales
+    if found and lacking:
+        raise CheckpointError(
+            f"{origin}: {lacking[0]} holds no FP8 scales, but {len(found)} other blocks have them"
+        )
+    return found
+
+
+def _read(record: bytes, name: str) -> Scales | None:
+    """The scales of one layer; None where it has none."""
+    if not record:
+        return None
+    try:
+        unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(record))
+        with safe_globals([(_Inert, known) for known in unknown if known.startswith(_MAKER)]):
+            state = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{name}: holds more than FP8 scales and is not opened, because that would run its "
+            "code; get the file from its publisher, or do without fp8"
+        ) from None
+    except _NOT_A_RECORD as error:
+        reason = str(error).partition("\n")[0][:80]
+        raise CheckpointError(f"{name}: no readable record of FP8 scales ({reason})") from None
+    if not isinstance(state, Mapping) or "scale_fwd" not in state:
+        return None
+    return _checked(state["scale_fwd"], name)
+
+
+def _checked(values: object, name: str) -> Scales:
+    if not (isinstance(values, Tensor) and values.ndim == 1 and len(values) >= 2):
+        raise CheckpointError(f"{name}: scale_fwd is no row of scales")
+    pair = [float(value) for value in values[:2]]
+    if not all(math.isfinite(value) and value > 0 for value in pair):
+        raise CheckpointError(f"{name}: scales {pair[0]:g}, {pair[1]:g} are no positive numbers")
+    return Scales(*pair)

@@ -1,0 +1,143 @@
+"""Generation at the speed of memory: sequences side by side that grow by a token a step.
+
+All memory is taken once, and on a GPU a step is one CUDA graph: the same kernels on the same
+addresses, without Python between them.
+
+B sequences side by side, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from stripedhyena2.cache import AttentionPast, AttentionSlots, Cache, HyenaPast, Past
+from stripedhyena2.model import StripedHyena2
+from stripedhyena2.operators import Attention
+
+
+class Decoder:
+    """Sequences that each take one token a step; they may differ in length.
+
+    Args:
+        model: The model; its weights must stay where they are.
+        batch_size: Sequences side by side.
+        capacity: Tokens that a sequence may reach, prompt included.
+
+    Raises:
+        ValueError: There is no sequence, or no room.
+    """
+
+    def __init__(self, model: StripedHyena2, batch_size: int, capacity: int) -> None:
+        if batch_size < 1 or capacity < 1:
+            raise ValueError(f"{batch_size} sequences of up to {capacity} tokens: both must be 1+")
+        self._model = model
+        self.capacity = capacity
+        device = model.embedding.weight.device
+        self._ids_B1 = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
+        self._lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._pasts = self._room()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits_BV = self._ids_B1.new_empty(0)
+
+    @torch.no_grad()
+    def _room(self) -> list[Past]:
+        """Pasts of all sequences: as a single one leaves them after a token, so many times."""
+        model, batch = self._model, len(self._ids_B1)
+        cache = model.new_cache(1)
+        model(self._ids_B1[:1], cache=cache)
+        room: list[Past] = []
+        for block, past in zip(model.blocks, cache.pasts, strict=True):
+            if isinstance(past, HyenaPast):
+                parts = (past.featurizer_BPC, past.inner)
+                room.append(HyenaPast(*(_repeated(x, batch) for x in parts)))
+            else:
+                assert isinstance(block.mixer, Attention)
+                keys_BHTW, values_BHTW = block.mixer.slots(batch, self.capacity + 1)
+                room.append(AttentionSlots(keys_BHTW, values_BHTW, self._lengths_B))
+        return room
+
+    @torch.no_grad()
+    def place(self, row: int, cache: Cache) -> None:
+        """Put a sequence in a row, in the place of what was there.
+
+        Args:
+            row: 0-based.
+            cache: A single sequence with one token at least, as the model has left it.
+
+        Raises:
+            ValueError: It is longer than the capacity, or not a single sequence.
+        """
+        if cache.batch_size != 1 or not 0 < cache.position <= self.capacity:
+            raise ValueError(
+                f"a row takes one sequence of 1 to {self.capacity} tokens; the cache holds "
+                f"{cache.batch_size} of {cache.position}"
+            )
+        for room, past in zip(self._pasts, cache.pasts, strict=True):
+            if isinstance(room, HyenaPast) and isinstance(past, HyenaPast):
+                room.featurizer_BPC[row] = past.featurizer_BPC[0]
+                room.inner[row] = past.inner[0]
+            elif isinstance(room, AttentionSlots) and isinstance(past, AttentionPast):
+                room.keys_BHTW[row, :, : cache.position] = past.keys_BHTW[0]
+                room.values_BHTW[row, :, : cache.position] = past.values_BHTW[0]
+        self._lengths_B[row] = cache.position
+
+    @torch.no_grad()
+    def step(self, ids_B: Tensor) -> Tensor:
+        """Append a token to every sequence.
+
+        Args:
+            ids_B: int64 token ids; any for a row that is not in use.
+
+        Returns:
+            Logits of what follows, [B, V]. A row at its capacity stays there, and what it gives has
+            no meaning.
+        """
+        self._ids_B1.copy_(ids_B[:, None])
+        if self._ids_B1.is_cuda:
+            if self._graph is None:
+                self._graph = self._captured()
+            self._graph.replay()
+        else:
+            self._logits_BV = self._advanced()
+        return self._logits_BV.clone()
+
+    def _advanced(self) -> Tensor:
+        """One step: the model on the pasts where they are, and the new ones in their place."""
+        cache = Cache(len(self._ids_B1), 0, list(self._pasts))
+        logits_BV: Tensor = self._model(self._ids_B1, cache=cache)[:, 0]
+        pairs = [
+            (old, new)
+            for room, past in zip(self._pasts, cache.pasts, strict=True)
+            if isinstance(room, HyenaPast) and isinstance(past, HyenaPast)
+            for old, new in (
+                (room.featurizer_BPC, past.featurizer_BPC),
+                (room.inner, past.inner),
+            )
+        ]
+        for dtype in {old.dtype for old, _ in pairs}:  # alike, they are copied by one kernel
+            alike = [pair for pair in pairs if pair[0].dtype == dtype]
+            torch._foreach_copy_([old for old, _ in alike], [new for _, new in alike])
+        self._lengths_B.add_(1).clamp_(max=self.capacity)
+        return logits_BV
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """Record a step. What a first run compiles must not happen while recording."""
+        state = [x.clone() for x in self._state()]
+        self._advanced()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._logits_BV = self._advanced()
+        for x, before in zip(self._state(), state, strict=True):
+            x.copy_(before)
+        return graph
+
+    def _state(self) -> list[Tensor]:
+        """What a step changes, but for keys and values, which it writes once more alike."""
+        pasts = [past for past in self._pasts if isinstance(past, HyenaPast)]
+        return [self._lengths_B, *(x for past in pasts for x in (past.featurizer_BPC, past.inner))]
+
+
+def _repeated(x: Tensor, batch_size: int) -> Tensor:
+    """Zeros for so many sequences, in memory as those of the single one `x`."""
+    strides = (x[0].numel(), *x.stride()[1:])
+    shape = (batch_size, *x.shape[1:])
+    return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device).zero_()

@@ -1,0 +1,118 @@
+"""Sequences too long to pass through the model at once: layer by layer, and in each in pieces.
+
+A layer needs its own past alone, so no memory grows with the depth: there is the residual stream,
+the keys and values of one attention, and what lies between the layers for one piece. Pieces carry
+exact state, so the numbers are those of one pass.
+
+B batch, L tokens, D channels, V vocabulary, M channels of the MLP.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stripedhyena2.cache import Past, RoomyPast
+from stripedhyena2.config import ATTENTION, ModelConfig
+from stripedhyena2.model import StripedHyena2
+from stripedhyena2.operators import Attention
+
+LARGEST_PIECE, SMALLEST_PIECE = 32_768, 1_024
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a sequence is streamed.
+
+    Attributes:
+        piece: Tokens at a time.
+        offload: Whether what grows with the length lies in the host's memory.
+    """
+
+    piece: int = LARGEST_PIECE
+    offload: bool = False
+
+    @property
+    def smaller(self) -> "Streaming | None":
+        """What to try when memory did not suffice: smaller pieces, then the host; None at last."""
+        if self.piece > SMALLEST_PIECE:
+            return Streaming(max(self.piece // 2, SMALLEST_PIECE), self.offload)
+        return None if self.offload else Streaming(LARGEST_PIECE, offload=True)
+
+    def memory(self, config: ModelConfig, num_tokens: int, element: int) -> int:
+        """Bytes on the device beside the weights, at most.
+
+        Args:
+            config: The model's shape.
+            num_tokens: Of all sequences together, B L.
+            element: Bytes of an activation.
+        """
+        piece = min(self.piece, num_tokens)
+        width, wide = config.width, max(3 * config.mlp_width, 8 * config.width)
+        between = piece * (element * (wide + 6 * width) + 4 * (2 * width + 4 * config.vocabulary))
+        if self.offload:
+            return between
+        kept = 3 if ATTENTION in config.stripes else 1  # the residual stream, keys, values
+        return between + num_tokens * element * kept * width
+
+
+def fitting(config: ModelConfig, num_tokens: int, element: int, memory: float) -> Streaming:
+    """The fastest way that stays within `memory` bytes; arguments as `Streaming.memory` has them.
+
+    Raises:
+        MemoryError: There is none; the message says what the smallest needs.
+    """
+    way: Streaming | None = Streaming()
+    least = float("inf")
+    while way is not None:
+        needed = way.memory(config, num_tokens, element)
+        if needed <= memory:
+            return way
+        least, way = min(least, needed), way.smaller
+    raise MemoryError(
+        f"{num_tokens:,} tokens need {least / 2**30:.2f} GiB beside the weights at least, "
+        f"but {memory / 2**30:.2f} GiB are left for them"
+    )
+
+
+@torch.no_grad()
+def stream(
+    model: StripedHyena2, ids_BL: Tensor, way: Streaming | None = None
+) -> Iterator[tuple[int, Tensor | None]]:
+    """Logits of whole sequences, piece by piece in their order.
+
+    Every module of the model is called once for each piece, in their order, so a forward hook sees
+    the whole of a layer before anything of the next.
+
+    Args:
+        model: The model.
+        ids_BL: int64 token ids, where the model is.
+        way: How; None for pieces of `LARGEST_PIECE`, all on the device.
+
+    Yields:
+        How many tokens have passed a further layer, and their logits [B, piece, V] once that is the
+        last one, else None.
+    """
+    way = way or Streaming()
+    device, dtype = ids_BL.device, model.embedding.weight.dtype
+    host = torch.device("cpu") if way.offload else device
+    batch, length = ids_BL.shape
+    shape = (batch, length, model.config.width)
+    pinned = way.offload and device.type == "cuda"
+    x_BLD = torch.empty(shape, dtype=dtype, device=host, pin_memory=pinned)
+    pieces = [slice(first, first + way.piece) for first in range(0, length, way.piece)]
+
+    for rows in pieces:
+        x_BLD[:, rows] = model.embedding(ids_BL[:, rows])
+    for block in model.blocks:
+        past: Past | None = None
+        if isinstance(block.mixer, Attention):
+            past = RoomyPast.within(block.mixer.room(batch, length, host))
+        for rows in pieces:
+            piece_BLD = x_BLD[:, rows].to(device, non_blocking=True)
+            x_BLD[:, rows], past = block(piece_BLD, past)
+            yield piece_BLD.shape[1], None
+    for rows in pieces:
+        piece_BLD = x_BLD[:, rows].to(device, non_blocking=True)
+        yield piece_BLD.shape[1], model.unembed(piece_BLD)

@@ -1,0 +1,192 @@
+"""How far inference is from what the GPU's matrix units and memory allow.
+
+Run: pytest -m benchmark -s tests/benchmarks/test_inference_speed.py; results/inference.md keeps
+what it writes into the folder EVO2_BENCHMARK_RESULTS.
+
+B sequences side by side, L tokens, D channels.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from evo2cli import console
+from evo2cli.training.flops import flops_per_token
+from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.checkpoint.loading import FP32_TENSORS
+from stripedhyena2.checkpoint.published import published_config
+from stripedhyena2.decoding import Decoder
+from stripedhyena2.streaming import Streaming, stream
+from tests.benchmarks.gpu import DEVICE, Report, cell, draw_bf16, measure, needs_gpu
+
+ABOUT = """\
+# Speed of inference
+
+Random weights of published shapes, bf16, one GPU; times are medians, wall clock, of warm calls.
+
+Forward: one pass over one sequence, logits of all tokens. The bound is the operations of
+projections, MLPs, attention and head at the rate that an 8,192 x 8,192 x 8,192 product of bf16
+numbers reached in the same run. Streamed: the same, layer by layer in pieces, as `evo2 score` reads
+a FASTA; "host" keeps what grows with the length in the host's memory. The peak counts everything,
+weights included.
+
+Decode: one token of every sequence, sampling left out, after a prompt of 2,048 tokens. The bound
+reads every weight once a step, and every key, value and state, at the rate of a device-to-device
+copy in the same run.
+
+Command: `pytest -m benchmark -s tests/benchmarks/test_inference_speed.py`"""
+
+MODELS = ["evo2_1b_base", "evo2_7b"]
+PROMPT, CAPACITY, STEPS = 2_048, 2_560, 64
+
+
+@pytest.fixture(scope="module")
+def report(request: pytest.FixtureRequest) -> Iterator[Report]:
+    report = Report("inference.md", ABOUT, request.path.parent / "results")
+    yield report
+    console.say(f"{report.path}\n{report}")
+
+
+@cache
+def model_of(name: str) -> StripedHyena2:
+    """Weights like those of a trained model in size, so that nothing overflows."""
+    with DEVICE:
+        model = StripedHyena2(published_config(name)).requires_grad_(False).eval()
+    for path, parameter in model.named_parameters():
+        if path.endswith("log_poles_DS"):
+            parameter.uniform_(-0.1, -0.001)
+        elif path.endswith("scale"):
+            parameter.fill_(1)
+        else:
+            parameter.normal_(0, 0.02)
+        if not path.endswith(FP32_TENSORS):
+            parameter.data = parameter.to(torch.bfloat16)
+    return model
+
+
+@cache
+def product_rate() -> float:
+    """Operations a second of a large bf16 product."""
+    size = 8_192
+    reading = measure(torch.matmul, lambda: (draw_bf16(size, size), draw_bf16(size, size)))
+    return 2 * size**3 / reading.milliseconds * 1e3
+
+
+@cache
+def copy_rate() -> float:
+    """Bytes a second that a copy reads and writes."""
+    reading = measure(torch.clone, lambda: (draw_bf16(2**30),))
+    return 2 * 2 * 2**30 / reading.milliseconds * 1e3
+
+
+def seconds(run: Callable[[], object], calls: int) -> float:
+    times = []
+    for _ in range(calls):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def ids_of(batch: int, length: int) -> Tensor:
+    return torch.randint(65, 85, (batch, length), device=DEVICE)
+
+
+@pytest.mark.benchmark
+@needs_gpu
+@pytest.mark.parametrize("length", [8_192, 131_072])
+@pytest.mark.parametrize("name", MODELS)
+def test_forward(name: str, length: int, report: Report) -> None:
+    model, ids = model_of(name), ids_of(1, length)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model(ids)
+
+    assert run().isfinite().all()
+    torch.cuda.reset_peak_memory_stats()
+    took = seconds(run, 10 if length == 8_192 else 3)
+    _add_forward(report, name, length, "whole", took)
+
+
+@pytest.mark.benchmark
+@needs_gpu
+@pytest.mark.parametrize(
+    ("name", "way", "how"),
+    [
+        ("evo2_1b_base", Streaming(), "streamed"),
+        ("evo2_7b", Streaming(), "streamed"),
+        ("evo2_7b", Streaming(offload=True), "streamed, host"),
+    ],
+)
+def test_a_million_bases(name: str, way: Streaming, how: str, report: Report) -> None:
+    model, ids = model_of(name), ids_of(1, 1_048_576)
+
+    def run() -> None:
+        for _, logits in stream(model, ids, way):
+            assert logits is None or logits.isfinite().all()
+
+    for _ in stream(model, ids[:, : 3 * way.piece], way):  # compiles
+        pass
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    _add_forward(report, name, ids.shape[1], how, seconds(run, 1))
+
+
+def _add_forward(report: Report, name: str, length: int, how: str, took: float) -> None:
+    flops = length * flops_per_token(published_config(name), length).forward
+    bound = flops / product_rate()
+    columns = ["model", "L", "how", "seconds", "bound", "bound / seconds", "GiB", "tokens/s"]
+    row = [
+        name,
+        f"{length:,}",
+        how,
+        cell(took, 3),
+        cell(bound, 3),
+        cell(bound / took, 2),
+        cell(torch.cuda.max_memory_allocated() / 2**30, 1),
+        cell(length / took, 0),
+    ]
+    report.add("Forward", columns, row)
+
+
+@pytest.mark.benchmark
+@needs_gpu
+@pytest.mark.parametrize("batch", [1, 8, 64])
+@pytest.mark.parametrize("name", MODELS)
+def test_decode(name: str, batch: int, report: Report) -> None:
+    model = model_of(name)
+    decoder, cache = Decoder(model, batch, CAPACITY), model.new_cache(1)
+    with torch.inference_mode():
+        model(ids_of(1, PROMPT), cache=cache)
+    for row in range(batch):
+        decoder.place(row, cache)
+    ids_B = ids_of(batch, 1)[:, 0]
+    assert decoder.step(ids_B).isfinite().all()
+
+    def run() -> None:
+        for _ in range(STEPS):
+            decoder.step(ids_B)
+
+    took = seconds(run, 5) / STEPS
+    bound = _decode_bytes(model, batch) / copy_rate()
+    columns = ["model", "B", "ms a step", "bound", "bound / ms", "tokens/s"]
+    row = [name, str(batch), cell(1e3 * took, 3), cell(1e3 * bound, 3)]
+    report.add("Decode", columns, [*row, cell(bound / took, 2), cell(batch / took, 0)])
+
+
+def _decode_bytes(model: StripedHyena2, batch: int) -> float:
+    """Bytes that a step must move: weights once (of the embedding, all: it is the head)."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    config: ModelConfig = model.config
+    per_token = 2 * 2 * config.width * config.stripes.count("A")  # keys and values in bf16
+    states = 2 * 4 * config.width * config.num_modes * config.stripes.count("L")  # read, written
+    taps = 2 * 2 * config.width * (config.num_medium_taps - 1) * config.stripes.count("M")
+    return weights + batch * (per_token * (PROMPT + 3 * STEPS) + states + taps)

@@ -1,0 +1,60 @@
+"""`--dtype`: what each of its words makes of a checkpoint with FP8 scales."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evo2cli.errors import UserError
+from evo2cli.workflows.models import open_model
+from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.checkpoint import Checkpoint, native, precision
+from stripedhyena2.parametrization import folded_state
+from stripedhyena2.scaled import has_scales
+from tests.stripedhyena2.test_scaled import record
+
+SHAPE = ModelConfig(
+    stripes="SA", width=32, num_heads=2, mlp_width=48, num_filter_groups=4, context=64
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """A checkpoint as `evo2 convert` leaves one of a released file."""
+    weights = folded_state(StripedHyena2.from_seed(SHAPE, seed=0))
+    records = {"blocks.0.projections._extra_state": record(40.5, 100.25)}
+    native.write(Checkpoint(SHAPE, weights, records, {"layout": "released"}), tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("needed", [precision.Precision.BF16, precision.Precision.FP8], ids=str)
+@pytest.mark.parametrize(
+    ("word", "dtype"),
+    [
+        ("auto", torch.float32),
+        ("fp8", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fp32", torch.float32),
+        ("fp64", torch.float64),
+    ],
+)
+def test_fp8_is_for_those_that_need_it_or_are_asked(
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    dtype: torch.dtype,
+    needed: precision.Precision,
+) -> None:
+    monkeypatch.setattr(precision, "needed_precision", lambda _: needed)
+    model = open_model(folder, device="cpu", dtype=word)
+    assert model.embedding.weight.dtype == dtype
+    needs = needed is precision.Precision.FP8
+    assert has_scales(model) == (word == "fp8" or (word == "auto" and needs))
+    assert torch.isfinite(model(torch.arange(65, 95)[None])).all()
+
+
+def test_a_word_that_is_none_is_named(folder: str) -> None:
+    with pytest.raises(UserError, match="--dtype int4: not one of auto, fp8, fp32, fp64, bf16"):
+        open_model(folder, device="cpu", dtype="int4")
+    with pytest.raises(UserError, match="nano: brings no FP8 scales"):
+        open_model("nano", device="cpu", dtype="fp8")

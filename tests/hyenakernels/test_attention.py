@@ -1,0 +1,109 @@
+"""Attention's kernels against their references, and attention continued = attention."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from hyenakernels import causal_attention, decode_attention, rotary
+from hyenakernels.attention import op, reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 1e-2}
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+
+
+def assert_close(found: Tensor, right: Tensor, tolerance: float) -> None:
+    assert found.shape == right.shape
+    assert float((found.double() - right).norm()) <= tolerance * float(right.norm())
+
+
+@pytest.fixture(autouse=True)
+def kernels_and_poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels run, interpreted where there is no GPU; what they leave unwritten is NaN."""
+    monkeypatch.setattr(op, "kernels_take", lambda *_, **__: True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("sequences", [1, 2], ids=lambda n: f"angles-of-{n}")
+def test_rotary_is_its_reference(dtype: torch.dtype, sequences: int) -> None:
+    whole = random(2, 5, 9, 12, seed=0, dtype=dtype)  # heads of a wider projection
+    x = whole[:, :, :6].requires_grad_()
+    angles = random(sequences, 5, 6, seed=1)
+    weight = random(2, 5, 6, 12, seed=2, dtype=dtype)
+    turned = rotary(x, angles.cos(), angles.sin())
+    (dx,) = torch.autograd.grad(turned, x, weight)
+    exact = x.detach().double().requires_grad_()
+    right = reference.rotary(exact, angles.double().cos(), angles.double().sin())
+    (right_dx,) = torch.autograd.grad(right, exact, weight.double())
+    assert_close(turned.detach(), right.detach(), TOLERANCE[dtype])
+    assert_close(dx, right_dx, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+def test_decode_attention_is_attention_to_what_is_there(dtype: torch.dtype) -> None:
+    lengths = [1, 64, 511, 513, 700]
+    q = random(len(lengths), 2, 12, seed=0, dtype=dtype)
+    keys, values = (random(len(lengths), 2, 700, 12, seed=s, dtype=dtype) for s in (1, 2))
+    rows = []
+    for row, length in enumerate(lengths):
+        keys[row, :, length:], values[row, :, length:] = torch.nan, torch.inf
+        seen = (x[row, :, :length].double() for x in (keys, values))
+        rows.append(F.scaled_dot_product_attention(q[row, :, None].double(), *seen)[:, 0])
+    right = torch.stack(rows)
+    lengths_B = torch.tensor(lengths, device=DEVICE)
+    assert_close(decode_attention(q, keys, values, lengths_B), right, TOLERANCE[dtype])
+    exact = reference.decode_attention(q.double(), keys.double(), values.double(), lengths_B)
+    assert_close(exact, right, 1e-12)
+
+
+def test_decode_attention_does_not_see_mates_or_room() -> None:
+    q = random(3, 2, 16, seed=0)
+    keys, values = (random(3, 2, 600, 16, seed=s) for s in (1, 2))
+    lengths_B = torch.tensor([600, 7, 530], device=DEVICE)
+    together = decode_attention(q, keys, values, lengths_B)
+    room = [F.pad(x[2:], (0, 0, 0, 900)) for x in (keys, values)]
+    assert torch.equal(decode_attention(q[2:], *room, lengths_B[2:]), together[2:])
+
+
+@pytest.mark.parametrize("cut", [1, 40, 99])
+def test_attention_continued_is_attention(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "PAST_BLOCK", 16)
+    q, k, v = (random(2, 3, 100, 8, seed=s).double() for s in range(3))
+    whole = causal_attention(q, k, v)
+    torch.testing.assert_close(causal_attention(q[:, :, cut:], k, v), whole[:, :, cut:])
+    torch.testing.assert_close(op._continued(q[:, :, cut:], k, v, cut), whole[:, :, cut:])
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("where", ["cuda", "cpu"], ids=lambda where: f"keys-on-{where}")
+@pytest.mark.parametrize("cut", [0, 300, 1000, 1999])
+def test_flash_attention_continued_is_attention(
+    where: str, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op, "PAST_BLOCK", 512)
+    q, k, v = (random(1, 2, 2000, 128, seed=s, dtype=torch.bfloat16) for s in range(3))
+    right = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)
+    with torch.no_grad():
+        found = causal_attention(q[:, :, cut:], k.to(where), v.to(where))
+    assert_close(found, right[:, :, cut:], 5e-3)
+
+
+def test_shapes_that_do_not_fit_are_told() -> None:
+    x = random(2, 5, 3, 8, seed=0)
+    with pytest.raises(ValueError, match=r"rotary: heads \(2, 5, 3, 8\) need angles"):
+        rotary(x, random(1, 5, 8, seed=1), random(1, 5, 8, seed=1))
+    keys = random(2, 3, 9, 4, seed=0)
+    with pytest.raises(ValueError, match="decode_attention: queries"):
+        decode_attention(x[:, 0], keys, keys, torch.tensor([1, 1], device=DEVICE))

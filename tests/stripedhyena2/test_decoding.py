@@ -1,0 +1,85 @@
+"""Side by side, token by token, each sequence has the logits it has alone and whole."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from stripedhyena2 import Cache, StripedHyena2, load
+from stripedhyena2.decoding import Decoder
+
+LENGTHS = [1, 2, 30, 200]
+
+
+def sequence(length: int, seed: int) -> Tensor:
+    return torch.randint(0, 512, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def prefilled(model: StripedHyena2, ids_L: Tensor) -> Cache:
+    cache = model.new_cache(1)
+    with torch.no_grad():
+        model(ids_L[None], cache=cache)
+    return cache
+
+
+def test_ragged_rows_are_whole_sequences(tiny_model: StripedHyena2) -> None:
+    new = 6
+    whole = [sequence(length + new, seed=length) for length in LENGTHS]
+    decoder = Decoder(tiny_model, len(LENGTHS), max(LENGTHS) + new)
+    for row, (ids, length) in enumerate(zip(whole, LENGTHS, strict=True)):
+        decoder.place(row, prefilled(tiny_model, ids[:length]))
+    steps = [
+        decoder.step(torch.stack([ids[n + t] for ids, n in zip(whole, LENGTHS, strict=True)]))
+        for t in range(new)
+    ]
+    with torch.no_grad():
+        for row, (ids, length) in enumerate(zip(whole, LENGTHS, strict=True)):
+            right = tiny_model(ids[None])[0, length:]
+            found = torch.stack([logits[row] for logits in steps])
+            torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+
+
+def test_a_row_is_taken_over(tiny_model: StripedHyena2) -> None:
+    first, second, third = (sequence(20, seed) for seed in range(3))
+    decoder = Decoder(tiny_model, 2, 20)
+    decoder.place(0, prefilled(tiny_model, first[:19]))
+    decoder.place(1, prefilled(tiny_model, second[:10]))
+    decoder.step(torch.stack([first[19], second[10]]))
+    decoder.place(0, prefilled(tiny_model, third[:4]))  # the first has reached the capacity
+    logits = decoder.step(torch.stack([third[4], second[11]]))
+    with torch.no_grad():
+        right = torch.stack([tiny_model(third[None])[0, 4], tiny_model(second[None])[0, 11]])
+    torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
+
+
+def test_what_does_not_fit_is_refused(tiny_model: StripedHyena2) -> None:
+    decoder = Decoder(tiny_model, 1, 8)
+    with pytest.raises(ValueError, match="1 to 8 tokens; the cache holds 1 of 9"):
+        decoder.place(0, prefilled(tiny_model, sequence(9, 0)))
+    with pytest.raises(ValueError, match="the cache holds 1 of 0"):
+        decoder.place(0, tiny_model.new_cache(1))
+    with pytest.raises(ValueError, match="both must be"):
+        Decoder(tiny_model, 0, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_graph_step_is_an_eager_step(dtype: torch.dtype) -> None:
+    model = load("nano", device="cuda", dtype=dtype).requires_grad_(False)
+    ids = torch.randint(65, 85, (3, 120), generator=torch.Generator().manual_seed(0)).cuda()
+    lengths = [1, 50, 100]
+    graph, eager = Decoder(model, 3, 120), Decoder(model, 3, 120)
+    for decoder in (graph, eager):
+        for row, length in enumerate(lengths):
+            decoder.place(row, prefilled(model, ids[row, :length]))
+    found = []
+    with torch.no_grad():
+        whole = model(ids)
+        for t in range(20):
+            tokens = torch.stack([ids[row, length + t] for row, length in enumerate(lengths)])
+            found.append(graph.step(tokens))
+            eager._ids_B1.copy_(tokens[:, None])
+            assert torch.equal(found[-1], eager._advanced())
+    for row, length in enumerate(lengths):
+        mine, right = torch.stack(found)[:, row], whole[row, length : length + 20]
+        error = float((mine - right).norm() / right.norm())
+        assert error < (1e-4 if dtype == torch.float32 else 0.03)

@@ -1,0 +1,145 @@
+"""Laws of generation: many at a time is one by one, and what the model itself says."""
+
+from collections.abc import Sequence
+from itertools import count
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stripedhyena2 import (
+    ModelConfig,
+    NonFiniteLogitsError,
+    Request,
+    Sample,
+    Sampler,
+    StripedHyena2,
+    Uniforms,
+    generate,
+)
+
+PROMPTS = [b"A", b"ACGTTGCAACGGT" * 11, b"GT", b"CCATG", b"TTTACGA" * 5]
+SAMPLER = Sampler(temperature=0.8, top_k=0, top_p=0.95)
+
+
+class Until:
+    """Bases until a T, which is not drawn among the first three."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def allowed(self) -> tuple[int, ...]:
+        return tuple(b"ACG" if self._count < 3 else b"ACGT")
+
+    def advance(self, token: int) -> str | None:
+        self._count += 1
+        return "T" if token == ord("T") else None
+
+
+def requests(prompts: Sequence[bytes], num_samples: int, num_tokens: int = 12) -> list[Request]:
+    ids = {prompt: torch.tensor(list(prompt)) for prompt in prompts}
+    return [
+        Request(ids[prompt], num_tokens, Uniforms(7, prompt, number), Until())
+        for prompt in prompts
+        for number in range(num_samples)
+    ]
+
+
+def assert_same(found: Sequence[Sample], expected: Sequence[Sample]) -> None:
+    """The same tokens; log-probabilities to what fp32 leaves open."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one.ids, one.ended) == (other.ids, other.ended)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: StripedHyena2) -> StripedHyena2:
+    """In fp32, where the order of a sum shows."""
+    model = StripedHyena2(tiny_model.config)
+    model.load_state_dict(tiny_model.state_dict())
+    return model
+
+
+@pytest.fixture(scope="module")
+def alone(model: StripedHyena2) -> list[Sample]:
+    return [
+        sample
+        for prompt in PROMPTS
+        for sample in generate(model, requests([prompt], 2), SAMPLER, batch_size=1)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [2, 40])
+def test_ragged_is_one_by_one(model: StripedHyena2, alone: list[Sample], batch_size: int) -> None:
+    together = list(generate(model, requests(PROMPTS, 2), SAMPLER, batch_size=batch_size))
+    assert [sample.index for sample in together] == list(range(10))
+    assert len({len(sample.ids) for sample in together}) > 2  # rows change hands at odd times
+    assert_same(together, alone)
+
+
+def test_the_order_of_prompts_does_not_matter(model: StripedHyena2, alone: list[Sample]) -> None:
+    backwards = list(generate(model, requests(PROMPTS[::-1], 2), SAMPLER, batch_size=3))
+    assert_same(backwards, [alone[at + i] for at in (8, 6, 4, 2, 0) for i in (0, 1)])
+
+
+def test_log_probabilities_are_the_full_models(tiny_model: StripedHyena2) -> None:
+    """From every prompt, one base included, decoding says what a forward pass over all says."""
+    for sample, request in zip(
+        generate(tiny_model, requests(PROMPTS, 1), SAMPLER, batch_size=3),
+        requests(PROMPTS, 1),
+        strict=True,
+    ):
+        length = len(request.prompt_L)
+        sequence = torch.cat([request.prompt_L, torch.tensor(sample.ids)])
+        with torch.no_grad():
+            logits = tiny_model(sequence[None])[0, length - 1 : -1]
+        assert request.guide is not None
+        for step, (token, row) in enumerate(zip(sample.ids, logits, strict=True)):
+            mask = torch.zeros(512, dtype=torch.bool)
+            mask[list(request.guide.allowed())] = True
+            expected = SAMPLER.probabilities(row[None], mask[None])[0, token].log()
+            assert sample.drawn_logprobs[step] == pytest.approx(float(expected), abs=1e-9)
+            logprob = torch.log_softmax(row, 0)[token]
+            assert sample.logprobs[step] == pytest.approx(float(logprob), abs=1e-9)
+            request.guide.advance(token)
+
+
+def test_a_prompt_is_read_once_for_its_samples(tiny_model: StripedHyena2) -> None:
+    reads = count()
+
+    def watch(_model: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
+        if inputs[0].shape[1] > 1:
+            next(reads)
+
+    hook = tiny_model.register_forward_hook(watch)
+    try:
+        list(generate(tiny_model, requests(PROMPTS[1:], 4, 3), SAMPLER, batch_size=3))
+    finally:
+        hook.remove()
+    assert next(reads) == len(PROMPTS[1:])
+
+
+def test_samples_come_as_soon_as_their_turn_is(tiny_model: StripedHyena2) -> None:
+    drawn: list[int] = []
+    samples = generate(
+        tiny_model, requests(PROMPTS, 3), SAMPLER, batch_size=2, advance=drawn.append
+    )
+    first = next(samples)
+    assert sum(drawn) <= 3 * len(first.ids) + 2
+    total = len(first.ids) + sum(len(sample.ids) for sample in samples)
+    assert sum(drawn) == total
+
+
+def test_an_empty_prompt_is_refused(tiny_model: StripedHyena2) -> None:
+    empty = Request(torch.tensor([], dtype=torch.int64), 3, Uniforms(0))
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
+        next(generate(tiny_model, [empty], SAMPLER))
+
+
+def test_broken_logits_are_not_sampled(tiny_config: ModelConfig) -> None:
+    model = StripedHyena2.from_seed(tiny_config, seed=0)
+    with torch.no_grad():
+        model.embedding.weight[ord("C")] = torch.nan  # the head is tied to it
+    with pytest.raises(NonFiniteLogitsError, match="token 1 after the prompt are not finite") as it:
+        list(generate(model, requests([b"A"], 1), SAMPLER))
+    assert (it.value.index, it.value.ids) == (0, [])
