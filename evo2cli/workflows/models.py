@@ -1,5 +1,8 @@
 """Opening a model for a command: which device, which dtype, and errors in the user's words."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -7,6 +10,9 @@ import torch
 from evo2cli.errors import UserError
 from stripedhyena2 import CheckpointError, ConfigError, StripedHyena2, load
 
+# How PyTorch tells it of a GPU, and of the machine; and what of it is worth repeating.
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+_DETAIL = re.compile(r"[Tt]ried to allocate [\d.]+ \w+(\. GPU \d+ has .*? is free)?")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 AS_TRAINED, FP8 = "auto", "fp8"
 
@@ -25,6 +31,25 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {name}: not available here; use auto or cpu") from None
     return device
+
+
+@contextmanager
+def memory_explained(what: str, way_out: str) -> Iterator[None]:
+    """An exhausted memory, be it a GPU's or the machine's, as one line.
+
+    Raises:
+        UserError: Instead of PyTorch's own error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(told):
+            raise
+        detail = _DETAIL.search(told)
+        raise UserError(
+            f"{what}: out of memory{f' ({detail[0]})' if detail else ''}; {way_out}"
+        ) from None
 
 
 def open_model(
@@ -51,12 +76,15 @@ def open_model(
     several = place.type == "cuda" and place.index is None and torch.cuda.device_count() > 1
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     try:
-        return load(
-            model,
-            config=config,
-            device=gpus if several else place,
-            dtype=DTYPES.get(dtype, usual),
-            float8=None if dtype == AS_TRAINED else dtype == FP8,
-        ).eval()
+        with memory_explained(
+            f"--model {model}, {dtype}, on {place}", "take a smaller model or another --device"
+        ):
+            return load(
+                model,
+                config=config,
+                device=gpus if several else place,
+                dtype=DTYPES.get(dtype, usual),
+                float8=None if dtype == AS_TRAINED else dtype == FP8,
+            ).eval()
     except (CheckpointError, ConfigError) as error:
         raise UserError(str(error)) from None
