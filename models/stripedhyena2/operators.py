@@ -126,9 +126,10 @@ class Hyena(nn.Module):
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
     """Radians a position, rotary_base^(-2i / head width) for each pair i of a head, in fp32."""
-    even = torch.arange(0, config.width // config.num_heads, 2, dtype=torch.float64)
-    exponent = even * config.num_heads / config.width
-    return torch.pow(config.rotary_base, -exponent).to(torch.float32)
+    evens = range(0, config.width // config.num_heads, 2)
+    # Python's numbers: torch's, on the meta device, import all of torch._dynamo.
+    radians = [config.rotary_base ** (-even * config.num_heads / config.width) for even in evens]
+    return torch.tensor(radians, dtype=torch.float32)
 
 
 class Attention(nn.Module):
