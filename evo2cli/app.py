@@ -9,6 +9,7 @@ from evo2cli import __version__, console
 from evo2cli.commands import (
     convert,
     doctor,
+    embed,
     extend,
     fetch,
     generate,
@@ -54,6 +55,7 @@ app.command()(extend.extend)
 app.add_typer(evaluations.app, name="eval")
 app.command()(score.score)
 app.command()(merge.merge)
+app.command()(embed.embed)
 app.command()(generate.generate)
 app.command()(fetch.fetch)
 app.command()(convert.convert)
@@ -69,6 +71,13 @@ def main() -> None:
     except UserError as error:
         console.say(str(error))
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        console.say(
+            f"out of memory: {str(error).partition('. ')[0]}; less at a time, or --device cpu"
+        )
+        sys.exit(UserError.exit_code)
     except BrokenPipeError:
         # The reader of our stdout (head, less) has gone: nothing is left to say to it.
         sys.stderr.close()

@@ -72,7 +72,7 @@ def test_dependencies_are_what_is_imported() -> None:
         )
     }
     own = {"evo2cli", "stripedhyena2", "hyenakernels", "__future__"}
-    distributions = {"Bio": "biopython", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+    distributions = {"Bio": "biopython", "yaml": "pyyaml", "sklearn": "scikit-learn"}
     needed = {
         distributions.get(name, name).replace("_", "-")
         for name in imported - own - set(sys.stdlib_module_names)
@@ -82,7 +82,7 @@ def test_dependencies_are_what_is_imported() -> None:
     extras = project["optional-dependencies"]
     optional = {
         line.partition(">")[0]
-        for name in ("train", "plots", "parquet", "bigwig")
+        for name in ("train", "plots", "parquet", "bigwig", "probe")
         for line in extras[name]
     }
     # Triton comes with the torch that needs it, and is imported only where there is a GPU; torch

@@ -116,6 +116,14 @@ def score(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what scoring variants would cost.")
     ] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Model and computation, for a FASTA: 24G; the host's memory helps out.",
+            show_default="what is free",
+        ),
+    ] = None,
     context_parallel: Annotated[
         int, typer.Option(min=1, help="Processes, one a GPU, that share each sequence of a FASTA.")
     ] = 1,

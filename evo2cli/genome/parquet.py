@@ -1,17 +1,24 @@
 """Tables in Parquet, by way of pyarrow (the extra `parquet`), a batch of rows at a time."""
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from evo2cli.errors import UserError
 from evo2cli.genome.source import STDIN
 
 PARQUET_MAGIC = b"PAR1"
 BATCH = 4096  # rows
+
+Columns = dict[str, list[str] | NDArray[Any]]
 
 
 def read_parquet(path: Path) -> tuple[dict[str, type], Iterator[list[Any]]]:
@@ -22,7 +29,7 @@ def read_parquet(path: Path) -> tuple[dict[str, type], Iterator[list[Any]]]:
     """
     if path == STDIN:
         raise UserError("-: Parquet ends with its index, so it is not read from stdin; give a file")
-    arrow = _import_pyarrow(path)
+    arrow = import_pyarrow(path)
     with _explained(path, arrow):
         file = arrow.parquet.ParquetFile(path)
     types = {field.name: _type(arrow, field.type) for field in file.schema_arrow}
@@ -46,10 +53,9 @@ def open_parquet(
     Raises:
         UserError: It cannot be written, or pyarrow is not there.
     """
-    arrow = _import_pyarrow(path)
+    arrow = import_pyarrow(path)
     stored = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
     schema = arrow.schema([(name, stored[kind]) for name, kind in types.items()])
-    part = path.with_name(f"{path.name}.part")
     waiting: list[Mapping[str, Any]] = []
 
     def put(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -62,12 +68,49 @@ def open_parquet(
             writer.write_table(arrow.Table.from_pylist(waiting, schema=schema))
         waiting.clear()
 
+    with _open_writer(path, arrow, schema) as writer:
+        yield put
+        flush()
+
+
+def write_columns(path: Path, batches: Iterable[Columns], about: Mapping[str, str]) -> None:
+    """Write a table from batches of its columns; the file gets its name when it is whole.
+
+    Args:
+        path: The file.
+        batches: One or more. A matrix is a column that has a list, its row, in each cell.
+        about: Of the table, kept in its schema as `evo2`, in JSON.
+
+    Raises:
+        UserError: It cannot be written, or pyarrow is not there.
+    """
+    arrow = import_pyarrow(path)
+
+    def table(columns: Columns) -> Any:
+        cells = {
+            name: arrow.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1])
+            if isinstance(values, np.ndarray) and values.ndim > 1
+            else arrow.array(values)
+            for name, values in columns.items()
+        }
+        return arrow.table(cells, metadata={"evo2": json.dumps(about)})
+
+    tables = map(table, batches)
+    first = next(tables)
+    with _open_writer(path, arrow, first.schema) as writer, _explained(path, arrow):
+        for found in chain([first], tables):
+            writer.write_table(found)
+
+
+@contextmanager
+def _open_writer(path: Path, arrow: ModuleType, schema: Any) -> Iterator[Any]:
+    """A writer of Arrow's tables to a file that gets its name in the end."""
+    part = path.with_name(f"{path.name}.part")
     try:
         with _explained(path, arrow):
             writer = arrow.parquet.ParquetWriter(part, schema, compression="zstd")
         with writer:
-            yield put
-            flush()
+            yield writer
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -86,7 +129,12 @@ def _type(arrow: ModuleType, stored: Any) -> type:
     return float if arrow.types.is_floating(stored) else str
 
 
-def _import_pyarrow(path: Path) -> ModuleType:
+def import_pyarrow(path: Path) -> ModuleType:
+    """The module pyarrow.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet

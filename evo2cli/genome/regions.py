@@ -22,7 +22,7 @@ class Regions:
         for interval in intervals:
             if len(interval):
                 by_contig[plain_name(interval.name)].append((interval.start, interval.end))
-        self._borders = {name: _merged(spans) for name, spans in by_contig.items()}
+        self._borders = {name: merged(spans) for name, spans in by_contig.items()}
 
     def spans(self, name: str) -> list[tuple[int, int]]:
         """Starts and ends in contig `name`, ascending and apart from each other."""
@@ -70,22 +70,36 @@ def read_bed(path: Path) -> Iterator[Interval]:
     Raises:
         UserError: It cannot be read, or a line is no interval.
     """
+    return (interval for interval, _ in read_named_bed(path))
+
+
+def read_named_bed(path: Path) -> Iterator[tuple[Interval, str]]:
+    """Stream the intervals of a BED file and their names; one without has its place for a name.
+
+    Raises:
+        UserError: It cannot be read, or a line is no interval.
+    """
     for number, line in enumerate(read_lines(path), start=1):
-        columns = line.decode(errors="surrogateescape").split()
-        if not columns or columns[0].startswith("#") or columns[0] in ("track", "browser"):
+        text = line.decode(errors="surrogateescape").rstrip("\r\n")
+        columns = text.split("\t") if "\t" in text else text.split()
+        if not text.strip() or text.startswith("#") or text.split()[0] in ("track", "browser"):
             continue
         try:
-            name, start, end = columns[:3]
-            yield Interval(name, int(start), int(end))
+            contig, start, end = columns[:3]
+            interval = Interval(contig, int(start), int(end))
         except ValueError:
             raise UserError(
                 f"{path}: line {number}: {' '.join(columns[:3])!r} is no interval of a BED: "
                 "a contig, then where it starts (0-based) and ends"
             ) from None
+        yield (
+            interval,
+            next((name for name in columns[3:4] if name not in ("", ".")), str(interval)),
+        )
 
 
-def _merged(spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Starts and ends of what the spans cover, in order."""
+def merged(spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Starts and ends of what the spans [start, end) cover, in order."""
     starts: list[int] = []
     ends: list[int] = []
     for start, end in sorted(spans):

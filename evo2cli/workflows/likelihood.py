@@ -9,6 +9,8 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from evo2cli.errors import UntrustedNumericsError, UserError
 from stripedhyena2 import Cache, ModelConfig, StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.streaming import Streaming, fitting, stream
+
+T = TypeVar("T")
 
 PIECE = 8192  # bases in one forward pass; bounds its memory, and is fixed so that sums never vary
 
@@ -115,7 +119,32 @@ def total(
         UserError: The memory does not suffice, however small the pieces.
     """
     ids_L = token_ids(model, bases)
-    way: Streaming | None = way_for(model, len(bases), memory)
+    return as_memory_allows(
+        model, len(bases), partial(_streamed_total, model, ids_L), advance, memory
+    )
+
+
+def as_memory_allows(
+    model: StripedHyena2,
+    num_bases: int,
+    compute: Callable[[Streaming, Callable[[float], None]], T],
+    advance: Callable[[float], None] = lambda _: None,
+    memory: float | None = None,
+) -> T:
+    """What `compute` returns of a sequence, streamed the fastest way that the memory allows.
+
+    Args:
+        model: What reads the sequence.
+        num_bases: Its length.
+        compute: Called with a way, and with what hears how many bases are done; called again with a
+            way that needs less where memory does not suffice.
+        advance: Hears it too; a negative number where it starts anew.
+        memory: Bytes that model and computation may take on its device; None for what is free.
+
+    Raises:
+        UserError: The memory does not suffice, however small the pieces.
+    """
+    way: Streaming | None = way_for(model, num_bases, memory)
     while way is not None:
         done = 0.0
 
@@ -125,7 +154,7 @@ def total(
             advance(share)
 
         try:
-            return _streamed_total(model, ids_L, way, count)
+            return compute(way, count)
         except torch.OutOfMemoryError:
             advance(-done)
             way = way.smaller
@@ -133,8 +162,8 @@ def total(
                 where = " with the host's memory" if way.offload else ""
                 console.warn(f"out of memory: again, {way.piece:,} bases at a time{where}")
     raise UserError(
-        f"{len(bases):,} bases do not fit the memory of {ids_L.device}, even a piece at a time; "
-        "free some of it, or cut the sequence"
+        f"{num_bases:,} bases do not fit the memory of {model.embedding.weight.device}, even a "
+        "piece at a time; free some of it, or cut the sequence"
     )
 
 
@@ -146,6 +175,7 @@ def way_for(model: StripedHyena2, num_bases: int, memory: float | None) -> Strea
     """
     weight = model.embedding.weight
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    more = "give more with --max-memory" if memory is not None else "free some"
     if memory is None:
         if not weight.is_cuda:
             return Streaming()
@@ -156,7 +186,7 @@ def way_for(model: StripedHyena2, num_bases: int, memory: float | None) -> Strea
     try:
         return fitting(model.config, num_bases, weight.element_size(), memory - weights)
     except MemoryError as error:
-        raise UserError(f"{error}; give more with --max-memory, or cut the sequence") from error
+        raise UserError(f"{error}; {more}, or cut the sequence") from error
 
 
 @torch.inference_mode()

@@ -60,7 +60,8 @@ def open_model(
     Args:
         model: What `--model` says: a folder, a file or a name.
         config: What `--config` says: the yml or TOML of a released file.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        device: "auto", "cpu", "cuda", "cuda:1", ...; of "auto" and "cuda" a model that does not fit
+            one GPU takes several.
         dtype: "fp32", "bf16" or "fp64"; "fp8": bf16 on a GPU, fp32 on a CPU, with the Hyena input
             projections in FP8 by the checkpoint's scales; "auto": as "fp8" where a published model
             needs it, and else without.
@@ -72,6 +73,8 @@ def open_model(
     if dtype not in (AS_TRAINED, FP8, *DTYPES):
         raise UserError(f"--dtype {dtype}: not one of {', '.join((AS_TRAINED, FP8, *DTYPES))}")
     usual = torch.bfloat16 if place.type == "cuda" else torch.float32
+    several = place.type == "cuda" and place.index is None and torch.cuda.device_count() > 1
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     try:
         with memory_explained(
             f"--model {model}, {dtype}, on {place}", "take a smaller model or another --device"
@@ -79,7 +82,7 @@ def open_model(
             return load(
                 model,
                 config=config,
-                device=place,
+                device=gpus if several else place,
                 dtype=DTYPES.get(dtype, usual),
                 float8=None if dtype == AS_TRAINED else dtype == FP8,
             ).eval()

@@ -31,18 +31,18 @@ def open_output(path: Path | None) -> Iterator[Write]:
         sys.stdout.buffer.flush()
         return
     part = path.with_name(f"{path.name}.part")
-    with _explained(path):
+    with explained(path):
         file = part.open("wb")
         # Biopython declares no types for it.
         stream = BgzfWriter(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[no-untyped-call]
 
     def write(data: bytes) -> None:
-        with _explained(path):
+        with explained(path):
             stream.write(data)
 
     try:
         yield write
-        with _explained(path):
+        with explained(path):
             stream.close()
             part.replace(path)
     finally:
@@ -51,7 +51,9 @@ def open_output(path: Path | None) -> Iterator[Write]:
 
 
 @contextmanager
-def open_journal(output: Path | None, settings: Sequence[object]) -> Iterator[Recall]:
+def open_journal(
+    output: Path | None, settings: Sequence[object], *, anew: bool = False
+) -> Iterator[Recall]:
     """Keep results beside `output` until it is complete; a killed run goes on where it stopped.
 
     Yields a function of a key and a computation. As long as the keys come as they came last time,
@@ -60,8 +62,12 @@ def open_journal(output: Path | None, settings: Sequence[object]) -> Iterator[Re
     Args:
         output: The file in the making, or None for stdout.
         settings: Everything beside the keys that decides the results, as JSON values.
+        anew: Forget what an earlier run has kept.
     """
-    with open_journals([journal_of(output)], settings) as [recall]:
+    path = journal_of(output)
+    if anew and path is not None:
+        path.unlink(missing_ok=True)
+    with open_journals([path], settings) as [recall]:
         yield recall
 
 
@@ -92,7 +98,7 @@ def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Reca
     if path is None:
         yield lambda _key, compute: compute()
         return
-    with _explained(path):
+    with explained(path):
         journal = _Journal(path, json.dumps(settings))
     try:
         yield journal.recall
@@ -110,6 +116,7 @@ class _Journal:
         first = settings.encode() + b"\n"
         if self._stream.readline() != first:
             self._stream.truncate(0)
+            self._stream.seek(0)  # where it now ends: `recall` asks where it is
             self._stream.write(first)
         self._replaying = True
         self._num_recalled = 0
@@ -170,8 +177,12 @@ def json_line(row: Mapping[str, object]) -> bytes:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """An error of the file system in the user's words."""
+def explained(path: Path) -> Iterator[None]:
+    """An error of the file system in the user's words.
+
+    Raises:
+        UserError: In place of it.
+    """
     try:
         yield
     except OSError as error:

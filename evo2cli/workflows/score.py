@@ -26,6 +26,11 @@ def score(options: ScoreOptions) -> None:
     elif options.context_parallel > 1 and "WORLD_SIZE" not in os.environ:
         _start_ranks(options)
     elif holds_variants(options):
+        if options.max_memory is not None:
+            raise UserError(
+                "--max-memory is for sequences of a FASTA; variants need less with a smaller "
+                "--window"
+            )
         (estimate_variants if options.dry_run else score_variants)(options)
     else:
         _refuse_options_of_variants(options)

@@ -97,7 +97,7 @@ def _scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | Non
     if options.context_parallel == 1:
         model = load(options.device)
         with memory_explained(f"{options.source} on {options.device}", _SHARE):
-            yield model, partial(total_alone, model)
+            yield model, partial(total_alone, model, memory=options.memory)
         return
     ranks = Ranks.join(pick_device(options.device))
     try:

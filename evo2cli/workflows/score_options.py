@@ -7,6 +7,7 @@ from pathlib import Path
 from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.figures import check_plot
 from evo2cli.genome.source import STDIN
+from evo2cli.lengths import parse_bytes
 
 
 class Strand(StrEnum):
@@ -102,6 +103,8 @@ class ScoreOptions:
         device: As `open_model` takes it; or several, with commas, or all, which share the work.
         dtype: As `open_model` takes it.
         json: JSON lines rather than the default layout.
+        max_memory: What model and computation may take of the device, for a FASTA; else what is
+            free.
         context_parallel: Processes that share each sequence of a FASTA, one a GPU.
         regions: Only variants that overlap one of these, as `read_region` takes them.
         bed: Only variants that overlap an interval of this file.
@@ -135,6 +138,7 @@ class ScoreOptions:
     device: str = "auto"
     dtype: str = "auto"
     json: bool = False
+    max_memory: str | None = None
     context_parallel: int = 1
     further: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
@@ -166,6 +170,8 @@ class ScoreOptions:
         if self.plot is not None and self.saturate is None:
             raise UserError(f"--plot {self.plot}: is drawn of a region; give it by --saturate")
         check_plot(self.plot)
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory, "--max-memory")
         if self.track is not None and self.saturate is not None:
             raise UserError("--track and --saturate: one at a time")
         if self.output and not self.output.parent.is_dir():
@@ -208,6 +214,12 @@ class ScoreOptions:
             return 0, 1
         index, count = map(int, self.shard.split("/"))
         return index - 1, count
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of `max_memory`."""
+        given = self.max_memory
+        return None if given is None else parse_bytes(given, "--max-memory")
 
     def arguments(self) -> list[str]:
         """As words of a command line, for other processes."""

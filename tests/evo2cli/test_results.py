@@ -11,7 +11,9 @@ from evo2cli.workflows.results import cell, open_journal, open_output, rounded
 KEYS = [f"record {number}" for number in range(20)]
 
 
-def squares(output: Path, settings: list, *, stop_after: int | None = None) -> tuple[list, int]:
+def squares(
+    output: Path, settings: list, *, stop_after: int | None = None, anew: bool = False
+) -> tuple[list, int]:
     """Every key's number squared through the journal, and how many had to be computed."""
     num_computed, found = 0, []
 
@@ -22,7 +24,7 @@ def squares(output: Path, settings: list, *, stop_after: int | None = None) -> t
         num_computed += 1
         return [number**2, number / 3, None]
 
-    with open_journal(output, settings) as recall:
+    with open_journal(output, settings, anew=anew) as recall:
         for number, key in enumerate(KEYS):
             found.append(recall(key, lambda number=number: compute(number)))
     return found, num_computed
@@ -57,6 +59,14 @@ def test_a_journal_of_other_settings_or_other_records_is_not_used(tmp_path):
         squares(output, [], stop_after=7)
     with open_journal(output, []) as recall:
         assert recall("another record", lambda: "fresh") == "fresh"
+
+
+@pytest.mark.parametrize("settings", [["other"], ["same"]])
+def test_a_journal_that_was_begun_anew_is_gone_on_from(tmp_path, settings):
+    for begun, anew in ((["same"], False), (settings, settings == ["same"])):
+        with pytest.raises(KeyboardInterrupt):
+            squares(tmp_path / "x", begun, stop_after=7, anew=anew)
+    assert squares(tmp_path / "x", settings)[1] == len(KEYS) - 7
 
 
 def write_half(path: Path) -> None:

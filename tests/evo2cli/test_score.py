@@ -23,6 +23,7 @@ from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.score_output import SCORED
 from stripedhyena2 import StripedHyena2, save
+from stripedhyena2.streaming import SMALLEST_PIECE, Streaming
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 VCF_HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
@@ -96,6 +97,18 @@ def test_a_long_sequence_is_streamed_and_gives_the_whole(
     assert whole == pytest.approx(plain_score(model, genome()[:700]), abs=1e-3)
     monkeypatch.setattr("evo2cli.workflows.likelihood.PIECE", 97)
     assert rows(run(source, checkpoint))[0]["sum_logprob"] == pytest.approx(whole, abs=1e-3)
+
+
+def test_a_sequence_fits_the_memory_it_is_given(tmp_path, checkpoint, model):
+    (tmp_path / "long.fa").write_text(f">long\n{genome()}\n")
+    [whole] = rows(run(tmp_path / "long.fa", checkpoint))
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    least = Streaming(SMALLEST_PIECE, offload=True).memory(model.config, len(genome()), 4)
+    enough = f"{(weights + least) / 2**20 + 0.01:.2f}M"
+    [found] = rows(run(tmp_path / "long.fa", checkpoint, max_memory=enough))
+    assert found["sum_logprob"] == pytest.approx(whole["sum_logprob"], abs=1e-2)
+    with pytest.raises(UserError, match=r"5,386 tokens need .* beside the weights.*--max-memory"):
+        run(tmp_path / "long.fa", checkpoint, max_memory="1M")
 
 
 def test_the_other_strand_is_the_reverse_complement(tmp_path, checkpoint):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2 import ModelConfig, StripedHyena2, load
 from stripedhyena2.streaming import SMALLEST_PIECE, Streaming, fitting, stream
 
 
@@ -23,6 +23,18 @@ def test_pieces_give_the_whole(tiny_model: StripedHyena2, piece: int, offload: b
     torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-9)
     passes = tiny_model.config.depth + 1
     assert sum(count for count, _ in told) == passes * ids.shape[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_host_lends_a_gpu_its_memory(dtype: torch.dtype) -> None:
+    model = load("nano", device="cuda", dtype=dtype).requires_grad_(False)
+    ids = torch.randint(65, 85, (1, 5000), generator=torch.Generator().manual_seed(0)).cuda()
+    right = model(ids).float()
+    told = stream(model, ids, Streaming(1024, offload=True))
+    found = torch.cat([logits for _, logits in told if logits is not None], dim=1)
+    error = float((found - right).norm() / right.norm())
+    assert error < (1e-4 if dtype == torch.float32 else 0.02)
 
 
 def test_a_layer_is_done_before_the_next(tiny_model: StripedHyena2) -> None:

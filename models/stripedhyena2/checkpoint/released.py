@@ -130,6 +130,18 @@ def _attention(config: ModelConfig) -> Iterable[Entry]:
     yield Entry("mixer.inverse_frequency", "inner_mha_cls.rotary_emb.inv_freq")
 
 
+def shared_modules(config: ModelConfig) -> dict[str, str]:
+    """Modules that give the same output in both layouts, channel by channel: theirs to ours.
+
+    Input projections are none of them: their channels come in another order.
+    """
+    return {
+        entry.theirs.rpartition(".")[0]: entry.ours.rpartition(".")[0]
+        for entry in layout(config)
+        if not entry.ours.endswith(("project_in.weight", "inverse_frequency"))
+    }
+
+
 def expected_released_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Name and shape of every meaningful tensor of a released file of this shape."""
     ours = expected_shapes(config)

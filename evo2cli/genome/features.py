@@ -1,0 +1,121 @@
+"""Features of a genome: the lines of a BED, or those of a GFF3 or GTF."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from evo2cli.errors import UserError
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.regions import merged, read_named_bed
+from evo2cli.genome.source import read_lines
+
+_GFF = (".gff", ".gff3", ".gtf")
+_COLUMNS = 9
+_NAMES = ("ID", "exon_id", "transcript_id", "gene_id", "Name")  # the first that is there
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something with a place in a genome.
+
+    Attributes:
+        name: Its own, or else its place.
+        contig: Where it lies.
+        spans: Bases [start, end) of it, 0-based; a coding sequence may have several. They are in
+            order and do not overlap.
+    """
+
+    name: str
+    contig: str
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def start(self) -> int:
+        """Its first base, 0-based."""
+        return self.spans[0][0]
+
+    @property
+    def end(self) -> int:
+        """Right after its last base."""
+        return self.spans[-1][1]
+
+
+def is_gff(path: Path) -> bool:
+    """Whether a file is GFF3 or GTF by its name."""
+    return not {suffix.lower() for suffix in path.suffixes[-2:]}.isdisjoint(_GFF)
+
+
+def read_features(path: Path, kind: str | None = None) -> list[Feature]:
+    """Read a GFF3 or GTF, told by its name, or else a BED; .gz too.
+
+    Args:
+        path: The file. Lines of a GFF3 that share an ID and a type are one feature.
+        kind: Only features of this type (the third column of a GFF).
+
+    Raises:
+        UserError: It cannot be read, a line is none, or there is no feature.
+    """
+    if is_gff(path):
+        found = _read_gff(path, kind)
+    elif kind is not None:
+        raise UserError(f"--feature-type {kind}: {path} is BED, whose lines have no type")
+    else:
+        found = [
+            Feature(name, interval.name, ((interval.start, interval.end),))
+            for interval, name in read_named_bed(path)
+        ]
+    for feature in found:
+        if feature.start == feature.end:
+            raise UserError(f"{path}: {feature.name!r} holds no base; remove it")
+    if not found:
+        raise UserError(f"{path}: holds no feature" + (f" of type {kind}" if kind else ""))
+    return found
+
+
+def _read_gff(path: Path, kind: str | None) -> list[Feature]:
+    grouped: dict[tuple[str, ...], list[Interval]] = {}
+    for number, interval, line_kind, attributes in _gff_lines(path):
+        if kind not in (None, line_kind):
+            continue
+        name = next((attributes[key] for key in _NAMES if key in attributes), str(interval))
+        # Only an ID makes lines one feature; any other line is one by itself.
+        own = line_kind if "ID" in attributes else f"{line_kind} {number}"
+        grouped.setdefault((name, interval.name, own), []).append(interval)
+    return [
+        Feature(name, contig, tuple(zip(*merged([(p.start, p.end) for p in parts]), strict=True)))
+        for (name, contig, _), parts in grouped.items()
+    ]
+
+
+def _gff_lines(path: Path) -> Iterator[tuple[int, Interval, str, dict[str, str]]]:
+    """Number, place (0-based), type and attributes of each line."""
+    for number, line in enumerate(read_lines(path), start=1):
+        text = line.decode(errors="surrogateescape").rstrip("\r\n")
+        if text.startswith(("##FASTA", ">")):
+            return
+        if not text.strip() or text.startswith("#"):
+            continue
+        columns = text.split("\t")
+        try:
+            if len(columns) != _COLUMNS:
+                raise ValueError
+            interval = Interval(columns[0], int(columns[3]) - 1, int(columns[4]))
+        except ValueError:
+            raise UserError(
+                f"{path}: line {number}: {text[:40]!r} is no line of a GFF: {_COLUMNS} columns "
+                "between tabs, the fourth and fifth of them start (1-based) and end"
+            ) from None
+        yield number, interval, columns[2], _attributes(columns[8])
+
+
+def _attributes(text: str) -> dict[str, str]:
+    """`ID=x;Name=y` of GFF3, or `gene_id "x"; transcript_id "y"` of GTF."""
+    found = {}
+    for entry in text.split(";"):
+        word = entry.strip()
+        separator = "=" if "=" in word.partition('"')[0] else " "
+        key, _, value = word.partition(separator)
+        if key:
+            found[key] = unquote(value) if separator == "=" else value.strip().strip('"')
+    return found
