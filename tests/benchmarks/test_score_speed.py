@@ -22,7 +22,7 @@ from evo2cli.workflows.variant_scorer import VariantScorer
 from evo2cli.workflows.window_scorer import WindowScorer
 from stripedhyena2 import load
 
-NUM_SHARED = 200  # of the variants, for each kind of windows
+NUM_SHARED = 60  # of the variants, for each kind of windows
 
 
 class PlainScorer(WindowScorer):
@@ -73,16 +73,17 @@ def test_windows_of_8192(shared: Path, windows: str) -> None:
     folder = shared / "data" / "variants"
     source = folder / "brca1_sge.vcf"
     kind = "centred" if windows == "two a record" else windows
-    options = ScoreOptions(source=source, window=8192, windows=kind)
+    options = ScoreOptions(source=source, window=8192, windows=kind, strand="fwd")
     model = load("nano").eval()
     with Reference.open(folder / "brca1_region.fa") as genome:
         scorer = VariantScorer(model, genome, options)
         if windows == "two a record":
             scorer._strands = {strand: PlainScorer(model) for strand in scorer._strands}
-        started = time.perf_counter()
+        started = time.process_time()  # other work on the machine does not count
         for record in islice(read_vcf(source).records, NUM_SHARED):
             assert scorer.score(record)[0]["EVO2_DELTA"] is not None
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
     console.say(
-        f"{windows}: {NUM_SHARED} SNVs, both strands, {scorer.num_bases:,} bases in {seconds:.0f} s"
+        f"{windows}: {NUM_SHARED} SNVs, forward strand, {scorer.num_bases:,} bases in "
+        f"{seconds:.0f} seconds of CPU"
     )
