@@ -24,9 +24,9 @@ ABOUT = """\
 # Speed of variant scoring
 
 Random weights of published shapes, bf16, one GPU. The variants are the first of 3,893 SNVs of BRCA1
-(`brca1_sge.vcf`), in windows of 8,192 bases, both strands. "computed" is what ran through the model,
-a variant; "of a forward" is bases a second over those of one plain forward pass of 8,192 bases in the
-same run. Two windows a variant on both strands would be 32,768 bases.
+(`brca1_sge.vcf`), in windows of 8,192 bases, both strands. "computed" is what ran through the
+model, a variant; "of a forward" is bases a second over those of one plain forward pass of 8,192
+bases in the same run. Two windows a variant on both strands would be 32,768 bases.
 
 Command: `pytest -m benchmark -s tests/benchmarks/test_variant_speed.py`"""
 
