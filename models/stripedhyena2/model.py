@@ -97,7 +97,7 @@ class StripedHyena2(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = 0
-        # Not drawn here: a draw on the meta device imports all of torch._dynamo, which takes seconds.
+        # Not drawn here: a draw on the meta device imports torch._dynamo, which takes seconds.
         table_VD = torch.empty(config.vocabulary, config.width)
         self.embedding = nn.Embedding.from_pretrained(table_VD, freeze=False)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
