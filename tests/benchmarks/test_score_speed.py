@@ -51,7 +51,8 @@ def test_brca1_saturation_genome_editing(shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "variants" / "brca1_sge.vcf"
     output = tmp_path / "out.jsonl"
     started = time.perf_counter()
-    score(ScoreOptions(source=source, reference=source.with_name("brca1_region.fa"), output=output))
+    reference = source.with_name("brca1_region.fa")
+    score(ScoreOptions(source=source, reference=reference, output=output, strand="fwd"))
     seconds = time.perf_counter() - started
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     classes = [
