@@ -71,6 +71,13 @@ def main() -> None:
     except UserError as error:
         console.say(str(error))
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        console.say(
+            f"out of memory: {str(error).partition('. ')[0]}; less at a time, or --device cpu"
+        )
+        sys.exit(UserError.exit_code)
     except BrokenPipeError:
         # The reader of our stdout (head, less) has gone: nothing is left to say to it.
         sys.stderr.close()

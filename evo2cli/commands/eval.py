@@ -43,7 +43,10 @@ Window = Annotated[
     int | None,
     typer.Option(help="Bases around a variant.", show_default="8192, or the model's context"),
 ]
-Strand = Annotated[str, typer.Option(help="fwd, rc, or both: the mean of the two.")]
+Strand = Annotated[
+    str | None,
+    typer.Option(help="fwd, rc, or both: the mean of the two.", show_default="both"),
+]
 Scored = Annotated[Path | None, typer.Option(help="x.vcf or x.vcf.gz to keep what was scored in.")]
 
 
@@ -159,7 +162,7 @@ def brca1(
     config: Config = None,
     reference: Reference = None,
     window: Window = None,
-    strand: Strand = "fwd",
+    strand: Strand = None,
     scored: Scored = None,
     seed: Seed = 0,
     output: Output = None,
@@ -187,7 +190,7 @@ def clinvar(
     config: Config = None,
     reference: Reference = None,
     window: Window = None,
-    strand: Strand = "fwd",
+    strand: Strand = None,
     scored: Scored = None,
     seed: Seed = 0,
     output: Output = None,

@@ -127,6 +127,13 @@ def generate(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Sequences side by side.", rich_help_panel=_MODEL)
     ] = 16,
+    kv_cache: Annotated[
+        str,
+        typer.Option(
+            help="Keys and values kept as the model computes: auto; or in half the memory: fp8.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "auto",
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_MODEL)
     ] = "auto",
@@ -169,6 +176,7 @@ def generate(
             model=model,
             config=config,
             batch_size=batch_size,
+            kv_cache=kv_cache,
             device=device,
             dtype=dtype,
             output=output,

@@ -37,7 +37,34 @@ def score(
         str,
         typer.Option(help="centred: as published; anchored: neighbours share them, 2x faster."),
     ] = "centred",
-    strand: Annotated[str, typer.Option(help="fwd, rc, or both: the mean of the two.")] = "fwd",
+    indel_mode: Annotated[
+        str,
+        typer.Option(
+            help="fixed: both windows of an allele are equally long, as published; anchored: they "
+            "end at the same base of the genome."
+        ),
+    ] = "fixed",
+    strand: Annotated[
+        str | None,
+        typer.Option(
+            help="fwd, rc, or both: the mean of the two.",
+            show_default="both for variants, fwd for a FASTA",
+        ),
+    ] = None,
+    quantity: Annotated[
+        str,
+        typer.Option(
+            "--score", help="What is written of an allele: delta (ALT - REF), ref, alt, or all."
+        ),
+    ] = "delta",
+    precision_check: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Score N alleles once more, more precisely: tells the noise, and marks deltas "
+            "within it.",
+        ),
+    ] = None,
     on_ref_mismatch: Annotated[
         str, typer.Option(help="REF is not what the genome says: skip, error, or swap with ALT.")
     ] = "skip",
@@ -78,12 +105,25 @@ def score(
             "it, as x.bedgraph, .gz too, or x.bw."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto, cpu, cuda, cuda:1, ...; several share the work: cuda:0,cuda:1, or all."
+        ),
+    ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp8, bf16, fp32, fp64.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what scoring variants would cost.")
     ] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Model and computation, for a FASTA: 24G; the host's memory helps out.",
+            show_default="what is free",
+        ),
+    ] = None,
     context_parallel: Annotated[
         int, typer.Option(min=1, help="Processes, one a GPU, that share each sequence of a FASTA.")
     ] = 1,
@@ -94,41 +134,21 @@ def score(
     the genome around it with the alternate minus that with the reference allele; negative means
     less likely. Windows in tables are 0-based and half-open.
     """
+    options = locals()
     from evo2cli.errors import UserError
     from evo2cli.genome.source import STDIN
     from evo2cli.workflows.score import score as run
     from evo2cli.workflows.score_options import ScoreOptions
 
-    words = inputs or []
+    words = options.pop("inputs") or []
     if (not words) == (saturate is None):
         raise UserError("give an INPUT to score, or a region by --saturate, and not both")
     run(
         ScoreOptions(
             source=Path(words[0]) if words else STDIN,
             further=tuple(words[1:]),
-            model=model,
-            config=config,
-            reference=reference,
-            output=output,
-            window=window,
-            windows=windows,
-            strand=strand,
-            on_ref_mismatch=on_ref_mismatch,
-            max_skipped=max_skipped,
-            regions=tuple(regions or ()),
-            bed=bed,
-            min_qual=min_qual,
-            pass_only=pass_only,
-            limit=limit,
-            shard=shard,
-            saturate=saturate,
-            plot=plot,
-            track=track,
-            background=background,
-            device=device,
-            dtype=dtype,
-            json=json,
-            dry_run=dry_run,
-            context_parallel=context_parallel,
+            score=options.pop("quantity"),
+            regions=tuple(options.pop("regions") or ()),
+            **options,
         )
     )

@@ -7,7 +7,7 @@ bytes cannot be: htslib holds numbers in 32 bits, and describes what a header le
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +16,12 @@ import pysam.bcftools
 from pysam.utils import SamtoolsError
 
 from evo2cli.errors import UserError
+from evo2cli.genome.interval import Interval
 from evo2cli.genome.source import STDIN, read_lines
 
 BCF_MAGIC = b"BCF"
+_NOT_READ = "damaged, or of a kind htslib does not read"
+_LAST_POSITION = 2**31 - 1  # of a BCF
 
 
 def read_bcf(path: Path) -> Iterator[bytes]:
@@ -29,12 +32,36 @@ def read_bcf(path: Path) -> Iterator[bytes]:
     """
     with (
         _stored(path) as place,
-        _explained(path, "damaged, or of a kind htslib does not read"),
+        _explained(path, _NOT_READ),
         pysam.VariantFile(str(place)) as file,
     ):
         yield from str(file.header).encode().splitlines(keepends=True)
         for record in file:
             yield str(record).encode()
+
+
+def read_bcf_spans(
+    path: Path, spans: Iterable[Interval]
+) -> Iterator[tuple[Interval, Iterator[bytes]]]:
+    """Stream the lines of an indexed BCF that may touch each span.
+
+    Raises:
+        UserError: It cannot be read, or proves damaged.
+    """
+    with _explained(path, _NOT_READ), pysam.VariantFile(str(path)) as file:
+        for span in spans:
+            found = file.fetch(span.name, span.start, min(span.end, _LAST_POSITION))
+            yield span, (str(record).encode() for record in found)
+
+
+def bcf_contigs(path: Path) -> list[str]:
+    """The contigs of a BCF's header, as its index counts them.
+
+    Raises:
+        UserError: It cannot be read, or proves damaged.
+    """
+    with _explained(path, _NOT_READ), pysam.VariantFile(str(path)) as file:
+        return [str(name) for name in file.header.contigs]
 
 
 def write_bcf(text: Path, path: Path) -> None:

@@ -24,6 +24,10 @@ class Regions:
                 by_contig[plain_name(interval.name)].append((interval.start, interval.end))
         self._borders = {name: merged(spans) for name, spans in by_contig.items()}
 
+    def spans(self, name: str) -> list[tuple[int, int]]:
+        """Starts and ends in contig `name`, ascending and apart from each other."""
+        return list(zip(*self._borders.get(plain_name(name), ([], [])), strict=True))
+
     def overlap(self, name: str, start: int, end: int) -> bool:
         """Whether bases `start` to `end` (0-based, half-open) of contig `name` touch one."""
         starts, ends = self._borders.get(plain_name(name), ([], []))

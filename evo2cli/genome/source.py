@@ -14,6 +14,7 @@ from evo2cli.errors import UserError
 STDIN = Path("-")
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
 _PEEK = 4096
+_BGZIP_LENGTH = 14  # of the beginning of a bgzipped file, up to the mark of its extra field
 _BLOCK = 1 << 20
 _LINES_AHEAD = 1 << 16  # bytes; lines of many samples are read three times as fast as by 8 KiB
 
@@ -48,6 +49,31 @@ def read_lines(path: Path) -> Iterator[bytes]:
     """
     with _explained(path), _open_raw(path, _LINES_AHEAD) as raw, _decompressed(raw) as stream:
         yield from stream
+
+
+def read_lines_from(path: Path, virtual_offset: int) -> Iterator[bytes]:
+    """Stream the lines of a bgzipped file from a place that an index knows.
+
+    Raises:
+        UserError: The file cannot be read, or proves damaged or cut off.
+    """
+    block, within = virtual_offset >> 16, virtual_offset & 0xFFFF
+    with _explained(path), _open_raw(path, _LINES_AHEAD) as raw:
+        raw.seek(block)
+        stream = gzip.GzipFile(fileobj=raw)  # each block of bgzip begins like a file of gzip
+        stream.read(within)
+        yield from stream
+
+
+def is_bgzip(path: Path) -> bool:
+    """Whether a file was packed by bgzip, so that reading may begin anywhere.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    with _explained(path), _open_raw(path) as raw:
+        start = raw.peek(_BGZIP_LENGTH)
+        return start.startswith(_GZIP) and start[12:_BGZIP_LENGTH] == b"BC"
 
 
 def first_bytes(path: Path) -> bytes:

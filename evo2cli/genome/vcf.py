@@ -13,8 +13,11 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS
-from evo2cli.genome.htslib import BCF_MAGIC, read_bcf
-from evo2cli.genome.source import first_bytes, read_lines
+from evo2cli.genome.htslib import BCF_MAGIC, bcf_contigs, read_bcf, read_bcf_spans
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.regions import Regions
+from evo2cli.genome.source import first_bytes, read_lines, read_lines_from
+from evo2cli.genome.variant_index import near_spans, read_index
 
 OUR_PREFIX = b"EVO2_"  # of every INFO field we write
 _SCORED_BEFORE = "carries EVO2_ fields of an earlier run; score the original file"
@@ -28,12 +31,13 @@ Value = str | int | float | None  # of a table's cell
 
 
 class Status(StrEnum):
-    """The words of EVO2_STATUS. The first four have scores, and may be joined by `&`."""
+    """The words of EVO2_STATUS. The first five have scores, and may be joined by `&`."""
 
     OK = "OK"
     EDGE = "EDGE"
     NONACGT = "NONACGT"
     SWAPPED = "SWAPPED"
+    NOISE = "NOISE"
     NO_ALT = "NO_ALT"
     STAR = "STAR"
     SYMBOLIC = "SYMBOLIC"
@@ -43,6 +47,11 @@ class Status(StrEnum):
     OUT_OF_RANGE = "OUT_OF_RANGE"
     REF_MISMATCH = "REF_MISMATCH"
     TOO_LONG = "TOO_LONG"
+
+
+def with_note(statuses: str, note: Status) -> str:
+    """The status of a scored allele with one more word; OK stands alone."""
+    return "&".join([*(word for word in statuses.split("&") if word != Status.OK), note])
 
 
 def is_bases(allele: bytes) -> bool:
@@ -114,6 +123,11 @@ class VariantRecord:
     def __str__(self) -> str:
         alleles = self.reference + b">" + b",".join(self.alternates)
         return f"{self.contig}:{self.start + 1} {alleles.decode(errors='replace')}"
+
+    @property
+    def end(self) -> int:
+        """Behind the last base of REF, 0-based."""
+        return self.start + len(self.reference)
 
     @property
     def quality(self) -> float | None:
@@ -205,6 +219,52 @@ def read_vcf(path: Path) -> VariantFile:
     lines = enumerate(read_bcf(path) if is_binary else read_lines(path), start=1)
     header = _read_header(path, lines)
     return VariantFile(header, _read_records(path, header.num_columns, lines))
+
+
+def read_vcf_by_index(path: Path, index: Path, regions: Regions) -> VariantFile:
+    """As `read_vcf`, but only records that lie in or near `regions`: each once, in its order.
+
+    Args:
+        path: A sorted VCF packed by bgzip, or a BCF.
+        index: Of it.
+        regions: None of whose records is left out.
+
+    Raises:
+        UserError: As `read_vcf`; or the index is none.
+    """
+    spans: Iterator[tuple[Interval, Iterator[bytes]]]
+    if first_bytes(path).startswith(BCF_MAGIC):
+        names = read_index(index, bcf_contigs(path))
+        spans = read_bcf_spans(path, near_spans(regions, names))
+    else:
+        contigs = read_index(index)
+        spans = (
+            (span, read_lines_from(path, contigs[span.name].offset(span.start)))
+            for span in near_spans(regions, contigs)
+        )
+    header = read_vcf(path).header
+    return VariantFile(header, _read_spans(path, header.num_columns, spans))
+
+
+def _read_spans(
+    path: Path, num_columns: int, spans: Iterable[tuple[Interval, Iterator[bytes]]]
+) -> Iterator[VariantRecord]:
+    """The records of each span; lines may begin before it and go on behind it."""
+    last = Interval("", 0, 0)
+    for span, lines in spans:
+        read_until = last.end if last.name == span.name else 0
+        for line in lines:
+            try:
+                record = _parse(line, num_columns)
+            except ValueError as error:
+                raise UserError(f"{path}: a line of {span.name}: {error}") from None
+            if not record.alternates:
+                continue
+            if record.contig != span.name or record.start >= span.end:
+                break
+            if record.start >= read_until and record.end > span.start:
+                yield record
+        last = span
 
 
 def _read_header(path: Path, lines: Iterator[tuple[int, bytes]]) -> Header:

@@ -3,9 +3,10 @@
 A centred window of width W starts W // 2 bases before the variant. An anchored one starts at the
 last multiple of W // 4 that leaves as much before the variant, so that neighbours share it: the
 genome's place alone decides. Both windows are equally long: what an insertion adds or a deletion
-takes away moves the right border, or the left one where the contig ends at the right. At a contig's
-ends windows are shifted, never padded; a contig shorter than W is its own window. Positions are
-0-based and half-open, letters upper-case with T for U.
+takes away moves the right border, or the left one where the contig ends at the right. Or else both
+end at the same bases of the genome, and their lengths differ by so much. At a contig's ends windows
+are shifted, never padded; a contig shorter than W is its own window. Positions are 0-based and
+half-open, letters upper-case with T for U.
 """
 
 from collections.abc import Callable
@@ -47,14 +48,16 @@ class WindowPair:
 
     Attributes:
         reference: Letters of the genome.
-        alternate: Letters of the genome with the allele applied; as long as `reference`.
+        alternate: Letters of the genome with the allele applied.
         interval: Where `reference` lies.
+        alternate_interval: Where `alternate` begins and ends in the genome.
         at_edge: A contig's end moved or shortened a window.
     """
 
     reference: Window
     alternate: Window
     interval: Interval
+    alternate_interval: Interval
     at_edge: bool
 
 
@@ -95,6 +98,7 @@ def cut_windows(
     placing: Placing = centred,
     *,
     from_right: bool = False,
+    equally_long: bool = True,
 ) -> WindowPair | None:
     """Cut both windows of one allele.
 
@@ -105,13 +109,14 @@ def cut_windows(
         width: Bases in a window, at least 2.
         placing: `centred` or `anchored`.
         from_right: Place and move borders as on the other strand: all is mirrored.
+        equally_long: Move a border by what the allele adds or takes away.
 
     Returns:
         The windows, or None where REF or `alternate` is longer than half a window, or than what
         the contig leaves of it.
     """
     contig = genome.length(variant.name)
-    growth = len(alternate) - len(variant)
+    growth = len(alternate) - len(variant) if equally_long else 0  # that borders make good
     length = min(width, contig, contig + growth)
     if max(len(variant), len(alternate)) > min(width // 2, length - 1):
         return None
@@ -123,7 +128,7 @@ def cut_windows(
         wish = placing(variant.start, width)
         start = _place(wish, length, (variant.start, variant.end), contig)
         alternate_wish = start
-    allele = (variant.start, variant.start + len(alternate))
+    allele = (variant.start, variant.end + growth)
     alternate_start = _place(alternate_wish, length, allele, contig + growth)
     end, alternate_end = start + length, alternate_start + length - growth
 
@@ -145,6 +150,7 @@ def cut_windows(
             between(variant.end, alternate_end),
         ),
         interval=Interval(variant.name, start, end),
+        alternate_interval=Interval(variant.name, alternate_start, alternate_end),
         at_edge=start != wish or alternate_start != alternate_wish or length < width,
     )
 

@@ -75,8 +75,8 @@ def average_precision(positives_BU: Counts, negatives_BU: Counts) -> Values:
     true_BU = positives_BU.cumsum(axis=1)
     called_BU = true_BU + negatives_BU.cumsum(axis=1)
     precision_BU = true_BU / np.maximum(called_BU, 1)  # a level without resamples weighs nothing
-    gained_BU = positives_BU / positives_BU.sum(axis=1, keepdims=True)
-    return np.asarray((gained_BU * precision_BU).sum(axis=1))
+    # Divided last: sums of whole numbers are exact, so that no result is above 1.
+    return np.asarray((positives_BU * precision_BU).sum(axis=1) / positives_BU.sum(axis=1))
 
 
 def rank(

@@ -69,7 +69,12 @@ def generate(options: GenerateOptions) -> None:
             bar.advance(first * options.tokens)
             requests = _requests(options, jobs[first:], lambda p: make_guide(p, vocabulary))
             samples = generate_tokens(
-                model, requests, sampler, batch_size=options.batch_size, advance=bar.advance
+                model,
+                requests,
+                sampler,
+                batch_size=options.batch_size,
+                float8=options.kv_cache == "fp8",
+                advance=bar.advance,
             )
             return _described(options, jobs[first:], samples, model)
 

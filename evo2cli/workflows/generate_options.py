@@ -69,6 +69,7 @@ class GenerateOptions:
         device: As `open_model` takes it.
         dtype: As `open_model` takes it.
         batch_size: Sequences that grow side by side.
+        kv_cache: auto, keys and values as the model computes; or fp8, in half the memory.
         tokens: Of a sequence at most.
         num_samples: Of each prompt.
         seed: With the prompt and the number of the sample, all that a sample depends on.
@@ -101,6 +102,7 @@ class GenerateOptions:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 16
+    kv_cache: str = "auto"
     tokens: int = 500
     num_samples: int = 1
     seed: int = 0
@@ -124,6 +126,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.alphabet not in ALPHABETS:
             raise UserError(f"--alphabet {self.alphabet}: not one of {', '.join(ALPHABETS)}")
+        if self.kv_cache not in ("auto", "fp8"):
+            raise UserError(f"--kv-cache {self.kv_cache}: not one of auto, fp8")
         if self.stop_codon not in (None, *FRAMES):
             raise UserError(f"--stop-codon {self.stop_codon}: not one of {', '.join(FRAMES)}")
         if self.min_length > self.tokens:

@@ -1,6 +1,7 @@
 """What a model, a recipe or a token set is."""
 
 import tomllib
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import torch
 
 from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
+from evo2cli.genome.builds import build_of
 from evo2cli.genome.fasta import read_records
-from evo2cli.genome.vcf import is_variants, read_vcf
+from evo2cli.genome.normalization import Indels
+from evo2cli.genome.variant_table import is_table, read_table
+from evo2cli.genome.vcf import FIRST_COLUMNS, is_bases, is_variants, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
@@ -21,6 +25,8 @@ from stripedhyena2.config import ATTENTION, LONG, SHORT, read_config
 
 LENGTHS = (8_192, 131_072, 1_048_576)
 BYTES = 2  # a bf16 number
+_KINDS = ("snvs", "mnvs", "insertions", "deletions")
+_NOT_BASES = "not_spelled_in_bases"
 LICENSE = "Apache-2.0"  # of the published Evo 2 weights
 
 
@@ -39,7 +45,7 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
         if path.suffix == ".toml":
             return _recipe_or_shape(path)
         if path.is_file() and not _is_checkpoint(path):
-            return _vcf(path) if is_variants(path) else _fasta(path)
+            return _variants(path) if _has_variants(path) else _fasta(path)
         name, _ = split_name(subject)
         if name in PUBLISHED and not path.exists():
             return {
@@ -63,6 +69,10 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
         **precision,
         "provenance": checkpoint.provenance,
     }
+
+
+def _has_variants(path: Path) -> bool:
+    return is_table(path) or is_variants(path)
 
 
 def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -138,12 +148,39 @@ def _tokens(path: Path) -> dict[str, Any]:
     return {"kind": "tokens", "name": str(path), **manifest}
 
 
-def _vcf(path: Path) -> dict[str, Any]:
-    records, alleles = 0, 0
-    for record in read_vcf(path).records:
-        records += 1
-        alleles += len(record.alternates)
-    return {"kind": "VCF", "name": str(path), "records": records, "alleles": alleles}
+def _variants(path: Path) -> dict[str, Any]:
+    """A VCF, a BCF or a table of variants: what is in it, and which genome its header speaks of."""
+    facts: dict[str, Any] = {"kind": "table of variants", "name": str(path)}
+    if is_table(path):
+        records = read_table(path).records
+    else:
+        header, records = (vcf := read_vcf(path)).header, vcf.records
+        facts["kind"] = "VCF"
+        facts["samples"] = max(header.num_columns - FIRST_COLUMNS - 1, 0)
+        facts["build"] = build_of(header.contig_lengths()) or "not told by ##contig lengths"
+    contigs, kinds, indels, number = set(), Counter[str](), Indels(), 0
+    for record in records:
+        number += 1
+        contigs.add(record.contig)
+        kinds.update(_kind(record.reference, alternate) for alternate in record.alternates)
+        indels.count(record)
+    return {
+        **facts,
+        "records": number,
+        "alleles": kinds.total(),
+        "contigs": len(contigs - {""}),  # of blank lines
+        **{kind: kinds[kind] for kind in (*_KINDS, _NOT_BASES)},
+        "not_left_aligned": indels.unnormalized,
+    }
+
+
+def _kind(reference: bytes, alternate: bytes) -> str:
+    if not (is_bases(reference) and is_bases(alternate)):
+        return _NOT_BASES
+    snvs, mnvs, insertions, deletions = _KINDS
+    if len(reference) == len(alternate):
+        return snvs if len(reference) == 1 else mnvs
+    return insertions if len(alternate) > len(reference) else deletions
 
 
 def _fasta(path: Path) -> dict[str, Any]:

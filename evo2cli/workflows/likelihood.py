@@ -175,6 +175,7 @@ def way_for(model: StripedHyena2, num_bases: int, memory: float | None) -> Strea
     """
     weight = model.embedding.weight
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    more = "give more with --max-memory" if memory is not None else "free some"
     if memory is None:
         if not weight.is_cuda:
             return Streaming()
@@ -185,7 +186,7 @@ def way_for(model: StripedHyena2, num_bases: int, memory: float | None) -> Strea
     try:
         return fitting(model.config, num_bases, weight.element_size(), memory - weights)
     except MemoryError as error:
-        raise UserError(f"{error}; give more with --max-memory, or cut the sequence") from error
+        raise UserError(f"{error}; {more}, or cut the sequence") from error
 
 
 @torch.inference_mode()

@@ -1,5 +1,8 @@
 """Opening a model for a command: which device, which dtype, and errors in the user's words."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -7,6 +10,9 @@ import torch
 from evo2cli.errors import UserError
 from stripedhyena2 import CheckpointError, ConfigError, StripedHyena2, load
 
+# How PyTorch tells it of a GPU, and of the machine; and what of it is worth repeating.
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+_DETAIL = re.compile(r"[Tt]ried to allocate [\d.]+ \w+(\. GPU \d+ has .*? is free)?")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 AS_TRAINED, FP8 = "auto", "fp8"
 
@@ -27,6 +33,25 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def memory_explained(what: str, way_out: str) -> Iterator[None]:
+    """An exhausted memory, be it a GPU's or the machine's, as one line.
+
+    Raises:
+        UserError: Instead of PyTorch's own error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(told):
+            raise
+        detail = _DETAIL.search(told)
+        raise UserError(
+            f"{what}: out of memory{f' ({detail[0]})' if detail else ''}; {way_out}"
+        ) from None
+
+
 def open_model(
     model: str, *, config: Path | None = None, device: str = "auto", dtype: str = "auto"
 ) -> StripedHyena2:
@@ -35,7 +60,8 @@ def open_model(
     Args:
         model: What `--model` says: a folder, a file or a name.
         config: What `--config` says: the yml or TOML of a released file.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        device: "auto", "cpu", "cuda", "cuda:1", ...; of "auto" and "cuda" a model that does not fit
+            one GPU takes several.
         dtype: "fp32", "bf16" or "fp64"; "fp8": bf16 on a GPU, fp32 on a CPU, with the Hyena input
             projections in FP8 by the checkpoint's scales; "auto": as "fp8" where a published model
             needs it, and else without.
@@ -47,13 +73,18 @@ def open_model(
     if dtype not in (AS_TRAINED, FP8, *DTYPES):
         raise UserError(f"--dtype {dtype}: not one of {', '.join((AS_TRAINED, FP8, *DTYPES))}")
     usual = torch.bfloat16 if place.type == "cuda" else torch.float32
+    several = place.type == "cuda" and place.index is None and torch.cuda.device_count() > 1
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     try:
-        return load(
-            model,
-            config=config,
-            device=place,
-            dtype=DTYPES.get(dtype, usual),
-            float8=None if dtype == AS_TRAINED else dtype == FP8,
-        ).eval()
+        with memory_explained(
+            f"--model {model}, {dtype}, on {place}", "take a smaller model or another --device"
+        ):
+            return load(
+                model,
+                config=config,
+                device=gpus if several else place,
+                dtype=DTYPES.get(dtype, usual),
+                float8=None if dtype == AS_TRAINED else dtype == FP8,
+            ).eval()
     except (CheckpointError, ConfigError) as error:
         raise UserError(str(error)) from None

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,44 @@ def open_journal(
         settings: Everything beside the keys that decides the results, as JSON values.
         anew: Forget what an earlier run has kept.
     """
-    if output is None:
+    path = journal_of(output)
+    if anew and path is not None:
+        path.unlink(missing_ok=True)
+    with open_journals([path], settings) as [recall]:
+        yield recall
+
+
+def journal_of(output: Path | None) -> Path | None:
+    """Where the journal of an output lies; nowhere for stdout."""
+    return output and output.with_name(f"{output.name}.journal")
+
+
+@contextmanager
+def open_journals(
+    paths: Sequence[Path | None], settings: Sequence[object]
+) -> Iterator[list[Recall]]:
+    """As `open_journal`, for work in parts; all are kept until all of it is done.
+
+    Args:
+        paths: The journal of each part, or None for none.
+        settings: As for one.
+    """
+    with ExitStack() as stack:
+        yield [stack.enter_context(keep_journal(path, settings)) for path in paths]
+        for path in filter(None, paths):
+            path.unlink()
+
+
+@contextmanager
+def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Recall]:
+    """One that is still there in the end; for no path, none at all."""
+    if path is None:
         yield lambda _key, compute: compute()
         return
-    path = output.with_name(f"{output.name}.journal")
     with explained(path):
-        journal = _Journal(path, json.dumps(settings), anew)
+        journal = _Journal(path, json.dumps(settings))
     try:
         yield journal.recall
-        path.unlink()
     finally:
         journal.close()
 
@@ -80,12 +109,12 @@ def open_journal(
 class _Journal:
     """A line of settings, then a line [key, result] each; a torn last line is dropped."""
 
-    def __init__(self, path: Path, settings: str, anew: bool) -> None:
+    def __init__(self, path: Path, settings: str) -> None:
         self._path = path
         self._stream = path.open("a+b")
         self._stream.seek(0)
         first = settings.encode() + b"\n"
-        if self._stream.readline() != first or anew:
+        if self._stream.readline() != first:
             self._stream.truncate(0)
             self._stream.seek(0)  # where it now ends: `recall` asks where it is
             self._stream.write(first)

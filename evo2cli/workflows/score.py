@@ -8,7 +8,7 @@ from evo2cli.workflows.launch_checks import check_gpus
 from evo2cli.workflows.score_estimate import estimate_variants
 from evo2cli.workflows.score_fasta import score_fasta
 from evo2cli.workflows.score_input import holds_variants
-from evo2cli.workflows.score_options import ScoreOptions
+from evo2cli.workflows.score_options import IndelMode, Quantity, ScoreOptions
 from evo2cli.workflows.score_tracks import score_tracks
 from evo2cli.workflows.score_variants import score_variants
 
@@ -26,18 +26,32 @@ def score(options: ScoreOptions) -> None:
     elif options.context_parallel > 1 and "WORLD_SIZE" not in os.environ:
         _start_ranks(options)
     elif holds_variants(options):
+        if options.max_memory is not None:
+            raise UserError(
+                "--max-memory is for sequences of a FASTA; variants need less with a smaller "
+                "--window"
+            )
         (estimate_variants if options.dry_run else score_variants)(options)
-    elif options.dry_run:
-        raise UserError(f"--dry-run is for variants, but {options.source} is FASTA")
-    elif options.background is not None:
-        raise UserError(f"--background is for variants, but {options.source} is FASTA")
-    elif options.shard is not None:
-        raise UserError(f"--shard is for variants, but {options.source} is FASTA")
-    elif options.filters:
-        flag = next(iter(options.filters))
-        raise UserError(f"{flag} is for variants, but {options.source} is FASTA")
     else:
+        _refuse_options_of_variants(options)
         score_fasta(options)
+
+
+def _refuse_options_of_variants(options: ScoreOptions) -> None:
+    for flag, is_given in (
+        ("--windows", options.windows != "centred"),
+        ("--indel-mode", options.indel_mode != IndelMode.FIXED),
+        ("--score", options.score != Quantity.DELTA),
+        ("--precision-check", options.precision_check is not None),
+        ("--dry-run", options.dry_run),
+        ("--background", options.background is not None),
+        ("--shard", options.shard is not None),
+        *((flag, True) for flag in options.filters),
+        ("--reference", options.reference is not None),
+        ("--window", options.window is not None),
+    ):
+        if is_given:
+            raise UserError(f"{flag} is for variants, but {options.source} is FASTA")
 
 
 def _start_ranks(options: ScoreOptions) -> None:
@@ -47,6 +61,11 @@ def _start_ranks(options: ScoreOptions) -> None:
     if holds_variants(options):
         raise UserError(
             f"--context-parallel is for sequences of a FASTA, but {options.source} has variants"
+        )
+    if options.device == "all" or "," in options.device:
+        raise UserError(
+            f"--context-parallel: shares single sequences, --device {options.device} the records; "
+            "choose one"
         )
     from evo2cli.workflows.launch_ranks import Group, run_ranks
 

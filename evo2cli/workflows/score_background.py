@@ -20,7 +20,7 @@ from evo2cli.genome.vcf import VariantRecord
 from evo2cli.workflows.likelihood import fingerprint
 from evo2cli.workflows.results import Row, rounded
 from evo2cli.workflows.score_options import ScoreOptions
-from evo2cli.workflows.score_output import FIELDS, PERCENTILE, WINDOW_COLUMNS
+from evo2cli.workflows.score_output import PERCENTILE
 from stripedhyena2 import StripedHyena2
 
 NULLS = 200  # random variants of a kind
@@ -117,14 +117,10 @@ def open_background(
     settings = [
         f"model {fingerprint(model.config, model.state_dict())}",
         f"genome {zlib.crc32(contigs):08x}",
-        f"{options.windows} windows of {scorer.window}, strand {options.strand}",
+        f"{options.windows} windows of {scorer.window}, strand {options.variant_strand}, "
+        f"indels {options.indel_mode}",
     ]
     return Background(options.background, settings, genome, scorer.score)
-
-
-def fields_with_percentile(fields: Sequence[str], background: Background | None) -> list[str]:
-    """INFO fields in their order, with that of percentiles where there is a background."""
-    return [f for f in FIELDS if f in fields or (background and f == PERCENTILE)]
 
 
 def with_percentiles(
@@ -138,7 +134,5 @@ def with_percentiles(
         delta = row["EVO2_DELTA"]
         known = isinstance(delta, float)
         share = background.percentile(record, alternate, float(delta or 0)) if known else None
-        whole = {**row, PERCENTILE: share}
-        names = (*fields_with_percentile(list(row), background), *WINDOW_COLUMNS)
-        ranked.append({name: whole[name] for name in names})
+        ranked.append({**row, PERCENTILE: share})
     return ranked

@@ -10,10 +10,12 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.workflows.likelihood import Progression, begin, proceed
 from evo2cli.workflows.models import open_model
+from evo2cli.workflows.score_devices import pick_devices
 from evo2cli.workflows.score_input import count_variants, open_variants
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.score_output import SCORED, status_table
-from evo2cli.workflows.score_variants import VariantScorer, reference_of
+from evo2cli.workflows.score_variants import reference_of
+from evo2cli.workflows.variant_scorer import VariantScorer
 from stripedhyena2 import StripedHyena2
 
 
@@ -23,21 +25,23 @@ def estimate_variants(options: ScoreOptions) -> None:
     Raises:
         UserError: What a run would raise for its input.
     """
+    devices = pick_devices(options.device)
     variants = open_variants(options)
     path = options.reference or reference_of(variants.header, options.source)
     total = count_variants(options)
     counts: Counter[str] = Counter()
     with Reference.open(path) as genome, console.progress("count", total, "records") as bar:
         model = open_model(
-            options.model, config=options.config, device=options.device, dtype=options.dtype
+            options.model, config=options.config, device=devices[0], dtype=options.dtype
         )
         scorer = VariantScorer(model, genome, options, count_bases)
+        scorer.warn_of_extrapolation()
         for record in variants.records:
             counts.update(str(row["EVO2_STATUS"]) for row in scorer.score(record))
             bar.advance()
-        rate = _bases_a_second(model, scorer.window)
+        rate = len(devices) * _bases_a_second(model, scorer.window)
     scored = sum(n for status, n in counts.items() if not SCORED.isdisjoint(status.split("&")))
-    plain = 2 * scorer.window * len(options.strands) * scored
+    plain = 2 * scorer.window * len(options.variant_strand.single) * scored
     console.say(f"{scored:,} of {counts.total():,} alleles would be scored")
     if counts:
         console.write_page(status_table(counts), stderr=True)

@@ -1,15 +1,17 @@
 """`evo2 score` of a FASTA: one log-likelihood a record."""
 
 import zlib
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
 from statistics import mean
 
 from evo2cli import __version__, console
-from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
@@ -17,12 +19,23 @@ from evo2cli.genome.windows import upper_dna
 from evo2cli.training.ranks import Ranks
 from evo2cli.workflows.likelihood import fingerprint, require_finite
 from evo2cli.workflows.likelihood import total as total_alone
-from evo2cli.workflows.models import open_model, pick_device
-from evo2cli.workflows.results import Row, json_line, open_journal, open_output, rounded, table_line
+from evo2cli.workflows.models import memory_explained, open_model, pick_device
+from evo2cli.workflows.results import (
+    Recall,
+    Row,
+    json_line,
+    keep_journal,
+    open_journals,
+    open_output,
+    rounded,
+    table_line,
+)
+from evo2cli.workflows.score_devices import Advance, Part, open_parts, pick_devices
 from evo2cli.workflows.score_options import Layout, ScoreOptions, Strand
 from evo2cli.workflows.score_shared import SharedScorer
 from stripedhyena2 import StripedHyena2
 
+_SHARE = "let several GPUs share a sequence (--context-parallel), or cut it"
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
 _ODDITIES = {
     "empty": "hold no base",
@@ -35,20 +48,40 @@ def score_fasta(options: ScoreOptions) -> None:
     """Score every record: the sum over its n - 1 predictable bases, and their mean, in nats.
 
     Raises:
-        UserError: The input is no FASTA of DNA or RNA, or options for VCF were given.
+        UserError: The input is no FASTA of DNA or RNA.
         TooManySkippedError: More records than allowed are too short for a prediction.
     """
-    for flag, value in (("--reference", options.reference), ("--window", options.window)):
-        if value is not None:
-            raise UserError(f"{flag} is for VCF input, but {options.source} is FASTA")
     layout = options.layout(Layout.TSV)
-    total = None
+    devices = pick_devices(options.device)
+    total, borders = None, list[int]()
     if options.source != STDIN:
         # Reading it once more is fast, and a bad record is found before hours of work.
-        total = sum(len(sequence) for _, sequence in _read_dna(options.source))
-    with _scorer(options) as found:
+        ends = [0, *accumulate(len(sequence) for _, sequence in _read_dna(options.source))]
+        total = ends[-1]
+        shares = range(1, len(devices))
+        cuts = [bisect_left(ends, total * share / len(devices)) for share in shares]
+        borders = [0, *cuts, len(ends) - 1]
+    with (
+        open_parts(options, devices, borders, score_part, (total, "bases")) as parts,
+        _scorer(replace(options, device=devices[0])) as found,
+    ):
         if found is not None:
-            _score_records(options, layout, total, *found)
+            _score_records(options, layout, parts, total, *found)
+
+
+def score_part(options: ScoreOptions, part: Part, advance: Advance) -> None:
+    """Score some of the records into a journal, from which another process writes them.
+
+    Raises:
+        UserError: As `score_fasta`.
+        UntrustedNumericsError: A log-likelihood is no finite number.
+    """
+    records = islice(_read_dna(options.source), part.first, part.end)
+    with _scorer(options) as found:
+        assert found is not None
+        with keep_journal(part.journal, _settings(options, found[0])) as recall:
+            for _ in _results(options, records, *found, recall, advance):
+                pass
 
 
 Total = Callable[[bytes, Callable[[float], None]], float]
@@ -63,7 +96,8 @@ def _scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | Non
 
     if options.context_parallel == 1:
         model = load(options.device)
-        yield model, partial(total_alone, model)
+        with memory_explained(f"{options.source} on {options.device}", _SHARE):
+            yield model, partial(total_alone, model, memory=options.memory)
         return
     ranks = Ranks.join(pick_device(options.device))
     try:
@@ -80,33 +114,65 @@ def _scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | Non
         ranks.leave()
 
 
-def _score_records(
-    options: ScoreOptions, layout: Layout, total: int | None, model: StripedHyena2, score: Total
-) -> None:
-    tally: Counter[str] = Counter()
-    settings = [
+def _settings(options: ScoreOptions, model: StripedHyena2) -> list[object]:
+    """All beside the records that decides the results."""
+    return [
         "evo2 score FASTA",
         __version__,
         fingerprint(model.config, model.state_dict()),
-        options.strand,
+        options.sequence_strand,
         *([options.context_parallel] if options.context_parallel > 1 else []),
     ]
+
+
+def _score_records(
+    options: ScoreOptions,
+    layout: Layout,
+    parts: Sequence[Part],
+    total: int | None,
+    model: StripedHyena2,
+    score: Total,
+) -> None:
+    tally: Counter[str] = Counter()
+    records = _read_dna(options.source)
     with (
-        open_journal(options.output, settings) as recall,
+        open_journals([part.journal for part in parts], _settings(options, model)) as recalls,
         open_output(options.output) as write,
-        console.progress("score", total, "bases") as bar,
+        console.progress("score" if len(parts) == 1 else "write", total, "bases") as bar,
     ):
         if layout is Layout.TSV:
             write(table_line(COLUMNS))
-        for name, sequence in _read_dna(options.source):
-            key = f"{name} {len(sequence)} {zlib.crc32(sequence):08x}"
-            row = recall(
-                key,
-                partial(score_record, model, score, name, sequence, options.strands, bar.advance),
-            )
-            write(json_line(row) if layout is Layout.JSONL else table_line(row.values()))
-            tally.update(_traits(sequence, model.config.context))
+        for part, recall in zip(parts, recalls, strict=True):
+            own = islice(records, part.size)
+            for sequence, row in _results(options, own, model, score, recall, bar.advance):
+                write(json_line(row) if layout is Layout.JSONL else table_line(row.values()))
+                tally.update(_traits(sequence, model.config.context))
     _report(options, tally)
+
+
+def _results(
+    options: ScoreOptions,
+    records: Iterable[tuple[str, bytes]],
+    model: StripedHyena2,
+    score: Total,
+    recall: Recall,
+    advance: Advance,
+) -> Iterator[tuple[bytes, Row]]:
+    """The sequence of each record, and its row."""
+    strands = options.sequence_strand.single
+    for name, sequence in records:
+        key = f"{name} {len(sequence)} {zlib.crc32(sequence):08x}"
+        untold = float(len(sequence))
+
+        def tell(done: float) -> None:
+            nonlocal untold
+            untold -= done
+            advance(done)
+
+        compute = partial(score_record, model, score, name, sequence, strands, tell)
+        row = recall(key, compute)
+        advance(untold)  # of a row that was recalled, all
+        yield sequence, row
 
 
 def score_record(

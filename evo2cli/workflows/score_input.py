@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from evo2cli import console
 from evo2cli.errors import UserError
@@ -11,10 +12,19 @@ from evo2cli.genome.builds import disagreement
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_region
 from evo2cli.genome.saturation import saturate
-from evo2cli.genome.source import STDIN
+from evo2cli.genome.source import STDIN, is_bgzip
+from evo2cli.genome.variant_index import find_index
 from evo2cli.genome.variant_names import is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
-from evo2cli.genome.vcf import Header, VariantRecord, find_contig, is_variants, read_vcf
+from evo2cli.genome.vcf import (
+    Header,
+    VariantFile,
+    VariantRecord,
+    find_contig,
+    is_variants,
+    read_vcf,
+    read_vcf_by_index,
+)
 from evo2cli.workflows.score_options import ScoreOptions
 
 MADE_HEADER = Header(
@@ -70,7 +80,7 @@ def open_variants(options: ScoreOptions) -> Variants:
     Raises:
         UserError: Here or while records are read: the input is not what it seems to be.
     """
-    chosen = _filtered(options)
+    chosen = filtered_variants(options)
     if options.shard is None:
         return chosen
     return replace(chosen, records=islice(chosen.records, *_borders(options)))
@@ -78,12 +88,17 @@ def open_variants(options: ScoreOptions) -> Variants:
 
 def _borders(options: ScoreOptions) -> tuple[int, int]:
     """First and last + 1 of the records of this part, by counting all that there are."""
-    total = sum(1 for _ in _filtered(options).records)
+    total = sum(1 for _ in filtered_variants(options).records)
     index, count = options.part
     return total * index // count, total * (index + 1) // count
 
 
-def _filtered(options: ScoreOptions) -> Variants:
+def filtered_variants(options: ScoreOptions) -> Variants:
+    """What the filters let through, whatever the shard.
+
+    Raises:
+        UserError: As `open_variants`.
+    """
     whole = _open(options)
     if not options.filters:
         return whole
@@ -105,8 +120,29 @@ def _open(options: ScoreOptions) -> Variants:
     if is_table(options.source):
         table = read_table(options.source)
         return Variants(MADE_HEADER, table.records, False, table.others)
-    vcf = read_vcf(options.source)
+    vcf = _open_by_index(options) or read_vcf(options.source)
     return Variants(vcf.header, vcf.records, True)
+
+
+def _open_by_index(options: ScoreOptions) -> VariantFile | None:
+    """A file of which only regions are asked for, if its index tells where they are."""
+    index = _index(options)
+    if index is None or _is_stale(index, options.source):
+        return None
+    regions = map(read_region, options.regions)
+    asked = read_bed(options.bed) if options.bed and not options.regions else regions
+    return read_vcf_by_index(options.source, index, Regions(asked))
+
+
+def _index(options: ScoreOptions) -> Path | None:
+    """What could spare reading a file whole."""
+    if options.source == STDIN or not (options.regions or options.bed):
+        return None
+    return find_index(options.source) if is_bgzip(options.source) else None
+
+
+def _is_stale(index: Path, path: Path) -> bool:
+    return index.stat().st_mtime < path.stat().st_mtime
 
 
 def _conditions(options: ScoreOptions) -> Iterator[Callable[[VariantRecord], bool]]:
@@ -123,7 +159,7 @@ def _conditions(options: ScoreOptions) -> Iterator[Callable[[VariantRecord], boo
 
 def _is_in(regions: Regions, record: VariantRecord) -> bool:
     """Whether a base of REF lies in `regions`."""
-    return regions.overlap(record.contig, record.start, record.start + len(record.reference))
+    return regions.overlap(record.contig, record.start, record.end)
 
 
 def _is_sure(least: float, record: VariantRecord) -> bool:
@@ -145,6 +181,8 @@ def count_variants(options: ScoreOptions) -> int | None:
     """
     if options.source == STDIN and options.saturate is None:
         return None
+    if (index := _index(options)) and _is_stale(index, options.source):
+        console.warn(f"{index}: is older than {options.source.name}, which is read without it")
     first, end = _borders(options)
     total = end - first
     if options.filters:

@@ -7,6 +7,7 @@ from pathlib import Path
 from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.figures import check_plot
 from evo2cli.genome.source import STDIN
+from evo2cli.lengths import parse_bytes
 
 
 class Strand(StrEnum):
@@ -15,6 +16,35 @@ class Strand(StrEnum):
     FORWARD = "fwd"
     REVERSE = "rc"
     BOTH = "both"
+
+    @property
+    def single(self) -> "tuple[Strand, ...]":
+        """The strands that are read."""
+        return (Strand.FORWARD, Strand.REVERSE) if self is Strand.BOTH else (self,)
+
+
+class Quantity(StrEnum):
+    """What is written of an allele: log-likelihoods of its windows, in nats.
+
+    DELTA: alternate minus reference, of each strand too where both are read. REF, ALT: of one
+    window. ALL: all of these.
+    """
+
+    DELTA = "delta"
+    REF = "ref"
+    ALT = "alt"
+    ALL = "all"
+
+
+class IndelMode(StrEnum):
+    """What an insertion or a deletion does to its alternate window.
+
+    FIXED: as long as the reference window; its right border moves. ANCHORED: both end at the same
+    base of the genome; it is longer or shorter.
+    """
+
+    FIXED = "fixed"
+    ANCHORED = "anchored"
 
 
 class Track(StrEnum):
@@ -61,13 +91,20 @@ class ScoreOptions:
         window: Bases of genome to score an allele by; None for min(8192, the model's context).
         windows: centred, each allele in the middle of its own, as published; or anchored, so that
             neighbours share them.
-        strand: fwd, rc or both.
+        strand: fwd, rc or both; None for both of variants and fwd of a FASTA.
+        score: What is written of variants: delta, ref, alt or all.
+        indel_mode: fixed, so that both windows of an allele are equally long, as published; or
+            anchored, so that they end at the same base of the genome.
+        precision_check: So many alleles are scored once more at a higher precision, and deltas that
+            are no larger than the differences found are marked.
         on_ref_mismatch: What a REF that the genome denies leads to: skip, error, or swap: a record
             whose ALT is the genome's is scored all the same.
         max_skipped: Fraction of skipped records above which the run ends with exit code 3.
-        device: As `open_model` takes it.
+        device: As `open_model` takes it; or several, with commas, or all, which share the work.
         dtype: As `open_model` takes it.
         json: JSON lines rather than the default layout.
+        max_memory: What model and computation may take of the device, for a FASTA; else what is
+            free.
         context_parallel: Processes that share each sequence of a FASTA, one a GPU.
         regions: Only variants that overlap one of these, as `read_region` takes them.
         bed: Only variants that overlap an interval of this file.
@@ -92,12 +129,16 @@ class ScoreOptions:
     output: Path | None = None
     window: int | None = None
     windows: str = "centred"
-    strand: str = "fwd"
+    strand: str | None = None
+    score: str = "delta"
+    indel_mode: str = "fixed"
+    precision_check: int | None = None
     on_ref_mismatch: str = "skip"
     max_skipped: float = 1.0
     device: str = "auto"
     dtype: str = "auto"
     json: bool = False
+    max_memory: str | None = None
     context_parallel: int = 1
     further: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
@@ -115,18 +156,13 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 2:
             raise UserError(f"--window {self.window}: at least 2 bases are needed for a prediction")
-        if self.windows not in ("centred", "anchored"):
-            raise UserError(f"--windows {self.windows}: not one of centred, anchored")
-        if self.strand not in list(Strand):
-            raise UserError(f"--strand {self.strand}: not one of {', '.join(Strand)}")
-        if self.on_ref_mismatch not in ("skip", "error", "swap"):
-            raise UserError(
-                f"--on-ref-mismatch {self.on_ref_mismatch}: not one of skip, error, swap"
-            )
+        self._check_words()
         if not 0 <= self.max_skipped <= 1:
             raise UserError(f"--max-skipped {self.max_skipped}: a fraction lies in 0 to 1")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: at least 1 record is needed")
+        if self.precision_check is not None and self.precision_check < 1:
+            raise UserError(f"--precision-check {self.precision_check}: needs 1 allele at least")
         if self.shard is not None:
             self._check_shard(self.shard)
         if self.saturate is not None and self.reference is None:
@@ -134,14 +170,35 @@ class ScoreOptions:
         if self.plot is not None and self.saturate is None:
             raise UserError(f"--plot {self.plot}: is drawn of a region; give it by --saturate")
         check_plot(self.plot)
-        if self.track is not None and self.track not in list(Track):
-            raise UserError(f"--track {self.track}: not one of {', '.join(Track)}")
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory, "--max-memory")
         if self.track is not None and self.saturate is not None:
             raise UserError("--track and --saturate: one at a time")
         if self.output and not self.output.parent.is_dir():
             raise UserError(f"--output {self.output}: the folder {self.output.parent} is missing")
         if self.output and self.output.absolute() == self.source.absolute():
             raise UserError(f"--output {self.output}: would overwrite the input; name another file")
+
+    def _check_words(self) -> None:
+        for flag, word, known in (
+            ("--windows", self.windows, ("centred", "anchored")),
+            ("--strand", self.strand, list(Strand)),
+            ("--score", self.score, list(Quantity)),
+            ("--indel-mode", self.indel_mode, list(IndelMode)),
+            ("--on-ref-mismatch", self.on_ref_mismatch, ("skip", "error", "swap")),
+            ("--track", self.track, list(Track)),
+        ):
+            if word is not None and word not in known:
+                raise UserError(f"{flag} {word}: not one of {', '.join(known)}")
+        if self.score in (Quantity.DELTA, Quantity.ALL):
+            return
+        for flag, value in (
+            ("--background", self.background),
+            ("--plot", self.plot),
+            ("--precision-check", self.precision_check),
+        ):
+            if value is not None:
+                raise UserError(f"{flag} is about deltas, but --score {self.score} writes none")
 
     def _check_shard(self, shard: str) -> None:
         index, _, count = shard.partition("/")
@@ -157,6 +214,12 @@ class ScoreOptions:
             return 0, 1
         index, count = map(int, self.shard.split("/"))
         return index - 1, count
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of `max_memory`."""
+        given = self.max_memory
+        return None if given is None else parse_bytes(given, "--max-memory")
 
     def arguments(self) -> list[str]:
         """As words of a command line, for other processes."""
@@ -182,10 +245,14 @@ class ScoreOptions:
         return {flag: str(value) for flag, value in given.items() if value is not None}
 
     @property
-    def strands(self) -> tuple[Strand, ...]:
-        """The strands to read."""
-        strand = Strand(self.strand)
-        return (Strand.FORWARD, Strand.REVERSE) if strand is Strand.BOTH else (strand,)
+    def variant_strand(self) -> Strand:
+        """What is read of variants."""
+        return Strand(self.strand or Strand.BOTH)
+
+    @property
+    def sequence_strand(self) -> Strand:
+        """What is read of a FASTA."""
+        return Strand(self.strand or Strand.FORWARD)
 
     def layout(self, default: Layout, more: tuple[Layout, ...] = ()) -> Layout:
         """The layout of the output, `default` where nothing says else.

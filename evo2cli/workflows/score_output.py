@@ -10,10 +10,11 @@ from rich.table import Table
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.htslib import index_table, index_variants, write_bcf
+from evo2cli.genome.normalization import Indels
 from evo2cli.genome.parquet import open_parquet
 from evo2cli.genome.vcf import OUR_PREFIX, Header, Status, VariantRecord
 from evo2cli.workflows.results import Row, cell, json_line, open_output, table_line
-from evo2cli.workflows.score_options import Layout, ScoreOptions, Strand
+from evo2cli.workflows.score_options import Layout, Quantity, ScoreOptions, Strand
 
 MUCH_MISMATCH = 0.01  # share of REFs that the genome denies; above, it is likely another build
 FEW_MISMATCHES = 3  # as many prove nothing, however small the file
@@ -38,13 +39,19 @@ FIELDS = {
     "EVO2_STATUS": (
         "String",
         "OK; EDGE: a contig end moved or cut the windows; NONACGT: they hold other letters than "
-        "ACGT; SWAPPED: the genome has ALT, and REF was put there; any other word says why there "
-        "is no score",
+        "ACGT; SWAPPED: the genome has ALT, and REF was put there; NOISE: EVO2_DELTA is within "
+        "##evo2Noise; any other word says why there is no score",
     ),
 }
 STRAND_FIELDS = {Strand.FORWARD: "EVO2_FWD", Strand.REVERSE: "EVO2_RC"}
-WINDOW_COLUMNS = ("window_start", "window_end")
-SCORED = frozenset({Status.OK, Status.EDGE, Status.NONACGT, Status.SWAPPED})
+QUANTITIES = {
+    Quantity.DELTA: {"EVO2_DELTA", *STRAND_FIELDS.values()},
+    Quantity.REF: {"EVO2_REF"},
+    Quantity.ALT: {"EVO2_ALT"},
+    Quantity.ALL: {"EVO2_DELTA", "EVO2_REF", "EVO2_ALT", *STRAND_FIELDS.values()},
+}
+WINDOW_COLUMNS = ("window_start", "window_end", "alt_window_start", "alt_window_end")
+SCORED = frozenset({Status.OK, Status.EDGE, Status.NONACGT, Status.SWAPPED, Status.NOISE})
 _VARIANT_COLUMNS = {"chrom": str, "pos": int, "id": str, "ref": str, "alt": str}
 _TYPES = {"Float": float, "String": str}
 _MEANINGS = {
@@ -52,6 +59,7 @@ _MEANINGS = {
     Status.EDGE: "a contig's end moved or cut the windows",
     Status.NONACGT: "windows hold other letters than ACGT",
     Status.SWAPPED: "the reference has ALT; REF was put there",
+    Status.NOISE: "the delta is within what rounding moves",
     Status.NO_ALT: "no alternate allele (.)",
     Status.STAR: "deleted by another record (*)",
     Status.SYMBOLIC: "its bases are not given",
@@ -157,7 +165,7 @@ class VariantWriter:
 
     Args:
         layout: Of the output.
-        fields: INFO fields that rows have.
+        fields: INFO fields to write.
         others: Columns of a table that ride along, and what their cells are.
 
     Attributes:
@@ -220,7 +228,7 @@ class VariantWriter:
                 "id": record.identifier,
                 "ref": record.reference.decode(errors="surrogateescape"),
                 "alt": alternate.decode(errors="surrogateescape"),
-                **row,
+                **{name: row[name] for name in (*self._fields, *WINDOW_COLUMNS)},
                 **others,
             }
             for alternate, row in zip(record.alternates, rows, strict=True)
@@ -235,7 +243,17 @@ class VariantWriter:
                 yield value
 
 
-def report(options: ScoreOptions, counts: Counter[str]) -> None:
+def written_fields(options: ScoreOptions) -> list[str]:
+    """The INFO fields that are asked for, in their order."""
+    wanted = {*QUANTITIES[Quantity(options.score)], "EVO2_STATUS"}
+    if options.background is not None:
+        wanted.add(PERCENTILE)
+    if options.variant_strand is not Strand.BOTH:
+        wanted.difference_update(STRAND_FIELDS.values())
+    return [field for field in FIELDS if field in wanted]
+
+
+def report(options: ScoreOptions, counts: Counter[str], indels: Indels) -> None:
     """Tell what became of the alleles, in a table on stderr.
 
     Raises:
@@ -252,6 +270,12 @@ def report(options: ScoreOptions, counts: Counter[str]) -> None:
         console.warn(
             f"the reference contradicts REF of {denied:,} of {checked:,} alleles: is it ANOTHER "
             "GENOME BUILD than the VCF was made for?"
+        )
+    if indels.unnormalized:
+        console.warn(
+            f"{indels.unnormalized:,} of {indels.total:,} insertions and deletions are not trimmed "
+            "and left-aligned; the same change written elsewhere has other windows and other "
+            "scores: `bcftools norm -f` the reference first"
         )
     options.check_skipped(skipped, total)
 

@@ -32,9 +32,9 @@ from evo2cli.genome.vcf import find_contig
 from evo2cli.genome.windows import upper_dna
 from evo2cli.workflows import likelihood
 from evo2cli.workflows.likelihood import begin, of_tokens, predict, proceed, require_finite
-from evo2cli.workflows.models import open_model
+from evo2cli.workflows.models import memory_explained, open_model
 from evo2cli.workflows.results import open_output
-from evo2cli.workflows.score_options import ScoreOptions, Track
+from evo2cli.workflows.score_options import ScoreOptions, Strand, Track
 from stripedhyena2 import StripedHyena2
 
 DEFAULT_LEAD = 8192  # bases read before a region, at most the model's context
@@ -80,7 +80,11 @@ def score_tracks(options: ScoreOptions) -> None:
             "extrapolates"
         )
     total = sum(sizes)
-    with _open_track(options, lengths) as put, console.progress("score", total, "bases") as bar:
+    with (
+        memory_explained(f"--track on {options.device}", "take shorter --regions"),
+        _open_track(options, lengths) as put,
+        console.progress("score", total, "bases") as bar,
+    ):
         for section in _sections(options, lead):
             for start, values in track_pieces(model, track, section, bar.advance):
                 put(section.name, start, values)
@@ -139,7 +143,7 @@ def entropy(logprobs_LV: Tensor) -> Tensor:
 def _check(options: ScoreOptions) -> None:
     """Refuse what has no track."""
     for flag, is_given in (
-        ("--strand", options.strand != "fwd"),
+        ("--strand", options.sequence_strand is not Strand.FORWARD),
         ("--context-parallel", options.context_parallel > 1),
         ("--json", options.json),
         ("--reference", options.reference is not None),

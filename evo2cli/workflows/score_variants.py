@@ -1,69 +1,40 @@
 """`evo2 score` of a VCF: every allele by the two windows it makes of the genome."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from statistics import mean
 from urllib.parse import unquote, urlsplit
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import ACGT
-from evo2cli.genome.interval import Interval
+from evo2cli.genome.normalization import Indels
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.vcf import (
-    Header,
-    Status,
-    VariantRecord,
-    allele_status,
-    find_contig,
-    is_bases,
-)
-from evo2cli.genome.windows import (
-    Window,
-    WindowPair,
-    agrees,
-    anchor_step,
-    anchored,
-    centred,
-    cut_windows,
-    upper_dna,
-)
-from evo2cli.workflows.likelihood import fingerprint, proceed, require_finite
-from evo2cli.workflows.models import open_model
-from evo2cli.workflows.results import Row, open_journal, rounded
-from evo2cli.workflows.score_background import (
-    fields_with_percentile,
-    open_background,
-    with_percentiles,
-)
-from evo2cli.workflows.score_input import check_contigs, count_variants, open_variants
-from evo2cli.workflows.score_options import VARIANT_LAYOUTS, Layout, ScoreOptions, Strand
+from evo2cli.genome.vcf import Header, VariantRecord
+from evo2cli.workflows.likelihood import fingerprint
+from evo2cli.workflows.models import memory_explained, open_model
+from evo2cli.workflows.results import Recall, Row, keep_journal, open_journals
+from evo2cli.workflows.score_background import open_background, with_percentiles
+from evo2cli.workflows.score_devices import Advance, Part, even_borders, open_parts, pick_devices
+from evo2cli.workflows.score_input import Variants, check_contigs, count_variants, open_variants
+from evo2cli.workflows.score_options import VARIANT_LAYOUTS, Layout, ScoreOptions
 from evo2cli.workflows.score_output import (
-    FIELDS,
-    PERCENTILE,
-    STRAND_FIELDS,
-    WINDOW_COLUMNS,
     VariantWriter,
     open_variant_output,
     report,
+    written_fields,
 )
 from evo2cli.workflows.score_plots import also_drawn
-from evo2cli.workflows.window_scorer import (
-    Advance,
-    AnchoredScorer,
-    CentredScorer,
-    WindowScorer,
-)
+from evo2cli.workflows.score_precision import measure_noise, noise_line, with_noise
+from evo2cli.workflows.variant_scorer import VariantScorer
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.scaled import has_scales
 
-DEFAULT_WINDOW = 8192
 BLOCK = 4096  # records read before any is scored,
 BLOCK_BYTES = 2**26  # unless their lines are long
-ANCHORED_CUTS = 8  # of the genome, from one anchored window to the next
 
 
 def score_variants(options: ScoreOptions) -> None:
@@ -76,36 +47,102 @@ def score_variants(options: ScoreOptions) -> None:
     """
     variants = open_variants(options)
     layout = options.layout(Layout.VCF if variants.is_vcf else Layout.TSV, VARIANT_LAYOUTS)
-    path = options.reference or reference_of(variants.header, options.source)
+    with Reference.open(options.reference or reference_of(variants.header, options.source)) as file:
+        check_contigs(variants.header, file)
+    devices = pick_devices(options.device)
     total = count_variants(options)
-    counts: Counter[str] = Counter()
+    borders = even_borders(total, len(devices))
+    with (
+        open_parts(options, devices, borders, score_part, (total, "records")) as parts,
+        _opened(replace(options, device=devices[0]), variants) as run,
+    ):
+        _write(run, layout, parts, total)
+
+
+def score_part(options: ScoreOptions, part: Part, advance: Advance) -> None:
+    """Score some of the records into a journal, from which another process writes them.
+
+    Raises:
+        UserError: As `score_variants`.
+        UntrustedNumericsError: A log-likelihood is no finite number.
+    """
+    variants = open_variants(options)
+    with _opened(options, variants) as run, keep_journal(part.journal, run.settings) as recall:
+        records = islice(variants.records, part.first, part.end)
+        for _ in _results(records, run.scorer, recall, advance):
+            pass
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What scores, and what writes.
+
+    Attributes:
+        provenance: Header lines that tell what makes the scores.
+        settings: All beside the records that decides them.
+    """
+
+    options: ScoreOptions
+    variants: Variants
+    genome: Reference
+    model: StripedHyena2
+    scorer: VariantScorer
+    provenance: list[str]
+    settings: list[object]
+
+
+@contextmanager
+def _opened(options: ScoreOptions, variants: Variants) -> Iterator[_Run]:
+    path = options.reference or reference_of(variants.header, options.source)
     with Reference.open(path) as genome:
-        check_contigs(variants.header, genome)
         model = open_model(
             options.model, config=options.config, device=options.device, dtype=options.dtype
         )
         scorer = VariantScorer(model, genome, options)
-        background = open_background(options, model, genome, scorer)
-        fields = fields_with_percentile(scorer.fields, background)
-        writer = VariantWriter(layout, fields, variants.others)
         provenance = _provenance(options, path, scorer.window, model)
-        with (
-            open_journal(options.output, [*provenance, *_identity(path)]) as recall,
-            open_variant_output(options.output, writer, variants.header, provenance) as written,
-            also_drawn(options.plot, written) as put,
-            console.progress("score", total, "records") as bar,
-        ):
-            for block in _blocks(variants.records):
-                found = {}
-                for place in sorted(
-                    range(len(block)), key=lambda i: (block[i].contig, block[i].start)
-                ):
-                    found[place] = recall(str(block[place]), partial(scorer.score, block[place]))
-                    bar.advance()
-                for place, record in enumerate(block):
-                    put(record, with_percentiles(background, record, found[place]))
-                    counts.update(str(row["EVO2_STATUS"]) for row in found[place])
-    report(options, counts)
+        settings = [*provenance, *_identity(path)]
+        way_out = f"try --window {max(scorer.window // 2, 2)}, or a smaller model"
+        with memory_explained(f"--window {scorer.window} on {options.device}", way_out):
+            yield _Run(options, variants, genome, model, scorer, provenance, settings)
+
+
+def _write(run: _Run, layout: Layout, parts: Sequence[Part], total: int | None) -> None:
+    """Score what the journals of the parts do not hold, write all, and tell of it."""
+    options, variants = run.options, run.variants
+    run.scorer.warn_of_extrapolation()
+    noise = measure_noise(options, run.model, run.genome, run.scorer)
+    background = open_background(options, run.model, run.genome, run.scorer)
+    writer = VariantWriter(layout, written_fields(options), variants.others)
+    provenance = [*run.provenance, *noise_line(noise)]
+    counts: Counter[str] = Counter()
+    indels = Indels()
+    with (
+        open_journals([part.journal for part in parts], run.settings) as recalls,
+        open_variant_output(options.output, writer, variants.header, provenance) as written,
+        also_drawn(options.plot, written) as put,
+        console.progress("score" if len(parts) == 1 else "write", total, "records") as bar,
+    ):
+        for part, recall in zip(parts, recalls, strict=True):
+            records = islice(variants.records, part.size)
+            for record, found in _results(records, run.scorer, recall, bar.advance):
+                rows = with_noise(noise, with_percentiles(background, record, found))
+                put(record, rows)
+                counts.update(str(row["EVO2_STATUS"]) for row in rows)
+                indels.count(record)
+    report(options, counts, indels)
+
+
+def _results(
+    records: Iterable[VariantRecord], scorer: VariantScorer, recall: Recall, advance: Advance
+) -> Iterator[tuple[VariantRecord, list[Row]]]:
+    """Each record with the rows of its alleles."""
+    for block in _blocks(records):
+        found = {}
+        for place in sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start)):
+            found[place] = recall(str(block[place]), partial(scorer.score, block[place]))
+            advance(1)
+        for place, record in enumerate(block):
+            yield record, found[place]
 
 
 def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
@@ -122,180 +159,21 @@ def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
         yield block
 
 
-class VariantScorer:
-    """Scores alleles against one genome with one model.
-
-    Args:
-        model: It.
-        genome: It.
-        options: Windows, strands, and what to do where REF differs.
-        advance: Runs bases through the model, or only counts them.
-
-    Attributes:
-        fields: The INFO fields it fills.
-        window: Bases in a window.
-    """
-
-    def __init__(
-        self,
-        model: StripedHyena2,
-        genome: Reference,
-        options: ScoreOptions,
-        advance: Advance = proceed,
-    ) -> None:
-        context = model.config.context
-        self.window = options.window or min(DEFAULT_WINDOW, context)
-        if self.window > context:
-            console.warn(
-                f"--window {self.window}: the model was trained on {context} bases in one window; "
-                "beyond them it extrapolates"
-            )
-        self._model, self._genome = model, genome
-        self._contigs = frozenset(genome.names)
-        self._mismatch_is_error = options.on_ref_mismatch == "error"
-        self._may_swap = options.on_ref_mismatch == "swap"
-        self._is_anchored = options.windows == "anchored"
-        step = max(anchor_step(self.window) // ANCHORED_CUTS, 1)
-        self._strands: dict[Strand, WindowScorer] = {
-            strand: AnchoredScorer(model, step, advance)
-            if self._is_anchored
-            else CentredScorer(model, advance)
-            for strand in options.strands
-        }
-        single = len(self._strands) == 1
-        unused = [PERCENTILE, *(STRAND_FIELDS.values() if single else ())]
-        self.fields = [field for field in FIELDS if field not in unused]
-
-    def score(self, record: VariantRecord) -> list[Row]:
-        """A row for each allele: `fields`, then where the reference window lies, 0-based.
-
-        Raises:
-            UserError: REF differs from the genome, and that is to be an error.
-            UntrustedNumericsError: A log-likelihood is no finite number.
-        """
-        rows = []
-        for alternate in record.alternates:
-            row: Row = dict.fromkeys((*self.fields, *WINDOW_COLUMNS))
-            found = self._windows(record, alternate)
-            if found is Status.REF_MISMATCH and self._may_swap:
-                other = self._windows(replace(record, reference=alternate), record.reference)
-                if not isinstance(other, Status):
-                    rows.append(row | _swapped(self._scores(other, str(record))))
-                    continue
-            if isinstance(found, Status):
-                row["EVO2_STATUS"] = found.value
-            else:
-                row |= self._scores(found, str(record))
-            rows.append(row)
-        return rows
-
-    @property
-    def num_bases(self) -> int:
-        """So many ran through the model."""
-        return sum(scorer.num_bases for scorer in self._strands.values())
-
-    def _windows(self, record: VariantRecord, alternate: bytes) -> list[WindowPair] | Status:
-        """The windows of an allele for each strand, or why it has none."""
-        status = allele_status(alternate)
-        if status is not Status.OK:
-            return status
-        if not is_bases(record.reference):
-            return Status.INVALID_ALLELE
-        contig = find_contig(record.contig, self._contigs)
-        if contig is None:
-            return Status.CONTIG_MISSING
-        end = record.start + len(record.reference)
-        if record.start < 0 or end > self._genome.length(contig):
-            return Status.OUT_OF_RANGE
-        variant = Interval(contig, record.start, end)
-        letters = upper_dna(self._genome.fetch(variant))
-        if not agrees(upper_dna(record.reference), letters):
-            if self._mismatch_is_error:
-                raise UserError(
-                    f"{record}: the reference has {letters.decode()} there; is it the right build? "
-                    "--on-ref-mismatch skip goes on without such records"
-                )
-            return Status.REF_MISMATCH
-        pairs = [self._cut(variant, alternate, strand) for strand in self._strands]
-        found = [pair for pair in pairs if pair is not None]
-        return found if len(found) == len(pairs) else Status.TOO_LONG
-
-    def _cut(self, variant: Interval, alternate: bytes, strand: Strand) -> WindowPair | None:
-        """An anchored window has its context before the variant, as its strand is read."""
-        return cut_windows(
-            self._genome,
-            variant,
-            alternate,
-            self.window,
-            anchored if self._is_anchored else centred,
-            from_right=self._is_anchored and strand is Strand.REVERSE,
-        )
-
-    def _scores(self, pairs: Sequence[WindowPair], name: str) -> Row:
-        """The values of a scored allele."""
-        references, alternates = [], []
-        for (strand, scorer), pair in zip(self._strands.items(), pairs, strict=True):
-            references.append(self._total(strand, scorer.reference, pair.reference, name))
-            alternates.append(self._total(strand, scorer.alternate, pair.alternate, name))
-        deltas = [alt - ref for ref, alt in zip(references, alternates, strict=True)]
-        row: Row = {
-            "EVO2_DELTA": rounded(mean(deltas)),
-            "EVO2_REF": rounded(mean(references)),
-            "EVO2_ALT": rounded(mean(alternates)),
-            "EVO2_STATUS": _status(pairs),
-            "window_start": pairs[0].interval.start,
-            "window_end": pairs[0].interval.end,
-        }
-        if len(self._strands) > 1:
-            for strand, delta in zip(self._strands, deltas, strict=True):
-                row[STRAND_FIELDS[strand]] = rounded(delta)
-        return row
-
-    def _total(
-        self, strand: Strand, score: Callable[[Window], float], window: Window, name: str
-    ) -> float:
-        """Log-likelihood of a window, read along `strand`."""
-        read = window if strand is Strand.FORWARD else window.reverse_complement()
-        total = score(read)
-        require_finite(total, self._model, read.sequence, name)
-        return total
-
-
-def _swapped(row: Row) -> Row:
-    """What is told of an allele whose ALT is the genome's: REF and ALT as its record has them."""
-    deltas = [field for field in ("EVO2_DELTA", *STRAND_FIELDS.values()) if field in row]
-    return {
-        **row,
-        **{field: rounded(-float(row[field] or 0)) for field in deltas},
-        "EVO2_REF": row["EVO2_ALT"],
-        "EVO2_ALT": row["EVO2_REF"],
-        "EVO2_STATUS": "&".join(
-            [*(word for word in str(row["EVO2_STATUS"]).split("&") if word != Status.OK), "SWAPPED"]
-        ),
-    }
-
-
-def _status(pairs: Sequence[WindowPair]) -> str:
-    """The status of a scored allele."""
-    letters = b"".join(pair.reference.sequence + pair.alternate.sequence for pair in pairs)
-    at_edge = any(pair.at_edge for pair in pairs)
-    notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(letters.translate(None, ACGT))
-    return "&".join(notes or [Status.OK])
-
-
 def _provenance(
     options: ScoreOptions, reference: Path, window: int, model: StripedHyena2
 ) -> list[str]:
     """Header lines that tell what made the scores; the same wherever and whenever it ran."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+    check = f" --precision-check {options.precision_check}" if options.precision_check else ""
     if has_scales(model):
         dtype += " with FP8 projections"
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command=evo2 score --model {Path(options.model).name} --reference {reference.name} "
-        f"--window {window} --windows {options.windows} --strand {options.strand} "
-        f"--on-ref-mismatch {options.on_ref_mismatch}"
+        f"--window {window} --windows {options.windows} --indel-mode {options.indel_mode} "
+        f"--strand {options.variant_strand} --score {options.score} "
+        f"--on-ref-mismatch {options.on_ref_mismatch}{check}"
         + "".join(f" {flag} {value}".rstrip() for flag, value in options.filters.items()),
         f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
         f"fingerprint {fingerprint(model.config, model.state_dict())}",

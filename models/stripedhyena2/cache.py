@@ -1,13 +1,14 @@
 """What a model remembers of the tokens it has seen: one past per block.
 
-B batch, D channels, S modes, H heads, W channels a head, T tokens seen, P past samples,
-R = 2 (keys, values).
+B batch, D channels, S modes, H heads, W channels a head, T tokens seen, P past samples.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from hyenakernels.attention.float8 import Rows
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class HyenaPast:
 class AttentionPast:
     """The past of attention: every key (already rotated) and value seen, as [B, H, T, W]."""
 
-    keys_BHTW: Tensor
-    values_BHTW: Tensor
+    keys_BHTW: Rows
+    values_BHTW: Rows
 
     def positions(self, length: int, device: torch.device) -> Tensor:
         """Where the next `length` tokens stand, [1, L]."""
@@ -37,6 +38,8 @@ class AttentionPast:
 
     def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "AttentionPast":
         """The past after L more tokens."""
+        assert isinstance(self.keys_BHTW, Tensor)
+        assert isinstance(self.values_BHTW, Tensor)
         return AttentionPast(
             torch.cat([self.keys_BHTW, k_BHLW], dim=2),
             torch.cat([self.values_BHTW, v_BHLW], dim=2),
@@ -51,13 +54,13 @@ class RoomyPast(AttentionPast):
         room: Keys and values of all tokens to come, [B, H, capacity, W] each.
     """
 
-    room: tuple[Tensor, Tensor]
+    room: tuple[Rows, Rows]
 
     @classmethod
-    def within(cls, rooms_RBTHW: Tensor) -> "RoomyPast":
-        """Before the first token, with room for T; keys of a token lie side by side in memory."""
-        keys_BHTW, values_BHTW = rooms_RBTHW.transpose(2, 3)
-        return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :0], (keys_BHTW, values_BHTW))
+    def within(cls, room: tuple[Rows, Rows]) -> "RoomyPast":
+        """Before the first token, with room for T."""
+        keys_BHTW, values_BHTW = room
+        return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :0], room)
 
     def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "RoomyPast":
         """As `AttentionPast`."""
@@ -78,8 +81,8 @@ class AttentionSlots:
         lengths_B: Tokens seen, below T, int64; who owns the slots counts them on.
     """
 
-    keys_BHTW: Tensor
-    values_BHTW: Tensor
+    keys_BHTW: Rows
+    values_BHTW: Rows
     lengths_B: Tensor
 
     def positions(self, length: int, device: torch.device) -> Tensor:

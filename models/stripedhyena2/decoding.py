@@ -1,7 +1,7 @@
 """Generation at the speed of memory: sequences side by side that grow by a token a step.
 
 All memory is taken once, and on a GPU a step is one CUDA graph: the same kernels on the same
-addresses, without Python between them.
+addresses, without Python between them. A model spread over several GPUs does without.
 
 B sequences side by side, V vocabulary.
 """
@@ -9,6 +9,7 @@ B sequences side by side, V vocabulary.
 import torch
 from torch import Tensor
 
+from hyenakernels.attention.float8 import Float8Rows, Rows
 from stripedhyena2.cache import AttentionPast, AttentionSlots, Cache, HyenaPast, Past
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.operators import Attention
@@ -21,25 +22,33 @@ class Decoder:
         model: The model; its weights must stay where they are.
         batch_size: Sequences side by side.
         capacity: Tokens that a sequence may reach, prompt included.
+        float8: Keep keys and values in FP8.
 
     Raises:
         ValueError: There is no sequence, or no room.
     """
 
-    def __init__(self, model: StripedHyena2, batch_size: int, capacity: int) -> None:
+    def __init__(
+        self, model: StripedHyena2, batch_size: int, capacity: int, *, float8: bool = False
+    ) -> None:
         if batch_size < 1 or capacity < 1:
             raise ValueError(f"{batch_size} sequences of up to {capacity} tokens: both must be 1+")
         self._model = model
         self.capacity = capacity
         device = model.embedding.weight.device
         self._ids_B1 = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
-        self._lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._pasts = self._room()
+        devices = {parameter.device for parameter in model.parameters()}
+        # On each device that a spread model has, the same.
+        self._lengths = {
+            each: torch.zeros_like(self._ids_B1[:, 0], device=each) for each in devices
+        }
+        self._can_record = devices == {device} and device.type == "cuda"
+        self._pasts = self._room(float8=float8)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits_BV = self._ids_B1.new_empty(0)
 
     @torch.no_grad()
-    def _room(self) -> list[Past]:
+    def _room(self, *, float8: bool) -> list[Past]:
         """Pasts of all sequences: as a single one leaves them after a token, so many times."""
         model, batch = self._model, len(self._ids_B1)
         cache = model.new_cache(1)
@@ -51,8 +60,8 @@ class Decoder:
                 room.append(HyenaPast(*(_repeated(x, batch) for x in parts)))
             else:
                 assert isinstance(block.mixer, Attention)
-                keys_BHTW, values_BHTW = block.mixer.slots(batch, self.capacity + 1)
-                room.append(AttentionSlots(keys_BHTW, values_BHTW, self._lengths_B))
+                keys, values = block.mixer.room(batch, self.capacity + 1, float8=float8)
+                room.append(AttentionSlots(keys, values, self._lengths[keys.device]))
         return room
 
     @torch.no_grad()
@@ -76,9 +85,11 @@ class Decoder:
                 room.featurizer_BPC[row] = past.featurizer_BPC[0]
                 room.inner[row] = past.inner[0]
             elif isinstance(room, AttentionSlots) and isinstance(past, AttentionPast):
-                room.keys_BHTW[row, :, : cache.position] = past.keys_BHTW[0]
-                room.values_BHTW[row, :, : cache.position] = past.values_BHTW[0]
-        self._lengths_B[row] = cache.position
+                part = (row, slice(None), slice(cache.position))
+                _put(room.keys_BHTW, part, past.keys_BHTW[0])
+                _put(room.values_BHTW, part, past.values_BHTW[0])
+        for lengths_B in self._lengths.values():
+            lengths_B[row] = cache.position
 
     @torch.no_grad()
     def step(self, ids_B: Tensor) -> Tensor:
@@ -92,7 +103,7 @@ class Decoder:
             no meaning.
         """
         self._ids_B1.copy_(ids_B[:, None])
-        if self._ids_B1.is_cuda:
+        if self._can_record:
             if self._graph is None:
                 self._graph = self._captured()
             self._graph.replay()
@@ -113,10 +124,11 @@ class Decoder:
                 (room.inner, past.inner),
             )
         ]
-        for dtype in {old.dtype for old, _ in pairs}:  # alike, they are copied by one kernel
-            alike = [pair for pair in pairs if pair[0].dtype == dtype]
+        for kind in {(old.dtype, old.device) for old, _ in pairs}:  # alike, one kernel copies them
+            alike = [pair for pair in pairs if (pair[0].dtype, pair[0].device) == kind]
             torch._foreach_copy_([old for old, _ in alike], [new for _, new in alike])
-        self._lengths_B.add_(1).clamp_(max=self.capacity)
+        for lengths_B in self._lengths.values():
+            lengths_B.add_(1).clamp_(max=self.capacity)
         return logits_BV
 
     def _captured(self) -> torch.cuda.CUDAGraph:
@@ -133,7 +145,10 @@ class Decoder:
     def _state(self) -> list[Tensor]:
         """What a step changes, but for keys and values, which it writes once more alike."""
         pasts = [past for past in self._pasts if isinstance(past, HyenaPast)]
-        return [self._lengths_B, *(x for past in pasts for x in (past.featurizer_BPC, past.inner))]
+        return [
+            *self._lengths.values(),
+            *(x for past in pasts for x in (past.featurizer_BPC, past.inner)),
+        ]
 
 
 def _repeated(x: Tensor, batch_size: int) -> Tensor:
@@ -141,3 +156,11 @@ def _repeated(x: Tensor, batch_size: int) -> Tensor:
     strides = (x[0].numel(), *x.stride()[1:])
     shape = (batch_size, *x.shape[1:])
     return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device).zero_()
+
+
+def _put(room: Rows, part: tuple[int, slice, slice], x: Rows) -> None:
+    """Into a part of the room, rounded or restored to what the room keeps."""
+    if isinstance(room, Float8Rows):
+        room[part] = x
+    else:
+        room[part] = x if isinstance(x, Tensor) else x.to(room.device)

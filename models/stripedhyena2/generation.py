@@ -6,6 +6,7 @@ sequence grows in a row of a `Decoder`. A row whose sequence is over takes the n
 B rows, L prompt length, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,8 @@ from stripedhyena2.cache import Cache
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.sampling import Sampler, Uniforms, draw
+
+_LOG = logging.getLogger(__name__)
 
 PREFILL_CHUNK = 8192  # prompt tokens a forward pass: bounds memory, changes no result
 
@@ -82,9 +85,12 @@ class NonFiniteLogitsError(FloatingPointError):
 
 
 @torch.no_grad()
-def prefill(model: StripedHyena2, ids_BL: Tensor) -> tuple[Tensor, Cache]:
-    """Read prompts of equal length; returns the next token's logits [B, V], and the state."""
-    cache = model.new_cache(ids_BL.shape[0])
+def prefill(model: StripedHyena2, ids_BL: Tensor, *, float8: bool = False) -> tuple[Tensor, Cache]:
+    """Read prompts of equal length; returns the next token's logits [B, V], and the state.
+
+    `float8` keeps keys and values in FP8.
+    """
+    cache = model.new_cache(*ids_BL.shape, float8=float8)
     for start in range(0, ids_BL.shape[1], PREFILL_CHUNK):
         logits_BV = model(ids_BL[:, start : start + PREFILL_CHUNK], cache=cache)[:, -1]
     return logits_BV, cache
@@ -96,6 +102,7 @@ def generate(
     sampler: Sampler,
     *,
     batch_size: int = 16,
+    float8: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Sample]:
     """Generate sequences, any number of which grow side by side.
@@ -107,7 +114,9 @@ def generate(
         model: On any device; random numbers are turned into tokens on the CPU, in fp64.
         requests: What to generate.
         sampler: How to draw.
-        batch_size: Sequences that grow at the same time; memory is taken for so many.
+        batch_size: Sequences that grow at the same time; memory is taken for so many, or for half
+            as often as needed until it suffices.
+        float8: Keep keys and values in FP8: half the memory, and other numbers.
         advance: Hears how many tokens were drawn, as they are.
 
     Yields:
@@ -122,11 +131,30 @@ def generate(
             raise ValueError(f"prompt {index} is empty; give at least one token")
     finished: dict[int, Sample] = {}
     following = 0
-    for sample in _Rows(model, requests, sampler, batch_size, advance).run():
+    for sample in _rows(model, requests, sampler, batch_size, float8, advance).run():
         finished[sample.index] = sample
         while following in finished:
             yield finished.pop(following)
             following += 1
+
+
+def _rows(
+    model: StripedHyena2,
+    requests: Sequence[Request],
+    sampler: Sampler,
+    batch_size: int,
+    float8: bool,
+    advance: Callable[[int], None],
+) -> "_Rows":
+    """As many rows as asked for, or as the memory has room for."""
+    while True:
+        try:
+            return _Rows(model, requests, sampler, batch_size, float8, advance)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size = min(batch_size, len(requests)) // 2 or 1
+            _LOG.warning("out of memory: %d sequences side by side instead", batch_size)
 
 
 class _Rows:
@@ -138,6 +166,7 @@ class _Rows:
         requests: Sequence[Request],
         sampler: Sampler,
         batch_size: int,
+        float8: bool,
         advance: Callable[[int], None],
     ) -> None:
         self._model = model
@@ -148,7 +177,8 @@ class _Rows:
         self._waiting = iter(range(len(requests)))
         self._rows: list[Sample | None] = [None] * min(batch_size, len(requests))
         capacity = max((len(r.prompt_L) + r.num_tokens for r in requests), default=0)
-        self._decoder = Decoder(model, len(self._rows), capacity)
+        self._float8 = float8
+        self._decoder = Decoder(model, len(self._rows), capacity, float8=float8)
         self._masks: dict[tuple[int, ...] | None, Tensor] = {}
         self._prompt_L: Tensor | None = None  # the one read last, what follows it, and its state
         self._logits_1V: Tensor
@@ -183,7 +213,8 @@ class _Rows:
 
     def _read(self, prompt_L: Tensor) -> None:
         if prompt_L is not self._prompt_L:
-            logits_1V, self._cache = prefill(self._model, prompt_L[None].to(self._device))
+            ids_1L = prompt_L[None].to(self._device)
+            logits_1V, self._cache = prefill(self._model, ids_1L, float8=self._float8)
             self._logits_1V = logits_1V.cpu()
             self._prompt_L = prompt_L
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hyenakernels import add_rms_norm, rms_norm
 from hyenakernels.precision import accumulation_dtype, full_precision
-from stripedhyena2.cache import Cache, Past
+from stripedhyena2.cache import Cache, Past, RoomyPast
 from stripedhyena2.config import ATTENTION, ModelConfig
 from stripedhyena2.operators import Attention, Hyena
 
@@ -41,7 +41,7 @@ class SumRMSNorm(RMSNorm):
         return add_rms_norm(x_BLD, y_BLD, self.scale, self.eps)
 
 
-MLP_TOKENS = 65_536  # of a sequence at a time: bounds what lies between the MLP's layers
+MLP_TOKENS = 131_072  # of a sequence at a time: bounds what lies between the layers of the MLP
 
 
 class GatedMLP(nn.Module):
@@ -97,7 +97,7 @@ class StripedHyena2(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = 0
-        # Not drawn here: a draw on the meta device imports all of torch._dynamo, which takes seconds.
+        # Not drawn here: a draw on the meta device imports torch._dynamo, which takes seconds.
         table_VD = torch.empty(config.vocabulary, config.width)
         self.embedding = nn.Embedding.from_pretrained(table_VD, freeze=False)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
@@ -110,9 +110,24 @@ class StripedHyena2(nn.Module):
         initialize(model, seed)
         return model
 
-    def new_cache(self, batch_size: int) -> Cache:
-        """The state of `batch_size` sequences before their first token."""
-        return Cache(batch_size, position=0, pasts=[None] * self.config.depth)
+    def new_cache(
+        self, batch_size: int, capacity: int | None = None, *, float8: bool = False
+    ) -> Cache:
+        """The state of `batch_size` sequences before their first token.
+
+        Args:
+            batch_size: How many.
+            capacity: Take memory for the keys and values of so many tokens now, and copy none while
+                they grow. Such a cache has no clones that go on: one line of tokens fills it.
+            float8: Keep keys and values of these in FP8.
+        """
+        pasts: list[Past | None] = [None] * self.config.depth
+        if capacity is not None:
+            for index, block in enumerate(self.blocks):
+                if isinstance(block.mixer, Attention):
+                    room = block.mixer.room(batch_size, capacity, float8=float8)
+                    pasts[index] = RoomyPast.within(room)
+        return Cache(batch_size, position=0, pasts=pasts)
 
     def forward(self, ids_BL: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits of the token that follows each of `ids`.

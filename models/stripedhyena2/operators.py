@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyenakernels import causal_attention, decode_attention, hyena_fir, hyena_modal, rotary
+from hyenakernels.attention.float8 import Float8Rows, Rows
 from stripedhyena2.cache import AttentionPast, AttentionSlots, HyenaPast
 from stripedhyena2.config import LONG, MEDIUM, SHORT, ModelConfig
 
@@ -152,20 +153,31 @@ class Attention(nn.Module):
         self.project_out = nn.Linear(config.width, config.width)
         self.register_buffer("inverse_frequency", rotary_frequencies(config))
 
-    def room(self, batch_size: int, num_tokens: int, device: torch.device) -> Tensor:
-        """Memory for the keys and values of sequences, [2, B, T, H, W]; pinned if on a host."""
-        like, width = self.project_out.weight, self.project_out.in_features // self.num_heads
-        return torch.empty(
-            (2, batch_size, num_tokens, self.num_heads, width),
-            dtype=like.dtype,
-            device=device,
-            pin_memory=device.type == "cpu" and like.is_cuda,
-        )
+    def room(
+        self, batch_size: int, num_tokens: int, *, on_host: bool = False, float8: bool = False
+    ) -> tuple[Rows, Rows]:
+        """Memory for the keys and the values of sequences, [B, H, T, W] each.
 
-    def slots(self, batch_size: int, capacity: int) -> Tensor:
-        """Memory for the keys and values of sequences that decode, [2, B, H, T, W]."""
+        Args:
+            batch_size: B.
+            num_tokens: T.
+            on_host: Pinned memory of the host, in the order [B, T, H, W], so that some tokens are
+                one piece of it.
+            float8: Keep them in FP8.
+        """
         like, width = self.project_out.weight, self.project_out.in_features // self.num_heads
-        return like.new_empty(2, batch_size, self.num_heads, capacity, width)
+        heads, dtype = self.num_heads, like.dtype
+
+        def memory() -> Rows:
+            if on_host:
+                sizes = (batch_size, num_tokens, heads, width)
+                return torch.empty(sizes, dtype=dtype, pin_memory=like.is_cuda).transpose(1, 2)
+            sizes = (batch_size, heads, num_tokens, width)
+            if float8:
+                return Float8Rows.empty(sizes, dtype, like.device)
+            return like.new_empty(sizes)
+
+        return memory(), memory()
 
     def rotate(self, x_BLHW: Tensor, positions_BL: Tensor) -> Tensor:
         """Turn each pair (i, i + W/2) by its angle; B of the positions may be 1.

@@ -108,7 +108,7 @@ def stream(
     for block in model.blocks:
         past: Past | None = None
         if isinstance(block.mixer, Attention):
-            past = RoomyPast.within(block.mixer.room(batch, length, host))
+            past = RoomyPast.within(block.mixer.room(batch, length, on_host=way.offload))
         for rows in pieces:
             piece_BLD = x_BLD[:, rows].to(device, non_blocking=True)
             x_BLD[:, rows], past = block(piece_BLD, past)

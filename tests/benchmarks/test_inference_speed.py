@@ -9,7 +9,7 @@ B sequences side by side, L tokens, D channels.
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     console.say(f"{report.path}\n{report}")
 
 
-@cache
+@lru_cache(maxsize=1)  # memory is read too
 def model_of(name: str) -> StripedHyena2:
     """Weights like those of a trained model in size, so that nothing overflows."""
     with DEVICE:

@@ -3,6 +3,10 @@
 Run: pytest -m benchmark -s tests/benchmarks/test_vcf_speed.py; results/vcf.md keeps the rows.
 """
 
+import os
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,3 +66,19 @@ def test_a_cohort_of_500_samples(tmp_path: Path) -> None:
             work()
             times.append(time.perf_counter() - started)
         console.say(f"{label}: {NUM_RECORDS / min(times):,.0f} records a second")
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("options", [["-O", "out.vcf.gz"], ["-O", "out.tsv", "--pass-only"]])
+@pytest.mark.parametrize("num_records", [100_000, 1_000_000])
+def test_memory_of_symbolic_alleles(tmp_path: Path, num_records: int, options: list[str]) -> None:
+    """The peak of all commands so far: the large file comes last."""
+    (tmp_path / "g.fa").write_text(f">1\n{'A' * 60}\n")
+    with (tmp_path / "symbolic.vcf").open("w") as file:
+        file.write("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
+        file.writelines(f"1\t{i + 1}\trs{i}\tA\t<DEL>\t50\t.\tDP={i}\n" for i in range(num_records))
+    command = [sys.executable, "-m", "evo2cli", "score", "symbolic.vcf", "-R", "g.fa", *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
+    console.say(f"{num_records:,} records, {' '.join(options)}: {peak:,.0f} MiB at most")

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from evo2cli import __version__, console
-from evo2cli.app import app
+from evo2cli.app import app, main
 from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError
 
 COMMANDS = [
@@ -54,6 +55,21 @@ def test_warnings_of_the_floors_below_are_told(capsys: pytest.CaptureFixture[str
 def test_codes_are_what_the_readme_says() -> None:
     assert (UserError.exit_code, TooManySkippedError.exit_code) == (2, 3)
     assert UntrustedNumericsError.exit_code == 4
+
+
+def test_an_exhausted_memory_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has")
+
+    monkeypatch.setattr("evo2cli.app.app", exhausted)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == UserError.exit_code
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "evo2: out of memory: CUDA out of memory; less at a time, or --device cpu"
+    )
 
 
 @pytest.mark.parametrize(

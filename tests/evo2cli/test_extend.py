@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
-from evo2cli.lengths import parse_length
+from evo2cli.lengths import parse_bytes, parse_length
 from evo2cli.training.engine import PlainEngine, Start
 from evo2cli.training.recipe import Recipe
 from evo2cli.workflows.extend import extend_checkpoint
@@ -186,3 +186,16 @@ def test_what_cannot_be_is_one_line(
 )
 def test_lengths(text: str, length: int) -> None:
     assert parse_length(text, "--to") == length
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24G", 24 * 2**30), ("0.5 TiB", 2**39), ("800mb", 800 * 2**20)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_bytes(text, "--max-memory") == size
+
+
+@pytest.mark.parametrize("text", ["24", "0G", "G", "-1G", "24Q"])
+def test_what_is_no_size_is_told(text: str) -> None:
+    with pytest.raises(UserError, match=f"--max-memory {text}: not a size such as 24G"):
+        parse_bytes(text, "--max-memory")

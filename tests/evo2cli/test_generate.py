@@ -121,6 +121,16 @@ def test_the_end_of_the_document_may_be_drawn(checkpoint: str) -> None:
         assert len(one["logprobs"]) == len(one["sequence"])
 
 
+def test_keys_and_values_in_float8_change_numbers_a_little(checkpoint: str) -> None:
+    asked = ("--prompt", "ACGTTGCA" * 20, "--temperature", "0", "--json")
+    plain, narrow = (
+        json.loads(run(checkpoint, *asked, "--kv-cache", kind)) for kind in ("auto", "fp8")
+    )
+    first = plain["logprobs"][1], narrow["logprobs"][1]
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], abs=0.2)
+
+
 def test_any_alphabet_still_makes_fasta(checkpoint: str, tmp_path: Path) -> None:
     asked = ("--alphabet", "any", "--top-k", "0", "--prompt", "A", *FLAT)
     run(checkpoint, *asked, "-O", str(tmp_path / "out.fa"))
@@ -200,6 +210,7 @@ def test_nan_names_its_layer(model: StripedHyena2, tmp_path: Path) -> None:
         (["--prompt", "A", "--alphabet", "rna"], "--alphabet rna"),
         (["--prompt", "A", "--alphabet", "any", "--gc", "0-1"], "--gc is about bases"),
         (["--prompt", "A", "--min-length", "41"], "--min-length 41 is more than the 40"),
+        (["--prompt", "A", "--kv-cache", "int4"], "--kv-cache int4: not one of auto, fp8"),
         (["--prompt", "A", "--stop-codon", "2"], "--stop-codon 2: not one of prompt, generated"),
         (["--prompt", "A", "--stop-motif", "A**|"], "--stop-motif A"),
         (["--prompt", "A", "--stop-motif", "A*"], "matches the empty sequence"),

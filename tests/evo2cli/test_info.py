@@ -89,6 +89,43 @@ def test_text_shows_every_stripe() -> None:
     assert "6,581,722,880" in result.stdout
 
 
+def test_variants_are_counted_by_kind(tmp_path: Path) -> None:
+    body = [("2", "A", "C,AC"), ("9", "AC", "GT"), ("9", "ACA", "A,<DEL>"), ("9", "AC", "ACC")]
+    header = (
+        "##contig=<ID=chr1,length=249250621>\n#CHROM POS ID REF ALT QUAL FILTER INFO FORMAT s t"
+    )
+    lines = [f"chr1 {pos} . {ref} {alt} . . . GT 0 0" for pos, ref, alt in body]
+    vcf, table = tmp_path / "x.vcf", tmp_path / "x.tsv"
+    vcf.write_text("##fileformat=VCFv4.2\n" + "\n".join([header, *lines, ""]).replace(" ", "\t"))
+    table.write_text(
+        "chrom\tpos\tref\talt\n" + "".join(f"chr1\t{pos}\t{ref}\t{alt}\n" for pos, ref, alt in body)
+    )
+    counts = {
+        "records": 4,
+        "alleles": 6,
+        "contigs": 1,
+        "snvs": 1,
+        "mnvs": 1,
+        "insertions": 2,
+        "deletions": 1,
+        "not_spelled_in_bases": 1,
+        "not_left_aligned": 1,
+    }
+    found = describe(str(vcf))
+    assert found == {
+        "kind": "VCF",
+        "name": str(vcf),
+        "samples": 2,
+        "build": "GRCh37 (hg19)",
+        **counts,
+    }
+    assert describe(str(table)) == {
+        "kind": "table of variants",
+        "name": str(table),
+        **counts,
+    }
+
+
 def test_the_awkward_files(shared: Path) -> None:
     for file in sorted((shared / "data" / "zoo").glob("*/*")):
         try:
@@ -96,7 +133,7 @@ def test_the_awkward_files(shared: Path) -> None:
         except UserError as error:
             assert file.name in str(error), file.name  # noqa: PT017 # either outcome is right
         else:
-            assert found["kind"] in ("FASTA", "VCF"), file.name
+            assert found["kind"] in ("FASTA", "VCF", "table of variants"), file.name
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.toml", "."])

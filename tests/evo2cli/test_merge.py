@@ -23,6 +23,7 @@ def run(output: Path, checkpoint: str, shard: str | None = None, **options: int)
             model=checkpoint,
             device="cpu",
             window=64,
+            strand="fwd",
             output=output,
             shard=shard,
             **options,

@@ -23,6 +23,7 @@ from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.score_output import SCORED
 from stripedhyena2 import StripedHyena2, save
+from stripedhyena2.streaming import SMALLEST_PIECE, Streaming
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 VCF_HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
@@ -47,7 +48,10 @@ def rows(path: Path) -> list[dict]:
 
 def run(source: Path, checkpoint: str, suffix: str = ".jsonl", **options) -> Path:
     output = source.with_name(f"{source.name}.out{suffix}")
-    score(ScoreOptions(source=source, model=checkpoint, output=output, device="cpu", **options))
+    usual = {"device": "cpu", "strand": "fwd", "score": "all"}
+    if source.suffix == ".fa":
+        del usual["score"]
+    score(ScoreOptions(source=source, model=checkpoint, output=output, **(usual | options)))
     return output
 
 
@@ -93,6 +97,18 @@ def test_a_long_sequence_is_streamed_and_gives_the_whole(
     assert whole == pytest.approx(plain_score(model, genome()[:700]), abs=1e-3)
     monkeypatch.setattr("evo2cli.workflows.likelihood.PIECE", 97)
     assert rows(run(source, checkpoint))[0]["sum_logprob"] == pytest.approx(whole, abs=1e-3)
+
+
+def test_a_sequence_fits_the_memory_it_is_given(tmp_path, checkpoint, model):
+    (tmp_path / "long.fa").write_text(f">long\n{genome()}\n")
+    [whole] = rows(run(tmp_path / "long.fa", checkpoint))
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    least = Streaming(SMALLEST_PIECE, offload=True).memory(model.config, len(genome()), 4)
+    enough = f"{(weights + least) / 2**20 + 0.01:.2f}M"
+    [found] = rows(run(tmp_path / "long.fa", checkpoint, max_memory=enough))
+    assert found["sum_logprob"] == pytest.approx(whole["sum_logprob"], abs=1e-2)
+    with pytest.raises(UserError, match=r"5,386 tokens need .* beside the weights.*--max-memory"):
+        run(tmp_path / "long.fa", checkpoint, max_memory="1M")
 
 
 def test_the_other_strand_is_the_reverse_complement(tmp_path, checkpoint):
@@ -185,7 +201,9 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
         "TOO_LONG",
         "NONACGT",
     ]
-    assert {word for row in table for word in row["EVO2_STATUS"].split("&")} == set(Status)
+    assert {word for row in table for word in row["EVO2_STATUS"].split("&")} == (
+        set(Status) - {Status.NOISE}
+    )
     for row in table:
         scored = not SCORED.isdisjoint(row["EVO2_STATUS"].split("&"))
         assert (row["EVO2_DELTA"] is not None) == scored
@@ -375,6 +393,7 @@ def test_kill_9_leaves_no_half_output_and_the_rerun_gives_the_same_bytes(phix, c
     output = phix.with_name("killed.vcf")
     code = "import sys, typer; from evo2cli.commands.score import score; typer.run(score)"
     command = [sys.executable, "-c", code, str(phix), "--model", checkpoint, "-O", str(output)]
+    command += ["--strand", "fwd", "--score", "all"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     journal = output.with_name(f"{output.name}.journal")
@@ -393,5 +412,14 @@ def test_stdin_and_stdout_carry_the_same(phix, checkpoint, monkeypatch, capsysbi
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(phix.read_bytes())))
     monkeypatch.setattr("sys.stdin", stdin)
     reference = phix.with_name("phix174.fa")
-    score(ScoreOptions(source=Path("-"), model=checkpoint, reference=reference, device="cpu"))
+    score(
+        ScoreOptions(
+            source=Path("-"),
+            model=checkpoint,
+            reference=reference,
+            device="cpu",
+            strand="fwd",
+            score="all",
+        )
+    )
     assert capsysbinary.readouterr().out == whole

@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, checkpoint: str, suffix: str = ".jsonl", **options) -> Path:
     output = source.with_name(f"out{suffix}")
-    words = {"window": 32, "background": source.with_name("bg.jsonl")} | options
+    words = {"window": 32, "strand": "fwd", "background": source.with_name("bg.jsonl")} | options
     score(
         ScoreOptions(
             source=source,

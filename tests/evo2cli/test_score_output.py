@@ -17,11 +17,19 @@ from pyarrow import parquet
 
 from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.genome.htslib import read_bcf
+from evo2cli.genome.normalization import Indels
 from evo2cli.genome.source import read_lines
 from evo2cli.genome.vcf import Status, VariantRecord, allele_status, read_vcf
 from evo2cli.workflows.score_input import count_variants, open_variants
 from evo2cli.workflows.score_options import VARIANT_LAYOUTS, Layout, ScoreOptions
-from evo2cli.workflows.score_output import FIELDS, VariantWriter, open_variant_output, report
+from evo2cli.workflows.score_output import (
+    FIELDS,
+    WINDOW_COLUMNS,
+    VariantWriter,
+    open_variant_output,
+    report,
+    written_fields,
+)
 
 HEADER = (
     b"##fileformat=VCFv4.2\n##contig=<ID=1,length=100>\n##contig=<ID=2,length=100>\n"
@@ -35,10 +43,10 @@ def made_up(record: VariantRecord) -> list[dict]:
     rows = []
     for alternate in record.alternates:
         status = allele_status(alternate)
-        row = dict.fromkeys((*FIELDS, "window_start", "window_end"))
+        row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS))
         if status is Status.OK:
             row |= dict.fromkeys(list(FIELDS)[:-1], -float(len(alternate)))
-            row |= {"window_start": 0, "window_end": 5}
+            row |= dict.fromkeys(WINDOW_COLUMNS, 5)
         rows.append(row | {"EVO2_STATUS": status.value})
     return rows
 
@@ -220,6 +228,42 @@ def test_a_table_that_was_scored_before_is_not_scored_again(tmp_path):
         write(first, tmp_path / "again.tsv")
 
 
+@pytest.mark.parametrize(
+    ("score", "strand", "expected"),
+    [
+        ("delta", None, ["DELTA", "FWD", "RC"]),
+        ("delta", "rc", ["DELTA"]),
+        ("ref", None, ["REF"]),
+        ("alt", "both", ["ALT"]),
+        ("all", "fwd", ["DELTA", "REF", "ALT"]),
+        ("all", None, ["DELTA", "REF", "ALT", "FWD", "RC"]),
+    ],
+)
+def test_what_is_written_is_what_was_asked_for(tmp_path, score, strand, expected):
+    source = vcf_of(tmp_path / "in.vcf", "1 5 A C,*")
+    names = [f"EVO2_{name}" for name in [*expected, "STATUS"]]
+    options = ScoreOptions(source=source, score=score, strand=strand)
+    writer = VariantWriter(Layout.TSV, written_fields(options))
+    assert list(writer.columns)[5:] == [*names, *WINDOW_COLUMNS]
+    [record] = read_vcf(source).records
+    assert [list(row)[5:] for row in writer.rows(record, made_up(record))] == 2 * [
+        [*names, *WINDOW_COLUMNS]
+    ]
+    writer = VariantWriter(Layout.VCF, written_fields(options))
+    info = writer.lines(record, made_up(record)).decode().split("\t")[7].strip()
+    assert [field.partition("=")[0] for field in info.split(";")] == names
+    declared = writer.opening(read_vcf(source).header, []).decode()
+    assert declared.count("##INFO=<ID=EVO2_") == len(names)
+
+
+def test_deltas_are_needed_by_what_is_about_them(tmp_path):
+    source = vcf_of(tmp_path / "in.vcf", "1 5 A C")
+    for words in ({"precision_check": 3}, {"background": tmp_path / "x"}):
+        assert ScoreOptions(source=source, score="all", **words)
+        with pytest.raises(UserError, match="is about deltas, but --score ref writes none"):
+            ScoreOptions(source=source, score="ref", **words)
+
+
 def test_an_output_that_fails_leaves_nothing_behind(tmp_path):
     source = vcf_of(tmp_path / "in.vcf", "1 5 A C")
     with source.open("a") as file:
@@ -253,7 +297,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
 
 def test_the_closing_table_counts_every_status(tmp_path, capsys):
     options = ScoreOptions(source=tmp_path / "in.vcf", max_skipped=0.25)
-    report(options, Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2}))
+    report(options, Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2}), Indels())
     told = capsys.readouterr()
     assert told.out == ""
     lines = [line.split() for line in told.err.splitlines() if "%" in line]
@@ -263,8 +307,15 @@ def test_the_closing_table_counts_every_status(tmp_path, capsys):
         ["EDGE&NONACGT", "2", "20.0"],
         ["STAR", "2", "20.0"],
     ]
+    indels = Indels()
+    for alternates in ("AC", "AA"):
+        indels.count(VariantRecord.from_columns("c", 5, "A", alternates))
+    report(options, Counter({"OK": 2}), indels)
+    told = capsys.readouterr().err
+    assert "1 of 2 insertions and deletions are not trimmed and left-aligned" in told
+    assert "bcftools norm" in told
     with pytest.raises(TooManySkippedError) as caught:
-        report(options, Counter({"OK": 7, "STAR": 3}))
+        report(options, Counter({"OK": 7, "STAR": 3}), Indels())
     assert caught.value.exit_code == 3
 
 

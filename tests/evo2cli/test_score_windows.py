@@ -17,7 +17,7 @@ from evo2cli.workflows import score_estimate
 from evo2cli.workflows.likelihood import Progression, proceed, total
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_options import ScoreOptions
-from evo2cli.workflows.score_variants import VariantScorer
+from evo2cli.workflows.variant_scorer import VariantScorer
 from evo2cli.workflows.window_scorer import AnchoredScorer, CentredScorer, WindowScorer
 from stripedhyena2 import StripedHyena2, load, save
 from tests.evo2cli.test_score import VCF_HEADER
@@ -67,7 +67,7 @@ def run(source: Path, checkpoint: str, **options: str) -> list[dict[str, float]]
             device="cpu",
             dtype="fp64",
             window=WIDTH,
-            **options,
+            **({"strand": "fwd", "score": "all"} | options),
         )
     )
     return [json.loads(line) for line in output.read_text().splitlines()]
@@ -165,6 +165,31 @@ def test_anchored_scores_are_those_of_their_windows(
         assert row["EVO2_DELTA"] == pytest.approx(row["EVO2_ALT"] - row["EVO2_REF"], abs=2e-6)
 
 
+@pytest.mark.parametrize("windows", ["centred", "anchored"])
+def test_indels_may_keep_both_borders(
+    tmp_path: Path, tiny_model: StripedHyena2, checkpoint: str, windows: str
+) -> None:
+    sequence = letters(CONTIG)
+    records = variants(sequence, 12)
+    source = write(tmp_path, sequence, records)
+    for strand in ("fwd", "rc"):
+        options = {"windows": windows, "strand": strand}
+        table = run(source, checkpoint, **options, indel_mode="anchored")
+        fixed = run(source, checkpoint, **options)
+        for row, other, (at, ref, alt) in zip(table, fixed, records, strict=True):
+            start, end = row["window_start"], row["window_end"]
+            assert (row["alt_window_start"], row["alt_window_end"]) == (start, end)
+            growth = other["alt_window_end"] - other["alt_window_start"] - WIDTH
+            assert growth == len(ref) - len(alt)
+            if len(ref) == len(alt):
+                assert row == other
+                continue
+            read = (sequence[start:at] + alt + sequence[at + len(ref) : end]).encode()
+            read = read if strand == "fwd" else reverse_complement(read)
+            assert row["EVO2_ALT"] == pytest.approx(total(tiny_model, read), abs=1e-5)
+            assert row["EVO2_REF"] == other["EVO2_REF"] or row["EVO2_STATUS"] == "EDGE"
+
+
 def test_the_reverse_strand_of_the_reversed_genome_is_the_forward_one(
     tmp_path: Path, checkpoint: str
 ) -> None:
@@ -217,7 +242,9 @@ def test_real_variants_cost_a_fraction(shared: Path, windows: str, factor: float
     """Against a reference and an alternate window for each of 3,893 SNVs; nothing is computed."""
 
     folder = shared / "data" / "variants"
-    options = ScoreOptions(source=folder / "brca1_sge.vcf", windows=windows, window=8192)
+    options = ScoreOptions(
+        source=folder / "brca1_sge.vcf", windows=windows, window=8192, strand="fwd"
+    )
     num_alleles = 0
     with Reference.open(folder / "brca1_region.fa") as genome:
         scorer = VariantScorer(load("nano"), genome, options, score_estimate.count_bases)
@@ -240,6 +267,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
             reference=tmp_path / "one.fa",
             device="cpu",
             window=64,
+            strand="fwd",
             dry_run=True,
         )
     )

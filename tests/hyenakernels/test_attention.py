@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from hyenakernels import causal_attention, decode_attention, rotary
 from hyenakernels.attention import op, reference
+from hyenakernels.attention.float8 import Float8Rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 1e-2}
@@ -75,6 +76,38 @@ def test_decode_attention_does_not_see_mates_or_room() -> None:
     together = decode_attention(q, keys, values, lengths_B)
     room = [F.pad(x[2:], (0, 0, 0, 900)) for x in (keys, values)]
     assert torch.equal(decode_attention(q[2:], *room, lengths_B[2:]), together[2:])
+
+
+def in_float8(x_BHTW: Tensor) -> Float8Rows:
+    rows = Float8Rows.empty((*x_BHTW.shape,), x_BHTW.dtype, x_BHTW.device)  # type: ignore[arg-type]
+    rows[:, :, : x_BHTW.shape[2]] = x_BHTW
+    return rows
+
+
+def test_float8_restores_to_its_precision() -> None:
+    x = random(2, 3, 50, 16, seed=0) * torch.logspace(-6, 6, 50, device=DEVICE)[:, None]
+    x[0, 0, 7] = 0
+    rows = in_float8(x)
+    restored = rows.to(x.device)
+    bound = torch.maximum(x.abs() / 16, x.abs().amax(3, keepdim=True) * 2**-10)
+    assert ((restored - x).abs() <= bound).all()
+    assert not torch.equal(restored, x)
+    part = rows[1:, :, 10:20]
+    assert torch.equal(part.to(x.device), restored[1:, :, 10:20])
+    rows[0, :, 3:5] = part[0, :, :2]
+    assert torch.equal(rows.to(x.device)[0, :, 3:5], restored[1, :, 10:12])
+
+
+def test_attention_to_float8_is_attention_to_what_it_restores() -> None:
+    q, k, v = (random(2, 3, 300, 16, seed=s) for s in range(3))
+    keys, values = in_float8(k), in_float8(v)
+    restored = [x.to(k.device) for x in (keys, values)]
+    with torch.no_grad():
+        found = causal_attention(q[:, :, 200:], keys, values)
+        assert_close(found, causal_attention(q[:, :, 200:], *restored).double(), 1e-5)
+    lengths_B = torch.tensor([300, 40], device=DEVICE)
+    right = reference.decode_attention(q[:, :, 0], *restored, lengths_B)
+    assert_close(decode_attention(q[:, :, 0], keys, values, lengths_B), right.double(), 1e-5)
 
 
 @pytest.mark.parametrize("cut", [1, 40, 99])

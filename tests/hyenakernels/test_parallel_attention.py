@@ -199,9 +199,13 @@ def test_a_block_in_pieces_is_softmax_attention(
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_flash_blocks_are_plain_blocks(causal: bool, dtype: torch.dtype, width: int) -> None:
-    whole = [random(2, 300, 3, width, seed=i).to("cuda", dtype).transpose(1, 2) for i in range(5)]
-    first = 0 if causal else 113  # the queries of a tile start anywhere in their shard
+@pytest.mark.parametrize(("length", "first"), [(300, 113), (2048, 1024)], ids=["flash", "cudnn"])
+def test_flash_blocks_are_plain_blocks(
+    length: int, first: int, causal: bool, dtype: torch.dtype, width: int
+) -> None:
+    shape = (2, length, 3, width)
+    whole = [random(*shape, seed=i).to("cuda", dtype).transpose(1, 2) for i in range(5)]
+    first = 0 if causal else first  # the queries of a tile start anywhere in their shard
     q, dout = (x[:, :, first:] for x in whole[:2])
     _, _, k, v, _ = whole
     out, lse = block.block_forward(q, k, v, causal)

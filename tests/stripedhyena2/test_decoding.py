@@ -51,6 +51,22 @@ def test_a_row_is_taken_over(tiny_model: StripedHyena2) -> None:
     torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
 
 
+def test_keys_and_values_in_float8_are_near(tiny_model: StripedHyena2) -> None:
+    ids = sequence(120, 0)
+    readings = []
+    for float8 in (False, True):
+        cache = tiny_model.new_cache(1, 100, float8=float8)
+        with torch.no_grad():
+            for piece in ids[None, :100].split(40, dim=1):
+                tiny_model(piece, cache=cache)
+        decoder = Decoder(tiny_model, 1, 120, float8=float8)
+        decoder.place(0, cache)
+        readings.append(torch.stack([decoder.step(ids[t, None]) for t in range(100, 120)]))
+    right, found = readings
+    error = float((found - right).norm() / right.norm())
+    assert 1e-4 < error < 0.03
+
+
 def test_what_does_not_fit_is_refused(tiny_model: StripedHyena2) -> None:
     decoder = Decoder(tiny_model, 1, 8)
     with pytest.raises(ValueError, match="1 to 8 tokens; the cache holds 1 of 9"):

@@ -16,7 +16,9 @@ from stripedhyena2 import (
     StripedHyena2,
     Uniforms,
     generate,
+    generation,
 )
+from stripedhyena2.decoding import Decoder
 
 PROMPTS = [b"A", b"ACGTTGCAACGGT" * 11, b"GT", b"CCATG", b"TTTACGA" * 5]
 SAMPLER = Sampler(temperature=0.8, top_k=0, top_p=0.95)
@@ -75,6 +77,22 @@ def test_ragged_is_one_by_one(model: StripedHyena2, alone: list[Sample], batch_s
     assert [sample.index for sample in together] == list(range(10))
     assert len({len(sample.ids) for sample in together}) > 2  # rows change hands at odd times
     assert_same(together, alone)
+
+
+def test_where_memory_is_short_fewer_grow_side_by_side(
+    model: StripedHyena2,
+    alone: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def small(model: StripedHyena2, batch_size: int, capacity: int) -> Decoder:
+        if batch_size > 2:
+            raise torch.OutOfMemoryError
+        return Decoder(model, batch_size, capacity)
+
+    monkeypatch.setattr(generation, "Decoder", small)
+    assert_same(list(generate(model, requests(PROMPTS, 2), SAMPLER, batch_size=5)), alone)
+    assert "out of memory: 2 sequences side by side instead" in caplog.text
 
 
 def test_the_order_of_prompts_does_not_matter(model: StripedHyena2, alone: list[Sample]) -> None:

@@ -27,6 +27,14 @@ def test_chunks_give_the_whole(tiny_model: StripedHyena2, chunk: int) -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-9, atol=1e-9)
 
 
+def test_a_cache_with_room_is_a_cache(tiny_model: StripedHyena2) -> None:
+    ids = random_ids(2, 90)
+    cache = tiny_model.new_cache(2, capacity=95)
+    with torch.no_grad():
+        pieces = [tiny_model(piece, cache=cache) for piece in ids.split([50, 1, 39], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), tiny_model(ids), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("prompt", [1, 2, 3, 4, 5], ids=lambda prompt: f"prompt{prompt}")
 def test_short_prompts_decode_exactly(tiny_model: StripedHyena2, prompt: int) -> None:
     ids = random_ids(1, 40)

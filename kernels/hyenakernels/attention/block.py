@@ -14,7 +14,7 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 
 _LOG = logging.getLogger(__name__)
 
-LEAST_QUERIES = 256  # for cuDNN, which prepares every new shape for a while
+CUDNN_STEP = 1024  # cuDNN prepares every new shape for a while: it gets few of them
 QUERY_PIECE = 1024  # queries at a time without FlashAttention: bounds the scores to 1024 x T
 
 
@@ -34,7 +34,7 @@ def block_forward(
     Returns:
         out [B, H, L, W], and lse [B, H, L] in fp32 or better.
     """
-    if _cudnn_takes(q_BHLW):
+    if _cudnn_takes(q_BHLW, k_BHTW):
         cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention.default
         out_BHLW, lse = cudnn(q_BHLW, k_BHTW, v_BHTW, None, True, 0.0, causal)[:2]
         return out_BHLW, lse.view(q_BHLW.shape[:3])
@@ -77,7 +77,7 @@ def block_backward(
     lse_BHL = lse_BHL.contiguous()  # the kernels take it to be, whatever its strides say
     inputs = (dout_BHLW, q_BHLW, k_BHTW, v_BHTW, out_BHLW)
     lengths = (q_BHLW.shape[2], k_BHTW.shape[2])
-    if _cudnn_takes(q_BHLW):
+    if _cudnn_takes(q_BHLW, k_BHTW):
         unread = torch.zeros((), dtype=torch.int64, device=q_BHLW.device)  # dropout's generator
         cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
         dq_BHLW, dk_BHTW, dv_BHTW = cudnn(
@@ -102,10 +102,11 @@ def merge(out_BHLW: Tensor, lse_BHL: Tensor, more_BHLW: Tensor, more_lse_BHL: Te
     torch.logaddexp(lse_BHL, more_lse_BHL, out=lse_BHL)
 
 
-def _cudnn_takes(q_BHLW: Tensor) -> bool:
+def _cudnn_takes(q_BHLW: Tensor, k_BHTW: Tensor) -> bool:
     """Whether cuDNN computes this: on Hopper and newer it is nearly twice as fast."""
-    _, _, length, width = q_BHLW.shape
-    return length >= LEAST_QUERIES and _cudnn_takes_heads(q_BHLW.device, q_BHLW.dtype, width)
+    if q_BHLW.shape[2] % CUDNN_STEP or k_BHTW.shape[2] % CUDNN_STEP:
+        return False
+    return _cudnn_takes_heads(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3])
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.attention.float8 import Float8Rows
 from hyenakernels.dispatch import batch_stride
 
 PART = 128  # places a program reads: few, so that short pasts keep the whole GPU busy
@@ -78,6 +79,8 @@ def _part_kernel(
     q,
     keys,
     values,
+    key_scales,
+    value_scales,
     lengths,
     sums,
     logarithms,
@@ -86,6 +89,7 @@ def _part_kernel(
     scale,
     H: tl.constexpr,
     W: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PART: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -101,6 +105,8 @@ def _part_kernel(
         query = tl.load(q + lane * W + channel, mask=inside, other=0.0).to(tl.float32) * scale
         keys += lane * room * W
         values += lane * room * W
+        key_scales += lane * room
+        value_scales += lane * room
         most = tl.full((), -float("inf"), tl.float32)
         total = tl.zeros((), tl.float32)
         summed = tl.zeros((BLOCK_W,), tl.float32)
@@ -110,13 +116,18 @@ def _part_kernel(
             at = place.to(tl.int64)[:, None] * W + channel[None, :]
             present = seen[:, None] & inside[None, :]
             k = tl.load(keys + at, mask=present, other=0.0).to(tl.float32)
-            score = tl.where(seen, tl.sum(k * query[None, :], axis=1), -float("inf"))
+            score = tl.sum(k * query[None, :], axis=1)
+            if SCALED:
+                score *= tl.load(key_scales + place, mask=seen, other=0.0)
+            score = tl.where(seen, score, -float("inf"))
             higher = tl.maximum(most, tl.max(score, axis=0))
             shrunk = tl.exp(most - higher)
             weight = tl.exp(score - higher)
             v = tl.load(values + at, mask=present, other=0.0).to(tl.float32)
-            summed = summed * shrunk + tl.sum(weight[:, None] * v, axis=0)
             total = total * shrunk + tl.sum(weight, axis=0)
+            if SCALED:
+                weight *= tl.load(value_scales + place, mask=seen, other=0.0)
+            summed = summed * shrunk + tl.sum(weight[:, None] * v, axis=0)
             most = higher
         out = lane * parts + part
         tl.store(sums + out * W + channel, summed / total, mask=inside)
@@ -162,8 +173,9 @@ def _merge_kernel(
 
 
 def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
-    """`reference.decode_attention` for contiguous keys and values."""
+    """`reference.decode_attention` for contiguous keys and values, in FP8 or not."""
     batch, heads, room, width = keys_BHTW.shape
+    scaled = isinstance(keys_BHTW, Float8Rows)
     parts = triton.cdiv(room, PART)
     sums_BHNW = q_BHW.new_empty(batch, heads, parts, width, dtype=torch.float32)
     logarithms_BHN = q_BHW.new_empty(batch, heads, parts, dtype=torch.float32)
@@ -171,14 +183,17 @@ def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
     sizes = {"H": heads, "W": width, "BLOCK_W": triton.next_power_of_2(width), "PART": PART}
     _part_kernel[(parts, heads, batch)](
         q_BHW,
-        keys_BHTW,
-        values_BHTW,
+        keys_BHTW.rows if scaled else keys_BHTW,
+        values_BHTW.rows if scaled else values_BHTW,
+        keys_BHTW.scales_BHT if scaled else q_BHW,
+        values_BHTW.scales_BHT if scaled else q_BHW,
         lengths_B,
         sums_BHNW,
         logarithms_BHN,
         room,
         parts,
         width**-0.5,
+        SCALED=scaled,
         BLOCK_T=64,
         num_warps=4,
         **sizes,

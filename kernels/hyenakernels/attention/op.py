@@ -9,7 +9,9 @@ from torch import Tensor
 
 from hyenakernels.attention import reference
 from hyenakernels.attention.block import block_forward, flash_takes, merge
+from hyenakernels.attention.float8 import Float8Rows, Rows
 from hyenakernels.dispatch import kernels_take
+from hyenakernels.float8.op import runs_float8
 from hyenakernels.precision import accumulation_dtype
 
 QUERY_BLOCK = 256  # queries a call where a mask is needed: bounds it to 256 x T
@@ -80,20 +82,24 @@ def _turn_back(ctx, dy_BLHW):  # type: ignore[no-untyped-def]
 fused_rotary.register_autograd(_turn_back, setup_context=_keep_angles)
 
 
-def causal_attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
+def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:
     """Softmax attention of the last L of T positions over all positions up to each of them.
 
     Args:
         q_BHLW: The queries.
         k_BHTW: The keys, of which the last L stand where the queries do. They may lie in host
-            memory; then no gradients are computed.
+            memory, or in FP8; then no gradients are computed.
         v_BHTW: The values, where the keys are.
 
     Returns:
         softmax(q k^T / sqrt(W)) v, [B, H, L, W].
     """
     length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
-    if k_BHTW.device != q_BHLW.device:
+    if (
+        k_BHTW.device != q_BHLW.device
+        or isinstance(k_BHTW, Float8Rows)
+        or isinstance(v_BHTW, Float8Rows)
+    ):
         return _continued(q_BHLW, k_BHTW, v_BHTW, seen - length)
     if length == seen:
         return F.scaled_dot_product_attention(q_BHLW, k_BHTW, v_BHTW, is_causal=True)
@@ -114,7 +120,7 @@ def causal_attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
     return torch.cat(pieces, dim=2)
 
 
-def _continued(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, past: int) -> Tensor:
+def _continued(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows, past: int) -> Tensor:
     """Attention to the queries' own keys, and to the `past` keys before them, merged."""
 
     def attended(first: int, end: int, causal: bool) -> tuple[Tensor, Tensor]:
@@ -131,15 +137,20 @@ def _continued(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, past: int) -> Ten
     return out_BHLW.to(q_BHLW.dtype)
 
 
+def _reads_float8(q_BHW: Tensor) -> bool:
+    """Whether kernels read FP8 there: Ada, Hopper and newer, and the interpreter."""
+    return not q_BHW.is_cuda or runs_float8(q_BHW.device)
+
+
 def decode_attention(
-    q_BHW: Tensor, keys_BHTW: Tensor, values_BHTW: Tensor, lengths_B: Tensor
+    q_BHW: Tensor, keys_BHTW: Rows, values_BHTW: Rows, lengths_B: Tensor
 ) -> Tensor:
     """Attention of one query a sequence to its own first keys; without gradients.
 
     Args:
         q_BHW: A query for each sequence and head.
         keys_BHTW: Room for T keys, of which the first `lengths` count.
-        values_BHTW: Their values.
+        values_BHTW: Their values, in FP8 where the keys are.
         lengths_B: From 1 to T, int64.
 
     Returns:
@@ -153,7 +164,8 @@ def decode_attention(
         raise ValueError(
             f"decode_attention: queries {tuple(q_BHW.shape)} and keys {tuple(keys_BHTW.shape)}"
         )
-    if kernels_take(q_BHW, width=width):
+    float8 = isinstance(keys_BHTW, Float8Rows)
+    if kernels_take(q_BHW, width=width) and (not float8 or _reads_float8(q_BHW)):
         from hyenakernels.attention import kernel
 
         with torch.cuda.device_of(q_BHW):
@@ -161,4 +173,7 @@ def decode_attention(
                 q_BHW.contiguous(), keys_BHTW, values_BHTW, lengths_B
             )
         return y_BHW
+    keys_BHTW, values_BHTW = (
+        x.to(x.device) if isinstance(x, Float8Rows) else x for x in (keys_BHTW, values_BHTW)
+    )
     return reference.decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B)

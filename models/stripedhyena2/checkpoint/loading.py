@@ -1,6 +1,7 @@
 """From a folder, a file or a name to a checkpoint, and from a checkpoint to a model."""
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from stripedhyena2.config import ModelConfig, read_config
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import folded_state
 from stripedhyena2.scaled import Scales, has_scales, scaled_weight, use_scales
+from stripedhyena2.spread import block_sizes, carry, fewest, home_of, homes
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def load(
     path_or_name: str | Path,
     *,
     config: str | Path | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | Sequence[torch.device] = "cpu",
     dtype: torch.dtype = torch.float32,
     float8: bool | None = None,
 ) -> StripedHyena2:
@@ -44,21 +46,21 @@ def load(
             file with the same keys; "nano"; or a published name such as "evo2_7b".
         config: The shape of a released file: its yml, our TOML, or a published name. Not needed
             where the folder or the file's own name tells.
-        device: Where the weights go.
+        device: Where the weights go; of several devices, to as few as hold them, block after block.
         dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
             or better, and so do final norm and head.
         float8: Whether the Hyena input projections compute in FP8, by the scales that the
             checkpoint brings; by default where a published model needs it (1B, 20B, 40B).
 
     Raises:
-        CheckpointError: The checkpoint is not there, not whole, or does not fit its config; or FP8
-            is asked for and it brings no scales.
+        CheckpointError: The checkpoint is not there, not whole, or does not fit its config, or not
+            the devices; or FP8 is asked for and it brings no scales.
         ConfigError: The config is not one.
     """
     checkpoint = read_checkpoint(path_or_name, config=config)
-    device = torch.device(device)
+    blocks = _homes(checkpoint, device, dtype, str(path_or_name))
     scales = _scales(checkpoint, str(path_or_name), float8)
-    _say_once(doubt(checkpoint, str(path_or_name), device, float8=bool(scales)))
+    _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
     with torch.device("meta"):
         model = StripedHyena2(checkpoint.config)
     try:
@@ -67,13 +69,39 @@ def load(
         raise CheckpointError(f"{path_or_name}: {error}") from None
     wide = torch.promote_types(dtype, torch.float32)
     state = {
-        name: scaled_weight(tensor, scales[name], device)
+        name: scaled_weight(tensor, scales[name], home_of(name, blocks))
         if name in scales
-        else tensor.to(device, wide if name.endswith(FP32_TENSORS) else dtype, copy=True)
+        else tensor.to(
+            home_of(name, blocks), wide if name.endswith(FP32_TENSORS) else dtype, copy=True
+        )
         for name, tensor in checkpoint.tensors.items()
     }
     model.load_state_dict(state, assign=True)
+    if len(set(blocks)) > 1:
+        carry(model)
     return model
+
+
+def _homes(
+    checkpoint: Checkpoint,
+    device: str | torch.device | Sequence[torch.device],
+    dtype: torch.dtype,
+    origin: str,
+) -> list[torch.device]:
+    """A device for each block."""
+    depth = checkpoint.config.depth
+    if isinstance(device, str | torch.device):
+        return [torch.device(device)] * depth
+    sizes = block_sizes(checkpoint.tensors, depth, dtype.itemsize)
+    try:
+        count = fewest(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
+    except MemoryError as error:
+        raise CheckpointError(
+            f"{origin}: {error}; use more or larger ones, or --device cpu"
+        ) from None
+    if count > 1:
+        _say_once(f"{origin}: its blocks are spread over {count} devices, it fits no single one")
+    return homes(sizes, device[:count])
 
 
 def _scales(checkpoint: Checkpoint, origin: str, float8: bool | None) -> dict[str, Scales]:

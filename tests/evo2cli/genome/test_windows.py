@@ -80,6 +80,37 @@ def test_away_from_the_ends_the_variant_stands_in_the_middle_and_the_left_is_sha
     assert len(pair.reference.before) == width // 2
 
 
+@given(placed_alleles(), st.booleans())
+def test_borders_that_stay_give_one_stretch_of_the_genome_with_the_allele_applied(
+    genome, placed, from_right
+):
+    variant, alternate, width = placed
+    options = {"from_right": from_right, "equally_long": False}
+    pair = cut_windows(genome, variant, alternate, width, **options)
+    if pair is None:
+        return
+    assert pair.interval == pair.alternate_interval
+    assert len(pair.interval) == min(width, len(CONTIG))
+    assert pair.reference.before == pair.alternate.before
+    assert pair.reference.after == pair.alternate.after
+    assert pair.reference.sequence == upper_dna(CONTIG[pair.interval.start : pair.interval.end])
+    assert pair.alternate.allele == upper_dna(alternate)
+    if len(alternate) == len(variant):
+        assert pair == cut_windows(genome, variant, alternate, width, from_right=from_right)
+
+
+@given(placed_alleles(), st.booleans())
+def test_the_alternate_window_lies_where_it_is_said_to(genome, placed, from_right):
+    variant, alternate, width = placed
+    pair = cut_windows(genome, variant, alternate, width, from_right=from_right)
+    if pair is None:
+        return
+    start, end = pair.alternate_interval.start, pair.alternate_interval.end
+    assert pair.alternate.sequence == upper_dna(
+        CONTIG[start : variant.start] + alternate + CONTIG[variant.end : end]
+    )
+
+
 @pytest.mark.parametrize(
     ("start", "end", "alternate", "reference", "alternate_before", "edge"),
     [

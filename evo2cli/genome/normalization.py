@@ -1,0 +1,39 @@
+"""Whether an insertion or a deletion is written the one way that everybody else writes it.
+
+Tan, Abecasis and Kang 2015 (doi:10.1093/bioinformatics/btv112): as few bases as possible, as far to
+the left as possible. A glance at the alleles tells, without the genome: if all end with the same
+base, that can be cut off, or traded for the base before them.
+"""
+
+from evo2cli.genome.vcf import VariantRecord, is_bases
+from evo2cli.genome.windows import upper_dna
+
+
+class Indels:
+    """Counts insertions and deletions.
+
+    Attributes:
+        total: Alleles whose length differs from that of REF.
+        unnormalized: Those of records that are not trimmed and left-aligned.
+    """
+
+    def __init__(self) -> None:
+        self.total = self.unnormalized = 0
+
+    def count(self, record: VariantRecord) -> None:
+        """See a record; one with an allele that is not spelled in bases cannot be normalized."""
+        alleles = [record.reference, *record.alternates]
+        found = sum(len(allele) != len(record.reference) for allele in record.alternates)
+        if found and all(map(is_bases, alleles)):
+            self.total += found
+            self.unnormalized += 0 if is_normalized(record) else found
+
+
+def is_normalized(record: VariantRecord) -> bool:
+    """Whether a record, all of whose alleles are spelled in bases, is trimmed and left-aligned."""
+    alleles = [upper_dna(allele) for allele in (record.reference, *record.alternates)]
+    shortest = min(map(len, alleles))
+    can_grow_left = record.start > 0
+    if len({allele[-1] for allele in alleles}) == 1 and (shortest > 1 or can_grow_left):
+        return False
+    return shortest == 1 or len({allele[0] for allele in alleles}) > 1

@@ -1,0 +1,105 @@
+"""Read by an index, a file gives what reading it whole gives: the same bytes in the same order."""
+
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pysam
+import pytest
+
+from evo2cli.errors import UserError
+from evo2cli.genome.htslib import index_variants, write_bcf
+from evo2cli.genome.variant_index import find_index, read_index
+from evo2cli.workflows.score_input import count_variants, open_variants
+from evo2cli.workflows.score_options import ScoreOptions
+
+HEADER = (
+    "##fileformat=VCFv4.2\n##contig=<ID=chr2>\n##contig=<ID=chr1>\n##contig=<ID=chrM>\n"
+    "##contig=<ID=empty>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+)
+KINDS = ["vcf.gz tbi", "vcf.gz csi", "bcf csi"]
+REGIONS = [
+    ("chr1:1-100000",),
+    ("1:40000-40001", "chr1:1-5", "M"),  # out of order, other spellings
+    ("chr1:100000-300000", "chr1:200000-200100", "chr2:16384-16385"),
+    tuple(f"chr1:{start}-{start + 200}" for start in range(1000, 400_000, 9000)),
+    ("chr2:2000000-", "chr1:390000-"),
+    ("empty", "chr3", "chr1:5000000-6000000"),
+]
+
+
+def write(folder: Path, kind: str, *, end: str = "\n") -> Path:
+    """Records in crowds and far apart, some with a long REF, and the index of the kind."""
+    chance = random.Random(0)  # noqa: S311 - a test
+    body = []
+    for contig, places in (
+        ("chr1", [*range(1, 60_000, 37), *range(100_000, 400_000, 997), 3_000_000]),
+        ("chr2", [5, *range(16_000, 17_000, 7), 2_500_000]),
+        ("chrM", [10, 10, 11]),
+    ):
+        for place in places:
+            reference = "A" * chance.choice([1, 1, 1, 1, 3, 400, 20_000])
+            body.append(f"{contig}\t{place}\tr{len(body)}\t{reference}\tC\t.\tPASS\tX\n")
+    text = folder / "text.vcf"
+    text.write_bytes((HEADER + "".join(body)).replace("\n", end).encode())
+    suffix, index = kind.split()
+    path = folder / f"some.{suffix}"
+    if suffix == "bcf":
+        write_bcf(text, path)
+        index_variants(path)
+    else:
+        pysam.tabix_compress(str(text), str(path), force=True)
+        pysam.tabix_index(str(path), preset="vcf", force=True, csi=index == "csi")
+    assert find_index(path) == path.with_name(f"{path.name}.{index}")
+    return path
+
+
+def lines(options: ScoreOptions) -> list[bytes]:
+    return [record.line for record in open_variants(options).records]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_regions_by_index_are_the_bytes_of_a_scan(tmp_path: Path, kind: str) -> None:
+    by_index = ScoreOptions(source=write(tmp_path, kind))
+    scanned = replace(by_index, source=tmp_path / f"scanned.{kind.split()[0]}")
+    scanned.source.write_bytes(by_index.source.read_bytes())
+    bed = tmp_path / "some.bed"
+    bed.write_text("chr2\t16000\t16100\nchr1\t0\t10\n1\t399000\t500000\n")
+    asked = [{"regions": regions} for regions in REGIONS]
+    asked += [{"bed": bed}, {"bed": bed, "regions": ("chr1",)}, {"bed": bed, "limit": 3}]
+    found = [lines(replace(by_index, **words)) for words in asked]
+    assert found == [lines(replace(scanned, **words)) for words in asked]
+    assert sum(map(bool, found)) == len(asked) - 1
+    sharded = [replace(by_index, regions=REGIONS[2], shard=f"{i}/3") for i in (1, 2, 3)]
+    assert [line for part in sharded for line in lines(part)] == found[2]
+
+
+def test_line_ends_stay(tmp_path: Path) -> None:
+    options = ScoreOptions(source=write(tmp_path, KINDS[0], end="\r\n"), regions=REGIONS[0])
+    assert {line[-2:] for line in lines(options)} == {b"\r\n"}
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: Path, capsys) -> None:
+    """What stands elsewhere is not even looked at: here, a field of an earlier run."""
+    path = write(tmp_path, KINDS[0])
+    text = tmp_path / "text.vcf"
+    text.write_text(text.read_text() + "chrM\t12\t.\tA\tC\t.\t.\tEVO2_DELTA=1\n")
+    pysam.tabix_compress(str(text), str(path), force=True)
+    pysam.tabix_index(str(path), preset="vcf", force=True)
+    options = ScoreOptions(source=path, regions=("chr1:1-100",))
+    assert count_variants(options) == 3
+    os.utime(path, (2e9, 2e9))
+    with pytest.raises(UserError, match="EVO2_ fields of an earlier run"):
+        count_variants(options)
+    assert "is older than some.vcf.gz, which is read without it" in capsys.readouterr().err
+
+
+def test_contigs_come_as_in_the_file_and_a_broken_index_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, KINDS[0])
+    index = find_index(path)
+    assert index is not None
+    assert list(read_index(index)) == ["chr1", "chr2", "chrM"]
+    index.write_bytes(index.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"some\.vcf\.gz\.tbi: no index that can be read"):
+        read_index(index)
