@@ -99,7 +99,9 @@ class StripedHyena2(nn.Module):
         self.activation_checkpointing = 0
         # Not drawn here: a draw on the meta device imports torch._dynamo, which takes seconds.
         table_VD = torch.empty(config.vocabulary, config.width)
-        self.embedding = nn.Embedding.from_pretrained(table_VD, freeze=False)
+        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+            table_VD, freeze=False
+        )
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
