@@ -6,8 +6,12 @@ from pathlib import Path
 # Small tensors: more threads only wait for each other, here and in the processes tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("busy machine", deadline=None)  # no law speaks of time
+hypothesis.settings.load_profile("busy machine")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels run on the CPU, slowly

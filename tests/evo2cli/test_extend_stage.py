@@ -249,7 +249,7 @@ def test_the_published_stages_end_at_the_released_models(
     size: str, released: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing is fetched to tell so."""
-    monkeypatch.setattr("stripedhyena2.checkpoint.loading.fetch", None)
+    monkeypatch.setattr("stripedhyena2.checkpoint.hub.fetch", None)
     path = find_recipe(Path(f"extend/{size}-1m.toml"))
     end, base = published_config(released), published_config(f"{released}_base")
     assert read_shape(read_recipe(path), path) == replace(end, mlp_width=base.mlp_width)
