@@ -10,13 +10,13 @@ import hypothesis
 import pytest
 import torch
 
-hypothesis.settings.register_profile("busy machine", deadline=None)  # no law speaks of time
-hypothesis.settings.load_profile("busy machine")
-
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels run on the CPU, slowly
 
 from stripedhyena2 import ModelConfig, StripedHyena2
+
+hypothesis.settings.register_profile("busy machine", deadline=None)  # no law speaks of time
+hypothesis.settings.load_profile("busy machine")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
