@@ -18,8 +18,9 @@ BANDWIDTH = 0.87  # kernels.md, copies: 0.85 to 0.89
 OPERATOR_FORWARD = {"S": 1.23, "M": 1.69, "L": 2.17}
 OPERATOR_BOTH = {"S": 2.10, "M": 2.83, "L": 3.32}
 
-# Bytes that rotary positions, in fp32, read and write, a channel of an attention block, op by op.
-ROTARY_FORWARD, ROTARY_BACKWARD = 101, 125
+# Bytes that rotary positions and the splitting of projections read and write, a channel of an
+# attention block.
+ROTARY_FORWARD, ROTARY_BACKWARD = 8, 28
 
 # Bytes a parameter that an optimizer's step reads and writes in fp32: the gradient's norm (4) and
 # clipping (8), then AdamW on weight, gradient and two moments (28).

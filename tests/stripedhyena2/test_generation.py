@@ -85,10 +85,10 @@ def test_where_memory_is_short_fewer_grow_side_by_side(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def small(model: StripedHyena2, batch_size: int, capacity: int) -> Decoder:
+    def small(model: StripedHyena2, batch_size: int, capacity: int, *, float8: bool) -> Decoder:
         if batch_size > 2:
             raise torch.OutOfMemoryError
-        return Decoder(model, batch_size, capacity)
+        return Decoder(model, batch_size, capacity, float8=float8)
 
     monkeypatch.setattr(generation, "Decoder", small)
     assert_same(list(generate(model, requests(PROMPTS, 2), SAMPLER, batch_size=5)), alone)
