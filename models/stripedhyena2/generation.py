@@ -131,30 +131,27 @@ def generate(
             raise ValueError(f"prompt {index} is empty; give at least one token")
     finished: dict[int, Sample] = {}
     following = 0
-    for sample in _rows(model, requests, sampler, batch_size, float8, advance).run():
+    rows = _that_fit(
+        lambda count: _Rows(model, requests, sampler, count, float8, advance),
+        min(batch_size, len(requests)),
+    )
+    for sample in rows.run():
         finished[sample.index] = sample
         while following in finished:
             yield finished.pop(following)
             following += 1
 
 
-def _rows(
-    model: StripedHyena2,
-    requests: Sequence[Request],
-    sampler: Sampler,
-    batch_size: int,
-    float8: bool,
-    advance: Callable[[int], None],
-) -> "_Rows":
+def _that_fit(make: "Callable[[int], _Rows]", count: int) -> "_Rows":
     """As many rows as asked for, or as the memory has room for."""
     while True:
         try:
-            return _Rows(model, requests, sampler, batch_size, float8, advance)
+            return make(count)
         except torch.OutOfMemoryError:
-            if batch_size == 1:
+            if count == 1:
                 raise
-            batch_size = min(batch_size, len(requests)) // 2 or 1
-            _LOG.warning("out of memory: %d sequences side by side instead", batch_size)
+            count //= 2
+            _LOG.warning("out of memory: %d sequences side by side instead", count)
 
 
 class _Rows:
@@ -175,7 +172,7 @@ class _Rows:
         self._sampler = sampler
         self._advance = advance
         self._waiting = iter(range(len(requests)))
-        self._rows: list[Sample | None] = [None] * min(batch_size, len(requests))
+        self._rows: list[Sample | None] = [None] * batch_size
         capacity = max((len(r.prompt_L) + r.num_tokens for r in requests), default=0)
         self._float8 = float8
         self._decoder = Decoder(model, len(self._rows), capacity, float8=float8)

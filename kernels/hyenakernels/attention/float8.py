@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyenakernels.float8.reference import E4M3, SMALLEST
 from hyenakernels.precision import accumulation_dtype
 
-KIND = torch.float8_e4m3fn
-LARGEST = torch.finfo(KIND).max
+LARGEST = torch.finfo(E4M3).max
 
 
 class Float8Rows:
@@ -53,7 +53,7 @@ class Float8Rows:
     @property
     def rows(self) -> Tensor:
         """The rows as numbers."""
-        return self.bytes_BHTW.view(KIND)
+        return self.bytes_BHTW.view(E4M3)
 
     def __getitem__(self, part: Any) -> "Float8Rows":
         """A part along batch, heads and tokens; it shares the memory where a tensor's would."""
@@ -65,8 +65,8 @@ class Float8Rows:
             self.bytes_BHTW[part], self.scales_BHT[part] = x.bytes_BHTW, x.scales_BHT
             return
         wide = x.to(accumulation_dtype(x))
-        scales = (wide.abs().amax(dim=-1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-        self.bytes_BHTW[part] = (wide / scales[..., None]).to(KIND).view(torch.uint8)
+        scales = (wide.abs().amax(dim=-1) / LARGEST).clamp(min=SMALLEST)
+        self.bytes_BHTW[part] = (wide / scales[..., None]).to(E4M3).view(torch.uint8)
         self.scales_BHT[part] = scales.to(torch.float32)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Tensor:
@@ -74,7 +74,7 @@ class Float8Rows:
         rows, scales = (
             x.to(device, non_blocking=non_blocking) for x in (self.bytes_BHTW, self.scales_BHT)
         )
-        return (rows.view(KIND).to(scales.dtype) * scales[..., None]).to(self.dtype)
+        return (rows.view(E4M3).to(scales.dtype) * scales[..., None]).to(self.dtype)
 
 
 Rows = Tensor | Float8Rows

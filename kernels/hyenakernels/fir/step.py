@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
-from hyenakernels.gate.step import featurized_step
+from hyenakernels.gate.step import gated_step
 
 
 @triton.jit
@@ -31,19 +31,14 @@ def _step_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    C: tl.constexpr = 3 * D
     batch = tl.program_id(1)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
-    z += batch.to(tl.int64) * batch_stride
-    z_past += batch * (F - 1) * C
-    z_tail += batch * (F - 1) * C
     past += batch.to(tl.int64) * (K - 1) * D
     tail += batch.to(tl.int64) * (K - 1) * D
-    x2 = featurized_step(z, z_past, z_tail, featurizer_taps, channel, inside, C, F)
-    x1 = featurized_step(z, z_past, z_tail, featurizer_taps, D + channel, inside, C, F)
-    v = featurized_step(z, z_past, z_tail, featurizer_taps, 2 * D + channel, inside, C, F)
-    u = x1 * v
+    x2, u = gated_step(
+        z, z_past, z_tail, featurizer_taps, batch, batch_stride, channel, inside, D, F
+    )
 
     group = channel // W
     row = tl.arange(0, BLOCK_K)[:, None]

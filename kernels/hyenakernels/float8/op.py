@@ -43,11 +43,7 @@ def fused(
     """By the kernel: both layouts (empty where not asked for), and the scale."""
     from hyenakernels.float8 import kernel
 
-    if factor is None:
-        scale = (reference.largest(x_MN) / torch.finfo(dtype).max).clamp_min(reference.SMALLEST)
-        factor = 1 / scale
-    else:
-        scale = 1 / factor
+    factor, scale = reference.factor_and_scale(x_MN, dtype, factor)
     with torch.cuda.device_of(x_MN):
         rows_PN, columns_NP = kernel.quantize(x_MN, factor, dtype, rows=rows, columns=columns)
     return rows_PN, columns_NP, scale
