@@ -6,10 +6,8 @@ what it writes into the folder EVO2_BENCHMARK_RESULTS.
 B sequences side by side, L tokens, D channels.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -18,11 +16,11 @@ from torch import Tensor
 from evo2cli import console
 from evo2cli.training.flops import flops_per_token
 from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.checkpoint.loading import FP32_TENSORS
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.streaming import Streaming, stream
-from tests.benchmarks.gpu import DEVICE, Report, cell, draw_bf16, measure, needs_gpu
+from tests.benchmarks.gpu import Report, cell, draw_bf16, measure, needs_gpu
+from tests.benchmarks.inference import ids_of, model_of, seconds
 
 ABOUT = """\
 # Speed of inference
@@ -52,23 +50,6 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     console.say(f"{report.path}\n{report}")
 
 
-@lru_cache(maxsize=1)  # memory is read too
-def model_of(name: str) -> StripedHyena2:
-    """Weights like those of a trained model in size, so that nothing overflows."""
-    with DEVICE:
-        model = StripedHyena2(published_config(name)).requires_grad_(False).eval()
-    for path, parameter in model.named_parameters():
-        if path.endswith("log_poles_DS"):
-            parameter.uniform_(-0.1, -0.001)
-        elif path.endswith("scale"):
-            parameter.fill_(1)
-        else:
-            parameter.normal_(0, 0.02)
-        if not path.endswith(FP32_TENSORS):
-            parameter.data = parameter.to(torch.bfloat16)
-    return model
-
-
 @cache
 def product_rate() -> float:
     """Operations a second of a large bf16 product."""
@@ -82,21 +63,6 @@ def copy_rate() -> float:
     """Bytes a second that a copy reads and writes."""
     reading = measure(torch.clone, lambda: (draw_bf16(2**30),))
     return 2 * 2 * 2**30 / reading.milliseconds * 1e3
-
-
-def seconds(run: Callable[[], object], calls: int) -> float:
-    times = []
-    for _ in range(calls):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def ids_of(batch: int, length: int) -> Tensor:
-    return torch.randint(65, 85, (batch, length), device=DEVICE)
 
 
 @pytest.mark.benchmark

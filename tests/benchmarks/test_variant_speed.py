@@ -18,7 +18,7 @@ from evo2cli.genome.vcf import read_vcf
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.variant_scorer import VariantScorer
 from tests.benchmarks.gpu import Report, cell, needs_gpu
-from tests.benchmarks.test_inference_speed import ids_of, model_of, seconds
+from tests.benchmarks.inference import ids_of, model_of, seconds
 
 ABOUT = """\
 # Speed of variant scoring

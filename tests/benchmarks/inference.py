@@ -1,0 +1,46 @@
+"""What the benchmarks of whole models share: weights, tokens, and a clock."""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from stripedhyena2 import StripedHyena2
+from stripedhyena2.checkpoint.loading import FP32_TENSORS
+from stripedhyena2.checkpoint.published import published_config
+from tests.benchmarks.gpu import DEVICE
+
+
+@lru_cache(maxsize=1)  # memory is read too
+def model_of(name: str) -> StripedHyena2:
+    """Weights like those of a trained model in size, so that nothing overflows."""
+    with DEVICE:
+        model = StripedHyena2(published_config(name)).requires_grad_(False).eval()
+    for path, parameter in model.named_parameters():
+        if path.endswith("log_poles_DS"):
+            parameter.uniform_(-0.1, -0.001)
+        elif path.endswith("scale"):
+            parameter.fill_(1)
+        else:
+            parameter.normal_(0, 0.02)
+        if not path.endswith(FP32_TENSORS):
+            parameter.data = parameter.to(torch.bfloat16)
+    return model
+
+
+def seconds(run: Callable[[], object], calls: int) -> float:
+    times = []
+    for _ in range(calls):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def ids_of(batch: int, length: int) -> Tensor:
+    return torch.randint(65, 85, (batch, length), device=DEVICE)
