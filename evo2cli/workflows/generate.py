@@ -183,7 +183,8 @@ def _explained(
     """The error in the user's words, with the layer where it began."""
     device = next(model.parameters()).device
     ids_1L = torch.tensor([[*prompt.text, *error.ids]], device=device)
-    layer = first_nonfinite_layer(model, ids_1L, lambda ids_BL: prefill(model, ids_BL)[0])
+    cache = model.new_cache(*ids_1L.shape)
+    layer = first_nonfinite_layer(model, ids_1L, lambda ids_BL: prefill(model, ids_BL, cache))
     origin = f", first in layer {layer}" if layer else ", in decoding alone"
     return UntrustedNumericsError(
         f"{prompt.name}, sample {number}: {error}{origin}; try --dtype fp32, or other weights"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyenakernels.attention.float8 import Float8Rows, Rows
-from stripedhyena2.cache import AttentionPast, AttentionSlots, Cache, HyenaPast, Past
+from stripedhyena2.cache import AttentionPast, AttentionSlots, Cache, HyenaPast, Past, RoomyPast
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.operators import Attention
 
@@ -63,6 +63,20 @@ class Decoder:
                 keys, values = block.mixer.room(batch, self.capacity + 1, float8=float8)
                 room.append(AttentionSlots(keys, values, self._lengths[keys.device]))
         return room
+
+    def new_cache(self, row: int) -> Cache:
+        """The state of a sequence before its first token, whose keys and values lie in a row.
+
+        So a prompt that is read with it is not there twice. What was in the row is lost; before the
+        next step, `place` must put a sequence there.
+        """
+        cache = self._model.new_cache(1)
+        for index, room in enumerate(self._pasts):
+            if isinstance(room, AttentionSlots):
+                own = slice(row, row + 1)
+                memory = room.keys_BHTW[own], room.values_BHTW[own]
+                cache.pasts[index] = RoomyPast.within(memory)
+        return cache
 
     @torch.no_grad()
     def place(self, row: int, cache: Cache) -> None:
@@ -159,7 +173,9 @@ def _repeated(x: Tensor, batch_size: int) -> Tensor:
 
 
 def _put(room: Rows, part: tuple[int, slice, slice], x: Rows) -> None:
-    """Into a part of the room, rounded or restored to what the room keeps."""
+    """Into a part of the room, rounded or restored to what the room keeps; not onto itself."""
+    if room[part].data_ptr() == x.data_ptr():
+        return
     if isinstance(room, Float8Rows):
         room[part] = x
     else:

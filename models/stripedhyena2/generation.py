@@ -85,15 +85,11 @@ class NonFiniteLogitsError(FloatingPointError):
 
 
 @torch.no_grad()
-def prefill(model: StripedHyena2, ids_BL: Tensor, *, float8: bool = False) -> tuple[Tensor, Cache]:
-    """Read prompts of equal length; returns the next token's logits [B, V], and the state.
-
-    `float8` keeps keys and values in FP8.
-    """
-    cache = model.new_cache(*ids_BL.shape, float8=float8)
+def prefill(model: StripedHyena2, ids_BL: Tensor, cache: Cache) -> Tensor:
+    """Read prompts of equal length into a cache; returns the next token's logits, [B, V]."""
     for start in range(0, ids_BL.shape[1], PREFILL_CHUNK):
-        logits_BV = model(ids_BL[:, start : start + PREFILL_CHUNK], cache=cache)[:, -1]
-    return logits_BV, cache
+        logits_BV: Tensor = model(ids_BL[:, start : start + PREFILL_CHUNK], cache=cache)[:, -1]
+    return logits_BV
 
 
 def generate(
@@ -174,7 +170,6 @@ class _Rows:
         self._waiting = iter(range(len(requests)))
         self._rows: list[Sample | None] = [None] * batch_size
         capacity = max((len(r.prompt_L) + r.num_tokens for r in requests), default=0)
-        self._float8 = float8
         self._decoder = Decoder(model, len(self._rows), capacity, float8=float8)
         self._masks: dict[tuple[int, ...] | None, Tensor] = {}
         self._prompt_L: Tensor | None = None  # the one read last, what follows it, and its state
@@ -199,7 +194,7 @@ class _Rows:
         """Put the next sequence into a row; yields those that are over at their first token."""
         self._rows[row] = None
         for index in self._waiting:
-            self._read(self._requests[index].prompt_L)
+            self._read(self._requests[index].prompt_L, row)
             sample = Sample(index)
             self._draw([sample], self._logits_1V)
             if not sample.ended:
@@ -208,11 +203,15 @@ class _Rows:
                 return
             yield sample
 
-    def _read(self, prompt_L: Tensor) -> None:
+    def _read(self, prompt_L: Tensor, row: int) -> None:
+        """Read a prompt, unless it was the last; its keys and values stay where they are read.
+
+        A sequence only adds behind its prompt, so others take theirs from that row while it grows.
+        """
         if prompt_L is not self._prompt_L:
+            self._cache = self._decoder.new_cache(row)
             ids_1L = prompt_L[None].to(self._device)
-            logits_1V, self._cache = prefill(self._model, ids_1L, float8=self._float8)
-            self._logits_1V = logits_1V.cpu()
+            self._logits_1V = prefill(self._model, ids_1L, self._cache).cpu()
             self._prompt_L = prompt_L
 
     def _draw(self, samples: Sequence[Sample], logits_BV: Tensor) -> None:

@@ -51,6 +51,29 @@ def test_a_row_is_taken_over(tiny_model: StripedHyena2) -> None:
     torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("float8", [False, True], ids=["exact", "float8"])
+def test_a_prompt_read_into_a_row_serves_others_while_it_grows(
+    tiny_model: StripedHyena2, float8: bool
+) -> None:
+    prompt, other = sequence(90, 0), sequence(110, 1)
+    apart, within = (Decoder(tiny_model, 2, 120, float8=float8) for _ in range(2))
+    readings = []
+    for decoder, cache in (
+        (apart, tiny_model.new_cache(1, 90, float8=float8)),
+        (within, within.new_cache(0)),
+    ):
+        decoder.place(1, prefilled(tiny_model, other[:100]))
+        with torch.no_grad():
+            for piece in prompt[None].split(40, dim=1):
+                tiny_model(piece, cache=cache)
+        decoder.place(0, cache)
+        for token in other[100:]:
+            decoder.step(token.repeat(2))
+        decoder.place(1, cache)
+        readings.append(torch.stack([decoder.step(token.repeat(2)) for token in other[:10]]))
+    assert torch.equal(*readings)
+
+
 def test_keys_and_values_in_float8_are_near(tiny_model: StripedHyena2) -> None:
     ids = sequence(120, 0)
     readings = []

@@ -50,6 +50,10 @@ class Float8Rows:
         """Where it is."""
         return self.bytes_BHTW.device
 
+    def data_ptr(self) -> int:
+        """Where in memory the rows begin."""
+        return self.bytes_BHTW.data_ptr()
+
     @property
     def rows(self) -> Tensor:
         """The rows as numbers."""
