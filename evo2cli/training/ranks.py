@@ -58,7 +58,10 @@ class Ranks:
             device = torch.device("cuda", local)
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+            if device.type == "cuda":
+                dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device)
+            else:
+                dist.init_process_group("gloo", timeout=_PATIENCE)
         return cls(dist.get_rank(), world, device)
 
     def sharing(self, context: int) -> "Ranks":

@@ -121,11 +121,11 @@ def counted() -> Iterator[list[int]]:
             setattr(dist, name, function)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Of a call, median over readings; of each reading, the slowest rank counts."""
+def seconds(run: Callable[[], object], readings: int = READINGS) -> float:
+    """Of a warm call, median over readings; of each reading, the slowest rank counts."""
     run()
     calls = max(1, round(SHORTEST / once(run)))
-    return statistics.median(once(run, calls) for _ in range(READINGS))
+    return statistics.median(once(run, calls) for _ in range(readings))
 
 
 def once(run: Callable[[], object], calls: int = 1) -> float:
@@ -216,7 +216,7 @@ def read_model(say: Callable[[dict[str, Any]], None]) -> None:
             model(own).logsumexp(2).sum().backward()
 
         try:
-            took = seconds(call) if length <= LONGEST_ATTENTION else once(call)
+            took = seconds(call, READINGS if length <= LONGEST_ATTENTION else 1)
         except torch.OutOfMemoryError:
             took = float("nan")  # ranks are alike: none waits for another
         _tell_model(
