@@ -6,6 +6,7 @@
     gate      the featurizer and the gates around the inner convolution
     attention causal softmax attention, rotary positions, and one new token at a time
     norm      RMS normalization, by itself and of a residual sum
+    linear    the linear layers of a decoding step, with the norm before and the sum behind
 
 `hyena_fir` and `hyena_modal` are what a Hyena mixer does between its projections, in one pass over
 memory on a GPU. `causal_fir`, `modal_conv` and `long_conv` are the convolutions by themselves.
@@ -17,21 +18,31 @@ pieces give the whole.
 Shapes: B batch, L length, D channels, G filter groups, K taps, P = K - 1 past samples, S modes.
 """
 
-from hyenakernels.attention.op import causal_attention, decode_attention, rotary
+from hyenakernels.attention.op import (
+    append_token,
+    causal_attention,
+    decode_attention,
+    rotary,
+)
 from hyenakernels.fir.op import causal_fir, hyena_fir
+from hyenakernels.linear.op import added_linear, gated_linear, normed_linear
 from hyenakernels.longconv.op import long_conv
 from hyenakernels.modal.op import hyena_modal, modal_conv
 from hyenakernels.norm.op import add_rms_norm, rms_norm
 
 __all__ = [
     "add_rms_norm",
+    "added_linear",
+    "append_token",
     "causal_attention",
     "causal_fir",
     "decode_attention",
+    "gated_linear",
     "hyena_fir",
     "hyena_modal",
     "long_conv",
     "modal_conv",
+    "normed_linear",
     "rms_norm",
     "rotary",
 ]

@@ -55,6 +55,21 @@ class NormLaunch:
     warps: int
 
 
+@dataclass(frozen=True)
+class LinearLaunch:
+    """How linear layers of one row are cut.
+
+    Attributes:
+        block_o: Output channels a program.
+        block_i: Input channels at a time.
+        num_warps: Warps a program.
+    """
+
+    block_o: int
+    block_i: int
+    num_warps: int
+
+
 FirPass = Literal["forward", "input gradient", "filter gradient"]
 ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 NormPass = Literal["forward", "backward"]
@@ -90,6 +105,9 @@ _NORM: dict[NormPass, NormLaunch] = {
     "forward": NormLaunch(channels=32, warps=24),
     "backward": NormLaunch(channels=16, warps=16),
 }
+
+# Measured on an H100 for 1B and 7B: within 3 % of the best of eleven for every layer.
+LINEAR = LinearLaunch(block_o=2, block_i=1024, num_warps=4)
 
 # Small tiles that fit every GPU Triton knows, fp32, and the interpreter.
 _ANY_SHORT_FIR = FirLaunch(block=16, rows=4, parts=4, num_warps=4)

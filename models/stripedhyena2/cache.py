@@ -31,11 +31,6 @@ class AttentionPast:
     keys_BHTW: Rows
     values_BHTW: Rows
 
-    def positions(self, length: int, device: torch.device) -> Tensor:
-        """Where the next `length` tokens stand, [1, L]."""
-        seen = self.keys_BHTW.shape[2]
-        return torch.arange(seen, seen + length, device=device)[None]
-
     def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "AttentionPast":
         """The past after L more tokens."""
         assert isinstance(self.keys_BHTW, Tensor)
@@ -84,17 +79,6 @@ class AttentionSlots:
     keys_BHTW: Rows
     values_BHTW: Rows
     lengths_B: Tensor
-
-    def positions(self, length: int, device: torch.device) -> Tensor:
-        """Where the next token of each sequence stands, [B, 1]."""
-        assert length == 1, "slots grow a token at a time"
-        return self.lengths_B[:, None].to(device)
-
-    def put(self, k_BH1W: Tensor, v_BH1W: Tensor) -> None:
-        """Store the next token's keys and values."""
-        sequences = torch.arange(len(self.lengths_B), device=self.lengths_B.device)
-        self.keys_BHTW[sequences, :, self.lengths_B] = k_BH1W[:, :, 0]
-        self.values_BHTW[sequences, :, self.lengths_B] = v_BH1W[:, :, 0]
 
 
 Past = HyenaPast | AttentionPast | AttentionSlots

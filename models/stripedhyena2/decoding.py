@@ -6,12 +6,16 @@ addresses, without Python between them. A model spread over several GPUs does wi
 B sequences side by side, V vocabulary.
 """
 
-import torch
-from torch import Tensor
+from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyenakernels import added_linear, gated_linear, normed_linear
 from hyenakernels.attention.float8 import Float8Rows, Rows
 from stripedhyena2.cache import AttentionPast, AttentionSlots, Cache, HyenaPast, Past, RoomyPast
-from stripedhyena2.model import StripedHyena2
+from stripedhyena2.model import Block, StripedHyena2
 from stripedhyena2.operators import Attention
 
 
@@ -127,11 +131,14 @@ class Decoder:
 
     def _advanced(self) -> Tensor:
         """One step: the model on the pasts where they are, and the new ones in their place."""
-        cache = Cache(len(self._ids_B1), 0, list(self._pasts))
-        logits_BV: Tensor = self._model(self._ids_B1, cache=cache)[:, 0]
+        x_B1D, pasts = self._model.embedding(self._ids_B1), []
+        for block, room in zip(self._model.blocks, self._pasts, strict=True):
+            x_B1D, past = _through_block(block, x_B1D, room)
+            pasts.append(past)
+        logits_BV = self._model.unembed(x_B1D)[:, 0]
         pairs = [
             (old, new)
-            for room, past in zip(self._pasts, cache.pasts, strict=True)
+            for room, past in zip(self._pasts, pasts, strict=True)
             if isinstance(room, HyenaPast) and isinstance(past, HyenaPast)
             for old, new in (
                 (room.featurizer_BPC, past.featurizer_BPC),
@@ -163,6 +170,24 @@ class Decoder:
             *self._lengths.values(),
             *(x for past in pasts for x in (past.featurizer_BPC, past.inner)),
         ]
+
+
+def _through_block(block: nn.Module, x_B1D: Tensor, past: Past) -> tuple[Tensor, Past]:
+    """What the block computes, in launches that read its weights once, for a token a sequence."""
+    assert isinstance(block, Block)
+    norm, mlp = block.post_norm, block.mlp
+    mixer: Any = block.mixer  # it takes the pasts that it gives
+    x_B1D = x_B1D.to(norm.scale.device)
+    if isinstance(mixer.project_in, nn.Linear):
+        before = block.pre_norm
+        z_B1C = normed_linear(x_B1D, before.scale, before.eps, mixer.project_in.weight)
+    else:
+        z_B1C = mixer.project_in(block.pre_norm(x_B1D))
+    y_B1D, past = mixer.mix(z_B1C, past)
+    x_B1D = added_linear(y_B1D, mixer.project_out.weight, mixer.project_out.bias, x_B1D)
+    weights = mlp.gate.weight, mlp.up.weight
+    y_B1M = gated_linear(x_B1D, norm.scale, norm.eps, *weights, gelu=mlp.activation is F.gelu)
+    return added_linear(y_B1M, mlp.down.weight, None, x_B1D), past
 
 
 def _repeated(x: Tensor, batch_size: int) -> Tensor:

@@ -9,8 +9,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hyenakernels import causal_attention, decode_attention, hyena_fir, hyena_modal, rotary
+from hyenakernels import (
+    append_token,
+    causal_attention,
+    decode_attention,
+    hyena_fir,
+    hyena_modal,
+    rotary,
+)
 from hyenakernels.attention.float8 import Float8Rows, Rows
+from hyenakernels.attention.reference import rotary_angles
 from stripedhyena2.cache import AttentionPast, AttentionSlots, HyenaPast
 from stripedhyena2.config import LONG, MEDIUM, SHORT, ModelConfig
 
@@ -118,9 +126,14 @@ class Hyena(nn.Module):
         self.operator = HYENA_OPERATORS[kind](config)
         self.project_out = nn.Linear(config.width, config.width)
 
+    def mix(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
+        """What stands between the projections; returns [B, L, D], and the past of what follows."""
+        mixed: tuple[Tensor, HyenaPast] = self.operator(z_BLC, past)
+        return mixed
+
     def forward(self, x_BLD: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
         """Mix along L; returns the shape it was given, and the past of what follows."""
-        y_BLD, past = self.operator(self.project_in(x_BLD), past)
+        y_BLD, past = self.mix(self.project_in(x_BLD), past)
         return self.project_out(y_BLD), past
 
 
@@ -184,29 +197,36 @@ class Attention(nn.Module):
 
         angle(t, i) = t / rotary_scale * inverse_frequency[i], in fp32 or better.
         """
-        frequency = self.inverse_frequency
-        steps_BL = positions_BL.to(frequency.dtype) / self.rotary_scale
-        angle_BLV = steps_BL[..., None] * frequency
+        angle_BLV = rotary_angles(positions_BL, self.inverse_frequency, self.rotary_scale)
         return rotary(x_BLHW, angle_BLV.cos(), angle_BLV.sin())
 
     def forward(
         self, x_BLD: Tensor, past: AttentionPast | AttentionSlots | None
     ) -> tuple[Tensor, AttentionPast | AttentionSlots]:
         """Mix along L; returns the shape it was given, and the past of what follows."""
-        qkv_BLHW = self.project_in(x_BLD).unflatten(2, (3 * self.num_heads, -1))
-        qk_BLHW, v_BLHW = qkv_BLHW.split([2 * self.num_heads, self.num_heads], dim=2)
-        if past is None:
-            first, length = self.first_position, x_BLD.shape[1]
-            positions_BL = torch.arange(first, first + length, device=x_BLD.device)[None]
-        else:
-            positions_BL = past.positions(x_BLD.shape[1], x_BLD.device)
-        q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_BL).chunk(2, dim=2)
-        q, k, v = (part.transpose(1, 2) for part in (q_BLHW, k_BLHW, v_BLHW))
+        y_BLD, past = self.mix(self.project_in(x_BLD), past)
+        return self.project_out(y_BLD), past
+
+    def mix(
+        self, qkv_BLC: Tensor, past: AttentionPast | AttentionSlots | None
+    ) -> tuple[Tensor, AttentionPast | AttentionSlots]:
+        """What stands between the projections; returns [B, L, D], and the past of what follows."""
         if isinstance(past, AttentionSlots):
-            past.put(k, v)
-            slots = past.keys_BHTW, past.values_BHTW, past.lengths_B + 1
-            y_BHLW = decode_attention(q[:, :, 0], *slots)[:, :, None]
-        else:
-            past = past.extended(k, v) if past else AttentionPast(k, v)
-            y_BHLW = self.attend(q, past.keys_BHTW, past.values_BHTW)
-        return self.project_out(y_BHLW.transpose(1, 2).flatten(2)), past
+            return self._append(qkv_BLC, past), past
+        length, device = qkv_BLC.shape[1], qkv_BLC.device
+        qkv_BLHW = qkv_BLC.view(*qkv_BLC.shape[:2], 3 * self.num_heads, -1)
+        qk_BLHW, v_BLHW = torch.split(qkv_BLHW, [2 * self.num_heads, self.num_heads], dim=2)
+        first = past.keys_BHTW.shape[2] if past else self.first_position
+        positions_1L = torch.arange(first, first + length, device=device)[None]
+        q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_1L).chunk(2, dim=2)
+        q, k, v = (part.transpose(1, 2) for part in (q_BLHW, k_BLHW, v_BLHW))
+        past = past.extended(k, v) if past else AttentionPast(k, v)
+        y_BHLW = self.attend(q, past.keys_BHTW, past.values_BHTW)
+        return y_BHLW.transpose(1, 2).flatten(2), past
+
+    def _append(self, qkv_B1C: Tensor, slots: AttentionSlots) -> Tensor:
+        """Mix a new token of each sequence with those before it."""
+        rows = slots.keys_BHTW, slots.values_BHTW
+        angles = self.inverse_frequency, self.rotary_scale
+        q_BHW = append_token(qkv_B1C[:, 0], *angles, *rows, slots.lengths_B)
+        return decode_attention(q_BHW, *rows, slots.lengths_B + 1).flatten(1)[:, None]

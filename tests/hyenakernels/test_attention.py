@@ -9,7 +9,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from hyenakernels import causal_attention, decode_attention, rotary
+from hyenakernels import append_token, causal_attention, decode_attention, rotary
 from hyenakernels.attention import op, reference
 from hyenakernels.attention.float8 import Float8Rows
 
@@ -67,6 +67,40 @@ def test_decode_attention_is_attention_to_what_is_there(dtype: torch.dtype) -> N
     assert_close(decode_attention(q, keys, values, lengths_B), right, TOLERANCE[dtype])
     exact = reference.decode_attention(q.double(), keys.double(), values.double(), lengths_B)
     assert_close(exact, right, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+def test_a_token_is_appended_at_its_own_place(dtype: torch.dtype) -> None:
+    heads, width, scale = 3, 12, 4.0
+    qkv = random(2, 3 * heads * width, seed=0, dtype=dtype)
+    frequency = 10_000 ** -torch.linspace(0, 1, width // 2, device=DEVICE)
+    lengths_B = torch.tensor([0, 77], device=DEVICE)
+    room = random(2, 2, heads, 80, width, seed=1, dtype=dtype)
+    keys, values = room.clone()
+    q = append_token(qkv, frequency, scale, keys, values, lengths_B)
+
+    heads_BPHW = qkv.double().view(2, 3, heads, width)
+    angle_BV = lengths_B[:, None].double() / scale * frequency.double()
+    cos, sin = (x[:, None, None] for x in (angle_BV.cos(), angle_BV.sin()))
+    turned = reference.rotary(heads_BPHW[:, :2], cos[:, :, 0], sin[:, :, 0])
+    assert_close(q, turned[:, 0], TOLERANCE[dtype])
+    for row, place in enumerate(lengths_B.tolist()):
+        assert_close(keys[row, :, place], turned[row, 1], TOLERANCE[dtype])
+        assert torch.equal(values[row, :, place], heads_BPHW[row, 2].to(dtype))
+        for x, before in zip((keys, values), room, strict=True):
+            x[row, :, place] = before[row, :, place]
+    assert torch.equal(torch.stack([keys, values]), room)  # and no other place is touched
+
+
+def test_a_token_is_rounded_where_places_are_float8() -> None:
+    frequency = torch.ones(8, device=DEVICE)
+    qkv, lengths_B = random(2, 3 * 2 * 16, seed=0), torch.tensor([4, 9], device=DEVICE)
+    keys, values = (torch.zeros(2, 2, 10, 16, device=DEVICE) for _ in range(2))
+    rounded = [in_float8(x) for x in (keys, values)]
+    q = reference.append_token(qkv, frequency, 1.0, keys, values, lengths_B)
+    assert torch.equal(append_token(qkv, frequency, 1.0, *rounded, lengths_B), q)
+    for rows, x in zip(rounded, (keys, values), strict=True):
+        assert torch.equal(rows.to(x.device), in_float8(x).to(x.device))
 
 
 def test_decode_attention_does_not_see_mates_or_room() -> None:
@@ -140,3 +174,6 @@ def test_shapes_that_do_not_fit_are_told() -> None:
     keys = random(2, 3, 9, 4, seed=0)
     with pytest.raises(ValueError, match="decode_attention: queries"):
         decode_attention(x[:, 0], keys, keys, torch.tensor([1, 1], device=DEVICE))
+    lengths_B = torch.tensor([1, 1], device=DEVICE)
+    with pytest.raises(ValueError, match=r"append_token: projections \(2, 30\) and 2 frequencies"):
+        append_token(random(2, 30, seed=0), random(2, seed=0), 1.0, keys, keys, lengths_B)

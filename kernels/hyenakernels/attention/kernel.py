@@ -1,21 +1,13 @@
-"""Rotary positions in one pass over memory, and attention of one new token a sequence.
+"""Rotary positions in one pass over memory.
 
-One token has one query a head, so its attention is bound by reading keys and values. Programs take
-PART places each, whatever the length and the batch, and leave a sum and a logarithm; a second
-kernel merges those in their order. So no number depends on how much room there is, nor on what
-else runs beside it.
-
-B batch, H heads, L tokens, T places for keys, W channels a head, V = W / 2 rotated pairs, N parts.
+B batch, H heads, L tokens, W channels a head, V = W / 2 rotated pairs.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.attention.float8 import Float8Rows
 from hyenakernels.dispatch import batch_stride
-
-PART = 128  # places a program reads: few, so that short pasts keep the whole GPU busy
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -72,133 +64,3 @@ def rotary(x_BLHW, cos_BLV, sin_BLV, *, backward):
         num_warps=4,
     )
     return y_BLHW
-
-
-@triton.jit(do_not_specialize=["room", "parts"])
-def _part_kernel(
-    q,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    lengths,
-    sums,
-    logarithms,
-    room,
-    parts,
-    scale,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    SCALED: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-):
-    """Attention to the keys of one part: the sum over its softmax, and the log of its sum."""
-    part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    end = tl.minimum(tl.load(lengths + batch).to(tl.int32), (part + 1) * PART)
-    first = part * PART
-    if first < end:
-        lane = batch.to(tl.int64) * H + head
-        channel = tl.arange(0, BLOCK_W)
-        inside = channel < W
-        query = tl.load(q + lane * W + channel, mask=inside, other=0.0).to(tl.float32) * scale
-        keys += lane * room * W
-        values += lane * room * W
-        key_scales += lane * room
-        value_scales += lane * room
-        most = tl.full((), -float("inf"), tl.float32)
-        total = tl.zeros((), tl.float32)
-        summed = tl.zeros((BLOCK_W,), tl.float32)
-        for start in range(first, end, BLOCK_T):
-            place = start + tl.arange(0, BLOCK_T)
-            seen = place < end
-            at = place.to(tl.int64)[:, None] * W + channel[None, :]
-            present = seen[:, None] & inside[None, :]
-            k = tl.load(keys + at, mask=present, other=0.0).to(tl.float32)
-            score = tl.sum(k * query[None, :], axis=1)
-            if SCALED:
-                score *= tl.load(key_scales + place, mask=seen, other=0.0)
-            score = tl.where(seen, score, -float("inf"))
-            higher = tl.maximum(most, tl.max(score, axis=0))
-            shrunk = tl.exp(most - higher)
-            weight = tl.exp(score - higher)
-            v = tl.load(values + at, mask=present, other=0.0).to(tl.float32)
-            total = total * shrunk + tl.sum(weight, axis=0)
-            if SCALED:
-                weight *= tl.load(value_scales + place, mask=seen, other=0.0)
-            summed = summed * shrunk + tl.sum(weight[:, None] * v, axis=0)
-            most = higher
-        out = lane * parts + part
-        tl.store(sums + out * W + channel, summed / total, mask=inside)
-        tl.store(logarithms + out, most + tl.log(total))
-
-
-@triton.jit(do_not_specialize=["parts"])
-def _merge_kernel(
-    sums,
-    logarithms,
-    lengths,
-    y,
-    parts,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    PART: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Merge the parts of a head in their order."""
-    head, batch = tl.program_id(0), tl.program_id(1)
-    lane = batch.to(tl.int64) * H + head
-    channel = tl.arange(0, BLOCK_W)
-    inside = channel < W
-    count = tl.cdiv(tl.load(lengths + batch).to(tl.int32), PART)
-    most = tl.full((), -float("inf"), tl.float32)
-    total = tl.zeros((), tl.float32)
-    merged = tl.zeros((BLOCK_W,), tl.float32)
-    for first in range(0, count, BLOCK_N):
-        part = first + tl.arange(0, BLOCK_N)
-        present = part < count
-        at = lane * parts + part
-        logarithm = tl.load(logarithms + at, mask=present, other=-float("inf"))
-        here = present[:, None] & inside[None, :]
-        summed = tl.load(sums + at[:, None] * W + channel[None, :], mask=here, other=0.0)
-        higher = tl.maximum(most, tl.max(logarithm, axis=0))
-        shrunk = tl.exp(most - higher)
-        weight = tl.exp(logarithm - higher)
-        merged = merged * shrunk + tl.sum(weight[:, None] * summed, axis=0)
-        total = total * shrunk + tl.sum(weight, axis=0)
-        most = higher
-    tl.store(y + lane * W + channel, (merged / total).to(y.dtype.element_ty), mask=inside)
-
-
-def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
-    """`reference.decode_attention` for contiguous keys and values, in FP8 or not."""
-    batch, heads, room, width = keys_BHTW.shape
-    scaled = isinstance(keys_BHTW, Float8Rows)
-    parts = triton.cdiv(room, PART)
-    sums_BHNW = q_BHW.new_empty(batch, heads, parts, width, dtype=torch.float32)
-    logarithms_BHN = q_BHW.new_empty(batch, heads, parts, dtype=torch.float32)
-    y_BHW = torch.empty(q_BHW.shape, dtype=q_BHW.dtype, device=q_BHW.device)
-    sizes = {"H": heads, "W": width, "BLOCK_W": triton.next_power_of_2(width), "PART": PART}
-    _part_kernel[(parts, heads, batch)](
-        q_BHW,
-        keys_BHTW.rows if scaled else keys_BHTW,
-        values_BHTW.rows if scaled else values_BHTW,
-        keys_BHTW.scales_BHT if scaled else q_BHW,
-        values_BHTW.scales_BHT if scaled else q_BHW,
-        lengths_B,
-        sums_BHNW,
-        logarithms_BHN,
-        room,
-        parts,
-        width**-0.5,
-        SCALED=scaled,
-        BLOCK_T=64,
-        num_warps=4,
-        **sizes,
-    )
-    _merge_kernel[(heads, batch)](
-        sums_BHNW, logarithms_BHN, lengths_B, y_BHW, parts, BLOCK_N=16, num_warps=4, **sizes
-    )
-    return y_BHW

@@ -137,6 +137,47 @@ def _continued(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows, past: int) -> Tensor:
     return out_BHLW.to(q_BHLW.dtype)
 
 
+def append_token(
+    qkv_BC: Tensor,
+    frequency_V: Tensor,
+    rotary_scale: float,
+    keys_BHTW: Rows,
+    values_BHTW: Rows,
+    lengths_B: Tensor,
+) -> Tensor:
+    """Give a new token of each sequence its position and its place; without gradients.
+
+    Args:
+        qkv_BC: Its projections, queries, keys and values of the heads side by side.
+        frequency_V: Radians a position, of each pair of a head.
+        rotary_scale: What positions are divided by.
+        keys_BHTW: Room for T keys, of which the first `lengths` are there; the next one is put.
+        values_BHTW: Their values; as well.
+        lengths_B: From 0 to T - 1, int64: the positions too.
+
+    Returns:
+        The queries, turned, [B, H, W].
+
+    Raises:
+        ValueError: Shapes do not fit each other.
+    """
+    batch, heads, _, width = keys_BHTW.shape
+    if qkv_BC.shape != (batch, 3 * heads * width) or frequency_V.shape != (width // 2,):
+        raise ValueError(
+            f"append_token: projections {tuple(qkv_BC.shape)} and {len(frequency_V)} frequencies "
+            f"for keys {tuple(keys_BHTW.shape)}"
+        )
+    arguments = (frequency_V, rotary_scale, keys_BHTW, values_BHTW, lengths_B)
+    plain = isinstance(keys_BHTW, Tensor) and frequency_V.dtype == torch.float32
+    if plain and kernels_take(qkv_BC, width=width):
+        from hyenakernels.attention import step
+
+        with torch.cuda.device_of(qkv_BC):
+            q_BHW: Tensor = step.append_token(qkv_BC.contiguous(), *arguments)
+        return q_BHW
+    return reference.append_token(qkv_BC, *arguments)
+
+
 def _reads_float8(q_BHW: Tensor) -> bool:
     """Whether kernels read FP8 there: Ada, Hopper and newer, and the interpreter."""
     return not q_BHW.is_cuda or runs_float8(q_BHW.device)
@@ -166,10 +207,10 @@ def decode_attention(
         )
     float8 = isinstance(keys_BHTW, Float8Rows)
     if kernels_take(q_BHW, width=width) and (not float8 or _reads_float8(q_BHW)):
-        from hyenakernels.attention import kernel
+        from hyenakernels.attention import step
 
         with torch.cuda.device_of(q_BHW):
-            y_BHW: Tensor = kernel.decode_attention(
+            y_BHW: Tensor = step.decode_attention(
                 q_BHW.contiguous(), keys_BHTW, values_BHTW, lengths_B
             )
         return y_BHW

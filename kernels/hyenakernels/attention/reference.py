@@ -6,6 +6,7 @@ B batch, H heads, L tokens, T places for keys, W channels a head, V = W / 2 rota
 import torch
 from torch import Tensor
 
+from hyenakernels.attention.float8 import Rows
 from hyenakernels.precision import accumulation_dtype, full_precision
 
 
@@ -18,6 +19,33 @@ def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
     cos, sin = cos_BLV[:, :, None], sin_BLV[:, :, None]
     a, b = x_BLHW.to(cos.dtype).chunk(2, dim=3)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=3).to(x_BLHW.dtype)
+
+
+def rotary_angles(positions_BL: Tensor, frequency_V: Tensor, rotary_scale: float) -> Tensor:
+    """Compute position / scale * frequency, in the dtype of the frequencies; [B, L, V]."""
+    steps_BL = positions_BL.to(frequency_V.dtype) / rotary_scale
+    return steps_BL[..., None] * frequency_V
+
+
+def append_token(
+    qkv_BC: Tensor,
+    frequency_V: Tensor,
+    rotary_scale: float,
+    keys_BHTW: Rows,
+    values_BHTW: Rows,
+    lengths_B: Tensor,
+) -> Tensor:
+    """Turn a new token's query and key by its position, and put key and value at that place."""
+    heads_BHW = qkv_BC.view(len(qkv_BC), -1, keys_BHTW.shape[3])
+    heads = keys_BHTW.shape[1]
+    qk_BHW, v_BHW = heads_BHW[:, : 2 * heads], heads_BHW[:, 2 * heads :]
+    angle_B1V = rotary_angles(lengths_B[:, None], frequency_V, rotary_scale)
+    turned_BHW = rotary(qk_BHW[:, None], angle_B1V.cos(), angle_B1V.sin())[:, 0]
+    q_BHW, k_BHW = turned_BHW.chunk(2, dim=1)
+    sequences = torch.arange(len(lengths_B), device=lengths_B.device)
+    keys_BHTW[sequences, :, lengths_B] = k_BHW
+    values_BHTW[sequences, :, lengths_B] = v_BHW
+    return q_BHW
 
 
 def decode_attention(

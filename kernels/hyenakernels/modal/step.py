@@ -9,6 +9,7 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.step import gated_step
+from hyenakernels.overlap import overlapped, wait
 
 
 @triton.jit
@@ -30,7 +31,9 @@ def _step_kernel(
     HAS_SKIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    wait(OVERLAPS)
     batch = tl.program_id(1)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
@@ -79,5 +82,6 @@ def step(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past_BF
         BLOCK_D=block_d,
         BLOCK_S=triton.next_power_of_2(modes),
         num_warps=4,
+        **overlapped(),
     )
     return y_BLD, z_tail_BFC, following_BSD

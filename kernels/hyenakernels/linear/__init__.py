@@ -1,0 +1,1 @@
+"""Linear layers of few rows, and what stands before and behind them."""

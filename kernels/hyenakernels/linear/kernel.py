@@ -1,0 +1,121 @@
+"""Linear layers of one row, which take as long as their weights take to be read.
+
+A program reads some rows of the weight from end to end and keeps a sum for each of their columns,
+which meet at the end alone. What stands before and behind a product needs no launch of its own: the
+norm is a factor of the row, which the product lets through, and the sum is added to what would be
+stored anyway.
+
+I input channels, O output channels.
+"""
+
+import triton
+import triton.language as tl
+
+from hyenakernels.launch import LINEAR
+from hyenakernels.overlap import overlapped, wait
+
+
+@triton.jit
+def _linear_kernel(
+    x,
+    scale,
+    weight,
+    up,
+    bias,
+    added,
+    y,
+    eps,
+    O: tl.constexpr,  # noqa: E741
+    I: tl.constexpr,  # noqa: E741
+    NORMED: tl.constexpr,
+    GATED: tl.constexpr,
+    GELU: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
+    out = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    is_out = out < O
+    lane = tl.arange(0, BLOCK_I)
+    at = out.to(tl.int64)[:, None] * I + lane[None, :]
+    # Weights are on their way a block ahead, the first ones while the launch before still works.
+    present = is_out[:, None] & (lane < I)[None, :]
+    next_OI = tl.load(weight + at, mask=present, other=0.0)
+    if GATED:
+        next_up_OI = tl.load(up + at, mask=present, other=0.0)
+    wait(OVERLAPS)
+    sums_OI = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
+    if GATED:
+        up_sums_OI = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
+    squares_I = tl.zeros((BLOCK_I,), tl.float32)
+    for first in range(0, I, BLOCK_I):
+        channel = first + lane
+        x_I = tl.load(x + channel, mask=channel < I, other=0.0).to(tl.float32)
+        if NORMED:
+            squares_I += x_I * x_I
+            x_I *= tl.load(scale + channel, mask=channel < I, other=0.0).to(tl.float32)
+        w_OI = next_OI
+        at += BLOCK_I
+        present = is_out[:, None] & (channel + BLOCK_I < I)[None, :]
+        next_OI = tl.load(weight + at, mask=present, other=0.0)
+        sums_OI += w_OI.to(tl.float32) * x_I[None, :]
+        if GATED:
+            w_OI = next_up_OI
+            next_up_OI = tl.load(up + at, mask=present, other=0.0)
+            up_sums_OI += w_OI.to(tl.float32) * x_I[None, :]
+    y_O = tl.sum(sums_OI, axis=1)
+    if NORMED:
+        factor = 1.0 / (tl.sqrt_rn(tl.sum(squares_I, axis=0) / I) + eps)
+        y_O *= factor
+    if HAS_BIAS:
+        y_O += tl.load(bias + out, mask=is_out, other=0.0).to(tl.float32)
+    if GELU:
+        y_O = 0.5 * y_O * (1.0 + tl.erf(y_O * 0.7071067811865476))
+    if GATED:
+        up_O = tl.sum(up_sums_OI, axis=1)
+        if NORMED:
+            up_O *= factor
+        y_O *= up_O
+    if ADDED:
+        y_O += tl.load(added + out, mask=is_out, other=0.0).to(tl.float32)
+    tl.store(y + out, y_O.to(y.dtype.element_ty), mask=is_out)
+
+
+def linear(
+    x_1I,
+    weight_OI,
+    *,
+    scale_I=None,
+    eps=0.0,
+    up_OI=None,
+    gelu=False,
+    bias_O=None,
+    added_1O=None,
+):
+    """act(norm(x) W^T + bias) * (norm(x) U^T) + added, each part where it is given."""
+    outputs, inputs = weight_OI.shape
+    y_1O = x_1I.new_empty(1, outputs)
+    _linear_kernel[(triton.cdiv(outputs, LINEAR.block_o),)](
+        x_1I,
+        x_1I if scale_I is None else scale_I,
+        weight_OI,
+        weight_OI if up_OI is None else up_OI,
+        x_1I if bias_O is None else bias_O,
+        x_1I if added_1O is None else added_1O,
+        y_1O,
+        eps,
+        O=outputs,
+        I=inputs,
+        NORMED=scale_I is not None,
+        GATED=up_OI is not None,
+        GELU=gelu,
+        HAS_BIAS=bias_O is not None,
+        ADDED=added_1O is not None,
+        BLOCK_O=LINEAR.block_o,
+        BLOCK_I=min(LINEAR.block_i, triton.next_power_of_2(inputs)),
+        num_warps=LINEAR.num_warps,
+        **overlapped(),
+    )
+    return y_1O

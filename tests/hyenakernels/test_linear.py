@@ -1,0 +1,102 @@
+"""A step's linear layers: one launch is what the norm, the products and the sum are in float64."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from hyenakernels import added_linear, gated_linear, normed_linear
+from hyenakernels.linear import op, reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EPS = 0.1  # large enough for its place, outside the root, to show
+# The interpreter truncates to bf16 where a GPU rounds to the nearest.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 1e-2}
+
+Layer = Callable[..., Tensor]
+
+
+@pytest.fixture(autouse=True)
+def kernels_and_poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels run, interpreted where there is no GPU; what they leave unwritten is NaN."""
+    monkeypatch.setattr(op, "kernels_take", lambda *_, **__: True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with torch.no_grad():
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+def arguments(layer: Layer, sizes: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """A row of x, and what the layer takes beside it, in its order."""
+    inputs, outputs = sizes
+    generator = torch.Generator().manual_seed(inputs)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+
+    x, weight = 3 * draw(1, 1, inputs), draw(outputs, inputs)
+    if layer is added_linear:
+        return [x, weight, draw(outputs), draw(1, 1, outputs)]
+    scale = draw(inputs).float()
+    return [x, scale, weight] if layer is normed_linear else [x, scale, weight, draw(*weight.shape)]
+
+
+def called(layer: Layer, given: list[Tensor], *, gelu: bool) -> Tensor:
+    if layer.__name__ == "added_linear":
+        return layer(*given)
+    if layer.__name__ == "normed_linear":
+        return layer(*given[:2], EPS, given[2])
+    return layer(*given[:2], EPS, *given[2:], gelu=gelu)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("sizes", [(1, 1), (48, 7), (1024, 6), (1500, 9)], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "gelu"),
+    [(normed_linear, False), (gated_linear, False), (gated_linear, True), (added_linear, False)],
+    ids=["normed", "bilinear", "gelu", "added"],
+)
+def test_one_launch_is_its_parts(
+    layer: Layer, gelu: bool, sizes: tuple[int, int], dtype: torch.dtype
+) -> None:
+    given = arguments(layer, sizes, dtype)
+    plain = getattr(reference, layer.__name__)
+    right = called(plain, [x.double() for x in given], gelu=gelu)
+    found = called(layer, given, gelu=gelu)
+    assert found.dtype == dtype
+    assert found.shape == (1, 1, sizes[1])
+    error = float((found.double() - right).norm() / right.norm())
+    assert error < TOLERANCE[dtype]
+
+
+def test_its_parts_are_those_of_a_block() -> None:
+    x, scale, gate, up = (x.double() for x in arguments(gated_linear, (48, 7), torch.float32))
+    normed = scale * x / (x.square().mean().sqrt() + EPS)
+    right = F.gelu(normed @ gate.T) * (normed @ up.T)
+    torch.testing.assert_close(
+        reference.gated_linear(x, scale, EPS, gate, up, gelu=True), right, rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(reference.normed_linear(x, scale, EPS, gate), normed @ gate.T)
+    added = reference.added_linear(x, gate, up[:, 0], right)
+    torch.testing.assert_close(added, right + x @ gate.T + up[:, 0])
+
+
+def test_rows_that_are_more_than_one_are_left_to_pytorch() -> None:
+    x, scale, weight = arguments(normed_linear, (48, 7), torch.float32)
+    rows = x.expand(2, 3, 48)
+    found = normed_linear(rows, scale, EPS, weight)
+    assert torch.equal(found, reference.normed_linear(rows, scale, EPS, weight))
+
+
+def test_shapes_that_do_not_fit_are_told() -> None:
+    x, scale, weight = arguments(normed_linear, (48, 7), torch.float32)
+    with pytest.raises(ValueError, match=r"rows \(1, 1, 48\), but a weight \(48, 7\)"):
+        normed_linear(x, scale, EPS, weight.T)
+    with pytest.raises(ValueError, match=r"rows \(1, 1, 48\), but a scale \(7,\)"):
+        gated_linear(x, scale[:7], EPS, weight, weight, gelu=False)
+    with pytest.raises(ValueError, match=r"\(1, 1, 7\) cannot be added to \(1, 1, 48\)"):
+        added_linear(x, weight, None, x)
