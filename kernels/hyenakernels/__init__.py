@@ -13,7 +13,8 @@ memory on a GPU. `causal_fir`, `modal_conv` and `long_conv` are the convolutions
 
 Every convolution takes the past as an argument and returns the past of what follows: zeros at the
 start of a sequence, the cache while decoding, the previous chunk while streaming. Cut anywhere, the
-pieces give the whole.
+pieces give the whole. The operators of a step, for a token of each of many sequences, change pasts
+in place instead: `rings` for samples, places for keys and values.
 
 Shapes: B batch, L length, D channels, G filter groups, K taps, P = K - 1 past samples, S modes.
 """
@@ -24,10 +25,10 @@ from hyenakernels.attention.op import (
     decode_attention,
     rotary,
 )
-from hyenakernels.fir.op import causal_fir, hyena_fir
+from hyenakernels.fir.op import causal_fir, hyena_fir, hyena_fir_step
 from hyenakernels.linear.op import added_linear, gated_linear, normed_linear
 from hyenakernels.longconv.op import long_conv
-from hyenakernels.modal.op import hyena_modal, modal_conv
+from hyenakernels.modal.op import hyena_modal, hyena_modal_step, modal_conv
 from hyenakernels.norm.op import add_rms_norm, rms_norm
 
 __all__ = [
@@ -39,7 +40,9 @@ __all__ = [
     "decode_attention",
     "gated_linear",
     "hyena_fir",
+    "hyena_fir_step",
     "hyena_modal",
+    "hyena_modal_step",
     "long_conv",
     "modal_conv",
     "normed_linear",

@@ -106,9 +106,6 @@ _NORM: dict[NormPass, NormLaunch] = {
     "backward": NormLaunch(channels=16, warps=16),
 }
 
-# Measured on an H100 for 1B and 7B: within 3 % of the best of eleven for every layer.
-LINEAR = LinearLaunch(block_o=2, block_i=1024, num_warps=4)
-
 # Small tiles that fit every GPU Triton knows, fp32, and the interpreter.
 _ANY_SHORT_FIR = FirLaunch(block=16, rows=4, parts=4, num_warps=4)
 _ANY_LONG_FIR = FirLaunch(block=32, rows=4, parts=1, num_warps=4)
@@ -180,3 +177,13 @@ def norm_launch(which: NormPass, width: int) -> tuple[int, int]:
     while num_warps * 32 * launch.channels < width:
         num_warps *= 2
     return num_warps, max(launch.warps // num_warps, 1) * _multiprocessors()
+
+
+def linear_launch(inputs: int, *, gated: bool) -> LinearLaunch:
+    """For a layer of so many input channels, with two weights where it is gated.
+
+    Measured on an H100 for 1B and 7B, among thirteen cuts.
+    """
+    if gated and inputs <= 2048:
+        return LinearLaunch(block_o=2, block_i=2048, num_warps=8)
+    return LinearLaunch(block_o=2, block_i=1024, num_warps=4)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hyenakernels.attention.float8 import Rows
+from hyenakernels import rings
+from hyenakernels.attention.float8 import Float8Rows, Rows
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,43 @@ class AttentionSlots:
     values_BHTW: Rows
     lengths_B: Tensor
 
+    def put(self, row: int, past: AttentionPast) -> None:
+        """Place what a single sequence has seen in a row, unless it was read there."""
+        count = past.keys_BHTW.shape[2]
+        for room, x in ((self.keys_BHTW, past.keys_BHTW), (self.values_BHTW, past.values_BHTW)):
+            if room[row].data_ptr() == x.data_ptr():
+                continue
+            if isinstance(room, Float8Rows):
+                room[row, :, :count] = x[0]
+            else:
+                room[row, :, :count] = x[0] if isinstance(x, Tensor) else x[0].to(room.device)
 
-Past = HyenaPast | AttentionPast | AttentionSlots
+
+@dataclass(frozen=True)
+class HyenaSlots:
+    """Pasts of a Hyena operator of sequences that grow in place, a token at a time.
+
+    Attributes:
+        featurizer_BFC: The last inputs of the featurizer, as `hyenakernels.rings` keeps them.
+        inner: The past of the inner convolution: samples in a ring [B, K, D], or modal states
+            [B, D, S].
+        lengths_B: Tokens seen, int64; who owns the slots counts them on.
+    """
+
+    featurizer_BFC: Tensor
+    inner: Tensor
+    lengths_B: Tensor
+
+    def put(self, row: int, past: HyenaPast, length: int) -> None:
+        """Place the past of a single sequence of `length` tokens in a row."""
+        rings.fill(self.featurizer_BFC[row], length, past.featurizer_BPC[0])
+        if past.inner.shape[1:] == self.inner.shape[1:]:  # a state
+            self.inner[row] = past.inner[0]
+        else:
+            rings.fill(self.inner[row], length, past.inner[0])
+
+
+Past = HyenaPast | HyenaSlots | AttentionPast | AttentionSlots
 
 
 @dataclass

@@ -13,10 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyenakernels import added_linear, gated_linear, normed_linear
-from hyenakernels.attention.float8 import Float8Rows, Rows
-from stripedhyena2.cache import AttentionPast, AttentionSlots, Cache, HyenaPast, Past, RoomyPast
+from stripedhyena2.cache import (
+    AttentionPast,
+    AttentionSlots,
+    Cache,
+    HyenaPast,
+    HyenaSlots,
+    RoomyPast,
+)
 from stripedhyena2.model import Block, StripedHyena2
 from stripedhyena2.operators import Attention
+
+Slots = HyenaSlots | AttentionSlots
 
 
 class Decoder:
@@ -51,21 +59,19 @@ class Decoder:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits_BV = self._ids_B1.new_empty(0)
 
-    @torch.no_grad()
-    def _room(self, *, float8: bool) -> list[Past]:
-        """Pasts of all sequences: as a single one leaves them after a token, so many times."""
-        model, batch = self._model, len(self._ids_B1)
-        cache = model.new_cache(1)
-        model(self._ids_B1[:1], cache=cache)
-        room: list[Past] = []
-        for block, past in zip(model.blocks, cache.pasts, strict=True):
-            if isinstance(past, HyenaPast):
-                parts = (past.featurizer_BPC, past.inner)
-                room.append(HyenaPast(*(_repeated(x, batch) for x in parts)))
+    def _room(self, *, float8: bool) -> list[Slots]:
+        """Pasts of all sequences, in memory that stays."""
+        batch = len(self._ids_B1)
+        room: list[Slots] = []
+        for block in self._model.blocks:
+            assert isinstance(block, Block)
+            mixer = block.mixer
+            lengths_B = self._lengths[mixer.project_out.weight.device]
+            if isinstance(mixer, Attention):
+                rows = mixer.room(batch, self.capacity + 1, float8=float8)
+                room.append(AttentionSlots(*rows, lengths_B))
             else:
-                assert isinstance(block.mixer, Attention)
-                keys, values = block.mixer.room(batch, self.capacity + 1, float8=float8)
-                room.append(AttentionSlots(keys, values, self._lengths[keys.device]))
+                room.append(HyenaSlots(*mixer.room(batch), lengths_B))
         return room
 
     def new_cache(self, row: int) -> Cache:
@@ -99,13 +105,10 @@ class Decoder:
                 f"{cache.batch_size} of {cache.position}"
             )
         for room, past in zip(self._pasts, cache.pasts, strict=True):
-            if isinstance(room, HyenaPast) and isinstance(past, HyenaPast):
-                room.featurizer_BPC[row] = past.featurizer_BPC[0]
-                room.inner[row] = past.inner[0]
+            if isinstance(room, HyenaSlots) and isinstance(past, HyenaPast):
+                room.put(row, past, cache.position)
             elif isinstance(room, AttentionSlots) and isinstance(past, AttentionPast):
-                part = (row, slice(None), slice(cache.position))
-                _put(room.keys_BHTW, part, past.keys_BHTW[0])
-                _put(room.values_BHTW, part, past.values_BHTW[0])
+                room.put(row, past)
         for lengths_B in self._lengths.values():
             lengths_B[row] = cache.position
 
@@ -130,24 +133,11 @@ class Decoder:
         return self._logits_BV.clone()
 
     def _advanced(self) -> Tensor:
-        """One step: the model on the pasts where they are, and the new ones in their place."""
-        x_B1D, pasts = self._model.embedding(self._ids_B1), []
-        for block, room in zip(self._model.blocks, self._pasts, strict=True):
-            x_B1D, past = _through_block(block, x_B1D, room)
-            pasts.append(past)
+        """One step: a token through all blocks, whose pasts move on in place."""
+        x_B1D = self._model.embedding(self._ids_B1)
+        for block, slots in zip(self._model.blocks, self._pasts, strict=True):
+            x_B1D = _through_block(block, x_B1D, slots)
         logits_BV = self._model.unembed(x_B1D)[:, 0]
-        pairs = [
-            (old, new)
-            for room, past in zip(self._pasts, pasts, strict=True)
-            if isinstance(room, HyenaPast) and isinstance(past, HyenaPast)
-            for old, new in (
-                (room.featurizer_BPC, past.featurizer_BPC),
-                (room.inner, past.inner),
-            )
-        ]
-        for kind in {(old.dtype, old.device) for old, _ in pairs}:  # alike, one kernel copies them
-            alike = [pair for pair in pairs if (pair[0].dtype, pair[0].device) == kind]
-            torch._foreach_copy_([old for old, _ in alike], [new for _, new in alike])
         for lengths_B in self._lengths.values():
             lengths_B.add_(1).clamp_(max=self.capacity)
         return logits_BV
@@ -164,44 +154,24 @@ class Decoder:
         return graph
 
     def _state(self) -> list[Tensor]:
-        """What a step changes, but for keys and values, which it writes once more alike."""
-        pasts = [past for past in self._pasts if isinstance(past, HyenaPast)]
-        return [
-            *self._lengths.values(),
-            *(x for past in pasts for x in (past.featurizer_BPC, past.inner)),
-        ]
+        """What a step changes; that it puts a token at its place once more changes nothing."""
+        states = [past.inner for past in self._pasts if isinstance(past, HyenaSlots)]
+        return [*self._lengths.values(), *states]
 
 
-def _through_block(block: nn.Module, x_B1D: Tensor, past: Past) -> tuple[Tensor, Past]:
+def _through_block(block: nn.Module, x_B1D: Tensor, slots: Slots) -> Tensor:
     """What the block computes, in launches that read its weights once, for a token a sequence."""
     assert isinstance(block, Block)
     norm, mlp = block.post_norm, block.mlp
-    mixer: Any = block.mixer  # it takes the pasts that it gives
+    mixer: Any = block.mixer  # its slots are of its kind
     x_B1D = x_B1D.to(norm.scale.device)
     if isinstance(mixer.project_in, nn.Linear):
         before = block.pre_norm
         z_B1C = normed_linear(x_B1D, before.scale, before.eps, mixer.project_in.weight)
     else:
         z_B1C = mixer.project_in(block.pre_norm(x_B1D))
-    y_B1D, past = mixer.mix(z_B1C, past)
+    y_B1D, _ = mixer.mix(z_B1C, slots)
     x_B1D = added_linear(y_B1D, mixer.project_out.weight, mixer.project_out.bias, x_B1D)
     weights = mlp.gate.weight, mlp.up.weight
     y_B1M = gated_linear(x_B1D, norm.scale, norm.eps, *weights, gelu=mlp.activation is F.gelu)
-    return added_linear(y_B1M, mlp.down.weight, None, x_B1D), past
-
-
-def _repeated(x: Tensor, batch_size: int) -> Tensor:
-    """Zeros for so many sequences, in memory as those of the single one `x`."""
-    strides = (x[0].numel(), *x.stride()[1:])
-    shape = (batch_size, *x.shape[1:])
-    return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device).zero_()
-
-
-def _put(room: Rows, part: tuple[int, slice, slice], x: Rows) -> None:
-    """Into a part of the room, rounded or restored to what the room keeps; not onto itself."""
-    if room[part].data_ptr() == x.data_ptr():
-        return
-    if isinstance(room, Float8Rows):
-        room[part] = x
-    else:
-        room[part] = x if isinstance(x, Tensor) else x.to(room.device)
+    return added_linear(y_B1M, mlp.down.weight, None, x_B1D)

@@ -14,12 +14,15 @@ from hyenakernels import (
     causal_attention,
     decode_attention,
     hyena_fir,
+    hyena_fir_step,
     hyena_modal,
+    hyena_modal_step,
     rotary,
 )
 from hyenakernels.attention.float8 import Float8Rows, Rows
 from hyenakernels.attention.reference import rotary_angles
-from stripedhyena2.cache import AttentionPast, AttentionSlots, HyenaPast
+from hyenakernels.precision import accumulation_dtype
+from stripedhyena2.cache import AttentionPast, AttentionSlots, HyenaPast, HyenaSlots
 from stripedhyena2.config import LONG, MEDIUM, SHORT, ModelConfig
 
 
@@ -38,8 +41,12 @@ class HyenaOperator(nn.Module):
             torch.empty(3 * config.width, config.num_featurizer_taps)
         )
 
-    def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
+    def forward(
+        self, z_BLC: Tensor, past: HyenaPast | HyenaSlots | None
+    ) -> tuple[Tensor, HyenaPast | HyenaSlots]:
         """Mix the projections [x2 | x1 | v] along L into [B, L, D]."""
+        if isinstance(past, HyenaSlots):
+            return self.step(z_BLC, past), past
         featurizer_past, inner_past = (past.featurizer_BPC, past.inner) if past else (None, None)
         y_BLD, featurizer_past, inner_past = self.mix(z_BLC, featurizer_past, inner_past)
         return y_BLD, HyenaPast(featurizer_past, inner_past)
@@ -50,42 +57,58 @@ class HyenaOperator(nn.Module):
         """The fused operator; returns the output, and both pasts for what follows."""
         raise NotImplementedError
 
+    def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
+        """The fused operator for a token of each sequence; returns [B, 1, D]."""
+        raise NotImplementedError
 
-class HyenaSE(HyenaOperator):
-    """Short explicit: a handful of taps, learned one by one."""
+    def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
+        """The past of the inner convolution of sequences before their first token, as slots."""
+        raise NotImplementedError
+
+
+class HyenaFIR(HyenaOperator):
+    """A FIR with the taps of the channel's group, and perhaps a skip per channel."""
+
+    taps_GK: nn.Parameter
+    skip_D: nn.Parameter | None
 
     convolve = staticmethod(hyena_fir)
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.taps_GK = nn.Parameter(torch.empty(config.num_filter_groups, config.num_short_taps))
 
     def mix(
         self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A FIR with the group's taps."""
-        return self.convolve(
-            z_BLC, self.featurizer_taps_CK, self.taps_GK, None, featurizer_past, past
-        )
+        """The FIR; its past are the samples that further ones meet."""
+        filters = self.featurizer_taps_CK, self.taps_GK, self.skip_D
+        return self.convolve(z_BLC, *filters, featurizer_past, past)
+
+    def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
+        """The FIR of a token."""
+        filters = self.featurizer_taps_CK, self.taps_GK, self.skip_D
+        pasts = slots.featurizer_BFC, slots.inner, slots.lengths_B
+        return hyena_fir_step(z_B1C, *filters, *pasts)
+
+    def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
+        """A ring of samples."""
+        sizes = (batch_size, self.taps_GK.shape[1], self.featurizer_taps_CK.shape[0] // 3)
+        return like.new_zeros(sizes)
 
 
-class HyenaMR(HyenaOperator):
+class HyenaSE(HyenaFIR):
+    """Short explicit: a handful of taps, learned one by one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.taps_GK = nn.Parameter(torch.empty(config.num_filter_groups, config.num_short_taps))
+        self.register_parameter("skip_D", None)
+
+
+class HyenaMR(HyenaFIR):
     """Medium regularized: about a hundred taps, and a skip per channel."""
-
-    convolve = staticmethod(hyena_fir)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.taps_GK = nn.Parameter(torch.empty(config.num_filter_groups, config.num_medium_taps))
         self.skip_D = nn.Parameter(torch.empty(config.width))
-
-    def mix(
-        self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A FIR with the group's taps, plus the skip."""
-        return self.convolve(
-            z_BLC, self.featurizer_taps_CK, self.taps_GK, self.skip_D, featurizer_past, past
-        )
 
 
 class HyenaLI(HyenaOperator):
@@ -103,15 +126,20 @@ class HyenaLI(HyenaOperator):
         self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A modal convolution, plus the skip; its past is the state of the modes."""
-        return self.convolve(
-            z_BLC,
-            self.featurizer_taps_CK,
-            self.log_poles_DS,
-            self.residues_DS,
-            self.skip_D,
-            featurizer_past,
-            past,
-        )
+        return self.convolve(z_BLC, *self._filters(), featurizer_past, past)
+
+    def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
+        """The modal convolution of a token."""
+        pasts = slots.featurizer_BFC, slots.inner, slots.lengths_B
+        return hyena_modal_step(z_B1C, *self._filters(), *pasts)
+
+    def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
+        """States, of which the channels lie side by side."""
+        sizes = (batch_size, *self.log_poles_DS.shape[::-1])
+        return like.new_zeros(sizes, dtype=accumulation_dtype(like)).transpose(1, 2)
+
+    def _filters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
 
 
 HYENA_OPERATORS: dict[str, type[HyenaOperator]] = {SHORT: HyenaSE, MEDIUM: HyenaMR, LONG: HyenaLI}
@@ -126,12 +154,23 @@ class Hyena(nn.Module):
         self.operator = HYENA_OPERATORS[kind](config)
         self.project_out = nn.Linear(config.width, config.width)
 
-    def mix(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
+    def room(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Memory for `HyenaSlots`: of sequences before their first token."""
+        like = self.project_out.weight
+        channels, num_taps = self.operator.featurizer_taps_CK.shape
+        ring_BFC = like.new_zeros(batch_size, num_taps, channels)
+        return ring_BFC, self.operator.inner_room(batch_size, like)
+
+    def mix(
+        self, z_BLC: Tensor, past: HyenaPast | HyenaSlots | None
+    ) -> tuple[Tensor, HyenaPast | HyenaSlots]:
         """What stands between the projections; returns [B, L, D], and the past of what follows."""
-        mixed: tuple[Tensor, HyenaPast] = self.operator(z_BLC, past)
+        mixed: tuple[Tensor, HyenaPast | HyenaSlots] = self.operator(z_BLC, past)
         return mixed
 
-    def forward(self, x_BLD: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
+    def forward(
+        self, x_BLD: Tensor, past: HyenaPast | HyenaSlots | None
+    ) -> tuple[Tensor, HyenaPast | HyenaSlots]:
         """Mix along L; returns the shape it was given, and the past of what follows."""
         y_BLD, past = self.mix(self.project_in(x_BLD), past)
         return self.project_out(y_BLD), past

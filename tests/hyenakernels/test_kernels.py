@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton")
 
-from hyenakernels import dispatch, hyena_fir, hyena_modal
+from hyenakernels import dispatch, hyena_fir, hyena_fir_step, hyena_modal, hyena_modal_step
 from hyenakernels.fir import op as fir
 from hyenakernels.fir import reference as fir_reference
 from hyenakernels.fir import tiles
@@ -312,23 +312,36 @@ STEP_CASES = [
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
-@pytest.mark.parametrize(
-    "case", [replace(case, length=1, batch=3, past=True) for case in STEP_CASES], ids=str
-)
-def test_a_step_is_its_reference(case: Case) -> None:
-    inputs = inputs_of(case)
-    z_past, past = inputs[-2:]
-    assert z_past is not None
-    assert past is not None
-    with torch.no_grad():
-        y, z_past_after, past_after = run_public(
-            case, inputs, (z_past, past if case.taps else past.transpose(1, 2))
-        )
-        exact_y, exact_past = by_reference(case, leaves(inputs, torch.float64))
-    assert_close("y", y, exact_y, TOLERANCE[case.dtype])
-    exact = exact_past if case.taps else exact_past.transpose(1, 2)
-    assert_close("past", past_after, exact, TOLERANCE[case.dtype])
-    assert torch.equal(z_past_after, torch.cat([z_past, inputs[0]], dim=1)[:, 1:])
+@pytest.mark.parametrize("case", [replace(case, batch=2) for case in STEP_CASES], ids=str)
+def test_steps_are_the_sequence(case: Case) -> None:
+    """Two sequences, one of which is longer by 5, row by row in rings = each as a whole."""
+    inputs = inputs_of(replace(case, length=case.taps + 9))
+    z, *filters, _, _ = inputs
+    assert z is not None
+    whole, _ = by_reference(case, leaves(inputs, torch.float64))
+    whole = whole.detach()
+    z_ring = z.new_zeros(2, case.featurizer, 3 * case.width)
+    if case.taps:
+        past = z.new_zeros(2, case.taps, case.width)
+    else:
+        past = torch.zeros(2, case.modes, case.width, device=DEVICE).transpose(1, 2)
+    step = hyena_fir_step if case.taps else hyena_modal_step
+    ahead, lengths_B = 5, torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    found = torch.zeros_like(whole)
+    for t in range(z.shape[1] + ahead):
+        rows = [min(t, z.shape[1] - 1), max(t - ahead, 0)]
+        if t == ahead:  # the second begins
+            lengths_B[1] = 0
+            for x in (z_ring, past):
+                x[1] = 0
+        new = torch.stack([z[i, row] for i, row in enumerate(rows)])[:, None]
+        with torch.no_grad():
+            y = step(new, *filters, z_ring, past, lengths_B)
+        for i, row in enumerate(rows):
+            if (t < z.shape[1]) if i == 0 else (t >= ahead):
+                found[i, row] = y[i, 0].to(found.dtype)
+        lengths_B += 1
+    assert_close("y", found, whole, TOLERANCE[case.dtype])
 
 
 @pytest.mark.parametrize("case", CUT_CASES, ids=str)

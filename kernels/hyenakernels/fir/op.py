@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hyenakernels import rings
 from hyenakernels.dispatch import kernels_take, last_rows, rows
 from hyenakernels.fir import reference
 from hyenakernels.gate.reference import gated
@@ -63,8 +64,6 @@ def hyena_fir(
         if not starts:
             past = _or_zeros(past_BPD, z_BLC, expected)
             pasts = z_past.to(z_BLC.dtype).contiguous(), past.to(z_BLC.dtype).contiguous()
-            if z_BLC.shape[1] == 1 and not torch.is_grad_enabled():
-                return _one_row(z_BLC, featurizer_taps_CF, taps_GK, skip_D, *pasts)
         y_BLD, past_after = fused(rows(z_BLC), featurizer_taps_CF, taps_GK, skip_D, *pasts)
         return y_BLD, last_rows(z_BLC, z_past), past_after
     past = _or_zeros(past_BPD, z_BLC, expected)
@@ -77,16 +76,49 @@ def hyena_fir(
     )
 
 
-def _one_row(
-    z_BLC: Tensor, featurizer_taps_CF: Tensor, taps_GK: Tensor, *others: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`hyena_fir` of a row after a past: one kernel, no gradients."""
-    from hyenakernels.fir.step import step
+def hyena_fir_step(
+    z_B1C: Tensor,
+    featurizer_taps_CF: Tensor,
+    taps_GK: Tensor,
+    skip_D: Tensor | None,
+    featurizer_ring_BFC: Tensor,
+    ring_BKD: Tensor,
+    lengths_B: Tensor,
+) -> Tensor:
+    """`hyena_fir` of a new row of each sequence; without gradients.
 
-    taps = featurizer_taps_CF.contiguous(), taps_GK.contiguous()
-    with torch.cuda.device_of(z_BLC):
-        y_BLD, z_past_BFC, past_BPD = step(rows(z_BLC), *taps, *others)
-    return y_BLD, z_past_BFC, past_BPD
+    Args:
+        z_B1C: The projections of the rows.
+        featurizer_taps_CF: One filter for each of the 3D channels.
+        taps_GK: One filter for D / G neighbouring channels.
+        skip_D: None for no skip.
+        featurizer_ring_BFC: Rows before, as `rings` keeps them; the new ones are put there.
+        ring_BKD: Rows of u; as well.
+        lengths_B: The positions of the rows, int64.
+
+    Returns:
+        y [B, 1, D] in the dtype of `z`.
+
+    Raises:
+        ValueError: Shapes do not fit each other.
+    """
+    rings.check("hyena_fir_step", z_B1C, featurizer_taps_CF, featurizer_ring_BFC)
+    rings.check("hyena_fir_step", z_B1C[:, :, : z_B1C.shape[2] // 3], taps_GK, ring_BKD)
+    if kernels_take(z_B1C, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]):
+        from hyenakernels.fir.step import step
+
+        taps = featurizer_taps_CF.contiguous(), taps_GK.contiguous()
+        with torch.cuda.device_of(z_B1C):
+            y_B1D: Tensor = step(
+                rows(z_B1C), *taps, skip_D, featurizer_ring_BFC, ring_BKD, lengths_B
+            )
+        return y_B1D
+    pasts = rings.past_of(featurizer_ring_BFC, lengths_B), rings.past_of(ring_BKD, lengths_B)
+    y_B1D, _, past_BPD = hyena_fir(z_B1C, featurizer_taps_CF, taps_GK, skip_D, *pasts)
+    rings.put(featurizer_ring_BFC, lengths_B, z_B1C[:, 0])
+    if past_BPD.shape[1]:
+        rings.put(ring_BKD, lengths_B, past_BPD[:, -1])
+    return y_B1D
 
 
 def _past_shape(

@@ -11,7 +11,7 @@ I input channels, O output channels.
 import triton
 import triton.language as tl
 
-from hyenakernels.launch import LINEAR
+from hyenakernels.launch import linear_launch
 from hyenakernels.overlap import overlapped, wait
 
 
@@ -97,7 +97,8 @@ def linear(
     """act(norm(x) W^T + bias) * (norm(x) U^T) + added, each part where it is given."""
     outputs, inputs = weight_OI.shape
     y_1O = x_1I.new_empty(1, outputs)
-    _linear_kernel[(triton.cdiv(outputs, LINEAR.block_o),)](
+    launch = linear_launch(inputs, gated=up_OI is not None)
+    _linear_kernel[(triton.cdiv(outputs, launch.block_o),)](
         x_1I,
         x_1I if scale_I is None else scale_I,
         weight_OI,
@@ -113,9 +114,9 @@ def linear(
         GELU=gelu,
         HAS_BIAS=bias_O is not None,
         ADDED=added_1O is not None,
-        BLOCK_O=LINEAR.block_o,
-        BLOCK_I=min(LINEAR.block_i, triton.next_power_of_2(inputs)),
-        num_warps=LINEAR.num_warps,
+        BLOCK_O=launch.block_o,
+        BLOCK_I=min(launch.block_i, triton.next_power_of_2(inputs)),
+        num_warps=launch.num_warps,
         **overlapped(),
     )
     return y_1O

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hyenakernels import rings
 from hyenakernels.dispatch import kernels_take, last_rows, rows
 from hyenakernels.gate.reference import gated
 from hyenakernels.launch import modal_segment
@@ -85,26 +86,60 @@ def hyena_modal(
         state.to(torch.float32).transpose(1, 2).contiguous(),
     )
     filters = (featurizer_taps_CF, log_poles_DS, residues_DS, skip_D)
-    if z_BLC.shape[1] == 1 and not torch.is_grad_enabled():
-        return _one_row(z_BLC, *filters, *pasts)
     y_BLD, final_BSD, _ = fused(rows(z_BLC), *filters, *pasts)
     return y_BLD, last_rows(z_BLC, z_past), final_BSD.transpose(1, 2)
 
 
-def _one_row(
-    z_BLC: Tensor,
+def hyena_modal_step(
+    z_B1C: Tensor,
     featurizer_taps_CF: Tensor,
     log_poles_DS: Tensor,
     residues_DS: Tensor,
-    *others: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`hyena_modal` of a row: one kernel, no gradients."""
-    from hyenakernels.modal.step import step
+    skip_D: Tensor | None,
+    featurizer_ring_BFC: Tensor,
+    state_BDS: Tensor,
+    lengths_B: Tensor,
+) -> Tensor:
+    """`hyena_modal` of a new row of each sequence; without gradients.
 
-    filters = (x.contiguous() for x in (featurizer_taps_CF, log_poles_DS, residues_DS))
-    with torch.cuda.device_of(z_BLC):
-        y_BLD, z_past_BFC, state_BSD = step(rows(z_BLC), *filters, *others)
-    return y_BLD, z_past_BFC, state_BSD.transpose(1, 2)
+    Args:
+        z_B1C: The projections of the rows.
+        featurizer_taps_CF: One filter for each of the 3D channels.
+        log_poles_DS: Real, negative for a filter that decays.
+        residues_DS: The weight of each mode.
+        skip_D: None for no skip.
+        featurizer_ring_BFC: Rows before, as `rings` keeps them; the new ones are put there.
+        state_BDS: The state after the row before, channels side by side; moved on in place.
+        lengths_B: The positions of the rows, int64.
+
+    Returns:
+        y [B, 1, D] in the dtype of `z`.
+
+    Raises:
+        ValueError: Shapes do not fit each other.
+    """
+    width = z_B1C.shape[2] // 3
+    rings.check("hyena_modal_step", z_B1C, featurizer_taps_CF, featurizer_ring_BFC)
+    _checked_state("hyena_modal_step", z_B1C, width, log_poles_DS, residues_DS, state_BDS)
+    filters = featurizer_taps_CF, log_poles_DS, residues_DS
+    state_BSD = state_BDS.transpose(1, 2)
+    if (
+        kernels_take(z_B1C, featurizer_taps_CF.shape[1], num_modes=log_poles_DS.shape[1])
+        and state_BSD.is_contiguous()
+    ):
+        from hyenakernels.modal.step import step
+
+        contiguous = [x.contiguous() for x in filters]
+        pasts = featurizer_ring_BFC, state_BSD, lengths_B
+        arguments = [rows(z_B1C), *contiguous, skip_D, *pasts]
+        with torch.cuda.device_of(z_B1C):
+            y_B1D: Tensor = step(*arguments)
+        return y_B1D
+    z_past_BPC = rings.past_of(featurizer_ring_BFC, lengths_B)
+    y_B1D, _, following_BDS = hyena_modal(z_B1C, *filters, skip_D, z_past_BPC, state_BDS)
+    rings.put(featurizer_ring_BFC, lengths_B, z_B1C[:, 0])
+    state_BDS.copy_(following_BDS)
+    return y_B1D
 
 
 def _checked_state(

@@ -1,9 +1,9 @@
 """One token at a time: the gated modal convolution for L = 1.
 
-B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, S modes.
+B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, S modes; `rings` says what a
+ring is.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -15,15 +15,14 @@ from hyenakernels.overlap import overlapped, wait
 @triton.jit
 def _step_kernel(
     z,
-    z_past,
+    z_ring,
     featurizer_taps,
     log_poles,
     residues,
     skip,
     state,
+    lengths,
     y,
-    z_tail,
-    following,
     batch_stride,
     D: tl.constexpr,
     F: tl.constexpr,
@@ -38,9 +37,9 @@ def _step_kernel(
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
     state += batch.to(tl.int64) * S * D
-    following += batch.to(tl.int64) * S * D
+    place = tl.load(lengths + batch)
     x2, u = gated_step(
-        z, z_past, z_tail, featurizer_taps, batch, batch_stride, channel, inside, D, F
+        z, z_ring, featurizer_taps, batch, batch_stride, place, channel, inside, D, F
     )
 
     mode = tl.arange(0, BLOCK_S)[:, None]
@@ -54,27 +53,28 @@ def _step_kernel(
     if HAS_SKIP:
         convolved += u * tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + batch * D + channel, (x2 * convolved).to(y.dtype.element_ty), mask=inside)
-    tl.store(following + mode * D + channel[None, :], moved, mask=present)
+    tl.debug_barrier()  # all threads have what they load from here
+    tl.store(state + mode * D + channel[None, :], moved, mask=present)
 
 
-def step(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past_BFC, state_BSD):
-    """`hyena_modal` for one row after a past; returns y and both pasts of what follows."""
-    batch, (width, modes) = len(z_BLC), log_poles_DS.shape
-    y_BLD = z_BLC.new_empty(batch, 1, width)
-    z_tail_BFC, following_BSD = torch.empty_like(z_past_BFC), torch.empty_like(state_BSD)
+def step(
+    z_B1C, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_ring_BFC, state_BSD, lengths_B
+):
+    """`hyena_modal_step` for contiguous filters, ring and state."""
+    batch, (width, modes) = len(z_B1C), log_poles_DS.shape
+    y_B1D = z_B1C.new_empty(batch, 1, width)
     block_d = 32
     _step_kernel[(triton.cdiv(width, block_d), batch)](
-        z_BLC,
-        z_past_BFC,
+        z_B1C,
+        z_ring_BFC,
         featurizer_taps_CF,
         log_poles_DS,
         residues_DS,
         skip_D if skip_D is not None else log_poles_DS,
         state_BSD,
-        y_BLD,
-        z_tail_BFC,
-        following_BSD,
-        batch_stride(z_BLC),
+        lengths_B,
+        y_B1D,
+        batch_stride(z_B1C),
         D=width,
         F=featurizer_taps_CF.shape[1],
         S=modes,
@@ -84,4 +84,4 @@ def step(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past_BF
         num_warps=4,
         **overlapped(),
     )
-    return y_BLD, z_tail_BFC, following_BSD
+    return y_B1D
