@@ -14,6 +14,7 @@ from hyenakernels import add_rms_norm, causal_attention, hyena_fir, hyena_modal,
 from hyenakernels.float8.op import held, scaled_product
 from hyenakernels.float8.reference import E4M3, narrow
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.decoding import Decoder
 
 LENGTH, WIDTH, GROUPS, MODES = 600, 64, 4, 16
 REPEATED = 32  # bases of the repeat that models read
@@ -173,7 +174,7 @@ def _float8_check(x_MI: Tensor, weight_OI: Tensor) -> Check:
 
 @torch.inference_mode()
 def check_model(model: StripedHyena2, exact: StripedHyena2 | None = None) -> Iterator[Outcome]:
-    """What a model says of a tandem repeat, against itself in fp64 if given, and cut against whole.
+    """What a model says of a tandem repeat: against itself in fp64 if given, cut, base by base.
 
     Compared are log-probabilities of A, C, G and T in the later half.
     """
@@ -198,8 +199,12 @@ def check_model(model: StripedHyena2, exact: StripedHyena2 | None = None) -> Ite
     if exact is not None:
         expected = exact(ids_BL.cpu())[:, -half:, letters].log_softmax(dim=2)
         yield result("whole model", "other bases", whole, model(others_BL), expected)
-    cache = model.new_cache(1)
-    pieces = (ids_BL[:, :half], ids_BL[:, half : half + 1], ids_BL[:, half + 1 :])
-    joined = torch.cat([model(piece_BL, cache=cache) for piece_BL in pieces], dim=1)
-    forgetful = model(ids_BL[:, half:])
+    cache, forgetful = model.new_cache(1), model(ids_BL[:, half:])
+    first = model(ids_BL[:, :half], cache=cache)
+    decoder = Decoder(model, 1, ids_BL.shape[1])
+    decoder.place(0, cache)
+    pieces = (ids_BL[:, half : half + 1], ids_BL[:, half + 1 :])
+    joined = torch.cat([first, *(model(piece, cache=cache) for piece in pieces)], dim=1)
     yield result("cut, against whole", "the past forgotten", joined, forgetful, said(whole))
+    steps = torch.stack([decoder.step(ids_BL[:, t]) for t in range(half, ids_BL.shape[1])], dim=1)
+    yield result("base by base", "the past forgotten", steps, forgetful, said(whole))

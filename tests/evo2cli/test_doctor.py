@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from evo2cli.workflows.doctor_losses import measure_losses, read_prompts
 from evo2cli.workflows.doctor_models import describe_models, inference_bytes, trust
 from evo2cli.workflows.doctor_page import doctor_page
 from evo2cli.workflows.likelihood import total
-from stripedhyena2 import StripedHyena2
+from stripedhyena2 import Cache, StripedHyena2
 from stripedhyena2.checkpoint.published import PUBLISHED, Precision, published_config
+from stripedhyena2.decoding import Decoder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROMPTS = ["ACGTTGCA" * 6, "GATTACA" * 9]
@@ -40,7 +40,17 @@ def test_a_sound_machine_passes(checkpoint: str, prompts: Path) -> None:
     found = json.loads(result.stdout)
     assert all(check["passed"] for check in found["checks"])
     names = " ".join(check["name"] for check in found["checks"])
-    for tested in ("Hyena-SE", "Hyena-MR", "Hyena-LI", "norm", "attention", "FP8", "cut", "tiny: "):
+    for tested in (
+        "Hyena-SE",
+        "Hyena-MR",
+        "Hyena-LI",
+        "norm",
+        "attention",
+        "FP8",
+        "cut",
+        "base by base",
+        "tiny: ",
+    ):
         assert tested in names
     assert [model["name"] for model in found["models"]] == list(PUBLISHED)
     assert found["losses"]["passed"] is None
@@ -63,7 +73,7 @@ def test_a_wrong_kernel_is_code_4(monkeypatch: pytest.MonkeyPatch) -> None:
     error = result.exception
     assert isinstance(error, UntrustedNumericsError)
     assert error.exit_code == 4
-    assert "1 of 8 self-tests failed: Hyena-LI, fp32 is off by" in str(error)
+    assert "1 of 9 self-tests failed: Hyena-LI, fp32 is off by" in str(error)
 
 
 @pytest.mark.parametrize("index", range(6), ids=[check.name for check in checks()])
@@ -88,11 +98,18 @@ def test_a_model_that_forgets_at_a_cut_is_noticed(
     assert all(outcome.passed for outcome in check_model(model))
     forward = StripedHyena2.forward
 
-    def forgetful(self: StripedHyena2, ids: Tensor, cache: Any = None) -> Tensor:
-        return forward(self, ids, None if cache is None else self.new_cache(1))
+    def forgetful(self: StripedHyena2, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        fresh = self.new_cache(1)
+        logits = forward(self, ids, fresh)
+        if cache is not None:
+            cache.pasts, cache.position = fresh.pasts, fresh.position
+        return logits
 
     monkeypatch.setattr(StripedHyena2, "forward", forgetful)
-    assert not any(outcome.passed for outcome in check_model(model))
+    assert [outcome.passed for outcome in check_model(model)] == [False, True]
+    monkeypatch.undo()
+    monkeypatch.setattr(Decoder, "place", lambda *_: None)
+    assert [outcome.passed for outcome in check_model(model)] == [True, False]
 
 
 def test_a_loss_is_the_mean_cross_entropy(
