@@ -71,12 +71,13 @@ def main() -> None:
     except UserError as error:
         console.say(str(error))
         sys.exit(error.exit_code)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch is imported once a command is at work, and not before.
+        from stripedhyena2.memory import is_out_of_memory, out_of_memory
+
+        if not is_out_of_memory(error):
             raise
-        console.say(
-            f"out of memory: {str(error).partition('. ')[0]}; less at a time, or --device cpu"
-        )
+        console.say(f"{out_of_memory(error)}; less at a time, or --device cpu")
         sys.exit(UserError.exit_code)
     except BrokenPipeError:
         # The reader of our stdout (head, less) has gone: nothing is left to say to it.

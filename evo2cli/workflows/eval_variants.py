@@ -3,6 +3,7 @@
 docs/eval.md defines it. The score of an allele is -EVO2_DELTA: the less likely, the higher.
 """
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from rich.text import Text
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.figures import check_plot
-from evo2cli.genome.annotations import AnnotatedFile, read_annotated
+from evo2cli.genome.annotations import Annotated, AnnotatedFile, read_annotated
 from evo2cli.genome.consequences import Consequence, consequences, find_key
 from evo2cli.genome.source import STDIN
 from evo2cli.workflows.eval import check_output, write_table
@@ -241,8 +242,26 @@ def collect_alleles(
                 unscored.append(statuses[index] or "no status")
                 continue
             groups = _groups(record.reference, alternate, effects[index])
-            alleles.append(Allele(float(delta), is_positive, groups))
+            alleles.append(Allele(_score(record, delta), is_positive, groups))
     return alleles, _counted(unscored)
+
+
+def _score(record: Annotated, delta: str) -> float:
+    """The number that a delta is.
+
+    Raises:
+        UserError: It is none, or not finite.
+    """
+    try:
+        score = float(delta)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise UserError(
+            f"{record.contig}:{record.start + 1}: {DELTA}={delta} is no finite number; score the "
+            "variants again (evo2 score)"
+        )
+    return score
 
 
 def _groups(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -29,6 +28,7 @@ from evo2cli.workflows.eval_context import (
 from evo2cli.workflows.eval_needle import NeedleOptions, find_needles
 from evo2cli.workflows.models import open_model
 from evo2cli.workflows.results import open_output
+from stripedhyena2.memory import is_out_of_memory
 
 FEWEST, MOST = 4, 64  # windows
 TOKENS = 2**21  # in all windows together, where that is neither fewer nor more
@@ -67,7 +67,9 @@ def verify(recipe: Recipe, before: str, *, device: str = "auto") -> dict[str, An
             "context": _losses(recipe, str(final), before, device=device),
             "needle": find_needles(lambda: open_model(str(final), device=device), options),
         }
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             f"{final}: is trained, but {length:,} positions do not fit the memory of one GPU for "
             "verification; --device cpu has more, if less speed"

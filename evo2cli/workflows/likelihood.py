@@ -19,6 +19,7 @@ from evo2cli import console
 from evo2cli.errors import UntrustedNumericsError, UserError
 from stripedhyena2 import Cache, ModelConfig, StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.streaming import Streaming, fitting, stream
 
 T = TypeVar("T")
@@ -155,7 +156,9 @@ def as_memory_allows(
 
         try:
             return compute(way, count)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             advance(-done)
             way = way.smaller
             if way is not None:

@@ -1,6 +1,5 @@
 """Opening a model for a command: which device, which dtype, and errors in the user's words."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +8,8 @@ import torch
 
 from evo2cli.errors import UserError
 from stripedhyena2 import CheckpointError, ConfigError, StripedHyena2, load
+from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
-# How PyTorch tells it of a GPU, and of the machine; and what of it is worth repeating.
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
-_DETAIL = re.compile(r"[Tt]ried to allocate [\d.]+ \w+(\. GPU \d+ has .*? is free)?")
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 AS_TRAINED, FP8 = "auto", "fp8"
 
@@ -43,13 +40,9 @@ def memory_explained(what: str, way_out: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        told = " ".join(str(error).split())
-        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(told):
+        if not is_out_of_memory(error):
             raise
-        detail = _DETAIL.search(told)
-        raise UserError(
-            f"{what}: out of memory{f' ({detail[0]})' if detail else ''}; {way_out}"
-        ) from None
+        raise UserError(f"{what}: {out_of_memory(error)}; {way_out}") from None
 
 
 def open_model(

@@ -18,7 +18,7 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.strata import random_variants, stratum
 from evo2cli.genome.vcf import VariantRecord
 from evo2cli.workflows.likelihood import fingerprint
-from evo2cli.workflows.results import Row, rounded
+from evo2cli.workflows.results import Row, open_output, rounded
 from evo2cli.workflows.score_options import ScoreOptions
 from evo2cli.workflows.score_output import PERCENTILE
 from stripedhyena2 import StripedHyena2
@@ -61,7 +61,8 @@ class Background:
             text = path.read_text() if path.exists() else ""
             whole, _, torn = text.rpartition("\n")
             if torn or not text:
-                path.write_text(f"{whole}\n" if whole else f"{first}\n")
+                with open_output(path) as write:
+                    write(f"{whole or first}\n".encode())
         except (OSError, UnicodeError) as error:
             raise UserError(f"--background {path}: cannot be read or written ({error})") from None
         header, *lines = whole.splitlines() or [first]
@@ -70,9 +71,15 @@ class Background:
                 f"--background {path}: is of another model, genome, window or strand, or no such "
                 "file at all; name another file"
             )
-        for line in lines:
-            entry = json.loads(line)
-            self._deltas[entry["kind"]] = entry["deltas"]
+        for number, line in enumerate(lines, start=2):
+            try:
+                entry = json.loads(line)
+                self._deltas[entry["kind"]] = [float(delta) for delta in entry["deltas"]]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"--background {path}: line {number} is none of its own; delete the file, "
+                    "or name another"
+                ) from None
 
     def percentile(self, record: VariantRecord, alternate: bytes, delta: float) -> float | None:
         """Percentage of random variants of the allele's kind with a lower delta, ties half."""

@@ -7,6 +7,8 @@
     attention causal softmax attention, rotary positions, and one new token at a time
     norm      RMS normalization, by itself and of a residual sum
     linear    the linear layers of a decoding step, with the norm before and the sum behind
+    float8    products in FP8, by rows and columns or by fixed scales
+    parallel  the same operators on a sequence that several ranks share
 
 `hyena_fir` and `hyena_modal` are what a Hyena mixer does between its projections, in one pass over
 memory on a GPU. `causal_fir`, `modal_conv` and `long_conv` are the convolutions by themselves.

@@ -16,7 +16,8 @@ MOST_TAPS, MOST_FEATURIZER_TAPS, MOST_MODES, MOST_CHANNELS = 256, 4, 64, 16_384
 
 
 @cache
-def _say_once(reason: str) -> None:
+def say_once(reason: str) -> None:
+    """Log why no kernel runs."""
     _LOG.warning("%s; the slower reference runs instead", reason)
 
 
@@ -51,9 +52,14 @@ def kernels_take(
     }
     for reason, applies in reasons.items():
         if applies:
-            _say_once(reason)
+            say_once(reason)
             return False
     return True
+
+
+def packed(*tensors: Tensor | None) -> bool:
+    """Whether all are contiguous, as kernels read what is no projection."""
+    return all(x is None or x.is_contiguous() for x in tensors)
 
 
 def rows(x_BLC: Tensor) -> Tensor:

@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 def check(op: str, x_B1D: Tensor, taps_GK: Tensor, ring_BKD: Tensor) -> None:
-    """Refuse a ring that is not one of K samples like these.
+    """Refuse more than a row a sequence, and a ring that is not one of K samples like these.
 
     Raises:
         ValueError: Says which.
     """
-    (batch, _, width), (groups, num_taps) = x_B1D.shape, taps_GK.shape
-    if width % groups or ring_BKD.shape != (batch, num_taps, width):
+    (batch, length, width), (groups, num_taps) = x_B1D.shape, taps_GK.shape
+    if length != 1 or width % groups or ring_BKD.shape != (batch, num_taps, width):
         raise ValueError(
-            f"{op}: a row of {width} channels, taps {tuple(taps_GK.shape)} and a ring of "
+            f"{op}: rows {tuple(x_B1D.shape)}, taps {tuple(taps_GK.shape)} and a ring of "
             f"{tuple(ring_BKD.shape)}"
         )
 

@@ -59,8 +59,12 @@ class RoomyPast(AttentionPast):
         return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :0], room)
 
     def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "RoomyPast":
-        """As `AttentionPast`."""
+        """As `AttentionPast`; ValueError beyond the room."""
         seen, new = self.keys_BHTW.shape[2], k_BHLW.shape[2]
+        if seen + new > self.room[0].shape[2]:
+            raise ValueError(
+                f"{seen} tokens and {new} more need more room than for {self.room[0].shape[2]}"
+            )
         for room_BHTW, x_BHLW in zip(self.room, (k_BHLW, v_BHLW), strict=True):
             room_BHTW[:, :, seen : seen + new] = x_BHLW
         keys_BHTW, values_BHTW = (room_BHTW[:, :, : seen + new] for room_BHTW in self.room)
@@ -117,12 +121,15 @@ class HyenaSlots:
             rings.fill(self.inner[row], length, past.inner[0])
 
 
-Past = HyenaPast | HyenaSlots | AttentionPast | AttentionSlots
+Past = HyenaPast | AttentionPast
+Slots = HyenaSlots | AttentionSlots
 
 
 @dataclass
 class Cache:
-    """The state of a batch of sequences; the model moves it on, never changing a tensor in place.
+    """The state of a batch of sequences; the model moves it on.
+
+    It changes no tensor in place, but for those of a `RoomyPast`.
 
     Attributes:
         batch_size: Sequences that run side by side.
@@ -135,5 +142,5 @@ class Cache:
     pasts: list[Past | None]
 
     def clone(self) -> "Cache":
-        """An independent continuation from here. It shares tensors, which nothing changes."""
+        """An independent continuation from here, if no past is a `RoomyPast`; it shares tensors."""
         return replace(self, pasts=list(self.pasts))

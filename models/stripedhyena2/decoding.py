@@ -20,11 +20,10 @@ from stripedhyena2.cache import (
     HyenaPast,
     HyenaSlots,
     RoomyPast,
+    Slots,
 )
 from stripedhyena2.model import Block, StripedHyena2
 from stripedhyena2.operators import Attention
-
-Slots = HyenaSlots | AttentionSlots
 
 
 class Decoder:
@@ -78,7 +77,8 @@ class Decoder:
         """The state of a sequence before its first token, whose keys and values lie in a row.
 
         So a prompt that is read with it is not there twice. What was in the row is lost; before the
-        next step, `place` must put a sequence there.
+        next step, `place` must put a sequence there. A model that reads more into it than the row
+        holds raises ValueError.
         """
         cache = self._model.new_cache(1)
         for index, room in enumerate(self._pasts):
@@ -170,7 +170,7 @@ def _through_block(block: nn.Module, x_B1D: Tensor, slots: Slots) -> Tensor:
         z_B1C = normed_linear(x_B1D, before.scale, before.eps, mixer.project_in.weight)
     else:
         z_B1C = mixer.project_in(block.pre_norm(x_B1D))
-    y_B1D, _ = mixer.mix(z_B1C, slots)
+    y_B1D = mixer.step(z_B1C, slots)
     x_B1D = added_linear(y_B1D, mixer.project_out.weight, mixer.project_out.bias, x_B1D)
     weights = mlp.gate.weight, mlp.up.weight
     y_B1M = gated_linear(x_B1D, norm.scale, norm.eps, *weights, gelu=mlp.activation is F.gelu)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stripedhyena2.cache import Cache
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.sampling import Sampler, Uniforms, draw
 
@@ -125,6 +126,8 @@ def generate(
     for index, request in enumerate(requests):
         if len(request.prompt_L) == 0:
             raise ValueError(f"prompt {index} is empty; give at least one token")
+    if not requests:
+        return
     finished: dict[int, Sample] = {}
     following = 0
     rows = _that_fit(
@@ -143,8 +146,8 @@ def _that_fit(make: "Callable[[int], _Rows]", count: int) -> "_Rows":
     while True:
         try:
             return make(count)
-        except torch.OutOfMemoryError:
-            if count == 1:
+        except RuntimeError as error:
+            if count == 1 or not is_out_of_memory(error):
                 raise
             count //= 2
             _LOG.warning("out of memory: %d sequences side by side instead", count)
@@ -169,12 +172,15 @@ class _Rows:
         self._advance = advance
         self._waiting = iter(range(len(requests)))
         self._rows: list[Sample | None] = [None] * batch_size
-        capacity = max((len(r.prompt_L) + r.num_tokens for r in requests), default=0)
+        capacity = max(len(request.prompt_L) + request.num_tokens for request in requests)
         self._decoder = Decoder(model, len(self._rows), capacity, float8=float8)
         self._masks: dict[tuple[int, ...] | None, Tensor] = {}
         self._prompt_L: Tensor | None = None  # the one read last, what follows it, and its state
         self._logits_1V: Tensor
         self._cache: Cache
+        # What takes memory happens once, so that it can be done with fewer rows.
+        self._decoder.step(torch.zeros(batch_size, dtype=torch.int64, device=self._device))
+        self._read(requests[0].prompt_L, row=0)
 
     def run(self) -> Iterator[Sample]:
         """Samples in the order they end in."""

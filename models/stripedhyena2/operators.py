@@ -41,12 +41,8 @@ class HyenaOperator(nn.Module):
             torch.empty(3 * config.width, config.num_featurizer_taps)
         )
 
-    def forward(
-        self, z_BLC: Tensor, past: HyenaPast | HyenaSlots | None
-    ) -> tuple[Tensor, HyenaPast | HyenaSlots]:
+    def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
         """Mix the projections [x2 | x1 | v] along L into [B, L, D]."""
-        if isinstance(past, HyenaSlots):
-            return self.step(z_BLC, past), past
         featurizer_past, inner_past = (past.featurizer_BPC, past.inner) if past else (None, None)
         y_BLD, featurizer_past, inner_past = self.mix(z_BLC, featurizer_past, inner_past)
         return y_BLD, HyenaPast(featurizer_past, inner_past)
@@ -161,19 +157,15 @@ class Hyena(nn.Module):
         ring_BFC = like.new_zeros(batch_size, num_taps, channels)
         return ring_BFC, self.operator.inner_room(batch_size, like)
 
-    def mix(
-        self, z_BLC: Tensor, past: HyenaPast | HyenaSlots | None
-    ) -> tuple[Tensor, HyenaPast | HyenaSlots]:
-        """What stands between the projections; returns [B, L, D], and the past of what follows."""
-        mixed: tuple[Tensor, HyenaPast | HyenaSlots] = self.operator(z_BLC, past)
-        return mixed
-
-    def forward(
-        self, x_BLD: Tensor, past: HyenaPast | HyenaSlots | None
-    ) -> tuple[Tensor, HyenaPast | HyenaSlots]:
+    def forward(self, x_BLD: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
         """Mix along L; returns the shape it was given, and the past of what follows."""
-        y_BLD, past = self.mix(self.project_in(x_BLD), past)
+        y_BLD, past = self.operator(self.project_in(x_BLD), past)
         return self.project_out(y_BLD), past
+
+    def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
+        """What stands between the projections, for a token of each sequence; [B, 1, D]."""
+        y_B1D: Tensor = self.operator.step(z_B1C, slots)
+        return y_B1D
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
@@ -239,32 +231,21 @@ class Attention(nn.Module):
         angle_BLV = rotary_angles(positions_BL, self.inverse_frequency, self.rotary_scale)
         return rotary(x_BLHW, angle_BLV.cos(), angle_BLV.sin())
 
-    def forward(
-        self, x_BLD: Tensor, past: AttentionPast | AttentionSlots | None
-    ) -> tuple[Tensor, AttentionPast | AttentionSlots]:
+    def forward(self, x_BLD: Tensor, past: AttentionPast | None) -> tuple[Tensor, AttentionPast]:
         """Mix along L; returns the shape it was given, and the past of what follows."""
-        y_BLD, past = self.mix(self.project_in(x_BLD), past)
-        return self.project_out(y_BLD), past
-
-    def mix(
-        self, qkv_BLC: Tensor, past: AttentionPast | AttentionSlots | None
-    ) -> tuple[Tensor, AttentionPast | AttentionSlots]:
-        """What stands between the projections; returns [B, L, D], and the past of what follows."""
-        if isinstance(past, AttentionSlots):
-            return self._append(qkv_BLC, past), past
-        length, device = qkv_BLC.shape[1], qkv_BLC.device
-        qkv_BLHW = qkv_BLC.view(*qkv_BLC.shape[:2], 3 * self.num_heads, -1)
-        qk_BLHW, v_BLHW = torch.split(qkv_BLHW, [2 * self.num_heads, self.num_heads], dim=2)
+        length, device = x_BLD.shape[1], x_BLD.device
+        qkv_BLHW = self.project_in(x_BLD).unflatten(2, (3 * self.num_heads, -1))
+        qk_BLHW, v_BLHW = qkv_BLHW.split([2 * self.num_heads, self.num_heads], dim=2)
         first = past.keys_BHTW.shape[2] if past else self.first_position
         positions_1L = torch.arange(first, first + length, device=device)[None]
         q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_1L).chunk(2, dim=2)
         q, k, v = (part.transpose(1, 2) for part in (q_BLHW, k_BLHW, v_BLHW))
         past = past.extended(k, v) if past else AttentionPast(k, v)
         y_BHLW = self.attend(q, past.keys_BHTW, past.values_BHTW)
-        return y_BHLW.transpose(1, 2).flatten(2), past
+        return self.project_out(y_BHLW.transpose(1, 2).flatten(2)), past
 
-    def _append(self, qkv_B1C: Tensor, slots: AttentionSlots) -> Tensor:
-        """Mix a new token of each sequence with those before it."""
+    def step(self, qkv_B1C: Tensor, slots: AttentionSlots) -> Tensor:
+        """What stands between the projections, for a token of each sequence; [B, 1, D]."""
         rows = slots.keys_BHTW, slots.values_BHTW
         angles = self.inverse_frequency, self.rotary_scale
         q_BHW = append_token(qkv_B1C[:, 0], *angles, *rows, slots.lengths_B)

@@ -316,6 +316,16 @@ def test_what_cannot_be_is_one_line(scored: Path, changes: dict, message: str | 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("delta", ["nan", "-inf", "abc"])
+def test_a_delta_that_is_no_number_is_none(tmp_path: Path, delta: str) -> None:
+    lines = [
+        f"{place}\t.\tA\tC\t.\t.\tCLASS={label};EVO2_DELTA={value}"
+        for place, label, value in ((1, "LOF", delta), (2, "FUNC", "0.5"))
+    ]
+    with pytest.raises(UserError, match=f"c:1: EVO2_DELTA={delta} is no finite number"):
+        evaluate(write(tmp_path / "scored.vcf", *lines))
+
+
 def test_a_kept_vcf_is_called_one(scored: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--scored .*needs the suffix \.vcf or \.vcf\.gz"):
         evaluate(scored, scoring=ScoreOptions(source=scored, output=tmp_path / "x.tsv"))

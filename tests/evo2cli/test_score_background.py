@@ -131,3 +131,15 @@ def test_another_background_is_refused(source: Path, checkpoint: str) -> None:
         run(source, checkpoint)
     with pytest.raises(UserError, match="--background is for variants"):
         run(source.with_name("g.fa"), checkpoint)
+
+
+@pytest.mark.parametrize(
+    "line", ["garbage", '{"kind": "x"}', '{"kind": "x", "deltas": ["a"]}', "3"]
+)
+def test_a_line_of_another_file_is_refused(source: Path, checkpoint: str, line: str) -> None:
+    run(source, checkpoint)
+    file = source.with_name("bg.jsonl")
+    count = len(file.read_text().splitlines())
+    file.write_text(f"{file.read_text()}{line}\n")
+    with pytest.raises(UserError, match=f"line {count + 1} is none of its own"):
+        run(source, checkpoint)

@@ -344,6 +344,43 @@ def test_steps_are_the_sequence(case: Case) -> None:
     assert_close("y", found, whole, TOLERANCE[case.dtype])
 
 
+@pytest.mark.parametrize("path", ["kernel", "reference"])
+def test_a_pole_near_one_does_not_wear_out(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After many steps of fp32 the state is that of the pole, not of its rounding."""
+    monkeypatch.setattr(modal, "kernels_take", lambda *_, **__: path == "kernel")
+    width, modes, steps = 4, 8, 400
+    poles = -torch.linspace(1e-5, 3e-5, width * modes, device=DEVICE).view(width, modes)
+    filters = (torch.ones(3 * width, 1, device=DEVICE), poles, torch.ones_like(poles), None)
+    state = torch.zeros(1, modes, width, device=DEVICE).transpose(1, 2)
+    z, z_ring = torch.ones(2, 1, 1, 3 * width, device=DEVICE)
+    with torch.no_grad():
+        for t in range(steps):
+            lengths_1 = torch.tensor([t], device=DEVICE)
+            y = hyena_modal_step(z, *filters, z_ring, state, lengths_1)
+    wide = poles.double()
+    exact = (torch.expm1(wide * steps) / torch.expm1(wide)).sum(dim=1)
+    assert_close("y", y[0, 0], exact, 1e-6)
+
+
+@pytest.mark.usefixtures("kernels_everywhere")
+def test_what_lies_apart_is_left_to_the_reference() -> None:
+    """Steps read rings and states as they lie; others are no less right."""
+    for case in (Case(taps=7), Case(modes=5)):
+        z, *filters, _, _ = inputs_of(replace(case, length=1, batch=2))
+        assert z is not None
+        z_ring, ring = z.new_ones(2, 3, 96), z.new_ones(2, 7, 32)
+        state = torch.ones(2, 5, 32, device=DEVICE).transpose(1, 2)
+        past, step = (ring, hyena_fir_step) if case.taps else (state, hyena_modal_step)
+        lengths_B = torch.tensor([4, 9], device=DEVICE)
+        with torch.no_grad():
+            y = step(z, *filters, z_ring.clone(), past.clone(), lengths_B)
+            apart = torch.stack([z_ring, z_ring], dim=3)[..., 0]
+            assert not apart.is_contiguous()
+            torch.testing.assert_close(step(z, *filters, apart, past, lengths_B), y)
+            with pytest.raises(ValueError, match=r"rows \(2, 2, 96\)"):
+                step(z.expand(2, 2, 96), *filters, z_ring, past, lengths_B)
+
+
 @pytest.mark.parametrize("case", CUT_CASES, ids=str)
 def test_the_same_bits_twice(case: Case) -> None:
     gradients = []
@@ -468,7 +505,7 @@ def test_what_a_kernel_cannot_take_is_said_once(
     class OnGpu(Tensor):
         is_cuda = True
 
-    dispatch._say_once.cache_clear()
+    dispatch.say_once.cache_clear()
     z = torch.zeros(1, 4, 6, dtype=torch.float64).as_subclass(OnGpu)
     with caplog.at_level(logging.WARNING):
         assert not dispatch.kernels_take(z, 3, num_taps=7)

@@ -380,7 +380,7 @@ def test_what_a_kernel_cannot_take(caplog: pytest.LogCaptureFixture) -> None:
     class OnGpu(Tensor):
         is_cuda = True
 
-    dispatch._say_once.cache_clear()
+    dispatch.say_once.cache_clear()
     x = torch.zeros(1, 1, 16_385).as_subclass(OnGpu)
     assert not dispatch.kernels_take(x, width=16_385)
     assert not dispatch.kernels_take(x, width=16_385)

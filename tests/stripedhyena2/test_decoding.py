@@ -98,15 +98,17 @@ def test_what_does_not_fit_is_refused(tiny_model: StripedHyena2) -> None:
         decoder.place(0, tiny_model.new_cache(1))
     with pytest.raises(ValueError, match="both must be"):
         Decoder(tiny_model, 0, 8)
+    with pytest.raises(ValueError, match="0 tokens and 20 more need more room than for 9"):
+        tiny_model(sequence(20, 0)[None], cache=decoder.new_cache(0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_graph_step_is_an_eager_step(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("lengths", [[50], [1, 50, 100]], ids=["one-row", "three-rows"])
+def test_a_graph_step_is_an_eager_step(lengths: list[int], dtype: torch.dtype) -> None:
     model = load("nano", device="cuda", dtype=dtype).requires_grad_(False)
     ids = torch.randint(65, 85, (3, 120), generator=torch.Generator().manual_seed(0)).cuda()
-    lengths = [1, 50, 100]
-    graph, eager = Decoder(model, 3, 120), Decoder(model, 3, 120)
+    graph, eager = (Decoder(model, len(lengths), 120) for _ in range(2))
     for decoder in (graph, eager):
         for row, length in enumerate(lengths):
             decoder.place(row, prefilled(model, ids[row, :length]))

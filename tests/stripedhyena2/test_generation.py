@@ -86,12 +86,14 @@ def test_where_memory_is_short_fewer_grow_side_by_side(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def small(model: StripedHyena2, batch_size: int, capacity: int, *, float8: bool) -> Decoder:
-        if batch_size > 2:
+        if batch_size == 9:
             raise torch.OutOfMemoryError
+        if batch_size > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return Decoder(model, batch_size, capacity, float8=float8)
 
     monkeypatch.setattr(generation, "Decoder", small)
-    assert_same(list(generate(model, requests(PROMPTS, 2), SAMPLER, batch_size=5)), alone)
+    assert_same(list(generate(model, requests(PROMPTS, 2), SAMPLER, batch_size=9)), alone)
     assert "out of memory: 2 sequences side by side instead" in caplog.text
 
 
@@ -146,6 +148,10 @@ def test_samples_come_as_soon_as_their_turn_is(tiny_model: StripedHyena2) -> Non
     assert sum(drawn) <= 3 * len(first.ids) + 2
     total = len(first.ids) + sum(len(sample.ids) for sample in samples)
     assert sum(drawn) == total
+
+
+def test_no_request_is_no_sample(tiny_model: StripedHyena2) -> None:
+    assert list(generate(tiny_model, [], SAMPLER)) == []
 
 
 def test_an_empty_prompt_is_refused(tiny_model: StripedHyena2) -> None:

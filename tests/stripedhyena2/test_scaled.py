@@ -21,6 +21,7 @@ from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, sav
 from stripedhyena2.checkpoint import Checkpoint, native, precision, read_checkpoint, released
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.checkpoint.scales import trained_scales
+from stripedhyena2.decoding import Decoder
 from stripedhyena2.parametrization import folded_state
 from stripedhyena2.scaled import ScaledLinear, Scales, scaled_weight
 
@@ -251,6 +252,13 @@ def test_a_model_in_fp8_is_the_wide_one_with_rounded_projections(file: Path) -> 
     cache = narrow.new_cache(2)
     pieces = torch.cat([narrow(ids[:, :20], cache=cache), narrow(ids[:, 20:], cache=cache)], dim=1)
     assert (pieces - logits).norm() < 0.05 * (untouched - expected).norm()
+
+    decoder, cache = Decoder(narrow, 1, 50), narrow.new_cache(1)
+    narrow(ids[:1, :20], cache=cache)
+    decoder.place(0, cache)
+    steps = torch.stack([decoder.step(ids[:1, t]) for t in range(20, 50)], dim=1)
+    of_rounding = (untouched - expected)[:1, 20:].norm()
+    assert (steps - logits[:1, 20:]).norm() < 0.05 * of_rounding
 
 
 def test_records_survive_conversion_bit_for_bit(

@@ -10,7 +10,7 @@ from torch import Tensor
 from hyenakernels.attention import reference
 from hyenakernels.attention.block import block_forward, flash_takes, merge
 from hyenakernels.attention.float8 import Float8Rows, Rows
-from hyenakernels.dispatch import kernels_take
+from hyenakernels.dispatch import kernels_take, packed, say_once
 from hyenakernels.float8.op import runs_float8
 from hyenakernels.precision import accumulation_dtype
 
@@ -168,8 +168,13 @@ def append_token(
             f"for keys {tuple(keys_BHTW.shape)}"
         )
     arguments = (frequency_V, rotary_scale, keys_BHTW, values_BHTW, lengths_B)
-    plain = isinstance(keys_BHTW, Tensor) and frequency_V.dtype == torch.float32
-    if plain and kernels_take(qkv_BC, width=width):
+    if (
+        isinstance(keys_BHTW, Tensor)
+        and isinstance(values_BHTW, Tensor)
+        and packed(frequency_V, keys_BHTW, values_BHTW, lengths_B)
+        and frequency_V.dtype == torch.float32
+        and kernels_take(qkv_BC, width=width)
+    ):
         from hyenakernels.attention import step
 
         with torch.cuda.device_of(qkv_BC):
@@ -178,9 +183,19 @@ def append_token(
     return reference.append_token(qkv_BC, *arguments)
 
 
+def _tensors(rows_BHTW: Rows) -> tuple[Tensor, ...]:
+    """What rows consist of."""
+    if isinstance(rows_BHTW, Float8Rows):
+        return rows_BHTW.bytes_BHTW, rows_BHTW.scales_BHT
+    return (rows_BHTW,)
+
+
 def _reads_float8(q_BHW: Tensor) -> bool:
     """Whether kernels read FP8 there: Ada, Hopper and newer, and the interpreter."""
-    return not q_BHW.is_cuda or runs_float8(q_BHW.device)
+    if not q_BHW.is_cuda or runs_float8(q_BHW.device):
+        return True
+    say_once(f"{torch.cuda.get_device_name(q_BHW.device)} reads no FP8: keys are restored whole")
+    return False
 
 
 def decode_attention(
@@ -206,7 +221,11 @@ def decode_attention(
             f"decode_attention: queries {tuple(q_BHW.shape)} and keys {tuple(keys_BHTW.shape)}"
         )
     float8 = isinstance(keys_BHTW, Float8Rows)
-    if kernels_take(q_BHW, width=width) and (not float8 or _reads_float8(q_BHW)):
+    if (
+        packed(lengths_B, *_tensors(keys_BHTW), *_tensors(values_BHTW))
+        and kernels_take(q_BHW, width=width)
+        and (not float8 or _reads_float8(q_BHW))
+    ):
         from hyenakernels.attention import step
 
         with torch.cuda.device_of(q_BHW):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hyenakernels import rings
-from hyenakernels.dispatch import kernels_take, last_rows, rows
+from hyenakernels.dispatch import kernels_take, last_rows, packed, rows
 from hyenakernels.fir import reference
 from hyenakernels.gate.reference import gated
 
@@ -104,7 +104,9 @@ def hyena_fir_step(
     """
     rings.check("hyena_fir_step", z_B1C, featurizer_taps_CF, featurizer_ring_BFC)
     rings.check("hyena_fir_step", z_B1C[:, :, : z_B1C.shape[2] // 3], taps_GK, ring_BKD)
-    if kernels_take(z_B1C, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]):
+    if kernels_take(z_B1C, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]) and packed(
+        skip_D, featurizer_ring_BFC, ring_BKD, lengths_B
+    ):
         from hyenakernels.fir.step import step
 
         taps = featurizer_taps_CF.contiguous(), taps_GK.contiguous()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenakernels.dispatch import kernels_take
+from hyenakernels.dispatch import kernels_take, packed
 from hyenakernels.linear import reference
 
 
@@ -32,7 +32,7 @@ def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight_OI: Tensor)
         ValueError: Shapes do not fit each other.
     """
     _check("normed_linear", x_BLI, weight_OI, scale_I)
-    if _is_one_row(x_BLI, weight_OI):
+    if scale_I.is_contiguous() and _is_one_row(x_BLI, weight_OI):
         return _by_kernel(x_BLI, weight_OI, scale_I=scale_I, eps=eps)
     return reference.normed_linear(x_BLI, scale_I, eps, weight_OI)
 
@@ -58,7 +58,7 @@ def gated_linear(
     """
     _check("gated_linear", x_BLI, gate_OI, scale_I)
     _check("gated_linear", x_BLI, up_OI, scale_I)
-    if _is_one_row(x_BLI, gate_OI):
+    if scale_I.is_contiguous() and _is_one_row(x_BLI, gate_OI, up_OI):
         return _by_kernel(x_BLI, gate_OI, up_OI=up_OI, gelu=gelu, scale_I=scale_I, eps=eps)
     return reference.gated_linear(x_BLI, scale_I, eps, gate_OI, up_OI, gelu=gelu)
 
@@ -86,8 +86,8 @@ def added_linear(
             f"added_linear: a product of {(*x_BLI.shape[:2], len(weight_OI))} cannot be added to "
             f"{tuple(added_BLO.shape)}"
         )
-    if _is_one_row(x_BLI, weight_OI):
-        return _by_kernel(x_BLI, weight_OI, bias_O=bias_O, added_1O=added_BLO.flatten(0, 1))
+    if _is_one_row(x_BLI, weight_OI, bias_O, added_BLO):
+        return _by_kernel(x_BLI, weight_OI, bias_O=bias_O, added_1O=added_BLO[0])
     return reference.added_linear(x_BLI, weight_OI, bias_O, added_BLO)
 
 
@@ -98,11 +98,12 @@ def _check(op: str, x_BLI: Tensor, weight_OI: Tensor, scale_I: Tensor | None = N
         raise ValueError(f"{op}: rows {tuple(x_BLI.shape)}, but a scale {tuple(scale_I.shape)}")
 
 
-def _is_one_row(x_BLI: Tensor, weight_OI: Tensor) -> bool:
-    """Whether the kernel computes this."""
+def _is_one_row(x_BLI: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernel computes this: it takes weights as they lie, and of one dtype."""
     return (
         x_BLI.shape[:2] == (1, 1)
-        and x_BLI.dtype == weight_OI.dtype
+        and all(x is None or x.dtype == x_BLI.dtype for x in others)
+        and packed(*others)
         and not torch.is_grad_enabled()
         and kernels_take(x_BLI)
     )
@@ -112,6 +113,5 @@ def _by_kernel(x_BLI: Tensor, weight_OI: Tensor, **others: Any) -> Tensor:
     from hyenakernels.linear import kernel
 
     with torch.cuda.device_of(x_BLI):
-        x_1I = x_BLI.flatten(0, 1).contiguous()
-        y_1O: Tensor = kernel.linear(x_1I, weight_OI.contiguous(), **others)
-    return y_1O.view(*x_BLI.shape[:2], -1)
+        y_1O: Tensor = kernel.linear(x_BLI[0].contiguous(), weight_OI, **others)
+    return y_1O[None]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hyenakernels import rings
-from hyenakernels.dispatch import kernels_take, last_rows, rows
+from hyenakernels.dispatch import kernels_take, last_rows, packed, rows
 from hyenakernels.gate.reference import gated
 from hyenakernels.launch import modal_segment
 from hyenakernels.modal import reference
@@ -123,9 +123,8 @@ def hyena_modal_step(
     _checked_state("hyena_modal_step", z_B1C, width, log_poles_DS, residues_DS, state_BDS)
     filters = featurizer_taps_CF, log_poles_DS, residues_DS
     state_BSD = state_BDS.transpose(1, 2)
-    if (
-        kernels_take(z_B1C, featurizer_taps_CF.shape[1], num_modes=log_poles_DS.shape[1])
-        and state_BSD.is_contiguous()
+    if kernels_take(z_B1C, featurizer_taps_CF.shape[1], num_modes=log_poles_DS.shape[1]) and packed(
+        skip_D, featurizer_ring_BFC, state_BSD, lengths_B
     ):
         from hyenakernels.modal.step import step
 

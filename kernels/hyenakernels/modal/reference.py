@@ -59,12 +59,13 @@ def _chunked(
 
     modes = log_poles_DS.shape[1]
     gained_DSBN = (decay_DSC.flip(2) @ u_DCX).view(channels, modes, batch, num_chunks)
-    chunk_decay_DS1 = torch.exp(log_poles_DS * chunk)[:, :, None]
+    # What a chunk takes away, not what it leaves: next to 1 that would be rounded, again and again.
+    chunk_loss_DS1 = torch.expm1(log_poles_DS * chunk)[:, :, None]
     state_DSB = state_BDS.permute(1, 2, 0)
     before = []
     for gained_DSB in gained_DSBN.unbind(3):
         before.append(state_DSB)
-        state_DSB = chunk_decay_DS1 * state_DSB + gained_DSB
+        state_DSB = state_DSB + (chunk_loss_DS1 * state_DSB + gained_DSB)
     before_DSX = torch.stack(before, dim=3).flatten(2)
 
     filter_DC = torch.einsum("ds,dsc->dc", residues_DS, decay_DSC)

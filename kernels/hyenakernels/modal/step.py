@@ -4,6 +4,7 @@ B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, S modes; `
 ring is.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -28,6 +29,7 @@ def _step_kernel(
     F: tl.constexpr,
     S: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    EXACT: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     OVERLAPS: tl.constexpr,
@@ -45,10 +47,17 @@ def _step_kernel(
     mode = tl.arange(0, BLOCK_S)[:, None]
     present = (mode < S) & inside[None, :]
     by_channel = channel[None, :] * S + mode
-    pole = tl.exp(tl.load(log_poles + by_channel, mask=present, other=0.0).to(tl.float32))
+    log_pole = tl.load(log_poles + by_channel, mask=present, other=0.0)
     residue = tl.load(residues + by_channel, mask=present, other=0.0).to(tl.float32)
     kept = tl.load(state + mode * D + channel[None, :], mask=present, other=0.0)
-    moved = tl.fma(pole, kept, tl.broadcast_to(u[None, :], (BLOCK_S, BLOCK_D)))
+    moved = tl.broadcast_to(u[None, :], (BLOCK_S, BLOCK_D))
+    if EXACT:  # as in `modes.load_poles`
+        wide = tl.exp(log_pole.to(tl.float64))
+        pole = wide.to(tl.float32)
+        moved = tl.fma((wide - pole.to(tl.float64)).to(tl.float32), kept, moved)
+    else:
+        pole = tl.exp(log_pole.to(tl.float32))
+    moved = tl.fma(pole, kept, moved)
     convolved = tl.sum(residue * moved, axis=0)
     if HAS_SKIP:
         convolved += u * tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
@@ -79,6 +88,7 @@ def step(
         F=featurizer_taps_CF.shape[1],
         S=modes,
         HAS_SKIP=skip_D is not None,
+        EXACT=z_B1C.dtype == torch.float32,
         BLOCK_D=block_d,
         BLOCK_S=triton.next_power_of_2(modes),
         num_warps=4,

@@ -185,7 +185,8 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
         CheckpointError: The file cannot be written.
     """
     tensors = to_theirs(checkpoint.tensors, checkpoint.config)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, beside = path.with_name(f".{path.name}.tmp"), path.with_suffix(".yml")
+    temporary_beside = beside.with_name(f".{beside.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
@@ -194,9 +195,11 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
             blobs = {name: io.BytesIO(blob) for name, blob in checkpoint.extra_state.items()}
             torch.save({**tensors, **blobs}, temporary)
         config = yaml.safe_dump(to_released(checkpoint.config), sort_keys=False)
-        path.with_suffix(".yml").write_text(config, encoding="utf-8")
+        temporary_beside.write_text(config, encoding="utf-8")
+        temporary_beside.replace(beside)
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
+        temporary_beside.unlink(missing_ok=True)
