@@ -1,7 +1,7 @@
 """The `evo2` command: every subcommand joined, and every error turned into one line and a code."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,8 @@ from evo2cli.commands import (
 )
 from evo2cli.commands import eval as evaluations
 from evo2cli.errors import UserError
+
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C, too
 
 app = typer.Typer(
     name="evo2",
@@ -63,14 +65,41 @@ app.command()(info.info)
 app.command()(doctor.doctor)
 
 
+# What Typer raises for a wrong command line; it gives that no public name of its own.
+_UsageError: Any = typer.BadParameter.__base__
+
+
 def main() -> None:
-    """Run the command line; a `UserError` becomes one line on stderr and its exit code."""
+    """Run the command line; every error becomes one line on stderr and an exit code."""
     console.tell_warnings()
+    console.open_missing_streams()
     try:
-        app()
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 0  # the reader of our stdout (head, less) has gone: nothing is left to say to it
+        console.forget_stdout()
+    except OSError as error:
+        console.forget_stdout()
+        console.say(f"{error.filename or 'stdout'}: {error.strerror or 'is closed'}")
+        code = UserError.exit_code
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run a command; returns its exit code."""
+    try:
+        code = app(standalone_mode=False)
     except UserError as error:
         console.say(str(error))
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            message = " ".join(error.format_message().split()).rstrip(".")
+            console.say(f"{message}; see `{error.ctx.command_path} --help`")
+        return UserError.exit_code
     except (MemoryError, RuntimeError) as error:
         # PyTorch is imported once a command is at work, and not before.
         from stripedhyena2.memory import is_out_of_memory, out_of_memory
@@ -78,11 +107,9 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         console.say(f"{out_of_memory(error)}; less at a time, or --device cpu")
-        sys.exit(UserError.exit_code)
-    except BrokenPipeError:
-        # The reader of our stdout (head, less) has gone: nothing is left to say to it.
-        sys.stderr.close()
-        sys.exit(0)
-    except KeyboardInterrupt:
+        return UserError.exit_code
+    except typer.Abort:
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
         console.say("interrupted")
-        sys.exit(130)
+    return code if isinstance(code, int) else 0

@@ -2,14 +2,30 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
+
+
+def open_missing_streams() -> None:
+    """Stand in for streams that the caller has closed: talk goes nowhere, data is an error."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we run
+    if sys.stdout is None:
+        # Open for reading only: whoever writes hears that there is none.
+        sys.stdout = Path(os.devnull).open()  # noqa: SIM115 - for as long as we run
+
+
+def forget_stdout() -> None:
+    """Forget what could not be written, which Python would tell of once more at the end."""
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
 
 
 def write(text: str) -> None:

@@ -35,6 +35,17 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
         raise UserError(f"{option} {path}: the folder {path.parent} is missing")
 
 
+def refuse_overwriting(output: Path | None, *inputs: Path | None) -> None:
+    """Refuse an output that is one of the inputs, by whatever name.
+
+    Raises:
+        UserError: So it is.
+    """
+    for path in inputs:
+        if output and path and output.exists() and path.exists() and output.samefile(path):
+            raise UserError(f"--output {output}: would overwrite {path}; name another file")
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches.
 

@@ -149,6 +149,6 @@ def _explained(path: Path, arrow: ModuleType) -> Iterator[None]:
     """Errors of pyarrow in one line of ours."""
     try:
         yield
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, OverflowError, arrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: Parquet cannot be read or written ({reason})") from None

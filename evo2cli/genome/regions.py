@@ -44,17 +44,25 @@ def plain_name(contig: str) -> str:
 def read_region(text: str) -> Interval:
     """Read `chr`, `chr:from`, `chr:from-` or `chr:from-to`; commas may group the digits.
 
-    As in bcftools, `chr:from` is one base, and `chr:from-` reaches to the contig's end.
+    As in bcftools, `chr:from` is one base, and `chr:from-` reaches to the contig's end. As in
+    samtools, a name that holds colons may stand in braces.
 
     Raises:
         UserError: It is none of them.
     """
-    name, colon, span = text.rpartition(":")
-    if not colon:
-        name, span = text, "1-"
+    if text.startswith("{"):
+        name, closed, rest = text[1:].partition("}")
+        span = rest[1:] if rest.startswith(":") else "1-" if closed and not rest else ""
+    else:
+        name, colon, span = text.rpartition(":")
+        if not colon:
+            name, span = text, "1-"
     found = _RANGE.fullmatch(span)
     if not name or found is None:
-        raise UserError(f"--regions {text}: write chr, chr:from or chr:from-to, 1-based")
+        raise UserError(
+            f"--regions {text}: write chr, chr:from or chr:from-to, 1-based; a name with colons in "
+            "braces, as {HLA-A*01:01}"
+        )
     start = int(found["start"].replace(",", "") or 0)
     end = start if not found["dash"] else _WHOLE
     if found["end"]:
@@ -62,6 +70,23 @@ def read_region(text: str) -> Interval:
     if not 1 <= start <= end:
         raise UserError(f"--regions {text}: needs 1 <= from <= to")
     return Interval(name, start - 1, end)
+
+
+def read_regions(texts: Iterable[str]) -> Iterator[Interval]:
+    """The intervals of regions, each in all that it may mean: `HLA-A*01:01` is a contig too.
+
+    Raises:
+        UserError: One of them is no region.
+    """
+    for text in texts:
+        yield read_region(text)
+        if ":" in text:
+            yield whole_contig(text)
+
+
+def whole_contig(name: str) -> Interval:
+    """A contig of whatever length."""
+    return Interval(name, 0, _WHOLE)
 
 
 def read_bed(path: Path) -> Iterator[Interval]:

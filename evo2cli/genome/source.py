@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from evo2cli.errors import UserError
 
@@ -86,7 +87,7 @@ def first_bytes(path: Path) -> bytes:
         start = raw.peek(_PEEK)
         if start.startswith(_GZIP):
             return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _PEEK)
-        if start.startswith(_BZIP2) and path != STDIN:
+        if start.startswith(_BZIP2):
             with bz2.BZ2File(raw) as stream:
                 return stream.read(_PEEK)
         return start
@@ -106,9 +107,45 @@ def _open_raw(
 ) -> nullcontext[io.BufferedReader] | io.BufferedReader:
     """The bytes as stored; leaving the context closes a file, but not stdin."""
     if path == STDIN:
-        # The text layer over stdin hides its buffer's type from the type checker.
-        return nullcontext(sys.stdin.buffer)  # type: ignore[arg-type]
+        if not isinstance(sys.stdin, _Stdin):
+            sys.stdin = _Stdin(sys.stdin)
+        return nullcontext(sys.stdin.bytes)
     return io.BufferedReader(path.open("rb", buffering=0), ahead)
+
+
+class _Stdin(io.TextIOWrapper):
+    """Stdin whose first thousands of bytes can be looked at, however slowly they came.
+
+    What bzip2 packed is unpacked: its blocks are too large to look into.
+    """
+
+    def __init__(self, given: Any) -> None:
+        start = given.buffer.read(_PEEK)
+        rest: Any = io.BufferedReader(_Rejoined(start, given.buffer), _LINES_AHEAD)
+        if start.startswith(_BZIP2):
+            rest = io.BufferedReader(bz2.BZ2File(rest), _LINES_AHEAD)
+        super().__init__(rest)
+        self.bytes: io.BufferedReader = rest
+        self.given = given  # which closes what it reads when nobody holds it
+
+
+class _Rejoined(io.RawIOBase):
+    """What was read of a stream, then the stream itself."""
+
+    def __init__(self, start: bytes, rest: Any) -> None:
+        self._start, self._rest = start, rest
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As much as there is at once."""
+        data, self._start = self._start[: len(buffer)], self._start[len(buffer) :]
+        if not data:
+            data = self._rest.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 @contextmanager

@@ -37,8 +37,8 @@ def resolve_layers(model: StripedHyena2, text: str | None) -> list[str]:
     Raises:
         UserError: The model has no such layer.
     """
-    words = [word.strip() for word in (text or default_layer(model.config)).split(",")]
-    found = [name for word in words for name in _resolve(model, word)]
+    asked = default_layer(model.config) if text is None else text
+    found = [name for word in asked.split(",") for name in _resolve(model, word.strip())]
     return list(dict.fromkeys(found))
 
 

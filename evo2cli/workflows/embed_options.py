@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from evo2cli.errors import UserError
-from evo2cli.figures import check_file, check_plot
+from evo2cli.figures import check_file, check_plot, refuse_overwriting
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.source import STDIN
 from evo2cli.workflows.score_options import Strand
@@ -89,8 +89,7 @@ class EmbedOptions:
         check_file(self.output, "--output", SUFFIXES)
         if self.output.suffix == ".parquet":
             import_pyarrow(self.output)
-        if self.output.absolute() == self.source.absolute():
-            raise UserError(f"--output {self.output}: would overwrite the input; name another file")
+        refuse_overwriting(self.output, self.source, self.reference, self.features, self.probe)
 
     def _check_probe(self) -> None:
         if self.plot is not None and self.probe is None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from evo2cli.data.tags import find_tags
 from evo2cli.errors import UserError
+from evo2cli.figures import refuse_overwriting
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.automaton import ANY, Automaton
 from evo2cli.genome.fasta import Record, read_records, require_nucleotides
@@ -30,6 +31,7 @@ from stripedhyena2 import Sampler
 
 ALPHABETS = ("dna", "any")
 FRAMES = ("prompt", "generated")
+MOST_TOKENS = 2**30  # of a sequence
 STOP_CODONS = "TAA|TAG|TGA"
 
 FORBID, HOMOPOLYMER, FIX, GC = "forbid", "max-homopolymer", "fix", "gc"
@@ -136,6 +138,9 @@ class GenerateOptions:
             )
         if self.gc_window is not None and self.gc is None:
             raise UserError("--gc-window needs --gc, the fractions to keep in every window")
+        if self.tokens > MOST_TOKENS:
+            raise UserError(f"--tokens {self.tokens:,} is more than {MOST_TOKENS:,}, the most")
+        refuse_overwriting(self.output, self.prompts_fasta)
         about_bases = [*self.constraints, *self.stops]
         if self.alphabet == "any" and about_bases:
             raise UserError(f"--{about_bases[0]} is about bases: not with --alphabet any")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.figures import refuse_overwriting
 from evo2cli.genome.source import read_lines
 from evo2cli.workflows.results import open_output
 from evo2cli.workflows.score_options import Layout
@@ -22,16 +23,17 @@ def merge_files(parts: Sequence[Path], output: Path) -> None:
         output: Of the same kind; appears whole or not at all, with an index where its kind has one.
 
     Raises:
-        UserError: A part is of another kind or another run, or a file cannot be read or written.
+        UserError: A part is of another kind, is there twice, or has another header; or a file
+            cannot be read or written. Tables have no header that tells their run.
     """
     layout = _layout(output)
     for part in parts:
         if _layout(part) is not layout:
             raise UserError(f"{part}: is no {layout} like {output}; parts must be alike")
-        if part.absolute() == output.absolute():
-            raise UserError(f"{output}: is one of the parts; choose another --output")
+    refuse_overwriting(output, *parts)
     header, _ = _opened(parts[0], layout)
     count = 0
+    began: dict[bytes, Path] = {}  # parts by their first records
     with open_output(output) as write:
         write(b"".join(header))
         for part in parts:
@@ -42,7 +44,16 @@ def merge_files(parts: Sequence[Path], output: Path) -> None:
                     f"{part}: comes from another run than {parts[0]}: its header has "
                     f"{line.decode(errors='replace').strip()[:200]!r}"
                 )
-            for line in body:
+            first = next(body, None)
+            if first is None:
+                continue
+            if first in began:
+                raise UserError(
+                    f"{part}: begins with the record that {began[first]} begins with; give each "
+                    "part once"
+                )
+            began[first] = part
+            for line in chain([first], body):
                 write(line)
                 count += 1
     if output.suffix == ".gz" and layout.has_index:

@@ -59,18 +59,18 @@ class Background:
         first = json.dumps({"background": list(settings), "nulls": NULLS})
         try:
             text = path.read_text() if path.exists() else ""
-            whole, _, torn = text.rpartition("\n")
-            if torn or not text:
-                with open_output(path) as write:
-                    write(f"{whole or first}\n".encode())
         except (OSError, UnicodeError) as error:
-            raise UserError(f"--background {path}: cannot be read or written ({error})") from None
+            raise UserError(f"--background {path}: cannot be read ({error})") from None
+        whole, _, torn = text.rpartition("\n")
         header, *lines = whole.splitlines() or [first]
-        if header != first:
+        if header != first or (not whole and not first.startswith(torn)):
             raise UserError(
                 f"--background {path}: is of another model, genome, window or strand, or no such "
                 "file at all; name another file"
             )
+        if torn or not text:
+            with open_output(path) as write:
+                write(f"{whole or first}\n".encode())
         for number, line in enumerate(lines, start=2):
             try:
                 entry = json.loads(line)

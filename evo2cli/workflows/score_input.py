@@ -10,7 +10,7 @@ from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.builds import disagreement
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.regions import Regions, read_bed, read_region
+from evo2cli.genome.regions import Regions, read_bed, read_regions
 from evo2cli.genome.saturation import saturate
 from evo2cli.genome.source import STDIN, is_bgzip
 from evo2cli.genome.variant_index import find_index
@@ -129,7 +129,7 @@ def _open_by_index(options: ScoreOptions) -> VariantFile | None:
     index = _index(options)
     if index is None or _is_stale(index, options.source):
         return None
-    regions = map(read_region, options.regions)
+    regions = read_regions(options.regions)
     asked = read_bed(options.bed) if options.bed and not options.regions else regions
     return read_vcf_by_index(options.source, index, Regions(asked))
 
@@ -148,7 +148,7 @@ def _is_stale(index: Path, path: Path) -> bool:
 def _conditions(options: ScoreOptions) -> Iterator[Callable[[VariantRecord], bool]]:
     """What a record has to fulfil, every one of them, cheapest first."""
     if options.regions:
-        yield partial(_is_in, Regions(map(read_region, options.regions)))
+        yield partial(_is_in, Regions(read_regions(options.regions)))
     if options.bed:
         yield partial(_is_in, Regions(read_bed(options.bed)))
     if options.pass_only:

@@ -1,11 +1,12 @@
 """What `evo2 score` was asked for, checked and with its words turned into meanings."""
 
+import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
 from evo2cli.errors import TooManySkippedError, UserError
-from evo2cli.figures import check_plot
+from evo2cli.figures import check_plot, refuse_overwriting
 from evo2cli.genome.source import STDIN
 from evo2cli.lengths import parse_bytes
 
@@ -159,6 +160,8 @@ class ScoreOptions:
         self._check_words()
         if not 0 <= self.max_skipped <= 1:
             raise UserError(f"--max-skipped {self.max_skipped}: a fraction lies in 0 to 1")
+        if self.min_qual is not None and not math.isfinite(self.min_qual):
+            raise UserError(f"--min-qual {self.min_qual}: must be a number")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit {self.limit}: at least 1 record is needed")
         if self.precision_check is not None and self.precision_check < 1:
@@ -176,8 +179,8 @@ class ScoreOptions:
             raise UserError("--track and --saturate: one at a time")
         if self.output and not self.output.parent.is_dir():
             raise UserError(f"--output {self.output}: the folder {self.output.parent} is missing")
-        if self.output and self.output.absolute() == self.source.absolute():
-            raise UserError(f"--output {self.output}: would overwrite the input; name another file")
+        inputs = (self.source, *map(Path, self.further), self.reference, self.bed, self.background)
+        refuse_overwriting(self.output, *inputs)
 
     def _check_words(self) -> None:
         for flag, word, known in (

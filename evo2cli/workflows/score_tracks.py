@@ -18,7 +18,7 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.regions import read_bed, read_region
+from evo2cli.genome.regions import read_bed, read_region, whole_contig
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.tracks import (
     BEDGRAPH,
@@ -34,7 +34,7 @@ from evo2cli.workflows import likelihood
 from evo2cli.workflows.likelihood import begin, of_tokens, predict, proceed, require_finite
 from evo2cli.workflows.models import memory_explained, open_model
 from evo2cli.workflows.results import open_output
-from evo2cli.workflows.score_options import ScoreOptions, Strand, Track
+from evo2cli.workflows.score_options import IndelMode, Quantity, ScoreOptions, Strand, Track
 from stripedhyena2 import StripedHyena2
 
 DEFAULT_LEAD = 8192  # bases read before a region, at most the model's context
@@ -148,6 +148,15 @@ def _check(options: ScoreOptions) -> None:
         ("--json", options.json),
         ("--reference", options.reference is not None),
         ("--background", options.background is not None),
+        ("--shard", options.shard is not None),
+        ("--dry-run", options.dry_run),
+        ("--precision-check", options.precision_check is not None),
+        ("--score", options.score != Quantity.DELTA),
+        ("--windows", options.windows != "centred"),
+        ("--indel-mode", options.indel_mode != IndelMode.FIXED),
+        ("--on-ref-mismatch", options.on_ref_mismatch != "skip"),
+        ("--max-skipped", options.max_skipped != 1),
+        ("--max-memory", options.max_memory is not None),
         *((f, f not in ("--regions", "--bed")) for f in options.filters),
     ):
         if is_given:
@@ -192,8 +201,10 @@ def _sections(options: ScoreOptions, lead: int) -> Iterator[Section]:
 
 def _regions(options: ScoreOptions, genome: Reference) -> list[Interval]:
     """What was asked for, in the genome's order, joined where it overlaps or touches."""
-    asked = [*map(read_region, options.regions), *(read_bed(options.bed) if options.bed else ())]
     order = {name: place for place, name in enumerate(genome.names)}
+    asked = [whole_contig(text) if text in order else read_region(text) for text in options.regions]
+    if options.bed:
+        asked += read_bed(options.bed)
     found = []
     for region in asked:
         name = find_contig(region.name, order)

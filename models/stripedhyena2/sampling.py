@@ -4,6 +4,7 @@ B batch, V vocabulary.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,8 +44,8 @@ class Sampler:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature = {self.temperature} must not be negative")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature = {self.temperature} must be 0 or more, and finite")
         if self.top_k < 0:
             raise ValueError(f"top_k = {self.top_k} must not be negative")
         if not 0 < self.top_p <= 1:
@@ -71,7 +72,9 @@ class Sampler:
         if 0 < self.top_k < logits.shape[1]:
             least = logits.topk(self.top_k, dim=1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
-        probabilities = torch.softmax(logits / self.temperature, dim=1)
+        # Next to 0 a quotient of what is not the largest may be -inf, of the largest it is 0.
+        below = logits - logits.amax(dim=1, keepdim=True)
+        probabilities = torch.softmax(below / self.temperature, dim=1)
         if self.top_p < 1:
             ascending, order = probabilities.sort(dim=1)
             # A token goes when it and all less likely ones hold no more than 1 - top_p.

@@ -60,7 +60,7 @@ def test_codes_are_what_the_readme_says() -> None:
 def test_an_exhausted_memory_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def exhausted() -> None:
+    def exhausted(**_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has")
 
     monkeypatch.setattr("evo2cli.app.app", exhausted)
@@ -68,7 +68,7 @@ def test_an_exhausted_memory_is_one_line(
         main()
     assert stopped.value.code == UserError.exit_code
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "evo2: out of memory: CUDA out of memory; less at a time, or --device cpu"
+        "evo2: out of memory (Tried to allocate 9 GiB); less at a time, or --device cpu"
     )
 
 
@@ -101,6 +101,38 @@ def test_a_process_of_its_own_ends_likewise(
     command = [sys.executable, "-m", "evo2cli", "info", "missing"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == command_line("info", "missing")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        (">&-", 2, "evo2: stdout: is closed"),
+        (">/dev/full", 2, "evo2: stdout: No space left on device"),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(
+    tmp_path: Path, redirection: str, code: int, told: str
+) -> None:
+    (tmp_path / "s.fa").write_text(">s\nACGTACGT\n")
+    command = f"{sys.executable} -m evo2cli score {tmp_path / 's.fa'} {redirection}"
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+    assert told in result.stderr
+    assert (result.stdout != "") == (code == 0)
+
+
+def test_a_wrong_command_line_is_one_line(
+    command_line: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, data, talk = command_line("score", "x.fa", "--window", "nan")
+    assert (code, data) == (2, "")
+    assert talk.startswith("evo2: Invalid value for '--window'")
+    assert talk.endswith("see `evo2 score --help`\n")
+    assert len(talk.splitlines()) == 1
 
 
 def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:

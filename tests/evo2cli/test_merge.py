@@ -60,8 +60,11 @@ def test_parts_of_different_runs_are_refused(tmp_path: Path, checkpoint: str) ->
     assert not (tmp_path / "merged.vcf").exists()
     with pytest.raises(UserError, match=r"x\.tsv: is no \.vcf like"):
         merge_files([one, tmp_path / "x.tsv"], tmp_path / "merged.vcf")
-    with pytest.raises(UserError, match="is one of the parts"):
-        merge_files([one], one)
+    (tmp_path / "linked.vcf").symlink_to(one)
+    with pytest.raises(UserError, match=r"would overwrite .*1\.vcf; name another file"):
+        merge_files([one], tmp_path / "linked.vcf")
+    with pytest.raises(UserError, match="give each part once"):
+        merge_files([one, one], tmp_path / "merged.vcf")
     with pytest.raises(UserError, match="bcftools concat"):
         merge_files([one], tmp_path / "merged.bcf")
 

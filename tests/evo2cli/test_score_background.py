@@ -39,13 +39,13 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, checkpoint: str, suffix: str = ".jsonl", **options) -> Path:
     output = source.with_name(f"out{suffix}")
-    words = {"window": 32, "strand": "fwd", "background": source.with_name("bg.jsonl")} | options
+    words = {"window": 32, "strand": "fwd", "background": source.with_name("bg.jsonl")}
+    words |= {"output": output} | options
     score(
         ScoreOptions(
             source=source,
             model=checkpoint,
             reference=source.with_name("g.fa"),
-            output=output,
             device="cpu",
             **words,
         )
@@ -126,9 +126,13 @@ def test_another_background_is_refused(source: Path, checkpoint: str) -> None:
     for changes in ({"window": 30}, {"strand": "both"}):
         with pytest.raises(UserError, match=r"--background .* is of another model"):
             run(source, checkpoint, **changes)
-    source.with_name("bg.jsonl").write_text("something else\n")
-    with pytest.raises(UserError, match=r"or no such file at all; name another file"):
-        run(source, checkpoint)
+    for text in ("something else\n", "something else", "something\nelse"):
+        source.with_name("bg.jsonl").write_text(text)
+        with pytest.raises(UserError, match=r"or no such file at all; name another file"):
+            run(source, checkpoint)
+        assert source.with_name("bg.jsonl").read_text() == text  # it is not ours to change
+    with pytest.raises(UserError, match=r"would overwrite .*bg\.jsonl"):
+        run(source, checkpoint, output=source.with_name("bg.jsonl"))
     with pytest.raises(UserError, match="--background is for variants"):
         run(source.with_name("g.fa"), checkpoint)
 

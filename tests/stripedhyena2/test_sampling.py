@@ -43,6 +43,12 @@ def test_probabilities_follow_the_definition(
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-12])
+def test_next_to_no_temperature_is_none(temperature: float) -> None:
+    cold = Sampler(temperature=temperature, top_k=0).probabilities(logits())
+    assert torch.equal(cold, Sampler(temperature=0, top_k=0).probabilities(logits()))
+
+
 def test_no_temperature_takes_the_likeliest_that_is_allowed() -> None:
     mask = torch.zeros(12, 512, dtype=torch.bool)
     mask[:, list(DNA)] = True
@@ -91,7 +97,16 @@ def test_uniforms_fill_the_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
+    ids=str,
 )
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong)))):

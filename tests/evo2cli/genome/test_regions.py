@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
 from evo2cli.genome.interval import Interval
-from evo2cli.genome.regions import Regions, read_bed, read_region
+from evo2cli.genome.regions import Regions, read_bed, read_region, read_regions
 
 SPANS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30), st.integers(0, 6)))
 
@@ -26,10 +26,18 @@ def test_an_overlap_is_a_base_in_common(spans, name, start, length):
         ("1:5", "1", 4, 5),
         ("chr17:43,044,295-43,125,483", "chr17", 43_044_294, 43_125_483),
         ("HLA-A*01:01:1-2", "HLA-A*01:01", 0, 2),
+        ("{HLA-A*01:01}:1-2", "HLA-A*01:01", 0, 2),
     ],
 )
 def test_regions_are_one_based_and_hold_their_ends(text, name, start, end):
     assert read_region(text) == Interval(name, start, end)
+
+
+def test_a_name_with_colons_is_a_contig_too():
+    for text in ("HLA-A*01:01", "{HLA-A*01:01}"):
+        regions = Regions(read_regions([text]))
+        assert regions.overlap("HLA-A*01:01", 9, 10)
+    assert Regions(read_regions(["chr1:5"])).spans("chr1") == [(4, 5)]
 
 
 def test_open_regions_reach_to_the_end():
@@ -38,7 +46,9 @@ def test_open_regions_reach_to_the_end():
     assert read_region("chr1").start == 0
 
 
-@pytest.mark.parametrize("text", ["chr1:9-5", "chr1:0-5", "chr1:a-b", ":1-2", "", "chr1:", "1:,"])
+@pytest.mark.parametrize(
+    "text", ["chr1:9-5", "chr1:0-5", "chr1:a-b", ":1-2", "", "chr1:", "1:,", "{a:1", "{}:2"]
+)
 def test_what_is_no_region_is_refused(text):
     with pytest.raises(UserError, match=r"^--regions [^\n]+$"):
         read_region(text)
