@@ -107,6 +107,7 @@ def test_a_million_bases(name: str, way: Streaming, how: str, report: Report) ->
 
 
 def _add_forward(report: Report, name: str, length: int, how: str, took: float) -> None:
+    peak = torch.cuda.max_memory_allocated()  # before the rate is read, which forgets it
     flops = length * flops_per_token(published_config(name), length).forward
     bound = flops / product_rate()
     columns = ["model", "L", "how", "seconds", "bound", "bound / seconds", "GiB", "tokens/s"]
@@ -117,7 +118,7 @@ def _add_forward(report: Report, name: str, length: int, how: str, took: float) 
         cell(took, 3),
         cell(bound, 3),
         cell(bound / took, 2),
-        cell(torch.cuda.max_memory_allocated() / 2**30, 1),
+        cell(peak / 2**30, 1),
         cell(length / took, 0),
     ]
     report.add("Forward", columns, row)
