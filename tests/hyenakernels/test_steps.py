@@ -1,0 +1,52 @@
+"""A step of decoding by all kernels at once says what the model says of the whole sequence."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.decoding import Decoder
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NEW = 3  # steps: enough to meet what the first of them put into a ring
+
+
+def sequence(length: int, seed: int) -> Tensor:
+    return torch.randint(0, 512, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [[140], [3, 140]], ids=["one-row", "two-rows"])
+def test_steps_by_kernels_are_whole_sequences(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All kernels of a step at once, interpreted where there is no GPU."""
+    shape = ModelConfig(
+        "SMLA", width=16, num_heads=2, mlp_width=24, num_filter_groups=4, context=256
+    )
+    exact, noise = StripedHyena2.from_seed(shape, seed=0).double(), torch.Generator().manual_seed(1)
+    for name, parameter in exact.named_parameters():
+        if "pole" not in name:
+            drawn = torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+            parameter.add_(0.2 * drawn)
+    model = deepcopy(exact).to(DEVICE, torch.float32)
+    whole = [sequence(length + NEW, seed=length) for length in lengths]
+    decoder = Decoder(model, len(lengths), max(lengths) + NEW)
+    for row, (ids, length) in enumerate(zip(whole, lengths, strict=True)):
+        cache = model.new_cache(1)
+        model(ids[None, :length].to(DEVICE), cache=cache)
+        decoder.place(row, cache)
+    right = [exact(ids[None])[0, length:] for ids, length in zip(whole, lengths, strict=True)]
+    for name in ("attention", "fir", "linear", "modal", "norm"):
+        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_take", lambda *_, **__: True)
+    found = [
+        decoder.step(torch.stack([ids[n + t] for ids, n in zip(whole, lengths, strict=True)]))
+        for t in range(NEW)
+    ]
+    for row, expected in enumerate(right):
+        mine = torch.stack([logits[row] for logits in found]).cpu()
+        assert float((mine - expected).norm() / expected.norm()) < 1e-5
