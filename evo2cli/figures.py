@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evo2cli.errors import UserError
+from evo2cli.outputs import check_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,29 +22,6 @@ def check_plot(path: Path | None) -> None:
         return
     check_file(path, "--plot", SUFFIXES)
     new_figure(1, 1)
-
-
-def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file to write that has none of `suffixes`, or no folder.
-
-    Raises:
-        UserError: So it is.
-    """
-    if path.suffix not in suffixes:
-        raise UserError(f"{option} {path}: needs the suffix {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {path}: the folder {path.parent} is missing")
-
-
-def refuse_overwriting(output: Path | None, *inputs: Path | None) -> None:
-    """Refuse an output that is one of the inputs, by whatever name.
-
-    Raises:
-        UserError: So it is.
-    """
-    for path in inputs:
-        if output and path and output.exists() and path.exists() and output.samefile(path):
-            raise UserError(f"--output {output}: would overwrite {path}; name another file")
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -5,9 +5,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from evo2cli.errors import UserError
-from evo2cli.figures import check_file, check_plot, refuse_overwriting
+from evo2cli.figures import check_plot
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.source import STDIN
+from evo2cli.outputs import check_file, refuse_overwriting
 from evo2cli.workflows.score_options import Strand
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")

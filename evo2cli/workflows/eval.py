@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from evo2cli.figures import check_file
+from evo2cli.outputs import check_file
 from evo2cli.workflows.results import Row, open_output, table_line
 
 TABLES = (".tsv", ".json")

@@ -10,7 +10,6 @@ import numpy as np
 
 from evo2cli.data.tags import find_tags
 from evo2cli.errors import UserError
-from evo2cli.figures import refuse_overwriting
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.automaton import ANY, Automaton
 from evo2cli.genome.fasta import Record, read_records, require_nucleotides
@@ -26,6 +25,7 @@ from evo2cli.genome.patterns import (
     parse_pattern,
 )
 from evo2cli.genome.windows import upper_dna
+from evo2cli.outputs import refuse_overwriting
 from evo2cli.workflows.generate_rules import ALL_BASES, Corridor, Rules
 from stripedhyena2 import Sampler
 

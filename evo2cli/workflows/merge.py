@@ -6,8 +6,8 @@ from pathlib import Path
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.figures import refuse_overwriting
 from evo2cli.genome.source import read_lines
+from evo2cli.outputs import refuse_overwriting
 from evo2cli.workflows.results import open_output
 from evo2cli.workflows.score_options import Layout
 from evo2cli.workflows.score_output import index_output

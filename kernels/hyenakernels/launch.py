@@ -113,7 +113,8 @@ _ANY_ROWS = RowLaunch(block_d=64, rows=4, num_warps=2)
 
 
 @cache
-def _architecture() -> tuple[int, int]:
+def architecture() -> tuple[int, int]:
+    """Compute capability of the GPU, (0, 0) without one."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
 
 
@@ -132,7 +133,7 @@ def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype, part: int) -> 
     """
     is_short = num_taps <= SHORT
     table, small = (_SHORT_FIR, _ANY_SHORT_FIR) if is_short else (_LONG_FIR, _ANY_LONG_FIR)
-    measured = table.get(_architecture())
+    measured = table.get(architecture())
     if measured is None or dtype == torch.float32 or (part < NARROWEST and not is_short):
         return small
     return measured[which]
@@ -163,7 +164,7 @@ def modal_segment(width: int) -> int:
 
 def modal_launch(which: ModalPass, dtype: torch.dtype) -> RowLaunch:
     """For a pass of the modal scan. In fp32, where poles have rests, on the small tiles."""
-    measured = _MODAL.get(_architecture())
+    measured = _MODAL.get(architecture())
     return _ANY_ROWS if measured is None or dtype == torch.float32 else measured[which]
 
 

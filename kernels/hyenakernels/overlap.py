@@ -4,9 +4,10 @@ A step of decoding is a chain of short launches, and each takes as long to begin
 programmatic dependent launch the next one is in place, and waits, while this one still works.
 """
 
-import torch
 import triton
 import triton.language as tl
+
+from hyenakernels.launch import architecture
 
 
 @triton.jit
@@ -19,6 +20,6 @@ def wait(OVERLAPS: tl.constexpr):
 
 def overlapped():
     """Arguments of a launch whose kernel calls `wait`."""
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0):
+    if architecture() >= (9, 0):
         return {"OVERLAPS": True, "launch_pdl": True}
     return {"OVERLAPS": False}

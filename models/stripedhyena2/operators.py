@@ -30,10 +30,12 @@ class HyenaOperator(nn.Module):
     """What stands between a Hyena mixer's projections: featurizer, gate, convolution, gate.
 
     y = x2 * (conv(u) + skip * u) with u = x1 * v, where x2, x1, v are the featurized projections,
-    side by side. Kinds differ in `conv`; each is one fused operator, `convolve`.
+    side by side. Kinds differ in `conv`; each is one fused operator, `convolve`, and one of a token
+    of each sequence, `convolve_step`.
     """
 
     convolve: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    convolve_step: Callable[..., Tensor]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,18 +45,17 @@ class HyenaOperator(nn.Module):
 
     def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
         """Mix the projections [x2 | x1 | v] along L into [B, L, D]."""
-        featurizer_past, inner_past = (past.featurizer_BPC, past.inner) if past else (None, None)
-        y_BLD, featurizer_past, inner_past = self.mix(z_BLC, featurizer_past, inner_past)
+        pasts = (past.featurizer_BPC, past.inner) if past else (None, None)
+        y_BLD, featurizer_past, inner_past = self.convolve(z_BLC, *self.filters(), *pasts)
         return y_BLD, HyenaPast(featurizer_past, inner_past)
 
-    def mix(
-        self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The fused operator; returns the output, and both pasts for what follows."""
-        raise NotImplementedError
-
     def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
-        """The fused operator for a token of each sequence; returns [B, 1, D]."""
+        """Mix the projections of a token of each sequence into [B, 1, D]."""
+        pasts = (slots.featurizer_BFC, slots.inner, slots.lengths_B)
+        return self.convolve_step(z_B1C, *self.filters(), *pasts)
+
+    def filters(self) -> tuple[Tensor | None, ...]:
+        """The parameters, in the order the operators take them."""
         raise NotImplementedError
 
     def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
@@ -69,19 +70,11 @@ class HyenaFIR(HyenaOperator):
     skip_D: nn.Parameter | None
 
     convolve = staticmethod(hyena_fir)
+    convolve_step = staticmethod(hyena_fir_step)
 
-    def mix(
-        self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The FIR; its past are the samples that further ones meet."""
-        filters = self.featurizer_taps_CK, self.taps_GK, self.skip_D
-        return self.convolve(z_BLC, *filters, featurizer_past, past)
-
-    def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
-        """The FIR of a token."""
-        filters = self.featurizer_taps_CK, self.taps_GK, self.skip_D
-        pasts = slots.featurizer_BFC, slots.inner, slots.lengths_B
-        return hyena_fir_step(z_B1C, *filters, *pasts)
+    def filters(self) -> tuple[Tensor | None, ...]:
+        """Featurizer, taps, skip."""
+        return self.featurizer_taps_CK, self.taps_GK, self.skip_D
 
     def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
         """A ring of samples."""
@@ -111,6 +104,7 @@ class HyenaLI(HyenaOperator):
     """Long implicit: a sum of decaying exponentials per channel, over the whole past."""
 
     convolve = staticmethod(hyena_modal)
+    convolve_step = staticmethod(hyena_modal_step)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -118,24 +112,14 @@ class HyenaLI(HyenaOperator):
         self.residues_DS = nn.Parameter(torch.empty(config.width, config.num_modes))
         self.skip_D = nn.Parameter(torch.empty(config.width))
 
-    def mix(
-        self, z_BLC: Tensor, featurizer_past: Tensor | None, past: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A modal convolution, plus the skip; its past is the state of the modes."""
-        return self.convolve(z_BLC, *self._filters(), featurizer_past, past)
-
-    def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
-        """The modal convolution of a token."""
-        pasts = slots.featurizer_BFC, slots.inner, slots.lengths_B
-        return hyena_modal_step(z_B1C, *self._filters(), *pasts)
+    def filters(self) -> tuple[Tensor | None, ...]:
+        """Featurizer, poles, residues, skip."""
+        return self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
 
     def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
         """States, of which the channels lie side by side."""
         sizes = (batch_size, *self.log_poles_DS.shape[::-1])
         return like.new_zeros(sizes, dtype=accumulation_dtype(like)).transpose(1, 2)
-
-    def _filters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
 
 
 HYENA_OPERATORS: dict[str, type[HyenaOperator]] = {SHORT: HyenaSE, MEDIUM: HyenaMR, LONG: HyenaLI}

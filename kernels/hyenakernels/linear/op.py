@@ -32,7 +32,7 @@ def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight_OI: Tensor)
         ValueError: Shapes do not fit each other.
     """
     _check("normed_linear", x_BLI, weight_OI, scale_I)
-    if scale_I.is_contiguous() and _is_one_row(x_BLI, weight_OI):
+    if _is_one_row(x_BLI, scale_I, weight_OI):
         return _by_kernel(x_BLI, weight_OI, scale_I=scale_I, eps=eps)
     return reference.normed_linear(x_BLI, scale_I, eps, weight_OI)
 
@@ -58,7 +58,7 @@ def gated_linear(
     """
     _check("gated_linear", x_BLI, gate_OI, scale_I)
     _check("gated_linear", x_BLI, up_OI, scale_I)
-    if scale_I.is_contiguous() and _is_one_row(x_BLI, gate_OI, up_OI):
+    if _is_one_row(x_BLI, scale_I, gate_OI, up_OI):
         return _by_kernel(x_BLI, gate_OI, up_OI=up_OI, gelu=gelu, scale_I=scale_I, eps=eps)
     return reference.gated_linear(x_BLI, scale_I, eps, gate_OI, up_OI, gelu=gelu)
 
@@ -86,7 +86,7 @@ def added_linear(
             f"added_linear: a product of {(*x_BLI.shape[:2], len(weight_OI))} cannot be added to "
             f"{tuple(added_BLO.shape)}"
         )
-    if _is_one_row(x_BLI, weight_OI, bias_O, added_BLO):
+    if _is_one_row(x_BLI, None, weight_OI, bias_O, added_BLO):
         return _by_kernel(x_BLI, weight_OI, bias_O=bias_O, added_1O=added_BLO[0])
     return reference.added_linear(x_BLI, weight_OI, bias_O, added_BLO)
 
@@ -98,12 +98,12 @@ def _check(op: str, x_BLI: Tensor, weight_OI: Tensor, scale_I: Tensor | None = N
         raise ValueError(f"{op}: rows {tuple(x_BLI.shape)}, but a scale {tuple(scale_I.shape)}")
 
 
-def _is_one_row(x_BLI: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernel computes this: it takes weights as they lie, and of one dtype."""
+def _is_one_row(x_BLI: Tensor, scale_I: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether the kernel takes this: all as it lies, and all but scales in one dtype."""
     return (
         x_BLI.shape[:2] == (1, 1)
         and all(x is None or x.dtype == x_BLI.dtype for x in others)
-        and packed(*others)
+        and packed(scale_I, *others)
         and not torch.is_grad_enabled()
         and kernels_take(x_BLI)
     )

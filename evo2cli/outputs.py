@@ -1,0 +1,37 @@
+"""Files that a command shall write, checked before it begins."""
+
+from pathlib import Path
+
+from evo2cli.errors import UserError
+
+
+def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
+    """Refuse a file to write that has none of `suffixes`, or no folder.
+
+    Raises:
+        UserError: So it is.
+    """
+    if path.suffix not in suffixes:
+        raise UserError(f"{option} {path}: needs the suffix {' or '.join(suffixes)}")
+    check_folder(path, option)
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a file to write whose folder is not there.
+
+    Raises:
+        UserError: So it is.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: the folder {path.parent} is missing")
+
+
+def refuse_overwriting(output: Path | None, *inputs: Path | None) -> None:
+    """Refuse an output that is one of the inputs, by whatever name.
+
+    Raises:
+        UserError: So it is.
+    """
+    for path in inputs:
+        if output and path and output.exists() and path.exists() and output.samefile(path):
+            raise UserError(f"--output {output}: would overwrite {path}; name another file")
