@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hyenakernels import rings
+from hyenakernels import host_memory, rings
 from hyenakernels.attention.float8 import Float8Rows, Rows
 
 
@@ -66,7 +66,10 @@ class RoomyPast(AttentionPast):
                 f"{seen} tokens and {new} more need more room than for {self.room[0].shape[2]}"
             )
         for room_BHTW, x_BHLW in zip(self.room, (k_BHLW, v_BHLW), strict=True):
-            room_BHTW[:, :, seen : seen + new] = x_BHLW
+            if isinstance(room_BHTW, Float8Rows):
+                room_BHTW[:, :, seen : seen + new] = x_BHLW
+            else:
+                host_memory.put(room_BHTW[:, :, seen : seen + new], x_BHLW)
         keys_BHTW, values_BHTW = (room_BHTW[:, :, : seen + new] for room_BHTW in self.room)
         return RoomyPast(keys_BHTW, values_BHTW, self.room)
 

@@ -37,22 +37,23 @@ class Float8Linear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T; what backward needs of x is kept in FP8."""
+    """x W^T; what backward needs of x and W is kept in FP8."""
 
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, weight_OI: Tensor) -> Tensor:
         x_PI, x_IP, x_scale = quantize(x_MI, FORWARD, rows=True, columns=ctx.needs_input_grad[1])
-        weight_rows_OI, _, weight_scale = quantize(weight_OI, FORWARD, rows=True)
-        ctx.save_for_backward(x_IP, x_scale, weight_OI)
-        y_PO = _multiply(x_PI, weight_rows_OI, x_scale, weight_scale, x_MI.dtype, fast=True)
+        weight_OI, weight_IO, weight_scale = quantize(
+            weight_OI, FORWARD, rows=True, columns=ctx.needs_input_grad[0]
+        )
+        ctx.save_for_backward(x_IP, x_scale, weight_IO, weight_scale)
+        y_PO = _multiply(x_PI, weight_OI, x_scale, weight_scale, x_MI.dtype, fast=True)
         return y_PO[: len(x_MI)]
 
     @staticmethod
     def backward(ctx: Any, dy_MO: Tensor) -> tuple[Tensor, Tensor]:
-        x_IP, x_scale, weight_OI = ctx.saved_tensors
+        x_IP, x_scale, weight_IO, weight_scale = ctx.saved_tensors
         dtype = dy_MO.dtype
         dy_PO, dy_OP, dy_scale = quantize(dy_MO, BACKWARD, rows=True, columns=True)
-        _, weight_IO, weight_scale = quantize(weight_OI, FORWARD, columns=True)
         dx_PI = _multiply(dy_PO, weight_IO, dy_scale, weight_scale, dtype)
         dweight_OI = _multiply(dy_OP, x_IP, dy_scale, x_scale, dtype)
         return dx_PI[: len(dy_MO)], dweight_OI

@@ -189,7 +189,7 @@ class Attention(nn.Module):
         Args:
             batch_size: B.
             num_tokens: T.
-            on_host: Pinned memory of the host, in the order [B, T, H, W], so that some tokens are
+            on_host: Pinned memory of the host, in the order [T, B, H, W], so that some tokens are
                 one piece of it.
             float8: Keep them in FP8.
         """
@@ -198,8 +198,9 @@ class Attention(nn.Module):
 
         def memory() -> Rows:
             if on_host:
-                sizes = (batch_size, num_tokens, heads, width)
-                return torch.empty(sizes, dtype=dtype, pin_memory=like.is_cuda).transpose(1, 2)
+                order = (num_tokens, batch_size, heads, width)
+                pinned_TBHW = torch.empty(order, dtype=dtype, pin_memory=like.is_cuda)
+                return pinned_TBHW.permute(1, 2, 0, 3)
             sizes = (batch_size, heads, num_tokens, width)
             if float8:
                 return Float8Rows.empty(sizes, dtype, like.device)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hyenakernels.attention.op import PAST_BLOCK
+from hyenakernels.host_memory import ahead, put
 from stripedhyena2.cache import Past, RoomyPast
 from stripedhyena2.config import ATTENTION, ModelConfig
 from stripedhyena2.model import StripedHyena2
@@ -51,10 +53,12 @@ class Streaming:
         piece = min(self.piece, num_tokens)
         width, wide = config.width, max(3 * config.mlp_width, 8 * config.width)
         between = piece * (element * (wide + 6 * width) + 4 * (2 * width + 4 * config.vocabulary))
-        if self.offload:
-            return between
-        kept = 3 if ATTENTION in config.stripes else 1  # the residual stream, keys, values
-        return between + num_tokens * element * kept * width
+        attends = ATTENTION in config.stripes
+        if self.offload:  # of a piece and of a block of keys and values, one in use, one on its way
+            rows = 2 * (piece + 2 * attends * min(PAST_BLOCK, num_tokens))
+        else:  # the residual stream, keys and values
+            rows = (1 + 2 * attends) * num_tokens
+        return between + element * config.width * rows
 
 
 def fitting(config: ModelConfig, num_tokens: int, element: int, memory: float) -> Streaming:
@@ -96,23 +100,29 @@ def stream(
     """
     way = way or Streaming()
     device, dtype = ids_BL.device, model.embedding.weight.dtype
-    host = torch.device("cpu") if way.offload else device
     batch, length = ids_BL.shape
-    shape = (batch, length, model.config.width)
     pinned = way.offload and device.type == "cuda"
-    x_BLD = torch.empty(shape, dtype=dtype, device=host, pin_memory=pinned)
+    x_LBD = torch.empty(
+        (length, batch, model.config.width),
+        dtype=dtype,
+        device=torch.device("cpu") if way.offload else device,
+        pin_memory=pinned,
+    )
     pieces = [slice(first, first + way.piece) for first in range(0, length, way.piece)]
+    rooms = [x_LBD[piece].transpose(0, 1) for piece in pieces]
 
-    for rows in pieces:
-        x_BLD[:, rows] = model.embedding(ids_BL[:, rows])
+    def on_device() -> Iterator[Tensor]:
+        return (x_BLD for (x_BLD,) in ahead([(room,) for room in rooms], device))
+
+    for piece, room in zip(pieces, rooms, strict=True):
+        put(room, model.embedding(ids_BL[:, piece]))
     for block in model.blocks:
         past: Past | None = None
         if isinstance(block.mixer, Attention):
             past = RoomyPast.within(block.mixer.room(batch, length, on_host=way.offload))
-        for rows in pieces:
-            piece_BLD = x_BLD[:, rows].to(device, non_blocking=True)
-            x_BLD[:, rows], past = block(piece_BLD, past)
-            yield piece_BLD.shape[1], None
-    for rows in pieces:
-        piece_BLD = x_BLD[:, rows].to(device, non_blocking=True)
-        yield piece_BLD.shape[1], model.unembed(piece_BLD)
+        for room, x_BLD in zip(rooms, on_device(), strict=True):
+            y_BLD, past = block(x_BLD, past)
+            put(room, y_BLD)
+            yield room.shape[1], None
+    for room, x_BLD in zip(rooms, on_device(), strict=True):
+        yield room.shape[1], model.unembed(x_BLD)

@@ -12,6 +12,7 @@ from hyenakernels.attention.block import block_forward, flash_takes, merge
 from hyenakernels.attention.float8 import Float8Rows, Rows
 from hyenakernels.dispatch import kernels_take, packed, say_once
 from hyenakernels.float8.op import runs_float8
+from hyenakernels.host_memory import ahead
 from hyenakernels.precision import accumulation_dtype
 
 QUERY_BLOCK = 256  # queries a call where a mask is needed: bounds it to 256 x T
@@ -122,18 +123,16 @@ def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:
 
 def _continued(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows, past: int) -> Tensor:
     """Attention to the queries' own keys, and to the `past` keys before them, merged."""
-
-    def attended(first: int, end: int, causal: bool) -> tuple[Tensor, Tensor]:
-        k, v = (
-            x_BHTW[:, :, first:end].to(q_BHLW.device, non_blocking=True)
-            for x_BHTW in (k_BHTW, v_BHTW)
-        )
-        return block_forward(q_BHLW, k, v, causal)
-
-    own_BHLW, lse_BHL = attended(past, k_BHTW.shape[2], True)
+    starts = range(0, past, PAST_BLOCK)
+    blocks = [slice(first, min(first + PAST_BLOCK, past)) for first in starts]
+    own = slice(past, k_BHTW.shape[2])
+    parts = [(k_BHTW[:, :, block], v_BHTW[:, :, block]) for block in (own, *blocks)]
+    coming = ahead(parts, q_BHLW.device)
+    k, v = next(coming)
+    own_BHLW, lse_BHL = block_forward(q_BHLW, k, v, causal=True)
     out_BHLW = own_BHLW.to(accumulation_dtype(q_BHLW))
-    for first in range(0, past, PAST_BLOCK):
-        merge(out_BHLW, lse_BHL, *attended(first, min(first + PAST_BLOCK, past), False))
+    for k, v in coming:
+        merge(out_BHLW, lse_BHL, *block_forward(q_BHLW, k, v, causal=False))
     return out_BHLW.to(q_BHLW.dtype)
 
 

@@ -1,4 +1,6 @@
-"""One read of a matrix, one write of it in FP8 in each layout that is asked for.
+"""Two reads of a matrix, one write of it in FP8 in each layout that is asked for.
+
+The first read finds the largest magnitude; a factor that is given saves it.
 
 M rows, N columns; P, M padded to a multiple of 16.
 """
@@ -7,31 +9,57 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.float8.reference import MULTIPLE
+from hyenakernels.float8.reference import MULTIPLE, SMALLEST
 
 BLOCK = 64  # rows and columns a program turns: lines of 64 bytes in FP8
+SPAN, TURNS = 4096, 8  # numbers at a time, and times, that a program looks for the largest
+
+
+@triton.jit
+def _largest_kernel(x, largest, count, SPAN: tl.constexpr, TURNS: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * SPAN * TURNS + tl.arange(0, SPAN)
+    found = tl.zeros([SPAN], dtype=tl.int32)
+    for turn in tl.static_range(TURNS):
+        values = tl.load(x + at + turn * SPAN, mask=at + turn * SPAN < count, other=0.0)
+        # Bits of magnitudes are ordered as these are, with NaN beyond infinity.
+        bits = tl.abs(values.to(tl.float32)).to(tl.int32, bitcast=True)
+        found = tl.maximum(found, bits)
+    tl.atomic_max(largest, tl.max(found, axis=0), sem="relaxed")
 
 
 @triton.jit
 def _quantize_kernel(
     x,
-    factor,
+    given,
+    scale,
     by_rows,
     by_columns,
     M,
     P,
     N,
     LIMIT: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    HAS_FACTOR: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if HAS_FACTOR:
+        factor = tl.load(given)
+        inverse = tl.div_rn(1.0, factor)
+    else:
+        largest = tl.load(given)
+        inverse = tl.div_rn(largest, LIMIT)
+        inverse = tl.maximum(inverse, SMALLEST, propagate_nan=tl.PropagateNan.ALL)
+        factor = tl.div_rn(1.0, inverse)
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        tl.store(scale, inverse)
     there = (row < M)[:, None] & (column < N)[None, :]
     kept = (row < P)[:, None] & (column < N)[None, :]
     values = tl.load(x + row[:, None] * N + column[None, :], mask=there, other=0.0)
-    scaled = values.to(tl.float32) * tl.load(factor)
+    scaled = values.to(tl.float32) * factor
     limited = tl.clamp(scaled, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
     narrow = limited.to(by_rows.dtype.element_ty)
     if HAS_ROWS:
@@ -40,26 +68,39 @@ def _quantize_kernel(
         tl.store(by_columns + column[:, None] * P + row[None, :], narrow.T, mask=kept.T)
 
 
+def _largest(x_MN):
+    """The largest magnitude of a contiguous matrix, in fp32, []; NaN if there is one."""
+    largest = torch.zeros((), dtype=torch.float32, device=x_MN.device)
+    grid = (triton.cdiv(x_MN.numel(), SPAN * TURNS),)
+    _largest_kernel[grid](x_MN, largest.view(torch.int32), x_MN.numel(), SPAN=SPAN, TURNS=TURNS)
+    return largest
+
+
 def quantize(x_MN, factor, dtype, *, rows, columns):
-    """Give x * factor by rows and by columns; empty where it is not asked for."""
+    """Give x * factor by rows and by columns, empty where it is not asked for, and 1 / factor."""
     height, width = x_MN.shape
     padded = height + -height % MULTIPLE
+    x_MN = x_MN.contiguous()
     rows_PN = torch.empty((padded, width) if rows else (0, 0), dtype=dtype, device=x_MN.device)
     columns_NP = torch.empty(
         (width, padded) if columns else (0, 0), dtype=dtype, device=x_MN.device
     )
+    scale = torch.empty((), dtype=torch.float32, device=x_MN.device)
     grid = (triton.cdiv(padded, BLOCK), triton.cdiv(width, BLOCK))
     _quantize_kernel[grid](
-        x_MN.contiguous(),
-        factor,
+        x_MN,
+        _largest(x_MN) if factor is None else factor,
+        scale,
         rows_PN,
         columns_NP,
         height,
         padded,
         width,
         LIMIT=torch.finfo(dtype).max,
+        SMALLEST=SMALLEST,
+        HAS_FACTOR=factor is not None,
         HAS_ROWS=rows,
         HAS_COLUMNS=columns,
         BLOCK=BLOCK,
     )
-    return rows_PN, columns_NP
+    return rows_PN, columns_NP, scale

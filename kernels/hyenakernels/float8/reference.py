@@ -26,14 +26,6 @@ def narrow(x: Tensor, factor: Tensor | float, dtype: torch.dtype) -> Tensor:
     return (x.float() * factor).clamp(-limit, limit).to(dtype)
 
 
-def factor_and_scale(x: Tensor, dtype: torch.dtype, factor: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The factor, by default what brings the largest magnitude to the end of the range; 1 / it."""
-    if factor is not None:
-        return factor, 1 / factor
-    scale = (largest(x) / torch.finfo(dtype).max).clamp_min(SMALLEST)
-    return 1 / scale, scale
-
-
 def quantize(
     x_MN: Tensor, dtype: torch.dtype, factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +35,11 @@ def quantize(
         By rows [P, N], by columns [N, P] (both with zeros for the rows that x lacks), and the scale
         1 / factor in fp32, []. A NaN makes all of them NaN, unless the factor was given.
     """
-    factor, scale = factor_and_scale(x_MN, dtype, factor)
+    if factor is None:
+        scale = (largest(x_MN) / torch.finfo(dtype).max).clamp_min(SMALLEST)
+        factor = 1 / scale
+    else:
+        scale = 1 / factor
     values_MN = narrow(x_MN, factor, dtype)
     lacking = -x_MN.shape[0] % MULTIPLE
     # FP8 itself cannot be padded, its bytes can.
