@@ -51,8 +51,7 @@ def _quantize_kernel(
         inverse = tl.div_rn(1.0, factor)
     else:
         largest = tl.load(given)
-        inverse = tl.div_rn(largest, LIMIT)
-        inverse = tl.maximum(inverse, SMALLEST, propagate_nan=tl.PropagateNan.ALL)
+        inverse = tl.maximum(largest * (1 / LIMIT), SMALLEST, propagate_nan=tl.PropagateNan.ALL)
         factor = tl.div_rn(1.0, inverse)
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
         tl.store(scale, inverse)

@@ -36,7 +36,7 @@ def quantize(
         1 / factor in fp32, []. A NaN makes all of them NaN, unless the factor was given.
     """
     if factor is None:
-        scale = (largest(x_MN) / torch.finfo(dtype).max).clamp_min(SMALLEST)
+        scale = (largest(x_MN) * (1 / torch.finfo(dtype).max)).clamp_min(SMALLEST)
         factor = 1 / scale
     else:
         scale = 1 / factor
