@@ -200,3 +200,15 @@ def check_contigs(header: Header, genome: Reference) -> None:
             lengths[known] = length
     if trouble := disagreement(lengths, {name: genome.length(name) for name in lengths}):
         console.warn(trouble)
+
+
+def check_regions(options: ScoreOptions, genome: Reference) -> None:
+    """Refuse regions of contigs that the reference does not have.
+
+    Raises:
+        UserError: There is one.
+    """
+    for text in options.regions:
+        if not any(find_contig(meant.name, genome.names) for meant in read_regions([text])):
+            known = ", ".join(genome.names[:5])
+            raise UserError(f"--regions {text}: the reference has no such contig; it has {known}")

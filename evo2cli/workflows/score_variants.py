@@ -19,7 +19,13 @@ from evo2cli.workflows.models import memory_explained, open_model
 from evo2cli.workflows.results import Recall, Row, keep_journal, open_journals
 from evo2cli.workflows.score_background import open_background, with_percentiles
 from evo2cli.workflows.score_devices import Advance, Part, even_borders, open_parts, pick_devices
-from evo2cli.workflows.score_input import Variants, check_contigs, count_variants, open_variants
+from evo2cli.workflows.score_input import (
+    Variants,
+    check_contigs,
+    check_regions,
+    count_variants,
+    open_variants,
+)
 from evo2cli.workflows.score_options import VARIANT_LAYOUTS, Layout, ScoreOptions
 from evo2cli.workflows.score_output import (
     VariantWriter,
@@ -49,6 +55,7 @@ def score_variants(options: ScoreOptions) -> None:
     layout = options.layout(Layout.VCF if variants.is_vcf else Layout.TSV, VARIANT_LAYOUTS)
     with Reference.open(options.reference or reference_of(variants.header, options.source)) as file:
         check_contigs(variants.header, file)
+        check_regions(options, file)
     devices = pick_devices(options.device)
     total = count_variants(options)
     borders = even_borders(total, len(devices))

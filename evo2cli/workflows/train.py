@@ -26,7 +26,7 @@ from evo2cli.training.recipe_file import (
 )
 from evo2cli.training.state import RunFolder
 from evo2cli.workflows.extend import extension_line, read_start
-from evo2cli.workflows.models import pick_device
+from evo2cli.workflows.models import memory_explained, pick_device
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import CheckpointError, ModelConfig
 from stripedhyena2.checkpoint import save_weights
@@ -216,17 +216,14 @@ def _start(
 
 
 def _engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
+    way_out = f"raise parallel.zero or take more GPUs (`evo2 plan {path}` tells)"
     try:
-        if not _needs_deepspeed(recipe, ranks):
-            return PlainEngine(recipe, start, ranks.device)
-        from evo2cli.training.deepspeed_engine import DeepSpeedEngine
+        with memory_explained(f"{path}: the model on {ranks.device}", way_out):
+            if not _needs_deepspeed(recipe, ranks):
+                return PlainEngine(recipe, start, ranks.device)
+            from evo2cli.training.deepspeed_engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(recipe, start, ranks)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{path}: the model does not fit the memory of {ranks.device}; raise parallel.zero or "
-            f"take more GPUs (`evo2 plan {path}` tells)"
-        ) from None
+            return DeepSpeedEngine(recipe, start, ranks)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -244,15 +241,12 @@ def _num_parameters(engine: Engine) -> int:
 
 
 def _run(trainer: Trainer, path: Path) -> Outcome:
-    try:
+    recipe, device = trainer.recipe, trainer.ranks.device
+    with memory_explained(
+        f"{path}: {trainer.micro} windows of {recipe.batch.length} on {device}",
+        "lower batch.micro_sequences, or set memory.activation_checkpointing = 1",
+    ):
         return trainer.run()
-    except torch.OutOfMemoryError:
-        batch = trainer.recipe.batch
-        raise UserError(
-            f"{path}: {trainer.micro} windows of {batch.length} do not fit the memory of "
-            f"{trainer.ranks.device}; lower batch.micro_sequences, or set "
-            "memory.activation_checkpointing = 1"
-        ) from None
 
 
 def _summary(trainer: Trainer, outcome: Outcome) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from evo2cli.genome.vcf import Header
 from evo2cli.workflows.score import score
 from evo2cli.workflows.score_input import (
     check_contigs,
+    check_regions,
     count_variants,
     holds_variants,
     open_variants,
@@ -128,3 +129,12 @@ def test_lengths_that_differ_are_told_once(tmp_path, capsys):
         "evo2: warning: contig 1 is 249,250,621 long in the VCF, 4 in the reference: "
         "the VCF looks like GRCh37 (hg19)"
     )
+
+
+def test_regions_of_contigs_that_are_not_there_are_refused(vcf, tmp_path):
+    (tmp_path / "g.fa").write_text(">1\nACGT\n>A*01:01\nACGT\n>MT\nACGT\n")
+    with Reference.open(tmp_path / "g.fa") as genome:
+        check_regions(replace(vcf, regions=("chr1:1-2", "1", "A*01:01", "chrM:3")), genome)
+        told = r"--regions chr7:1-2: the reference has no such contig; it has 1, A\*01:01, MT"
+        with pytest.raises(UserError, match=told):
+            check_regions(replace(vcf, regions=("1", "chr7:1-2")), genome)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from evo2cli.commands.train import train
 from evo2cli.errors import UserError
+from evo2cli.training.engine import PlainEngine
 from evo2cli.workflows.tokenize import tokenize_files
 from stripedhyena2 import load
 from tests.ranks import World
@@ -118,6 +119,21 @@ def test_what_cannot_run_is_said_in_one_line(
     assert isinstance(result.exception, UserError), result.output
     assert re.search(message, str(result.exception))
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("where", ["__init__", "forward"])
+def test_an_exhausted_memory_is_told_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(PlainEngine, where, exhausted)
+    way_out = {"__init__": "raise parallel.zero", "forward": "lower batch.micro_sequences"}[where]
+    result = run()
+    assert isinstance(result.exception, UserError)
+    assert re.match(f"recipe.toml: .* on cpu: out of memory; {way_out}", str(result.exception))
 
 
 def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
