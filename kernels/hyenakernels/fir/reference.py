@@ -32,7 +32,11 @@ def causal_fir(x_BLD: Tensor, taps_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor
     if length == 0:
         return x_BLD, extended
     with full_precision(x_BLD):
-        # PyTorch's conv1d correlates: the flip turns that into a convolution.
+        # Oldest first: PyTorch's conv1d correlates, and the flip turns that into a convolution.
         taps_DK = taps_GK.to(dtype).flip(1).repeat_interleave(channels // groups, dim=0)
-        y_BDL = F.conv1d(extended.to(dtype).transpose(1, 2), taps_DK[:, None], groups=channels)
+        samples_BDT = extended.to(dtype).transpose(1, 2)
+        if length == 1:  # preparing a convolution takes ten times as long as the sum
+            y_BDL = (samples_BDT * taps_DK).sum(2, keepdim=True)
+        else:
+            y_BDL = F.conv1d(samples_BDT, taps_DK[:, None], groups=channels)
     return y_BDL.transpose(1, 2).to(x_BLD.dtype), extended[:, extended.shape[1] - num_taps + 1 :]
