@@ -4,14 +4,17 @@ An engine owns model and optimizer. Parameters train in fp32 (or as fp32 masters
 and gradients are summed in fp32.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from evo2cli.training.optimizer import make_optimizer
 from evo2cli.training.ranks import Ranks
@@ -121,6 +124,11 @@ class Engine(ABC):
             steps: That the optimizer has done.
         """
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While inside, the model computes with what `weights` gives."""
+        yield
+
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """Folded fp32 weights, whole, on the CPU of the first rank; empty on the others."""
@@ -168,11 +176,12 @@ class PlainEngine(Engine):
         """As `Engine`; a gradient that is not finite stays for `nonfinite_gradient`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self._recipe.optimizer.clip, foreach=True
-        )
+        parameters = list(self.model.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = get_total_norm(gradients, foreach=True)
         value = norm.item()
-        if norm.isfinite():
+        if math.isfinite(value):
+            clip_grads_with_norm_(parameters, self._recipe.optimizer.clip, norm, foreach=True)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self._average()
@@ -185,6 +194,21 @@ class PlainEngine(Engine):
             return
         for name, parameter in self.model.named_parameters():
             self.averages[name].lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """As `Engine`."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """The averages for the parameters, and back."""
+        for name, parameter in self.model.named_parameters():
+            if name in self.averages:
+                parameter.data, self.averages[name] = self.averages[name], parameter.data
 
     def nonfinite_gradient(self) -> str | None:
         """As `Engine`; drops the gradient, so that the next step starts anew."""

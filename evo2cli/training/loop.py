@@ -93,9 +93,9 @@ class Trainer:
         if step and self.ranks.is_first:
             console.say(f"going on from step {step:,} of {steps:,}")
         bits: float | None = None
-        telling = Telling(self.folder, steps, self._caption(), tensorboard=recipe.log.tensorboard)
+        board = recipe.log.tensorboard
+        telling = Telling(self.folder, steps, step, self._caption(), tensorboard=board)
         with _asked_to_stop() as asked, self._watched() as watch, telling:
-            telling.go_on_from(step)
             last = step == steps
             while not last:
                 watch()
@@ -195,6 +195,8 @@ class Trainer:
     def validate(self) -> dict[str, Any]:
         """Bits a base on the fixed windows of every held-out set, every A, C, G and T the same.
 
+        Weights are those that a checkpoint of this step would give: averaged ones, if any are kept.
+
         Returns:
             valid_bits over all sets, and valid_bits_of each where there are several; nothing
             without any set.
@@ -202,18 +204,8 @@ class Trainer:
         Raises:
             UntrustedNumericsError: They are not finite.
         """
-        weight_of_byte = target_weights(lowercase=1, end_of_document=0)
-        sums = torch.zeros(len(self.valid), 2, dtype=torch.float64, device=self.ranks.device)
-        for row, windows in zip(sums, self.valid.values(), strict=True):
-            mine = windows.share(self.ranks.group, self.ranks.num_groups)
-            for start in range(0, -(-len(windows) // self.ranks.num_groups), self.micro):
-                part = mine[start : start + self.micro]
-                # Where others have a window more, they still need this rank's piece of the weights.
-                ids, targets, weights = self._read(part or windows[:1], weight_of_byte)
-                weights = weights if len(part) else torch.zeros_like(weights)
-                row[0] += weighted_loss(self.engine.forward(ids), targets, weights)
-                row[1] += weights.sum()
-        totals = self.ranks.sum(sums)
+        with self.engine.averaged():
+            totals = self.ranks.sum(self._sums())
         if not totals[:, 1].any():
             return {}
         total, *each = torch.cat([totals.sum(dim=0, keepdim=True), totals]).unbind()
@@ -227,6 +219,21 @@ class Trainer:
         if len(each) > 1:
             found["valid_bits_of"] = dict(zip(self.valid, bits[1:], strict=True))
         return found
+
+    def _sums(self) -> Tensor:
+        """Nats and weights of this rank's share of every held-out set."""
+        weight_of_byte = target_weights(lowercase=1, end_of_document=0)
+        sums = torch.zeros(len(self.valid), 2, dtype=torch.float64, device=self.ranks.device)
+        for row, windows in zip(sums, self.valid.values(), strict=True):
+            mine = windows.share(self.ranks.group, self.ranks.num_groups)
+            for start in range(0, -(-len(windows) // self.ranks.num_groups), self.micro):
+                part = mine[start : start + self.micro]
+                # Where others have a window more, they still need this rank's piece of the weights.
+                ids, targets, weights = self._read(part or windows[:1], weight_of_byte)
+                weights = weights if len(part) else torch.zeros_like(weights)
+                row[0] += weighted_loss(self.engine.forward(ids), targets, weights)
+                row[1] += weights.sum()
+        return sums
 
     def _read(self, windows: Windows, weight_of_byte: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, targets and weights of this rank's part of the windows."""
@@ -278,7 +285,7 @@ class Trainer:
     def _watched(self) -> Iterator[Callable[[], None]]:
         """While inside, a call sets the deadline anew; when it passes, stacks are dumped.
 
-        The dump lies in OUTPUT/stacks-rankN.txt, and the process ends: a step that hangs on one
+        The dump is added to OUTPUT/stacks-rankN.txt, and the process ends: a step that hangs on one
         rank hangs on all, and a launcher can start them again.
         """
         deadline = self.recipe.guard.step_deadline
@@ -286,12 +293,13 @@ class Trainer:
             yield lambda: None
             return
         path = self.folder.path / f"stacks-rank{self.ranks.rank}.txt"
-        with path.open("w", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             try:
                 yield lambda: faulthandler.dump_traceback_later(deadline, exit=True, file=file)
             finally:
                 faulthandler.cancel_dump_traceback_later()
-        path.unlink()
+        if not path.stat().st_size:
+            path.unlink()
 
 
 @contextlib.contextmanager

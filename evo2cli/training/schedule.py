@@ -8,6 +8,8 @@ from evo2cli.training.recipe import Optimizer
 def learning_rate(step: int, recipe: Optimizer) -> float:
     """Linear warmup to the peak, then a half cosine that reaches the minimum at the last step.
 
+    Where a single step is left for the cosine, it is the peak.
+
     Args:
         step: 0-based; the first step already has a rate above 0.
         recipe: Peak, minimum, warmup and length.

@@ -18,6 +18,7 @@ class Telling:
     Args:
         folder: Of the run.
         steps: Of the whole run.
+        done: Steps that earlier runs have done, and told of.
         caption: What the panel says below its numbers.
         tensorboard: Whether events are written to OUTPUT/tensorboard.
 
@@ -25,15 +26,18 @@ class Telling:
         UserError: TensorBoard is wanted and not installed.
     """
 
-    def __init__(self, folder: RunFolder, steps: int, caption: str, *, tensorboard: bool) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: RunFolder, steps: int, done: int, caption: str, *, tensorboard: bool
+    ) -> None:
+        self._folder, self._done = folder, done
         self._panel = console.Panel("train", steps, "steps", caption)
         self._speaks = folder.ranks.is_first
-        self._board = _open_board(folder.path) if tensorboard and self._speaks else None
+        self._board = _open_board(folder.path, done) if tensorboard and self._speaks else None
 
     def __enter__(self) -> "Telling":
         if self._speaks:
             self._panel.__enter__()
+        self._panel.advance(self._done)
         return self
 
     def __exit__(self, *reason: object) -> None:
@@ -41,10 +45,6 @@ class Telling:
             self._panel.__exit__(*reason)
         if self._board is not None:
             self._board.close()
-
-    def go_on_from(self, step: int) -> None:
-        """Count the steps of earlier runs."""
-        self._panel.advance(step)
 
     def hear(self, record: Record) -> None:
         """Tell one step; `Trainer.step` says what a record holds."""
@@ -79,14 +79,15 @@ def _shown(record: Record) -> dict[str, str]:
     return fields
 
 
-def _open_board(output: Path) -> Any:
+def _open_board(output: Path, done: int) -> Any:
+    """Events; those of steps that were done, but not saved, no longer count."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
             "log.tensorboard = true needs TensorBoard; pip install 'evo2cli[train]', or leave it"
         ) from None
-    return SummaryWriter(output / "tensorboard")
+    return SummaryWriter(output / "tensorboard", purge_step=done + 1)
 
 
 def draw_curve(folder: RunFolder) -> Path | None:

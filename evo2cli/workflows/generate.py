@@ -87,6 +87,7 @@ def generate(options: GenerateOptions) -> None:
 def _settings(options: GenerateOptions, model: StripedHyena2) -> list[object]:
     """All that decides results beside prompts and numbers of samples."""
     given = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
+    given["numbered"] = options.num_samples > 1  # the names, then
     return ["evo2 generate", __version__, fingerprint(model.config, model.state_dict()), given]
 
 

@@ -177,7 +177,8 @@ def way_for(model: StripedHyena2, num_bases: int, memory: float | None) -> Strea
         UserError: It is not enough.
     """
     weight = model.embedding.weight
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    here = (tensor for tensor in model.state_dict().values() if tensor.device == weight.device)
+    weights = sum(tensor.nbytes for tensor in here)
     more = "give more with --max-memory" if memory is not None else "free some"
     if memory is None:
         if not weight.is_cuda:

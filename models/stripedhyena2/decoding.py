@@ -125,9 +125,10 @@ class Decoder:
         """
         self._ids_B1.copy_(ids_B[:, None])
         if self._can_record:
-            if self._graph is None:
-                self._graph = self._captured()
-            self._graph.replay()
+            with torch.cuda.device_of(self._ids_B1):  # the one whose stream is recorded
+                if self._graph is None:
+                    self._graph = self._captured()
+                self._graph.replay()
         else:
             self._logits_BV = self._advanced()
         return self._logits_BV.clone()

@@ -79,6 +79,7 @@ class Sampler:
             ascending, order = probabilities.sort(dim=1)
             # A token goes when it and all less likely ones hold no more than 1 - top_p.
             dropped = ascending.cumsum(1) <= 1 - self.top_p
+            dropped[:, -1] = False  # not even where 1 - top_p is 1, rounded
             probabilities = probabilities.masked_fill(dropped.scatter(1, order, dropped), 0)
             probabilities = probabilities / probabilities.sum(1, keepdim=True)
         return probabilities

@@ -16,15 +16,20 @@ from stripedhyena2.model import StripedHyena2
 USABLE = 0.8  # of a device's free memory may be weights; the rest is for what is computed
 
 
-def fewest(num_bytes: int, free: Sequence[int]) -> int:
-    """How many devices with so many free bytes, from the first on, hold the weights.
+def fewest(num_bytes: int, free: Sequence[int]) -> list[int]:
+    """Which devices, by their free bytes, are to hold the weights: the first that alone does.
+
+    Where none does, as few as do together, those with most room, in their order.
 
     Raises:
         MemoryError: All together do not.
     """
-    for count in range(1, len(free) + 1):
-        if num_bytes <= USABLE * count * min(free[:count]):
-            return count
+    roomy = sorted(range(len(free)), key=lambda index: -free[index])
+    alone = [[index] for index in range(len(free))]
+    together = [roomy[:count] for count in range(2, len(free) + 1)]
+    for chosen in (*alone, *together):
+        if num_bytes <= USABLE * len(chosen) * min(free[index] for index in chosen):
+            return sorted(chosen)
     raise MemoryError(
         f"{num_bytes / 1e9:.0f} GB of weights and what is computed need more than "
         f"{len(free)} devices with {min(free) / 1e9:.0f} GB free each"

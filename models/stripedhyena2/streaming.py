@@ -122,7 +122,7 @@ def stream(
             past = RoomyPast.within(block.mixer.room(batch, length, on_host=way.offload))
         for room, x_BLD in zip(rooms, on_device(), strict=True):
             y_BLD, past = block(x_BLD, past)
-            put(room, y_BLD)
+            put(room, y_BLD.to(device))
             yield room.shape[1], None
     for room, x_BLD in zip(rooms, on_device(), strict=True):
         yield room.shape[1], model.unembed(x_BLD)

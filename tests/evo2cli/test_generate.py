@@ -185,6 +185,27 @@ def test_a_killed_run_goes_on(
     assert [path.name for path in tmp_path.iterdir()] == ["out.fa"]
 
 
+def test_another_number_of_samples_has_its_own_names(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of one sample, killed, tells nothing to a run of two, whose names have numbers."""
+    asked = ("--prompt", "ACG", "--prompt", "TT", "-n", "8", "--batch-size", "1")
+    output = tmp_path / "out.fa"
+
+    def interrupt(*arguments: Any) -> Any:
+        if arguments[1].text == b"TT":
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = workflow.describe
+    monkeypatch.setattr(workflow, "describe", interrupt)
+    with pytest.raises(SystemExit):
+        run(checkpoint, *asked, "-O", str(output))
+    monkeypatch.setattr(workflow, "describe", original)
+    run(checkpoint, *asked, "--num-samples", "2", "-O", str(output))
+    assert output.read_text() == run(checkpoint, *asked, "--num-samples", "2")
+
+
 def test_nan_names_its_layer(model: StripedHyena2, tmp_path: Path) -> None:
     broken = StripedHyena2(model.config)
     broken.load_state_dict(model.state_dict())

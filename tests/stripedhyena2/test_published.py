@@ -66,6 +66,13 @@ def test_a_file_of_another_size_is_not_it(cache: Path, content: bytes) -> None:
     assert hub.find(NAME) is None
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_part_alone_is_not_a_model_at_any_commit(cache: Path, count: int) -> None:
+    parts = {f"evo2_40b.pt.part{number}": b"x" for number in range(count)}
+    lay(cache, PUBLISHED["evo2_40b"].repository, OTHER, parts)
+    assert (hub.find("evo2_40b@main") is None) is (count == 1)
+
+
 def test_what_cannot_be_had_is_one_line(cache: Path) -> None:
     with pytest.raises(
         CheckpointError,

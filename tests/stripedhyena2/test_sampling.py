@@ -43,6 +43,11 @@ def test_probabilities_follow_the_definition(
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+def test_next_to_no_nucleus_is_the_likeliest() -> None:
+    least = Sampler(top_k=0, top_p=1e-17).probabilities(logits())
+    assert torch.equal(least, Sampler(temperature=0, top_k=0).probabilities(logits()))
+
+
 @pytest.mark.parametrize("temperature", [1e-320, 1e-12])
 def test_next_to_no_temperature_is_none(temperature: float) -> None:
     cold = Sampler(temperature=temperature, top_k=0).probabilities(logits())

@@ -23,9 +23,11 @@ def test_neighbours_stay_together_and_devices_are_filled_alike() -> None:
 
 
 def test_as_few_devices_as_hold_the_weights() -> None:
-    assert fewest(79, [100, 100, 100]) == 1
-    assert fewest(81, [100, 100, 100]) == 2
-    assert fewest(240, [100, 100, 100]) == 3
+    assert fewest(79, [100, 100, 100]) == [0]
+    assert fewest(81, [100, 100, 100]) == [0, 1]
+    assert fewest(240, [100, 100, 100]) == [0, 1, 2]
+    assert fewest(79, [50, 100, 200]) == [1]  # the first is busy
+    assert fewest(161, [50, 200, 100, 200]) == [1, 3]
     with pytest.raises(MemoryError, match="2 devices with 50 GB free each"):
         fewest(81 * 10**9, [10**11, 5 * 10**10])
 

@@ -78,7 +78,10 @@ def find(name: str, folder: Path | None = None) -> Path | None:
         except LocalEntryNotFoundError:
             return None
         if commit != published.commit or not published.sizes:
-            return folder if weight_files(folder) else None
+            files = weight_files(folder)
+            # Of parts that are still to come only their number is known.
+            whole = files and (files[0].suffix == ".pt" or len(files) >= len(published.sizes))
+            return folder if whole else None
     found = tuple(file.stat().st_size for file in weight_files(folder))
     return folder if commit == published.commit and found and found == published.sizes else None
 

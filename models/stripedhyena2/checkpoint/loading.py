@@ -94,14 +94,16 @@ def _homes(
         return [torch.device(device)] * depth
     sizes = block_sizes(checkpoint.tensors, depth, dtype.itemsize)
     try:
-        count = fewest(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
+        chosen = fewest(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
     except MemoryError as error:
         raise CheckpointError(
             f"{origin}: {error}; use more or larger ones, or --device cpu"
         ) from None
-    if count > 1:
-        _say_once(f"{origin}: its blocks are spread over {count} devices, it fits no single one")
-    return homes(sizes, device[:count])
+    if len(chosen) > 1:
+        _say_once(
+            f"{origin}: its blocks are spread over {len(chosen)} devices, it fits no single one"
+        )
+    return homes(sizes, [device[index] for index in chosen])
 
 
 def _scales(checkpoint: Checkpoint, origin: str, float8: bool | None) -> dict[str, Scales]:

@@ -21,6 +21,7 @@ from evo2cli.training.engine import PlainEngine, Start
 from evo2cli.training.loop import Outcome, Trainer
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.state import RunFolder
+from evo2cli.training.telling import Telling
 from stripedhyena2 import ModelConfig, load
 
 ROOT = Path(__file__).parents[3]
@@ -273,10 +274,11 @@ def test_a_bad_number_stops_the_run_and_names_step_and_place(tmp_path: Path) -> 
     assert trainer.folder.newest() is None
 
 
-def test_a_bad_gradient_of_a_good_loss_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_bad_gradient_of_a_good_loss_is_named(tmp_path: Path, bad: float) -> None:
     trainer = make_trainer(make_recipe(tmp_path / "run"))
     engine_of(trainer).model.get_parameter("norm.scale").register_hook(
-        lambda gradient: gradient * math.inf
+        lambda gradient: gradient * bad
     )
     with pytest.raises(
         UntrustedNumericsError, match=r"^step 1: the gradient of norm\.scale is not finite"
@@ -325,7 +327,9 @@ def test_a_bad_step_may_be_skipped_and_is_counted(tmp_path: Path) -> None:
         trainer.run()
 
 
-def test_averaged_weights_are_what_a_checkpoint_holds(tmp_path: Path) -> None:
+def test_averaged_weights_are_what_a_checkpoint_holds_and_validation_reads(
+    tmp_path: Path,
+) -> None:
     trainer = make_trainer(make_recipe(tmp_path / "run", optimizer={"ema": 0.5}))
     engine = engine_of(trainer)
     average = engine.model.embedding.weight.detach().clone()
@@ -333,6 +337,11 @@ def test_averaged_weights_are_what_a_checkpoint_holds(tmp_path: Path) -> None:
         trainer.step(step)
         average = 0.5 * average + 0.5 * engine.model.embedding.weight.detach()
     torch.testing.assert_close(engine.weights()["embedding.weight"], average)
+    other = make_trainer(make_recipe(tmp_path / "other"))
+    engine_of(other).model.load_state_dict(engine.averages, strict=False)
+    before = {name: x.clone() for name, x in engine.model.state_dict().items()}
+    assert trainer.validate() == other.validate()
+    torch.testing.assert_close(engine.model.state_dict(), before, rtol=0, atol=0)
     trainer.folder.save(4, engine, {})
     saved = load(trainer.folder.path / "step-000000004")
     torch.testing.assert_close(saved.embedding.weight, average)
@@ -394,6 +403,12 @@ def test_tensorboard_and_the_curve_hold_the_run(tmp_path: Path) -> None:
     events.Reload()
     seen = {event.step: event.value for event in events.Scalars("loss")}
     assert seen == pytest.approx({r["step"]: r["loss"] for r in metrics(recipe)}, rel=1e-6)
+    told = Telling(make_trainer(recipe).folder, 7, 4, "", tensorboard=True)  # killed after step 4
+    with told:
+        pass
+    events = EventAccumulator(str(recipe.output / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert (recipe.output / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -424,5 +439,8 @@ def test_a_hanging_step_dumps_its_stacks_and_ends(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 1, result.stderr
-    assert "hang_at_three" in (tmp_path / "run" / "stacks-rank0.txt").read_text()
+    stacks = (tmp_path / "run" / "stacks-rank0.txt").read_text()
+    assert "hang_at_three" in stacks
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    make_trainer(make_recipe(tmp_path / "run", guard={"step_deadline": 600})).run()
+    assert (tmp_path / "run" / "stacks-rank0.txt").read_text() == stacks
