@@ -13,11 +13,12 @@ import torch
 from evo2cli import __version__, console
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.genome.automaton import Automaton, base_codes
-from evo2cli.workflows.generate_guide import FreeGuide, Guide, WindowGuide
+from evo2cli.workflows.generate_guide import FreeGuide, Guide
 from evo2cli.workflows.generate_lookahead import Lookahead
 from evo2cli.workflows.generate_options import GenerateOptions, Prompt
 from evo2cli.workflows.generate_output import as_fasta, describe
 from evo2cli.workflows.generate_rules import Rules
+from evo2cli.workflows.generate_windows import WindowGuide
 from evo2cli.workflows.likelihood import fingerprint
 from evo2cli.workflows.models import open_model
 from evo2cli.workflows.results import Recall, json_line, open_journal, open_output

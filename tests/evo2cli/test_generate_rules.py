@@ -186,6 +186,15 @@ def test_every_window_keeps_to_the_corridor() -> None:
     assert sequence[179:186] == "GGGTGGG"
 
 
+def test_a_wide_window_that_is_no_hindrance_allows_every_base() -> None:
+    options = GenerateOptions(tokens=6000, gc="0.1-0.9", gc_window=2500)
+    prompt, chance = Prompt("p", "", b"ACGT"), random.Random(0)  # noqa: S311  # no secret
+    guide = guides(options, [prompt])(prompt, 512)
+    for _ in range(6000):
+        assert len(guide.allowed()) == 4
+        guide.advance(chance.choice(b"ACGT"))
+
+
 def test_a_way_over_many_fixed_positions_is_found_or_refused() -> None:
     """Twenty fixed bases of A in a window of 30 leave ten for G and C; 24 leave six."""
     options = GenerateOptions(tokens=90, gc="0.3-1", gc_window=30, fix=("50:" + "A" * 20,))
