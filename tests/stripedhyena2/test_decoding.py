@@ -124,3 +124,15 @@ def test_a_graph_step_is_an_eager_step(lengths: list[int], dtype: torch.dtype) -
         mine, right = torch.stack(found)[:, row], whole[row, length : length + 20]
         error = float((mine - right).norm() / right.norm())
         assert error < (1e-4 if dtype == torch.float32 else 0.03)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_any_gpu_records_its_own_graph() -> None:
+    ids = torch.randint(65, 85, (60,), generator=torch.Generator().manual_seed(0))
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        model = load("nano", device=device, dtype=torch.bfloat16).requires_grad_(False)
+        decoder = Decoder(model, 1, 60)
+        decoder.place(0, prefilled(model, ids[:50].to(device)))
+        found.append(torch.stack([decoder.step(ids[None, t].to(device)) for t in range(50, 60)]))
+    assert torch.equal(found[0], found[1].cpu().to("cuda:0"))

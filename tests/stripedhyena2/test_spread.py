@@ -52,7 +52,10 @@ def test_a_spread_model_is_the_model() -> None:
 
     def readings(model: StripedHyena2) -> list[Tensor]:
         streamed = [
-            logits for _, logits in stream(model, ids, Streaming(100)) if logits is not None
+            logits
+            for offload in (False, True)
+            for _, logits in stream(model, ids, Streaming(100, offload))
+            if logits is not None
         ]
         decoder, cache = Decoder(model, 1, 120), model.new_cache(1)
         model(ids[:1, :100], cache=cache)
