@@ -148,7 +148,8 @@ class Decoder:
         state = [x.clone() for x in self._state()]
         self._advanced()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        stream = torch.cuda.Stream(self._ids_B1.device)  # torch's own is that of the first graph
+        with torch.cuda.graph(graph, stream=stream):
             self._logits_BV = self._advanced()
         for x, before in zip(self._state(), state, strict=True):
             x.copy_(before)
