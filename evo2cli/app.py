@@ -76,7 +76,10 @@ def main() -> None:
     try:
         code = _run()
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # Of a pipe that breaks while a command is at work Typer makes an exit of its own.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         code = 0  # the reader of our stdout (head, less) has gone: nothing is left to say to it
         console.forget_stdout()
     except OSError as error:
@@ -98,7 +101,8 @@ def _run() -> int:
             error.show()
         else:
             message = " ".join(error.format_message().split()).rstrip(".")
-            console.say(f"{message}; see `{error.ctx.command_path} --help`")
+            command = error.ctx.command_path if error.ctx else "evo2"
+            console.say(f"{message}; see `{command} --help`")
         return UserError.exit_code
     except (MemoryError, RuntimeError) as error:
         # PyTorch is imported once a command is at work, and not before.

@@ -6,7 +6,7 @@ from evo2cli.errors import UserError
 
 
 def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file to write that has none of `suffixes`, or no folder.
+    """Refuse a file to write that has none of `suffixes`, is a folder, or has none.
 
     Raises:
         UserError: So it is.
@@ -17,11 +17,13 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
 
 
 def check_folder(path: Path, option: str) -> None:
-    """Refuse a file to write whose folder is not there.
+    """Refuse a file to write that is a folder, or whose folder is not there.
 
     Raises:
         UserError: So it is.
     """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name a file")
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: the folder {path.parent} is missing")
 

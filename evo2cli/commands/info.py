@@ -10,14 +10,17 @@ from evo2cli import console
 
 def info(
     subject: Annotated[
-        str, typer.Argument(help="A model (folder, file, name), a recipe, or a token folder.")
+        str,
+        typer.Argument(
+            help="A model (folder, file, name), a recipe, a token folder, a FASTA or variants."
+        ),
     ],
     config: Annotated[
         Path | None, typer.Option(help="Shape of a released file: its yml or TOML.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
 ) -> None:
-    """Show what a model, a recipe or a token set is: shape, stripes, size, memory, provenance."""
+    """Show what a model, a recipe, tokens, a FASTA or a file of variants hold."""
     from evo2cli.workflows.info import describe
 
     description = describe(subject, config=config)

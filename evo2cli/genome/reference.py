@@ -27,6 +27,7 @@ from evo2cli.genome.faidx import (
 )
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.interval import Interval
+from evo2cli.genome.vcf import find_contig
 
 _GZIP, _BGZIP_FIELD = b"\x1f\x8b", b"BC"
 
@@ -68,6 +69,23 @@ class Reference:
     def length(self, name: str) -> int:
         """Bases of a contig; KeyError if there is none of this name."""
         return self._lengths[name]
+
+    def contig(self, name: str, asked: str) -> str:
+        """The name under which a contig is here: chr1 for 1 and back, chrM for MT and back.
+
+        Args:
+            name: Of the contig.
+            asked: Who asks for it, as a message begins.
+
+        Raises:
+            UserError: It is not here.
+        """
+        found = find_contig(name, self._lengths)
+        if found is None:
+            raise UserError(
+                f"{asked}: the genome has no contig {name}; it has {', '.join(self.names[:5])}"
+            )
+        return found
 
     def fetch(self, interval: Interval) -> bytes:
         """The bases of an interval, case kept.

@@ -11,7 +11,7 @@ from evo2cli.genome.interval import Interval
 from evo2cli.genome.source import read_lines
 
 _RANGE = re.compile(r"(?P<start>[\d,]+)(?P<dash>-(?P<end>[\d,]+)?)?")
-_WHOLE = 1 << 62  # the end of a contig whose length is not known
+ENDLESS = 1 << 62  # the end of a contig whose length is not known
 
 
 class Regions:
@@ -64,7 +64,7 @@ def read_region(text: str) -> Interval:
             "braces, as {HLA-A*01:01}"
         )
     start = int(found["start"].replace(",", "") or 0)
-    end = start if not found["dash"] else _WHOLE
+    end = start if not found["dash"] else ENDLESS
     if found["end"]:
         end = int(found["end"].replace(",", "") or 0)
     if not 1 <= start <= end:
@@ -86,7 +86,7 @@ def read_regions(texts: Iterable[str]) -> Iterator[Interval]:
 
 def whole_contig(name: str) -> Interval:
     """A contig of whatever length."""
-    return Interval(name, 0, _WHOLE)
+    return Interval(name, 0, ENDLESS)
 
 
 def read_bed(path: Path) -> Iterator[Interval]:
@@ -115,7 +115,7 @@ def read_named_bed(path: Path) -> Iterator[tuple[Interval, str]]:
         except ValueError:
             raise UserError(
                 f"{path}: line {number}: {' '.join(columns[:3])!r} is no interval of a BED: "
-                "a contig, then where it starts (0-based) and ends"
+                "a contig, then where it starts (from 0 on) and ends (not before)"
             ) from None
         yield (
             interval,

@@ -7,7 +7,7 @@ from pathlib import Path
 from evo2cli.errors import UserError
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.vcf import VariantRecord, find_contig
+from evo2cli.genome.vcf import VariantRecord
 from evo2cli.genome.windows import upper_dna
 
 BASES = b"ACGT"
@@ -28,7 +28,7 @@ def saturate(path: Path, region: str) -> Iterator[VariantRecord]:
         UserError: It is no region, or none of this genome, or the genome cannot be read.
     """
     with Reference.open(path) as genome:
-        whole = _locate(genome, path, region)
+        whole = _locate(genome, region)
         for start in range(whole.start, whole.end, _BLOCK):
             block = Interval(whole.name, start, min(start + _BLOCK, whole.end))
             for place, base in enumerate(upper_dna(genome.fetch(block)), start=start):
@@ -37,17 +37,12 @@ def saturate(path: Path, region: str) -> Iterator[VariantRecord]:
                     yield VariantRecord.from_columns(whole.name, place + 1, chr(base), others)
 
 
-def _locate(genome: Reference, path: Path, region: str) -> Interval:
+def _locate(genome: Reference, region: str) -> Interval:
     """Where a region lies, under the name that the genome gives its contig."""
     found = _REGION.fullmatch(region)
     if found is None:
         raise UserError(f"--saturate {region}: write chr:from-to, 1-based, both ends included")
-    name = find_contig(found["name"], genome.names)
-    if name is None:
-        known = ", ".join(genome.names[:5])
-        raise UserError(
-            f"--saturate {region}: {path} has no contig {found['name']}; it has {known}"
-        )
+    name = genome.contig(found["name"], f"--saturate {region}")
     start, end = (int(found[side].replace(",", "") or 0) for side in ("start", "end"))
     if not 1 <= start <= end <= genome.length(name):
         raise UserError(

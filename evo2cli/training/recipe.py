@@ -233,7 +233,10 @@ class Recipe(Table):
         """
         context = self.parallel.context
         if world % context:
-            raise ValueError(f"parallel.context = {context} does not divide {world:,} GPUs")
+            raise ValueError(
+                f"parallel.context = {context} does not divide {world:,} GPUs; start it by `evo2 "
+                f"launch` or torchrun on {context} or a multiple, or set another"
+            )
         return self.batch.micro(world // context)
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,22 +27,28 @@ BASE = "base"  # the key that names a recipe to lay this one over
 
 
 def find_recipe(name: Path) -> Path:
-    """The recipe at this path, or else the shipped one of this name.
+    """The recipe at this path, or else the shipped one of this name, be it without .toml.
 
     Raises:
         UserError: There is neither.
     """
     if name.is_file():
         return name
+    if name.is_dir():
+        raise UserError(f"{name}: is a folder, not a recipe, which is a .toml file")
     package = Path(__file__).parents[1]
     inside = name.relative_to("recipes") if name.parts[:1] == ("recipes",) else name
     for folder in (package / "recipes", package.parent / "recipes"):
-        if (folder / inside).is_file():
-            return folder / inside
+        for file in (folder / inside, folder / f"{inside}.toml"):
+            if file.is_file():
+                return file
         if folder.is_dir():
             files = {file.relative_to(folder) for file in folder.rglob("*.toml")}
             shipped = sorted(str(file) for file in files if file.parts[0] != "models")
-            raise UserError(f"{name}: no such recipe; shipped are: {', '.join(shipped)}")
+            near = get_close_matches(f"{inside}", shipped, n=3) or shipped[:3]
+            raise UserError(
+                f"{name}: no such recipe; {len(shipped)} are shipped, such as {', '.join(near)}"
+            )
     raise UserError(f"{name}: no such recipe")
 
 

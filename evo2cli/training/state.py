@@ -50,6 +50,8 @@ class RunFolder:
             **recipe.model_dump(mode="json", exclude=_FREE),
             **facts,
         }  # facts say shape in full
+        if self.path.is_file():
+            raise UserError(f"{self.path}: cannot be used as output, it is a file; name a folder")
         with self._first(f"{self.path}: cannot be used as output") as is_first:
             if is_first:
                 self._open(json.loads(json.dumps(values)))

@@ -43,6 +43,7 @@ def convert_checkpoint(
         checkpoint = read_checkpoint(source, config=config)
         if to == "native":
             checkpoint.provenance.setdefault("converted_by", f"evo2cli {__version__}")
+            native.refuse_another(checkpoint, destination)
             native.write(checkpoint, destination)
             size = sum(file.stat().st_size for file in destination.iterdir())
         else:

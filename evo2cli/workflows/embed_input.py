@@ -134,12 +134,13 @@ def _read_regions(options: EmbedOptions, reference: Path) -> Iterator[Passage]:
     """Every region of a BED, or whole extent of a feature, as the genome's forward strand."""
     kind = options.feature_type if options.features is None else None
     with Reference.open(reference) as genome:
-        known = set(genome.names)
         for region in read_features(options.source, kind):
-            contig = find_contig(region.contig, known)
-            if contig is None or region.end > genome.length(contig):
-                place = Interval(region.contig, region.start, region.end)
-                raise UserError(f"{options.source}: {place}: not in the genome {reference}")
+            who = f"{options.source}: {Interval(region.contig, region.start, region.end)}"
+            contig = genome.contig(region.contig, who)
+            if region.end > genome.length(contig):
+                raise UserError(
+                    f"{who}: reaches beyond base {genome.length(contig):,}, where {contig} ends"
+                )
             bases = genome.fetch(Interval(contig, region.start, region.end))
             yield Passage(region.name, contig, region.start, upper_dna(bases))
 

@@ -49,6 +49,7 @@ def extend_checkpoint(
         raise UserError(f"{output}: is the checkpoint itself; choose another --output")
     try:
         checkpoint, record = extend(read_checkpoint(source, config=config), source, extension)
+        native.refuse_another(checkpoint, output)
         native.write(checkpoint, output)
     except ConfigError as error:
         raise UserError(f"{source}: --to {to}: {error}") from None

@@ -1,6 +1,7 @@
 """What `evo2 generate` was asked for, checked and with its words turned into prompts and rules."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evo2cli import console
 from evo2cli.data.tags import find_tags
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
@@ -25,7 +27,7 @@ from evo2cli.genome.patterns import (
     parse_pattern,
 )
 from evo2cli.genome.windows import upper_dna
-from evo2cli.outputs import refuse_overwriting
+from evo2cli.outputs import check_folder, refuse_overwriting
 from evo2cli.workflows.generate_rules import ALL_BASES, Corridor, Rules
 from stripedhyena2 import Sampler
 
@@ -140,6 +142,8 @@ class GenerateOptions:
             raise UserError("--gc-window needs --gc, the fractions to keep in every window")
         if self.tokens > MOST_TOKENS:
             raise UserError(f"--tokens {self.tokens:,} is more than {MOST_TOKENS:,}, the most")
+        if self.output is not None:
+            check_folder(self.output, "--output")
         refuse_overwriting(self.output, self.prompts_fasta)
         about_bases = [*self.constraints, *self.stops]
         if self.alphabet == "any" and about_bases:
@@ -183,8 +187,12 @@ class GenerateOptions:
             Record(f"prompt{n}", "", text.strip().encode())
             for n, text in enumerate(self.prompts, 1)
         ]
+        for record in records:
+            require_nucleotides("--prompt", record)
         if self.prompts_fasta is not None:
-            records += read_records(self.prompts_fasta)
+            for record in read_records(self.prompts_fasta):
+                require_nucleotides(self.prompts_fasta, record)
+                records.append(record)
         tag = "" if self.tag is None else _read_tag(self.tag)
         if tag and not records:
             return [Prompt("prompt1", tag, b"")]
@@ -193,11 +201,14 @@ class GenerateOptions:
         for record in records:
             if not record.sequence and not tag:
                 raise UserError(f"{record.name}: the prompt is empty; give at least one base")
-            require_nucleotides(self.prompts_fasta or "--prompt", record)
-        return [
+        found = [
             Prompt(record.name or f"record{n}", tag, upper_dna(record.sequence))
             for n, record in enumerate(records, 1)
         ]
+        name, count = Counter(prompt.name for prompt in found).most_common(1)[0]
+        if count > 1:
+            console.warn(f"{count:,} prompts are named {name}, and so will be what follows them")
+        return found
 
     def rules(self) -> Rules:
         """What a sequence has to obey.

@@ -188,7 +188,7 @@ def way_for(model: StripedHyena2, num_bases: int, memory: float | None) -> Strea
         )
         memory = torch.cuda.mem_get_info(weight.device)[0] + cached + weights
     try:
-        return fitting(model.config, num_bases, weight.element_size(), memory - weights)
+        return fitting(model.config, num_bases, weight.element_size(), weights, memory)
     except MemoryError as error:
         raise UserError(f"{error}; {more}, or cut the sequence") from error
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.source import read_lines
-from evo2cli.outputs import refuse_overwriting
+from evo2cli.outputs import check_folder, refuse_overwriting
 from evo2cli.workflows.results import open_output
 from evo2cli.workflows.score_options import Layout
-from evo2cli.workflows.score_output import index_output
+from evo2cli.workflows.score_output import SHARD, index_output
 
 LAYOUTS = {".vcf": Layout.VCF, ".tsv": Layout.TSV, ".jsonl": Layout.JSONL}
 
@@ -23,21 +23,24 @@ def merge_files(parts: Sequence[Path], output: Path) -> None:
         output: Of the same kind; appears whole or not at all, with an index where its kind has one.
 
     Raises:
-        UserError: A part is of another kind, is there twice, or has another header; or a file
-            cannot be read or written. Tables have no header that tells their run.
+        UserError: A part is of another kind, is there twice, missing or out of order, or has
+            another header; or a file cannot be read or written. Tables and JSON lines have no
+            header that tells their run and place.
     """
     layout = _layout(output)
     for part in parts:
         if _layout(part) is not layout:
             raise UserError(f"{part}: is no {layout} like {output}; parts must be alike")
+    check_folder(output, "--output")
     refuse_overwriting(output, *parts)
-    header, _ = _opened(parts[0], layout)
+    header, _, _ = _opened(parts[0], layout)
+    _require_all(parts, layout)
     count = 0
     began: dict[bytes, Path] = {}  # parts by their first records
     with open_output(output) as write:
         write(b"".join(header))
         for part in parts:
-            own, body = _opened(part, layout)
+            own, _, body = _opened(part, layout)
             if own != header:
                 line = next((b for a, b in zip(header, own, strict=False) if a != b), b"(shorter)")
                 raise UserError(
@@ -71,16 +74,31 @@ def _layout(path: Path) -> Layout:
     return LAYOUTS[suffix]
 
 
-def _opened(path: Path, layout: Layout) -> tuple[list[bytes], Iterator[bytes]]:
-    """Header and records of a part."""
+def _require_all(parts: Sequence[Path], layout: Layout) -> None:
+    """Refuse parts that are not 1/N to N/N in this order, where they tell it."""
+    told = [_opened(part, layout)[1] for part in parts]
+    expected = [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]
+    if any(told) and told != expected:
+        shards = ", ".join(shard or "none" for shard in told)
+        raise UserError(
+            f"{parts[0]}, ...: are the parts {shards}; give all of a run, in their order"
+        )
+
+
+def _opened(path: Path, layout: Layout) -> tuple[list[bytes], str, Iterator[bytes]]:
+    """Header, which part it says it is of, and records."""
     lines = read_lines(path)
     if layout is Layout.JSONL:
-        return [], lines
+        return [], "", lines
     if layout is Layout.TSV:
-        return [next(lines, b"")], lines
+        return [next(lines, b"")], "", lines
     header: list[bytes] = []
+    shard = ""
     for line in lines:
         if not line.startswith(b"#"):
-            return header, chain([line], lines)
-        header.append(line)
-    return header, iter(())
+            return header, shard, chain([line], lines)
+        if line.startswith(SHARD.encode()):
+            shard = line.decode().removeprefix(SHARD).strip()
+        else:
+            header.append(line)
+    return header, shard, iter(())

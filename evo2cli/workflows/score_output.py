@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.genome.htslib import index_table, index_variants, write_bcf
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.parquet import open_parquet
@@ -43,6 +43,7 @@ FIELDS = {
         "##evo2Noise; any other word says why there is no score",
     ),
 }
+SHARD = "##evo2Shard="  # I/N of a part, by which `evo2 merge` knows its place
 STRAND_FIELDS = {Strand.FORWARD: "EVO2_FWD", Strand.REVERSE: "EVO2_RC"}
 QUANTITIES = {
     Quantity.DELTA: {"EVO2_DELTA", *STRAND_FIELDS.values()},
@@ -253,17 +254,27 @@ def written_fields(options: ScoreOptions) -> list[str]:
     return [field for field in FIELDS if field in wanted]
 
 
-def report(options: ScoreOptions, counts: Counter[str], indels: Indels) -> None:
+def report(options: ScoreOptions, counts: Counter[str], indels: Indels, absent: str | None) -> None:
     """Tell what became of the alleles, in a table on stderr.
 
+    Args:
+        options: What was asked for.
+        counts: Alleles by their status.
+        indels: Of the records.
+        absent: What to say of contigs that the reference does not have, if there were any.
+
     Raises:
-        TooManySkippedError: More than allowed have no score.
+        TooManySkippedError: More than allowed have no score, or no contig is the reference's.
     """
     total = counts.total()
     skipped = sum(count for status, count in counts.items() if not _is_scored(status))
     console.say(f"{total - skipped:,} of {total:,} alleles scored")
     if total:
         console.write_page(status_table(counts), stderr=True)
+    if absent is not None:
+        if counts[Status.CONTIG_MISSING] == total:
+            raise TooManySkippedError(f"{options.source}: nothing could be scored: {absent}")
+        console.warn(absent)
     denied = counts[Status.REF_MISMATCH]
     checked = total - skipped + denied
     if denied > max(FEW_MISMATCHES, MUCH_MISMATCH * checked):

@@ -13,7 +13,7 @@ from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.vcf import Header, VariantRecord
+from evo2cli.genome.vcf import Header, Status, VariantRecord
 from evo2cli.workflows.likelihood import fingerprint
 from evo2cli.workflows.models import memory_explained, open_model
 from evo2cli.workflows.results import Recall, Row, keep_journal, open_journals
@@ -28,6 +28,7 @@ from evo2cli.workflows.score_input import (
 )
 from evo2cli.workflows.score_options import VARIANT_LAYOUTS, Layout, ScoreOptions
 from evo2cli.workflows.score_output import (
+    SHARD,
     VariantWriter,
     open_variant_output,
     report,
@@ -120,9 +121,10 @@ def _write(run: _Run, layout: Layout, parts: Sequence[Part], total: int | None) 
     noise = measure_noise(options, run.model, run.genome, run.scorer)
     background = open_background(options, run.model, run.genome, run.scorer)
     writer = VariantWriter(layout, written_fields(options), variants.others)
-    provenance = [*run.provenance, *noise_line(noise)]
+    part_of = [f"{SHARD}{options.shard}"] if options.shard is not None else []
+    provenance = [*run.provenance, *noise_line(noise), *part_of]
     counts: Counter[str] = Counter()
-    indels = Indels()
+    indels, absent = Indels(), None
     with (
         open_journals([part.journal for part in parts], run.settings) as recalls,
         open_variant_output(options.output, writer, variants.header, provenance) as written,
@@ -134,9 +136,13 @@ def _write(run: _Run, layout: Layout, parts: Sequence[Part], total: int | None) 
             for record, found in _results(records, run.scorer, recall, bar.advance):
                 rows = with_noise(noise, with_percentiles(background, record, found))
                 put(record, rows)
-                counts.update(str(row["EVO2_STATUS"]) for row in rows)
+                statuses = [str(row["EVO2_STATUS"]) for row in rows]
+                counts.update(statuses)
                 indels.count(record)
-    report(options, counts, indels)
+                if absent is None and Status.CONTIG_MISSING in statuses:
+                    known = ", ".join(run.genome.names[:5])
+                    absent = f"the genome has no contig {record.contig}; it has {known}"
+    report(options, counts, indels, absent)
 
 
 def _results(

@@ -61,8 +61,12 @@ class Streaming:
         return between + element * config.width * rows
 
 
-def fitting(config: ModelConfig, num_tokens: int, element: int, memory: float) -> Streaming:
-    """The fastest way that stays within `memory` bytes; arguments as `Streaming.memory` has them.
+def fitting(
+    config: ModelConfig, num_tokens: int, element: int, weights: int, memory: float
+) -> Streaming:
+    """The fastest way that stays within `memory` bytes, of which the weights take some.
+
+    Other arguments are as `Streaming.memory` has them.
 
     Raises:
         MemoryError: There is none; the message says what the smallest needs.
@@ -70,13 +74,13 @@ def fitting(config: ModelConfig, num_tokens: int, element: int, memory: float) -
     way: Streaming | None = Streaming()
     least = float("inf")
     while way is not None:
-        needed = way.memory(config, num_tokens, element)
+        needed = weights + way.memory(config, num_tokens, element)
         if needed <= memory:
             return way
         least, way = min(least, needed), way.smaller
     raise MemoryError(
-        f"{num_tokens:,} tokens need {least / 2**30:.2f} GiB beside the weights at least, "
-        f"but {memory / 2**30:.2f} GiB are left for them"
+        f"{num_tokens:,} tokens need {least / 2**20:,.0f} MiB with the weights, and there are "
+        f"{memory / 2**20:,.0f}"
     )
 
 

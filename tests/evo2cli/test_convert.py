@@ -49,6 +49,18 @@ def test_impossible_targets_are_named(
     assert not (tmp_path / destination).exists()
 
 
+def test_another_checkpoint_is_not_replaced(
+    native: Path, tiny_model: StripedHyena2, tmp_path: Path
+) -> None:
+    convert_checkpoint(str(native), tmp_path / "out")
+    convert_checkpoint(str(native), tmp_path / "out")  # as often as one likes
+    save(tiny_model, tmp_path / "trained", {"trained_by": "someone"})
+    for into in ("native", "out"):
+        with pytest.raises(UserError, match="holds another checkpoint; choose another name"):
+            convert_checkpoint(str(tmp_path / "trained"), tmp_path / into)
+        assert load(tmp_path / into, dtype=torch.float64) is not None
+
+
 def test_the_goldens_convert(shared: Path, tmp_path: Path) -> None:
     source = shared / "goldens" / "pt-layout-7b"
     result = CliRunner().invoke(

@@ -411,7 +411,11 @@ def test_options_that_cannot_be_are_refused(options: dict, message: str) -> None
         ({"x.fa": ">a\nAC\n>b\n"}, {}, "record 'b' holds no base"),
         ({"x.fa": ">a\nAC\n>a\nAC\n"}, {"pooling": "none"}, "2 sequences are named 'a'"),
         ({"x.bed": "a\t0\t9\n"}, {}, "by --reference"),
-        ({"x.bed": "a\t0\t9\n", "r.fa": ">a\nACGT\n"}, {}, "a:0-9: not in the genome"),
+        (
+            {"x.bed": "a\t0\t9\n", "r.fa": ">a\nACGT\n"},
+            {},
+            "a:0-9: reaches beyond base 4, where a ends",
+        ),
         ({"x.bed": "a\t2\t2\tnil\n", "r.fa": ">a\nACGT\n"}, {}, "'nil' holds no base"),
         ({"x.fa": ">a\nAC\n", "f.bed": "b\t0\t1\n"}, {}, "none of its 1 features lies"),
         ({"x.fa": ">a\nAC\n", "f.bed": "a\t0\t1\n"}, {"feature_type": "CDS"}, "no type"),

@@ -169,11 +169,13 @@ def test_a_released_file_remembers_the_first_context(source: str, tmp_path: Path
         ("1k", "ntk", "long", "--scheme ntk: not one of interpolation, base, both, none"),
         ("1k", "none", "long.pt", "long.pt: is written as a folder"),
         ("1k", "none", "source", "is the checkpoint itself"),
+        ("1k", "none", "other", "other: holds another checkpoint"),
     ],
 )
 def test_what_cannot_be_is_one_line(
     source: str, tmp_path: Path, to: str, scheme: str, output: str, message: str
 ) -> None:
+    extend_checkpoint(source, tmp_path / "other", to="512")
     with pytest.raises(UserError, match=message) as error:
         extend_checkpoint(source, tmp_path / output, to=to, scheme=scheme)
     assert "\n" not in str(error.value)

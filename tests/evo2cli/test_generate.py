@@ -13,6 +13,7 @@ from evo2cli.app import app
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.genome.fasta import read_records
 from evo2cli.workflows import generate as workflow
+from evo2cli.workflows.generate_options import GenerateOptions
 from stripedhyena2 import StripedHyena2, save
 
 FLAT = ("--temperature", "9")  # nearly all bases are likely
@@ -185,6 +186,12 @@ def test_a_killed_run_goes_on(
     assert [path.name for path in tmp_path.iterdir()] == ["out.fa"]
 
 
+def test_prompts_of_one_name_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "two.fa").write_text(">x\nACGT\n>x\nGGT\n")
+    assert len(GenerateOptions(prompts_fasta=tmp_path / "two.fa").read_prompts()) == 2
+    assert "2 prompts are named x" in capsys.readouterr().err
+
+
 def test_another_number_of_samples_has_its_own_names(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +232,10 @@ def test_nan_names_its_layer(model: StripedHyena2, tmp_path: Path) -> None:
         (["--prompt", ""], "prompt is empty"),
         (["--prompt", "HELLO"], "'E' at position 2: this looks like protein"),
         (["--prompts", "missing.fa"], "missing.fa: cannot be read"),
+        (["--prompt", "A!", "--prompts", "x.fa"], "--prompt: record 'prompt1': '!' at position 2"),
+        (["--prompt", "A", "-O", "/"], "--output /: is a folder; name a file"),
+        (["--prompt", "A", "-O", ""], "--output .: is a folder"),
+        (["--prompt", "A", "-O", "nowhere/x.fa"], "the folder nowhere is missing"),
         (["--tag", "ACGT"], "--tag ACGT: not a lineage"),
         (["--prompt", "A", "--temperature", "-1"], "temperature = -1"),
         (["--prompt", "A", "--top-p", "2"], "top_p = 2"),

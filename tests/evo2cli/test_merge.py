@@ -54,7 +54,7 @@ def test_more_parts_than_records_and_a_limit(tmp_path: Path, checkpoint: str) ->
 def test_parts_of_different_runs_are_refused(tmp_path: Path, checkpoint: str) -> None:
     one = run(tmp_path / "1.vcf", checkpoint, "1/2")
     two = tmp_path / "2.vcf"
-    two.write_bytes(one.read_bytes().replace(b"--window 64", b"--window 65"))
+    two.write_bytes(one.read_bytes().replace(b"64", b"65").replace(b"=1/2", b"=2/2"))
     with pytest.raises(UserError, match=r"2\.vcf: comes from another run .* --window 65"):
         merge_files([one, two], tmp_path / "merged.vcf")
     assert not (tmp_path / "merged.vcf").exists()
@@ -63,10 +63,23 @@ def test_parts_of_different_runs_are_refused(tmp_path: Path, checkpoint: str) ->
     (tmp_path / "linked.vcf").symlink_to(one)
     with pytest.raises(UserError, match=r"would overwrite .*1\.vcf; name another file"):
         merge_files([one], tmp_path / "linked.vcf")
-    with pytest.raises(UserError, match="give each part once"):
-        merge_files([one, one], tmp_path / "merged.vcf")
     with pytest.raises(UserError, match="bcftools concat"):
         merge_files([one], tmp_path / "merged.bcf")
+
+
+def test_parts_that_are_missing_or_out_of_order_are_refused(
+    tmp_path: Path, checkpoint: str
+) -> None:
+    parts = [run(tmp_path / f"{i}.vcf", checkpoint, f"{i}/3", limit=6) for i in (1, 2, 3)]
+    for given in ([0, 2], [0, 2, 1], [0, 1, 1], [1]):
+        told = ", ".join(f"{index + 1}/3" for index in given)
+        with pytest.raises(UserError, match=f"are the parts {told}; give all of a run, in their"):
+            merge_files([parts[index] for index in given], tmp_path / "merged.vcf")
+    for part in parts:  # as tables, which do not tell
+        part.with_suffix(".tsv").write_text(f"#CHROM\n{part.name}\n")
+    table = parts[0].with_suffix(".tsv")
+    with pytest.raises(UserError, match="give each part once"):
+        merge_files([table, table], tmp_path / "merged.tsv")
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])

@@ -135,6 +135,6 @@ def test_regions_of_contigs_that_are_not_there_are_refused(vcf, tmp_path):
     (tmp_path / "g.fa").write_text(">1\nACGT\n>A*01:01\nACGT\n>MT\nACGT\n")
     with Reference.open(tmp_path / "g.fa") as genome:
         check_regions(replace(vcf, regions=("chr1:1-2", "1", "A*01:01", "chrM:3")), genome)
-        told = r"--regions chr7:1-2: the reference has no such contig; it has 1, A\*01:01, MT"
+        told = r"--regions chr7:1-2: the genome has no contig chr7; it has 1, A\*01:01, MT"
         with pytest.raises(UserError, match=told):
             check_regions(replace(vcf, regions=("1", "chr7:1-2")), genome)

@@ -130,8 +130,8 @@ def test_gzip_and_bigwig_hold_the_same(source: Path, checkpoint: str) -> None:
         ({"window": 9}, "--window is what is read before --regions"),
         ({"source": Path("-")}, "give a file in place of stdin"),
         ({"suffix": ".vcf"}, "needs .bedgraph, .bedgraph.gz or .bw"),
-        ({"regions": ("c:1-2",)}, "c: from base 1: not in the genome"),
-        ({"regions": ("b:91-95",)}, "b: from base 91: not in the genome"),
+        ({"regions": ("c:1-2",)}, "--regions c:1-2: the genome has no contig c; it has a, "),
+        ({"regions": ("b:91-95",)}, "--regions b:91-95: reaches beyond base 90, where b ends"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -73,6 +73,11 @@ def test_a_part_alone_is_not_a_model_at_any_commit(cache: Path, count: int) -> N
     assert (hub.find("evo2_40b@main") is None) is (count == 1)
 
 
+def test_a_commit_that_is_not_named_is_asked_for() -> None:
+    with pytest.raises(CheckpointError, match="evo2_7b@: names no commit after @"):
+        hub.find("evo2_7b@")
+
+
 def test_what_cannot_be_had_is_one_line(cache: Path) -> None:
     with pytest.raises(
         CheckpointError,

@@ -4,6 +4,7 @@ The download is the library's, which resumes what was cut off; here stands what 
 that it is not asked when the files are present.
 """
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     published, commit = _asked(name)
     repository = f"models--{published.repository.replace('/', '--')}"
     where = folder or Path(constants.HF_HUB_CACHE) / repository
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it tells of every attempt in five lines
     try:
         planned = snapshot_download(
             published.repository,
@@ -102,6 +106,8 @@ def known_hash(name: str) -> str | None:
 
 def _asked(name: str) -> tuple[Published, str]:
     model, commit = split_name(name)
+    if commit == "":
+        raise CheckpointError(f"{name}: names no commit after @; write {model}@main, for one")
     published = PUBLISHED[model]
     return published, commit or published.commit
 

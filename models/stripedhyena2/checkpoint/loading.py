@@ -199,14 +199,22 @@ def _released_file(folder: Path) -> Path:
 def _released_config(
     path_or_name: str | Path, file: Path, config: str | Path | None
 ) -> ModelConfig:
-    """The shape of a released file: as told, or as its name tells."""
+    """The shape of a released file: as told, or as a yml beside it or its name tells."""
     if config is not None:
         return (
             published_config(str(config)) if str(config) in PUBLISHED else read_config(Path(config))
         )
+    beside = file.with_suffix(".yml")  # as `evo2 convert` writes it
+    if beside.is_file():
+        return read_config(beside)
     for name in (split_name(str(path_or_name))[0], file.name.partition(".")[0]):
         if name in PUBLISHED:
             return published_config(name)
+    if file.suffix not in released.SUFFIXES and not file.suffix.startswith(".part"):
+        raise CheckpointError(
+            f"{file}: is no checkpoint, which is a folder with config.toml, or a file .pt, "
+            ".safetensors or .pt.part0"
+        )
     raise CheckpointError(
         f"{file}: its shape is not known; give --config with its yml or a published name "
         f"({', '.join(PUBLISHED)})"

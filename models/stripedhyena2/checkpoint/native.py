@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
@@ -32,6 +33,18 @@ INDEX, EXTRA_STATE = "model.safetensors.index.json", "extra_state.safetensors"
 def is_native(path: Path) -> bool:
     """Whether `path` is a native checkpoint folder."""
     return (path / CONFIG).is_file()
+
+
+def refuse_another(checkpoint: Checkpoint, folder: Path) -> None:
+    """Refuse a folder that holds a checkpoint which came about otherwise than this one.
+
+    Raises:
+        CheckpointError: So it is.
+    """
+    if is_native(folder) and _provenance(folder) != checkpoint.provenance:
+        raise CheckpointError(
+            f"{folder}: holds another checkpoint; choose another name, or remove it first"
+        )
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> None:
@@ -86,8 +99,7 @@ def read(folder: Path) -> Checkpoint:
         shards = {WEIGHTS}
         if index.is_file():
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        provenance_file = folder / PROVENANCE
-        provenance = json.loads(provenance_file.read_text()) if provenance_file.is_file() else {}
+        provenance = _provenance(folder)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: a JSON file of it is broken ({error})") from None
     for shard in sorted(shards):
@@ -98,3 +110,9 @@ def read(folder: Path) -> Checkpoint:
         blobs, _ = read_tensors(folder / EXTRA_STATE)
         extra_state = {name: blob.numpy().tobytes() for name, blob in blobs.items()}
     return Checkpoint(config, tensors, extra_state, provenance)
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    file = folder / PROVENANCE
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found

@@ -63,9 +63,12 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
     assert find_recipe(recipe_file) == recipe_file
     assert find_recipe(Path("recipes/toy.toml")).samefile(RECIPES / "toy.toml")
     with pytest.raises(
-        UserError, match=r"recipes/other.toml: no such recipe; .*nano.toml, toy.toml"
+        UserError, match=r"recipes/tao.toml: no such recipe; \d+ are shipped, such as toy.toml, "
     ):
-        find_recipe(Path("recipes/other.toml"))
+        find_recipe(Path("recipes/tao.toml"))
+    assert find_recipe(Path("toy")).samefile(RECIPES / "toy.toml")
+    with pytest.raises(UserError, match="is a folder, not a recipe"):
+        find_recipe(tmp_path)
 
 
 @pytest.mark.parametrize(
