@@ -61,11 +61,20 @@ def tell_warnings() -> None:
         logging.getLogger(floor).addHandler(_Warnings(logging.WARNING))
 
 
+PIPE_WIDTH = 200  # columns, where there is no terminal to ask
+
+
 def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
-    """Write something laid out by rich to stdout, or to stderr where it is talk."""
+    """Write something laid out by rich to stdout, or to stderr where it is talk.
+
+    What goes to no terminal is as wide as its lines, so that grep finds them whole.
+    """
     from rich.console import Console
 
-    Console(highlight=False, stderr=stderr).print(page)
+    out = Console(highlight=False, stderr=stderr)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = PIPE_WIDTH
+    out.print(page)
 
 
 STRIPE_COLOURS = {"S": "green", "M": "cyan", "L": "blue", "A": "magenta"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
-from evo2cli.genome.source import read_blocks
+from evo2cli.genome.source import STDIN, read_blocks
 
 _BLANKS = b" \t\r\n\v\f"
 _BORDER = b"\n>"  # what stands between two records
@@ -51,7 +51,8 @@ def read_records(
     blocks = read_blocks(Path(path), advance)
     opening = next(blocks).removeprefix(_BYTE_ORDER_MARK).lstrip()
     if not opening.startswith(b">"):
-        raise UserError(f"{path}: {explain_not_fasta(opening)}")
+        name = "stdin" if Path(path) == STDIN else path
+        raise UserError(f"{name}: {explain_not_fasta(opening)}")
     if b"\r" in opening and b"\n" not in opening:  # as old Macs ended lines
         opening = opening.replace(b"\r", b"\n")
         blocks = (block.replace(b"\r", b"\n") for block in blocks)

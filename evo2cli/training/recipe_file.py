@@ -1,11 +1,11 @@
 """Recipes as files: found by path or name, laid over a base, and checked key by key."""
 
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,7 +45,7 @@ def find_recipe(name: Path) -> Path:
         if folder.is_dir():
             files = {file.relative_to(folder) for file in folder.rglob("*.toml")}
             shipped = sorted(str(file) for file in files if file.parts[0] != "models")
-            near = get_close_matches(f"{inside}", shipped, n=3) or shipped[:3]
+            near = difflib.get_close_matches(f"{inside}", shipped, n=3) or shipped[:3]
             raise UserError(
                 f"{name}: no such recipe; {len(shipped)} are shipped, such as {', '.join(near)}"
             )
@@ -230,6 +230,8 @@ def _explain(error: Any) -> str:
         table_name = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the recipe"
         return f"{table_name} has no key {location[-1]!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], float) and not math.isfinite(error["input"]):
+        message = "must be a finite number"
     given = "" if error["type"] in ("missing", "value_error") else f" = {error['input']!r}"
     where = ".".join(location) or "the recipe"
     return f"{where}{given}: {message}"

@@ -75,6 +75,10 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
     ("settings", "message"),
     [
         (["batch.lenght=5"], r"\[batch\] has no key 'lenght'; did you mean 'length'\?"),
+        (
+            ["optimizer.learning_rate=nan"],
+            r"optimizer.learning_rate = nan: must be a finite number",
+        ),
         (["modle='x'"], r"the recipe has no key 'modle'; did you mean 'model'\?"),
         (["batch.zzz=1"], r"\[batch\] has no key 'zzz'; known: length, sequences"),
         (["batch.sequences=0"], r"batch\.sequences = 0: "),
