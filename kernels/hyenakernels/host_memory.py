@@ -25,8 +25,8 @@ def ahead(parts: Sequence[tuple[Any, ...]], device: torch.device) -> Iterator[tu
     """Parts that lie anywhere, on `device`: from the host each comes while the one before is used.
 
     Args:
-        parts: Tuples of tensors, or of what has their `device` and `to`, all in the same place. One
-            of them is not the smaller one in any dimension.
+        parts: Tuples of tensors, or of what has their `device` and `to`, all in the same place. The
+            largest is as large as any other in every dimension.
         device: Where they are wanted.
 
     Yields:

@@ -297,7 +297,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
 
 def test_the_closing_table_counts_every_status(tmp_path, capsys):
     options = ScoreOptions(source=tmp_path / "in.vcf", max_skipped=0.25)
-    report(options, Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2}), Indels())
+    report(options, Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2}), Indels(), None)
     told = capsys.readouterr()
     assert told.out == ""
     lines = [line.split() for line in told.err.splitlines() if "%" in line]
