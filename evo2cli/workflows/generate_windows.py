@@ -18,9 +18,9 @@ class WindowGuide(Guide):
     """A guide that keeps to a corridor of G and C in windows shorter than the sequence.
 
     A table of all windows would be too large. Instead one way on to the end is always known, so
-    that none gets stuck. Another base may come next if the known way can follow it, too; or else if a
-    way is found by search, depth first, that comes to an end, or back to a state and a window where
-    it has been before, and could so go round for ever.
+    that none gets stuck. Another base may come next if the known way can follow it, too; or else if
+    a way is found by search, depth first, that comes to an end, or back to a state and a window
+    where it has been before, and could so go round for ever.
     """
 
     def __init__(self, rules: Rules, lookahead: Lookahead, state: int) -> None:

@@ -310,12 +310,12 @@ def test_the_closing_table_counts_every_status(tmp_path, capsys):
     indels = Indels()
     for alternates in ("AC", "AA"):
         indels.count(VariantRecord.from_columns("c", 5, "A", alternates))
-    report(options, Counter({"OK": 2}), indels)
+    report(options, Counter({"OK": 2}), indels, None)
     told = capsys.readouterr().err
     assert "1 of 2 insertions and deletions are not trimmed and left-aligned" in told
     assert "bcftools norm" in told
     with pytest.raises(TooManySkippedError) as caught:
-        report(options, Counter({"OK": 7, "STAR": 3}), Indels())
+        report(options, Counter({"OK": 7, "STAR": 3}), Indels(), None)
     assert caught.value.exit_code == 3
 
 
