@@ -28,12 +28,15 @@ def check_folder(path: Path, option: str) -> None:
         raise UserError(f"{option} {path}: the folder {path.parent} is missing")
 
 
-def refuse_overwriting(output: Path | None, *inputs: Path | None) -> None:
-    """Refuse an output that is one of the inputs, by whatever name.
+def check_output(output: Path | None, *inputs: Path | None) -> None:
+    """Refuse what `check_folder` does, and an output that is one of the inputs, by whatever name.
 
     Raises:
         UserError: So it is.
     """
+    if output is None:
+        return
+    check_folder(output, "--output")
     for path in inputs:
-        if output and path and output.exists() and path.exists() and output.samefile(path):
+        if path and output.exists() and path.exists() and output.samefile(path):
             raise UserError(f"--output {output}: would overwrite {path}; name another file")

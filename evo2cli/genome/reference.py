@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +28,7 @@ from evo2cli.genome.faidx import (
 )
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.interval import Interval
+from evo2cli.genome.regions import ENDLESS, read_region, whole_contig
 from evo2cli.genome.vcf import find_contig
 
 _GZIP, _BGZIP_FIELD = b"\x1f\x8b", b"BC"
@@ -82,10 +84,39 @@ class Reference:
         """
         found = find_contig(name, self._lengths)
         if found is None:
-            raise UserError(
-                f"{asked}: the genome has no contig {name}; it has {', '.join(self.names[:5])}"
-            )
+            raise UserError(f"{asked}: {self.lacks(name)}")
         return found
+
+    def lacks(self, name: str) -> str:
+        """What to say of a contig that is not here."""
+        return f"the genome has no contig {name}; it has {', '.join(self.names[:5])}"
+
+    def region(self, text: str) -> Interval:
+        """What `--regions` says, of a contig that is here; its name may hold colons.
+
+        Raises:
+            UserError: It is no region, or of no contig here.
+        """
+        is_name = find_contig(text, self._lengths) is not None
+        asked = whole_contig(text) if is_name else read_region(text)
+        return replace(asked, name=self.contig(asked.name, f"--regions {text}"))
+
+    def place(self, region: Interval, asked: str) -> Interval:
+        """Where a region lies here; one without an end ends with its contig.
+
+        Args:
+            region: Of a contig by any of its names.
+            asked: Who asks for it, as a message begins.
+
+        Raises:
+            UserError: It does not lie here.
+        """
+        name = self.contig(region.name, asked)
+        length = self.length(name)
+        end = length if region.end >= ENDLESS else region.end
+        if region.start >= length or end > length:
+            raise UserError(f"{asked}: reaches beyond base {length:,}, where {name} ends")
+        return Interval(name, region.start, end)
 
     def fetch(self, interval: Interval) -> bytes:
         """The bases of an interval, case kept.

@@ -135,14 +135,10 @@ def _read_regions(options: EmbedOptions, reference: Path) -> Iterator[Passage]:
     kind = options.feature_type if options.features is None else None
     with Reference.open(reference) as genome:
         for region in read_features(options.source, kind):
-            who = f"{options.source}: {Interval(region.contig, region.start, region.end)}"
-            contig = genome.contig(region.contig, who)
-            if region.end > genome.length(contig):
-                raise UserError(
-                    f"{who}: reaches beyond base {genome.length(contig):,}, where {contig} ends"
-                )
-            bases = genome.fetch(Interval(contig, region.start, region.end))
-            yield Passage(region.name, contig, region.start, upper_dna(bases))
+            asked = Interval(region.contig, region.start, region.end)
+            found = genome.place(asked, f"{options.source}: {asked}")
+            bases = genome.fetch(found)
+            yield Passage(region.name, found.name, found.start, upper_dna(bases))
 
 
 def survey(options: EmbedOptions, index: FeatureIndex | None) -> Survey:

@@ -8,7 +8,7 @@ from evo2cli.errors import UserError
 from evo2cli.figures import check_plot
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.source import STDIN
-from evo2cli.outputs import check_file, refuse_overwriting
+from evo2cli.outputs import check_file, check_output
 from evo2cli.workflows.score_options import Strand
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
@@ -90,7 +90,7 @@ class EmbedOptions:
         check_file(self.output, "--output", SUFFIXES)
         if self.output.suffix == ".parquet":
             import_pyarrow(self.output)
-        refuse_overwriting(self.output, self.source, self.reference, self.features, self.probe)
+        check_output(self.output, self.source, self.reference, self.features, self.probe)
 
     def _check_probe(self) -> None:
         if self.plot is not None and self.probe is None:

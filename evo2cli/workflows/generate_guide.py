@@ -15,21 +15,21 @@ class FreeGuide:
     """Any token of the vocabulary; the end of a document ends it, if it is asked to."""
 
     def __init__(self, vocabulary: int, rules: Rules) -> None:
-        self.rules = rules
+        self._rules = rules
         self._length = 0
         self._tokens = tuple(range(vocabulary))
         self._without_end = tuple(t for t in self._tokens if t != END_OF_DOCUMENT)
 
     def allowed(self) -> tuple[int, ...]:
         """Token ids that may come next."""
-        if self.rules.ends_at_eod and self.rules.ending(self._length) is None:
+        if self._rules.ends_at_eod and self._rules.ending(self._length) is None:
             return self._without_end
         return self._tokens
 
     def advance(self, token: int) -> str | None:
         """Take in a token; returns why the sequence is over, or None."""
         self._length += 1
-        return EOD if self.rules.ends_at_eod and token == END_OF_DOCUMENT else None
+        return EOD if self._rules.ends_at_eod and token == END_OF_DOCUMENT else None
 
 
 class Node(NamedTuple):

@@ -27,7 +27,7 @@ from evo2cli.genome.patterns import (
     parse_pattern,
 )
 from evo2cli.genome.windows import upper_dna
-from evo2cli.outputs import check_folder, refuse_overwriting
+from evo2cli.outputs import check_output
 from evo2cli.workflows.generate_rules import ALL_BASES, Corridor, Rules
 from stripedhyena2 import Sampler
 
@@ -142,9 +142,7 @@ class GenerateOptions:
             raise UserError("--gc-window needs --gc, the fractions to keep in every window")
         if self.tokens > MOST_TOKENS:
             raise UserError(f"--tokens {self.tokens:,} is more than {MOST_TOKENS:,}, the most")
-        if self.output is not None:
-            check_folder(self.output, "--output")
-        refuse_overwriting(self.output, self.prompts_fasta)
+        check_output(self.output, self.prompts_fasta)
         about_bases = [*self.constraints, *self.stops]
         if self.alphabet == "any" and about_bases:
             raise UserError(f"--{about_bases[0]} is about bases: not with --alphabet any")

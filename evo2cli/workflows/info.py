@@ -17,7 +17,7 @@ from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import FIRST_COLUMNS, is_bases, is_variants, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
-from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
+from stripedhyena2.checkpoint import Checkpoint, read_checkpoint, released
 from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config, split_name
 from stripedhyena2.checkpoint.scales import trained_scales
@@ -44,7 +44,7 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
             return _tokens(path)
         if path.suffix == ".toml":
             return _recipe_or_shape(path)
-        if path.is_file() and not _is_checkpoint(path):
+        if path.is_file() and not released.is_named_so(path):
             return _variants(path) if _has_variants(path) else _fasta(path)
         name, _ = split_name(subject)
         if name in PUBLISHED and not path.exists():
@@ -87,10 +87,6 @@ def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         if not scales and (warning := doubt(checkpoint, name, torch.device("cpu"), float8=False)):
             found["warning"] = warning
     return found
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.suffix in (".pt", ".safetensors") or ".part" in path.suffix
 
 
 def _model(config: ModelConfig) -> dict[str, Any]:

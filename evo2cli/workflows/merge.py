@@ -7,7 +7,7 @@ from pathlib import Path
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.source import read_lines
-from evo2cli.outputs import check_folder, refuse_overwriting
+from evo2cli.outputs import check_output
 from evo2cli.workflows.results import open_output
 from evo2cli.workflows.score_options import Layout
 from evo2cli.workflows.score_output import SHARD, index_output
@@ -31,22 +31,14 @@ def merge_files(parts: Sequence[Path], output: Path) -> None:
     for part in parts:
         if _layout(part) is not layout:
             raise UserError(f"{part}: is no {layout} like {output}; parts must be alike")
-    check_folder(output, "--output")
-    refuse_overwriting(output, *parts)
-    header, _, _ = _opened(parts[0], layout)
-    _require_all(parts, layout)
+    check_output(output, *parts)
+    header = _common_header(parts, layout)
     count = 0
     began: dict[bytes, Path] = {}  # parts by their first records
     with open_output(output) as write:
         write(b"".join(header))
         for part in parts:
-            own, _, body = _opened(part, layout)
-            if own != header:
-                line = next((b for a, b in zip(header, own, strict=False) if a != b), b"(shorter)")
-                raise UserError(
-                    f"{part}: comes from another run than {parts[0]}: its header has "
-                    f"{line.decode(errors='replace').strip()[:200]!r}"
-                )
+            _, _, body = _opened(part, layout)
             first = next(body, None)
             if first is None:
                 continue
@@ -74,15 +66,22 @@ def _layout(path: Path) -> Layout:
     return LAYOUTS[suffix]
 
 
-def _require_all(parts: Sequence[Path], layout: Layout) -> None:
-    """Refuse parts that are not 1/N to N/N in this order, where they tell it."""
-    told = [_opened(part, layout)[1] for part in parts]
-    expected = [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]
-    if any(told) and told != expected:
-        shards = ", ".join(shard or "none" for shard in told)
-        raise UserError(
-            f"{parts[0]}, ...: are the parts {shards}; give all of a run, in their order"
-        )
+def _common_header(parts: Sequence[Path], layout: Layout) -> list[bytes]:
+    """The header of all parts, without their places; refuses others than 1/N to N/N of one run."""
+    headers, places = zip(*(_opened(part, layout)[:2] for part in parts), strict=True)
+    expected = tuple(f"{number}/{len(parts)}" for number in range(1, len(parts) + 1))
+    if any(places) and places != expected:
+        told = ", ".join(place or "none" for place in places)
+        raise UserError(f"{parts[0]}, ...: are the parts {told}; give all of a run, in their order")
+    header: list[bytes] = headers[0]
+    for part, own in zip(parts, headers, strict=True):
+        if own != header:
+            line = next((b for a, b in zip(header, own, strict=False) if a != b), b"(shorter)")
+            raise UserError(
+                f"{part}: comes from another run than {parts[0]}: its header has "
+                f"{line.decode(errors='replace').strip()[:200]!r}"
+            )
+    return header
 
 
 def _opened(path: Path, layout: Layout) -> tuple[list[bytes], str, Iterator[bytes]]:

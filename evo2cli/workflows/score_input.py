@@ -10,7 +10,7 @@ from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.builds import disagreement
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.regions import Regions, read_bed, read_region, read_regions
+from evo2cli.genome.regions import Regions, read_bed, read_regions
 from evo2cli.genome.saturation import saturate
 from evo2cli.genome.source import STDIN, is_bgzip
 from evo2cli.genome.variant_index import find_index
@@ -209,5 +209,4 @@ def check_regions(options: ScoreOptions, genome: Reference) -> None:
         UserError: There is one.
     """
     for text in options.regions:
-        if find_contig(text, genome.names) is None:  # it may have colons in its name
-            genome.contig(read_region(text).name, f"--regions {text}")
+        genome.region(text)

@@ -9,7 +9,7 @@ from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.figures import check_plot
 from evo2cli.genome.source import STDIN
 from evo2cli.lengths import parse_bytes
-from evo2cli.outputs import check_folder, refuse_overwriting
+from evo2cli.outputs import check_output
 
 
 class Strand(StrEnum):
@@ -178,10 +178,8 @@ class ScoreOptions:
             parse_bytes(self.max_memory, "--max-memory")
         if self.track is not None and self.saturate is not None:
             raise UserError("--track and --saturate: one at a time")
-        if self.output:
-            check_folder(self.output, "--output")
         inputs = (self.source, *map(Path, self.further), self.reference, self.bed, self.background)
-        refuse_overwriting(self.output, *inputs)
+        check_output(self.output, *inputs)
 
     def _check_words(self) -> None:
         for flag, word, known in (

@@ -18,7 +18,7 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.regions import ENDLESS, read_bed, read_region, whole_contig
+from evo2cli.genome.regions import read_bed
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.tracks import (
     BEDGRAPH,
@@ -201,19 +201,10 @@ def _sections(options: ScoreOptions, lead: int) -> Iterator[Section]:
 def _regions(options: ScoreOptions, genome: Reference) -> list[Interval]:
     """What was asked for, in the genome's order, joined where it overlaps or touches."""
     order = {name: place for place, name in enumerate(genome.names)}
-    asked = [
-        (f"--regions {text}", whole_contig(text) if text in order else read_region(text))
-        for text in options.regions
-    ]
+    asked = [(f"--regions {text}", genome.region(text)) for text in options.regions]
     if options.bed:
         asked += [(f"{options.bed}: {region}", region) for region in read_bed(options.bed)]
-    found = []
-    for who, region in asked:
-        name = genome.contig(region.name, who)
-        end = genome.length(name)
-        if region.start >= end or (region.end > end and region.end < ENDLESS):
-            raise UserError(f"{who}: reaches beyond base {end:,}, where {name} ends")
-        found.append(Interval(name, region.start, min(region.end, end)))
+    found = [genome.place(region, who) for who, region in asked]
     joined: list[Interval] = []
     for region in sorted(found, key=lambda r: (order[r.name], r.start, r.end)):
         if joined and joined[-1].name == region.name and region.start <= joined[-1].end:

@@ -140,8 +140,7 @@ def _write(run: _Run, layout: Layout, parts: Sequence[Part], total: int | None) 
                 counts.update(statuses)
                 indels.count(record)
                 if absent is None and Status.CONTIG_MISSING in statuses:
-                    known = ", ".join(run.genome.names[:5])
-                    absent = f"the genome has no contig {record.contig}; it has {known}"
+                    absent = run.genome.lacks(record.contig)
     report(options, counts, indels, absent)
 
 

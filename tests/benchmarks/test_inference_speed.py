@@ -155,7 +155,5 @@ def _decode_bytes(model: StripedHyena2, batch: int) -> float:
     config: ModelConfig = model.config
     per_token = 2 * 2 * config.width * config.stripes.count("A")  # keys and values in bf16
     states = 2 * 4 * config.width * config.num_modes * config.stripes.count("L")  # read, written
-    taps = (
-        2 * config.width * config.num_medium_taps * config.stripes.count("M")
-    )  # read, one written
+    taps = 2 * config.width * config.num_medium_taps * config.stripes.count("M")  # a ring, once
     return weights + batch * (per_token * (PROMPT + 3 * STEPS) + states + taps)

@@ -59,6 +59,9 @@ def test_another_checkpoint_is_not_replaced(
         with pytest.raises(UserError, match="holds another checkpoint; choose another name"):
             convert_checkpoint(str(tmp_path / "trained"), tmp_path / into)
         assert load(tmp_path / into, dtype=torch.float64) is not None
+    (tmp_path / "out" / "provenance.json").write_text("{")
+    with pytest.raises(UserError, match="out: a JSON file of it is broken"):
+        convert_checkpoint(str(native), tmp_path / "out")
 
 
 def test_the_goldens_convert(shared: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from evo2cli.app import app
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.genome.fasta import read_records
 from evo2cli.workflows import generate as workflow
-from evo2cli.workflows.generate_options import GenerateOptions
+from evo2cli.workflows.generate_options import GenerateOptions, Prompt
 from stripedhyena2 import StripedHyena2, save
 
 FLAT = ("--temperature", "9")  # nearly all bases are likely
@@ -150,6 +150,21 @@ def test_a_tag_stands_before_every_prompt_or_alone(checkpoint: str) -> None:
     assert len({one["sequence"] for one in (tagged, alone, without)}) == 3
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, *, at: int) -> list[Prompt]:
+    """Let Ctrl-C meet the `at`-th sample that is described; their prompts are put into a list."""
+    calls: list[Prompt] = []
+    original = workflow.describe
+
+    def describe(options: GenerateOptions, prompt: Prompt, *others: Any) -> Any:
+        calls.append(prompt)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return original(options, prompt, *others)
+
+    monkeypatch.setattr(workflow, "describe", describe)
+    return calls
+
+
 def test_a_killed_run_goes_on(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,16 +182,7 @@ def test_a_killed_run_goes_on(
     )
     output = tmp_path / "out.fa"
     whole = run(checkpoint, *asked)
-    calls: list[int] = []
-
-    def describe(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    original = workflow.describe
-    monkeypatch.setattr(workflow, "describe", describe)
+    calls = interrupt(monkeypatch, at=4)
     with pytest.raises(SystemExit):
         run(checkpoint, *asked, "-O", str(output))
     assert not output.exists()
@@ -198,17 +204,10 @@ def test_another_number_of_samples_has_its_own_names(
     """A run of one sample, killed, tells nothing to a run of two, whose names have numbers."""
     asked = ("--prompt", "ACG", "--prompt", "TT", "-n", "8", "--batch-size", "1")
     output = tmp_path / "out.fa"
-
-    def interrupt(*arguments: Any) -> Any:
-        if arguments[1].text == b"TT":
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    original = workflow.describe
-    monkeypatch.setattr(workflow, "describe", interrupt)
+    calls = interrupt(monkeypatch, at=2)
     with pytest.raises(SystemExit):
         run(checkpoint, *asked, "-O", str(output))
-    monkeypatch.setattr(workflow, "describe", original)
+    assert [prompt.text for prompt in calls] == [b"ACG", b"TT"]
     run(checkpoint, *asked, "--num-samples", "2", "-O", str(output))
     assert output.read_text() == run(checkpoint, *asked, "--num-samples", "2")
 

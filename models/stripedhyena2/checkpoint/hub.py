@@ -39,9 +39,8 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     published, commit = _asked(name)
     repository = f"models--{published.repository.replace('/', '--')}"
     where = folder or Path(constants.HF_HUB_CACHE) / repository
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # it tells of every attempt in five lines
+    # Of every attempt without a network the library tells in five lines.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         planned = snapshot_download(
             published.repository,

@@ -210,7 +210,7 @@ def _released_config(
     for name in (split_name(str(path_or_name))[0], file.name.partition(".")[0]):
         if name in PUBLISHED:
             return published_config(name)
-    if file.suffix not in released.SUFFIXES and not file.suffix.startswith(".part"):
+    if not released.is_named_so(file):
         raise CheckpointError(
             f"{file}: is no checkpoint, which is a folder with config.toml, or a file .pt, "
             ".safetensors or .pt.part0"

@@ -7,6 +7,8 @@ released file lie in extra_state.safetensors, as bytes. A folder appears whole o
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,13 +97,10 @@ def read(folder: Path) -> Checkpoint:
     """
     config = read_config(folder / CONFIG)
     index, tensors = folder / INDEX, {}
-    try:
+    with _explained(folder):
         shards = {WEIGHTS}
         if index.is_file():
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        provenance = _provenance(folder)
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: a JSON file of it is broken ({error})") from None
     for shard in sorted(shards):
         tensors.update(read_tensors(folder / shard)[0])
     check_tensors(tensors, expected_shapes(config), str(folder))
@@ -109,10 +108,22 @@ def read(folder: Path) -> Checkpoint:
     if (folder / EXTRA_STATE).is_file():
         blobs, _ = read_tensors(folder / EXTRA_STATE)
         extra_state = {name: blob.numpy().tobytes() for name, blob in blobs.items()}
-    return Checkpoint(config, tensors, extra_state, provenance)
+    return Checkpoint(config, tensors, extra_state, _provenance(folder))
 
 
 def _provenance(folder: Path) -> dict[str, Any]:
     file = folder / PROVENANCE
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    with _explained(folder):
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """What is wrong with a JSON file, in one line."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: a JSON file of it is broken ({error})") from None

@@ -29,6 +29,11 @@ SUFFIXES = (".pt", ".safetensors")
 _WITHOUT_MEANING = re.compile(r"(unembed\.weight|blocks\.\d+\.(mixer\.mixer\.)?filter\.t)$")
 
 
+def is_named_so(path: Path) -> bool:
+    """Whether a path has the suffix of a released file, or of a part of one."""
+    return path.suffix in SUFFIXES or path.suffix.startswith(".part")
+
+
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
