@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evo2cli.errors import UserError
-from evo2cli.outputs import check_file
+from evo2cli.files import check_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,7 +26,7 @@ def convert(
     json: Annotated[bool, typer.Option("--json", help="Summary as JSON on stdout.")] = False,
 ) -> None:
     """Convert a checkpoint between the native folder and the released layout, bit for bit."""
-    from evo2cli.workflows.convert import convert_checkpoint
+    from evo2cli.convert import convert_checkpoint
 
     summary = convert_checkpoint(source, destination, to=to, config=config)
     if json:

@@ -26,8 +26,8 @@ def doctor(
 
     Ends with 4 when a self-test fails.
     """
-    from evo2cli.workflows.doctor import examine, require_health
-    from evo2cli.workflows.doctor_page import doctor_page
+    from evo2cli.doctor.page import doctor_page
+    from evo2cli.doctor.run import examine, require_health
 
     result = examine(model=model, config=config, prompts=prompts, device=device)
     if json:

@@ -64,9 +64,9 @@ def embed(
     Every sequence is read by itself, in pieces with exact state, and pooled as it is read. With
     --probe a linear model is fitted to labels from each layer, to tell which knows most of them.
     """
-    from evo2cli.workflows.embed import embed as run
-    from evo2cli.workflows.embed_options import EmbedOptions
-    from evo2cli.workflows.embed_probe import probe_page
+    from evo2cli.embed.options import EmbedOptions
+    from evo2cli.embed.probe import probe_page
+    from evo2cli.embed.run import embed as run
 
     result = run(
         EmbedOptions(

@@ -78,8 +78,8 @@ def needle(
     again, the rest is to be told. Copy accuracy has a chance level of 0.25; the likelihood gap, in
     nats a base, is what having read the needle is worth, by chance 0.
     """
-    from evo2cli.workflows.eval_needle import NeedleOptions, find_needles, needle_page
-    from evo2cli.workflows.models import open_model
+    from evo2cli.eval.needle import NeedleOptions, find_needles, needle_page
+    from evo2cli.models import open_model
 
     options = NeedleOptions.parse(
         model=model,
@@ -126,8 +126,8 @@ def context(
     Mean loss, in nats a base, between positions that double; and over the context the model was
     first trained with, which an extension should leave as it was (`--against` what it was).
     """
-    from evo2cli.workflows.eval_context import ContextOptions, context_page, read_context
-    from evo2cli.workflows.models import open_model
+    from evo2cli.eval.context import ContextOptions, context_page, read_context
+    from evo2cli.models import open_model
 
     options = ContextOptions.parse(
         genome=genome,
@@ -210,8 +210,8 @@ def clinvar(
 def _evaluate_variants(
     evaluation: str, *, seed: int, output: Path | None, plot: Path | None, json: bool, **words: Any
 ) -> None:
-    from evo2cli.workflows.eval_variants import VariantsOptions, evaluate_variants, variants_page
-    from evo2cli.workflows.score_options import ScoreOptions
+    from evo2cli.eval.variants import VariantsOptions, evaluate_variants, variants_page
+    from evo2cli.score.options import ScoreOptions
 
     own = {name: words.pop(name) for name in ("label", "positive", "negative", "consequence")}
     scoring = ScoreOptions(output=words.pop("scored"), **words)

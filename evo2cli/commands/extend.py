@@ -52,8 +52,8 @@ def extend(
     its weights are extended and trained, then losses before and after and recall are measured. Run
     it again to go on after a stop.
     """
-    from evo2cli.workflows.extend import extend_checkpoint, extension_line
-    from evo2cli.workflows.extend_stage import find_stage
+    from evo2cli.extend.checkpoint import extend_checkpoint, extension_line
+    from evo2cli.extend.stage import find_stage
 
     stage = find_stage(subject)
     if stage is not None:
@@ -80,8 +80,8 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
 
 
 def _run_stage(stage: Path, settings: list[str], device: str, *, json: bool) -> None:
-    from evo2cli.workflows.extend_stage import extend_stage
-    from evo2cli.workflows.extend_verification import verification_page
+    from evo2cli.extend.stage import extend_stage
+    from evo2cli.extend.verification import verification_page
 
     summary = extend_stage(stage, settings=settings, device=device)
     if summary.pop("rank") > 0:

@@ -19,7 +19,7 @@ def fetch(
     json: Annotated[bool, typer.Option("--json", help="Summary as JSON on stdout.")] = False,
 ) -> None:
     """Fetch a published model for machines without a network, and check what came."""
-    from evo2cli.workflows.fetch import fetch_model
+    from evo2cli.fetch import fetch_model
 
     summary = fetch_model(model, to)
     if json:

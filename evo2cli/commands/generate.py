@@ -148,8 +148,8 @@ def generate(
     ] = False,
 ) -> None:
     """Generate DNA after each prompt; FASTA with the mean log-probability (nats) in the header."""
-    from evo2cli.workflows.generate import generate as run
-    from evo2cli.workflows.generate_options import GenerateOptions
+    from evo2cli.generate.options import GenerateOptions
+    from evo2cli.generate.run import generate as run
 
     run(
         GenerateOptions(

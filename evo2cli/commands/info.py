@@ -21,7 +21,7 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
 ) -> None:
     """Show what a model, a recipe, tokens, a FASTA or a file of variants hold."""
-    from evo2cli.workflows.info import describe
+    from evo2cli.info import describe
 
     description = describe(subject, config=config)
     if json:

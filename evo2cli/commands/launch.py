@@ -54,8 +54,8 @@ def launch(
     json: Annotated[bool, typer.Option("--json", help="Summary as JSON on stdout.")] = False,
 ) -> None:
     """Train on many GPUs: here, or under Slurm; run it again to go on after a stop."""
-    from evo2cli.workflows.launch import Run, launch_local, launch_slurm
-    from evo2cli.workflows.launch_slurm import Job
+    from evo2cli.launch.run import Run, launch_local, launch_slurm
+    from evo2cli.launch.slurm import Job
 
     run = Run(recipe, settings or (), output, device, json)
     if (local is not None) == slurm:

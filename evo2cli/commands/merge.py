@@ -18,6 +18,6 @@ def merge(
     ],
 ) -> None:
     """Join what `evo2 score --shard` wrote into what it would have written whole."""
-    from evo2cli.workflows.merge import merge_files
+    from evo2cli.merge import merge_files
 
     merge_files(parts, output)

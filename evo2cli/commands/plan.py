@@ -25,8 +25,8 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
 ) -> None:
     """Tell what a recipe needs: memory, time, cost, and whether it fits; nothing runs."""
-    from evo2cli.workflows.plan import plan_recipe
-    from evo2cli.workflows.plan_page import plan_page
+    from evo2cli.plan.page import plan_page
+    from evo2cli.plan.run import plan_recipe
 
     result = plan_recipe(
         recipe, gpus=gpus, gpu=gpu, settings=settings or (), price_per_gpu_hour=price

@@ -137,8 +137,8 @@ def score(
     options = locals()
     from evo2cli.errors import UserError
     from evo2cli.genome.source import STDIN
-    from evo2cli.workflows.score import score as run
-    from evo2cli.workflows.score_options import ScoreOptions
+    from evo2cli.score.options import ScoreOptions
+    from evo2cli.score.run import score as run
 
     words = options.pop("inputs") or []
     if (not words) == (saturate is None):

@@ -49,7 +49,7 @@ def tokenize(
     json: Annotated[bool, typer.Option("--json", help="The manifest as JSON on stdout.")] = False,
 ) -> None:
     """Turn FASTA or JSON lines into tokens on disk: a byte a base, split without leaks."""
-    from evo2cli.workflows.tokenize import tokenize_files
+    from evo2cli.tokenize import tokenize_files
 
     manifest = tokenize_files(
         files,

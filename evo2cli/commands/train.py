@@ -38,7 +38,7 @@ def train(
     if dry_run:
         plan(recipe, gpus=gpus, gpu=gpu, settings=settings, json=json)
         return
-    from evo2cli.workflows.train import train_recipe
+    from evo2cli.train import train_recipe
 
     summary = train_recipe(recipe, settings=settings or (), output=output, device=device)
     if summary.pop("rank") > 0:

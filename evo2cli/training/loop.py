@@ -20,13 +20,13 @@ from evo2cli.data.loader import WindowLoader, Windows
 from evo2cli.errors import UntrustedNumericsError
 from evo2cli.training.clock import Clock
 from evo2cli.training.engine import Engine
-from evo2cli.training.flops import training_flops_per_token
-from evo2cli.training.hardware import peak_flops
 from evo2cli.training.loss import read_windows, target_weights, weighted_loss
+from evo2cli.training.metrics import Telling, draw_curve
+from evo2cli.training.plan.flops import training_flops_per_token
+from evo2cli.training.plan.hardware import peak_flops
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.schedule import learning_rate
 from evo2cli.training.state import RunFolder
-from evo2cli.training.telling import Telling, draw_curve
 from stripedhyena2.diagnosis import first_nonfinite_layer
 
 NATS_PER_BIT = math.log(2)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from evo2cli import console
-from evo2cli.training.flops import flops_per_token
+from evo2cli.training.plan.flops import flops_per_token
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.decoding import Decoder

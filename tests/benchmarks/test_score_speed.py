@@ -15,11 +15,11 @@ from evo2cli import console
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import read_vcf
 from evo2cli.genome.windows import Window
-from evo2cli.workflows.likelihood import begin
-from evo2cli.workflows.score import score
-from evo2cli.workflows.score_options import ScoreOptions
-from evo2cli.workflows.variant_scorer import VariantScorer
-from evo2cli.workflows.window_scorer import WindowScorer
+from evo2cli.likelihood import begin
+from evo2cli.score.alleles import VariantScorer
+from evo2cli.score.options import ScoreOptions
+from evo2cli.score.prefixes import WindowScorer
+from evo2cli.score.run import score
 from stripedhyena2 import load
 
 NUM_SHARED = 60  # of the variants, for each kind of windows

@@ -15,8 +15,8 @@ import torch
 from evo2cli import console
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import read_vcf
-from evo2cli.workflows.score_options import ScoreOptions
-from evo2cli.workflows.variant_scorer import VariantScorer
+from evo2cli.score.alleles import VariantScorer
+from evo2cli.score.options import ScoreOptions
 from tests.benchmarks.gpu import Report, cell, needs_gpu
 from tests.benchmarks.inference import ids_of, model_of, seconds
 

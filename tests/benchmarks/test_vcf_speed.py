@@ -15,8 +15,8 @@ import pytest
 from evo2cli import console
 from evo2cli.genome.htslib import write_bcf
 from evo2cli.genome.vcf import read_vcf
-from evo2cli.workflows.score_input import count_variants
-from evo2cli.workflows.score_options import ScoreOptions
+from evo2cli.score.input import count_variants
+from evo2cli.score.options import ScoreOptions
 
 NUM_SAMPLES, NUM_RECORDS = 500, 50_000
 OURS = "EVO2_DELTA=-1.234567;EVO2_REF=-8000.123456;EVO2_ALT=-8001.358023;EVO2_STATUS=OK"

@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from evo2cli.app import app
+from evo2cli.convert import convert_checkpoint
 from evo2cli.errors import UserError
-from evo2cli.workflows.convert import convert_checkpoint
 from stripedhyena2 import StripedHyena2, load, save
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
-from evo2cli.workflows.fetch import fetch_model
+from evo2cli.fetch import fetch_model
 from stripedhyena2 import ModelConfig, StripedHyena2, load
 from stripedhyena2.checkpoint import released
 from stripedhyena2.checkpoint.contents import Checkpoint

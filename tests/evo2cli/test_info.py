@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
-from evo2cli.workflows.info import describe
-from evo2cli.workflows.tokenize import tokenize_files
+from evo2cli.info import describe
+from evo2cli.tokenize import tokenize_files
 from stripedhyena2 import ModelConfig, StripedHyena2, save
 from stripedhyena2.checkpoint import precision
 
@@ -46,7 +46,7 @@ def test_what_a_released_model_lacks_is_told(
 def test_the_state_is_what_the_cache_holds(tiny_model: StripedHyena2) -> None:
     import torch
 
-    from evo2cli.workflows.info import state_bytes
+    from evo2cli.info import state_bytes
 
     cache, length = tiny_model.new_cache(1), 50
     with torch.no_grad():

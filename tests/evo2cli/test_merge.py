@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
-from evo2cli.workflows.merge import merge_files
-from evo2cli.workflows.score import score
-from evo2cli.workflows.score_options import ScoreOptions
+from evo2cli.merge import merge_files
+from evo2cli.score.options import ScoreOptions
+from evo2cli.score.run import score
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

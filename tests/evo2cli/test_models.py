@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evo2cli.errors import UserError
-from evo2cli.workflows.models import open_model
+from evo2cli.models import open_model
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import Checkpoint, native, precision
 from stripedhyena2.parametrization import folded_state

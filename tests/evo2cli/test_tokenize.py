@@ -22,7 +22,7 @@ from evo2cli.data.tokens import TokenSet, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from evo2cli.workflows.tokenize import tokenize_files
+from evo2cli.tokenize import tokenize_files
 
 
 def write_fasta(path: Path, sequences: dict[str, bytes]) -> Path:

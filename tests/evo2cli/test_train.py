@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from evo2cli.commands.train import train
 from evo2cli.errors import UserError
+from evo2cli.tokenize import tokenize_files
 from evo2cli.training.engine import PlainEngine
-from evo2cli.workflows.tokenize import tokenize_files
 from stripedhyena2 import load
 from tests.ranks import World
 

@@ -11,8 +11,8 @@ import pytest
 from evo2cli.errors import UserError
 from evo2cli.genome.htslib import index_variants, write_bcf
 from evo2cli.genome.variant_index import find_index, read_index
-from evo2cli.workflows.score_input import count_variants, open_variants
-from evo2cli.workflows.score_options import ScoreOptions
+from evo2cli.score.input import count_variants, open_variants
+from evo2cli.score.options import ScoreOptions
 
 HEADER = (
     "##fileformat=VCFv4.2\n##contig=<ID=chr2>\n##contig=<ID=chr1>\n##contig=<ID=chrM>\n"

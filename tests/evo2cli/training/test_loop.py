@@ -19,9 +19,9 @@ from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.training import state
 from evo2cli.training.engine import PlainEngine, Start
 from evo2cli.training.loop import Outcome, Trainer
+from evo2cli.training.metrics import Telling
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.state import RunFolder
-from evo2cli.training.telling import Telling
 from stripedhyena2 import ModelConfig, load
 
 ROOT = Path(__file__).parents[3]

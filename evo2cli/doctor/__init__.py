@@ -1,0 +1,1 @@
+"""Self-tests of a machine; the work behind `evo2 doctor`."""

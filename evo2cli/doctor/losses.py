@@ -1,0 +1,88 @@
+"""Losses of a published model on its publisher's own prompts, against those that were published.
+
+They are in the test of ArcInstitute/evo2: the mean over prompts of the cross-entropy a token, each
+prompt's from bf16 logits and rounded to bf16. Ours is told in fp32 too, but compared like for like.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evo2cli import console
+from evo2cli.errors import UserError
+from evo2cli.likelihood import PIECE, token_ids
+from stripedhyena2 import StripedHyena2
+
+PUBLISHED_LOSSES = {
+    "evo2_1b_base": 0.5019531,
+    "evo2_7b_base": 0.3520508,
+    "evo2_7b": 0.3476563,
+    "evo2_20b": 0.2166748,
+    "evo2_40b_base": 0.2149658,
+    "evo2_40b": 0.2159424,
+}
+TOLERANCE = 1e-3
+COLUMNS = ("sequence", "sequences", "seq", "prompt")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The sequences of a CSV with a header: its column of that name, or else its first.
+
+    Raises:
+        UserError: It cannot be read, or a sequence is too short for a loss.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--prompts {path}: cannot be read as CSV ({error})") from None
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    column = next((header.index(name) for name in COLUMNS if name in header), 0)
+    prompts = [row[column].strip() if len(row) > column else "" for row in rows[1:]]
+    if not prompts:
+        raise UserError(f"--prompts {path}: holds no line below its header")
+    for number, prompt in enumerate(prompts, 2):
+        if len(prompt) < 2 or not prompt.isascii():
+            raise UserError(
+                f"--prompts {path}: line {number} holds no sequence of two bases or more"
+            )
+    return prompts
+
+
+def measure_losses(model: StripedHyena2, name: str | None, prompts: list[str]) -> dict[str, Any]:
+    """Losses in nats a token: `loss`, `loss_as_published`, `published`, and whether they agree."""
+    losses = []
+    with console.progress("prompts", sum(map(len, prompts)), "bases") as bar:
+        for prompt in prompts:
+            losses.append(_losses(model, prompt.encode()))
+            bar.advance(len(prompt))
+    exact, rounded = torch.tensor(losses, dtype=torch.float64).mean(dim=0).tolist()
+    published = PUBLISHED_LOSSES.get(name or "")
+    return {
+        "prompts": len(prompts),
+        "loss": exact,
+        "loss_as_published": rounded,
+        "published": published,
+        "passed": None if published is None else abs(rounded - published) <= TOLERANCE,
+    }
+
+
+@torch.inference_mode()
+def _losses(model: StripedHyena2, bases: bytes) -> tuple[float, float]:
+    """The mean loss of one prompt: in fp32, and rounded as the publisher's."""
+    ids_L, cache = token_ids(model, bases), model.new_cache(1)
+    exact, rounded = [], []
+    for start in range(0, len(bases) - 1, PIECE):
+        inputs_L, targets_L = ids_L[start : start + PIECE], ids_L[start + 1 : start + PIECE + 1]
+        logits_LV = model(inputs_L[None], cache=cache)[0, : len(targets_L)]
+        exact.append(_picked(logits_LV, targets_L).double())
+        rounded.append(_picked(logits_LV.bfloat16(), targets_L).float())
+    mean = -torch.cat(rounded).mean().bfloat16()
+    return -torch.cat(exact).mean().item(), mean.item()
+
+
+def _picked(logits_LV: Tensor, targets_L: Tensor) -> Tensor:
+    return logits_LV.log_softmax(dim=1).gather(1, targets_L[:, None])[:, 0]

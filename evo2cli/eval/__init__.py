@@ -1,0 +1,1 @@
+"""Evaluations of a model; the work behind `evo2 eval`."""

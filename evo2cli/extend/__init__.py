@@ -1,0 +1,1 @@
+"""Longer contexts; the work behind `evo2 extend`."""

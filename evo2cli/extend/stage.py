@@ -1,0 +1,55 @@
+"""`evo2 extend RECIPE`: a stage whole. Weights are extended and trained, the result is verified."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evo2cli.errors import UserError
+from evo2cli.extend.verification import verify
+from evo2cli.train import train_recipe
+from evo2cli.training.recipe_file import find_initial_weights, find_recipe, read_recipe
+
+
+def find_stage(name: str) -> Path | None:
+    """The recipe that is meant: a .toml, or a shipped stage by its name, e.g. 7b-32k.
+
+    Returns:
+        None for anything else, which is a checkpoint.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    if Path(name).exists():
+        return None
+    try:
+        return find_recipe(Path("extend") / f"{name}.toml")
+    except UserError:
+        return None
+
+
+def extend_stage(
+    recipe_name: Path, *, settings: Sequence[str] = (), device: str = "auto"
+) -> dict[str, Any]:
+    """Train a recipe that has a table `[extend]`, going on after a stop, then verify the result.
+
+    Args:
+        recipe_name: A recipe file, or the name of a shipped one.
+        settings: `table.key=value`, laid over the recipe.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        What `train_recipe` returns; and, on the first rank of a finished run, verification: what
+        `verify` returns.
+
+    Raises:
+        UserError: The recipe extends nothing, or will not do.
+        UntrustedNumericsError: A loss or a gradient is not finite.
+    """
+    path = find_recipe(recipe_name)
+    recipe = read_recipe(path, settings)
+    if recipe.extend is None:
+        raise UserError(f"{path}: has no table [extend]; `evo2 train {path}` trains it")
+    summary = train_recipe(recipe_name, settings=settings, output=None, device=device)
+    if not summary["finished"] or summary["rank"] > 0:
+        return summary
+    before = find_initial_weights(recipe, path)
+    return {**summary, "verification": verify(recipe, before, device=device)}

@@ -1,0 +1,1 @@
+"""Sampled DNA; the work behind `evo2 generate`."""

@@ -1,0 +1,1 @@
+"""What a generated sequence must satisfy, enforced while it is sampled."""

@@ -1,0 +1,1 @@
+"""Training on many GPUs; the work behind `evo2 launch`."""

@@ -1,0 +1,151 @@
+"""What a recipe will need, how long it will take, and what it will cost."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evo2cli.data.tokens import MANIFEST, TokenSet
+from evo2cli.errors import UserError
+from evo2cli.training.plan.estimate import Plan, advice, make_plan
+from evo2cli.training.plan.hardware import ACCELERATORS, Accelerator, find_accelerator
+from evo2cli.training.recipe import Data, Recipe
+from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
+
+DEFAULT_GPU = "h100-80gb"
+
+
+def plan_recipe(
+    recipe_name: Path,
+    *,
+    gpus: int | None = None,
+    gpu: str = DEFAULT_GPU,
+    settings: Sequence[str] = (),
+    price_per_gpu_hour: float | None = None,
+) -> dict[str, Any]:
+    """Plan a recipe on the meta device: nothing is allocated, nothing runs.
+
+    Args:
+        recipe_name: A recipe file, or the name of a shipped one.
+        gpus: In all; None for as few as share a window.
+        gpu: A key of `hardware.ACCELERATORS`, or a device name.
+        settings: `table.key=value`, laid over the recipe.
+        price_per_gpu_hour: In dollars.
+
+    Returns:
+        JSON values: model, mesh, memory (bytes on one GPU), flops (a token), time (seconds of a
+        step), run (the whole of it), sources, fits, and advice (what to change; None if it fits).
+
+    Raises:
+        UserError: The recipe is wrong, or cannot run on so many GPUs of this kind.
+    """
+    path = find_recipe(recipe_name)
+    recipe = read_recipe(path, settings)
+    config = read_shape(recipe, path)
+    try:
+        gpus = gpus or recipe.parallel.context
+        plan = make_plan(recipe, config, gpus=gpus, gpu=_accelerator(gpu))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return {
+        "kind": "plan",
+        "recipe": str(recipe_name),
+        "settings": list(settings),
+        **_describe(plan),
+        "run": _run(plan, price_per_gpu_hour),
+        "sources": _sources(recipe, plan.tokens),
+        "fits": plan.fits,
+        "advice": None if plan.fits else advice(plan, recipe),
+    }
+
+
+def _accelerator(name: str) -> Accelerator:
+    found = find_accelerator(name)
+    if found is None:
+        known = ", ".join(gpu.key for gpu in ACCELERATORS)
+        raise UserError(f"--gpu {name}: not in our table; known: {known}")
+    return found
+
+
+def _describe(plan: Plan) -> dict[str, Any]:
+    setup, flops = plan.setup, plan.flops
+    return {
+        "model": {"stripes": plan.config.stripes, "parameters": plan.counts.all},
+        "mesh": {
+            "gpus": setup.gpus,
+            "gpu": plan.gpu.key,
+            "engine": "plain" if setup.is_plain else "deepspeed",
+            "zero": setup.zero,
+            "context": setup.context,
+            "length": setup.length,
+            "micro_sequences": setup.micro,
+            "accumulation": setup.accumulation,
+            "activation_checkpointing": setup.checkpointing,
+            "tokens_per_step": plan.batch.tokens,
+        },
+        "memory": {
+            **asdict(plan.memory),
+            "allocated": plan.memory.allocated,
+            "total": plan.memory.total,
+            "capacity": plan.gpu.memory,
+        },
+        "flops": {
+            **asdict(flops),
+            "forward": flops.forward,
+            "training": flops.training,
+            "recomputed": plan.recomputed_flops,
+            "training_by_paper": plan.paper_flops,
+        },
+        "time": {**asdict(plan.time), "total": plan.time.total},
+    }
+
+
+def _run(plan: Plan, price: float | None) -> dict[str, Any]:
+    return {
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "tokens_per_second_per_gpu": plan.tokens_per_second,
+        "mfu": plan.utilization,
+        "days": plan.days,
+        "disk_bytes": plan.disk,
+        "gpu_hours": plan.gpu_hours,
+        "dollars": None if price is None else price * plan.gpu_hours,
+    }
+
+
+def _sources(recipe: Recipe, tokens: int) -> list[dict[str, Any]]:
+    """Share of the windows, size and epochs of each source; None where it is not known here."""
+    sizes = [_tokens(source.path) for source in recipe.data.sources]
+    shares = _shares(recipe.data, sizes)
+    entries = []
+    for source, share, size in zip(recipe.data.sources, shares, sizes, strict=True):
+        epochs = share * tokens / size if share is not None and size else None
+        entries.append(
+            {
+                "path": str(source.path),
+                "found": size is not None or source.path.exists(),
+                "share": share,
+                "tokens": size,
+                "epochs": epochs,
+            }
+        )
+    return entries
+
+
+def _shares(data: Data, sizes: Sequence[int | None]) -> Sequence[float | None]:
+    """By weight; without weights by size, if all sizes are known."""
+    parts = [source.weight for source in data.sources]
+    if None in parts:
+        parts = [*sizes]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not sum(known):
+        return [None] * len(parts)
+    return [part / sum(known) for part in known]
+
+
+def _tokens(path: Path) -> int | None:
+    """Of a token set's train split; None if there is no token set here."""
+    if not (path / MANIFEST).is_file():
+        return None
+    facts = TokenSet.open(path).manifest["splits"].get("train", {"bases": 0, "documents": 0})
+    return int(facts["bases"]) + int(facts["documents"])

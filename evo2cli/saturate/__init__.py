@@ -1,0 +1,1 @@
+"""Every SNV of a region; the work behind `evo2 saturate`."""

@@ -1,0 +1,76 @@
+"""A long sequence scored by several processes, each holding a part of it.
+
+The first process runs the command as it would alone, and asks for totals; the others only help.
+
+T tokens of a sequence.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from evo2cli.likelihood import of_tokens, token_ids, total
+from evo2cli.training.ranks import Ranks
+from stripedhyena2 import StripedHyena2
+from stripedhyena2.parallelize import Schemes, SharedSequence
+
+_END = 0  # the length that tells helpers to leave
+
+
+class SharedScorer:
+    """Log-likelihoods by all ranks together; the parts of a sequence differ by one base at most.
+
+    Args:
+        model: Alike on all ranks. Between calls it computes alone, as before.
+        ranks: These; the first one asks.
+    """
+
+    def __init__(self, model: StripedHyena2, ranks: Ranks) -> None:
+        self._model, self._ranks = model, ranks
+        attention = "heads" if model.config.num_heads >= ranks.world else "zigzag"
+        self._shared = SharedSequence(ranks.neighbours, Schemes(attention=attention))
+        self._shared.put_on(model)
+
+    def total(self, bases: bytes, advance: Callable[[float], None] = lambda _: None) -> float:
+        """`likelihood.total` of upper-case letters, for the first rank to call."""
+        if len(bases) < 2 * self._ranks.world:
+            return total(self._model, bases, advance)
+        self._tell(len(bases))
+        ids_T = token_ids(self._model, bases)
+        dist.broadcast(ids_T, 0)
+        found = self._add_up(ids_T)
+        advance(len(bases))
+        return found
+
+    def help(self) -> None:
+        """Take part in every `total`, until the first rank is done."""
+        while (length := self._told()) != _END:
+            ids_T = torch.empty(length, dtype=torch.int64, device=self._ranks.device)
+            dist.broadcast(ids_T, 0)
+            self._add_up(ids_T)
+
+    def release(self) -> None:
+        """Let the helpers go."""
+        self._tell(_END)
+
+    def _tell(self, length: int) -> None:
+        dist.broadcast(torch.tensor([length], device=self._ranks.device), 0)
+
+    def _told(self) -> int:
+        length = torch.empty(1, dtype=torch.int64, device=self._ranks.device)
+        dist.broadcast(length, 0)
+        return int(length.item())
+
+    @torch.inference_mode()
+    def _add_up(self, ids_T: Tensor) -> float:
+        start, end = self._shared.expect(len(ids_T))
+        try:
+            logits_LV = self._model(ids_T[None, start:end])[0]
+        finally:
+            self._shared.dissolve()
+        targets_L = ids_T[start + 1 : end + 1]
+        logprobs_LV = logits_LV[: len(targets_L)].log_softmax(dim=-1)
+        own = of_tokens(logprobs_LV, targets_L).sum()
+        return float(self._ranks.sum(own).item())

@@ -1,0 +1,28 @@
+"""Rows of results as text: numbers, TSV lines and JSON lines."""
+
+import json
+from collections.abc import Iterable, Mapping
+
+Row = dict[str, str | int | float | None]
+
+
+def rounded(nats: float) -> float:
+    """To a millionth, which is finer than fp32 tells; never -0."""
+    return round(nats, 6) + 0.0
+
+
+def cell(value: object) -> str:
+    """A value as tables and INFO show it; None, which has no value, as a dot."""
+    if value is None:
+        return "."
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def table_line(values: Iterable[object]) -> bytes:
+    """A line of a TSV."""
+    return ("\t".join(map(cell, values)) + "\n").encode(errors="surrogateescape")
+
+
+def json_line(row: Mapping[str, object]) -> bytes:
+    """A line of JSON."""
+    return json.dumps(row, allow_nan=False).encode() + b"\n"

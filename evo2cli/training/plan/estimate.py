@@ -1,0 +1,247 @@
+"""What a recipe will need and how long it will take: from the meta device, before anything runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from evo2cli.training.plan.flops import (
+    Flops,
+    flops_per_token,
+    paper_flops_per_token,
+    recomputed_flops_per_token,
+)
+from evo2cli.training.plan.hardware import Accelerator
+from evo2cli.training.plan.memory import Memory, Setup, Sizes, memory_per_gpu, sizes
+from evo2cli.training.plan.step_time import StepTime, step_time
+from evo2cli.training.recipe import Batch, Recipe
+from stripedhyena2 import ModelConfig
+from stripedhyena2.parallelize import check_schemes
+
+SECONDS_A_DAY = 86_400
+CHECKPOINT_BYTES = 16  # a parameter: fp32 masters, two moments, and the exported weights
+CHECKPOINTING = (4, 2, 1)  # blocks recomputed together that advice may name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on so many GPUs of a kind.
+
+    Attributes:
+        config: The shape.
+        counts: Its parameters.
+        gpu: The kind of GPU.
+        setup: How they are used.
+        batch: Of the recipe.
+        steps: Of the whole run.
+        kept_checkpoints: On disk at its end.
+        memory: On one GPU.
+        time: Of a step.
+    """
+
+    config: ModelConfig
+    counts: Sizes
+    gpu: Accelerator
+    setup: Setup
+    batch: Batch
+    steps: int
+    kept_checkpoints: int
+    memory: Memory
+    time: StepTime
+
+    @property
+    def fits(self) -> bool:
+        """Whether the GPUs have enough memory."""
+        return self.memory.total <= self.gpu.memory
+
+    @property
+    def flops(self) -> Flops:
+        """Of a forward pass, a token."""
+        return flops_per_token(self.config, self.batch.length)
+
+    @property
+    def recomputed_flops(self) -> float:
+        """Of activation checkpointing, a token."""
+        if not self.setup.checkpointing:
+            return 0
+        return recomputed_flops_per_token(self.config, self.batch.length)
+
+    @property
+    def paper_flops(self) -> float:
+        """Of training, a token, as the paper counts them."""
+        return paper_flops_per_token(self.config, self.batch.length)
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole run."""
+        return self.steps * self.batch.tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """On one GPU."""
+        return self.batch.tokens / self.setup.gpus / self.time.total
+
+    @property
+    def utilization(self) -> float:
+        """Model FLOPs over the dense bf16 peak; what is recomputed does not count."""
+        return self.tokens_per_second * self.flops.training / self.gpu.bf16
+
+    @property
+    def days(self) -> float:
+        """Of the whole run, without validation, checkpoints and failures."""
+        return self.steps * self.time.total / SECONDS_A_DAY
+
+    @property
+    def disk(self) -> int:
+        """Bytes of all checkpoints that are kept."""
+        return CHECKPOINT_BYTES * self.counts.all * self.kept_checkpoints
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the whole run."""
+        return self.days * 24 * self.setup.gpus
+
+
+def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerator) -> Plan:
+    """Plan a recipe.
+
+    Args:
+        recipe: What is to be done.
+        config: The shape it trains.
+        gpus: In all.
+        gpu: Their kind.
+
+    Raises:
+        ValueError: The recipe cannot run on them at all; the message names table and key.
+    """
+    _check(recipe, config, gpus, gpu)
+    counts = sizes(config, published=recipe.optimizer.decay == "evo2-published")
+    return _plan(recipe, config, counts, gpu, _setup(recipe, gpus))
+
+
+def _setup(recipe: Recipe, gpus: int) -> Setup:
+    micro, context = recipe.micro(gpus), recipe.parallel.context
+    return Setup(
+        gpus=gpus,
+        zero=recipe.parallel.zero if gpus == 1 else max(1, recipe.parallel.zero),
+        length=recipe.batch.length,
+        micro=micro,
+        accumulation=recipe.batch.sequences // (gpus // context * micro),
+        checkpointing=recipe.memory.activation_checkpointing,
+        compute=recipe.precision.compute,
+        fp8=recipe.precision.fp8,
+        averaged=recipe.optimizer.ema is not None,
+        context=context,
+        attention=recipe.parallel.attention,
+    )
+
+
+def _plan(
+    recipe: Recipe, config: ModelConfig, counts: Sizes, gpu: Accelerator, setup: Setup
+) -> Plan:
+    tokens = recipe.batch.tokens / setup.gpus
+    steps, checkpoint = recipe.optimizer.steps, recipe.checkpoint
+    for_good = steps // checkpoint.keep_every if checkpoint.keep_every else 0
+    return Plan(
+        config,
+        counts,
+        gpu,
+        setup,
+        recipe.batch,
+        steps,
+        checkpoint.keep + for_good,
+        memory_per_gpu(config, counts, setup),
+        step_time(config, counts, setup, gpu, tokens=tokens),
+    )
+
+
+def _check(recipe: Recipe, config: ModelConfig, gpus: int, gpu: Accelerator) -> None:
+    if recipe.batch.length > config.context:
+        raise ValueError(
+            f"batch.length = {recipe.batch.length:,} is longer than the model's context of "
+            f"{config.context:,}; set {'extend.to' if recipe.init else 'shape.context'}"
+        )
+    try:
+        recipe.micro(gpus)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_nearest(recipe, gpus)}") from None
+    check_sharing(recipe, config)
+    if recipe.precision.fp8 and gpu.fp8 is None:
+        raise ValueError(f"precision.fp8 = true: {gpu.key} has no FP8 units; set false")
+    if recipe.optimizer.ema is not None and gpus > 1:
+        raise ValueError(f"optimizer.ema needs whole weights in one process, not {gpus:,}")
+
+
+def check_sharing(recipe: Recipe, config: ModelConfig) -> None:
+    """Refuse exchanges that a model of this shape does not allow.
+
+    Raises:
+        ValueError: The message begins with table and key.
+    """
+    try:
+        check_schemes(config, recipe.parallel.schemes, recipe.parallel.context)
+    except ValueError as error:
+        raise ValueError(f"parallel.{error}") from None
+
+
+def sharing_counts(recipe: Recipe) -> list[int]:
+    """Numbers of GPUs that can share a step, ascending."""
+    most = recipe.batch.sequences // (recipe.batch.micro_sequences or 1)
+    groups = [count for count in range(1, most + 1) if most % count == 0]
+    return [recipe.parallel.context * count for count in groups]
+
+
+def _nearest(recipe: Recipe, gpus: int) -> str:
+    counts = sharing_counts(recipe)
+    below = [str(count) for count in counts if count < gpus][-1:]
+    above = [str(count) for count in counts if count > gpus][:1]
+    return f"the nearest numbers of GPUs that can: {' and '.join(below + above)}"
+
+
+def advice(plan: Plan, recipe: Recipe) -> str:
+    """What to change so that a plan fits: as few keys as possible, and of those the fastest."""
+    for change in _changes(plan, recipe):
+        return change
+    for gpus in sharing_counts(recipe):
+        if gpus <= plan.setup.gpus:
+            continue
+        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, _setup(recipe, gpus))
+        if larger.fits:
+            return f"use at least {gpus:,} GPUs"
+        for change in _changes(larger, recipe):
+            return f"use at least {gpus:,} GPUs, and {change}"
+    return "use GPUs with more memory, or a shorter batch.length"
+
+
+def _changes(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """Changes of the recipe that make it fit as many GPUs, the best first."""
+    found = []
+    for setup in _alternatives(plan.setup):
+        other = _plan(recipe, plan.config, plan.counts, plan.gpu, setup)
+        keys = [
+            f"{key} = {getattr(setup, name)}"
+            for name, key in (
+                ("zero", "parallel.zero"),
+                ("checkpointing", "memory.activation_checkpointing"),
+                ("micro", "batch.micro_sequences"),
+            )
+            if getattr(setup, name) != getattr(plan.setup, name)
+        ]
+        if other.fits:
+            found.append((len(keys), other.time.total, ", ".join(keys)))
+    for _, _, change in sorted(found):
+        yield f"set {change}"
+
+
+def _alternatives(setup: Setup) -> Iterator[Setup]:
+    stages = [setup.zero] if setup.is_plain else range(setup.zero, 4)
+    each = setup.micro * setup.accumulation
+    for zero in stages:
+        for checkpointing in {setup.checkpointing, *CHECKPOINTING}:
+            for micro in range(1, setup.micro + 1):
+                if each % micro == 0:
+                    yield replace(
+                        setup,
+                        zero=zero,
+                        checkpointing=checkpointing,
+                        micro=micro,
+                        accumulation=each // micro,
+                    )

@@ -1,0 +1,200 @@
+"""How long a step takes, from counts of operations and bytes, and the rates in `calibration`.
+
+Everything is planned as if not compiled: `precision.compile` can only make it faster.
+"""
+
+from dataclasses import dataclass
+
+from evo2cli.training.plan.activations import FP32, Dtypes
+from evo2cli.training.plan.calibration import (
+    ATTENTION,
+    BANDWIDTH,
+    BUCKET,
+    DEEPSPEED_PARAMETER_BYTES,
+    FP8_MATMUL,
+    FP32_MATMUL,
+    GPUS_PER_NODE,
+    LINKS,
+    MATMUL,
+    OPERATOR_BOTH,
+    OPERATOR_FORWARD,
+    OPTIMIZER_BYTES,
+    OVERLAP,
+    PLAIN_PARAMETER_BYTES,
+    PREFETCH,
+    RING_LINK,
+    RING_NETWORK,
+    RING_START,
+    ROTARY_BACKWARD,
+    ROTARY_FORWARD,
+)
+from evo2cli.training.plan.flops import BACKWARD, flops_per_token
+from evo2cli.training.plan.hardware import Accelerator
+from evo2cli.training.plan.memory import Setup, Sizes
+from stripedhyena2 import ModelConfig
+from stripedhyena2.config import ATTENTION as ATTENTION_KIND
+
+PRODUCTS = 5  # weight matrices a block
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step, recomputation included.
+
+    Attributes:
+        products: Projections and MLPs.
+        attention: Attention.
+        operators: Fused Hyena operators, bound by memory.
+        elementwise: Norms, residual sums, casts and gates, bound by memory.
+        head: From the residual stream to logits, in fp32.
+        parameters: Casts, sums of gradients, and the optimizer, bound by memory.
+        waiting: For transfers between GPUs that nothing hides.
+        transfers: All of them, hidden or not; no part of the sum.
+    """
+
+    products: float
+    attention: float
+    operators: float
+    elementwise: float
+    head: float
+    parameters: float
+    waiting: float
+    transfers: float
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return float(sum(vars(self).values())) - self.transfers
+
+
+def step_time(
+    config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerator, *, tokens: float
+) -> StepTime:
+    """Predict a step.
+
+    Args:
+        config: The shape.
+        counts: Its parameters.
+        setup: How the GPUs are used.
+        gpu: What they are.
+        tokens: Of a step on one GPU.
+    """
+    products, attention, head = (tokens * each for each in _computed(config, setup, gpu))
+    memory = gpu.bandwidth * BANDWIDTH
+    operators, elementwise = (tokens * each / memory for each in _moved(config, setup))
+    each_pass = PLAIN_PARAMETER_BYTES if setup.is_plain else DEEPSPEED_PARAMETER_BYTES
+    own = counts.all if setup.is_plain else counts.all / setup.gpus
+    moved = setup.accumulation * counts.all * each_pass + own * OPTIMIZER_BYTES
+    transfers = _transfers(config, counts, setup, gpu)
+    hidden = OVERLAP * min(transfers, products + attention + operators + elementwise)
+    waiting = transfers - hidden if setup.zero == 3 else transfers
+    exchanges = _exchanges(config, setup, gpu, tokens)
+    behind = 0 if setup.attention == "heads" else OVERLAP * attention  # a ring turns meanwhile
+    return StepTime(
+        products,
+        attention,
+        operators,
+        elementwise,
+        head,
+        moved / memory,
+        waiting + max(0.0, exchanges - behind),
+        transfers + exchanges,
+    )
+
+
+def _passes(setup: Setup) -> int:
+    """Forward passes a step makes over the blocks."""
+    return 2 if setup.checkpointing else 1
+
+
+def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[float, float, float]:
+    """Seconds a token of products, of attention and of the head."""
+    flops = flops_per_token(config, setup.length)
+    times = BACKWARD + _passes(setup)
+    fp32 = gpu.fp32 * FP32_MATMUL
+    narrow = setup.compute == "bf16"
+    rate = gpu.bf16 * MATMUL if narrow else fp32
+    if setup.fp8 and gpu.fp8 is not None:
+        rate = gpu.fp8 * FP8_MATMUL
+    return (
+        times * flops.dense / rate,
+        times * flops.attention / (gpu.bf16 * ATTENTION if narrow else fp32),
+        (1 + BACKWARD) * flops.head / fp32,
+    )
+
+
+def _moved(config: ModelConfig, setup: Setup) -> tuple[float, float]:
+    """Bytes a token that fused operators, and norms and elementwise parts, read and write."""
+    again = _passes(setup) - 1
+    forward, backward = elementwise_bytes(config, setup.dtypes)
+    elementwise = config.depth * (forward * (1 + again) + backward)
+    rotary = ROTARY_FORWARD * (1 + again) + ROTARY_BACKWARD
+    elementwise += config.stripes.count(ATTENTION_KIND) * rotary * config.width
+    operators = 0.0
+    for kind in config.stripes.replace(ATTENTION_KIND, ""):
+        copies = 11 * OPERATOR_BOTH[kind] + 4 * OPERATOR_FORWARD[kind] * again
+        operators += copies * config.width * setup.dtypes.compute
+    return operators, elementwise
+
+
+def elementwise_bytes(config: ModelConfig, dtypes: Dtypes) -> tuple[int, int]:
+    """Bytes a token that norms, residual sums, casts and the MLP's gate of a block move, each pass.
+
+    With r and c bytes a number of the residual stream and in products: the norms r + c and 2 (r +
+    c), the second sum 2 r + c, the gate 3 c; going back, their gradients, the sums where two
+    gradients meet (3 r and 3 c), the bias (c), and under autocast two casts between r and c.
+    """
+    r, c, is_cast = dtypes.residual, dtypes.compute, dtypes.is_autocast
+    forward = (5 * r + 4 * c) * config.width + 3 * c * config.mlp_width
+    backward = (8 * r + 6 * c + is_cast * (r + 2 * c)) * config.width + 6 * c * config.mlp_width
+    return forward, backward
+
+
+def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerator) -> float:
+    """Seconds that a step's collectives take.
+
+    ZeRO 1 sums fp32 gradients over all GPUs once a step (an all-reduce: two rings) and gathers
+    weights; ZeRO 2 sums them at every micro-batch; ZeRO 3 leaves each GPU its part of the sum (one
+    ring), and gathers the weights for every pass of every micro-batch.
+    """
+    if setup.gpus == 1:
+        return 0
+    gradients, weights = counts.all * FP32, counts.all * setup.dtypes.compute
+    buckets = -(-counts.all // BUCKET)
+    summed = _ring(gradients, buckets, setup, gpu)
+    if setup.zero < 3:
+        times = setup.accumulation if setup.zero == 2 else 1
+        return 2 * times * summed + _ring(weights, buckets, setup, gpu)
+    gathers = min(PRODUCTS * config.depth, -(-counts.all // PREFETCH))
+    passes = _passes(setup) + 1
+    return setup.accumulation * (passes * _ring(weights, gathers, setup, gpu) + summed)
+
+
+def _exchanges(config: ModelConfig, setup: Setup, gpu: Accelerator, tokens: float) -> float:
+    """Seconds that GPUs that share windows spend on their exchanges in a step.
+
+    Numbers a token and channel of an attention block that a pass sends: all-to-all of q, k, v and y
+    for "heads"; keys and values of what is seen for "ring", and as much for "zigzag" on average
+    with half of q, k, v and y moved. Hyena blocks send so little that only starts count.
+    """
+    count = setup.context
+    if count == 1:
+        return 0
+    numbers = {
+        "heads": 4 * (1 - 1 / count),
+        "ring": count - 1,
+        "zigzag": 1.5 * (count - 1) + 2,
+    }[setup.attention]
+    passes = _passes(setup) + 1
+    attentions = config.stripes.count(ATTENTION_KIND)
+    size = attentions * numbers * config.width * setup.dtypes.compute * tokens * passes
+    width = gpu.link if count <= GPUS_PER_NODE else gpu.network
+    return size / (width * LINKS) + 2 * config.depth * passes * setup.accumulation * RING_START
+
+
+def _ring(size: float, collectives: int, setup: Setup, gpu: Accelerator) -> float:
+    """Seconds for `size` bytes once around all GPUs, in so many pieces."""
+    nodes = -(-setup.gpus // GPUS_PER_NODE)
+    width = gpu.link if nodes == 1 else min(gpu.link, gpu.network * GPUS_PER_NODE)
+    start = RING_START + (setup.gpus - nodes) * RING_LINK + (nodes - 1) * RING_NETWORK
+    return collectives * start + size * (1 - 1 / setup.gpus) / (width * LINKS)

@@ -1,0 +1,346 @@
+"""`evo2 eval brca1` and `clinvar`: statistics are their definitions, labels mean what is said."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from evo2cli.app import app
+from evo2cli.errors import UserError
+from evo2cli.eval.ranking import rank, roc_curve
+from evo2cli.eval.variants import LABELS, VariantsOptions, evaluate_variants
+from evo2cli.score.options import ScoreOptions
+from stripedhyena2 import save
+
+HEADER = """##fileformat=VCFv4.2
+##evo2Model=SMLA, 1 parameters, float32, fingerprint 0123456789ab
+##INFO=<ID=CLASS,Number=A,Type=String,Description="Functional class: FUNC, INT or LOF">
+##INFO=<ID=CLNSIG,Number=.,Type=String,Description="Aggregate classification">
+##INFO=<ID=CSQ,Number=A,Type=String,Description="Consequence">
+##INFO=<ID=EVO2_DELTA,Number=A,Type=Float,Description="delta">
+##INFO=<ID=EVO2_STATUS,Number=A,Type=String,Description="status">
+#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO
+"""
+SCORES = st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=40).filter(
+    lambda pairs: len({label for _, label in pairs}) == 2
+)
+
+
+def wins(scores: list[float], positive: list[bool]) -> float:
+    """Mann-Whitney by its definition: every positive against every negative."""
+    highs = [score for score, label in zip(scores, positive, strict=True) if label]
+    lows = [score for score, label in zip(scores, positive, strict=True) if not label]
+    points = sum(1.0 if h > low else 0.5 if h == low else 0.0 for h in highs for low in lows)
+    return points / (len(highs) * len(lows))
+
+
+def slow_average_precision(scores: list[float], positive: list[bool]) -> float:
+    """The threshold falls past each score in turn; precision by the recall it adds."""
+    total, recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        called = [label for s, label in zip(scores, positive, strict=True) if s >= threshold]
+        reached = sum(called) / sum(positive)
+        total += (reached - recall) * sum(called) / len(called)
+        recall = reached
+    return total
+
+
+def write(path: Path, *records: str) -> Path:
+    path.write_text(HEADER + "".join(f"c\t{line}\n" for line in records))
+    return path
+
+
+def evaluate(source: Path, evaluation: str = "brca1", **options) -> dict:
+    words = {"label": None, "positive": None, "negative": None} | options
+    scoring = words.pop("scoring", ScoreOptions(source=source))
+    return evaluate_variants(VariantsOptions.parse(evaluation=evaluation, scoring=scoring, **words))
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """200 SNVs of three consequences, LOF a little lower than the others."""
+    draw = np.random.default_rng(1)
+    lines = []
+    for index in range(200):
+        label = draw.choice(["LOF", "FUNC", "INT"])
+        effect = draw.choice(["Missense", "Nonsense", "Intronic"])
+        delta = round(draw.normal(-1 if label == "LOF" else 0), 1)
+        info = f"CLASS={label};CSQ={effect};EVO2_DELTA={delta};EVO2_STATUS=OK"
+        lines.append(f"{index + 1}\t.\tA\tC\t.\t.\t{info}")
+    return write(tmp_path / "scored.vcf", *lines)
+
+
+def by_group(result: dict) -> dict:
+    return {row["group"]: row for row in result["rows"]}
+
+
+# --- statistics
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_auroc_is_mann_whitney_and_auprc_the_slow_one(pairs: list[tuple[int, bool]]) -> None:
+    scores, positive = [float(s) for s, _ in pairs], [label for _, label in pairs]
+    found = rank(scores, positive)
+    assert found.auroc.value == pytest.approx(wins(scores, positive))
+    assert found.auprc.value == pytest.approx(slow_average_precision(scores, positive))
+    for estimate in (found.auroc, found.auprc):
+        assert 0 <= estimate.low <= estimate.high <= 1
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_swapped_labels_and_turned_scores_give_the_rest(pairs: list[tuple[int, bool]]) -> None:
+    scores, positive = [float(s) for s, _ in pairs], [label for _, label in pairs]
+    area = rank(scores, positive).auroc.value
+    assert rank(scores, [not label for label in positive]).auroc.value == pytest.approx(1 - area)
+    assert rank([-s for s in scores], positive).auroc.value == pytest.approx(1 - area)
+
+
+@settings(deadline=None)
+@given(SCORES)
+def test_the_roc_curve_has_that_area(pairs: list[tuple[int, bool]]) -> None:
+    scores, positive = [float(s) for s, _ in pairs], [label for _, label in pairs]
+    false, true = roc_curve(scores, positive)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert np.trapezoid(true, false) == pytest.approx(rank(scores, positive).auroc.value)
+
+
+@settings(deadline=None)
+@given(SCORES, st.randoms())
+def test_the_order_does_not_matter(pairs: list[tuple[int, bool]], draw: random.Random) -> None:
+    shuffled = draw.sample(pairs, len(pairs))
+    assert rank(*zip(*pairs, strict=True)) == rank(*zip(*shuffled, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_scores_are_a_coin_and_intervals_hold_the_value(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    positive = (draw.random(2000) < 0.3).tolist()
+    found = rank(draw.normal(size=2000).tolist(), positive, seed=seed)
+    assert found.auroc.value == pytest.approx(0.5, abs=0.05)
+    assert found.auprc.value == pytest.approx(np.mean(positive), abs=0.05)
+    for estimate in (found.auroc, found.auprc):
+        assert estimate.low < estimate.value < estimate.high
+        assert estimate.high - estimate.low < 0.1
+
+
+def test_intervals_are_as_wide_as_theory_says() -> None:
+    """The variance of AUROC under no difference is (m + n + 1) / 12mn."""
+    draw = np.random.default_rng(0)
+    positive = [True] * 300 + [False] * 500
+    found = rank(draw.normal(size=800).tolist(), positive).auroc
+    expected = 2 * 1.96 * (801 / (12 * 300 * 500)) ** 0.5
+    assert found.high - found.low == pytest.approx(expected, rel=0.1)
+
+
+def test_intervals_come_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded; what little it changes is the order of draws."""
+    draw = np.random.default_rng(0)
+    scores, positive = draw.normal(size=200).tolist(), (draw.random(200) < 0.5).tolist()
+    whole = rank(scores, positive)
+    monkeypatch.setattr("evo2cli.eval.ranking._ENTRIES", 200 * 7)
+    pieces = rank(scores, positive)
+    assert pieces.auroc.value == whole.auroc.value
+    assert pieces.auroc.low == pytest.approx(whole.auroc.low, abs=0.01)
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(
+    ("value", "meaning"),
+    [
+        ("Pathogenic", True),
+        ("Pathogenic/Likely_pathogenic", True),
+        ("Likely_pathogenic,_low_penetrance", True),
+        ("Pathogenic|drug_response", True),
+        ("likely_benign", False),
+        ("Benign/Likely_benign|other", False),
+        ("Conflicting_classifications_of_pathogenicity", None),
+        ("Conflicting_interpretations_of_pathogenicity|risk_factor", None),
+        ("Uncertain_significance", None),
+        ("Benign|Pathogenic", None),
+        (None, None),
+    ],
+)
+def test_what_clinvar_says(value: str | None, meaning: bool | None) -> None:
+    assert LABELS["clinvar"].meaning(value) is meaning
+
+
+def test_clinvar_leaves_out_and_counts_what_is_neither(tmp_path: Path) -> None:
+    lines = [
+        f"{index + 1}\t.\tA\tC\t.\t.\tCLNSIG={value};EVO2_DELTA={delta}"
+        for index, (value, delta) in enumerate(
+            [("Pathogenic", -2), ("Likely_pathogenic", -1)] * 3
+            + [("Benign", 1), ("Likely_benign", 2), ("Uncertain_significance", -9)] * 3
+            + [("Conflicting_classifications_of_pathogenicity", -9)]
+        )
+    ]
+    lines += ["90\t.\tA\t<DEL>\t.\t.\tCLNSIG=Benign;EVO2_DELTA=.;EVO2_STATUS=SYMBOLIC"]
+    lines += ["91\t.\tA\tC\t.\t.\tEVO2_DELTA=-9"]
+    result = evaluate(write(tmp_path / "v.vcf", *lines), "clinvar")
+    [row] = result["rows"]
+    assert (row["num_positive"], row["num_negative"], row["auroc"], row["auprc"]) == (6, 6, 1, 1)
+    assert result["left_out"] == {
+        "Uncertain_significance": 3,
+        "Conflicting_classifications_of_pathogenicity": 1,
+        "no label": 1,
+    }
+    assert result["unscored"] == {"SYMBOLIC": 1}
+
+
+def test_alleles_of_one_record_have_their_own_label_delta_and_class(tmp_path: Path) -> None:
+    line = "{}\t.\tA\tC,AT\t.\t.\tCLASS=LOF,FUNC;EVO2_DELTA=-1,2;CSQ=Missense,Frameshift"
+    source = write(tmp_path / "v.vcf", *(line.format(index) for index in range(1, 7)))
+    groups = by_group(evaluate(source))
+    assert groups["all"]["auroc"] == 1
+    assert (groups["SNV"]["num_positive"], groups["SNV"]["num_negative"]) == (6, 0)
+    assert (groups["insertion"]["num_positive"], groups["insertion"]["num_negative"]) == (0, 6)
+    assert groups["Missense"]["num_positive"] == 6
+    assert groups["insertion"]["auroc"] is None
+    assert "coding" not in groups  # all of them are
+
+
+def test_values_can_be_said(scored: Path) -> None:
+    result = evaluate(scored, positive="func", negative="INT,LOF")
+    groups = by_group(result)
+    assert result["positive"] == ["func"]
+    assert groups["all"]["num_positive"] < groups["all"]["num_negative"]
+    [turned] = [row for row in evaluate(scored, negative="FUNC")["rows"] if row["kind"] == "all"]
+    assert turned["num_negative"] == groups["all"]["num_positive"]
+
+
+# --- groups
+
+
+def test_groups_divide_the_whole_and_do_not_depend_on_it(scored: Path, tmp_path: Path) -> None:
+    groups = by_group(evaluate(scored))
+    for names in (("Missense", "Nonsense", "Intronic"), ("coding", "noncoding")):
+        for count in ("num_positive", "num_negative"):
+            assert sum(groups[name][count] for name in names) == groups["all"][count]
+    assert groups["noncoding"]["auroc"] == groups["Intronic"]["auroc"]
+    lines = scored.read_text().splitlines(keepends=True)
+    fewer = tmp_path / "fewer.vcf"
+    fewer.write_text("".join(line for line in lines if "CSQ=Nonsense" not in line))
+    assert by_group(evaluate(fewer))["Missense"] == groups["Missense"]
+
+
+def test_order_changes_nothing_and_seeds_only_intervals(scored: Path, tmp_path: Path) -> None:
+    *header, first, second = scored.read_text().rpartition("INFO\n")
+    body = second.splitlines(keepends=True)
+    other = tmp_path / "other.vcf"
+    other.write_text("".join([*header, first, *reversed(body)]))
+    rows = evaluate(scored)["rows"]
+    assert evaluate(other)["rows"] == rows
+    reseeded = evaluate(scored, seed=1)["rows"]
+    assert reseeded != rows
+    assert [row["auroc"] for row in reseeded] == [row["auroc"] for row in rows]
+
+
+# --- the command
+
+
+def test_a_vcf_without_deltas_is_scored_first(tiny_model, tmp_path: Path, capsys) -> None:
+    save(tiny_model, tmp_path / "tiny", {})
+    genome = "".join(np.random.default_rng(0).choice(list("ACGT"), 400))
+    (tmp_path / "g.fa").write_text(f">c\n{genome}\n")
+    lines = [
+        f"{position}\t.\t{genome[position - 1]}\t{'A' if genome[position - 1] != 'A' else 'C'}"
+        f"\t.\t.\tCLASS={'LOF' if position % 2 else 'FUNC'}"
+        for position in range(100, 112)
+    ]
+    plain = tmp_path / "plain.vcf"
+    plain.write_text(
+        "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+        + "".join(f"c\t{line}\n" for line in lines)
+    )
+    kept = tmp_path / "kept.vcf"
+    scoring = ScoreOptions(
+        source=plain,
+        model=str(tmp_path / "tiny"),
+        reference=tmp_path / "g.fa",
+        window=64,
+        output=kept,
+        device="cpu",
+    )
+    result = evaluate(plain, scoring=scoring)
+    assert "fingerprint" in result["model"]
+    again = evaluate(kept)
+    assert "nothing is scored" in capsys.readouterr().err
+    assert again["rows"] == result["rows"]
+    assert again["model"] == result["model"]
+
+
+def test_the_command_writes_a_page_json_tables_and_a_figure(scored: Path, tmp_path: Path) -> None:
+    table, document, figure = (tmp_path / f"x.{suffix}" for suffix in ("tsv", "json", "png"))
+    arguments = ["eval", "brca1", str(scored), "--plot", str(figure)]
+    page = CliRunner().invoke(app, [*arguments, "-O", str(table)])
+    assert page.exit_code == 0, page.output
+    assert "CLASS LOF (positive) against FUNC, INT" in page.stdout
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    shown = CliRunner().invoke(app, [*arguments, "--json", "-O", str(document)])
+    result = json.loads(shown.stdout)
+    assert json.loads(document.read_text()) == result
+    lines = [line.split("\t") for line in table.read_text().splitlines()]
+    assert lines[0] == list(result["rows"][0])
+    assert len(lines) == 1 + len(result["rows"])
+    assert f"{result['rows'][0]['auroc']:.3f}" in page.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "CLS"}, "no record has CLS in INFO, which holds CLASS, CSQ, EVO2_DELTA"),
+        ({"positive": "Loss"}, "no allele is positive (Loss): CLASS is"),
+        ({"negative": "Func"}, None),
+        ({"negative": "lof"}, "--positive and --negative both hold lof"),
+        ({"consequence": "MC"}, "no record has MC in INFO; --consequence"),
+        ({"output": Path("x.csv")}, "--output x.csv: needs the suffix .tsv or .json"),
+        ({"seed": -1}, "--seed -1: must not be negative"),
+    ],
+)
+def test_what_cannot_be_is_one_line(scored: Path, changes: dict, message: str | None) -> None:
+    if message is None:
+        evaluate(scored, **changes)
+        return
+    with pytest.raises(UserError) as error:
+        evaluate(scored, **changes)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("delta", ["nan", "-inf", "abc"])
+def test_a_delta_that_is_no_number_is_none(tmp_path: Path, delta: str) -> None:
+    lines = [
+        f"{place}\t.\tA\tC\t.\t.\tCLASS={label};EVO2_DELTA={value}"
+        for place, label, value in ((1, "LOF", delta), (2, "FUNC", "0.5"))
+    ]
+    with pytest.raises(UserError, match=f"c:1: EVO2_DELTA={delta} is no finite number"):
+        evaluate(write(tmp_path / "scored.vcf", *lines))
+
+
+def test_a_kept_vcf_is_called_one(scored: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--scored .*needs the suffix \.vcf or \.vcf\.gz"):
+        evaluate(scored, scoring=ScoreOptions(source=scored, output=tmp_path / "x.tsv"))
+
+
+def test_without_matplotlib_there_is_no_figure(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"--plot needs matplotlib"):
+        evaluate(scored, plot=tmp_path / "x.png")
+
+
+def test_what_is_told_apart_makes_no_groups(scored: Path) -> None:
+    """The label may stand in a key of consequences; that then says nothing more."""
+    result = evaluate(scored, label="CSQ", positive="Nonsense", negative="Missense")
+    assert result["consequence"] is None
+    assert [row["kind"] for row in result["rows"]] == ["all"]

@@ -1,0 +1,133 @@
+"""Patterns against Python's `re`: the same matches end at the same places."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evo2cli.generate.constraints.automaton import Automaton, base_codes
+from evo2cli.generate.constraints.patterns import PatternError, other_strand, parse_pattern
+from evo2cli.genome.alphabet import reverse_complement
+
+CODES = {"A": "A", "C": "C", "G": "G", "T": "T", "u": "T", "R": "[AG]", "s": "[CG]", "W": "[AT]"}
+CODES |= {"N": "[ACGT]", ".": "[ACGT]", "B": "[CGT]", "[CA]": "[CA]", "[GW]": "[GAT]"}
+
+Both = tuple[str, str]  # a pattern, and the same for `re`
+
+
+def joined(separator: str) -> st.SearchStrategy[Both]:
+    return st.lists(patterns(), min_size=1, max_size=3).map(
+        lambda parts: tuple(
+            separator.join(f"({part[side]})" if separator else part[side] for part in parts)
+            for side in (0, 1)
+        )
+    )
+
+
+def repeated() -> st.SearchStrategy[Both]:
+    operators = st.sampled_from(["*", "+", "?", "{2}", "{1,2}", "{2,}", "{0,1}"])
+    return st.tuples(patterns(), operators).map(
+        lambda found: (f"({found[0][0]}){found[1]}", f"({found[0][1]}){found[1]}")
+    )
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> Both:
+    kind = draw(st.sampled_from(["letter"] * 6 + ["sequence", "choice", "repeat"]))
+    if kind == "letter":
+        return draw(st.sampled_from(sorted(CODES.items())))
+    if kind == "repeat":
+        return draw(repeated())
+    return draw(joined("" if kind == "sequence" else "|"))
+
+
+def as_part(pattern: Both) -> Both:
+    return f"({pattern[0]})", f"({pattern[1]})"
+
+
+def ends(found: str, text: str) -> set[int]:
+    """Where a match of one base or more ends, by `re`."""
+    return {
+        end
+        for end in range(1, len(text) + 1)
+        for start in range(end)
+        if re.fullmatch(found, text[start:end])
+    }
+
+
+def ends_by_automaton(pattern: str, text: str, *, other: bool = False) -> set[int]:
+    automaton = Automaton()
+    tree = parse_pattern(pattern)
+    automaton.watch(other_strand(tree) if other else tree, "it")
+    state, found = automaton.NOWHERE, set()
+    for end in range(1, len(text) + 1):
+        state = automaton.read(state, base_codes(text[end - 1 : end].encode()))
+        if automaton.labels(state):
+            found.add(end)
+    return found
+
+
+@given(st.lists(patterns().map(as_part), min_size=1, max_size=3), st.text("ACGT", max_size=9))
+def test_matches_are_those_of_re(parts: list[Both], text: str) -> None:
+    ours, theirs = ("".join(part[side] for part in parts) for side in (0, 1))
+    if re.fullmatch(theirs, ""):
+        with pytest.raises(PatternError, match="empty sequence"):
+            ends_by_automaton(ours, text)
+        return
+    assert ends_by_automaton(ours, text) == ends(theirs, text)
+
+
+@given(st.lists(patterns().map(as_part), min_size=1, max_size=3), st.text("ACGT", max_size=8))
+def test_the_other_strand_matches_the_reverse_complement(parts: list[Both], text: str) -> None:
+    ours, theirs = ("".join(part[side] for part in parts) for side in (0, 1))
+    turned = reverse_complement(text.encode()).decode()
+    matches = {
+        (start, end)
+        for end in range(1, len(text) + 1)
+        for start in range(end)
+        if re.fullmatch(theirs, text[start:end])
+    }
+    if not re.fullmatch(theirs, ""):
+        starts = {len(text) - start for start, _ in matches}
+        assert ends_by_automaton(ours, turned, other=True) == starts
+
+
+def test_an_unknown_base_ends_a_match_but_not_a_frame() -> None:
+    automaton = Automaton()
+    automaton.watch(parse_pattern("GNTC"), "motif")
+    assert not automaton.labels(automaton.read(automaton.NOWHERE, base_codes(b"GNTC")))
+    assert automaton.labels(automaton.read(automaton.NOWHERE, base_codes(b"NGATC"))) == ["motif"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the end at position 1: a base is missing here"),
+        ("GAX", "'X' at position 3: a base or an ambiguity code"),
+        ("A|", "the end at position 3: a base is missing"),
+        ("(AC", "a ) is missing"),
+        ("AC)", "')' at position 3: nothing was opened"),
+        ("[AC", "the end at position 4: a base"),
+        ("A{3", "a } is missing"),
+        ("A{}", "a number from 0 to 1,000 is missing"),
+        ("A{5,2}", "{5,2} is never met"),
+        ("A{0}", "{0,0} is never met"),
+        ("*A", "'*' at position 1"),
+        ("^A", "'^' at position 1"),
+    ],
+)
+def test_what_is_no_pattern_says_where(text: str, message: str) -> None:
+    with pytest.raises(PatternError, match=re.escape(message)):
+        parse_pattern(text)
+
+
+def test_a_pattern_has_its_size() -> None:
+    with pytest.raises(PatternError, match="more than 20,000 letters"):
+        Automaton().watch(parse_pattern("(A{1000}){1000}"), "long")
+
+
+def test_states_are_counted_before_they_fill_the_memory() -> None:
+    automaton = Automaton()
+    automaton.watch(parse_pattern("AN{30}A"), "gap")
+    assert automaton.reachable([automaton.NOWHERE], 1000) is None

@@ -1,0 +1,75 @@
+"""A sequence that several processes share has the score of one that a single process reads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evo2cli.errors import UserError
+from evo2cli.score.options import ScoreOptions
+from evo2cli.score.run import score
+
+ROOT = Path(__file__).parents[3]
+
+
+def write_fasta(path: Path, *lengths: int) -> Path:
+    letters = np.random.default_rng(0)
+    records = [f">s{n}\n{''.join(letters.choice(list('ACGTN'), n))}\n" for n in lengths]
+    path.write_text("".join(records))
+    return path
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "evo2cli", "score", *words, "--device", "cpu", "--dtype", "fp64"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_shared_is_alone(tmp_path: Path) -> None:
+    fasta = write_fasta(tmp_path / "x.fa", 1, 3, 4, 7, 1501)
+    alone = run(str(fasta), "--strand", "both")
+    shared = run(str(fasta), "--strand", "both", "--context-parallel", "2")
+    assert shared.returncode == 0, shared.stderr
+    assert "4 of 5 records scored" in shared.stderr
+    rows, expected = (
+        [line.split("\t") for line in text.splitlines()] for text in (shared.stdout, alone.stdout)
+    )
+    assert [row[:2] for row in rows] == [row[:2] for row in expected]
+    assert len(rows) == 6
+    for row, wanted in zip(rows[2:], expected[2:], strict=True):
+        assert [float(x) for x in row[2:]] == pytest.approx(
+            [float(x) for x in wanted[2:]], abs=1e-6
+        )
+
+
+def test_what_cannot_be_shared_is_said(tmp_path: Path) -> None:
+    vcf = tmp_path / "x.vcf"
+    vcf.write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
+    with pytest.raises(UserError, match=r"for sequences of a FASTA, but .*x\.vcf has variants"):
+        score(ScoreOptions(source=vcf, context_parallel=2))
+    with pytest.raises(UserError, match="cannot read stdin"):
+        score(ScoreOptions(source=Path("-"), context_parallel=2))
+
+
+def test_other_processes_are_told_the_same(tmp_path: Path) -> None:
+    options = ScoreOptions(
+        source=Path("x.fa"), strand="rc", output=tmp_path / "x.jsonl", json=True, max_skipped=0.5
+    )
+    assert options.arguments() == [
+        "x.fa",
+        "--output",
+        str(tmp_path / "x.jsonl"),
+        "--strand",
+        "rc",
+        "--max-skipped",
+        "0.5",
+        "--json",
+    ]
+    assert ScoreOptions(source=Path("x.fa")).arguments() == ["x.fa"]

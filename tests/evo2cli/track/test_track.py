@@ -1,0 +1,158 @@
+"""`evo2 score --track`: a number for each base; together they are the score."""
+
+import gzip
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evo2cli.errors import UserError
+from evo2cli.genome.fasta import read_records
+from evo2cli.score.options import ScoreOptions
+from evo2cli.score.run import score
+from evo2cli.track.run import entropy
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    [record] = read_records(EXAMPLES / "phix174.fa")
+    path = tmp_path / "some.fa"
+    path.write_bytes(
+        b">a\n%s\n>none\n>one\nA\n>b\n%s\n" % (record.sequence[:400], record.sequence[:90])
+    )
+    return path
+
+
+def run(source: Path, checkpoint: str, track: str, suffix: str = ".bedgraph", **options) -> Path:
+    output = source.with_name(f"out{suffix}")
+    score(
+        ScoreOptions(
+            source=source, model=checkpoint, output=output, device="cpu", track=track, **options
+        )
+    )
+    return output
+
+
+def lines(path: Path) -> list[tuple[str, int, float]]:
+    read = []
+    for line in path.read_text().splitlines():
+        name, start, end, value = line.split("\t")
+        assert int(end) == int(start) + 1
+        read.append((name, int(start), float(value)))
+    return read
+
+
+def test_log_probabilities_sum_up_to_the_score(source: Path, checkpoint: str) -> None:
+    table = source.with_name("scores.jsonl")
+    score(ScoreOptions(source=source, model=checkpoint, output=table, device="cpu"))
+    found = lines(run(source, checkpoint, "logprob"))
+    places = [(name, start) for name, start, _ in found]
+    assert places == [("a", i) for i in range(1, 400)] + [("b", i) for i in range(1, 90)]
+    for row in map(json.loads, table.read_text().splitlines()):
+        if row["sum_logprob"] is not None:
+            total = sum(value for name, _, value in found if name == row["name"])
+            assert total == pytest.approx(row["sum_logprob"], abs=1e-3)
+
+
+@pytest.mark.parametrize("track", ["logprob", "entropy"])
+def test_pieces_of_any_length_give_the_same(
+    source: Path, checkpoint: str, track: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lines(run(source, checkpoint, track))
+    for piece in (1, 37, 90):
+        monkeypatch.setattr("evo2cli.likelihood.PIECE", piece)
+        found = lines(run(source, checkpoint, track))
+        assert [entry[:2] for entry in found] == [entry[:2] for entry in whole]
+        values, expected = ([entry[2] for entry in track] for track in (found, whole))
+        assert values == pytest.approx(expected, abs=2e-4)
+
+
+def test_entropy_is_its_definition() -> None:
+    logits = torch.full((3, 512), 5.0)
+    logits[1, [65, 67, 71, 84]] = torch.tensor([9.0, -99.0, -99.0, -99.0])
+    logits[2, [65, 67, 71, 84]] = torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8]).log()
+    assert entropy(logits.log_softmax(-1)).tolist() == pytest.approx([2, 0, 1.75], abs=1e-6)
+
+
+def test_entropy_lies_between_0_and_2_bits(source: Path, checkpoint: str) -> None:
+    values = [value for _, _, value in lines(run(source, checkpoint, "entropy"))]
+    assert 0 <= min(values) < max(values) <= 2
+    assert len(values) == 399 + 89
+
+
+def test_a_region_is_read_after_what_is_before_it(source: Path, checkpoint: str) -> None:
+    """With the whole left side as lead, the region has the values of the whole record."""
+    whole = {(n, s): v for n, s, v in lines(run(source, checkpoint, "logprob"))}
+    regions = ("b:11-20", "a:101-150", "a:141-160", "a:1-3")
+    found = lines(run(source, checkpoint, "logprob", regions=regions, window=400))
+    assert [entry[:2] for entry in found] == [
+        *(("a", place) for place in (1, 2, *range(100, 160))),
+        *(("b", place) for place in range(10, 20)),
+    ]
+    for name, start, value in found:
+        assert value == pytest.approx(whole[name, start], abs=2e-4)
+    bed = source.with_name("r.bed")
+    bed.write_text("a\t100\t110\n")
+    short = lines(run(source, checkpoint, "logprob", bed=bed, window=2))
+    assert len(short) == 10
+    assert not math.isclose(short[0][2], whole["a", 100], abs_tol=1e-3)
+
+
+def test_gzip_and_bigwig_hold_the_same(source: Path, checkpoint: str) -> None:
+    text = run(source, checkpoint, "entropy").read_bytes()
+    packed = run(source, checkpoint, "entropy", ".bedgraph.gz")
+    assert gzip.decompress(packed.read_bytes()) == text
+    bigwig = pytest.importorskip("pyBigWig", reason="pyBigWig, of the extra bigwig, is not here")
+    expected = lines(run(source, checkpoint, "entropy"))
+    file = bigwig.open(str(run(source, checkpoint, "entropy", ".bw")))
+    assert file.chroms()["a"] == 400
+    values = file.values("a", 1, 400)
+    assert values == pytest.approx([value for name, _, value in expected if name == "a"], abs=1e-5)
+    regional = bigwig.open(str(run(source, checkpoint, "entropy", ".bw", regions=("b:5-9",))))
+    assert [entry[:2] for entry in regional.intervals("b")] == [(i, i + 1) for i in range(4, 9)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"track": "loss"}, "--track loss: not one of logprob, entropy"),
+        ({"strand": "both"}, "--strand does not go with --track"),
+        ({"json": True}, "--json does not go with --track"),
+        ({"shard": "1/2"}, "--shard does not go with --track"),
+        ({"dry_run": True}, "--dry-run does not go with --track"),
+        ({"max_skipped": 0.5}, "--max-skipped does not go with --track"),
+        ({"limit": 3}, "--limit does not go with --track"),
+        ({"window": 9}, "--window is what is read before --regions"),
+        ({"source": Path("-")}, "give a file in place of stdin"),
+        ({"suffix": ".vcf"}, "needs .bedgraph, .bedgraph.gz or .bw"),
+        ({"regions": ("c:1-2",)}, "--regions c:1-2: the genome has no contig c; it has a, "),
+        ({"regions": ("b:91-95",)}, "--regions b:91-95: reaches beyond base 90, where b ends"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    source: Path, checkpoint: str, changes: dict, message: str
+) -> None:
+    words = {"source": source, "track": "logprob"} | changes
+    with pytest.raises(UserError) as error:
+        run(words.pop("source"), checkpoint, words.pop("track"), **words)
+    assert message in str(error.value)
+
+
+def test_without_pybigwig_there_is_one_clear_line(
+    source: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyBigWig", None)
+    with pytest.raises(UserError, match=r"pip install 'evo2cli\[bigwig\]', or write"):
+        run(source, checkpoint, "logprob", ".bw")
+
+
+def test_records_of_one_name_are_refused(tmp_path: Path, checkpoint: str) -> None:
+    twice = tmp_path / "twice.fa"
+    twice.write_text(">a\nACGT\n>a\nACGT\n")
+    with pytest.raises(UserError, match="records share a name"):
+        run(twice, checkpoint, "logprob")

@@ -1,0 +1,165 @@
+"""A plan keeps the laws of memory, and what it advises does fit."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evo2cli.training.engine import PlainEngine, Start
+from evo2cli.training.plan.estimate import Plan, advice, make_plan, sharing_counts
+from evo2cli.training.plan.hardware import find_accelerator
+from evo2cli.training.plan.memory import Memory, Setup, memory_per_gpu, sizes
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.recipe_file import read_recipe, read_shape
+from stripedhyena2 import ModelConfig
+from stripedhyena2.checkpoint.published import published_config
+
+CONFIG = published_config("evo2_7b_base")
+COUNTS = sizes(CONFIG)
+RECIPES = Path(__file__).parents[4] / "recipes"
+
+
+def memory(**changes: Any) -> Memory:
+    values: dict[str, Any] = {
+        "gpus": 64,
+        "zero": 3,
+        "length": 8_192,
+        "micro": 2,
+        "accumulation": 4,
+        "checkpointing": 4,
+        "compute": "bf16",
+    }
+    return memory_per_gpu(CONFIG, COUNTS, Setup(**{**values, **changes}))
+
+
+def plan(name: str, gpus: int, *settings: str, gpu: str = "h100-80gb") -> tuple[Plan, Recipe]:
+    path = RECIPES / name
+    recipe = read_recipe(path, settings)
+    found = find_accelerator(gpu)
+    assert found is not None
+    return make_plan(recipe, read_shape(recipe, path), gpus=gpus, gpu=found), recipe
+
+
+def test_states_are_what_the_plain_engine_allocates(tiny_config: ModelConfig) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "model": "tiny",
+            "output": "run",
+            "data": {"sources": [{"path": "tokens"}]},
+            "batch": {"length": 32, "sequences": 4, "micro_sequences": 2},
+            "optimizer": {
+                "steps": 10,
+                "warmup_steps": 2,
+                "learning_rate": 1e-3,
+                "min_learning_rate": 1e-4,
+                "decay": "evo2-published",
+            },
+            "precision": {"compute": "fp32"},
+        }
+    )
+    engine = PlainEngine(recipe, Start(tiny_config), torch.device("cpu"))
+    parameters = list(engine.model.parameters())
+    counts = sizes(tiny_config, published=True)
+    ids = torch.zeros(2, 32, dtype=torch.long)
+    engine.backward(engine.forward(ids).sum(), last=False)
+    gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+    engine.step(1e-3)
+    moments = sum(
+        state[name].nbytes
+        for state in engine.optimizer.state.values()
+        for name in ("exp_avg", "exp_avg_sq")
+    )
+    setup = Setup(
+        gpus=1, zero=0, length=32, micro=2, accumulation=2, checkpointing=0, compute="fp32"
+    )
+    planned = memory_per_gpu(tiny_config, counts, setup)
+    assert counts.all == sum(parameter.numel() for parameter in parameters)
+    assert planned.weights == sum(parameter.nbytes for parameter in parameters)
+    assert planned.optimizer == moments
+    # At their peak, the largest gradient exists twice: as it comes, and in its sum.
+    assert planned.gradients in (gradients, gradients + 4 * counts.largest)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_more_gpus_never_need_more_memory(zero: int) -> None:
+    totals = [memory(zero=zero, gpus=gpus).total for gpus in (2, 8, 64, 256, 1024)]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_a_higher_stage_shards_more() -> None:
+    stages = [memory(zero=zero) for zero in (1, 2, 3)]
+    for lower, higher in itertools.pairwise(stages):
+        for part in ("weights", "gradients", "optimizer"):
+            assert getattr(higher, part) <= getattr(lower, part)
+    assert stages[2].weights == stages[0].weights / 64
+
+
+def test_checkpointing_and_smaller_micro_batches_need_less() -> None:
+    none, every_4, every_2 = (memory(checkpointing=blocks).activations for blocks in (0, 4, 2))
+    assert none > every_4 > every_2
+    assert memory(micro=1).activations == memory(micro=2).activations / 2
+
+
+def test_longer_windows_need_as_much_more_as_more_windows() -> None:
+    assert memory(length=16_384, micro=1) == memory(length=8_192, micro=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "settings", "gpu"),
+    [
+        ("40b.toml", 256, (), "h100-80gb"),
+        ("1b.toml", 1, (), "a100-40gb"),
+        ("7b.toml", 8, ("parallel.zero=1",), "h100-80gb"),
+        ("7b.toml", 8, ("batch.micro_sequences=64",), "a100-80gb"),
+    ],
+)
+def test_what_is_advised_fits(name: str, gpus: int, settings: tuple[str, ...], gpu: str) -> None:
+    tight, recipe = plan(name, gpus, *settings, gpu=gpu)
+    assert not tight.fits
+    advised = advice(tight, recipe)
+    assert advised.startswith("set ")
+    changes = [f"{key.replace(' ', '')}" for key in advised.removeprefix("set ").split(", ")]
+    assert plan(name, gpus, *settings, *changes, gpu=gpu)[0].fits
+
+
+def test_where_no_change_helps_more_gpus_are_advised() -> None:
+    tight, recipe = plan("7b.toml", 1)
+    assert not tight.fits
+    assert advice(tight, recipe).startswith("use at least 2 GPUs")
+    alone, recipe = plan("nano.toml", 1, 'shape.stripes="SMLA"', "shape.width=65536")
+    assert not alone.fits
+    assert advice(alone, recipe) == "use GPUs with more memory, or a shorter batch.length"
+
+
+@pytest.mark.parametrize("context", [1, 4])
+def test_the_numbers_of_gpus_that_can_share_a_step_are_those_the_batch_takes(context: int) -> None:
+    _, recipe = plan("1b.toml", 1)
+    if context > 1:
+        parallel = recipe.parallel.model_copy(update={"context": context})
+        recipe = recipe.model_copy(update={"parallel": parallel})
+    counts = sharing_counts(recipe)
+    for gpus in range(1, 300):
+        try:
+            recipe.micro(gpus)
+        except ValueError:
+            assert gpus not in counts
+        else:
+            assert gpus in counts
+
+
+def test_gpus_that_share_a_window_hold_a_part_of_its_activations() -> None:
+    whole = memory(length=2**17)
+    shared = memory(length=2**17, context=8)
+    assert shared.activations == pytest.approx(whole.activations / 8)
+    assert replace(shared, activations=0, framework=0) == replace(whole, activations=0, framework=0)
+
+
+def test_the_run_is_steps_times_a_step() -> None:
+    large, _ = plan("40b.toml", 1024)
+    assert large.tokens == 656_000 * 16_777_216
+    assert large.days == 656_000 * large.time.total / 86_400
+    assert large.gpu_hours == large.days * 24 * 1024
+    assert large.utilization < 1
