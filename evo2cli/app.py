@@ -23,11 +23,13 @@ from evo2cli.commands import (
 )
 from evo2cli.commands import eval as evaluations
 from evo2cli.errors import UserError
+from evo2cli.options import Command, Group
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, too
 
 app = typer.Typer(
     name="evo2",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,19 +52,19 @@ def root(
 
 
 app.command(cls=tokenize.Tokenize)(tokenize.tokenize)
-app.command()(plan.plan)
-app.command()(train.train)
-app.command()(launch.launch)
-app.command()(extend.extend)
+app.command(cls=Command)(plan.plan)
+app.command(cls=Command)(train.train)
+app.command(cls=Command)(launch.launch)
+app.command(cls=Command)(extend.extend)
 app.add_typer(evaluations.app, name="eval")
-app.command()(score.score)
-app.command()(merge.merge)
-app.command()(embed.embed)
-app.command()(generate.generate)
-app.command()(fetch.fetch)
-app.command()(convert.convert)
-app.command()(info.info)
-app.command()(doctor.doctor)
+app.command(cls=Command)(score.score)
+app.command(cls=Command)(merge.merge)
+app.command(cls=Command)(embed.embed)
+app.command(cls=Command)(generate.generate)
+app.command(cls=Command)(fetch.fetch)
+app.command(cls=Command)(convert.convert)
+app.command(cls=Command)(info.info)
+app.command(cls=Command)(doctor.doctor)
 
 
 # What Typer raises for a wrong command line; it gives that no public name of its own.

@@ -1,8 +1,8 @@
 """How a command fails, each with its exit code: 2 bad input, 3 skipped records, 4 numerics."""
 
 
-class UserError(Exception):
-    """Something the user can put right: printed as one line, without a traceback.
+class UserError(ValueError):
+    """Something the user can put right: the command line prints it as one line, without a traceback.
 
     The message names the thing, its value and the way out.
     """

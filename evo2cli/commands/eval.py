@@ -6,8 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from evo2cli import console
+from evo2cli.options import Command, Group
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Evaluate a model: harmful variants, recall, loss by position. docs/eval.md defines it.",
 )
@@ -50,7 +52,7 @@ Strand = Annotated[
 Scored = Annotated[Path | None, typer.Option(help="x.vcf or x.vcf.gz to keep what was scored in.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def needle(
     model: Model = "nano",
     config: Config = None,
@@ -101,7 +103,7 @@ def needle(
         console.write_page(needle_page(result))
 
 
-@app.command()
+@app.command(cls=Command)
 def context(
     genome: Annotated[Path, typer.Argument(help="FASTA to cut windows from; .gz too.")],
     model: Model = "nano",
@@ -151,7 +153,7 @@ def context(
         console.write_page(context_page(result))
 
 
-@app.command()
+@app.command(cls=Command)
 def brca1(
     source: Variants,
     label: Annotated[str | None, typer.Option(help="INFO key.", show_default="CLASS")] = None,
@@ -179,7 +181,7 @@ def brca1(
     _evaluate_variants("brca1", **locals())
 
 
-@app.command()
+@app.command(cls=Command)
 def clinvar(
     source: Variants,
     label: Annotated[str | None, typer.Option(help="INFO key.", show_default="CLNSIG")] = None,

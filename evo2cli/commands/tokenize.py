@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from evo2cli import console
+from evo2cli.options import Command
 
 
-class Tokenize(typer.core.TyperCommand):
+class Tokenize(Command):
     """`--valid a.fa b.fa` takes every file up to the next option, as a shell's `*.fa` gives them.
 
     Otherwise all but the first of them would be read as training data.

@@ -36,7 +36,7 @@ def train(
 ) -> None:
     """Train a model; run the same command again to go on after a stop."""
     if dry_run:
-        plan(recipe, gpus=gpus, gpu=gpu, settings=settings, json=json)
+        plan(recipe=recipe, gpus=gpus, gpu=gpu, settings=settings, json=json)
         return
     from evo2cli.train import train_recipe
 

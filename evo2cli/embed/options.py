@@ -9,7 +9,7 @@ from evo2cli.figures import check_plot
 from evo2cli.files import check_file, check_output
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.source import STDIN
-from evo2cli.score.options import Strand
+from evo2cli.options import Strand
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
 

@@ -18,7 +18,7 @@ from evo2cli.embed.options import Pooling
 from evo2cli.errors import UntrustedNumericsError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.likelihood import as_memory_allows, token_ids
-from evo2cli.score.options import Strand
+from evo2cli.options import Strand
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.streaming import Streaming

@@ -38,7 +38,8 @@ _FLOPS = {
     "training_by_paper": "training by the paper: 6 N + 10 n L D",
 }
 ERRORS = (
-    "Predictions, from formulas and the rates in evo2cli/training/plan/calibration.py. Of the published "
+    "Predictions, from formulas and the rates in evo2cli/training/plan/calibration.py. Of the "
+    "published "
     "steps on 256 and 1,024 H100s, up to 32,768 positions, they give 0.82 to 0.92 of the time of "
     "Transformers, and 0.66 to 0.80 of that of StripedHyena 2, whose convolutions were slower than "
     "ours. Those runs used tensor parallelism; with 8-way (7B at 65,536) it is 0.69 and 0.51. A 1B "

@@ -7,52 +7,39 @@ from typing import Any
 
 from evo2cli.data.tokens import MANIFEST, TokenSet
 from evo2cli.errors import UserError
+from evo2cli.plan.options import PlanOptions
 from evo2cli.training.plan.estimate import Plan, advice, make_plan
 from evo2cli.training.plan.hardware import ACCELERATORS, Accelerator, find_accelerator
 from evo2cli.training.recipe import Data, Recipe
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 
-DEFAULT_GPU = "h100-80gb"
 
-
-def plan_recipe(
-    recipe_name: Path,
-    *,
-    gpus: int | None = None,
-    gpu: str = DEFAULT_GPU,
-    settings: Sequence[str] = (),
-    price_per_gpu_hour: float | None = None,
-) -> dict[str, Any]:
-    """Plan a recipe on the meta device: nothing is allocated, nothing runs.
-
-    Args:
-        recipe_name: A recipe file, or the name of a shipped one.
-        gpus: In all; None for as few as share a window.
-        gpu: A key of `hardware.ACCELERATORS`, or a device name.
-        settings: `table.key=value`, laid over the recipe.
-        price_per_gpu_hour: In dollars.
+def plan_recipe(options: PlanOptions) -> dict[str, Any]:
+    """Plan a recipe from its shapes alone: nothing is allocated, nothing runs.
 
     Returns:
-        JSON values: model, mesh, memory (bytes on one GPU), flops (a token), time (seconds of a
-        step), run (the whole of it), sources, fits, and advice (what to change; None if it fits).
+        JSON values: model, mesh, memory (bytes on one GPU), flops (per token), time (seconds per
+        step), run (totals), sources, fits, and advice (what to change; None if it fits).
 
     Raises:
         UserError: The recipe is wrong, or cannot run on so many GPUs of this kind.
     """
-    path = find_recipe(recipe_name)
-    recipe = read_recipe(path, settings)
+    path = find_recipe(options.recipe)
+    recipe = read_recipe(path, options.settings)
     config = read_shape(recipe, path)
+    accelerator = _accelerator(options.gpu)
     try:
-        gpus = gpus or recipe.parallel.context
-        plan = make_plan(recipe, config, gpus=gpus, gpu=_accelerator(gpu))
+        plan = make_plan(
+            recipe, config, gpus=options.gpus or recipe.parallel.context, gpu=accelerator
+        )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     return {
         "kind": "plan",
-        "recipe": str(recipe_name),
-        "settings": list(settings),
+        "recipe": str(options.recipe),
+        "settings": list(options.settings),
         **_describe(plan),
-        "run": _run(plan, price_per_gpu_hour),
+        "run": _run(plan, options.price),
         "sources": _sources(recipe, plan.tokens),
         "fits": plan.fits,
         "advice": None if plan.fits else advice(plan, recipe),

@@ -28,7 +28,8 @@ from evo2cli.genome.windows import (
     upper_dna,
 )
 from evo2cli.likelihood import proceed, require_finite
-from evo2cli.score.options import IndelMode, ScoreOptions, Strand
+from evo2cli.options import Strand
+from evo2cli.score.options import IndelMode, ScoreOptions
 from evo2cli.score.output import FIELDS, STRAND_FIELDS, WINDOW_COLUMNS
 from evo2cli.score.prefixes import Advance, AnchoredScorer, CentredScorer, WindowScorer
 from evo2cli.tables import Row, rounded

@@ -10,19 +10,7 @@ from evo2cli.figures import check_plot
 from evo2cli.files import check_output
 from evo2cli.genome.source import STDIN
 from evo2cli.lengths import parse_bytes
-
-
-class Strand(StrEnum):
-    """Which strand is read; BOTH takes the mean of the two."""
-
-    FORWARD = "fwd"
-    REVERSE = "rc"
-    BOTH = "both"
-
-    @property
-    def single(self) -> "tuple[Strand, ...]":
-        """The strands that are read."""
-        return (Strand.FORWARD, Strand.REVERSE) if self is Strand.BOTH else (self,)
+from evo2cli.options import Strand
 
 
 class Quantity(StrEnum):

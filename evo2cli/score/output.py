@@ -14,7 +14,8 @@ from evo2cli.genome.htslib import index_table, index_variants, write_bcf
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.parquet import open_parquet
 from evo2cli.genome.vcf import OUR_PREFIX, Header, Status, VariantRecord
-from evo2cli.score.options import Layout, Quantity, ScoreOptions, Strand
+from evo2cli.options import Strand
+from evo2cli.score.options import Layout, Quantity, ScoreOptions
 from evo2cli.tables import Row, cell, json_line, table_line
 
 MUCH_MISMATCH = 0.01  # share of REFs that the genome denies; above, it is likely another build

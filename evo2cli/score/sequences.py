@@ -22,8 +22,9 @@ from evo2cli.journal import Recall, keep_journal, open_journals
 from evo2cli.likelihood import fingerprint, require_finite
 from evo2cli.likelihood import total as total_alone
 from evo2cli.models import memory_explained, open_model, pick_device
+from evo2cli.options import Strand
 from evo2cli.score.context_parallel import SharedScorer
-from evo2cli.score.options import Layout, ScoreOptions, Strand
+from evo2cli.score.options import Layout, ScoreOptions
 from evo2cli.tables import Row, json_line, rounded, table_line
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2

@@ -24,7 +24,8 @@ from evo2cli.genome.source import STDIN
 from evo2cli.genome.windows import upper_dna
 from evo2cli.likelihood import begin, of_tokens, predict, proceed, require_finite
 from evo2cli.models import memory_explained, open_model
-from evo2cli.score.options import IndelMode, Quantity, ScoreOptions, Strand, Track
+from evo2cli.options import Strand
+from evo2cli.score.options import IndelMode, Quantity, ScoreOptions, Track
 from evo2cli.track.formats import (
     BEDGRAPH,
     BIGWIG,

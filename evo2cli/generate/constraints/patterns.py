@@ -6,8 +6,8 @@ TAA|TAG|TGA           one of several
 [AC]T                 a letter out of a set
 (CAG){10,}            so many times; also {3}, {2,5}, *, + and ?
 
-text -> tree -> `evo2cli.generate.constraints.automaton`. Bases are 0 to 3 for A, C, G, T; a set of them is a mask
-of four bits, the lowest for A.
+text -> tree -> `automaton`. Bases are 0 to 3 for A, C, G, T; a set of them is a mask of four bits,
+the lowest for A.
 """
 
 from dataclasses import dataclass

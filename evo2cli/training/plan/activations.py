@@ -1,7 +1,7 @@
 """What a forward pass keeps for the backward pass, tensor by tensor, in bytes a token.
 
 The tensors are those that autograd saves of `stripedhyena2.model` and `.operators`, with the fused
-operators of a GPU; `tests/evo2cli/training/plan/test_activations.py` counts them on the model itself.
+operators of a GPU; tests/evo2cli/training/plan/test_activations.py counts them on the model.
 
 D channels, M inner channels of the MLP, V vocabulary, H heads.
 """

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from evo2cli.app import app
 from evo2cli.data.tokens import Document, TokenWriter
 from evo2cli.errors import UserError
+from evo2cli.plan.options import PlanOptions
 from evo2cli.plan.run import plan_recipe
 from evo2cli.training.recipe_file import read_recipe
 
@@ -31,7 +32,7 @@ def numbers_of_gpus(recipe: Path) -> tuple[int, ...]:
 @pytest.mark.parametrize("recipe", SHIPPED, ids=str)
 def test_every_shipped_recipe_fits_the_gpus_it_is_for(recipe: Path) -> None:
     for gpus in numbers_of_gpus(recipe):
-        plan = plan_recipe("recipes" / recipe, gpus=gpus)
+        plan = plan_recipe(PlanOptions(recipe="recipes" / recipe, gpus=gpus))
         assert plan["fits"], plan["advice"]
         assert plan["memory"]["total"] < 0.95 * plan["memory"]["capacity"]
 
@@ -73,7 +74,9 @@ def test_sources_that_are_here_are_counted(tmp_path: Path) -> None:
         writer.add("train", Document("chr", "a.fa", "+", b"ACGT" * 100, "0" * 64))
         writer.finish({})
     here, missing = f'{{path="{folder}", weight=3}}', '{path="nowhere", weight=1}'
-    plan = plan_recipe(Path("toy.toml"), settings=[f"data.sources=[{here}, {missing}]"])
+    plan = plan_recipe(
+        PlanOptions(recipe=Path("toy.toml"), settings=(f"data.sources=[{here}, {missing}]",))
+    )
     found, absent = plan["sources"]
     assert (found["tokens"], found["share"]) == (401, 0.75)
     assert found["epochs"] == 0.75 * plan["run"]["tokens"] / 401
@@ -98,7 +101,7 @@ def test_what_cannot_be_is_one_line_with_file_table_and_key(
     settings: list[str], gpus: int, gpu: str, line: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        plan_recipe(Path("1b.toml"), gpus=gpus, gpu=gpu, settings=settings)
+        plan_recipe(PlanOptions(recipe=Path("1b.toml"), gpus=gpus, gpu=gpu, settings=settings))
     message = str(error.value)
     assert line in message
     assert "1b.toml: " in message
@@ -107,4 +110,4 @@ def test_what_cannot_be_is_one_line_with_file_table_and_key(
 
 def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="--gpu tpu: not in our table; known: b200, h200"):
-        plan_recipe(Path("1b.toml"), gpu="tpu")
+        plan_recipe(PlanOptions(recipe=Path("1b.toml"), gpu="tpu"))

@@ -1,0 +1,284 @@
+"""Options of commands, each declared once.
+
+The options of a command are the fields of a frozen dataclass. The annotation of a field holds the
+help text, range and choices of the option; the default of the field is the default of the option.
+`takes` turns the dataclass into the command line, its constructor is the Python call, and
+docs/commands.md is written from it::
+
+    @dataclass(frozen=True, kw_only=True)
+    class PlanOptions(Options, panel="Plan"):
+        gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs.")] = None
+
+
+    @takes(PlanOptions)
+    def plan(options: PlanOptions) -> None:
+        "Estimate memory, time and cost of a recipe without running it."
+
+Classes of options can inherit from each other, so that an option which several commands share is
+still declared once; each class may name a panel of the help page. Nothing here imports torch.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import MISSING, Field, dataclass, fields
+from enum import Enum, StrEnum
+from functools import wraps
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from evo2cli.errors import UserError
+
+T = TypeVar("T", bound="Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all options of commands: checks every field against its declaration.
+
+    Text is accepted for a path or a choice, and any sequence for a tuple.
+
+    Raises:
+        UserError: A value is not one of the choices, or lies outside its range.
+    """
+
+    panel: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, panel: str | None = None) -> None:
+        cls.panel = panel
+
+    def __post_init__(self) -> None:
+        for name, declaration in _declarations(type(self)).items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, declaration.checked(value))
+
+
+@dataclass(frozen=True)
+class _Declaration:
+    """What the annotation of a field says.
+
+    Attributes:
+        kind: Type of the value, or of one entry of a tuple.
+        is_tuple: Whether the option can be repeated.
+        info: What typer shall know of it.
+        flag: How the command line spells it, or the name of an argument.
+    """
+
+    kind: Any
+    is_tuple: bool
+    info: OptionInfo | ArgumentInfo
+    flag: str
+
+    def checked(self, value: Any) -> Any:
+        """The value in its own type, if it is in its range."""
+        if self.is_tuple:
+            return tuple(self._checked_entry(entry) for entry in value)
+        return self._checked_entry(value)
+
+    def _checked_entry(self, value: Any) -> Any:
+        if isinstance(self.kind, type) and issubclass(self.kind, Enum):
+            try:
+                return self.kind(value)
+            except ValueError:
+                choices = ", ".join(str(choice.value) for choice in self.kind)
+                raise UserError(f"{self.flag} {value}: must be one of {choices}") from None
+        if self.kind is Path:
+            return Path(value)
+        # `not a <= b` is true for NaN, too.
+        if self.info.min is not None and not self.info.min <= value:
+            raise UserError(f"{self.flag} {value}: must be at least {self.info.min}")
+        if self.info.max is not None and not value <= self.info.max:
+            raise UserError(f"{self.flag} {value}: must be at most {self.info.max}")
+        return value
+
+
+def _declarations(options: type[Options]) -> dict[str, _Declaration]:
+    """The declaration of each field, by its name."""
+    hints = get_type_hints(options, include_extras=True)
+    return {
+        field.name: _declaration(field.name, *get_args(hints[field.name]))
+        for field in fields(options)
+    }
+
+
+def _declaration(name: str, annotation: Any, info: OptionInfo | ArgumentInfo) -> _Declaration:
+    kinds = [annotation]
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    is_tuple = get_origin(kinds[0]) is tuple
+    kind = get_args(kinds[0])[0] if is_tuple else kinds[0]
+    if isinstance(info, ArgumentInfo):
+        return _Declaration(kind, is_tuple, info, info.metavar or name.upper())
+    spellings = [info.default, *(info.param_decls or ())]
+    long = [s for s in spellings if isinstance(s, str) and s.startswith("--")]
+    return _Declaration(kind, is_tuple, info, [*long, f"--{name.replace('_', '-')}"][0])
+
+
+def flag(options: type[Options], name: str) -> str:
+    """How the command line spells the field `name` of `options`."""
+    return _declarations(options)[name].flag
+
+
+def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Decorate a command that is called with `options`: its command line are their fields."""
+
+    def decorate(command: Callable[[T], None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**values: Any) -> None:
+            command(options(**{k: v for k, v in values.items() if v is not None}))
+
+        declarations = _declarations(options)
+        parameters = [
+            _parameter(options, field, declarations[field.name]) for field in fields(options)
+        ]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+_METAVARS = {bool: "", int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
+
+
+def _parameter(
+    options: type[Options], field: "Field[Any]", declaration: _Declaration
+) -> inspect.Parameter:
+    """The parameter that typer makes an option or an argument of."""
+    info, kind = copy(declaration.info), declaration.kind
+    declared_by = next(cls for cls in options.__mro__ if field.name in inspect.get_annotations(cls))
+    assert issubclass(declared_by, Options)
+    info.rich_help_panel = info.rich_help_panel or declared_by.panel
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    if declaration.is_tuple:
+        kind = list[kind]  # type: ignore[valid-type]
+        default = None if default == () else default
+    if isinstance(info, ArgumentInfo):
+        info.metavar = declaration.flag
+    elif info.metavar is None:
+        info.metavar = _METAVARS.get(kind)
+    if default is None:
+        kind = kind | None
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, info],
+    )
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose help page shows no type beside a flag.
+
+    Attributes:
+        moved: Options that moved elsewhere, e.g. "--track", and what to use instead.
+    """
+
+    moved: ClassVar[Mapping[str, str]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse options that moved, then parse.
+
+        Raises:
+            UserError: There is one; the message says what to use instead.
+        """
+        for argument in args:
+            option = argument.partition("=")[0]
+            if option in self.moved:
+                raise UserError(f"{ctx.command_path} {option}: {self.moved[option]}")
+        return super().parse_args(ctx, args)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """As typer's, without a type."""
+        return _without_type(super().get_help_option(ctx))
+
+
+class Group(typer.core.TyperGroup):
+    """A group of commands, likewise."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """As typer's, without a type."""
+        return _without_type(super().get_help_option(ctx))
+
+
+def _without_type(option: Any) -> Any:
+    if option is not None:
+        option.metavar = ""
+    return option
+
+
+def arguments(options: Options) -> list[str]:
+    """The words of a command line that gives `options`, for another process to be started with.
+
+    Positional arguments come first; options at their defaults are left out.
+    """
+    positional: list[str] = []
+    words: list[str] = []
+    declarations = _declarations(type(options))
+    for field in fields(options):
+        value, declaration = getattr(options, field.name), declarations[field.name]
+        if value == field.default:
+            continue
+        entries = value if declaration.is_tuple else [value]
+        if isinstance(declaration.info, ArgumentInfo):
+            positional += map(str, entries)
+        elif value is True:
+            words.append(declaration.flag)
+        else:
+            words += [word for entry in entries for word in (declaration.flag, str(entry))]
+    return [*positional, *words]
+
+
+class Strand(StrEnum):
+    """Which strand is read; BOTH takes the mean of the two."""
+
+    FORWARD = "fwd"
+    REVERSE = "rc"
+    BOTH = "both"
+
+    @property
+    def single(self) -> "tuple[Strand, ...]":
+        """The strands that are read."""
+        return (Strand.FORWARD, Strand.REVERSE) if self is Strand.BOTH else (self,)
+
+
+class DType(StrEnum):
+    """Precision of weights and activations."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
+    BF16 = "bf16"
+    FP32 = "fp32"
+    FP64 = "fp64"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options, panel="Model"):
+    """Which model runs, where, and how precisely."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Checkpoint folder or file, or the name of a published or built-in model.",
+        ),
+    ] = "nano"
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Shape of a released model file, as its yml or as TOML."),
+    ] = None
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
+    ] = "auto"
+    dtype: Annotated[
+        DType,
+        typer.Option(
+            help="Precision. auto is bf16 on a GPU and fp32 on a CPU, with FP8 projections where a "
+            "published model was trained with them."
+        ),
+    ] = DType.AUTO
