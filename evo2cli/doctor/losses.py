@@ -13,8 +13,8 @@ from torch import Tensor
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.likelihood import PIECE, token_ids
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.scoring import CHUNK, token_ids
 
 PUBLISHED_LOSSES = {
     "evo2_1b_base": 0.5019531,
@@ -75,8 +75,8 @@ def _losses(model: StripedHyena2, bases: bytes) -> tuple[float, float]:
     """The mean loss of one prompt: in fp32, and rounded as the publisher's."""
     ids_L, cache = token_ids(model, bases), model.new_cache(1)
     exact, rounded = [], []
-    for start in range(0, len(bases) - 1, PIECE):
-        inputs_L, targets_L = ids_L[start : start + PIECE], ids_L[start + 1 : start + PIECE + 1]
+    for start in range(0, len(bases) - 1, CHUNK):
+        inputs_L, targets_L = ids_L[start : start + CHUNK], ids_L[start + 1 : start + CHUNK + 1]
         logits_LV = model(inputs_L[None], cache=cache)[0, : len(targets_L)]
         exact.append(_picked(logits_LV, targets_L).double())
         rounded.append(_picked(logits_LV.bfloat16(), targets_L).float())

@@ -8,7 +8,6 @@ import torch
 
 from evo2cli.doctor.machine import memory_bytes
 from evo2cli.info import state_bytes
-from evo2cli.likelihood import PIECE
 from evo2cli.training.plan.calibration import CONTEXT, FRAGMENTATION
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import ModelConfig, StripedHyena2
@@ -21,6 +20,7 @@ from stripedhyena2.checkpoint.published import (
     split_name,
 )
 from stripedhyena2.config import ATTENTION
+from stripedhyena2.scoring import CHUNK
 
 BF16, FP32 = 2, 4
 
@@ -93,7 +93,7 @@ def inference_bytes(config: ModelConfig, device: torch.device, *, narrow: bool) 
     if narrow and runs_float8(device):
         blocks = config.depth - config.stripes.count(ATTENTION)
         weights -= (element - 1) * blocks * 3 * config.width**2
-    length = min(PIECE, config.context)
+    length = min(CHUNK, config.context)
     state = state_bytes(config, length) * element // BF16
     widest = length * (3 * config.mlp_width + 6 * config.width) * element
     head = 2 * length * config.vocabulary * FP32

@@ -22,9 +22,9 @@ from evo2cli.embed.pooling import Embedder
 from evo2cli.embed.probe import draw_probe, match_labels, probe_layers
 from evo2cli.embed.store import Plan, Store, open_store
 from evo2cli.journal import Recall, open_journal
-from evo2cli.likelihood import fingerprint
 from evo2cli.models import DTYPES, FP8, open_model
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.scaled import has_scales
 
 

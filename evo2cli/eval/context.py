@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evo2cli import __version__, console, likelihood
+from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.eval.draws import draw_window
 from evo2cli.eval.plots import draw_context
@@ -30,9 +30,10 @@ from evo2cli.figures import check_plot
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import Recall, open_journal
 from evo2cli.lengths import parse_length
-from evo2cli.likelihood import begin, fingerprint, of_tokens, predict, require_finite
 from evo2cli.tables import Row, rounded
-from stripedhyena2 import StripedHyena2
+from stripedhyena2 import StripedHyena2, scoring
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
 FIRST_STRETCH = 128  # positions; each stretch after it ends twice as far
 
@@ -222,13 +223,13 @@ def measure(
     Raises:
         UntrustedNumericsError: A log-likelihood is no finite number.
     """
-    so_far, pieces = begin(model), [torch.zeros(1, dtype=torch.float64)]
-    for start in range(0, len(window), likelihood.PIECE):
-        piece = window[start : start + likelihood.PIECE]
-        so_far, ids_L, logprobs_LV = predict(model, so_far, piece)
-        pieces.append(-of_tokens(logprobs_LV, ids_L).cpu())
+    so_far, pieces = ScoringState.start(model), [torch.zeros(1, dtype=torch.float64)]
+    for start in range(0, len(window), scoring.CHUNK):
+        piece = window[start : start + scoring.CHUNK]
+        so_far, ids_L, logprobs_LV = so_far.predict(piece)
+        pieces.append(-token_logprobs(logprobs_LV, ids_L).cpu())
         advance(len(piece))
-    require_finite(so_far.total, model, window, f"a window of {len(window):,} bases")
+    require_finite(so_far.logprob, model, window, f"a window of {len(window):,} bases")
     loss_L = torch.cat(pieces)  # its first entry is no prediction
     return [loss_L[max(1, part.start) : part.end].mean().item() for part in parts]
 

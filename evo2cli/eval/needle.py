@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from evo2cli import __version__, console, likelihood
+from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.eval.draws import draw_bases, draw_window
 from evo2cli.eval.plots import draw_needle
@@ -34,17 +34,10 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import open_journal
 from evo2cli.lengths import parse_length
-from evo2cli.likelihood import (
-    Progression,
-    begin,
-    fingerprint,
-    of_tokens,
-    predict,
-    proceed,
-    require_finite,
-)
 from evo2cli.tables import Row, rounded
-from stripedhyena2 import StripedHyena2
+from stripedhyena2 import StripedHyena2, scoring
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
 SHORTEST = 32  # bases of a needle: 16, its key, stand by chance nowhere in a million random bases
 
@@ -262,17 +255,17 @@ def measure(
     Raises:
         UntrustedNumericsError: A log-likelihood is no finite number.
     """
-    shared, read = begin(model), 0
+    shared, read = ScoringState.start(model), 0
     right, sums = [], []
     for depth in depths:
         branch = _branch(trial, depth)
-        shared = proceed(model, shared, trial.haystack[read:branch], advance)
+        shared = shared.extend(trial.haystack[read:branch], advance)
         read = branch
         ids_L, logprobs_LV = _answer(model, shared, trial, trial.text(depth), advance)
         right.append(_share_right(ids_L, logprobs_LV))
-        sums.append(of_tokens(logprobs_LV, ids_L).sum().item())
+        sums.append(token_logprobs(logprobs_LV, ids_L).sum().item())
     ids_L, logprobs_LV = _answer(model, shared, trial, trial.control, advance)
-    without = of_tokens(logprobs_LV, ids_L).sum().item()
+    without = token_logprobs(logprobs_LV, ids_L).sum().item()
     return [
         (accuracy, (total - without) / trial.num_asked)
         for accuracy, total in zip(right, sums, strict=True)
@@ -281,17 +274,17 @@ def measure(
 
 def _branch(trial: Trial, depth: float) -> int:
     """Where the text of a depth leaves the shared way: at the last border of pieces before it."""
-    return trial.start(depth) // likelihood.PIECE * likelihood.PIECE
+    return trial.start(depth) // scoring.CHUNK * scoring.CHUNK
 
 
 def _answer(
-    model: StripedHyena2, shared: Progression, trial: Trial, text: bytes, advance: Advance
+    model: StripedHyena2, shared: ScoringState, trial: Trial, text: bytes, advance: Advance
 ) -> tuple[Tensor, Tensor]:
     """Tokens [L] that are asked for, and log-probabilities [L, V] in their places."""
     asked = len(text) - trial.num_asked
-    before = proceed(model, shared, text[shared.cache.position : asked], advance)
-    end, ids_L, logprobs_LV = predict(model, before, text[asked:])
-    require_finite(end.total, model, text, f"a text of {len(text):,} bases")
+    before = shared.extend(text[shared.cache.position : asked], advance)
+    end, ids_L, logprobs_LV = before.predict(text[asked:])
+    require_finite(end.logprob, model, text, f"a text of {len(text):,} bases")
     advance(len(ids_L))
     return ids_L, logprobs_LV
 

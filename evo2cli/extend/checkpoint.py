@@ -8,13 +8,13 @@ from typing import Any
 from evo2cli import __version__
 from evo2cli.errors import UserError
 from evo2cli.lengths import parse_length
-from evo2cli.likelihood import fingerprint
 from evo2cli.training.engine import Start
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, native, read_checkpoint, released
 from stripedhyena2.extension import Extension, Scheme
+from stripedhyena2.fingerprint import fingerprint
 
 
 def extend_checkpoint(

@@ -21,12 +21,12 @@ from evo2cli.generate.constraints.windows import WindowGuide
 from evo2cli.generate.options import GenerateOptions, Prompt
 from evo2cli.generate.output import as_fasta, describe
 from evo2cli.journal import Recall, open_journal
-from evo2cli.likelihood import fingerprint
 from evo2cli.models import open_model
 from evo2cli.tables import json_line
 from stripedhyena2 import NonFiniteLogitsError, Request, Sample, StripedHyena2, Uniforms
 from stripedhyena2 import generate as generate_tokens
 from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.generation import prefill
 
 # They say where results come from or go, or how fast; none changes a sequence.

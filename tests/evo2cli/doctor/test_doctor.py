@@ -19,10 +19,10 @@ from evo2cli.doctor.models import describe_models, inference_bytes, trust
 from evo2cli.doctor.page import doctor_page
 from evo2cli.doctor.run import examine, require_health
 from evo2cli.errors import UntrustedNumericsError, UserError
-from evo2cli.likelihood import total
 from stripedhyena2 import Cache, StripedHyena2
 from stripedhyena2.checkpoint.published import PUBLISHED, Precision, published_config
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.scoring import sequence_logprob
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROMPTS = ["ACGTTGCA" * 6, "GATTACA" * 9]
@@ -117,9 +117,11 @@ def test_a_model_that_forgets_at_a_cut_is_noticed(
 def test_a_loss_is_the_mean_cross_entropy(
     model: StripedHyena2, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_losses, "PIECE", 20)  # prompts are longer than a piece
+    monkeypatch.setattr(doctor_losses, "CHUNK", 20)  # prompts are longer than a piece
     assert read_prompts(prompts) == PROMPTS
-    expected = sum(-total(model, p.encode()) / (len(p) - 1) for p in PROMPTS) / len(PROMPTS)
+    expected = sum(-sequence_logprob(model, p.encode()) / (len(p) - 1) for p in PROMPTS) / len(
+        PROMPTS
+    )
     found = measure_losses(model, None, PROMPTS)
     assert found["loss"] == pytest.approx(expected, rel=1e-6)
     assert found["loss_as_published"] == pytest.approx(expected, rel=2**-8)

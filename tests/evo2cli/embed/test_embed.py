@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from evo2cli import likelihood
 from evo2cli.embed import layers as embed_layers
 from evo2cli.embed import pooling as embed_pooling
 from evo2cli.embed.layers import default_layer, part_names, resolve_layers
@@ -22,9 +21,10 @@ from evo2cli.embed.run import embed
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from stripedhyena2 import StripedHyena2, save
+from stripedhyena2 import StripedHyena2, save, scoring
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.checkpoint.released import expected_released_shapes, shared_modules
+from stripedhyena2.errors import InputError
 from stripedhyena2.streaming import Streaming
 
 [PHIX] = (
@@ -50,7 +50,7 @@ def piece(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Has so many bases at a time run through the model."""
 
     def at_a_time(count: int) -> None:
-        monkeypatch.setattr(likelihood, "way_for", lambda *_: Streaming(count))
+        monkeypatch.setattr(scoring, "choose_streaming", lambda *_: Streaming(count))
         monkeypatch.setattr(embed_pooling, "_BLOCK", max(1, count // 3))
 
     return at_a_time
@@ -331,7 +331,7 @@ def test_a_run_that_was_broken_off_goes_on(
 
 
 def test_memory_that_does_not_suffice_is_tried_again(
-    fasta: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    fasta: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.CaptureFixture
 ) -> None:
     asked = {"layers": "3,norm", "strand": "both"}
     expected = run(fasta, checkpoint, **asked)
@@ -348,9 +348,9 @@ def test_memory_that_does_not_suffice_is_tried_again(
     for pooling, before in (("mean", expected), ("none", kept)):
         for layer, vectors in run(fasta, checkpoint, pooling=pooling, **asked).items():
             np.testing.assert_array_equal(vectors, before[layer])
-        assert "out of memory: again, 4,096 bases at a time" in capsys.readouterr().err
+        assert "out of memory; retrying with pieces of 4096 bases" in caplog.text
     most = 0
-    with pytest.raises(UserError, match="200 bases do not fit the memory of cpu, even a piece"):
+    with pytest.raises(InputError, match="200 bases do not fit the memory of cpu, even in small"):
         run(fasta, checkpoint, **asked)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from evo2cli.app import app
-from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.errors import UserError
 from evo2cli.eval.context import ContextOptions, read_context, window_parts
 from evo2cli.eval.context import measure as losses_of
 from evo2cli.eval.draws import draw_bases, draw_window
@@ -24,6 +24,7 @@ from evo2cli.eval.report import length_label, mean_and_error
 from evo2cli.genome.reference import Reference
 from evo2cli.lengths import parse_length
 from stripedhyena2 import StripedHyena2, save
+from stripedhyena2.errors import NonFiniteError
 
 DEPTHS = (0, 25, 50, 75, 100)
 LN4 = math.log(4)
@@ -162,7 +163,7 @@ def test_pieces_do_not_matter(
     tiny_model: StripedHyena2, trial: Trial, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measure(tiny_model, trial, DEPTHS)
-    monkeypatch.setattr("evo2cli.likelihood.PIECE", piece)
+    monkeypatch.setattr("stripedhyena2.scoring.CHUNK", piece)
     read = []
     cut = measure(tiny_model, trial, DEPTHS, read.append)
     np.testing.assert_allclose(cut, whole, atol=1e-9)
@@ -173,7 +174,7 @@ def test_pieces_do_not_matter(
 def test_no_cell_depends_on_which_others_are_asked(
     tiny_model: StripedHyena2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evo2cli.likelihood.PIECE", 97)
+    monkeypatch.setattr("stripedhyena2.scoring.CHUNK", 97)
     model = StripedHyena2(tiny_model.config).eval()  # fp32, where another order would show
     model.load_state_dict(tiny_model.state_dict())
     cells = by_cell(needles(model))
@@ -259,7 +260,7 @@ def test_stretches_fill_the_window() -> None:
 def test_a_loss_is_that_of_one_pass(
     tiny_model: StripedHyena2, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evo2cli.likelihood.PIECE", piece)
+    monkeypatch.setattr("stripedhyena2.scoring.CHUNK", piece)
     window = draw_bases(500, "window")
     ids = torch.tensor([list(window)])
     loss = nn.functional.cross_entropy(tiny_model(ids)[0, :-1], ids[0, 1:], reduction="none")
@@ -437,9 +438,9 @@ def test_what_is_no_number_is_not_trusted(tiny_model: StripedHyena2, genome: Pat
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-    with pytest.raises(UntrustedNumericsError, match=r"a text of 256 bases.*is nan"):
+    with pytest.raises(NonFiniteError, match=r"a text of 256 bases.*is nan"):
         needles(model, "256")
-    with pytest.raises(UntrustedNumericsError, match=r"a window of 256 bases.*is nan"):
+    with pytest.raises(NonFiniteError, match=r"a window of 256 bases.*is nan"):
         read_context(lambda _: model, ContextOptions.parse(genome=genome, length="256"))
 
 
