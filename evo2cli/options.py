@@ -155,13 +155,13 @@ def _parameter(
     assert issubclass(declared_by, Options)
     info.rich_help_panel = info.rich_help_panel or declared_by.panel
     default = inspect.Parameter.empty if field.default is MISSING else field.default
-    if declaration.is_tuple:
-        kind = list[kind]  # type: ignore[valid-type]
-        default = None if default == () else default
     if isinstance(info, ArgumentInfo):
         info.metavar = declaration.flag
     elif info.metavar is None:
-        info.metavar = _METAVARS.get(kind)
+        info.metavar = "|".join(kind) if issubclass(kind, StrEnum) else _METAVARS.get(kind)
+    if declaration.is_tuple:
+        kind = list[kind]  # type: ignore[valid-type]
+        default = None if default == () else default
     if default is None:
         kind = kind | None
     return inspect.Parameter(
