@@ -19,7 +19,8 @@ def embed(options: EmbedOptions) -> None:
     result = run(options)
     layers = [f"{name} ({width:,} channels)" for name, width in result["layers"].items()]
     shown = ", ".join(layers) if len(layers) <= 3 else f"each of {len(layers)} layers"
-    console.say(f"{result['vectors']:,} vectors from {shown}")
+    count = result["vectors"]
+    console.say(f"{count:,} vector{'' if count == 1 else 's'} from {shown}")
     if options.json:
         console.write_json(result)
     elif result["probe"]:
