@@ -157,10 +157,10 @@ def test_from_a_fasta_to_a_table_and_a_figure(tmp_path: Path, checkpoint: str) -
     plot, output = tmp_path / "layers.png", tmp_path / "x.npz"
     words = ["embed", str(source), "--model", checkpoint, "--layers", "all", "--device", "cpu"]
     words += ["--probe", str(table), "--folds", "3", "--plot", str(plot), "-O", str(output)]
-    told = CliRunner().invoke(app, [*words, "--json"])
-    assert told.exit_code == 0
-    result = json.loads(told.stdout)["probe"]
-    found = {row["layer"]: row["score"] for row in result["rows"]}
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 0
+    probed = json.loads(result.stdout)["probe"]
+    found = {row["layer"]: row["score"] for row in probed["rows"]}
     assert list(found) == ["embedding", *(f"blocks.{index}" for index in range(7)), "norm"]
     assert found["embedding"] == 1
     with np.load(output) as file:
@@ -168,7 +168,7 @@ def test_from_a_fasta_to_a_table_and_a_figure(tmp_path: Path, checkpoint: str) -
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(tmp_path.iterdir()) == sorted([source, table, plot, output])
     page = Console(width=100, file=io.StringIO())
-    page.print(probe_page(result))
+    page.print(probe_page(probed))
     shown = page.file.getvalue()
     assert "12 poor, 12 rich: AUROC, 3 folds, chance 0.5" in shown
     assert re.search(r"embedding +1\.000 ± 0\.000 +best\n", shown)

@@ -38,12 +38,12 @@ def test_fasta_of_the_given_length(checkpoint: str, tmp_path: Path) -> None:
     )
     first, second = read_records(tmp_path / "out.fa")
     assert (first.name, second.name) == ("prompt1", "prompt2")
-    told = dict(item.split("=") for item in first.description.split())
-    assert told["prompt"] == "4"
-    assert told["length"] == "61"
-    assert told["stop"] == "length"
-    assert float(told["mean_logprob"]) < 0
-    assert "passed" not in told
+    fields = dict(item.split("=") for item in first.description.split())
+    assert fields["prompt"] == "4"
+    assert fields["length"] == "61"
+    assert fields["stop"] == "length"
+    assert float(fields["mean_logprob"]) < 0
+    assert "passed" not in fields
     assert len(first.sequence) == len(second.sequence) == 61
     assert not first.sequence.strip(b"ACGT")
 
