@@ -194,12 +194,12 @@ def test_no_cell_depends_on_which_others_are_asked(
     monkeypatch.setattr("stripedhyena2.scoring.CHUNK", 97)
     model = StripedHyena2(tiny_model.config).eval()  # fp32, where another order would show
     model.load_state_dict(tiny_model.state_dict())
-    cells = by_cell(needles(model))
+    cells = by_cell(needles(model, "256,400", "0,25,100", repeats=2))
     for (length, depth), cell in cells.items():
-        [alone] = needles(model, str(length), str(depth))["cells"]
+        [alone] = needles(model, str(length), str(depth), repeats=2)["cells"]
         assert alone == cell
-    assert by_cell(needles(model, "600,256", "100,0,50,75,25")) == cells
-    assert by_cell(needles(model, seed=1)) != cells
+    assert by_cell(needles(model, "400,256", "100,0,25", repeats=2)) == cells
+    assert by_cell(needles(model, "256,400", "0,25,100", repeats=2, seed=1)) != cells
 
 
 @pytest.mark.parametrize("length", [220, 333, 777])

@@ -166,6 +166,7 @@ def test_two_stages_run_whole_and_are_verified(place: Path) -> None:
     assert json.loads((place / "second" / "verification.json").read_text()) == written
 
 
+@pytest.mark.slow
 def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None:
     command = ["extend", "first.toml", "--device", "cpu", "--set", "optimizer.steps=40"]
     killed = World(1, place, "killed", command)
