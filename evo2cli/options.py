@@ -234,6 +234,28 @@ def arguments(options: Options) -> list[str]:
     return [*positional, *words]
 
 
+def refuse(options: Options, group: type[Options], why: str) -> None:
+    """Refuse options that do not apply here.
+
+    Args:
+        options: Options of a command.
+        group: One of its base classes; the fields that this class itself declares must be at their
+            defaults.
+        why: Begins the message, e.g. "x.toml: a recipe says this itself".
+
+    Raises:
+        UserError: The message names all that are not.
+    """
+    own = inspect.get_annotations(group)
+    given = [
+        flag(group, field.name)
+        for field in fields(group)
+        if field.name in own and getattr(options, field.name) != field.default
+    ]
+    if given:
+        raise UserError(f"{why}; drop {' and '.join(given)}")
+
+
 class Strand(StrEnum):
     """Which strand is read; BOTH takes the mean of the two."""
 

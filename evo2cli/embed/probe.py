@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from evo2cli.errors import UserError
-from evo2cli.eval.report import mean_and_error, shown
 from evo2cli.figures import new_figure, save_figure
 from evo2cli.genome.source import read_lines
+from evo2cli.tables import format_mean, mean_and_error
 
 PENALTIES = tuple(10.0**power for power in range(-2, 7))  # ridge regression chooses one of them
 MAX_ITERATIONS = 10_000  # of logistic regression, which usually needs some tens
@@ -269,7 +269,7 @@ def probe_page(result: Mapping[str, Any]) -> RenderableType:
     table.add_column("")
     for row in result["rows"]:
         mark = "best" if row["layer"] == result["best"] else ""
-        table.add_row(row["layer"], shown(row["score"], row["se"], 3), mark)
+        table.add_row(row["layer"], format_mean(row["score"], row["se"], 3), mark)
     counts = ", ".join(f"{count:,} {name}" for name, count in result["classes"].items())
     groups = f", {result['groups']:,} groups" if result["groups"] else ""
     numbers = f"{result['labelled']:,} numbers"
