@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo2cli.embed.input import Survey
-from evo2cli.files import writing
+from evo2cli.files import atomic_path, writing
 from evo2cli.genome.parquet import Columns, write_columns
 
 _BATCH = 1 << 24  # numbers of a Parquet batch: 64 MiB
@@ -174,21 +174,15 @@ class Store:
         self.path.unlink(missing_ok=True)
 
     def _write_npz(self, output: Path) -> None:
-        part = output.with_name(f"{output.name}.part")
         about = {"metadata": np.array(json.dumps(self.plan.about))}
         names = {column: np.array(values) for column, values in self.plan.names.items()}
         vectors = {key: array.all() for key, array in self.arrays.items()}
-        try:
-            with writing(output), zipfile.ZipFile(part, "w") as archive:
-                for key, array in {**about, **names, **vectors}.items():
-                    # A ZipInfo has one date for all times, so that equal arrays are equal bytes.
-                    entry = zipfile.ZipInfo(f"{key}.npy")
-                    with archive.open(entry, "w", force_zip64=True) as file:
-                        np.lib.format.write_array(file, array, allow_pickle=False)
-            with writing(output):
-                part.replace(output)
-        finally:
-            part.unlink(missing_ok=True)
+        with writing(output), atomic_path(output) as part, zipfile.ZipFile(part, "w") as archive:
+            for key, array in {**about, **names, **vectors}.items():
+                # A ZipInfo has one date for all times, so that equal arrays are equal bytes.
+                entry = zipfile.ZipInfo(f"{key}.npy")
+                with archive.open(entry, "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
 
     def _tables(self) -> Iterator[Columns]:
         """Rows of a table, a batch at a time; each layer is a column of lists."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo2cli.errors import UserError
+from evo2cli.files import atomic_path
 from evo2cli.genome.source import STDIN
 
 PARQUET_MAGIC = b"PAR1"
@@ -104,16 +105,12 @@ def write_columns(path: Path, batches: Iterable[Columns], about: Mapping[str, st
 
 @contextmanager
 def _open_writer(path: Path, arrow: ModuleType, schema: Any) -> Iterator[Any]:
-    """A writer of Arrow's tables to a file that gets its name in the end."""
-    part = path.with_name(f"{path.name}.part")
-    try:
+    """A writer of Arrow tables to a file that appears whole or not at all."""
+    with atomic_path(path) as part:
         with _explained(path, arrow):
             writer = arrow.parquet.ParquetWriter(part, schema, compression="zstd")
         with writer:
             yield writer
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _value(value: Any, kind: type) -> Any:
