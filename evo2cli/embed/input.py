@@ -136,7 +136,7 @@ def _read_regions(options: EmbedOptions, reference: Path) -> Iterator[Passage]:
     with Reference.open(reference) as genome:
         for region in read_features(options.source, kind):
             asked = Interval(region.contig, region.start, region.end)
-            found = genome.place(asked, f"{options.source}: {asked}")
+            found = genome.resolve(asked, f"{options.source}: {asked}")
             bases = genome.fetch(found)
             yield Passage(region.name, found.name, found.start, upper_dna(bases))
 

@@ -24,9 +24,20 @@ class Regions:
                 by_contig[plain_name(interval.name)].append((interval.start, interval.end))
         self._borders = {name: merged(spans) for name, spans in by_contig.items()}
 
-    def spans(self, name: str) -> list[tuple[int, int]]:
-        """Starts and ends in contig `name`, ascending and apart from each other."""
-        return list(zip(*self._borders.get(plain_name(name), ([], [])), strict=True))
+    def spans(self, contigs: Iterable[str], *, join: int = 0) -> list[Interval]:
+        """The parts of `contigs` that are covered, contig by contig, ascending and disjoint.
+
+        Args:
+            contigs: Names as the intervals returned shall have them.
+            join: Intervals at most this many bases apart become one.
+        """
+        spans: list[Interval] = []
+        for name in contigs:
+            for start, end in zip(*self._borders.get(plain_name(name), ([], [])), strict=True):
+                if spans and spans[-1].name == name and start <= spans[-1].end + join:
+                    start = spans.pop().start
+                spans.append(Interval(name, start, end))
+        return spans
 
     def overlap(self, name: str, start: int, end: int) -> bool:
         """Whether bases `start` to `end` (0-based, half-open) of contig `name` touch one."""

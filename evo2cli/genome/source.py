@@ -52,20 +52,6 @@ def read_lines(path: Path) -> Iterator[bytes]:
         yield from stream
 
 
-def read_lines_from(path: Path, virtual_offset: int) -> Iterator[bytes]:
-    """Stream the lines of a bgzipped file from a place that an index knows.
-
-    Raises:
-        UserError: The file cannot be read, or proves damaged or cut off.
-    """
-    block, within = virtual_offset >> 16, virtual_offset & 0xFFFF
-    with _explained(path), _open_raw(path, _LINES_AHEAD) as raw:
-        raw.seek(block)
-        stream = gzip.GzipFile(fileobj=raw)  # each block of bgzip begins like a file of gzip
-        stream.read(within)
-        yield from stream
-
-
 def is_bgzip(path: Path) -> bool:
     """Whether a file was packed by bgzip, so that reading may begin anywhere.
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS
-from evo2cli.genome.htslib import BCF_MAGIC, bcf_contigs, read_bcf, read_bcf_spans
+from evo2cli.genome.htslib import BCF_MAGIC, read_bcf, read_bcf_spans, read_vcf_spans
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.regions import Regions
-from evo2cli.genome.source import first_bytes, read_lines, read_lines_from
-from evo2cli.genome.variant_index import near_spans, read_index
+from evo2cli.genome.source import first_bytes, read_lines
 
 OUR_PREFIX = b"EVO2_"  # of every INFO field we write
 _SCORED_BEFORE = "carries EVO2_ fields of an earlier run; score the original file"
@@ -222,49 +221,44 @@ def read_vcf(path: Path) -> VariantFile:
 
 
 def read_vcf_by_index(path: Path, index: Path, regions: Regions) -> VariantFile:
-    """As `read_vcf`, but only records that lie in or near `regions`: each once, in its order.
+    """As `read_vcf`, but only records in or near `regions`: each once, in the order of the file.
+
+    The bytes of a line are those of the file, except that all lines end as the header does.
 
     Args:
-        path: A sorted VCF packed by bgzip, or a BCF.
-        index: Of it.
-        regions: None of whose records is left out.
+        path: Sorted VCF compressed with bgzip, or a BCF.
+        index: Its index.
+        regions: No record that overlaps them is left out; others close to them may come too.
 
     Raises:
-        UserError: As `read_vcf`; or the index is none.
+        UserError: As `read_vcf`; or the index cannot be read.
     """
-    spans: Iterator[tuple[Interval, Iterator[bytes]]]
-    if first_bytes(path).startswith(BCF_MAGIC):
-        names = read_index(index, bcf_contigs(path))
-        spans = read_bcf_spans(path, near_spans(regions, names))
-    else:
-        contigs = read_index(index)
-        spans = (
-            (span, read_lines_from(path, contigs[span.name].offset(span.start)))
-            for span in near_spans(regions, contigs)
-        )
     header = read_vcf(path).header
-    return VariantFile(header, _read_spans(path, header.num_columns, spans))
+    if first_bytes(path).startswith(BCF_MAGIC):
+        lines = read_bcf_spans(path, index, regions)
+    else:
+        line_end = b"\r\n" if header.lines[-1].endswith(b"\r\n") else b"\n"
+        lines = read_vcf_spans(path, index, regions, line_end)
+    return VariantFile(header, _read_spans(path, header.num_columns, lines))
 
 
 def _read_spans(
-    path: Path, num_columns: int, spans: Iterable[tuple[Interval, Iterator[bytes]]]
+    path: Path, num_columns: int, lines: Iterable[tuple[Interval, bytes]]
 ) -> Iterator[VariantRecord]:
-    """The records of each span; lines may begin before it and go on behind it."""
-    last = Interval("", 0, 0)
-    for span, lines in spans:
-        read_until = last.end if last.name == span.name else 0
-        for line in lines:
-            try:
-                record = _parse(line, num_columns)
-            except ValueError as error:
-                raise UserError(f"{path}: a line of {span.name}: {error}") from None
-            if not record.alternates:
-                continue
-            if record.contig != span.name or record.start >= span.end:
-                break
-            if record.start >= read_until and record.end > span.start:
-                yield record
-        last = span
+    """The records of each span, without those that also overlap the span before."""
+    previous = current = Interval("", 0, 0)
+    for span, line in lines:
+        if span is not current:
+            previous, current = current, span
+        try:
+            record = _parse(line, num_columns)
+        except ValueError as error:
+            raise UserError(f"{path}: a line of {span.name}: {error}") from None
+        if span.name == previous.name and record.start < previous.end:
+            continue
+        # By htslib a record reaches as far as its END or SVLEN says, here as far as its REF.
+        if record.end > span.start:
+            yield record
 
 
 def _read_header(path: Path, lines: Iterator[tuple[int, bytes]]) -> Header:
