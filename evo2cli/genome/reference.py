@@ -93,9 +93,12 @@ class Reference:
         """
         found = find_contig(name, self._lengths)
         if found is None:
-            known = ", ".join(self.names[:5])
-            raise UserError(f"{origin}: the genome has no contig {name}; it has {known}")
+            raise UserError(f"{origin}: {self.missing_contig(name)}")
         return found
+
+    def missing_contig(self, name: str) -> str:
+        """The message that contig `name` is not in this genome."""
+        return f"the genome has no contig {name}; it has {', '.join(self.names[:5])}"
 
     def region(self, text: str) -> Interval:
         """Read a region as `--regions` takes it; the name of a contig may contain colons.
