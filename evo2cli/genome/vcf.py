@@ -207,13 +207,14 @@ def is_variants(path: Path) -> bool:
     return start.startswith((BCF_MAGIC, b"##", b"#CHROM"))
 
 
-def read_vcf(path: Path) -> VariantFile:
+def read_vcf(path: Path | str) -> VariantFile:
     """Open a VCF (plain, gzip, bgzip or bzip2; `-` is stdin) or BCF and read its header.
 
     Raises:
         UserError: Here or while records are read: the file or one of its lines is no VCF, or
             it was scored before and carries our fields.
     """
+    path = Path(path)
     is_binary = first_bytes(path).startswith(BCF_MAGIC)
     lines = enumerate(read_bcf(path) if is_binary else read_lines(path), start=1)
     header = _read_header(path, lines)
