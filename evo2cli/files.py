@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from Bio.bgzf import BgzfWriter
-
 from evo2cli.errors import UserError
 
 Write = Callable[[bytes], object]
@@ -118,6 +116,9 @@ def open_output(path: Path | None) -> Iterator[Write]:
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
+    # Imported late: options of commands import this module, and `--help` must stay quick.
+    from Bio.bgzf import BgzfWriter
+
     with atomic_path(path) as part:
         with writing(path):
             file = part.open("wb")
