@@ -1,4 +1,4 @@
-"""What a model, a recipe or a token set is."""
+"""Describe a model, a recipe, a token set, a FASTA file or a file of variants."""
 
 import tomllib
 from collections import Counter
@@ -24,19 +24,24 @@ from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.config import ATTENTION, LONG, SHORT, read_config
 
 LENGTHS = (8_192, 131_072, 1_048_576)
-BYTES = 2  # a bf16 number
+BYTES = 2  # of a bf16 number
 _KINDS = ("snvs", "mnvs", "insertions", "deletions")
 _NOT_BASES = "not_spelled_in_bases"
 LICENSE = "Apache-2.0"  # of the published Evo 2 weights
 
 
 def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
-    """Describe whatever `subject` names.
+    """Describe what `subject` names, as JSON values.
 
-    A published name is described from its shape alone: nothing is fetched for it.
+    A published model is described from its shape alone: nothing is downloaded.
+
+    Args:
+        subject: Folder, file or name of a model; a recipe or shape (.toml); the folder of a token
+            set; a FASTA file; a VCF, BCF or table of variants.
+        config: Shape of a released model file.
 
     Raises:
-        UserError: It is none of model, recipe, token folder and FASTA, or it is broken.
+        UserError: It is none of these, or it is damaged.
     """
     path = Path(subject)
     try:
@@ -76,7 +81,7 @@ def _has_variants(path: Path) -> bool:
 
 
 def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """What FP8 it brings, and needs."""
+    """The FP8 scales it contains, and the precision it needs."""
     scales = trained_scales(checkpoint.extra_state, checkpoint.config, name)
     found: dict[str, Any] = {
         "fp8_records": len(checkpoint.extra_state),
@@ -90,7 +95,7 @@ def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _model(config: ModelConfig) -> dict[str, Any]:
-    """Shape, size, and the memory of weights and of the state at several lengths."""
+    """Shape, number of parameters, bytes of the weights, and of the state at several lengths."""
     with torch.device("meta"):
         model = StripedHyena2(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -104,9 +109,10 @@ def _model(config: ModelConfig) -> dict[str, Any]:
 
 
 def state_bytes(config: ModelConfig, length: int) -> int:
-    """What one sequence of `length` tokens leaves in the cache, activations in bf16.
+    """Bytes of the cache of one sequence of `length` tokens, with activations in bf16.
 
-    Attention keeps a key and a value a token, Hyena-LI its fp32 modes, the FIRs their tails.
+    Attention keeps a key and a value per token, Hyena-LI its modes in fp32, and each FIR filter its
+    last inputs.
     """
     total = 0
     for kind in config.stripes:
@@ -120,7 +126,7 @@ def state_bytes(config: ModelConfig, length: int) -> int:
 
 
 def _recipe_or_shape(path: Path) -> dict[str, Any]:
-    """A TOML file is a shape when it has stripes, and else a recipe."""
+    """Describe a TOML file: a shape if it has `stripes`, otherwise a recipe."""
     found = find_recipe(path)
     if _has_stripes(found):
         return {"kind": "model shape", "name": str(path), **_model(read_config(found))}
@@ -132,11 +138,11 @@ def _recipe_or_shape(path: Path) -> dict[str, Any]:
 
 
 def _has_stripes(file: Path) -> bool:
-    """Whether it describes a shape; a recipe may change stripes too, but in its table [shape]."""
+    """Whether a TOML file is a shape; a recipe has stripes, if at all, in its table [shape]."""
     try:
         return "stripes" in tomllib.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return False  # what is wrong with it, reading it as a recipe tells
+        return False  # reading it as a recipe will say what is wrong
 
 
 def _tokens(path: Path) -> dict[str, Any]:
@@ -145,24 +151,27 @@ def _tokens(path: Path) -> dict[str, Any]:
 
 
 def _variants(path: Path) -> dict[str, Any]:
-    """A VCF, a BCF or a table of variants: what is in it, and which genome its header speaks of."""
+    """Count the variants of a VCF, BCF or table by kind; name the genome build by the header."""
     facts: dict[str, Any] = {"kind": "table of variants", "name": str(path)}
     if is_table(path):
         records = read_table(path).records
     else:
-        header, records = (vcf := read_vcf(path)).header, vcf.records
+        vcf = read_vcf(path)
+        header, records = vcf.header, vcf.records
         facts["kind"] = "VCF"
         facts["samples"] = max(header.num_columns - FIRST_COLUMNS - 1, 0)
-        facts["build"] = build_of(header.contig_lengths()) or "not told by ##contig lengths"
-    contigs, kinds, indels, number = set(), Counter[str](), Indels(), 0
+        facts["build"] = (
+            build_of(header.contig_lengths()) or "unknown: no ##contig lengths of a known build"
+        )
+    contigs, kinds, indels, count = set(), Counter[str](), Indels(), 0
     for record in records:
-        number += 1
+        count += 1
         contigs.add(record.contig)
         kinds.update(_kind(record.reference, alternate) for alternate in record.alternates)
         indels.count(record)
     return {
         **facts,
-        "records": number,
+        "records": count,
         "alleles": kinds.total(),
         "contigs": len(contigs - {""}),  # of blank lines
         **{kind: kinds[kind] for kind in (*_KINDS, _NOT_BASES)},

@@ -17,6 +17,7 @@ from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
 from evo2cli.data.tags import find_tags
 from evo2cli.data.tokens import MANIFEST, Document, TokenSet, TokenWriter
 from evo2cli.errors import UserError
+from evo2cli.files import reading, writing
 from evo2cli.genome.alphabet import LETTERS, to_dna
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
@@ -146,7 +147,7 @@ def tokenize_files(
         valid_fraction = 0.0 if valid else _DEFAULT_VALID
     rule = SplitRule(valid_fraction, test_fraction)
     options = {**asdict(rule), "reverse_complement": reverse_complement}
-    try:
+    with writing(output):
         _check_free(output)
         sources = _describe_sources({"train": inputs, "valid": valid})
         facts = {"made_by": f"evo2cli {__version__}", "options": options, "sources": sources}
@@ -169,8 +170,6 @@ def tokenize_files(
                 names = ", ".join(map(str, [*inputs, *valid]))
                 raise UserError(f"{names}: no record holds a base; give files with sequence")
             manifest = writer.finish({**facts, "letters": reader.letters})
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
     reader.tell()
     _tell(manifest, output, time.perf_counter() - started)
     return manifest
@@ -243,14 +242,11 @@ def _describe_sources(paths: dict[str, Sequence[Path]]) -> list[dict[str, Any]]:
 def _file_sha256(path: Path, advance: Callable[[int], None]) -> tuple[int, str]:
     """Size and hash of a file."""
     size, digest = 0, hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                size += len(block)
-                advance(len(block))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    with reading(path), path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+            advance(len(block))
     return size, digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 
 from evo2cli import console
 from evo2cli.data.documents import Integers
+from evo2cli.errors import UserError
+from evo2cli.files import atomic_path, writing
 
 _FORMAT = 1
 
@@ -41,8 +42,8 @@ def cached_index(files: Sequence[Path], *, rows: int, build: Callable[[], Intege
     for place in places:
         try:
             _save(place, whole)
-        except OSError as error:
-            reasons.append(f"{place.parent}: {error.strerror or error}")
+        except UserError as error:
+            reasons.append(str(error))
             continue
         mapped = _load(place, rows, stamp)
         return index if mapped is None else mapped
@@ -81,10 +82,7 @@ def _load(place: Path, rows: int, stamp: list[int]) -> Integers | None:
 
 
 def _save(place: Path, whole: Integers) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.npy")
-    try:
-        np.save(partial, whole)
-        partial.rename(place)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(place, shared=True) as part, part.open("wb") as file:
+            np.save(file, whole)

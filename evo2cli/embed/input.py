@@ -121,7 +121,7 @@ def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
         with Reference.open(options.reference) as genome:
             for region in read_features(options.source, kind):
                 given = Interval(region.contig, region.start, region.end)
-                found = genome.place(given, f"{options.source}: {given}")
+                found = genome.resolve(given, f"{options.source}: {given}")
                 bases = upper_dna(genome.fetch(found))
                 yield InputSequence(region.name, found.name, found.start, bases)
         return

@@ -141,7 +141,7 @@ def _write(run: _Run, layout: Layout, parts: Sequence[Part], total: int | None) 
                 counts.update(statuses)
                 indels.count(record)
                 if absent is None and Status.CONTIG_MISSING in statuses:
-                    absent = run.genome.lacks(record.contig)
+                    absent = run.genome.missing_contig(record.contig)
     report(options, counts, indels, absent)
 
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from evo2cli.errors import UserError
+from evo2cli.files import reading
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, read_config
 from stripedhyena2.checkpoint import native, read_checkpoint
@@ -175,9 +176,8 @@ def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in children:
         raise UserError(f"{path}: is its own base")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        with reading(path):
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not TOML ({error})") from None
     base = values.pop(BASE, None)

@@ -16,6 +16,7 @@ from typing import Any
 
 from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.files import atomic_path
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
@@ -214,9 +215,8 @@ def _tell(layout: Mapping[str, Any]) -> str:
 
 
 def _write_whole(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    with atomic_path(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

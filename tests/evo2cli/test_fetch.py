@@ -135,7 +135,7 @@ def test_a_full_disk_is_told_before(
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("evo2_9b", "", r"no published model 'evo2_9b'; there are evo2_1b_base"),
+        ("evo2_9b", "", "evo2_9b: not a published model; these are: evo2_1b_base"),
         (NAME, "offline", r"could not be fetched \(HF_HUB_OFFLINE is set\).*give its folder"),
         (NAME, "away", r"is not in the local cache and could not be fetched"),
         (NAME, "gone", r"arcinstitute/evo2_40b is not on the hub, or not for you"),

@@ -1,10 +1,12 @@
-"""Tensors out of files. Only tensors (and raw bytes) are ever unpickled."""
+"""Files of checkpoints: written whole or not at all; only tensors and raw bytes are unpickled."""
 
 import io
 import pickle
 import re
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +18,38 @@ from torch import Tensor
 from stripedhyena2.checkpoint.contents import CheckpointError
 
 _PART = re.compile(r"\.part(\d+)$")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, of a file or folder to fill; renamed when filled.
+
+    If the block raises, what it wrote is removed and `path` stays as it was. A folder replaces a
+    folder of that name. Missing parent folders are made.
+
+    Raises:
+        CheckpointError: `path` cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # what a killed run may have left
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):
+            _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, bytes]]:

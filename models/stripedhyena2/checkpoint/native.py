@@ -5,8 +5,6 @@ released file lie in extra_state.safetensors, as bytes. A folder appears whole o
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,7 +23,7 @@ from stripedhyena2.checkpoint.contents import (
     check_tensors,
     expected_shapes,
 )
-from stripedhyena2.checkpoint.files import read_tensors
+from stripedhyena2.checkpoint.files import atomic_path, read_tensors
 from stripedhyena2.config import read_config
 
 CONFIG, WEIGHTS, PROVENANCE = "config.toml", "model.safetensors", "provenance.json"
@@ -57,19 +55,9 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     """
     if folder.exists() and not is_native(folder) and (folder.is_file() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is no checkpoint; choose another name")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _fill(checkpoint, temporary)
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        _fill(checkpoint, temporary)
 
 
 def _fill(checkpoint: Checkpoint, folder: Path) -> None:

@@ -23,6 +23,7 @@ from stripedhyena2.checkpoint.contents import (
     check_tensors,
     expected_shapes,
 )
+from stripedhyena2.checkpoint.files import atomic_path
 from stripedhyena2.config import ATTENTION, LONG, MEDIUM, SHORT, ModelConfig, to_released
 
 SUFFIXES = (".pt", ".safetensors")
@@ -190,21 +191,12 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
         CheckpointError: The file cannot be written.
     """
     tensors = to_theirs(checkpoint.tensors, checkpoint.config)
-    temporary, beside = path.with_name(f".{path.name}.tmp"), path.with_suffix(".yml")
-    temporary_beside = beside.with_name(f".{beside.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)
         else:
             blobs = {name: io.BytesIO(blob) for name, blob in checkpoint.extra_state.items()}
             torch.save({**tensors, **blobs}, temporary)
         config = yaml.safe_dump(to_released(checkpoint.config), sort_keys=False)
-        temporary_beside.write_text(config, encoding="utf-8")
-        temporary_beside.replace(beside)
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-        temporary_beside.unlink(missing_ok=True)
+        with atomic_path(path.with_suffix(".yml")) as description:
+            description.write_text(config, encoding="utf-8")
