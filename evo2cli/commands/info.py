@@ -21,10 +21,10 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
 ) -> None:
     """Show what a model, a recipe, tokens, a FASTA or a file of variants hold."""
-    from evo2cli.info import describe
+    from evo2cli.info import describe, stripe_colours
 
     description = describe(subject, config=config)
     if json:
         console.write_json(description)
     else:
-        console.write_description(description)
+        console.write_description(description, stripe_colours())

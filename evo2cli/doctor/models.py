@@ -7,11 +7,10 @@ from typing import Any
 import torch
 
 from evo2cli.doctor.machine import memory_bytes
-from evo2cli.info import state_bytes
 from evo2cli.likelihood import PIECE
 from evo2cli.training.plan.calibration import CONTEXT, FRAGMENTATION
 from hyenakernels.float8.op import runs_float8
-from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import hub, native
 from stripedhyena2.checkpoint.precision import sums_like_hopper
 from stripedhyena2.checkpoint.published import (
@@ -20,7 +19,7 @@ from stripedhyena2.checkpoint.published import (
     published_config,
     split_name,
 )
-from stripedhyena2.config import ATTENTION
+from stripedhyena2.costs import count_parameters, state_bytes
 
 BF16, FP32 = 2, 4
 
@@ -87,11 +86,9 @@ def inference_bytes(config: ModelConfig, device: torch.device, *, narrow: bool) 
         narrow: Whether the projections are in FP8.
     """
     element = BF16 if device.type == "cuda" else FP32
-    with torch.device("meta"):
-        model = StripedHyena2(config)
-    weights = element * sum(parameter.numel() for parameter in model.parameters())
+    weights = element * count_parameters(config)
     if narrow and runs_float8(device):
-        blocks = config.depth - config.stripes.count(ATTENTION)
+        blocks = sum(mixer.float8_record is not None for mixer in config.mixers)
         weights -= (element - 1) * blocks * 3 * config.width**2
     length = min(PIECE, config.context)
     state = state_bytes(config, length) * element // BF16

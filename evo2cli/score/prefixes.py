@@ -11,7 +11,6 @@ from dataclasses import replace
 from evo2cli.genome.windows import Window
 from evo2cli.likelihood import Progression, begin, proceed
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.cache import AttentionPast
 
 Advance = Callable[[StripedHyena2, Progression, bytes], Progression]
 
@@ -122,12 +121,7 @@ def _sharing_keys(chain: list[Progression]) -> list[Progression]:
 
     def shared(so_far: Progression) -> Progression:
         pasts = [
-            AttentionPast(
-                last.keys_BHTW[:, :, : past.keys_BHTW.shape[2]],
-                last.values_BHTW[:, :, : past.values_BHTW.shape[2]],
-            )
-            if isinstance(past, AttentionPast) and isinstance(last, AttentionPast)
-            else past
+            past.sharing(last) if past and last else past
             for past, last in zip(so_far.cache.pasts, longest, strict=True)
         ]
         return replace(so_far, cache=replace(so_far.cache, pasts=pasts))

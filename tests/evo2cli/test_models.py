@@ -14,7 +14,13 @@ from stripedhyena2.scaled import has_scales
 from tests.stripedhyena2.test_scaled import record
 
 SHAPE = ModelConfig(
-    stripes="SA", width=32, num_heads=2, mlp_width=48, num_filter_groups=4, context=64
+    stripes="SA",
+    width=32,
+    num_heads=2,
+    mlp_width=48,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=64,
 )
 
 

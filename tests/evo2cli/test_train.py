@@ -19,7 +19,15 @@ from evo2cli.training.engine import PlainEngine
 from stripedhyena2 import load
 from tests.ranks import World
 
-SHAPE = "stripes='SMLA'\nwidth=16\nnum_heads=2\nmlp_width=24\nnum_filter_groups=4\ncontext=256\n"
+SHAPE = """
+stripes = "SMLA"
+width = 16
+num_heads = 2
+mlp_width = 24
+num_short_filter_groups = 4
+num_medium_filter_groups = 4
+context = 256
+"""
 RECIPE = """
 model = "tiny"
 output = "run"

@@ -15,7 +15,8 @@ SHAPE = {
     "width": 32,
     "num_heads": 2,
     "mlp_width": 88,
-    "num_filter_groups": 2,
+    "num_short_filter_groups": 2,
+    "num_medium_filter_groups": 4,
     "context": 64,
 }
 
@@ -29,7 +30,9 @@ SHAPE = {
         ({"width": 0}, "width = 0"),
         ({"num_heads": 5}, "num_heads = 5 does not divide width = 32"),
         ({"num_heads": 32}, "even number of channels"),
-        ({"num_filter_groups": 3}, "num_filter_groups = 3 does not divide width = 32"),
+        ({"num_short_filter_groups": 3}, "num_short_filter_groups = 3 does not divide width = 32"),
+        ({"num_medium_filter_groups": 3}, "num_medium_filter_groups = 3 does not divide"),
+        ({"num_filter_groups": 4}, "num_filter_groups = 4 means both .* drop num_filter_groups"),
         ({"rotary_scale": float("nan")}, "rotary_scale = nan"),
         ({"context": "long"}, "context = 'long'"),
     ],

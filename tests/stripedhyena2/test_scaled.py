@@ -27,7 +27,13 @@ from stripedhyena2.scaled import ScaledLinear, Scales, scaled_weight
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = ModelConfig(
-    stripes="SMLA", width=64, num_heads=2, mlp_width=96, num_filter_groups=4, context=256
+    stripes="SMLA",
+    width=64,
+    num_heads=2,
+    mlp_width=96,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=256,
 )
 HYENA = [index for index, kind in enumerate(SHAPE.stripes) if kind != "A"]
 E4M3 = torch.float8_e4m3fn
@@ -293,7 +299,7 @@ def test_scales_that_are_not_there_cannot_be_asked_for(
 
 
 def test_a_width_that_fp8_cannot_take_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    config = replace(SHAPE, width=40, num_filter_groups=4)
+    config = replace(SHAPE, width=40, num_short_filter_groups=4, num_medium_filter_groups=4)
     model = StripedHyena2.from_seed(config, seed=0)
     native.write(
         replace(checkpoint, config=config, tensors=folded_state(model)), tmp_path / "model"

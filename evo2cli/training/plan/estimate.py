@@ -130,7 +130,7 @@ def _setup(recipe: Recipe, gpus: int) -> Setup:
         fp8=recipe.precision.fp8,
         averaged=recipe.optimizer.ema is not None,
         context=context,
-        attention=recipe.parallel.attention,
+        schemes=recipe.parallel.schemes,
     )
 
 

@@ -31,15 +31,6 @@ class Checkpoint:
     extra_state: dict[str, bytes] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def num_parameters(self) -> int:
-        """Weights that train; the rotary frequencies are stored but do not."""
-        return sum(
-            tensor.numel()
-            for name, tensor in self.tensors.items()
-            if not name.endswith("inverse_frequency")
-        )
-
 
 def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Name and shape of every tensor of a model of this shape, without allocating it."""

@@ -28,8 +28,6 @@ from stripedhyena2.spread import block_sizes, carry, fewest, home_of, homes
 
 _LOG = logging.getLogger(__name__)
 
-FP32_TENSORS = ("log_poles_DS", "residues_DS", "inverse_frequency")
-
 
 def load(
     path_or_name: str | Path,
@@ -68,12 +66,15 @@ def load(
     except ValueError as error:
         raise CheckpointError(f"{path_or_name}: {error}") from None
     wide = torch.promote_types(dtype, torch.float32)
+    fp32_tensors = {
+        f"blocks.{index}.mixer.{name}"
+        for index, mixer in enumerate(checkpoint.config.mixers)
+        for name in mixer.fp32_tensors
+    }
     state = {
         name: scaled_weight(tensor, scales[name], home_of(name, blocks))
         if name in scales
-        else tensor.to(
-            home_of(name, blocks), wide if name.endswith(FP32_TENSORS) else dtype, copy=True
-        )
+        else tensor.to(home_of(name, blocks), wide if name in fp32_tensors else dtype, copy=True)
         for name, tensor in checkpoint.tensors.items()
     }
     model.load_state_dict(state, assign=True)
@@ -210,7 +211,7 @@ def _released_config(
     for name in (split_name(str(path_or_name))[0], file.name.partition(".")[0]):
         if name in PUBLISHED:
             return published_config(name)
-    if not released.is_named_so(file):
+    if not released.has_suffix(file):
         raise CheckpointError(
             f"{file}: is no checkpoint, which is a folder with config.toml, or a file .pt, "
             ".safetensors or .pt.part0"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from stripedhyena2.checkpoint.contents import CheckpointError
-from stripedhyena2.config import ATTENTION, ModelConfig
+from stripedhyena2.config import ModelConfig
 from stripedhyena2.scaled import Scales
 
 _MAKER = "transformer_engine."
@@ -52,10 +52,10 @@ def trained_scales(
         CheckpointError: A record cannot be read as one, or some blocks lack theirs.
     """
     found, lacking = {}, []
-    for index, kind in enumerate(config.stripes):
-        if kind == ATTENTION:
+    for index, mixer in enumerate(config.mixers):
+        if mixer.float8_record is None:
             continue
-        name = f"blocks.{index}.projections._extra_state"
+        name = f"blocks.{index}.{mixer.float8_record}"
         scales = _read(records.get(name, b""), f"{origin}: {name}")
         if scales is None:
             lacking.append(name)

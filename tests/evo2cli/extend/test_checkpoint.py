@@ -96,7 +96,13 @@ def test_stages_give_what_one_step_gives(source: str, scheme: Scheme) -> None:
 
 def test_the_schemes_are_those_that_were_published() -> None:
     base = ModelConfig(
-        stripes="A", width=8, num_heads=1, mlp_width=8, num_filter_groups=2, context=8_192
+        stripes="A",
+        width=8,
+        num_heads=1,
+        mlp_width=8,
+        num_short_filter_groups=2,
+        num_medium_filter_groups=2,
+        context=8_192,
     )
     for m, log_base in ((4, 1e6), (8, 1e7), (128, 1e11)):
         both = Extension(8_192 * m, Scheme.BOTH).config(base)
