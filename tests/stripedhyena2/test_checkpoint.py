@@ -105,6 +105,30 @@ def test_native_and_back_is_bit_exact(pt_file: Path, tmp_path: Path) -> None:
     assert read_config(tmp_path / "again.yml") == checkpoint.config
 
 
+@pytest.mark.parametrize(("short", "medium"), [(2, 12), (24, 3)])
+def test_se_and_mr_may_have_different_numbers_of_groups(
+    tiny_config: ModelConfig, tmp_path: Path, short: int, medium: int
+) -> None:
+    config = replace(tiny_config, num_short_filter_groups=short, num_medium_filter_groups=medium)
+    tensors = released_tensors(config)
+    tensors["unembed.weight"] = tensors["embedding_layer.weight"]
+    (tmp_path / "before.yml").write_text(read_checkpoint_config(config))
+    torch.save(tensors, tmp_path / "before.pt")
+    checkpoint = read_checkpoint(tmp_path / "before.pt")
+    assert checkpoint.config == config
+    native.write(checkpoint, tmp_path / "native")
+    released.write(native.read(tmp_path / "native"), tmp_path / "after.pt")
+
+    after = torch.load(tmp_path / "after.pt")
+    assert tensors.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in tensors.items())
+    assert read_config(tmp_path / "after.yml") == config
+    ids = torch.arange(65, 95)[None]
+    paths = ("before.pt", "native", "after.pt")
+    first, *others = [load(tmp_path / path, dtype=torch.float64)(ids) for path in paths]
+    assert all(torch.equal(logits, first) for logits in others)
+
+
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["SE", "MR", "LI"])
 def test_parts_side_by_side_are_the_released_parts_channel_by_channel(
     tiny_config: ModelConfig, index: int

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from evo2cli.training.plan.disk import checkpoint_bytes
 from evo2cli.training.plan.flops import (
     Flops,
     flops_per_token,
@@ -17,7 +18,6 @@ from stripedhyena2 import ModelConfig
 from stripedhyena2.parallelize import check_schemes
 
 SECONDS_A_DAY = 86_400
-CHECKPOINT_BYTES = 16  # a parameter: fp32 masters, two moments, and the exported weights
 CHECKPOINTING = (4, 2, 1)  # blocks recomputed together that advice may name
 
 
@@ -92,7 +92,7 @@ class Plan:
     @property
     def disk(self) -> int:
         """Bytes of all checkpoints that are kept."""
-        return CHECKPOINT_BYTES * self.counts.all * self.kept_checkpoints
+        return checkpoint_bytes(self.counts, self.setup) * self.kept_checkpoints
 
     @property
     def gpu_hours(self) -> float:
@@ -113,11 +113,21 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
         ValueError: The recipe cannot run on them at all; the message names table and key.
     """
     _check(recipe, config, gpus, gpu)
-    counts = sizes(config, published=recipe.optimizer.decay == "evo2-published")
-    return _plan(recipe, config, counts, gpu, _setup(recipe, gpus))
+    counts = count_sizes(recipe, config)
+    return _plan(recipe, config, counts, gpu, make_setup(recipe, gpus))
 
 
-def _setup(recipe: Recipe, gpus: int) -> Setup:
+def count_sizes(recipe: Recipe, config: ModelConfig) -> Sizes:
+    """Numbers of parameters of what a recipe trains."""
+    return sizes(config, published=recipe.optimizer.decay == "evo2-published")
+
+
+def make_setup(recipe: Recipe, gpus: int) -> Setup:
+    """How a recipe uses a number of GPUs.
+
+    Raises:
+        ValueError: They cannot share a step evenly.
+    """
     micro, context = recipe.micro(gpus), recipe.parallel.context
     return Setup(
         gpus=gpus,
@@ -203,7 +213,7 @@ def advice(plan: Plan, recipe: Recipe) -> str:
     for gpus in sharing_counts(recipe):
         if gpus <= plan.setup.gpus:
             continue
-        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, _setup(recipe, gpus))
+        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, make_setup(recipe, gpus))
         if larger.fits:
             return f"use at least {gpus:,} GPUs"
         for change in _changes(larger, recipe):
