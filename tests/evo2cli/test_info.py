@@ -141,5 +141,5 @@ def test_what_is_nothing_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=name if name != "." else "holds no config.toml"):
+    with pytest.raises(UserError, match=name if name != "." else "contains neither config.toml"):
         describe(name)

@@ -144,6 +144,16 @@ def test_an_exhausted_memory_is_told_with_a_way_out(
     assert re.match(f"recipe.toml: .* on cpu: out of memory; {way_out}", str(result.exception))
 
 
+def test_a_run_of_an_earlier_version_goes_on(place: Path) -> None:
+    assert run().exit_code == 0
+    file = place / "run" / "run.json"
+    description = json.loads(file.read_text())
+    for key in ("num_short_filter_groups", "num_medium_filter_groups"):
+        description["shape"]["num_filter_groups"] = description["shape"].pop(key)
+    file.write_text(json.dumps(description))
+    assert run().exit_code == 0
+
+
 def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
     assert run().exit_code == 0
     shutil.rmtree(place / "tokens")

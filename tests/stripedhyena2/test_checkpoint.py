@@ -225,7 +225,7 @@ def broken(pt_file: Path, change: str) -> None:
     ("change", "message"),
     [
         ("missing", r"'blocks\.1\.filter\.D' \[24\] is missing"),
-        ("extra", r"'blocks\.1\.filter\.E' \[3\] has no place"),
+        ("extra", r"'blocks\.1\.filter\.E' \[3\] is not part of this model"),
         ("shape", r"'blocks\.1\.filter\.D' is \[3\], expected \[24\]"),
     ],
 )
@@ -274,7 +274,7 @@ def test_a_truncated_file_is_named(pt_file: Path, tmp_path: Path, keep: int, suf
 def test_a_missing_piece_is_named(tmp_path: Path) -> None:
     (tmp_path / "evo2_40b.pt.part0").write_bytes(b"x")
     (tmp_path / "evo2_40b.pt.part2").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="part1: this piece is missing"):
+    with pytest.raises(CheckpointError, match="part1: this part is missing"):
         load(tmp_path / "evo2_40b.pt.part0")
 
 
@@ -292,7 +292,7 @@ def test_an_unknown_shape_asks_for_the_config(pt_file: Path) -> None:
 
 def test_a_folder_in_use_is_not_overwritten(tiny_model: StripedHyena2, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+    with pytest.raises(CheckpointError, match="exists and is not a checkpoint"):
         save(tiny_model, tmp_path, {})
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]

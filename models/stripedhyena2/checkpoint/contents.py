@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whichever layout it came in."""
+"""The contents of a checkpoint, whatever layout it was read from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from stripedhyena2.model import StripedHyena2
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: the message names file, tensor, shapes and the way out."""
+    """An unusable checkpoint: the message names file, tensor, shapes and the way out."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Checkpoint:
     Attributes:
         config: The shape of the model.
         tensors: The weights under the model's own names, in their stored dtypes.
-        extra_state: FP8 scale records of released files, as the bytes they are. Never executed.
+        extra_state: FP8 scale records of released files, as raw bytes. Never executed.
         provenance: Where the weights come from, as JSON values.
     """
 
@@ -60,6 +60,6 @@ def check_tensors(
     for name in found:
         if name not in expected:
             raise CheckpointError(
-                f"{origin}: tensor {name!r} {list(found[name].shape)} has no place in this model; "
+                f"{origin}: tensor {name!r} {list(found[name].shape)} is not part of this model; "
                 "is this the right --config?"
             )

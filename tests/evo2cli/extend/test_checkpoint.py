@@ -175,7 +175,7 @@ def test_a_released_file_remembers_the_first_context(source: str, tmp_path: Path
         ("1k", "ntk", "long", "--scheme ntk: not one of interpolation, base, both, none"),
         ("1k", "none", "long.pt", "long.pt: is written as a folder"),
         ("1k", "none", "source", "is the checkpoint itself"),
-        ("1k", "none", "other", "other: holds another checkpoint"),
+        ("1k", "none", "other", "other: contains another checkpoint"),
     ],
 )
 def test_what_cannot_be_is_one_line(
