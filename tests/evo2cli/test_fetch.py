@@ -140,7 +140,7 @@ def test_a_full_disk_is_told_before(
         (NAME, "away", r"is not in the local cache and could not be fetched"),
         (NAME, "gone", r"arcinstitute/evo2_40b is not on the hub, or needs a login"),
         (f"{NAME}@{'f' * 40}", "", r"has no commit f+; try evo2_40b@main"),
-        (NAME, "empty", r"holds no \.pt file"),
+        (NAME, "empty", r"has no \.pt file"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(
