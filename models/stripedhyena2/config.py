@@ -11,6 +11,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from stripedhyena2.errors import InputError
 from stripedhyena2.mixer import MIXERS, Mixer
 
 Count = Annotated[int, Field(ge=1)]
@@ -26,7 +27,7 @@ def _known(stripes: str) -> str:
     return stripes
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """An impossible model shape: the message names file, key, value and the way out."""
 
 
