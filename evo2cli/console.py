@@ -77,11 +77,16 @@ def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
     out.print(page)
 
 
-STRIPE_COLOURS = {"S": "green", "M": "cyan", "L": "blue", "A": "magenta"}
+def write_description(
+    description: Mapping[str, Any], colours: Mapping[str, str], indent: int = 0
+) -> None:
+    """Write keys and values to stdout, a line each.
 
-
-def write_description(description: Mapping[str, Any], indent: int = 0) -> None:
-    """Write keys and values to stdout, one per line; `stripes` in colour on a terminal."""
+    Args:
+        description: Keys and values; a mapping among the values is indented.
+        colours: Of the letters of `stripes` on a terminal.
+        indent: Columns.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -90,12 +95,12 @@ def write_description(description: Mapping[str, Any], indent: int = 0) -> None:
         label = " " * indent + key.replace("_", " ")
         if isinstance(value, Mapping):
             out.print(Text(label))
-            write_description(value, indent + 2)
+            write_description(value, colours, indent + 2)
             continue
         line = Text(f"{label:<24} ")
         if key == "stripes":
             for letter in value:
-                line.append(letter, style=f"bold {STRIPE_COLOURS[letter]}")
+                line.append(letter, style=f"bold {colours[letter]}")
         elif key.rpartition("_")[0].endswith("bytes") or label.strip().isdigit():
             line.append(f"{value / 2**30:,.3f} GiB")
         else:

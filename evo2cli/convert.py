@@ -7,6 +7,7 @@ from evo2cli import __version__
 from evo2cli.errors import UserError
 from stripedhyena2 import CheckpointError, ConfigError
 from stripedhyena2.checkpoint import native, read_checkpoint, released
+from stripedhyena2.costs import count_parameters
 
 
 def convert_checkpoint(
@@ -56,6 +57,6 @@ def convert_checkpoint(
         "layout": layout,
         "stripes": checkpoint.config.stripes,
         "tensors": len(checkpoint.tensors),
-        "parameters": checkpoint.num_parameters,
+        "parameters": count_parameters(checkpoint.config),
         "bytes": size,
     }

@@ -16,12 +16,14 @@ from evo2cli.genome.normalization import Indels
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import FIRST_COLUMNS, is_bases, is_variants, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
-from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
+from stripedhyena2 import CheckpointError, ConfigError, ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint, released
 from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config, split_name
 from stripedhyena2.checkpoint.scales import trained_scales
-from stripedhyena2.config import ATTENTION, LONG, SHORT, read_config
+from stripedhyena2.config import read_config
+from stripedhyena2.costs import count_parameters, state_bytes
+from stripedhyena2.mixer import MIXERS
 
 LENGTHS = (8_192, 131_072, 1_048_576)
 BYTES = 2  # of a bf16 number
@@ -49,7 +51,7 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
             return _tokens(path)
         if path.suffix == ".toml":
             return _recipe_or_shape(path)
-        if path.is_file() and not released.is_named_so(path):
+        if path.is_file() and not released.has_suffix(path):
             return _variants(path) if _has_variants(path) else _fasta(path)
         name, _ = split_name(subject)
         if name in PUBLISHED and not path.exists():
@@ -76,6 +78,11 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
     }
 
 
+def stripe_colours() -> dict[str, str]:
+    """The colour of each letter of `stripes`, as rich names it."""
+    return {letter: mixer.colour for letter, mixer in MIXERS.items()}
+
+
 def _has_variants(path: Path) -> bool:
     return is_table(path) or is_variants(path)
 
@@ -95,10 +102,8 @@ def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _model(config: ModelConfig) -> dict[str, Any]:
-    """Shape, number of parameters, bytes of the weights, and of the state at several lengths."""
-    with torch.device("meta"):
-        model = StripedHyena2(config)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    """Shape, size, and the memory of weights and of the state at several lengths."""
+    parameters = count_parameters(config)
     return {
         **asdict(config),
         "depth": config.depth,
@@ -106,23 +111,6 @@ def _model(config: ModelConfig) -> dict[str, Any]:
         "weights_bytes_bf16": parameters * BYTES,
         "state_bytes_bf16": {str(length): state_bytes(config, length) for length in LENGTHS},
     }
-
-
-def state_bytes(config: ModelConfig, length: int) -> int:
-    """Bytes of the cache of one sequence of `length` tokens, with activations in bf16.
-
-    Attention keeps a key and a value per token, Hyena-LI its modes in fp32, and each FIR filter its
-    last inputs.
-    """
-    total = 0
-    for kind in config.stripes:
-        if kind == ATTENTION:
-            total += 2 * length * config.width * BYTES
-            continue
-        total += (config.num_featurizer_taps - 1) * 3 * config.width * BYTES
-        taps = config.num_short_taps if kind == SHORT else config.num_medium_taps
-        total += config.width * (config.num_modes * 4 if kind == LONG else (taps - 1) * BYTES)
-    return total
 
 
 def _recipe_or_shape(path: Path) -> dict[str, Any]:

@@ -30,10 +30,10 @@ class InfoOptions(Options):
 @takes(InfoOptions)
 def info(options: InfoOptions) -> None:
     """Describe a model, a recipe, a token set, a FASTA file or a file of variants."""
-    from evo2cli.info import describe
+    from evo2cli.info import describe, stripe_colours
 
     description = describe(options.subject, config=options.config)
     if options.json:
         console.write_json(description)
     else:
-        console.write_description(description)
+        console.write_description(description, stripe_colours())

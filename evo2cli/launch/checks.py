@@ -11,13 +11,11 @@ import torch
 
 from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.training.plan.disk import checkpoint_bytes
+from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_shape
-from stripedhyena2 import ModelConfig, StripedHyena2
 
-# fp32 weights, their fp32 masters and two fp32 Adam moments; then the fp32 export beside them.
-STATE_BYTES = 4 + 4 + 8
-EXPORT_BYTES = 4
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where NCCL keeps its buffers
 SHARED_MEMORY_BYTES = 256 * 2**20  # containers give 64 MiB, which eight GPUs exceed
 
@@ -112,7 +110,7 @@ def check_rendezvous(endpoint: str) -> None:
                 ) from None
 
 
-def check_output(recipe: Recipe, path: Path) -> None:
+def check_output(recipe: Recipe, path: Path, world: int) -> None:
     """Refuse an output folder that cannot be written, or a disk without room for its checkpoints.
 
     Raises:
@@ -122,21 +120,14 @@ def check_output(recipe: Recipe, path: Path) -> None:
     there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{output}: {there} is not a folder to write to; choose another --output")
-    parameters = count_parameters(read_shape(recipe, path))
-    each = parameters * (STATE_BYTES + EXPORT_BYTES)
+    counts = count_sizes(recipe, read_shape(recipe, path))
+    each = checkpoint_bytes(counts, make_setup(recipe, world))
     keep = recipe.checkpoint.keep
     missing = max(1, keep + 1 - len([*output.glob("step-*")]))
     free = free_bytes(there)
     if missing * each > free:
         raise UserError(
-            f"{output}: {missing} more checkpoints of {each / 1e9:,.2f} GB ({parameters:,} "
+            f"{output}: {missing} more checkpoints of {each / 1e9:,.2f} GB ({counts.all:,} "
             f"parameters) need {missing * each / 1e9:,.2f} GB, {there} has {free / 1e9:,.2f} GB "
             f"free; make room, choose another --output, or lower checkpoint.keep = {keep}"
         )
-
-
-def count_parameters(config: ModelConfig) -> int:
-    """Parameters of a shape, without memory for them."""
-    with torch.device("meta"):
-        model = StripedHyena2(config)
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -83,7 +83,7 @@ def launch_local(
     _check_meeting(group, launcher)
     checks.check_gpus(group.world, run.device)
     checks.check_recipe(recipe, path, group.world)
-    checks.check_output(recipe, path)
+    checks.check_output(recipe, path, group.world)
     program = ["-m", "evo2cli", "train", *run.arguments()]
     if dry_run:
         console.write(command_line(group, program, launcher) + "\n")
@@ -99,7 +99,7 @@ def launch_slurm(run: Run, job: Job, script: Path | None) -> None:
     """
     recipe, path = run.read()
     checks.check_recipe(recipe, path, job.world)
-    checks.check_output(recipe, path)
+    checks.check_output(recipe, path, job.world)
     text = slurm_script(job, run.recipe, arguments=run.arguments(), output=recipe.output)
     with open_output(script) as write:
         write(text.encode())

@@ -5,7 +5,6 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +21,7 @@ from stripedhyena2.checkpoint.published import (
     shapes_folder,
     split_name,
 )
-from stripedhyena2.config import make_config
+from stripedhyena2.config import change_config
 
 BASE = "base"  # the key that names a recipe to lay this one over
 
@@ -164,7 +163,7 @@ def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
             try:
                 config = read_config(file)
                 origin = f"{recipe_path}: [shape] over {file.name}"
-                return make_config({**asdict(config), **recipe.shape}, origin)
+                return change_config(config, recipe.shape, origin)
             except ConfigError as error:
                 raise UserError(str(error)) from None
     names = ", ".join(sorted(f"models/{file.stem}" for file in shapes_folder().glob("*.toml")))

@@ -22,6 +22,7 @@ from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import CheckpointError
 from stripedhyena2.checkpoint import save_weights
+from stripedhyena2.config import current_keys
 
 RESUME = "resume.json"
 # What may differ between a run and its going on: nothing here changes data or their order.
@@ -61,7 +62,10 @@ class RunFolder:
         description = self.path / "run.json"
         self.path.mkdir(parents=True, exist_ok=True)
         if description.is_file():
-            self._refuse_another(json.loads(description.read_text(encoding="utf-8")), values)
+            before = json.loads(description.read_text(encoding="utf-8"))
+            if "shape" in before:
+                before["shape"] = current_keys(before["shape"], str(description))
+            self._refuse_another(before, values)
         else:
             _write_whole(description, json.dumps(values, indent=2) + "\n")
         for unfinished in [*self.path.glob(".step-*"), *self.path.glob(".final-*")]:

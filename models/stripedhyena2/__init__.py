@@ -13,6 +13,7 @@ from stripedhyena2.config import ConfigError, ModelConfig, read_config
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.generation import NonFiniteLogitsError, Request, Sample, generate
 from stripedhyena2.model import StripedHyena2
+from stripedhyena2.operators import Mixer
 from stripedhyena2.parametrization import trainable
 from stripedhyena2.sampling import Sampler, Uniforms
 
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Decoder",
+    "Mixer",
     "ModelConfig",
     "NonFiniteLogitsError",
     "Request",

@@ -13,17 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyenakernels import added_linear, gated_linear, normed_linear
-from stripedhyena2.cache import (
-    AttentionPast,
-    AttentionSlots,
-    Cache,
-    HyenaPast,
-    HyenaSlots,
-    RoomyPast,
-    Slots,
-)
+from stripedhyena2.cache import Cache, Slots
 from stripedhyena2.model import Block, StripedHyena2
-from stripedhyena2.operators import Attention
 
 
 class Decoder:
@@ -62,15 +53,9 @@ class Decoder:
         """Pasts of all sequences, in memory that stays."""
         batch = len(self._ids_B1)
         room: list[Slots] = []
-        for block in self._model.blocks:
-            assert isinstance(block, Block)
-            mixer = block.mixer
+        for mixer in self._model.mixers:
             lengths_B = self._lengths[mixer.project_out.weight.device]
-            if isinstance(mixer, Attention):
-                rows = mixer.room(batch, self.capacity + 1, float8=float8)
-                room.append(AttentionSlots(*rows, lengths_B))
-            else:
-                room.append(HyenaSlots(*mixer.room(batch), lengths_B))
+            room.append(mixer.new_slots(batch, self.capacity, lengths_B, float8=float8))
         return room
 
     def new_cache(self, row: int) -> Cache:
@@ -81,11 +66,7 @@ class Decoder:
         holds raises ValueError.
         """
         cache = self._model.new_cache(1)
-        for index, room in enumerate(self._pasts):
-            if isinstance(room, AttentionSlots):
-                own = slice(row, row + 1)
-                memory = room.keys_BHTW[own], room.values_BHTW[own]
-                cache.pasts[index] = RoomyPast.within(memory)
+        cache.pasts = [slots.past_in(row) for slots in self._pasts]
         return cache
 
     @torch.no_grad()
@@ -104,11 +85,8 @@ class Decoder:
                 f"a row takes one sequence of 1 to {self.capacity} tokens; the cache holds "
                 f"{cache.batch_size} of {cache.position}"
             )
-        for room, past in zip(self._pasts, cache.pasts, strict=True):
-            if isinstance(room, HyenaSlots) and isinstance(past, HyenaPast):
-                room.put(row, past, cache.position)
-            elif isinstance(room, AttentionSlots) and isinstance(past, AttentionPast):
-                room.put(row, past)
+        for slots, past in zip(self._pasts, cache.pasts, strict=True):
+            slots.put(row, past, cache.position)
         for lengths_B in self._lengths.values():
             lengths_B[row] = cache.position
 
@@ -157,7 +135,7 @@ class Decoder:
 
     def _state(self) -> list[Tensor]:
         """What a step changes; that it puts a token at its place once more changes nothing."""
-        states = [past.inner for past in self._pasts if isinstance(past, HyenaSlots)]
+        states = [state for slots in self._pasts for state in slots.state()]
         return [*self._lengths.values(), *states]
 
 

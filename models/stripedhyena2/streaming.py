@@ -15,10 +15,9 @@ from torch import Tensor
 
 from hyenakernels.attention.op import PAST_BLOCK
 from hyenakernels.host_memory import ahead, put
-from stripedhyena2.cache import Past, RoomyPast
-from stripedhyena2.config import ATTENTION, ModelConfig
+from stripedhyena2.cache import Past
+from stripedhyena2.config import ModelConfig
 from stripedhyena2.model import StripedHyena2
-from stripedhyena2.operators import Attention
 
 LARGEST_PIECE, SMALLEST_PIECE = 32_768, 1_024
 
@@ -53,12 +52,18 @@ class Streaming:
         piece = min(self.piece, num_tokens)
         width, wide = config.width, max(3 * config.mlp_width, 8 * config.width)
         between = piece * (element * (wide + 6 * width) + 4 * (2 * width + 4 * config.vocabulary))
-        attends = ATTENTION in config.stripes
+
+        def grown(tokens: int) -> int:
+            """Bytes of the past of one block that grow with the sequence, e.g. keys and values."""
+            return max(
+                mixer.state_bytes(config, tokens, element) - mixer.state_bytes(config, 0, element)
+                for mixer in config.mixers
+            )
+
+        row = element * config.width
         if self.offload:  # of a piece and of a block of keys and values, one in use, one on its way
-            rows = 2 * (piece + 2 * attends * min(PAST_BLOCK, num_tokens))
-        else:  # the residual stream, keys and values
-            rows = (1 + 2 * attends) * num_tokens
-        return between + element * config.width * rows
+            return between + 2 * (row * piece + grown(min(PAST_BLOCK, num_tokens)))
+        return between + row * num_tokens + grown(num_tokens)  # with the residual stream
 
 
 def fitting(
@@ -120,10 +125,8 @@ def stream(
 
     for piece, room in zip(pieces, rooms, strict=True):
         put(room, model.embedding(ids_BL[:, piece]))
-    for block in model.blocks:
-        past: Past | None = None
-        if isinstance(block.mixer, Attention):
-            past = RoomyPast.within(block.mixer.room(batch, length, on_host=way.offload))
+    for block, mixer in zip(model.blocks, model.mixers, strict=True):
+        past: Past | None = mixer.new_past(batch, length, on_host=way.offload)
         for room, x_BLD in zip(rooms, on_device(), strict=True):
             y_BLD, past = block(x_BLD, past)
             put(room, y_BLD.to(device))

@@ -61,11 +61,11 @@ def test_another_checkpoint_is_not_replaced(
     convert_checkpoint(str(native), tmp_path / "out")  # as often as one likes
     save(tiny_model, tmp_path / "trained", {"trained_by": "someone"})
     for into in ("native", "out"):
-        with pytest.raises(UserError, match="holds another checkpoint; choose another name"):
+        with pytest.raises(UserError, match="contains another checkpoint; choose another name"):
             convert_checkpoint(str(tmp_path / "trained"), tmp_path / into)
         assert load(tmp_path / into, dtype=torch.float64) is not None
     (tmp_path / "out" / "provenance.json").write_text("{")
-    with pytest.raises(UserError, match="out: a JSON file of it is broken"):
+    with pytest.raises(UserError, match="out: invalid JSON in the index or"):
         convert_checkpoint(str(native), tmp_path / "out")
 
 

@@ -9,7 +9,13 @@ from stripedhyena2.float8 import Float8Linear, use_float8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = ModelConfig(
-    stripes="SMLA", width=64, num_heads=2, mlp_width=96, num_filter_groups=4, context=256
+    stripes="SMLA",
+    width=64,
+    num_heads=2,
+    mlp_width=96,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=256,
 )
 
 

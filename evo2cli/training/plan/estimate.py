@@ -1,8 +1,9 @@
-"""What a recipe will need and how long it will take: from the meta device, before anything runs."""
+"""Estimates of memory, time and cost of a recipe, without running it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from evo2cli.training.plan.disk import checkpoint_bytes
 from evo2cli.training.plan.flops import (
     Flops,
     flops_per_token,
@@ -17,24 +18,23 @@ from stripedhyena2 import ModelConfig
 from stripedhyena2.parallelize import check_schemes
 
 SECONDS_A_DAY = 86_400
-CHECKPOINT_BYTES = 16  # a parameter: fp32 masters, two moments, and the exported weights
 CHECKPOINTING = (4, 2, 1)  # blocks recomputed together that advice may name
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on so many GPUs of a kind.
+    """A planned run on a number of GPUs of one kind.
 
     Attributes:
-        config: The shape.
-        counts: Its parameters.
+        config: Shape of the model.
+        counts: Numbers of its parameters.
         gpu: The kind of GPU.
-        setup: How they are used.
-        batch: Of the recipe.
-        steps: Of the whole run.
-        kept_checkpoints: On disk at its end.
-        memory: On one GPU.
-        time: Of a step.
+        setup: How the GPUs are used.
+        batch: The batch of the recipe.
+        steps: Steps of the whole run.
+        kept_checkpoints: Checkpoints on disk at its end.
+        memory: Memory of one GPU.
+        time: Time of a step.
     """
 
     config: ModelConfig
@@ -54,49 +54,49 @@ class Plan:
 
     @property
     def flops(self) -> Flops:
-        """Of a forward pass, a token."""
+        """FLOPs of a forward pass, a token."""
         return flops_per_token(self.config, self.batch.length)
 
     @property
     def recomputed_flops(self) -> float:
-        """Of activation checkpointing, a token."""
+        """FLOPs that activation checkpointing recomputes, a token."""
         if not self.setup.checkpointing:
             return 0
         return recomputed_flops_per_token(self.config, self.batch.length)
 
     @property
     def paper_flops(self) -> float:
-        """Of training, a token, as the paper counts them."""
+        """FLOPs of training, a token, as the paper counts them."""
         return paper_flops_per_token(self.config, self.batch.length)
 
     @property
     def tokens(self) -> int:
-        """Of the whole run."""
+        """Tokens of the whole run."""
         return self.steps * self.batch.tokens
 
     @property
     def tokens_per_second(self) -> float:
-        """On one GPU."""
+        """Tokens a second on one GPU."""
         return self.batch.tokens / self.setup.gpus / self.time.total
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs over the dense bf16 peak; what is recomputed does not count."""
+        """Model FLOPs over the dense bf16 peak, without recomputed ones."""
         return self.tokens_per_second * self.flops.training / self.gpu.bf16
 
     @property
     def days(self) -> float:
-        """Of the whole run, without validation, checkpoints and failures."""
+        """Days of the whole run, without validation, checkpoints and failures."""
         return self.steps * self.time.total / SECONDS_A_DAY
 
     @property
     def disk(self) -> int:
         """Bytes of all checkpoints that are kept."""
-        return CHECKPOINT_BYTES * self.counts.all * self.kept_checkpoints
+        return checkpoint_bytes(self.counts, self.setup) * self.kept_checkpoints
 
     @property
     def gpu_hours(self) -> float:
-        """Of the whole run."""
+        """GPU hours of the whole run."""
         return self.days * 24 * self.setup.gpus
 
 
@@ -104,20 +104,30 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
     """Plan a recipe.
 
     Args:
-        recipe: What is to be done.
-        config: The shape it trains.
-        gpus: In all.
+        recipe: The recipe.
+        config: Shape of the model that it trains.
+        gpus: Number of GPUs.
         gpu: Their kind.
 
     Raises:
         ValueError: The recipe cannot run on them at all; the message names table and key.
     """
     _check(recipe, config, gpus, gpu)
-    counts = sizes(config, published=recipe.optimizer.decay == "evo2-published")
-    return _plan(recipe, config, counts, gpu, _setup(recipe, gpus))
+    counts = count_sizes(recipe, config)
+    return _plan(recipe, config, counts, gpu, make_setup(recipe, gpus))
 
 
-def _setup(recipe: Recipe, gpus: int) -> Setup:
+def count_sizes(recipe: Recipe, config: ModelConfig) -> Sizes:
+    """Numbers of parameters of what a recipe trains."""
+    return sizes(config, published=recipe.optimizer.decay == "evo2-published")
+
+
+def make_setup(recipe: Recipe, gpus: int) -> Setup:
+    """How a recipe uses a number of GPUs.
+
+    Raises:
+        ValueError: They cannot share a step evenly.
+    """
     micro, context = recipe.micro(gpus), recipe.parallel.context
     return Setup(
         gpus=gpus,
@@ -130,7 +140,7 @@ def _setup(recipe: Recipe, gpus: int) -> Setup:
         fp8=recipe.precision.fp8,
         averaged=recipe.optimizer.ema is not None,
         context=context,
-        attention=recipe.parallel.attention,
+        schemes=recipe.parallel.schemes,
     )
 
 
@@ -203,7 +213,7 @@ def advice(plan: Plan, recipe: Recipe) -> str:
     for gpus in sharing_counts(recipe):
         if gpus <= plan.setup.gpus:
             continue
-        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, _setup(recipe, gpus))
+        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, make_setup(recipe, gpus))
         if larger.fits:
             return f"use at least {gpus:,} GPUs"
         for change in _changes(larger, recipe):
@@ -212,7 +222,7 @@ def advice(plan: Plan, recipe: Recipe) -> str:
 
 
 def _changes(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    """Changes of the recipe that make it fit as many GPUs, the best first."""
+    """Changes of the recipe that make it fit the same GPUs, the best first."""
     found = []
     for setup in _alternatives(plan.setup):
         other = _plan(recipe, plan.config, plan.counts, plan.gpu, setup)

@@ -19,7 +19,15 @@ from evo2cli.errors import UserError
 from evo2cli.launch import checks as launch_checks
 from evo2cli.launch.ranks import first_failure
 
-SHAPE = "stripes='SMLA'\nwidth=16\nnum_heads=2\nmlp_width=24\nnum_filter_groups=4\ncontext=256\n"
+SHAPE = """
+stripes = "SMLA"
+width = 16
+num_heads = 2
+mlp_width = 24
+num_short_filter_groups = 4
+num_medium_filter_groups = 4
+context = 256
+"""
 RECIPE = """
 model = "tiny"
 output = "run"
@@ -179,13 +187,13 @@ def test_a_disk_too_small_is_refused_with_both_numbers(
 ) -> None:
     settings = ("--local", "1", "--dry-run", "--set", "model='models/evo2_7b'")
     parameters = 6_581_722_880
-    needed = 3 * 20 * parameters  # keep = 2 and the one being written
+    needed = 3 * 16 * parameters  # keep = 2 and the one being written
     monkeypatch.setattr(launch_checks, "free_bytes", lambda _folder: needed)
     assert launch(*settings).exit_code == 0
     monkeypatch.setattr(launch_checks, "free_bytes", lambda _folder: needed - 1)
     message = refusal(*settings)
-    assert "3 more checkpoints of 131.63 GB (6,581,722,880 parameters) need 394.90 GB" in message
-    assert "394.90 GB free" in message
+    assert "3 more checkpoints of 105.31 GB (6,581,722,880 parameters) need 315.92 GB" in message
+    assert "315.92 GB free" in message
     assert "checkpoint.keep = 2" in message
     (place / "run" / "step-000000500").mkdir(parents=True)  # that one is there already
     assert launch(*settings).exit_code == 0

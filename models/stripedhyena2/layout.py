@@ -1,0 +1,51 @@
+"""How a tensor of ours and a tensor of the released Evo 2 files become each other, bit for bit.
+
+The files differ in names, in extra axes, in the row order of the projections and in the tap order
+of the short filters. Every operator lists its own tensors (`Mixer.released_tensors`);
+`checkpoint.released` translates whole files.
+
+G filter groups, K taps.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Entry(NamedTuple):
+    """One tensor in both layouts: its two names and the two translations."""
+
+    ours: str
+    theirs: str
+    to_ours: Callable[[Tensor], Tensor] = _same
+    to_theirs: Callable[[Tensor], Tensor] = _same
+
+
+# The rows of an input projection are three parts (q, k, v or x2, x1, v) of equally many owners
+# (heads or channels). Ours are ordered by part: each part of a position is one piece of memory,
+# which the kernels read as whole 16-byte vectors. Theirs are ordered by owner.
+def by_part(rows: Tensor, num_owners: int) -> Tensor:
+    """Rows in the order of our layout."""
+    by_owner = rows.reshape(num_owners, 3, -1, rows.shape[1])
+    return by_owner.transpose(0, 1).reshape(rows.shape)
+
+
+def by_owner(rows: Tensor, num_owners: int) -> Tensor:
+    """Rows in the order of the released layout."""
+    by_part = rows.reshape(3, num_owners, -1, rows.shape[1])
+    return by_part.transpose(0, 1).reshape(rows.shape)
+
+
+def newest_first(taps_G1K: Tensor) -> Tensor:
+    """Taps in the order of our layout: tap k is for the sample k positions back."""
+    return taps_G1K.squeeze(1).flip(1)
+
+
+def newest_last(taps_GK: Tensor) -> Tensor:
+    """Taps in the order of the released layout."""
+    return taps_GK.flip(1).unsqueeze(1)
