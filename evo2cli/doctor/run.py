@@ -15,7 +15,7 @@ from evo2cli.doctor.models import describe_models, published_name
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.models import open_model, pick_device
 from stripedhyena2 import load
-from stripedhyena2.scaled import has_scales
+from stripedhyena2.float8.inference import has_scales
 
 
 def examine(

@@ -16,7 +16,6 @@ from evo2cli.embed.input import (
     rows_of,
     survey,
 )
-from evo2cli.embed.layers import layer_widths, resolve_layers
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.embed.pooling import Embedder
 from evo2cli.embed.probe import draw_probe, match_labels, probe_layers
@@ -25,7 +24,8 @@ from evo2cli.journal import Recall, open_journal
 from evo2cli.models import DTYPES, FP8, open_model
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.scaled import has_scales
+from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.layers import layer_widths, resolve_layers
 
 
 def embed(options: EmbedOptions) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _fill(
             layers=store.plan.layers,
             pooling=Pooling(options.pooling),
             strands=options.strands,
-            advance=bar.advance,
+            progress=bar.advance,
         )
         for passage in read_passages(options):
             rows = rows_of(passage, index)

@@ -4,11 +4,11 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from evo2cli.data.documents import END_OF_DOCUMENT
 from evo2cli.generate.constraints.guide import EOD
 from evo2cli.generate.options import GenerateOptions, Prompt
 from evo2cli.tables import rounded
 from stripedhyena2 import Sample
+from stripedhyena2.generation import token_text
 
 LINE = 60  # bases a FASTA line
 
@@ -20,8 +20,8 @@ def describe(
 
     `passed` names the constraints it meets: all that were asked for, as none can be broken.
     """
-    end = len(sample.ids) - (sample.ended == EOD)
-    sequence = "".join(map(_letter, sample.ids[:end]))
+    end = len(sample.ids) - (sample.stop_reason == EOD)
+    sequence = token_text(sample.ids[:end])
     found = {
         "name": prompt.name if options.num_samples == 1 else f"{prompt.name}_{number}",
         "sample": number,
@@ -32,7 +32,7 @@ def describe(
         "mean_logprob": rounded(fmean(sample.logprobs[:end])),
         "gc": rounded((sequence.count("G") + sequence.count("C")) / end),
         "longest_run": max(len(list(run)) for _, run in groupby(sequence)),
-        "stop": sample.ended,
+        "stop": sample.stop_reason,
         "passed": options.constraints,
     }
     if options.json:
@@ -57,10 +57,3 @@ def as_fasta(found: dict[str, Any]) -> bytes:
     }
     header = " ".join([f">{found['name']}", *(f"{key}={value}" for key, value in told.items())])
     return "\n".join([header, *rows, ""]).encode()
-
-
-def _letter(token: int) -> str:
-    """A token as text: what FASTA cannot hold becomes a question mark."""
-    letter = chr(token)
-    is_plain = token != END_OF_DOCUMENT and letter.isascii() and letter.isprintable()
-    return letter if is_plain and letter not in "> " else "?"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evo2cli import __version__, console
-from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.errors import UserError
 from evo2cli.files import open_output
 from evo2cli.generate.constraints.automaton import Automaton, base_codes
 from evo2cli.generate.constraints.guide import FreeGuide, Guide
@@ -25,9 +25,8 @@ from evo2cli.models import open_model
 from evo2cli.tables import json_line
 from stripedhyena2 import NonFiniteLogitsError, Request, Sample, StripedHyena2, Uniforms
 from stripedhyena2 import generate as generate_tokens
-from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.generation import prefill
 
 # They say where results come from or go, or how fast; none changes a sequence.
 _WITHOUT_EFFECT = (
@@ -51,7 +50,7 @@ def generate(options: GenerateOptions) -> None:
 
     Raises:
         UserError: A prompt or a setting will not do, or no sequence can meet the constraints.
-        UntrustedNumericsError: The model's logits are not finite.
+        NonFiniteError: The model's logits are not finite.
     """
     sampler = options.sampler()
     prompts = options.read_prompts()
@@ -77,9 +76,9 @@ def generate(options: GenerateOptions) -> None:
                 sampler,
                 batch_size=options.batch_size,
                 float8=options.kv_cache == "fp8",
-                advance=bar.advance,
+                progress=bar.advance,
             )
-            return _described(options, jobs[first:], samples, model)
+            return _described(options, jobs[first:], samples)
 
         for found in _recalled(jobs, recall, start):
             write(json_line(found) if options.json else as_fasta(found))
@@ -111,13 +110,14 @@ def _recalled(
 
 
 def _described(
-    options: GenerateOptions, jobs: Sequence[Job], samples: Iterator[Sample], model: StripedHyena2
+    options: GenerateOptions, jobs: Sequence[Job], samples: Iterator[Sample]
 ) -> Iterator[dict[str, Any]]:
     try:
         for (prompt, number), sample in zip(jobs, samples, strict=True):
             yield describe(options, prompt, number, sample)
     except NonFiniteLogitsError as error:
-        raise _explained(error, model, *jobs[error.index]) from None
+        prompt, number = jobs[error.index]
+        raise NonFiniteError(f"{prompt.name}, sample {number}: {error.problem}") from None
 
 
 def guides(
@@ -165,7 +165,7 @@ def _requests(
         Request(
             ids[prompt],
             options.tokens,
-            Uniforms(options.seed, prompt.text, number),
+            Uniforms.of_sample(options.seed, prompt.text, number),
             make_guide(prompt),
         )
         for prompt, number in jobs
@@ -179,17 +179,3 @@ def _warn_of_context(options: GenerateOptions, prompts: Sequence[Prompt], contex
             f"sequences of {longest:,} tokens, prompt included, go beyond the {context:,} that "
             "the model was trained on; there it extrapolates"
         )
-
-
-def _explained(
-    error: NonFiniteLogitsError, model: StripedHyena2, prompt: Prompt, number: int
-) -> UntrustedNumericsError:
-    """The error in the user's words, with the layer where it began."""
-    device = next(model.parameters()).device
-    ids_1L = torch.tensor([[*prompt.text, *error.ids]], device=device)
-    cache = model.new_cache(*ids_1L.shape)
-    layer = first_nonfinite_layer(model, ids_1L, lambda ids_BL: prefill(model, ids_BL, cache))
-    origin = f", first in layer {layer}" if layer else ", in decoding alone"
-    return UntrustedNumericsError(
-        f"{prompt.name}, sample {number}: {error}{origin}; try --dtype fp32, or other weights"
-    )
