@@ -39,7 +39,7 @@ class Inference:
         reduce: Literal["mean", "sum"] = "mean",
         strand: Strand = "fwd",
         max_memory: float | None = None,
-        progress: Progress = ignore_progress,
+        progress: Progress | None = None,
     ) -> list[float]: ...
 
     @overload
@@ -50,7 +50,7 @@ class Inference:
         reduce: Literal["none"],
         strand: Literal["fwd", "rc"] = "fwd",
         max_memory: float | None = None,
-        progress: Progress = ignore_progress,
+        progress: Progress | None = None,
     ) -> list[Tensor]: ...
 
     def score(
@@ -60,7 +60,7 @@ class Inference:
         reduce: Literal["mean", "sum", "none"] = "mean",
         strand: Strand = "fwd",
         max_memory: float | None = None,
-        progress: Progress = ignore_progress,
+        progress: Progress | None = None,
     ) -> list[float] | list[Tensor]:
         """Log-likelihoods of sequences, in nats.
 
@@ -93,7 +93,7 @@ class Inference:
             reduce=reduce,
             strand=strand,
             max_memory=max_memory,
-            progress=progress,
+            progress=progress or ignore_progress,
         )
 
     @overload
@@ -105,7 +105,7 @@ class Inference:
         pool: Literal["mean", "last", "max"] = "mean",
         strand: Strand = "fwd",
         max_memory: float | None = None,
-        progress: Progress = ignore_progress,
+        progress: Progress | None = None,
     ) -> dict[str, Tensor]: ...
 
     @overload
@@ -117,7 +117,7 @@ class Inference:
         pool: Literal["none"],
         strand: Strand = "fwd",
         max_memory: float | None = None,
-        progress: Progress = ignore_progress,
+        progress: Progress | None = None,
     ) -> dict[str, list[Tensor]]: ...
 
     def embed(
@@ -128,7 +128,7 @@ class Inference:
         pool: Literal["mean", "last", "max", "none"] = "mean",
         strand: Strand = "fwd",
         max_memory: float | None = None,
-        progress: Progress = ignore_progress,
+        progress: Progress | None = None,
     ) -> dict[str, Tensor] | dict[str, list[Tensor]]:
         """Embeddings of sequences: outputs of layers, pooled over positions.
 
@@ -165,7 +165,7 @@ class Inference:
             pool=pool,
             strand=strand,
             max_memory=max_memory,
-            progress=progress,
+            progress=progress or ignore_progress,
         )
 
     def generate(
@@ -181,7 +181,7 @@ class Inference:
         alphabet: Literal["dna", "any"] = "dna",
         batch_size: int = 16,
         kv_cache: Literal["auto", "fp8"] = "auto",
-        progress: Progress = ignore_progress,
+        progress: Progress | None = None,
     ) -> list[GeneratedSequence]:
         """Continue prompts.
 
@@ -223,5 +223,5 @@ class Inference:
             alphabet=alphabet,
             batch_size=batch_size,
             kv_cache=kv_cache,
-            progress=progress,
+            progress=progress or ignore_progress,
         )
