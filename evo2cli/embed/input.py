@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from evo2cli.embed.options import EmbedOptions, Pooling
-from evo2cli.embed.pooling import Spans
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import read_records, require_nucleotides
@@ -15,6 +14,7 @@ from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import find_contig
 from evo2cli.genome.windows import upper_dna
+from stripedhyena2.pooling import Spans
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,19 @@
 
 from collections.abc import Iterator
 
-ACGT = b"ACGT"
-IUPAC = b"ACGTRYSWKMBDHVN"  # bases, ambiguity codes and N, upper case
-LETTERS = IUPAC + IUPAC.lower()
-RNA_LETTERS = b"Uu"
+from stripedhyena2.dna import ACGT, IUPAC, LETTERS, RNA_LETTERS, reverse_complement, to_dna
 
-_COMPLEMENT = bytes.maketrans(
-    LETTERS + RNA_LETTERS, b"TGCAYRSWMKVHDBN" + b"tgcayrswmkvhdbn" + b"Aa"
-)
+__all__ = [
+    "ACGT",
+    "IUPAC",
+    "LETTERS",
+    "RNA_LETTERS",
+    "canonical_pieces",
+    "reverse_complement",
+    "to_dna",
+]
+
 _COMPARED, _PIECE = 1 << 12, 1 << 18  # bases
-_RNA_TO_DNA = bytes.maketrans(RNA_LETTERS, b"Tt")
-
-
-def reverse_complement(sequence: bytes) -> bytes:
-    """The other strand, 5' to 3'; case is kept, and bytes that are not letters stay."""
-    return sequence.translate(_COMPLEMENT)[::-1]
-
-
-def to_dna(sequence: bytes) -> bytes:
-    """The sequence with T for U, case kept."""
-    return sequence.translate(_RNA_TO_DNA)
 
 
 def canonical_pieces(sequence: bytes) -> Iterator[bytes]:

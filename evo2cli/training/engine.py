@@ -21,7 +21,7 @@ from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.assembly import assemble
-from stripedhyena2.float8 import use_float8
+from stripedhyena2.float8.training import use_float8
 from stripedhyena2.parallelize import SharedSequence
 from stripedhyena2.parametrization import folded_state
 

@@ -2,15 +2,18 @@
 
 The files differ in names, in extra axes, in the row order of the projections and in the tap order
 of the short filters. Every operator lists its own tensors (`Mixer.released_tensors`);
-`checkpoint.released` translates whole files.
+`layout` lists those of a whole model, which `checkpoint.released` translates.
 
 G filter groups, K taps.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from stripedhyena2.config import ModelConfig
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -49,3 +52,42 @@ def newest_first(taps_G1K: Tensor) -> Tensor:
 def newest_last(taps_GK: Tensor) -> Tensor:
     """Taps in the order of the released layout."""
     return taps_GK.flip(1).unsqueeze(1)
+
+
+def layout(config: "ModelConfig") -> Iterator[Entry]:
+    """Every tensor of a model of this shape that the released layout knows."""
+    yield Entry("embedding.weight", "embedding_layer.weight")
+    yield Entry("norm.scale", "norm.scale")
+    for index, mixer in enumerate(config.mixers):
+        inner = [
+            entry._replace(ours=f"mixer.{entry.ours}") for entry in mixer.released_tensors(config)
+        ]
+        for entry in [*_BLOCK, *inner]:
+            prefix = f"blocks.{index}."
+            yield entry._replace(ours=prefix + entry.ours, theirs=prefix + entry.theirs)
+
+
+_BLOCK = [
+    Entry("pre_norm.scale", "pre_norm.scale"),
+    Entry("post_norm.scale", "post_norm.scale"),
+    Entry("mlp.gate.weight", "mlp.l1.weight"),
+    Entry("mlp.up.weight", "mlp.l2.weight"),
+    Entry("mlp.down.weight", "mlp.l3.weight"),
+]
+
+
+def shared_modules(config: "ModelConfig") -> dict[str, str]:
+    """Modules that give the same output in both layouts, channel by channel: theirs to ours.
+
+    Input projections do not: their channels are in another order.
+    """
+    buffers = {
+        f"blocks.{index}.mixer.{name}"
+        for index, mixer in enumerate(config.mixers)
+        for name in mixer.buffers_of(config)
+    }
+    return {
+        entry.theirs.rpartition(".")[0]: entry.ours.rpartition(".")[0]
+        for entry in layout(config)
+        if entry.ours not in buffers and not entry.ours.endswith("project_in.weight")
+    }

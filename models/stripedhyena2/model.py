@@ -15,6 +15,7 @@ from hyenakernels import add_rms_norm, rms_norm
 from hyenakernels.precision import accumulation_dtype, full_precision
 from stripedhyena2.cache import Cache, Past
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.inference import Inference
 from stripedhyena2.initial import Draw, constant, normal
 from stripedhyena2.operators import Mixer
 
@@ -85,7 +86,7 @@ class Block(nn.Module):
         return x_BLD + self.mlp(normed_BLD), following
 
 
-class StripedHyena2(nn.Module):
+class StripedHyena2(Inference, nn.Module):
     """Token ids to next-token logits, through the blocks that `config.stripes` spells.
 
     Attributes:

@@ -9,9 +9,9 @@ from evo2cli.errors import UserError
 from evo2cli.models import open_model
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import Checkpoint, native, precision
+from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.parametrization import folded_state
-from stripedhyena2.scaled import has_scales
-from tests.stripedhyena2.test_scaled import record
+from tests.stripedhyena2.float8.test_inference import record
 
 SHAPE = ModelConfig(
     stripes="SA",

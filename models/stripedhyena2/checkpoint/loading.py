@@ -21,10 +21,16 @@ from stripedhyena2.checkpoint.published import (
 )
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.config import ModelConfig, read_config
+from stripedhyena2.device_map import (
+    block_sizes,
+    choose_devices,
+    device_map,
+    device_of,
+    move_activations,
+)
+from stripedhyena2.float8.inference import Scales, has_scales, scaled_weight, use_scales
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import folded_state
-from stripedhyena2.scaled import Scales, has_scales, scaled_weight, use_scales
-from stripedhyena2.spread import block_sizes, carry, fewest, home_of, homes
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,7 +63,7 @@ def load(
         ConfigError: The config is invalid.
     """
     checkpoint = read_checkpoint(path_or_name, config=config)
-    blocks = _homes(checkpoint, device, dtype, str(path_or_name))
+    blocks = _device_map(checkpoint, device, dtype, str(path_or_name))
     scales = _scales(checkpoint, str(path_or_name), float8)
     _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
     with torch.device("meta"):
@@ -73,18 +79,18 @@ def load(
         for name in mixer.fp32_tensors
     }
     state = {
-        name: scaled_weight(tensor, scales[name], home_of(name, blocks))
+        name: scaled_weight(tensor, scales[name], device_of(name, blocks))
         if name in scales
-        else tensor.to(home_of(name, blocks), wide if name in fp32_tensors else dtype, copy=True)
+        else tensor.to(device_of(name, blocks), wide if name in fp32_tensors else dtype, copy=True)
         for name, tensor in checkpoint.tensors.items()
     }
     model.load_state_dict(state, assign=True)
     if len(set(blocks)) > 1:
-        carry(model)
+        move_activations(model)
     return model
 
 
-def _homes(
+def _device_map(
     checkpoint: Checkpoint,
     device: str | torch.device | Sequence[torch.device],
     dtype: torch.dtype,
@@ -96,14 +102,14 @@ def _homes(
         return [torch.device(device)] * depth
     sizes = block_sizes(checkpoint.tensors, depth, dtype.itemsize)
     try:
-        chosen = fewest(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
+        chosen = choose_devices(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
     except MemoryError as error:
         raise CheckpointError(
             f"{origin}: {error}; use more or larger devices, or --device cpu"
         ) from None
     if len(chosen) > 1:
         _say_once(f"{origin}: too large for one device, its blocks are spread over {len(chosen)}")
-    return homes(sizes, [device[index] for index in chosen])
+    return device_map(sizes, [device[index] for index in chosen])
 
 
 def _scales(checkpoint: Checkpoint, origin: str, float8: bool | None) -> dict[str, Scales]:

@@ -6,7 +6,7 @@ of the embedding) contain nothing of their own; `_extra_state` entries are FP8 s
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from stripedhyena2.checkpoint.contents import (
 )
 from stripedhyena2.checkpoint.files import atomic_path
 from stripedhyena2.config import ModelConfig, to_released
-from stripedhyena2.layout import Entry
+from stripedhyena2.layout import layout
 
 SUFFIXES = (".pt", ".safetensors")
 _REDUNDANT = re.compile(r"(unembed\.weight|blocks\.\d+\.(mixer\.mixer\.)?filter\.t)$")
@@ -31,45 +31,6 @@ _REDUNDANT = re.compile(r"(unembed\.weight|blocks\.\d+\.(mixer\.mixer\.)?filter\
 def has_suffix(path: Path) -> bool:
     """Whether a path has the suffix of a released file, or of a part of one."""
     return path.suffix in SUFFIXES or path.suffix.startswith(".part")
-
-
-def layout(config: ModelConfig) -> Iterator[Entry]:
-    """Every tensor of a model of this shape that the released layout knows."""
-    yield Entry("embedding.weight", "embedding_layer.weight")
-    yield Entry("norm.scale", "norm.scale")
-    for index, mixer in enumerate(config.mixers):
-        inner = [
-            entry._replace(ours=f"mixer.{entry.ours}") for entry in mixer.released_tensors(config)
-        ]
-        for entry in [*_BLOCK, *inner]:
-            prefix = f"blocks.{index}."
-            yield entry._replace(ours=prefix + entry.ours, theirs=prefix + entry.theirs)
-
-
-_BLOCK = [
-    Entry("pre_norm.scale", "pre_norm.scale"),
-    Entry("post_norm.scale", "post_norm.scale"),
-    Entry("mlp.gate.weight", "mlp.l1.weight"),
-    Entry("mlp.up.weight", "mlp.l2.weight"),
-    Entry("mlp.down.weight", "mlp.l3.weight"),
-]
-
-
-def shared_modules(config: ModelConfig) -> dict[str, str]:
-    """Modules that give the same output in both layouts, channel by channel: theirs to ours.
-
-    Input projections do not: their channels are in another order.
-    """
-    buffers = {
-        f"blocks.{index}.mixer.{name}"
-        for index, mixer in enumerate(config.mixers)
-        for name in mixer.buffers_of(config)
-    }
-    return {
-        entry.theirs.rpartition(".")[0]: entry.ours.rpartition(".")[0]
-        for entry in layout(config)
-        if entry.ours not in buffers and not entry.ours.endswith("project_in.weight")
-    }
 
 
 def expected_released_shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -16,7 +16,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from stripedhyena2.checkpoint.contents import CheckpointError
 from stripedhyena2.config import ModelConfig
-from stripedhyena2.scaled import Scales
+from stripedhyena2.float8.inference import Scales
 
 _MAKER = "transformer_engine."
 _NOT_A_RECORD = (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError)

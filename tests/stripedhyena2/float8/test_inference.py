@@ -22,8 +22,8 @@ from stripedhyena2.checkpoint import Checkpoint, native, precision, read_checkpo
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.float8.inference import ScaledLinear, Scales, scaled_weight
 from stripedhyena2.parametrization import folded_state
-from stripedhyena2.scaled import ScaledLinear, Scales, scaled_weight
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = ModelConfig(
@@ -306,7 +306,7 @@ def test_a_width_that_fp8_cannot_take_is_named(checkpoint: Checkpoint, tmp_path:
     native.write(
         replace(checkpoint, config=config, tensors=folded_state(model)), tmp_path / "model"
     )
-    with pytest.raises(CheckpointError, match=r"steps of 16, but blocks\.0\.mixer\.project_in"):
+    with pytest.raises(CheckpointError, match=r"multiples of 16, but blocks\.0\.mixer\.project_in"):
         load(tmp_path / "model", float8=True)
 
 
