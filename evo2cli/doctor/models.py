@@ -114,7 +114,7 @@ def inference_bytes(config: ModelConfig, device: torch.device, *, float8: bool) 
         hyenas = sum(mixer.float8_record is not None for mixer in config.mixers)
         weights -= (element - 1) * hyenas * 3 * config.width**2
     length = min(CHUNK, config.context)
-    state = state_bytes(config, length) * element // BF16
+    state = state_bytes(config, length, element)
     total = weights + state + Streaming().peak_memory(config, length, element)
     return int(total * (1 + FRAGMENTATION) + CONTEXT) if device.type == "cuda" else total
 
