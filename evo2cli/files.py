@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from Bio.bgzf import BgzfWriter
-
 from evo2cli.errors import UserError
 
 Write = Callable[[bytes], object]
@@ -58,6 +56,8 @@ def open_output(path: Path | None) -> Iterator[Write]:
     Raises:
         UserError: The file cannot be written.
     """
+    from Bio.bgzf import BgzfWriter  # here, because options check files and must import fast
+
     if path is None:
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()

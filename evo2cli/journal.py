@@ -101,7 +101,7 @@ class _Journal:
         self._replaying = False
         self._stream.truncate(offset)
         if self._num_recalled:
-            console.say(f"went on after {self._num_recalled:,} results kept in {self._path}")
+            console.say(f"resumed after {self._num_recalled:,} results kept in {self._path}")
 
     def close(self) -> None:
         self._stream.close()

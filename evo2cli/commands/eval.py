@@ -216,7 +216,7 @@ def _evaluate_variants(
     from evo2cli.score.options import ScoreOptions
 
     own = {name: words.pop(name) for name in ("label", "positive", "negative", "consequence")}
-    scoring = ScoreOptions(output=words.pop("scored"), **words)
+    scoring = ScoreOptions(inputs=(str(words.pop("source")),), output=words.pop("scored"), **words)
     options = VariantsOptions.parse(
         evaluation=evaluation, scoring=scoring, seed=seed, output=output, plot=plot, **own
     )

@@ -58,7 +58,7 @@ def write(path: Path, *records: str) -> Path:
 
 def evaluate(source: Path, evaluation: str = "brca1", **options) -> dict:
     words = {"label": None, "positive": None, "negative": None} | options
-    scoring = words.pop("scoring", ScoreOptions(source=source))
+    scoring = words.pop("scoring", ScoreOptions(inputs=(source,)))
     return evaluate_variants(VariantsOptions.parse(evaluation=evaluation, scoring=scoring, **words))
 
 
@@ -263,7 +263,7 @@ def test_a_vcf_without_deltas_is_scored_first(tiny_model, tmp_path: Path, capsys
     )
     kept = tmp_path / "kept.vcf"
     scoring = ScoreOptions(
-        source=plain,
+        inputs=(plain,),
         model=str(tmp_path / "tiny"),
         reference=tmp_path / "g.fa",
         window=64,
@@ -328,7 +328,7 @@ def test_a_delta_that_is_no_number_is_none(tmp_path: Path, delta: str) -> None:
 
 def test_a_kept_vcf_is_called_one(scored: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--scored .*needs the suffix \.vcf or \.vcf\.gz"):
-        evaluate(scored, scoring=ScoreOptions(source=scored, output=tmp_path / "x.tsv"))
+        evaluate(scored, scoring=ScoreOptions(inputs=(scored,), output=tmp_path / "x.tsv"))
 
 
 def test_without_matplotlib_there_is_no_figure(
