@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STRIP_LENGTH = 120  # positions of a strip; more are too narrow for a letter each
 MAX_STRIPS = 12  # a longer region has longer strips
+MIN_WIDTH = 6.0  # inches, so that the label of the positions fits
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def draw_saturation(path: Path, regions: Sequence[tuple[str, Mapping[int, Site]]
     ]
     limit = max(deltas, default=0) or 1.0
     width = max(len(positions) for _, _, positions in strips)
-    figure = new_figure(2 + 0.13 * min(width, STRIP_LENGTH), 1 + 1.3 * len(strips))
+    figure = new_figure(max(MIN_WIDTH, 2 + 0.13 * min(width, STRIP_LENGTH)), 1 + 1.3 * len(strips))
     rows = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
     shown = ""
     for axes, (contig, sites, positions) in zip(rows, strips, strict=True):

@@ -22,13 +22,15 @@ def score(options: ScoreOptions) -> None:
     """
     if holds_variants(options.inputs):
         if flags := given(options, *FOR_SEQUENCES):
-            raise UserError(f"{flags[0]} is for sequences, but {options.source} holds variants")
+            raise UserError(
+                f"{', '.join(flags)}: only for sequences, and {options.source} holds variants"
+            )
         warn_of_stale_index(options)
         run = estimate_cost if options.dry_run else score_to_output
         run(options, partial(read_variants, options))
         return
     if flags := given(options, *FOR_VARIANTS):
-        raise UserError(f"{flags[0]} is for variants, but {options.source} is a FASTA")
+        raise UserError(f"{', '.join(flags)}: only for variants, and {options.source} is a FASTA")
     if options.context_parallel == 1 or "WORLD_SIZE" in os.environ:
         score_fasta(options)
         return

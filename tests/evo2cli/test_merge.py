@@ -84,7 +84,7 @@ def test_parts_that_are_missing_or_out_of_order_are_refused(
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])
 def test_a_shard_that_is_none_is_refused(shard: str) -> None:
-    with pytest.raises(UserError, match="must be i/n with i from 1 to n"):
+    with pytest.raises(UserError, match="must be I/N with I from 1 to N"):
         ScoreOptions(inputs=(Path("x.vcf"),), shard=shard)
 
 

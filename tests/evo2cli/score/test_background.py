@@ -133,7 +133,9 @@ def test_another_background_is_refused(source: Path, checkpoint: str) -> None:
         assert source.with_name("bg.jsonl").read_text() == text  # it is not ours to change
     with pytest.raises(UserError, match=r"would overwrite .*bg\.jsonl"):
         run(source, checkpoint, output=source.with_name("bg.jsonl"))
-    with pytest.raises(UserError, match="--background is for variants"):
+    with pytest.raises(
+        UserError, match=r"--background.*: only for variants, and .*g\.fa is a FASTA"
+    ):
         run(source.with_name("g.fa"), checkpoint)
 
 

@@ -53,7 +53,9 @@ def test_shared_is_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_shared_is_said(tmp_path: Path) -> None:
     vcf = tmp_path / "x.vcf"
     vcf.write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
-    with pytest.raises(UserError, match=r"is for sequences, but .*x\.vcf holds variants"):
+    with pytest.raises(
+        UserError, match=r"--context-parallel: only for sequences, and .*x\.vcf holds variants"
+    ):
         score(ScoreOptions(inputs=(vcf,), context_parallel=2))
     with pytest.raises(UserError, match="cannot read stdin"):
         score(ScoreOptions(inputs=("-",), context_parallel=2))

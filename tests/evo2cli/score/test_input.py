@@ -115,7 +115,7 @@ def test_words_are_variants_unless_they_name_a_file(vcf, tmp_path, monkeypatch):
 def test_filters_are_not_for_sequences(tmp_path):
     source = tmp_path / "some.fa"
     source.write_text(">a\nACGT\n")
-    with pytest.raises(UserError, match="--limit is for variants"):
+    with pytest.raises(UserError, match="--limit: only for variants"):
         score(ScoreOptions(inputs=(source,), limit=5))
 
 
