@@ -8,21 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hyenakernels import host_memory, rings
+from hyenakernels import HyenaPast, HyenaSlots, host_memory
 from hyenakernels.attention.float8 import Float8Rows, Rows
-
-
-@dataclass(frozen=True)
-class HyenaPast:
-    """The past of a Hyena operator.
-
-    Attributes:
-        featurizer_BPC: The last inputs of the featurizer, in the 3D channels as stored.
-        inner: The past of the inner convolution: samples [B, P, D], or modal states [B, D, S].
-    """
-
-    featurizer_BPC: Tensor
-    inner: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,30 +85,6 @@ class AttentionSlots:
                 room[row, :, :count] = x[0]
             else:
                 room[row, :, :count] = x[0] if isinstance(x, Tensor) else x[0].to(room.device)
-
-
-@dataclass(frozen=True)
-class HyenaSlots:
-    """Pasts of a Hyena operator of sequences that grow in place, a token at a time.
-
-    Attributes:
-        featurizer_BFC: The last inputs of the featurizer, as `hyenakernels.rings` keeps them.
-        inner: The past of the inner convolution: samples in a ring [B, K, D], or modal states
-            [B, D, S].
-        lengths_B: Tokens seen, int64; who owns the slots counts them on.
-    """
-
-    featurizer_BFC: Tensor
-    inner: Tensor
-    lengths_B: Tensor
-
-    def put(self, row: int, past: HyenaPast, length: int) -> None:
-        """Place the past of a single sequence of `length` tokens in a row."""
-        rings.fill(self.featurizer_BFC[row], length, past.featurizer_BPC[0])
-        if past.inner.shape[1:] == self.inner.shape[1:]:  # a state
-            self.inner[row] = past.inner[0]
-        else:
-            rings.fill(self.inner[row], length, past.inner[0])
 
 
 Past = HyenaPast | AttentionPast

@@ -12,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenakernels import added_linear, gated_linear, normed_linear
+from hyenakernels import HyenaPast, HyenaSlots, added_linear, gated_linear, normed_linear
 from stripedhyena2.cache import (
     AttentionPast,
     AttentionSlots,
     Cache,
-    HyenaPast,
-    HyenaSlots,
     RoomyPast,
     Slots,
 )

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hyenakernels import (
+    FIRFilters,
+    HyenaPast,
+    HyenaSlots,
+    ModalFilters,
     append_token,
     causal_attention,
     decode_attention,
@@ -22,7 +26,7 @@ from hyenakernels import (
 from hyenakernels.attention.float8 import Float8Rows, Rows
 from hyenakernels.attention.reference import rotary_angles
 from hyenakernels.precision import accumulation_dtype
-from stripedhyena2.cache import AttentionPast, AttentionSlots, HyenaPast, HyenaSlots
+from stripedhyena2.cache import AttentionPast, AttentionSlots
 from stripedhyena2.config import LONG, MEDIUM, SHORT, ModelConfig
 
 
@@ -34,7 +38,7 @@ class HyenaOperator(nn.Module):
     of each sequence, `convolve_step`.
     """
 
-    convolve: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    convolve: Callable[..., tuple[Tensor, HyenaPast]]
     convolve_step: Callable[..., Tensor]
 
     def __init__(self, config: ModelConfig) -> None:
@@ -45,17 +49,14 @@ class HyenaOperator(nn.Module):
 
     def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
         """Mix the projections [x2 | x1 | v] along L into [B, L, D]."""
-        pasts = (past.featurizer_BPC, past.inner) if past else (None, None)
-        y_BLD, featurizer_past, inner_past = self.convolve(z_BLC, *self.filters(), *pasts)
-        return y_BLD, HyenaPast(featurizer_past, inner_past)
+        return self.convolve(z_BLC, self.filters(), past)
 
     def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
         """Mix the projections of a token of each sequence into [B, 1, D]."""
-        pasts = (slots.featurizer_BFC, slots.inner, slots.lengths_B)
-        return self.convolve_step(z_B1C, *self.filters(), *pasts)
+        return self.convolve_step(z_B1C, self.filters(), slots)
 
-    def filters(self) -> tuple[Tensor | None, ...]:
-        """The parameters, in the order the operators take them."""
+    def filters(self) -> FIRFilters | ModalFilters:
+        """The parameters, as the operators take them."""
         raise NotImplementedError
 
     def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
@@ -72,9 +73,9 @@ class HyenaFIR(HyenaOperator):
     convolve = staticmethod(hyena_fir)
     convolve_step = staticmethod(hyena_fir_step)
 
-    def filters(self) -> tuple[Tensor | None, ...]:
+    def filters(self) -> FIRFilters:
         """Featurizer, taps, skip."""
-        return self.featurizer_taps_CK, self.taps_GK, self.skip_D
+        return FIRFilters(self.featurizer_taps_CK, self.taps_GK, self.skip_D)
 
     def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
         """A ring of samples."""
@@ -112,9 +113,11 @@ class HyenaLI(HyenaOperator):
         self.residues_DS = nn.Parameter(torch.empty(config.width, config.num_modes))
         self.skip_D = nn.Parameter(torch.empty(config.width))
 
-    def filters(self) -> tuple[Tensor | None, ...]:
+    def filters(self) -> ModalFilters:
         """Featurizer, poles, residues, skip."""
-        return self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
+        return ModalFilters(
+            self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
+        )
 
     def inner_room(self, batch_size: int, like: Tensor) -> Tensor:
         """States, of which the channels lie side by side."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hyenakernels.float8.op import held, scaled_product
+from hyenakernels.float8.op import quantize_weight, scaled_product
 from hyenakernels.float8.reference import MULTIPLE
 from stripedhyena2.model import StripedHyena2
 
@@ -27,7 +27,7 @@ class ScaledLinear(nn.Module):
     """x W^T with both operands in e4m3; nothing in it trains.
 
     Attributes:
-        weight: What `held` keeps of W; its values in any dtype that holds those of e4m3.
+        weight: The result of `quantize_weight`; its values in any dtype that holds those of e4m3.
         scales: Plain numbers, so that no change of the model's dtype rounds them.
     """
 
@@ -75,4 +75,4 @@ def scaled_weight(weight_OI: Tensor, scales: Scales, device: torch.device) -> Te
     It is rounded to bf16 first, as the reference implementation does with the fp32 projections of
     the 20B model; the others are stored in bf16.
     """
-    return held(weight_OI.to(torch.bfloat16), scales.weight, device)
+    return quantize_weight(weight_OI.to(torch.bfloat16), scales.weight, device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hyenakernels.attention.op import PAST_BLOCK
-from hyenakernels.host_memory import ahead, put
+from hyenakernels.host_memory import prefetch, put
 from stripedhyena2.cache import Past, RoomyPast
 from stripedhyena2.config import ATTENTION, ModelConfig
 from stripedhyena2.model import StripedHyena2
@@ -116,7 +116,7 @@ def stream(
     rooms = [x_LBD[piece].transpose(0, 1) for piece in pieces]
 
     def on_device() -> Iterator[Tensor]:
-        return (x_BLD for (x_BLD,) in ahead([(room,) for room in rooms], device))
+        return (x_BLD for (x_BLD,) in prefetch([(room,) for room in rooms], device))
 
     for piece, room in zip(pieces, rooms, strict=True):
         put(room, model.embedding(ids_BL[:, piece]))
