@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -176,39 +177,45 @@ def assert_kernel_is_reference(case: Case) -> None:
             assert_close(f"gradient of {name}", tensor.grad, exact_grad, tolerance)
 
 
+def slow(*cases: Any) -> list[Any]:
+    """Cases that a quick run leaves out, since others state the same law."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 FIR_CASES = [
     Case(taps=7, batch=2, skip=False),
-    Case(taps=7, batch=2, length=71, past=True),
     Case(taps=7, dtype=torch.bfloat16, length=71, past=True),
-    Case(taps=7, dtype=torch.float16, length=40),
     Case(taps=7, length=1),
     Case(taps=7, length=1, past=True, batch=2),
     Case(taps=7, length=3, past=True),
-    Case(taps=128, length=70, past=True),
-    Case(taps=128, length=150, dtype=torch.bfloat16, groups=1, width=16),
-    Case(taps=128, length=1, past=True, dtype=torch.bfloat16, groups=1, width=16),
     Case(taps=1, length=20, past=True),
     Case(taps=2, length=17, featurizer=1),
     Case(taps=16, length=33, featurizer=2, past=True),
-    Case(taps=17, length=33, featurizer=4, past=True),
     Case(taps=64, length=30),
+]
+MORE_FIR_CASES = [
+    Case(taps=7, batch=2, length=71, past=True),
+    Case(taps=7, dtype=torch.float16, length=40),
+    Case(taps=128, length=70, past=True),
+    Case(taps=128, length=150, dtype=torch.bfloat16, groups=1, width=16),
+    Case(taps=128, length=1, past=True, dtype=torch.bfloat16, groups=1, width=16),
+    Case(taps=17, length=33, featurizer=4, past=True),
     Case(taps=65, length=40, past=True, groups=1),
     Case(taps=129, length=20, groups=1, width=16),
     Case(taps=256, length=40, groups=1, width=16, past=True),
 ]
 GROUP_CASES = [
-    Case(taps=7, width=30, groups=2, past=True),  # 15 channels a group, as in Evo 2 1B
-    Case(taps=40, width=30, groups=2),
-    Case(taps=7, width=3, groups=3, length=70, past=True),  # ungrouped
-    Case(taps=33, width=3, groups=3),
+    Case(taps=7, width=30, groups=2, past=True),  # 15 channels in a group, as in Evo 2 1B
+    Case(taps=33, width=3, groups=3),  # ungrouped
     Case(taps=7, width=40, groups=2),  # parts of 16 and 4 channels
+]
+MORE_GROUP_CASES = [
+    Case(taps=40, width=30, groups=2),
+    Case(taps=7, width=3, groups=3, length=70, past=True),
     Case(taps=20, width=6, groups=2, past=True),
     Case(taps=7, width=48, groups=1),
 ]
 MODAL_CASES = [
-    Case(modes=16, length=21),
-    Case(modes=3, length=37, batch=2, past=True),
-    Case(modes=3, length=37, skip=False, dtype=torch.bfloat16, past=True),
     Case(modes=2, length=48, featurizer=1),
     Case(modes=1, length=1),
     Case(modes=5, length=1, past=True, batch=2),
@@ -216,27 +223,34 @@ MODAL_CASES = [
     Case(modes=64, length=5, width=4, past=True),
     Case(modes=1, length=19, featurizer=4, past=True),
 ]
+MORE_MODAL_CASES = [
+    Case(modes=16, length=21),
+    Case(modes=3, length=37, batch=2, past=True),
+    Case(modes=3, length=37, skip=False, dtype=torch.bfloat16, past=True),
+]
+KERNEL_CASES = [*FIR_CASES, *GROUP_CASES, *MODAL_CASES]
+KERNEL_CASES += slow(*MORE_FIR_CASES, *MORE_GROUP_CASES, *MORE_MODAL_CASES)
 
 
-@pytest.mark.parametrize("case", [*FIR_CASES, *GROUP_CASES, *MODAL_CASES], ids=str)
+@pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
 def test_a_kernel_is_its_reference(case: Case) -> None:
     assert_kernel_is_reference(case)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has small tiles only")
-@pytest.mark.parametrize("case", GROUP_CASES, ids=str)
+@pytest.mark.parametrize("case", GROUP_CASES + MORE_GROUP_CASES, ids=str)
 def test_any_group_fits_the_tiles_of_tensor_cores(case: Case) -> None:
     assert_kernel_is_reference(replace(case, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 66, 67, 68])
+@pytest.mark.parametrize("length", [1, 3, 66, *slow(2, 63, 64, 65, 67, 68)])
 def test_fir_segments_join_wherever_the_featurizer_reaches(length: int) -> None:
     assert_kernel_is_reference(
         Case(taps=3, length=length, featurizer=4, past=True, width=8, groups=1)
     )
 
 
-@pytest.mark.parametrize("length", [2, 3, 15, 16, 17, 18, 19, 20, 33, 34])
+@pytest.mark.parametrize("length", [2, 17, *slow(3, 15, 16, 18, 19, 20, 33, 34)])
 def test_modal_segments_join_wherever_the_featurizer_reaches(length: int) -> None:
     assert_kernel_is_reference(Case(modes=1, length=length, featurizer=4, past=True, width=4))
 
@@ -266,6 +280,8 @@ CUT_CASES = [
     Case(taps=40, length=70, width=16, groups=1),
     Case(modes=3, length=40, width=16),
 ]
+ONE_OF_EACH = [CUT_CASES[0], *slow(CUT_CASES[1]), CUT_CASES[2]]
+ONE_FIR = [CUT_CASES[0], *slow(*CUT_CASES[1:])]
 
 
 def run_public(
@@ -293,7 +309,7 @@ def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("kernels_everywhere")
 @pytest.mark.parametrize("case", CUT_CASES, ids=str)
-@pytest.mark.parametrize("cut", [1, 2, 16, 33], ids=lambda cut: f"cut{cut}")
+@pytest.mark.parametrize("cut", [2, 16, *slow(1, 33)], ids=lambda cut: f"cut{cut}")
 def test_a_cut_sequence_gives_the_whole(case: Case, cut: int) -> None:
     inputs = inputs_of(case)
     whole, past_of_whole = run_public(case, inputs)
@@ -306,7 +322,7 @@ def test_a_cut_sequence_gives_the_whole(case: Case, cut: int) -> None:
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
-@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 def test_one_token_at_a_time_gives_the_whole(case: Case) -> None:
     inputs = inputs_of(replace(case, length=9, batch=2))
     whole, past_of_whole = run_public(case, inputs)
@@ -322,18 +338,20 @@ def test_one_token_at_a_time_gives_the_whole(case: Case) -> None:
 
 
 STEP_CASES = [
-    Case(taps=7, skip=False),
-    Case(taps=128, dtype=torch.bfloat16),
-    Case(taps=1, featurizer=1),
-    Case(taps=33, width=5, groups=5, featurizer=4),
-    Case(modes=16, dtype=torch.bfloat16),
-    Case(modes=5, width=70, skip=False),
-    Case(modes=1, featurizer=1),
+    Case(batch=2, taps=7, skip=False),
+    Case(batch=2, taps=1, featurizer=1),
+    Case(batch=2, modes=16, dtype=torch.bfloat16),
+    Case(batch=2, modes=5, width=70, skip=False),
+    Case(batch=2, modes=1, featurizer=1),
+    *slow(
+        Case(batch=2, taps=128, dtype=torch.bfloat16),
+        Case(batch=2, taps=33, width=5, groups=5, featurizer=4),
+    ),
 ]
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
-@pytest.mark.parametrize("case", [replace(case, batch=2) for case in STEP_CASES], ids=str)
+@pytest.mark.parametrize("case", STEP_CASES, ids=str)
 def test_steps_are_the_sequence(case: Case) -> None:
     """Two sequences in slots, row by row, the second 5 steps later = each as a whole."""
     inputs = inputs_of(replace(case, length=case.taps + 9))
@@ -403,7 +421,7 @@ def test_slots_that_are_not_contiguous_are_left_to_the_reference() -> None:
                 step(z.expand(2, 2, 96), given, HyenaSlots(z_ring, past, lengths_B))
 
 
-@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+@pytest.mark.parametrize("case", ONE_FIR, ids=str)
 def test_the_same_bits_twice(case: Case) -> None:
     gradients = []
     for _ in range(2):
@@ -415,7 +433,7 @@ def test_the_same_bits_twice(case: Case) -> None:
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 def test_a_row_does_not_depend_on_the_batch_or_on_later_rows(case: Case) -> None:
     """The same bits alone, in a batch, and with other later rows."""
     inputs = inputs_of(replace(case, batch=3))
@@ -438,16 +456,21 @@ def output_and_gradient(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return y.detach(), gradient
 
 
-def test_fir_segments_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(taps=7, length=150, width=16, groups=1, dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("length", "segment"),
+    [(80, 128), *(pytest.param(150, n, marks=pytest.mark.slow) for n in (128, 512))],
+)
+def test_fir_segments_do_not_change_a_bit(
+    length: int, segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(taps=7, length=length, width=16, groups=1, dtype=torch.bfloat16)
     expected = output_and_gradient(case, inputs_of(case))  # in segments of 64
-    for segment in (128, 512):
-        monkeypatch.setattr(tiles, "fir_segment", lambda *_, segment=segment: segment)
-        for mine, theirs in zip(output_and_gradient(case, inputs_of(case)), expected, strict=True):
-            assert torch.equal(mine, theirs)
+    monkeypatch.setattr(tiles, "fir_segment", lambda *_: segment)
+    for mine, theirs in zip(output_and_gradient(case, inputs_of(case)), expected, strict=True):
+        assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+@pytest.mark.parametrize("case", ONE_FIR, ids=str)
 def test_a_view_of_a_wider_tensor_is_read_in_place(case: Case) -> None:
     inputs = inputs_of(case)
     z, *rest = inputs
@@ -460,7 +483,7 @@ def test_a_view_of_a_wider_tensor_is_read_in_place(case: Case) -> None:
     assert torch.equal(mine[1], plain[1])
 
 
-@pytest.mark.parametrize("case", CUT_CASES, ids=str)
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
 def test_nan_in_gives_nan_out(case: Case) -> None:
     case = replace(case, width=32, groups=2)
     inputs = inputs_of(case)
