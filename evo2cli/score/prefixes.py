@@ -123,12 +123,12 @@ def _share_keys(states: list[ScoringState]) -> list[ScoringState]:
 
     Each state is a prefix of the last one, so its keys and values are as well.
     """
-    longest = states[-1].cache.pasts
+    mixers, longest = states[-1].model.mixers, states[-1].cache.pasts
 
     def share(state: ScoringState) -> ScoringState:
         pasts = [
-            past.sharing(last) if past and last else past
-            for past, last in zip(state.cache.pasts, longest, strict=True)
+            mixer.share_past(past, last) if past and last else past
+            for mixer, past, last in zip(mixers, state.cache.pasts, longest, strict=True)
         ]
         return replace(state, cache=replace(state.cache, pasts=pasts))
 
