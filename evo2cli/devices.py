@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 
 from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.gpus import num_gpus
 from evo2cli.journal import journal_of
-from evo2cli.launch.checks import num_gpus
 from evo2cli.score.options import ScoreOptions
 
 Advance = Callable[[float], object]

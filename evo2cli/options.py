@@ -212,15 +212,19 @@ def _without_type(option: Any) -> Any:
     return option
 
 
-def arguments(options: Options) -> list[str]:
+def arguments(options: Options, of: type[Options] | None = None) -> list[str]:
     """The words of a command line that gives `options`, for another process to be started with.
 
     Positional arguments come first; options at their defaults are left out.
+
+    Args:
+        options: The options.
+        of: A base class of theirs, to give only the options that it has.
     """
     positional: list[str] = []
     words: list[str] = []
     declarations = _declarations(type(options))
-    for field in fields(options):
+    for field in fields(of or options):
         value, declaration = getattr(options, field.name), declarations[field.name]
         if value == field.default:
             continue

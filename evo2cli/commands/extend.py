@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from evo2cli import console
-from evo2cli.commands.train import tell_training
 from evo2cli.errors import UserError
 
 
@@ -52,8 +51,9 @@ def extend(
     its weights are extended and trained, then losses before and after and recall are measured. Run
     it again to go on after a stop.
     """
-    from evo2cli.extend.checkpoint import extend_checkpoint, extension_line
+    from evo2cli.extend.checkpoint import extend_checkpoint
     from evo2cli.extend.stage import find_stage
+    from evo2cli.training.start import extension_line
 
     stage = find_stage(subject)
     if stage is not None:
@@ -82,6 +82,7 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
 def _run_stage(stage: Path, settings: list[str], device: str, *, json: bool) -> None:
     from evo2cli.extend.stage import extend_stage
     from evo2cli.extend.verification import verification_page
+    from evo2cli.train.run import summary_line
 
     summary = extend_stage(stage, settings=settings, device=device)
     if summary.pop("rank") > 0:
@@ -89,6 +90,6 @@ def _run_stage(stage: Path, settings: list[str], device: str, *, json: bool) -> 
     if json:
         console.write_json(summary)
         return
-    tell_training(summary)
+    console.say(summary_line(summary))
     if "verification" in summary:
         console.write_page(verification_page(summary["verification"]), stderr=True)

@@ -4,7 +4,7 @@ import os
 
 from evo2cli.errors import UserError
 from evo2cli.genome.source import STDIN
-from evo2cli.launch.checks import check_gpus
+from evo2cli.gpus import check_communication
 from evo2cli.score.estimate import estimate_variants
 from evo2cli.score.input import holds_variants
 from evo2cli.score.options import IndelMode, Quantity, ScoreOptions
@@ -69,6 +69,6 @@ def _start_ranks(options: ScoreOptions) -> None:
         )
     from evo2cli.launch.ranks import Group, run_ranks
 
-    check_gpus(options.context_parallel, options.device)
+    check_communication(options.context_parallel, options.device)
     program = ["-m", "evo2cli", "score", *options.arguments()]
     run_ranks(Group(options.context_parallel), program, "torchrun")

@@ -1,4 +1,4 @@
-"""AdamW, with decay where it belongs."""
+"""AdamW, and which parameters have weight decay."""
 
 import torch
 from torch import nn
@@ -13,30 +13,30 @@ MATRICES = (
     "mlp.down.weight",
 )
 
-# Savanna spares what is called "bias" and the taps of MR, and by accident nothing else: poles and
-# residues, other taps, skips, norms and the tied embedding all decay.
-PUBLISHED_FREE = ("bias", "parametrizations.taps_GK.original")
+# Savanna excluded parameters called "bias" and the taps of MR from weight decay. Poles, residues,
+# other taps, skips, norms and the tied embedding decayed as well, by oversight.
+PUBLISHED_WITHOUT_DECAY = ("bias", "parametrizations.taps_GK.original")
 
 
 def make_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.AdamW:
-    """AdamW in two groups: what decays, and what does not.
+    """AdamW with two groups of parameters: with and without weight decay.
 
-    "matrices" lets projections and MLPs decay, and nothing else: elsewhere decay would pull filters
-    towards silence and the tied head towards a uniform guess. "evo2-published" decays what the
-    published runs did.
+    By default ("matrices") only the weight matrices of projections and MLPs decay; decay would pull
+    filters towards zero and the tied head towards a uniform prediction. "evo2-published" reproduces
+    the published runs, which also decayed filters and norms.
 
     Args:
         model: In training form.
-        recipe: Rates and decay.
+        recipe: Its table [optimizer].
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    with_decay: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (decayed if decays(name, recipe) else free).append(parameter)
+        (with_decay if decays(name, recipe) else without).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": free, "weight_decay": 0.0},
+            {"params": with_decay, "weight_decay": recipe.weight_decay},
+            {"params": without, "weight_decay": 0.0},
         ],
         lr=recipe.learning_rate,
         betas=recipe.betas,
@@ -46,7 +46,7 @@ def make_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.AdamW:
 
 
 def decays(name: str, recipe: Optimizer) -> bool:
-    """Whether the parameter of this name decays."""
+    """Whether the parameter of this name has weight decay."""
     if recipe.decay == "evo2-published":
-        return not name.endswith(PUBLISHED_FREE)
+        return not name.endswith(PUBLISHED_WITHOUT_DECAY)
     return name.endswith(MATRICES)

@@ -1,4 +1,4 @@
-"""What a recipe will need and how long it will take: from the meta device, before anything runs."""
+"""Predict memory, time and disk space of a recipe, without allocating the model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,25 +16,24 @@ from evo2cli.training.recipe import Batch, Recipe
 from stripedhyena2 import ModelConfig
 from stripedhyena2.parallelize import check_schemes
 
-SECONDS_A_DAY = 86_400
-CHECKPOINT_BYTES = 16  # a parameter: fp32 masters, two moments, and the exported weights
-CHECKPOINTING = (4, 2, 1)  # blocks recomputed together that advice may name
+SECONDS_PER_DAY = 86_400
+CHECKPOINTING = (4, 2, 1)  # values of memory.activation_checkpointing that advice considers
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on so many GPUs of a kind.
+    """Prediction of a run on a given number of GPUs of one kind.
 
     Attributes:
-        config: The shape.
-        counts: Its parameters.
+        config: The shape of the model.
+        counts: Its numbers of parameters.
         gpu: The kind of GPU.
-        setup: How they are used.
-        batch: Of the recipe.
-        steps: Of the whole run.
-        kept_checkpoints: On disk at its end.
-        memory: On one GPU.
-        time: Of a step.
+        setup: How the run uses its GPUs.
+        batch: The table [batch] of the recipe.
+        steps: Steps of the whole run.
+        disk: Bytes of all checkpoints that are kept at its end.
+        memory: Memory of one GPU.
+        time: Time of a step.
     """
 
     config: ModelConfig
@@ -43,74 +42,69 @@ class Plan:
     setup: Setup
     batch: Batch
     steps: int
-    kept_checkpoints: int
+    disk: int
     memory: Memory
     time: StepTime
 
     @property
     def fits(self) -> bool:
-        """Whether the GPUs have enough memory."""
+        """Whether a GPU has enough memory."""
         return self.memory.total <= self.gpu.memory
 
     @property
     def flops(self) -> Flops:
-        """Of a forward pass, a token."""
+        """FLOPs of a forward pass, per token."""
         return flops_per_token(self.config, self.batch.length)
 
     @property
     def recomputed_flops(self) -> float:
-        """Of activation checkpointing, a token."""
+        """FLOPs of recomputation by activation checkpointing, per token."""
         if not self.setup.checkpointing:
             return 0
         return recomputed_flops_per_token(self.config, self.batch.length)
 
     @property
     def paper_flops(self) -> float:
-        """Of training, a token, as the paper counts them."""
+        """FLOPs of training, per token, as the paper counts them."""
         return paper_flops_per_token(self.config, self.batch.length)
 
     @property
     def tokens(self) -> int:
-        """Of the whole run."""
+        """Tokens of the whole run."""
         return self.steps * self.batch.tokens
 
     @property
     def tokens_per_second(self) -> float:
-        """On one GPU."""
+        """Tokens per second on one GPU."""
         return self.batch.tokens / self.setup.gpus / self.time.total
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs over the dense bf16 peak; what is recomputed does not count."""
+        """Model FLOPs (MFU), without recomputation, over the dense bf16 peak."""
         return self.tokens_per_second * self.flops.training / self.gpu.bf16
 
     @property
     def days(self) -> float:
-        """Of the whole run, without validation, checkpoints and failures."""
-        return self.steps * self.time.total / SECONDS_A_DAY
-
-    @property
-    def disk(self) -> int:
-        """Bytes of all checkpoints that are kept."""
-        return CHECKPOINT_BYTES * self.counts.all * self.kept_checkpoints
+        """Days of the whole run, without validation, checkpoints and failures."""
+        return self.steps * self.time.total / SECONDS_PER_DAY
 
     @property
     def gpu_hours(self) -> float:
-        """Of the whole run."""
+        """GPU-hours of the whole run."""
         return self.days * 24 * self.setup.gpus
 
 
 def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerator) -> Plan:
-    """Plan a recipe.
+    """Predict a run of a recipe.
 
     Args:
-        recipe: What is to be done.
-        config: The shape it trains.
-        gpus: In all.
+        recipe: The recipe.
+        config: The shape that it trains.
+        gpus: Number of GPUs.
         gpu: Their kind.
 
     Raises:
-        ValueError: The recipe cannot run on them at all; the message names table and key.
+        ValueError: The recipe cannot run on these GPUs, however much memory they have.
     """
     _check(recipe, config, gpus, gpu)
     counts = sizes(config, published=recipe.optimizer.decay == "evo2-published")
@@ -118,18 +112,18 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
 
 
 def _setup(recipe: Recipe, gpus: int) -> Setup:
-    micro, context = recipe.micro(gpus), recipe.parallel.context
+    micro, context_parallel = recipe.micro(gpus), recipe.parallel.context
     return Setup(
         gpus=gpus,
         zero=recipe.parallel.zero if gpus == 1 else max(1, recipe.parallel.zero),
         length=recipe.batch.length,
         micro=micro,
-        accumulation=recipe.batch.sequences // (gpus // context * micro),
+        accumulation=recipe.batch.sequences // (gpus // context_parallel * micro),
         checkpointing=recipe.memory.activation_checkpointing,
         compute=recipe.precision.compute,
         fp8=recipe.precision.fp8,
         averaged=recipe.optimizer.ema is not None,
-        context=context,
+        context=context_parallel,
         attention=recipe.parallel.attention,
     )
 
@@ -139,7 +133,7 @@ def _plan(
 ) -> Plan:
     tokens = recipe.batch.tokens / setup.gpus
     steps, checkpoint = recipe.optimizer.steps, recipe.checkpoint
-    for_good = steps // checkpoint.keep_every if checkpoint.keep_every else 0
+    kept = checkpoint.keep + (steps // checkpoint.keep_every if checkpoint.keep_every else 0)
     return Plan(
         config,
         counts,
@@ -147,7 +141,7 @@ def _plan(
         setup,
         recipe.batch,
         steps,
-        checkpoint.keep + for_good,
+        kept * counts.all * bytes_per_parameter(recipe, setup.zero),
         memory_per_gpu(config, counts, setup),
         step_time(config, counts, setup, gpu, tokens=tokens),
     )
@@ -163,18 +157,34 @@ def _check(recipe: Recipe, config: ModelConfig, gpus: int, gpu: Accelerator) -> 
         recipe.micro(gpus)
     except ValueError as error:
         raise ValueError(f"{error}; {_nearest(recipe, gpus)}") from None
-    check_sharing(recipe, config)
+    check_context_parallel(recipe, config)
     if recipe.precision.fp8 and gpu.fp8 is None:
         raise ValueError(f"precision.fp8 = true: {gpu.key} has no FP8 units; set false")
     if recipe.optimizer.ema is not None and gpus > 1:
         raise ValueError(f"optimizer.ema needs whole weights in one process, not {gpus:,}")
 
 
-def check_sharing(recipe: Recipe, config: ModelConfig) -> None:
-    """Refuse exchanges that a model of this shape does not allow.
+def bytes_per_parameter(recipe: Recipe, zero: int) -> int:
+    """Bytes on disk of a checkpoint of this recipe, per parameter.
+
+    It has fp32 weights (4) with two moments (8), the exported fp32 weights (4), averaged weights
+    (4) if the recipe keeps any, and under ZeRO 1 and 2 weights in the dtype of the computation.
+
+    Args:
+        recipe: The recipe.
+        zero: The ZeRO stage of the run; 0 for a single process without DeepSpeed.
+    """
+    size = 16 if recipe.optimizer.ema is None else 20
+    if zero in (1, 2):
+        size += 2 if recipe.precision.compute == "bf16" else 4
+    return size
+
+
+def check_context_parallel(recipe: Recipe, config: ModelConfig) -> None:
+    """Refuse a degree of context parallelism that this shape does not allow.
 
     Raises:
-        ValueError: The message begins with table and key.
+        ValueError: With the table and the key.
     """
     try:
         check_schemes(config, recipe.parallel.schemes, recipe.parallel.context)
@@ -182,25 +192,25 @@ def check_sharing(recipe: Recipe, config: ModelConfig) -> None:
         raise ValueError(f"parallel.{error}") from None
 
 
-def sharing_counts(recipe: Recipe) -> list[int]:
-    """Numbers of GPUs that can share a step, ascending."""
+def possible_gpus(recipe: Recipe) -> list[int]:
+    """All numbers of GPUs that can share a step evenly, ascending."""
     most = recipe.batch.sequences // (recipe.batch.micro_sequences or 1)
     groups = [count for count in range(1, most + 1) if most % count == 0]
     return [recipe.parallel.context * count for count in groups]
 
 
 def _nearest(recipe: Recipe, gpus: int) -> str:
-    counts = sharing_counts(recipe)
+    counts = possible_gpus(recipe)
     below = [str(count) for count in counts if count < gpus][-1:]
     above = [str(count) for count in counts if count > gpus][:1]
-    return f"the nearest numbers of GPUs that can: {' and '.join(below + above)}"
+    return f"the nearest possible numbers of GPUs are {' and '.join(below + above)}"
 
 
 def advice(plan: Plan, recipe: Recipe) -> str:
-    """What to change so that a plan fits: as few keys as possible, and of those the fastest."""
+    """How to make a run fit: a change of as few keys as possible, and among those the fastest."""
     for change in _changes(plan, recipe):
         return change
-    for gpus in sharing_counts(recipe):
+    for gpus in possible_gpus(recipe):
         if gpus <= plan.setup.gpus:
             continue
         larger = _plan(recipe, plan.config, plan.counts, plan.gpu, _setup(recipe, gpus))
@@ -212,7 +222,7 @@ def advice(plan: Plan, recipe: Recipe) -> str:
 
 
 def _changes(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    """Changes of the recipe that make it fit as many GPUs, the best first."""
+    """Changes of the recipe that make it fit on the same GPUs, the best first."""
     found = []
     for setup in _alternatives(plan.setup):
         other = _plan(recipe, plan.config, plan.counts, plan.gpu, setup)
