@@ -41,8 +41,8 @@ ACCURACY = (
     "Predicted by formulas with the rates in evo2cli/training/plan/calibration.py. Compared with "
     "published steps on 256 and 1,024 H100s at up to 32,768 positions, the predicted time is 0.82 "
     "to 0.92 of that of Transformers, and 0.66 to 0.80 of that of StripedHyena 2, whose "
-    "convolutions were slower than ours. Those runs used tensor parallelism; where it was 8-way (7B "
-    "at 65,536) the ratios are 0.69 and 0.51. A measured 1B step on one H100 took 1.06 of the "
+    "convolutions were slower than ours. Those runs used tensor parallelism; where it was 8-way "
+    "(7B at 65,536) the ratios are 0.69 and 0.51. A measured 1B step on one H100 took 1.06 of the "
     "predicted time."
 )
 
@@ -76,7 +76,8 @@ def _facts(plan: Mapping[str, Any]) -> Table:
     if run["dollars"] is not None:
         cost += f", {run['dollars']:,.0f} dollars"
     for label, value in {
-        "model": f"{model['parameters']:,} parameters, {len(model['stripes'])} blocks, {recomputed}",
+        "model": f"{model['parameters']:,} parameters, {len(model['stripes'])} blocks, "
+        f"{recomputed}",
         "mesh": f"{mesh['gpus']:,} x {mesh['gpu']}, {zero}, {shared}",
         "batch": f"{mesh['tokens_per_step']:,} tokens per step: {groups} x "
         f"{mesh['accumulation']:,} micro-batches x {mesh['micro_sequences']:,} windows of "

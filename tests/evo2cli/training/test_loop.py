@@ -209,7 +209,7 @@ def test_another_recipe_or_other_facts_do_not_go_on(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path / "run")
     make_trainer(recipe, facts={"tokens": {"train": "abc"}}).run()
     other = make_recipe(tmp_path / "run", optimizer={"clip": 0.5})
-    with pytest.raises(UserError, match=r"has a run with optimizer\.clip = 1\.0, not 0\.5"):
+    with pytest.raises(UserError, match=r"^\S+: has a run with optimizer\.clip = 1\.0, not 0\.5"):
         make_trainer(other, facts={"tokens": {"train": "abc"}})
     with pytest.raises(UserError, match=r"has a run with tokens\.train = 'abc', not 'abd'"):
         make_trainer(recipe, facts={"tokens": {"train": "abd"}})
