@@ -22,7 +22,7 @@ from evo2cli.commands import (
     train,
 )
 from evo2cli.commands import eval as evaluations
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, explain
 from evo2cli.options import Command, Group
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, too
@@ -95,9 +95,6 @@ def _run() -> int:
     """Run a command; returns its exit code."""
     try:
         code = app(standalone_mode=False)
-    except UserError as error:
-        console.say(str(error))
-        return error.exit_code
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -106,16 +103,15 @@ def _run() -> int:
             command = error.ctx.command_path if error.ctx else "evo2"
             console.say(f"{message}; see `{command} --help`")
         return UserError.exit_code
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch is imported once a command is at work, and not before.
-        from stripedhyena2.memory import is_out_of_memory, out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        console.say(f"{out_of_memory(error)}; less at a time, or --device cpu")
-        return UserError.exit_code
     except typer.Abort:
         code = _INTERRUPTED
+    except (ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        line, code = explained
+        console.say(line)
+        return code
     if code == _INTERRUPTED:
         console.say("interrupted")
     return code if isinstance(code, int) else 0

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, explain
 from evo2cli.gpus import num_gpus
 from evo2cli.journal import journal_of
 from evo2cli.score.options import ScoreOptions
@@ -172,10 +172,11 @@ def _work(compute: Compute, options: ScoreOptions, part: Part, pipe: Connection)
     with suppress(BrokenPipeError), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         try:
             compute(options, part, pipe.send)
-        except UserError as error:
-            pipe.send((str(error), error.exit_code))
         except BrokenPipeError:
             raise  # who started us has gone: so do we
         except Exception as error:
-            traceback.print_exc(file=sys.__stderr__)
-            pipe.send((f"{type(error).__name__}: {error}", 1))
+            explained = explain(error)
+            if explained is None:
+                traceback.print_exc(file=sys.__stderr__)
+                explained = f"{type(error).__name__}: {error}", 1
+            pipe.send(explained)

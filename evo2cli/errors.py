@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something the user can put right: the command line prints it as one line, without a traceback.
+    """Something the user can put right; the command line prints it as one line and no traceback.
 
     The message names the thing, its value and the way out.
     """
@@ -20,3 +20,26 @@ class UntrustedNumericsError(UserError):
     """A result is NaN or infinite, so no number of this run can be trusted."""
 
     exit_code = 4
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """The line to print and the exit code for an error that the user can act on.
+
+    None stands for every other error, which is a defect of ours and deserves its traceback.
+    """
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    # The model floor imports torch, so it is imported once an error has come out of it.
+    from stripedhyena2.errors import InputError, NonFiniteError
+    from stripedhyena2.memory import is_out_of_memory, out_of_memory
+
+    if isinstance(error, InputError):
+        return str(error), UserError.exit_code
+    if isinstance(error, NonFiniteError):
+        return str(error), UntrustedNumericsError.exit_code
+    if is_out_of_memory(error):
+        return (
+            f"{out_of_memory(error)}; process less at a time, or use --device cpu",
+            UserError.exit_code,
+        )
+    return None

@@ -155,13 +155,13 @@ def _parameter(
     assert issubclass(declared_by, Options)
     info.rich_help_panel = info.rich_help_panel or declared_by.panel
     default = inspect.Parameter.empty if field.default is MISSING else field.default
-    if declaration.is_tuple:
-        kind = list[kind]  # type: ignore[valid-type]
-        default = None if default == () else default
     if isinstance(info, ArgumentInfo):
         info.metavar = declaration.flag
     elif info.metavar is None:
-        info.metavar = _METAVARS.get(kind)
+        info.metavar = "|".join(kind) if issubclass(kind, StrEnum) else _METAVARS.get(kind)
+    if declaration.is_tuple:
+        kind = list[kind]  # type: ignore[valid-type]
+        default = None if default == () else default
     if default is None:
         kind = kind | None
     return inspect.Parameter(
@@ -236,6 +236,26 @@ def arguments(options: Options, of: type[Options] | None = None) -> list[str]:
         else:
             words += [word for entry in entries for word in (declaration.flag, str(entry))]
     return [*positional, *words]
+
+
+def refuse(options: Options, group: type[Options], why: str) -> None:
+    """Refuse options that do not apply here.
+
+    Args:
+        options: Options of a command.
+        group: One of its base classes, whose fields must be at their defaults.
+        why: Begins the message, e.g. "x.toml: a recipe says this itself".
+
+    Raises:
+        UserError: The message names all that are not.
+    """
+    given = [
+        flag(group, field.name)
+        for field in fields(group)
+        if getattr(options, field.name) != field.default
+    ]
+    if given:
+        raise UserError(f"{why}; drop {' and '.join(given)}")
 
 
 class Strand(StrEnum):

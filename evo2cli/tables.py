@@ -1,7 +1,9 @@
 """Rows of results as text: numbers, TSV lines and JSON lines."""
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
 
 Row = dict[str, str | int | float | None]
 
@@ -26,3 +28,15 @@ def table_line(values: Iterable[object]) -> bytes:
 def json_line(row: Mapping[str, object]) -> bytes:
     """A line of JSON."""
     return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error; the error of a single value is None."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return fmean(values), error
+
+
+def format_mean(value: float, error: float | None, digits: int) -> str:
+    """A mean and its standard error for people: 1.34 ± 0.02."""
+    text = f"{value:z.{digits}f}"
+    return text if error is None else f"{text} ± {error:.{digits}f}"

@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from tests.rooms import FLOORS, ROOMS, arrows, picture
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["evo2cli", "models/stripedhyena2", "kernels/hyenakernels"]
@@ -19,18 +22,6 @@ def test_shelves_are_not_packages() -> None:
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_file_and_a_function_have_their_size(file: Path) -> None:
-    text = file.read_text()
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            code_starts = node.body[1].lineno if len(node.body) > 1 else node.body[0].lineno
-            # A Triton kernel is one straight walk that cannot be cut without passing it all on.
-            most = 100 if any("triton.jit" in ast.unparse(d) for d in node.decorator_list) else 40
-            assert (node.end_lineno or 0) - code_starts < most, node.name
-
-
-@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_only_the_console_prints(file: Path) -> None:
     if file.name == "console.py":
         return
@@ -40,10 +31,35 @@ def test_only_the_console_prints(file: Path) -> None:
     assert "print" not in names
 
 
-def test_a_command_has_its_workflow_and_its_test() -> None:
-    for command in (ROOT / "evo2cli" / "commands").glob("[a-z]*.py"):
-        assert (ROOT / "evo2cli" / "workflows" / command.name).is_file()
-        assert (ROOT / "tests" / "evo2cli" / f"test_{command.name}").is_file()
+def test_a_command_its_room_and_its_tests_share_a_name() -> None:
+    for file in (ROOT / "evo2cli" / "commands").glob("[a-z]*.py"):
+        name = file.stem
+        room = ROOT / "evo2cli"
+        assert (room / name).is_dir() or (room / f"{name}.py").is_file(), name
+        tests = ROOT / "tests" / "evo2cli"
+        assert (tests / name).is_dir() or (tests / f"test_{name}.py").is_file(), name
+
+
+def test_no_arrow_points_up() -> None:
+    order = ROOMS["evo2cli"]
+    found = arrows("evo2cli")
+    assert sorted(found) == sorted(order)
+    up = {
+        f"{room} imports {other}"
+        for room, others in found.items()
+        for other in others
+        if order.index(other) >= order.index(room)
+    }
+    assert not up
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_rooms_form_no_circle(floor: str) -> None:
+    tuple(TopologicalSorter(arrows(floor)).static_order())  # raises CycleError
+
+
+def test_the_picture_of_the_rooms_is_true() -> None:
+    assert picture("evo2cli") in (ROOT / "docs" / "development.md").read_text()
 
 
 def test_help_imports_no_heavy_package() -> None:

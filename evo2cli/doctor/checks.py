@@ -1,4 +1,4 @@
-"""Self-tests that can fail: each also computes something wrong, which it has to notice.
+"""Self-tests: each also computes something wrong, and fails if it does not notice.
 
 B batch, L length, D channels, C = 3D channels, G filter groups, K taps, S modes.
 """
@@ -17,8 +17,8 @@ from stripedhyena2 import StripedHyena2
 from stripedhyena2.decoding import Decoder
 
 LENGTH, WIDTH, GROUPS, MODES = 600, 64, 4, 16
-REPEATED = 32  # bases of the repeat that models read
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of ||x - exact|| / ||exact||
+REPEAT_UNIT = 32  # bases of the tandem repeat that models read
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # on ||x - exact|| / ||exact||
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MODEL_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # through all layers
 
@@ -27,14 +27,14 @@ Run = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a self-test found; errors are relative, in the 2-norm.
+    """The result of a self-test; errors are relative, in the 2-norm.
 
     Attributes:
         name: What was tested.
-        wrong: What was computed wrongly on purpose.
-        error: Of the right computation.
-        error_of_wrong: Of the wrong one.
-        tolerance: The first has to be below, the second above.
+        wrong: What was computed wrong on purpose.
+        error: Error of the correct computation, which must not exceed `tolerance`.
+        error_of_wrong: Error of the wrong computation, which must exceed it.
+        tolerance: Limit between the two.
     """
 
     name: str
@@ -45,22 +45,22 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether the right one is right and the wrong one noticed; a NaN is neither."""
+        """Whether the correct result passes and the wrong one is noticed; NaN fails both."""
         return self.error <= self.tolerance < self.error_of_wrong
 
 
 @dataclass(frozen=True)
 class Check:
-    """A computation on a device against the same on the CPU in fp64.
+    """A computation on a device, compared with the same on the CPU in fp64.
 
     Attributes:
         name: What is tested.
-        inputs: In fp64, on the CPU.
-        run: What is tested, of inputs in any dtype on any device.
-        exact: What it shall be, of inputs in fp64.
-        wrong: Words for what `spoil` does.
-        spoil: The inputs of a wrong computation.
-        tolerance: Where that of the dtype does not hold.
+        inputs: Inputs in fp64 on the CPU.
+        run: The computation to test; takes inputs in any dtype on any device.
+        exact: What it should give; takes inputs in fp64.
+        wrong: What `spoil` does, in words.
+        spoil: Turns the inputs into those of a wrong computation.
+        tolerance: Overrides the tolerance of the dtype.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Check:
 
     @torch.inference_mode()
     def outcome(self, device: torch.device, dtype: torch.dtype) -> Outcome:
-        """Compute both on `device`, from inputs rounded to `dtype`."""
+        """Compute right and wrong on `device` from inputs rounded to `dtype`."""
         rounded = [value.to(dtype) for value in self.inputs]
         exact = self.exact(*(value.double() for value in rounded))
 
@@ -91,7 +91,7 @@ class Check:
 
 
 def checks() -> Iterator[Check]:
-    """One of every operator that a model is made of."""
+    """A check of every operator of a model."""
     draw = partial(_draw, torch.Generator().manual_seed(0))
     z_BLC, featurizer_CF = draw(1, LENGTH, 3 * WIDTH), draw(3 * WIDTH, 3)
     for name, num_taps in (("Hyena-SE", 7), ("Hyena-MR", 128)):
@@ -139,7 +139,7 @@ def _first(operator: Callable[..., tuple[Tensor, ...]]) -> Run:
 
 
 def _attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
-    """Attention of the last L of T positions, by its formula."""
+    """Attention of the last L of T positions by its formula."""
     length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
     scores = q_BHLW @ k_BHTW.transpose(2, 3) / q_BHLW.shape[3] ** 0.5
     hidden = torch.ones(length, seen, dtype=torch.bool).triu(seen - length + 1)
@@ -148,7 +148,7 @@ def _attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
 
 
 def _float8_check(x_MI: Tensor, weight_OI: Tensor) -> Check:
-    """An FP8 projection, whose operands have to be rounded: a wide product is noticed."""
+    """An FP8 projection; it must round its operands, so a product in full precision is wrong."""
     x_factor, weight_factor = 40.5, 100.25
 
     def run(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
@@ -174,23 +174,27 @@ def _float8_check(x_MI: Tensor, weight_OI: Tensor) -> Check:
 
 @torch.inference_mode()
 def check_model(model: StripedHyena2, exact: StripedHyena2 | None = None) -> Iterator[Outcome]:
-    """What a model says of a tandem repeat: against itself in fp64 if given, cut, base by base.
+    """Compare a model on a tandem repeat with its fp64 twin, read in chunks and base by base.
 
-    Compared are log-probabilities of A, C, G and T in the later half.
+    The log-probabilities of A, C, G and T in the second half are compared.
+
+    Args:
+        model: Model to test.
+        exact: The same model in fp64 on the CPU; None skips the comparison with it.
     """
     device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
-    unit = torch.randint(4, (1, REPEATED), generator=torch.Generator().manual_seed(0))
-    drawn, half = unit.repeat(1, 4), 2 * REPEATED
+    unit = torch.randint(4, (1, REPEAT_UNIT), generator=torch.Generator().manual_seed(0))
+    drawn, half = unit.repeat(1, 4), 2 * REPEAT_UNIT
     letters = torch.tensor([*b"ACGT"])
     ids_BL, others_BL = letters[drawn].to(device), letters[(drawn + 1) % 4].to(device)
 
-    def said(logits_BLV: Tensor) -> Tensor:
+    def logprobs(logits_BLV: Tensor) -> Tensor:
         return logits_BLV[:, -half:, letters.to(device)].cpu().double().log_softmax(dim=2)
 
-    def result(name: str, wrong: str, found: Tensor, spoilt: Tensor, expected: Tensor) -> Outcome:
+    def result(name: str, wrong: str, found: Tensor, spoiled: Tensor, expected: Tensor) -> Outcome:
         error, of_wrong = (
-            float((said(logits_BLV) - expected).norm() / expected.norm())
-            for logits_BLV in (found, spoilt)
+            float((logprobs(logits_BLV) - expected).norm() / expected.norm())
+            for logits_BLV in (found, spoiled)
         )
         tolerance = MODEL_TOLERANCES.get(dtype, 1e-6)
         return Outcome(f"{name}, {NAMES.get(dtype, 'fp64')}", wrong, error, of_wrong, tolerance)
@@ -205,6 +209,6 @@ def check_model(model: StripedHyena2, exact: StripedHyena2 | None = None) -> Ite
     decoder.place(0, cache)
     pieces = (ids_BL[:, half : half + 1], ids_BL[:, half + 1 :])
     joined = torch.cat([first, *(model(piece, cache=cache) for piece in pieces)], dim=1)
-    yield result("cut, against whole", "the past forgotten", joined, forgetful, said(whole))
+    yield result("cut, against whole", "the past forgotten", joined, forgetful, logprobs(whole))
     steps = torch.stack([decoder.step(ids_BL[:, t]) for t in range(half, ids_BL.shape[1])], dim=1)
-    yield result("base by base", "the past forgotten", steps, forgetful, said(whole))
+    yield result("base by base", "the past forgotten", steps, forgetful, logprobs(whole))

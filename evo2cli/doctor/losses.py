@@ -1,7 +1,10 @@
-"""Losses of a published model on its publisher's own prompts, against those that were published.
+"""The loss of a published model on its publisher's prompts, compared with the published loss.
 
-They are in the test of ArcInstitute/evo2: the mean over prompts of the cross-entropy a token, each
-prompt's from bf16 logits and rounded to bf16. Ours is told in fp32 too, but compared like for like.
+Published losses are in the test of ArcInstitute/evo2: the mean over prompts of the cross-entropy
+per token, that of each prompt computed from bf16 logits and rounded to bf16. The same is computed
+here to compare, and the loss in fp32 besides.
+
+L tokens, V vocabulary.
 """
 
 import csv
@@ -13,8 +16,8 @@ from torch import Tensor
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.likelihood import PIECE, token_ids
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.scoring import CHUNK, token_ids
 
 PUBLISHED_LOSSES = {
     "evo2_1b_base": 0.5019531,
@@ -29,10 +32,10 @@ COLUMNS = ("sequence", "sequences", "seq", "prompt")
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The sequences of a CSV with a header: its column of that name, or else its first.
+    """The sequences of a CSV with a header: its column named as in `COLUMNS`, or else its first.
 
     Raises:
-        UserError: It cannot be read, or a sequence is too short for a loss.
+        UserError: The file cannot be read, or a sequence is shorter than two bases.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -43,24 +46,34 @@ def read_prompts(path: Path) -> list[str]:
     column = next((header.index(name) for name in COLUMNS if name in header), 0)
     prompts = [row[column].strip() if len(row) > column else "" for row in rows[1:]]
     if not prompts:
-        raise UserError(f"--prompts {path}: holds no line below its header")
+        raise UserError(f"--prompts {path}: has no line below its header")
     for number, prompt in enumerate(prompts, 2):
         if len(prompt) < 2 or not prompt.isascii():
-            raise UserError(
-                f"--prompts {path}: line {number} holds no sequence of two bases or more"
-            )
+            raise UserError(f"--prompts {path}: line {number} has no sequence of two or more bases")
     return prompts
 
 
-def measure_losses(model: StripedHyena2, name: str | None, prompts: list[str]) -> dict[str, Any]:
-    """Losses in nats a token: `loss`, `loss_as_published`, `published`, and whether they agree."""
+def measure_losses(
+    model: StripedHyena2, prompts: list[str], published: float | None, *, chunk: int = CHUNK
+) -> dict[str, Any]:
+    """The mean loss over prompts in nats per token, compared with the published one.
+
+    Args:
+        model: Model to measure.
+        prompts: Sequences.
+        published: Published loss of the model on these prompts, if there is one.
+        chunk: Bases in one forward pass.
+
+    Returns:
+        prompts (their number), loss (fp32), loss_as_published (rounded as the published one was),
+        published, and passed: whether the last two agree, None without a published loss.
+    """
     losses = []
     with console.progress("prompts", sum(map(len, prompts)), "bases") as bar:
         for prompt in prompts:
-            losses.append(_losses(model, prompt.encode()))
+            losses.append(_losses(model, prompt.encode(), chunk))
             bar.advance(len(prompt))
     exact, rounded = torch.tensor(losses, dtype=torch.float64).mean(dim=0).tolist()
-    published = PUBLISHED_LOSSES.get(name or "")
     return {
         "prompts": len(prompts),
         "loss": exact,
@@ -71,18 +84,18 @@ def measure_losses(model: StripedHyena2, name: str | None, prompts: list[str]) -
 
 
 @torch.inference_mode()
-def _losses(model: StripedHyena2, bases: bytes) -> tuple[float, float]:
-    """The mean loss of one prompt: in fp32, and rounded as the publisher's."""
+def _losses(model: StripedHyena2, bases: bytes, chunk: int) -> tuple[float, float]:
+    """The mean loss of one prompt: in fp32, and rounded as the published one was."""
     ids_L, cache = token_ids(model, bases), model.new_cache(1)
     exact, rounded = [], []
-    for start in range(0, len(bases) - 1, PIECE):
-        inputs_L, targets_L = ids_L[start : start + PIECE], ids_L[start + 1 : start + PIECE + 1]
+    for start in range(0, len(bases) - 1, chunk):
+        inputs_L, targets_L = ids_L[start : start + chunk], ids_L[start + 1 : start + chunk + 1]
         logits_LV = model(inputs_L[None], cache=cache)[0, : len(targets_L)]
-        exact.append(_picked(logits_LV, targets_L).double())
-        rounded.append(_picked(logits_LV.bfloat16(), targets_L).float())
+        exact.append(_logprobs(logits_LV, targets_L).double())
+        rounded.append(_logprobs(logits_LV.bfloat16(), targets_L).float())
     mean = -torch.cat(rounded).mean().bfloat16()
     return -torch.cat(exact).mean().item(), mean.item()
 
 
-def _picked(logits_LV: Tensor, targets_L: Tensor) -> Tensor:
+def _logprobs(logits_LV: Tensor, targets_L: Tensor) -> Tensor:
     return logits_LV.log_softmax(dim=1).gather(1, targets_L[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""What this machine has: processors, memory, disk, and the packages that matter."""
+"""Processors, memory, disk and packages of this machine."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from evo2cli import __version__
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2.checkpoint.precision import sums_like_hopper
 
-# Beside what is always installed, and what each is for.
+# Optional packages, and what each is for.
 OPTIONAL = {
     "triton": "fused kernels on GPUs",
     "deepspeed": "training on several GPUs",
@@ -30,7 +30,7 @@ _MEMORY = Path("/proc/meminfo")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Facts as JSON values; None for what cannot be told here."""
+    """Facts as JSON values; None for what is unknown."""
     cache = Path(constants.HF_HUB_CACHE)
     existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     return {
@@ -51,7 +51,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def memory_bytes() -> int:
-    """Of the machine, or what a container may use of it."""
+    """Memory of the machine, or the part of it that a container may use."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
     return min(whole, int(limit)) if limit.isdecimal() else whole

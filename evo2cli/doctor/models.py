@@ -1,4 +1,4 @@
-"""Which published models fit this machine, and whose numbers can be trusted on it."""
+"""Which published models fit this machine, and which give trustworthy numbers on it."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from evo2cli.doctor.machine import memory_bytes
 from evo2cli.info import state_bytes
-from evo2cli.likelihood import PIECE
 from evo2cli.training.plan.calibration import CONTEXT, FRAGMENTATION
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import ModelConfig, StripedHyena2
@@ -21,94 +19,111 @@ from stripedhyena2.checkpoint.published import (
     split_name,
 )
 from stripedhyena2.config import ATTENTION
+from stripedhyena2.scoring import CHUNK
+from stripedhyena2.streaming import Streaming
 
 BF16, FP32 = 2, 4
 
 
-def describe_models(device: torch.device, free_disk: int) -> list[dict[str, Any]]:
-    """A row for each published model: name, needs, trusted, why, bytes, fits, cached."""
-    return [_row(name, device, free_disk) for name in PUBLISHED]
+def describe_models(device: torch.device, memory: int, free_disk: int) -> list[dict[str, Any]]:
+    """A row for each published model.
+
+    Args:
+        device: Where models shall run.
+        memory: Bytes of memory of the machine.
+        free_disk: Bytes that may be fetched.
+
+    Returns:
+        name, needs (precision), trusted and why (see `trust`), file_bytes, needed_bytes, fits,
+        obstacle (None if it fits), cached.
+    """
+    capacity = memory
+    if device.type == "cuda":
+        capacity = int(torch.cuda.get_device_properties(device).total_memory)
+    has_float8 = runs_float8(device)
+    rows = []
+    for name, published in PUBLISHED.items():
+        file = sum(published.sizes)
+        cached = hub.find(name) is not None
+        trusted, why = trust(
+            published.precision, float8=has_float8, hopper=sums_like_hopper(device)
+        )
+        needed = inference_bytes(
+            published_config(name),
+            device,
+            float8=has_float8 and published.precision is not Precision.BF16,
+        )
+        obstacle = None
+        if needed > capacity:
+            obstacle = f"needs {needed / 1e9:,.0f} GB of {capacity / 1e9:,.0f}"
+        elif len(published.sizes) > 1 and file > memory:
+            obstacle = f"reading its parts takes {file / 1e9:,.0f} GB of memory"
+        elif not cached and file > free_disk:
+            obstacle = f"{file / 1e9:,.0f} GB to fetch, {free_disk / 1e9:,.0f} GB of disk free"
+        rows.append(
+            {
+                "name": name,
+                "needs": published.precision,
+                "trusted": trusted,
+                "why": why,
+                "file_bytes": file or None,
+                "needed_bytes": needed,
+                "fits": obstacle is None,
+                "obstacle": obstacle,
+                "cached": cached,
+            }
+        )
+    return rows
 
 
-def _row(name: str, device: torch.device, free_disk: int) -> dict[str, Any]:
-    published, config = PUBLISHED[name], published_config(name)
-    file = sum(published.sizes)
-    cached = hub.find(name) is not None
-    trusted, why = trust(published.precision, device)
-    needed = inference_bytes(config, device, narrow=published.precision is not Precision.BF16)
-    capacity = _capacity(device)
-    obstacle = None
-    if needed > capacity:
-        obstacle = f"needs {needed / 1e9:,.0f} GB of {capacity / 1e9:,.0f}"
-    elif len(published.sizes) > 1 and file > memory_bytes():
-        obstacle = f"reading its parts takes {file / 1e9:,.0f} GB of memory"
-    elif not cached and file > free_disk:
-        obstacle = f"{file / 1e9:,.0f} GB to fetch, {free_disk / 1e9:,.0f} GB of disk free"
-    return {
-        "name": name,
-        "needs": published.precision,
-        "trusted": trusted,
-        "why": why,
-        "file_bytes": file or None,
-        "needed_bytes": needed,
-        "fits": obstacle is None,
-        "obstacle": obstacle,
-        "cached": cached,
-    }
+def trust(precision: Precision, *, float8: bool, hopper: bool) -> tuple[str, str]:
+    """Whether a device computes the published numbers ("yes", "unproven", "no"), and why.
 
+    "unproven": the device computes as the model needs it, but this was not compared with published
+    numbers of the model.
 
-def trust(precision: Precision, device: torch.device) -> tuple[str, str]:
-    """Whether numbers computed on `device` are the published ones ("yes", "unproven", "no"); why.
-
-    "unproven": the computation is the one the model needs, but it was not compared on its weights.
+    Args:
+        precision: What the model needs.
+        float8: Whether the device multiplies in FP8.
+        hopper: Whether it sums FP8 products as Hopper GPUs do.
     """
     if precision is Precision.BF16:
         return "yes", "needs no FP8"
     if precision is Precision.HOPPER:
-        if sums_like_hopper(device):
+        if hopper:
             return "unproven", "FP8 with Hopper's sums, as trained"
         return "no", "needs the FP8 sums of Hopper GPUs (H100, H200)"
-    if runs_float8(device):
+    if float8:
         return "unproven", "FP8, as trained"
     return "unproven", "FP8 simulated: same rounding, exact sums"
 
 
-def inference_bytes(config: ModelConfig, device: torch.device, *, narrow: bool) -> int:
-    """About what scoring or generating one sequence of a piece's length takes.
+def inference_bytes(config: ModelConfig, device: torch.device, *, float8: bool) -> int:
+    """About the memory that scoring or generating one sequence of `CHUNK` tokens takes.
 
-    Weights, decoding state, the widest moment of a block and the head, and on a GPU what torch
-    takes besides. N parameters, P of them in Hyena input projections, D channels, M of the MLP.
-
-        e N - (e - 1) P, the second where the GPU keeps P in FP8;  L (3 M + 6 D) e + 8 L V
+    The sum of weights, decoding state and what `Streaming` needs to pass a chunk; on a GPU also the
+    CUDA context and fragmentation.
 
     Args:
         config: Shape of the model.
-        device: A GPU computes in bf16, others in fp32: e bytes a number.
-        narrow: Whether the projections are in FP8.
+        device: A GPU computes in bf16, other devices in fp32.
+        float8: Whether the device keeps the input projections of Hyena in FP8.
     """
     element = BF16 if device.type == "cuda" else FP32
     with torch.device("meta"):
         model = StripedHyena2(config)
     weights = element * sum(parameter.numel() for parameter in model.parameters())
-    if narrow and runs_float8(device):
-        blocks = config.depth - config.stripes.count(ATTENTION)
-        weights -= (element - 1) * blocks * 3 * config.width**2
-    length = min(PIECE, config.context)
+    if float8:
+        hyenas = config.depth - config.stripes.count(ATTENTION)
+        weights -= (element - 1) * hyenas * 3 * config.width**2
+    length = min(CHUNK, config.context)
     state = state_bytes(config, length) * element // BF16
-    widest = length * (3 * config.mlp_width + 6 * config.width) * element
-    head = 2 * length * config.vocabulary * FP32
-    total = weights + state + widest + head
+    total = weights + state + Streaming().memory(config, length, element)
     return int(total * (1 + FRAGMENTATION) + CONTEXT) if device.type == "cuda" else total
 
 
-def _capacity(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return memory_bytes()
-
-
 def published_name(model: str) -> str | None:
-    """The published model that `--model` names, or whose file it is; None for any other."""
+    """The published model that `model` names or is a file of; None for any other."""
     path = Path(model)
     names = [split_name(model)[0], path.name, *(file.name for file in hub.weight_files(path))]
     record = path / native.PROVENANCE

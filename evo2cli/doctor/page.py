@@ -1,4 +1,4 @@
-"""What `evo2 doctor` found, as a page to read."""
+"""The page that `evo2 doctor` shows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _COLOURS = {"yes": "green", "unproven": "yellow", "no": "red"}
 
 
 def doctor_page(result: Mapping[str, Any]) -> RenderableType:
-    """Lay out what `examine` returns."""
+    """Lay out the result of `examine`."""
     parts: list[RenderableType] = [
         _machine(result["machine"], result["device"]),
         _checks(result["checks"]),
@@ -46,7 +46,7 @@ def _machine(machine: Mapping[str, Any], device: str) -> Table:
         rows["GPU"] = "none; FP8 is simulated"
     rows["disk"] = f"{machine['cache_free_bytes'] / GIB:,.1f} GiB free at {machine['cache']}"
     rows["optional"] = ", ".join(
-        f"{name} {packages[name] or 'not here'} ({use})" for name, use in OPTIONAL.items()
+        f"{name} {packages[name] or 'not installed'} ({use})" for name, use in OPTIONAL.items()
     )
     rows["used"] = device
     for label, value in rows.items():
@@ -55,11 +55,13 @@ def _machine(machine: Mapping[str, Any], device: str) -> Table:
 
 
 def _checks(checks: list[Mapping[str, Any]]) -> Table:
-    table = _table("Self-tests, against fp64; each is also done wrongly, to be noticed")
+    table = _table(
+        "Self-tests against fp64; each also computes something wrong, which it must notice"
+    )
     table.add_column("test")
-    for column in ("error", "done wrongly", "limit"):
+    for column in ("error", "error if wrong", "limit"):
         table.add_column(column, justify="right")
-    table.add_column("wrong was")
+    table.add_column("what was wrong")
     table.add_column("")
     for check in checks:
         passed = check["passed"]
@@ -95,7 +97,7 @@ def _models(models: list[Mapping[str, Any]]) -> Table:
 
 
 def _losses(losses: Mapping[str, Any], name: str) -> Text:
-    found = f"{losses['loss']:.4f} nats a token, {losses['loss_as_published']:.4f} in bf16"
+    found = f"{losses['loss']:.4f} nats per token, {losses['loss_as_published']:.4f} in bf16"
     line = Text(f"{name}: loss on {losses['prompts']} prompts {found}; ")
     if losses["published"] is None:
         return line.append("no published loss to compare")

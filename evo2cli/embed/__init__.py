@@ -1,1 +1,1 @@
-"""Layer outputs as vectors; the work behind `evo2 embed`."""
+"""Embeddings of DNA; the work behind `evo2 embed`."""

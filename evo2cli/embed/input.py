@@ -4,9 +4,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from evo2cli import console
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.embed.pooling import Spans
 from evo2cli.errors import UserError
@@ -20,14 +18,14 @@ from evo2cli.genome.windows import upper_dna
 
 
 @dataclass(frozen=True)
-class Passage:
-    """A sequence that is read by itself.
+class InputSequence:
+    """A sequence that the model reads by itself.
 
     Attributes:
-        name: Of the record or region.
-        contig: It lies in: the record, or a contig of the genome.
-        start: Where it begins in the contig, 0-based.
-        bases: Upper-case.
+        name: Name of the record or region.
+        contig: Name of the record, or of the contig that the region is on.
+        start: First position in the contig, 0-based.
+        bases: Upper-case bases.
     """
 
     name: str
@@ -37,37 +35,37 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one vector is pooled over: `spans` of a passage."""
+class OutputRow:
+    """One vector: its name, and the spans of its sequence that it is pooled over."""
 
     name: str
     spans: Spans
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What there is to embed.
+class InputSummary:
+    """What the input holds.
 
     Attributes:
-        passages: Name and length of each sequence that has a row.
-        rows: Name of each vector, and of the sequence it is of.
+        sequences: Name and length of each sequence that has a vector.
+        rows: Name of each vector, and name of its sequence.
+        num_ambiguous: Number of these sequences with letters other than A, C, G and T.
+        num_features: Number of features that lie within a sequence.
     """
 
-    passages: list[tuple[str, int]]
+    sequences: list[tuple[str, int]]
     rows: list[tuple[str, str]]
+    num_ambiguous: int
+    num_features: int
 
     @property
     def num_bases(self) -> int:
         """Bases of all sequences."""
-        return sum(length for _, length in self.passages)
+        return sum(length for _, length in self.sequences)
 
 
 class FeatureIndex:
-    """Features by contig, asked which of them lie in a passage.
-
-    Args:
-        features: Those to find.
-    """
+    """Finds the features that lie within a sequence."""
 
     def __init__(self, features: list[Feature]) -> None:
         self._by_contig: dict[str, list[Feature]] = {}
@@ -77,114 +75,95 @@ class FeatureIndex:
     def __len__(self) -> int:
         return sum(map(len, self._by_contig.values()))
 
-    def inside(self, passage: Passage) -> Iterator[Feature]:
-        """Features that lie whole in it, in order of their starts."""
-        contig = find_contig(passage.contig, self._by_contig)
+    def within(self, sequence: InputSequence) -> Iterator[Feature]:
+        """Features that lie entirely within a sequence, in the order of their starts."""
+        contig = find_contig(sequence.contig, self._by_contig)
         if contig is None:
             return
-        features, end = self._by_contig[contig], passage.start + len(passage.bases)
-        first = bisect_left(features, passage.start, key=lambda feature: feature.start)
-        for place in range(first, bisect_left(features, end, key=lambda feature: feature.start)):
-            if features[place].end <= end:
-                yield features[place]
+        features, end = self._by_contig[contig], sequence.start + len(sequence.bases)
+        first = bisect_left(features, sequence.start, key=lambda feature: feature.start)
+        last = bisect_left(features, end, key=lambda feature: feature.start)
+        for feature in features[first:last]:
+            if feature.end <= end:
+                yield feature
 
 
-def read_index(options: EmbedOptions) -> FeatureIndex | None:
-    """The features that are asked for, if any.
+def read_feature_index(options: EmbedOptions) -> FeatureIndex | None:
+    """The features to pool over; None without --features.
 
     Raises:
-        UserError: They cannot be read, or --feature-type speaks of no GFF.
+        UserError: The file cannot be read.
     """
-    if options.features is not None:
-        return FeatureIndex(read_features(options.features, options.feature_type))
-    if options.feature_type is not None and options.reference is None:
-        raise UserError(f"--feature-type {options.feature_type}: give a GFF, by --features")
-    return None
+    if options.features is None:
+        return None
+    return FeatureIndex(read_features(options.features, options.feature_type))
 
 
-def rows_of(passage: Passage, index: FeatureIndex | None) -> list[Row]:
-    """What is pooled over: the features in a passage, or without any asked for, the whole."""
+def rows_of(sequence: InputSequence, index: FeatureIndex | None) -> list[OutputRow]:
+    """The vectors of a sequence: one for each feature within it, or one for all of it."""
     if index is None:
-        return [Row(passage.name, [(0, len(passage.bases))])]
+        return [OutputRow(sequence.name, [(0, len(sequence.bases))])]
+    start = sequence.start
     return [
-        Row(feature.name, [(s - passage.start, e - passage.start) for s, e in feature.spans])
-        for feature in index.inside(passage)
+        OutputRow(feature.name, [(first - start, end - start) for first, end in feature.spans])
+        for feature in index.within(sequence)
     ]
 
 
-def read_passages(options: EmbedOptions) -> Iterator[Passage]:
-    """The sequences, in the order of the input.
+def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
+    """The sequences in the order of the input: records, or the forward strand of regions.
 
     Raises:
-        UserError: The input is not what it should be, or a sequence holds no base.
+        UserError: The input is not valid, or a sequence is empty.
     """
     if options.reference is not None:
-        yield from _read_regions(options, options.reference)
+        kind = options.feature_type if options.features is None else None
+        with Reference.open(options.reference) as genome:
+            for region in read_features(options.source, kind):
+                given = Interval(region.contig, region.start, region.end)
+                found = genome.place(given, f"{options.source}: {given}")
+                bases = upper_dna(genome.fetch(found))
+                yield InputSequence(region.name, found.name, found.start, bases)
         return
     if is_gff(options.source) or ".bed" in options.source.suffixes:
-        raise UserError(f"{options.source}: give the genome of these regions by --reference")
+        raise UserError(f"{options.source}: give the genome of these regions with --reference")
     for record in read_records(options.source):
         require_nucleotides(options.source, record)
         if not record.sequence:
-            raise UserError(f"{options.source}: record {record.name!r} holds no base; remove it")
-        yield Passage(record.name, record.name, 0, upper_dna(record.sequence))
+            raise UserError(f"{options.source}: record {record.name!r} is empty; remove it")
+        yield InputSequence(record.name, record.name, 0, upper_dna(record.sequence))
 
 
-def _read_regions(options: EmbedOptions, reference: Path) -> Iterator[Passage]:
-    """Every region of a BED, or whole extent of a feature, as the genome's forward strand."""
-    kind = options.feature_type if options.features is None else None
-    with Reference.open(reference) as genome:
-        for region in read_features(options.source, kind):
-            asked = Interval(region.contig, region.start, region.end)
-            found = genome.place(asked, f"{options.source}: {asked}")
-            bases = genome.fetch(found)
-            yield Passage(region.name, found.name, found.start, upper_dna(bases))
-
-
-def survey(options: EmbedOptions, index: FeatureIndex | None) -> Survey:
-    """Read the input once before the work, so that whatever is wrong with it is found now.
+def summarize_input(options: EmbedOptions, index: FeatureIndex | None) -> InputSummary:
+    """Read the whole input once before the work, so that every error in it is found now.
 
     Raises:
-        UserError: Something is wrong with it.
+        UserError: The input is not valid, no feature lies within a sequence, or two sequences
+            whose positions are kept have the same name.
     """
-    found, ambiguous = Survey([], []), 0
-    seen: set[int] = set()
-    for passage in read_passages(options):
-        rows = rows_of(passage, index)
-        if not rows:
+    sequences: list[tuple[str, int]] = []
+    rows: list[tuple[str, str]] = []
+    num_ambiguous = 0
+    features: set[int] = set()
+    for sequence in read_sequences(options):
+        found = rows_of(sequence, index)
+        if not found:
             continue
-        found.passages.append((passage.name, len(passage.bases)))
-        found.rows.extend((row.name, passage.name) for row in rows)
-        ambiguous += bool(passage.bases.translate(None, ACGT))
-        seen.update(map(id, index.inside(passage) if index is not None else ()))
-    if ambiguous:
-        console.warn(
-            f"{ambiguous:,} of {len(found.passages):,} sequences hold letters other than ACGT, "
-            "which are read as they are"
-        )
-    if index is not None:
-        _tell_features(options, index, len(seen))
-    if options.pooling == Pooling.NONE:
-        _require_unique([name for name, _ in found.passages], options)
-    return found
-
-
-def _tell_features(options: EmbedOptions, index: FeatureIndex, num_found: int) -> None:
-    if num_found == 0:
+        sequences.append((sequence.name, len(sequence.bases)))
+        rows.extend((row.name, sequence.name) for row in found)
+        num_ambiguous += bool(sequence.bases.translate(None, ACGT))
+        if index is not None:
+            features.update(map(id, index.within(sequence)))
+    if index is not None and not features:
         raise UserError(
-            f"{options.features}: none of its {len(index):,} features lies in a sequence of "
-            f"{options.source}; are contigs named alike in both?"
+            f"{options.features}: none of its {len(index):,} features lies within a sequence of "
+            f"{options.source}; check that both use the same contig names"
         )
-    if num_found < len(index):
-        console.say(
-            f"{num_found:,} of {len(index):,} features lie whole in a sequence; others are left out"
-        )
-
-
-def _require_unique(names: list[str], options: EmbedOptions) -> None:
-    [(name, count)] = Counter(names).most_common(1)
-    if count > 1:
-        raise UserError(
-            f"{options.source}: {count} sequences are named {name!r}; --pooling none keeps an "
-            "array by name, so give each its own"
-        )
+    if options.pooling is Pooling.NONE:
+        [(name, count)] = Counter(name for name, _ in sequences).most_common(1)
+        if count > 1:
+            raise UserError(
+                f"{options.source}: {count} sequences are named {name!r}; --pooling none writes an "
+                "array for each name, so give each sequence its own"
+            )
+    return InputSummary(sequences, rows, num_ambiguous, len(features))

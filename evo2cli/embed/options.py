@@ -1,24 +1,23 @@
-"""What `evo2 embed` was asked for, checked and with its words turned into meanings."""
+"""Options of `evo2 embed`."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from evo2cli.errors import UserError
-from evo2cli.figures import check_plot
-from evo2cli.files import check_file, check_output
-from evo2cli.genome.parquet import import_pyarrow
-from evo2cli.genome.source import STDIN
-from evo2cli.options import Strand
+from evo2cli.options import ModelOptions, Options, Strand
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
 
 
 class Pooling(StrEnum):
-    """What becomes of the outputs at the positions of a sequence, or of a feature.
+    """How the outputs at the positions of a sequence, or of a feature, become one vector.
 
-    MEAN, MAX: channel by channel. LAST: the output at the position that is read last. NONE: all are
-    kept.
+    MEAN, MAX: over positions, for each channel. LAST: the output at the position that is read last.
+    NONE: the outputs at all positions are kept.
     """
 
     MEAN = "mean"
@@ -28,81 +27,116 @@ class Pooling(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedOptions:
-    """The command line of `evo2 embed`.
+class InputOptions(Options, panel="Input"):
+    """Which sequences are read, and which features in them."""
 
-    Attributes:
-        source: FASTA; or, with `reference`, regions in BED or GFF.
-        model: A folder, file or name, as `open_model` takes it.
-        config: Shape of a released model file.
-        reference: FASTA of the genome that regions lie in.
-        output: Where vectors go, the suffix telling the layout; None only for a probe.
-        layers: As `resolve_layers` takes them.
-        pooling: mean, last, max or none.
-        features: BED or GFF; pool over each of these in place of the whole sequence.
-        feature_type: Of a GFF, only lines of this type.
-        strand: fwd, rc or both: the mean of the two.
-        probe: Labels of names; a model is fitted to them from each layer.
-        folds: Of its cross-validation.
-        seed: Of its folds.
-        plot: Figure of it to draw.
-        device: As `open_model` takes it.
-        dtype: As `open_model` takes it.
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            rich_help_panel="Arguments",
+            help="FASTA of sequences, or with --reference, BED or GFF of regions; also gzipped.",
+        ),
+    ]
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", "-R", metavar="FASTA", help="Genome of the regions."),
+    ] = None
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="BED, GFF3 or GTF: pool over each feature that lies within a sequence, instead of "
+            "over the whole sequence."
+        ),
+    ] = None
+    feature_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE", help="Use only this type of features of a GFF: gene, CDS, ..."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions(Options, panel="Vectors"):
+    """Which outputs of the model are taken, and how they are pooled."""
+
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS",
+            help="all, or a comma-separated list of names (blocks.12, blocks.12.mlp.down, norm) or "
+            "block numbers (12, -1).",
+            show_default="the block at 26/32 of the depth",
+        ),
+    ] = None
+    pooling: Annotated[
+        Pooling,
+        typer.Option(help="How positions are pooled; none keeps the vectors of all positions."),
+    ] = Pooling.MEAN
+    strand: Annotated[
+        Strand,
+        typer.Option(help="Strand to read: forward, reverse complement, or the mean of the two."),
+    ] = Strand.FORWARD
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(Options, panel="Probe"):
+    """Whether a linear model is fitted to labels from every layer, and how it is tested."""
+
+    probe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LABELS",
+            help="TSV of names and labels: measure how well each layer predicts the labels.",
+        ),
+    ] = None
+    folds: Annotated[int, typer.Option(min=2, help="Number of cross-validation folds.")] = 5
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the assignment to folds.")
+    ] = 0
+    plot: Annotated[
+        Path | None, typer.Option(help="Figure of the scores to write: x.png, x.pdf or x.svg.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(Options, panel="Output"):
+    """Where vectors are written."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-O", help="File to write: x.safetensors, x.npz or x.parquet."),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Write a summary as JSON to stdout.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(OutputOptions, ModelOptions, ProbeOptions, VectorOptions, InputOptions):
+    """Options of `evo2 embed`.
 
     Raises:
-        UserError: A value is out of range, or two contradict each other.
+        UserError: A value is out of range, or two options exclude each other.
     """
 
-    source: Path
-    model: str = "nano"
-    config: Path | None = None
-    reference: Path | None = None
-    output: Path | None = None
-    layers: str | None = None
-    pooling: str = "mean"
-    features: Path | None = None
-    feature_type: str | None = None
-    strand: str = "fwd"
-    probe: Path | None = None
-    folds: int = 5
-    seed: int = 0
-    plot: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-
     def __post_init__(self) -> None:
-        if self.source == STDIN:
-            raise UserError("evo2 embed reads its input twice; give a file in place of stdin")
-        if self.pooling not in list(Pooling):
-            raise UserError(f"--pooling {self.pooling}: not one of {', '.join(Pooling)}")
-        if self.strand not in list(Strand):
-            raise UserError(f"--strand {self.strand}: not one of {', '.join(Strand)}")
-        if self.pooling == Pooling.NONE and self.features is not None:
-            raise UserError("--pooling none keeps every position; --features are pooled over")
-        self._check_output()
-        self._check_probe()
-
-    def _check_output(self) -> None:
-        if self.output is None:
-            if self.probe is None:
-                raise UserError(f"give an --output to write: x{', x'.join(SUFFIXES)}")
-            return
-        check_file(self.output, "--output", SUFFIXES)
-        if self.output.suffix == ".parquet":
-            import_pyarrow(self.output)
-        check_output(self.output, self.source, self.reference, self.features, self.probe)
-
-    def _check_probe(self) -> None:
+        super().__post_init__()
+        if self.source == Path("-"):
+            raise UserError("evo2 embed reads its input twice; give a file instead of stdin")
+        if self.output is None and self.probe is None:
+            raise UserError(f"give an --output to write: x{', x'.join(SUFFIXES)}")
         if self.plot is not None and self.probe is None:
-            raise UserError(f"--plot {self.plot}: is drawn of a --probe")
-        check_plot(self.plot)
-        if self.probe is not None and self.pooling == Pooling.NONE:
-            raise UserError("--probe needs one vector for each name; --pooling none gives many")
-        if self.folds < 2:
-            raise UserError(f"--folds {self.folds}: at least 2, one to fit on and one to test on")
-
-    @property
-    def strands(self) -> tuple[Strand, ...]:
-        """The strands to read."""
-        strand = Strand(self.strand)
-        return (Strand.FORWARD, Strand.REVERSE) if strand is Strand.BOTH else (strand,)
+            raise UserError(f"--plot {self.plot} shows the scores of a probe; give --probe, too")
+        if self.pooling is Pooling.NONE and self.features is not None:
+            raise UserError(
+                "--features are pooled over, but --pooling none keeps every position; leave one out"
+            )
+        if self.pooling is Pooling.NONE and self.probe is not None:
+            raise UserError(
+                "--probe needs one vector for each name, but --pooling none gives many; leave one "
+                "out"
+            )
+        if self.feature_type is not None and self.features is None and self.reference is None:
+            raise UserError(
+                f"--feature-type {self.feature_type}: needs a GFF, given with --features"
+            )

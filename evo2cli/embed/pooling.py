@@ -12,15 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evo2cli import likelihood
 from evo2cli.embed.layers import Hear, read
 from evo2cli.embed.options import Pooling
 from evo2cli.errors import UntrustedNumericsError
 from evo2cli.genome.alphabet import reverse_complement
-from evo2cli.likelihood import as_memory_allows, token_ids
 from evo2cli.options import Strand
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.scoring import CHUNK, stream_within_memory, token_ids
 from stripedhyena2.streaming import Streaming
 
 _BLOCK = 1024  # positions
@@ -88,7 +87,7 @@ class Embedder:
                 for layer in self.layers
             }
 
-        vectors = as_memory_allows(self.model, len(bases), read_strands, self.advance)
+        vectors = stream_within_memory(self.model, len(bases), read_strands, self.advance)
         for layer, vectors_RD in vectors.items():
             if not bool(torch.isfinite(vectors_RD).all()):
                 raise self._distrust(layer, name, bases)
@@ -126,7 +125,7 @@ class Embedder:
                 self._read(bases, strand, way, listeners, advance)
 
         try:
-            as_memory_allows(self.model, len(bases), read_strands, self.advance)
+            stream_within_memory(self.model, len(bases), read_strands, self.advance)
         except _NotFiniteError as error:
             raise self._distrust(str(error), name, bases) from None
 
@@ -144,7 +143,7 @@ class Embedder:
 
     def _distrust(self, layer: str, name: str, bases: bytes) -> UntrustedNumericsError:
         """What is to be said of a layer whose outputs are no finite numbers."""
-        ids_L = token_ids(self.model, bases[: likelihood.PIECE])
+        ids_L = token_ids(self.model, bases[:CHUNK])
         origin = first_nonfinite_layer(self.model, ids_L[None])
         first = f", first in layer {origin}" if origin else ""
         return UntrustedNumericsError(

@@ -1,11 +1,11 @@
-"""What layers know of labels: a linear model on the vectors of each, cross-validated.
+"""How well each layer predicts labels: a linear model on its vectors, cross-validated.
 
-N labelled names, D channels. scikit-learn, of the extra `probe`, is loaded when a probe is asked
-for.
+N labelled vectors, D channels. scikit-learn (the extra `probe`) is imported only when a probe is
+asked for.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,21 +16,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evo2cli import console
-from evo2cli.embed.options import EmbedOptions
 from evo2cli.errors import UserError
-from evo2cli.eval.report import mean_and_error, shown
 from evo2cli.figures import new_figure, save_figure
 from evo2cli.genome.source import read_lines
+from evo2cli.tables import format_mean, mean_and_error
 
-PENALTIES = tuple(10.0**power for power in range(-2, 7))  # of ridge regression, to choose from
-ITERATIONS = 10_000  # of logistic regression, at most; usually it needs some tens
+PENALTIES = tuple(10.0**power for power in range(-2, 7))  # ridge regression chooses one of them
+MAX_ITERATIONS = 10_000  # of logistic regression, which usually needs some tens
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to fit on, rows to test on
 
 
 class Label(NamedTuple):
-    """A line of a file of labels; lines of one group are never split between folds."""
+    """A line of a file of labels; the lines of a group are kept in the same fold."""
 
     value: str
     group: str | None
@@ -38,12 +36,12 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Vectors that have a label, in an order of their own: that of the input changes nothing.
+    """The vectors that have a label, sorted by name, so that the order of the input has no effect.
 
     Attributes:
-        rows: Which they are.
-        values: The label of each: numbers, or names of classes.
-        groups: That of each, or None where there are none.
+        rows: Indices of the vectors.
+        values: Their labels: numbers, or names of classes.
+        groups: Their groups, or None if there are no groups.
     """
 
     rows: list[int]
@@ -52,27 +50,40 @@ class Labelled:
 
     @property
     def classes(self) -> dict[str, int]:
-        """How many rows each class has; empty where labels are numbers."""
+        """Number of rows of each class; empty if labels are numbers."""
         words = [value for value in self.values if isinstance(value, str)]
         return dict(sorted(Counter(words).items()))
 
     @property
     def metric(self) -> str:
-        """What is told of a layer: R2 of numbers, AUROC of two classes, accuracy of more."""
+        """The score of a layer: R2 for numbers, AUROC for two classes, accuracy for more."""
         return {0: "R2", 2: "AUROC"}.get(len(self.classes), "balanced accuracy")
 
     @property
     def chance(self) -> float:
-        """What a layer reaches that knows nothing."""
+        """The score of a layer that is unrelated to the labels."""
         return 1 / len(self.classes) if self.classes else 0.0
 
     def folds(self, count: int, seed: int) -> list[Fold]:
-        """Cut the rows into folds, classes shared out evenly, groups whole.
+        """Split the rows into folds, stratified by class, with every group in one fold.
 
         Raises:
-            UserError: There are too few rows for it, or scikit-learn is not there.
+            UserError: There are too few rows, or scikit-learn is not installed.
         """
-        self._require_enough(count)
+        if self.classes:
+            rarest = min(self.classes, key=lambda name: self.classes[name])
+            limit = self.classes[rarest]
+            found = f"the size of class {rarest!r} is {limit}"
+        else:
+            limit = len(self.rows) // 2
+            found = f"the number of numeric labels is {len(self.rows)}"
+        if self.groups is not None and len(set(self.groups)) < count:
+            limit = len(set(self.groups))
+            found = f"the number of groups is {limit}"
+        if limit < count:
+            raise UserError(
+                f"--probe: {found}, too few for --folds {count}; label more, or take fewer folds"
+            )
         selection = import_sklearn().model_selection
         kinds = {
             (True, False): selection.StratifiedKFold,
@@ -80,34 +91,22 @@ class Labelled:
             (False, False): selection.KFold,
             (False, True): selection.GroupKFold,
         }
-        cut = kinds[bool(self.classes), self.groups is not None]
-        splitter = cut(n_splits=count, shuffle=True, random_state=seed)
+        splitter = kinds[bool(self.classes), self.groups is not None](
+            n_splits=count, shuffle=True, random_state=seed
+        )
         folds: list[Fold] = list(splitter.split(self.rows, self.values, self.groups))
         for train, test in folds:
             for part in (train, test):
                 if len({self.values[row] for row in part}) < max(2, len(self.classes)):
                     raise UserError(
-                        f"--folds {count}: a fold has not rows of every label; take fewer folds, "
-                        "or smaller groups"
+                        f"--folds {count}: a fold does not have rows of every label; take fewer "
+                        "folds, or smaller groups"
                     )
         return folds
 
-    def _require_enough(self, count: int) -> None:
-        if self.classes:
-            rarest = min(self.classes, key=lambda name: self.classes[name])
-            unit, least = f"class {rarest!r} has {self.classes[rarest]}", self.classes[rarest]
-        else:
-            unit, least = f"{len(self.rows)} have a number", len(self.rows) // 2
-        if self.groups is not None and len(set(self.groups)) < count:
-            unit, least = f"there are {len(set(self.groups))} groups", len(set(self.groups))
-        if least < count:
-            raise UserError(
-                f"--probe: {unit}, too few for --folds {count}; label more, or take fewer folds"
-            )
-
 
 def import_sklearn() -> Any:
-    """The module sklearn, with what a probe needs of it.
+    """Import scikit-learn with the modules that a probe needs.
 
     Raises:
         UserError: It is not installed.
@@ -118,40 +117,38 @@ def import_sklearn() -> Any:
         import sklearn.pipeline
         import sklearn.preprocessing
     except ImportError:
-        raise UserError(
-            "--probe needs scikit-learn; pip install 'evo2cli[probe]', or leave it"
-        ) from None
+        raise UserError("--probe needs scikit-learn: pip install 'evo2cli[probe]'") from None
     return sklearn
 
 
 def read_labels(path: Path) -> dict[str, Label]:
-    """Read `name<TAB>label` or `name<TAB>label<TAB>group`, a line each; .gz too.
+    """Read lines `name<TAB>label` or `name<TAB>label<TAB>group`, also gzipped.
 
-    A first line that begins with `name` is a header; lines after # are comments.
+    A first line that begins with `name` is a header; lines that begin with # are comments.
 
     Raises:
-        UserError: It cannot be read, a line is none, or a name comes twice.
+        UserError: The file cannot be read, a line has other columns, or a name occurs twice.
     """
     found: dict[str, Label] = {}
     for number, columns in _label_lines(path):
         if not 2 <= len(columns) <= 3 or not all(columns[1:]):
             raise UserError(
-                f"{path}: line {number}: {len(columns)} columns; write name, label and, if names "
-                "belong together, a group, between tabs"
+                f"{path}: line {number}: {len(columns)} columns; it needs name, label and, "
+                "optionally, a group, separated by tabs"
             )
         name, value, *group = columns
         if name in found:
-            raise UserError(f"{path}: line {number}: {name!r} has a label already; give it one")
+            raise UserError(f"{path}: line {number}: {name!r} already has a label; give one")
         found[name] = Label(value, group[0] if group else None)
     if not found:
-        raise UserError(f"{path}: holds no label")
+        raise UserError(f"{path}: has no labels")
     if len({label.group is None for label in found.values()}) > 1:
-        raise UserError(f"{path}: some lines have a group and some none; give one to all of them")
+        raise UserError(f"{path}: some lines have a group and others do not; give all of them one")
     return found
 
 
 def _label_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of each line that counts."""
+    """Number and cells of each line, without comments, empty lines and the header."""
     is_first = True
     for number, line in enumerate(read_lines(path), start=1):
         text = line.decode(errors="replace").rstrip("\r\n")
@@ -163,82 +160,94 @@ def _label_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         is_first = False
 
 
-def match_labels(options: EmbedOptions, names: Sequence[str]) -> Labelled | None:
-    """Find the rows that have a label; None where no probe is asked for.
+def match_labels(path: Path, labels: Mapping[str, Label], names: Sequence[str]) -> Labelled:
+    """Find the vectors that have a label.
 
     Args:
-        options: Tell the file of labels, and folds, which are tried.
-        names: Of the rows.
+        path: The file of the labels, for messages.
+        labels: The labels by name.
+        names: Names of the vectors.
 
     Raises:
-        UserError: Labels cannot be read, or fit no names, or are too few for the folds.
+        UserError: A label matches two vectors, none matches any, or all labels are the same.
     """
-    if options.probe is None:
-        return None
-    labels = read_labels(options.probe)
-    places: dict[str, int] = {}
+    rows: dict[str, int] = {}
     for row, name in enumerate(names):
-        if name in labels and places.setdefault(name, row) != row:
-            raise UserError(f"--probe {options.probe}: two vectors are named {name!r}")
-    if not places:
+        if name in labels and rows.setdefault(name, row) != row:
+            raise UserError(f"--probe {path}: two vectors are named {name!r}")
+    if not rows:
         raise UserError(
-            f"--probe {options.probe}: none of its {len(labels):,} names is one of those embedded: "
+            f"--probe {path}: none of its {len(labels):,} names is the name of a vector: "
             f"{', '.join(names[:3])}, ..."
         )
-    if len(places) < max(len(names), len(labels)):
-        console.say(
-            f"{options.probe}: {len(places):,} of {len(labels):,} labels fit one of {len(names):,} "
-            "vectors"
-        )
-    chosen = sorted(places)
-    groups = [group for name in chosen if (group := labels[name].group) is not None]
+    matched = sorted(rows)
+    texts = [labels[name].value for name in matched]
+    groups = [group for name in matched if (group := labels[name].group) is not None]
     labelled = Labelled(
-        rows=[places[name] for name in chosen],
-        values=_values([labels[name].value for name in chosen]),
+        rows=[rows[name] for name in matched],
+        values=_numbers(texts) or texts,
         groups=groups or None,
     )
     if len(labelled.classes) == 1:
-        raise UserError(f"--probe {options.probe}: all labels are {next(iter(labelled.classes))!r}")
-    labelled.folds(options.folds, options.seed)
+        raise UserError(f"--probe {path}: all labels are {texts[0]!r}")
     return labelled
 
 
-def _values(texts: list[str]) -> list[float] | list[str]:
-    """Numbers if all are and more than two differ; else classes."""
+def _numbers(texts: list[str]) -> list[float] | None:
+    """Labels as numbers, if all are finite numbers and there are more than two; else None."""
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
-        return texts
-    return numbers if len(set(numbers)) > 2 and np.isfinite(numbers).all() else texts
+        return None
+    return numbers if len(set(numbers)) > 2 and np.isfinite(numbers).all() else None
 
 
 def probe_layers(
-    vectors: Mapping[str, NDArray[np.float32]], labelled: Labelled, *, folds: int, seed: int
+    vectors: Mapping[str, NDArray[np.float32]],
+    labelled: Labelled,
+    *,
+    folds: int,
+    seed: int,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Fit and test a linear model on each layer, in the same folds.
+    """Fit and test a linear model on each layer, with the same folds.
 
-    Channels are standardized by what is fitted on. Classes: logistic regression, L2 with C = 1.
-    Numbers: ridge regression, its penalty the best of `PENALTIES` in leave-one-out.
+    Channels are standardized by the mean and deviation of the rows that are fitted on. Classes use
+    logistic regression (L2, C = 1); numbers use ridge regression, with the best of `PENALTIES` by
+    leave-one-out.
 
     Args:
         vectors: [rows, D] of each layer.
-        labelled: Rows that are used.
-        folds: How many.
-        seed: Of the folds.
+        labelled: The rows that have a label.
+        folds: Number of folds.
+        seed: Seed of the folds.
+        progress: Called with 1 after each layer.
 
     Returns:
-        metric, chance, classes (rows of each), labelled, groups (None without), folds, seed; rows:
-        for each layer the mean score over folds and its standard error; best: the layer of the
-        highest mean.
+        metric, chance, classes (rows of each), labelled, groups (their number or None), folds,
+        seed; rows: for each layer the mean score over folds and its standard error; best: the layer
+        with the highest mean.
     """
+    sklearn = import_sklearn()
+    if labelled.classes:
+        model = sklearn.linear_model.LogisticRegression(max_iter=MAX_ITERATIONS)
+    else:
+        model = sklearn.linear_model.RidgeCV(alphas=PENALTIES)
+    pipeline = sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), model)
+    scoring = {"AUROC": "roc_auc", "R2": "r2"}.get(labelled.metric, "balanced_accuracy")
     splits = labelled.folds(folds, seed)
-    scores: dict[str, float] = {}
-    errors: dict[str, float | None] = {}
-    with console.progress("probe", len(vectors), "layers") as bar:
-        for layer, vectors_RD in vectors.items():
-            found = _scores(vectors_RD[labelled.rows], labelled, splits)
-            scores[layer], errors[layer] = mean_and_error(found)
-            bar.advance()
+    rows: list[dict[str, Any]] = []
+    for layer, vectors_RD in vectors.items():
+        scores = sklearn.model_selection.cross_val_score(
+            pipeline,
+            vectors_RD[labelled.rows].astype(np.float64),
+            labelled.values,
+            cv=splits,
+            scoring=scoring,
+        )
+        score, error = mean_and_error([float(score) for score in scores])
+        rows.append({"layer": layer, "score": score, "se": error})
+        progress(1)
     return {
         "metric": labelled.metric,
         "chance": labelled.chance,
@@ -247,46 +256,32 @@ def probe_layers(
         "groups": labelled.groups and len(set(labelled.groups)),
         "folds": folds,
         "seed": seed,
-        "rows": [{"layer": layer, "score": scores[layer], "se": errors[layer]} for layer in scores],
-        "best": max(scores, key=lambda layer: scores[layer]),
+        "rows": rows,
+        "best": max(rows, key=lambda row: row["score"])["layer"],
     }
 
 
-def _scores(vectors_ND: NDArray[np.float32], labelled: Labelled, splits: list[Fold]) -> list[float]:
-    """The score of each fold."""
-    sklearn = import_sklearn()
-    if labelled.classes:
-        model = sklearn.linear_model.LogisticRegression(max_iter=ITERATIONS)
-    else:
-        model = sklearn.linear_model.RidgeCV(alphas=PENALTIES)
-    pipeline = sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), model)
-    scoring = {"AUROC": "roc_auc", "R2": "r2"}.get(labelled.metric, "balanced_accuracy")
-    scores = sklearn.model_selection.cross_val_score(
-        pipeline, vectors_ND.astype(np.float64), labelled.values, cv=splits, scoring=scoring
-    )
-    return [float(score) for score in scores]
-
-
 def probe_page(result: Mapping[str, Any]) -> RenderableType:
-    """Lay out what `probe_layers` returns."""
+    """The result of `probe_layers` as a table."""
     table = Table(box=None, pad_edge=False)
     table.add_column("layer")
     table.add_column(result["metric"], justify="right")
     table.add_column("")
     for row in result["rows"]:
         mark = "best" if row["layer"] == result["best"] else ""
-        table.add_row(row["layer"], shown(row["score"], row["se"], 3), mark)
+        table.add_row(row["layer"], format_mean(row["score"], row["se"], 3), mark)
     counts = ", ".join(f"{count:,} {name}" for name, count in result["classes"].items())
     groups = f", {result['groups']:,} groups" if result["groups"] else ""
+    numbers = f"{result['labelled']:,} numbers"
     title = (
-        f"{counts or f'''{result['labelled']:,} numbers'''}{groups}: {result['metric']}, "
+        f"{counts or numbers}{groups}: {result['metric']}, "
         f"{result['folds']} folds, chance {result['chance']:.2g}"
     )
     return Group(Text(title), Text(), table)
 
 
 def draw_probe(path: Path, result: Mapping[str, Any]) -> None:
-    """The score of each layer, with its standard error, and chance.
+    """Plot the score of each layer with its standard error, and the chance level.
 
     Raises:
         UserError: The figure cannot be written.
@@ -295,10 +290,10 @@ def draw_probe(path: Path, result: Mapping[str, Any]) -> None:
     figure = new_figure(3 + 0.22 * len(rows), 4.5)
     axes = figure.subplots()
     scores, errors = ([row[key] for row in rows] for key in ("score", "se"))
-    places = range(len(rows))
-    axes.errorbar(places, scores, errors, marker="o", markersize=4, capsize=2, linewidth=1.2)
+    indices = range(len(rows))
+    axes.errorbar(indices, scores, errors, marker="o", markersize=4, capsize=2, linewidth=1.2)
     axes.axhline(result["chance"], color="grey", linestyle=":", linewidth=1, label="chance")
-    axes.set_xticks(places, [row["layer"] for row in rows], rotation=90, fontsize="small")
+    axes.set_xticks(indices, [row["layer"] for row in rows], rotation=90, fontsize="small")
     axes.set(ylabel=f"{result['metric']}, {result['folds']} folds", title=f"best: {result['best']}")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,4 +1,4 @@
-"""`evo2 embed`: vectors of sequences, or of features in them, from the layers of a model."""
+"""Embeds every sequence of the input, writes the vectors, and probes the layers."""
 
 import json
 import zlib
@@ -8,96 +8,147 @@ from typing import Any
 from evo2cli import __version__, console
 from evo2cli.embed.input import (
     FeatureIndex,
-    Passage,
-    Row,
-    Survey,
-    read_index,
-    read_passages,
+    InputSequence,
+    InputSummary,
+    OutputRow,
+    read_feature_index,
+    read_sequences,
     rows_of,
-    survey,
+    summarize_input,
 )
 from evo2cli.embed.layers import layer_widths, resolve_layers
-from evo2cli.embed.options import EmbedOptions, Pooling
+from evo2cli.embed.options import SUFFIXES, EmbedOptions, Pooling
 from evo2cli.embed.pooling import Embedder
-from evo2cli.embed.probe import draw_probe, match_labels, probe_layers
-from evo2cli.embed.store import Plan, Store, open_store
+from evo2cli.embed.probe import Labelled, draw_probe, match_labels, probe_layers, read_labels
+from evo2cli.embed.store import Contents, Store, open_store
+from evo2cli.figures import check_plot
+from evo2cli.files import check_file, check_output
+from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.journal import Recall, open_journal
-from evo2cli.likelihood import fingerprint
 from evo2cli.models import DTYPES, FP8, open_model
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.scaled import has_scales
 
 
 def embed(options: EmbedOptions) -> dict[str, Any]:
-    """Embed every sequence by itself, write the vectors, and probe them if that is asked for.
+    """Embed every sequence by itself, write the vectors, and probe the layers if --probe is given.
 
     Returns:
-        evo2cli, model, fingerprint, dtype, pooling, strand; layers: channels of each; sequences,
-        bases and vectors: how many there are; output (None without); probe: what `probe_layers`
-        returns (None without).
+        evo2cli, model, fingerprint, dtype, pooling, strand; layers: number of channels by name;
+        sequences, bases and vectors: how many there are; output: path or None; probe: the result
+        of `probe_layers` or None.
 
     Raises:
-        UserError: The input, the model, the labels or an output will not do.
-        UntrustedNumericsError: A vector is no finite number.
+        UserError: The input, the model, the labels or an output cannot be used.
+        UntrustedNumericsError: A vector is not finite.
     """
-    index = read_index(options)
-    found = survey(options, index)
-    labelled = match_labels(options, [name for name, _ in found.rows])
+    _check_files(options)
+    index = read_feature_index(options)
+    summary = summarize_input(options, index)
+    _report_input(summary, index)
+    labelled = _read_labels(options, summary)
     model = open_model(
         options.model, config=options.config, device=options.device, dtype=options.dtype
     )
-    plan = _plan(options, model, found)
-    settings = ["evo2 embed", __version__, plan.about["fingerprint"]]
+    contents = _contents(options, model, summary)
+    settings = ["evo2 embed", __version__, contents.metadata["fingerprint"]]
     with (
-        open_store(options.output, plan) as store,
-        open_journal(options.output, settings, anew=store.is_fresh) as recall,
+        open_store(options.output, contents) as store,
+        open_journal(options.output, settings, anew=store.is_new) as recall,
     ):
         store.prepare()
         _fill(options, model, store, index, recall)
-        probed = None
-        if labelled is not None:
-            vectors = {layer: store.arrays[layer].all() for layer in plan.layers}
-            probed = probe_layers(vectors, labelled, folds=options.folds, seed=options.seed)
+        probed = None if labelled is None else _probe(options, store, labelled)
         if options.output is not None:
-            store.write_as(options.output)
+            store.write_to(options.output)
     if options.plot is not None and probed is not None:
         draw_probe(options.plot, probed)
-    return _result(options, plan, probed)
+    return {
+        **contents.metadata,
+        "layers": dict(contents.layers),
+        "sequences": len(summary.sequences),
+        "bases": summary.num_bases,
+        "vectors": summary.num_bases if contents.by_position else len(summary.rows),
+        "output": options.output and str(options.output),
+        "probe": probed,
+    }
 
 
-def _plan(options: EmbedOptions, model: StripedHyena2, found: Survey) -> Plan:
+def _check_files(options: EmbedOptions) -> None:
+    """Refuse outputs that cannot be written, before the work begins.
+
+    Raises:
+        UserError: There is one.
+    """
+    if options.output is not None:
+        check_file(options.output, "--output", SUFFIXES)
+        if options.output.suffix == ".parquet":
+            import_pyarrow(options.output)
+        inputs = (options.source, options.reference, options.features, options.probe)
+        check_output(options.output, *inputs)
+    check_plot(options.plot)
+
+
+def _report_input(summary: InputSummary, index: FeatureIndex | None) -> None:
+    if summary.num_ambiguous:
+        console.warn(
+            f"{summary.num_ambiguous:,} of {len(summary.sequences):,} sequences have letters other "
+            "than A, C, G and T; the model reads them as they are"
+        )
+    if index is not None and summary.num_features < len(index):
+        console.say(
+            f"{summary.num_features:,} of {len(index):,} features lie entirely within a sequence; "
+            "the others are left out"
+        )
+
+
+def _read_labels(options: EmbedOptions, summary: InputSummary) -> Labelled | None:
+    """The labelled vectors; None without --probe.
+
+    Raises:
+        UserError: The labels cannot be read, match no vector, or are too few for the folds.
+    """
+    if options.probe is None:
+        return None
+    labels = read_labels(options.probe)
+    labelled = match_labels(options.probe, labels, [name for name, _ in summary.rows])
+    labelled.folds(options.folds, options.seed)
+    if len(labelled.rows) < max(len(summary.rows), len(labels)):
+        console.say(
+            f"{options.probe}: {len(labelled.rows):,} of {len(labels):,} labels match one of "
+            f"{len(summary.rows):,} vectors"
+        )
+    return labelled
+
+
+def _contents(options: EmbedOptions, model: StripedHyena2, summary: InputSummary) -> Contents:
     layers = resolve_layers(model, options.layers)
-    longest, context = max(length for _, length in found.passages), model.config.context
+    longest, context = max(length for _, length in summary.sequences), model.config.context
     if longest > context:
         console.warn(
-            f"{longest:,} bases in a row: the model was trained on {context:,}; beyond them it "
-            "extrapolates"
+            f"the longest sequence has {longest:,} bases, more than the {context:,} that the model "
+            "was trained on; beyond them it extrapolates"
         )
     if layers == ["embedding"]:
-        console.warn("embedding is the table of letters: it knows nothing of what stands around")
-    return Plan(
-        survey=found,
+        console.warn("the layer embedding encodes single letters, without their context")
+    dtype = model.embedding.weight.dtype
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return Contents(
+        summary=summary,
         layers=layer_widths(model, layers),
-        by_position=options.pooling == Pooling.NONE,
+        by_position=options.pooling is Pooling.NONE,
         by_feature=options.features is not None,
-        about={
+        metadata={
             "evo2cli": __version__,
             "model": options.model,
             "fingerprint": fingerprint(model.config, model.state_dict()),
-            "dtype": _dtype(model),
+            "dtype": FP8 if has_scales(model) else names.get(dtype, str(dtype)),
             "layers": json.dumps(layers),
             "pooling": options.pooling,
             "strand": options.strand,
         },
     )
-
-
-def _dtype(model: StripedHyena2) -> str:
-    """What the model computes in, as --dtype would say it where it can."""
-    if has_scales(model):
-        return FP8
-    found = model.embedding.weight.dtype
-    return next((name for name, dtype in DTYPES.items() if dtype == found), str(found))
 
 
 def _fill(
@@ -107,50 +158,44 @@ def _fill(
     index: FeatureIndex | None,
     recall: Recall,
 ) -> None:
-    """Embed what has not been embedded by an earlier run."""
+    """Embed the sequences that an interrupted run has not embedded."""
     first = 0
-    with console.progress("embed", store.plan.survey.num_bases, "bases") as bar:
+    with console.progress("embed", store.contents.summary.num_bases, "bases") as bar:
         embedder = Embedder(
             model=model,
-            layers=store.plan.layers,
-            pooling=Pooling(options.pooling),
-            strands=options.strands,
+            layers=store.contents.layers,
+            pooling=options.pooling,
+            strands=options.strand.single,
             advance=bar.advance,
         )
-        for passage in read_passages(options):
-            rows = rows_of(passage, index)
+        for sequence in read_sequences(options):
+            rows = rows_of(sequence, index)
             if not rows:
                 continue
-            places = repr([row.spans for row in rows]).encode()
-            key = f"{passage.name} {zlib.crc32(passage.bases):08x} {zlib.crc32(places):08x}"
-            recall(key, partial(_embed_passage, embedder, store, passage, rows, first))
+            spans = repr([row.spans for row in rows]).encode()
+            key = f"{sequence.name} {zlib.crc32(sequence.bases):08x} {zlib.crc32(spans):08x}"
+            recall(key, partial(_embed_sequence, embedder, store, sequence, rows, first))
             first += len(rows)
 
 
-def _embed_passage(
-    embedder: Embedder, store: Store, passage: Passage, rows: list[Row], first: int
+def _embed_sequence(
+    embedder: Embedder, store: Store, sequence: InputSequence, rows: list[OutputRow], first: int
 ) -> None:
-    """Put the vectors of a passage into the store, pooled ones as rows from `first` on."""
-    keys = {layer: store.plan.key(layer, passage.name) for layer in store.plan.layers}
-    arrays = {layer: store.arrays[key] for layer, key in keys.items()}
-    if store.plan.by_position:
-        embedder.keep(passage.name, passage.bases, arrays)
+    """Store the vectors of a sequence; pooled vectors are the rows of each array from `first`."""
+    contents = store.contents
+    arrays = {layer: store.arrays[contents.key(layer, sequence.name)] for layer in contents.layers}
+    if contents.by_position:
+        embedder.keep(sequence.name, sequence.bases, arrays)
     else:
         spans = [row.spans for row in rows]
-        vectors = embedder.pool(passage.name, passage.bases, spans)
+        vectors = embedder.pool(sequence.name, sequence.bases, spans)
         for layer, vectors_RD in vectors.items():
             arrays[layer].write(first, vectors_RD.float().numpy())
 
 
-def _result(options: EmbedOptions, plan: Plan, probed: dict[str, Any] | None) -> dict[str, Any]:
-    found = plan.survey
-    num_vectors = found.num_bases if plan.by_position else len(found.rows)
-    return {
-        **plan.about,
-        "layers": dict(plan.layers),
-        "sequences": len(found.passages),
-        "bases": found.num_bases,
-        "vectors": num_vectors,
-        "output": options.output and str(options.output),
-        "probe": probed,
-    }
+def _probe(options: EmbedOptions, store: Store, labelled: Labelled) -> dict[str, Any]:
+    vectors = {layer: store.arrays[layer].all() for layer in store.contents.layers}
+    with console.progress("probe", len(vectors), "layers") as bar:
+        return probe_layers(
+            vectors, labelled, folds=options.folds, seed=options.seed, progress=bar.advance
+        )

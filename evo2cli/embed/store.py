@@ -1,7 +1,7 @@
-"""Vectors on disk: a file that is filled in the order of the work, then turned into the output.
+"""Vectors on disk: a file that is filled while sequences are embedded, then becomes the output.
 
-While it is filled it is a safetensors file of the full size, `x.npz.vectors`: no array is ever held
-in memory, and what a killed run has put there stays.
+Until then it is a safetensors file of the full size, `x.npz.vectors`. So no array is ever held in
+memory, and what an interrupted run has written is kept.
 """
 
 import json
@@ -17,79 +17,88 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.embed.input import Survey
+from evo2cli.embed.input import InputSummary
 from evo2cli.files import writing
 from evo2cli.genome.parquet import Columns, write_columns
 
-_BATCH = 1 << 24  # numbers of a Parquet batch: 64 MiB
+_BATCH = 1 << 24  # numbers in a batch of a Parquet file: 64 MiB
 
 Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What will be written.
+class Contents:
+    """The arrays that will be written.
 
     Attributes:
-        survey: What there is to embed.
-        layers: Channels of each layer.
-        by_position: Whether vectors of all positions are kept, an array for each sequence and
-            layer; else an array for each layer has a row for each vector.
-        by_feature: Whether rows are features of sequences.
-        about: How the vectors came to be, in words.
+        summary: What the input holds.
+        layers: Number of channels of each layer.
+        by_position: Whether there is an array for each sequence and layer with a row for each
+            position; else there is an array for each layer with a row for each vector.
+        by_feature: Whether vectors are those of features in sequences.
+        metadata: How the vectors were computed.
     """
 
-    survey: Survey
+    summary: InputSummary
     layers: Mapping[str, int]
     by_position: bool
     by_feature: bool
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
 
     def key(self, layer: str, sequence: str) -> str:
-        """The name of the array that holds a sequence's vectors of a layer."""
+        """The name of the array with the vectors of a sequence in a layer."""
         return f"{sequence}/{layer}" if self.by_position else layer
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Rows and channels of each array, by name."""
-        sequences = self.survey.passages if self.by_position else [("", len(self.survey.rows))]
         return {
-            self.key(layer, name): (length, width)
-            for name, length in sequences
+            self.key(layer, name): (num_rows, width)
+            for name, num_rows in self.groups
             for layer, width in self.layers.items()
         }
 
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Name and rows of what has an array for each layer: a sequence, or all vectors."""
+        return self.summary.sequences if self.by_position else [("", len(self.summary.rows))]
+
     @cached_property
     def names(self) -> dict[str, list[str]]:
-        """What tells rows apart, by column: names; and of features, the sequences they are in."""
+        """Columns that identify pooled vectors: their names and, for features, the sequences."""
         if self.by_position:
             return {}
-        columns = {"names": [name for name, _ in self.survey.rows]}
+        columns = {"names": [name for name, _ in self.summary.rows]}
         if self.by_feature:
-            columns["sequences"] = [sequence for _, sequence in self.survey.rows]
+            columns["sequences"] = [sequence for _, sequence in self.summary.rows]
         return columns
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all arrays in fp32."""
+        return sum(4 * num_rows * width for num_rows, width in self.shapes.values())
+
     def header(self) -> bytes:
-        """How a safetensors file of these arrays begins: fp32, one after the other."""
+        """The header of a safetensors file with these arrays in fp32, one after the other."""
         names = {column: json.dumps(values) for column, values in self.names.items()}
-        sizes = (4 * rows * width for rows, width in self.shapes.values())
-        entries: dict[str, object] = {"__metadata__": {**self.about, **names}}
-        for (key, shape), ends in zip(
+        sizes = (4 * num_rows * width for num_rows, width in self.shapes.values())
+        entries: dict[str, object] = {"__metadata__": {**self.metadata, **names}}
+        for (key, shape), offsets in zip(
             self.shapes.items(), pairwise(accumulate(sizes, initial=0)), strict=True
         ):
-            entries[key] = {"dtype": "F32", "shape": shape, "data_offsets": ends}
+            entries[key] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
         packed = json.dumps(entries).encode()
         packed += b" " * (-len(packed) % 8)
         return len(packed).to_bytes(8, "little") + packed
 
 
 @dataclass(frozen=True)
-class Array:
-    """One array of a `Store`; writes and reads some rows at a time.
+class StoredArray:
+    """One array of a `Store`, written and read some rows at a time.
 
     Attributes:
-        path: Of the store.
-        offset: Where it begins, in bytes.
+        path: The file of the store.
+        offset: First byte of the array in the file.
         shape: Rows and channels.
     """
 
@@ -98,74 +107,73 @@ class Array:
     shape: tuple[int, int]
 
     def write(self, first: int, vectors_RD: Vectors) -> None:
-        """Put rows from `first` on.
+        """Write rows from index `first` on.
 
         Raises:
-            UserError: The disk does not take them.
+            UserError: The file cannot be written.
         """
         with writing(self.path), self.path.open("r+b") as file:
             file.seek(self.offset + 4 * first * self.shape[1])
             file.write(vectors_RD.astype("<f4").tobytes())
 
     def read(self, first: int, count: int) -> Vectors:
-        """So many rows from `first` on."""
+        """Read `count` rows from index `first` on."""
         offset = self.offset + 4 * first * self.shape[1]
         return np.fromfile(self.path, "<f4", count * self.shape[1], offset=offset).reshape(
             count, self.shape[1]
         )
 
     def all(self) -> Vectors:
-        """All rows, mapped into memory."""
+        """All rows, memory-mapped."""
         return np.memmap(self.path, "<f4", "r", self.offset, self.shape)
 
 
 @dataclass(frozen=True)
 class Store:
-    """Arrays that are being filled.
+    """The file that is being filled.
 
     Attributes:
-        plan: Which they are.
+        contents: Its arrays.
         path: The file.
-        is_fresh: Whether there is none yet that an earlier run has begun to fill.
+        is_new: Whether no earlier run has begun to fill it with the same contents.
     """
 
-    plan: Plan
+    contents: Contents
     path: Path
-    is_fresh: bool
+    is_new: bool
 
     @cached_property
-    def arrays(self) -> dict[str, Array]:
-        """By name."""
-        shapes = self.plan.shapes
-        sizes = (4 * rows * width for rows, width in shapes.values())
-        offsets = accumulate(sizes, initial=len(self.plan.header()))
+    def arrays(self) -> dict[str, StoredArray]:
+        """The arrays by name."""
+        shapes = self.contents.shapes
+        sizes = (4 * num_rows * width for num_rows, width in shapes.values())
+        offsets = accumulate(sizes, initial=len(self.contents.header()))
         return {
-            key: Array(self.path, offset, shape)
+            key: StoredArray(self.path, offset, shape)
             for (key, shape), offset in zip(shapes.items(), offsets, strict=False)
         }
 
     def prepare(self) -> None:
-        """Make the file if it is fresh; what was kept of an earlier run must be forgotten by then.
+        """Create the file if it is new, after the journal of an earlier run has been discarded.
 
         Raises:
             UserError: It cannot be written.
         """
-        if not self.is_fresh:
+        if not self.is_new:
             return
-        header = self.plan.header()
-        size = sum(4 * rows * width for rows, width in self.plan.shapes.values())
+        header = self.contents.header()
         with writing(self.path), self.path.open("wb") as file:
-            file.truncate(len(header) + size)
+            file.truncate(len(header) + self.contents.num_bytes)
             file.write(header)
 
-    def write_as(self, output: Path) -> None:
-        """Turn it into the output, which appears whole or not at all; the store is gone.
+    def write_to(self, output: Path) -> None:
+        """Convert the file to the output, which is written whole or not at all, and remove it.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: The output cannot be written.
         """
         if output.suffix == ".parquet":
-            write_columns(output, self._tables(), self.plan.about)
+            write_columns(output, self._tables(), self.contents.metadata)
         elif output.suffix == ".npz":
             self._write_npz(output)
         else:
@@ -175,13 +183,14 @@ class Store:
 
     def _write_npz(self, output: Path) -> None:
         part = output.with_name(f"{output.name}.part")
-        about = {"metadata": np.array(json.dumps(self.plan.about))}
-        names = {column: np.array(values) for column, values in self.plan.names.items()}
+        contents = self.contents
+        metadata = {"metadata": np.array(json.dumps(contents.metadata))}
+        names = {column: np.array(values) for column, values in contents.names.items()}
         vectors = {key: array.all() for key, array in self.arrays.items()}
         try:
             with writing(output), zipfile.ZipFile(part, "w") as archive:
-                for key, array in {**about, **names, **vectors}.items():
-                    # A ZipInfo has one date for all times, so that equal arrays are equal bytes.
+                for key, array in {**metadata, **names, **vectors}.items():
+                    # A ZipInfo always has the same date, so equal arrays give equal bytes.
                     entry = zipfile.ZipInfo(f"{key}.npy")
                     with archive.open(entry, "w", force_zip64=True) as file:
                         np.lib.format.write_array(file, array, allow_pickle=False)
@@ -191,41 +200,40 @@ class Store:
             part.unlink(missing_ok=True)
 
     def _tables(self) -> Iterator[Columns]:
-        """Rows of a table, a batch at a time; each layer is a column of lists."""
-        plan = self.plan
-        at_once = max(1, _BATCH // sum(plan.layers.values()))
-        sequences = plan.survey.passages if plan.by_position else [("", len(plan.survey.rows))]
-        for name, length in sequences:
-            arrays = {layer: self.arrays[plan.key(layer, name)].all() for layer in plan.layers}
-            for start in range(0, length, at_once):
-                rows = slice(start, min(start + at_once, length))
-                keys: Columns = {column: values[rows] for column, values in plan.names.items()}
-                if plan.by_position:
-                    places = np.arange(rows.start, rows.stop)
-                    keys = {"names": [name] * len(places), "positions": places}
+        """The rows of a table in batches; each layer is a column of lists."""
+        contents = self.contents
+        batch = max(1, _BATCH // sum(contents.layers.values()))
+        for name, num_rows in contents.groups:
+            arrays = {
+                layer: self.arrays[contents.key(layer, name)].all() for layer in contents.layers
+            }
+            for start in range(0, num_rows, batch):
+                rows = slice(start, min(start + batch, num_rows))
+                keys: Columns = {column: values[rows] for column, values in contents.names.items()}
+                if contents.by_position:
+                    positions = np.arange(rows.start, rows.stop)
+                    keys = {"names": [name] * len(positions), "positions": positions}
                 yield {**keys, **{layer: vectors[rows] for layer, vectors in arrays.items()}}
 
 
 @contextmanager
-def open_store(output: Path | None, plan: Plan) -> Iterator[Store]:
-    """Yield the store beside `output`, as an earlier run of the same plan has left it, or fresh.
+def open_store(output: Path | None, contents: Contents) -> Iterator[Store]:
+    """Yield the store beside `output`: as an earlier run with the same contents left it, or new.
 
-    Without an output it is a temporary file. It is left where it is if the work is broken off.
+    Without an output it is a temporary file. It is kept if the work is interrupted.
 
     Raises:
-        UserError: What is there cannot be read.
+        UserError: A file of its name cannot be read.
     """
     if output is None:
         with TemporaryDirectory() as folder:
-            yield Store(plan, Path(folder, "vectors"), is_fresh=True)
+            yield Store(contents, Path(folder, "vectors"), is_new=True)
         return
     path = output.with_name(f"{output.name}.vectors")
-    yield Store(plan, path, is_fresh=not _begins_with(path, plan.header()))
-
-
-def _begins_with(path: Path, header: bytes) -> bool:
+    header = contents.header()
     with writing(path):
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(len(header)) == header
+        is_new = not path.is_file()
+        if not is_new:
+            with path.open("rb") as file:
+                is_new = file.read(len(header)) != header
+    yield Store(contents, path, is_new)

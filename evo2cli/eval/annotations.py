@@ -1,6 +1,6 @@
-"""What INFO says of variants, for reading alone: scored before or not, nothing is written back.
+"""Variants and their INFO values from a VCF, read into memory; it may be scored or not.
 
-POS is 1-based only inside the line.
+`evo2cli.genome.vcf` reads VCFs that will be written again, and refuses those that were scored.
 """
 
 import re
@@ -16,7 +16,7 @@ _DECLARED = re.compile(r'##INFO=<ID=([^,>]+),Number=([^,>]+),.*?Description="(.*
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What the header says of an INFO key: how many values it has, and what they mean."""
+    """Number and Description of an INFO key, as the header declares them."""
 
     number: str
     description: str
@@ -24,14 +24,14 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """A record and its INFO; a flag has the value "".
+    """A record and its INFO values.
 
     Attributes:
         contig: CHROM.
         start: 0-based position of the first base of REF.
-        reference: REF as written.
-        alternates: ALT split at its commas.
-        info: Values by key, as they stand.
+        reference: REF.
+        alternates: Alleles of ALT.
+        info: Values by key, as text; "" for a flag.
     """
 
     contig: str
@@ -41,21 +41,21 @@ class Annotated:
     info: dict[str, str]
 
     def values(self, key: str, declared: Declaration | None) -> list[str | None]:
-        """The value of each allele: its own where there is one an allele, else what all share.
+        """The value of each alternate allele; None where it is missing or a dot.
 
-        None where there is none, or a dot.
+        If there is not one value per allele, all alleles share the whole value.
         """
         text = self.info.get(key)
         if text is None or text == ".":
             return [None] * len(self.alternates)
-        shares: list[str | None] = list(text.split(","))
+        parts: list[str | None] = list(text.split(","))
         if declared is not None and declared.number == "R":
-            shares = shares[1:]
+            parts = parts[1:]
         elif declared is not None and declared.number not in ("A", "."):
-            shares = [text]
-        if len(shares) != len(self.alternates):
-            shares = [text] * len(self.alternates)
-        return [None if share == "." else share for share in shares]
+            parts = [text]
+        if len(parts) != len(self.alternates):
+            parts = [text] * len(self.alternates)
+        return [None if part == "." else part for part in parts]
 
 
 @dataclass
@@ -63,9 +63,9 @@ class AnnotatedFile:
     """A VCF in memory.
 
     Attributes:
-        meta: The last value of each plain `##key=value` line.
-        declared: INFO keys by name.
-        records: In the file's order.
+        meta: Values of `##key=value` lines; the last one of each key.
+        declared: Declarations of INFO keys.
+        records: Records in the order of the file.
     """
 
     meta: dict[str, str] = field(default_factory=dict)
@@ -73,11 +73,11 @@ class AnnotatedFile:
     records: list[Annotated] = field(default_factory=list)
 
     def has(self, key: str) -> bool:
-        """Whether a record carries the INFO key."""
+        """Whether any record has the INFO key."""
         return any(key in record.info for record in self.records)
 
     def keys(self) -> list[str]:
-        """INFO keys that records carry, in the order they turn up."""
+        """INFO keys of the records, in order of appearance."""
         return list(dict.fromkeys(key for record in self.records for key in record.info))
 
 
@@ -85,40 +85,40 @@ def read_annotated(path: Path) -> AnnotatedFile:
     """Read a VCF: plain, gzip, bgzip or bzip2; `-` is stdin.
 
     Raises:
-        UserError: The file cannot be read or is no VCF.
+        UserError: The file cannot be read or is not a VCF.
     """
-    found, started = AnnotatedFile(), False
+    file, in_body = AnnotatedFile(), False
     for number, line in enumerate(read_lines(path), start=1):
         text = line.decode(errors="replace").rstrip("\r\n")
-        if started:
+        if in_body:
             if text.strip():
-                found.records.append(_parse(path, number, text))
+                file.records.append(_parse_record(path, number, text))
         elif text.startswith("#CHROM\t"):
-            started = True
+            in_body = True
         elif text.lstrip("\ufeff").startswith("##"):
-            _note(found, text)
+            _parse_header_line(file, text)
         else:
-            raise UserError(f"{path}: line {number} is neither a ## line nor #CHROM: no VCF")
-    if not started:
-        raise UserError(f"{path}: has no #CHROM line, so this is no whole VCF")
-    return found
+            raise UserError(f"{path}: line {number} is neither a ## line nor #CHROM; not a VCF")
+    if not in_body:
+        raise UserError(f"{path}: has no #CHROM line, so this is not a complete VCF")
+    return file
 
 
-def _note(found: AnnotatedFile, line: str) -> None:
-    """Keep what a header line tells."""
-    declared = _DECLARED.match(line)
-    if declared:
-        found.declared[declared[1]] = Declaration(declared[2], declared[3])
+def _parse_header_line(file: AnnotatedFile, line: str) -> None:
+    if declared := _DECLARED.match(line):
+        file.declared[declared[1]] = Declaration(declared[2], declared[3])
         return
     key, _, value = line[2:].partition("=")
     if not value.startswith("<"):
-        found.meta[key] = value
+        file.meta[key] = value
 
 
-def _parse(path: Path, number: int, line: str) -> Annotated:
+def _parse_record(path: Path, number: int, line: str) -> Annotated:
     columns = line.split("\t", _COLUMNS)
     if len(columns) < _COLUMNS or not columns[1].isdigit():
-        raise UserError(f"{path}: line {number}: no record of {_COLUMNS} columns with a whole POS")
+        raise UserError(
+            f"{path}: line {number}: not a record of {_COLUMNS} columns with a whole number as POS"
+        )
     info = {}
     for entry in columns[7].split(";"):
         key, _, value = entry.partition("=")

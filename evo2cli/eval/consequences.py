@@ -1,7 +1,8 @@
-"""Consequences that annotators write into INFO, one name an allele.
+"""The consequence of each allele, from what annotators write into INFO.
 
-VEP (CSQ), SnpEff (ANN), bcftools csq (BCSQ) and ClinVar (MC) write one entry a transcript, fields
-separated by `|`; other files write the term alone. The most severe of all entries names the allele.
+VEP (CSQ), SnpEff (ANN), bcftools csq (BCSQ) and ClinVar (MC) write one entry per transcript, with
+fields separated by `|`; other files write only the term. The most severe term of all entries is the
+consequence of the allele.
 """
 
 import re
@@ -11,12 +12,12 @@ from evo2cli.eval.annotations import Annotated, AnnotatedFile, Declaration
 
 KEYS = ("CSQ", "ANN", "BCSQ", "MC", "CONSEQUENCE", "Consequence", "EFFECT")
 _FIELDS = re.compile(r"(?:Format:|annotations:)\s*'?\s*(.+)", re.IGNORECASE)
-_COLUMNS = ("consequence", "annotation")  # what annotators call the field that holds terms
-_OF_CLINVAR = 1  # MC=SO:0001583|missense_variant
+_TERM_FIELDS = ("consequence", "annotation")  # names of the field that holds the terms
+_CLINVAR_FIELD = 1  # its index in MC=SO:0001583|missense_variant
 
-# Terms of the Sequence Ontology, `_variant` left out, and other spellings in use, from the most
-# severe on, as Ensembl orders them. Each says whether the allele lies in a coding sequence, or
-# nothing about it: a splice region reaches into the exon.
+# Terms of the Sequence Ontology without `_variant` and other common spellings, from the most to the
+# least severe in the order of Ensembl. The value says whether the allele lies in a coding sequence;
+# None where the term does not tell: a splice region, for example, reaches into the exon.
 TERMS: dict[str, bool | None] = {
     "transcript_ablation": None,
     "splice_acceptor": False,
@@ -65,11 +66,11 @@ _RANKS = {term: rank for rank, term in enumerate(TERMS)}
 
 @dataclass(frozen=True)
 class Consequence:
-    """What an allele does.
+    """The consequence of an allele.
 
     Attributes:
         name: Its most severe term, as written.
-        coding: Whether a term says that it lies in a coding sequence; None where none can tell.
+        coding: Whether it lies in a coding sequence; None if no term tells.
     """
 
     name: str
@@ -77,49 +78,42 @@ class Consequence:
 
 
 def find_key(file: AnnotatedFile, *, beside: str = "") -> str | None:
-    """The INFO key that holds consequences, another than `beside`, or None."""
+    """The first known INFO key of consequences in a file, other than `beside`; None without one."""
     return next((key for key in KEYS if key != beside and file.has(key)), None)
 
 
 def consequences(
     record: Annotated, key: str, declared: Declaration | None
 ) -> list[Consequence | None]:
-    """The consequence of each allele, None where nothing is said of it."""
+    """The consequence of each alternate allele; None where it is not annotated."""
     text = record.info.get(key, ".")
     if "|" not in text:
         values = record.values(key, declared)
-        return [None if value is None else _worst([value]) for value in values]
-    names = [name.strip().lower() for name in _names(declared)]
-    column = next((names.index(name) for name in _COLUMNS if name in names), None)
-    if column is None:
-        column = _OF_CLINVAR if text.startswith("SO:") else 0
-    entries = [entry.split("|") for entry in text.split(",")]
-    entries = [entry for entry in entries if len(entry) > column]
+        return [None if value is None else _most_severe([value]) for value in values]
+    # The header names the fields: "... Format: Allele|Consequence|IMPACT".
+    listed = _FIELDS.search(declared.description) if declared else None
+    names = [name.strip().lower() for name in listed[1].strip(" '\"").split("|")] if listed else []
+    field = next((names.index(name) for name in _TERM_FIELDS if name in names), None)
+    if field is None:
+        field = _CLINVAR_FIELD if text.startswith("SO:") else 0
     allele = names.index("allele") if "allele" in names else None
+    entries = [entry.split("|") for entry in text.split(",")]
+    entries = [entry for entry in entries if len(entry) > max(field, allele or 0)]
     found: list[Consequence | None] = []
     for alternate in record.alternates:
-        own = [e for e in entries if allele is None or e[allele] in _spellings(alternate)]
-        terms = [entry[column] for entry in own or entries]
-        found.append(_worst(terms) if terms else None)
+        # SnpEff writes the allele as ALT has it, VEP without the first base that all alleles share.
+        spellings = alternate, alternate[1:] or "-"
+        own = [entry for entry in entries if allele is None or entry[allele] in spellings]
+        terms = [entry[field] for entry in own or entries]
+        found.append(_most_severe(terms) if terms else None)
     return found
 
 
-def _names(declared: Declaration | None) -> list[str]:
-    """The fields of an entry, as the header names them."""
-    found = _FIELDS.search(declared.description) if declared else None
-    return found[1].strip(" '\"").split("|") if found else []
-
-
-def _spellings(alternate: str) -> tuple[str, ...]:
-    """An allele as annotators write it: SnpEff whole, VEP without a first base that all share."""
-    return alternate, alternate[1:] or "-"
-
-
-def _worst(entries: list[str]) -> Consequence:
-    """The most severe of the terms, which `&` may join."""
+def _most_severe(entries: list[str]) -> Consequence:
+    """The most severe term of all entries; an entry may join several terms by `&`."""
     terms = [term.strip() for entry in entries for term in entry.split("&")]
     plain = [term.lower().removesuffix("_variant") for term in terms]
     ranks = [_RANKS.get(term, len(TERMS)) for term in plain]
-    told = {TERMS.get(term) for term in plain}
-    coding = True if True in told else False if False in told else None
+    answers = {TERMS.get(term) for term in plain}
+    coding = True if True in answers else False if False in answers else None
     return Consequence(terms[ranks.index(min(ranks))], coding)

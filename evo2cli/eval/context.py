@@ -1,14 +1,10 @@
-"""`evo2 eval context`: loss by position in windows of a genome; docs/eval.md defines it.
-
-L tokens, V vocabulary.
-"""
+"""`evo2 eval context`: loss by position in windows of a genome; docs/eval.md defines it."""
 
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,71 +12,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evo2cli import __version__, console, likelihood
-from evo2cli.errors import UserError
+from evo2cli import __version__, console
 from evo2cli.eval.draws import draw_window
+from evo2cli.eval.options import ContextOptions
 from evo2cli.eval.plots import draw_context
-from evo2cli.eval.report import (
-    check_output,
-    mean_and_error,
-    shown,
-    write_table,
-)
-from evo2cli.figures import check_plot
+from evo2cli.eval.report import check_outputs, mean_columns, write_table
 from evo2cli.genome.reference import Reference
-from evo2cli.journal import Recall, open_journal
-from evo2cli.lengths import parse_length
-from evo2cli.likelihood import begin, fingerprint, of_tokens, predict, require_finite
-from evo2cli.tables import Row, rounded
-from stripedhyena2 import StripedHyena2
+from evo2cli.journal import open_journal
+from evo2cli.models import open_model
+from evo2cli.tables import Row, format_mean
+from stripedhyena2 import StripedHyena2, scoring
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
-FIRST_STRETCH = 128  # positions; each stretch after it ends twice as far
+FIRST_SECTION = 128  # positions; each section after it ends twice as far
 
 Advance = Callable[[int], None]
-OpenModel = Callable[[str], StripedHyena2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContextOptions:
-    """The command line of `evo2 eval context`.
-
-    Attributes:
-        genome: FASTA that windows are cut from.
-        model: What is evaluated.
-        against: Another model, for the same windows.
-        length: Bases in a window; None for the model's context.
-        windows: How many are read.
-        seed: Of their places.
-        output: TSV or JSON to write.
-        plot: Figure to draw.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-
-    genome: Path
-    model: str = "nano"
-    against: str | None = None
-    length: int | None = None
-    windows: int = 10
-    seed: int = 0
-    output: Path | None = None
-    plot: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.length is not None and self.length < 2:
-            raise UserError(f"--length {self.length}: at least 2 bases are needed for a prediction")
-        check_output(self.output)
-        check_plot(self.plot)
-
-    @classmethod
-    def parse(cls, *, length: str | None, **others: Any) -> "ContextOptions":
-        """The same from the words of the command line.
-
-        Raises:
-            UserError: The length is none.
-        """
-        return cls(length=None if length is None else parse_length(length, "--length"), **others)
 
 
 @dataclass(frozen=True)
@@ -88,8 +35,8 @@ class Part:
     """Positions `start` to `end` of a window, 0-based and half-open; position 0 has no prediction.
 
     Attributes:
-        kind: "stretch", one of those that fill the window; "short", the context that the model was
-            first trained with, which extension should not harm; "all", the window.
+        kind: "stretch", one of the sections that fill the window; "short", the context that the
+            model was first trained with, which an extension should not harm; "all", the window.
     """
 
     kind: str
@@ -98,42 +45,90 @@ class Part:
 
 
 def window_parts(length: int, short: int) -> list[Part]:
-    """What losses are told of: stretches, each ending twice as far as the last, then the sums."""
+    """The parts of a window: sections that each end twice as far as the last, "short" and "all"."""
     borders = [0]
     while borders[-1] < length:
-        borders.append(min(length, max(FIRST_STRETCH, 2 * borders[-1])))
-    stretches = [Part("stretch", start, end) for start, end in pairwise(borders)]
-    return [*stretches, Part("short", 0, min(short, length)), Part("all", 0, length)]
+        borders.append(min(length, max(FIRST_SECTION, 2 * borders[-1])))
+    sections = [Part("stretch", start, end) for start, end in pairwise(borders)]
+    return [*sections, Part("short", 0, min(short, length)), Part("all", 0, length)]
 
 
-def read_context(open_model: OpenModel, options: ContextOptions) -> dict[str, Any]:
+def read_context(
+    options: ContextOptions, open_model: Callable[..., StripedHyena2] = open_model
+) -> dict[str, Any]:
     """Measure the loss by position.
 
     Args:
-        open_model: Called with a model's name; models are held one after the other.
-        options: What is asked.
+        options: Windows, models and output.
+        open_model: Opens a model by its name; one model at a time is held in memory.
 
     Returns:
         evaluation, model, fingerprint, against (None without), against_fingerprint, genome, length,
-        windows, seed, and rows: for each of `window_parts` the mean over windows of the mean loss
-        (nats a base), with the standard error over windows (None for one); against the same of the
-        other model, and difference: loss - against, in pairs.
+        windows, seed, and rows: see `loss_rows`.
 
     Raises:
-        UserError: The genome, a model or an output will not do.
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        UserError: The genome, a model or an output cannot be used.
+        NonFiniteError: A log-likelihood is not a finite number.
     """
-    parts, found, other = _read_models(open_model, options)
-    rows = loss_rows(parts, found.losses, other.losses if other else None)
+    check_outputs(options)
+    other_identity: str | None = None
+    other_losses: list[list[float]] | None = None
+    with Reference.open(options.genome) as genome:
+        model = open_model(
+            options.model, config=options.config, device=options.device, dtype=options.dtype
+        )
+        length = options.window_length or model.config.context
+        draw = partial(draw_window, genome, options.genome, length, "window", options.seed, length)
+        draw(0)  # fail on a genome that is too short before the work, not after
+        if options.windows * length > sum(map(genome.length, genome.names)):
+            console.warn(
+                f"{options.windows} windows of {length:,} bases overlap in {options.genome}: "
+                "standard errors are too small, and positions reflect its regions"
+            )
+        parts = window_parts(length, model.config.original_context)
+        settings = ["evo2 eval context", __version__, [part.end for part in parts]]
+        num_models = 1 if options.against is None else 2
+        with (
+            open_journal(options.output, settings) as recall,
+            console.progress("context", num_models * options.windows * length, "bases") as bar,
+        ):
+
+            def read(name: str, model: StripedHyena2) -> tuple[str, list[list[float]]]:
+                """The fingerprint of a model, and its loss in each part of each window."""
+                if length > model.config.context:
+                    console.warn(
+                        f"--length {length:,}: {name} was trained on {model.config.context:,} "
+                        "positions and extrapolates beyond them"
+                    )
+                identity = fingerprint(model.config, model.state_dict())
+                losses = []
+                for index in range(options.windows):
+                    window = draw(index)
+                    key = f"{identity} {index} {zlib.crc32(window):08x}"
+                    compute = partial(measure, model, window, parts, bar.advance)
+                    losses.append(recall(key, compute))
+                return identity, losses
+
+            identity, losses = read(options.model, model)
+            del model  # one at a time in memory
+            if options.against is not None:
+                model = open_model(
+                    options.against,
+                    config=options.config if options.against == options.model else None,
+                    device=options.device,
+                    dtype=options.dtype,
+                )
+                other_identity, other_losses = read(options.against, model)
+    rows = loss_rows(parts, losses, other_losses)
     result = {
         "evaluation": "context",
         "evo2cli": __version__,
         "model": options.model,
-        "fingerprint": found.fingerprint,
+        "fingerprint": identity,
         "against": options.against,
-        "against_fingerprint": other and other.fingerprint,
+        "against_fingerprint": other_identity,
         "genome": str(options.genome),
-        "length": parts[-1].end,
+        "length": length,
         "windows": options.windows,
         "seed": options.seed,
         "rows": rows,
@@ -144,145 +139,72 @@ def read_context(open_model: OpenModel, options: ContextOptions) -> dict[str, An
     return result
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a model makes of the windows: its fingerprint, and the loss of each part of each."""
-
-    fingerprint: str
-    losses: list[list[float]]
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads windows, the same ones for every model."""
-
-    draw: Callable[[int], bytes]
-    num_windows: int
-    parts: Sequence[Part]
-    recall: Recall
-    advance: Advance
-
-    def read(self, name: str, model: StripedHyena2) -> Reading:
-        """Read all windows."""
-        length, context = self.parts[-1].end, model.config.context
-        if length > context:
-            console.warn(
-                f"--length {length:,}: above the {context:,} positions {name} was trained on, "
-                "it extrapolates"
-            )
-        identity = fingerprint(model.config, model.state_dict())
-        losses = []
-        for index in range(self.num_windows):
-            window = self.draw(index)
-            key = f"{identity} {index} {zlib.crc32(window):08x}"
-            compute = partial(measure, model, window, self.parts, self.advance)
-            losses.append(self.recall(key, compute))
-        return Reading(identity, losses)
-
-
-def _read_models(
-    open_model: OpenModel, options: ContextOptions
-) -> tuple[list[Part], Reading, Reading | None]:
-    """What losses are told of, and what the model and the other one make of it."""
-    with Reference.open(options.genome) as genome:
-        model = open_model(options.model)
-        length = options.length or model.config.context
-        draw = partial(draw_window, genome, options.genome, length, "window", options.seed, length)
-        draw(0)  # a genome that is too short is told before the work
-        _warn_of_overlap(options, genome, length)
-        parts = window_parts(length, model.config.original_context)
-        settings = ["evo2 eval context", __version__, [part.end for part in parts]]
-        num_models = 1 if options.against is None else 2
-        with (
-            open_journal(options.output, settings) as recall,
-            console.progress("context", num_models * options.windows * length, "bases") as bar,
-        ):
-            reader = _Reader(draw, options.windows, parts, recall, bar.advance)
-            found = reader.read(options.model, model)
-            del model  # one at a time in memory
-            other = None
-            if options.against is not None:
-                other = reader.read(options.against, open_model(options.against))
-    return parts, found, other
-
-
-def _warn_of_overlap(options: ContextOptions, genome: Reference, length: int) -> None:
-    if options.windows * length > sum(map(genome.length, genome.names)):
-        console.warn(
-            f"{options.windows} windows of {length:,} bases overlap in {options.genome}: standard "
-            "errors come out too small, and positions mirror its regions"
-        )
-
-
 def measure(
     model: StripedHyena2, window: bytes, parts: Sequence[Part], advance: Advance = lambda _: None
 ) -> list[float]:
-    """The mean loss of each part of a window, in nats a base.
+    """The mean loss of each part of a window, in nats per base.
 
     Raises:
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        NonFiniteError: A log-likelihood is not a finite number.
     """
-    so_far, pieces = begin(model), [torch.zeros(1, dtype=torch.float64)]
-    for start in range(0, len(window), likelihood.PIECE):
-        piece = window[start : start + likelihood.PIECE]
-        so_far, ids_L, logprobs_LV = predict(model, so_far, piece)
-        pieces.append(-of_tokens(logprobs_LV, ids_L).cpu())
-        advance(len(piece))
-    require_finite(so_far.total, model, window, f"a window of {len(window):,} bases")
-    loss_L = torch.cat(pieces)  # its first entry is no prediction
+    state = ScoringState.start(model)
+    losses = [torch.zeros(1, dtype=torch.float64)]  # the first base is not predicted
+    for start in range(0, len(window), scoring.CHUNK):
+        chunk = window[start : start + scoring.CHUNK]
+        state, ids_L, logprobs_LV = state.predict(chunk)
+        losses.append(-token_logprobs(logprobs_LV, ids_L).cpu())
+        advance(len(chunk))
+    require_finite(state.logprob, model, window, f"a window of {len(window):,} bases")
+    loss_L = torch.cat(losses)
     return [loss_L[max(1, part.start) : part.end].mean().item() for part in parts]
 
 
 def loss_rows(
     parts: Sequence[Part],
     measured: Sequence[Sequence[float]],
-    against: Sequence[Sequence[float]] | None,
+    against: Sequence[Sequence[float]] | None = None,
 ) -> list[Row]:
-    """Means and standard errors over windows, a row a part.
+    """A row for each part: part, start, end; means and standard errors over windows.
 
     Args:
-        parts: Of a window.
-        measured: Their losses in each window, from `measure`.
-        against: The same of another model on the same windows.
+        parts: Parts of a window.
+        measured: For each window, the losses that `measure` returns.
+        against: The same of another model on the same windows. It adds the columns against and
+            difference, which is loss - against in pairs.
     """
     rows = []
     for index, part in enumerate(parts):
-        row: Row = {"part": part.kind, "start": part.start, "end": part.end}
         losses = [window[index] for window in measured]
-        columns = {"loss": losses}
+        row: Row = {"part": part.kind, "start": part.start, "end": part.end}
+        row |= mean_columns("loss", losses)
         if against is not None:
-            columns["against"] = [window[index] for window in against]
-            pairs = zip(losses, columns["against"], strict=True)
-            columns["difference"] = [loss - before for loss, before in pairs]
-        for name, values in columns.items():
-            mean, error = mean_and_error(values)
-            row[name] = rounded(mean)
-            row[f"{name}_se"] = None if error is None else rounded(error)
+            others = [window[index] for window in against]
+            row |= mean_columns("against", others)
+            differences = [loss - other for loss, other in zip(losses, others, strict=True)]
+            row |= mean_columns("difference", differences)
         rows.append(row)
     return rows
 
 
 def context_page(result: dict[str, Any]) -> RenderableType:
-    """Lay out what `read_context` returns: a line for each part of the window."""
+    """Lay out the result of `read_context`: a line for each part of the window."""
+    title, columns = f"loss of {result['model']}", ["loss"]
+    if result["against"] is not None:
+        title += f" against {result['against']}"
+        columns += ["against", "difference"]
     windows = result["windows"]
-    mean = f"mean and standard error of {windows:,}" if windows > 1 else "one window"
+    mean = f"mean and standard error of {windows:,} windows" if windows > 1 else "one window"
     table = Table(box=None)
     table.add_column("positions", justify="right")
-    models, columns = f"loss of {result['model']}", ["loss"]
-    if result["against"] is not None:
-        models, columns = (
-            f"{models} against {result['against']}",
-            [*columns, "against", "difference"],
-        )
     for name in columns:
         table.add_column(name, justify="right")
     for row in result["rows"]:
         label = f"{row['start']:,} - {row['end']:,}"
         if row["part"] != "stretch":
             label = f"{row['part']}: {label}"
-        table.add_row(label, *(shown(row[name], row[f"{name}_se"], 4) for name in columns))
+        table.add_row(label, *(format_mean(row[name], row[f"{name}_se"], 4) for name in columns))
     return Group(
-        Text(f"{models}, nats a base, {mean}", style="bold"),
+        Text(f"{title}, nats per base, {mean}", style="bold"),
         Text(f"{result['genome']}, windows of {result['length']:,} bases\n"),
         table,
     )

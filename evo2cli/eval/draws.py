@@ -1,11 +1,10 @@
-"""DNA drawn by name: random bases, and windows of a genome.
+"""Reproducible random DNA: random bases, and random windows of a genome.
 
-What a draw gives is a function of its labels alone, on every machine and under any library version:
-it is read off a hash of them. No draw depends on another.
+A draw is a function of its labels alone: it is read from a hash of them, so it is the same on every
+machine and with every library version, and no draw depends on another.
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.windows import upper_dna
 
-ATTEMPTS = 200  # draws of one window, until it holds A, C, G and T alone
+MAX_ATTEMPTS = 200  # draws of one window until it holds only A, C, G and T
 
 Label = str | int
 
@@ -31,36 +30,39 @@ def draw_bases(count: int, *labels: Label) -> bytes:
 
 
 def draw_window(genome: Reference, path: Path, length: int, *labels: Label) -> bytes:
-    """`length` bases of a genome, upper case, where nothing but A, C, G and T stands.
+    """An upper-case window of a genome that holds only A, C, G and T.
 
-    All such places in all contigs are equally likely.
+    All such windows of all contigs are equally likely.
+
+    Args:
+        genome: Genome to draw from.
+        path: Its file, for error messages.
+        length: Bases of the window.
+        labels: Different labels give different windows.
 
     Raises:
-        UserError: No contig is so long, or none of `ATTEMPTS` places is free of other letters.
+        UserError: No contig is that long, or none of `MAX_ATTEMPTS` windows is free of other
+            letters.
     """
-    places = {name: max(0, genome.length(name) - length + 1) for name in genome.names}
-    total = sum(places.values())
+    num_starts = {name: max(0, genome.length(name) - length + 1) for name in genome.names}
+    total = sum(num_starts.values())
     if not total:
         longest = max((genome.length(name) for name in genome.names), default=0)
         raise UserError(
             f"{path}: no contig holds a window of {length:,} bases, the longest has {longest:,}; "
             "ask for a shorter one"
         )
-    for attempt in range(ATTEMPTS):
-        place = keyed_number(*labels, attempt) % total
-        bases = upper_dna(genome.fetch(_window_at(place, places, length)))
+    for attempt in range(MAX_ATTEMPTS):
+        start = keyed_number(*labels, attempt) % total  # among the starts of all contigs in order
+        for name, count in num_starts.items():
+            if start < count:
+                interval = Interval(name, start, start + length)
+                break
+            start -= count
+        bases = upper_dna(genome.fetch(interval))
         if not bases.translate(None, ACGT):
             return bases
     raise UserError(
-        f"{path}: {ATTEMPTS} windows of {length:,} bases were tried, and all hold letters other "
-        "than ACGT; ask for a shorter one"
+        f"{path}: {MAX_ATTEMPTS} windows of {length:,} bases were tried, and all hold letters "
+        "other than ACGT; ask for a shorter one"
     )
-
-
-def _window_at(place: int, places: Mapping[str, int], length: int) -> Interval:
-    """The window at a place of all contigs' places, laid end to end."""
-    for name, count in places.items():
-        if place < count:
-            return Interval(name, place, place + length)
-        place -= count
-    raise AssertionError(place)

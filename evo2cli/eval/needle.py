@@ -1,7 +1,7 @@
-"""`evo2 eval needle`: whether a model recalls a needle from its haystack; docs/eval.md defines it.
+"""`evo2 eval needle`: does a model recall a needle from its haystack? docs/eval.md defines it.
 
-    text = haystack with the needle in it + needle        `length` bases in all
-    asked: the last bases of the second needle, given all that stands before each
+    text  = haystack that contains the needle + the needle again        `length` bases in all
+    asked : the last bases of the second needle, each given everything before it
 
 L tokens, V vocabulary.
 """
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -19,159 +18,89 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from evo2cli import __version__, console, likelihood
-from evo2cli.errors import UserError
+from evo2cli import __version__, console
 from evo2cli.eval.draws import draw_bases, draw_window
+from evo2cli.eval.options import NeedleOptions
 from evo2cli.eval.plots import draw_needle
-from evo2cli.eval.report import (
-    check_output,
-    length_label,
-    mean_and_error,
-    write_table,
-)
-from evo2cli.figures import check_plot
+from evo2cli.eval.report import check_outputs, format_length, mean_columns, write_table
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import open_journal
-from evo2cli.lengths import parse_length
-from evo2cli.likelihood import (
-    Progression,
-    begin,
-    fingerprint,
-    of_tokens,
-    predict,
-    proceed,
-    require_finite,
-)
-from evo2cli.tables import Row, rounded
-from stripedhyena2 import StripedHyena2
-
-SHORTEST = 32  # bases of a needle: 16, its key, stand by chance nowhere in a million random bases
+from evo2cli.models import open_model
+from evo2cli.tables import Row
+from stripedhyena2 import StripedHyena2, scoring
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
 Advance = Callable[[int], None]
-DrawHaystack = Callable[[int, int], bytes]  # of so many bases, for a repeat
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeedleOptions:
-    """The command line of `evo2 eval needle`.
-
-    Attributes:
-        model: Its name, for the record.
-        lengths: Bases of whole texts.
-        depths: Percent of the haystack that stands before the needle.
-        haystack: FASTA that haystacks are cut from; None for random bases.
-        needle_length: Bases of a needle.
-        repeats: Haystacks for each length.
-        seed: Of haystacks and needles.
-        output: TSV or JSON to write.
-        plot: Figure to draw.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-
-    model: str = "nano"
-    lengths: tuple[int, ...]
-    depths: tuple[float, ...]
-    haystack: Path | None = None
-    needle_length: int = 100
-    repeats: int = 10
-    seed: int = 0
-    output: Path | None = None
-    plot: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.needle_length < SHORTEST:
-            raise UserError(
-                f"--needle-length {self.needle_length}: half of it must be one of its kind in a "
-                f"haystack; give {SHORTEST} or more"
-            )
-        for length in self.lengths:
-            if length < 2 * self.needle_length:
-                raise UserError(
-                    f"--lengths {length}: too short for a needle of {self.needle_length} bases and "
-                    f"its copy; {2 * self.needle_length} is the least"
-                )
-        for depth in self.depths:
-            if not 0 <= depth <= 100:
-                raise UserError(f"--depths {depth:g}: a percentage lies in 0 to 100")
-        check_output(self.output)
-        check_plot(self.plot)
-
-    @classmethod
-    def parse(cls, *, lengths: str, depths: str, **others: Any) -> "NeedleOptions":
-        """The same from lists with commas, in order and each value once.
-
-        Raises:
-            UserError: One of them is no length, or no number.
-        """
-        parsed = {parse_length(text, "--lengths") for text in lengths.split(",")}
-        return cls(lengths=tuple(sorted(parsed)), depths=_parse_depths(depths), **others)
-
-
-def _parse_depths(texts: str) -> tuple[float, ...]:
-    depths = set()
-    for text in texts.split(","):
-        try:
-            depth = float(text)
-        except ValueError:
-            raise UserError(f"--depths {text}: not a percentage such as 50") from None
-        depths.add(int(depth) if depth.is_integer() else depth)
-    return tuple(sorted(depths))
+DrawHaystack = Callable[[int, int], bytes]  # called with a length and the index of a repeat
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A haystack, and the needle that is hidden in it and asked for behind it."""
+    """A haystack, and a needle that is hidden in it and repeated behind it."""
 
     haystack: bytes
     needle: bytes
 
     @property
     def num_asked(self) -> int:
-        """Bases to tell: the second half of the needle. The first half, given, is the key."""
+        """Bases to predict: the second half of the needle. The first half, the key, is given."""
         return len(self.needle) // 2
 
     @property
     def control(self) -> bytes:
-        """The text without the needle in the haystack, whose own bases stand in its place."""
+        """The text without a needle in the haystack, which keeps its own bases."""
         return self.haystack + self.needle
 
     def start(self, depth: float) -> int:
-        """Where the needle begins: at 0 % with the haystack, at 100 % it ends with it."""
+        """First base of the needle; at 0 % the haystack begins with it, at 100 % it ends with it.
+
+        Args:
+            depth: Percent of the rest of the haystack that precedes the needle.
+        """
         return round(depth / 100 * (len(self.haystack) - len(self.needle)))
 
     def text(self, depth: float) -> bytes:
-        """What the model reads: as long as `control`, other than it at the needle's place only."""
+        """What the model reads: `control` with the needle in place of bases of the haystack."""
         start = self.start(depth)
         after = self.haystack[start + len(self.needle) :]
         return self.haystack[:start] + self.needle + after + self.needle
 
 
-def find_needles(open_model: Callable[[], StripedHyena2], options: NeedleOptions) -> dict[str, Any]:
+def find_needles(
+    options: NeedleOptions, open_model: Callable[..., StripedHyena2] = open_model
+) -> dict[str, Any]:
     """Ask for needles at every length and depth.
 
     Args:
-        open_model: Called once the options are known to be good.
-        options: What is asked.
+        options: Texts, model and output.
+        open_model: Opens the model, once everything else has been found to be in order.
 
     Returns:
         evaluation, model, fingerprint, haystack, needle_length, key_length, repeats, seed, and
-        cells: for each length and depth the mean of copy accuracy and of likelihood gap (nats a
-        base) over the repeats, with standard errors (None for one repeat).
+        cells: for each length and depth the means of copy accuracy and of the likelihood gap (nats
+        per base) over the repeats, with standard errors (None for a single repeat).
 
     Raises:
-        UserError: The haystack's genome will not do, or a file cannot be written.
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        UserError: The haystack's genome does not suffice, or a file cannot be written.
+        NonFiniteError: A log-likelihood is not a finite number.
     """
+    check_outputs(options)
     with _open_haystacks(options) as draw_haystack:
-        for length in options.lengths:  # what cannot be drawn is told before hours of work
+        for length in options.text_lengths:  # fail before hours of work, not after
             draw_haystack(length - options.needle_length, 0)
-        model = open_model()
-        _warn_of_extrapolation(options, model)
+        model = open_model(
+            options.model, config=options.config, device=options.device, dtype=options.dtype
+        )
+        longest, context_length = max(options.text_lengths), model.config.context
+        if longest > context_length:
+            console.warn(
+                f"--lengths {longest:,}: the model was trained on {context_length:,} positions and "
+                "extrapolates beyond them"
+            )
         identity = fingerprint(model.config, model.state_dict())
-        cells = list(_cells(model, identity, options, draw_haystack))
+        cells = list(_measure_cells(model, identity, options, draw_haystack))
     result = {
         "evaluation": "needle",
         "evo2cli": __version__,
@@ -202,123 +131,113 @@ def _open_haystacks(options: NeedleOptions) -> Iterator[DrawHaystack]:
         )
 
 
-def _warn_of_extrapolation(options: NeedleOptions, model: StripedHyena2) -> None:
-    longest, context = max(options.lengths), model.config.context
-    if longest > context:
-        console.warn(
-            f"--lengths {longest:,}: above the {context:,} positions the model was trained on, "
-            "it extrapolates"
-        )
-
-
-def _cells(
+def _measure_cells(
     model: StripedHyena2, identity: str, options: NeedleOptions, draw_haystack: DrawHaystack
 ) -> Iterator[Row]:
-    """Measure every cell; of a length all depths share their haystacks, needles and controls."""
-    size, seed, depths = options.needle_length, options.seed, options.depths
+    """Measure every cell; all depths of a length share haystacks, needles and controls."""
+    size, seed, depths = options.needle_length, options.seed, options.needle_depths
+    num_bases = 0
+    for length in options.text_lengths:
+        blank = Trial(bytes(length - size), bytes(size))
+        num_bases += length + sum(length - _branch(blank, depth) for depth in depths)
     settings = ["evo2 eval needle", __version__, identity, size, seed, depths]
     with (
         open_journal(options.output, settings) as recall,
-        console.progress("needle", _num_bases(options), "bases") as bar,
+        console.progress("needle", num_bases * options.repeats, "bases") as bar,
     ):
-        for length in options.lengths:
-            found = []
+        for length in options.text_lengths:
+            measured = []
             for repeat in range(options.repeats):
                 haystack = draw_haystack(length - size, repeat)
                 trial = Trial(haystack, draw_bases(size, "needle", seed, length, repeat))
                 key = f"{length} {repeat} {zlib.crc32(trial.control):08x}"
-                found.append(recall(key, partial(measure, model, trial, depths, bar.advance)))
+                measured.append(recall(key, partial(measure, model, trial, depths, bar.advance)))
                 bar.note({"length": f"{length:,}", "repeat": f"{repeat + 1}/{options.repeats}"})
-            for depth, measures in zip(depths, zip(*found, strict=True), strict=True):
-                yield _cell(length, depth, measures)
-
-
-def _cell(length: int, depth: float, measures: Sequence[Sequence[float]]) -> Row:
-    row: Row = {"length": length, "depth": depth, "repeats": len(measures)}
-    for name, values in zip(("accuracy", "gap"), zip(*measures, strict=True), strict=True):
-        mean, error = mean_and_error(values)
-        row[name] = rounded(mean)
-        row[f"{name}_se"] = None if error is None else rounded(error)
-    return row
-
-
-def _num_bases(options: NeedleOptions) -> int:
-    """Bases that `measure` runs through the model, over all trials."""
-    count = 0
-    for length in options.lengths:
-        trial = Trial(bytes(length - options.needle_length), bytes(options.needle_length))
-        count += length + sum(length - _branch(trial, depth) for depth in options.depths)
-    return count * options.repeats
+            for depth, pairs in zip(depths, zip(*measured, strict=True), strict=True):
+                accuracies, gaps = zip(*pairs, strict=True)
+                yield {
+                    "length": length,
+                    "depth": depth,
+                    "repeats": options.repeats,
+                    **mean_columns("accuracy", accuracies),
+                    **mean_columns("gap", gaps),
+                }
 
 
 def measure(
     model: StripedHyena2, trial: Trial, depths: Sequence[float], advance: Advance = lambda _: None
 ) -> list[tuple[float, float]]:
-    """Copy accuracy and likelihood gap (nats a base) of a trial at each of `depths`, ascending.
+    """Copy accuracy and likelihood gap (nats per base) of a trial at each depth.
 
-    What stands before a needle is computed once for all depths and the control. Every text is cut
-    into the same pieces whichever depths are asked, so that a depth's numbers are its own.
+    What precedes a needle is read once for all depths and the control. Every text is cut into the
+    same chunks whichever depths are asked for, so the numbers of a depth do not depend on others.
+
+    Args:
+        model: Model to ask.
+        trial: Haystack and needle.
+        depths: Percentages, ascending.
+        advance: Called with the number of bases read.
 
     Raises:
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        NonFiniteError: A log-likelihood is not a finite number.
     """
-    shared, read = begin(model), 0
-    right, sums = [], []
+    shared, num_read = ScoringState.start(model), 0
+    accuracies, sums = [], []
     for depth in depths:
         branch = _branch(trial, depth)
-        shared = proceed(model, shared, trial.haystack[read:branch], advance)
-        read = branch
+        shared = shared.extend(trial.haystack[num_read:branch], advance)
+        num_read = branch
         ids_L, logprobs_LV = _answer(model, shared, trial, trial.text(depth), advance)
-        right.append(_share_right(ids_L, logprobs_LV))
-        sums.append(of_tokens(logprobs_LV, ids_L).sum().item())
+        accuracies.append(_copy_accuracy(ids_L, logprobs_LV))
+        sums.append(token_logprobs(logprobs_LV, ids_L).sum().item())
     ids_L, logprobs_LV = _answer(model, shared, trial, trial.control, advance)
-    without = of_tokens(logprobs_LV, ids_L).sum().item()
+    control = token_logprobs(logprobs_LV, ids_L).sum().item()
     return [
-        (accuracy, (total - without) / trial.num_asked)
-        for accuracy, total in zip(right, sums, strict=True)
+        (accuracy, (total - control) / trial.num_asked)
+        for accuracy, total in zip(accuracies, sums, strict=True)
     ]
 
 
 def _branch(trial: Trial, depth: float) -> int:
-    """Where the text of a depth leaves the shared way: at the last border of pieces before it."""
-    return trial.start(depth) // likelihood.PIECE * likelihood.PIECE
+    """Bases that the text of a depth shares with the control: whole chunks before the needle."""
+    return trial.start(depth) // scoring.CHUNK * scoring.CHUNK
 
 
 def _answer(
-    model: StripedHyena2, shared: Progression, trial: Trial, text: bytes, advance: Advance
+    model: StripedHyena2, shared: ScoringState, trial: Trial, text: bytes, advance: Advance
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [L] that are asked for, and log-probabilities [L, V] in their places."""
-    asked = len(text) - trial.num_asked
-    before = proceed(model, shared, text[shared.cache.position : asked], advance)
-    end, ids_L, logprobs_LV = predict(model, before, text[asked:])
-    require_finite(end.total, model, text, f"a text of {len(text):,} bases")
+    """The tokens that are asked for [L], and the log-probabilities at their positions [L, V]."""
+    num_given = len(text) - trial.num_asked
+    given = shared.extend(text[shared.cache.position : num_given], advance)
+    end, ids_L, logprobs_LV = given.predict(text[num_given:])
+    require_finite(end.logprob, model, text, f"a text of {len(text):,} bases")
     advance(len(ids_L))
     return ids_L, logprobs_LV
 
 
-def _share_right(ids_L: Tensor, logprobs_LV: Tensor) -> float:
+def _copy_accuracy(ids_L: Tensor, logprobs_LV: Tensor) -> float:
     """The share of tokens that are the likeliest of A, C, G and T."""
     bases = ids_L.new_tensor(list(ACGT))
-    guessed_L = bases[logprobs_LV[:, bases].argmax(dim=1)]
-    return (guessed_L == ids_L).double().mean().item()
+    likeliest_L = bases[logprobs_LV[:, bases].argmax(dim=1)]
+    return (likeliest_L == ids_L).double().mean().item()
 
 
 def needle_page(result: dict[str, Any]) -> RenderableType:
-    """Lay out what `find_needles` returns: depths down, lengths across."""
+    """Lay out the result of `find_needles`: a row for each depth, a column for each length."""
     cells, repeats = result["cells"], result["repeats"]
-    title = f"{result['model']}, {repeats} haystacks a length, of {result['haystack']}"
+    title = f"{result['model']}, {repeats} haystacks for each length, of {result['haystack']}"
     return Group(
         Text(title, style="bold"),
         Text(f"\ncopy accuracy, chance 0.25{_errors('accuracy', cells)}"),
         _grid("accuracy", cells),
-        Text(f"\nlikelihood gap, nats a base, chance 0{_errors('gap', cells)}"),
+        Text(f"\nlikelihood gap, nats per base, chance 0{_errors('gap', cells)}"),
         _grid("gap", cells),
     )
 
 
 def _errors(name: str, cells: Sequence[dict[str, Any]]) -> str:
     errors = [cell[f"{name}_se"] for cell in cells if cell[f"{name}_se"] is not None]
-    return f"; standard errors to {max(errors):.3f}" if errors else ""
+    return f"; standard errors up to {max(errors):.3f}" if errors else ""
 
 
 def _grid(name: str, cells: Sequence[dict[str, Any]]) -> Table:
@@ -326,7 +245,7 @@ def _grid(name: str, cells: Sequence[dict[str, Any]]) -> Table:
     table.add_column("depth", justify="right")
     lengths = sorted({cell["length"] for cell in cells})
     for length in lengths:
-        table.add_column(length_label(length), justify="right")
+        table.add_column(format_length(length), justify="right")
     for depth in sorted({cell["depth"] for cell in cells}):
         row = [cell for cell in cells if cell["depth"] == depth]
         table.add_row(f"{depth:g} %", *(f"{cell[name]:z.3f}" for cell in row))

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evo2cli.eval.ranking import Allele, roc_curve
-from evo2cli.eval.report import length_label
+from evo2cli.eval.report import format_length
 from evo2cli.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANEL = (6.0, 5.0)  # inches
-MOST_CURVES = 7  # that one panel of a figure can tell apart
+MAX_CURVES = 7  # more cannot be told apart in one panel
 
 
 def draw_needle(path: Path, result: Mapping[str, Any]) -> None:
@@ -24,17 +24,17 @@ def draw_needle(path: Path, result: Mapping[str, Any]) -> None:
     """
     figure = new_figure(1 + 2 * PANEL[0], PANEL[1])
     left, right = figure.subplots(1, 2)
-    _heat(left, result, "accuracy", "copy accuracy", (0.25, 1))
-    # Telling one of four equally likely bases is worth ln 4.
-    _heat(right, result, "gap", "likelihood gap, nats a base", (0, math.log(4)))
+    _heat_map(left, result, "accuracy", "copy accuracy", (0.25, 1))
+    # Perfect recall of one of four equally likely bases gains ln 4.
+    _heat_map(right, result, "gap", "likelihood gap, nats per base", (0, math.log(4)))
     figure.suptitle(f"{result['model']}: needle in {result['haystack']}")
     save_figure(figure, path)
 
 
-def _heat(
+def _heat_map(
     axes: "Axes", result: Mapping[str, Any], name: str, title: str, limits: tuple[float, float]
 ) -> None:
-    """One heat map, from chance to all that can be had, with its numbers written in."""
+    """One heat map with its numbers; colours range from chance to perfect recall."""
     values = {(cell["depth"], cell["length"]): cell[name] for cell in result["cells"]}
     depths, lengths = (sorted({key[axis] for key in values}) for axis in (0, 1))
     rows = [[values[depth, length] for length in lengths] for depth in depths]
@@ -44,44 +44,44 @@ def _heat(
             dark = value < sum(limits) / 2
             colour = "white" if dark else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(lengths)), [length_label(length) for length in lengths])
+    axes.set_xticks(range(len(lengths)), [format_length(length) for length in lengths])
     axes.set_yticks(range(len(depths)), [f"{depth:g} %" for depth in depths])
     axes.set(xlabel="length of the text, bases", ylabel="depth of the needle", title=title)
     axes.figure.colorbar(image, ax=axes)
 
 
 def draw_context(path: Path, result: Mapping[str, Any]) -> None:
-    """Loss against position, a step for each stretch, with its standard error as a band.
+    """Loss against position: a step for each section, with its standard error as a band.
 
     Raises:
         UserError: The figure cannot be written.
     """
     figure = new_figure(1 + PANEL[0], PANEL[1])
     axes = figure.subplots()
-    stretches = [row for row in result["rows"] if row["part"] == "stretch"]
-    ends = [row["end"] for row in stretches]
-    borders = [ends[0] / 2, *ends]  # there is no 0 on this axis
+    sections = [row for row in result["rows"] if row["part"] == "stretch"]
+    ends = [row["end"] for row in sections]
+    borders = [ends[0] / 2, *ends]  # a logarithmic axis has no 0
     for name, key in ((result["model"], "loss"), (result["against"], "against")):
         if name is None:
             continue
-        losses = [row[key] for row in stretches]
-        errors = [row[f"{key}_se"] or 0 for row in stretches]
-        # A step reaches back to the border before its own; at the first border nothing is drawn.
+        losses = [row[key] for row in sections]
+        errors = [row[f"{key}_se"] or 0 for row in sections]
+        # A step is drawn from the border before its value, so the first value is given twice.
         xs, ys, margins = borders, [losses[0], *losses], [errors[0], *errors]
         [line] = axes.step(xs, ys, where="pre", label=name)
         lower = [y - margin for y, margin in zip(ys, margins, strict=True)]
         upper = [y + margin for y, margin in zip(ys, margins, strict=True)]
         axes.fill_between(xs, lower, upper, step="pre", alpha=0.2, color=line.get_color())
     axes.set_xscale("log", base=2)
-    axes.set_xticks(borders[1:], [length_label(border) for border in borders[1:]])
-    axes.set(xlabel="position in the window", ylabel="loss, nats a base", title=result["genome"])
+    axes.set_xticks(borders[1:], [format_length(border) for border in borders[1:]])
+    axes.set(xlabel="position in the window", ylabel="loss, nats per base", title=result["genome"])
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)
 
 
 def draw_ranking(path: Path, result: Mapping[str, Any], alleles: Sequence[Allele]) -> None:
-    """ROC curves, of all alleles and of each consequence, and the deltas of both labels.
+    """ROC curves of all alleles and of each consequence, and the deltas of both labels.
 
     Raises:
         UserError: The figure cannot be written.
@@ -90,7 +90,7 @@ def draw_ranking(path: Path, result: Mapping[str, Any], alleles: Sequence[Allele
     left, right = figure.subplots(1, 2)
     rows = [row for row in result["rows"] if row["auroc"] is not None]
     curves = [row for row in rows if row["kind"] in ("all", "consequence")]
-    for row in curves[:MOST_CURVES]:
+    for row in curves[:MAX_CURVES]:
         group = (row["kind"], row["group"])
         chosen = [a for a in alleles if row["kind"] == "all" or group in a.groups]
         rates = roc_curve([-a.delta for a in chosen], [a.positive for a in chosen])
@@ -107,12 +107,12 @@ def draw_ranking(path: Path, result: Mapping[str, Any], alleles: Sequence[Allele
 
 
 def _violins(axes: "Axes", result: Mapping[str, Any], alleles: Sequence[Allele]) -> None:
-    """How deltas are distributed, negatives left, with their medians."""
+    """The distributions of deltas with their medians, negatives on the left."""
     sides = [[a.delta for a in alleles if a.positive == side] for side in (False, True)]
     names = [", ".join(result[side]).replace("_", " ") for side in ("negative", "positive")]
-    held = [(deltas, name) for deltas, name in zip(sides, names, strict=True) if deltas]
-    axes.violinplot([deltas for deltas, _ in held], showmedians=True, widths=0.8)
-    labels = [f"{name}\n{len(deltas):,}" for deltas, name in held]
-    axes.set_xticks(range(1, len(held) + 1), labels)
+    shown = [(deltas, name) for deltas, name in zip(sides, names, strict=True) if deltas]
+    axes.violinplot([deltas for deltas, _ in shown], showmedians=True, widths=0.8)
+    labels = [f"{name}\n{len(deltas):,}" for deltas, name in shown]
+    axes.set_xticks(range(1, len(shown) + 1), labels)
     axes.axhline(0, color="grey", linestyle=":", linewidth=1)
     axes.set(ylabel="EVO2_DELTA, nats", title="deltas")

@@ -1,36 +1,29 @@
-"""`evo2 eval`: what the evaluations share; each has a file of its own, `eval_<name>.py`."""
+"""What the evaluations share: output files, and columns of means with standard errors."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
+from evo2cli.eval.options import EvalOptions
+from evo2cli.figures import check_plot
 from evo2cli.files import check_file, open_output
-from evo2cli.tables import Row, table_line
-
-TABLES = (".tsv", ".json")
+from evo2cli.tables import Row, mean_and_error, rounded, table_line
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and its standard error; None for that of a single value."""
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return fmean(values), error
-
-
-def check_output(path: Path | None) -> None:
-    """Refuse what `write_table` cannot write.
+def check_outputs(options: EvalOptions) -> None:
+    """Refuse output files that could not be written, before any work.
 
     Raises:
-        UserError: The suffix is none of `TABLES`, or the folder is missing.
+        UserError: A suffix is unknown, a folder is missing, or matplotlib is not installed.
     """
-    if path is not None:
-        check_file(path, "--output", TABLES)
+    if options.output is not None:
+        check_file(options.output, "--output", (".tsv", ".json"))
+    check_plot(options.plot)
 
 
 def write_table(path: Path | None, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Write what was found, for None nothing: `rows` as TSV, or the whole `result` as JSON.
+    """Write `rows` as TSV or the whole `result` as JSON; nothing if `path` is None.
 
     Raises:
         UserError: The file cannot be written.
@@ -46,15 +39,15 @@ def write_table(path: Path | None, result: Mapping[str, Any], rows: Sequence[Row
             write(table_line(row.values()))
 
 
-def length_label(length: int) -> str:
-    """A length as it may be given: 8192 is 8k."""
+def mean_columns(name: str, values: Sequence[float]) -> Row:
+    """Two columns of a table: `name`, the mean of `values`, and `name`_se, its standard error."""
+    mean, error = mean_and_error(values)
+    return {name: rounded(mean), f"{name}_se": None if error is None else rounded(error)}
+
+
+def format_length(length: int) -> str:
+    """A length as `parse_length` reads it: 8192 is 8k."""
     for unit, size in (("M", 2**20), ("k", 2**10)):
         if length % size == 0:
             return f"{length // size}{unit}"
     return str(length)
-
-
-def shown(value: float, error: float | None, digits: int) -> str:
-    """A mean and its standard error, as a page shows them."""
-    text = f"{value:z.{digits}f}"
-    return text if error is None else f"{text} ± {error:.{digits}f}"

@@ -1,4 +1,4 @@
-"""`evo2 extend RECIPE`: a stage whole. Weights are extended and trained, the result is verified."""
+"""`evo2 extend RECIPE`: extend weights, train them, and verify the result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from evo2cli.training.recipe_file import find_initial_weights, find_recipe, read
 
 
 def find_stage(name: str) -> Path | None:
-    """The recipe that is meant: a .toml, or a shipped stage by its name, e.g. 7b-32k.
+    """The recipe that `name` stands for: a .toml file, or a shipped stage, e.g. 7b-32k.
 
     Returns:
         None for anything else, which is a checkpoint.
@@ -30,19 +30,19 @@ def find_stage(name: str) -> Path | None:
 def extend_stage(
     recipe_name: Path, *, settings: Sequence[str] = (), device: str = "auto"
 ) -> dict[str, Any]:
-    """Train a recipe that has a table `[extend]`, going on after a stop, then verify the result.
+    """Train a recipe that has a table `[extend]`, or resume it, then verify the result.
 
     Args:
         recipe_name: A recipe file, or the name of a shipped one.
-        settings: `table.key=value`, laid over the recipe.
+        settings: Changes of the recipe, each `table.key=value`.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        What `train_recipe` returns; and, on the first rank of a finished run, verification: what
+        What `train_recipe` returns, and on the first rank of a finished run verification: what
         `verify` returns.
 
     Raises:
-        UserError: The recipe extends nothing, or will not do.
+        UserError: The recipe has no table `[extend]`, or cannot be run.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
     path = find_recipe(recipe_name)

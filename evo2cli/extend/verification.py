@@ -1,11 +1,10 @@
-"""What became of a model in an extension: its losses before and after, and what it recalls.
+"""What an extension did to a model: losses before and after, and recall of needles.
 
 docs/eval.md defines both measures. Windows come from the held-out documents of the stage's recipe.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,72 +14,62 @@ from rich.text import Text
 from evo2cli import __version__, console
 from evo2cli.data.documents import Documents
 from evo2cli.data.sources import open_held_out, open_source
-from evo2cli.errors import UserError
-from evo2cli.eval.context import (
-    Part,
-    context_page,
-    loss_rows,
-    measure,
-    window_parts,
-)
-from evo2cli.eval.needle import NeedleOptions, find_needles
+from evo2cli.eval.context import Part, context_page, loss_rows, measure, window_parts
+from evo2cli.eval.needle import find_needles
+from evo2cli.eval.options import NeedleOptions
 from evo2cli.files import open_output
 from evo2cli.genome.alphabet import ACGT
-from evo2cli.models import open_model
+from evo2cli.models import memory_explained, open_model
 from evo2cli.training.recipe import Recipe
-from stripedhyena2.memory import is_out_of_memory
 
-FEWEST, MOST = 4, 64  # windows
-TOKENS = 2**21  # in all windows together, where that is neither fewer nor more
-CANDIDATES = 4  # places looked at for each window
-DEPTHS, REPEATS = (0, 50, 100), 4  # of needles
-TOLERANCE = 0.01  # nats a base that the loss in the first context may rise without a warning
+MIN_WINDOWS, MAX_WINDOWS = 4, 64
+TOTAL_TOKENS = 2**21  # of all windows together, where MIN_WINDOWS and MAX_WINDOWS allow it
+CANDIDATES = 4  # windows read for each one that is used; those with other letters are dropped
+TOLERANCE = 0.01  # nats per base by which the loss in the first context may rise without a warning
 
 
 def verify(recipe: Recipe, before: str, *, device: str = "auto") -> dict[str, Any]:
-    """Measure what a finished stage made of its initial weights, once; later calls read it again.
+    """Measure losses and recall of a finished stage; a later call reads the results again.
 
     Args:
-        recipe: Of the stage; its table `[extend]` says up to which position.
-        before: The initial weights, as `--model` takes them.
+        recipe: Recipe of the stage; its table `[extend]` holds the new context.
+        before: The initial weights, as `open_model` reads them.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        What OUTPUT/verification.json holds. context: as `eval_context.read_context`, the model
-        against `before` on held-out windows; None where no held-out document has such a window.
-        needle: as `eval_needle.find_needles`, at the new length.
+        The contents of OUTPUT/verification.json. context: as from `eval.context.read_context`, the
+        model against `before` on held-out windows; None if no held-out document is long enough.
+        needle: as from `eval.needle.find_needles`, at the new length.
 
     Raises:
-        UserError: The length does not fit the device, or the file cannot be written.
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        UserError: The length does not fit the memory, or the file cannot be written.
+        NonFiniteError: A log-likelihood is not a finite number.
     """
     assert recipe.extend is not None
     final, length = recipe.output / "final", recipe.extend.to
-    file = recipe.output / "verification.json"
-    if _is_newer(file, final / "provenance.json"):
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    options = NeedleOptions(model=str(final), lengths=(length,), depths=DEPTHS, repeats=REPEATS)
-    try:
+    file, made = recipe.output / "verification.json", final / "provenance.json"
+    if file.is_file() and file.stat().st_mtime_ns >= made.stat().st_mtime_ns:
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return known
+    options = NeedleOptions(
+        model=str(final), lengths=str(length), depths="0,50,100", repeats=4, device=device
+    )
+    with memory_explained(
+        f"{final}: is trained; verification with {length:,} positions on one device",
+        "--device cpu has more memory, but is slower",
+    ):
         found = {
             "evo2cli": __version__,
-            "context": _losses(recipe, str(final), before, device=device),
-            "needle": find_needles(lambda: open_model(str(final), device=device), options),
+            "context": _compare_losses(recipe, str(final), before, device=device),
+            "needle": find_needles(options),
         }
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{final}: is trained, but {length:,} positions do not fit the memory of one GPU for "
-            "verification; --device cpu has more, if less speed"
-        ) from None
     with open_output(file) as write:
         write(json.dumps(found, allow_nan=False, indent=1).encode() + b"\n")
     return found
 
 
 def verification_page(found: dict[str, Any]) -> RenderableType:
-    """Lay out what `verify` returns: the losses, and recall in a line."""
+    """Lay out the result of `verify`: a table of losses, and a line about recall."""
     losses = [] if found["context"] is None else [context_page(found["context"])]
     cells = found["needle"]["cells"]
     depths = ", ".join(f"{cell['depth']:g} %" for cell in cells)
@@ -90,20 +79,19 @@ def verification_page(found: dict[str, Any]) -> RenderableType:
         *losses,
         Text(
             f"\nneedles in {cells[0]['length']:,} bases at {depths}: copied {accuracies} "
-            f"(chance 0.25), gap {gaps} nats a base (chance 0)"
+            f"(chance 0.25), gap {gaps} nats per base (chance 0)"
         ),
     )
 
 
-def _is_newer(file: Path, than: Path) -> bool:
-    return file.is_file() and file.stat().st_mtime_ns >= than.stat().st_mtime_ns
-
-
-def _losses(recipe: Recipe, after: str, before: str, *, device: str) -> dict[str, Any] | None:
-    """The loss by position of the two models, on the same windows."""
+def _compare_losses(
+    recipe: Recipe, after: str, before: str, *, device: str
+) -> dict[str, Any] | None:
+    """The loss by position of both models on the same held-out windows."""
     assert recipe.extend is not None
     length = recipe.extend.to
-    windows = held_out_windows(recipe, length, min(MOST, max(FEWEST, TOKENS // length)))
+    count = min(MAX_WINDOWS, max(MIN_WINDOWS, TOTAL_TOKENS // length))
+    windows = held_out_windows(recipe, length, count)
     if not windows:
         console.warn(
             f"no held-out document has {length:,} bases of A, C, G and T alone: the loss by "
@@ -132,42 +120,47 @@ def _losses(recipe: Recipe, after: str, before: str, *, device: str) -> dict[str
 
 
 def _warn_of_harm(parts: Sequence[Part], rows: Sequence[dict[str, Any]]) -> None:
-    """Tell if what the model could do before the extension got worse by more than chance."""
+    """Warn if the loss in the first context rose by more than `TOLERANCE` and by more than chance.
+
+    Chance is two standard errors.
+    """
     for part, row in zip(parts, rows, strict=True):
         rise, error = row["difference"], row["difference_se"] or 0
         if part.kind == "short" and rise > max(TOLERANCE, 2 * error):
             console.warn(
-                f"within the first {part.end:,} positions the loss rose by {rise:.4f} nats a base"
+                f"within the first {part.end:,} positions the loss rose by {rise:.4f} nats per base"
             )
 
 
 def held_out_windows(recipe: Recipe, length: int, count: int) -> list[bytes]:
-    """Up to `count` windows of A, C, G and T alone, upper case, spread evenly over the documents.
+    """Up to `count` upper-case windows of only A, C, G and T, spread evenly over the documents.
 
-    They lie next to one another in documents that have the length, and do not overlap.
+    Windows do not overlap; they are taken end to end from documents that are long enough.
     """
     splits = [open_source(source.path, "valid") for source in recipe.data.sources]
     held_out = [documents for documents in splits if documents is not None]
     held_out += [open_held_out(path) for path in recipe.data.valid]
-    places = [(documents, start) for documents in held_out for start in _places(documents, length)]
+    starts = [
+        (documents, start) for documents in held_out for start in _window_starts(documents, length)
+    ]
     found = []
-    for index in _spread(len(places), CANDIDATES * count):
-        documents, start = places[index]
+    for index in _evenly_spaced(len(starts), CANDIDATES * count):
+        documents, start = starts[index]
         bases = documents.read(start, length).tobytes().upper()
         if not bases.translate(None, ACGT):
             found.append(bases)
-    return [found[index] for index in _spread(len(found), count)]
+    return [found[index] for index in _evenly_spaced(len(found), count)]
 
 
-def _places(documents: Documents, length: int) -> Iterator[int]:
-    """Where windows of a source's documents begin in its stream."""
+def _window_starts(documents: Documents, length: int) -> Iterator[int]:
+    """Where windows begin in the token stream of `documents`."""
     offsets = documents.offsets
     for document in np.flatnonzero(np.diff(offsets) > length).tolist():  # each ends in one byte
         begin, end = int(offsets[document]), int(offsets[document + 1]) - 1
         yield from range(begin, end - length + 1, length)
 
 
-def _spread(size: int, count: int) -> list[int]:
-    """Up to `count` of `size` things, evenly spread."""
+def _evenly_spaced(size: int, count: int) -> list[int]:
+    """Up to `count` indices below `size`, evenly spaced."""
     indices: list[int] = np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist()
     return indices

@@ -1,1 +1,1 @@
-"""Sampled DNA; the work behind `evo2 generate`."""
+"""Generation of DNA; the work behind `evo2 generate`."""

@@ -1,4 +1,4 @@
-"""How a generated sequence is told of: what is measured on it, and its FASTA."""
+"""What is reported about a generated sequence, and its FASTA record."""
 
 from itertools import groupby
 from statistics import fmean
@@ -6,19 +6,20 @@ from typing import Any
 
 from evo2cli.data.documents import END_OF_DOCUMENT
 from evo2cli.generate.constraints.guide import EOD
-from evo2cli.generate.options import GenerateOptions, Prompt
+from evo2cli.generate.options import GenerateOptions
+from evo2cli.generate.prompts import Prompt
 from evo2cli.tables import rounded
 from stripedhyena2 import Sample
 
-LINE = 60  # bases a FASTA line
+LINE_WIDTH = 60  # bases in a line of FASTA
 
 
 def describe(
     options: GenerateOptions, prompt: Prompt, number: int, sample: Sample
 ) -> dict[str, Any]:
-    """All that is told of a sample, as JSON values.
+    """Everything that is reported about a sample, as JSON values.
 
-    `passed` names the constraints it meets: all that were asked for, as none can be broken.
+    `passed` lists the constraints it satisfies: all that were given, since none can be broken.
     """
     end = len(sample.ids) - (sample.ended == EOD)
     sequence = "".join(map(_letter, sample.ids[:end]))
@@ -42,10 +43,10 @@ def describe(
 
 
 def as_fasta(found: dict[str, Any]) -> bytes:
-    """A record, with what is told of it in its header."""
+    """A FASTA record whose header holds the description as key=value fields."""
     sequence = found["sequence"]
-    rows = [sequence[at : at + LINE] for at in range(0, len(sequence), LINE)]
-    told = {
+    lines = [sequence[at : at + LINE_WIDTH] for at in range(0, len(sequence), LINE_WIDTH)]
+    fields = {
         "sample": found["sample"],
         "prompt": len(found["prompt"]),
         "length": len(sequence),
@@ -55,12 +56,12 @@ def as_fasta(found: dict[str, Any]) -> bytes:
         "stop": found["stop"],
         **({"passed": ",".join(found["passed"])} if found["passed"] else {}),
     }
-    header = " ".join([f">{found['name']}", *(f"{key}={value}" for key, value in told.items())])
-    return "\n".join([header, *rows, ""]).encode()
+    header = " ".join([f">{found['name']}", *(f"{key}={value}" for key, value in fields.items())])
+    return "\n".join([header, *lines, ""]).encode()
 
 
 def _letter(token: int) -> str:
-    """A token as text: what FASTA cannot hold becomes a question mark."""
+    """A token as text; a question mark for what FASTA cannot hold."""
     letter = chr(token)
     is_plain = token != END_OF_DOCUMENT and letter.isascii() and letter.isprintable()
     return letter if is_plain and letter not in "> " else "?"

@@ -1,4 +1,4 @@
-"""DNA out of a model."""
+"""Generates a sequence for every prompt and sample, and writes them."""
 
 import sys
 import zlib
@@ -12,27 +12,32 @@ import torch
 
 from evo2cli import __version__, console
 from evo2cli.errors import UntrustedNumericsError, UserError
-from evo2cli.files import open_output
-from evo2cli.generate.constraints.automaton import Automaton, base_codes
-from evo2cli.generate.constraints.guide import FreeGuide, Guide
-from evo2cli.generate.constraints.lookahead import Lookahead
-from evo2cli.generate.constraints.rules import Rules
-from evo2cli.generate.constraints.windows import WindowGuide
-from evo2cli.generate.options import GenerateOptions, Prompt
+from evo2cli.files import check_output, open_output
+from evo2cli.generate.constraints.build import MakeGuide, guides
+from evo2cli.generate.options import GenerateOptions, KVCache
 from evo2cli.generate.output import as_fasta, describe
+from evo2cli.generate.prompts import Prompt, read_prompts
 from evo2cli.journal import Recall, open_journal
-from evo2cli.likelihood import fingerprint
 from evo2cli.models import open_model
 from evo2cli.tables import json_line
-from stripedhyena2 import NonFiniteLogitsError, Request, Sample, StripedHyena2, Uniforms
+from stripedhyena2 import (
+    NonFiniteLogitsError,
+    Request,
+    Sample,
+    Sampler,
+    StripedHyena2,
+    Uniforms,
+)
 from stripedhyena2 import generate as generate_tokens
 from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.generation import prefill
 
-# They say where results come from or go, or how fast; none changes a sequence.
+# Options that do not change a sequence: they say where sequences come from or go to, or affect the
+# speed, or are known from the prompts and the fingerprint of the model.
 _WITHOUT_EFFECT = (
+    "prompt",
     "prompts",
-    "prompts_fasta",
     "model",
     "config",
     "device",
@@ -41,26 +46,34 @@ _WITHOUT_EFFECT = (
     "num_samples",
     "output",
 )
-Job = tuple[Prompt, int]
+Job = tuple[Prompt, int]  # a prompt, and the number of the sample
 
 
 def generate(options: GenerateOptions) -> None:
-    """Go on from every prompt, as often as asked; write each sequence as soon as its turn is.
+    """Continue every prompt, and write each sequence as soon as all before it are written.
 
     A sample depends on the model, the seed, its prompt and its number, and on no other sample.
 
     Raises:
-        UserError: A prompt or a setting will not do, or no sequence can meet the constraints.
+        UserError: A prompt or an option is not valid, or no sequence satisfies the constraints.
         UntrustedNumericsError: The model's logits are not finite.
     """
-    sampler = options.sampler()
-    prompts = options.read_prompts()
+    check_output(options.output, options.prompts)
+    try:
+        sampler = Sampler(options.temperature, options.top_k, options.top_p)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    prompts = read_prompts(options.prompt, options.prompts, options.tag)
     make_guide = guides(options, prompts)
     model = open_model(
         options.model, config=options.config, device=options.device, dtype=options.dtype
     )
-    _warn_of_context(options, prompts, model.config.context)
-    vocabulary = model.config.vocabulary
+    longest = max(len(prompt.text) for prompt in prompts) + options.tokens
+    if longest > model.config.context:
+        console.warn(
+            f"sequences of {longest:,} tokens (with the prompt) are longer than the "
+            f"{model.config.context:,} that the model was trained on; beyond them it extrapolates"
+        )
     jobs = list(product(prompts, range(1, options.num_samples + 1)))
     with (
         open_journal(options.output, _settings(options, model)) as recall,
@@ -69,14 +82,14 @@ def generate(options: GenerateOptions) -> None:
     ):
 
         def start(first: int) -> Iterator[dict[str, Any]]:
+            """Generate the samples of all jobs from `first` on."""
             bar.advance(first * options.tokens)
-            requests = _requests(options, jobs[first:], lambda p: make_guide(p, vocabulary))
             samples = generate_tokens(
                 model,
-                requests,
+                _requests(options, jobs[first:], make_guide, model.config.vocabulary),
                 sampler,
                 batch_size=options.batch_size,
-                float8=options.kv_cache == "fp8",
+                float8=options.kv_cache is KVCache.FP8,
                 advance=bar.advance,
             )
             return _described(options, jobs[first:], samples, model)
@@ -88,77 +101,30 @@ def generate(options: GenerateOptions) -> None:
 
 
 def _settings(options: GenerateOptions, model: StripedHyena2) -> list[object]:
-    """All that decides results beside prompts and numbers of samples."""
+    """Everything that decides the results, except the prompts and the numbers of the samples."""
     given = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
-    given["numbered"] = options.num_samples > 1  # the names, then
+    given["numbered"] = options.num_samples > 1  # whether names end in the sample's number
     return ["evo2 generate", __version__, fingerprint(model.config, model.state_dict()), given]
 
 
 def _recalled(
     jobs: Sequence[Job], recall: Recall, start: Callable[[int], Iterator[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:
-    """What the last run kept, and from there on what `start` yields of the rest."""
+    """The results an interrupted run has kept, then those that `start` yields for the rest."""
     started: Iterator[dict[str, Any]] | None = None
 
-    def compute(position: int) -> dict[str, Any]:
+    def compute(index: int) -> dict[str, Any]:
         nonlocal started
-        started = started or start(position)
+        started = started or start(index)
         return next(started)
 
-    for position, (prompt, number) in enumerate(jobs):
+    for index, (prompt, number) in enumerate(jobs):
         key = f"{prompt.name} {number} {zlib.crc32(prompt.text):08x}"
-        yield recall(key, partial(compute, position))
-
-
-def _described(
-    options: GenerateOptions, jobs: Sequence[Job], samples: Iterator[Sample], model: StripedHyena2
-) -> Iterator[dict[str, Any]]:
-    try:
-        for (prompt, number), sample in zip(jobs, samples, strict=True):
-            yield describe(options, prompt, number, sample)
-    except NonFiniteLogitsError as error:
-        raise _explained(error, model, *jobs[error.index]) from None
-
-
-def guides(
-    options: GenerateOptions, prompts: Sequence[Prompt]
-) -> Callable[[Prompt, int], Guide | FreeGuide]:
-    """What makes the guide of a sequence, of its prompt and the size of the vocabulary.
-
-    Raises:
-        UserError: After some prompt no sequence can meet all constraints.
-    """
-    rules = options.rules()
-    if options.alphabet == "any":
-        return lambda _, vocabulary: FreeGuide(vocabulary, rules)
-    crowded = rules.crowded_window()
-    if crowded is not None:
-        raise UserError(
-            f"--fix leaves no room for --gc {options.gc} in the window from base {crowded + 1:,} on"
-        )
-    starts = {prompt: _start(options, rules, prompt) for prompt in prompts}
-    lookahead = Lookahead(rules, starts.values())
-    corridor = rules.corridor
-    kind = WindowGuide if corridor and corridor.window < rules.length else Guide
-    for prompt, state in starts.items():
-        if not kind(rules, lookahead, state).allowed():
-            given = ", ".join(f"--{name}" for name in (*options.constraints, *options.stops))
-            raise UserError(
-                f"{prompt.name}: no sequence of {options.min_length:,} to {options.tokens:,} bases "
-                f"was found that meets {given}; loosen one of them"
-            )
-    return lambda prompt, _: kind(rules, lookahead, starts[prompt])
-
-
-def _start(options: GenerateOptions, rules: Rules, prompt: Prompt) -> int:
-    """The state that the prompt's bases leave the patterns in."""
-    begins = Automaton.START if options.stop_codon == "prompt" else Automaton.NOWHERE
-    state = rules.automaton.read(begins, base_codes(prompt.bases))
-    return state | Automaton.START if options.stop_codon == "generated" else state
+        yield recall(key, partial(compute, index))
 
 
 def _requests(
-    options: GenerateOptions, jobs: Sequence[Job], make_guide: Callable[[Prompt], Guide | FreeGuide]
+    options: GenerateOptions, jobs: Sequence[Job], make_guide: MakeGuide, vocabulary: int
 ) -> list[Request]:
     ids = {prompt: torch.tensor(list(prompt.text)) for prompt, _ in jobs}
     return [
@@ -166,30 +132,31 @@ def _requests(
             ids[prompt],
             options.tokens,
             Uniforms(options.seed, prompt.text, number),
-            make_guide(prompt),
+            make_guide(prompt, vocabulary),
         )
         for prompt, number in jobs
     ]
 
 
-def _warn_of_context(options: GenerateOptions, prompts: Sequence[Prompt], context: int) -> None:
-    longest = max(len(prompt.text) for prompt in prompts) + options.tokens
-    if longest > context:
-        console.warn(
-            f"sequences of {longest:,} tokens, prompt included, go beyond the {context:,} that "
-            "the model was trained on; there it extrapolates"
-        )
+def _described(
+    options: GenerateOptions, jobs: Sequence[Job], samples: Iterator[Sample], model: StripedHyena2
+) -> Iterator[dict[str, Any]]:
+    """Describe every sample.
 
-
-def _explained(
-    error: NonFiniteLogitsError, model: StripedHyena2, prompt: Prompt, number: int
-) -> UntrustedNumericsError:
-    """The error in the user's words, with the layer where it began."""
-    device = next(model.parameters()).device
-    ids_1L = torch.tensor([[*prompt.text, *error.ids]], device=device)
-    cache = model.new_cache(*ids_1L.shape)
-    layer = first_nonfinite_layer(model, ids_1L, lambda ids_BL: prefill(model, ids_BL, cache))
-    origin = f", first in layer {layer}" if layer else ", in decoding alone"
-    return UntrustedNumericsError(
-        f"{prompt.name}, sample {number}: {error}{origin}; try --dtype fp32, or other weights"
-    )
+    Raises:
+        UntrustedNumericsError: The logits are not finite; the message names the layer where this
+            began.
+    """
+    try:
+        for (prompt, number), sample in zip(jobs, samples, strict=True):
+            yield describe(options, prompt, number, sample)
+    except NonFiniteLogitsError as error:
+        prompt, number = jobs[error.index]
+        device = next(model.parameters()).device
+        ids_1L = torch.tensor([[*prompt.text, *error.ids]], device=device)
+        cache = model.new_cache(*ids_1L.shape)
+        layer = first_nonfinite_layer(model, ids_1L, lambda ids_BL: prefill(model, ids_BL, cache))
+        origin = f"first in layer {layer}" if layer else "only in step-by-step decoding"
+        raise UntrustedNumericsError(
+            f"{prompt.name}, sample {number}: {error}, {origin}; try --dtype fp32, or other weights"
+        ) from None

@@ -1,6 +1,5 @@
 """Start a recipe on many GPUs: on this machine, or as a batch script for Slurm."""
 
-from dataclasses import fields
 from pathlib import Path
 
 from evo2cli import console
@@ -11,7 +10,7 @@ from evo2cli.launch import checks
 from evo2cli.launch.options import Launcher, LaunchOptions, LocalOptions, SlurmOptions
 from evo2cli.launch.ranks import Group, command_line, run_ranks
 from evo2cli.launch.slurm import slurm_script
-from evo2cli.options import Options, arguments, flag
+from evo2cli.options import arguments, refuse
 from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_recipe, read_recipe
@@ -31,24 +30,11 @@ def launch_recipe(options: LaunchOptions) -> None:
     if options.output is not None:
         recipe = recipe.model_copy(update={"output": options.output})
     if options.local is None:
-        _refuse(options, LocalOptions, "--local")
+        refuse(options, LocalOptions, "--slurm only writes a script")
         _write_script(options, recipe, path)
     else:
-        _refuse(options, SlurmOptions, "--slurm")
+        refuse(options, SlurmOptions, "--local starts ranks without Slurm")
         _launch_local(options, options.local, recipe, path)
-
-
-def _refuse(options: LaunchOptions, of: type[Options], mode: str) -> None:
-    """Refuse options of the other mode, which would have no effect."""
-    for field in fields(of):
-        value = getattr(options, field.name)
-        if value != field.default:
-            given = flag(of, field.name) + ("" if value is True else f" {_shown(value)}")
-            raise UserError(f"{given}: only goes with {mode}")
-
-
-def _shown(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _launch_local(options: LaunchOptions, local: str, recipe: Recipe, path: Path) -> None:

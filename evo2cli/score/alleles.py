@@ -27,13 +27,13 @@ from evo2cli.genome.windows import (
     cut_windows,
     upper_dna,
 )
-from evo2cli.likelihood import proceed, require_finite
 from evo2cli.options import Strand
 from evo2cli.score.options import IndelMode, ScoreOptions
 from evo2cli.score.output import FIELDS, STRAND_FIELDS, WINDOW_COLUMNS
-from evo2cli.score.prefixes import Advance, AnchoredScorer, CentredScorer, WindowScorer
+from evo2cli.score.prefixes import AnchoredScorer, CentredScorer, Extend, WindowScorer
 from evo2cli.tables import Row, rounded
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.scoring import ScoringState, require_finite
 
 DEFAULT_WINDOW = 8192
 ANCHORED_CUTS = 8  # of the genome, from one anchored window to the next
@@ -46,7 +46,7 @@ class VariantScorer:
         model: It.
         genome: It.
         options: Windows, strands, and what to do where REF differs.
-        advance: Runs bases through the model, or only counts them.
+        extend: Runs bases through the model, or only counts them.
 
     Attributes:
         window: Bases in a window.
@@ -57,7 +57,7 @@ class VariantScorer:
         model: StripedHyena2,
         genome: Reference,
         options: ScoreOptions,
-        advance: Advance = proceed,
+        extend: Extend = ScoringState.extend,
     ) -> None:
         self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
         self._model, self._genome = model, genome
@@ -68,9 +68,9 @@ class VariantScorer:
         self._equally_long = options.indel_mode == IndelMode.FIXED
         step = max(anchor_step(self.window) // ANCHORED_CUTS, 1)
         self._strands: dict[Strand, WindowScorer] = {
-            strand: AnchoredScorer(model, step, advance)
+            strand: AnchoredScorer(model, step, extend)
             if self._is_anchored
-            else CentredScorer(model, advance)
+            else CentredScorer(model, extend)
             for strand in options.variant_strand.single
         }
 

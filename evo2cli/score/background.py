@@ -17,12 +17,12 @@ from evo2cli.errors import UserError
 from evo2cli.files import open_output
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
-from evo2cli.likelihood import fingerprint
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.output import PERCENTILE
 from evo2cli.score.strata import random_variants, stratum
 from evo2cli.tables import Row, rounded
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.fingerprint import fingerprint
 
 NULLS = 200  # random variants of a kind
 FEWEST = 20  # with a delta; a kind that has fewer tells no percentile

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evo2cli.likelihood import of_tokens, token_ids, total
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.parallelize import Schemes, SharedSequence
+from stripedhyena2.scoring import sequence_logprob, token_ids, token_logprobs
 
 _END = 0  # the length that tells helpers to leave
 
@@ -34,9 +34,9 @@ class SharedScorer:
         self._shared.put_on(model)
 
     def total(self, bases: bytes, advance: Callable[[float], None] = lambda _: None) -> float:
-        """`likelihood.total` of upper-case letters, for the first rank to call."""
+        """`sequence_logprob` of upper-case letters, for the first rank to call."""
         if len(bases) < 2 * self._ranks.world:
-            return total(self._model, bases, advance)
+            return sequence_logprob(self._model, bases, advance)
         self._tell(len(bases))
         ids_T = token_ids(self._model, bases)
         dist.broadcast(ids_T, 0)
@@ -72,5 +72,5 @@ class SharedScorer:
             self._shared.dissolve()
         targets_L = ids_T[start + 1 : end + 1]
         logprobs_LV = logits_LV[: len(targets_L)].log_softmax(dim=-1)
-        own = of_tokens(logprobs_LV, targets_L).sum()
+        own = token_logprobs(logprobs_LV, targets_L).sum()
         return float(self._ranks.sum(own).item())

@@ -9,7 +9,6 @@ from evo2cli import console
 from evo2cli.devices import pick_devices
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
-from evo2cli.likelihood import Progression, begin, proceed
 from evo2cli.models import open_model
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.input import count_variants, open_variants
@@ -17,6 +16,7 @@ from evo2cli.score.options import ScoreOptions
 from evo2cli.score.output import SCORED, status_table
 from evo2cli.score.variants import reference_of
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.scoring import ScoringState
 
 
 def estimate_variants(options: ScoreOptions) -> None:
@@ -53,9 +53,9 @@ def estimate_variants(options: ScoreOptions) -> None:
         )
 
 
-def count_bases(_model: StripedHyena2, so_far: Progression, bases: bytes) -> Progression:
-    """In place of `proceed`: nothing is computed."""
-    return replace(so_far, total=so_far.total + len(bases))
+def count_bases(state: ScoringState, bases: bytes) -> ScoringState:
+    """In place of `ScoringState.extend`: nothing is computed."""
+    return replace(state, logprob=state.logprob + len(bases))
 
 
 def _bases_a_second(model: StripedHyena2, window: int) -> float:
@@ -64,6 +64,6 @@ def _bases_a_second(model: StripedHyena2, window: int) -> float:
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        proceed(model, begin(model), bases)  # ends in a number, so that a GPU is done too
+        ScoringState.start(model).extend(bases)  # ends in a number, so that a GPU is done too
         seconds = time.perf_counter() - started
     return window / seconds

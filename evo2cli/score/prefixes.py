@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from evo2cli.genome.windows import Window
-from evo2cli.likelihood import Progression, begin, proceed
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.cache import AttentionPast
+from stripedhyena2.scoring import ScoringState
 
-Advance = Callable[[StripedHyena2, Progression, bytes], Progression]
+Extend = Callable[[ScoringState, bytes], ScoringState]
 
 
 class WindowScorer(ABC):
@@ -21,14 +21,14 @@ class WindowScorer(ABC):
 
     Args:
         model: What scores.
-        advance: `likelihood.proceed`, or what only counts.
+        extend: `ScoringState.extend`, or what only counts.
 
     Attributes:
         num_bases: So many bases ran through the model.
     """
 
-    def __init__(self, model: StripedHyena2, advance: Advance = proceed) -> None:
-        self._model, self._advance = model, advance
+    def __init__(self, model: StripedHyena2, extend: Extend = ScoringState.extend) -> None:
+        self._model, self._extend = model, extend
         self.num_bases = 0
 
     @abstractmethod
@@ -39,28 +39,28 @@ class WindowScorer(ABC):
     def alternate(self, window: Window) -> float:
         """The total of a window with another allele applied."""
 
-    def _proceed(self, so_far: Progression, bases: bytes) -> Progression:
+    def _proceed(self, so_far: ScoringState, bases: bytes) -> ScoringState:
         self.num_bases += len(bases)
-        return self._advance(self._model, so_far, bases)
+        return self._extend(so_far, bases)
 
 
 class CentredScorer(WindowScorer):
     """For windows of their own: all alleles of a site share what stands before them."""
 
-    def __init__(self, model: StripedHyena2, advance: Advance = proceed) -> None:
-        super().__init__(model, advance)
+    def __init__(self, model: StripedHyena2, extend: Extend = ScoringState.extend) -> None:
+        super().__init__(model, extend)
         self._before = b""
-        self._shared = begin(model)
+        self._shared = ScoringState.start(model)
         self._totals: dict[bytes, float] = {}
 
     def reference(self, window: Window) -> float:
         """As `WindowScorer`."""
         if window.before != self._before:
-            self._shared = self._proceed(begin(self._model), window.before)
+            self._shared = self._proceed(ScoringState.start(self._model), window.before)
             self._before, self._totals = window.before, {}
         rest = window.allele + window.after
         if rest not in self._totals:
-            self._totals[rest] = self._proceed(self._shared, rest).total
+            self._totals[rest] = self._proceed(self._shared, rest).logprob
         return self._totals[rest]
 
     alternate = reference
@@ -74,15 +74,17 @@ class AnchoredScorer(WindowScorer):
     Args:
         model: What scores.
         step: Bases from cut to cut.
-        advance: As `WindowScorer`.
+        extend: As `WindowScorer`.
     """
 
-    def __init__(self, model: StripedHyena2, step: int, advance: Advance = proceed) -> None:
-        super().__init__(model, advance)
+    def __init__(
+        self, model: StripedHyena2, step: int, extend: Extend = ScoringState.extend
+    ) -> None:
+        super().__init__(model, extend)
         self._step = step
         self._letters = b""  # of the window that the chain runs along
-        self._chain = [begin(model)]  # before each cut
-        self._site: tuple[bytes, Progression] | None = None
+        self._chain = [ScoringState.start(model)]  # before each cut
+        self._site: tuple[bytes, ScoringState] | None = None
         self._totals: dict[bytes, float] = {}
 
     def reference(self, window: Window) -> float:
@@ -90,7 +92,7 @@ class AnchoredScorer(WindowScorer):
         letters = window.sequence
         if letters not in self._totals:
             whole = len(letters) // self._step
-            self._totals[letters] = self._continued(letters, whole).total
+            self._totals[letters] = self._continued(letters, whole).logprob
         return self._totals[letters]
 
     def alternate(self, window: Window) -> float:
@@ -98,14 +100,14 @@ class AnchoredScorer(WindowScorer):
         if self._site is None or self._site[0] != window.before:
             before = self._continued(window.before, len(window.before) // self._step)
             self._site = (window.before, before)
-        return self._proceed(self._site[1], window.allele + window.after).total
+        return self._proceed(self._site[1], window.allele + window.after).logprob
 
-    def _continued(self, letters: bytes, cut: int) -> Progression:
+    def _continued(self, letters: bytes, cut: int) -> ScoringState:
         """After all of `letters`: along the chain up to a cut, and the rest in one go."""
         at = cut * self._step
         shared = self._letters[:at]
         if letters[: len(shared)] != shared:
-            self._letters, self._chain, self._totals = b"", [begin(self._model)], {}
+            self._letters, self._chain, self._totals = b"", [ScoringState.start(self._model)], {}
         while len(self._chain) <= cut:
             start = (len(self._chain) - 1) * self._step
             piece = letters[start : start + self._step]
@@ -116,11 +118,11 @@ class AnchoredScorer(WindowScorer):
         return self._proceed(before, letters[at:]) if at < len(letters) else before
 
 
-def _sharing_keys(chain: list[Progression]) -> list[Progression]:
+def _sharing_keys(chain: list[ScoringState]) -> list[ScoringState]:
     """The same, with the keys and values of all as views of the last one's: they begin alike."""
     longest = chain[-1].cache.pasts
 
-    def shared(so_far: Progression) -> Progression:
+    def shared(so_far: ScoringState) -> ScoringState:
         pasts = [
             AttentionPast(
                 last.keys_BHTW[:, :, : past.keys_BHTW.shape[2]],

@@ -19,8 +19,6 @@ from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import Recall, keep_journal, open_journals
-from evo2cli.likelihood import fingerprint, require_finite
-from evo2cli.likelihood import total as total_alone
 from evo2cli.models import memory_explained, open_model, pick_device
 from evo2cli.options import Strand
 from evo2cli.score.context_parallel import SharedScorer
@@ -28,6 +26,8 @@ from evo2cli.score.options import Layout, ScoreOptions
 from evo2cli.tables import Row, json_line, rounded, table_line
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.scoring import require_finite, sequence_logprob
 
 _SHARE = "let several GPUs share a sequence (--context-parallel), or cut it"
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
@@ -91,7 +91,7 @@ def _scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | Non
     if options.context_parallel == 1:
         model = load(options.device)
         with memory_explained(f"{options.source} on {options.device}", _SHARE):
-            yield model, partial(total_alone, model, memory=options.memory)
+            yield model, partial(sequence_logprob, model, max_memory=options.memory)
         return
     ranks = Ranks.join(pick_device(options.device))
     try:

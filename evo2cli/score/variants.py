@@ -16,7 +16,6 @@ from evo2cli.genome.normalization import Indels
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import Header, Status, VariantRecord
 from evo2cli.journal import Recall, keep_journal, open_journals
-from evo2cli.likelihood import fingerprint
 from evo2cli.models import memory_explained, open_model
 from evo2cli.saturate.plot import also_drawn
 from evo2cli.score.alleles import VariantScorer
@@ -39,6 +38,7 @@ from evo2cli.score.output import (
 from evo2cli.score.precision import measure_noise, noise_line, with_noise
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.scaled import has_scales
 
 BLOCK = 4096  # records read before any is scored,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evo2cli import console, likelihood
+from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.files import open_output
 from evo2cli.genome.alphabet import ACGT
@@ -22,7 +22,6 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import read_bed
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.windows import upper_dna
-from evo2cli.likelihood import begin, of_tokens, predict, proceed, require_finite
 from evo2cli.models import memory_explained, open_model
 from evo2cli.options import Strand
 from evo2cli.score.options import IndelMode, Quantity, ScoreOptions, Track
@@ -34,7 +33,8 @@ from evo2cli.track.formats import (
     import_bigwig,
     open_bigwig,
 )
-from stripedhyena2 import StripedHyena2
+from stripedhyena2 import StripedHyena2, scoring
+from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
 DEFAULT_LEAD = 8192  # bases read before a region, at most the model's context
 
@@ -122,12 +122,14 @@ def track_pieces(
     Raises:
         UntrustedNumericsError: A log-likelihood is no finite number.
     """
-    so_far = proceed(model, begin(model), section.lead)
-    for offset in range(0, len(section.bases), likelihood.PIECE):
-        piece = section.bases[offset : offset + likelihood.PIECE]
-        so_far, ids_L, logprobs_LV = predict(model, so_far, piece)
-        require_finite(so_far.total, model, piece, f"{section.name}: from base {offset + 1:,} on")
-        found_L = of_tokens(logprobs_LV, ids_L) if track is Track.LOGPROB else entropy(logprobs_LV)
+    so_far = ScoringState.start(model).extend(section.lead)
+    for offset in range(0, len(section.bases), scoring.CHUNK):
+        piece = section.bases[offset : offset + scoring.CHUNK]
+        so_far, ids_L, logprobs_LV = so_far.predict(piece)
+        require_finite(so_far.logprob, model, piece, f"{section.name}: from base {offset + 1:,} on")
+        found_L = (
+            token_logprobs(logprobs_LV, ids_L) if track is Track.LOGPROB else entropy(logprobs_LV)
+        )
         yield section.start + offset + len(piece) - len(found_L), found_L.tolist()
         advance(len(piece))
 

@@ -30,7 +30,7 @@ from evo2cli.training.recipe_file import (
 from evo2cli.training.start import Start, extension_line, read_start
 from evo2cli.training.state import RunFolder
 from hyenakernels.float8.op import runs_float8
-from stripedhyena2 import CheckpointError, ModelConfig
+from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import save_weights
 
 T = TypeVar("T")
@@ -268,12 +268,8 @@ def _finished(final: Path) -> dict[str, Any] | None:
 
 def _save_final(trainer: Trainer, provenance: dict[str, Any]) -> None:
     weights = trainer.engine.weights()
-    final = trainer.folder.final
     if trainer.ranks.is_first:
-        try:
-            save_weights(trainer.engine.model.config, weights, final, provenance)
-        except CheckpointError as error:
-            raise UserError(str(error)) from None
+        save_weights(trainer.engine.model.config, weights, trainer.folder.final, provenance)
     trainer.ranks.wait()
 
 

@@ -30,7 +30,16 @@ class RecipeOptions(SettingsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(RecipeOptions):
+class DeviceOptions(Options):
+    """The device of a training run."""
+
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceOptions, RecipeOptions):
     """A training run: the options that every rank is given."""
 
     output: Annotated[
@@ -43,6 +52,3 @@ class RunOptions(RecipeOptions):
             show_default="the recipe's output",
         ),
     ] = None
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
-    ] = "auto"

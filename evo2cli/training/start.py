@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from evo2cli import __version__
-from evo2cli.likelihood import fingerprint
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, naming
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
 from stripedhyena2.extension import Extension
+from stripedhyena2.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from stripedhyena2.errors import InputError
+
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 ATTENTION, SHORT, MEDIUM, LONG = "A", "S", "M", "L"
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A model shape that cannot be: the message names file, key, value and the way out."""
 
 

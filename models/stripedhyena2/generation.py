@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stripedhyena2.cache import Cache
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.sampling import Sampler, Uniforms, draw
@@ -71,7 +72,7 @@ class Sample:
     ended: str = ""
 
 
-class NonFiniteLogitsError(FloatingPointError):
+class NonFiniteLogitsError(NonFiniteError):
     """The logits of a sequence are NaN or infinite.
 
     Attributes:

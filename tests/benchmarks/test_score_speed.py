@@ -15,12 +15,12 @@ from evo2cli import console
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import read_vcf
 from evo2cli.genome.windows import Window
-from evo2cli.likelihood import begin
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.prefixes import WindowScorer
 from evo2cli.score.run import score
 from stripedhyena2 import load
+from stripedhyena2.scoring import ScoringState
 
 NUM_SHARED = 60  # of the variants, for each kind of windows
 
@@ -29,7 +29,7 @@ class PlainScorer(WindowScorer):
     """Every window from its first base on: what sharing is measured against."""
 
     def reference(self, window: Window) -> float:
-        return self._proceed(begin(self._model), window.sequence).total
+        return self._proceed(ScoringState.start(self._model), window.sequence).logprob
 
     alternate = reference
 

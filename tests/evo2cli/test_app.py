@@ -69,7 +69,7 @@ def test_an_exhausted_memory_is_one_line(
         main()
     assert stopped.value.code == UserError.exit_code
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "evo2: out of memory (Tried to allocate 9 GiB); less at a time, or --device cpu"
+        "evo2: out of memory (Tried to allocate 9 GiB); process less at a time, or use --device cpu"
     )
 
 

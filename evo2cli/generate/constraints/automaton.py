@@ -1,13 +1,14 @@
-"""Many patterns watched at once: places in patterns -> sets of places -> a table of states.
+"""Matches many patterns at once, in one pass over a sequence.
 
-Every letter of a pattern is a place. What has been read so far leaves a set of places a match may
-have got to, and the next base moves all of them on: a deterministic automaton whose state is that
-set, kept as the bits of an integer. States are made when they are met.
+Every letter of a pattern is a position of an automaton. After some letters have been read, the
+matches under way have reached a set of positions, and the next base moves all of them: this is a
+deterministic automaton whose states are sets of positions, held as the bits of an integer. States
+are computed when they are first reached.
 
-Source: Glushkov, "The abstract theory of automata", 1961 (places, first, last, follow).
+Source: Glushkov, "The abstract theory of automata", 1961 (positions, first, last, follow).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -21,9 +22,9 @@ from evo2cli.generate.constraints.patterns import (
     Repeat,
 )
 
-UNKNOWN = len(BASES)  # a letter that is no base: matches stop there, frames go on
-ANY = 0b11111
-MOST_PLACES = 20_000
+UNKNOWN = len(BASES)  # the code of any other letter: it ends a match, but counts for the frame
+ANY = 0b11111  # every base, and UNKNOWN
+MAX_POSITIONS = 20_000
 
 _CODE = bytes(BASES.index(chr(byte)) if chr(byte) in BASES else UNKNOWN for byte in range(256))
 
@@ -35,7 +36,7 @@ def base_codes(sequence: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class _Fragment:
-    """Part of a pattern: where it begins and ends, and whether it matches the empty sequence."""
+    """Part of a pattern: its first and last positions, and whether it matches no letter at all."""
 
     is_nullable: bool
     first: int
@@ -43,82 +44,81 @@ class _Fragment:
 
 
 class Automaton:
-    """Patterns under labels, and where in a text they are met."""
+    """Labelled patterns, and the states of their matches."""
 
-    START = 1  # state before the first letter, where anchored patterns begin there
-    NOWHERE = 0  # state in which nothing has begun
+    EMPTY = 0  # state without any match under way
+    START = 1  # state at which matches of anchored patterns begin
 
     def __init__(self) -> None:
-        self._follow = [0]  # of each place; the first is where an anchored pattern begins
-        self._takes = [0] * (UNKNOWN + 1)  # of each letter, the places that take it
-        self._anywhere = 0
-        self._ends: dict[str, int] = {}
-        self._moves: dict[int, tuple[int, ...]] = {}
+        self._follow = [0]  # for each position, the positions after it; the first is that of START
+        self._accepting = [0] * (UNKNOWN + 1)  # for each letter, the positions that match it
+        self._first = 0  # positions at which a match may begin anywhere
+        self._last: dict[str, int] = {}  # positions at which a match ends, by label
+        self._transitions: dict[int, tuple[int, ...]] = {}
 
-    def watch(self, pattern: Pattern, label: str, *, anchored: bool = False) -> None:
-        """Look for a pattern from now on, anywhere or only from `START`.
+    def add(self, pattern: Pattern, label: str, *, anchored: bool = False) -> None:
+        """Add a pattern, to be matched anywhere, or only from `START` on if it is anchored.
 
         Raises:
-            PatternError: It matches the empty sequence, or takes too many places.
+            PatternError: The pattern matches the empty sequence, or has too many positions.
         """
-        fragment = self._add(pattern)
+        fragment = self._compile(pattern)
         if fragment.is_nullable:
             raise PatternError("it matches the empty sequence, and so everywhere")
         if anchored:
             self._follow[0] |= fragment.first
         else:
-            self._anywhere |= fragment.first
-        self._ends[label] = self._ends.get(label, 0) | fragment.last
-        self._moves.clear()
+            self._first |= fragment.first
+        self._last[label] = self._last.get(label, 0) | fragment.last
+        self._transitions.clear()
 
-    def moves(self, state: int) -> tuple[int, ...]:
+    def transitions(self, state: int) -> tuple[int, ...]:
         """The states after A, C, G, T and any other letter."""
-        found = self._moves.get(state)
+        found = self._transitions.get(state)
         if found is None:
-            reach, places = self._anywhere, state
-            while places:
-                lowest = places & -places
-                reach |= self._follow[lowest.bit_length() - 1]
-                places ^= lowest
-            found = self._moves[state] = tuple(reach & takes for takes in self._takes)
+            reached = self._first
+            for position in _bits(state):
+                reached |= self._follow[position]
+            found = tuple(reached & accepting for accepting in self._accepting)
+            self._transitions[state] = found
         return found
 
     def read(self, state: int, codes: bytes) -> int:
-        """The state after letters, as `base_codes` spells them."""
+        """The state after the letters of `codes`, which are encoded by `base_codes`."""
         for code in codes:
-            state = self.moves(state)[code]
+            state = self.transitions(state)[code]
         return state
 
     def labels(self, state: int) -> list[str]:
-        """Of the patterns that a match of ends here, in the order they were added."""
-        return [label for label, ends in self._ends.items() if state & ends]
+        """Labels of the patterns with a match that ends in this state, in the order of `add`."""
+        return [label for label, last in self._last.items() if state & last]
 
-    def reachable(self, states: Iterable[int], most: int) -> list[int] | None:
-        """All states that bases lead to from `states`, these first; None if over `most`.
+    def reachable(self, states: Iterable[int], limit: int) -> list[int] | None:
+        """All states that bases lead to from `states`, which come first; None if over `limit`.
 
-        States where a match ends are listed, but not gone on from unless they were given.
+        States in which a match ends are included; the states after them are not, unless they
+        were given.
         """
         found = dict.fromkeys(states)
-        waiting = list(found)
-        ends = reduce(or_, self._ends.values(), 0)
-        while waiting:
-            for state in self.moves(waiting.pop())[:UNKNOWN]:
+        pending = list(found)
+        last = reduce(or_, self._last.values(), 0)
+        while pending:
+            for state in self.transitions(pending.pop())[:UNKNOWN]:
                 if state not in found:
                     found[state] = None
-                    if not state & ends:
-                        waiting.append(state)
-            if len(found) > most:
+                    if not state & last:
+                        pending.append(state)
+            if len(found) > limit:
                 return None
         return list(found)
 
-    def _add(self, pattern: Pattern) -> _Fragment:
+    def _compile(self, pattern: Pattern) -> _Fragment:
         if isinstance(pattern, Letter):
-            return self._place(pattern.bases)
+            return self._new_position(pattern.bases)
         if isinstance(pattern, Repeat):
-            return self._repeated(pattern)
-        fragments = [self._add(part) for part in pattern.parts]
-        whole = fragments[0]
-        for fragment in fragments[1:]:
+            return self._repeat(pattern)
+        whole, *others = [self._compile(part) for part in pattern.parts]
+        for fragment in others:
             if isinstance(pattern, Choice):
                 whole = _Fragment(
                     whole.is_nullable or fragment.is_nullable,
@@ -126,42 +126,47 @@ class Automaton:
                     whole.last | fragment.last,
                 )
             else:
-                whole = self._joined(whole, fragment)
+                whole = self._concatenate(whole, fragment)
         return whole
 
-    def _place(self, letters: int) -> _Fragment:
-        place = 1 << len(self._follow)
-        if len(self._follow) > MOST_PLACES:
-            raise PatternError(f"patterns come to more than {MOST_PLACES:,} letters; give fewer")
+    def _new_position(self, letters: int) -> _Fragment:
+        if len(self._follow) > MAX_POSITIONS:
+            raise PatternError(f"patterns have more than {MAX_POSITIONS:,} letters; give fewer")
+        position = 1 << len(self._follow)
         self._follow.append(0)
         for letter in range(UNKNOWN + 1):
             if letters >> letter & 1:
-                self._takes[letter] |= place
-        return _Fragment(is_nullable=False, first=place, last=place)
+                self._accepting[letter] |= position
+        return _Fragment(is_nullable=False, first=position, last=position)
 
-    def _joined(self, left: _Fragment, right: _Fragment) -> _Fragment:
-        self._follow_on(left.last, right.first)
+    def _concatenate(self, left: _Fragment, right: _Fragment) -> _Fragment:
+        self._connect(left.last, right.first)
         return _Fragment(
             left.is_nullable and right.is_nullable,
             left.first | (right.first if left.is_nullable else 0),
             right.last | (left.last if right.is_nullable else 0),
         )
 
-    def _repeated(self, pattern: Repeat) -> _Fragment:
-        """As many copies as there must be, then those there may be, each of them optional."""
+    def _repeat(self, pattern: Repeat) -> _Fragment:
+        """The required copies, then the optional ones; without a limit, one that may repeat."""
         whole = _Fragment(is_nullable=True, first=0, last=0)
         for _ in range(pattern.least):
-            whole = self._joined(whole, self._add(pattern.part))
-        optional = 1 if pattern.most is None else pattern.most - pattern.least
-        for _ in range(optional):
-            copy = self._add(pattern.part)
+            whole = self._concatenate(whole, self._compile(pattern.part))
+        for _ in range(1 if pattern.most is None else pattern.most - pattern.least):
+            copy = self._compile(pattern.part)
             if pattern.most is None:
-                self._follow_on(copy.last, copy.first)
-            whole = self._joined(whole, _Fragment(True, copy.first, copy.last))
+                self._connect(copy.last, copy.first)
+            whole = self._concatenate(whole, _Fragment(True, copy.first, copy.last))
         return whole
 
-    def _follow_on(self, last: int, first: int) -> None:
-        while last:
-            lowest = last & -last
-            self._follow[lowest.bit_length() - 1] |= first
-            last ^= lowest
+    def _connect(self, last: int, first: int) -> None:
+        for position in _bits(last):
+            self._follow[position] |= first
+
+
+def _bits(mask: int) -> Iterator[int]:
+    """Indices of the bits that are set, the lowest first."""
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest

@@ -1,4 +1,4 @@
-"""One sequence on its way through the rules."""
+"""Which tokens may come next in one sequence."""
 
 from typing import NamedTuple
 
@@ -12,34 +12,35 @@ EOD = "eod"
 
 
 class FreeGuide:
-    """Any token of the vocabulary; the end of a document ends it, if it is asked to."""
+    """Allows every token of the vocabulary; only the end-of-document token may end the sequence."""
 
     def __init__(self, vocabulary: int, rules: Rules) -> None:
         self._rules = rules
         self._length = 0
         self._tokens = tuple(range(vocabulary))
-        self._without_end = tuple(t for t in self._tokens if t != END_OF_DOCUMENT)
+        self._without_eod = tuple(t for t in self._tokens if t != END_OF_DOCUMENT)
 
     def allowed(self) -> tuple[int, ...]:
         """Token ids that may come next."""
-        if self._rules.ends_at_eod and self._rules.ending(self._length) is None:
-            return self._without_end
+        if self._rules.ends_at_eod and self._rules.final_gc_counts(self._length) is None:
+            return self._without_eod
         return self._tokens
 
     def advance(self, token: int) -> str | None:
-        """Take in a token; returns why the sequence is over, or None."""
+        """Append a token; returns why the sequence ends here, or None if it does not."""
         self._length += 1
         return EOD if self._rules.ends_at_eod and token == END_OF_DOCUMENT else None
 
 
 class Node(NamedTuple):
-    """Where a sequence has got to.
+    """All that the rules need to know of a sequence so far.
 
     Attributes:
-        length: Bases generated.
-        state: Of the automaton.
-        num_gc: G and C among all of them, or in the last window where windows are shorter.
-        window: For these windows, whether each of their bases is G or C, the last one lowest.
+        length: Generated bases.
+        state: State of the automaton.
+        num_gc: G and C among all bases, or among the last `window` if windows are shorter.
+        window: For such windows, a bit for each base that tells whether it is G or C, the last
+            base in the lowest bit.
     """
 
     length: int
@@ -49,7 +50,7 @@ class Node(NamedTuple):
 
 
 class Guide:
-    """Bases from which the rest can still meet all rules; the end, where the sequence may end."""
+    """Allows the bases after which the rest of the sequence can still satisfy all rules."""
 
     def __init__(self, rules: Rules, lookahead: Lookahead, state: int) -> None:
         """A sequence whose prompt left the automaton in `state`."""
@@ -58,41 +59,41 @@ class Guide:
         self._node = Node(0, state, 0, 0)
 
     def allowed(self) -> tuple[int, ...]:
-        """Token ids that may come next; none only at the start of what cannot be."""
+        """Token ids that may come next; empty only at the start, if no sequence is possible."""
         tokens = [ACGT[base] for base in range(len(ACGT)) if self._admits(base)]
         if self.rules.ends_at_eod and self._may_end(self._node):
             tokens.append(END_OF_DOCUMENT)
         return tuple(tokens)
 
     def advance(self, token: int) -> str | None:
-        """Take in a token; returns why the sequence is over, or None."""
+        """Append a token; returns why the sequence ends here, or None if it does not."""
         if token == END_OF_DOCUMENT:
             return EOD
-        self._enter(base_codes(bytes([token]))[0])
+        self._append(base_codes(bytes([token]))[0])
         return next(iter(self.rules.automaton.labels(self._node.state)), None)
 
     def _admits(self, base: int) -> bool:
-        return self._after(self._node, base) is not None
+        return self._successor(self._node, base) is not None
 
-    def _enter(self, base: int) -> None:
+    def _append(self, base: int) -> None:
         self._node = self.step(self._node, base)
 
-    def _after(self, node: Node, base: int) -> Node | None:
-        """Where a base leads, or None where that breaks a rule or cannot be completed."""
+    def _successor(self, node: Node, base: int) -> Node | None:
+        """The node after a base, or None if a rule is broken there or cannot be satisfied later."""
         if not self.rules.bases_at(node.length) >> base & 1:
             return None
-        following = self.step(node, base)
-        if not self.lookahead.admits(following.length, following.state, following.num_gc):
+        successor = self.step(node, base)
+        if not self.lookahead.admits(successor.length, successor.state, successor.num_gc):
             return None
-        if self.lookahead.is_end(following.state) and not self._may_end(following):
+        if self.lookahead.is_end(successor.state) and not self._may_end(successor):
             return None
-        return following
+        return successor
 
     def step(self, node: Node, base: int) -> Node:
-        """Where a base leads, be it allowed or not."""
-        state = self.rules.automaton.moves(node.state)[base]
+        """The node after a base, whether or not the base is allowed."""
+        state = self.rules.automaton.transitions(node.state)[base]
         return Node(node.length + 1, state, node.num_gc + IS_GC[base], 0)
 
     def _may_end(self, node: Node) -> bool:
-        ending = self.rules.ending(node.length)
-        return ending is not None and ending[0] <= node.num_gc <= ending[1]
+        counts = self.rules.final_gc_counts(node.length)
+        return counts is not None and counts[0] <= node.num_gc <= counts[1]

@@ -1,13 +1,13 @@
-"""Patterns of bases: letters with ambiguity codes, and the operators of regular expressions.
+"""Patterns of bases: IUPAC codes with the operators of regular expressions.
 
 GGTCTC                a motif
-CCWGG                 with ambiguity codes: W is A or T; N or . any base
-TAA|TAG|TGA           one of several
-[AC]T                 a letter out of a set
-(CAG){10,}            so many times; also {3}, {2,5}, *, + and ?
+CCWGG                 IUPAC codes: W is A or T; N or . is any base
+TAA|TAG|TGA           alternatives
+[AC]T                 one base of a set
+(CAG){10,}            repetition; also {3}, {2,5}, *, + and ?
 
-text -> tree -> `automaton`. Bases are 0 to 3 for A, C, G, T; a set of them is a mask of four bits,
-the lowest for A.
+`parse_pattern` turns text into a tree, `automaton` compiles trees. Bases are 0 to 3 for A, C, G, T;
+a set of bases is a mask of four bits, the lowest for A.
 """
 
 from dataclasses import dataclass
@@ -18,72 +18,73 @@ _SETS = dict(
         "ACGTURYSWKMBDHVN.", (1, 2, 4, 8, 8, 5, 10, 6, 9, 12, 3, 14, 13, 11, 7, 15, 15), strict=True
     )
 )
-_MOST_TIMES = 1000  # of one repetition
+_REPEATS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+_MAX_REPEATS = 1000  # of one {} operator
 
 
 class PatternError(ValueError):
-    """A text is no pattern; the message says where, and why."""
+    """A text is not a pattern; the message says where and why."""
 
 
 @dataclass(frozen=True)
 class Letter:
-    """One base out of a set."""
+    """One base of a set."""
 
     bases: int
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """One after the other."""
+class Concatenation:
+    """Parts that follow each other."""
 
     parts: tuple["Pattern", ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several."""
+    """One of several parts."""
 
     parts: tuple["Pattern", ...]
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """`least` to `most` times; without end where `most` is None."""
+    """A part repeated `least` to `most` times; None is no limit."""
 
     part: "Pattern"
     least: int
     most: int | None
 
 
-Pattern = Letter | Sequence | Choice | Repeat
+Pattern = Letter | Concatenation | Choice | Repeat
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Read a pattern, in either case.
+    """Parse a pattern; upper and lower case are equal.
 
     Raises:
-        PatternError: It is none.
+        PatternError: The text is not a pattern.
     """
     return _Parser(text).pattern()
 
 
 def base_set(letter: str) -> int:
-    """The bases a letter or ambiguity code stands for; 0 where it is none."""
+    """The bases that an IUPAC code stands for; 0 for any other character."""
     return _SETS.get(letter.upper(), 0)
 
 
-def other_strand(pattern: Pattern) -> Pattern:
-    """What the pattern is on the reverse complement."""
+def reverse_complemented(pattern: Pattern) -> Pattern:
+    """The pattern that matches the reverse complement of what `pattern` matches."""
     if isinstance(pattern, Letter):
-        return Letter(int(f"{pattern.bases:04b}"[::-1], 2))  # A and T, C and G change places
+        return Letter(int(f"{pattern.bases:04b}"[::-1], 2))  # exchanges A and T, C and G
     if isinstance(pattern, Repeat):
-        return Repeat(other_strand(pattern.part), pattern.least, pattern.most)
-    parts = tuple(map(other_strand, pattern.parts))
-    return Choice(parts) if isinstance(pattern, Choice) else Sequence(parts[::-1])
+        return Repeat(reverse_complemented(pattern.part), pattern.least, pattern.most)
+    parts = tuple(map(reverse_complemented, pattern.parts))
+    return Choice(parts) if isinstance(pattern, Choice) else Concatenation(parts[::-1])
 
 
 class _Parser:
-    """Recursive descent; `_at` is the next character."""
+    """Recursive descent; `_at` is the index of the next character."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -92,7 +93,7 @@ class _Parser:
     def pattern(self) -> Pattern:
         pattern = self._choice()
         if self._at < len(self._text):
-            raise self._error("nothing was opened that this could close")
+            raise self._error("unmatched )")
         return pattern
 
     def _choice(self) -> Pattern:
@@ -106,28 +107,27 @@ class _Parser:
         while self._next() not in ("", "|", ")"):
             parts.append(self._repeat())
         if not parts:
-            raise self._error("a base is missing here")
-        return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
+            raise self._error("expected a base")
+        return parts[0] if len(parts) == 1 else Concatenation(tuple(parts))
 
     def _repeat(self) -> Pattern:
         part = self._atom()
         while (operator := self._next()) and operator in "*+?{":
             self._at += 1
-            least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(operator) or (
-                self._times()
-            )
+            least, most = _REPEATS[operator] if operator in _REPEATS else self._count()
             part = Repeat(part, least, most)
         return part
 
-    def _times(self) -> tuple[int, int | None]:
+    def _count(self) -> tuple[int, int | None]:
+        """The rest of {3}, {2,5} or {4,}."""
         least = self._number()
         most: int | None = least
         if self._take(","):
             most = None if self._next() == "}" else self._number()
         if not self._take("}"):
-            raise self._error("a } is missing, as in {3}, {2,5} or {4,}")
+            raise self._error("expected }, as in {3}, {2,5} or {4,}")
         if most is not None and most < max(least, 1):
-            raise self._error(f"{{{least},{most}}} is never met")
+            raise self._error(f"{{{least},{most}}} matches nothing")
         return least, most
 
     def _number(self) -> int:
@@ -135,9 +135,9 @@ class _Parser:
         while self._next().isdecimal():
             self._at += 1
         number = int(self._text[start : self._at] or -1)
-        if not 0 <= number <= _MOST_TIMES:
+        if not 0 <= number <= _MAX_REPEATS:
             raise self._error(
-                f"a number from 0 to {_MOST_TIMES:,} is missing, as in {{3}} or {{4,}}"
+                f"expected a number from 0 to {_MAX_REPEATS:,}, as in {{3}} or {{4,}}"
             )
         return number
 
@@ -145,7 +145,7 @@ class _Parser:
         if self._take("("):
             inner = self._choice()
             if not self._take(")"):
-                raise self._error("a ) is missing")
+                raise self._error("expected )")
             return inner
         if not self._take("["):
             return Letter(self._letter())
@@ -157,7 +157,7 @@ class _Parser:
     def _letter(self) -> int:
         bases = base_set(self._next())
         if not bases:
-            raise self._error("a base or an ambiguity code (ACGTRYSWKMBDHVN) should stand here")
+            raise self._error("expected a base or an IUPAC code (ACGTRYSWKMBDHVN)")
         self._at += 1
         return bases
 
@@ -169,6 +169,6 @@ class _Parser:
         self._at += taken
         return taken
 
-    def _error(self, verdict: str) -> PatternError:
+    def _error(self, reason: str) -> PatternError:
         found = repr(self._next()) if self._next() else "the end"
-        return PatternError(f"{found} at position {self._at + 1}: {verdict}")
+        return PatternError(f"{found} at position {self._at + 1}: {reason}")

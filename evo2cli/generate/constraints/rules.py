@@ -1,9 +1,10 @@
-"""What a generated sequence of DNA has to obey, and where it may end.
+"""What every sequence of a run must satisfy, and where a sequence may end.
 
-Lengths count generated bases; positions are 0-based from the first of them.
+Lengths count generated bases; positions are 0-based from the first generated base. A set of bases
+is a mask of four bits, the lowest for A, then C, G and T.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -18,13 +19,13 @@ IS_GC = (0, 1, 1, 0)  # of A, C, G, T
 
 
 @dataclass(frozen=True)
-class Corridor:
-    """The share of G and C in every window; a sequence shorter than a window is one itself.
+class GCRange:
+    """Bounds of the GC fraction in every window; a shorter sequence is one window.
 
     Attributes:
-        low: At least so much, in [0, 1].
-        high: At most so much.
-        window: Bases.
+        low: Lowest fraction, in [0, 1].
+        high: Highest fraction, in [0, 1].
+        window: Bases of a window.
     """
 
     low: Fraction
@@ -32,25 +33,25 @@ class Corridor:
     window: int
 
     def counts(self, length: int) -> tuple[int, int]:
-        """How many of `length` bases may be G or C: from, to."""
+        """The lowest and the highest number of G and C in `length` bases."""
         return ceil(self.low * length), floor(self.high * length)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The laws of one run.
+    """All rules of a run.
 
-    A pattern is met where its last base is generated, even if it began in the prompt.
+    A pattern is matched where its last base is generated, even if the match began in the prompt.
 
     Attributes:
-        length: Bases after which a sequence ends at the latest.
-        min_length: Bases before which it does not end.
-        ends_at_eod: Whether the end-of-document token may be drawn, and ends it.
+        length: Maximum number of bases.
+        min_length: Minimum number of bases.
+        ends_at_eod: Whether the end-of-document token may be sampled, which ends a sequence.
         automaton: All patterns, under the labels below.
-        forbidden: Labels of patterns that are never met.
-        stops: Labels of patterns that end a sequence.
-        fixed: Bases that may stand at a position, as masks.
-        corridor: Of G and C.
+        forbidden: Labels of patterns that must not be matched.
+        stops: Labels of patterns whose match ends a sequence.
+        fixed: The bases that are allowed at a position.
+        gc: Range of the GC fraction.
     """
 
     length: int
@@ -60,52 +61,55 @@ class Rules:
     forbidden: frozenset[str] = frozenset()
     stops: frozenset[str] = frozenset()
     fixed: Mapping[int, int] = field(default_factory=dict)
-    corridor: Corridor | None = None
-
-    @property
-    def settled(self) -> int:
-        """The length from which no position differs from another."""
-        return self.fixed_places[-1] + 1 if self.fixed else 0
+    gc: GCRange | None = None
 
     @cached_property
-    def fixed_places(self) -> list[int]:
-        """The positions of `fixed`, in their order."""
+    def fixed_positions(self) -> list[int]:
+        """The positions of `fixed`, in ascending order."""
         return sorted(self.fixed)
 
-    @cached_property
-    def fixed_gc(self) -> list[int]:
-        """How many positions before each one have to be G or C, for all lengths."""
-        return self._counted(lambda bases: not bases & ~GC_BASES)
+    @property
+    def fixed_end(self) -> int:
+        """The position after the last fixed one; 0 if there is none."""
+        return self.fixed_positions[-1] + 1 if self.fixed else 0
 
     @cached_property
-    def free(self) -> list[int]:
-        """How many positions before each one may be G or C or not, for all lengths."""
-        return self._counted(lambda bases: bool(bases & GC_BASES and bases & ~GC_BASES))
+    def required_gc(self) -> list[int]:
+        """For every length, at how many positions before it only G or C is allowed."""
+        required = (not self.bases_at(position) & ~GC_BASES for position in range(self.length))
+        return list(accumulate(required, initial=0))
 
-    def crowded_window(self) -> int | None:
-        """Where the first window starts whose fixed bases alone break the corridor."""
-        if self.corridor is None:
+    @cached_property
+    def optional_gc(self) -> list[int]:
+        """For every length, at how many positions before it G or C and A or T are allowed."""
+        allowed = (self.bases_at(position) for position in range(self.length))
+        optional = (bool(bases & GC_BASES and bases & ~GC_BASES) for bases in allowed)
+        return list(accumulate(optional, initial=0))
+
+    def impossible_window(self) -> int | None:
+        """Start of the first window whose fixed bases alone violate the GC range, if any."""
+        if self.gc is None:
             return None
-        low, high = self.corridor.counts(self.corridor.window)
-        for end in range(self.corridor.window, self.settled + 1):
-            start = end - self.corridor.window
-            fixed = self.fixed_gc[end] - self.fixed_gc[start]
-            if not low - (self.free[end] - self.free[start]) <= fixed <= high:
+        low, high = self.gc.counts(self.gc.window)
+        for end in range(self.gc.window, self.fixed_end + 1):
+            start = end - self.gc.window
+            least = self.required_gc[end] - self.required_gc[start]
+            most = least + self.optional_gc[end] - self.optional_gc[start]
+            if most < low or least > high:
                 return start
         return None
 
-    def _counted(self, counts: Callable[[int], bool]) -> list[int]:
-        positions = range(self.length)
-        return list(accumulate((counts(self.bases_at(p)) for p in positions), initial=0))
-
     def bases_at(self, position: int) -> int:
-        """Which bases may stand there, apart from all else."""
+        """The bases that `fixed` allows at a position."""
         return self.fixed.get(position, ALL_BASES)
 
-    def ending(self, length: int) -> tuple[int, int] | None:
-        """How many G and C a sequence may have that ends at `length`; None if it may not."""
-        if length < max(self.min_length, self.settled):
+    def final_gc_counts(self, length: int) -> tuple[int, int] | None:
+        """The lowest and highest number of G and C in a sequence that ends at `length`.
+
+        None if no sequence may end there.
+        """
+        if length < max(self.min_length, self.fixed_end):
             return None
-        if self.corridor is None or length > self.corridor.window:
+        if self.gc is None or length > self.gc.window:
             return 0, length
-        return self.corridor.counts(length)
+        return self.gc.counts(length)

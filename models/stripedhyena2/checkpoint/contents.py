@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.errors import InputError
 from stripedhyena2.model import StripedHyena2
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be used: the message names file, tensor, shapes and the way out."""
 
 

@@ -11,18 +11,17 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.doctor import checks as doctor_checks
-from evo2cli.doctor import losses as doctor_losses
-from evo2cli.doctor import models as doctor_models
 from evo2cli.doctor.checks import Outcome, check_model, checks
 from evo2cli.doctor.losses import measure_losses, read_prompts
-from evo2cli.doctor.models import describe_models, inference_bytes, trust
+from evo2cli.doctor.models import describe_models, inference_bytes, published_name, trust
+from evo2cli.doctor.options import DoctorOptions
 from evo2cli.doctor.page import doctor_page
-from evo2cli.doctor.run import examine, require_health
+from evo2cli.doctor.run import require_health
 from evo2cli.errors import UntrustedNumericsError, UserError
-from evo2cli.likelihood import total
 from stripedhyena2 import Cache, StripedHyena2
 from stripedhyena2.checkpoint.published import PUBLISHED, Precision, published_config
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.scoring import sequence_logprob
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROMPTS = ["ACGTTGCA" * 6, "GATTACA" * 9]
@@ -75,7 +74,7 @@ def test_a_wrong_kernel_is_code_4(monkeypatch: pytest.MonkeyPatch) -> None:
     error = result.exception
     assert isinstance(error, UntrustedNumericsError)
     assert error.exit_code == 4
-    assert "1 of 9 self-tests failed: Hyena-LI, fp32 is off by" in str(error)
+    assert "1 of 9 self-tests failed: Hyena-LI, fp32 has an error of" in str(error)
 
 
 @pytest.mark.parametrize("index", range(6), ids=[check.name for check in checks()])
@@ -114,13 +113,12 @@ def test_a_model_that_forgets_at_a_cut_is_noticed(
     assert [outcome.passed for outcome in check_model(model)] == [True, False]
 
 
-def test_a_loss_is_the_mean_cross_entropy(
-    model: StripedHyena2, prompts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor_losses, "PIECE", 20)  # prompts are longer than a piece
+def test_a_loss_is_the_mean_cross_entropy(model: StripedHyena2, prompts: Path) -> None:
     assert read_prompts(prompts) == PROMPTS
-    expected = sum(-total(model, p.encode()) / (len(p) - 1) for p in PROMPTS) / len(PROMPTS)
-    found = measure_losses(model, None, PROMPTS)
+    expected = sum(-sequence_logprob(model, p.encode()) / (len(p) - 1) for p in PROMPTS) / len(
+        PROMPTS
+    )
+    found = measure_losses(model, PROMPTS, None, chunk=20)  # prompts are longer than a chunk
     assert found["loss"] == pytest.approx(expected, rel=1e-6)
     assert found["loss_as_published"] == pytest.approx(expected, rel=2**-8)
     assert (found["published"], found["passed"]) == (None, None)
@@ -128,11 +126,10 @@ def test_a_loss_is_the_mean_cross_entropy(
 
 @pytest.mark.parametrize(("shift", "passed"), [(0.0, True), (2e-3, False), (-2e-3, False)])
 def test_a_published_loss_is_held_on_both_sides(
-    model: StripedHyena2, monkeypatch: pytest.MonkeyPatch, shift: float, *, passed: bool
+    model: StripedHyena2, shift: float, *, passed: bool
 ) -> None:
-    loss = measure_losses(model, None, PROMPTS)["loss_as_published"]
-    monkeypatch.setitem(doctor_losses.PUBLISHED_LOSSES, "evo2_7b", loss + shift)
-    found = measure_losses(model, "evo2_7b", PROMPTS)
+    loss = measure_losses(model, PROMPTS, None)["loss_as_published"]
+    found = measure_losses(model, PROMPTS, loss + shift)
     assert found["passed"] is passed
     result = {"checks": [], "losses": found, "model": {"name": "evo2_7b"}}
     if passed:
@@ -145,11 +142,11 @@ def test_a_published_loss_is_held_on_both_sides(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no line"),
-        ("Sequence\n", "holds no line"),
-        ("Sequence\nA\n", "line 2 holds no sequence"),
-        ("Name,Sequence\nx\n", "line 2 holds no sequence"),
-        ("Sequence\nACGÜ\n", "line 2 holds no sequence"),
+        ("", "has no line"),
+        ("Sequence\n", "has no line"),
+        ("Sequence\nA\n", "line 2 has no sequence"),
+        ("Name,Sequence\nx\n", "line 2 has no sequence"),
+        ("Sequence\nACGÜ\n", "line 2 has no sequence"),
         (None, "cannot be read as CSV"),
     ],
 )
@@ -162,7 +159,7 @@ def test_prompts_that_are_none_are_named(tmp_path: Path, text: str | None, messa
 
 def test_prompts_need_a_model(prompts: Path) -> None:
     with pytest.raises(UserError, match="give --model"):
-        examine(prompts=prompts)
+        DoctorOptions(prompts=prompts)
 
 
 @pytest.mark.parametrize(
@@ -174,36 +171,29 @@ def test_prompts_need_a_model(prompts: Path) -> None:
     ],
     ids=["none", "fp8", "hopper"],
 )
-def test_trust_is_by_hardware(
-    monkeypatch: pytest.MonkeyPatch, expected: dict[str, str], *, fp8: bool, hopper: bool
-) -> None:
-    monkeypatch.setattr(doctor_models, "runs_float8", lambda _: fp8)
-    monkeypatch.setattr(doctor_models, "sums_like_hopper", lambda _: hopper)
-    assert {str(need): trust(need, CUDA)[0] for need in Precision} == expected
+def test_trust_is_by_hardware(expected: dict[str, str], *, fp8: bool, hopper: bool) -> None:
+    assert {str(need): trust(need, float8=fp8, hopper=hopper)[0] for need in Precision} == expected
 
 
-def test_memory_is_weights_and_what_a_piece_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_weights_and_what_a_chunk_takes() -> None:
     config = published_config("evo2_7b_base")
     parameters, projections = 6_481_059_584, 27 * 3 * 4096**2
-    on_cpu = inference_bytes(config, CPU, narrow=False)
-    assert 1.0 < on_cpu / (4 * parameters) < 1.15
-    assert inference_bytes(config, CPU, narrow=True) == on_cpu  # simulated: kept in fp32
-    monkeypatch.setattr(doctor_models, "runs_float8", lambda device: device == CUDA)
-    wide, narrow = (inference_bytes(config, CUDA, narrow=value) for value in (False, True))
+    assert 1.0 < inference_bytes(config, CPU, float8=False) / (4 * parameters) < 1.2
+    wide, narrow = (inference_bytes(config, CUDA, float8=float8) for float8 in (False, True))
     assert 1.0 < wide / (2 * parameters) < 1.3
     assert wide - narrow == pytest.approx(projections, rel=0.05)
 
 
-def test_what_does_not_fit_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_models, "memory_bytes", lambda: 100 * 10**9)
-    rows = {row["name"]: row for row in describe_models(CPU, free_disk=10**10)}
+def test_what_does_not_fit_says_why() -> None:
+    found = describe_models(CPU, memory=100 * 10**9, free_disk=10**10)
+    rows = {row["name"]: row for row in found}
     assert rows["evo2_1b_base"]["fits"]
     assert rows["evo2_7b"]["obstacle"] == "14 GB to fetch, 10 GB of disk free"
-    assert rows["evo2_40b"]["obstacle"].startswith("needs 17")
+    assert rows["evo2_40b"]["obstacle"].startswith("needs 17")  # FP8 is simulated, kept in fp32
 
 
 def test_a_published_file_is_known_by_its_name(tmp_path: Path) -> None:
-    known = doctor_models.published_name
+    known = published_name
     assert known("evo2_7b@main") == "evo2_7b"
     assert known("nano") is None
     (tmp_path / "evo2_40b.pt.part0").touch()

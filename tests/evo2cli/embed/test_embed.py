@@ -1,4 +1,4 @@
-"""`evo2 embed`: vectors are the model's outputs, however they are read, and a probe of them."""
+"""`evo2 embed`: vectors are the model's outputs, however the sequence is read."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from evo2cli import likelihood
 from evo2cli.embed import layers as embed_layers
 from evo2cli.embed import pooling as embed_pooling
 from evo2cli.embed.layers import default_layer, part_names, resolve_layers
@@ -22,9 +21,10 @@ from evo2cli.embed.run import embed
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from stripedhyena2 import StripedHyena2, save
+from stripedhyena2 import StripedHyena2, save, scoring
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.checkpoint.released import expected_released_shapes, shared_modules
+from stripedhyena2.errors import InputError
 from stripedhyena2.streaming import Streaming
 
 [PHIX] = (
@@ -47,10 +47,10 @@ def fasta(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def piece(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Has so many bases at a time run through the model."""
+    """Sets how many bases at a time run through the model."""
 
     def at_a_time(count: int) -> None:
-        monkeypatch.setattr(likelihood, "way_for", lambda *_: Streaming(count))
+        monkeypatch.setattr(scoring, "choose_streaming", lambda *_: Streaming(count))
         monkeypatch.setattr(embed_pooling, "_BLOCK", max(1, count // 3))
 
     return at_a_time
@@ -81,7 +81,7 @@ def outputs(model: StripedHyena2, bases: bytes, layers: list[str]) -> dict[str, 
 
 
 def assert_same(found, expected) -> None:
-    """As far as numbers stored in fp32 tell."""
+    """Equal within the precision of fp32."""
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -122,7 +122,7 @@ def test_kept_positions_are_the_outputs_aligned_to_the_forward_strand(
                 assert_same(found[f"{name}/{layer}"], kept)
 
 
-def test_the_other_strand_of_the_other_strand_is_the_strand(
+def test_the_reverse_strand_of_the_reverse_complement_is_the_forward_strand(
     fasta: Path, checkpoint: str, tmp_path: Path
 ) -> None:
     turned = {name: reverse_complement(bases) for name, bases in SEQUENCES.items()}
@@ -138,7 +138,7 @@ def test_the_other_strand_of_the_other_strand_is_the_strand(
             assert_same(both[layer], again[layer])
 
 
-def test_a_vector_depends_neither_on_mates_nor_on_order(fasta: Path, checkpoint: str) -> None:
+def test_a_vector_does_not_depend_on_other_records(fasta: Path, checkpoint: str) -> None:
     whole = run(fasta, checkpoint, dtype="fp32", strand="both")
     turned = write_fasta(fasta.with_name("turned.fa"), dict(reversed(SEQUENCES.items())))
     found = run(turned, checkpoint, dtype="fp32", strand="both")
@@ -226,7 +226,7 @@ def test_features_are_pooled_over_their_own_positions(
     coding = [*range(10, 20), *range(40, 50)]
     for pooling in ("mean", "last") if strand != "both" else ("mean",):
         found = run(fasta, checkpoint, features=features, pooling=pooling, **asked)
-        assert "3 of 5 features lie whole in a sequence" in capsys.readouterr().err
+        assert "3 of 5 features lie entirely within a sequence" in capsys.readouterr().err
         for layer in ("blocks.3", "blocks.1.mlp"):
             a, b = kept[f"a/{layer}"], kept[f"b/{layer}"]
             if pooling == "mean":
@@ -288,7 +288,7 @@ def test_names_and_numbers_agree(model: StripedHyena2) -> None:
             names(wrong)
 
 
-def test_a_run_that_was_broken_off_goes_on(
+def test_an_interrupted_run_resumes(
     fasta: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fasta.with_name("whole.npz")
@@ -321,17 +321,17 @@ def test_a_run_that_was_broken_off_goes_on(
     until = 0
     assert attempt(1) == [200, 77, 1]
     assert attempt(1) == [1]
-    assert attempt(1, pooling="max") == [200, 77, 1]  # another plan begins anew
+    assert attempt(1, pooling="max") == [200, 77, 1]  # other settings start again
     assert attempt(1) == [200, 77, 1]
     vectors.unlink()
-    assert attempt(77) == [200, 77]  # the journal alone is worth nothing
+    assert attempt(77) == [200, 77]  # the journal alone is not used
     assert attempt(0) == [77, 1]
     assert broken.output.read_bytes() == whole.read_bytes()
     assert not list(fasta.parent.glob("broken.npz.*"))
 
 
-def test_memory_that_does_not_suffice_is_tried_again(
-    fasta: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_smaller_chunks_are_tried_when_memory_runs_out(
+    fasta: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.CaptureFixture
 ) -> None:
     asked = {"layers": "3,norm", "strand": "both"}
     expected = run(fasta, checkpoint, **asked)
@@ -348,9 +348,9 @@ def test_memory_that_does_not_suffice_is_tried_again(
     for pooling, before in (("mean", expected), ("none", kept)):
         for layer, vectors in run(fasta, checkpoint, pooling=pooling, **asked).items():
             np.testing.assert_array_equal(vectors, before[layer])
-        assert "out of memory: again, 4,096 bases at a time" in capsys.readouterr().err
+        assert "out of memory; retrying with pieces of 4096 bases" in caplog.text
     most = 0
-    with pytest.raises(UserError, match="200 bases do not fit the memory of cpu, even a piece"):
+    with pytest.raises(InputError, match="200 bases do not fit the memory of cpu, even in small"):
         run(fasta, checkpoint, **asked)
 
 
@@ -393,40 +393,40 @@ def test_a_nan_names_its_layer(
         ({"output": None}, "give an --output"),
         ({"output": Path("x.txt")}, "suffix .safetensors or .npz or .parquet"),
         ({"source": Path("-")}, "reads its input twice"),
-        ({"pooling": "median"}, "not one of mean, last, max, none"),
-        ({"strand": "up"}, "not one of fwd, rc, both"),
+        ({"pooling": "median"}, "must be one of mean, last, max, none"),
+        ({"strand": "up"}, "must be one of fwd, rc, both"),
         ({"pooling": "none", "features": Path("x.bed")}, "--features are pooled over"),
         ({"pooling": "none", "probe": Path("x.tsv")}, "one vector for each name"),
-        ({"plot": Path("x.png")}, "is drawn of a --probe"),
+        ({"plot": Path("x.png")}, "give --probe, too"),
         ({"folds": 1}, "at least 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_options_that_cannot_be_are_refused(options: dict, message: str) -> None:
+def test_invalid_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        EmbedOptions(**{"source": Path("x.fa"), "output": Path("x.npz"), **options})
+        embed(EmbedOptions(**{"source": Path("x.fa"), "output": Path("x.npz"), **options}))
 
 
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        ({"x.fa": ">a\nAC\n>b\n"}, {}, "record 'b' holds no base"),
+        ({"x.fa": ">a\nAC\n>b\n"}, {}, "record 'b' is empty"),
         ({"x.fa": ">a\nAC\n>a\nAC\n"}, {"pooling": "none"}, "2 sequences are named 'a'"),
-        ({"x.bed": "a\t0\t9\n"}, {}, "by --reference"),
+        ({"x.bed": "a\t0\t9\n"}, {}, "with --reference"),
         (
             {"x.bed": "a\t0\t9\n", "r.fa": ">a\nACGT\n"},
             {},
             "a:0-9: reaches beyond base 4, where a ends",
         ),
         ({"x.bed": "a\t2\t2\tnil\n", "r.fa": ">a\nACGT\n"}, {}, "'nil' holds no base"),
-        ({"x.fa": ">a\nAC\n", "f.bed": "b\t0\t1\n"}, {}, "none of its 1 features lies"),
+        ({"x.fa": ">a\nAC\n", "f.bed": "b\t0\t1\n"}, {}, "none of its 1 features lies within"),
         ({"x.fa": ">a\nAC\n", "f.bed": "a\t0\t1\n"}, {"feature_type": "CDS"}, "no type"),
         ({"x.fa": ">a\nAC\n", "f.gff": "a\t0\t1\n"}, {}, "line 1: .* is no line of a GFF"),
-        ({"x.fa": ">a\nAC\n"}, {"feature_type": "CDS"}, "give a GFF"),
+        ({"x.fa": ">a\nAC\n"}, {"feature_type": "CDS"}, "needs a GFF"),
     ],
     ids=lambda _: "",
 )
-def test_input_that_cannot_be_is_refused_before_the_work(
+def test_invalid_input_is_refused_before_the_work(
     files: dict, options: dict, message: str, tmp_path: Path, checkpoint: str
 ) -> None:
     paths = {name: tmp_path / name for name in files}

@@ -1,4 +1,4 @@
-"""`evo2 embed --probe`: the layer that knows a label is found, and none knows a random one."""
+"""`evo2 embed --probe`: finds the layer that predicts a label, and none for a random label."""
 
 import io
 import json
@@ -12,8 +12,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from evo2cli.app import app
-from evo2cli.embed.options import EmbedOptions
-from evo2cli.embed.probe import Labelled, match_labels, probe_layers, probe_page
+from evo2cli.embed.probe import (
+    Labelled,
+    match_labels,
+    probe_layers,
+    probe_page,
+    read_labels,
+)
 from evo2cli.errors import UserError
 
 NUM, WIDTH = 90, 12
@@ -61,8 +66,8 @@ def test_the_planted_layer_is_found_and_others_are_at_chance(
         assert score < chance + 0.15
 
 
-def test_a_layer_that_knows_only_the_group_knows_nothing_of_others() -> None:
-    """Copies in both parts of a split let a layer look clever; groups keep them together."""
+def test_a_layer_that_encodes_only_the_group_does_not_predict_other_groups() -> None:
+    """Near-copies in both parts of a split inflate the score; groups keep them together."""
     generator, homes = np.random.default_rng(0), [str(row // 3) for row in range(NUM)]
     of_home = generator.permutation(["no", "yes"] * (NUM // 6))
     values = [str(of_home[row // 3]) for row in range(NUM)]
@@ -78,20 +83,19 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def options(tmp_path: Path, labels: str, **others) -> EmbedOptions:
-    return EmbedOptions(
-        source=tmp_path / "x.fa", probe=write(tmp_path / "labels.tsv", labels), **others
-    )
+def match(tmp_path: Path, labels: str, names: list[str], folds: int = 5) -> Labelled:
+    path = write(tmp_path / "labels.tsv", labels)
+    labelled = match_labels(path, read_labels(path), names)
+    labelled.folds(folds, 0)
+    return labelled
 
 
-def test_labels_find_their_rows_in_any_order(tmp_path: Path) -> None:
+def test_labels_match_their_rows_in_any_order(tmp_path: Path) -> None:
     lines = [f"n{number}\t{'ab'[number % 2]}\tg{number // 4}\n" for number in range(40)]
     names = [f"n{number}" for number in range(10, 50)]
     head = "# a remark\nName\tlabel\tgroup\n"
-    found = match_labels(options(tmp_path, head + "".join(lines)), names)
-    again = match_labels(options(tmp_path, head + "".join(lines[::-1])), names[::-1])
-    assert found is not None
-    assert again is not None
+    found = match(tmp_path, head + "".join(lines), names)
+    again = match(tmp_path, head + "".join(lines[::-1]), names[::-1])
     rows = [(names[row], value) for row, value in zip(found.rows, found.values, strict=True)]
     assert sorted(rows) == rows == [(f"n{number}", "ab"[number % 2]) for number in range(10, 40)]
     assert [names[::-1][row] for row in again.rows] == [name for name, _ in rows]
@@ -101,33 +105,35 @@ def test_labels_find_their_rows_in_any_order(tmp_path: Path) -> None:
         homes = [{found.groups[row] for row in part} for part in (train, test)]
         assert homes[0].isdisjoint(homes[1])
     numbers = "".join(f"n{number}\t{number / 7}\n" for number in range(40))
-    assert match_labels(options(tmp_path, numbers), names).classes == {}
+    assert match(tmp_path, numbers, names).classes == {}
     zeros = "".join(f"n{number}\t{number % 2}\n" for number in range(40))
-    assert match_labels(options(tmp_path, zeros), names).classes == {"0": 15, "1": 15}
+    assert match(tmp_path, zeros, names).classes == {"0": 15, "1": 15}
 
 
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        ("", "abcd", "holds no label"),
+        ("", "abcd", "has no labels"),
         ("a\n", "abcd", "line 1: 1 columns"),
-        ("a\tx\na\ty\n", "abcd", "line 2: 'a' has a label already"),
-        ("a\tx\tg\nb\ty\n", "abcd", "some lines have a group and some none"),
-        ("e\tx\n", "abcd", "none of its 1 names is one of those embedded: a, b, c"),
+        ("a\tx\na\ty\n", "abcd", "line 2: 'a' already has a label"),
+        ("a\tx\tg\nb\ty\n", "abcd", "some lines have a group and others do not"),
+        ("e\tx\n", "abcd", "none of its 1 names is the name of a vector: a, b, c"),
         ("a\tx\nb\ty\n", "abca", "two vectors are named 'a'"),
         ("a\tx\nb\tx\n", "ab", "all labels are 'x'"),
-        ("a\tx\nb\tx\nc\ty\n", "abc", "class 'y' has 1, too few for --folds 2"),
-        ("a\t1\nb\t2\nc\t3\n", "abc", "3 have a number, too few for --folds 2"),
-        ("a\tx\tg\nb\tx\tg\nc\ty\tg\nd\ty\tg\n", "abcd", "there are 1 groups"),
-        ("a\tx\tg\nb\tx\tg\nc\ty\th\nd\ty\th\n", "abcd", "a fold has not rows of every label"),
+        ("a\tx\nb\tx\nc\ty\n", "abc", "the size of class 'y' is 1, too few for --folds 2"),
+        ("a\t1\nb\t2\nc\t3\n", "abc", "the number of numeric labels is 3, too few for --folds 2"),
+        ("a\tx\tg\nb\tx\tg\nc\ty\tg\nd\ty\tg\n", "abcd", "the number of groups is 1"),
+        (
+            "a\tx\tg\nb\tx\tg\nc\ty\th\nd\ty\th\n",
+            "abcd",
+            "a fold does not have rows of every",
+        ),
     ],
     ids=lambda _: "",
 )
-def test_labels_that_cannot_be_are_refused(
-    tmp_path: Path, labels: str, names: str, message: str
-) -> None:
+def test_invalid_labels_are_refused(tmp_path: Path, labels: str, names: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        match_labels(options(tmp_path, labels, folds=2), list(names))
+        match(tmp_path, labels, list(names), folds=2)
 
 
 def test_without_scikit_learn_the_extra_is_named(
@@ -135,11 +141,11 @@ def test_without_scikit_learn_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"pip install 'evo2cli\[probe\]'"):
-        match_labels(options(tmp_path, "a\tx\nb\tx\nc\ty\nd\ty\n", folds=2), list("abcd"))
+        match(tmp_path, "a\tx\nb\tx\nc\ty\nd\ty\n", list("abcd"), folds=2)
 
 
 def test_from_a_fasta_to_a_table_and_a_figure(tmp_path: Path, checkpoint: str) -> None:
-    """The table of letters knows what sequences are made of."""
+    """The embedding of letters predicts the composition of sequences."""
     generator = np.random.default_rng(0)
     fasta, labels = [], []
     for number in range(24):
@@ -151,10 +157,10 @@ def test_from_a_fasta_to_a_table_and_a_figure(tmp_path: Path, checkpoint: str) -
     plot, output = tmp_path / "layers.png", tmp_path / "x.npz"
     words = ["embed", str(source), "--model", checkpoint, "--layers", "all", "--device", "cpu"]
     words += ["--probe", str(table), "--folds", "3", "--plot", str(plot), "-O", str(output)]
-    told = CliRunner().invoke(app, [*words, "--json"])
-    assert told.exit_code == 0
-    result = json.loads(told.stdout)["probe"]
-    found = {row["layer"]: row["score"] for row in result["rows"]}
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 0
+    probed = json.loads(result.stdout)["probe"]
+    found = {row["layer"]: row["score"] for row in probed["rows"]}
     assert list(found) == ["embedding", *(f"blocks.{index}" for index in range(7)), "norm"]
     assert found["embedding"] == 1
     with np.load(output) as file:
@@ -162,7 +168,7 @@ def test_from_a_fasta_to_a_table_and_a_figure(tmp_path: Path, checkpoint: str) -
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(tmp_path.iterdir()) == sorted([source, table, plot, output])
     page = Console(width=100, file=io.StringIO())
-    page.print(probe_page(result))
+    page.print(probe_page(probed))
     shown = page.file.getvalue()
     assert "12 poor, 12 rich: AUROC, 3 folds, chance 0.5" in shown
     assert re.search(r"embedding +1\.000 ± 0\.000 +best\n", shown)

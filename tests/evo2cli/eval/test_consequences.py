@@ -85,8 +85,8 @@ def test_what_is_no_vcf_is_refused(tmp_path: Path) -> None:
     for text, message in (
         (">x\nACGT\n", "line 1 is neither"),
         ("##fileformat=VCFv4.2\n", "no #CHROM line"),
-        (CHROM + "c\tx\t.\tA\tC\t.\t.\t.\n", "line 2: no record"),
-        (CHROM + "c\t1\t.\tA\tC\n", "line 2: no record"),
+        (CHROM + "c\tx\t.\tA\tC\t.\t.\t.\n", "line 2: not a record"),
+        (CHROM + "c\t1\t.\tA\tC\n", "line 2: not a record"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +16,18 @@ from torch import nn
 from typer.testing import CliRunner
 
 from evo2cli.app import app
-from evo2cli.errors import UntrustedNumericsError, UserError
-from evo2cli.eval.context import ContextOptions, read_context, window_parts
+from evo2cli.errors import UserError
 from evo2cli.eval.context import measure as losses_of
+from evo2cli.eval.context import read_context, window_parts
 from evo2cli.eval.draws import draw_bases, draw_window
-from evo2cli.eval.needle import NeedleOptions, Trial, find_needles, measure
-from evo2cli.eval.report import length_label, mean_and_error
+from evo2cli.eval.needle import Trial, find_needles, measure
+from evo2cli.eval.options import ContextOptions, NeedleOptions
+from evo2cli.eval.report import format_length
 from evo2cli.genome.reference import Reference
 from evo2cli.lengths import parse_length
+from evo2cli.tables import mean_and_error
 from stripedhyena2 import StripedHyena2, save
+from stripedhyena2.errors import NonFiniteError
 
 DEPTHS = (0, 25, 50, 75, 100)
 LN4 = math.log(4)
@@ -77,9 +81,23 @@ def after_its_last_base(text: bytes) -> bytes:
     return text[-1:].translate(bytes.maketrans(b"ACGT", b"CGTA"))
 
 
-def needles(model: nn.Module, lengths: str = "256,600", depths: str = "0,25,50,75,100", **others):
-    options = NeedleOptions.parse(lengths=lengths, depths=depths, **{"repeats": 3} | others)
-    return find_needles(lambda: model, options)
+def needles(
+    model: nn.Module, lengths: str = "256,600", depths: str = "0,25,50,75,100", **others: Any
+) -> dict[str, Any]:
+    options = NeedleOptions(lengths=lengths, depths=depths, **{"repeats": 3} | others)
+    return find_needles(options, opener(model))
+
+
+def opener(*models: nn.Module, opened: list[str] | None = None) -> Callable[..., nn.Module]:
+    """Stands in for `open_model`, which is called with a name and where the model shall run."""
+    following = iter(models)
+
+    def open_model(name: str, **_: Any) -> nn.Module:
+        if opened is not None:
+            opened.append(name)
+        return next(following)
+
+    return open_model
 
 
 def by_cell(result: dict) -> dict:
@@ -162,7 +180,7 @@ def test_pieces_do_not_matter(
     tiny_model: StripedHyena2, trial: Trial, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measure(tiny_model, trial, DEPTHS)
-    monkeypatch.setattr("evo2cli.likelihood.PIECE", piece)
+    monkeypatch.setattr("stripedhyena2.scoring.CHUNK", piece)
     read = []
     cut = measure(tiny_model, trial, DEPTHS, read.append)
     np.testing.assert_allclose(cut, whole, atol=1e-9)
@@ -173,15 +191,15 @@ def test_pieces_do_not_matter(
 def test_no_cell_depends_on_which_others_are_asked(
     tiny_model: StripedHyena2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evo2cli.likelihood.PIECE", 97)
+    monkeypatch.setattr("stripedhyena2.scoring.CHUNK", 97)
     model = StripedHyena2(tiny_model.config).eval()  # fp32, where another order would show
     model.load_state_dict(tiny_model.state_dict())
-    cells = by_cell(needles(model))
+    cells = by_cell(needles(model, "256,400", "0,25,100", repeats=2))
     for (length, depth), cell in cells.items():
-        [alone] = needles(model, str(length), str(depth))["cells"]
+        [alone] = needles(model, str(length), str(depth), repeats=2)["cells"]
         assert alone == cell
-    assert by_cell(needles(model, "600,256", "100,0,50,75,25")) == cells
-    assert by_cell(needles(model, seed=1)) != cells
+    assert by_cell(needles(model, "400,256", "100,0,25", repeats=2)) == cells
+    assert by_cell(needles(model, "256,400", "0,25,100", repeats=2, seed=1)) != cells
 
 
 @pytest.mark.parametrize("length", [220, 333, 777])
@@ -259,7 +277,7 @@ def test_stretches_fill_the_window() -> None:
 def test_a_loss_is_that_of_one_pass(
     tiny_model: StripedHyena2, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evo2cli.likelihood.PIECE", piece)
+    monkeypatch.setattr("stripedhyena2.scoring.CHUNK", piece)
     window = draw_bases(500, "window")
     ids = torch.tensor([list(window)])
     loss = nn.functional.cross_entropy(tiny_model(ids)[0, :-1], ids[0, 1:], reduction="none")
@@ -270,8 +288,8 @@ def test_a_loss_is_that_of_one_pass(
 
 def test_who_copies_loses_less_the_farther_it_reads(tmp_path: Path) -> None:
     (tmp_path / "repeat.fa").write_bytes(b">r\n" + 8 * draw_bases(256, "unit") + b"\n")
-    options = ContextOptions.parse(genome=tmp_path / "repeat.fa", length="1k", windows=4)
-    rows = read_context(lambda _: Fake(copied), options)["rows"]
+    options = ContextOptions(genome=tmp_path / "repeat.fa", length="1k", windows=4)
+    rows = read_context(options, opener(Fake(copied)))["rows"]
     losses = {(row["start"], row["end"]): row["loss"] for row in rows if row["part"] == "stretch"}
     assert losses[128, 256] == pytest.approx(LN4, abs=1e-5)
     assert losses[512, 1024] == pytest.approx(0, abs=1e-5)
@@ -279,16 +297,11 @@ def test_who_copies_loses_less_the_farther_it_reads(tmp_path: Path) -> None:
 
 
 def test_against_itself_nothing_differs(genome: Path, tiny_model: StripedHyena2) -> None:
-    options = ContextOptions.parse(
+    options = ContextOptions(
         genome=genome, model="after", against="before", length="256", windows=3
     )
-    opened = []
-
-    def open_model(name: str) -> StripedHyena2:
-        opened.append(name)
-        return tiny_model
-
-    result = read_context(open_model, options)
+    opened: list[str] = []
+    result = read_context(options, opener(tiny_model, tiny_model, opened=opened))
     assert opened == ["after", "before"]
     for row in result["rows"]:
         assert row["loss"] == row["against"]
@@ -296,25 +309,25 @@ def test_against_itself_nothing_differs(genome: Path, tiny_model: StripedHyena2)
 
 
 def test_a_difference_is_taken_in_pairs(genome: Path) -> None:
-    models = {"a": Fake(copied), "b": Fake(lambda _: b"ACGTN")}  # one letter more: ln 5
-    options = ContextOptions.parse(genome=genome, model="a", against="b", length="200", windows=3)
-    row = read_context(models.__getitem__, options)["rows"][-1]
+    models = opener(Fake(copied), Fake(lambda _: b"ACGTN"))  # one letter more: ln 5
+    options = ContextOptions(genome=genome, model="a", against="b", length="200", windows=3)
+    row = read_context(options, models)["rows"][-1]
     assert row["difference"] == pytest.approx(LN4 - math.log(5), abs=1e-5)
     assert row["difference_se"] == pytest.approx(0, abs=1e-5)
 
 
 def test_without_a_length_it_is_the_context(genome: Path, tiny_model: StripedHyena2) -> None:
-    options = ContextOptions.parse(genome=genome, length=None, windows=1)
-    assert read_context(lambda _: tiny_model, options)["length"] == tiny_model.config.context
+    options = ContextOptions(genome=genome, windows=1)
+    assert read_context(options, opener(tiny_model))["length"] == tiny_model.config.context
 
 
 def test_windows_that_must_overlap_are_told(
     genome: Path, tiny_model: StripedHyena2, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read_context(lambda _: tiny_model, ContextOptions.parse(genome=genome, length="600", windows=4))
+    read_context(ContextOptions(genome=genome, length="600", windows=4), opener(tiny_model))
     told = capsys.readouterr().err
     assert "4 windows of 600 bases overlap" in told
-    assert "above the 256 positions nano was trained on" in told
+    assert "--length 600: nano was trained on 256 positions" in told
 
 
 def test_random_bases_are_uniform_and_the_same_everywhere() -> None:
@@ -380,20 +393,25 @@ def test_both_models_are_drawn(genome: Path, checkpoint: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("length", ["512", "1k", "3k", "1M", "2M", "1000"])
 def test_lengths_are_shown_as_they_are_given(length: str) -> None:
-    assert length_label(parse_length(length, "--lengths")) == length
+    assert format_length(parse_length(length, "--lengths")) == length
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lengths": "512,199"}, "--lengths 199: too short for a needle of 100 bases and its copy"),
+        (
+            {"lengths": "512,199"},
+            "--lengths 199: too short for a needle of 100 bases and its copy",
+        ),
         ({"lengths": "8kb"}, "--lengths 8kb: not a length such as 8192"),
         ({"lengths": ""}, "--lengths : not a length"),
-        ({"depths": "0,101"}, "--depths 101: a percentage lies in 0 to 100"),
-        ({"depths": "-1"}, "--depths -1: a percentage"),
-        ({"depths": "nan"}, "--depths nan: a percentage"),
+        ({"depths": "0,101"}, "--depths 101: must be a percentage from 0 to 100"),
+        ({"depths": "-1"}, "--depths -1: must be a percentage"),
+        ({"depths": "nan"}, "--depths nan: must be a percentage"),
         ({"depths": "half"}, "--depths half: not a percentage such as 50"),
-        ({"needle_length": 31}, "--needle-length 31: half of it must be one of its kind"),
+        ({"needle_length": 31}, "--needle-length 31: half of it must be unique"),
+        ({"repeats": 0}, "--repeats 0: must be at least 1"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
         ({"output": Path("x.csv")}, "--output x.csv: needs the suffix .tsv or .json"),
         ({"output": Path("nowhere/x.tsv")}, "the folder nowhere is missing"),
         ({"plot": Path("x.gif")}, "--plot x.gif: needs the suffix .png or .pdf or .svg"),
@@ -401,9 +419,11 @@ def test_lengths_are_shown_as_they_are_given(length: str) -> None:
     ],
 )
 def test_what_cannot_be_is_one_line(changes: dict, message: str) -> None:
-    opened, defaults = [], {"lengths": "512", "depths": "50"}
+    opened: list[str] = []
     with pytest.raises(UserError) as error:
-        find_needles(lambda: opened.append(1), NeedleOptions.parse(**defaults | changes))
+        find_needles(
+            NeedleOptions(**{"lengths": "512", "depths": "50"} | changes), opener(opened=opened)
+        )
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not opened
@@ -416,20 +436,18 @@ def test_a_genome_without_such_a_window_is_refused(genome: Path) -> None:
     with pytest.raises(UserError, match="200 windows of 156 bases were tried, and all hold"):
         needles(Fake(copied), "256", haystack=genome)
     with pytest.raises(UserError, match=r"--length 1: at least 2 bases"):
-        ContextOptions.parse(genome=genome, length="1")
+        ContextOptions(genome=genome, length="1")
 
 
-@pytest.mark.parametrize("options", [NeedleOptions, ContextOptions])
 def test_without_matplotlib_there_is_no_figure(
-    options: type, genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    needed = {
-        NeedleOptions: {"lengths": "512", "depths": "50"},
-        ContextOptions: {"genome": genome, "length": None},
-    }[options]
-    with pytest.raises(UserError, match=r"--plot needs matplotlib; pip install 'evo2cli\[plots\]'"):
-        options.parse(**needed, plot=tmp_path / "x.png")
+    figure, message = tmp_path / "x.png", r"--plot needs matplotlib; pip install 'evo2cli\[plots\]'"
+    with pytest.raises(UserError, match=message):
+        find_needles(NeedleOptions(plot=figure), opener())
+    with pytest.raises(UserError, match=message):
+        read_context(ContextOptions(genome=genome, plot=figure), opener())
 
 
 def test_what_is_no_number_is_not_trusted(tiny_model: StripedHyena2, genome: Path) -> None:
@@ -437,10 +455,10 @@ def test_what_is_no_number_is_not_trusted(tiny_model: StripedHyena2, genome: Pat
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-    with pytest.raises(UntrustedNumericsError, match=r"a text of 256 bases.*is nan"):
+    with pytest.raises(NonFiniteError, match=r"a text of 256 bases.*is nan"):
         needles(model, "256")
-    with pytest.raises(UntrustedNumericsError, match=r"a window of 256 bases.*is nan"):
-        read_context(lambda _: model, ContextOptions.parse(genome=genome, length="256"))
+    with pytest.raises(NonFiniteError, match=r"a window of 256 bases.*is nan"):
+        read_context(ContextOptions(genome=genome, length="256"), opener(model))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""`evo2 eval brca1` and `clinvar`: statistics are their definitions, labels mean what is said."""
+"""`evo2 eval variants`: statistics are their definitions, labels mean what is said."""
 
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
+from evo2cli.eval.labels import Preset
+from evo2cli.eval.options import VariantsOptions
 from evo2cli.eval.ranking import rank, roc_curve
-from evo2cli.eval.variants import LABELS, VariantsOptions, evaluate_variants
-from evo2cli.score.options import ScoreOptions
+from evo2cli.eval.variants import evaluate_variants
 from stripedhyena2 import save
 
 HEADER = """##fileformat=VCFv4.2
@@ -56,10 +59,8 @@ def write(path: Path, *records: str) -> Path:
     return path
 
 
-def evaluate(source: Path, evaluation: str = "brca1", **options) -> dict:
-    words = {"label": None, "positive": None, "negative": None} | options
-    scoring = words.pop("scoring", ScoreOptions(source=source))
-    return evaluate_variants(VariantsOptions.parse(evaluation=evaluation, scoring=scoring, **words))
+def evaluate(source: Path, preset: str | None = "brca1", **options: Any) -> dict[str, Any]:
+    return evaluate_variants(VariantsOptions(source=source, preset=preset, **options))
 
 
 @pytest.fixture
@@ -140,13 +141,12 @@ def test_intervals_are_as_wide_as_theory_says() -> None:
     assert found.high - found.low == pytest.approx(expected, rel=0.1)
 
 
-def test_intervals_come_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_come_in_pieces_as_in_one() -> None:
     """Memory is bounded; what little it changes is the order of draws."""
     draw = np.random.default_rng(0)
     scores, positive = draw.normal(size=200).tolist(), (draw.random(200) < 0.5).tolist()
     whole = rank(scores, positive)
-    monkeypatch.setattr("evo2cli.eval.ranking._ENTRIES", 200 * 7)
-    pieces = rank(scores, positive)
+    pieces = rank(scores, positive, max_counts=200 * 7)
     assert pieces.auroc.value == whole.auroc.value
     assert pieces.auroc.low == pytest.approx(whole.auroc.low, abs=0.01)
 
@@ -171,7 +171,7 @@ def test_intervals_come_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_what_clinvar_says(value: str | None, meaning: bool | None) -> None:
-    assert LABELS["clinvar"].meaning(value) is meaning
+    assert Preset.CLINVAR.labels.classify(value) is meaning
 
 
 def test_clinvar_leaves_out_and_counts_what_is_neither(tmp_path: Path) -> None:
@@ -215,6 +215,13 @@ def test_values_can_be_said(scored: Path) -> None:
     assert groups["all"]["num_positive"] < groups["all"]["num_negative"]
     [turned] = [row for row in evaluate(scored, negative="FUNC")["rows"] if row["kind"] == "all"]
     assert turned["num_negative"] == groups["all"]["num_positive"]
+
+
+def test_a_preset_is_a_name_for_its_labels(scored: Path) -> None:
+    said = evaluate(scored, preset=None, label="CLASS", positive="LOF", negative="FUNC,INT")
+    named = evaluate(scored)
+    assert (said.pop("preset"), named.pop("preset")) == (None, "brca1")
+    assert said == named
 
 
 # --- groups
@@ -262,15 +269,14 @@ def test_a_vcf_without_deltas_is_scored_first(tiny_model, tmp_path: Path, capsys
         + "".join(f"c\t{line}\n" for line in lines)
     )
     kept = tmp_path / "kept.vcf"
-    scoring = ScoreOptions(
-        source=plain,
+    result = evaluate(
+        plain,
         model=str(tmp_path / "tiny"),
         reference=tmp_path / "g.fa",
         window=64,
-        output=kept,
+        scored=kept,
         device="cpu",
     )
-    result = evaluate(plain, scoring=scoring)
     assert "fingerprint" in result["model"]
     again = evaluate(kept)
     assert "nothing is scored" in capsys.readouterr().err
@@ -280,7 +286,7 @@ def test_a_vcf_without_deltas_is_scored_first(tiny_model, tmp_path: Path, capsys
 
 def test_the_command_writes_a_page_json_tables_and_a_figure(scored: Path, tmp_path: Path) -> None:
     table, document, figure = (tmp_path / f"x.{suffix}" for suffix in ("tsv", "json", "png"))
-    arguments = ["eval", "brca1", str(scored), "--plot", str(figure)]
+    arguments = ["eval", "variants", str(scored), "--preset", "brca1", "--plot", str(figure)]
     page = CliRunner().invoke(app, [*arguments, "-O", str(table)])
     assert page.exit_code == 0, page.output
     assert "CLASS LOF (positive) against FUNC, INT" in page.stdout
@@ -298,12 +304,22 @@ def test_the_command_writes_a_page_json_tables_and_a_figure(scored: Path, tmp_pa
     ("changes", "message"),
     [
         ({"label": "CLS"}, "no record has CLS in INFO, which holds CLASS, CSQ, EVO2_DELTA"),
-        ({"positive": "Loss"}, "no allele is positive (Loss): CLASS is"),
+        (
+            {"positive": "Loss"},
+            "no allele is positive (Loss); the values of CLASS are INT (73), LOF (67)",
+        ),
         ({"negative": "Func"}, None),
         ({"negative": "lof"}, "--positive and --negative both hold lof"),
-        ({"consequence": "MC"}, "no record has MC in INFO; --consequence"),
+        ({"consequence": "MC"}, "no record has MC in INFO; choose another --consequence"),
+        ({"preset": "brca2"}, "--preset brca2: must be one of brca1, clinvar"),
+        (
+            {"preset": None},
+            "give --preset brca1 or --preset clinvar, or all of --label, --positive",
+        ),
+        ({"preset": None, "label": "CLASS", "positive": "LOF"}, "nothing says which variants"),
+        ({"window": 1}, "--window 1: must be at least 2"),
         ({"output": Path("x.csv")}, "--output x.csv: needs the suffix .tsv or .json"),
-        ({"seed": -1}, "--seed -1: must not be negative"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
     ],
 )
 def test_what_cannot_be_is_one_line(scored: Path, changes: dict, message: str | None) -> None:
@@ -316,19 +332,28 @@ def test_what_cannot_be_is_one_line(scored: Path, changes: dict, message: str | 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("preset", ["brca1", "clinvar"])
+def test_a_preset_is_no_longer_a_command(
+    preset: str, command_line: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, data, talk = command_line("eval", preset, "v.vcf", "--window", "512")
+    assert (code, data) == (2, "")
+    assert talk.endswith(f"; run evo2 eval variants v.vcf --window 512 --preset {preset}\n")
+
+
 @pytest.mark.parametrize("delta", ["nan", "-inf", "abc"])
 def test_a_delta_that_is_no_number_is_none(tmp_path: Path, delta: str) -> None:
     lines = [
         f"{place}\t.\tA\tC\t.\t.\tCLASS={label};EVO2_DELTA={value}"
         for place, label, value in ((1, "LOF", delta), (2, "FUNC", "0.5"))
     ]
-    with pytest.raises(UserError, match=f"c:1: EVO2_DELTA={delta} is no finite number"):
+    with pytest.raises(UserError, match=f"c:1: EVO2_DELTA={delta} is not a finite number"):
         evaluate(write(tmp_path / "scored.vcf", *lines))
 
 
 def test_a_kept_vcf_is_called_one(scored: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--scored .*needs the suffix \.vcf or \.vcf\.gz"):
-        evaluate(scored, scoring=ScoreOptions(source=scored, output=tmp_path / "x.tsv"))
+        evaluate(scored, scored=tmp_path / "x.tsv")
 
 
 def test_without_matplotlib_there_is_no_figure(

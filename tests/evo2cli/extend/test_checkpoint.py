@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.extend.checkpoint import extend_checkpoint
+from evo2cli.extend.options import Scheme as SchemeOption
 from evo2cli.lengths import parse_bytes, parse_length
 from evo2cli.training.engine import PlainEngine
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
-from stripedhyena2 import ModelConfig, StripedHyena2, load, read_config, save
+from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, read_config, save
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
 from stripedhyena2.config import to_released
 from stripedhyena2.extension import Extension, Scheme
@@ -41,7 +42,7 @@ def extended(source: str, to: int, scheme: Scheme) -> Checkpoint:
 
 
 def test_without_a_scheme_no_logit_moves(source: str, tmp_path: Path) -> None:
-    extend_checkpoint(source, tmp_path / "long", to="1k", scheme="none")
+    extend_checkpoint(source, tmp_path / "long", to=1024, scheme="none")
     ids = torch.randint(65, 85, (1, CONTEXT), generator=torch.Generator().manual_seed(0))
     before, after = (load(path, dtype=torch.float64)(ids) for path in (source, tmp_path / "long"))
     assert torch.equal(before, after)
@@ -52,7 +53,7 @@ def test_without_a_scheme_no_logit_moves(source: str, tmp_path: Path) -> None:
 def test_interpolation_gives_at_f_times_t_the_angles_of_t(
     source: str, tmp_path: Path, factor: int
 ) -> None:
-    extend_checkpoint(source, tmp_path / "long", to=str(factor * CONTEXT))
+    extend_checkpoint(source, tmp_path / "long", to=factor * CONTEXT)
     before, after = attention(source), attention(tmp_path / "long")
     positions_BL = torch.tensor([[0, 1, 7, CONTEXT - 1]])
     x_BLHW = torch.randn(1, 4, 2, 12, dtype=torch.float64)
@@ -63,7 +64,7 @@ def test_interpolation_gives_at_f_times_t_the_angles_of_t(
 
 @pytest.mark.parametrize("scheme", [*Scheme])
 def test_the_buffers_are_the_formula(source: str, tmp_path: Path, scheme: Scheme) -> None:
-    extend_checkpoint(source, tmp_path / "long", to="1024", scheme=scheme)
+    extend_checkpoint(source, tmp_path / "long", to=1024, scheme=scheme)
     checkpoint = read_checkpoint(tmp_path / "long")
     base = 10_000 * (10**2 if scheme in ("base", "both") else 1)  # a factor of 2^2
     assert checkpoint.config.rotary_base == base
@@ -95,6 +96,10 @@ def test_stages_give_what_one_step_gives(source: str, scheme: Scheme) -> None:
         assert torch.equal(stage.tensors[name], tensor), name
 
 
+def test_every_scheme_is_an_option() -> None:
+    assert [*SchemeOption] == [*Scheme]
+
+
 def test_the_schemes_are_those_that_were_published() -> None:
     base = ModelConfig(
         stripes="A", width=8, num_heads=1, mlp_width=8, num_filter_groups=2, context=8_192
@@ -106,7 +111,7 @@ def test_the_schemes_are_those_that_were_published() -> None:
 
 
 def test_filters_train_under_the_window_of_the_first_context(source: str, tmp_path: Path) -> None:
-    extend_checkpoint(source, tmp_path / "long", to="32k")
+    extend_checkpoint(source, tmp_path / "long", to=32_768)
     long = read_checkpoint(tmp_path / "long")
     assert long.config.original_context == CONTEXT
     recipe = Recipe.model_validate(
@@ -160,26 +165,27 @@ def test_a_released_file_remembers_the_first_context(source: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("to", "scheme", "output", "message"),
+    ("to", "output", "message"),
     [
-        ("128", "none", "long", r"--to 128: 128 positions are not more than the context of 256"),
-        ("256", "none", "long", r"not more than"),
-        ("700", "none", "long", r"not a multiple of the context of 256; the next one is 768"),
-        ("32kb", "none", "long", r"--to 32kb: not a length such as 8192, 32k \(32,768\) or 1M"),
-        ("-1", "none", "long", "--to -1: not a length"),
-        ("1k", "ntk", "long", "--scheme ntk: not one of interpolation, base, both, none"),
-        ("1k", "none", "long.pt", "long.pt: is written as a folder"),
-        ("1k", "none", "source", "is the checkpoint itself"),
-        ("1k", "none", "other", "other: holds another checkpoint"),
+        ("128", "long", r"/source: 128 positions are not more than the context of 256"),
+        ("256", "long", r"not more than"),
+        ("700", "long", r"not a multiple of the context of 256; the next one is 768"),
+        ("32kb", "long", r"--to 32kb: not a length such as 8192, 32k \(32,768\) or 1M"),
+        ("-1", "long", "--to -1: not a length"),
+        ("1k", "long.pt", "long.pt: is written as a folder"),
+        ("1k", "source", "is the checkpoint itself"),
+        ("1k", "other", "other: holds another checkpoint"),
     ],
 )
 def test_what_cannot_be_is_one_line(
-    source: str, tmp_path: Path, to: str, scheme: str, output: str, message: str
+    source: str, tmp_path: Path, to: str, output: str, message: str
 ) -> None:
-    extend_checkpoint(source, tmp_path / "other", to="512")
-    with pytest.raises(UserError, match=message) as error:
-        extend_checkpoint(source, tmp_path / output, to=to, scheme=scheme)
-    assert "\n" not in str(error.value)
+    extend_checkpoint(source, tmp_path / "other", to=512)
+    arguments = ["extend", source, f"--to={to}", "-O", str(tmp_path / output)]
+    error = CliRunner().invoke(app, arguments).exception
+    with pytest.raises((UserError, CheckpointError), match=message):
+        raise error or AssertionError
+    assert "\n" not in str(error)
     assert not (tmp_path / "long").exists()
     assert read_checkpoint(source).config.context == CONTEXT
 

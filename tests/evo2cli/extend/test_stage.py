@@ -76,7 +76,7 @@ def losses(folder: Path) -> list[float]:
 
 def test_extended_in_memory_is_extended_on_disk_and_trained(place: Path) -> None:
     summary(evo2("train", "first.toml"))
-    extend_checkpoint("weights", place / "long", to="512")
+    extend_checkpoint("weights", place / "long", to=512)
     text = FIRST.replace('"weights"', '"long"').replace('[extend]\nto = "512"', "")
     (place / "by_hand.toml").write_text(text.replace('"first"', '"by_hand"'))
     summary(evo2("train", "by_hand.toml"))
@@ -94,7 +94,7 @@ def test_extended_in_memory_is_extended_on_disk_and_trained(place: Path) -> None
 
 
 def test_what_has_the_context_already_is_left_as_it_is(place: Path) -> None:
-    extend_checkpoint("weights", place / "long", to="512")
+    extend_checkpoint("weights", place / "long", to=512)
     arguments = ["first.toml", "--set", "init=long", "--output"]
     summary(evo2("train", *arguments, "as_it_is"))
     summary(evo2("train", "first.toml", "--output", "extended"))
@@ -166,6 +166,7 @@ def test_two_stages_run_whole_and_are_verified(place: Path) -> None:
     assert json.loads((place / "second" / "verification.json").read_text()) == written
 
 
+@pytest.mark.slow
 def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None:
     command = ["extend", "first.toml", "--device", "cpu", "--set", "optimizer.steps=40"]
     killed = World(1, place, "killed", command)
@@ -207,7 +208,7 @@ def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None
         ("extend first.toml --to 1k", "says this itself; drop --to$"),
         ("extend first.toml -O x --scheme none", "says this itself; drop --output and --scheme"),
         ("extend weights", "a checkpoint needs --to, the new context, and --output"),
-        ("extend weights --to 1k -O x --set seed=1", r"is no recipe \(.toml\); drop --set"),
+        ("extend weights --to 1k -O x --set seed=1", r"is not a recipe \(.toml\); drop --set"),
         ("extend none.toml", "none.toml: no such recipe; .* such as .*toy.toml"),
     ],
 )

@@ -1,4 +1,4 @@
-"""No walk through the rules breaks one or gets stuck: an oracle tries every sequence."""
+"""No sequence breaks a rule or gets stuck, which an oracle checks by trying every sequence."""
 
 import random
 import re
@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
-from evo2cli.generate.constraints.rules import Corridor
-from evo2cli.generate.options import GenerateOptions, Prompt
-from evo2cli.generate.run import guides
+from evo2cli.generate.constraints.build import guides
+from evo2cli.generate.constraints.rules import GCRange
+from evo2cli.generate.options import GenerateOptions
+from evo2cli.generate.prompts import Prompt
 
 MOTIFS = ["A", "GC", "TTA", "AC", "CAG", "TG"]
 EOD = 0
@@ -23,7 +24,7 @@ EOD = 0
 
 @dataclass(frozen=True)
 class Oracle:
-    """The rules by their definition; every question is answered by trying all sequences."""
+    """The rules by their definition; every answer is found by trying all sequences."""
 
     options: GenerateOptions
     prompt: str
@@ -35,29 +36,29 @@ class Oracle:
     def is_stop(self, prefix: str) -> bool:
         text = self.prompt + prefix if self.options.stop_codon == "prompt" else prefix
         in_frame = self.options.stop_codon is not None and len(text) % 3 == 0
-        return self.ends_in(prefix, self.options.stop_motifs) or (
+        return self.ends_in(prefix, self.options.stop_motif) or (
             in_frame and text[-3:] in ("TAA", "TAG", "TGA")
         )
 
     def breaks(self, prefix: str) -> bool:
-        """Whether the last base does what no later one can mend."""
+        """Whether the last base breaks a rule, whatever comes later."""
         runs = [len(list(run)) for _, run in groupby(self.prompt + prefix)]
         longest = self.options.max_homopolymer
         fixed = "".join(text.partition(":")[2] for text in self.options.fix)
         start = min((int(text.partition(":")[0]) for text in self.options.fix), default=1) - 1
-        place = len(prefix) - 1 - start
+        index = len(prefix) - 1 - start
         return (
             self.ends_in(prefix, self.options.forbid)
             or (longest is not None and runs[-1] > longest)
-            or (0 <= place < len(fixed) and prefix[-1] != fixed[place])
-            or (self.window <= len(prefix) and not self.in_corridor(prefix[-self.window :]))
+            or (0 <= index < len(fixed) and prefix[-1] != fixed[index])
+            or (self.window <= len(prefix) and not self.in_range(prefix[-self.window :]))
         )
 
     @property
     def window(self) -> int:
         return self.options.gc_window or self.options.tokens
 
-    def in_corridor(self, bases: str) -> bool:
+    def in_range(self, bases: str) -> bool:
         if self.options.gc is None:
             return True
         low, high = map(Fraction, self.options.gc.split("-"))
@@ -71,7 +72,7 @@ class Oracle:
         return (
             len(prefix) >= max(self.options.min_length, last)
             and len(prefix) > 0
-            and (len(prefix) >= self.window or self.in_corridor(prefix))
+            and (len(prefix) >= self.window or self.in_range(prefix))
         )
 
     def allowed(self, prefix: str) -> set[str]:
@@ -100,7 +101,7 @@ def all_options(draw: st.DrawFn) -> GenerateOptions:
         min_length=draw(st.integers(1, tokens)),
         stop_at_eod=draw(st.booleans()),
         stop_codon=draw(st.sampled_from([None, "prompt", "generated"])),
-        stop_motifs=draw(patterns),
+        stop_motif=draw(patterns),
         forbid=draw(patterns),
         max_homopolymer=draw(st.sampled_from([None, 1, 2, 3])),
         fix=(f"{position}:{bases}",) if draw(st.booleans()) else (),
@@ -111,7 +112,7 @@ def all_options(draw: st.DrawFn) -> GenerateOptions:
 
 @settings(deadline=None)
 @given(all_options(), st.text("ACGT", max_size=4), st.randoms())
-def test_what_is_allowed_is_what_can_be_completed(
+def test_a_base_is_allowed_exactly_if_the_sequence_can_be_completed(
     options: GenerateOptions, text: str, choices: random.Random
 ) -> None:
     oracle = Oracle(options, text)
@@ -119,14 +120,14 @@ def test_what_is_allowed_is_what_can_be_completed(
     try:
         guide = guides(options, [prompt])(prompt, 512)
     except UserError:
-        assert not oracle.allowed("") or is_counted(options)
+        assert not oracle.allowed("") or is_whole_gc(options)
         return
     prefix, ended = "", None
     while not ended and len(prefix) < options.tokens:
         tokens = guide.allowed()
         assert tokens
         found = {"eod" if token == EOD else chr(token) for token in tokens}
-        if is_counted(options):  # ranges with holes are narrowed
+        if is_whole_gc(options):  # of ranges with gaps, only the widest is kept
             assert found <= oracle.allowed(prefix)
         else:
             assert found == oracle.allowed(prefix)
@@ -137,15 +138,15 @@ def test_what_is_allowed_is_what_can_be_completed(
     assert oracle.may_end(prefix)
 
 
-def is_counted(options: GenerateOptions) -> bool:
-    """Whether G and C of the whole sequence are looked ahead for, beside patterns."""
+def is_whole_gc(options: GenerateOptions) -> bool:
+    """Whether the lookahead counts G and C of the whole sequence while there are patterns."""
     is_whole = options.gc is not None and (options.gc_window or options.tokens) >= options.tokens
-    return is_whole and bool(options.forbid or options.stop_motifs or options.max_homopolymer)
+    return is_whole and bool(options.forbid or options.stop_motif or options.max_homopolymer)
 
 
 def walk(options: GenerateOptions, weights: Callable[[int], float]) -> str:
-    """A sequence that prefers heavy tokens."""
-    prompt, chance = Prompt("p", "", b"ACGT"), random.Random(0)  # noqa: S311  # no secret
+    """Sample a sequence in which tokens have these weights."""
+    prompt, chance = Prompt("p", "", b"ACGT"), random.Random(0)  # noqa: S311  # not a secret
     guide = guides(options, [prompt])(prompt, 512)
     sequence = ""
     while len(sequence) < options.tokens:
@@ -156,7 +157,7 @@ def walk(options: GenerateOptions, weights: Callable[[int], float]) -> str:
     return sequence
 
 
-def test_a_whole_corridor_is_met_to_the_base() -> None:
+def test_the_gc_count_of_a_whole_sequence_is_exact() -> None:
     options = GenerateOptions(
         tokens=2000, gc="0.5-0.5", forbid=("EcoRI", "BsaI"), max_homopolymer=6
     )
@@ -166,7 +167,7 @@ def test_a_whole_corridor_is_met_to_the_base() -> None:
     assert not re.search("GAATTC|GGTCTC|GAGACC|(A{7}|C{7}|G{7}|T{7})", sequence)
 
 
-def test_every_window_keeps_to_the_corridor() -> None:
+def test_every_window_has_its_gc_fraction() -> None:
     options = GenerateOptions(
         tokens=260,
         gc="0.3-0.6",
@@ -186,24 +187,24 @@ def test_every_window_keeps_to_the_corridor() -> None:
     assert sequence[179:186] == "GGGTGGG"
 
 
-def test_a_wide_window_that_is_no_hindrance_allows_every_base() -> None:
+def test_a_wide_window_far_from_its_limits_allows_every_base() -> None:
     options = GenerateOptions(tokens=6000, gc="0.1-0.9", gc_window=2500)
-    prompt, chance = Prompt("p", "", b"ACGT"), random.Random(0)  # noqa: S311  # no secret
+    prompt, chance = Prompt("p", "", b"ACGT"), random.Random(0)  # noqa: S311  # not a secret
     guide = guides(options, [prompt])(prompt, 512)
     for _ in range(6000):
         assert len(guide.allowed()) == 4
         guide.advance(chance.choice(b"ACGT"))
 
 
-def test_a_way_over_many_fixed_positions_is_found_or_refused() -> None:
+def test_a_continuation_over_many_fixed_positions_is_found_or_refused() -> None:
     """Twenty fixed bases of A in a window of 30 leave ten for G and C; 24 leave six."""
     options = GenerateOptions(tokens=90, gc="0.3-1", gc_window=30, fix=("50:" + "A" * 20,))
     assert walk(options, lambda token: 20 if token in b"AT" else 1)[49:69] == "A" * 20
     tighter = replace(options, fix=("50:" + "A" * 24,))
-    with pytest.raises(UserError, match=r"no room for --gc 0.3-1 in the window from base 42 on"):
+    with pytest.raises(UserError, match=r"--gc 0.3-1 exclude each other .* starts at base 42"):
         walk(tighter, lambda _: 1)
 
 
-def test_counts_are_exact() -> None:
-    assert Corridor(Fraction("0.3"), Fraction("0.7"), 10).counts(10) == (3, 7)
-    assert Corridor(Fraction("0.35"), Fraction("0.65"), 10).counts(10) == (4, 6)
+def test_gc_counts_are_exact() -> None:
+    assert GCRange(Fraction("0.3"), Fraction("0.7"), 10).counts(10) == (3, 7)
+    assert GCRange(Fraction("0.35"), Fraction("0.65"), 10).counts(10) == (4, 6)

@@ -7,7 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.generate.constraints.automaton import Automaton, base_codes
-from evo2cli.generate.constraints.patterns import PatternError, other_strand, parse_pattern
+from evo2cli.generate.constraints.patterns import (
+    PatternError,
+    parse_pattern,
+    reverse_complemented,
+)
 from evo2cli.genome.alphabet import reverse_complement
 
 CODES = {"A": "A", "C": "C", "G": "G", "T": "T", "u": "T", "R": "[AG]", "s": "[CG]", "W": "[AT]"}
@@ -59,8 +63,8 @@ def ends(found: str, text: str) -> set[int]:
 def ends_by_automaton(pattern: str, text: str, *, other: bool = False) -> set[int]:
     automaton = Automaton()
     tree = parse_pattern(pattern)
-    automaton.watch(other_strand(tree) if other else tree, "it")
-    state, found = automaton.NOWHERE, set()
+    automaton.add(reverse_complemented(tree) if other else tree, "it")
+    state, found = automaton.EMPTY, set()
     for end in range(1, len(text) + 1):
         state = automaton.read(state, base_codes(text[end - 1 : end].encode()))
         if automaton.labels(state):
@@ -93,41 +97,41 @@ def test_the_other_strand_matches_the_reverse_complement(parts: list[Both], text
         assert ends_by_automaton(ours, turned, other=True) == starts
 
 
-def test_an_unknown_base_ends_a_match_but_not_a_frame() -> None:
+def test_an_unknown_letter_ends_a_match() -> None:
     automaton = Automaton()
-    automaton.watch(parse_pattern("GNTC"), "motif")
-    assert not automaton.labels(automaton.read(automaton.NOWHERE, base_codes(b"GNTC")))
-    assert automaton.labels(automaton.read(automaton.NOWHERE, base_codes(b"NGATC"))) == ["motif"]
+    automaton.add(parse_pattern("GNTC"), "motif")
+    assert not automaton.labels(automaton.read(automaton.EMPTY, base_codes(b"GNTC")))
+    assert automaton.labels(automaton.read(automaton.EMPTY, base_codes(b"NGATC"))) == ["motif"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the end at position 1: a base is missing here"),
-        ("GAX", "'X' at position 3: a base or an ambiguity code"),
-        ("A|", "the end at position 3: a base is missing"),
-        ("(AC", "a ) is missing"),
-        ("AC)", "')' at position 3: nothing was opened"),
-        ("[AC", "the end at position 4: a base"),
-        ("A{3", "a } is missing"),
-        ("A{}", "a number from 0 to 1,000 is missing"),
-        ("A{5,2}", "{5,2} is never met"),
-        ("A{0}", "{0,0} is never met"),
+        ("", "the end at position 1: expected a base"),
+        ("GAX", "'X' at position 3: expected a base or an IUPAC code"),
+        ("A|", "the end at position 3: expected a base"),
+        ("(AC", "expected )"),
+        ("AC)", "')' at position 3: unmatched )"),
+        ("[AC", "the end at position 4: expected a base"),
+        ("A{3", "expected }"),
+        ("A{}", "expected a number from 0 to 1,000"),
+        ("A{5,2}", "{5,2} matches nothing"),
+        ("A{0}", "{0,0} matches nothing"),
         ("*A", "'*' at position 1"),
         ("^A", "'^' at position 1"),
     ],
 )
-def test_what_is_no_pattern_says_where(text: str, message: str) -> None:
+def test_a_text_that_is_not_a_pattern_is_refused_with_the_position(text: str, message: str) -> None:
     with pytest.raises(PatternError, match=re.escape(message)):
         parse_pattern(text)
 
 
-def test_a_pattern_has_its_size() -> None:
+def test_the_size_of_a_pattern_is_limited() -> None:
     with pytest.raises(PatternError, match="more than 20,000 letters"):
-        Automaton().watch(parse_pattern("(A{1000}){1000}"), "long")
+        Automaton().add(parse_pattern("(A{1000}){1000}"), "long")
 
 
-def test_states_are_counted_before_they_fill_the_memory() -> None:
+def test_the_number_of_states_is_limited() -> None:
     automaton = Automaton()
-    automaton.watch(parse_pattern("AN{30}A"), "gap")
-    assert automaton.reachable([automaton.NOWHERE], 1000) is None
+    automaton.add(parse_pattern("AN{30}A"), "gap")
+    assert automaton.reachable([automaton.EMPTY], 1000) is None

@@ -96,7 +96,7 @@ def test_the_command_line_carries_what_train_is_told(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     told = ["--set", "seed=3", "--set", "model='tiny'"]
-    told += ["--json", "--output", "a b", "--device", "cpu"]
+    told += ["--json", "--device", "cpu", "--output", "a b"]
     result = launch("--local", "2", "--dry-run", "--launcher", launcher, *told)
     assert result.exit_code == 0, result.output
     threads, python, *words = shlex.split(result.stdout)
@@ -130,8 +130,8 @@ def test_all_means_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--local", "1", "--output", "tiny.toml/run"], "tiny.toml is not a writable folder"),
         (["--local", "1", "--nodes", "2"], "--nodes 2: also needs --rendezvous HOST:PORT"),
         (["--local", "1", "--rendezvous", "here"], "--rendezvous here: must be host:port"),
-        (["--local", "1", "--time", "1:00"], "--time 1:00: only goes with --slurm"),
-        (["--slurm", "--dry-run"], "--dry-run: only goes with --local"),
+        (["--local", "1", "--time", "1:00"], "--local starts ranks without Slurm; drop --time"),
+        (["--slurm", "--dry-run"], "--slurm only writes a script; drop --dry-run"),
         (["--slurm"], "sequences = 4 cannot be shared by 8 GPUs"),
         (["--slurm", "--gpus-per-node", "2", "--sbatch", "A=1"], "--sbatch A=1: must be key=value"),
         (["--slurm", "--gpus-per-node", "2", "--time", '"'], "sbatch allows no quotes"),

@@ -15,7 +15,7 @@ import pysam
 import pytest
 import torch
 
-from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError
+from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.vcf import Status
@@ -23,6 +23,7 @@ from evo2cli.score.options import ScoreOptions
 from evo2cli.score.output import SCORED
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, save
+from stripedhyena2.errors import InputError, NonFiniteError
 from stripedhyena2.streaming import SMALLEST_PIECE, Streaming
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -95,7 +96,7 @@ def test_a_long_sequence_is_streamed_and_gives_the_whole(
     whole = rows(run(source, checkpoint))[0]["sum_logprob"]
     assert "longer than the context" in capsys.readouterr().err
     assert whole == pytest.approx(plain_score(model, genome()[:700]), abs=1e-3)
-    monkeypatch.setattr("evo2cli.likelihood.PIECE", 97)
+    monkeypatch.setattr("stripedhyena2.scoring.CHUNK", 97)
     assert rows(run(source, checkpoint))[0]["sum_logprob"] == pytest.approx(whole, abs=1e-3)
 
 
@@ -108,7 +109,7 @@ def test_a_sequence_fits_the_memory_it_is_given(tmp_path, checkpoint, model):
     [found] = rows(run(tmp_path / "long.fa", checkpoint, max_memory=enough))
     assert found["sum_logprob"] == pytest.approx(whole["sum_logprob"], abs=1e-2)
     with pytest.raises(
-        UserError,
+        InputError,
         match=r"5,386 tokens need 11 MiB with the weights, and there are 1; .*--max-memory",
     ):
         run(tmp_path / "long.fa", checkpoint, max_memory="1M")
@@ -388,7 +389,7 @@ def test_a_score_that_is_no_number_names_the_record_and_the_layer(phix, model, t
     with torch.no_grad():
         broken.blocks[2].mlp.up.weight.fill_(math.nan)
     save(broken, tmp_path / "broken", {})
-    with pytest.raises(UntrustedNumericsError, match=r"NC_001422.1:222 C>T.*blocks\.2"):
+    with pytest.raises(NonFiniteError, match=r"NC_001422.1:222 C>T.*blocks\.2"):
         run(phix, str(tmp_path / "broken"))
     assert not phix.with_name("phix174.vcf.out.jsonl").exists()
 

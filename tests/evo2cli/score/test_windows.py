@@ -13,13 +13,13 @@ from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import read_vcf
 from evo2cli.genome.windows import Window
-from evo2cli.likelihood import Progression, proceed, total
 from evo2cli.score import estimate as score_estimate
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.prefixes import AnchoredScorer, CentredScorer, WindowScorer
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, load, save
+from stripedhyena2.scoring import ScoringState, sequence_logprob
 from tests.evo2cli.score.test_score import VCF_HEADER
 
 CONTIG, WIDTH = 500, 128
@@ -91,7 +91,7 @@ def test_any_windows_in_any_order_have_their_totals(
         )
         for scorer in scorers:
             for score_of, window in ((scorer.reference, reference), (scorer.alternate, alternate)):
-                expected = total(tiny_model, window.sequence)
+                expected = sequence_logprob(tiny_model, window.sequence)
                 assert score_of(window) == pytest.approx(expected, abs=1e-8)
 
 
@@ -116,11 +116,11 @@ def test_cuts_and_their_keys_are_the_same_whoever_was_there(tiny_model: StripedH
 def test_neighbours_are_computed_once(tiny_model: StripedHyena2) -> None:
     seen = []
 
-    def advance(model: StripedHyena2, so_far: Progression, bases: bytes) -> Progression:
+    def extend(state: ScoringState, bases: bytes) -> ScoringState:
         seen.append(len(bases))
-        return proceed(model, so_far, bases)
+        return state.extend(bases)
 
-    scorer = AnchoredScorer(tiny_model, 16, advance)
+    scorer = AnchoredScorer(tiny_model, 16, extend)
     genome = letters(200).encode()
     for at in range(70, 90):
         scorer.reference(Window(genome[:at], genome[at : at + 1], genome[at + 1 : 128]))
@@ -160,8 +160,8 @@ def test_anchored_scores_are_those_of_their_windows(
         changed = applied[left : left + WIDTH].encode()
         changed = changed if strand == "fwd" else reverse_complement(changed)
         if row["EVO2_STATUS"] == "OK":
-            assert row["EVO2_REF"] == pytest.approx(total(tiny_model, read), abs=1e-5)
-            assert row["EVO2_ALT"] == pytest.approx(total(tiny_model, changed), abs=1e-5)
+            assert row["EVO2_REF"] == pytest.approx(sequence_logprob(tiny_model, read), abs=1e-5)
+            assert row["EVO2_ALT"] == pytest.approx(sequence_logprob(tiny_model, changed), abs=1e-5)
         assert row["EVO2_DELTA"] == pytest.approx(row["EVO2_ALT"] - row["EVO2_REF"], abs=2e-6)
 
 
@@ -186,7 +186,7 @@ def test_indels_may_keep_both_borders(
                 continue
             read = (sequence[start:at] + alt + sequence[at + len(ref) : end]).encode()
             read = read if strand == "fwd" else reverse_complement(read)
-            assert row["EVO2_ALT"] == pytest.approx(total(tiny_model, read), abs=1e-5)
+            assert row["EVO2_ALT"] == pytest.approx(sequence_logprob(tiny_model, read), abs=1e-5)
             assert row["EVO2_REF"] == other["EVO2_REF"] or row["EVO2_STATUS"] == "EDGE"
 
 

@@ -65,7 +65,7 @@ def test_pieces_of_any_length_give_the_same(
 ) -> None:
     whole = lines(run(source, checkpoint, track))
     for piece in (1, 37, 90):
-        monkeypatch.setattr("evo2cli.likelihood.PIECE", piece)
+        monkeypatch.setattr("stripedhyena2.scoring.CHUNK", piece)
         found = lines(run(source, checkpoint, track))
         assert [entry[:2] for entry in found] == [entry[:2] for entry in whole]
         values, expected = ([entry[2] for entry in track] for track in (found, whole))

@@ -1,0 +1,253 @@
+"""Options of `evo2 eval`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evo2cli.errors import UserError
+from evo2cli.eval.labels import Labels, Preset
+from evo2cli.lengths import parse_length
+from evo2cli.options import ModelOptions, Options, Strand
+
+MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(Options, panel="Output"):
+    """Where the results of an evaluation go, and the seed that reproduces them."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-O", metavar="FILE", help="Also write the results, as x.tsv or x.json."
+        ),
+    ] = None
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw a figure: x.png, x.pdf or x.svg."),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(Options, panel="Needles and haystacks"):
+    """The texts that a needle is hidden in."""
+
+    lengths: Annotated[
+        str,
+        typer.Option(metavar="LENGTHS", help="Bases of a whole text, with commas: 8192,32k,1M."),
+    ] = "512,1k,2k"
+    depths: Annotated[
+        str,
+        typer.Option(
+            metavar="PERCENTS",
+            help="Percent of the haystack before the needle, with commas.",
+        ),
+    ] = "0,25,50,75,100"
+    haystack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="FASTA to cut haystacks from.",
+            show_default="random DNA",
+        ),
+    ] = None
+    needle_length: Annotated[
+        int, typer.Option(help="Bases of a needle; the first half is the key.")
+    ] = 100
+    repeats: Annotated[int, typer.Option(min=1, help="Haystacks for each length.")] = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
+    """Options of `evo2 eval needle`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.needle_length < MIN_NEEDLE:
+            raise UserError(
+                f"--needle-length {self.needle_length}: half of it must be unique in a haystack; "
+                f"give {MIN_NEEDLE} or more"
+            )
+        for length in self.text_lengths:
+            if length < 2 * self.needle_length:
+                raise UserError(
+                    f"--lengths {length}: too short for a needle of {self.needle_length} bases and "
+                    f"its copy; give {2 * self.needle_length} or more"
+                )
+        for depth in self.needle_depths:
+            if not 0 <= depth <= 100:
+                raise UserError(f"--depths {depth:g}: must be a percentage from 0 to 100")
+
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """`lengths`, ascending and each once."""
+        return tuple(sorted({parse_length(text, "--lengths") for text in self.lengths.split(",")}))
+
+    @property
+    def needle_depths(self) -> tuple[float, ...]:
+        """`depths` in percent, ascending and each once; whole numbers are integers."""
+        depths = set()
+        for text in self.depths.split(","):
+            try:
+                depth = float(text)
+            except ValueError:
+                raise UserError(f"--depths {text}: not a percentage such as 50") from None
+            depths.add(int(depth) if depth.is_integer() else depth)
+        return tuple(sorted(depths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions(Options, panel="Windows"):
+    """The windows whose loss is measured."""
+
+    genome: Annotated[
+        Path,
+        typer.Argument(
+            rich_help_panel="Arguments", help="FASTA to cut windows from; gzip is read too."
+        ),
+    ]
+    length: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LENGTH",
+            help="Bases in a window: 8192, 32k, 1M.",
+            show_default="the model's context",
+        ),
+    ] = None
+    windows: Annotated[int, typer.Option(min=1, help="Number of windows.")] = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextOptions(EvalOptions, ModelOptions, WindowOptions):
+    """Options of `evo2 eval context`."""
+
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            rich_help_panel="Model",
+            help="Another model to compare with on the same windows, e.g. before its extension.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window_length is not None and self.window_length < 2:
+            raise UserError(f"--length {self.length}: at least 2 bases are needed for a prediction")
+
+    @property
+    def window_length(self) -> int | None:
+        """`length` in bases; None for the model's context."""
+        return None if self.length is None else parse_length(self.length, "--length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(Options, panel="Labels"):
+    """Variants and what is known of them."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="VCF",
+            rich_help_panel="Arguments",
+            help="Labelled variants; scored first if they have no EVO2_DELTA.",
+        ),
+    ]
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            help="brca1: CLASS LOF against FUNC,INT. clinvar: CLNSIG Pathogenic,Likely_pathogenic "
+            "against Benign,Likely_benign."
+        ),
+    ] = None
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="INFO key of the labels.", show_default="that of the preset"
+        ),
+    ] = None
+    positive: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUES",
+            help="Values that should score high, with commas.",
+            show_default="those of the preset",
+        ),
+    ] = None
+    negative: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUES",
+            help="Values that should score low, with commas.",
+            show_default="those of the preset",
+        ),
+    ] = None
+    consequence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="INFO key of consequences.",
+            show_default="the first of CSQ, ANN, BCSQ, MC, CONSEQUENCE, EFFECT",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(Options, panel="Scoring, if the VCF has no EVO2_DELTA"):
+    """How variants are scored that were not scored before."""
+
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            "-R",
+            metavar="FILE",
+            help="Genome (FASTA).",
+            show_default="the VCF's ##reference",
+        ),
+    ] = None
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Bases around a variant.", show_default="8192, or the model's context"
+        ),
+    ] = None
+    strand: Annotated[Strand, typer.Option(help="Strand to read; both is the mean of the two.")] = (
+        Strand.BOTH
+    )
+    scored: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the scored variants, as x.vcf or x.vcf.gz."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
+    """Options of `evo2 eval variants`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if both := self.labels.in_both:
+            raise UserError(f"--positive and --negative both hold {', '.join(both)}")
+        if self.scored is not None and not self.scored.name.endswith((".vcf", ".vcf.gz")):
+            raise UserError(f"--scored {self.scored}: needs the suffix .vcf or .vcf.gz")
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of the preset, with `label`, `positive` and `negative` in place of its own."""
+        usual = self.preset.labels if self.preset else Labels("", (), ())
+        labels = Labels(
+            self.label or usual.key,
+            tuple(self.positive.split(",")) if self.positive else usual.positive,
+            tuple(self.negative.split(",")) if self.negative else usual.negative,
+        )
+        if not (labels.key and labels.positive and labels.negative):
+            raise UserError(
+                "nothing says which variants are harmful; give --preset brca1 or --preset clinvar, "
+                "or all of --label, --positive and --negative"
+            )
+        return labels

@@ -1,0 +1,87 @@
+"""The prompts of `evo2 generate`: bases from the command line or a FASTA file, and lineage tags."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evo2cli import console
+from evo2cli.data.tags import find_tags
+from evo2cli.errors import UserError
+from evo2cli.genome.fasta import Record, read_records, require_nucleotides
+from evo2cli.genome.windows import upper_dna
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a sequence continues.
+
+    Attributes:
+        name: Name of its FASTA record, or `prompt1`, `prompt2`, ...
+        tag: Lineage between '|', or empty.
+        bases: Bases after the tag, in upper case with T for U.
+    """
+
+    name: str
+    tag: str
+    bases: bytes
+
+    @property
+    def text(self) -> bytes:
+        """What the model reads."""
+        return self.tag.encode() + self.bases
+
+
+def read_prompts(
+    texts: Sequence[str], fasta: Path | None = None, tag: str | None = None
+) -> list[Prompt]:
+    """Read all prompts: first those given as text, then those of a file.
+
+    Args:
+        texts: Bases.
+        fasta: File of further prompts.
+        tag: Lineage put before every prompt; without prompts it is the only one.
+
+    Raises:
+        UserError: There is no prompt, a prompt is empty or is not DNA, or the tag is not a lineage.
+    """
+    records = [Record(f"prompt{n}", "", text.strip().encode()) for n, text in enumerate(texts, 1)]
+    for record in records:
+        require_nucleotides("--prompt", record)
+    if fasta is not None:
+        for record in read_records(fasta):
+            require_nucleotides(fasta, record)
+            records.append(record)
+    full_tag = "" if tag is None else _read_tag(tag)
+    if not records:
+        if full_tag:
+            return [Prompt("prompt1", full_tag, b"")]
+        raise UserError("no prompt: give --prompt ACGT, --prompts FASTA or a --tag")
+    for record in records:
+        if not record.sequence and not full_tag:
+            raise UserError(f"{record.name}: the prompt is empty; give at least one base")
+    prompts = [
+        Prompt(record.name or f"record{n}", full_tag, upper_dna(record.sequence))
+        for n, record in enumerate(records, 1)
+    ]
+    name, count = Counter(prompt.name for prompt in prompts).most_common(1)[0]
+    if count > 1:
+        console.warn(f"{count:,} prompts are named {name}; their sequences will share that name")
+    return prompts
+
+
+def _read_tag(text: str) -> str:
+    """A lineage in the form Evo 2 was trained on: upper case, between '|'.
+
+    Raises:
+        UserError: The tag could be mistaken for bases.
+    """
+    tag = f"|{text.strip().strip('|').upper()}|"
+    found = find_tags(np.frombuffer(tag.encode(), np.uint8))
+    if not tag.isascii() or not tag.isprintable() or found is None or not found[0].all():
+        raise UserError(
+            f"--tag {text}: not a lineage such as 'd__Bacteria;p__Pseudomonadota;g__Escherichia'"
+        )
+    return tag
