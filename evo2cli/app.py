@@ -25,7 +25,7 @@ from evo2cli.commands import eval as evaluations
 from evo2cli.errors import UserError, explain
 from evo2cli.options import Command, Group
 
-_INTERRUPTED = 130  # what Typer makes of Ctrl-C, too
+_INTERRUPTED = 130  # as Typer exits after Ctrl-C
 
 app = typer.Typer(
     name="evo2",
@@ -45,7 +45,10 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Evo 2 genomic language models: tokenize, train, score, generate, convert."""
@@ -67,22 +70,22 @@ app.command(cls=Command)(info.info)
 app.command(cls=Command)(doctor.doctor)
 
 
-# What Typer raises for a wrong command line; it gives that no public name of its own.
+# What Typer raises for a wrong command line; it has no public name.
 _UsageError: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
     """Run the command line; every error becomes one line on stderr and an exit code."""
-    console.tell_warnings()
+    console.show_warnings()
     console.open_missing_streams()
     try:
         code = _run()
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
-        # Of a pipe that breaks while a command is at work Typer makes an exit of its own.
+        # Typer turns a pipe that breaks while a command runs into a SystemExit.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        code = 0  # the reader of our stdout (head, less) has gone: nothing is left to say to it
+        code = 0  # the reader of our stdout (head, less) has finished
         console.forget_stdout()
     except OSError as error:
         console.forget_stdout()
@@ -94,7 +97,7 @@ def main() -> None:
 def _run() -> int:
     """Run a command; returns its exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="evo2", standalone_mode=False)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -1,4 +1,4 @@
-"""The only place that prints: data on stdout, talk and progress on stderr."""
+"""The only module that prints: data on stdout, messages and progress on stderr."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def open_missing_streams() -> None:
-    """Stand in for streams that the caller has closed: talk goes nowhere, data is an error."""
+    """Replace standard streams that the caller closed: messages are dropped, data is an error."""
     if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we run
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     if sys.stdout is None:
-        # Open for reading only: whoever writes hears that there is none.
-        sys.stdout = Path(os.devnull).open()  # noqa: SIM115 - for as long as we run
+        # Open for reading only, so that writing to it fails.
+        sys.stdout = Path(os.devnull).open()  # noqa: SIM115 - open until the process ends
 
 
 def forget_stdout() -> None:
-    """Forget what could not be written, which Python would tell of once more at the end."""
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
+    """Drop what could not be written; at exit, Python would report the failure a second time."""
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
 
 
 def write(text: str) -> None:
-    """Write data to stdout as it is."""
+    """Write text to stdout unchanged."""
     sys.stdout.write(text)
 
 
@@ -39,35 +39,35 @@ def write_json(value: Any) -> None:
 
 
 def say(message: str) -> None:
-    """Tell the user something on stderr."""
+    """Write a message to stderr."""
     sys.stderr.write(f"evo2: {message}\n")
 
 
 def warn(message: str) -> None:
-    """Tell the user on stderr that something may not be as they think."""
+    """Write a warning to stderr."""
     say(f"warning: {message}")
 
 
 class _Warnings(logging.Handler):
-    """Tells what the floors below log, in our words."""
+    """Prints warnings that the lower packages log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warn(record.getMessage())
 
 
-def tell_warnings() -> None:
-    """From now on, tell the user what the model and the kernels have to say."""
+def show_warnings() -> None:
+    """From now on, print the warnings that stripedhyena2 and hyenakernels log."""
     for floor in ("stripedhyena2", "hyenakernels"):
         logging.getLogger(floor).addHandler(_Warnings(logging.WARNING))
 
 
-PIPE_WIDTH = 200  # columns, where there is no terminal to ask
+PIPE_WIDTH = 200  # columns of a page that is not written to a terminal
 
 
 def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
-    """Write something laid out by rich to stdout, or to stderr where it is talk.
+    """Write a rich renderable to stdout, or to stderr if it is a message rather than data.
 
-    What goes to no terminal is as wide as its lines, so that grep finds them whole.
+    Without a terminal lines are not wrapped, so that grep finds them whole.
     """
     from rich.console import Console
 
@@ -77,11 +77,16 @@ def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
     out.print(page)
 
 
-STRIPE_COLOURS = {"S": "green", "M": "cyan", "L": "blue", "A": "magenta"}
+def write_description(
+    description: Mapping[str, Any], colours: Mapping[str, str], indent: int = 0
+) -> None:
+    """Write keys and values to stdout, a line each.
 
-
-def write_description(description: Mapping[str, Any], indent: int = 0) -> None:
-    """Write keys and values to stdout, a line each; `stripes` as coloured letters on a terminal."""
+    Args:
+        description: Keys and values; a mapping among the values is indented.
+        colours: Of the letters of `stripes` on a terminal.
+        indent: Columns.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -90,12 +95,12 @@ def write_description(description: Mapping[str, Any], indent: int = 0) -> None:
         label = " " * indent + key.replace("_", " ")
         if isinstance(value, Mapping):
             out.print(Text(label))
-            write_description(value, indent + 2)
+            write_description(value, colours, indent + 2)
             continue
         line = Text(f"{label:<24} ")
         if key == "stripes":
             for letter in value:
-                line.append(letter, style=f"bold {STRIPE_COLOURS[letter]}")
+                line.append(letter, style=f"bold {colours[letter]}")
         elif key.rpartition("_")[0].endswith("bytes") or label.strip().isdigit():
             line.append(f"{value / 2**30:,.3f} GiB")
         else:
@@ -113,13 +118,13 @@ def _plain(value: object) -> str:
 
 
 class ProgressBar:
-    """A running task: `advance` it, and `note` what the work is at."""
+    """Bar of a running task: `advance` it by what is done, `note` what is in progress."""
 
     def __init__(self, progress: "Progress", task: "TaskID") -> None:
         self._progress, self._task = progress, task
 
     def advance(self, amount: float = 1) -> None:
-        """Count `amount` more units as done."""
+        """Add `amount` units to what is done."""
         self._progress.advance(self._task, amount)
 
     def note(self, fields: Mapping[str, object]) -> None:
@@ -130,12 +135,12 @@ class ProgressBar:
 
 @contextmanager
 def progress(label: str, total: float | None, unit: str) -> Iterator[ProgressBar]:
-    """A bar with rate and ETA on stderr; it leaves one summary line where stderr is no terminal.
+    """A bar with elapsed time and ETA on stderr; one summary line if stderr is not a terminal.
 
     Args:
-        label: What is being done, e.g. "score".
-        total: How many units there are, or None when unknown.
-        unit: What is counted, e.g. "bases".
+        label: Name of the task, e.g. "score".
+        total: Number of units, or None if unknown.
+        unit: Plural noun, e.g. "bases".
     """
     with _bars(unit) as running:
         yield ProgressBar(running, running.add_task(label, total=total, note=""))
@@ -158,11 +163,11 @@ def _bars(unit: str) -> "Progress":
     return bars.Progress(*columns, console=Console(stderr=True))
 
 
-SECONDS_BETWEEN_LINES = 60  # of a panel whose stderr is no terminal
+SECONDS_BETWEEN_LINES = 60  # of a panel without a terminal
 
 
 class Panel:
-    """Long work on stderr: a live table over a bar on a terminal, a line a minute elsewhere."""
+    """Progress of a long task on stderr: table and bar on a terminal, otherwise a line a minute."""
 
     def __init__(self, label: str, total: int, unit: str, caption: str) -> None:
         from rich.live import Live
@@ -172,7 +177,7 @@ class Panel:
         self._task = self._bars.add_task(label, total=total, note="")
         self._live = Live(self._bars, console=self._bars.console)
         self._is_terminal = self._bars.console.is_terminal
-        self._told, self._done = -float("inf"), 0
+        self._last_line, self._done = -float("inf"), 0
         self._fields: dict[str, str] = {}
 
     def __enter__(self) -> "Panel":
@@ -185,16 +190,16 @@ class Panel:
             self._live.stop()
 
     def advance(self, amount: int = 1) -> None:
-        """Count `amount` more units as done."""
+        """Add `amount` units to what is done."""
         self._done += amount
         self._bars.advance(self._task, amount)
 
     def show(self, fields: Mapping[str, str], *, important: bool = False) -> None:
-        """Show `fields`; the last value of each stays.
+        """Show `fields`; each keeps its last value.
 
         Args:
             fields: Labels and values.
-            important: A line where there is no terminal, however short ago the last one was.
+            important: Without a terminal, print a line now even if the last one is recent.
         """
         from time import monotonic
 
@@ -208,7 +213,7 @@ class Panel:
                 table.add_column(label, justify="right")
             table.add_row(*self._fields.values())
             self._live.update(Group(table, self._bars))
-        elif important or monotonic() - self._told >= SECONDS_BETWEEN_LINES:
-            self._told = monotonic()
-            told = ", ".join(f"{label} {value}" for label, value in self._fields.items())
-            say(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}; {told}")
+        elif important or monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = monotonic()
+            shown = ", ".join(f"{label} {value}" for label, value in self._fields.items())
+            say(f"{self._label}: {self._done:,} of {self._total:,} {self._unit}; {shown}")

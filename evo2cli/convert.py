@@ -1,47 +1,48 @@
-"""Checkpoints from one layout to the other."""
+"""Convert checkpoints between the native and the released layout."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
 from stripedhyena2 import CheckpointError, ConfigError
 from stripedhyena2.checkpoint import native, read_checkpoint, released
-
-LAYOUTS = ("native", "vortex")
+from stripedhyena2.costs import count_parameters
 
 
 def convert_checkpoint(
-    source: str, destination: Path, *, to: str = "auto", config: str | None = None
+    source: str,
+    destination: Path,
+    *,
+    to: Literal["auto", "native", "vortex"] = "auto",
+    config: str | None = None,
 ) -> dict[str, Any]:
     """Convert `source` into `destination`; stored dtypes and bits stay as they are.
 
     Args:
         source: Anything `stripedhyena2.load` reads.
-        destination: A folder for "native"; a .pt or .safetensors file for "vortex", which gets a
-            yml of its shape beside it.
-        to: "native", "vortex", or "auto": by the suffix of `destination`.
-        config: The shape of a released source, where its name does not tell.
+        destination: A folder for the native layout; a .pt or .safetensors file for that of the
+            released files ("vortex"), beside which the shape is written as yml.
+        to: Layout that `destination` must be of; "auto" accepts both.
+        config: Shape of a released source: a yml or TOML file, or the name of a published model.
+            Needed where the file name does not say.
 
     Returns:
-        What was written: destination, layout, tensors, parameters, bytes, stripes.
+        What was written: destination, layout, stripes, tensors, parameters, bytes.
 
     Raises:
         UserError: The source cannot be read, or the destination cannot be written.
     """
     is_file = destination.suffix in released.SUFFIXES
-    if to == "auto":
-        to = "vortex" if is_file else "native"
-    if to not in LAYOUTS:
-        raise UserError(f"--to {to}: not one of auto, {', '.join(LAYOUTS)}")
-    if (to == "vortex") != is_file:
+    layout = "vortex" if is_file else "native"
+    if to not in ("auto", layout):
         raise UserError(
             f"{destination}: the {to} layout is written as "
             + ("a .pt or .safetensors file" if to == "vortex" else "a folder, not a file")
         )
     try:
         checkpoint = read_checkpoint(source, config=config)
-        if to == "native":
+        if layout == "native":
             checkpoint.provenance.setdefault("converted_by", f"evo2cli {__version__}")
             native.refuse_another(checkpoint, destination)
             native.write(checkpoint, destination)
@@ -53,9 +54,9 @@ def convert_checkpoint(
         raise UserError(str(error)) from None
     return {
         "destination": str(destination),
-        "layout": to,
+        "layout": layout,
         "stripes": checkpoint.config.stripes,
         "tensors": len(checkpoint.tensors),
-        "parameters": checkpoint.num_parameters,
+        "parameters": count_parameters(checkpoint.config),
         "bytes": size,
     }

@@ -1,10 +1,10 @@
-"""How a command fails, each with its exit code: 2 bad input, 3 skipped records, 4 numerics."""
+"""Errors of commands and their exit codes: 2 bad input, 3 too many skipped records, 4 numerics."""
 
 
 class UserError(ValueError):
-    """Something the user can put right; the command line prints it as one line and no traceback.
+    """Something the user can fix: the command line prints it as one line, without a traceback.
 
-    The message names the thing, its value and the way out.
+    The message names the thing, its value and how to fix it.
     """
 
     exit_code = 2
@@ -39,7 +39,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return str(error), UntrustedNumericsError.exit_code
     if is_out_of_memory(error):
         return (
-            f"{out_of_memory(error)}; process less at a time, or use --device cpu",
+            f"{out_of_memory(error)}; use smaller inputs, or --device cpu",
             UserError.exit_code,
         )
     return None

@@ -1,4 +1,4 @@
-"""A published model's files, brought here and checked."""
+"""Download the files of a published model and verify their checksum."""
 
 import hashlib
 from pathlib import Path
@@ -14,47 +14,48 @@ CHUNK = 1 << 24  # bytes read at once
 
 
 def fetch_model(name: str, folder: Path | None) -> dict[str, Any]:
-    """Bring a published model's files here, if they are not, and read them all once.
+    """Download the files of a published model unless they are here, and compute their SHA-256.
 
     Args:
-        name: A published name; @COMMIT may follow.
-        folder: Where they shall lie; None for the hub's cache.
+        name: Name of a published model; @COMMIT may follow.
+        folder: Where to put the files; None for the cache of the Hugging Face hub.
 
     Returns:
-        model, folder, files (path and bytes each), sha256 of the whole file, whether that was known
-        and is right (`verified`), and what `--model` takes from now on (`use`).
+        model, folder, files (path and bytes of each), sha256 of the files joined, verified (True
+        if it equals the recorded one, False if none is recorded), and use (what `--model` takes).
 
     Raises:
-        UserError: There is no such model; its files cannot be had, or are not what was published.
+        UserError: There is no such model, its files cannot be downloaded, or the SHA-256 differs
+            from the recorded one.
     """
     model, _ = split_name(name)
     if model not in PUBLISHED:
-        raise UserError(f"no published model {name!r}; there are {', '.join(PUBLISHED)}")
+        raise UserError(f"{name}: not a published model; these are: {', '.join(PUBLISHED)}")
     try:
-        here = hub.fetch(name, folder)
-        files = hub.weight_files(here)
+        location = hub.fetch(name, folder)
+        files = hub.weight_files(location)
     except CheckpointError as error:
         raise UserError(str(error)) from None
     if not files:
-        raise UserError(f"{here}: holds more than one .pt file; fetch into another folder")
-    found, known = _sha256(files), hub.known_hash(name)
-    if known is not None and found != known:
+        raise UserError(f"{location}: holds more than one .pt file; fetch into another folder")
+    sha256, recorded = _sha256(files), hub.known_hash(name)
+    if recorded is not None and sha256 != recorded:
         raise UserError(
-            f"{files[0]}: SHA-256 {found} is not the recorded {known}; delete the folder and fetch "
-            "again"
+            f"{files[0]}: SHA-256 {sha256} is not the recorded {recorded}; delete the folder "
+            "and fetch again"
         )
     return {
         "model": model,
-        "folder": str(here),
+        "folder": str(location),
         "files": [{"path": str(file), "bytes": file.stat().st_size} for file in files],
-        "sha256": found,
-        "verified": known is not None,
-        "use": name if folder is None else str(here),
+        "sha256": sha256,
+        "verified": recorded is not None,
+        "use": name if folder is None else str(location),
     }
 
 
 def _sha256(files: list[Path]) -> str:
-    """Of the files read as one."""
+    """SHA-256 of the files joined."""
     digest = hashlib.sha256()
     total = sum(file.stat().st_size for file in files)
     with console.progress("check", total, "bytes") as bar:

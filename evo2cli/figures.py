@@ -1,10 +1,10 @@
-"""Files of figures; matplotlib, of the extra `plots`, is loaded when one is asked for."""
+"""Figure files; matplotlib (the extra `plots`) is imported only when a figure is asked for."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evo2cli.errors import UserError
-from evo2cli.files import check_file
+from evo2cli.files import atomic_path, check_file, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,10 +13,10 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def check_plot(path: Path | None) -> None:
-    """Refuse a figure that could not be drawn; None, no figure, is fine.
+    """Refuse a `--plot` that could not be written; None stands for no figure.
 
     Raises:
-        UserError: Suffix or folder will not do, or matplotlib is not installed.
+        UserError: The suffix is unknown, the folder is missing, or matplotlib is not installed.
     """
     if path is None:
         return
@@ -25,7 +25,7 @@ def check_plot(path: Path | None) -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches.
+    """An empty figure of `width` by `height` inches.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -34,22 +34,16 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError(
-            "--plot needs matplotlib; pip install 'evo2cli[plots]', or leave it"
+            "--plot needs matplotlib; pip install 'evo2cli[plots]', or leave --plot out"
         ) from None
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure whole or not at all.
+    """Write a figure file whole or not at all.
 
     Raises:
         UserError: It cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with writing(path), atomic_path(path) as part:
         figure.savefig(part, format=path.suffix[1:], dpi=110)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,11 +1,14 @@
-"""Output files: checked before the work begins, written whole or not at all."""
+"""Files: errors in one line; outputs checked before the work begins, written whole or not at all.
+
+Whatever writes an output file fills a temporary file beside it and renames that at the end, so that
+a killed run never leaves half a file under the name of a whole one.
+"""
 
 import sys
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from Bio.bgzf import BgzfWriter
 
 from evo2cli.errors import UserError
 
@@ -13,10 +16,10 @@ Write = Callable[[bytes], object]
 
 
 def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
-    """Refuse a file to write that has none of `suffixes`, is a folder, or has none.
+    """Refuse an output file with another suffix than `suffixes`, or in a folder that is missing.
 
     Raises:
-        UserError: So it is.
+        UserError: The message names `option`.
     """
     if path.suffix not in suffixes:
         raise UserError(f"{option} {path}: needs the suffix {' or '.join(suffixes)}")
@@ -24,10 +27,10 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
 
 
 def check_folder(path: Path, option: str) -> None:
-    """Refuse a file to write that is a folder, or whose folder is not there.
+    """Refuse an output file that is an existing folder, or in a folder that is missing.
 
     Raises:
-        UserError: So it is.
+        UserError: The message names `option`.
     """
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder; name a file")
@@ -36,10 +39,10 @@ def check_folder(path: Path, option: str) -> None:
 
 
 def check_output(output: Path | None, *inputs: Path | None) -> None:
-    """Refuse what `check_folder` does, and an output that is one of the inputs, by whatever name.
+    """Refuse an `--output` as `check_folder` does, or one that is also an input (links followed).
 
     Raises:
-        UserError: So it is.
+        UserError: The output cannot be written, or would overwrite an input.
     """
     if output is None:
         return
@@ -50,10 +53,61 @@ def check_output(output: Path | None, *inputs: Path | None) -> None:
 
 
 @contextmanager
-def open_output(path: Path | None) -> Iterator[Write]:
-    """Yield what writes to `path`, or to stdout for None.
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError into one line that says that `path` cannot be read.
 
-    The file gets its name when everything is written; `.gz` is written as bgzip.
+    Raises:
+        UserError: In place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into one line that says that `path` cannot be written.
+
+    Raises:
+        UserError: In place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
+def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yield the path of a file to fill, which is renamed to `path` when the block succeeds.
+
+    If the block raises, the file is removed and `path` stays as it was. Errors of the block keep
+    their type: put `writing(path)` around what writes.
+
+    Args:
+        path: Output file.
+        shared: Several processes may write the same file at once. The temporary name is then
+            unique; otherwise it is fixed, so that what a killed run left is overwritten.
+
+    Raises:
+        UserError: The file cannot be renamed.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part" if shared else f"{path.name}.part")
+    try:
+        yield part
+        with writing(path):
+            part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[Write]:
+    """Yield a function that writes bytes to `path`, or to stdout if `path` is None.
+
+    The file appears under its name when everything is written; `.gz` is compressed with bgzip.
 
     Raises:
         UserError: The file cannot be written.
@@ -62,34 +116,22 @@ def open_output(path: Path | None) -> Iterator[Write]:
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
-    part = path.with_name(f"{path.name}.part")
-    with writing(path):
-        file = part.open("wb")
-        # Biopython declares no types for it.
-        stream = BgzfWriter(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[no-untyped-call]
+    # Imported late: options of commands import this module, and `--help` must stay quick.
+    from Bio.bgzf import BgzfWriter
 
-    def write(data: bytes) -> None:
+    with atomic_path(path) as part:
         with writing(path):
-            stream.write(data)
+            file = part.open("wb")
+            # Biopython is not typed.
+            stream = BgzfWriter(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[no-untyped-call]
 
-    try:
-        yield write
-        with writing(path):
-            stream.close()
-            part.replace(path)
-    finally:
-        file.close()
-        part.unlink(missing_ok=True)
+        def write(data: bytes) -> None:
+            with writing(path):
+                stream.write(data)
 
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """An error of the file system in the user's words.
-
-    Raises:
-        UserError: In place of it.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        try:
+            yield write
+            with writing(path):
+                stream.close()
+        finally:
+            file.close()

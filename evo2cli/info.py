@@ -1,4 +1,4 @@
-"""What a model, a recipe or a token set is."""
+"""Describe a model, a recipe, a token set, a FASTA file or a file of variants."""
 
 import tomllib
 from collections import Counter
@@ -16,27 +16,34 @@ from evo2cli.genome.normalization import Indels
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import FIRST_COLUMNS, is_bases, is_variants, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
-from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, StripedHyena2
+from stripedhyena2 import CheckpointError, ConfigError, ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint, released
 from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config, split_name
 from stripedhyena2.checkpoint.scales import trained_scales
-from stripedhyena2.config import ATTENTION, LONG, SHORT, read_config
+from stripedhyena2.config import read_config
+from stripedhyena2.costs import count_parameters, state_bytes
+from stripedhyena2.mixer import MIXERS
 
 LENGTHS = (8_192, 131_072, 1_048_576)
-BYTES = 2  # a bf16 number
+BYTES = 2  # of a bf16 number
 _KINDS = ("snvs", "mnvs", "insertions", "deletions")
 _NOT_BASES = "not_spelled_in_bases"
 LICENSE = "Apache-2.0"  # of the published Evo 2 weights
 
 
 def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
-    """Describe whatever `subject` names.
+    """Describe what `subject` names, as JSON values.
 
-    A published name is described from its shape alone: nothing is fetched for it.
+    A published model is described from its shape alone: nothing is downloaded.
+
+    Args:
+        subject: Folder, file or name of a model; a recipe or shape (.toml); the folder of a token
+            set; a FASTA file; a VCF, BCF or table of variants.
+        config: Shape of a released model file.
 
     Raises:
-        UserError: It is none of model, recipe, token folder and FASTA, or it is broken.
+        UserError: It is none of these, or it is damaged.
     """
     path = Path(subject)
     try:
@@ -44,7 +51,7 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
             return _tokens(path)
         if path.suffix == ".toml":
             return _recipe_or_shape(path)
-        if path.is_file() and not released.is_named_so(path):
+        if path.is_file() and not released.has_suffix(path):
             return _variants(path) if _has_variants(path) else _fasta(path)
         name, _ = split_name(subject)
         if name in PUBLISHED and not path.exists():
@@ -71,12 +78,17 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
     }
 
 
+def stripe_colours() -> dict[str, str]:
+    """The colour of each letter of `stripes`, as rich names it."""
+    return {letter: mixer.colour for letter, mixer in MIXERS.items()}
+
+
 def _has_variants(path: Path) -> bool:
     return is_table(path) or is_variants(path)
 
 
 def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """What FP8 it brings, and needs."""
+    """The FP8 scales it contains, and the precision it needs."""
     scales = trained_scales(checkpoint.extra_state, checkpoint.config, name)
     found: dict[str, Any] = {
         "fp8_records": len(checkpoint.extra_state),
@@ -91,9 +103,7 @@ def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 def _model(config: ModelConfig) -> dict[str, Any]:
     """Shape, size, and the memory of weights and of the state at several lengths."""
-    with torch.device("meta"):
-        model = StripedHyena2(config)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(config)
     return {
         **asdict(config),
         "depth": config.depth,
@@ -103,24 +113,8 @@ def _model(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def state_bytes(config: ModelConfig, length: int) -> int:
-    """What one sequence of `length` tokens leaves in the cache, activations in bf16.
-
-    Attention keeps a key and a value a token, Hyena-LI its fp32 modes, the FIRs their tails.
-    """
-    total = 0
-    for kind in config.stripes:
-        if kind == ATTENTION:
-            total += 2 * length * config.width * BYTES
-            continue
-        total += (config.num_featurizer_taps - 1) * 3 * config.width * BYTES
-        taps = config.num_short_taps if kind == SHORT else config.num_medium_taps
-        total += config.width * (config.num_modes * 4 if kind == LONG else (taps - 1) * BYTES)
-    return total
-
-
 def _recipe_or_shape(path: Path) -> dict[str, Any]:
-    """A TOML file is a shape when it has stripes, and else a recipe."""
+    """Describe a TOML file: a shape if it has `stripes`, otherwise a recipe."""
     found = find_recipe(path)
     if _has_stripes(found):
         return {"kind": "model shape", "name": str(path), **_model(read_config(found))}
@@ -132,11 +126,11 @@ def _recipe_or_shape(path: Path) -> dict[str, Any]:
 
 
 def _has_stripes(file: Path) -> bool:
-    """Whether it describes a shape; a recipe may change stripes too, but in its table [shape]."""
+    """Whether a TOML file is a shape; a recipe has stripes, if at all, in its table [shape]."""
     try:
         return "stripes" in tomllib.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return False  # what is wrong with it, reading it as a recipe tells
+        return False  # reading it as a recipe will say what is wrong
 
 
 def _tokens(path: Path) -> dict[str, Any]:
@@ -145,24 +139,27 @@ def _tokens(path: Path) -> dict[str, Any]:
 
 
 def _variants(path: Path) -> dict[str, Any]:
-    """A VCF, a BCF or a table of variants: what is in it, and which genome its header speaks of."""
+    """Count the variants of a VCF, BCF or table by kind; name the genome build by the header."""
     facts: dict[str, Any] = {"kind": "table of variants", "name": str(path)}
     if is_table(path):
         records = read_table(path).records
     else:
-        header, records = (vcf := read_vcf(path)).header, vcf.records
+        vcf = read_vcf(path)
+        header, records = vcf.header, vcf.records
         facts["kind"] = "VCF"
         facts["samples"] = max(header.num_columns - FIRST_COLUMNS - 1, 0)
-        facts["build"] = build_of(header.contig_lengths()) or "not told by ##contig lengths"
-    contigs, kinds, indels, number = set(), Counter[str](), Indels(), 0
+        facts["build"] = (
+            build_of(header.contig_lengths()) or "unknown: no ##contig lengths of a known build"
+        )
+    contigs, kinds, indels, count = set(), Counter[str](), Indels(), 0
     for record in records:
-        number += 1
+        count += 1
         contigs.add(record.contig)
         kinds.update(_kind(record.reference, alternate) for alternate in record.alternates)
         indels.count(record)
     return {
         **facts,
-        "records": number,
+        "records": count,
         "alleles": kinds.total(),
         "contigs": len(contigs - {""}),  # of blank lines
         **{kind: kinds[kind] for kind in (*_KINDS, _NOT_BASES)},

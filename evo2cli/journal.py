@@ -1,4 +1,4 @@
-"""Journals: results of a long run kept beside its output, so that a killed run resumes."""
+"""Journals: the results of a long run, kept beside its output so that a killed run resumes."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +16,16 @@ Recall = Callable[[str, Callable[[], Any]], Any]
 def open_journal(
     output: Path | None, settings: Sequence[object], *, anew: bool = False
 ) -> Iterator[Recall]:
-    """Keep results beside `output` until it is complete; a killed run goes on where it stopped.
+    """Keep results beside `output` until it is complete, so that a killed run resumes.
 
-    Yields a function of a key and a computation. As long as the keys come as they came last time,
-    under equal `settings`, it returns what was computed then. For stdout there is no journal.
+    Yields `recall(key, compute)`. As long as the keys come in the order of the previous run and
+    `settings` are the same, it returns the stored results; afterwards it calls `compute()` and
+    stores what that returns.
 
     Args:
-        output: The file in the making, or None for stdout.
-        settings: Everything beside the keys that decides the results, as JSON values.
-        anew: Forget what an earlier run has kept.
+        output: Output file, or None for stdout, which has no journal: `recall` always computes.
+        settings: Everything that determines the results besides the keys, as JSON values.
+        anew: Discard the results of an earlier run.
     """
     path = journal_of(output)
     if anew and path is not None:
@@ -34,7 +35,7 @@ def open_journal(
 
 
 def journal_of(output: Path | None) -> Path | None:
-    """Where the journal of an output lies; nowhere for stdout."""
+    """Path of the journal of an output; None for stdout."""
     return output and output.with_name(f"{output.name}.journal")
 
 
@@ -42,11 +43,11 @@ def journal_of(output: Path | None) -> Path | None:
 def open_journals(
     paths: Sequence[Path | None], settings: Sequence[object]
 ) -> Iterator[list[Recall]]:
-    """As `open_journal`, for work in parts; all are kept until all of it is done.
+    """As `open_journal`, for several parts of one output; all journals are kept until all are done.
 
     Args:
-        paths: The journal of each part, or None for none.
-        settings: As for one.
+        paths: Path of the journal of each part, or None for no journal.
+        settings: As for `open_journal`.
     """
     with ExitStack() as stack:
         yield [stack.enter_context(keep_journal(path, settings)) for path in paths]
@@ -56,7 +57,7 @@ def open_journals(
 
 @contextmanager
 def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Recall]:
-    """One that is still there in the end; for no path, none at all."""
+    """As `open_journal`, but the journal stays when the block ends; None is no journal."""
     if path is None:
         yield lambda _key, compute: compute()
         return
@@ -69,7 +70,7 @@ def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Reca
 
 
 class _Journal:
-    """A line of settings, then a line [key, result] each; a torn last line is dropped."""
+    """JSON lines: the settings, then [key, result] each; an incomplete last line is dropped."""
 
     def __init__(self, path: Path, settings: str) -> None:
         self._path = path
@@ -78,13 +79,13 @@ class _Journal:
         first = settings.encode() + b"\n"
         if self._stream.readline() != first:
             self._stream.truncate(0)
-            self._stream.seek(0)  # where it now ends: `recall` asks where it is
+            self._stream.seek(0)  # truncating does not move the position, which `recall` reads
             self._stream.write(first)
         self._replaying = True
         self._num_recalled = 0
 
     def recall(self, key: str, compute: Callable[[], Any]) -> Any:
-        """The result of `key`, from the last run or computed and noted down."""
+        """The result of `key`: from the previous run, or computed and stored."""
         if self._replaying:
             offset = self._stream.tell()
             entry = _read_entry(self._stream.readline())
@@ -101,14 +102,14 @@ class _Journal:
         self._replaying = False
         self._stream.truncate(offset)
         if self._num_recalled:
-            console.say(f"went on after {self._num_recalled:,} results kept in {self._path}")
+            console.say(f"resumed after {self._num_recalled:,} results stored in {self._path}")
 
     def close(self) -> None:
         self._stream.close()
 
 
 def _read_entry(line: bytes) -> list[Any] | None:
-    """The key and result of a line, or None where it is torn or ended."""
+    """Key and result of a line, or None if the line is incomplete or the file has ended."""
     try:
         entry = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Parse lengths such as 32k and memory sizes such as 24G."""
+"""Read lengths and sizes with units: 32k positions, 24G of memory."""
 
 import re
 
@@ -8,14 +8,14 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def parse_length(text: str, option: str) -> int:
-    """A number of positions: 32768, 32k for the same, or 1M for 1,048,576.
+    """Read a number of positions: 32768 or 32k, 1048576 or 1M.
 
     Args:
-        text: Digits, then k (2^10) or M (2^20) in either case.
-        option: The option or key, for the error message.
+        text: The length; k is 2^10 and M is 2^20, in upper or lower case.
+        option: The option it was given to, for the error message.
 
     Raises:
-        UserError: The text is not a length, or is 0.
+        UserError: It is not a length, or 0.
     """
     match = re.fullmatch(r"([1-9][0-9_]*)([kKmM]?)", text.strip())
     if match is None:
@@ -24,14 +24,14 @@ def parse_length(text: str, option: str) -> int:
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """Bytes of memory: 24G, 24GiB and 24GB are all 24 times 2^30 bytes; likewise 0.5T, 800M.
+    """Read a size of memory in bytes: 24G, 24GiB and 24GB are all 24 * 2^30; also 0.5T, 800M.
 
     Args:
-        text: A number and its unit.
-        option: The option, for the error message.
+        text: The size.
+        option: The option it was given to, for the error message.
 
     Raises:
-        UserError: The text is not a size, or is 0.
+        UserError: It is not a size, or 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(?:i?b)?", text.strip().lower())
     if match is None or float(match[1]) == 0:

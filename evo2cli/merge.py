@@ -1,4 +1,4 @@
-"""The parts of a sharded run of `evo2 score`, joined."""
+"""Join the outputs of `evo2 score --shard`."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -17,74 +17,80 @@ LAYOUTS = {".vcf": Layout.VCF, ".tsv": Layout.TSV, ".jsonl": Layout.JSONL}
 def merge_files(parts: Sequence[Path], output: Path) -> None:
     """Write one header and the records of all parts, in the order of the parts.
 
+    Only VCF headers say which part of which run they are; in TSV and JSON lines, a part that is
+    missing, out of order or from another run is not noticed.
+
     Args:
-        parts: VCF, TSV or JSON lines of one command that differed in --shard alone.
-        output: Of the same kind; appears whole or not at all, with an index where its kind has one.
+        parts: VCF, TSV or JSON lines of runs that differ only in --shard.
+        output: File of the same format, indexed if the format has an index.
 
     Raises:
-        UserError: A part is of another kind, is there twice, missing or out of order, or has
-            another header; or a file cannot be read or written. Tables and JSON lines have no
-            header that tells their run and place.
+        UserError: A part has another format or header, comes twice, is missing or out of order; or
+            a file cannot be read or written.
     """
     layout = _layout(output)
     for part in parts:
         if _layout(part) is not layout:
-            raise UserError(f"{part}: is no {layout} like {output}; parts must be alike")
+            raise UserError(
+                f"{part}: is not {layout} like {output}; all parts must have the same format"
+            )
     check_output(output, *parts)
     header = _common_header(parts, layout)
     count = 0
-    began: dict[bytes, Path] = {}  # parts by their first records
+    parts_by_first: dict[bytes, Path] = {}  # keys are the first records
     with open_output(output) as write:
         write(b"".join(header))
         for part in parts:
-            _, _, body = _opened(part, layout)
+            _, _, body = _open_part(part, layout)
             first = next(body, None)
             if first is None:
                 continue
-            if first in began:
+            if first in parts_by_first:
                 raise UserError(
-                    f"{part}: begins with the record that {began[first]} begins with; give each "
+                    f"{part}: has the same first record as {parts_by_first[first]}; give each "
                     "part once"
                 )
-            began[first] = part
+            parts_by_first[first] = part
             for line in chain([first], body):
                 write(line)
                 count += 1
     if output.suffix == ".gz" and layout.has_index:
         index_output(output, layout)
-    console.say(f"{output}: {count:,} records of {len(parts):,} parts")
+    console.say(f"{output}: {count:,} records from {len(parts):,} parts")
 
 
 def _layout(path: Path) -> Layout:
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in LAYOUTS:
         raise UserError(
-            f"{path}: `evo2 merge` joins {', '.join(LAYOUTS)}, and these with .gz; "
-            "for BCF there is `bcftools concat`"
+            f"{path}: `evo2 merge` joins {', '.join(LAYOUTS)} and these with .gz; "
+            "join BCF files with `bcftools concat`"
         )
     return LAYOUTS[suffix]
 
 
 def _common_header(parts: Sequence[Path], layout: Layout) -> list[bytes]:
-    """The header of all parts, without their places; refuses others than 1/N to N/N of one run."""
-    headers, places = zip(*(_opened(part, layout)[:2] for part in parts), strict=True)
+    """The header that all parts share; they must be the shards 1/N to N/N of one run, in order."""
+    headers, shards = zip(*(_open_part(part, layout)[:2] for part in parts), strict=True)
     expected = tuple(f"{number}/{len(parts)}" for number in range(1, len(parts) + 1))
-    if any(places) and places != expected:
-        told = ", ".join(place or "none" for place in places)
-        raise UserError(f"{parts[0]}, ...: are the parts {told}; give all of a run, in their order")
+    if any(shards) and shards != expected:
+        found = ", ".join(shard or "none" for shard in shards)
+        raise UserError(
+            f"{parts[0]}, ...: are the shards {found}; give all shards of one run, in order"
+        )
     header: list[bytes] = headers[0]
     for part, own in zip(parts, headers, strict=True):
         if own != header:
             line = next((b for a, b in zip(header, own, strict=False) if a != b), b"(shorter)")
             raise UserError(
-                f"{part}: comes from another run than {parts[0]}: its header has "
+                f"{part}: is from another run than {parts[0]}: its header has "
                 f"{line.decode(errors='replace').strip()[:200]!r}"
             )
     return header
 
 
-def _opened(path: Path, layout: Layout) -> tuple[list[bytes], str, Iterator[bytes]]:
-    """Header, which part it says it is of, and records."""
+def _open_part(path: Path, layout: Layout) -> tuple[list[bytes], str, Iterator[bytes]]:
+    """Header lines, shard such as "2/3" (empty if the header does not say), and record lines."""
     lines = read_lines(path)
     if layout is Layout.JSONL:
         return [], "", lines

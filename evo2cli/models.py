@@ -1,4 +1,4 @@
-"""Opening a model for a command: which device, which dtype, and errors in the user's words."""
+"""Open a model for a command: choose device and dtype, and report errors in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ AS_TRAINED, FP8 = "auto", "fp8"
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first CUDA device, or else the CPU.
+    """The device called `name`; "auto" is the first CUDA device, or the CPU if there is none.
 
     Raises:
         UserError: There is no such device.
@@ -32,10 +32,14 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def memory_explained(what: str, way_out: str) -> Iterator[None]:
-    """An exhausted memory, be it a GPU's or the machine's, as one line.
+    """Turn running out of memory, of a GPU or of the machine, into one line.
+
+    Args:
+        what: What did not fit, which begins the line.
+        way_out: What the user can do, which ends it.
 
     Raises:
-        UserError: Instead of PyTorch's own error.
+        UserError: In place of PyTorch's error.
     """
     try:
         yield
@@ -51,32 +55,32 @@ def open_model(
     """Load the model a command names, ready for inference.
 
     Args:
-        model: What `--model` says: a folder, a file or a name.
-        config: What `--config` says: the yml or TOML of a released file.
-        device: "auto", "cpu", "cuda", "cuda:1", ...; of "auto" and "cuda" a model that does not fit
-            one GPU takes several.
-        dtype: "fp32", "bf16" or "fp64"; "fp8": bf16 on a GPU, fp32 on a CPU, with the Hyena input
-            projections in FP8 by the checkpoint's scales; "auto": as "fp8" where a published model
-            needs it, and else without.
+        model: Folder, file or name, as `--model` takes it.
+        config: yml or TOML of a released file, as `--config` takes it.
+        device: "auto", "cpu", "cuda", "cuda:1", ... With "auto" and "cuda", a model that does not
+            fit one GPU is spread over several.
+        dtype: "fp32", "bf16" or "fp64"; "fp8" is bf16 on a GPU and fp32 on a CPU, with the Hyena
+            input projections in FP8 by the checkpoint's scales; "auto" is "fp8" for the published
+            models that need it, and otherwise the same without FP8.
 
     Raises:
-        UserError: The model, the device or the dtype is not to be had.
+        UserError: The model cannot be loaded, or the device or dtype is not available.
     """
-    place = pick_device(device)
+    chosen = pick_device(device)
     if dtype not in (AS_TRAINED, FP8, *DTYPES):
         raise UserError(f"--dtype {dtype}: not one of {', '.join((AS_TRAINED, FP8, *DTYPES))}")
-    usual = torch.bfloat16 if place.type == "cuda" else torch.float32
-    several = place.type == "cuda" and place.index is None and torch.cuda.device_count() > 1
+    default = torch.bfloat16 if chosen.type == "cuda" else torch.float32
+    several = chosen.type == "cuda" and chosen.index is None and torch.cuda.device_count() > 1
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     try:
         with memory_explained(
-            f"--model {model}, {dtype}, on {place}", "take a smaller model or another --device"
+            f"--model {model}, {dtype}, on {chosen}", "use a smaller model or another --device"
         ):
             return load(
                 model,
                 config=config,
-                device=gpus if several else place,
-                dtype=DTYPES.get(dtype, usual),
+                device=gpus if several else chosen,
+                dtype=DTYPES.get(dtype, default),
                 float8=None if dtype == AS_TRAINED else dtype == FP8,
             ).eval()
     except (CheckpointError, ConfigError) as error:

@@ -9,12 +9,12 @@ Row = dict[str, str | int | float | None]
 
 
 def rounded(nats: float) -> float:
-    """To a millionth, which is finer than fp32 tells; never -0."""
+    """Round to 6 decimals, which is finer than fp32 resolves; never -0."""
     return round(nats, 6) + 0.0
 
 
 def cell(value: object) -> str:
-    """A value as tables and INFO show it; None, which has no value, as a dot."""
+    """A value as tables and INFO fields show it: six decimals for a float, a dot for None."""
     if value is None:
         return "."
     return f"{value:.6f}" if isinstance(value, float) else str(value)

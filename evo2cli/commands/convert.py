@@ -1,35 +1,64 @@
 """`evo2 convert`."""
 
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evo2cli import console
+from evo2cli.options import Options, takes
 
 
-def convert(
+class Layout(StrEnum):
+    """Layout of a checkpoint; AUTO follows the suffix of the destination."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    VORTEX = "vortex"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(Options):
+    """Options of `evo2 convert`."""
+
     source: Annotated[
         str,
-        typer.Argument(help="A native folder, a released .pt or .partN, a .safetensors, a name."),
-    ],
+        typer.Argument(
+            help="Checkpoint: a native folder, a .pt, .partN or .safetensors file, or a name."
+        ),
+    ]
     destination: Annotated[
-        Path, typer.Argument(help="A folder (native), or a .pt or .safetensors file (vortex).")
-    ],
+        Path,
+        typer.Argument(help="A folder (native layout), or a .pt or .safetensors file (vortex)."),
+    ]
     to: Annotated[
-        str, typer.Option(help="native or vortex (the released layout); auto: by DESTINATION.")
-    ] = "auto",
+        Layout,
+        typer.Option(
+            help="Layout to write: native, or vortex (that of the released files). "
+            "auto follows the suffix of DESTINATION."
+        ),
+    ] = Layout.AUTO
     config: Annotated[
         str | None,
-        typer.Option(help="Shape of a released SOURCE: its yml or TOML, or a published name."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Summary as JSON on stdout.")] = False,
-) -> None:
+        typer.Option(
+            metavar="FILE",
+            help="Shape of a released SOURCE: its yml, a TOML, or the name of a published model.",
+        ),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Write a summary as JSON to stdout.")] = False
+
+
+@takes(ConvertOptions)
+def convert(options: ConvertOptions) -> None:
     """Convert a checkpoint between the native folder and the released layout, bit for bit."""
     from evo2cli.convert import convert_checkpoint
 
-    summary = convert_checkpoint(source, destination, to=to, config=config)
-    if json:
+    summary = convert_checkpoint(
+        options.source, options.destination, to=options.to.value, config=options.config
+    )
+    if options.json:
         console.write_json(summary)
     else:
         console.say(

@@ -1,32 +1,48 @@
 """`evo2 fetch`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evo2cli import console
+from evo2cli.options import Options, takes
 
 
-def fetch(
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions(Options):
+    """Options of `evo2 fetch`."""
+
     model: Annotated[
-        str, typer.Argument(help="A published name, as evo2_7b; @COMMIT asks for another commit.")
-    ],
+        str,
+        typer.Argument(
+            help="Name of a published model, e.g. evo2_7b; @COMMIT selects another commit."
+        ),
+    ]
     to: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="A folder.", show_default="the hub's cache"),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Summary as JSON on stdout.")] = False,
-) -> None:
-    """Fetch a published model for machines without a network, and check what came."""
+        typer.Option(
+            file_okay=False,
+            metavar="FOLDER",
+            help="Where to put the files.",
+            show_default="the cache of the Hugging Face hub",
+        ),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Write a summary as JSON to stdout.")] = False
+
+
+@takes(FetchOptions)
+def fetch(options: FetchOptions) -> None:
+    """Download a published model, e.g. for machines without a network, and verify its checksum."""
     from evo2cli.fetch import fetch_model
 
-    summary = fetch_model(model, to)
-    if json:
+    summary = fetch_model(options.model, options.to)
+    if options.json:
         console.write_json(summary)
         return
     for file in summary["files"]:
         console.say(f"{file['path']}: {file['bytes']:,} bytes")
-    known = "as recorded" if summary["verified"] else "no record of it to compare"
-    console.say(f"SHA-256 {summary['sha256']}, {known}")
-    console.say(f"use it by --model {summary['use']}")
+    verdict = "as recorded" if summary["verified"] else "not verified: none is recorded"
+    console.say(f"SHA-256 {summary['sha256']}, {verdict}")
+    console.say(f"use it with --model {summary['use']}")

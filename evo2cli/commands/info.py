@@ -1,30 +1,39 @@
 """`evo2 info`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evo2cli import console
+from evo2cli.options import Options, takes
 
 
-def info(
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(Options):
+    """Options of `evo2 info`."""
+
     subject: Annotated[
         str,
         typer.Argument(
-            help="A model (folder, file, name), a recipe, a token folder, a FASTA or variants."
+            help="A model (folder, file or name), a recipe, a token set, a FASTA file, or a file "
+            "of variants."
         ),
-    ],
+    ]
     config: Annotated[
-        Path | None, typer.Option(help="Shape of a released file: its yml or TOML.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
-) -> None:
-    """Show what a model, a recipe, tokens, a FASTA or a file of variants hold."""
-    from evo2cli.info import describe
+        Path | None, typer.Option(help="Shape of a released model file: its yml or a TOML.")
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
 
-    description = describe(subject, config=config)
-    if json:
+
+@takes(InfoOptions)
+def info(options: InfoOptions) -> None:
+    """Describe a model, a recipe, a token set, a FASTA file or a file of variants."""
+    from evo2cli.info import describe, stripe_colours
+
+    description = describe(options.subject, config=options.config)
+    if options.json:
         console.write_json(description)
     else:
-        console.write_description(description)
+        console.write_description(description, stripe_colours())

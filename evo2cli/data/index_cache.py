@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 
 from evo2cli import console
 from evo2cli.data.documents import Integers
+from evo2cli.errors import UserError
+from evo2cli.files import atomic_path, writing
 
 _FORMAT = 2
 
@@ -41,8 +42,8 @@ def cached_index(files: Sequence[Path], *, rows: int, build: Callable[[], Intege
     for path in candidates:
         try:
             _save(path, whole)
-        except OSError as error:
-            reasons.append(f"{path.parent}: {error.strerror or error}")
+        except UserError as error:
+            reasons.append(str(error))
             continue
         mapped = _load(path, rows, stamp)
         return index if mapped is None else mapped
@@ -83,11 +84,7 @@ def _load(path: Path, rows: int, stamp: list[int]) -> Integers | None:
 
 
 def _save(path: Path, whole: Integers) -> None:
-    """Write under a name of its own, then rename: several processes may do this at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.npy")
-    try:
-        np.save(partial, whole)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path, shared=True) as part, part.open("wb") as file:
+            np.save(file, whole)

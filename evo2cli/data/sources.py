@@ -7,6 +7,7 @@ from evo2cli.data.jsonl import JsonlDocuments, is_jsonl
 from evo2cli.data.megatron import MAGIC, MegatronDocuments, beside
 from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
+from evo2cli.files import reading
 from evo2cli.genome.source import first_bytes
 
 __all__ = ["Documents", "open_held_out", "open_source"]
@@ -40,10 +41,8 @@ def open_source(path: Path, split: str) -> Documents | None:
         return _open_tokens(TokenSet.open(path), path, split)
     if split != "train":
         return None
-    try:
+    with reading(path):
         return _open_file(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def open_held_out(path: Path) -> Documents:

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from evo2cli.info import state_bytes
 from evo2cli.training.plan.calibration import CONTEXT, FRAGMENTATION
 from hyenakernels.float8.op import runs_float8
-from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import hub, native
 from stripedhyena2.checkpoint.precision import sums_like_hopper
 from stripedhyena2.checkpoint.published import (
@@ -18,7 +17,7 @@ from stripedhyena2.checkpoint.published import (
     published_config,
     split_name,
 )
-from stripedhyena2.config import ATTENTION
+from stripedhyena2.costs import count_parameters, state_bytes
 from stripedhyena2.scoring import CHUNK
 from stripedhyena2.streaming import Streaming
 
@@ -110,15 +109,13 @@ def inference_bytes(config: ModelConfig, device: torch.device, *, float8: bool) 
         float8: Whether the device keeps the input projections of Hyena in FP8.
     """
     element = BF16 if device.type == "cuda" else FP32
-    with torch.device("meta"):
-        model = StripedHyena2(config)
-    weights = element * sum(parameter.numel() for parameter in model.parameters())
+    weights = element * count_parameters(config)
     if float8:
-        hyenas = config.depth - config.stripes.count(ATTENTION)
+        hyenas = sum(mixer.float8_record is not None for mixer in config.mixers)
         weights -= (element - 1) * hyenas * 3 * config.width**2
     length = min(CHUNK, config.context)
-    state = state_bytes(config, length) * element // BF16
-    total = weights + state + Streaming().memory(config, length, element)
+    state = state_bytes(config, length, element)
+    total = weights + state + Streaming().peak_memory(config, length, element)
     return int(total * (1 + FRAGMENTATION) + CONTEXT) if device.type == "cuda" else total
 
 

@@ -15,7 +15,7 @@ from evo2cli.doctor.options import DoctorOptions
 from evo2cli.errors import UntrustedNumericsError
 from evo2cli.models import open_model, pick_device
 from stripedhyena2 import load
-from stripedhyena2.scaled import has_scales
+from stripedhyena2.float8.inference import has_scales
 
 
 def examine(options: DoctorOptions) -> dict[str, Any]:

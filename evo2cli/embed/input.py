@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from evo2cli.embed.options import EmbedOptions, Pooling
-from evo2cli.embed.pooling import Spans
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import read_records, require_nucleotides
@@ -15,6 +14,7 @@ from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import find_contig
 from evo2cli.genome.windows import upper_dna
+from stripedhyena2.pooling import Spans
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
         with Reference.open(options.reference) as genome:
             for region in read_features(options.source, kind):
                 given = Interval(region.contig, region.start, region.end)
-                found = genome.place(given, f"{options.source}: {given}")
+                found = genome.resolve(given, f"{options.source}: {given}")
                 bases = upper_dna(genome.fetch(found))
                 yield InputSequence(region.name, found.name, found.start, bases)
         return

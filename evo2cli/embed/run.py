@@ -16,7 +16,6 @@ from evo2cli.embed.input import (
     rows_of,
     summarize_input,
 )
-from evo2cli.embed.layers import layer_widths, resolve_layers
 from evo2cli.embed.options import SUFFIXES, EmbedOptions, Pooling
 from evo2cli.embed.pooling import Embedder
 from evo2cli.embed.probe import Labelled, draw_probe, match_labels, probe_layers, read_labels
@@ -28,7 +27,8 @@ from evo2cli.journal import Recall, open_journal
 from evo2cli.models import DTYPES, FP8, open_model
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.scaled import has_scales
+from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.layers import layer_widths, resolve_layers
 
 
 def embed(options: EmbedOptions) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _fill(
             layers=store.contents.layers,
             pooling=options.pooling,
             strands=options.strand.single,
-            advance=bar.advance,
+            progress=bar.advance,
         )
         for sequence in read_sequences(options):
             rows = rows_of(sequence, index)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo2cli.embed.input import InputSummary
-from evo2cli.files import writing
+from evo2cli.files import atomic_path, writing
 from evo2cli.genome.parquet import Columns, write_columns
 
 _BATCH = 1 << 24  # numbers in a batch of a Parquet file: 64 MiB
@@ -182,22 +182,16 @@ class Store:
         self.path.unlink(missing_ok=True)
 
     def _write_npz(self, output: Path) -> None:
-        part = output.with_name(f"{output.name}.part")
         contents = self.contents
         metadata = {"metadata": np.array(json.dumps(contents.metadata))}
         names = {column: np.array(values) for column, values in contents.names.items()}
         vectors = {key: array.all() for key, array in self.arrays.items()}
-        try:
-            with writing(output), zipfile.ZipFile(part, "w") as archive:
-                for key, array in {**metadata, **names, **vectors}.items():
-                    # A ZipInfo always has the same date, so equal arrays give equal bytes.
-                    entry = zipfile.ZipInfo(f"{key}.npy")
-                    with archive.open(entry, "w", force_zip64=True) as file:
-                        np.lib.format.write_array(file, array, allow_pickle=False)
-            with writing(output):
-                part.replace(output)
-        finally:
-            part.unlink(missing_ok=True)
+        with writing(output), atomic_path(output) as part, zipfile.ZipFile(part, "w") as archive:
+            for key, array in {**metadata, **names, **vectors}.items():
+                # A ZipInfo always has the same date, so equal arrays give equal bytes.
+                entry = zipfile.ZipInfo(f"{key}.npy")
+                with archive.open(entry, "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
 
     def _tables(self) -> Iterator[Columns]:
         """The rows of a table in batches; each layer is a column of lists."""

@@ -4,12 +4,12 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from evo2cli.data.documents import END_OF_DOCUMENT
 from evo2cli.generate.constraints.guide import EOD
 from evo2cli.generate.options import GenerateOptions
 from evo2cli.generate.prompts import Prompt
 from evo2cli.tables import rounded
 from stripedhyena2 import Sample
+from stripedhyena2.generation import token_text
 
 LINE_WIDTH = 60  # bases in a line of FASTA
 
@@ -21,8 +21,8 @@ def describe(
 
     `passed` lists the constraints it satisfies: all that were given, since none can be broken.
     """
-    end = len(sample.ids) - (sample.ended == EOD)
-    sequence = "".join(map(_letter, sample.ids[:end]))
+    end = len(sample.ids) - (sample.stop_reason == EOD)
+    sequence = token_text(sample.ids[:end])
     found = {
         "name": prompt.name if options.num_samples == 1 else f"{prompt.name}_{number}",
         "sample": number,
@@ -33,7 +33,7 @@ def describe(
         "mean_logprob": rounded(fmean(sample.logprobs[:end])),
         "gc": rounded((sequence.count("G") + sequence.count("C")) / end),
         "longest_run": max(len(list(run)) for _, run in groupby(sequence)),
-        "stop": sample.ended,
+        "stop": sample.stop_reason,
         "passed": options.constraints,
     }
     if options.json:
@@ -58,10 +58,3 @@ def as_fasta(found: dict[str, Any]) -> bytes:
     }
     header = " ".join([f">{found['name']}", *(f"{key}={value}" for key, value in fields.items())])
     return "\n".join([header, *lines, ""]).encode()
-
-
-def _letter(token: int) -> str:
-    """A token as text; a question mark for what FASTA cannot hold."""
-    letter = chr(token)
-    is_plain = token != END_OF_DOCUMENT and letter.isascii() and letter.isprintable()
-    return letter if is_plain and letter not in "> " else "?"

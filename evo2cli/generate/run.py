@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from evo2cli import __version__, console
-from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.files import check_output, open_output
 from evo2cli.generate.constraints.build import MakeGuide, guides
 from evo2cli.generate.options import GenerateOptions, KVCache
@@ -29,9 +28,8 @@ from stripedhyena2 import (
     Uniforms,
 )
 from stripedhyena2 import generate as generate_tokens
-from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.generation import prefill
 
 # Options that do not change a sequence: they say where sequences come from or go to, or affect the
 # speed, or are known from the prompts and the fingerprint of the model.
@@ -56,13 +54,10 @@ def generate(options: GenerateOptions) -> None:
 
     Raises:
         UserError: A prompt or an option is not valid, or no sequence satisfies the constraints.
-        UntrustedNumericsError: The model's logits are not finite.
+        NonFiniteError: The model's logits are not finite.
     """
     check_output(options.output, options.prompts)
-    try:
-        sampler = Sampler(options.temperature, options.top_k, options.top_p)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    sampler = Sampler(options.temperature, options.top_k, options.top_p)
     prompts = read_prompts(options.prompt, options.prompts, options.tag)
     make_guide = guides(options, prompts)
     model = open_model(
@@ -90,9 +85,9 @@ def generate(options: GenerateOptions) -> None:
                 sampler,
                 batch_size=options.batch_size,
                 float8=options.kv_cache is KVCache.FP8,
-                advance=bar.advance,
+                progress=bar.advance,
             )
-            return _described(options, jobs[first:], samples, model)
+            return _described(options, jobs[first:], samples)
 
         for found in _recalled(jobs, recall, start):
             write(json_line(found) if options.json else as_fasta(found))
@@ -131,7 +126,7 @@ def _requests(
         Request(
             ids[prompt],
             options.tokens,
-            Uniforms(options.seed, prompt.text, number),
+            Uniforms.of_sample(options.seed, prompt.text, number),
             make_guide(prompt, vocabulary),
         )
         for prompt, number in jobs
@@ -139,24 +134,16 @@ def _requests(
 
 
 def _described(
-    options: GenerateOptions, jobs: Sequence[Job], samples: Iterator[Sample], model: StripedHyena2
+    options: GenerateOptions, jobs: Sequence[Job], samples: Iterator[Sample]
 ) -> Iterator[dict[str, Any]]:
     """Describe every sample.
 
     Raises:
-        UntrustedNumericsError: The logits are not finite; the message names the layer where this
-            began.
+        NonFiniteError: The logits are not finite; the message names the layer where this began.
     """
     try:
         for (prompt, number), sample in zip(jobs, samples, strict=True):
             yield describe(options, prompt, number, sample)
     except NonFiniteLogitsError as error:
         prompt, number = jobs[error.index]
-        device = next(model.parameters()).device
-        ids_1L = torch.tensor([[*prompt.text, *error.ids]], device=device)
-        cache = model.new_cache(*ids_1L.shape)
-        layer = first_nonfinite_layer(model, ids_1L, lambda ids_BL: prefill(model, ids_BL, cache))
-        origin = f"first in layer {layer}" if layer else "only in step-by-step decoding"
-        raise UntrustedNumericsError(
-            f"{prompt.name}, sample {number}: {error}, {origin}; try --dtype fp32, or other weights"
-        ) from None
+        raise NonFiniteError(f"{prompt.name}, sample {number}: {error.problem}") from None

@@ -1,37 +1,30 @@
-"""The letters of DNA, and the other strand."""
+"""Nucleotide letters, and the reverse complement."""
 
 from collections.abc import Iterator
 
-ACGT = b"ACGT"
-IUPAC = b"ACGTRYSWKMBDHVN"  # bases, ambiguity codes and N, upper case
-LETTERS = IUPAC + IUPAC.lower()
-RNA_LETTERS = b"Uu"
+from stripedhyena2.dna import ACGT, IUPAC, LETTERS, RNA_LETTERS, reverse_complement, to_dna
 
-_COMPLEMENT = bytes.maketrans(
-    LETTERS + RNA_LETTERS, b"TGCAYRSWMKVHDBN" + b"tgcayrswmkvhdbn" + b"Aa"
-)
-_LOOK, _PIECE = 1 << 12, 1 << 18  # bases
-_RNA_TO_DNA = bytes.maketrans(RNA_LETTERS, b"Tt")
+__all__ = [
+    "ACGT",
+    "IUPAC",
+    "LETTERS",
+    "RNA_LETTERS",
+    "canonical_pieces",
+    "reverse_complement",
+    "to_dna",
+]
 
-
-def reverse_complement(sequence: bytes) -> bytes:
-    """The other strand, read in its own direction; case and bytes that are no letter stay."""
-    return sequence.translate(_COMPLEMENT)[::-1]
-
-
-def to_dna(sequence: bytes) -> bytes:
-    """The same with T for U, case kept."""
-    return sequence.translate(_RNA_TO_DNA)
+_COMPARED, _PIECE = 1 << 12, 1 << 18  # bases
 
 
 def canonical_pieces(sequence: bytes) -> Iterator[bytes]:
     """The same upper-case bytes for a DNA sequence and for its reverse complement.
 
-    It is the strand that sorts first, given piece by piece to stay in the cache; a few bases from
-    both ends decide which strand that is.
+    They are those of the strand that sorts first, in pieces that fit the CPU's cache; usually a few
+    bases from both ends decide which strand that is.
     """
-    looks = zip(_upper(sequence, _LOOK), _upper_reverse(sequence, _LOOK), strict=True)
-    is_first = next((ahead < back for ahead, back in looks if ahead != back), True)
+    pairs = zip(_upper(sequence, _COMPARED), _upper_reverse(sequence, _COMPARED), strict=True)
+    is_first = next((forward < reverse for forward, reverse in pairs if forward != reverse), True)
     return (_upper if is_first else _upper_reverse)(sequence, _PIECE)
 
 

@@ -1,4 +1,4 @@
-"""Which human genome a set of contigs is, by their lengths."""
+"""Recognise the build of a human genome by the lengths of its contigs."""
 
 from collections.abc import Mapping
 
@@ -30,9 +30,9 @@ _BUILD_OF = {
 
 
 def build_of(lengths: Mapping[str, int]) -> str | None:
-    """The build that has contigs of these names (chr1 or 1) and lengths.
+    """The build with contigs of these names (chr1 or 1) and lengths.
 
-    None where none has one of them, or more than one has.
+    None if no build has any of them, or if they belong to more than one build.
     """
     found = {_BUILD_OF.get((name.removeprefix("chr"), length)) for name, length in lengths.items()}
     builds = found - {None}
@@ -40,24 +40,24 @@ def build_of(lengths: Mapping[str, int]) -> str | None:
 
 
 def disagreement(variants: Mapping[str, int], reference: Mapping[str, int]) -> str | None:
-    """What to say of contigs whose lengths a VCF and a reference tell differently, if any do.
+    """The message that contigs have other lengths in a VCF than in a reference, or None.
 
     Args:
-        variants: Lengths by the VCF's header, under the reference's names.
+        variants: Lengths by the header of the VCF, under the names of the reference.
         reference: Lengths in the reference.
     """
     differing = [name for name, length in variants.items() if reference[name] != length]
     if not differing:
         return None
     name = differing[0]
-    others = f" (and so on for {len(differing) - 1:,} more)" if len(differing) > 1 else ""
+    others = f" (and {len(differing) - 1:,} more)" if len(differing) > 1 else ""
     text = (
-        f"contig {name} is {variants[name]:,} long in the VCF, {reference[name]:,} in the "
-        f"reference{others}"
+        f"contig {name} has {variants[name]:,} bases in the VCF, but {reference[name]:,} in "
+        f"the reference{others}"
     )
-    looks = [
+    guesses = [
         f"the {what} looks like {build}"
         for what, lengths in (("VCF", variants), ("reference", reference))
         if (build := build_of({name: lengths[name] for name in differing}))
     ]
-    return text + (": " + ", ".join(looks) if looks else "")
+    return text + (": " + ", ".join(guesses) if guesses else "")

@@ -1,4 +1,9 @@
-"""Records of a FASTA file, streamed: blocks of bytes -> texts of records -> `Record`."""
+"""Stream the records of a FASTA file: blocks of bytes -> texts of records -> `Record`.
+
+Biopython's SimpleFastaParser splits lines instead of blocks: it takes 3 to 5 times as long for
+human chromosome 20 as plain text, and twice as long for chromosome 20 or E. coli as .gz, where
+decompression takes most of the time (1 core, warm cache).
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +15,7 @@ from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
 from evo2cli.genome.source import STDIN, read_blocks
 
 _BLANKS = b" \t\r\n\v\f"
-_BORDER = b"\n>"  # what stands between two records
+_BORDER = b"\n>"  # between two records
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OTHER_FORMATS = {
     b"@": "is FASTQ or SAM; convert it to FASTA first (seqtk seq -A, samtools fasta)",
@@ -28,7 +33,7 @@ class Record:
     Attributes:
         name: The first word of the header; may be empty.
         description: The rest of the header.
-        sequence: Letters as they stand, case kept, without white space; may be empty.
+        sequence: Letters as in the file, case kept, without white space; may be empty.
     """
 
     name: str
@@ -42,18 +47,18 @@ def read_records(
     """Stream the records of a FASTA file, one in memory at a time.
 
     Args:
-        path: Plain, gzip, bgzip or bzip2, told by its first bytes; "-" is stdin.
+        path: Plain, gzip, bgzip or bzip2, recognised by its first bytes; "-" is stdin.
         advance: Called with the number of stored bytes read since its last call.
 
     Raises:
-        UserError: The file cannot be read, is cut off, or is no FASTA.
+        UserError: The file cannot be read, is incomplete, or is not FASTA.
     """
     blocks = read_blocks(Path(path), advance)
     opening = next(blocks).removeprefix(_BYTE_ORDER_MARK).lstrip()
     if not opening.startswith(b">"):
         name = "stdin" if Path(path) == STDIN else path
         raise UserError(f"{name}: {explain_not_fasta(opening)}")
-    if b"\r" in opening and b"\n" not in opening:  # as old Macs ended lines
+    if b"\r" in opening and b"\n" not in opening:  # line ends of old Macs
         opening = opening.replace(b"\r", b"\n")
         blocks = (block.replace(b"\r", b"\n") for block in blocks)
     for texts in _split_records(opening[1:], blocks):
@@ -64,7 +69,7 @@ def read_records(
 
 
 def explain_not_fasta(opening: bytes) -> str:
-    """What is wrong with a file whose text, leading white space gone, starts so and not with >."""
+    """Say what a file is that begins with `opening`, without leading white space, instead of >."""
     if not opening:
         return "is empty; a FASTA file holds records that start with '>'"
     if b"\0" in opening:
@@ -73,7 +78,7 @@ def explain_not_fasta(opening: bytes) -> str:
         if opening.startswith(beginning):
             return verdict
     line = opening.splitlines()[0][:40].decode("utf-8", "replace")
-    way_out = "remove what is before the first >" if _BORDER in opening else "give a FASTA file"
+    way_out = "remove the text before the first >" if _BORDER in opening else "give a FASTA file"
     return f"is not FASTA: it starts with {line!r}, not with '>'; {way_out}"
 
 
@@ -81,18 +86,18 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
     """Refuse a record with anything but nucleotide letters (IUPAC codes and U included).
 
     Raises:
-        UserError: Names the file, the record, its first strange letter and the 1-based position.
+        UserError: Names the file, the record, its first invalid letter and the 1-based position.
     """
-    strange = record.sequence.translate(None, LETTERS + RNA_LETTERS)
-    if not strange:
+    invalid = record.sequence.translate(None, LETTERS + RNA_LETTERS)
+    if not invalid:
         return
-    letter = strange[:1]
-    if not _PROTEIN_ONLY.isdisjoint(strange):
+    letter = invalid[:1]
+    if not _PROTEIN_ONLY.isdisjoint(invalid):
         verdict = "this looks like protein; give nucleotides"
     elif letter in _GAPS:
         verdict = "an alignment gap; remove the gaps first (seqkit seq -g)"
     else:
-        verdict = "no nucleotide letter; write N for an unknown base"
+        verdict = "not a nucleotide letter; write N for an unknown base"
     position = record.sequence.index(letter) + 1
     shown = letter.decode("latin-1")
     raise UserError(
@@ -101,7 +106,7 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
 
 
 def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Cut a stream at its record borders.
+    """Cut a stream at the borders of records.
 
     Args:
         carried: The stream's beginning, after the first '>'.
@@ -109,7 +114,7 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
 
     Yields:
         The texts of each record: the first holds the whole header line, the others are sequence
-        and already without white space (dropped block by block, while it is in the cache).
+        without white space (which is removed block by block, while it is in the CPU's cache).
     """
     texts: list[bytes] = []
 
@@ -118,7 +123,7 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
 
     for block in chain(blocks, [_BORDER]):
         text = carried + block
-        # Asking for one byte costs nothing; looking for two in every line does.
+        # Looking for one byte is much faster than for two, of which every line has the first.
         *closing, rest = text.split(_BORDER) if b">" in text else [text]
         for last in closing:
             add(last)
@@ -126,6 +131,6 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
             texts = []
         if texts or b"\n" in rest:
             add(rest)
-            carried = b"\n" if rest.endswith(b"\n") else b""  # half a border, perhaps
+            carried = b"\n" if rest.endswith(b"\n") else b""  # perhaps the first half of a border
         else:
-            carried = rest  # a header that goes on
+            carried = rest  # the beginning of a header

@@ -1,4 +1,4 @@
-"""Features of a genome: the lines of a BED, or those of a GFF3 or GTF."""
+"""Features of a genome, read from BED, GFF3 or GTF."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from evo2cli.genome.source import read_lines
 
 _GFF = (".gff", ".gff3", ".gtf")
 _COLUMNS = 9
-_NAMES = ("ID", "exon_id", "transcript_id", "gene_id", "Name")  # the first that is there
+_NAMES = ("ID", "exon_id", "transcript_id", "gene_id", "Name")  # the first one present
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Something with a place in a genome.
+    """A named part of a contig, e.g. an exon or a coding sequence.
 
     Attributes:
-        name: Its own, or else its place.
-        contig: Where it lies.
-        spans: Bases [start, end) of it, 0-based; a coding sequence may have several. They are in
-            order and do not overlap.
+        name: Its name in the file, or `chr:start-end`.
+        contig: The contig it is on.
+        spans: Its bases [start, end), 0-based, ascending and disjoint; a coding sequence may have
+            several spans.
     """
 
     name: str
@@ -37,29 +37,29 @@ class Feature:
 
     @property
     def end(self) -> int:
-        """Right after its last base."""
+        """One past its last base, 0-based."""
         return self.spans[-1][1]
 
 
 def is_gff(path: Path) -> bool:
-    """Whether a file is GFF3 or GTF by its name."""
+    """Whether the name of a file says GFF3 or GTF."""
     return not {suffix.lower() for suffix in path.suffixes[-2:]}.isdisjoint(_GFF)
 
 
 def read_features(path: Path, kind: str | None = None) -> list[Feature]:
-    """Read a GFF3 or GTF, told by its name, or else a BED; .gz too.
+    """Read a GFF3 or GTF file (recognised by its name) or else a BED file; .gz is read too.
 
     Args:
-        path: The file. Lines of a GFF3 that share an ID and a type are one feature.
+        path: The file. Lines of a GFF3 with the same ID and type are one feature.
         kind: Only features of this type (the third column of a GFF).
 
     Raises:
-        UserError: It cannot be read, a line is none, or there is no feature.
+        UserError: The file cannot be read, a line is not valid, or there is no feature.
     """
     if is_gff(path):
         found = _read_gff(path, kind)
     elif kind is not None:
-        raise UserError(f"--feature-type {kind}: {path} is BED, whose lines have no type")
+        raise UserError(f"--feature-type {kind}: {path} is a BED file, whose lines have no type")
     else:
         found = [
             Feature(name, interval.name, ((interval.start, interval.end),))
@@ -67,9 +67,9 @@ def read_features(path: Path, kind: str | None = None) -> list[Feature]:
         ]
     for feature in found:
         if feature.start == feature.end:
-            raise UserError(f"{path}: {feature.name!r} holds no base; remove it")
+            raise UserError(f"{path}: {feature.name!r} has no bases; remove it")
     if not found:
-        raise UserError(f"{path}: holds no feature" + (f" of type {kind}" if kind else ""))
+        raise UserError(f"{path}: has no feature" + (f" of type {kind}" if kind else ""))
     return found
 
 
@@ -79,7 +79,7 @@ def _read_gff(path: Path, kind: str | None) -> list[Feature]:
         if kind not in (None, line_kind):
             continue
         name = next((attributes[key] for key in _NAMES if key in attributes), str(interval))
-        # Only an ID makes lines one feature; any other line is one by itself.
+        # Lines are joined by their ID only; a line without one is a feature of its own.
         own = line_kind if "ID" in attributes else f"{line_kind} {number}"
         grouped.setdefault((name, interval.name, own), []).append(interval)
     return [
@@ -89,7 +89,7 @@ def _read_gff(path: Path, kind: str | None) -> list[Feature]:
 
 
 def _gff_lines(path: Path) -> Iterator[tuple[int, Interval, str, dict[str, str]]]:
-    """Number, place (0-based), type and attributes of each line."""
+    """Line number, interval, type and attributes of each line."""
     for number, line in enumerate(read_lines(path), start=1):
         text = line.decode(errors="surrogateescape").rstrip("\r\n")
         if text.startswith(("##FASTA", ">")):
@@ -103,8 +103,8 @@ def _gff_lines(path: Path) -> Iterator[tuple[int, Interval, str, dict[str, str]]
             interval = Interval(columns[0], int(columns[3]) - 1, int(columns[4]))
         except ValueError:
             raise UserError(
-                f"{path}: line {number}: {text[:40]!r} is no line of a GFF: {_COLUMNS} columns "
-                "between tabs, the fourth and fifth of them start (1-based) and end"
+                f"{path}: line {number}: {text[:40]!r} is not a GFF line: it needs "
+                f"{_COLUMNS} columns separated by tabs; 4 and 5 are start (1-based) and end"
             ) from None
         yield number, interval, columns[2], _attributes(columns[8])
 

@@ -1,13 +1,13 @@
-"""What htslib does better than we could, through pysam: BCF in and out, and indexes.
+"""What htslib does through pysam: BCF in and out, indexes, and regions of an indexed file.
 
-BCF comes in as the VCF text that htslib spells for it, and goes out from our text. Values are kept,
-bytes cannot be: htslib holds numbers in 32 bits, and describes what a header leaves undescribed.
+A BCF is read as the VCF text that htslib writes for it, and written from our text. Values are kept,
+but not bytes: htslib holds numbers in 32 bits, and adds header lines for whatever has none.
 """
 
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from pysam.utils import SamtoolsError
 
 from evo2cli.errors import UserError
 from evo2cli.genome.interval import Interval
+from evo2cli.genome.regions import ENDLESS, Regions
 from evo2cli.genome.source import STDIN, read_lines
 
 BCF_MAGIC = b"BCF"
-_NOT_READ = "damaged, or of a kind htslib does not read"
-_LAST_POSITION = 2**31 - 1  # of a BCF
+_DAMAGED = "damaged, or of a kind that htslib cannot read; get the whole file"
+_BAD_INDEX = "not an index that htslib can read; make it again, e.g. with `bcftools index -f`"
+_JOIN = 1 << 14  # bases between regions that are read in one go: the smallest bin of an index
 
 
 def read_bcf(path: Path) -> Iterator[bytes]:
@@ -31,37 +33,70 @@ def read_bcf(path: Path) -> Iterator[bytes]:
         UserError: It cannot be read, or proves damaged.
     """
     with (
-        _stored(path) as place,
-        _explained(path, _NOT_READ),
-        pysam.VariantFile(str(place)) as file,
+        _on_disk(path) as stored,
+        _one_line_errors(path, _DAMAGED),
+        pysam.VariantFile(str(stored)) as file,
     ):
         yield from str(file.header).encode().splitlines(keepends=True)
         for record in file:
             yield str(record).encode()
 
 
-def read_bcf_spans(
-    path: Path, spans: Iterable[Interval]
-) -> Iterator[tuple[Interval, Iterator[bytes]]]:
-    """Stream the lines of an indexed BCF that may touch each span.
+def find_index(path: Path) -> Path | None:
+    """The index (`.tbi` or `.csi`) beside a file, if there is one."""
+    beside = (path.with_name(path.name + suffix) for suffix in (".tbi", ".csi"))
+    return next((index for index in beside if index.is_file()), None)
+
+
+def read_vcf_spans(
+    path: Path, index: Path, regions: Regions, line_end: bytes
+) -> Iterator[tuple[Interval, bytes]]:
+    """Stream the lines of an indexed VCF that overlap `regions`, in file order.
+
+    Each comes with the span it was found by; a line that overlaps two spans comes twice.
+
+    Args:
+        path: Sorted VCF, compressed with bgzip.
+        index: Its index.
+        regions: Regions close to each other are joined to one span, with what lies between them.
+        line_end: Line end of the file, which htslib drops.
 
     Raises:
         UserError: It cannot be read, or proves damaged.
     """
-    with _explained(path, _NOT_READ), pysam.VariantFile(str(path)) as file:
-        for span in spans:
-            found = file.fetch(span.name, span.start, min(span.end, _LAST_POSITION))
-            yield span, (str(record).encode() for record in found)
+    with _one_line_errors(index, _BAD_INDEX):
+        # latin-1 maps every byte to one character and back.
+        file = pysam.TabixFile(str(path), index=str(index), encoding="latin-1")
+    with _one_line_errors(path, _DAMAGED), file:
+        for span in regions.spans(file.contigs, join=_JOIN):
+            for line in file.fetch(span.name, span.start, _stop(span)):
+                yield span, line.encode("latin-1") + line_end
 
 
-def bcf_contigs(path: Path) -> list[str]:
-    """The contigs of a BCF's header, as its index counts them.
+def read_bcf_spans(path: Path, index: Path, regions: Regions) -> Iterator[tuple[Interval, bytes]]:
+    """As `read_vcf_spans`, of an indexed BCF.
 
     Raises:
         UserError: It cannot be read, or proves damaged.
     """
-    with _explained(path, _NOT_READ), pysam.VariantFile(str(path)) as file:
-        return [str(name) for name in file.header.contigs]
+    with _one_line_errors(index, _BAD_INDEX):
+        file = pysam.VariantFile(str(path), index_filename=str(index))
+        if file.index is None:
+            raise ValueError("damaged")
+    with _one_line_errors(path, _DAMAGED), file:
+        first_records = {}
+        for contig in map(str, file.header.contigs):
+            if regions.spans([contig]) and next(file.fetch(contig), None) is not None:
+                first_records[contig] = file.tell()
+        # The header may list contigs in another order than the records.
+        in_file_order = sorted(first_records, key=lambda contig: first_records[contig])
+        for span in regions.spans(in_file_order, join=_JOIN):
+            for record in file.fetch(span.name, span.start, _stop(span)):
+                yield span, str(record).encode()
+
+
+def _stop(span: Interval) -> int | None:
+    return None if span.end >= ENDLESS else span.end
 
 
 def write_bcf(text: Path, path: Path) -> None:
@@ -70,38 +105,39 @@ def write_bcf(text: Path, path: Path) -> None:
     Raises:
         UserError: htslib does not understand a record, or the file cannot be written.
     """
-    with _explained(path, "htslib cannot write this as BCF; name an output that ends in .vcf.gz"):
+    trouble = "htslib cannot write this as BCF; name an output that ends in .vcf.gz"
+    with _one_line_errors(path, trouble):
         with pysam.VariantFile(str(text)) as file:
             described = len(file.header.records)
-            for _ in file:  # htslib describes in its header whatever it meets undescribed
+            for _ in file:  # htslib adds a header line for whatever it meets undescribed
                 pass
             header = str(file.header).encode()
-            is_whole = len(file.header.records) == described
-        if is_whole:
-            _copy(text, path)
+            is_complete = len(file.header.records) == described
+        if is_complete:
+            _view_as_bcf(text, path)
             return
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".vcf") as whole:
-            whole.write(header)
-            whole.writelines(line for line in read_lines(text) if not line.startswith(b"#"))
-            whole.flush()
-            _copy(Path(whole.name), path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".vcf") as complete:
+            complete.write(header)
+            complete.writelines(line for line in read_lines(text) if not line.startswith(b"#"))
+            complete.flush()
+            _view_as_bcf(Path(complete.name), path)
 
 
-def _copy(text: Path, path: Path) -> None:
-    """By bcftools, which pysam brings: its own way of writing records adds an END to some."""
+def _view_as_bcf(text: Path, path: Path) -> None:
+    """Write by bcftools, which pysam includes: pysam's own writer adds an END to some records."""
     arguments = ("--no-version", "--output-type", "b", "--output", str(path), str(text))
     pysam.bcftools.view(*arguments, catch_stdout=False)
 
 
 def index_variants(path: Path) -> None:
-    """Leave the index of a sorted BCF (`.csi`) or bgzipped VCF (`.tbi`) beside it.
+    """Write the index of a sorted BCF (`.csi`) or bgzipped VCF (`.tbi`) beside it.
 
     Raises:
-        UserError: htslib finds no way to index it.
+        UserError: htslib cannot index it.
     """
-    with _explained(path, "cannot be indexed"):
+    with _one_line_errors(path, "cannot be indexed"):
         if path.suffix == ".bcf":
-            # Its annotations forget this preset.
+            # The type annotations of pysam lack this preset.
             pysam.tabix_index(str(path), preset="bcf", force=True, keep_original=True)  # type: ignore[arg-type]
             return
         try:
@@ -111,12 +147,12 @@ def index_variants(path: Path) -> None:
 
 
 def index_table(path: Path) -> None:
-    """Leave the `.tbi` of a sorted, bgzipped table beside it: contig and 1-based position first.
+    """Write the `.tbi` of a sorted, bgzipped table beside it: contig and 1-based position first.
 
     Raises:
-        UserError: htslib finds no way to index it.
+        UserError: htslib cannot index it.
     """
-    with _explained(path, "cannot be indexed"):
+    with _one_line_errors(path, "cannot be indexed"):
         pysam.tabix_index(
             str(path),
             force=True,
@@ -129,25 +165,35 @@ def index_table(path: Path) -> None:
 
 
 @contextmanager
-def _stored(path: Path) -> Iterator[Path]:
-    """The path of a file that htslib can open; what comes by stdin is put aside."""
-    if path != STDIN:
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(suffix=".bcf") as aside:
-        shutil.copyfileobj(sys.stdin.buffer, aside)
-        aside.flush()
-        yield Path(aside.name)
+def silent_htslib() -> Iterator[None]:
+    """Keep htslib from writing to stderr; its errors are raised all the same."""
+    verbosity = pysam.set_verbosity(0)
+    try:
+        yield
+    finally:
+        pysam.set_verbosity(verbosity)
 
 
 @contextmanager
-def _explained(path: Path, trouble: str) -> Iterator[None]:
-    """Errors of htslib in one line of ours; what it says on stderr is held back."""
-    told = pysam.set_verbosity(0)
-    try:
-        yield
-    except (OSError, ValueError, NotImplementedError, SamtoolsError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: {trouble} ({reason})") from None
-    finally:
-        pysam.set_verbosity(told)
+def _on_disk(path: Path) -> Iterator[Path]:
+    """The path of a file that htslib can open; stdin is copied to a temporary file."""
+    if path != STDIN:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".bcf") as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.flush()
+        yield Path(copy.name)
+
+
+@contextmanager
+def _one_line_errors(path: Path, trouble: str) -> Iterator[None]:
+    """Turn errors of htslib into one line, and keep it from writing to stderr."""
+    with silent_htslib():
+        try:
+            yield
+        except UserError:
+            raise
+        except (OSError, ValueError, NotImplementedError, SamtoolsError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: {trouble} ({reason})") from None

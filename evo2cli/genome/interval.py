@@ -1,4 +1,4 @@
-"""A stretch of a contig."""
+"""Intervals: the one way in which Python code names a part of a contig."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ class Interval:
     """Bases `start` to `end` of contig `name`, 0-based and half-open.
 
     Raises:
-        ValueError: The start is negative, or the end lies before it.
+        ValueError: `start` is negative, or `end` is before it.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Whether an insertion or a deletion is written the one way that everybody else writes it.
+"""Whether insertions and deletions are normalized: trimmed and left-aligned.
 
-Tan, Abecasis and Kang 2015 (doi:10.1093/bioinformatics/btv112): as few bases as possible, as far to
-the left as possible. A glance at the alleles tells, without the genome: if all end with the same
-base, that can be cut off, or traded for the base before them.
+Tan, Abecasis and Kang 2015 (doi:10.1093/bioinformatics/btv112): a normalized variant has as few
+bases as possible, as far to the left as possible. The alleles alone decide it, without the genome:
+if all end with the same base, that base can be removed, or replaced by the base before them.
 """
 
 from evo2cli.genome.vcf import VariantRecord, is_bases
@@ -14,14 +14,14 @@ class Indels:
 
     Attributes:
         total: Alleles whose length differs from that of REF.
-        unnormalized: Those of records that are not trimmed and left-aligned.
+        unnormalized: Those of records that are not normalized.
     """
 
     def __init__(self) -> None:
         self.total = self.unnormalized = 0
 
     def count(self, record: VariantRecord) -> None:
-        """See a record; one with an allele that is not spelled in bases cannot be normalized."""
+        """Count a record; one with an allele that is not spelled in bases is left out."""
         alleles = [record.reference, *record.alternates]
         found = sum(len(allele) != len(record.reference) for allele in record.alternates)
         if found and all(map(is_bases, alleles)):

@@ -1,4 +1,4 @@
-"""Tables in Parquet, by way of pyarrow (the extra `parquet`), a batch of rows at a time."""
+"""Read and write Parquet tables with pyarrow (the extra `parquet`), a batch of rows at a time."""
 
 import json
 import math
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo2cli.errors import UserError
+from evo2cli.files import atomic_path
 from evo2cli.genome.source import STDIN
 
 PARQUET_MAGIC = b"PAR1"
@@ -22,20 +23,22 @@ Columns = dict[str, list[str] | NDArray[Any]]
 
 
 def read_parquet(path: Path) -> tuple[dict[str, type], Iterator[list[Any]]]:
-    """The columns of a table, whole numbers int, other numbers float, all else str; and its rows.
+    """The columns of a table with their types (int, float, or str for all others), and its rows.
 
     Raises:
-        UserError: It cannot be read, or pyarrow is not there.
+        UserError: The file cannot be read, or pyarrow is not installed.
     """
     if path == STDIN:
-        raise UserError("-: Parquet ends with its index, so it is not read from stdin; give a file")
+        raise UserError(
+            "-: Parquet ends with its index, so it cannot be read from stdin; give a file"
+        )
     arrow = import_pyarrow(path)
-    with _explained(path, arrow):
+    with _one_line_errors(path, arrow):
         file = arrow.parquet.ParquetFile(path)
     types = {field.name: _type(arrow, field.type) for field in file.schema_arrow}
 
     def rows() -> Iterator[list[Any]]:
-        with file, _explained(path, arrow):
+        with file, _one_line_errors(path, arrow):
             for batch in file.iter_batches(BATCH):
                 columns = (column.to_pylist() for column in batch.columns)
                 for row in zip(*columns, strict=True):
@@ -48,10 +51,10 @@ def read_parquet(path: Path) -> tuple[dict[str, type], Iterator[list[Any]]]:
 def open_parquet(
     path: Path, types: Mapping[str, type]
 ) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
-    """Yield what takes rows by batches; the file gets its name when everything is written.
+    """Yield a function that takes rows in batches; the file appears whole or not at all.
 
     Raises:
-        UserError: It cannot be written, or pyarrow is not there.
+        UserError: The file cannot be written, or pyarrow is not installed.
     """
     arrow = import_pyarrow(path)
     stored = {str: arrow.string(), int: arrow.int64(), float: arrow.float64()}
@@ -64,7 +67,7 @@ def open_parquet(
             flush()
 
     def flush() -> None:
-        with _explained(path, arrow):
+        with _one_line_errors(path, arrow):
             writer.write_table(arrow.Table.from_pylist(waiting, schema=schema))
         waiting.clear()
 
@@ -74,15 +77,15 @@ def open_parquet(
 
 
 def write_columns(path: Path, batches: Iterable[Columns], about: Mapping[str, str]) -> None:
-    """Write a table from batches of its columns; the file gets its name when it is whole.
+    """Write a table from batches of its columns; the file appears whole or not at all.
 
     Args:
         path: The file.
-        batches: One or more. A matrix is a column that has a list, its row, in each cell.
-        about: Of the table, kept in its schema as `evo2`, in JSON.
+        batches: At least one. A matrix becomes a column with a list, its row, in each cell.
+        about: Metadata, stored in the schema under `evo2` as JSON.
 
     Raises:
-        UserError: It cannot be written, or pyarrow is not there.
+        UserError: The file cannot be written, or pyarrow is not installed.
     """
     arrow = import_pyarrow(path)
 
@@ -97,27 +100,23 @@ def write_columns(path: Path, batches: Iterable[Columns], about: Mapping[str, st
 
     tables = map(table, batches)
     first = next(tables)
-    with _open_writer(path, arrow, first.schema) as writer, _explained(path, arrow):
+    with _open_writer(path, arrow, first.schema) as writer, _one_line_errors(path, arrow):
         for found in chain([first], tables):
             writer.write_table(found)
 
 
 @contextmanager
 def _open_writer(path: Path, arrow: ModuleType, schema: Any) -> Iterator[Any]:
-    """A writer of Arrow's tables to a file that gets its name in the end."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with _explained(path, arrow):
+    """A writer of Arrow tables to a file that appears whole or not at all."""
+    with atomic_path(path) as part:
+        with _one_line_errors(path, arrow):
             writer = arrow.parquet.ParquetWriter(part, schema, compression="zstd")
         with writer:
             yield writer
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _value(value: Any, kind: type) -> Any:
-    """A cell; numbers that are not finite count as missing."""
+    """The value of a cell; None for numbers that are not finite."""
     if value is None or (kind is float and not math.isfinite(value)):
         return None
     return value if kind is not str else str(value)
@@ -145,8 +144,8 @@ def import_pyarrow(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _explained(path: Path, arrow: ModuleType) -> Iterator[None]:
-    """Errors of pyarrow in one line of ours."""
+def _one_line_errors(path: Path, arrow: ModuleType) -> Iterator[None]:
+    """Turn errors of pyarrow into one line."""
     try:
         yield
     except (OSError, OverflowError, arrow.ArrowException) as error:

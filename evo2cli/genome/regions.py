@@ -1,4 +1,4 @@
-"""Parts of a genome, as regions on a command line (1-based, ends included) or as BED (0-based)."""
+"""Parts of a genome: regions of a command line (1-based, end included) and BED files (0-based)."""
 
 import re
 from bisect import bisect_right
@@ -11,11 +11,11 @@ from evo2cli.genome.interval import Interval
 from evo2cli.genome.source import read_lines
 
 _RANGE = re.compile(r"(?P<start>[\d,]+)(?P<dash>-(?P<end>[\d,]+)?)?")
-ENDLESS = 1 << 62  # the end of a contig whose length is not known
+ENDLESS = 1 << 62  # the end of a region that reaches to the end of its contig
 
 
 class Regions:
-    """Intervals that are asked whether something overlaps them; chr1 and 1 are one contig."""
+    """A set of intervals, to find out what overlaps them; chr1 and 1 are the same contig."""
 
     def __init__(self, intervals: Iterable[Interval]) -> None:
         by_contig: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -24,19 +24,30 @@ class Regions:
                 by_contig[plain_name(interval.name)].append((interval.start, interval.end))
         self._borders = {name: merged(spans) for name, spans in by_contig.items()}
 
-    def spans(self, name: str) -> list[tuple[int, int]]:
-        """Starts and ends in contig `name`, ascending and apart from each other."""
-        return list(zip(*self._borders.get(plain_name(name), ([], [])), strict=True))
+    def spans(self, contigs: Iterable[str], *, join: int = 0) -> list[Interval]:
+        """The parts of `contigs` that are covered, contig by contig, ascending and disjoint.
+
+        Args:
+            contigs: Names as the intervals returned shall have them.
+            join: Intervals at most this many bases apart become one.
+        """
+        spans: list[Interval] = []
+        for name in contigs:
+            for start, end in zip(*self._borders.get(plain_name(name), ([], [])), strict=True):
+                if spans and spans[-1].name == name and start <= spans[-1].end + join:
+                    start = spans.pop().start
+                spans.append(Interval(name, start, end))
+        return spans
 
     def overlap(self, name: str, start: int, end: int) -> bool:
-        """Whether bases `start` to `end` (0-based, half-open) of contig `name` touch one."""
+        """Whether bases `start` to `end` (0-based, half-open) of a contig overlap an interval."""
         starts, ends = self._borders.get(plain_name(name), ([], []))
         first = bisect_right(ends, start)
         return first < len(starts) and starts[first] < end
 
 
 def plain_name(contig: str) -> str:
-    """A contig's name without chr, and MT for M: equal for all that builds call it."""
+    """The name of a contig without chr, and MT for M: the same in every build."""
     bare = contig.removeprefix("chr")
     return "MT" if bare == "M" else bare
 
@@ -44,11 +55,11 @@ def plain_name(contig: str) -> str:
 def read_region(text: str) -> Interval:
     """Read `chr`, `chr:from`, `chr:from-` or `chr:from-to`; commas may group the digits.
 
-    As in bcftools, `chr:from` is one base, and `chr:from-` reaches to the contig's end. As in
-    samtools, a name that holds colons may stand in braces.
+    As in bcftools, `chr:from` is one base, and `chr:from-` reaches to the end of the contig. As in
+    samtools, a name with colons can be put in braces.
 
     Raises:
-        UserError: It is none of them.
+        UserError: The text is none of these.
     """
     if text.startswith("{"):
         name, closed, rest = text[1:].partition("}")
@@ -73,10 +84,10 @@ def read_region(text: str) -> Interval:
 
 
 def read_regions(texts: Iterable[str]) -> Iterator[Interval]:
-    """The intervals of regions, each in all that it may mean: `HLA-A*01:01` is a contig too.
+    """The intervals of regions; `HLA-A*01:01` gives two, since it may also be the name of a contig.
 
     Raises:
-        UserError: One of them is no region.
+        UserError: One of the texts is not a region.
     """
     for text in texts:
         yield read_region(text)
@@ -85,7 +96,7 @@ def read_regions(texts: Iterable[str]) -> Iterator[Interval]:
 
 
 def whole_contig(name: str) -> Interval:
-    """A contig of whatever length."""
+    """All of a contig, whatever its length."""
     return Interval(name, 0, ENDLESS)
 
 
@@ -93,16 +104,16 @@ def read_bed(path: Path) -> Iterator[Interval]:
     """Stream the intervals of a BED file.
 
     Raises:
-        UserError: It cannot be read, or a line is no interval.
+        UserError: The file cannot be read, or a line is not an interval.
     """
     return (interval for interval, _ in read_named_bed(path))
 
 
 def read_named_bed(path: Path) -> Iterator[tuple[Interval, str]]:
-    """Stream the intervals of a BED file and their names; one without has its place for a name.
+    """Stream the intervals of a BED file with their names, `chr:start-end` where there is none.
 
     Raises:
-        UserError: It cannot be read, or a line is no interval.
+        UserError: The file cannot be read, or a line is not an interval.
     """
     for number, line in enumerate(read_lines(path), start=1):
         text = line.decode(errors="surrogateescape").rstrip("\r\n")
@@ -114,8 +125,8 @@ def read_named_bed(path: Path) -> Iterator[tuple[Interval, str]]:
             interval = Interval(contig, int(start), int(end))
         except ValueError:
             raise UserError(
-                f"{path}: line {number}: {' '.join(columns[:3])!r} is no interval of a BED: "
-                "a contig, then where it starts (from 0 on) and ends (not before)"
+                f"{path}: line {number}: {' '.join(columns[:3])!r} is not a BED interval: "
+                "it needs contig, start (0-based) and end (not before start)"
             ) from None
         yield (
             interval,
@@ -124,7 +135,7 @@ def read_named_bed(path: Path) -> Iterator[tuple[Interval, str]]:
 
 
 def merged(spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Starts and ends of what the spans [start, end) cover, in order."""
+    """Starts and ends of the union of the spans [start, end), ascending."""
     starts: list[int] = []
     ends: list[int] = []
     for start, end in sorted(spans):

@@ -1,4 +1,4 @@
-"""Reading what a user names: a file or stdin (`-`); plain, gzip, bgzip or bzip2 by its magic."""
+"""Read a file or stdin (`-`): plain, gzip, bgzip or bzip2, recognised by its first bytes."""
 
 import bz2
 import gzip
@@ -11,27 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from evo2cli.errors import UserError
+from evo2cli.files import reading
 
 STDIN = Path("-")
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
 _PEEK = 4096
-_BGZIP_LENGTH = 14  # of the beginning of a bgzipped file, up to the mark of its extra field
+_BGZIP_LENGTH = 14  # bytes of a gzip header up to the mark of bgzip's extra field
 _BLOCK = 1 << 20
-_LINES_AHEAD = 1 << 16  # bytes; lines of many samples are read three times as fast as by 8 KiB
+_LINE_BUFFER = 1 << 16  # bytes; lines of many samples are read 3 times as fast as with 8 KiB
 
 
 def read_blocks(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
-    """Stream the decompressed bytes of `path` in large blocks; at least one, maybe empty.
+    """Stream the decompressed bytes of `path` in large blocks; at least one, which may be empty.
 
     Args:
-        path: What to read.
+        path: File, or `-` for stdin.
         advance: Called with the number of stored (compressed) bytes read since its last call.
 
     Raises:
-        UserError: The file cannot be read, or proves damaged or cut off.
+        UserError: The file cannot be read, is damaged or incomplete.
     """
     position = 0
-    with _explained(path), _open_raw(path) as raw, _decompressed(raw) as stream:
+    with _one_line_errors(path), _open_raw(path) as raw, _decompressed(raw) as stream:
         while True:
             block = stream.read(_BLOCK)
             yield block
@@ -43,47 +44,33 @@ def read_blocks(path: Path, advance: Callable[[int], None] | None = None) -> Ite
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Stream the decompressed lines of `path`, their ends included.
+    """Stream the decompressed lines of `path`, with their line ends.
 
     Raises:
-        UserError: The file cannot be read, or proves damaged or cut off.
+        UserError: The file cannot be read, is damaged or incomplete.
     """
-    with _explained(path), _open_raw(path, _LINES_AHEAD) as raw, _decompressed(raw) as stream:
-        yield from stream
-
-
-def read_lines_from(path: Path, virtual_offset: int) -> Iterator[bytes]:
-    """Stream the lines of a bgzipped file from a place that an index knows.
-
-    Raises:
-        UserError: The file cannot be read, or proves damaged or cut off.
-    """
-    block, within = virtual_offset >> 16, virtual_offset & 0xFFFF
-    with _explained(path), _open_raw(path, _LINES_AHEAD) as raw:
-        raw.seek(block)
-        stream = gzip.GzipFile(fileobj=raw)  # each block of bgzip begins like a file of gzip
-        stream.read(within)
+    with _one_line_errors(path), _open_raw(path, _LINE_BUFFER) as raw, _decompressed(raw) as stream:
         yield from stream
 
 
 def is_bgzip(path: Path) -> bool:
-    """Whether a file was packed by bgzip, so that reading may begin anywhere.
+    """Whether a file is compressed with bgzip, which allows random access.
 
     Raises:
         UserError: It cannot be read.
     """
-    with _explained(path), _open_raw(path) as raw:
+    with _one_line_errors(path), _open_raw(path) as raw:
         start = raw.peek(_BGZIP_LENGTH)
         return start.startswith(_GZIP) and start[12:_BGZIP_LENGTH] == b"BC"
 
 
 def first_bytes(path: Path) -> bytes:
-    """The decompressed beginning of `path`, some thousand bytes at most; stdin is not consumed.
+    """The decompressed beginning of `path`, at most a few thousand bytes; stdin is not consumed.
 
     Raises:
-        UserError: The file cannot be read, or proves damaged.
+        UserError: The file cannot be read, or is damaged.
     """
-    with _explained(path), _open_raw(path) as raw:
+    with _one_line_errors(path), _open_raw(path) as raw:
         start = raw.peek(_PEEK)
         if start.startswith(_GZIP):
             return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _PEEK)
@@ -103,44 +90,44 @@ def _decompressed(raw: io.BufferedReader) -> AbstractContextManager[io.BufferedI
 
 
 def _open_raw(
-    path: Path, ahead: int = io.DEFAULT_BUFFER_SIZE
+    path: Path, buffer_size: int = io.DEFAULT_BUFFER_SIZE
 ) -> nullcontext[io.BufferedReader] | io.BufferedReader:
-    """The bytes as stored; leaving the context closes a file, but not stdin."""
+    """Open the stored bytes; leaving the context closes a file, but not stdin."""
     if path == STDIN:
         if not isinstance(sys.stdin, _Stdin):
             sys.stdin = _Stdin(sys.stdin)
         return nullcontext(sys.stdin.bytes)
-    return io.BufferedReader(path.open("rb", buffering=0), ahead)
+    return io.BufferedReader(path.open("rb", buffering=0), buffer_size)
 
 
 class _Stdin(io.TextIOWrapper):
-    """Stdin whose first thousands of bytes can be looked at, however slowly they came.
+    """Stdin whose first few thousand bytes can be peeked at, however slowly they arrive.
 
-    What bzip2 packed is unpacked: its blocks are too large to look into.
+    bzip2 is decompressed here: its blocks are too large to peek into.
     """
 
     def __init__(self, given: Any) -> None:
         start = given.buffer.read(_PEEK)
-        rest: Any = io.BufferedReader(_Rejoined(start, given.buffer), _LINES_AHEAD)
+        rest: Any = io.BufferedReader(_Rejoined(start, given.buffer), _LINE_BUFFER)
         if start.startswith(_BZIP2):
-            rest = io.BufferedReader(bz2.BZ2File(rest), _LINES_AHEAD)
+            rest = io.BufferedReader(bz2.BZ2File(rest), _LINE_BUFFER)
         super().__init__(rest)
         self.bytes: io.BufferedReader = rest
-        self.given = given  # which closes what it reads when nobody holds it
+        self.given = given  # kept alive: when it is collected, it closes what it reads
 
 
 class _Rejoined(io.RawIOBase):
-    """What was read of a stream, then the stream itself."""
+    """Bytes that were read from a stream, followed by the rest of the stream."""
 
     def __init__(self, start: bytes, rest: Any) -> None:
         self._start, self._rest = start, rest
 
     def readable(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As much as there is at once."""
+        """Fill `buffer` with what is available."""
         data, self._start = self._start[: len(buffer)], self._start[len(buffer) :]
         if not data:
             data = self._rest.read1(len(buffer))
@@ -149,11 +136,10 @@ class _Rejoined(io.RawIOBase):
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Errors of the file system and the decompressors, in the user's words."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: damaged or cut off ({error}); get the whole file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the file system and of decompression into one line."""
+    with reading(path):
+        try:
+            yield
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path}: damaged or cut off ({error}); get the whole file") from None

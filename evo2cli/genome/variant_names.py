@@ -1,4 +1,4 @@
-"""Variants as people write them: chr22-1024-A-C, chr22:1024:A>C, chr22:g.1024A>C."""
+"""Variants written as one word: chr22-1024-A-C, chr22:1024:A>C, chr22:g.1024A>C (1-based)."""
 
 import re
 
@@ -14,15 +14,15 @@ _VARIANT = re.compile(
 
 
 def is_variant_name(text: str) -> bool:
-    """Whether `text` is a variant as `read_variant_name` takes it."""
+    """Whether `read_variant_name` can read `text`."""
     return _VARIANT.fullmatch(text) is not None
 
 
 def read_variant_name(text: str) -> VariantRecord:
-    """Read a variant; its position is 1-based.
+    """Read a variant from one word.
 
     Raises:
-        UserError: It is written in no way known here.
+        UserError: It is written in another way.
     """
     found = _VARIANT.fullmatch(text)
     if found is None or int(found["position"]) < 1:

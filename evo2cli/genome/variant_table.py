@@ -1,8 +1,8 @@
 """Variants from a table: TSV, CSV or Parquet with the columns chrom, pos, ref and alt.
 
-Their order and case are free, `#` may stand before the first, `id` is known too, and all other
-columns ride along. Positions are 1-based and alleles anchored, as in a VCF; several alternates of
-a site stand with commas.
+Columns may come in any order and case, and the header may begin with `#`. A column `id` is read,
+too; all others are carried through. In the file positions are 1-based, alleles are anchored and
+alternates are separated by commas, as in a VCF.
 """
 
 import csv
@@ -17,8 +17,8 @@ from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value, VariantRecord
 
 KEYS = ("chrom", "pos", "ref", "alt")
 IDENTIFIER = "id"
-_OF_A_VCF = {"filter", "info"}  # a table with these beside ours has lost its ## lines
-_ENOUGH = 2  # of the four names, and what is meant is a table
+_OF_A_VCF = {"filter", "info"}  # with these too, it is a VCF that has lost its ## lines
+_ENOUGH = 2  # of the four names make a file a table
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class VariantTable:
     """A table that is being read.
 
     Attributes:
-        others: The columns that ride along, and what their cells are: str, int or float.
-        records: A record for each row, as they come.
+        others: Names of the columns that are carried through, and the types of their cells.
+        records: A record for each row, read as they are needed.
     """
 
     others: Mapping[str, type]
@@ -38,7 +38,7 @@ def is_table(path: Path) -> bool:
     """Whether a file is a table of variants, by its first bytes; stdin is not consumed.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
     if start.startswith(PARQUET_MAGIC):
@@ -52,12 +52,13 @@ def is_table(path: Path) -> bool:
     return False
 
 
-def read_table(path: Path) -> VariantTable:
-    """Open a table (text may be packed; `-` is stdin) and read its header.
+def read_table(path: Path | str) -> VariantTable:
+    """Open a table (text may be compressed; `-` is stdin) and read its header.
 
     Raises:
-        UserError: Here or while records are read: a column is missing, or a row makes no variant.
+        UserError: Here or while records are read: a column is missing, or a row is not a variant.
     """
+    path = Path(path)
     if first_bytes(path).startswith(PARQUET_MAGIC):
         types, stored = read_parquet(path)
         columns = _Columns(path, list(types))
@@ -73,40 +74,40 @@ def read_table(path: Path) -> VariantTable:
             return VariantTable(
                 dict.fromkeys(columns.others, str), _read_records(path, columns, rows, "line")
             )
-    raise UserError(f"{path}: has no line that names columns")
+    raise UserError(f"{path}: has no line with the names of columns")
 
 
 class _Columns:
-    """Where in a row things stand."""
+    """The index of each column in a row."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         lower = [name.lower() for name in names]
         for key in KEYS:
             if lower.count(key) != 1:
-                trouble = "no column" if key not in lower else "more than one column"
-                raise UserError(f"{path}: has {trouble} {key!r}; its columns: {', '.join(names)}")
+                count = "no column" if key not in lower else "more than one column"
+                raise UserError(f"{path}: has {count} {key!r}; its columns: {', '.join(names)}")
         self.keys = [lower.index(key) for key in KEYS]
         self.identifier = lower.index(IDENTIFIER) if IDENTIFIER in lower else None
         taken = {*self.keys, self.identifier}
         self.others = {name: i for i, name in enumerate(names) if i not in taken}
         self.num = len(names)
         if len(self.others) + len(taken - {None}) != self.num:
-            raise UserError(f"{path}: two columns have one name: {', '.join(names)}")
+            raise UserError(f"{path}: two columns have the same name: {', '.join(names)}")
 
     def record(self, row: Sequence[Value]) -> VariantRecord:
         """Read a row.
 
         Raises:
-            ValueError: It makes no variant.
+            ValueError: It is not a variant.
         """
         if len(row) != self.num:
             raise ValueError(f"{len(row)} columns, but the first line names {self.num}")
-        contig, position, reference, alternates = (_text(row[place]) for place in self.keys)
+        contig, position, reference, alternates = (_text(row[index]) for index in self.keys)
         for name, text in (("chrom", contig), ("ref", reference), ("alt", alternates)):
             if not text:
                 raise ValueError(f"{name} is empty; write a missing allele as .")
         if not (position.isascii() and position.isdigit() and int(position) > 0):
-            raise ValueError(f"pos {position!r} is no 1-based position (0-based ones need 1 more)")
+            raise ValueError(f"pos {position!r} is not a 1-based position (add 1 to 0-based ones)")
         identifier = _text(row[self.identifier]) if self.identifier is not None else ""
         return VariantRecord.from_columns(
             contig,
@@ -114,7 +115,7 @@ class _Columns:
             reference,
             alternates,
             identifier=identifier or ".",
-            others=tuple(row[place] for place in self.others.values()),
+            others=tuple(row[index] for index in self.others.values()),
         )
 
 
@@ -133,7 +134,7 @@ def _read_records(
 
 
 def _split(lines: Iterator[str], delimiter: str, *, first: int) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the number of their last line; blank lines are none."""
+    """Rows with the number of their last line; blank lines are skipped."""
     if delimiter == "\t":
         reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     else:

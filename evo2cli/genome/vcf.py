@@ -1,8 +1,8 @@
-"""VCF as text: records pass through byte for byte, and only INFO grows.
+"""VCF as text: records pass through byte for byte, and only INFO fields are added.
 
-Lines are never re-serialised, so floats, genotypes, sample columns, line ends and odd headers stay
-as their author wrote them. Text and header are bytes; POS is 1-based only inside the line. A BCF is
-read as the text that htslib spells for it.
+Lines are never re-serialised, so that floats, genotypes, samples, line ends and unusual headers
+stay as they were written. Lines are bytes; POS is 1-based only inside them: `VariantRecord.start`
+is 0-based. A BCF is read as the VCF text that htslib writes for it.
 """
 
 import re
@@ -13,21 +13,20 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS
-from evo2cli.genome.htslib import BCF_MAGIC, bcf_contigs, read_bcf, read_bcf_spans
+from evo2cli.genome.htslib import BCF_MAGIC, read_bcf, read_bcf_spans, read_vcf_spans
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.regions import Regions
-from evo2cli.genome.source import first_bytes, read_lines, read_lines_from
-from evo2cli.genome.variant_index import near_spans, read_index
+from evo2cli.genome.source import first_bytes, read_lines
 
-OUR_PREFIX = b"EVO2_"  # of every INFO field we write
-_SCORED_BEFORE = "carries EVO2_ fields of an earlier run; score the original file"
+OUR_PREFIX = b"EVO2_"  # of every INFO field that is added
+_SCORED_BEFORE = "has EVO2_ fields of an earlier run; score the original file"
 FIRST_COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO; FORMAT and samples may follow
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTIG_NAME, _CONTIG_LENGTH = re.compile(rb"[<,]ID=([^,>]+)"), re.compile(rb"[<,]length=(\d+)")
 _BASES = re.compile(rb"[Uu%b]+" % LETTERS)
 
 
-Value = str | int | float | None  # of a table's cell
+Value = str | int | float | None  # of a cell of a table
 
 
 class Status(StrEnum):
@@ -50,7 +49,7 @@ class Status(StrEnum):
 
 
 def with_note(statuses: str, note: Status) -> str:
-    """The status of a scored allele with one more word; OK stands alone."""
+    """Add a word to the status of a scored allele; it replaces OK."""
     return "&".join([*(word for word in statuses.split("&") if word != Status.OK), note])
 
 
@@ -60,7 +59,7 @@ def is_bases(allele: bytes) -> bool:
 
 
 def allele_status(allele: bytes) -> Status:
-    """What an entry of the ALT column is: OK for bases, or why no window can hold it."""
+    """The status of an ALT allele: OK if it is spelled in bases, otherwise what else it is."""
     if is_bases(allele):
         return Status.OK
     if allele == b".":
@@ -69,7 +68,7 @@ def allele_status(allele: bytes) -> Status:
         return Status.STAR
     if allele.startswith(b"<") and allele.endswith(b">"):
         return Status.SYMBOLIC
-    # A mate in brackets, or a single breakend: the bases with a dot on the open side.
+    # A mate in brackets; or a single breakend, which has a dot on its open side.
     if b"[" in allele or b"]" in allele or is_bases(allele.strip(b".")):
         return Status.BREAKEND
     return Status.INVALID_ALLELE
@@ -77,16 +76,16 @@ def allele_status(allele: bytes) -> Status:
 
 @dataclass(frozen=True, slots=True)
 class VariantRecord:
-    """One line of the body.
+    """A record, i.e. one line after the header.
 
     Attributes:
-        line: The whole line, its end included.
+        line: The whole line with its line end.
         contig: CHROM.
         start: 0-based position of the first base of REF; -1 for POS 0, which means a telomere.
         identifier: ID.
         reference: REF as written.
-        alternates: ALT split at its commas; none for a blank line, which only passes through.
-        others: What a table has beside these, in the order of its columns; nothing for a VCF.
+        alternates: ALT split at commas; empty for a blank line, which is only passed through.
+        others: Cells of the further columns of a table; empty for a VCF.
     """
 
     line: bytes
@@ -108,7 +107,7 @@ class VariantRecord:
         identifier: str = ".",
         others: tuple[Value, ...] = (),
     ) -> "VariantRecord":
-        """A record that stood in no VCF: `position` is 1-based, `alternates` stand with commas."""
+        """Make a record: `position` is 1-based, `alternates` are separated by commas."""
         text = f"{contig}\t{position}\t{identifier}\t{reference}\t{alternates}\t.\t.\t.\n"
         return cls(
             text.encode(errors="surrogateescape"),
@@ -126,26 +125,26 @@ class VariantRecord:
 
     @property
     def end(self) -> int:
-        """Behind the last base of REF, 0-based."""
+        """One past the last base of REF, 0-based."""
         return self.start + len(self.reference)
 
     @property
     def quality(self) -> float | None:
-        """QUAL; None where it is missing.
+        """QUAL, or None if it is missing.
 
         Raises:
-            ValueError: It is no number.
+            ValueError: It is not a number.
         """
         text = self.line.split(b"\t", FIRST_COLUMNS)[5]
         return None if text == b"." else float(text)
 
     @property
     def passes(self) -> bool:
-        """Whether FILTER says PASS."""
+        """Whether FILTER is PASS."""
         return self.line.split(b"\t", FIRST_COLUMNS)[6] == b"PASS"
 
     def with_info(self, info: str) -> bytes:
-        """The line with `info` at the end of INFO; every other byte stays."""
+        """The line with `info` appended to INFO, and otherwise unchanged."""
         text = self.line.rstrip(b"\r\n")
         columns = text.split(b"\t", FIRST_COLUMNS)
         kept = b"" if columns[7] == b"." else columns[7] + b";"
@@ -155,17 +154,17 @@ class VariantRecord:
 
 @dataclass(frozen=True)
 class Header:
-    """The lines up to `#CHROM`, which is the last."""
+    """The header lines; `#CHROM` is the last."""
 
     lines: tuple[bytes, ...]
 
     @property
     def num_columns(self) -> int:
-        """Columns that `#CHROM` names."""
+        """Number of columns by the `#CHROM` line."""
         return self.lines[-1].rstrip().count(b"\t") + 1
 
     def value(self, key: str) -> str | None:
-        """What the first `##key=` line says."""
+        """The value of the first `##key=` line."""
         start = f"##{key}=".encode()
         for line in self.lines:
             if line.startswith(start):
@@ -173,7 +172,7 @@ class Header:
         return None
 
     def contig_lengths(self) -> dict[str, int]:
-        """What its `##contig` lines tell, where they tell lengths."""
+        """Lengths by name, from the `##contig` lines that give them."""
         found = {}
         for line in self.lines:
             name, length = _CONTIG_NAME.search(line), _CONTIG_LENGTH.search(line)
@@ -182,7 +181,7 @@ class Header:
         return found
 
     def with_lines(self, added: Iterable[str]) -> bytes:
-        """The whole header, with `added` just before `#CHROM` and the same line ends."""
+        """The header with the lines `added` before `#CHROM`, with the same line ends."""
         end = b"\r\n" if self.lines[-1].endswith(b"\r\n") else b"\n"
         ours = [line.encode(errors="surrogateescape") + end for line in added]
         return b"".join([*self.lines[:-1], *ours, self.lines[-1]])
@@ -190,7 +189,7 @@ class Header:
 
 @dataclass(frozen=True)
 class VariantFile:
-    """A VCF that is being read: its header, and its records as they come."""
+    """A VCF that is being read: its header, and its records one by one."""
 
     header: Header
     records: Iterator[VariantRecord]
@@ -200,7 +199,7 @@ def is_variants(path: Path) -> bool:
     """Whether a file is a VCF or BCF, by its first bytes; stdin is not consumed.
 
     Raises:
-        UserError: It cannot be read, or is empty.
+        UserError: The file cannot be read, or is empty.
     """
     start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
     if not start:
@@ -208,13 +207,14 @@ def is_variants(path: Path) -> bool:
     return start.startswith((BCF_MAGIC, b"##", b"#CHROM"))
 
 
-def read_vcf(path: Path) -> VariantFile:
+def read_vcf(path: Path | str) -> VariantFile:
     """Open a VCF (plain, gzip, bgzip or bzip2; `-` is stdin) or BCF and read its header.
 
     Raises:
-        UserError: Here or while records are read: the file or one of its lines is no VCF, or
-            it was scored before and carries our fields.
+        UserError: Here or while records are read: the file or one of its lines is not VCF, or it
+            was scored before and has EVO2_ fields.
     """
+    path = Path(path)
     is_binary = first_bytes(path).startswith(BCF_MAGIC)
     lines = enumerate(read_bcf(path) if is_binary else read_lines(path), start=1)
     header = _read_header(path, lines)
@@ -222,53 +222,48 @@ def read_vcf(path: Path) -> VariantFile:
 
 
 def read_vcf_by_index(path: Path, index: Path, regions: Regions) -> VariantFile:
-    """As `read_vcf`, but only records that lie in or near `regions`: each once, in its order.
+    """As `read_vcf`, but only records in or near `regions`: each once, in the order of the file.
+
+    The bytes of a line are those of the file, except that all lines end as the header does.
 
     Args:
-        path: A sorted VCF packed by bgzip, or a BCF.
-        index: Of it.
-        regions: None of whose records is left out.
+        path: Sorted VCF compressed with bgzip, or a BCF.
+        index: Its index.
+        regions: No record that overlaps them is left out; others close to them may come too.
 
     Raises:
-        UserError: As `read_vcf`; or the index is none.
+        UserError: As `read_vcf`; or the index cannot be read.
     """
-    spans: Iterator[tuple[Interval, Iterator[bytes]]]
-    if first_bytes(path).startswith(BCF_MAGIC):
-        names = read_index(index, bcf_contigs(path))
-        spans = read_bcf_spans(path, near_spans(regions, names))
-    else:
-        contigs = read_index(index)
-        spans = (
-            (span, read_lines_from(path, contigs[span.name].offset(span.start)))
-            for span in near_spans(regions, contigs)
-        )
     header = read_vcf(path).header
-    return VariantFile(header, _read_spans(path, header.num_columns, spans))
+    if first_bytes(path).startswith(BCF_MAGIC):
+        lines = read_bcf_spans(path, index, regions)
+    else:
+        line_end = b"\r\n" if header.lines[-1].endswith(b"\r\n") else b"\n"
+        lines = read_vcf_spans(path, index, regions, line_end)
+    return VariantFile(header, _read_spans(path, header.num_columns, lines))
 
 
 def _read_spans(
-    path: Path, num_columns: int, spans: Iterable[tuple[Interval, Iterator[bytes]]]
+    path: Path, num_columns: int, lines: Iterable[tuple[Interval, bytes]]
 ) -> Iterator[VariantRecord]:
-    """The records of each span; lines may begin before it and go on behind it."""
-    last = Interval("", 0, 0)
-    for span, lines in spans:
-        read_until = last.end if last.name == span.name else 0
-        for line in lines:
-            try:
-                record = _parse(line, num_columns)
-            except ValueError as error:
-                raise UserError(f"{path}: a line of {span.name}: {error}") from None
-            if not record.alternates:
-                continue
-            if record.contig != span.name or record.start >= span.end:
-                break
-            if record.start >= read_until and record.end > span.start:
-                yield record
-        last = span
+    """The records of each span, without those that also overlap the span before."""
+    previous = current = Interval("", 0, 0)
+    for span, line in lines:
+        if span is not current:
+            previous, current = current, span
+        try:
+            record = _parse(line, num_columns)
+        except ValueError as error:
+            raise UserError(f"{path}: a line of {span.name}: {error}") from None
+        if span.name == previous.name and record.start < previous.end:
+            continue
+        # By htslib a record reaches as far as its END or SVLEN says, here as far as its REF.
+        if record.end > span.start:
+            yield record
 
 
 def _read_header(path: Path, lines: Iterator[tuple[int, bytes]]) -> Header:
-    """Take the lines up to `#CHROM` from `lines`."""
+    """Read the header from numbered lines."""
     header: list[bytes] = []
     for number, line in lines:
         header.append(line)
@@ -282,13 +277,13 @@ def _read_header(path: Path, lines: Iterator[tuple[int, bytes]]) -> Header:
             f"{path}: line {number} is neither a ## line nor #CHROM with at least "
             f"{FIRST_COLUMNS} columns separated by tabs"
         )
-    raise UserError(f"{path}: the header ends without its #CHROM line, so this is no whole VCF")
+    raise UserError(f"{path}: the header has no #CHROM line, so the VCF is incomplete")
 
 
 def _read_records(
     path: Path, num_columns: int, lines: Iterator[tuple[int, bytes]]
 ) -> Iterator[VariantRecord]:
-    """Parse the body; blank lines come as records without alleles."""
+    """Parse numbered lines; a blank line becomes a record without alleles."""
     for number, line in lines:
         try:
             record = _parse(line, num_columns)
@@ -298,20 +293,20 @@ def _read_records(
 
 
 def _parse(line: bytes, num_columns: int) -> VariantRecord:
-    """Read one line of the body.
+    """Parse one line.
 
     Raises:
-        ValueError: It is no record of a VCF with `num_columns` columns, or was scored before.
+        ValueError: It is not a record with `num_columns` columns, or was scored before.
     """
     if line.isspace():
         return VariantRecord(line, "", 0, "", b"", ())
     columns = line.split(b"\t", FIRST_COLUMNS)
-    found = len(columns) + (columns[-1].count(b"\t") if len(columns) > FIRST_COLUMNS else 0)
-    if found < num_columns:
-        raise ValueError(f"{found} columns separated by tabs, but #CHROM names {num_columns}")
+    given = len(columns) + (columns[-1].count(b"\t") if len(columns) > FIRST_COLUMNS else 0)
+    if given < num_columns:
+        raise ValueError(f"{given} columns separated by tabs, but #CHROM names {num_columns}")
     contig, position, identifier, reference, alternates, _, _, info = columns[:FIRST_COLUMNS]
     if not position.isdigit():
-        raise ValueError(f"POS {position.decode(errors='replace')!r} is no whole number")
+        raise ValueError(f"POS {position.decode(errors='replace')!r} is not a whole number")
     if OUR_PREFIX in info and any(field.startswith(OUR_PREFIX) for field in info.split(b";")):
         raise ValueError(_SCORED_BEFORE)
     return VariantRecord(
@@ -325,7 +320,7 @@ def _parse(line: bytes, num_columns: int) -> VariantRecord:
 
 
 def find_contig(name: str, known: Collection[str]) -> str | None:
-    """The name under which `known` has the contig: chr1 for 1 and back, chrM for MT and back."""
+    """The name of a contig in `known`, or None: chr1 for 1 and back, chrM for MT and back."""
     bare = name.removeprefix("chr")
     spellings = [name, bare, f"chr{bare}"]
     if bare in ("M", "MT"):

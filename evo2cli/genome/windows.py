@@ -1,12 +1,14 @@
 """The two windows of an allele: the genome around it, and the same genome with the allele applied.
 
-A centred window of width W starts W // 2 bases before the variant. An anchored one starts at the
-last multiple of W // 4 that leaves as much before the variant, so that neighbours share it: the
-genome's place alone decides. Both windows are equally long: what an insertion adds or a deletion
-takes away moves the right border, or the left one where the contig ends at the right. Or else both
-end at the same bases of the genome, and their lengths differ by so much. At a contig's ends windows
-are shifted, never padded; a contig shorter than W is its own window. Positions are 0-based and
-half-open, letters upper-case with T for U.
+A centred window of width W starts W // 2 bases before the variant. An anchored window starts at a
+multiple of W // 4: the last one with at least W // 2 bases before the variant, so that neighbouring
+variants share a window.
+
+Both windows of an allele are equally long by default: the right border moves by as many bases as an
+insertion adds or a deletion removes (the left border where the contig ends on the right). Otherwise
+both cover the same bases of the genome, and their lengths differ. At the ends of a contig windows
+are shifted, never padded; a contig shorter than W is one window. Intervals are 0-based and
+half-open; letters are upper case with T for U.
 """
 
 from collections.abc import Callable
@@ -16,13 +18,13 @@ from evo2cli.genome.alphabet import reverse_complement, to_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 
-# VCF writes an ambiguous base of the genome as the alphabetically first it may stand for.
+# VCF spells an ambiguous base of the genome as the alphabetically first base it stands for.
 _FIRST_OF_AMBIGUOUS = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
 
 
 @dataclass(frozen=True)
 class Window:
-    """An allele and what stands around it."""
+    """An allele with the sequence before and after it."""
 
     before: bytes
     allele: bytes
@@ -44,14 +46,14 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowPair:
-    """What one allele is scored by.
+    """The windows that one allele is scored by.
 
     Attributes:
         reference: Letters of the genome.
         alternate: Letters of the genome with the allele applied.
-        interval: Where `reference` lies.
-        alternate_interval: Where `alternate` begins and ends in the genome.
-        at_edge: A contig's end moved or shortened a window.
+        interval: The bases of the genome in `reference`.
+        alternate_interval: The bases of the genome from which `alternate` was made.
+        at_edge: Whether a window was shifted or shortened at an end of the contig.
     """
 
     reference: Window
@@ -62,28 +64,28 @@ class WindowPair:
 
 
 def upper_dna(sequence: bytes) -> bytes:
-    """The letters the model was trained on: upper case, T for U."""
+    """The sequence in the letters that the model was trained on: upper case, T for U."""
     return to_dna(sequence.upper())
 
 
 def agrees(allele: bytes, genome: bytes) -> bool:
-    """Whether a REF allele is what the genome says there; both as `upper_dna` spells them."""
+    """Whether a REF allele equals the genome; both in the letters of `upper_dna`."""
     return allele == genome or allele == genome.translate(_FIRST_OF_AMBIGUOUS)
 
 
 def centred(start: int, width: int) -> int:
-    """Where a window would begin that has the variant at `start` in its middle."""
+    """Start of the centred window of a variant at `start`; may be negative."""
     return start - width // 2
 
 
 def anchored(start: int, width: int) -> int:
-    """Where a window would begin that has its neighbours as well: at least W // 2 before them."""
+    """Start of the anchored window of a variant at `start`; may be negative."""
     step = anchor_step(width)
     return centred(start, width) // step * step
 
 
 def anchor_step(width: int) -> int:
-    """Distance of anchored windows."""
+    """Distance between the starts of anchored windows."""
     return max(width // 4, 1)
 
 
@@ -103,33 +105,33 @@ def cut_windows(
     """Cut both windows of one allele.
 
     Args:
-        genome: Where the letters come from.
-        variant: The bases that REF spells; inside its contig.
-        alternate: What stands there instead.
+        genome: The reference.
+        variant: The bases of REF; inside its contig.
+        alternate: The ALT allele.
         width: Bases in a window, at least 2.
         placing: `centred` or `anchored`.
-        from_right: Place and move borders as on the other strand: all is mirrored.
-        equally_long: Move a border by what the allele adds or takes away.
+        from_right: Place windows and move borders as on the other strand, i.e. mirrored.
+        equally_long: Move a border by as many bases as the allele adds or removes.
 
     Returns:
-        The windows, or None where REF or `alternate` is longer than half a window, or than what
-        the contig leaves of it.
+        The windows, or None if REF or `alternate` is longer than half a window, or not shorter
+        than the contig.
     """
     contig = genome.length(variant.name)
-    growth = len(alternate) - len(variant) if equally_long else 0  # that borders make good
+    growth = len(alternate) - len(variant) if equally_long else 0  # balanced by moving a border
     length = min(width, contig, contig + growth)
     if max(len(variant), len(alternate)) > min(width // 2, length - 1):
         return None
     if from_right:
-        wish = contig - placing(contig - variant.end, width) - length
-        start = _place(wish, length, (variant.start, variant.end), contig)
-        alternate_wish = start + growth
+        wanted = contig - placing(contig - variant.end, width) - length
+        start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
+        alternate_wanted = start + growth
     else:
-        wish = placing(variant.start, width)
-        start = _place(wish, length, (variant.start, variant.end), contig)
-        alternate_wish = start
+        wanted = placing(variant.start, width)
+        start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
+        alternate_wanted = start
     allele = (variant.start, variant.end + growth)
-    alternate_start = _place(alternate_wish, length, allele, contig + growth)
+    alternate_start = _fitted_start(alternate_wanted, length, allele, contig + growth)
     end, alternate_end = start + length, alternate_start + length - growth
 
     first = min(start, alternate_start)
@@ -151,11 +153,11 @@ def cut_windows(
         ),
         interval=Interval(variant.name, start, end),
         alternate_interval=Interval(variant.name, alternate_start, alternate_end),
-        at_edge=start != wish or alternate_start != alternate_wish or length < width,
+        at_edge=start != wanted or alternate_start != alternate_wanted or length < width,
     )
 
 
-def _place(wish: int, length: int, allele: tuple[int, int], contig: int) -> int:
-    """The start nearest to `wish` of a window that holds the allele and lies in the contig."""
+def _fitted_start(wanted: int, length: int, allele: tuple[int, int], contig: int) -> int:
+    """The start nearest to `wanted` of a window that contains the allele and fits the contig."""
     start, end = allele
-    return min(max(wish, end - length, 0), contig - length, start)
+    return min(max(wanted, end - length, 0), contig - length, start)

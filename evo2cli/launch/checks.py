@@ -9,8 +9,8 @@ from pathlib import Path
 
 from evo2cli import gpus
 from evo2cli.errors import UserError
-from evo2cli.training.plan.estimate import bytes_per_parameter
-from evo2cli.training.plan.memory import sizes
+from evo2cli.training.plan.disk import checkpoint_bytes
+from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import naming, read_shape
 
@@ -90,17 +90,14 @@ def check_output(recipe: Recipe, path: Path, world: int) -> None:
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{output}: {existing} is not a writable folder; choose another --output")
-    parameters = sizes(
-        read_shape(recipe, path), published=recipe.optimizer.decay == "evo2-published"
-    ).all
-    zero = recipe.parallel.zero if world == 1 else max(1, recipe.parallel.zero)
-    each = parameters * bytes_per_parameter(recipe, zero)
+    counts = count_sizes(recipe, read_shape(recipe, path))
+    each = checkpoint_bytes(counts, make_setup(recipe, world))
     keep = recipe.checkpoint.keep
     missing = max(1, keep + 1 - len([*output.glob("step-*")]))
     free = free_bytes(existing)
     if missing * each > free:
         raise UserError(
-            f"{output}: {missing} more checkpoints of {each / 1e9:,.2f} GB ({parameters:,} "
+            f"{output}: {missing} more checkpoints of {each / 1e9:,.2f} GB ({counts.all:,} "
             f"parameters) need {missing * each / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB "
             f"free; free some space, choose another --output, or lower checkpoint.keep = {keep}"
         )

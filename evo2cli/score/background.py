@@ -14,7 +14,7 @@ from typing import Protocol
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import open_output
+from evo2cli.files import open_output, writing
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
 from evo2cli.score.options import ScoreOptions
@@ -104,11 +104,8 @@ class Background:
                     found.append(row["EVO2_DELTA"])
         self._deltas[kind] = sorted(found)
         console.say(f"background: {len(found):,} random variants like {kind} scored")
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"kind": kind, "deltas": self._deltas[kind]}) + "\n")
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror})") from None
+        with writing(self._path), self._path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "deltas": self._deltas[kind]}) + "\n")
 
 
 def open_background(

@@ -9,10 +9,10 @@ from pathlib import Path
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.builds import disagreement
+from evo2cli.genome.htslib import find_index
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_regions
 from evo2cli.genome.source import STDIN, is_bgzip
-from evo2cli.genome.variant_index import find_index
 from evo2cli.genome.variant_names import is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (

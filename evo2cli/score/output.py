@@ -9,7 +9,7 @@ from rich.table import Table
 
 from evo2cli import console
 from evo2cli.errors import TooManySkippedError, UserError
-from evo2cli.files import open_output
+from evo2cli.files import atomic_path, open_output
 from evo2cli.genome.htslib import index_table, index_variants, write_bcf
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.parquet import open_parquet
@@ -112,15 +112,14 @@ def open_variant_output(
 def _open_bcf(path: Path | None) -> Iterator[Callable[[bytes], object]]:
     """As `open_output`, by way of text beside the file."""
     assert path is not None
-    text, part = (path.with_name(f"{path.name}.{suffix}") for suffix in ("text.gz", "part"))
+    text = path.with_name(f"{path.name}.text.gz")
     try:
         with open_output(text) as write:
             yield write
-        write_bcf(text, part)
-        part.replace(path)
+        with atomic_path(path) as part:
+            write_bcf(text, part)
     finally:
         text.unlink(missing_ok=True)
-        part.unlink(missing_ok=True)
 
 
 def index_output(path: Path, layout: Layout, fault: str = "") -> None:

@@ -24,7 +24,7 @@ from evo2cli.score.input import filtered_variants
 from evo2cli.score.options import ScoreOptions
 from evo2cli.tables import Row, cell, rounded
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.scaled import has_scales
+from stripedhyena2.float8.inference import has_scales
 
 _HIGHER = {"bfloat16": ("bf16", "fp32"), "float32": ("fp32", "fp64")}
 

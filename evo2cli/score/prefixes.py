@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from evo2cli.genome.windows import Window
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.cache import AttentionPast
 from stripedhyena2.scoring import ScoringState
 
 Extend = Callable[[ScoringState, bytes], ScoringState]
@@ -124,12 +123,7 @@ def _sharing_keys(chain: list[ScoringState]) -> list[ScoringState]:
 
     def shared(so_far: ScoringState) -> ScoringState:
         pasts = [
-            AttentionPast(
-                last.keys_BHTW[:, :, : past.keys_BHTW.shape[2]],
-                last.values_BHTW[:, :, : past.values_BHTW.shape[2]],
-            )
-            if isinstance(past, AttentionPast) and isinstance(last, AttentionPast)
-            else past
+            past.sharing(last) if past and last else past
             for past, last in zip(so_far.cache.pasts, longest, strict=True)
         ]
         return replace(so_far, cache=replace(so_far.cache, pasts=pasts))

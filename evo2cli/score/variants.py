@@ -39,7 +39,7 @@ from evo2cli.score.precision import measure_noise, noise_line, with_noise
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.scaled import has_scales
+from stripedhyena2.float8.inference import has_scales
 
 BLOCK = 4096  # records read before any is scored,
 BLOCK_BYTES = 2**26  # unless their lines are long
@@ -141,7 +141,7 @@ def _write(run: _Run, layout: Layout, parts: Sequence[Part], total: int | None) 
                 counts.update(statuses)
                 indels.count(record)
                 if absent is None and Status.CONTIG_MISSING in statuses:
-                    absent = run.genome.lacks(record.contig)
+                    absent = run.genome.missing_contig(record.contig)
     report(options, counts, indels, absent)
 
 

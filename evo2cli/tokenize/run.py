@@ -17,6 +17,7 @@ from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
 from evo2cli.data.tags import find_tags
 from evo2cli.data.tokens import MANIFEST, Document, TokenSet, TokenWriter
 from evo2cli.errors import UserError
+from evo2cli.files import reading, writing
 from evo2cli.genome.alphabet import LETTERS, to_dna
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
@@ -132,7 +133,7 @@ def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
     if valid_fraction is None:
         valid_fraction = 0.0 if options.valid else _DEFAULT_VALID_FRACTION
     rule = SplitRule(valid_fraction, options.test_fraction)
-    try:
+    with writing(output):
         _check_free(output)
         sources = _describe_sources({"train": options.files, "valid": options.valid})
         facts = {
@@ -159,8 +160,6 @@ def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
                 names = ", ".join(map(str, [*options.files, *options.valid]))
                 raise UserError(f"{names}: no record has a base; give files with sequences")
             manifest = writer.finish({**facts, "letters": reader.letters})
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from None
     reader.report()
     _report(manifest, output, time.perf_counter() - started)
     return manifest
@@ -233,14 +232,11 @@ def _describe_sources(paths: dict[str, Sequence[Path]]) -> list[dict[str, Any]]:
 def _file_sha256(path: Path, advance: Callable[[int], None]) -> tuple[int, str]:
     """Size and hash of a file."""
     size, digest = 0, hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                size += len(block)
-                advance(len(block))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    with reading(path), path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+            advance(len(block))
     return size, digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evo2cli.errors import UserError
+from evo2cli.files import atomic_path
 
 BEDGRAPH = (".bedgraph", ".bedGraph", ".bg")
 BIGWIG = (".bw", ".bigwig", ".bigWig")
@@ -52,20 +53,16 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
         UserError: pyBigWig is not installed, or the file cannot be written.
     """
     module = import_bigwig(path)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        file = module.open(str(part), "w")
-    except RuntimeError as error:
-        raise UserError(f"{path}: cannot be written ({error})") from None
+    with atomic_path(path) as part:
+        try:
+            file = module.open(str(part), "w")
+        except RuntimeError as error:
+            raise UserError(f"{path}: cannot be written ({error})") from None
 
-    def put(contig: str, start: int, values: Sequence[float]) -> None:
-        if values:
-            file.addEntries(contig, start, values=list(values), span=1, step=1)
+        def put(contig: str, start: int, values: Sequence[float]) -> None:
+            if values:
+                file.addEntries(contig, start, values=list(values), span=1, step=1)
 
-    try:
         file.addHeader(list(lengths.items()))
         yield put
         file.close()
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -206,7 +206,7 @@ def _regions(options: ScoreOptions, genome: Reference) -> list[Interval]:
     asked = [(f"--regions {text}", genome.region(text)) for text in options.regions]
     if options.bed:
         asked += [(f"{options.bed}: {region}", region) for region in read_bed(options.bed)]
-    found = [genome.place(region, who) for who, region in asked]
+    found = [genome.resolve(region, who) for who, region in asked]
     joined: list[Interval] = []
     for region in sorted(found, key=lambda r: (order[r.name], r.start, r.end)):
         if joined and joined[-1].name == region.name and region.start <= joined[-1].end:

@@ -22,7 +22,7 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.assembly import assemble
-from stripedhyena2.float8 import use_float8
+from stripedhyena2.float8.training import use_float8
 from stripedhyena2.parallelize import SharedSequence
 from stripedhyena2.parametrization import folded_state
 

@@ -4,21 +4,13 @@ import torch
 from torch import nn
 
 from evo2cli.training.recipe import Optimizer
+from stripedhyena2 import StripedHyena2
+from stripedhyena2.parametrization import folded_name
 
-MATRICES = (
-    "project_in.weight",
-    "project_out.weight",
-    "mlp.gate.weight",
-    "mlp.up.weight",
-    "mlp.down.weight",
-)
-
-# Savanna excluded parameters called "bias" and the taps of MR from weight decay. Poles, residues,
-# other taps, skips, norms and the tied embedding decayed as well, by oversight.
-PUBLISHED_WITHOUT_DECAY = ("bias", "parametrizations.taps_GK.original")
+MLP = ("mlp.gate.weight", "mlp.up.weight", "mlp.down.weight")
 
 
-def make_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.AdamW:
+def make_optimizer(model: StripedHyena2, recipe: Optimizer) -> torch.optim.AdamW:
     """AdamW with two groups of parameters: with and without weight decay.
 
     By default ("matrices") only the weight matrices of projections and MLPs decay; decay would pull
@@ -29,10 +21,11 @@ def make_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.AdamW:
         model: In training form.
         recipe: Its table [optimizer].
     """
+    names = decaying(model, recipe)
     with_decay: list[nn.Parameter] = []
     without: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (with_decay if decays(name, recipe) else without).append(parameter)
+        (with_decay if name in names else without).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": with_decay, "weight_decay": recipe.weight_decay},
@@ -45,8 +38,17 @@ def make_optimizer(model: nn.Module, recipe: Optimizer) -> torch.optim.AdamW:
     )
 
 
-def decays(name: str, recipe: Optimizer) -> bool:
-    """Whether the parameter of this name has weight decay."""
+def decaying(model: StripedHyena2, recipe: Optimizer) -> set[str]:
+    """The names of the parameters with weight decay.
+
+    Savanna excluded biases and the taps of MR; poles, residues, other taps, skips, norms and the
+    tied embedding decayed as well, by oversight.
+    """
+    matrices, published_free = set(), set()
+    for index, mixer in enumerate(model.mixers):
+        matrices |= {f"blocks.{index}.{name}" for name in MLP}
+        matrices |= {f"blocks.{index}.mixer.{name}" for name in mixer.decaying}
+        published_free |= {f"blocks.{index}.mixer.{name}" for name in mixer.published_free}
     if recipe.decay == "evo2-published":
-        return not name.endswith(PUBLISHED_WITHOUT_DECAY)
-    return name.endswith(MATRICES)
+        return {n for n, _ in model.named_parameters() if folded_name(n) not in published_free}
+    return {n for n, _ in model.named_parameters() if folded_name(n) in matrices}

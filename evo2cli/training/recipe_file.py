@@ -6,13 +6,13 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from evo2cli.errors import UserError
+from evo2cli.files import reading
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ConfigError, ModelConfig, read_config
 from stripedhyena2.checkpoint import native, read_checkpoint
@@ -22,7 +22,7 @@ from stripedhyena2.checkpoint.published import (
     recipes_folder,
     split_name,
 )
-from stripedhyena2.config import make_config
+from stripedhyena2.config import change_config
 
 BASE = "base"  # the key that names the recipe which this one changes
 
@@ -176,7 +176,7 @@ def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
             try:
                 config = read_config(file)
                 origin = f"{recipe_path}: [shape] over {file.name}"
-                return make_config({**asdict(config), **recipe.shape}, origin)
+                return change_config(config, recipe.shape, origin)
             except ConfigError as error:
                 raise UserError(str(error)) from None
     shipped = ", ".join(sorted(f"models/{file.stem}" for file in models.glob("*.toml")))
@@ -190,9 +190,8 @@ def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in children:
         raise UserError(f"{path}: is its own base")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        with reading(path):
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not TOML ({error})") from None
     base = values.pop(BASE, None)

@@ -16,11 +16,12 @@ from typing import Any
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import open_output
+from evo2cli.files import atomic_path
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from stripedhyena2.checkpoint import save_weights
+from stripedhyena2.config import current_keys
 
 RESUME = "resume.json"
 # Keys that may change when a run is resumed: they change neither the data nor their order.
@@ -63,7 +64,10 @@ class RunFolder:
         description = self.path / "run.json"
         self.path.mkdir(parents=True, exist_ok=True)
         if description.is_file():
-            self._refuse_another(json.loads(description.read_text(encoding="utf-8")), values)
+            before = json.loads(description.read_text(encoding="utf-8"))
+            if "shape" in before:
+                before["shape"] = current_keys(before["shape"], str(description))
+            self._refuse_another(before, values)
         else:
             _write_text(description, json.dumps(values, indent=2) + "\n")
         for unfinished in [*self.path.glob(".step-*"), *self.path.glob(".final-*")]:
@@ -218,8 +222,8 @@ def _layout_text(layout: Mapping[str, Any]) -> str:
 
 
 def _write_text(file: Path, text: str) -> None:
-    with open_output(file) as write:
-        write(text.encode())
+    with atomic_path(file) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

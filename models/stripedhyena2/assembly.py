@@ -1,4 +1,4 @@
-"""A model for training, built part by part, so that no process ever holds all of a large one."""
+"""A model for training, built part by part, so that no process ever holds a large one whole."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -25,10 +25,10 @@ def assemble(
     Args:
         config: Its shape.
         seed: Of fresh weights.
-        weights: Or the weights themselves, folded, by their names in the model.
+        weights: Weights to start from instead, folded, by their names in the model.
         published: As in `trainable`.
-        adopt: Takes each part (embedding, block, final norm), complete and on the CPU in fp32, and
-            puts it where it shall be: onto a device, or in pieces over many.
+        adopt: Moves each part (embedding, block, final norm), complete and on the CPU in fp32, to
+            where it belongs: onto a device, or in shards over several.
     """
     with torch.device("meta"):
         model = StripedHyena2(config)
@@ -42,7 +42,7 @@ def assemble(
 
 
 def _parts(config: ModelConfig) -> Iterator[tuple[str, nn.Module]]:
-    """The parts in the order of the model's parameters, not yet filled."""
+    """The parts in the order of the model's parameters, uninitialized."""
     yield "embedding", nn.Embedding(config.vocabulary, config.width)
     for index in range(config.depth):
         yield f"blocks.{index}", Block(config, index)

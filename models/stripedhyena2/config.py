@@ -3,24 +3,32 @@
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from stripedhyena2.errors import InputError
+from stripedhyena2.mixer import MIXERS, Mixer
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-ATTENTION, SHORT, MEDIUM, LONG = "A", "S", "M", "L"
+
+def _known(stripes: str) -> str:
+    unknown = [letter for letter in stripes if letter not in MIXERS]
+    if unknown or not stripes:
+        known = ", ".join(f"{letter} ({mixer.title})" for letter, mixer in MIXERS.items())
+        fault = f"no operator has the letter {unknown[0]!r}" if unknown else "needs a letter"
+        raise ValueError(f"{fault}; letters are {known}")
+    return stripes
 
 
 class ConfigError(InputError):
-    """A model shape that cannot be: the message names file, key, value and the way out."""
+    """An impossible model shape: the message names file, key, value and the way out."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -32,9 +40,10 @@ class ModelConfig:
         width: Channels of the residual stream, D.
         num_heads: Attention heads; they divide the width into even head widths.
         mlp_width: Inner channels of the gated MLP.
-        num_filter_groups: Filters of a Hyena-SE or -MR block; each serves width / groups channels.
-        context: Positions the model was trained on in one window.
-        rotary_base: Base of the rotary frequencies, where a checkpoint does not bring them.
+        num_short_filter_groups: Filters of a Hyena-SE block; each serves width / groups channels.
+        num_medium_filter_groups: Filters of a Hyena-MR block, likewise.
+        context: Positions of the windows that the model was trained on.
+        rotary_base: Base of the rotary frequencies, unless a checkpoint stores frequencies.
         rotary_scale: Positions are divided by it (linear position interpolation).
         num_short_taps: Taps of a Hyena-SE filter.
         num_medium_taps: Taps of a Hyena-MR filter.
@@ -46,11 +55,12 @@ class ModelConfig:
             was. The filters of MR keep the decay window of this length.
     """
 
-    stripes: Annotated[str, Field(pattern="^[SMLA]+$")]
+    stripes: Annotated[str, AfterValidator(_known)]
     width: Count
     num_heads: Count
     mlp_width: Count
-    num_filter_groups: Count
+    num_short_filter_groups: Count
+    num_medium_filter_groups: Count
     context: Count
     rotary_base: Positive = 10_000.0
     rotary_scale: Positive = 1.0
@@ -68,10 +78,11 @@ class ModelConfig:
                 f"num_heads = {self.num_heads} does not divide width = {self.width} into heads of "
                 "an even number of channels"
             )
-        if self.width % self.num_filter_groups:
-            raise ValueError(
-                f"num_filter_groups = {self.num_filter_groups} does not divide width = {self.width}"
-            )
+        for key in ("num_short_filter_groups", "num_medium_filter_groups"):
+            if self.width % getattr(self, key):
+                raise ValueError(
+                    f"{key} = {getattr(self, key)} does not divide width = {self.width}"
+                )
 
     @property
     def depth(self) -> int:
@@ -79,8 +90,13 @@ class ModelConfig:
         return len(self.stripes)
 
     @property
+    def mixers(self) -> list[type[Mixer]]:
+        """The operator of each block."""
+        return [MIXERS[letter] for letter in self.stripes]
+
+    @property
     def original_context(self) -> int:
-        """Positions that the filters were first trained on."""
+        """Positions of the windows that the filters were first trained on."""
         return self.base_context or self.context
 
 
@@ -88,23 +104,50 @@ _ADAPTER = TypeAdapter(ModelConfig)
 _KEYS = [field.name for field in fields(ModelConfig)]
 
 
+_BOTH_GROUPS = "num_filter_groups"
+_GROUPS = ("num_short_filter_groups", "num_medium_filter_groups")
+
+
+def current_keys(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The same values under the keys of today.
+
+    Until 2026 the one key `num_filter_groups` stood for both numbers of groups; checkpoint folders
+    and recipes that have it stay readable.
+
+    Raises:
+        ConfigError: The old key and a new one are given together.
+    """
+    found = dict(values)
+    if _BOTH_GROUPS in found:
+        both = found.pop(_BOTH_GROUPS)
+        for key in _GROUPS:
+            if key in found:
+                raise ConfigError(
+                    f"{origin}: {_BOTH_GROUPS} = {both!r} means both {' and '.join(_GROUPS)}, but "
+                    f"{key} = {found[key]!r} is given too; drop {_BOTH_GROUPS}"
+                )
+        found |= dict.fromkeys(_GROUPS, both)
+    return found
+
+
 def make_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
     """Check `values` and make the config of them.
 
     Args:
-        values: Keys and values of `ModelConfig`.
+        values: Keys and values of `ModelConfig`; also those of earlier versions.
         origin: Where they come from, for the error message.
 
     Raises:
         ConfigError: A key is unknown or missing, or a value is out of range.
     """
     for key in values:
-        if key not in _KEYS:
+        if key not in (*_KEYS, _BOTH_GROUPS):
             near = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_KEYS)}"
             raise ConfigError(f"{origin}: no key {key!r} in a model shape; {hint}")
+    values = current_keys(values, origin)
     try:
-        return _ADAPTER.validate_python(dict(values))
+        return _ADAPTER.validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "model"
@@ -112,11 +155,16 @@ def make_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
         raise ConfigError(f"{origin}: {key}{given}: {first['msg']}") from None
 
 
+def change_config(config: ModelConfig, changes: Mapping[str, Any], origin: str) -> ModelConfig:
+    """The shape with some keys changed; arguments and errors are those of `make_config`."""
+    return make_config({**asdict(config), **current_keys(changes, origin)}, origin)
+
+
 def read_config(path: Path) -> ModelConfig:
     """Read a shape from our TOML, or from a released yml.
 
     Raises:
-        ConfigError: The file cannot be read as one of the two, or describes no such model.
+        ConfigError: The file cannot be read as either, or describes an impossible model.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -132,7 +180,7 @@ def read_config(path: Path) -> ModelConfig:
         raise ConfigError(f"{path}: not a TOML or yml model description ({error})") from None
 
 
-# What every released model has; a yml that differs describes a model this code does not compute.
+# What all released models have in common; other values describe models that we do not implement.
 _RELEASED_FIXED: dict[str, Any] = {
     "tie_embeddings": True,
     "final_norm": True,
@@ -155,18 +203,15 @@ def _from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         if values.get(key, fixed) != fixed:
             raise ConfigError(f"{origin}: {key} = {values[key]!r} is not supported, only {fixed!r}")
     try:
-        width, groups = values["hidden_size"], values["hcm_filter_groups"]
-        if values["hcs_filter_groups"] != groups:
-            raise ConfigError(f"{origin}: hcs_filter_groups and hcm_filter_groups must be equal")
-        if values["hcs_filter_length"] >= 128 or values["hcm_filter_length"] < 128:
-            raise ConfigError(f"{origin}: needs hcs_filter_length < 128 <= hcm_filter_length")
+        _check_released_taps(values["hcs_filter_length"], values["hcm_filter_length"], origin)
         interpolated = values.get("use_interpolated_rotary_pos_emb", False)
         return {
             "stripes": _stripes(values, origin),
-            "width": width,
+            "width": values["hidden_size"],
             "num_heads": values["num_attention_heads"],
             "mlp_width": values.get("inner_mlp_size") or _default_mlp_width(values),
-            "num_filter_groups": groups,
+            "num_short_filter_groups": values["hcs_filter_groups"],
+            "num_medium_filter_groups": values["hcm_filter_groups"],
             "context": values["max_seqlen"],
             "rotary_base": values.get("rotary_emb_base", 10_000),
             "rotary_scale": values.get("rotary_emb_scaling_factor", 1) if interpolated else 1,
@@ -182,55 +227,83 @@ def _from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         raise ConfigError(f"{origin}: the key {missing} is missing") from None
 
 
+RELEASED_MEDIUM_TAPS = 128
+
+
+def _check_released_taps(num_short_taps: int, num_medium_taps: int, origin: str) -> None:
+    """Refuse lengths that the released layout cannot express.
+
+    Its reader, Vortex, takes any filter of 128 taps or more for a medium one (stored newest first,
+    with a skip) and any shorter filter for a short one (stored newest last, without a skip).
+    """
+    if not num_short_taps < RELEASED_MEDIUM_TAPS <= num_medium_taps:
+        raise ConfigError(
+            f"{origin}: the released layout tells short filters from medium ones by their length: "
+            f"needs hcs_filter_length = {num_short_taps} < {RELEASED_MEDIUM_TAPS} <= "
+            f"hcm_filter_length = {num_medium_taps}"
+        )
+
+
 def _base_context(values: Mapping[str, Any]) -> int | None:
-    """As our own yml says; else what interpolation stretched to the context, as in Evo 2."""
+    """As our own yml says, else the context before interpolation stretched it, as in Evo 2."""
     if "base_context" in values or not values.get("use_interpolated_rotary_pos_emb", False):
         return values.get("base_context")
     base, rest = divmod(values["max_seqlen"], values.get("rotary_emb_scaling_factor", 1))
     return None if rest else int(base)
 
 
+def _released_mixers() -> list[type[Mixer]]:
+    """The operators that the released layout knows, in the order of its keys."""
+    known = [mixer for mixer in MIXERS.values() if mixer.released_indices]
+    return sorted(known, key=lambda mixer: str(mixer.released_indices))
+
+
 def _stripes(values: Mapping[str, Any], origin: str) -> str:
-    """The stripe string from the four lists of block indices."""
-    lists = {
-        ATTENTION: "attn_layer_idxs",
-        LONG: "hcl_layer_idxs",
-        MEDIUM: "hcm_layer_idxs",
-        SHORT: "hcs_layer_idxs",
-    }
-    kinds = {index: letter for letter, key in lists.items() for index in values[key]}
+    """The stripe string from the lists of block indices."""
+    letters = [
+        (index, mixer.letter)
+        for mixer in _released_mixers()
+        for index in values[str(mixer.released_indices)]
+    ]
     depth = values["num_layers"]
-    if sorted(kinds) != list(range(depth)):
-        raise ConfigError(f"{origin}: the *_layer_idxs do not cover blocks 0 to {depth - 1}")
-    return "".join(kinds[index] for index in range(depth))
+    if sorted(index for index, _ in letters) != list(range(depth)):
+        raise ConfigError(f"{origin}: the *_layer_idxs do not cover blocks 0 to {depth - 1} once")
+    return "".join(letter for _, letter in sorted(letters))
 
 
 def _default_mlp_width(values: Mapping[str, int]) -> int:
-    """8/3 of the width, rounded up to the multiple the yml names."""
+    """8/3 of the width, rounded up to a multiple that the yml gives."""
     multiple = values["inner_size_multiple_of"] * values.get("model_parallel_size", 1)
     return -(-int(2 * values["hidden_size"] * 4 / 3) // multiple) * multiple
 
 
 def to_released(config: ModelConfig) -> dict[str, Any]:
-    """The yml keys of a released model that describe `config`; `read_config` reads them back."""
+    """The yml keys of a released model that describe `config`; `read_config` reads them back.
 
-    def indices(letter: str) -> list[int]:
-        return [index for index, kind in enumerate(config.stripes) if kind == letter]
-
+    Raises:
+        ConfigError: The released layout cannot express the model.
+    """
+    for mixer in config.mixers:
+        if mixer.released_indices is None:
+            raise ConfigError(
+                f"stripes = {config.stripes!r}: the released layout does not know {mixer.title} "
+                f"({mixer.letter}); use the native layout"
+            )
+    _check_released_taps(config.num_short_taps, config.num_medium_taps, "this shape")
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "num_filters": config.width,
         "num_layers": config.depth,
-        "attn_layer_idxs": indices(ATTENTION),
-        "hcl_layer_idxs": indices(LONG),
-        "hcm_layer_idxs": indices(MEDIUM),
-        "hcs_layer_idxs": indices(SHORT),
+        **{
+            str(mixer.released_indices): [i for i, at in enumerate(config.mixers) if at is mixer]
+            for mixer in _released_mixers()
+        },
         "hcm_filter_length": config.num_medium_taps,
         "hcs_filter_length": config.num_short_taps,
         "hcl_filter_groups": config.width,
-        "hcm_filter_groups": config.num_filter_groups,
-        "hcs_filter_groups": config.num_filter_groups,
+        "hcm_filter_groups": config.num_medium_filter_groups,
+        "hcs_filter_groups": config.num_short_filter_groups,
         "short_filter_length": config.num_featurizer_taps,
         "num_attention_heads": config.num_heads,
         "inner_mlp_size": config.mlp_width,
@@ -240,7 +313,7 @@ def to_released(config: ModelConfig) -> dict[str, Any]:
         "rotary_emb_scaling_factor": config.rotary_scale,
         "use_interpolated_rotary_pos_emb": config.rotary_scale != 1,
         "max_seqlen": config.context,
-        "base_context": config.base_context,  # ours: readers of these files pass over it
+        "base_context": config.base_context,  # ours; other readers of these files ignore it
         **_RELEASED_FIXED,
         "column_split": True,
         "tokenizer_type": "CharLevelTokenizer",

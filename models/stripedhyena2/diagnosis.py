@@ -1,24 +1,25 @@
-"""Where a number went wrong."""
+"""Finding the layer where NaN or infinity first appears."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from stripedhyena2.model import StripedHyena2
+if TYPE_CHECKING:
+    from stripedhyena2.model import StripedHyena2
 
 
 @torch.no_grad()
 def first_nonfinite_layer(
-    model: StripedHyena2, ids_BL: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+    model: "StripedHyena2", ids_BL: Tensor, forward: Callable[[Tensor], Tensor] | None = None
 ) -> str | None:
-    """The first module whose output is NaN or infinite, by name; None when all is well.
+    """The first module whose output is NaN or infinite, by name; None if there is none.
 
     Args:
-        model: Whose layers are watched.
+        model: The model whose layers are checked.
         ids_BL: Token ids.
-        forward: How the model is run, where it is not called itself.
+        forward: Runs the model, e.g. through a training engine; by default it is called directly.
     """
     found: list[str] = []
 

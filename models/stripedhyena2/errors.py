@@ -1,9 +1,21 @@
 """Errors that a caller can act on; every other exception is a defect of this package."""
 
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
-    """An argument or a file that cannot be used: the message names it, its value and the way out."""
+    """An argument or a file cannot be used; the message names it, its value and the way out."""
 
 
 class NonFiniteError(FloatingPointError):
     """A result is NaN or infinite; the message names the layer in which that began, if one did."""
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse the value of an argument that is not one of its choices.
+
+    Raises:
+        InputError: Names the argument, its value and the choices.
+    """
+    if value not in list(choices):
+        raise InputError(f"{name}={value!r}: must be one of {', '.join(choices)}")

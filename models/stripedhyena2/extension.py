@@ -1,10 +1,8 @@
-"""A checkpoint made ready for a longer context; training then teaches it to use it.
+"""Checkpoints prepared for a longer context; training then teaches the model to use it.
 
-Attention is all that changes. Filters keep their values: SE and MR see as few positions as before,
-LI's exponentials run over any length, and MR's taps go on training under the decay window of the
+Only attention changes. Filters keep their values: SE and MR see as few positions as before, LI's
+exponentials run over any length, and MR's taps continue to train under the decay window of the
 context that the model was first trained on (`ModelConfig.base_context`).
-
-i pairs of a head's channels.
 """
 
 import math
@@ -16,9 +14,8 @@ from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
 from stripedhyena2.config import ConfigError, ModelConfig
-from stripedhyena2.operators import rotary_frequencies
 
-ROUNDING = 2**-8  # relative; released files hold frequencies that were rounded to bf16
+ROUNDING = 2**-8  # relative; released files contain frequencies rounded to bf16
 
 
 class Scheme(StrEnum):
@@ -26,8 +23,9 @@ class Scheme(StrEnum):
 
     INTERPOLATION: positions are divided by f more: the angles stay in the range they had. This is
         what happened in Evo 2.
-    BASE: the base is multiplied by 10^log2(f): slow pairs turn more slowly, fast ones as before.
-    BOTH: both; what the files of Evo 2's extension asked for.
+    BASE: the base is multiplied by 10^log2(f): slow pairs of channels turn more slowly, fast ones
+        as before.
+    BOTH: both; what the configuration files of Evo 2's extension asked for.
     NONE: neither; attention meets angles that it has not seen.
 
     From 8,192 positions and base b these are, with m = L / 8,192 and k = log2(m), Savanna's
@@ -43,7 +41,7 @@ class Scheme(StrEnum):
 
 @dataclass(frozen=True)
 class Extension:
-    """What is to be done.
+    """An extension of the context.
 
     Attributes:
         to: Positions of the new context: a multiple of the old.
@@ -54,7 +52,7 @@ class Extension:
     scheme: Scheme = Scheme.INTERPOLATION
 
     def config(self, config: ModelConfig) -> ModelConfig:
-        """The shape after it.
+        """The shape after the extension.
 
         Raises:
             ConfigError: The new context is no longer than the old, or not a multiple of it.
@@ -80,30 +78,33 @@ class Extension:
         )
 
     def apply(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint after it; provenance is the caller's to write.
+        """The checkpoint after the extension; the caller writes the provenance.
 
-        The frequencies of attention are a buffer that checkpoints carry. In Savanna a stage's new
-        base never took effect, because loading put the old buffer back: Evo 2 was extended by
-        interpolation alone. Here a new base writes the buffers anew, base^(-2i / head width) in
-        fp32; an old base leaves them bit for bit, after they were found to be its own.
+        The frequencies of attention are a buffer that checkpoints carry. In Savanna the new base of
+        a stage never took effect, because loading restored the old buffer: Evo 2 was extended by
+        interpolation alone. Here a new base gives new buffers, base^(-2i / head width) for the
+        pairs i of a head's channels in fp32; with an unchanged base they stay bit for bit, once
+        they are verified to be of that base.
 
         Raises:
             ConfigError: As `config`.
-            CheckpointError: A buffer holds the frequencies of another base than the shape names.
+            CheckpointError: A buffer has the frequencies of another base than the shape gives.
         """
-        config = self.config(checkpoint.config)
+        before, after = checkpoint.config, self.config(checkpoint.config)
         tensors = dict(checkpoint.tensors)
-        for name, stored in checkpoint.tensors.items():
-            if name.endswith("inverse_frequency"):
-                _require_base(name, stored, checkpoint.config)
-                if config.rotary_base != checkpoint.config.rotary_base:
-                    tensors[name] = rotary_frequencies(config)
-        return replace(checkpoint, config=config, tensors=tensors)
+        for index, mixer in enumerate(before.mixers):
+            new = mixer.buffers_of(after)
+            for key, old in mixer.buffers_of(before).items():
+                name = f"blocks.{index}.mixer.{key}"
+                _require_base(name, tensors[name], old, before)
+                if not torch.equal(old, new[key]):
+                    tensors[name] = new[key]
+        return replace(checkpoint, config=after, tensors=tensors)
 
 
-def _require_base(name: str, stored: Tensor, config: ModelConfig) -> None:
-    if not torch.allclose(stored.float(), rotary_frequencies(config), rtol=ROUNDING, atol=0):
+def _require_base(name: str, stored: Tensor, expected: Tensor, config: ModelConfig) -> None:
+    if not torch.allclose(stored.float(), expected, rtol=ROUNDING, atol=0):
         raise CheckpointError(
             f"tensor {name!r} does not hold the frequencies of rotary_base = "
-            f"{config.rotary_base:g}; put the base it was trained with into the shape"
+            f"{config.rotary_base:g}; set rotary_base in the shape to the base it was trained with"
         )

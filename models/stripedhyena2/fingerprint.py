@@ -12,7 +12,7 @@ _SAMPLES = 4096  # values of each tensor that are hashed: reading all of a 40B m
 
 
 def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
-    """Twelve hexadecimal digits from the shape of a model, its dtypes and a sample of each tensor."""
+    """Twelve hexadecimal digits of the shape of a model, its dtypes and a sample of each tensor."""
     digest = hashlib.sha256(repr(config).encode())
     for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().reshape(-1)

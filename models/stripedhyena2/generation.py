@@ -1,39 +1,63 @@
-"""From prompts to sequences: many at a time, each as if it were alone.
+"""Generation: many sequences grow together, each as if it were alone.
 
-Prompts are read by the model itself, a chunk at a time, one prompt after the other; then each
-sequence grows in a row of a `Decoder`. A row whose sequence is over takes the next one at once.
+The model reads one prompt after the other, chunk by chunk; then each sequence grows in a row of a
+`Decoder`. When a sequence ends, the next one takes its row. `generate_sequences` is
+`StripedHyena2.generate`; `generate` is the same for any tokens, rules and random numbers.
 
 B rows, L prompt length, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from statistics import fmean
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from stripedhyena2.cache import Cache
 from stripedhyena2.decoding import Decoder
-from stripedhyena2.errors import NonFiniteError
+from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.dna import ACGT, as_read, check_sequences
+from stripedhyena2.errors import InputError, NonFiniteError, check_choice
 from stripedhyena2.memory import is_out_of_memory
-from stripedhyena2.model import StripedHyena2
+from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.sampling import Sampler, Uniforms, draw
+
+if TYPE_CHECKING:
+    from stripedhyena2.model import StripedHyena2
 
 _LOG = logging.getLogger(__name__)
 
-PREFILL_CHUNK = 8192  # prompt tokens a forward pass: bounds memory, changes no result
+PREFILL_CHUNK = 8192  # prompt tokens in one forward pass: bounds memory, changes no result
+ALPHABETS = ("dna", "any")
+KV_CACHES = ("auto", "fp8")
 
 
 class Guide(Protocol):
-    """The rules of one sequence in the making."""
+    """The rules of one sequence while it is generated."""
 
     def allowed(self) -> tuple[int, ...]:
         """Token ids that may come next, at least one."""
 
     def advance(self, token: int) -> str | None:
-        """Take in the token that was drawn; returns why the sequence is over, or None."""
+        """Append the token that was drawn; returns why the sequence ends here, or None."""
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """A guide that allows the same tokens at every step and never ends a sequence."""
+
+    tokens: tuple[int, ...]
+
+    def allowed(self) -> tuple[int, ...]:
+        """Token ids that may come next."""
+        return self.tokens
+
+    def advance(self, _token: int) -> str | None:
+        """Append a token."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +65,11 @@ class Request:
     """One sequence to generate.
 
     Attributes:
-        prompt_L: int64 token ids, at least one. Neighbours that share the tensor share its reading.
-        num_tokens: Where the sequence ends at the latest, "length" being why.
-        uniforms: Where its random numbers come from, one a token.
-        guide: What may be drawn, and where it ends before; None for any token.
+        prompt_L: int64 token ids, at least one. Consecutive requests that share the tensor have it
+            read once.
+        num_tokens: The sequence ends after this many tokens, with the reason "length".
+        uniforms: Its random numbers, one for each token.
+        guide: Which tokens may be drawn, and what ends the sequence earlier; None allows any token.
     """
 
     prompt_L: Tensor
@@ -55,136 +80,229 @@ class Request:
 
 @dataclass
 class Sample:
-    """What was drawn for a request.
+    """The tokens that were drawn for a request.
 
     Attributes:
-        index: Of the request.
+        index: Index of the request.
         ids: The tokens, without the prompt.
-        logprobs: Of each under the model, in nats: over the whole vocabulary, at temperature 1.
-        drawn_logprobs: Of each in the distribution it was drawn from, in nats.
-        ended: Why it ended: "length", or what the guide said; empty while it grows.
+        logprobs: Log-probability of each under the model, in nats: over the whole vocabulary, at
+            temperature 1.
+        drawn_logprobs: Log-probability of each in the distribution it was drawn from, in nats.
+        logits: Logits [V] that each was drawn from, if they are kept.
+        stop_reason: "length", or what the guide said; empty while the sequence grows.
     """
 
     index: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     drawn_logprobs: list[float] = field(default_factory=list)
-    ended: str = ""
+    logits: list[Tensor] = field(default_factory=list)
+    stop_reason: str = ""
+
+
+@dataclass(frozen=True)
+class GeneratedSequence:
+    """A sequence that `StripedHyena2.generate` returns.
+
+    Attributes:
+        prompt: The prompt as the model read it.
+        number: Number of the sample of this prompt, from 1.
+        sequence: The generated part as text; tokens that are not printable letters become "?".
+        ids: Its token ids.
+        logprobs: Log-probability of each token under the model, in nats: over the whole vocabulary,
+            at temperature 1.
+        drawn_logprobs: Log-probability of each token in the distribution it was drawn from, i.e.
+            after alphabet, top-k, temperature and top-p, in nats.
+    """
+
+    prompt: str
+    number: int
+    sequence: str
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    drawn_logprobs: tuple[float, ...]
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean of `logprobs`, in nats per base."""
+        return fmean(self.logprobs)
 
 
 class NonFiniteLogitsError(NonFiniteError):
     """The logits of a sequence are NaN or infinite.
 
     Attributes:
-        index: Of the request.
-        ids: Tokens drawn before, after its prompt.
+        index: Index of the request.
+        problem: The message, which does not name the request.
     """
 
-    def __init__(self, index: int, ids: list[int]) -> None:
-        super().__init__(f"the logits of token {len(ids) + 1} after the prompt are not finite")
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"request {index}: {problem}")
         self.index = index
-        self.ids = ids
+        self.problem = problem
+
+
+def generate_sequences(
+    model: "StripedHyena2",
+    prompts: str | bytes | Sequence[str | bytes],
+    *,
+    num_tokens: int = 100,
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 4,
+    top_p: float = 1.0,
+    seed: int = 0,
+    alphabet: str = "dna",
+    batch_size: int = 16,
+    kv_cache: str = "auto",
+    progress: Progress = ignore_progress,
+) -> list[GeneratedSequence]:
+    """Generate sequences; arguments, result and errors are those of `StripedHyena2.generate`."""
+    check_choice("alphabet", alphabet, ALPHABETS)
+    check_choice("kv_cache", kv_cache, KV_CACHES)
+    numbers = {"num_tokens": num_tokens, "num_samples": num_samples, "batch_size": batch_size}
+    for name, value in numbers.items():
+        if value < 1:
+            raise InputError(f"{name}={value}: must be at least 1")
+    sampler = Sampler(temperature, top_k, top_p)
+    texts = [prompts] if isinstance(prompts, str | bytes) else prompts
+    read = [as_read(prompt) for prompt in check_sequences(texts, what="prompt")]
+    guide = Alphabet(tuple(ACGT)) if alphabet == "dna" else None
+    samples = [(prompt, number) for prompt in read for number in range(1, num_samples + 1)]
+    ids = {prompt: torch.tensor(list(prompt)) for prompt in read}
+    requests = [
+        Request(ids[prompt], num_tokens, Uniforms.of_sample(seed, prompt, number), guide)
+        for prompt, number in samples
+    ]
+    found = generate(
+        model,
+        requests,
+        sampler,
+        batch_size=batch_size,
+        float8=kv_cache == "fp8",
+        progress=progress,
+    )
+    try:
+        return [
+            GeneratedSequence(
+                prompt.decode(),
+                number,
+                token_text(sample.ids),
+                tuple(sample.ids),
+                tuple(sample.logprobs),
+                tuple(sample.drawn_logprobs),
+            )
+            for (prompt, number), sample in zip(samples, found, strict=True)
+        ]
+    except NonFiniteLogitsError as error:
+        prompt_index, sample_index = divmod(error.index, num_samples)
+        raise NonFiniteError(
+            f"prompt {prompt_index}, sample {sample_index + 1}: {error.problem}"
+        ) from None
+
+
+def token_text(ids: Sequence[int]) -> str:
+    """Tokens as text that a FASTA file can hold: others than printable letters become "?"."""
+    letters = map(chr, ids)
+    return "".join(c if c.isascii() and c.isprintable() and c not in "> " else "?" for c in letters)
 
 
 @torch.no_grad()
-def prefill(model: StripedHyena2, ids_BL: Tensor, cache: Cache) -> Tensor:
-    """Read prompts of equal length into a cache; returns the next token's logits, [B, V]."""
+def prefill(model: "StripedHyena2", ids_BL: Tensor, cache: Cache) -> Tensor:
+    """Read prompts of equal length into a cache; returns the logits of the next token, [B, V]."""
     for start in range(0, ids_BL.shape[1], PREFILL_CHUNK):
         logits_BV: Tensor = model(ids_BL[:, start : start + PREFILL_CHUNK], cache=cache)[:, -1]
     return logits_BV
 
 
 def generate(
-    model: StripedHyena2,
+    model: "StripedHyena2",
     requests: Sequence[Request],
     sampler: Sampler,
     *,
     batch_size: int = 16,
     float8: bool = False,
-    advance: Callable[[int], None] = lambda _: None,
+    keep_logits: bool = False,
+    progress: Progress = ignore_progress,
 ) -> Iterator[Sample]:
-    """Generate sequences, any number of which grow side by side.
+    """Generate sequences, up to `batch_size` of them together.
 
-    A sequence is decided by its request alone, up to what the order of rows and their number change
-    in the last bits of logits.
+    A sequence depends on its own request only, except that the last bits of the logits can differ
+    with the number and order of rows.
 
     Args:
         model: On any device; random numbers are turned into tokens on the CPU, in fp64.
         requests: What to generate.
-        sampler: How to draw.
-        batch_size: Sequences that grow at the same time; memory is taken for so many, or for half
-            as often as needed until it suffices.
-        float8: Keep keys and values in FP8: half the memory, and other numbers.
-        advance: Hears how many tokens were drawn, as they are.
+        sampler: The distribution that tokens are drawn from.
+        batch_size: Sequences that grow together; halved until the memory suffices.
+        float8: Store keys and values in FP8, which halves their memory and changes the numbers.
+        keep_logits: Keep the logits of every token in the samples.
+        progress: Called with the number of tokens drawn since the last call.
 
     Yields:
-        A sample for each request, in their order, as soon as it and all before it are there.
+        A sample for each request, in their order, as soon as it and all before it are complete.
 
     Raises:
-        ValueError: A prompt is empty.
-        NonFiniteLogitsError: The logits of a sequence are not finite.
+        InputError: A prompt is empty.
+        NonFiniteLogitsError: The logits of a sequence are NaN or infinite.
     """
     for index, request in enumerate(requests):
         if len(request.prompt_L) == 0:
-            raise ValueError(f"prompt {index} is empty; give at least one token")
+            raise InputError(f"prompt {index} is empty; give at least one token")
     if not requests:
         return
-    finished: dict[int, Sample] = {}
-    following = 0
-    rows = _that_fit(
-        lambda count: _Rows(model, requests, sampler, count, float8, advance),
-        min(batch_size, len(requests)),
-    )
-    for sample in rows.run():
-        finished[sample.index] = sample
-        while following in finished:
-            yield finished.pop(following)
-            following += 1
-
-
-def _that_fit(make: "Callable[[int], _Rows]", count: int) -> "_Rows":
-    """As many rows as asked for, or as the memory has room for."""
+    batch_size = min(batch_size, len(requests))
     while True:
         try:
-            return make(count)
+            batch = _Batch(model, requests, sampler, batch_size, float8, keep_logits, progress)
+            break
         except RuntimeError as error:
-            if count == 1 or not is_out_of_memory(error):
+            if batch_size == 1 or not is_out_of_memory(error):
                 raise
-            count //= 2
-            _LOG.warning("out of memory: %d sequences side by side instead", count)
+            batch_size //= 2
+            _LOG.warning("out of memory; generating %d sequences at a time instead", batch_size)
+    finished: dict[int, Sample] = {}
+    next_index = 0
+    for sample in batch.run():
+        finished[sample.index] = sample
+        while next_index in finished:
+            yield finished.pop(next_index)
+            next_index += 1
 
 
-class _Rows:
-    """Sequences in the rows of a decoder."""
+class _Batch:
+    """The sequences in the rows of a decoder."""
 
     def __init__(
         self,
-        model: StripedHyena2,
+        model: "StripedHyena2",
         requests: Sequence[Request],
         sampler: Sampler,
         batch_size: int,
         float8: bool,
-        advance: Callable[[int], None],
+        keep_logits: bool,
+        progress: Progress,
     ) -> None:
         self._model = model
         self._device = next(model.parameters()).device
         self._requests = requests
         self._sampler = sampler
-        self._advance = advance
+        self._keep_logits = keep_logits
+        self._progress = progress
         self._waiting = iter(range(len(requests)))
         self._rows: list[Sample | None] = [None] * batch_size
         capacity = max(len(request.prompt_L) + request.num_tokens for request in requests)
         self._decoder = Decoder(model, len(self._rows), capacity, float8=float8)
         self._masks: dict[tuple[int, ...] | None, Tensor] = {}
-        self._prompt_L: Tensor | None = None  # the one read last, what follows it, and its state
+        self._prompt_L: Tensor | None = None  # the prompt read last, with its logits and its cache
         self._logits_1V: Tensor
         self._cache: Cache
-        # What takes memory happens once, so that it can be done with fewer rows.
+        # All memory is allocated here, so that the caller can try again with fewer rows.
         self._decoder.step(torch.zeros(batch_size, dtype=torch.int64, device=self._device))
         self._read(requests[0].prompt_L, row=0)
 
     def run(self) -> Iterator[Sample]:
-        """Samples in the order they end in."""
+        """Samples in the order in which they end."""
         for row in range(len(self._rows)):
             yield from self._fill(row)
         while any(self._rows):
@@ -193,27 +311,28 @@ class _Rows:
             growing = [(row, sample) for row, sample in enumerate(self._rows) if sample]
             self._draw([sample for _, sample in growing], logits_BV[[row for row, _ in growing]])
             for row, sample in growing:
-                if sample.ended:
+                if sample.stop_reason:
                     yield sample
                     yield from self._fill(row)
 
     def _fill(self, row: int) -> Iterator[Sample]:
-        """Put the next sequence into a row; yields those that are over at their first token."""
+        """Put the next sequence into a row; yields sequences that end with their first token."""
         self._rows[row] = None
         for index in self._waiting:
             self._read(self._requests[index].prompt_L, row)
             sample = Sample(index)
             self._draw([sample], self._logits_1V)
-            if not sample.ended:
+            if not sample.stop_reason:
                 self._decoder.place(row, self._cache)
                 self._rows[row] = sample
                 return
             yield sample
 
     def _read(self, prompt_L: Tensor, row: int) -> None:
-        """Read a prompt, unless it was the last; its keys and values stay where they are read.
+        """Read a prompt into a row, unless it is the one read last.
 
-        A sequence only adds behind its prompt, so others take theirs from that row while it grows.
+        Its keys and values stay in that row. The sequence that grows there only appends to them, so
+        other samples of the prompt copy them from there.
         """
         if prompt_L is not self._prompt_L:
             self._cache = self._decoder.new_cache(row)
@@ -222,10 +341,13 @@ class _Rows:
             self._prompt_L = prompt_L
 
     def _draw(self, samples: Sequence[Sample], logits_BV: Tensor) -> None:
-        """Give every sample its next token, of the row of logits beside it."""
+        """Draw the next token of every sample from its row of logits."""
         for sample, is_finite in zip(samples, logits_BV.isfinite().all(1).tolist(), strict=True):
             if not is_finite:
-                raise NonFiniteLogitsError(sample.index, sample.ids)
+                raise self._not_finite(sample)
+        if self._keep_logits:
+            for sample, logits_V in zip(samples, logits_BV, strict=True):
+                sample.logits.append(logits_V.clone())
         logits_BV = logits_BV.double()
         requests = [self._requests[sample.index] for sample in samples]
         allowed_BV = torch.stack([self._mask(request.guide) for request in requests])
@@ -243,9 +365,10 @@ class _Rows:
             sample.ids.append(token)
             sample.logprobs.append(logprob)
             sample.drawn_logprobs.append(drawn_logprob)
-            ended = None if request.guide is None else request.guide.advance(token)
-            sample.ended = ended or ("length" if len(sample.ids) == request.num_tokens else "")
-        self._advance(len(samples))
+            reason = None if request.guide is None else request.guide.advance(token)
+            is_full = len(sample.ids) == request.num_tokens
+            sample.stop_reason = reason or ("length" if is_full else "")
+        self._progress(len(samples))
 
     def _mask(self, guide: Guide | None) -> Tensor:
         """Tokens that may be drawn, [V]."""
@@ -257,6 +380,23 @@ class _Rows:
                 mask_V[list(ids)] = True
             self._masks[ids] = mask_V
         return mask_V
+
+    def _not_finite(self, sample: Sample) -> NonFiniteLogitsError:
+        """The error for logits that are not finite, with the layer where that began."""
+        prompt_L = self._requests[sample.index].prompt_L
+        ids_1L = torch.cat([prompt_L, torch.tensor(sample.ids, dtype=torch.int64)])[None]
+        cache = self._model.new_cache(*ids_1L.shape)
+        layer = first_nonfinite_layer(
+            self._model,
+            ids_1L.to(self._device),
+            lambda ids_BL: prefill(self._model, ids_BL, cache),
+        )
+        origin = f"first in layer {layer}" if layer else "in decoding alone"
+        return NonFiniteLogitsError(
+            sample.index,
+            f"the logits of token {len(sample.ids) + 1} after the prompt are not finite, {origin}; "
+            "compute in fp32 (--dtype fp32), or use other weights",
+        )
 
 
 def _picked(values_BV: Tensor, ids_B: Tensor) -> list[float]:

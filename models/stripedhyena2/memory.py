@@ -1,4 +1,4 @@
-"""How PyTorch says that memory is short: of a GPU by a type of its own, of the machine in words."""
+"""Recognizing out-of-memory errors: a type of its own for GPUs, only words for the host."""
 
 import re
 
@@ -8,16 +8,16 @@ _DETAIL = re.compile(r"[Tt]ried to allocate [\d.]+ \w+(\. GPU \d+ has .*? is fre
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not as much memory as was asked for."""
+    """Whether an error says that an allocation failed for lack of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    told = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and (
-        "out of memory" in told or "can't allocate memory" in told
+        "out of memory" in message or "can't allocate memory" in message
     )
 
 
 def out_of_memory(error: BaseException) -> str:
-    """Such an error in a few words: how much was asked for, where it says that."""
+    """A short description of such an error, with the size of the allocation if it is known."""
     detail = _DETAIL.search(" ".join(str(error).split()))
     return f"out of memory ({detail[0]})" if detail else "out of memory"

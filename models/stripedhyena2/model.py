@@ -13,9 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from hyenakernels import add_rms_norm, rms_norm
 from hyenakernels.precision import accumulation_dtype, full_precision
-from stripedhyena2.cache import Cache, Past, RoomyPast
-from stripedhyena2.config import ATTENTION, ModelConfig
-from stripedhyena2.operators import Attention, Hyena
+from stripedhyena2.cache import Cache, Past
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.inference import Inference
+from stripedhyena2.initial import Draw, constant, normal
+from stripedhyena2.operators import Mixer
 
 
 class RMSNorm(nn.Module):
@@ -32,16 +34,16 @@ class RMSNorm(nn.Module):
 
 
 class SumRMSNorm(RMSNorm):
-    """RMSNorm of a sum, in the same pass over memory."""
+    """The RMSNorm of a sum, in the same pass over memory."""
 
     def forward(  # type: ignore[override]  # a sum has two terms
         self, x_BLD: Tensor, y_BLD: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Normalize x + y; returns that, and the sum."""
+        """Normalize x + y; returns the result and the sum."""
         return add_rms_norm(x_BLD, y_BLD, self.scale, self.eps)
 
 
-MLP_TOKENS = 131_072  # of a sequence at a time: bounds what lies between the layers of the MLP
+MLP_TOKENS = 131_072  # positions computed together: bounds the memory between the MLP's layers
 
 
 class GatedMLP(nn.Module):
@@ -55,11 +57,11 @@ class GatedMLP(nn.Module):
         self.activation = F.gelu if gelu else nn.Identity()
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Mix along D; longer sequences in pieces, computed anew in the backward pass."""
-        pieces = torch.split(x_BLD, MLP_TOKENS, dim=1)
-        if len(pieces) == 1:
+        """Mix along D; long sequences in chunks, which the backward pass recomputes."""
+        chunks = torch.split(x_BLD, MLP_TOKENS, dim=1)
+        if len(chunks) == 1:
             return self._mix(x_BLD)
-        return torch.cat([checkpoint(self._mix, x, use_reentrant=False) for x in pieces], dim=1)
+        return torch.cat([checkpoint(self._mix, x, use_reentrant=False) for x in chunks], dim=1)
 
     def _mix(self, x_BLD: Tensor) -> Tensor:
         y: Tensor = self.down(self.activation(self.gate(x_BLD)) * self.up(x_BLD))
@@ -71,26 +73,25 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        kind = config.stripes[index]
         self.pre_norm = RMSNorm(config.width, config.norm_eps)
-        self.mixer = Attention(config) if kind == ATTENTION else Hyena(config, kind)
+        self.mixer: Mixer = config.mixers[index](config)
         self.post_norm = SumRMSNorm(config.width, config.norm_eps)
         # Evo 2 was trained with a GELU in the first block's MLP only; all later ones are bilinear.
         self.mlp = GatedMLP(config, gelu=index == 0)
 
     def forward(self, x_BLD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
-        """One stripe; returns the residual stream and the past of what follows."""
+        """Returns the residual stream, and the past for the tokens that follow."""
         mixed_BLD, following = self.mixer(self.pre_norm(x_BLD), past)
         normed_BLD, x_BLD = self.post_norm(x_BLD, mixed_BLD)
         return x_BLD + self.mlp(normed_BLD), following
 
 
-class StripedHyena2(nn.Module):
+class StripedHyena2(Inference, nn.Module):
     """Token ids to next-token logits, through the blocks that `config.stripes` spells.
 
     Attributes:
-        activation_checkpointing: While training, keep the input of so many blocks only, and compute
-            them anew in the backward pass; 0 keeps all.
+        activation_checkpointing: Blocks in a group whose input alone is kept while training; the
+            backward pass recomputes the group. 0 keeps all activations.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -112,23 +113,25 @@ class StripedHyena2(nn.Module):
         initialize(model, seed)
         return model
 
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixer of each block."""
+        return [module for module in self.blocks.modules() if isinstance(module, Mixer)]
+
     def new_cache(
         self, batch_size: int, capacity: int | None = None, *, float8: bool = False
     ) -> Cache:
         """The state of `batch_size` sequences before their first token.
 
         Args:
-            batch_size: How many.
-            capacity: Take memory for the keys and values of so many tokens now, and copy none while
-                they grow. Such a cache has no clones that go on: one line of tokens fills it.
-            float8: Keep keys and values of these in FP8.
+            batch_size: Number of sequences.
+            capacity: Allocate the keys and values of this many tokens now, instead of copying them
+                as they grow. Such a cache cannot branch: its clones share the memory.
+            float8: Store these keys and values in FP8.
         """
         pasts: list[Past | None] = [None] * self.config.depth
         if capacity is not None:
-            for index, block in enumerate(self.blocks):
-                if isinstance(block.mixer, Attention):
-                    room = block.mixer.room(batch_size, capacity, float8=float8)
-                    pasts[index] = RoomyPast.within(room)
+            pasts = [mixer.new_past(batch_size, capacity, float8=float8) for mixer in self.mixers]
         return Cache(batch_size, position=0, pasts=pasts)
 
     def forward(self, ids_BL: Tensor, cache: Cache | None = None) -> Tensor:
@@ -136,13 +139,13 @@ class StripedHyena2(nn.Module):
 
         Args:
             ids_BL: int64 token ids in [0, V).
-            cache: Continue the sequences of this cache, and leave it after the last of `ids`.
+            cache: Continue the sequences of this cache, which is updated.
 
         Returns:
             Logits [B, L, V], in fp32 (fp64 for a fp64 model).
 
         Raises:
-            ValueError: The cache is of another batch size.
+            ValueError: The cache has another batch size.
         """
         if cache is not None and cache.batch_size != ids_BL.shape[0]:
             raise ValueError(
@@ -157,7 +160,7 @@ class StripedHyena2(nn.Module):
         return self.unembed(x_BLD)
 
     def _through_blocks(self, x_BLD: Tensor) -> Tensor:
-        """All blocks, from the start of the sequences; group by group where they are recomputed."""
+        """All blocks, from the start of the sequences; the backward pass may recompute groups."""
 
         def run(x_BLD: Tensor, first: int, last: int) -> Tensor:
             for block in self.blocks[first:last]:
@@ -188,38 +191,31 @@ def initialize(model: StripedHyena2, seed: int) -> None:
 def initial_values(model: StripedHyena2, seed: int) -> Iterator[Tensor]:
     """A fresh value for every parameter of `model` in their order, as Savanna does for Evo 2.
 
-    Projections N(0, 2 / 5D); output projections N(0, (2 / (depth * sqrt(D)))^2); taps of featurizer
-    and SE uniform within sqrt(1 / featurizer taps); MR taps 1e-5 * N(0, 1) / sqrt(context); poles
-    -U(0.01, 0.1) / e; residues 0.1 * N(0, 1) / sqrt(modes); skips and biases 0; norms 1.
+    Embedding and MLP N(0, 2 / 5D); outputs of the MLP N(0, (2 / (depth * sqrt(D)))^2); norms 1;
+    mixers as their `Mixer.initial` says.
 
     They are drawn on the CPU in fp32, one after the other, so that a seed gives the same model
-    everywhere; `model` tells names and shapes and may lie on the meta device.
+    everywhere; only names and shapes of `model` matter, which may be on the meta device.
 
     Source: the public Evo 2 training recipes; the skips, which they leave undefined, start at 0.
     """
     config = model.config
-    generator = torch.Generator().manual_seed(seed)
-    projection = math.sqrt(2 / (5 * config.width))
-    output = 2 / (config.depth * math.sqrt(config.width))
-    bound = math.sqrt(1 / config.num_featurizer_taps)
+    projection = normal(math.sqrt(2 / (5 * config.width)))
+    output = normal(2 / (config.depth * math.sqrt(config.width)))
+    draws: dict[str, Draw] = {"embedding.weight": projection, "norm.scale": constant(1)}
+    for index, mixer in enumerate(config.mixers):
+        block = {
+            "pre_norm.scale": constant(1),
+            **{f"mixer.{name}": draw for name, draw in mixer.initial(config).items()},
+            "post_norm.scale": constant(1),
+            "mlp.gate.weight": projection,
+            "mlp.up.weight": projection,
+            "mlp.down.weight": output,
+        }
+        draws |= {f"blocks.{index}.{name}": draw for name, draw in block.items()}
 
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         value = torch.empty(parameter.shape, device="cpu", dtype=torch.float32)
-        parent, _, last = name.rpartition(".")
-        if last in ("skip_D", "bias"):
-            value.zero_()
-        elif last == "scale":
-            value.fill_(1)
-        elif last == "log_poles_DS":
-            value.uniform_(0.01, 0.1, generator=generator).div_(-math.e)
-        elif last == "residues_DS":
-            value.normal_(0, 0.1 / math.sqrt(config.num_modes), generator=generator)
-        elif last == "taps_GK" and parameter.shape[1] == config.num_medium_taps:
-            value.normal_(0, 1e-5 / math.sqrt(config.original_context), generator=generator)
-        elif last in ("taps_GK", "featurizer_taps_CK"):
-            value.uniform_(-bound, bound, generator=generator)
-        elif parent.endswith(("project_out", "mlp.down")):
-            value.normal_(0, output, generator=generator)
-        else:
-            value.normal_(0, projection, generator=generator)
+        draws[name](value, generator)
         yield value

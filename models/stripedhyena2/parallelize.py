@@ -1,7 +1,7 @@
-"""One sequence over several ranks, put on a model from outside: every mixer gets its exchange.
+"""One sequence on several ranks, put on a model from outside: every mixer gets its exchange.
 
-Each rank holds the rows that follow those of the rank before it. Embedding, norms, projections,
-MLPs and the head see one row at a time and stay as they are.
+Each rank holds the positions that follow those of the rank before it. Embedding, norms,
+projections, MLPs and the head compute one position at a time and stay as they are.
 
 B batch, L tokens of this rank, T tokens of the sequence.
 """
@@ -14,71 +14,41 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from hyenakernels import parallel
 from hyenakernels.parallel import Sharding
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.mixer import Mixer
 from stripedhyena2.model import StripedHyena2
-from stripedhyena2.operators import Attention, Hyena, HyenaLI
-
-CHUNKS = 4  # of the channels that a rank gets, in pipelined all-to-all
-
-FIR: dict[str, Callable[..., Any]] = {
-    "halo": parallel.hyena_fir_halo,
-    "overlapped": parallel.hyena_fir_overlapped,
-    "all-to-all": parallel.hyena_fir_all_to_all,
-    "pipelined": partial(parallel.hyena_fir_all_to_all, num_chunks=CHUNKS),
-}
-MODAL: dict[str, Callable[..., Any]] = {
-    "states": parallel.hyena_modal_states,
-    "all-to-all": parallel.hyena_modal_all_to_all,
-    "pipelined": partial(parallel.hyena_modal_all_to_all, num_chunks=CHUNKS),
-    "fft": parallel.hyena_modal_fft,
-}
-ATTENTION: dict[str, Callable[..., Any]] = {
-    "heads": parallel.attention_all_to_all,
-    "ring": parallel.attention_ring,
-    "zigzag": parallel.attention_zigzag,
-}
 
 
 @dataclass(frozen=True)
 class Schemes:
-    """How each kind of mixer exchanges; `hyenakernels/parallel/README.md` compares them.
+    """How the operators exchange; `hyenakernels/parallel/README.md` compares the schemes.
+
+    Every operator takes the field that its `Mixer.scheme` names, a key of its `Mixer.exchanges`.
 
     Attributes:
-        fir: A key of `FIR`, for Hyena-SE and -MR.
-        modal: A key of `MODAL`, for Hyena-LI.
-        attention: A key of `ATTENTION`.
+        fir: For Hyena-SE and Hyena-MR.
+        modal: For Hyena-LI.
+        attention: For attention.
     """
 
     fir: str = "overlapped"
     modal: str = "states"
     attention: str = "heads"
 
+    def of(self, mixer: type[Mixer]) -> str:
+        """The scheme of an operator; empty for one without exchanges."""
+        return getattr(self, mixer.scheme) if mixer.scheme else ""
+
 
 def check_schemes(config: ModelConfig, schemes: Schemes, count: int) -> None:
     """Refuse exchanges that `count` ranks cannot make for a model of this shape.
 
     Raises:
-        ValueError: Says which, and what to choose instead.
+        ValueError: The message names the scheme and what to choose instead.
     """
-    parts = {"all-to-all": count, "pipelined": CHUNKS * count}
-    if schemes.attention == "heads" and config.num_heads < count:
-        raise ValueError(
-            f'attention = "heads": {config.num_heads} heads for {count} ranks; use "zigzag"'
-        )
-    if config.num_filter_groups < parts.get(schemes.fir, 0):
-        raise ValueError(
-            f'fir = "{schemes.fir}": {config.num_filter_groups} filter groups for '
-            f'{parts[schemes.fir]} parts; use "overlapped"'
-        )
-    if config.width < parts.get(schemes.modal, 0):
-        raise ValueError(
-            f'modal = "{schemes.modal}": {config.width} channels for {parts[schemes.modal]} parts; '
-            'use "states"'
-        )
-    if schemes.modal == "fft" and count & (count - 1):
-        raise ValueError(f'modal = "fft": {count} ranks are no power of two; use "states"')
+    for mixer in config.mixers:
+        mixer.check_exchange(config, schemes.of(mixer), count)
 
 
 @dataclass
@@ -87,29 +57,24 @@ class SharedSequence:
 
     Attributes:
         group: The ranks, in the order of the sequence; None for the world.
-        schemes: What they exchange.
+        schemes: How they exchange.
     """
 
     group: dist.ProcessGroup | None
-    schemes: Schemes = Schemes()
+    schemes: Schemes = field(default_factory=Schemes)
     _sharding: Sharding | None = field(default=None, init=False)
-    _attentions: list[Attention] = field(default_factory=list, init=False)
+    _mixers: list[Mixer] = field(default_factory=list, init=False)
 
     def put_on(self, model: StripedHyena2) -> None:
         """Let the mixers of `model` exchange, from the first `expect` or `cut` on."""
-        schemes = self.schemes
-        for mixer in model.blocks.modules():
-            if isinstance(mixer, Attention):
-                self._attentions.append(mixer)
-                mixer.attend = self._either(mixer.attend, ATTENTION[schemes.attention])
-            elif isinstance(mixer, Hyena):
-                operator = mixer.operator
-                is_long = isinstance(operator, HyenaLI)
-                op = MODAL[schemes.modal] if is_long else FIR[schemes.fir]
-                operator.convolve = self._either(operator.convolve, op)
+        self._mixers = model.mixers
+        for mixer in self._mixers:
+            together = mixer.exchanges.get(self.schemes.of(type(mixer)))
+            if together is not None:
+                mixer.wrap_operator(partial(self._either, together))
 
     def _either(
-        self, alone: Callable[..., Any], together: Callable[..., Any]
+        self, together: Callable[..., Any], alone: Callable[..., Any]
     ) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             if self._sharding is None:
@@ -120,14 +85,14 @@ class SharedSequence:
 
     @property
     def rank(self) -> int:
-        """Which part of a sequence this rank holds."""
+        """The index of the part of a sequence that this rank holds."""
         return dist.get_rank(self.group)
 
     def expect(self, length: int) -> tuple[int, int]:
-        """Make ready for sequences of `length` tokens, the same on all ranks.
+        """Prepare for sequences of `length` tokens, the same on all ranks.
 
         Returns:
-            Start and end of this rank's part; parts differ by one token at most.
+            Start and end of this rank's part; parts differ by at most one token.
 
         Raises:
             ValueError: There are fewer tokens than ranks.
@@ -137,17 +102,17 @@ class SharedSequence:
             raise ValueError(f"{length} tokens cannot be shared by {count} ranks")
         self._sharding = Sharding.even(length, count)
         ((start, end),) = self._sharding.spans[self.rank]
-        for attention in self._attentions:
-            attention.first_position = start
+        for mixer in self._mixers:
+            mixer.first_position = start
         return start, end
 
     def dissolve(self) -> None:
         """Let the model take whole sequences again, on each rank by itself."""
         self._sharding = None
-        for attention in self._attentions:
-            attention.first_position = 0
+        for mixer in self._mixers:
+            mixer.first_position = 0
 
     def cut(self, x_BT: Tensor) -> Tensor:
-        """This rank's part of whole sequences, [B, L]; the model is made ready for it."""
+        """This rank's part of whole sequences, [B, L]; the model is prepared for it."""
         start, end = self.expect(x_BT.shape[1])
         return x_BT[:, start:end]

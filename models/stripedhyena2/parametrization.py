@@ -1,10 +1,11 @@
 """The form in which filters train, put on a model from outside; checkpoints hold the folded form.
 
 Poles train as the logarithm of their rate, which keeps every mode decaying. MR taps train under the
-decay window that Savanna multiplies at every step, so that far taps are regularized.
+decay window that Savanna multiplies at every step, so that far taps are regularized. Which
+parameters of an operator train in which form says its `Mixer.training_forms`.
 
-The way back from released weights, which hold the folded form alone, is not the state they were
-trained in: the values are the same, but what an optimizer sees of them is chosen here.
+Released weights are in the folded form only. Unfolding them restores the values, but not the state
+of the optimizer that trained them.
 
 D channels, S modes, G filter groups, K taps.
 """
@@ -16,14 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from stripedhyena2.model import StripedHyena2
-from stripedhyena2.operators import HyenaLI, HyenaMR
+from stripedhyena2.mixer import Mixer
 
 
 class DecayingPoles(nn.Module):
     """log_poles = -exp(start + shift): negative whatever the optimizer does.
 
-    The shift begins at 0, so that it stays exact where a training engine keeps parameters in bf16.
+    The shift starts at 0, so that it is exact even if a training engine keeps parameters in bf16.
     """
 
     start_DS: Tensor
@@ -54,7 +54,7 @@ class PublishedPoles(nn.Module):
         return p_DS, torch.log(-log_poles_DS) - p_DS
 
 
-SMALLEST_WINDOW = 1e-6  # short contexts would underflow, and taps under a zero could not be found
+MIN_WINDOW = 1e-6  # short contexts would underflow, and taps under a zero could not be unfolded
 
 
 class DecayWindow(nn.Module):
@@ -66,7 +66,7 @@ class DecayWindow(nn.Module):
         super().__init__()
         rate_G1 = torch.logspace(-2, 2, num_groups)[:, None]
         window_GK = torch.exp(-rate_G1 * torch.arange(num_taps) / (context - 1))
-        self.register_buffer("window_GK", window_GK.clamp_min(SMALLEST_WINDOW))
+        self.register_buffer("window_GK", window_GK.clamp_min(MIN_WINDOW))
 
     def forward(self, free_taps_GK: Tensor) -> Tensor:
         """Fold."""
@@ -83,46 +83,50 @@ def trainable(module: nn.Module, context: int, *, published: bool = False) -> No
     Values do not change.
 
     Args:
-        module: Holds operators.
-        context: Positions that the decay window of MR spans: those of the first training, whatever
-            the context was extended to.
-        published: Poles in the redundant form of the published training runs.
+        module: Contains mixers.
+        context: Positions that the decay window of MR spans: those of the first training, even if
+            the context was extended since.
+        published: Use the redundant form of poles of the published training runs.
     """
-    for operator in [*module.modules()]:
-        if isinstance(operator, HyenaLI):
-            poles = PublishedPoles() if published else DecayingPoles(operator.log_poles_DS)
-            parametrize.register_parametrization(operator, "log_poles_DS", poles)
-        elif isinstance(operator, HyenaMR):
-            groups, taps = operator.taps_GK.shape
-            window = DecayWindow(groups, taps, context).to(operator.taps_GK.device)
-            parametrize.register_parametrization(operator, "taps_GK", window)
+    for mixer in [*module.modules()]:
+        if isinstance(mixer, Mixer):
+            for name, form in mixer.training_forms(context, published=published).items():
+                path, _, last = name.rpartition(".")
+                parametrize.register_parametrization(mixer.get_submodule(path), last, form)
+
+
+def folded_name(name: str) -> str:
+    """The name of a parameter in the folded form, whatever form it trains in."""
+    path, marker, rest = name.partition(".parametrizations.")
+    return f"{path}.{rest.partition('.')[0]}" if marker else name
 
 
 @torch.no_grad()
 def folded_state(
-    model: StripedHyena2, parameters: Iterable[tuple[str, Tensor]] | None = None
+    model: nn.Module, parameters: Iterable[tuple[str, Tensor]] | None = None
 ) -> dict[str, Tensor]:
-    """The weights under the names and values of inference, whatever form they train in.
+    """The weights under their names and values in inference, whatever form they train in.
 
     Args:
         model: In either form.
         parameters: Other values of its parameters, by the names they train under.
     """
     state: dict[str, Tensor] = {}
-    originals: dict[tuple[str, str], list[Tensor]] = {}
+    originals: dict[str, list[Tensor]] = {}
     named = model.named_parameters() if parameters is None else parameters
     for name, tensor in named:
-        path, marker, rest = name.partition(".parametrizations.")
-        if marker:
-            originals.setdefault((path, rest.split(".")[0]), []).append(tensor.detach())
-        else:
+        folded = folded_name(name)
+        if folded == name:
             state[name] = tensor.detach()
-    for (path, last), values in originals.items():
+        else:
+            originals.setdefault(folded, []).append(tensor.detach())
+    for name, values in originals.items():
+        path, _, last = name.rpartition(".")
         forms: Any = model.get_submodule(f"{path}.parametrizations.{last}")
         form = forms[0]
         on_device = [value.to(_device(form, value)) for value in values]
         # Not called as a module: hooks of a training engine would take that for a forward pass.
-        state[f"{path}.{last}"] = form.forward(*on_device).to(values[0].device)
+        state[name] = form.forward(*on_device).to(values[0].device)
     for name, buffer in model.named_buffers():
         if ".parametrizations." not in name:
             state[name] = buffer
@@ -130,5 +134,5 @@ def folded_state(
 
 
 def _device(form: nn.Module, value: Tensor) -> torch.device:
-    """Where a parametrization computes: where its buffers lie, if it has any."""
+    """The device that a parametrization computes on: that of its buffers, if it has any."""
     return next((buffer.device for buffer in form.buffers()), value.device)

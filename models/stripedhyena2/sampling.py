@@ -12,31 +12,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stripedhyena2.errors import InputError
+
 
 class Uniforms:
-    """Numbers in [0, 1), decided by a key and nothing else, on any machine.
+    """Uniform random numbers in [0, 1) that depend on a key only, the same on every machine.
 
-    They are the raw words of Philox (a counter-based generator) under a hash of the key, of which
-    the upper 53 bits are taken.
+    They are the upper 53 bits of the raw words of Philox, a counter-based generator, seeded by a
+    hash of the key.
     """
 
     def __init__(self, *key: int | bytes) -> None:
         digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
         self._bits = np.random.Philox(key=int.from_bytes(digest, "little"))
 
+    @classmethod
+    def of_sample(cls, seed: int, prompt: bytes, number: int) -> "Uniforms":
+        """The numbers for one sample of a prompt; `number` counts its samples from 1."""
+        return cls(seed, prompt, number)
+
     def draw(self) -> float:
-        """The next one."""
+        """The next number."""
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a token is drawn: of the `top_k` likeliest, softened, of the `top_p` likeliest.
+    """The distribution that a token is sampled from: top-k, then temperature, then top-p.
 
     Attributes:
-        temperature: Logits are divided by it; 0 takes the likeliest token.
-        top_k: Only so many of the likeliest tokens; 0 means all, 1 is greedy.
-        top_p: Only the smallest set of likeliest tokens that holds this probability; 1 means all.
+        temperature: Divides the logits; 0 is greedy, i.e. takes the likeliest token.
+        top_k: Sample from the k likeliest tokens; 0 means all, 1 is greedy.
+        top_p: Sample from the smallest set of likeliest tokens with this total probability; 1 means
+            all.
+
+    Raises:
+        InputError: A value is out of range.
     """
 
     temperature: float = 1.0
@@ -45,24 +56,24 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature = {self.temperature} must be 0 or more, and finite")
+            raise InputError(f"temperature = {self.temperature} must be 0 or more, and finite")
         if self.top_k < 0:
-            raise ValueError(f"top_k = {self.top_k} must not be negative")
+            raise InputError(f"top_k = {self.top_k} must not be negative")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p = {self.top_p} must be above 0 and at most 1")
+            raise InputError(f"top_p = {self.top_p} must be above 0 and at most 1")
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is drawn at random."""
+        """Whether the likeliest token is always taken."""
         return self.temperature == 0 or self.top_k == 1
 
     def probabilities(self, logits_BV: Tensor, allowed_BV: Tensor | None = None) -> Tensor:
         """The distribution tokens are drawn from, [B, V].
 
         Args:
-            logits_BV: Finite.
-            allowed_BV: Tokens that may be drawn, at least one a row, to which the distribution is
-                limited before all else; None for all.
+            logits_BV: Finite logits.
+            allowed_BV: Tokens that may be drawn, at least one per row; the others are removed
+                before top-k. None allows all.
         """
         logits = logits_BV
         if allowed_BV is not None:
@@ -72,31 +83,31 @@ class Sampler:
         if 0 < self.top_k < logits.shape[1]:
             least = logits.topk(self.top_k, dim=1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
-        # Next to 0 a quotient of what is not the largest may be -inf, of the largest it is 0.
+        # With a temperature near 0 quotients may overflow to -inf, but that of the largest is 0.
         below = logits - logits.amax(dim=1, keepdim=True)
         probabilities = torch.softmax(below / self.temperature, dim=1)
         if self.top_p < 1:
             ascending, order = probabilities.sort(dim=1)
             # A token goes when it and all less likely ones hold no more than 1 - top_p.
             dropped = ascending.cumsum(1) <= 1 - self.top_p
-            dropped[:, -1] = False  # not even where 1 - top_p is 1, rounded
+            dropped[:, -1] = False  # even if 1 - top_p is rounded to 1
             probabilities = probabilities.masked_fill(dropped.scatter(1, order, dropped), 0)
             probabilities = probabilities / probabilities.sum(1, keepdim=True)
         return probabilities
 
 
 def draw(probabilities_BV: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """The token of each row where the sum of probabilities passes the row's uniform, [B].
+    """The token of each row at which the cumulative probability exceeds a uniform number, [B].
 
-    The inverse of the cumulative distribution: a token of probability 0 is never drawn.
+    A token with probability 0 is never drawn.
 
     Args:
-        probabilities_BV: In fp64, on the CPU.
-        uniforms: In [0, 1), one a row.
+        probabilities_BV: fp64, on the CPU.
+        uniforms: One number in [0, 1) for each row.
     """
     cumulative_BV = probabilities_BV.cumsum(1)
     total_B1 = cumulative_BV[:, -1:]
     wanted_B1 = torch.tensor(uniforms, dtype=torch.float64)[:, None] * total_B1
-    # Rounding may carry a uniform near 1 up to the total, which nothing passes.
+    # Rounding may lift a number near 1 to the total, which no cumulative probability exceeds.
     wanted_B1 = torch.minimum(wanted_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
     return torch.searchsorted(cumulative_BV, wanted_B1, right=True)[:, 0]

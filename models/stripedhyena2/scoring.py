@@ -1,89 +1,86 @@
 """Log-likelihoods of DNA, in nats.
 
 The log-likelihood of bases x_1 ... x_n is the sum over t = 2 ... n of log P(x_t | x_1 ... x_(t-1)).
-No token stands before the first base, so it has no prediction and n bases have n - 1 of them.
-Log-softmax runs in fp32 or better over the whole vocabulary, sums run in fp64. Sequences are read
-one at a time, so that no score depends on what else is scored.
+The first base has no prediction, as no token precedes it, so n bases have n - 1 predictions.
+Log-softmax is computed in fp32 or better over the whole vocabulary, sums in fp64. Sequences are
+read one at a time, so no score depends on what else is scored.
 
-`ScoringState` reads a sequence chunk by chunk and can be continued any number of times, which is
-how windows share their common beginning. `sequence_logprob` streams one sequence of any length
-through the model layer by layer, within the memory there is.
+`ScoringState` reads a sequence chunk by chunk and can be continued any number of times, which lets
+windows share a common beginning. `sequence_logprob` streams one sequence of any length through the
+model layer by layer, within the available memory. `score_sequences` is `StripedHyena2.score`.
 
 L tokens, V vocabulary.
 """
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from statistics import mean
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from stripedhyena2.cache import Cache
 from stripedhyena2.diagnosis import first_nonfinite_layer
-from stripedhyena2.errors import InputError, NonFiniteError
+from stripedhyena2.dna import as_read, check_sequences, strand_of, strands_of
+from stripedhyena2.errors import InputError, NonFiniteError, check_choice
 from stripedhyena2.memory import is_out_of_memory
-from stripedhyena2.model import StripedHyena2
-from stripedhyena2.streaming import Streaming, fitting, stream
+from stripedhyena2.progress import Progress, ignore_progress
+from stripedhyena2.streaming import Streaming, fastest_streaming, stream
+
+if TYPE_CHECKING:
+    from stripedhyena2.model import StripedHyena2
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 
 CHUNK = 8192  # bases in one forward pass: bounds its memory; fixed, so that sums never vary
-
-
-def ignore_progress(_: float) -> None:
-    """The callback of a caller who does not follow the progress."""
+REDUCTIONS = ("mean", "sum", "none")
 
 
 @dataclass(frozen=True)
 class ScoringState:
-    """A sequence that was read so far. `extend` returns a new state and leaves this one as it is.
+    """The beginning of a sequence. `extend` returns a new state and leaves this one unchanged.
 
     Attributes:
-        model: What reads the sequence.
-        cache: The model's state after the bases so far.
-        logprob: Log-likelihood of the bases so far, in nats.
+        model: The model that reads the sequence.
+        cache: Its cache after the bases read so far.
+        logprob: Log-likelihood of the bases read so far, in nats.
         next_V: Log-probabilities of the next token [V]; None before the first base.
     """
 
-    model: StripedHyena2
+    model: "StripedHyena2"
     cache: Cache
     logprob: float
     next_V: Tensor | None
 
     @classmethod
-    def start(cls, model: StripedHyena2) -> "ScoringState":
-        """A sequence before its first base."""
+    def start(cls, model: "StripedHyena2") -> "ScoringState":
+        """The state before the first base."""
         return cls(model, model.new_cache(1), 0.0, None)
 
     def extend(
-        self, bases: bytes, advance: Callable[[int], None] = ignore_progress
+        self, bases: bytes, progress: Callable[[int], None] = ignore_progress
     ) -> "ScoringState":
-        """Read further bases.
-
-        Args:
-            bases: Upper-case letters.
-            advance: Called with the number of bases each time that a chunk has been read.
-        """
+        """Read further bases, upper-case letters."""
         state = self
         for start in range(0, len(bases), CHUNK):
             chunk = bases[start : start + CHUNK]
             state, _, _ = state.predict(chunk)
-            advance(len(chunk))
+            progress(len(chunk))
         return state
 
     @torch.inference_mode()
     def predict(self, bases: bytes) -> tuple["ScoringState", Tensor, Tensor]:
-        """Read further bases in one forward pass, and return how each of them was predicted.
+        """Read further bases in one forward pass, and return their predictions.
 
         Returns:
-            The state after them; token ids [L]; and log-probabilities [L, V] in nats, each row
-            given all bases before its token. The first base of a sequence has no row in either.
+            The state after them, token ids [L], and log-probabilities [L, V] in nats, where each
+            row is the prediction of its token from all bases before it. The first base of a
+            sequence has no row in either.
         """
         ids_L = token_ids(self.model, bases)
         cache = self.cache.clone()
@@ -102,111 +99,172 @@ def token_logprobs(logprobs_LV: Tensor, ids_L: Tensor) -> Tensor:
     return logprobs_LV.gather(1, ids_L[:, None])[:, 0].double()
 
 
-def token_ids(model: StripedHyena2, bases: bytes) -> Tensor:
+def token_ids(model: "StripedHyena2", bases: bytes) -> Tensor:
     """Token ids [L] of `bases`, on the device of the model."""
     values = torch.frombuffer(bytearray(bases), dtype=torch.uint8)
     return values.to(model.embedding.weight.device, torch.int64)
 
 
+def score_sequences(
+    model: "StripedHyena2",
+    sequences: Sequence[str | bytes],
+    *,
+    reduce: str = "mean",
+    strand: str = "fwd",
+    max_memory: float | None = None,
+    progress: Progress = ignore_progress,
+) -> list[float] | list[Tensor]:
+    """Score sequences; arguments, result and errors are those of `StripedHyena2.score`."""
+    check_choice("reduce", reduce, REDUCTIONS)
+    strands = strands_of(strand)
+    if reduce == "none" and len(strands) > 1:
+        raise InputError(
+            "reduce='none' with strand='both': the strands predict different bases; score 'fwd' "
+            "and 'rc' one after the other"
+        )
+    letters = [as_read(sequence) for sequence in check_sequences(sequences, min_length=2)]
+    if reduce == "none":
+        found: list[Tensor] = []
+        for index, bases in enumerate(letters):
+            read = strand_of(bases, *strands)
+            logprobs_L = sequence_logprobs(model, read, progress, max_memory)
+            require_finite(logprobs_L.sum().item(), model, read, f"sequence {index}")
+            found.append(logprobs_L)
+        return found
+    scores: list[float] = []
+    for index, bases in enumerate(letters):
+        totals = []
+        for each in strands:
+            read = strand_of(bases, each)
+            total = sequence_logprob(
+                model, read, lambda count: progress(count / len(strands)), max_memory
+            )
+            require_finite(total, model, read, f"sequence {index}")
+            totals.append(total)
+        scores.append(mean(totals) / (len(bases) - 1 if reduce == "mean" else 1))
+    return scores
+
+
 def sequence_logprob(
-    model: StripedHyena2,
+    model: "StripedHyena2",
     bases: bytes,
-    advance: Callable[[float], None] = ignore_progress,
+    progress: Progress = ignore_progress,
     max_memory: float | None = None,
 ) -> float:
     """Log-likelihood of a sequence of any length, in nats.
 
     Args:
-        model: What scores.
+        model: The model that scores.
         bases: Upper-case letters.
-        advance: Called with the number of bases done, in fractions as layers are passed; a negative
-            number takes back what has to be computed again.
-        max_memory: Bytes that weights and computation may take on the device of the model; None for
+        progress: See `stripedhyena2.progress`.
+        max_memory: Bytes that weights and computation may use on the device of the model; None for
             what is free.
 
     Raises:
-        InputError: The memory does not suffice, however small the pieces.
+        InputError: The memory does not suffice, even for the smallest chunks.
     """
-    ids_L = token_ids(model, bases)
-    return stream_within_memory(
-        model, len(bases), partial(_streamed_logprob, model, ids_L), advance, max_memory
-    )
+
+    def compute(streaming: Streaming, progress: Progress) -> float:
+        total = 0.0
+        for logprobs_L in _stream_logprobs(model, bases, streaming, progress):
+            total += logprobs_L.sum().item()
+        return total
+
+    return stream_within_memory(model, len(bases), compute, progress, max_memory)
+
+
+def sequence_logprobs(
+    model: "StripedHyena2",
+    bases: bytes,
+    progress: Progress = ignore_progress,
+    max_memory: float | None = None,
+) -> Tensor:
+    """The terms of `sequence_logprob`, of each base but the first: [L - 1], fp64, on the CPU."""
+
+    def compute(streaming: Streaming, progress: Progress) -> Tensor:
+        chunks = _stream_logprobs(model, bases, streaming, progress)
+        return torch.cat([logprobs_L.cpu() for logprobs_L in chunks])
+
+    return stream_within_memory(model, len(bases), compute, progress, max_memory)
 
 
 @torch.inference_mode()
-def _streamed_logprob(
-    model: StripedHyena2, ids_L: Tensor, way: Streaming, advance: Callable[[float], None]
-) -> float:
-    logprob, next_V, done = 0.0, None, 0
-    for count, logits in stream(model, ids_L[None], way):
-        advance(count / (model.config.depth + 1))
+def _stream_logprobs(
+    model: "StripedHyena2", bases: bytes, streaming: Streaming, progress: Progress
+) -> Iterator[Tensor]:
+    """Log-probabilities of all bases but the first, in order, a few tensors [L] for each chunk."""
+    ids_L = token_ids(model, bases)
+    next_V, done = None, 0
+    for count, logits in stream(model, ids_L[None], streaming):
+        progress(count / (model.config.depth + 1))
         if logits is None:
             continue
         logprobs_LV = logits[0].log_softmax(dim=-1)
         chunk_L = ids_L[done : done + count]
         done += count
         if next_V is not None:
-            logprob += next_V[chunk_L[0]].item()
-        logprob += token_logprobs(logprobs_LV[:-1], chunk_L[1:]).sum().item()
+            yield token_logprobs(next_V[None], chunk_L[:1])
+        yield token_logprobs(logprobs_LV[:-1], chunk_L[1:])
         next_V = logprobs_LV[-1].clone()
-    return logprob
 
 
 def stream_within_memory(
-    model: StripedHyena2,
+    model: "StripedHyena2",
     num_bases: int,
-    compute: Callable[[Streaming, Callable[[float], None]], T],
-    advance: Callable[[float], None] = ignore_progress,
+    compute: Callable[[Streaming, Progress], T],
+    progress: Progress = ignore_progress,
     max_memory: float | None = None,
 ) -> T:
-    """The result of `compute`, which streams a sequence the fastest way that the memory allows.
+    """The result of `compute`, which streams a sequence, as fast as the memory allows.
 
     Args:
-        model: What reads the sequence.
-        num_bases: Its length.
-        compute: Called with how to stream, and with a callback for its progress; called again with
-            smaller pieces where the memory did not suffice.
-        advance: As in `sequence_logprob`.
-        max_memory: As in `sequence_logprob`.
+        model: The model that reads the sequence.
+        num_bases: Length of the sequence.
+        compute: Called with the streaming plan and a callback for its progress; called again with
+            smaller chunks if memory does not suffice.
+        progress: See `stripedhyena2.progress`.
+        max_memory: As for `sequence_logprob`.
 
     Raises:
-        InputError: The memory does not suffice, however small the pieces.
+        InputError: The memory does not suffice, even for the smallest chunks.
     """
-    way: Streaming | None = choose_streaming(model, num_bases, max_memory)
-    while way is not None:
+    streaming: Streaming | None = choose_streaming(model, num_bases, max_memory)
+    while streaming is not None:
         done = 0.0
 
-        def count(share: float) -> None:
+        def count_and_report(count: float) -> None:
             nonlocal done
-            done += share
-            advance(share)
+            done += count
+            progress(count)
 
         try:
-            return compute(way, count)
+            return compute(streaming, count_and_report)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            advance(-done)
-            way = way.smaller
-            if way is not None:
-                where = " with the host's memory" if way.offload else ""
-                _LOG.warning("out of memory; retrying with pieces of %d bases%s", way.piece, where)
+            progress(-done)
+            streaming = streaming.fallback
+            if streaming is not None:
+                where = " in host memory" if streaming.offload else ""
+                _LOG.warning(
+                    "out of memory; retrying with chunks of %d bases%s", streaming.chunk, where
+                )
     raise InputError(
-        f"{num_bases:,} bases do not fit the memory of {model.embedding.weight.device}, even in "
-        "small pieces; free some of it, or cut the sequence"
+        f"{num_bases:,} bases do not fit into the memory of {model.embedding.weight.device}, even "
+        "in small chunks; free some of it, or cut the sequence"
     )
 
 
-def choose_streaming(model: StripedHyena2, num_bases: int, max_memory: float | None) -> Streaming:
-    """The fastest way to stream so many bases within `max_memory` bytes, weights included.
+def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float | None) -> Streaming:
+    """The fastest plan to stream a sequence that needs at most `max_memory` bytes with the weights.
 
     Args:
-        model: What reads them; only weights on the device of its embedding count.
+        model: The model; only weights on the device of its embedding count.
         num_bases: Length of the sequence.
-        max_memory: None for what is free on a GPU, and for no bound on a CPU.
+        max_memory: None for the free memory of a GPU, and for no limit on a CPU.
 
     Raises:
-        InputError: No way fits.
+        InputError: Every plan needs more memory.
     """
     weight = model.embedding.weight
     tensors = model.state_dict().values()
@@ -219,21 +277,24 @@ def choose_streaming(model: StripedHyena2, num_bases: int, max_memory: float | N
         unused = reserved - torch.cuda.memory_allocated(weight.device)
         max_memory = torch.cuda.mem_get_info(weight.device)[0] + unused + weights
     try:
-        return fitting(model.config, num_bases, weight.element_size(), weights, max_memory)
+        return fastest_streaming(
+            model.config, num_bases, weight.element_size(), weights, max_memory
+        )
     except MemoryError as error:
         raise InputError(f"{error}; {advice}, or cut the sequence") from error
 
 
-def require_finite(logprob: float, model: StripedHyena2, bases: bytes, name: str) -> None:
-    """Refuse a log-likelihood that is not a finite number.
+def require_finite(logprob: float, model: "StripedHyena2", bases: bytes, name: str) -> None:
+    """Refuse a log-likelihood that is NaN or infinite.
 
     Raises:
-        NonFiniteError: It is NaN or infinite; the message names the layer in which that began.
+        NonFiniteError: The message names the layer in which that began.
     """
     if math.isfinite(logprob):
         return
     layer = first_nonfinite_layer(model, token_ids(model, bases[:CHUNK])[None])
     origin = f", first in layer {layer}" if layer else ""
     raise NonFiniteError(
-        f"{name}: the log-likelihood is {logprob}{origin}; try --dtype fp32, or other weights"
+        f"{name}: the log-likelihood is {logprob}{origin}; compute in fp32 (--dtype fp32), or use "
+        "other weights"
     )

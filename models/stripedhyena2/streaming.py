@@ -1,26 +1,28 @@
-"""Sequences too long to pass through the model at once: layer by layer, and in each in pieces.
+"""Streaming of long sequences: layer by layer, and through each layer chunk by chunk.
 
-A layer needs its own past alone, so no memory grows with the depth: there is the residual stream,
-the keys and values of one attention, and what lies between the layers for one piece. Pieces carry
-exact state, so the numbers are those of one pass.
+A layer only needs its own past, so memory does not grow with the depth: it holds the residual
+stream of all positions, the keys and values of one attention, and the activations of one chunk.
+Chunks carry exact state, so the numbers are those of a single pass.
 
 B batch, L tokens, D channels, V vocabulary, M channels of the MLP.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hyenakernels.attention.op import PAST_BLOCK
 from hyenakernels.host_memory import ahead, put
-from stripedhyena2.cache import Past, RoomyPast
-from stripedhyena2.config import ATTENTION, ModelConfig
-from stripedhyena2.model import StripedHyena2
-from stripedhyena2.operators import Attention
+from stripedhyena2.cache import Past
+from stripedhyena2.config import ModelConfig
 
-LARGEST_PIECE, SMALLEST_PIECE = 32_768, 1_024
+if TYPE_CHECKING:
+    from stripedhyena2.model import StripedHyena2
+
+MAX_CHUNK, MIN_CHUNK = 32_768, 1_024  # tokens
 
 
 @dataclass(frozen=True)
@@ -28,56 +30,70 @@ class Streaming:
     """How a sequence is streamed.
 
     Attributes:
-        piece: Tokens at a time.
-        offload: Whether what grows with the length lies in the host's memory.
+        chunk: Tokens that pass through a layer together.
+        offload: Whether the residual stream and the keys and values are kept in host memory.
     """
 
-    piece: int = LARGEST_PIECE
+    chunk: int = MAX_CHUNK
     offload: bool = False
 
     @property
-    def smaller(self) -> "Streaming | None":
-        """What to try when memory did not suffice: smaller pieces, then the host; None at last."""
-        if self.piece > SMALLEST_PIECE:
-            return Streaming(max(self.piece // 2, SMALLEST_PIECE), self.offload)
-        return None if self.offload else Streaming(LARGEST_PIECE, offload=True)
+    def fallback(self) -> "Streaming | None":
+        """The next plan that needs less memory: smaller chunks, then host memory, then None."""
+        if self.chunk > MIN_CHUNK:
+            return Streaming(max(self.chunk // 2, MIN_CHUNK), self.offload)
+        return None if self.offload else Streaming(MAX_CHUNK, offload=True)
 
-    def memory(self, config: ModelConfig, num_tokens: int, element: int) -> int:
-        """Bytes on the device beside the weights, at most.
+    def peak_memory(self, config: ModelConfig, num_tokens: int, element_size: int) -> int:
+        """Upper bound of the bytes used on the device, without the weights.
 
         Args:
             config: The model's shape.
-            num_tokens: Of all sequences together, B L.
-            element: Bytes of an activation.
+            num_tokens: Tokens of all sequences together, B L.
+            element_size: Bytes of one activation.
         """
-        piece = min(self.piece, num_tokens)
+        chunk = min(self.chunk, num_tokens)
         width, wide = config.width, max(3 * config.mlp_width, 8 * config.width)
-        between = piece * (element * (wide + 6 * width) + 4 * (2 * width + 4 * config.vocabulary))
-        attends = ATTENTION in config.stripes
-        if self.offload:  # of a piece and of a block of keys and values, one in use, one on its way
-            rows = 2 * (piece + 2 * attends * min(PAST_BLOCK, num_tokens))
-        else:  # the residual stream, keys and values
-            rows = (1 + 2 * attends) * num_tokens
-        return between + element * config.width * rows
+        activations = chunk * (
+            element_size * (wide + 6 * width) + 4 * (2 * width + 4 * config.vocabulary)
+        )
+
+        def grown(tokens: int) -> int:
+            """Bytes of the past of one block that grow with the sequence, e.g. keys and values."""
+            return max(
+                mixer.state_bytes(config, tokens, element_size)
+                - mixer.state_bytes(config, 0, element_size)
+                for mixer in config.mixers
+            )
+
+        row = element_size * config.width
+        if self.offload:  # a chunk and a block of keys and values: one in use, one in transfer
+            return activations + 2 * (row * chunk + grown(min(PAST_BLOCK, num_tokens)))
+        return activations + row * num_tokens + grown(num_tokens)  # with the residual stream
 
 
-def fitting(
-    config: ModelConfig, num_tokens: int, element: int, weights: int, memory: float
+def fastest_streaming(
+    config: ModelConfig, num_tokens: int, element_size: int, weights: int, memory: float
 ) -> Streaming:
-    """The fastest way that stays within `memory` bytes, of which the weights take some.
+    """The fastest plan that needs at most `memory` bytes.
 
-    Other arguments are as `Streaming.memory` has them.
+    Args:
+        config: The model's shape.
+        num_tokens: As for `Streaming.peak_memory`.
+        element_size: As for `Streaming.peak_memory`.
+        weights: Bytes of the weights, which `memory` includes.
+        memory: Bytes.
 
     Raises:
-        MemoryError: There is none; the message says what the smallest needs.
+        MemoryError: Every plan needs more; the message gives the smallest need.
     """
-    way: Streaming | None = Streaming()
+    streaming: Streaming | None = Streaming()
     least = float("inf")
-    while way is not None:
-        needed = weights + way.memory(config, num_tokens, element)
+    while streaming is not None:
+        needed = weights + streaming.peak_memory(config, num_tokens, element_size)
         if needed <= memory:
-            return way
-        least, way = min(least, needed), way.smaller
+            return streaming
+        least, streaming = min(least, needed), streaming.fallback
     raise MemoryError(
         f"{num_tokens:,} tokens need {least / 2**20:,.0f} MiB with the weights, and there are "
         f"{memory / 2**20:,.0f}"
@@ -86,47 +102,45 @@ def fitting(
 
 @torch.no_grad()
 def stream(
-    model: StripedHyena2, ids_BL: Tensor, way: Streaming | None = None
+    model: "StripedHyena2", ids_BL: Tensor, streaming: Streaming | None = None
 ) -> Iterator[tuple[int, Tensor | None]]:
-    """Logits of whole sequences, piece by piece in their order.
+    """Logits of whole sequences, chunk by chunk.
 
-    Every module of the model is called once for each piece, in their order, so a forward hook sees
-    the whole of a layer before anything of the next.
+    Every module of the model is called once per chunk, in the order of the chunks, so a forward
+    hook sees all positions of a layer before any of the next layer.
 
     Args:
         model: The model.
-        ids_BL: int64 token ids, where the model is.
-        way: How; None for pieces of `LARGEST_PIECE`, all on the device.
+        ids_BL: int64 token ids on the model's device.
+        streaming: The plan; None for chunks of `MAX_CHUNK`, all on the device.
 
     Yields:
-        How many tokens have passed a further layer, and their logits [B, piece, V] once that is the
-        last one, else None.
+        The number of tokens that have passed one more layer, and their logits [B, chunk, V] if
+        that layer was the last one, otherwise None.
     """
-    way = way or Streaming()
+    streaming = streaming or Streaming()
     device, dtype = ids_BL.device, model.embedding.weight.dtype
     batch, length = ids_BL.shape
-    pinned = way.offload and device.type == "cuda"
+    pinned = streaming.offload and device.type == "cuda"
     x_LBD = torch.empty(
         (length, batch, model.config.width),
         dtype=dtype,
-        device=torch.device("cpu") if way.offload else device,
+        device=torch.device("cpu") if streaming.offload else device,
         pin_memory=pinned,
     )
-    pieces = [slice(first, first + way.piece) for first in range(0, length, way.piece)]
-    rooms = [x_LBD[piece].transpose(0, 1) for piece in pieces]
+    starts = range(0, length, streaming.chunk)
+    chunks = [x_LBD[start : start + streaming.chunk].transpose(0, 1) for start in starts]
 
     def on_device() -> Iterator[Tensor]:
-        return (x_BLD for (x_BLD,) in ahead([(room,) for room in rooms], device))
+        return (x_BLD for (x_BLD,) in ahead([(chunk,) for chunk in chunks], device))
 
-    for piece, room in zip(pieces, rooms, strict=True):
-        put(room, model.embedding(ids_BL[:, piece]))
-    for block in model.blocks:
-        past: Past | None = None
-        if isinstance(block.mixer, Attention):
-            past = RoomyPast.within(block.mixer.room(batch, length, on_host=way.offload))
-        for room, x_BLD in zip(rooms, on_device(), strict=True):
+    for start, chunk_BLD in zip(starts, chunks, strict=True):
+        put(chunk_BLD, model.embedding(ids_BL[:, start : start + streaming.chunk]))
+    for block, mixer in zip(model.blocks, model.mixers, strict=True):
+        past: Past | None = mixer.new_past(batch, length, on_host=streaming.offload)
+        for chunk_BLD, x_BLD in zip(chunks, on_device(), strict=True):
             y_BLD, past = block(x_BLD, past)
-            put(room, y_BLD.to(device))
-            yield room.shape[1], None
-    for room, x_BLD in zip(rooms, on_device(), strict=True):
-        yield room.shape[1], model.unembed(x_BLD)
+            put(chunk_BLD, y_BLD.to(device))
+            yield chunk_BLD.shape[1], None
+    for chunk_BLD, x_BLD in zip(chunks, on_device(), strict=True):
+        yield chunk_BLD.shape[1], model.unembed(x_BLD)

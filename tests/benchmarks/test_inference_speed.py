@@ -99,7 +99,7 @@ def test_a_million_bases(name: str, way: Streaming, how: str, report: Report) ->
         for _, logits in stream(model, ids, way):
             assert logits is None or logits.isfinite().all()
 
-    for _ in stream(model, ids[:, : 3 * way.piece], way):  # compiles
+    for _ in stream(model, ids[:, : 3 * way.chunk], way):  # compiles
         pass
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -26,7 +26,8 @@ from evo2cli import console
 from hyenakernels import causal_attention, hyena_fir, hyena_modal
 from hyenakernels.parallel import Sharding
 from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.parallelize import ATTENTION, FIR, MODAL, SharedSequence
+from stripedhyena2.operators import Attention, HyenaLI, HyenaSE
+from stripedhyena2.parallelize import SharedSequence
 from stripedhyena2.streaming import stream
 from tests.benchmarks.gpu import Report, cell
 from tests.benchmarks.hyena import draw_parameters
@@ -55,7 +56,8 @@ SLICE = ModelConfig(
     width=WIDTH,
     num_heads=HEADS,
     mlp_width=11_264,
-    num_filter_groups=256,
+    num_short_filter_groups=256,
+    num_medium_filter_groups=256,
     context=1_048_576,
 )
 
@@ -66,9 +68,9 @@ def operators() -> dict[str, tuple[Run, dict[str, Run], int]]:
     """Of each kind: alone, by scheme, and how many inputs of D channels it has."""
     found: dict[str, tuple[Run, dict[str, Run], int]] = {}
     for kind, op, schemes in (
-        ("SE", hyena_fir, FIR),
-        ("MR", hyena_fir, FIR),
-        ("LI", hyena_modal, MODAL),
+        ("SE", hyena_fir, HyenaSE.exchanges),
+        ("MR", hyena_fir, HyenaSE.exchanges),
+        ("LI", hyena_modal, HyenaLI.exchanges),
     ):
         parameters = draw_parameters(kind, WIDTH, 3)
         found[kind] = (
@@ -78,7 +80,7 @@ def operators() -> dict[str, tuple[Run, dict[str, Run], int]]:
         )
     found["attention"] = (
         partial(_attend, causal_attention),
-        {name: partial(_attend, shared) for name, shared in ATTENTION.items()},
+        {name: partial(_attend, shared) for name, shared in Attention.exchanges.items()},
         3,
     )
     return found

@@ -18,7 +18,7 @@ def command_line(
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["evo2", *arguments])
-        monkeypatch.setattr(console, "tell_warnings", lambda: None)  # for good, it would be
+        monkeypatch.setattr(console, "show_warnings", lambda: None)  # for good, it would be
         with pytest.raises(SystemExit) as ended:
             main()
         assert isinstance(ended.value.code, int)

@@ -45,7 +45,7 @@ def test_the_version_is_shown() -> None:
 def test_warnings_of_the_floors_below_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     floor = logging.getLogger("stripedhyena2")
     before = [*floor.handlers]
-    console.tell_warnings()
+    console.show_warnings()
     logging.getLogger("stripedhyena2.somewhere").warning("mind %s", "this")
     told = [handler for handler in floor.handlers if handler not in before]
     for name in ("stripedhyena2", "hyenakernels"):
@@ -69,7 +69,7 @@ def test_an_exhausted_memory_is_one_line(
         main()
     assert stopped.value.code == UserError.exit_code
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "evo2: out of memory (Tried to allocate 9 GiB); process less at a time, or use --device cpu"
+        "evo2: out of memory (Tried to allocate 9 GiB); use smaller inputs, or --device cpu"
     )
 
 

@@ -127,7 +127,7 @@ def test_a_full_disk_is_told_before(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"GB are still to come and .*bundle has 0\.0 GB free"):
+    with pytest.raises(UserError, match=r"GB are missing and .*bundle has 0\.0 GB free"):
         fetch_model(NAME, tmp_path / "bundle")
     assert hub.downloads() == []
 
@@ -135,12 +135,12 @@ def test_a_full_disk_is_told_before(
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("evo2_9b", "", r"no published model 'evo2_9b'; there are evo2_1b_base"),
+        ("evo2_9b", "", "evo2_9b: not a published model; these are: evo2_1b_base"),
         (NAME, "offline", r"could not be fetched \(HF_HUB_OFFLINE is set\).*give its folder"),
         (NAME, "away", r"is not in the local cache and could not be fetched"),
-        (NAME, "gone", r"arcinstitute/evo2_40b is not on the hub, or not for you"),
+        (NAME, "gone", r"arcinstitute/evo2_40b is not on the hub, or needs a login"),
         (f"{NAME}@{'f' * 40}", "", r"has no commit f+; try evo2_40b@main"),
-        (NAME, "empty", r"holds no \.pt file"),
+        (NAME, "empty", r"has no \.pt file"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(

@@ -47,7 +47,7 @@ def test_what_a_released_model_lacks_is_told(
 def test_the_state_is_what_the_cache_holds(tiny_model: StripedHyena2) -> None:
     import torch
 
-    from evo2cli.info import state_bytes
+    from stripedhyena2.costs import state_bytes
 
     cache, length = tiny_model.new_cache(1), 50
     with torch.no_grad():
@@ -144,5 +144,5 @@ def test_what_is_nothing_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=name if name != "." else "holds no config.toml"):
+    with pytest.raises(UserError, match=name if name != "." else "contains neither config.toml"):
         describe(name)

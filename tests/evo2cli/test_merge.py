@@ -55,10 +55,10 @@ def test_parts_of_different_runs_are_refused(tmp_path: Path, checkpoint: str) ->
     one = run(tmp_path / "1.vcf", checkpoint, "1/2")
     two = tmp_path / "2.vcf"
     two.write_bytes(one.read_bytes().replace(b"64", b"65").replace(b"=1/2", b"=2/2"))
-    with pytest.raises(UserError, match=r"2\.vcf: comes from another run .* --window 65"):
+    with pytest.raises(UserError, match=r"2\.vcf: is from another run .* --window 65"):
         merge_files([one, two], tmp_path / "merged.vcf")
     assert not (tmp_path / "merged.vcf").exists()
-    with pytest.raises(UserError, match=r"x\.tsv: is no \.vcf like"):
+    with pytest.raises(UserError, match=r"x\.tsv: is not \.vcf like"):
         merge_files([one, tmp_path / "x.tsv"], tmp_path / "merged.vcf")
     (tmp_path / "linked.vcf").symlink_to(one)
     with pytest.raises(UserError, match=r"would overwrite .*1\.vcf; name another file"):
@@ -73,9 +73,9 @@ def test_parts_that_are_missing_or_out_of_order_are_refused(
     parts = [run(tmp_path / f"{i}.vcf", checkpoint, f"{i}/3", limit=6) for i in (1, 2, 3)]
     for given in ([0, 2], [0, 2, 1], [0, 1, 1], [1]):
         told = ", ".join(f"{index + 1}/3" for index in given)
-        with pytest.raises(UserError, match=f"are the parts {told}; give all of a run, in their"):
+        with pytest.raises(UserError, match=f"are the shards {told}; give all shards"):
             merge_files([parts[index] for index in given], tmp_path / "merged.vcf")
-    for part in parts:  # as tables, which do not tell
+    for part in parts:  # as tables, whose headers do not say
         part.with_suffix(".tsv").write_text(f"#CHROM\n{part.name}\n")
     table = parts[0].with_suffix(".tsv")
     with pytest.raises(UserError, match="give each part once"):

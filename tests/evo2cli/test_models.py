@@ -9,12 +9,18 @@ from evo2cli.errors import UserError
 from evo2cli.models import open_model
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import Checkpoint, native, precision
+from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.parametrization import folded_state
-from stripedhyena2.scaled import has_scales
-from tests.stripedhyena2.test_scaled import record
+from tests.stripedhyena2.float8.test_inference import record
 
 SHAPE = ModelConfig(
-    stripes="SA", width=32, num_heads=2, mlp_width=48, num_filter_groups=4, context=64
+    stripes="SA",
+    width=32,
+    num_heads=2,
+    mlp_width=48,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=64,
 )
 
 
@@ -56,5 +62,5 @@ def test_fp8_is_for_those_that_need_it_or_are_asked(
 def test_a_word_that_is_none_is_named(folder: str) -> None:
     with pytest.raises(UserError, match="--dtype int4: not one of auto, fp8, fp32, fp64, bf16"):
         open_model(folder, device="cpu", dtype="int4")
-    with pytest.raises(UserError, match="nano: brings no FP8 scales"):
+    with pytest.raises(UserError, match="nano: has no FP8 scales"):
         open_model("nano", device="cpu", dtype="fp8")

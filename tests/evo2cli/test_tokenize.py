@@ -174,7 +174,7 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
     [
         (b"ACGTMEFL", "'E' at position 6: this looks like protein"),
         (b"ACG-T", "'-' at position 4: an alignment gap"),
-        (b"AC?GT", r"'\?' at position 3: no nucleotide letter"),
+        (b"AC?GT", r"'\?' at position 3: not a nucleotide letter"),
         (b"UU*", r"'\*' at position 3"),
     ],
 )

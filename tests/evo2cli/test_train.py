@@ -20,7 +20,15 @@ from evo2cli.training.engine import PlainEngine
 from stripedhyena2 import load
 from tests.ranks import World
 
-SHAPE = "stripes='SMLA'\nwidth=16\nnum_heads=2\nmlp_width=24\nnum_filter_groups=4\ncontext=256\n"
+SHAPE = """
+stripes = "SMLA"
+width = 16
+num_heads = 2
+mlp_width = 24
+num_short_filter_groups = 4
+num_medium_filter_groups = 4
+context = 256
+"""
 RECIPE = """
 model = "tiny"
 output = "run"
@@ -137,6 +145,16 @@ def test_an_exhausted_memory_is_told_with_a_way_out(
     result = run()
     assert isinstance(result.exception, UserError)
     assert re.match(f"recipe.toml: .* on cpu: out of memory; {way_out}", str(result.exception))
+
+
+def test_a_run_of_an_earlier_version_goes_on(place: Path) -> None:
+    assert run().exit_code == 0
+    file = place / "run" / "run.json"
+    description = json.loads(file.read_text())
+    for key in ("num_short_filter_groups", "num_medium_filter_groups"):
+        description["shape"]["num_filter_groups"] = description["shape"].pop(key)
+    file.write_text(json.dumps(description))
+    assert run().exit_code == 0
 
 
 def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:

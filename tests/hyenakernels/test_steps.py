@@ -26,7 +26,13 @@ def test_steps_by_kernels_are_whole_sequences(
 ) -> None:
     """All kernels of a step at once, interpreted where there is no GPU."""
     shape = ModelConfig(
-        "SMLA", width=16, num_heads=2, mlp_width=24, num_filter_groups=4, context=256
+        "SMLA",
+        width=16,
+        num_heads=2,
+        mlp_width=24,
+        num_short_filter_groups=4,
+        num_medium_filter_groups=4,
+        context=256,
     )
     exact, noise = StripedHyena2.from_seed(shape, seed=0).double(), torch.Generator().manual_seed(1)
     for name, parameter in exact.named_parameters():

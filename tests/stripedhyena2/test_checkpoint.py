@@ -105,6 +105,30 @@ def test_native_and_back_is_bit_exact(pt_file: Path, tmp_path: Path) -> None:
     assert read_config(tmp_path / "again.yml") == checkpoint.config
 
 
+@pytest.mark.parametrize(("short", "medium"), [(2, 12), (24, 3)])
+def test_se_and_mr_may_have_different_numbers_of_groups(
+    tiny_config: ModelConfig, tmp_path: Path, short: int, medium: int
+) -> None:
+    config = replace(tiny_config, num_short_filter_groups=short, num_medium_filter_groups=medium)
+    tensors = released_tensors(config)
+    tensors["unembed.weight"] = tensors["embedding_layer.weight"]
+    (tmp_path / "before.yml").write_text(read_checkpoint_config(config))
+    torch.save(tensors, tmp_path / "before.pt")
+    checkpoint = read_checkpoint(tmp_path / "before.pt")
+    assert checkpoint.config == config
+    native.write(checkpoint, tmp_path / "native")
+    released.write(native.read(tmp_path / "native"), tmp_path / "after.pt")
+
+    after = torch.load(tmp_path / "after.pt")
+    assert tensors.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in tensors.items())
+    assert read_config(tmp_path / "after.yml") == config
+    ids = torch.arange(65, 95)[None]
+    paths = ("before.pt", "native", "after.pt")
+    first, *others = [load(tmp_path / path, dtype=torch.float64)(ids) for path in paths]
+    assert all(torch.equal(logits, first) for logits in others)
+
+
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["SE", "MR", "LI"])
 def test_parts_side_by_side_are_the_released_parts_channel_by_channel(
     tiny_config: ModelConfig, index: int
@@ -201,7 +225,7 @@ def broken(pt_file: Path, change: str) -> None:
     ("change", "message"),
     [
         ("missing", r"'blocks\.1\.filter\.D' \[24\] is missing"),
-        ("extra", r"'blocks\.1\.filter\.E' \[3\] has no place"),
+        ("extra", r"'blocks\.1\.filter\.E' \[3\] is not part of this model"),
         ("shape", r"'blocks\.1\.filter\.D' is \[3\], expected \[24\]"),
     ],
 )
@@ -250,7 +274,7 @@ def test_a_truncated_file_is_named(pt_file: Path, tmp_path: Path, keep: int, suf
 def test_a_missing_piece_is_named(tmp_path: Path) -> None:
     (tmp_path / "evo2_40b.pt.part0").write_bytes(b"x")
     (tmp_path / "evo2_40b.pt.part2").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="part1: this piece is missing"):
+    with pytest.raises(CheckpointError, match="part1: this part is missing"):
         load(tmp_path / "evo2_40b.pt.part0")
 
 
@@ -268,7 +292,7 @@ def test_an_unknown_shape_asks_for_the_config(pt_file: Path) -> None:
 
 def test_a_folder_in_use_is_not_overwritten(tiny_model: StripedHyena2, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+    with pytest.raises(CheckpointError, match="exists and is not a checkpoint"):
         save(tiny_model, tmp_path, {})
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]

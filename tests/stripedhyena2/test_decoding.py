@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused(tiny_model: StripedHyena2) -> None:
         decoder.place(0, tiny_model.new_cache(1))
     with pytest.raises(ValueError, match="both must be"):
         Decoder(tiny_model, 0, 8)
-    with pytest.raises(ValueError, match="0 tokens and 20 more need more room than for 9"):
+    with pytest.raises(ValueError, match="0 tokens seen and 20 new ones exceed the capacity of 9"):
         tiny_model(sequence(20, 0)[None], cache=decoder.new_cache(0))
 
 

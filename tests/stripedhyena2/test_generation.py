@@ -50,7 +50,7 @@ def requests(prompts: Sequence[bytes], num_samples: int, num_tokens: int = 12) -
 def assert_same(found: Sequence[Sample], expected: Sequence[Sample]) -> None:
     """The same tokens; log-probabilities to what fp32 leaves open."""
     for one, other in zip(found, expected, strict=True):
-        assert (one.ids, one.ended) == (other.ids, other.ended)
+        assert (one.ids, one.stop_reason) == (other.ids, other.stop_reason)
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
@@ -94,7 +94,7 @@ def test_where_memory_is_short_fewer_grow_side_by_side(
 
     monkeypatch.setattr(generation, "Decoder", small)
     assert_same(list(generate(model, requests(PROMPTS, 2), SAMPLER, batch_size=9)), alone)
-    assert "out of memory: 2 sequences side by side instead" in caplog.text
+    assert "out of memory; generating 2 sequences at a time instead" in caplog.text
 
 
 def test_the_order_of_prompts_does_not_matter(model: StripedHyena2, alone: list[Sample]) -> None:
@@ -142,7 +142,7 @@ def test_a_prompt_is_read_once_for_its_samples(tiny_model: StripedHyena2) -> Non
 def test_samples_come_as_soon_as_their_turn_is(tiny_model: StripedHyena2) -> None:
     drawn: list[int] = []
     samples = generate(
-        tiny_model, requests(PROMPTS, 3), SAMPLER, batch_size=2, advance=drawn.append
+        tiny_model, requests(PROMPTS, 3), SAMPLER, batch_size=2, progress=drawn.append
     )
     first = next(samples)
     assert sum(drawn) <= 3 * len(first.ids) + 2
@@ -166,4 +166,4 @@ def test_broken_logits_are_not_sampled(tiny_config: ModelConfig) -> None:
         model.embedding.weight[ord("C")] = torch.nan  # the head is tied to it
     with pytest.raises(NonFiniteLogitsError, match="token 1 after the prompt are not finite") as it:
         list(generate(model, requests([b"A"], 1), SAMPLER))
-    assert (it.value.index, it.value.ids) == (0, [])
+    assert it.value.index == 0

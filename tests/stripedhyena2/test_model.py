@@ -1,13 +1,16 @@
 """Laws of the model: cut anywhere = whole, batch mates do not matter, everything trains."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from stripedhyena2 import ModelConfig, StripedHyena2, trainable
+from stripedhyena2 import ModelConfig, StripedHyena2, read_config, trainable
+from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.diagnosis import first_nonfinite_layer
+from stripedhyena2.model import initial_values
 from stripedhyena2.parametrization import folded_state
 
 
@@ -96,6 +99,23 @@ def test_one_seed_one_model(tiny_config: ModelConfig) -> None:
     other = StripedHyena2.from_seed(tiny_config, seed=4).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+
+
+def test_a_seed_gives_the_weights_it_always_gave() -> None:
+    config = read_config(recipes_folder() / "models" / "nano.toml")
+    values = initial_values(StripedHyena2(config), seed=7)
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
+    assert digest == "367f205e5402d271776ef431bd249992abbcb39880fb700f582c23256a224ece"
+
+
+def test_taps_start_as_their_operator_says_whatever_their_number(tiny_config: ModelConfig) -> None:
+    config = replace(tiny_config, num_short_taps=128)
+    taps = {
+        mixer.letter: mixer.operator.taps_GK.abs().mean()
+        for mixer in StripedHyena2.from_seed(config, seed=0).mixers
+        if mixer.letter in "SM"
+    }
+    assert taps["S"] > 0.1 > 1e-5 > taps["M"]
 
 
 def test_bf16_stays_near_fp64(tiny_model: StripedHyena2, tiny_config: ModelConfig) -> None:

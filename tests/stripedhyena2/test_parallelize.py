@@ -11,25 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.parallelize import (
-    ATTENTION,
-    FIR,
-    MODAL,
-    Schemes,
-    SharedSequence,
-    check_schemes,
-)
+from stripedhyena2.operators import Attention, HyenaLI, HyenaSE
+from stripedhyena2.parallelize import Schemes, SharedSequence, check_schemes
 from tests.ranks import Attempt, failures_on_ranks
 
 SHAPE = ModelConfig(
-    stripes="SMLAS", width=32, num_heads=4, mlp_width=48, num_filter_groups=16, context=256
+    stripes="SMLAS",
+    width=32,
+    num_heads=4,
+    mlp_width=48,
+    num_short_filter_groups=16,
+    num_medium_filter_groups=16,
+    context=256,
 )
 
 DEFAULT = Schemes()
 SCHEMES = [
-    *(Schemes(fir=name) for name in FIR),
-    *(Schemes(modal=name) for name in MODAL if name != DEFAULT.modal),
-    *(Schemes(attention=name) for name in ATTENTION if name != DEFAULT.attention),
+    *(Schemes(fir=name) for name in HyenaSE.exchanges),
+    *(Schemes(modal=name) for name in HyenaLI.exchanges if name != DEFAULT.modal),
+    *(Schemes(attention=name) for name in Attention.exchanges if name != DEFAULT.attention),
 ]
 LENGTHS = [64, 37]
 COUNTS = [2, 4]
@@ -129,7 +129,7 @@ def test_a_shared_sequence_is_a_whole_one(failures: dict[str, str], case: str) -
         (Schemes(fir="pipelined"), 4, ""),
         (Schemes(fir="pipelined", attention="ring"), 5, "16 filter groups for 20 parts"),
         (Schemes(modal="all-to-all", attention="ring"), 33, "32 channels for 33 parts"),
-        (Schemes(modal="fft", attention="ring"), 3, "3 ranks are no power of two"),
+        (Schemes(modal="fft", attention="ring"), 3, "3 ranks are not a power of two"),
     ],
 )
 def test_exchanges_that_a_shape_does_not_allow(schemes: Schemes, count: int, message: str) -> None:

@@ -55,7 +55,7 @@ def test_what_is_in_the_cache_needs_no_network(
 
 def test_another_commit_is_taken_only_if_asked_for(cache: Path, content: bytes) -> None:
     lay(cache, PUBLISHED[NAME].repository, OTHER, {f"{NAME}.pt": content})
-    with pytest.raises(CheckpointError, match=r"only another commit.*take it by evo2_7b@main"):
+    with pytest.raises(CheckpointError, match=r"only another commit.*use it as evo2_7b@main"):
         load(NAME)
     for commit in ("main", OTHER):
         assert read_checkpoint(f"{NAME}@{commit}").provenance["commit"] == OTHER
@@ -74,7 +74,7 @@ def test_a_part_alone_is_not_a_model_at_any_commit(cache: Path, count: int) -> N
 
 
 def test_a_commit_that_is_not_named_is_asked_for() -> None:
-    with pytest.raises(CheckpointError, match="evo2_7b@: names no commit after @"):
+    with pytest.raises(CheckpointError, match="evo2_7b@: no commit after @"):
         hub.find("evo2_7b@")
 
 

@@ -1,11 +1,11 @@
-"""A streamed sequence has the logits of one pass, whatever the piece; the way fits the memory."""
+"""A streamed sequence has the logits of one pass, whatever the chunk; the plan fits the memory."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from stripedhyena2 import ModelConfig, StripedHyena2, load
-from stripedhyena2.streaming import SMALLEST_PIECE, Streaming, fitting, stream
+from stripedhyena2.streaming import MIN_CHUNK, Streaming, fastest_streaming, stream
 
 
 def random_ids(batch: int, length: int) -> Tensor:
@@ -13,16 +13,16 @@ def random_ids(batch: int, length: int) -> Tensor:
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["device", "host"])
-@pytest.mark.parametrize("piece", [1, 7, 150, 400], ids=lambda piece: f"piece{piece}")
-def test_pieces_give_the_whole(tiny_model: StripedHyena2, piece: int, offload: bool) -> None:
-    ids = random_ids(2, 20 if piece == 1 else 300)
+@pytest.mark.parametrize("chunk", [1, 7, 150, 400], ids=lambda chunk: f"chunk{chunk}")
+def test_chunks_give_the_whole(tiny_model: StripedHyena2, chunk: int, offload: bool) -> None:
+    ids = random_ids(2, 20 if chunk == 1 else 300)
     with torch.no_grad():
         whole = tiny_model(ids)
-    told = list(stream(tiny_model, ids, Streaming(piece, offload)))
-    found = torch.cat([logits for _, logits in told if logits is not None], dim=1)
+    steps = list(stream(tiny_model, ids, Streaming(chunk, offload)))
+    found = torch.cat([logits for _, logits in steps if logits is not None], dim=1)
     torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-9)
     passes = tiny_model.config.depth + 1
-    assert sum(count for count, _ in told) == passes * ids.shape[1]
+    assert sum(count for count, _ in steps) == passes * ids.shape[1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -31,15 +31,15 @@ def test_the_host_lends_a_gpu_its_memory(dtype: torch.dtype) -> None:
     model = load("nano", device="cuda", dtype=dtype).requires_grad_(False)
     ids = torch.randint(65, 85, (1, 5000), generator=torch.Generator().manual_seed(0)).cuda()
     right = model(ids).float()
-    ways = []
+    readings = []
     for offload in (False, True):
-        told = stream(model, ids, Streaming(1024, offload))
-        ways.append(torch.cat([logits for _, logits in told if logits is not None], dim=1))
-    for found in ways:
+        steps = stream(model, ids, Streaming(1024, offload))
+        readings.append(torch.cat([logits for _, logits in steps if logits is not None], dim=1))
+    for found in readings:
         error = float((found - right).norm() / right.norm())
         assert error < (1e-4 if dtype == torch.float32 else 0.02)
     if dtype == torch.bfloat16:  # by FlashAttention, which does not ask how keys lie in memory
-        assert torch.equal(*ways)
+        assert torch.equal(*readings)
 
 
 def test_a_layer_is_done_before_the_next(tiny_model: StripedHyena2) -> None:
@@ -59,23 +59,22 @@ def test_a_layer_is_done_before_the_next(tiny_model: StripedHyena2) -> None:
     assert heard == [(name, count) for name in names for count in (10, 10, 5)]
 
 
-def test_the_way_fits_the_memory(tiny_config: ModelConfig) -> None:
+def test_the_plan_fits_the_memory(tiny_config: ModelConfig) -> None:
     length, element = 1_000_000, 2
-    needs = [Streaming().memory(tiny_config, length, element)]
-    for memory in (needs[0], needs[0] * 0.9, needs[0] * 0.5, 2e7):
-        way = fitting(tiny_config, length, element, 100, memory + 100)
-        assert way.memory(tiny_config, length, element) <= memory
-        needs.append(way.memory(tiny_config, length, element))
-    assert way.offload
+    most = Streaming().peak_memory(tiny_config, length, element)
+    for memory in (most, most * 0.9, most * 0.5, 2e7):
+        plan = fastest_streaming(tiny_config, length, element, 100, memory + 100)
+        assert plan.peak_memory(tiny_config, length, element) <= memory
+    assert plan.offload
     with pytest.raises(MemoryError, match=r"need \d+ MiB with the weights, and there are 3"):
-        fitting(tiny_config, length, element, 2**21, 3 * 2**20)
+        fastest_streaming(tiny_config, length, element, 2**21, 3 * 2**20)
 
 
-def test_ways_descend_to_an_end() -> None:
-    way: Streaming | None = Streaming()
+def test_fallbacks_come_to_an_end() -> None:
+    plan: Streaming | None = Streaming()
     seen = []
-    while way is not None:
-        seen.append(way)
-        way = way.smaller
+    while plan is not None:
+        seen.append(plan)
+        plan = plan.fallback
     assert len(set(seen)) == len(seen)
-    assert seen[-1] == Streaming(SMALLEST_PIECE, offload=True)
+    assert seen[-1] == Streaming(MIN_CHUNK, offload=True)

@@ -1,16 +1,14 @@
 """What a forward pass keeps for the backward pass, tensor by tensor, in bytes a token.
 
-The tensors are those that autograd saves of `stripedhyena2.model` and `.operators`, with the fused
-operators of a GPU; tests/evo2cli/training/plan/test_activations.py counts them on the model.
+The tensors are those that autograd saves of `stripedhyena2.model`, with the fused operators of a
+GPU; tests/evo2cli/training/plan/test_activations.py counts them on the model.
 
-D channels, M inner channels of the MLP, V vocabulary, H heads.
+D channels, M inner channels of the MLP, V vocabulary.
 """
 
 from dataclasses import dataclass
 
-from hyenakernels.launch import modal_segment
 from stripedhyena2 import ModelConfig
-from stripedhyena2.config import ATTENTION, LONG
 
 FP32 = 4
 
@@ -37,27 +35,21 @@ def block_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
     """What one block keeps, a token, its input included.
 
     Both norms keep their input (D in the dtype of the residual stream) and an fp32 root. In the
-    compute dtype of e bytes: what they give to the projections and to the MLP (2 D), the operator's
-    input and output (3 D + D), and the MLP's gate, up and product (3 M; in the first block M more
-    for its GELU). Attention adds rotated queries and keys (2 D) and the fp32 sums of its softmax;
-    Hyena-LI the fp32 states before its segments.
+    compute dtype: the outputs of both norms (2 D), the MLP's gate, up and product (3 M; in the
+    first block M more for its GELU), and what the mixer says (`Mixer.saved_bytes`).
     """
     width, element = config.width, dtypes.compute
     inner = 4 if index == 0 else 3
     kept = 2 * (dtypes.residual * width + FP32)
-    kept += element * (6 * width + inner * config.mlp_width)
-    if config.stripes[index] == ATTENTION:
-        kept += 2 * element * width + FP32 * config.num_heads
-    elif config.stripes[index] == LONG:
-        return kept + FP32 * config.num_modes * width / modal_segment(width)
-    return kept
+    kept += element * (2 * width + inner * config.mlp_width)
+    return kept + config.mixers[index].saved_bytes(config, element)
 
 
 def working_bytes(config: ModelConfig, dtypes: Dtypes) -> float:
     """What the backward pass of a block needs at most beside what was kept, a token.
 
-    That is in its MLP: the gradient of the residual stream, and two as wide as the MLP. The fused
-    operators need less later, when the MLP's tensors are gone.
+    The peak is in its MLP: the gradient of the residual stream, and two tensors as wide as the MLP.
+    The fused operators need less later, when the MLP's tensors are freed.
     """
     return dtypes.residual * config.width + 2 * dtypes.compute * config.mlp_width
 
@@ -66,7 +58,7 @@ def head_bytes(config: ModelConfig) -> tuple[float, float]:
     """What final norm, head and loss keep in fp32, a token, and what they need beside it.
 
     Kept: the norm's input and output (2 D) and the logits' log-softmax (V). Needed: gradients of
-    log-softmax and logits (2 V); later, when the norm's output is gone, those of the norm (2 D).
+    log-softmax and logits (2 V); later, when the norm's output is freed, those of the norm (2 D).
     """
     kept = FP32 * (2 * config.width + config.vocabulary)
     needed = FP32 * max(2 * config.vocabulary, config.width)
@@ -75,14 +67,14 @@ def head_bytes(config: ModelConfig) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one micro-batch, in bytes.
+    """Activations of one micro-batch, in bytes.
 
     Attributes:
         at_loss: When the backward pass begins: kept by all blocks (or the inputs of the groups that
             are recomputed) and by the head, and the head's gradients.
         in_blocks: At the peak of the backward pass through the blocks.
         at_end: In the backward pass of the first blocks, which comes last.
-        group_blocks: Blocks whose tensors are there together.
+        group_blocks: Blocks whose tensors exist at the same time.
     """
 
     at_loss: float
@@ -94,13 +86,13 @@ class Activations:
 def activations(
     config: ModelConfig, dtypes: Dtypes, *, tokens: int, checkpointing: int
 ) -> Activations:
-    """What a micro-batch keeps, when the input of every `checkpointing` blocks is kept (0: all).
+    """What a micro-batch keeps.
 
     Args:
-        config: The shape.
-        dtypes: Of the run.
-        tokens: Of the micro-batch.
-        checkpointing: Blocks recomputed together.
+        config: Shape of the model.
+        dtypes: Bytes of its numbers.
+        tokens: Tokens of the micro-batch.
+        checkpointing: Blocks in a group that is recomputed from its input; 0 keeps everything.
     """
     blocks = [block_bytes(config, index, dtypes) for index in range(config.depth)]
     working = working_bytes(config, dtypes)
@@ -118,7 +110,7 @@ def activations(
         # In fp32 the first norm of a group keeps the group's input itself.
         others = 0 if dtypes.residual == FP32 else 1
         alive = [
-            one_input * (place + others) + group + working for place, group in enumerate(groups)
+            one_input * (index + others) + group + working for index, group in enumerate(groups)
         ]
         in_blocks, at_end = max(alive), alive[0]
     together = min(checkpointing or config.depth, config.depth)

@@ -1,8 +1,9 @@
-"""Predict memory, time and disk space of a recipe, without allocating the model."""
+"""Estimates of memory, time and cost of a recipe, without running it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from evo2cli.training.plan.disk import checkpoint_bytes
 from evo2cli.training.plan.flops import (
     Flops,
     flops_per_token,
@@ -22,16 +23,16 @@ CHECKPOINTING = (4, 2, 1)  # values of memory.activation_checkpointing that advi
 
 @dataclass(frozen=True)
 class Plan:
-    """Prediction of a run on a given number of GPUs of one kind.
+    """A planned run on a number of GPUs of one kind.
 
     Attributes:
-        config: The shape of the model.
-        counts: Its numbers of parameters.
+        config: Shape of the model.
+        counts: Numbers of its parameters.
         gpu: The kind of GPU.
-        setup: How the run uses its GPUs.
-        batch: The table [batch] of the recipe.
+        setup: How the GPUs are used.
+        batch: The batch of the recipe.
         steps: Steps of the whole run.
-        disk: Bytes of all checkpoints that are kept at its end.
+        kept_checkpoints: Checkpoints on disk at its end.
         memory: Memory of one GPU.
         time: Time of a step.
     """
@@ -42,13 +43,13 @@ class Plan:
     setup: Setup
     batch: Batch
     steps: int
-    disk: int
+    kept_checkpoints: int
     memory: Memory
     time: StepTime
 
     @property
     def fits(self) -> bool:
-        """Whether a GPU has enough memory."""
+        """Whether the GPUs have enough memory."""
         return self.memory.total <= self.gpu.memory
 
     @property
@@ -58,7 +59,7 @@ class Plan:
 
     @property
     def recomputed_flops(self) -> float:
-        """FLOPs of recomputation by activation checkpointing, per token."""
+        """FLOPs that activation checkpointing recomputes, per token."""
         if not self.setup.checkpointing:
             return 0
         return recomputed_flops_per_token(self.config, self.batch.length)
@@ -89,17 +90,22 @@ class Plan:
         return self.steps * self.time.total / SECONDS_PER_DAY
 
     @property
+    def disk(self) -> int:
+        """Bytes of all checkpoints that are kept."""
+        return checkpoint_bytes(self.counts, self.setup) * self.kept_checkpoints
+
+    @property
     def gpu_hours(self) -> float:
-        """GPU-hours of the whole run."""
+        """GPU hours of the whole run."""
         return self.days * 24 * self.setup.gpus
 
 
 def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerator) -> Plan:
-    """Predict a run of a recipe.
+    """Plan a recipe.
 
     Args:
         recipe: The recipe.
-        config: The shape that it trains.
+        config: Shape of the model that it trains.
         gpus: Number of GPUs.
         gpu: Their kind.
 
@@ -107,11 +113,21 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
         ValueError: The recipe cannot run on these GPUs, however much memory they have.
     """
     _check(recipe, config, gpus, gpu)
-    counts = sizes(config, published=recipe.optimizer.decay == "evo2-published")
-    return _plan(recipe, config, counts, gpu, _setup(recipe, gpus))
+    counts = count_sizes(recipe, config)
+    return _plan(recipe, config, counts, gpu, make_setup(recipe, gpus))
 
 
-def _setup(recipe: Recipe, gpus: int) -> Setup:
+def count_sizes(recipe: Recipe, config: ModelConfig) -> Sizes:
+    """Numbers of parameters of the model that a recipe trains."""
+    return sizes(config, published=recipe.optimizer.decay == "evo2-published")
+
+
+def make_setup(recipe: Recipe, gpus: int) -> Setup:
+    """How a recipe uses a number of GPUs.
+
+    Raises:
+        ValueError: They cannot share a step evenly.
+    """
     micro, context_parallel = recipe.micro(gpus), recipe.parallel.context
     return Setup(
         gpus=gpus,
@@ -124,7 +140,7 @@ def _setup(recipe: Recipe, gpus: int) -> Setup:
         fp8=recipe.precision.fp8,
         averaged=recipe.optimizer.ema is not None,
         context=context_parallel,
-        attention=recipe.parallel.attention,
+        schemes=recipe.parallel.schemes,
     )
 
 
@@ -133,7 +149,7 @@ def _plan(
 ) -> Plan:
     tokens = recipe.batch.tokens / setup.gpus
     steps, checkpoint = recipe.optimizer.steps, recipe.checkpoint
-    kept = checkpoint.keep + (steps // checkpoint.keep_every if checkpoint.keep_every else 0)
+    kept_forever = steps // checkpoint.keep_every if checkpoint.keep_every else 0
     return Plan(
         config,
         counts,
@@ -141,7 +157,7 @@ def _plan(
         setup,
         recipe.batch,
         steps,
-        kept * counts.all * bytes_per_parameter(recipe, setup.zero),
+        checkpoint.keep + kept_forever,
         memory_per_gpu(config, counts, setup),
         step_time(config, counts, setup, gpu, tokens=tokens),
     )
@@ -162,22 +178,6 @@ def _check(recipe: Recipe, config: ModelConfig, gpus: int, gpu: Accelerator) -> 
         raise ValueError(f"precision.fp8 = true: {gpu.key} has no FP8 units; set false")
     if recipe.optimizer.ema is not None and gpus > 1:
         raise ValueError(f"optimizer.ema needs whole weights in one process, not {gpus:,}")
-
-
-def bytes_per_parameter(recipe: Recipe, zero: int) -> int:
-    """Bytes on disk of a checkpoint of this recipe, per parameter.
-
-    It has fp32 weights (4) with two moments (8), the exported fp32 weights (4), averaged weights
-    (4) if the recipe keeps any, and under ZeRO 1 and 2 weights in the dtype of the computation.
-
-    Args:
-        recipe: The recipe.
-        zero: The ZeRO stage of the run; 0 for a single process without DeepSpeed.
-    """
-    size = 16 if recipe.optimizer.ema is None else 20
-    if zero in (1, 2):
-        size += 2 if recipe.precision.compute == "bf16" else 4
-    return size
 
 
 def check_context_parallel(recipe: Recipe, config: ModelConfig) -> None:
@@ -213,7 +213,7 @@ def advice(plan: Plan, recipe: Recipe) -> str:
     for gpus in possible_gpus(recipe):
         if gpus <= plan.setup.gpus:
             continue
-        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, _setup(recipe, gpus))
+        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, make_setup(recipe, gpus))
         if larger.fits:
             return f"use at least {gpus:,} GPUs"
         for change in _changes(larger, recipe):

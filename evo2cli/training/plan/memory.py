@@ -1,6 +1,6 @@
-"""What one GPU holds while it trains, by component, from formulas: nothing is allocated.
+"""Memory of one GPU while it trains, by component, from formulas: nothing is allocated.
 
-N parameters, w GPUs. Bytes a parameter before and after they are shared:
+Bytes a parameter, on each of w GPUs:
 
                 weights       gradients             optimizer (masters and two moments)
 plain           4             4                     8
@@ -11,10 +11,8 @@ ZeRO 3          e / w         4 / w                 12 / w
 with e = 2 in bf16 and 4 in fp32. The plain engine also holds bf16 copies of what it multiplies.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
-
-import torch
 
 from evo2cli.training.plan.activations import FP32, Dtypes, activations
 from evo2cli.training.plan.calibration import (
@@ -25,8 +23,9 @@ from evo2cli.training.plan.calibration import (
     LIVE,
     PREFETCH,
 )
-from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.parametrization import trainable
+from stripedhyena2 import ModelConfig
+from stripedhyena2.costs import count_parameters, parameter_counts
+from stripedhyena2.parallelize import Schemes
 
 BF16 = 2
 MOMENTS = 2 * FP32
@@ -37,7 +36,7 @@ class Setup:
     """How a run uses its GPUs.
 
     Attributes:
-        gpus: In all.
+        gpus: Number of GPUs.
         zero: ZeRO stage; 0 for the plain engine, in one process.
         length: Positions of a window.
         micro: Windows a forward pass on one GPU, or on those that share them.
@@ -47,7 +46,7 @@ class Setup:
         fp8: Whether projections and MLPs multiply in FP8.
         averaged: Whether averaged weights are kept too.
         context: GPUs that share a window, each a part of its positions.
-        attention: How attention exchanges between them.
+        schemes: How they exchange.
     """
 
     gpus: int
@@ -60,7 +59,7 @@ class Setup:
     fp8: bool = False
     averaged: bool = False
     context: int = 1
-    attention: Literal["heads", "ring", "zigzag"] = "heads"
+    schemes: Schemes = field(default_factory=Schemes)
 
     @property
     def is_plain(self) -> bool:
@@ -75,7 +74,7 @@ class Setup:
 
     @property
     def tokens(self) -> int:
-        """Of one forward pass on one GPU."""
+        """Tokens of one forward pass on one GPU."""
         return self.micro * -(-self.length // self.context)
 
 
@@ -85,32 +84,43 @@ class Sizes:
 
     Attributes:
         all: Of the model in training form.
+        folded: Of the model in inference form.
         block: Of its largest block.
         products: Of the projections and MLPs.
         largest: Of the largest tensor.
     """
 
     all: int
+    folded: int
     block: int
     products: int
     largest: int
 
 
 def sizes(config: ModelConfig, *, published: bool = False) -> Sizes:
-    """Count the parameters of the model itself, on the meta device.
+    """Count the parameters of a model.
 
     Args:
-        config: Its shape.
+        config: Shape of the model.
         published: Whether poles train in the redundant form of the published runs.
     """
-    with torch.device("meta"):
-        model = StripedHyena2(config)
-        trainable(model, config.original_context, published=published)
-    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
-    products = sum(n for name, n in counts.items() if name.endswith(("weight", "bias")))
-    products -= model.embedding.weight.numel()
-    return Sizes(sum(counts.values()), max(blocks), products, max(counts.values()))
+    counts = parameter_counts(config, training=True, published=published)
+    blocks = [0] * config.depth
+    for name, count in counts.items():
+        if name.startswith("blocks."):
+            blocks[int(name.split(".")[1])] += count
+    products = sum(
+        count
+        for name, count in counts.items()
+        if name.startswith("blocks.") and name.endswith(("weight", "bias"))
+    )
+    return Sizes(
+        sum(counts.values()),
+        count_parameters(config),
+        max(blocks),
+        products,
+        max(counts.values()),
+    )
 
 
 @dataclass(frozen=True)
@@ -120,11 +130,11 @@ class Memory:
     Attributes:
         weights: Parameters, with averaged ones if there are.
         copies: bf16 copies that autocast makes of fp32 weights.
-        gradients: Sums, and what is on its way into them.
+        gradients: Sums, and the gradient that is being added.
         optimizer: fp32 masters and Adam's moments.
-        activations: Of one micro-batch, and what its backward pass needs beside them.
+        activations: Of one micro-batch, with the temporary tensors of its backward pass.
         communication: Buckets of gradients, and weights gathered from other GPUs.
-        framework: What torch's allocator does not count or loses between its pieces.
+        framework: CUDA, NCCL and the fragmentation of torch's allocator.
     """
 
     weights: float
@@ -137,12 +147,12 @@ class Memory:
 
     @property
     def allocated(self) -> float:
-        """What `torch.cuda.max_memory_allocated` will say."""
+        """What `torch.cuda.max_memory_allocated` will report."""
         return self.total - self.framework
 
     @property
     def total(self) -> float:
-        """What has to fit the GPU."""
+        """What the GPU must have."""
         return float(sum(vars(self).values()))
 
 
@@ -156,13 +166,13 @@ def memory_per_gpu(config: ModelConfig, counts: Sizes, setup: Setup) -> Memory:
     held, grown = _gradients(counts, setup)
     element = setup.dtypes.compute
     casts = setup.dtypes.is_autocast
-    on_its_way = counts.largest * (element + FP32 if casts else element)
-    # What is recomputed casts its weights anew; what is kept keeps the casts of the forward pass.
+    in_flight = counts.largest * (element + FP32 if casts else element)
+    # Recomputation casts weights again; without it the casts of the forward pass are kept.
     copy = counts.products * BF16 / config.depth if casts else 0
     moments = [
         (held, 0 if setup.checkpointing else copy * config.depth, kept.at_loss),
-        (held + on_its_way, copy * kept.group_blocks, kept.in_blocks),
-        (grown + on_its_way, copy, kept.at_end),
+        (held + in_flight, copy * kept.group_blocks, kept.in_blocks),
+        (grown + in_flight, copy, kept.at_end),
     ]
     gradients, copies, alive = max(moments, key=sum)
     weights, optimizer = _states(counts, setup)
@@ -192,7 +202,7 @@ def _gradients(counts: Sizes, setup: Setup) -> tuple[float, float]:
 
 
 def _communication(counts: Sizes, setup: Setup) -> float:
-    """DeepSpeed's buffers. A bucket is as large as it may become, whatever the model's size."""
+    """DeepSpeed's buffers. A bucket has its maximum size, whatever the model's size."""
     if setup.is_plain:
         return 0
     narrow = setup.compute == "bf16"

@@ -1,6 +1,6 @@
 """How long a step takes, from counts of operations and bytes, and the rates in `calibration`.
 
-Everything is planned as if not compiled: `precision.compile` can only make it faster.
+Plans are for uncompiled models: `precision.compile` can only make them faster.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,6 @@ from evo2cli.training.plan.calibration import (
     GPUS_PER_NODE,
     LINKS,
     MATMUL,
-    OPERATOR_BOTH,
-    OPERATOR_FORWARD,
     OPTIMIZER_BYTES,
     OVERLAP,
     PLAIN_PARAMETER_BYTES,
@@ -25,14 +23,11 @@ from evo2cli.training.plan.calibration import (
     RING_LINK,
     RING_NETWORK,
     RING_START,
-    ROTARY_BACKWARD,
-    ROTARY_FORWARD,
 )
 from evo2cli.training.plan.flops import BACKWARD, flops_per_token
 from evo2cli.training.plan.hardware import Accelerator
 from evo2cli.training.plan.memory import Setup, Sizes
 from stripedhyena2 import ModelConfig
-from stripedhyena2.config import ATTENTION as ATTENTION_KIND
 
 PRODUCTS = 5  # weight matrices a block
 
@@ -48,8 +43,8 @@ class StepTime:
         elementwise: Norms, residual sums, casts and gates, bound by memory.
         head: From the residual stream to logits, in fp32.
         parameters: Casts, sums of gradients, and the optimizer, bound by memory.
-        waiting: For transfers between GPUs that nothing hides.
-        transfers: All of them, hidden or not; no part of the sum.
+        waiting: For transfers between GPUs that do not overlap with computation.
+        transfers: All transfers, overlapped or not; not part of the sum.
     """
 
     products: float
@@ -73,11 +68,11 @@ def step_time(
     """Predict a step.
 
     Args:
-        config: The shape.
-        counts: Its parameters.
+        config: Shape of the model.
+        counts: Numbers of its parameters.
         setup: How the GPUs are used.
-        gpu: What they are.
-        tokens: Of a step on one GPU.
+        gpu: Their kind.
+        tokens: Tokens of a step on one GPU.
     """
     products, attention, head = (tokens * each for each in _computed(config, setup, gpu))
     memory = gpu.bandwidth * BANDWIDTH
@@ -89,7 +84,8 @@ def step_time(
     hidden = OVERLAP * min(transfers, products + attention + operators + elementwise)
     waiting = transfers - hidden if setup.zero == 3 else transfers
     exchanges = _exchanges(config, setup, gpu, tokens)
-    behind = 0 if setup.attention == "heads" else OVERLAP * attention  # a ring turns meanwhile
+    # Rings exchange keys and values while attention computes.
+    behind = 0 if setup.schemes.attention == "heads" else OVERLAP * attention
     return StepTime(
         products,
         attention,
@@ -103,7 +99,7 @@ def step_time(
 
 
 def _passes(setup: Setup) -> int:
-    """Forward passes a step makes over the blocks."""
+    """Forward passes over the blocks in a step."""
     return 2 if setup.checkpointing else 1
 
 
@@ -124,16 +120,20 @@ def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[floa
 
 
 def _moved(config: ModelConfig, setup: Setup) -> tuple[float, float]:
-    """Bytes a token that fused operators, and norms and elementwise parts, read and write."""
-    again = _passes(setup) - 1
+    """Bytes a token that fused operators, and norms and elementwise parts, read and write.
+
+    What attention moves beside its products counts as elementwise.
+    """
+    recomputed = _passes(setup) - 1
     forward, backward = elementwise_bytes(config, setup.dtypes)
-    elementwise = config.depth * (forward * (1 + again) + backward)
-    rotary = ROTARY_FORWARD * (1 + again) + ROTARY_BACKWARD
-    elementwise += config.stripes.count(ATTENTION_KIND) * rotary * config.width
+    elementwise: float = config.depth * (forward * (1 + recomputed) + backward)
     operators = 0.0
-    for kind in config.stripes.replace(ATTENTION_KIND, ""):
-        copies = 11 * OPERATOR_BOTH[kind] + 4 * OPERATOR_FORWARD[kind] * again
-        operators += copies * config.width * setup.dtypes.compute
+    for mixer in config.mixers:
+        moved = mixer.moved_bytes(config, setup.dtypes.compute, recomputed)
+        if mixer.is_quadratic:
+            elementwise += moved
+        else:
+            operators += moved
     return operators, elementwise
 
 
@@ -173,27 +173,22 @@ def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerato
 def _exchanges(config: ModelConfig, setup: Setup, gpu: Accelerator, tokens: float) -> float:
     """Seconds that GPUs that share windows spend on their exchanges in a step.
 
-    Numbers a token and channel of an attention block that a pass sends: all-to-all of q, k, v and y
-    for "heads"; keys and values of what is seen for "ring", and as much for "zigzag" on average
-    with half of q, k, v and y moved. Hyena blocks send so little that only starts count.
+    Hyena blocks send so little that only the starts count.
     """
     count = setup.context
     if count == 1:
         return 0
-    numbers = {
-        "heads": 4 * (1 - 1 / count),
-        "ring": count - 1,
-        "zigzag": 1.5 * (count - 1) + 2,
-    }[setup.attention]
+    numbers = sum(
+        mixer.sent_numbers(config, setup.schemes.of(mixer), count) for mixer in config.mixers
+    )
     passes = _passes(setup) + 1
-    attentions = config.stripes.count(ATTENTION_KIND)
-    size = attentions * numbers * config.width * setup.dtypes.compute * tokens * passes
+    size = numbers * setup.dtypes.compute * tokens * passes
     width = gpu.link if count <= GPUS_PER_NODE else gpu.network
     return size / (width * LINKS) + 2 * config.depth * passes * setup.accumulation * RING_START
 
 
 def _ring(size: float, collectives: int, setup: Setup, gpu: Accelerator) -> float:
-    """Seconds for `size` bytes once around all GPUs, in so many pieces."""
+    """Seconds for `size` bytes once around all GPUs, in a number of collectives."""
     nodes = -(-setup.gpus // GPUS_PER_NODE)
     width = gpu.link if nodes == 1 else min(gpu.link, gpu.network * GPUS_PER_NODE)
     start = RING_START + (setup.gpus - nodes) * RING_LINK + (nodes - 1) * RING_NETWORK

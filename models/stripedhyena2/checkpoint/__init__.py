@@ -2,11 +2,11 @@
 
 native.py     config.toml + model.safetensors + provenance.json, under the model's own names
 released.py   the layout of the published Evo 2 files: names, orders, shapes, both ways
-files.py      tensors out of .pt, raw .partN pieces and .safetensors; nothing else is unpickled
-scales.py     the FP8 scales among what released files carry
-precision.py  whether a checkpoint gives the numbers it was published for
+files.py      tensors from .pt, .partN and .safetensors files; nothing else is unpickled
+scales.py     the FP8 scales in released files
+precision.py  whether a checkpoint gives the published numbers on a device
 published.py  names such as evo2_7b: their shapes, their files, the precision they need
-hub.py        those files: found here, or fetched through huggingface-hub
+hub.py        those files in the local cache, or fetched through huggingface-hub
 loading.py    any of these -> a `Checkpoint` -> a model
 """
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whichever layout it came in."""
+"""The contents of a checkpoint, whatever layout it was read from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from stripedhyena2.model import StripedHyena2
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be used: the message names file, tensor, shapes and the way out."""
+    """An unusable checkpoint: the message names file, tensor, shapes and the way out."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Checkpoint:
     Attributes:
         config: The shape of the model.
         tensors: The weights under the model's own names, in their stored dtypes.
-        extra_state: FP8 scale records of released files, as the bytes they are. Never executed.
+        extra_state: FP8 scale records of released files, as raw bytes. Never executed.
         provenance: Where the weights come from, as JSON values.
     """
 
@@ -31,15 +31,6 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     extra_state: dict[str, bytes] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def num_parameters(self) -> int:
-        """Weights that train; the rotary frequencies are stored but do not."""
-        return sum(
-            tensor.numel()
-            for name, tensor in self.tensors.items()
-            if not name.endswith("inverse_frequency")
-        )
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -70,6 +61,6 @@ def check_tensors(
     for name in found:
         if name not in expected:
             raise CheckpointError(
-                f"{origin}: tensor {name!r} {list(found[name].shape)} has no place in this model; "
+                f"{origin}: tensor {name!r} {list(found[name].shape)} is not part of this model; "
                 "is this the right --config?"
             )

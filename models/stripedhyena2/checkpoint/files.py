@@ -1,10 +1,12 @@
-"""Tensors out of files. Only tensors (and raw bytes) are ever unpickled."""
+"""Files of checkpoints: written whole or not at all; only tensors and raw bytes are unpickled."""
 
 import io
 import pickle
 import re
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,14 +20,46 @@ from stripedhyena2.checkpoint.contents import CheckpointError
 _PART = re.compile(r"\.part(\d+)$")
 
 
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, of a file or folder to fill; renamed when filled.
+
+    If the block raises, what it wrote is removed and `path` stays as it was. A folder replaces a
+    folder of that name. Missing parent folders are made.
+
+    Raises:
+        CheckpointError: `path` cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # what a killed run may have left
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):
+            _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, bytes]]:
     """Read a flat dictionary of tensors, and the raw byte entries beside them.
 
     Args:
-        path: A .safetensors file, a .pt file, or any piece `NAME.pt.partN` of a cut one.
+        path: A .safetensors file, a .pt file, or any part `NAME.pt.partN` of one.
 
     Raises:
-        CheckpointError: The file cannot be read, or holds anything but tensors and bytes.
+        CheckpointError: The file cannot be read, or contains anything but tensors and bytes.
     """
     try:
         if path.suffix == ".safetensors":
@@ -37,15 +71,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, bytes]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path}: holds more than tensors and is not opened, because that would run its code; "
-            "ask its maker for a plain dictionary of tensors or a safetensors file"
+            f"{path}: contains more than tensors and is not opened, because that would run its "
+            "code; ask its author for a plain dictionary of tensors or a safetensors file"
         ) from None
     except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a whole PyTorch checkpoint ({reason})") from None
+        raise CheckpointError(f"{path}: not a complete PyTorch checkpoint ({reason})") from None
 
 
 def _unpickle(source: Path | IO[bytes]) -> object:
@@ -73,10 +107,10 @@ def _split(contents: object, path: Path) -> tuple[dict[str, Tensor], dict[str, b
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All pieces of the file that `path` (NAME.partN) is a piece of, in order.
+    """All parts of the file that `path` (NAME.partN) is a part of, in order.
 
     Raises:
-        CheckpointError: A piece is missing.
+        CheckpointError: A part is missing.
     """
     whole = _PART.sub("", path.name)
     numbers = sorted(
@@ -86,7 +120,7 @@ def parts_of(path: Path) -> list[Path]:
     )
     if numbers != list(range(len(numbers))) or not numbers:
         missing = next(number for number in range(len(numbers) + 1) if number not in numbers)
-        raise CheckpointError(f"{path.parent / whole}.part{missing}: this piece is missing")
+        raise CheckpointError(f"{path.parent / whole}.part{missing}: this part is missing")
     return [path.parent / f"{whole}.part{number}" for number in numbers]
 
 
@@ -113,7 +147,7 @@ class JoinedParts(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """Where the next byte comes from."""
+        """The position of the next byte."""
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # any writable buffer
@@ -129,7 +163,7 @@ class JoinedParts(io.RawIOBase):
         return 0
 
     def close(self) -> None:
-        """Close every piece."""
+        """Close every part."""
         for file in self._files:
             file.close()
         super().close()

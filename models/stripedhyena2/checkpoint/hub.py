@@ -1,7 +1,6 @@
 """Files of the published models: in huggingface-hub's cache, in a folder, or fetched into either.
 
-The download is the library's, which resumes what was cut off; here stands what is asked of it, and
-that it is not asked when the files are present.
+The library downloads and resumes. It is not called with network access if the files are present.
 """
 
 import logging
@@ -24,14 +23,14 @@ _WEIGHTS = ("*.pt", "*.pt.part*")
 
 
 def fetch(name: str, folder: Path | None = None) -> Path:
-    """The folder that holds a published model's files; the network is used only if they are absent.
+    """The folder with a published model's files; the network is used only if they are absent.
 
     Args:
         name: Of the model; @COMMIT may follow.
-        folder: Where they shall lie; by default the library's cache.
+        folder: Where to put them; by default the library's cache.
 
     Raises:
-        CheckpointError: They are not here and cannot be had.
+        CheckpointError: They are absent and cannot be fetched.
     """
     present = find(name, folder)
     if present is not None:
@@ -39,7 +38,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     published, commit = _asked(name)
     repository = f"models--{published.repository.replace('/', '--')}"
     where = folder or Path(constants.HF_HUB_CACHE) / repository
-    # Of every attempt without a network the library tells in five lines.
+    # Without a network the library logs five lines for every attempt.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         planned = snapshot_download(
@@ -50,7 +49,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
             dry_run=True,
         )
         if not planned:
-            raise CheckpointError(f"{name}: {published.repository} holds no .pt file at {commit}")
+            raise CheckpointError(f"{name}: {published.repository} has no .pt file at {commit}")
         missing = sum(file.file_size or 0 for file in planned if file.will_download)
         _require_space(name, missing, where)
         return Path(
@@ -66,7 +65,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
 
 
 def find(name: str, folder: Path | None = None) -> Path | None:
-    """The folder that holds a published model's files whole, without the network; None if none."""
+    """The folder with all files of a published model, found without the network, or None."""
     published, commit = _asked(name)
     if folder is None:
         try:
@@ -82,7 +81,7 @@ def find(name: str, folder: Path | None = None) -> Path | None:
             return None
         if commit != published.commit or not published.sizes:
             files = weight_files(folder)
-            # Of parts that are still to come only their number is known.
+            # The sizes of parts are unknown at this commit, only their number is known.
             whole = files and (files[0].suffix == ".pt" or len(files) >= len(published.sizes))
             return folder if whole else None
     found = tuple(file.stat().st_size for file in weight_files(folder))
@@ -90,7 +89,7 @@ def find(name: str, folder: Path | None = None) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file of a released model, or its parts in order; empty where there are not just these."""
+    """The file of a released model, or its parts in order; empty unless it has just one."""
     wholes, firsts = sorted(folder.glob("*.pt")), sorted(folder.glob("*.pt.part0"))
     if len(wholes) + len(firsts) != 1:
         return []
@@ -98,7 +97,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def known_hash(name: str) -> str | None:
-    """The SHA-256 of a published model's file, parts joined, where it is known at this commit."""
+    """The SHA-256 of a published model's file, parts joined, if it is known at this commit."""
     published, commit = _asked(name)
     return published.sha256 if commit == published.commit else None
 
@@ -106,20 +105,20 @@ def known_hash(name: str) -> str | None:
 def _asked(name: str) -> tuple[Published, str]:
     model, commit = split_name(name)
     if commit == "":
-        raise CheckpointError(f"{name}: names no commit after @; write {model}@main, for one")
+        raise CheckpointError(f"{name}: no commit after @; write {model}@main, for example")
     published = PUBLISHED[model]
     return published, commit or published.commit
 
 
 def _require_space(name: str, missing: int, where: Path) -> None:
-    """Refuse a download that cannot end, before it begins."""
+    """Refuse a download that does not fit the disk, before it starts."""
     begun = sum(file.stat().st_size for file in where.rglob("*.incomplete")) if missing else 0
     existing = next(parent for parent in (where, *where.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(existing).free
     if missing - begun > free:
         raise CheckpointError(
-            f"{name}: {(missing - begun) / 1e9:,.1f} GB are still to come and {where} has "
-            f"{free / 1e9:,.1f} GB free; choose another disk by `evo2 fetch --to` or HF_HOME"
+            f"{name}: {(missing - begun) / 1e9:,.1f} GB are missing and {where} has "
+            f"{free / 1e9:,.1f} GB free; choose another disk with `evo2 fetch --to` or HF_HOME"
         )
 
 
@@ -130,14 +129,14 @@ def _reason(name: str, where: Path, error: Exception) -> str:
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         return f"{published.repository} has no commit {commit}; try {model}@main"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return f"{published.repository} is not on the hub, or not for you; try `hf auth login`"
+        return f"{published.repository} is not on the hub, or needs a login; try `hf auth login`"
     if isinstance(error, OSError) and error.errno:
         return f"{where} cannot be written ({error.strerror})"
     what = type(causes[-1] or error).__name__
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     if commit != "main" and find(f"{model}@main"):
-        return f"only another commit of it is in the local cache{offline}; take it by {model}@main"
+        return f"the local cache has only another commit of it{offline}; use it as {model}@main"
     return (
         f"{published.repository} is not in the local cache and could not be fetched{offline}: "
-        f"{what}; `evo2 fetch` it where there is a network and give its folder"
+        f"{what}; run `evo2 fetch` on a machine with a network and give its folder"
     )

@@ -21,14 +21,18 @@ from stripedhyena2.checkpoint.published import (
 )
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.config import ModelConfig, read_config
+from stripedhyena2.device_map import (
+    block_sizes,
+    choose_devices,
+    device_map,
+    device_of,
+    move_activations,
+)
+from stripedhyena2.float8.inference import Scales, has_scales, scaled_weight, use_scales
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import folded_state
-from stripedhyena2.scaled import Scales, has_scales, scaled_weight, use_scales
-from stripedhyena2.spread import block_sizes, carry, fewest, home_of, homes
 
 _LOG = logging.getLogger(__name__)
-
-FP32_TENSORS = ("log_poles_DS", "residues_DS", "inverse_frequency")
 
 
 def load(
@@ -42,23 +46,24 @@ def load(
     """Load a model, ready to score, to decode or, without FP8, to train.
 
     Args:
-        path_or_name: A native folder; a released .pt, one of its .partN pieces, or a safetensors
+        path_or_name: A native folder; a released .pt, one of its .partN files, or a safetensors
             file with the same keys; "nano"; or a published name such as "evo2_7b".
         config: The shape of a released file: its yml, our TOML, or a published name. Not needed
-            where the folder or the file's own name tells.
-        device: Where the weights go; of several devices, to as few as hold them, block after block.
+            if the folder has a yml or the file a published name.
+        device: Where the weights go; of several devices, the smallest number that holds them is
+            used, block after block.
         dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
             or better, and so do final norm and head.
-        float8: Whether the Hyena input projections compute in FP8, by the scales that the
-            checkpoint brings; by default where a published model needs it (1B, 20B, 40B).
+        float8: Whether the Hyena input projections compute in FP8, with the scales in the
+            checkpoint; by default if a published model needs it (1B, 20B, 40B).
 
     Raises:
-        CheckpointError: The checkpoint is not there, not whole, or does not fit its config, or not
-            the devices; or FP8 is asked for and it brings no scales.
-        ConfigError: The config is not one.
+        CheckpointError: The checkpoint is missing, incomplete, or does not fit its config or the
+            devices; or FP8 is requested and it has no scales.
+        ConfigError: The config is invalid.
     """
     checkpoint = read_checkpoint(path_or_name, config=config)
-    blocks = _homes(checkpoint, device, dtype, str(path_or_name))
+    blocks = _device_map(checkpoint, device, dtype, str(path_or_name))
     scales = _scales(checkpoint, str(path_or_name), float8)
     _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
     with torch.device("meta"):
@@ -68,21 +73,24 @@ def load(
     except ValueError as error:
         raise CheckpointError(f"{path_or_name}: {error}") from None
     wide = torch.promote_types(dtype, torch.float32)
+    fp32_tensors = {
+        f"blocks.{index}.mixer.{name}"
+        for index, mixer in enumerate(checkpoint.config.mixers)
+        for name in mixer.fp32_tensors
+    }
     state = {
-        name: scaled_weight(tensor, scales[name], home_of(name, blocks))
+        name: scaled_weight(tensor, scales[name], device_of(name, blocks))
         if name in scales
-        else tensor.to(
-            home_of(name, blocks), wide if name.endswith(FP32_TENSORS) else dtype, copy=True
-        )
+        else tensor.to(device_of(name, blocks), wide if name in fp32_tensors else dtype, copy=True)
         for name, tensor in checkpoint.tensors.items()
     }
     model.load_state_dict(state, assign=True)
     if len(set(blocks)) > 1:
-        carry(model)
+        move_activations(model)
     return model
 
 
-def _homes(
+def _device_map(
     checkpoint: Checkpoint,
     device: str | torch.device | Sequence[torch.device],
     dtype: torch.dtype,
@@ -94,20 +102,18 @@ def _homes(
         return [torch.device(device)] * depth
     sizes = block_sizes(checkpoint.tensors, depth, dtype.itemsize)
     try:
-        chosen = fewest(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
+        chosen = choose_devices(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
     except MemoryError as error:
         raise CheckpointError(
-            f"{origin}: {error}; use more or larger ones, or --device cpu"
+            f"{origin}: {error}; use more or larger devices, or --device cpu"
         ) from None
     if len(chosen) > 1:
-        _say_once(
-            f"{origin}: its blocks are spread over {len(chosen)} devices, it fits no single one"
-        )
-    return homes(sizes, [device[index] for index in chosen])
+        _say_once(f"{origin}: too large for one device, its blocks are spread over {len(chosen)}")
+    return device_map(sizes, [device[index] for index in chosen])
 
 
 def _scales(checkpoint: Checkpoint, origin: str, float8: bool | None) -> dict[str, Scales]:
-    """The scales to compute with: as asked for, or as a published model needs."""
+    """The scales to compute with: as requested, or as a published model needs."""
     if float8 is None:
         float8 = precision_of(checkpoint) is not Precision.BF16
         required = False
@@ -117,7 +123,7 @@ def _scales(checkpoint: Checkpoint, origin: str, float8: bool | None) -> dict[st
         return {}
     scales = trained_scales(checkpoint.extra_state, checkpoint.config, origin)
     if required and not scales:
-        raise CheckpointError(f"{origin}: brings no FP8 scales; load it without fp8")
+        raise CheckpointError(f"{origin}: has no FP8 scales; load it without fp8")
     return scales
 
 
@@ -131,7 +137,7 @@ def save(model: StripedHyena2, folder: Path, provenance: dict[str, Any]) -> None
     """Write a model as a native checkpoint folder, its filters in their inference form.
 
     Raises:
-        CheckpointError: The folder exists and is no checkpoint, or cannot be written; or weights
+        CheckpointError: The folder exists and is not a checkpoint, or cannot be written; or weights
             of the model were rounded to FP8.
     """
     if has_scales(model):
@@ -152,7 +158,7 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     if native.is_native(path):
         if config is not None:
             raise CheckpointError(
-                f"{path}: a native checkpoint brings its own shape; drop --config"
+                f"{path}: a native checkpoint contains its own shape; drop --config"
             )
         return native.read(path)
     file = _released_file(path) if path.is_dir() else path
@@ -167,7 +173,7 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
 
 
 def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
-    """Where the checkpoint lies (a path that exists wins over a name), and where it came from."""
+    """The path of the checkpoint (an existing path wins over a name), and its origin."""
     path = Path(path_or_name)
     if path.exists():
         return path, {}
@@ -179,7 +185,7 @@ def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
         folder = hub.fetch(name)
         return folder, {"repository": PUBLISHED[model].repository, "commit": folder.name}
     names = ", ".join([*sorted(folder.name for folder in BUILT_IN.glob("[a-z]*")), *PUBLISHED])
-    raise CheckpointError(f"no model {name!r}: no such file or folder, and no name of {names}")
+    raise CheckpointError(f"no model {name!r}: no such file or folder, and not one of {names}")
 
 
 def _released_file(folder: Path) -> Path:
@@ -190,8 +196,8 @@ def _released_file(folder: Path) -> Path:
     if len(candidates) != 1:
         found = ", ".join(file.name for file in candidates) or "none"
         raise CheckpointError(
-            f"{folder}: holds no config.toml (our checkpoint) and not one .pt or .safetensors "
-            f"file but {found}; name the file"
+            f"{folder}: contains neither config.toml (a native checkpoint) nor exactly one .pt or "
+            f".safetensors file, but {found}; name the file"
         )
     return candidates[0]
 
@@ -199,7 +205,7 @@ def _released_file(folder: Path) -> Path:
 def _released_config(
     path_or_name: str | Path, file: Path, config: str | Path | None
 ) -> ModelConfig:
-    """The shape of a released file: as told, or as a yml beside it or its name tells."""
+    """The shape of a released file: as given, else from the yml beside it, else from its name."""
     if config is not None:
         return (
             published_config(str(config)) if str(config) in PUBLISHED else read_config(Path(config))
@@ -210,12 +216,12 @@ def _released_config(
     for name in (split_name(str(path_or_name))[0], file.name.partition(".")[0]):
         if name in PUBLISHED:
             return published_config(name)
-    if not released.is_named_so(file):
+    if not released.has_suffix(file):
         raise CheckpointError(
-            f"{file}: is no checkpoint, which is a folder with config.toml, or a file .pt, "
-            ".safetensors or .pt.part0"
+            f"{file}: not a checkpoint: expected a folder with config.toml, or a .pt, .safetensors "
+            "or .pt.part0 file"
         )
     raise CheckpointError(
-        f"{file}: its shape is not known; give --config with its yml or a published name "
+        f"{file}: unknown shape; give --config with its yml or a published name "
         f"({', '.join(PUBLISHED)})"
     )

@@ -1,12 +1,10 @@
 """The native checkpoint: a folder of config.toml, model.safetensors and provenance.json.
 
-A large model is cut into shards with an index beside them. FP8 scale records that came with a
-released file lie in extra_state.safetensors, as bytes. A folder appears whole or not at all.
+A large model is cut into shards with an index beside them. FP8 scale records of a released file
+are kept in extra_state.safetensors, as bytes. A folder appears complete or not at all.
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,7 +23,7 @@ from stripedhyena2.checkpoint.contents import (
     check_tensors,
     expected_shapes,
 )
-from stripedhyena2.checkpoint.files import read_tensors
+from stripedhyena2.checkpoint.files import atomic_path, read_tensors
 from stripedhyena2.config import read_config
 
 CONFIG, WEIGHTS, PROVENANCE = "config.toml", "model.safetensors", "provenance.json"
@@ -38,14 +36,14 @@ def is_native(path: Path) -> bool:
 
 
 def refuse_another(checkpoint: Checkpoint, folder: Path) -> None:
-    """Refuse a folder that holds a checkpoint which came about otherwise than this one.
+    """Refuse to overwrite a checkpoint of another provenance.
 
     Raises:
-        CheckpointError: So it is.
+        CheckpointError: `folder` contains such a checkpoint.
     """
     if is_native(folder) and _provenance(folder) != checkpoint.provenance:
         raise CheckpointError(
-            f"{folder}: holds another checkpoint; choose another name, or remove it first"
+            f"{folder}: contains another checkpoint; choose another name, or remove it first"
         )
 
 
@@ -56,20 +54,10 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
         CheckpointError: `folder` exists and is not an earlier checkpoint, or cannot be written.
     """
     if folder.exists() and not is_native(folder) and (folder.is_file() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is no checkpoint; choose another name")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _fill(checkpoint, temporary)
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        raise CheckpointError(f"{folder}: exists and is not a checkpoint; choose another name")
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        _fill(checkpoint, temporary)
 
 
 def _fill(checkpoint: Checkpoint, folder: Path) -> None:
@@ -122,8 +110,10 @@ def _provenance(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """What is wrong with a JSON file, in one line."""
+    """Report an invalid JSON file in one line."""
     try:
         yield
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: a JSON file of it is broken ({error})") from None
+        raise CheckpointError(
+            f"{folder}: invalid JSON in the index or the provenance ({error})"
+        ) from None

@@ -1,4 +1,4 @@
-"""Whether a checkpoint, computed in a certain way, gives the numbers it was published for."""
+"""Whether a checkpoint gives its published numbers on a device and in a precision."""
 
 import torch
 
@@ -7,12 +7,12 @@ from stripedhyena2.checkpoint.published import Precision, needed_precision
 
 
 def precision_of(checkpoint: Checkpoint) -> Precision:
-    """What its numbers need: known of released weights, any precision for those trained here."""
+    """The precision its numbers need: known for released weights; bf16 for those trained here."""
     return needed_precision(checkpoint.config) if is_released(checkpoint) else Precision.BF16
 
 
 def is_released(checkpoint: Checkpoint) -> bool:
-    """Whether its weights are those of a released file, if perhaps in an extended context."""
+    """Whether its weights are those of a released file, perhaps with an extended context."""
     origin = checkpoint.provenance
     while "before" in origin and "trained_by" not in origin:
         origin = origin["before"]
@@ -20,7 +20,7 @@ def is_released(checkpoint: Checkpoint) -> bool:
 
 
 def doubt(checkpoint: Checkpoint, origin: str, device: torch.device, *, float8: bool) -> str | None:
-    """Why the numbers of a published model are not its own when it is computed so; or None."""
+    """Why a published model computed this way does not give its published numbers; or None."""
     precision = precision_of(checkpoint)
     if precision is Precision.BF16:
         return None

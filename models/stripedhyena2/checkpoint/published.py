@@ -1,7 +1,7 @@
 """The published models by name: shape, files, and the precision their numbers need.
 
-Commits, sizes and SHA-256 are those that several public projects have recorded of the files; they
-were not taken from files opened here. A name may ask for another commit, as evo2_7b@main.
+Commits, sizes and SHA-256 were recorded by several public projects; we have not verified them on
+the files. A name may request another commit, as in evo2_7b@main.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,14 @@ BUILT_IN = Path(__file__).parents[1] / "builtin"
 
 
 class Precision(StrEnum):
-    """What a published model needs of its input projections, by NVIDIA's losses at 8,192 bases.
+    """The precision that the input projections of a published model need.
 
-    BF16: no FP8: 0.995 with and without it (7B, 1M).
-    FP8: rounding to FP8, whatever sums it: 1.077 with, 1.243 without (1B).
-    HOPPER: FP8 with the short sums of Hopper GPUs: 0.922 there, 1.79 on Blackwell, 1.70 without FP8
-        (40B). 20B is said to be the same.
+    The losses in nats a base are NVIDIA's, at 8,192 bases.
+
+    BF16: no FP8 needed: 0.995 with and without it (7B, 1M).
+    FP8: rounding to FP8, on any hardware: 1.077 with, 1.243 without (1B).
+    HOPPER: FP8 with the short accumulators of Hopper GPUs: 0.922 there, 1.79 on Blackwell, 1.70
+        without FP8 (40B). 20B is reported to be the same.
     """
 
     BF16 = "bf16"
@@ -34,11 +36,11 @@ class Published:
 
     Attributes:
         repository: On the Hugging Face hub.
-        shape: The model whose shape it has.
-        precision: What its numbers need.
-        commit: That is fetched unless the name says otherwise; "main" where none is known.
-        sizes: Bytes of its file, or of the parts it is cut into; empty where not known.
-        sha256: Of the whole file, parts joined; None where not known.
+        shape: Name of the shape file in recipes/models.
+        precision: The precision its numbers need.
+        commit: Fetched unless the name gives another; "main" if none is known.
+        sizes: Bytes of its file, or of its parts; empty if unknown.
+        sha256: Of the whole file, parts joined; None if unknown.
     """
 
     repository: str
@@ -112,7 +114,7 @@ PUBLISHED = {
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """A model's name and the commit it asks for: evo2_7b@main is evo2_7b, main."""
+    """A model's name and the commit it requests: evo2_7b@main is evo2_7b, main."""
     model, asked, commit = name.partition("@")
     return model, commit if asked else None
 
@@ -123,7 +125,7 @@ def published_config(name: str) -> ModelConfig:
 
 
 def needed_precision(config: ModelConfig) -> Precision:
-    """What a published model of these stripes and this width needs."""
+    """The precision that a published model with these stripes and this width needs."""
     for name, published in PUBLISHED.items():
         shape = published_config(name)
         if (shape.stripes, shape.width) == (config.stripes, config.width):

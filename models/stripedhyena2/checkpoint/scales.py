@@ -1,8 +1,8 @@
-"""The FP8 scales of released files: read out of their records without executing anything.
+"""The FP8 scales of released files, read from their records without executing anything.
 
-A released file keeps, beside some layers, an `_extra_state`: what Transformer Engine saved of its
-FP8 bookkeeping, a pickle inside the file. Of it two numbers matter: scale_fwd[0], of the layer's
-input, and scale_fwd[1], of its weight. Only the Hyena input projections ran in FP8.
+Beside some layers a released file has an `_extra_state`: the FP8 state of Transformer Engine, a
+pickle inside the file. Two numbers of it matter: scale_fwd[0], of the layer's input, and
+scale_fwd[1], of its weight. Only the Hyena input projections ran in FP8.
 """
 
 import io
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from stripedhyena2.checkpoint.contents import CheckpointError
-from stripedhyena2.config import ATTENTION, ModelConfig
-from stripedhyena2.scaled import Scales
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.float8.inference import Scales
 
 _MAKER = "transformer_engine."
 _NOT_A_RECORD = (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError)
@@ -46,16 +46,16 @@ def trained_scales(
         origin: Where the records come from, for error messages.
 
     Returns:
-        Scales of every Hyena block, or nothing where the checkpoint brings none.
+        Scales of every Hyena block; empty if the checkpoint has none.
 
     Raises:
-        CheckpointError: A record cannot be read as one, or some blocks lack theirs.
+        CheckpointError: A record is unreadable, or some blocks lack scales.
     """
     found, lacking = {}, []
-    for index, kind in enumerate(config.stripes):
-        if kind == ATTENTION:
+    for index, mixer in enumerate(config.mixers):
+        if mixer.float8_record is None:
             continue
-        name = f"blocks.{index}.projections._extra_state"
+        name = f"blocks.{index}.{mixer.float8_record}"
         scales = _read(records.get(name, b""), f"{origin}: {name}")
         if scales is None:
             lacking.append(name)
@@ -63,13 +63,13 @@ def trained_scales(
             found[f"blocks.{index}.mixer.project_in.weight"] = scales
     if found and lacking:
         raise CheckpointError(
-            f"{origin}: {lacking[0]} holds no FP8 scales, but {len(found)} other blocks have them"
+            f"{origin}: {lacking[0]} has no FP8 scales, but {len(found)} other blocks have them"
         )
     return found
 
 
 def _read(record: bytes, name: str) -> Scales | None:
-    """The scales of one layer; None where it has none."""
+    """The scales of one layer; None if it has none."""
     if not record:
         return None
     try:
@@ -78,12 +78,12 @@ def _read(record: bytes, name: str) -> Scales | None:
             state = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{name}: holds more than FP8 scales and is not opened, because that would run its "
-            "code; get the file from its publisher, or do without fp8"
+            f"{name}: contains more than FP8 scales and is not opened, because that would run its "
+            "code; get the file from its publisher, or load it without fp8"
         ) from None
     except _NOT_A_RECORD as error:
         reason = str(error).partition("\n")[0][:80]
-        raise CheckpointError(f"{name}: no readable record of FP8 scales ({reason})") from None
+        raise CheckpointError(f"{name}: not a readable record of FP8 scales ({reason})") from None
     if not isinstance(state, Mapping) or "scale_fwd" not in state:
         return None
     return _checked(state["scale_fwd"], name)
@@ -91,8 +91,10 @@ def _read(record: bytes, name: str) -> Scales | None:
 
 def _checked(values: object, name: str) -> Scales:
     if not (isinstance(values, Tensor) and values.ndim == 1 and len(values) >= 2):
-        raise CheckpointError(f"{name}: scale_fwd is no row of scales")
+        raise CheckpointError(f"{name}: scale_fwd must be a 1-D tensor with at least two scales")
     pair = [float(value) for value in values[:2]]
     if not all(math.isfinite(value) and value > 0 for value in pair):
-        raise CheckpointError(f"{name}: scales {pair[0]:g}, {pair[1]:g} are no positive numbers")
+        raise CheckpointError(
+            f"{name}: scales {pair[0]:g}, {pair[1]:g} must be positive and finite"
+        )
     return Scales(*pair)

@@ -102,7 +102,13 @@ def test_every_scheme_is_an_option() -> None:
 
 def test_the_schemes_are_those_that_were_published() -> None:
     base = ModelConfig(
-        stripes="A", width=8, num_heads=1, mlp_width=8, num_filter_groups=2, context=8_192
+        stripes="A",
+        width=8,
+        num_heads=1,
+        mlp_width=8,
+        num_short_filter_groups=2,
+        num_medium_filter_groups=2,
+        context=8_192,
     )
     for m, log_base in ((4, 1e6), (8, 1e7), (128, 1e11)):
         both = Extension(8_192 * m, Scheme.BOTH).config(base)
@@ -174,7 +180,7 @@ def test_a_released_file_remembers_the_first_context(source: str, tmp_path: Path
         ("-1", "long", "--to -1: not a length"),
         ("1k", "long.pt", "long.pt: is written as a folder"),
         ("1k", "source", "is the checkpoint itself"),
-        ("1k", "other", "other: holds another checkpoint"),
+        ("1k", "other", "other: contains another checkpoint"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -11,12 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from evo2cli.app import app
-from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.errors import UserError
 from evo2cli.generate import run as workflow
 from evo2cli.generate.options import GenerateOptions
 from evo2cli.generate.prompts import Prompt, read_prompts
 from evo2cli.genome.fasta import read_records
-from stripedhyena2 import StripedHyena2, save
+from stripedhyena2 import NonFiniteError, StripedHyena2, save
 
 FLAT = ("--temperature", "9")  # nearly all bases are likely
 
@@ -221,7 +221,7 @@ def test_nan_names_its_layer(model: StripedHyena2, tmp_path: Path) -> None:
         broken.blocks[3].mlp.up.weight[0, 0] = torch.nan
     save(broken, tmp_path / "broken", {})
     message = r"prompt1, sample 1: .*token 1 after the prompt.*first in layer blocks\.3\.mlp\.up"
-    with pytest.raises(UntrustedNumericsError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         run(str(tmp_path / "broken"), "--prompt", "ACGT", "-O", str(tmp_path / "out.fa"))
     assert not (tmp_path / "out.fa").exists()
 

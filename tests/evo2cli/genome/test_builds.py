@@ -32,7 +32,9 @@ def test_a_build_is_known_by_its_lengths(lengths, build):
 def test_a_disagreement_names_a_contig_both_lengths_and_both_builds():
     assert disagreement(GRCH37, GRCH37) is None
     assert disagreement(GRCH37, GRCH38) == (
-        "contig chr1 is 249,250,621 long in the VCF, 248,956,422 in the reference (and so on for 1 "
+        "contig chr1 has 249,250,621 bases in the VCF, but 248,956,422 in the reference (and 1 "
         "more): the VCF looks like GRCh37 (hg19), the reference looks like GRCh38 (hg38)"
     )
-    assert disagreement({"a": 5}, {"a": 6}) == "contig a is 5 long in the VCF, 6 in the reference"
+    assert disagreement({"a": 5}, {"a": 6}) == (
+        "contig a has 5 bases in the VCF, but 6 in the reference"
+    )

@@ -126,10 +126,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("sequence", "message"),
     [
-        (b"acgXT", "'X' at position 4: no nucleotide letter"),
+        (b"acgXT", "'X' at position 4: not a nucleotide letter"),
         (b"MKXLE", "'X' at position 3: this looks like protein"),
         (b"AC-GT", "'-' at position 3: an alignment gap"),
-        ("ACÅ".encode("latin-1"), "'Å' at position 3: no nucleotide letter"),
+        ("ACÅ".encode("latin-1"), "'Å' at position 3: not a nucleotide letter"),
     ],
 )
 def test_the_first_strange_letter_is_named(sequence: bytes, message: str) -> None:

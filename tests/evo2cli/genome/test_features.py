@@ -33,7 +33,7 @@ def test_lines_of_a_gff3_that_share_an_id_are_one_feature(tmp_path: Path) -> Non
     gene = Feature("gene1", "chr1", ((10, 40),))
     assert read_features(path) == [coding, gene, Feature("cds;1", "chr2", ((0, 1),)), exon, exon]
     assert read_features(path, "gene") == [gene]
-    with pytest.raises(UserError, match="holds no feature of type tRNA"):
+    with pytest.raises(UserError, match="has no feature of type tRNA"):
         read_features(path, "tRNA")
 
 

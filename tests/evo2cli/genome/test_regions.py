@@ -37,7 +37,7 @@ def test_a_name_with_colons_is_a_contig_too():
     for text in ("HLA-A*01:01", "{HLA-A*01:01}"):
         regions = Regions(read_regions([text]))
         assert regions.overlap("HLA-A*01:01", 9, 10)
-    assert Regions(read_regions(["chr1:5"])).spans("chr1") == [(4, 5)]
+    assert Regions(read_regions(["chr1:5"])).spans(["chr1"]) == [Interval("chr1", 4, 5)]
 
 
 def test_open_regions_reach_to_the_end():
@@ -69,3 +69,9 @@ def test_a_bed_is_read_past_its_comments_and_a_bad_line_is_named(tmp_path):
         path.write_text(f"chr1\t4\t9\n{bad}\n")
         with pytest.raises(UserError, match=r"some\.bed: line 2: "):
             list(read_bed(path))
+
+
+def test_spans_close_to_each_other_are_joined_contig_by_contig():
+    regions = Regions([Interval("1", 10, 20), Interval("1", 25, 30), Interval("chr2", 0, 5)])
+    assert regions.spans(["2", "1"], join=5) == [Interval("2", 0, 5), Interval("1", 10, 30)]
+    assert len(regions.spans(["1"], join=4)) == 2

@@ -9,8 +9,7 @@ import pysam
 import pytest
 
 from evo2cli.errors import UserError
-from evo2cli.genome.htslib import index_variants, write_bcf
-from evo2cli.genome.variant_index import find_index, read_index
+from evo2cli.genome.htslib import find_index, index_variants, write_bcf
 from evo2cli.score.input import count_variants, open_variants
 from evo2cli.score.options import ScoreOptions
 
@@ -95,11 +94,45 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, capsys) -> None:
     assert "is older than some.vcf.gz, which is read without it" in capsys.readouterr().err
 
 
-def test_contigs_come_as_in_the_file_and_a_broken_index_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path, KINDS[0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_index_is_named(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind)
     index = find_index(path)
     assert index is not None
-    assert list(read_index(index)) == ["chr1", "chr2", "chrM"]
     index.write_bytes(index.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"some\.vcf\.gz\.tbi: no index that can be read"):
-        read_index(index)
+    with pytest.raises(UserError, match=rf"{index.name}: not an index that htslib can read"):
+        lines(ScoreOptions(source=path, regions=("chr1",)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", ["cut off", "overwritten"])
+def test_a_damaged_file_is_an_error_and_no_early_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, damage: str
+) -> None:
+    path = write(tmp_path, kind)
+    index = find_index(path)
+    assert index is not None
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + (b"" if damage == "cut off" else bytes(200) + content[half:]))
+    os.utime(index, (2e9, 2e9))
+    with pytest.raises(UserError, match=rf"{path.name}: damaged"):
+        lines(ScoreOptions(source=path, regions=("chr1", "chr2")))
+    assert capfd.readouterr().err == ""
+
+
+def test_bytes_that_are_not_ascii_stay(tmp_path: Path) -> None:
+    """Also where a record overlaps two regions, or reaches further by END than by REF."""
+    text, path = tmp_path / "text.vcf", tmp_path / "some.vcf.gz"
+    body = [
+        b"chr1\t0\ttelomere\tNNN\tC\t.\t.\t.\n",
+        b"chr1\t10\t\xe4\xff\t" + b"A" * 40_000 + b"\tC\t.\t.\tX=\xc3\xa9\n",
+        b"chr1\t20\tb\tA\t<DEL>\t.\t.\tEND=30000\n",
+        b"chr1\t40000\tc\tA\tC\t.\t.\t.\n",
+    ]
+    text.write_bytes(HEADER.encode() + b"".join(body))
+    pysam.tabix_compress(str(text), str(path))
+    pysam.tabix_index(str(path), preset="vcf")
+    options = ScoreOptions(source=path, regions=("chr1:1-5", "chr1:25000-25001", "chr1:40000-"))
+    assert lines(options) == [body[0], body[1], body[3]]
+    assert lines(options) == lines(replace(options, source=text))

@@ -80,8 +80,8 @@ def test_columns_stand_in_any_order_and_others_ride_along(tmp_path_factory, rows
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("1", "x", "A", "C"), "line 3: pos 'x' is no 1-based"),
-        (("1", "0", "A", "C"), "line 3: pos '0' is no 1-based"),
+        (("1", "x", "A", "C"), "line 3: pos 'x' is not a 1-based"),
+        (("1", "0", "A", "C"), "line 3: pos '0' is not a 1-based"),
         (("1", "1.0", "A", "C"), "line 3: pos '1.0'"),
         (("1", "5", "A"), "line 3: 3 columns, but the first line names 4"),
         (("1", "5", "", "C"), "line 3: ref is empty"),
@@ -101,7 +101,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
     [
         (["chrom", "pos", "ref"], "no column 'alt'; its columns: chrom, pos, ref"),
         (["chrom", "pos", "ref", "alt", "ALT"], "more than one column 'alt'"),
-        (["chrom", "pos", "ref", "alt", "x", "x"], "two columns have one name"),
+        (["chrom", "pos", "ref", "alt", "x", "x"], "two columns have the same name"),
     ],
 )
 def test_columns_that_cannot_be_meant_are_refused(tmp_path, names, message):

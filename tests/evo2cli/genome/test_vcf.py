@@ -112,7 +112,7 @@ def test_packing_and_line_ends_do_not_change_what_is_read(tmp_path, pack, end):
         (b"1\tfive\t.\tA\tC\t.\t.\t.\n", "line 3: POS 'five'"),
         (b"1\t-5\t.\tA\tC\t.\t.\t.\n", "line 3: POS '-5'"),
         (b"1\t5\t.\tA\tC\t.\t.\t.\n1\t5\n", "line 4: 2 columns"),
-        (b"1\t5\t.\tA\tC\t.\t.\tDB;EVO2_DELTA=1\n", "line 3: carries EVO2_"),
+        (b"1\t5\t.\tA\tC\t.\t.\tDB;EVO2_DELTA=1\n", "line 3: has EVO2_"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, body, message):

@@ -20,7 +20,15 @@ from evo2cli.errors import UserError
 from evo2cli.launch import checks as launch_checks
 from evo2cli.launch.ranks import first_failure
 
-SHAPE = "stripes='SMLA'\nwidth=16\nnum_heads=2\nmlp_width=24\nnum_filter_groups=4\ncontext=256\n"
+SHAPE = """
+stripes = "SMLA"
+width = 16
+num_heads = 2
+mlp_width = 24
+num_short_filter_groups = 4
+num_medium_filter_groups = 4
+context = 256
+"""
 RECIPE = """
 model = "tiny"
 output = "run"

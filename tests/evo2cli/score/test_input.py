@@ -126,7 +126,7 @@ def test_lengths_that_differ_are_told_once(tmp_path, capsys):
     with Reference.open(tmp_path / "g.fa") as genome:
         check_contigs(header, genome)
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "evo2: warning: contig 1 is 249,250,621 long in the VCF, 4 in the reference: "
+        "evo2: warning: contig 1 has 249,250,621 bases in the VCF, but 4 in the reference: "
         "the VCF looks like GRCh37 (hg19)"
     )
 

@@ -24,7 +24,7 @@ from evo2cli.score.output import SCORED
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, save
 from stripedhyena2.errors import InputError, NonFiniteError
-from stripedhyena2.streaming import SMALLEST_PIECE, Streaming
+from stripedhyena2.streaming import MIN_CHUNK, Streaming
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 VCF_HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
@@ -104,7 +104,7 @@ def test_a_sequence_fits_the_memory_it_is_given(tmp_path, checkpoint, model):
     (tmp_path / "long.fa").write_text(f">long\n{genome()}\n")
     [whole] = rows(run(tmp_path / "long.fa", checkpoint))
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    least = Streaming(SMALLEST_PIECE, offload=True).memory(model.config, len(genome()), 4)
+    least = Streaming(MIN_CHUNK, offload=True).peak_memory(model.config, len(genome()), 4)
     enough = f"{(weights + least) / 2**20 + 0.01:.2f}M"
     [found] = rows(run(tmp_path / "long.fa", checkpoint, max_memory=enough))
     assert found["sum_logprob"] == pytest.approx(whole["sum_logprob"], abs=1e-2)

@@ -27,7 +27,13 @@ from stripedhyena2 import ModelConfig, load
 
 ROOT = Path(__file__).parents[3]
 SHAPE = ModelConfig(
-    stripes="SMLA", width=16, num_heads=2, mlp_width=24, num_filter_groups=4, context=256
+    stripes="SMLA",
+    width=16,
+    num_heads=2,
+    mlp_width=24,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=256,
 )
 LETTERS = np.frombuffer(b"ACGTacgtN", np.uint8)
 TOKENS = np.random.default_rng(0).choice(LETTERS, 1500)

@@ -24,7 +24,15 @@ warmup_steps = 2
 learning_rate = 1e-3
 min_learning_rate = 1e-4
 """
-SHAPE = "stripes='SM'\nwidth=8\nnum_heads=2\nmlp_width=8\nnum_filter_groups=2\ncontext=256\n"
+SHAPE = """
+stripes = "SM"
+width = 8
+num_heads = 2
+mlp_width = 8
+num_short_filter_groups = 2
+num_medium_filter_groups = 2
+context = 256
+"""
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# torch has no public names for tensors that only have a shape, nor for seeing every operation.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from evo2cli.training.plan.activations import Dtypes, activations
-from evo2cli.training.plan.calibration import ROTARY_BACKWARD, ROTARY_FORWARD
 from evo2cli.training.plan.memory import Setup, memory_per_gpu, sizes
 from evo2cli.training.plan.step_time import elementwise_bytes
 from hyenakernels.attention import op as attention
@@ -24,6 +25,7 @@ from hyenakernels.fir import op as fir
 from hyenakernels.modal import op as modal
 from hyenakernels.norm import op as norm
 from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.operators.attention import ROTARY_BACKWARD, ROTARY_FORWARD
 
 BATCH, LENGTH = 16, 2048
 TOKENS = BATCH * LENGTH
@@ -46,7 +48,8 @@ def shape(stripes: str) -> ModelConfig:
         width=512,
         num_heads=4,
         mlp_width=1408,
-        num_filter_groups=32,
+        num_short_filter_groups=32,
+        num_medium_filter_groups=32,
         context=LENGTH,
     )
 

@@ -9,6 +9,7 @@ from evo2cli.training.plan.memory import Setup, sizes
 from evo2cli.training.plan.step_time import StepTime, step_time
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint.published import published_config
+from stripedhyena2.parallelize import Schemes
 
 # Seconds of a step at 16,384 and 32,768 positions. Source: Figure 2.2 of arXiv:2503.01868; FP8
 # products, 2-way (7B) and 8-way (40B) tensor parallelism, on H100s.
@@ -80,7 +81,7 @@ def test_sharing_windows_costs_exchanges_that_only_a_ring_hides() -> None:
     shared = replace(setup(512, 3, length=2**20, checkpointing=1), context=64)
     alone = predict(config, setup(512, 3, length=2**20, checkpointing=1), 2**14)
     heads = predict(config, shared, 2**14)
-    zigzag = predict(config, replace(shared, attention="zigzag"), 2**14)
+    zigzag = predict(config, replace(shared, schemes=Schemes(attention="zigzag")), 2**14)
     assert heads.attention == alone.attention
     extra = heads.transfers - alone.transfers
     assert heads.waiting == pytest.approx(alone.waiting + extra)

@@ -5,11 +5,17 @@ import torch
 from torch import Tensor, nn
 
 from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.float8 import Float8Linear, use_float8
+from stripedhyena2.float8.training import Float8Linear, use_float8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = ModelConfig(
-    stripes="SMLA", width=64, num_heads=2, mlp_width=96, num_filter_groups=4, context=256
+    stripes="SMLA",
+    width=64,
+    num_heads=2,
+    mlp_width=96,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=256,
 )
 
 
@@ -66,5 +72,7 @@ def test_a_model_trains_in_fp8_under_autocast() -> None:
 
 
 def test_a_width_that_fp8_cannot_take_is_named(tiny_config: ModelConfig) -> None:
-    with pytest.raises(ValueError, match=r"steps of 16, but blocks\.0\.mixer\.project_in has 24"):
+    with pytest.raises(
+        ValueError, match=r"multiples of 16, but blocks\.0\.mixer\.project_in has 24"
+    ):
         use_float8(StripedHyena2(tiny_config))

@@ -1,30 +1,32 @@
-"""Projections and MLPs in FP8 while training, on GPUs that multiply it (Hopper and newer).
+"""Projections and MLPs in FP8 while training, on GPUs with FP8 tensor cores (Hopper and newer).
 
-Every product takes its operands in FP8 with one scale each, from the largest magnitude of the
-moment: inputs and weights as e4m3, gradients as e5m2. Sums and results keep the wider dtype, and
-so do the weights themselves. Source: Micikevicius et al., FP8 Formats for Deep Learning,
-arXiv:2209.05433.
+Both operands of every product are rounded to FP8 with one scale per tensor, which maps its largest
+magnitude at this step to the largest FP8 number: inputs and weights as e4m3, gradients as e5m2.
+Sums, results and the weights themselves keep the wider dtype. Source: Micikevicius et al., FP8
+Formats for Deep Learning, arXiv:2209.05433.
 
 M rows (tokens), P the same padded to a multiple of 16, I input channels, O output channels.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hyenakernels.float8.op import quantize
 from hyenakernels.float8.reference import MULTIPLE
-from stripedhyena2.model import StripedHyena2
+
+if TYPE_CHECKING:
+    from stripedhyena2.model import StripedHyena2
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 class Float8Linear(nn.Linear):
-    """A linear layer whose three products (output and both gradients) run in FP8."""
+    """A linear layer whose three products (output and both gradients) are computed in FP8."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute x W^T + b, in the dtype of autocast if it is on, else in that of `x`."""
+        """Compute x W^T + b; the result has the dtype of autocast if it is on, else that of `x`."""
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
@@ -37,7 +39,7 @@ class Float8Linear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T; what backward needs of x and W is kept in FP8."""
+    """x W^T; the operands that the backward pass needs are kept in FP8."""
 
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, weight_OI: Tensor) -> Tensor:
@@ -68,14 +70,14 @@ def _multiply(
     *,
     fast: bool = False,
 ) -> Tensor:
-    """A @ b^T; `fast` sums as the tensor cores do, else every few products go to fp32 sums."""
+    """A @ b^T; `fast` keeps sums in the tensor cores, else they go to fp32 every few products."""
     return torch._scaled_mm(
         a, b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast
     )
 
 
-def use_float8(model: StripedHyena2) -> None:
-    """Let the projections and MLPs of every block compute in FP8; parameters stay as they are.
+def use_float8(model: "StripedHyena2") -> None:
+    """Compute the projections and MLPs of every block in FP8; the parameters do not change.
 
     Raises:
         ValueError: A width is not a multiple of 16.
@@ -85,7 +87,7 @@ def use_float8(model: StripedHyena2) -> None:
             continue
         if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
             raise ValueError(
-                f"fp8 needs widths in steps of {MULTIPLE}, but blocks.{name} has "
+                f"FP8 needs widths that are multiples of {MULTIPLE}, but blocks.{name} has "
                 f"{linear.in_features} and {linear.out_features} channels"
             )
         linear.__class__ = Float8Linear

@@ -22,12 +22,18 @@ from stripedhyena2.checkpoint import Checkpoint, native, precision, read_checkpo
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.float8.inference import ScaledLinear, Scales, scaled_weight
 from stripedhyena2.parametrization import folded_state
-from stripedhyena2.scaled import ScaledLinear, Scales, scaled_weight
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = ModelConfig(
-    stripes="SMLA", width=64, num_heads=2, mlp_width=96, num_filter_groups=4, context=256
+    stripes="SMLA",
+    width=64,
+    num_heads=2,
+    mlp_width=96,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=256,
 )
 HYENA = [index for index, kind in enumerate(SHAPE.stripes) if kind != "A"]
 E4M3 = torch.float8_e4m3fn
@@ -191,7 +197,9 @@ class Payload:
 
 def test_code_in_a_record_is_not_run(tmp_path: Path) -> None:
     blob = record(2.0, 3.0, 1.0, recipe=Payload(tmp_path / "trace"))
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.projections\._extra_state: holds more"):
+    with pytest.raises(
+        CheckpointError, match=r"blocks\.0\.projections\._extra_state: contains more"
+    ):
         trained_scales({"blocks.0.projections._extra_state": blob}, SHAPE, "here")
     assert not (tmp_path / "trace").exists()
 
@@ -199,14 +207,14 @@ def test_code_in_a_record_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("blob", "message"),
     [
-        (b"scales", r"no readable record of FP8 scales"),
-        (record(2.0, 3.0)[:900], r"no readable record of FP8 scales"),
-        (record(0.0, 3.0), r"scales 0, 3 are no positive numbers"),
-        (record(2.0, float("nan")), r"scales 2, nan are no positive numbers"),
-        (record(2.0), r"scale_fwd is no row of scales"),
+        (b"scales", r"not a readable record of FP8 scales"),
+        (record(2.0, 3.0)[:900], r"not a readable record of FP8 scales"),
+        (record(0.0, 3.0), r"scales 0, 3 must be positive and finite"),
+        (record(2.0, float("nan")), r"scales 2, nan must be positive and finite"),
+        (record(2.0), r"scale_fwd must be a 1-D tensor"),
         (
             record(2.0, 3.0),
-            r"blocks\.1\.projections\._extra_state holds no FP8 scales, but 1 other",
+            r"blocks\.1\.projections\._extra_state has no FP8 scales, but 1 other",
         ),
     ],
     ids=["garbage", "cut", "zero", "nan", "one", "partial"],
@@ -288,17 +296,17 @@ def test_scales_that_are_not_there_cannot_be_asked_for(
     tiny_model: StripedHyena2, tmp_path: Path
 ) -> None:
     save(tiny_model, tmp_path / "model", {})
-    with pytest.raises(CheckpointError, match="brings no FP8 scales"):
+    with pytest.raises(CheckpointError, match="has no FP8 scales"):
         load(tmp_path / "model", float8=True)
 
 
 def test_a_width_that_fp8_cannot_take_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    config = replace(SHAPE, width=40, num_filter_groups=4)
+    config = replace(SHAPE, width=40, num_short_filter_groups=4, num_medium_filter_groups=4)
     model = StripedHyena2.from_seed(config, seed=0)
     native.write(
         replace(checkpoint, config=config, tensors=folded_state(model)), tmp_path / "model"
     )
-    with pytest.raises(CheckpointError, match=r"steps of 16, but blocks\.0\.mixer\.project_in"):
+    with pytest.raises(CheckpointError, match=r"multiples of 16, but blocks\.0\.mixer\.project_in"):
         load(tmp_path / "model", float8=True)
 
 

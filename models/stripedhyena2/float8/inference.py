@@ -1,34 +1,38 @@
-"""The Hyena input projections in FP8 by fixed scales, as the published models were trained.
+"""The Hyena input projections in FP8 with fixed scales, as the published models were trained.
 
-It wraps a model from outside, for inference: weights are rounded once, inputs at every product.
+For inference only: weights are rounded once, at loading, and inputs at every product.
+
 I input channels, O output channels.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from hyenakernels.float8.op import held, scaled_product
 from hyenakernels.float8.reference import MULTIPLE
-from stripedhyena2.model import StripedHyena2
+
+if TYPE_CHECKING:
+    from stripedhyena2.model import StripedHyena2
 
 
 @dataclass(frozen=True)
 class Scales:
-    """What the numbers of one projection are multiplied by before they are rounded to e4m3."""
+    """Factors by which the operands of one projection are multiplied before rounding to e4m3."""
 
     input: float
     weight: float
 
 
 class ScaledLinear(nn.Module):
-    """x W^T with both operands in e4m3; nothing in it trains.
+    """x W^T with both operands in e4m3; it cannot be trained.
 
     Attributes:
-        weight: What `held` keeps of W; its values in any dtype that holds those of e4m3.
-        scales: Plain numbers, so that no change of the model's dtype rounds them.
+        weight: W as `hyenakernels.float8.op.held` returns it, in any dtype that can represent e4m3.
+        scales: Plain numbers, so that casting the model does not round them.
     """
 
     def __init__(self, weight_OI: Tensor, scales: Scales) -> None:
@@ -37,17 +41,17 @@ class ScaledLinear(nn.Module):
         self.scales = scales
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute (e4m3(x s) . e4m3(W t)^T) / (s t), in the dtype of `x`."""
+        """Compute (e4m3(x s) . e4m3(W t)^T) / (s t); the result has the dtype of `x`."""
         y = scaled_product(x.flatten(0, -2), self.weight, self.scales.input, self.scales.weight)
         return y.view(*x.shape[:-1], -1)
 
 
-def use_scales(model: StripedHyena2, scales: Mapping[str, Scales]) -> None:
-    """Let projections compute in FP8; their weights are left to be loaded, as `scaled_weight`s.
+def use_scales(model: "StripedHyena2", scales: Mapping[str, Scales]) -> None:
+    """Replace projections by FP8 ones, whose weights `scaled_weight` makes and the caller loads.
 
     Args:
         model: On the meta device.
-        scales: By the names of the projections' weights.
+        scales: Scales by the name of the projection's weight.
 
     Raises:
         ValueError: A width is not a multiple of 16.
@@ -58,21 +62,21 @@ def use_scales(model: StripedHyena2, scales: Mapping[str, Scales]) -> None:
         assert isinstance(linear, nn.Linear)
         if linear.in_features % MULTIPLE:
             raise ValueError(
-                f"fp8 needs widths in steps of {MULTIPLE}, but {path} has {linear.in_features} "
-                "channels"
+                f"FP8 needs widths that are multiples of {MULTIPLE}, but {path} has "
+                f"{linear.in_features} channels"
             )
         model.set_submodule(path, ScaledLinear(linear.weight.detach(), pair))
 
 
 def has_scales(model: nn.Module) -> bool:
-    """Whether projections of `model` compute in FP8 by fixed scales."""
+    """Whether projections of `model` are computed in FP8 with fixed scales."""
     return any(isinstance(module, ScaledLinear) for module in model.modules())
 
 
 def scaled_weight(weight_OI: Tensor, scales: Scales, device: torch.device) -> Tensor:
-    """A weight as `ScaledLinear` keeps it on `device`.
+    """The weight of a `ScaledLinear` on `device`.
 
     It is rounded to bf16 first, as the reference implementation does with the fp32 projections of
-    the 20B model; the others are stored in bf16.
+    the 20B model; those of the other models are stored in bf16.
     """
     return held(weight_OI.to(torch.bfloat16), scales.weight, device)

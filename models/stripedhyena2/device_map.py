@@ -1,0 +1,87 @@
+"""Placing a model that is too large for one GPU: consecutive blocks on each of several devices.
+
+The residual stream moves from device to device. Embedding, final norm and head stay on the first
+one, since embedding and head share a tensor. Each device waits while the others compute, so this is
+for models that do not fit one device; it is not faster.
+
+A device map is a sequence with the device of each block.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from stripedhyena2.model import StripedHyena2
+
+WEIGHT_FRACTION = 0.8  # of a device's free memory; activations and caches need the rest
+
+
+def choose_devices(num_bytes: int, free: Sequence[int]) -> list[int]:
+    """Indices of the smallest set of devices that holds the weights.
+
+    The first device that can hold them alone is taken. Otherwise it is the smallest possible number
+    of devices, those with the most free memory, in ascending order.
+
+    Args:
+        num_bytes: Bytes of all weights.
+        free: Free bytes of each device.
+
+    Raises:
+        MemoryError: All devices together are too small.
+    """
+    most_free_first = sorted(range(len(free)), key=lambda index: -free[index])
+    single = [[index] for index in range(len(free))]
+    several = [most_free_first[:count] for count in range(2, len(free) + 1)]
+    for chosen in (*single, *several):
+        smallest = min(free[index] for index in chosen)
+        if num_bytes <= WEIGHT_FRACTION * len(chosen) * smallest:
+            return sorted(chosen)
+    raise MemoryError(
+        f"{num_bytes / 1e9:.0f} GB of weights, and the memory to compute with them, need more than "
+        f"{len(free)} devices with {min(free) / 1e9:.0f} GB free each"
+    )
+
+
+def device_map(sizes: Sequence[int], devices: Sequence[torch.device]) -> list[torch.device]:
+    """A device for each block: consecutive blocks together, about equal bytes on each device.
+
+    Args:
+        sizes: Bytes of each block.
+        devices: The devices, in the order in which the blocks fill them.
+    """
+    total, before, found = sum(sizes), 0, []
+    for size in sizes:
+        middle = (before + size / 2) / max(total, 1)
+        found.append(devices[min(int(middle * len(devices)), len(devices) - 1)])
+        before += size
+    return found
+
+
+def device_of(name: str, blocks: Sequence[torch.device]) -> torch.device:
+    """The device of a tensor of the model, by its name and the device map."""
+    part, _, rest = name.partition(".")
+    return blocks[int(rest.partition(".")[0])] if part == "blocks" else blocks[0]
+
+
+def block_sizes(tensors: Mapping[str, Tensor], depth: int, element_size: int) -> list[int]:
+    """Bytes of each block, with `element_size` bytes for every element."""
+    sizes = [0] * depth
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            sizes[int(rest.partition(".")[0])] += tensor.numel() * element_size
+    return sizes
+
+
+def move_activations(model: "StripedHyena2") -> None:
+    """Make the residual stream follow the blocks to their devices, and back to the final norm."""
+    for part in (*model.blocks, model.norm):
+        part.register_forward_pre_hook(_to_own_device)
+
+
+def _to_own_device(part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    x_BLD, *others = inputs
+    return (x_BLD.to(next(part.parameters()).device), *others)

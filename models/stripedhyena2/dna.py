@@ -1,0 +1,82 @@
+"""The letters of DNA, the reverse complement, and sequences as the model reads them. No torch."""
+
+import re
+from collections.abc import Sequence
+
+from stripedhyena2.errors import InputError, check_choice
+
+ACGT = b"ACGT"
+IUPAC = b"ACGTRYSWKMBDHVN"  # bases, ambiguity codes and N, upper case
+LETTERS = IUPAC + IUPAC.lower()
+RNA_LETTERS = b"Uu"
+STRANDS = {"fwd": ("fwd",), "rc": ("rc",), "both": ("fwd", "rc")}  # a choice: the strands read
+
+_COMPLEMENT = bytes.maketrans(
+    LETTERS + RNA_LETTERS, b"TGCAYRSWMKVHDBN" + b"tgcayrswmkvhdbn" + b"Aa"
+)
+_RNA_TO_DNA = bytes.maketrans(RNA_LETTERS, b"Tt")
+_TAG = re.compile(rb"(\|[^|]*\|)")
+
+
+def reverse_complement(sequence: bytes) -> bytes:
+    """The other strand, 5' to 3'; keeps case, and bytes that are not letters of DNA."""
+    return sequence.translate(_COMPLEMENT)[::-1]
+
+
+def strands_of(choice: str) -> tuple[str, ...]:
+    """The single strands, "fwd" or "rc", that are read for a choice of `STRANDS`.
+
+    Raises:
+        InputError: It is not a choice.
+    """
+    check_choice("strand", choice, STRANDS)
+    return STRANDS[choice]
+
+
+def strand_of(sequence: bytes, strand: str) -> bytes:
+    """One strand of a sequence, 5' to 3': the sequence itself or its reverse complement."""
+    return sequence if strand == "fwd" else reverse_complement(sequence)
+
+
+def to_dna(sequence: bytes) -> bytes:
+    """The sequence with T for U; keeps case."""
+    return sequence.translate(_RNA_TO_DNA)
+
+
+def as_read(sequence: bytes) -> bytes:
+    """The sequence as the model was trained on it: upper case, T for U.
+
+    The text of a lineage tag such as `|D__BACTERIA;P__PSEUDOMONADOTA|` keeps its U.
+    """
+    parts = _TAG.split(sequence.upper())
+    return b"".join(part if part.startswith(b"|") else to_dna(part) for part in parts)
+
+
+def check_sequences(
+    sequences: Sequence[str | bytes], *, what: str = "sequence", min_length: int = 1
+) -> list[bytes]:
+    """Sequences that a user gave, as bytes.
+
+    Args:
+        sequences: Text or bytes.
+        what: What the error message calls one of them.
+        min_length: The fewest letters that one may have.
+
+    Raises:
+        InputError: A single string was given instead of a list; or a sequence is too short or not
+            ASCII, and the message names its index.
+    """
+    if isinstance(sequences, str | bytes):
+        raise InputError(f"expected a list of {what}s and got one; put it into a list: [{what}]")
+    found = []
+    for index, sequence in enumerate(sequences):
+        if not sequence.isascii():
+            letter = next(c for c in sequence if (ord(c) if isinstance(c, str) else c) > 127)
+            raise InputError(f"{what} {index}: {letter!r} is not ASCII; write N for unknown bases")
+        if len(sequence) < min_length:
+            problem = f"has only {len(sequence)} base" if sequence else "is empty"
+            raise InputError(
+                f"{what} {index} {problem}; give at least {min_length}, or leave it out"
+            )
+        found.append(sequence.encode() if isinstance(sequence, str) else bytes(sequence))
+    return found

@@ -1,0 +1,143 @@
+"""Layers by name, and reading their outputs while a sequence streams through the model.
+
+A layer is any module whose output is a vector at each position.
+
+L positions, D channels of a layer.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.errors import InputError
+from stripedhyena2.layout import shared_modules
+from stripedhyena2.progress import Progress, ignore_progress
+from stripedhyena2.streaming import Streaming, stream
+
+if TYPE_CHECKING:
+    from stripedhyena2.model import StripedHyena2
+
+Listener = Callable[[int, Tensor], object]  # a position, and the outputs [L, D] from there on
+
+
+def part_names(config: ModelConfig) -> list[str]:
+    """The layers that "all" stands for: the embedding, each block, the final norm."""
+    return ["embedding", *(f"blocks.{index}" for index in range(config.depth)), "norm"]
+
+
+def default_layer(config: ModelConfig) -> str:
+    """Block 26 of 32, which published classifiers and autoencoders read, or as deep as that."""
+    return f"blocks.{config.depth * 26 // 32}"
+
+
+def resolve_layers(model: "StripedHyena2", layers: str | Sequence[str] | None) -> list[str]:
+    """The names of layers as our modules are called, each once.
+
+    Args:
+        model: The model.
+        layers: Names, ours or those of the released models; numbers of blocks, where negative ones
+            count from the end; or "all". A string may hold several, separated by commas. None is
+            `default_layer`.
+
+    Raises:
+        InputError: The model has no such layer.
+    """
+    if layers is None:
+        return [default_layer(model.config)]
+    words = layers.split(",") if isinstance(layers, str) else layers
+    return list(dict.fromkeys(name for word in words for name in _resolve(model, word.strip())))
+
+
+def _resolve(model: "StripedHyena2", word: str) -> list[str]:
+    depth = model.config.depth
+    if word == "all":
+        return part_names(model.config)
+    if word.removeprefix("-").isdecimal():
+        if not -depth <= int(word) < depth:
+            raise InputError(f"layer {word}: the blocks are 0 to {depth - 1}; -1 is the last")
+        return [f"blocks.{int(word) % depth}"]
+    return [find_module(model, word)]
+
+
+def find_module(model: "StripedHyena2", name: str) -> str:
+    """The name of our module that `name` means: itself, or the one of that released name.
+
+    Raises:
+        InputError: The model has no such layer; the message suggests similar names.
+    """
+    ours = [
+        name
+        for name, module in model.named_modules()
+        if name and not isinstance(module, nn.ModuleList)  # a list has no output
+    ]
+    released = shared_modules(model.config)
+    found = released.get(name, name)
+    if found not in ours:
+        near = difflib.get_close_matches(name, [*ours, *released], n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "try blocks.3, blocks.3.mlp or norm"
+        raise InputError(f"layer {name!r}: the model has no such layer; {hint}")
+    return found
+
+
+def read_layers(
+    model: "StripedHyena2",
+    ids_L: Tensor,
+    streaming: Streaming,
+    listeners: Mapping[str, Listener],
+    progress: Progress = ignore_progress,
+) -> None:
+    """Stream a sequence through the model, as far as the deepest of some layers.
+
+    Args:
+        model: The model.
+        ids_L: Token ids.
+        streaming: The plan.
+        listeners: One for each layer, called with its outputs in the order of positions.
+        progress: See `stripedhyena2.progress`.
+    """
+    seen = dict.fromkeys(listeners, 0)
+    passes = max(_num_passes(model.config, name) for name in listeners)
+    reported = 0.0
+
+    def hook(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        x_BLD = output[0] if isinstance(output, tuple) else output
+        listeners[name](seen[name], x_BLD[0])
+        seen[name] += x_BLD.shape[1]
+
+    hooks = [
+        model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in listeners
+    ]
+    try:
+        for count, _ in stream(model, ids_L[None], streaming):
+            if all(count == len(ids_L) for count in seen.values()):
+                break
+            reported += count / passes
+            progress(count / passes)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    progress(len(ids_L) - reported)
+
+
+def _num_passes(config: ModelConfig, layer: str) -> int:
+    """How often the tokens pass through a block or the head until this layer is complete."""
+    if layer.startswith("blocks."):
+        return int(layer.split(".")[1]) + 1
+    return 1 if layer == "embedding" else config.depth + 1
+
+
+def layer_widths(model: "StripedHyena2", layers: Sequence[str]) -> dict[str, int]:
+    """The number of channels of each layer, found by reading one base."""
+    widths: dict[str, int] = {}
+
+    def note(name: str) -> Listener:
+        return lambda _start, x_LD: widths.update({name: x_LD.shape[1]})
+
+    one_base = torch.full((1,), ord("A"), device=model.embedding.weight.device)
+    read_layers(model, one_base, Streaming(), {name: note(name) for name in layers})
+    return {name: widths[name] for name in layers}

@@ -1,0 +1,223 @@
+"""What an operator is: the base class of all mixers, and the letters that stand for them.
+
+B batch, L new tokens, D channels, C = 3D channels.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from stripedhyena2.cache import Past, Slots
+from stripedhyena2.initial import Draw, constant, normal
+from stripedhyena2.layout import Entry
+
+if TYPE_CHECKING:  # a config looks its letters up here
+    from stripedhyena2.config import ModelConfig
+
+MIXERS: dict[str, type["Mixer"]] = {}  # every operator by its letter, entered by its class
+
+
+class Mixer(nn.Module):
+    """What mixes the tokens of a block: a projection to 3D channels, an operator, and one back.
+
+    A subclass with a letter is an operator that `ModelConfig.stripes` can spell:
+
+        class HyenaSE(Hyena, letter="S"): ...
+
+    It defines `forward` and `step`, and `new_slots` if it remembers anything. It also carries every
+    fact about itself that training, planning, checkpoints and printing need; the defaults here
+    suit an operator without a state and without parameters between the projections. Names of
+    tensors are relative to the mixer. An element is a number in the dtype of the activations.
+
+    Attributes:
+        letter: In `ModelConfig.stripes`: one upper-case letter.
+        title: Its name in messages.
+        colour: Of its letter on a terminal, as rich names it.
+        fp32_tensors: Tensors that stay in fp32 or better whatever the dtype of the model.
+        decaying: Parameters that weight decay applies to.
+        published_free: Parameters that weight decay spared in the published training runs.
+        released_indices: Key of the released yml that lists its blocks; None if released models
+            cannot have it.
+        float8_record: Name, within a block of a released file, of the FP8 scales that its input
+            projection was trained with; None if that ran in bf16.
+        is_quadratic: Whether its FLOPs grow with the length and determine its time; the time of
+            others is that of the bytes they move.
+        scheme: The field of `parallelize.Schemes` that names its exchange.
+        exchanges: Its operator on a sequence that several ranks share, by the name of the scheme.
+        first_position: Position of the first token of sequences without a past; not 0 on ranks that
+            hold a later part of a sequence.
+    """
+
+    letter: ClassVar[str]
+    title: ClassVar[str] = "custom operator"
+    colour: ClassVar[str] = "white"
+    fp32_tensors: ClassVar[tuple[str, ...]] = ()
+    decaying: ClassVar[tuple[str, ...]] = ("project_in.weight", "project_out.weight")
+    published_free: ClassVar[tuple[str, ...]] = ("project_out.bias",)
+    released_indices: ClassVar[str | None] = None
+    float8_record: ClassVar[str | None] = None
+    is_quadratic: ClassVar[bool] = False
+    scheme: ClassVar[str | None] = None
+    exchanges: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+
+    def __init_subclass__(cls, *, letter: str | None = None) -> None:
+        super().__init_subclass__()
+        if letter is None:  # a base of several operators, or a parametrized one
+            return
+        if letter in MIXERS:
+            raise ValueError(f"the letter {letter!r} already stands for {MIXERS[letter].title}")
+        cls.letter = letter
+        MIXERS[letter] = cls
+
+    def __init__(self, config: "ModelConfig", operator: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first_position = 0
+        self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
+        if operator is not None:  # between the two: seeds draw parameters in this order
+            self.operator = operator
+        self.project_out = nn.Linear(config.width, config.width)
+
+    def forward(self, x_BLD: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """Mix along L; returns the shape it was given, and the past of what follows.
+
+        Args:
+            x_BLD: New tokens.
+            past: The past that it returned for the tokens before; None at the start.
+        """
+        raise NotImplementedError
+
+    def step(self, z_B1C: Tensor, slots: Any) -> Tensor:
+        """Mix the projections of one token of each sequence into [B, 1, D].
+
+        Args:
+            z_B1C: What `project_in` gives.
+            slots: From `new_slots`; updated in place.
+        """
+        raise NotImplementedError
+
+    def new_past(
+        self, batch_size: int, num_tokens: int, *, on_host: bool = False, float8: bool = False
+    ) -> Past | None:
+        """A past with memory for `num_tokens` tokens, if its size grows with them; else None.
+
+        Args:
+            batch_size: Number of sequences.
+            num_tokens: Of each of them.
+            on_host: Use pinned memory of the host.
+            float8: Store keys and values in FP8.
+        """
+        del batch_size, num_tokens, on_host, float8
+        return None
+
+    def new_slots(
+        self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False
+    ) -> Slots:
+        """Memory for sequences that grow by a token a step, before their first token.
+
+        Args:
+            batch_size: Number of sequences.
+            capacity: Tokens of the longest.
+            lengths_B: Tokens seen by each, int64; their owner increments them after each step.
+            float8: Store keys and values in FP8.
+        """
+        del batch_size, capacity, lengths_B, float8
+        return Slots()
+
+    def training_forms(self, context: int, *, published: bool) -> dict[str, nn.Module]:
+        """Parametrizations that some of its parameters train in, by the names of the parameters.
+
+        Args:
+            context: Positions of the windows of the first training.
+            published: Use the forms of the published training runs.
+        """
+        del context, published
+        return {}
+
+    def wrap_operator(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Replace the function that mixes tokens by `wrap` of it; for mixers with `exchanges`."""
+        raise NotImplementedError
+
+    @classmethod
+    def initial(cls, config: "ModelConfig") -> dict[str, Draw]:
+        """The distribution that each of its parameters starts from, by name.
+
+        Projections N(0, 2 / 5D); output projections N(0, (2 / (depth * sqrt(D)))^2); biases 0.
+        """
+        return {
+            "project_in.weight": normal(math.sqrt(2 / (5 * config.width))),
+            "project_out.weight": normal(2 / (config.depth * math.sqrt(config.width))),
+            "project_out.bias": constant(0),
+        }
+
+    @classmethod
+    def buffers_of(cls, config: "ModelConfig") -> dict[str, Tensor]:
+        """The buffers that are computed from the shape, by name."""
+        del config
+        return {}
+
+    @classmethod
+    def state_bytes(cls, config: "ModelConfig", length: int, element: int) -> int:
+        """Bytes of the past of one sequence of `length` tokens, with `element` bytes a number."""
+        del config, length, element
+        return 0
+
+    @classmethod
+    def flops(cls, config: "ModelConfig", length: int) -> int:
+        """FLOPs between the projections, a token of a window of `length`; a multiply-add is two."""
+        del config, length
+        return 0
+
+    @classmethod
+    def saved_bytes(cls, config: "ModelConfig", element: int) -> float:
+        """Bytes a token that the backward pass needs, of tensors behind the input of the mixer.
+
+        By default the outputs of the input projection (3D) and of the operator (D).
+        """
+        return 4 * element * config.width
+
+    @classmethod
+    def moved_bytes(cls, config: "ModelConfig", element: int, recomputed: int) -> float:
+        """Bytes a token that are read and written between the projections in a training step.
+
+        By default as many as copies of the operator's inputs and outputs: 4D numbers forward, 11D
+        forward and backward.
+
+        Args:
+            config: Shape of the model.
+            element: Bytes of a number.
+            recomputed: Forward passes beside the first.
+        """
+        return (11 + 4 * recomputed) * config.width * element
+
+    @classmethod
+    def sent_numbers(cls, config: "ModelConfig", scheme: str, count: int) -> float:
+        """Numbers a token that a pass sends when `count` ranks share a sequence."""
+        del config, scheme, count
+        return 0
+
+    @classmethod
+    def check_exchange(cls, config: "ModelConfig", scheme: str, count: int) -> None:
+        """Refuse an exchange that is impossible for this shape.
+
+        Args:
+            config: Shape of the model.
+            scheme: A key of `exchanges`; empty for an operator without them.
+            count: Ranks that share a sequence.
+
+        Raises:
+            ValueError: The message begins with a key of the recipe's [parallel].
+        """
+        del config
+        if count > 1 and scheme not in cls.exchanges:
+            raise ValueError(
+                f"context = {count}: {cls.title} ({cls.letter}) cannot compute on a part of a "
+                "sequence; use 1"
+            )
+
+    @classmethod
+    def released_tensors(cls, config: "ModelConfig") -> Iterable[Entry]:
+        """Its tensors in the released layout: ours relative to the mixer, theirs to the block."""
+        del config
+        return ()

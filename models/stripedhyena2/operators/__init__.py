@@ -1,0 +1,27 @@
+"""The operators of StripedHyena 2, by their letters in `ModelConfig.stripes`.
+
+    S  Hyena-SE   hyena.py      short explicit filter
+    M  Hyena-MR   hyena.py      medium regularized filter
+    L  Hyena-LI   hyena.py      long implicit filter
+    A  attention  attention.py
+
+Another operator is another subclass of `Mixer` with a letter of its own: the class defines the
+computation and carries all facts that the rest of the code asks for, from initial values to FLOPs.
+"""
+
+from stripedhyena2.mixer import MIXERS, Mixer
+from stripedhyena2.operators.attention import Attention, AttentionPast, PreallocatedKV
+from stripedhyena2.operators.hyena import Hyena, HyenaLI, HyenaMR, HyenaPast, HyenaSE
+
+__all__ = [
+    "MIXERS",
+    "Attention",
+    "AttentionPast",
+    "Hyena",
+    "HyenaLI",
+    "HyenaMR",
+    "HyenaPast",
+    "HyenaSE",
+    "Mixer",
+    "PreallocatedKV",
+]

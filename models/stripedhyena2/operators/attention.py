@@ -1,0 +1,283 @@
+"""Causal multi-head attention with rotary positions, its keys and values.
+
+B batch, L new tokens, T tokens seen, D channels, C = 3D channels, H heads, W channels a head.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyenakernels import append_token, causal_attention, decode_attention, host_memory, rotary
+from hyenakernels.attention.float8 import Float8Rows, Rows
+from hyenakernels.attention.reference import rotary_angles
+from hyenakernels.parallel import attention_all_to_all, attention_ring, attention_zigzag
+from stripedhyena2.cache import Past, Slots
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.layout import Entry, by_owner, by_part
+from stripedhyena2.mixer import Mixer
+
+# Bytes that rotary positions and the splitting of projections read and write, a channel, in a
+# forward pass and in a backward pass.
+ROTARY_FORWARD, ROTARY_BACKWARD = 8, 28
+
+
+@dataclass(frozen=True)
+class AttentionPast(Past):
+    """Every key (already rotated) and value seen, as [B, H, T, W]."""
+
+    keys_BHTW: Rows
+    values_BHTW: Rows
+
+    def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "AttentionPast":
+        """The past after L more tokens."""
+        assert isinstance(self.keys_BHTW, Tensor)
+        assert isinstance(self.values_BHTW, Tensor)
+        return AttentionPast(
+            torch.cat([self.keys_BHTW, k_BHLW], dim=2),
+            torch.cat([self.values_BHTW, v_BHLW], dim=2),
+        )
+
+    def sharing(self, later: Past) -> "AttentionPast":
+        """As `Past`: the first keys and values of the later past."""
+        assert isinstance(later, AttentionPast)
+        return AttentionPast(
+            later.keys_BHTW[:, :, : self.keys_BHTW.shape[2]],
+            later.values_BHTW[:, :, : self.values_BHTW.shape[2]],
+        )
+
+
+@dataclass(frozen=True)
+class PreallocatedKV(AttentionPast):
+    """A past that grows in memory allocated beforehand; only the latest one may be extended.
+
+    Attributes:
+        memory: For all keys and all values, [B, H, capacity, W] each.
+    """
+
+    memory: tuple[Rows, Rows]
+
+    @classmethod
+    def empty(cls, memory: tuple[Rows, Rows]) -> "PreallocatedKV":
+        """The past before the first token."""
+        keys_BHTW, values_BHTW = memory
+        return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :0], memory)
+
+    def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "PreallocatedKV":
+        """As `AttentionPast`; ValueError beyond the capacity."""
+        seen, new = self.keys_BHTW.shape[2], k_BHLW.shape[2]
+        capacity = self.memory[0].shape[2]
+        if seen + new > capacity:
+            raise ValueError(
+                f"{seen} tokens seen and {new} new ones exceed the capacity of {capacity} tokens"
+            )
+        for memory_BHTW, x_BHLW in zip(self.memory, (k_BHLW, v_BHLW), strict=True):
+            if isinstance(memory_BHTW, Float8Rows):
+                memory_BHTW[:, :, seen : seen + new] = x_BHLW
+            else:
+                host_memory.put(memory_BHTW[:, :, seen : seen + new], x_BHLW)
+        keys_BHTW, values_BHTW = (memory_BHTW[:, :, : seen + new] for memory_BHTW in self.memory)
+        return PreallocatedKV(keys_BHTW, values_BHTW, self.memory)
+
+
+@dataclass(frozen=True)
+class AttentionSlots(Slots):
+    """Keys and values of sequences of different lengths.
+
+    Attributes:
+        keys_BHTW: Memory for T tokens of each sequence, of which the first `lengths` are filled.
+        values_BHTW: Likewise.
+        lengths_B: Tokens seen, below T, int64.
+    """
+
+    keys_BHTW: Rows
+    values_BHTW: Rows
+    lengths_B: Tensor
+
+    def put(self, row: int, past: AttentionPast, length: int) -> None:
+        """As `Slots`; a past that `past_in` gave for this row is already there."""
+        for memory, x in ((self.keys_BHTW, past.keys_BHTW), (self.values_BHTW, past.values_BHTW)):
+            if memory[row].data_ptr() == x.data_ptr():
+                continue
+            if isinstance(memory, Float8Rows):
+                memory[row, :, :length] = x[0]
+            else:
+                memory[row, :, :length] = x[0] if isinstance(x, Tensor) else x[0].to(memory.device)
+
+    def past_in(self, row: int) -> PreallocatedKV:
+        """As `Slots`."""
+        own = slice(row, row + 1)
+        return PreallocatedKV.empty((self.keys_BHTW[own], self.values_BHTW[own]))
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Radians a position, rotary_base^(-2i / head width) for each pair i of a head, in fp32."""
+    evens = range(0, config.width // config.num_heads, 2)
+    # Python's numbers: torch's, on the meta device, import all of torch._dynamo.
+    radians = [config.rotary_base ** (-even * config.num_heads / config.width) for even in evens]
+    return torch.tensor(radians, dtype=torch.float32)
+
+
+class Attention(Mixer, letter="A"):
+    """Causal multi-head attention with rotary positions.
+
+    The frequencies are stored, not recomputed: released checkpoints carry rounded ones.
+    """
+
+    title = "attention"
+    colour = "magenta"
+    fp32_tensors = ("inverse_frequency",)
+    released_indices = "attn_layer_idxs"
+    is_quadratic = True
+    scheme = "attention"
+    exchanges = {  # noqa: RUF012 - declared a ClassVar by Mixer
+        "heads": attention_all_to_all,
+        "ring": attention_ring,
+        "zigzag": attention_zigzag,
+    }
+
+    attend: Callable[..., Tensor] = staticmethod(causal_attention)
+    inverse_frequency: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.num_heads = config.num_heads
+        self.rotary_scale = config.rotary_scale
+        self.register_buffer("inverse_frequency", rotary_frequencies(config))
+
+    def rotate(self, x_BLHW: Tensor, positions_BL: Tensor) -> Tensor:
+        """Turn each pair (i, i + W/2) by its angle; B of the positions may be 1.
+
+        angle(t, i) = t / rotary_scale * inverse_frequency[i], in fp32 or better.
+        """
+        angle_BLV = rotary_angles(positions_BL, self.inverse_frequency, self.rotary_scale)
+        return rotary(x_BLHW, angle_BLV.cos(), angle_BLV.sin())
+
+    def forward(self, x_BLD: Tensor, past: AttentionPast | None) -> tuple[Tensor, AttentionPast]:
+        """As `Mixer`."""
+        length, device = x_BLD.shape[1], x_BLD.device
+        qkv_BLHW = self.project_in(x_BLD).unflatten(2, (3 * self.num_heads, -1))
+        qk_BLHW, v_BLHW = qkv_BLHW.split([2 * self.num_heads, self.num_heads], dim=2)
+        first = past.keys_BHTW.shape[2] if past else self.first_position
+        positions_1L = torch.arange(first, first + length, device=device)[None]
+        q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_1L).chunk(2, dim=2)
+        q, k, v = (part.transpose(1, 2) for part in (q_BLHW, k_BLHW, v_BLHW))
+        past = past.extended(k, v) if past else AttentionPast(k, v)
+        y_BHLW = self.attend(q, past.keys_BHTW, past.values_BHTW)
+        return self.project_out(y_BHLW.transpose(1, 2).flatten(2)), past
+
+    def step(self, z_B1C: Tensor, slots: AttentionSlots) -> Tensor:
+        """As `Mixer`."""
+        rows = slots.keys_BHTW, slots.values_BHTW
+        angles = self.inverse_frequency, self.rotary_scale
+        q_BHW = append_token(z_B1C[:, 0], *angles, *rows, slots.lengths_B)
+        return decode_attention(q_BHW, *rows, slots.lengths_B + 1).flatten(1)[:, None]
+
+    def new_past(
+        self, batch_size: int, num_tokens: int, *, on_host: bool = False, float8: bool = False
+    ) -> PreallocatedKV:
+        """As `Mixer`."""
+        memory = self._memory(batch_size, num_tokens, on_host=on_host, float8=float8)
+        return PreallocatedKV.empty(memory)
+
+    def new_slots(
+        self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False
+    ) -> AttentionSlots:
+        """As `Mixer`; rows at their capacity still write a token."""
+        memory = self._memory(batch_size, capacity + 1, on_host=False, float8=float8)
+        return AttentionSlots(*memory, lengths_B)
+
+    def _memory(
+        self, batch_size: int, num_tokens: int, *, on_host: bool, float8: bool
+    ) -> tuple[Rows, Rows]:
+        """Memory for the keys and the values of sequences, [B, H, T, W] each.
+
+        On the host it is pinned and ordered [T, B, H, W], so that some tokens are one piece of it.
+        """
+        like, width = self.project_out.weight, self.project_out.in_features // self.num_heads
+        heads, dtype = self.num_heads, like.dtype
+
+        def allocate() -> Rows:
+            if on_host:
+                order = (num_tokens, batch_size, heads, width)
+                pinned_TBHW = torch.empty(order, dtype=dtype, pin_memory=like.is_cuda)
+                return pinned_TBHW.permute(1, 2, 0, 3)
+            sizes = (batch_size, heads, num_tokens, width)
+            if float8:
+                return Float8Rows.empty(sizes, dtype, like.device)
+            return like.new_empty(sizes)
+
+        return allocate(), allocate()
+
+    def wrap_operator(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """As `Mixer`."""
+        self.attend = wrap(self.attend)
+
+    @classmethod
+    def buffers_of(cls, config: ModelConfig) -> dict[str, Tensor]:
+        """As `Mixer`: the rotary frequencies."""
+        return {"inverse_frequency": rotary_frequencies(config)}
+
+    @classmethod
+    def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
+        """As `Mixer`: a key and a value a token."""
+        return 2 * length * config.width * element
+
+    @classmethod
+    def flops(cls, config: ModelConfig, length: int) -> int:
+        """As `Mixer`: 2 L D.
+
+        Scores and weighted sums are 2D each for every position seen, and a token sees half of the
+        window on average.
+        """
+        return 2 * length * config.width
+
+    @classmethod
+    def saved_bytes(cls, config: ModelConfig, element: int) -> float:
+        """As `Mixer`: also rotated queries and keys (2D), and the fp32 sums of the softmax."""
+        return (
+            super().saved_bytes(config, element) + 2 * element * config.width + 4 * config.num_heads
+        )
+
+    @classmethod
+    def moved_bytes(cls, config: ModelConfig, element: int, recomputed: int) -> float:  # noqa: ARG003 - measured for bf16
+        """As `Mixer`: rotary positions and the splitting of projections."""
+        return (ROTARY_FORWARD * (1 + recomputed) + ROTARY_BACKWARD) * config.width
+
+    @classmethod
+    def sent_numbers(cls, config: ModelConfig, scheme: str, count: int) -> float:
+        """As `Mixer`.
+
+        An all-to-all of q, k, v and y for "heads"; keys and values of what is seen for "ring"; as
+        many for "zigzag" on average, with half of q, k, v and y moved.
+        """
+        numbers = {
+            "heads": 4 * (1 - 1 / count),
+            "ring": count - 1,
+            "zigzag": 1.5 * (count - 1) + 2,
+        }
+        return numbers[scheme] * config.width
+
+    @classmethod
+    def check_exchange(cls, config: ModelConfig, scheme: str, count: int) -> None:
+        """As `Mixer`."""
+        if scheme == "heads" and config.num_heads < count:
+            raise ValueError(
+                f'attention = "heads": {config.num_heads} heads for {count} ranks; use "zigzag"'
+            )
+
+    @classmethod
+    def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
+        """As `Mixer`."""
+        heads = config.num_heads
+        yield Entry(
+            "project_in.weight",
+            "inner_mha_cls.Wqkv.weight",
+            lambda rows: by_part(rows, heads),
+            lambda rows: by_owner(rows, heads),
+        )
+        yield Entry("project_out.weight", "inner_mha_cls.out_proj.weight")
+        yield Entry("project_out.bias", "inner_mha_cls.out_proj.bias")
+        yield Entry("inverse_frequency", "inner_mha_cls.rotary_emb.inv_freq")

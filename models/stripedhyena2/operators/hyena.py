@@ -1,0 +1,438 @@
+"""The three Hyena operators: Hyena-SE, Hyena-MR and Hyena-LI.
+
+B batch, L new tokens, D channels, C = 3D channels, G filter groups, K taps, F featurizer taps,
+S modes, P past samples. Source: arXiv:2503.01868.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from hyenakernels import hyena_fir, hyena_fir_step, hyena_modal, hyena_modal_step, parallel, rings
+from hyenakernels.launch import modal_segment
+from hyenakernels.precision import accumulation_dtype
+from stripedhyena2.cache import Past, Slots
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.initial import Draw, constant, normal, uniform
+from stripedhyena2.layout import Entry, by_owner, by_part, newest_first, newest_last
+from stripedhyena2.mixer import Mixer
+from stripedhyena2.parametrization import DecayingPoles, DecayWindow, PublishedPoles
+
+CHUNKS = 4  # of the channels of a rank, in a pipelined all-to-all
+
+FIR_EXCHANGES: dict[str, Callable[..., Any]] = {
+    "halo": parallel.hyena_fir_halo,
+    "overlapped": parallel.hyena_fir_overlapped,
+    "all-to-all": parallel.hyena_fir_all_to_all,
+    "pipelined": partial(parallel.hyena_fir_all_to_all, num_chunks=CHUNKS),
+}
+MODAL_EXCHANGES: dict[str, Callable[..., Any]] = {
+    "states": parallel.hyena_modal_states,
+    "all-to-all": parallel.hyena_modal_all_to_all,
+    "pipelined": partial(parallel.hyena_modal_all_to_all, num_chunks=CHUNKS),
+    "fft": parallel.hyena_modal_fft,
+}
+
+
+def _num_parts(scheme: str, count: int) -> int:
+    """Parts that a scheme divides the channels or groups into, one at least for each rank."""
+    return {"all-to-all": count, "pipelined": CHUNKS * count}.get(scheme, 0)
+
+
+@dataclass(frozen=True)
+class HyenaPast(Past):
+    """The past of a Hyena operator.
+
+    Attributes:
+        featurizer_BPC: The last inputs of the featurizer, in the 3D channels as stored.
+        inner: The past of the inner convolution: samples [B, P, D], or modal states [B, D, S].
+    """
+
+    featurizer_BPC: Tensor
+    inner: Tensor
+
+
+@dataclass(frozen=True)
+class HyenaSlots(Slots):
+    """Pasts of a Hyena operator for sequences of different lengths.
+
+    Attributes:
+        featurizer_BFC: The last inputs of the featurizer, as `hyenakernels.rings` keeps them.
+        inner: The past of the inner convolution: samples in a ring [B, K, D], or modal states
+            [B, D, S].
+        lengths_B: Tokens seen, int64.
+    """
+
+    featurizer_BFC: Tensor
+    inner: Tensor
+    lengths_B: Tensor
+
+    def put(self, row: int, past: HyenaPast, length: int) -> None:
+        """As `Slots`."""
+        rings.fill(self.featurizer_BFC[row], length, past.featurizer_BPC[0])
+        if past.inner.shape[1:] == self.inner.shape[1:]:  # a state
+            self.inner[row] = past.inner[0]
+        else:
+            rings.fill(self.inner[row], length, past.inner[0])
+
+    def state(self) -> tuple[Tensor, ...]:
+        """As `Slots`: rings store a sample twice in the same slot, but modal states advance."""
+        return (self.inner,)
+
+
+class HyenaOperator(nn.Module):
+    """What stands between the projections of a Hyena mixer: featurizer, gate, convolution, gate.
+
+    y = x2 * (conv(u) + skip * u) with u = x1 * v, where x2, x1, v are the featurized projections,
+    side by side. Kinds differ in `conv`; each is one fused operator, `convolve`, and one for a
+    token of each sequence, `convolve_step`.
+    """
+
+    convolve: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    convolve_step: Callable[..., Tensor]
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.featurizer_taps_CK = nn.Parameter(
+            torch.empty(3 * config.width, config.num_featurizer_taps)
+        )
+
+    def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
+        """Mix the projections [x2 | x1 | v] along L into [B, L, D]."""
+        pasts = (past.featurizer_BPC, past.inner) if past else (None, None)
+        y_BLD, featurizer_past, inner_past = self.convolve(z_BLC, *self.filters(), *pasts)
+        return y_BLD, HyenaPast(featurizer_past, inner_past)
+
+    def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
+        """Mix the projections of a token of each sequence into [B, 1, D]."""
+        pasts = (slots.featurizer_BFC, slots.inner, slots.lengths_B)
+        return self.convolve_step(z_B1C, *self.filters(), *pasts)
+
+    def filters(self) -> tuple[Tensor | None, ...]:
+        """The parameters, in the order in which the kernels take them."""
+        raise NotImplementedError
+
+    def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
+        """The past of the inner convolution before the first token, as `HyenaSlots` keep it."""
+        raise NotImplementedError
+
+
+class HyenaFIR(HyenaOperator):
+    """A FIR with the taps of the channel's group, and perhaps a skip per channel."""
+
+    convolve = staticmethod(hyena_fir)
+    convolve_step = staticmethod(hyena_fir_step)
+
+    def __init__(self, config: ModelConfig, num_groups: int, num_taps: int, *, skip: bool) -> None:
+        super().__init__(config)
+        self.taps_GK = nn.Parameter(torch.empty(num_groups, num_taps))
+        self.skip_D: nn.Parameter | None
+        self.register_parameter("skip_D", nn.Parameter(torch.empty(config.width)) if skip else None)
+
+    def filters(self) -> tuple[Tensor | None, ...]:
+        """Featurizer, taps, skip."""
+        return self.featurizer_taps_CK, self.taps_GK, self.skip_D
+
+    def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
+        """A ring of samples."""
+        sizes = (batch_size, self.taps_GK.shape[1], self.featurizer_taps_CK.shape[0] // 3)
+        return like.new_zeros(sizes)
+
+
+class HyenaModal(HyenaOperator):
+    """A sum of decaying exponentials per channel, and a skip."""
+
+    convolve = staticmethod(hyena_modal)
+    convolve_step = staticmethod(hyena_modal_step)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.log_poles_DS = nn.Parameter(torch.empty(config.width, config.num_modes))
+        self.residues_DS = nn.Parameter(torch.empty(config.width, config.num_modes))
+        self.skip_D = nn.Parameter(torch.empty(config.width))
+
+    def filters(self) -> tuple[Tensor | None, ...]:
+        """Featurizer, poles, residues, skip."""
+        return self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
+
+    def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
+        """States whose channels are adjacent in memory."""
+        sizes = (batch_size, *self.log_poles_DS.shape[::-1])
+        return like.new_zeros(sizes, dtype=accumulation_dtype(like)).transpose(1, 2)
+
+
+class Hyena(Mixer):
+    """A Hyena mixer: projection to 3D channels, operator, projection back.
+
+    Attributes:
+        slowdown: Times of the fused operator over those of a copy of what it has to move, in a
+            forward pass and in forward and backward together. Source: tests/benchmarks/results/
+            kernels.md, "fused" at D = 4,096 and L = 8,192 on an H100.
+    """
+
+    float8_record = "projections._extra_state"
+    operator: HyenaOperator
+    slowdown: ClassVar[tuple[float, float]]
+
+    def forward(self, x_BLD: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
+        """As `Mixer`."""
+        y_BLD, past = self.operator(self.project_in(x_BLD), past)
+        return self.project_out(y_BLD), past
+
+    def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
+        """As `Mixer`."""
+        return self.operator.step(z_B1C, slots)
+
+    def new_slots(
+        self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False
+    ) -> HyenaSlots:
+        """As `Mixer`; the memory does not grow with the capacity."""
+        del capacity, float8
+        like = self.project_out.weight
+        channels, num_taps = self.operator.featurizer_taps_CK.shape
+        ring_BFC = like.new_zeros(batch_size, num_taps, channels)
+        return HyenaSlots(ring_BFC, self.operator.new_inner(batch_size, like), lengths_B)
+
+    def wrap_operator(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """As `Mixer`."""
+        self.operator.convolve = wrap(self.operator.convolve)
+
+    @classmethod
+    def initial(cls, config: ModelConfig) -> dict[str, Draw]:
+        """As `Mixer`: featurizer taps uniform within sqrt(1 / featurizer taps)."""
+        bound = math.sqrt(1 / config.num_featurizer_taps)
+        return {**super().initial(config), "operator.featurizer_taps_CK": uniform(-bound, bound)}
+
+    @classmethod
+    def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
+        """As `Mixer`: the past samples of the featurizer; those of shorter sequences count too."""
+        del length
+        return (config.num_featurizer_taps - 1) * 3 * config.width * element
+
+    @classmethod
+    def flops(cls, config: ModelConfig, length: int) -> int:
+        """As `Mixer`: featurizer 2 F 3D, two gates 2 D, and the inner convolution."""
+        del length
+        gates = 2
+        multiply_adds = 3 * config.num_featurizer_taps + cls.inner_multiply_adds(config)
+        return config.width * (2 * multiply_adds + gates)
+
+    @classmethod
+    def inner_multiply_adds(cls, config: ModelConfig) -> int:
+        """Multiply-adds of the inner convolution and the skip, a token and channel."""
+        raise NotImplementedError
+
+    @classmethod
+    def moved_bytes(cls, config: ModelConfig, element: int, recomputed: int) -> float:
+        """As `Mixer`, times the measured slowdowns."""
+        forward, both = cls.slowdown
+        return (11 * both + 4 * forward * recomputed) * config.width * element
+
+    @classmethod
+    def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
+        """As `Mixer`."""
+        width = config.width
+        yield Entry(
+            "project_in.weight",
+            "projections.weight",
+            lambda rows: by_part(rows, width),
+            lambda rows: by_owner(rows, width),
+        )
+        yield Entry(
+            "operator.featurizer_taps_CK",
+            "filter.short_filter_weight",
+            lambda taps: by_part(newest_first(taps), width),
+            lambda taps: newest_last(by_owner(taps, width)),
+        )
+        yield Entry("project_out.weight", "out_filter_dense.weight")
+        yield Entry("project_out.bias", "out_filter_dense.bias")
+
+
+def _check_groups(num_groups: int, scheme: str, count: int) -> None:
+    if num_groups < _num_parts(scheme, count):
+        raise ValueError(
+            f'fir = "{scheme}": {num_groups} filter groups for {_num_parts(scheme, count)} parts; '
+            'use "overlapped"'
+        )
+
+
+class HyenaSE(Hyena, letter="S"):
+    """Short explicit: a handful of taps, learned one by one."""
+
+    title = "Hyena-SE"
+    colour = "green"
+    released_indices = "hcs_layer_idxs"
+    scheme = "fir"
+    exchanges = FIR_EXCHANGES
+    slowdown = (1.23, 2.10)
+
+    def __init__(self, config: ModelConfig) -> None:
+        groups, taps = config.num_short_filter_groups, config.num_short_taps
+        super().__init__(config, HyenaFIR(config, groups, taps, skip=False))
+
+    @classmethod
+    def initial(cls, config: ModelConfig) -> dict[str, Draw]:
+        """As `Hyena`: taps uniform within sqrt(1 / featurizer taps)."""
+        bound = math.sqrt(1 / config.num_featurizer_taps)
+        return {**super().initial(config), "operator.taps_GK": uniform(-bound, bound)}
+
+    @classmethod
+    def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
+        """As `Hyena`, and the past samples of the filter."""
+        inner = config.width * (config.num_short_taps - 1) * element
+        return super().state_bytes(config, length, element) + inner
+
+    @classmethod
+    def inner_multiply_adds(cls, config: ModelConfig) -> int:
+        """As `Hyena`: K."""
+        return config.num_short_taps
+
+    @classmethod
+    def check_exchange(cls, config: ModelConfig, scheme: str, count: int) -> None:
+        """As `Mixer`."""
+        _check_groups(config.num_short_filter_groups, scheme, count)
+
+    @classmethod
+    def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
+        """As `Mixer`."""
+        yield from super().released_tensors(config)
+        yield Entry("operator.taps_GK", "filter.h", newest_first, newest_last)
+
+
+class HyenaMR(Hyena, letter="M"):
+    """Medium regularized: about a hundred taps, and a skip per channel."""
+
+    title = "Hyena-MR"
+    colour = "cyan"
+    published_free = (*Hyena.published_free, "operator.taps_GK")
+    released_indices = "hcm_layer_idxs"
+    scheme = "fir"
+    exchanges = FIR_EXCHANGES
+    slowdown = (1.69, 2.83)
+
+    operator: HyenaFIR
+
+    def __init__(self, config: ModelConfig) -> None:
+        groups, taps = config.num_medium_filter_groups, config.num_medium_taps
+        super().__init__(config, HyenaFIR(config, groups, taps, skip=True))
+
+    def training_forms(self, context: int, *, published: bool) -> dict[str, nn.Module]:  # noqa: ARG002 - both train so
+        """As `Mixer`: taps under a decay window."""
+        taps_GK = self.operator.taps_GK
+        groups, taps = taps_GK.shape
+        return {"operator.taps_GK": DecayWindow(groups, taps, context).to(taps_GK.device)}
+
+    @classmethod
+    def initial(cls, config: ModelConfig) -> dict[str, Draw]:
+        """As `Hyena`: taps 1e-5 * N(0, 1) / sqrt(context), skip 0."""
+        return {
+            **super().initial(config),
+            "operator.taps_GK": normal(1e-5 / math.sqrt(config.original_context)),
+            "operator.skip_D": constant(0),
+        }
+
+    @classmethod
+    def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
+        """As `Hyena`, and the past samples of the filter."""
+        inner = config.width * (config.num_medium_taps - 1) * element
+        return super().state_bytes(config, length, element) + inner
+
+    @classmethod
+    def inner_multiply_adds(cls, config: ModelConfig) -> int:
+        """As `Hyena`: K, and one for the skip."""
+        return config.num_medium_taps + 1
+
+    @classmethod
+    def check_exchange(cls, config: ModelConfig, scheme: str, count: int) -> None:
+        """As `Mixer`."""
+        _check_groups(config.num_medium_filter_groups, scheme, count)
+
+    @classmethod
+    def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
+        """As `Mixer`; these taps are stored newest first, as ours."""
+        yield from super().released_tensors(config)
+        yield Entry(
+            "operator.taps_GK", "filter.h", lambda h: h.squeeze(1), lambda h: h.unsqueeze(1)
+        )
+        yield Entry("operator.skip_D", "filter.D")
+
+
+def _draw_log_poles(value: Tensor, generator: Generator) -> None:
+    value.uniform_(0.01, 0.1, generator=generator).div_(-math.e)
+
+
+class HyenaLI(Hyena, letter="L"):
+    """Long implicit: a sum of decaying exponentials per channel, over the whole past."""
+
+    title = "Hyena-LI"
+    colour = "blue"
+    fp32_tensors = ("operator.log_poles_DS", "operator.residues_DS")
+    released_indices = "hcl_layer_idxs"
+    scheme = "modal"
+    exchanges = MODAL_EXCHANGES
+    slowdown = (2.17, 3.32)
+
+    operator: HyenaModal
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, HyenaModal(config))
+
+    def training_forms(self, context: int, *, published: bool) -> dict[str, nn.Module]:  # noqa: ARG002 - poles have no window
+        """As `Mixer`: poles that stay negative."""
+        poles = PublishedPoles() if published else DecayingPoles(self.operator.log_poles_DS)
+        return {"operator.log_poles_DS": poles}
+
+    @classmethod
+    def initial(cls, config: ModelConfig) -> dict[str, Draw]:
+        """As `Hyena`: poles -U(0.01, 0.1) / e, residues 0.1 * N(0, 1) / sqrt(modes), skip 0."""
+        return {
+            **super().initial(config),
+            "operator.log_poles_DS": _draw_log_poles,
+            "operator.residues_DS": normal(0.1 / math.sqrt(config.num_modes)),
+            "operator.skip_D": constant(0),
+        }
+
+    @classmethod
+    def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
+        """As `Hyena`, and the fp32 states of all modes."""
+        return super().state_bytes(config, length, element) + 4 * config.width * config.num_modes
+
+    @classmethod
+    def inner_multiply_adds(cls, config: ModelConfig) -> int:
+        """As `Hyena`: each mode decays and adds, is weighted and summed; and one for the skip."""
+        return 2 * config.num_modes + 1
+
+    @classmethod
+    def saved_bytes(cls, config: ModelConfig, element: int) -> float:
+        """As `Mixer`, and the fp32 states before the segments of the scan."""
+        states = 4 * config.num_modes * config.width / modal_segment(config.width)
+        return super().saved_bytes(config, element) + states
+
+    @classmethod
+    def check_exchange(cls, config: ModelConfig, scheme: str, count: int) -> None:
+        """As `Mixer`."""
+        if config.width < _num_parts(scheme, count):
+            raise ValueError(
+                f'modal = "{scheme}": {config.width} channels for {_num_parts(scheme, count)} '
+                'parts; use "states"'
+            )
+        if scheme == "fft" and count & (count - 1):
+            raise ValueError(f'modal = "fft": {count} ranks are not a power of two; use "states"')
+
+    @classmethod
+    def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
+        """As `Mixer`."""
+        yield from super().released_tensors(config)
+        yield Entry(
+            "operator.log_poles_DS",
+            "filter.log_poles",
+            lambda p: p.squeeze(2),
+            lambda p: p.unsqueeze(2),
+        )
+        yield Entry("operator.residues_DS", "filter.residues")
+        yield Entry("operator.skip_D", "filter.D")
