@@ -219,15 +219,19 @@ def _without_type(option: Any) -> Any:
     return option
 
 
-def arguments(options: Options) -> list[str]:
+def arguments(options: Options, of: type[Options] | None = None) -> list[str]:
     """The words of a command line that gives `options`, for another process to be started with.
 
     Positional arguments come first; options at their defaults are left out.
+
+    Args:
+        options: The options.
+        of: A base class of theirs, to give only the options that it has.
     """
     positional: list[str] = []
     words: list[str] = []
     declarations = _declarations(type(options))
-    for field in fields(options):
+    for field in fields(of or options):
         value, declaration = getattr(options, field.name), declarations.get(field.name)
         if declaration is None or value == field.default:
             continue
@@ -259,14 +263,13 @@ def given(options: Options, *groups: type[Options]) -> list[str]:
 
     Args:
         options: Options of a command.
-        groups: Base classes of theirs; only fields that one of these declares itself count.
+        groups: Base classes of theirs, to whose fields the answer is confined.
     """
     return [
         flag(group, field.name)
         for group in groups
         for field in fields(group)
-        if field.name in inspect.get_annotations(group)
-        and getattr(options, field.name) != field.default
+        if getattr(options, field.name) != field.default
     ]
 
 

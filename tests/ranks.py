@@ -27,7 +27,7 @@ SERVER.set_forkserver_preload(
         "pytest",
         "torch._dynamo",
         "stripedhyena2.parallelize",
-        "evo2cli.train",
+        "evo2cli.train.run",
         "deepspeed.runtime.zero.muon.original_muon",
         "matplotlib.figure",
     ]

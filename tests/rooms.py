@@ -19,7 +19,7 @@ FLOORS = {
 ROOMS = {
     "evo2cli": [
         *("errors", "console", "options", "lengths", "files", "tables", "journal", "figures"),
-        *("genome", "data", "models", "devices", "training", "plan", "launch"),
+        *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("score", "saturate", "track", "merge", "embed", "generate", "eval"),
         *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat"),
         *("commands", "app", "__main__"),

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from evo2cli import console
-from evo2cli.commands.train import tell_training
 from evo2cli.errors import UserError
 from evo2cli.extend.options import CheckpointOptions, ExtendOptions, StageOptions
 from evo2cli.lengths import parse_length
@@ -19,8 +18,9 @@ def extend(options: ExtendOptions) -> None:
     7b-32k) extends its initial weights, trains them, and measures losses before and after and
     recall. To resume a stopped recipe, run the same command again.
     """
-    from evo2cli.extend.checkpoint import extend_checkpoint, extension_line
+    from evo2cli.extend.checkpoint import extend_checkpoint
     from evo2cli.extend.stage import find_stage
+    from evo2cli.training.start import extension_line
 
     subject = options.subject
     stage = find_stage(subject)
@@ -47,6 +47,7 @@ def extend(options: ExtendOptions) -> None:
 def _run_stage(stage: Path, options: ExtendOptions) -> None:
     from evo2cli.extend.stage import extend_stage
     from evo2cli.extend.verification import verification_page
+    from evo2cli.train.run import summary_line
 
     summary = extend_stage(stage, settings=options.settings, device=options.device)
     if summary.pop("rank") > 0:
@@ -54,6 +55,6 @@ def _run_stage(stage: Path, options: ExtendOptions) -> None:
     if options.json:
         console.write_json(summary)
         return
-    tell_training(summary)
+    console.say(summary_line(summary))
     if "verification" in summary:
         console.write_page(verification_page(summary["verification"]), stderr=True)

@@ -1,43 +1,45 @@
-"""How the stream of a source is cut into windows of L predictions, L + 1 bytes."""
+"""How the stream of a source is cut into windows of L predictions, which take L + 1 bytes."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from evo2cli.data.documents import Documents, Integers
 
+Packing = Literal["stream", "document"]  # whether windows run across documents
+
 _BLOCK = 1 << 12  # documents
 
 
 class Cut(Protocol):
-    """A way to cut.
+    """A division of a stream into windows.
 
     Attributes:
-        count: How many windows there are.
-        num_phases: In how many ways the first border can be moved.
+        count: Number of windows.
+        num_phases: Number of offsets at which the first window can start.
     """
 
     count: int
     num_phases: int
 
     def span(self, window: int, phase: int) -> tuple[int, int]:
-        """First byte and size of a window; phase is below `num_phases`."""
+        """First byte and size of a window, with the first window starting at offset `phase`."""
 
 
 class StreamCut:
-    """Windows one after the other, across documents; neighbours share one byte.
+    """Consecutive windows across documents; neighbours share one byte.
 
     Args:
-        documents: To be cut.
-        length: Predictions a window.
-        shifted: Leave as much room as it takes to begin anywhere in the first window.
+        documents: The source.
+        length: Predictions per window.
+        shifted: Leave room to start at any offset within the first window.
     """
 
     def __init__(self, documents: Documents, length: int, *, shifted: bool) -> None:
         self._length, tokens = length, documents.num_tokens
         self.count = max(0, tokens - 1) // length
         if shifted and self.count:
-            # One fewer than would fit, so that every phase fits, but never none.
+            # One window fewer than would fit, so that every phase fits; but at least one.
             self.count = max(1, tokens // length - 1)
         self.num_phases = min(tokens - self.count * length, length) if shifted else 1
 
@@ -47,13 +49,13 @@ class StreamCut:
 
 
 class DocumentCut:
-    """Windows from the beginning of each document on; the last one of each is as short as may be.
+    """Windows from the start of each document; the last window of a document can be shorter.
 
-    Every byte but the first of each document is predicted once, its end included.
+    Every byte but the first of each document is predicted once, including its end.
 
     Args:
-        documents: To be cut.
-        length: Predictions a window.
+        documents: The source.
+        length: Predictions per window.
     """
 
     num_phases = 1
@@ -61,12 +63,12 @@ class DocumentCut:
     def __init__(self, documents: Documents, length: int) -> None:
         self._length, self._offsets = length, documents.offsets
         starts = range(0, documents.num_documents, _BLOCK)
-        # Windows before each block of documents: a number for each document would not be small.
+        # Windows before each block of documents; one number per document would take much memory.
         self._before = np.cumsum([0, *(self._counts(start).sum() for start in starts)])
         self.count = int(self._before[-1])
 
     def span(self, window: int, phase: int) -> tuple[int, int]:
-        """First byte and size (L + 1 at most) of a window."""
+        """First byte and size (at most L + 1) of a window."""
         assert phase == 0
         block = int(np.searchsorted(self._before, window, side="right")) - 1
         ends = np.cumsum(self._counts(block * _BLOCK)) + self._before[block]
@@ -77,6 +79,6 @@ class DocumentCut:
         return start, min(self._length + 1, int(self._offsets[document + 1]) - start)
 
     def _counts(self, start: int) -> Integers:
-        """Windows of each document of the block from `start` on."""
+        """Number of windows of each document in the block that begins at document `start`."""
         sizes = np.diff(self._offsets[start : start + _BLOCK + 1])
         return -(-(sizes - 1) // self._length)

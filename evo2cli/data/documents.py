@@ -1,7 +1,7 @@
-"""What every source of training data looks like: documents back to back, a byte a token.
+"""The common form of every source of training data: one stream of documents, one byte per token.
 
-The documents of a source make one stream: each is followed by one byte END_OF_DOCUMENT. Places are
-0-based positions in that stream. Empty documents are left out, so every one holds a base or more.
+In the stream, each document is followed by one byte END_OF_DOCUMENT. Offsets into it are 0-based.
+Empty documents are left out, so every document has at least one base.
 """
 
 from abc import ABC, abstractmethod
@@ -21,10 +21,10 @@ class Documents(ABC):
     """The documents of one source.
 
     Attributes:
-        name: What the user calls it: its path, as given.
-        offsets: Where each document starts in the stream, and last the stream's length,
+        name: Its path, as the user gave it.
+        offsets: Where each document starts in the stream, then the length of the stream,
             [num_documents + 1]; usually memory-mapped.
-        facts: What a provenance record says of it, as JSON values.
+        facts: JSON values that provenance records keep.
     """
 
     def __init__(self, name: str, offsets: Integers, facts: dict[str, Any] | None = None) -> None:
@@ -34,21 +34,21 @@ class Documents(ABC):
 
     @property
     def num_documents(self) -> int:
-        """How many documents there are."""
+        """Number of documents."""
         return len(self.offsets) - 1
 
     @property
     def num_tokens(self) -> int:
-        """Length of the stream: the bytes of all documents, and one for the end of each."""
+        """Length of the stream: the bytes of all documents, and one byte for the end of each."""
         return int(self.offsets[-1])
 
     @abstractmethod
     def read(self, start: int, count: int) -> Bytes:
-        """`count` bytes of the stream from `start` on, [count]; not to be written to.
+        """`count` bytes of the stream from offset `start`, [count]; read-only.
 
         Raises:
-            ValueError: The stream does not have them all.
-            UserError: The file holds something else than tokens.
+            ValueError: The stream is shorter.
+            UserError: The file contains something other than byte tokens.
         """
 
     def _check(self, start: int, count: int) -> None:
@@ -60,12 +60,12 @@ class Documents(ABC):
 
 
 class ArrayDocuments(Documents):
-    """A stream that lies in memory, or in a mapped file, just as it is.
+    """A stream stored as it is, in memory or in a memory-mapped file.
 
     Args:
-        name: What the user calls it.
+        name: Its path, as the user gave it.
         tokens: The stream, [num_tokens].
-        offsets: Of its documents, [num_documents + 1].
+        offsets: As `Documents.offsets`.
         facts: For the provenance record.
     """
 
@@ -76,33 +76,33 @@ class ArrayDocuments(Documents):
         self._tokens = np.asarray(tokens)
 
     def read(self, start: int, count: int) -> Bytes:
-        """`count` bytes of the stream from `start` on, [count]."""
+        """`count` bytes of the stream from offset `start`, [count]."""
         self._check(start, count)
         return self._tokens[start : start + count]
 
 
 class IndexedDocuments(Documents):
-    """A stream that is put together from documents lying anywhere in a file."""
+    """A stream assembled from documents that are stored anywhere in a file."""
 
     def read(self, start: int, count: int) -> Bytes:
-        """`count` bytes of the stream from `start` on, [count]."""
+        """`count` bytes of the stream from offset `start`, [count]."""
         self._check(start, count)
         stream = np.full(count, END_OF_DOCUMENT, np.uint8)
         document = int(np.searchsorted(self.offsets, start, side="right")) - 1
-        place, stop = start, start + count
-        while place < stop:
+        offset, stop = start, start + count
+        while offset < stop:
             begin, end = int(self.offsets[document]), int(self.offsets[document + 1]) - 1
-            size = min(end, stop) - place
+            size = min(end, stop) - offset
             if size > 0:
-                text = self.read_document(document, place - begin, size)
-                stream[place - start : place - start + size] = text
-            place, document = end + 1, document + 1
+                text = self.read_document(document, offset - begin, size)
+                stream[offset - start : offset - start + size] = text
+            offset, document = end + 1, document + 1
         return stream
 
     @abstractmethod
     def read_document(self, document: int, start: int, count: int) -> Bytes:
-        """`count` bytes of one document from its own `start` on, its end not among them.
+        """`count` bytes of one document from its byte `start`, its end-of-document byte excluded.
 
         Raises:
-            UserError: The file holds something else than tokens.
+            UserError: The file contains something other than byte tokens.
         """

@@ -1,9 +1,9 @@
-"""Documents in a Megatron or Savanna data set: tokens in a .bin, where they lie in its .idx.
+"""Documents in a Megatron or Savanna data set: tokens in a .bin file, their index in an .idx file.
 
 Savanna and current Megatron-core write the same index, little endian: 9 bytes of magic, u64
-version 1, u8 kind of number, u64 S, u64 D + 1; int32 [S] tokens of each sequence, int64 [S] its
+version 1, u8 dtype code, u64 S, u64 D + 1; int32 [S] tokens of each sequence, int64 [S] its
 first byte in the .bin, int64 [D + 1] the first sequence of each document. Megatron-core may add
-int8 [S] modes. Of the kinds of number they disagree on 6 and 7 alone, which are floats.
+int8 [S] modes. The two disagree only on dtype codes 6 and 7, which are floats.
 """
 
 import struct
@@ -29,48 +29,48 @@ Numbers = npt.NDArray[np.integer]
 
 
 class MegatronDocuments(IndexedDocuments):
-    """The documents of a .bin, without the END_OF_DOCUMENT that some sets store and some do not.
+    """The documents of a .bin, without the END_OF_DOCUMENT that only some data sets store.
 
     Args:
-        name: What the user calls it.
-        prefix: Path without .bin and .idx.
+        name: Its path, as the user gave it.
+        prefix: The path without .bin and .idx.
 
     Raises:
-        UserError: A file is missing, cut off or of another kind, or the two do not fit together.
+        UserError: A file is missing, truncated or of another format, or the two do not match.
     """
 
     def __init__(self, name: str, prefix: Path) -> None:
         self._bin, idx = beside(prefix, ".bin"), beside(prefix, ".idx")
         for file in (idx, self._bin):
             if not file.is_file():
-                raise UserError(f"{file}: no such file, but a Megatron data set needs it")
+                raise UserError(f"{file}: no such file; a Megatron data set has a .bin and an .idx")
         header = _Header.read(idx)
         size = self._bin.stat().st_size
         whole = size // header.dtype.itemsize
         self._tokens: Numbers = np.empty(0, header.dtype)
-        if whole:  # nothing cannot be mapped
+        if whole:  # an empty file cannot be mapped
             self._tokens = np.asarray(np.memmap(self._bin, header.dtype, "r", shape=(whole,)))
         index = cached_index([idx, self._bin], rows=2, build=lambda: self._build_index(header))
         offsets, self._starts = index
         super().__init__(name, offsets, {"bytes": size})
 
     def read_document(self, document: int, start: int, count: int) -> Bytes:
-        """`count` bytes of one document from its own `start` on."""
+        """`count` bytes of one document, from its byte `start`."""
         begin = int(self._starts[document]) + start
         tokens = self._tokens[begin : begin + count]
-        strange = _first_strange(tokens)
-        if strange is not None:
-            self._refuse(begin + strange)
+        invalid = _first_invalid(tokens)
+        if invalid is not None:
+            self._refuse(begin + invalid)
         return tokens.astype(np.uint8, copy=False)
 
-    def _refuse(self, place: int) -> NoReturn:
+    def _refuse(self, index: int) -> NoReturn:
         raise UserError(
-            f"{self._bin}: token {place:,} is {self._tokens[place]}, which is no byte; Evo 2 reads "
-            "sets made with CharLevelTokenizer"
+            f"{self._bin}: token {index:,} is {self._tokens[index]}, which is not a byte; Evo 2 "
+            "reads data sets made with CharLevelTokenizer"
         )
 
     def _build_index(self, header: "_Header") -> Integers:
-        """Stream offsets, and the first token of each document that is not empty, [2, D + 1]."""
+        """Stream offsets, and the first token of each non-empty document, [2, D + 1]."""
         starts, stops = header.documents(self._bin)
         lengths = stops - starts
         name = self._bin.name
@@ -79,9 +79,9 @@ class MegatronDocuments(IndexedDocuments):
                 part = slice(block, block + _BLOCK)
                 filled = np.flatnonzero(lengths[part]) + block
                 last = self._tokens[stops[filled] - 1]
-                strange = _first_strange(last)
-                if strange is not None:
-                    self._refuse(int(stops[filled[strange]]) - 1)
+                invalid = _first_invalid(last)
+                if invalid is not None:
+                    self._refuse(int(stops[filled[invalid]]) - 1)
                 lengths[filled] -= last == END_OF_DOCUMENT
                 bar.advance(len(lengths[part]))
         kept = lengths > 0
@@ -93,11 +93,11 @@ class MegatronDocuments(IndexedDocuments):
 
 @dataclass(frozen=True)
 class _Header:
-    """What an .idx begins with.
+    """The header of an .idx file.
 
     Attributes:
         idx: The file.
-        dtype: Of the tokens.
+        dtype: Type of the tokens.
         num_sequences: S.
         num_borders: D + 1.
     """
@@ -109,29 +109,29 @@ class _Header:
 
     @classmethod
     def read(cls, idx: Path) -> "_Header":
-        """The header of an index of the right size.
+        """Read the header; the size of the file must agree with it.
 
         Raises:
-            UserError: It is cut off or of another kind.
+            UserError: The file is truncated or of another format.
         """
         with idx.open("rb") as file:
             start = file.read(_HEADER.size)
         if start.startswith(_OLD_MAGIC):
-            raise UserError(f"{idx}: of the old TNTIDX layout; preprocess again as mmap")
+            raise UserError(f"{idx}: has the old TNTIDX layout; preprocess the data again as mmap")
         if not start.startswith(MAGIC) or len(start) < _HEADER.size:
             raise UserError(
-                f"{idx}: no Megatron index (it does not begin with MMIDIDX), or cut off"
+                f"{idx}: not a Megatron index (it does not begin with MMIDIDX), or truncated"
             )
         _, version, code, sequences, borders = _HEADER.unpack(start)
         if version != 1:
-            raise UserError(f"{idx}: version {version} of the format, but only 1 is known")
+            raise UserError(f"{idx}: version {version} of the format; only version 1 is supported")
         if code not in _DTYPES:
-            raise UserError(f"{idx}: its tokens are of kind {code}, which is no whole number")
+            raise UserError(f"{idx}: its tokens have dtype code {code}, which is not an integer")
         expected, size = _HEADER.size + 12 * sequences + 8 * borders, idx.stat().st_size
         if size not in (expected, expected + sequences):
             raise UserError(
                 f"{idx}: {size:,} bytes, but {sequences:,} sequences and {borders:,} document "
-                f"borders take {expected:,}: cut off or damaged"
+                f"borders take {expected:,}: truncated or damaged"
             )
         return cls(idx, np.dtype(_DTYPES[code]), sequences, borders)
 
@@ -139,7 +139,7 @@ class _Header:
         """First and one-past-last token of each document in `data`, [D] each.
 
         Raises:
-            UserError: They are not all there, or not in one piece.
+            UserError: Tokens are missing, or a document is not contiguous.
         """
         sizes = self._array("<i4", self.num_sequences, 0)
         first_bytes = self._array("<i8", self.num_sequences, 4 * self.num_sequences)
@@ -147,40 +147,40 @@ class _Header:
         starts, rests = np.divmod(first_bytes, self.dtype.itemsize)
         stops = starts + sizes
         if (sizes < 0).any() or (starts < 0).any() or rests.any():
-            raise UserError(f"{self.idx}: a sequence of negative length or at no token: damaged")
+            raise UserError(f"{self.idx}: a sequence has a negative length or offset: damaged")
         end = int(stops.max(initial=0)) * self.dtype.itemsize
         if end != data.stat().st_size:
             raise UserError(
-                f"{data}: {data.stat().st_size:,} bytes, but its index goes to byte {end:,}: cut "
-                "off, or of another set"
+                f"{data}: {data.stat().st_size:,} bytes, but its index ends at byte {end:,}: "
+                "truncated, or of another data set"
             )
         if self.num_borders and (
             borders[0] != 0 or borders[-1] != self.num_sequences or (np.diff(borders) < 0).any()
         ):
             raise UserError(
-                f"{self.idx}: its document borders do not go from 0 to {self.num_sequences:,} "
+                f"{self.idx}: its document borders do not rise from 0 to {self.num_sequences:,} "
                 "sequences: damaged"
             )
         is_first = np.zeros(self.num_sequences + 1, np.bool_)
         is_first[borders] = True
         if ((starts[1:] != stops[:-1]) & ~is_first[1:-1]).any():
-            raise UserError(f"{self.idx}: a document's sequences do not follow one another")
-        filled = borders[:-1] < borders[1:]  # a document may have no sequence at all
+            raise UserError(f"{self.idx}: the sequences of a document are not contiguous")
+        filled = borders[:-1] < borders[1:]  # a document may have no sequences
         return starts[borders[:-1][filled]], stops[borders[1:][filled] - 1]
 
-    def _array(self, dtype: str, count: int, place: int) -> Integers:
-        raw = np.fromfile(self.idx, dtype, count, offset=_HEADER.size + place)
+    def _array(self, dtype: str, count: int, offset: int) -> Integers:
+        raw = np.fromfile(self.idx, dtype, count, offset=_HEADER.size + offset)
         return raw.astype(np.int64)
 
 
-def _first_strange(tokens: Numbers) -> int | None:
-    """The place of the first token that is no byte."""
+def _first_invalid(tokens: Numbers) -> int | None:
+    """Index of the first token that is not a byte."""
     if tokens.dtype == np.uint8:
         return None
-    strange = (tokens < 0) | (tokens > 255)
-    return int(strange.argmax()) if strange.any() else None
+    invalid = (tokens < 0) | (tokens > 255)
+    return int(invalid.argmax()) if invalid.any() else None
 
 
 def beside(prefix: Path, suffix: str) -> Path:
-    """The file of a set; a prefix may hold dots of its own."""
+    """The file of a data set with this suffix; the prefix may contain dots itself."""
     return prefix.with_name(prefix.name + suffix)

@@ -1,7 +1,8 @@
-"""Which window of which source is the j-th sample of a run, without an order written down anywhere.
+"""Which window of which source is the j-th sample of a run, without storing a permutation.
 
-An order is a keyed bijection, so that any place of it is computed alone, in O(1) memory and time.
-Whatever hashes is spelled out here: a run must go on in the same order under any library version.
+An order is a keyed bijection, so any element of it is computed by itself, in O(1) memory and time.
+All hashing is spelled out here, because a run must resume in the same order under any version of
+any library.
 """
 
 import hashlib
@@ -19,19 +20,19 @@ from evo2cli.data.documents import Integers
 PERIOD = 1 << 16  # samples
 _ROUNDS = 6
 _UNITS = 1 << 32  # parts of a sample that shares are counted in
-_STRIDE = 2654435769  # odd, and near _UNITS / golden ratio: consecutive periods spread evenly
+_STRIDE = 2654435769  # odd and near _UNITS / golden ratio, so that periods spread evenly
 _ONE, _GOLDEN = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
 _Words = npt.NDArray[np.uint64]
 
 
 def keyed_number(*key: int | str) -> int:
-    """A number in [0, 2**64) that a key decides, the same on every machine."""
+    """A number in [0, 2**64) that depends on the key alone, the same on every machine."""
     text = "/".join(map(str, key))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def hashed(key: _Words | np.uint64, numbers: Integers) -> _Words:
-    """A random word for each number, [S]; a key gives different numbers different words.
+    """A pseudorandom word for each number, [S]; one key maps different numbers to different words.
 
     Source: splitmix64.
     """
@@ -41,18 +42,19 @@ def hashed(key: _Words | np.uint64, numbers: Integers) -> _Words:
     return words ^ (words >> np.uint64(31))
 
 
-def shuffled(places: Integers, sizes: Integers, keys: _Words) -> Integers:
-    """What stands at a place of a shuffled order of [0, size), [S].
+def shuffled(positions: Integers, sizes: Integers, keys: _Words) -> Integers:
+    """The element at each position of a shuffled order of [0, size), [S].
 
-    For each size and key this is a bijection. A Feistel network shuffles the next power of four;
-    what leaves [0, size) goes through it again until it is back, 4 times on average at most.
+    For each size and key this is a bijection. A Feistel network permutes [0, n) with n the next
+    power of four; a result outside [0, size) goes through it again until it is inside, which takes
+    at most 4 rounds on average.
 
     Args:
-        places: Each below its size, [S].
-        sizes: Up to 2**52, [S].
-        keys: Each decides an order, [S].
+        positions: Each below its size, [S].
+        sizes: At most 2**52, [S].
+        keys: Each selects an order, [S].
     """
-    found, outside = places.copy(), np.arange(len(places))
+    found, outside = positions.copy(), np.arange(len(positions))
     half = (np.frexp(np.maximum(sizes - 1, 1))[1].astype(np.uint64) + _ONE) >> _ONE
     while len(outside):
         found[outside] = _feistel(found[outside], half[outside], keys[outside])
@@ -72,13 +74,13 @@ def _feistel(numbers: Integers, half: _Words, keys: _Words) -> Integers:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where samples come from, S of them.
+class Locations:
+    """Where S samples are read.
 
     Attributes:
-        source: Number of the source, [S].
-        epoch: How often that source had been gone through before, [S].
-        window: Which of the source's windows, [S].
+        source: Index of the source, [S].
+        epoch: Number of complete passes over that source before, [S].
+        window: Index of the window in the source, [S].
     """
 
     source: Integers
@@ -87,21 +89,21 @@ class Places:
 
 
 class Order(Protocol):
-    """What tells where the samples of a run come from."""
+    """A mapping from the samples of a run to windows of its sources."""
 
-    def places(self, samples: Integers) -> Places:
-        """Where samples (0-based, in any order) come from."""
+    def locate(self, samples: Integers) -> Locations:
+        """Where samples (0-based, in any order) are read."""
 
     def epochs(self, samples: int) -> tuple[float, ...]:
-        """How often each source is gone through in that many samples."""
+        """Number of passes over each source in that many samples."""
 
 
 class OnePool:
-    """All sources together: each window of each of them once an epoch, in one shuffled order.
+    """All sources in one pool: every window of every source once per epoch, in one shuffled order.
 
     Args:
-        counts: Windows of each source.
-        seed: Decides the order.
+        counts: Number of windows of each source.
+        seed: Selects the order.
     """
 
     def __init__(self, counts: Sequence[int], seed: int) -> None:
@@ -109,33 +111,33 @@ class OnePool:
         self._starts = self._ends - counts
         self._key = np.uint64(keyed_number(seed, "windows"))
 
-    def places(self, samples: Integers) -> Places:
-        """Where samples come from."""
+    def locate(self, samples: Integers) -> Locations:
+        """Where samples are read."""
         total = np.full_like(samples, self._ends[-1])
-        epoch, place = np.divmod(samples, total)
-        window = shuffled(place, total, hashed(self._key, epoch))
+        epoch, position = np.divmod(samples, total)
+        window = shuffled(position, total, hashed(self._key, epoch))
         source = np.searchsorted(self._ends, window, side="right")
-        return Places(source, epoch, window - self._starts[source])
+        return Locations(source, epoch, window - self._starts[source])
 
     def epochs(self, samples: int) -> tuple[float, ...]:
-        """How often each source is gone through."""
+        """Number of passes over each source."""
         return (samples / int(self._ends[-1]),) * len(self._ends)
 
 
 class Mixture:
-    """Every source a pool of its own, dealt out by weight.
+    """One pool per source, drawn from in proportion to weights.
 
-    In each period of PERIOD samples a source has its exact share, rounded up or down; which of the
-    two follows a fixed rhythm, so that shares are right over time, however small. (The largest
-    remainder of every period alone would never give its turn to a weight below 1 / PERIOD.)
+    In each period of PERIOD samples a source has its exact share, rounded up or down by a fixed
+    pattern, so that over time every share is exact, however small. (Rounding each period by largest
+    remainders would never draw from a source whose weight is below 1 / PERIOD.)
 
     With q_i * PERIOD = b_i + r_i, S_i = r_1 + ... + r_i and stride a, source i has in period p
-        b_i + floor(S_i + p a) - floor(S_{i-1} + p a)    samples, which come to PERIOD over all i.
+        b_i + floor(S_i + p a) - floor(S_{i-1} + p a)    samples, which sum to PERIOD over all i.
 
     Args:
-        counts: Windows of each source.
-        weights: Of each source, positive; only their ratios matter.
-        seed: Decides the order.
+        counts: Number of windows of each source.
+        weights: Weight of each source, positive; only their ratios matter.
+        seed: Selects the order.
     """
 
     def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int) -> None:
@@ -145,7 +147,7 @@ class Mixture:
         self._keys = np.array(keys, np.uint64)
         total = sum(map(Fraction, weights))
         self._shares = [float(Fraction(weight) / total) for weight in weights]
-        # Rounding the running sums keeps their total exact.
+        # Rounding the cumulative sums keeps their total exact.
         sums = accumulate((Fraction(weight) / total for weight in weights), initial=Fraction(0))
         ends = [round(share * PERIOD * _UNITS) for share in sums]
         units = [end - start for start, end in pairwise(ends)]
@@ -153,24 +155,25 @@ class Mixture:
         self._part_ends = list(accumulate((unit % _UNITS for unit in units), initial=0))
 
     def dealt(self, periods: int) -> list[int]:
-        """How many samples of each source the first so many periods hold; O(log), not a loop."""
+        """Number of samples of each source in the first `periods` periods, in O(log periods)."""
         sums = [_floor_sum(periods, _UNITS, _STRIDE, end) for end in self._part_ends]
         parts = zip(self._whole, pairwise(sums), strict=True)
         return [periods * whole + after - before for whole, (before, after) in parts]
 
-    def places(self, samples: Integers) -> Places:
-        """Where samples come from."""
+    def locate(self, samples: Integers) -> Locations:
+        """Where samples are read."""
         period, slot = np.divmod(samples, PERIOD)
         source, turn = np.empty_like(slot), np.empty_like(slot)
         for number in np.unique(period).tolist():
             these = period == number
             source[these], turn[these] = self._deal(number, slot[these])
         counts = self._counts[source]
-        epoch, place = np.divmod(turn, counts)
-        return Places(source, epoch, shuffled(place, counts, hashed(self._keys[source], epoch)))
+        epoch, position = np.divmod(turn, counts)
+        window = shuffled(position, counts, hashed(self._keys[source], epoch))
+        return Locations(source, epoch, window)
 
     def _deal(self, period: int, slots: Integers) -> tuple[Integers, Integers]:
-        """Source of each slot of a period, and how many samples of that source came before it."""
+        """Source of each slot of a period, and the number of earlier samples of that source."""
         before = np.array(self.dealt(period))
         here = np.array(self.dealt(period + 1)) - before
         ends = np.cumsum(here)
@@ -180,7 +183,7 @@ class Mixture:
         return source, before[source] + card - (ends - here)[source]
 
     def epochs(self, samples: int) -> tuple[float, ...]:
-        """How often each source is gone through."""
+        """Number of passes over each source."""
         shares = zip(self._shares, self._counts.tolist(), strict=True)
         return tuple(samples * share / count for share, count in shares)
 

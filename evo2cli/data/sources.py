@@ -1,4 +1,4 @@
-"""Opening what a recipe names as a source, whatever it is."""
+"""Open the sources that a recipe names, in any of the supported formats."""
 
 from pathlib import Path
 
@@ -13,29 +13,29 @@ from evo2cli.genome.source import first_bytes
 __all__ = ["Documents", "open_held_out", "open_source"]
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")  # gzip, bzip2, zstd, xz
-_KNOWN = "a folder of `evo2 tokenize`, a Megatron .bin or a .jsonl"
+_SUPPORTED = "a folder of `evo2 tokenize`, a Megatron .bin or a .jsonl"
 
 
 def open_source(path: Path, split: str) -> Documents | None:
     """The documents of a source.
 
-    What it is shows in its content: a folder of `evo2 tokenize`; the .bin, the .idx or the common
-    beginning of both of a Megatron or Savanna data set; or a .jsonl with a "text" in each line.
-    Only token sets have several splits. All of another source is its train split; to validate on
-    it, name it in `data.valid`, which `open_held_out` opens.
+    The format is detected from the content: a folder of `evo2 tokenize`; a Megatron or Savanna data
+    set, named by its .bin, its .idx or the common prefix of both; or a .jsonl with a "text" in each
+    line. Only token sets have several splits; any other source is entirely its train split. To
+    validate on it, name it in `data.valid`, which `open_held_out` opens.
 
-    The first opening of a Megatron or .jsonl source reads through it and keeps an index: let one
-    process of a machine open it before the others do.
+    Opening a Megatron or .jsonl source for the first time reads all of it and stores an index: let
+    one process of a machine open it before the others do.
 
     Args:
-        path: As the recipe says.
+        path: A path of `data.sources`.
         split: "train", "valid" or "test".
 
     Returns:
-        None when the source has no documents of that split.
+        None if the source has no documents in that split.
 
     Raises:
-        UserError: Nothing whole and of a known kind lies at `path`.
+        UserError: There is no complete data set of a supported format at `path`.
     """
     if path.is_dir():
         return _open_tokens(TokenSet.open(path), path, split)
@@ -46,18 +46,17 @@ def open_source(path: Path, split: str) -> Documents | None:
 
 
 def open_held_out(path: Path) -> Documents:
-    """What an entry of `data.valid` validates on.
+    """The documents that an entry of `data.valid` validates on.
 
     Returns:
-        The valid split of a token set, or its train split when it has no other; all of another
-        source.
+        The valid split of a token set, or else its train split; all of any other source.
 
     Raises:
         UserError: As `open_source`, or a token set has only a test split.
     """
     found = open_source(path, "valid") or open_source(path, "train")
     if found is None:
-        raise UserError(f"{path}: neither a valid nor a train split; name another set to validate")
+        raise UserError(f"{path}: has neither a valid nor a train split; name another source")
     return found
 
 
@@ -73,19 +72,19 @@ def _open_file(path: Path) -> Documents:
     if not path.exists():
         if any(beside(path, suffix).is_file() for suffix in (".bin", ".idx")):
             return MegatronDocuments(str(path), path)
-        raise UserError(f"{path}: no such file or folder; a source is {_KNOWN}")
+        raise UserError(f"{path}: no such file or folder; a source is {_SUPPORTED}")
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
     if path.suffix in (".bin", ".idx") or start == MAGIC:
         return MegatronDocuments(str(path), path.with_suffix(""))
     if start.startswith(_COMPRESSED):
         raise UserError(
-            f"{path}: is compressed, so that no window can be read from its middle; convert it "
-            f"first: evo2 tokenize {path} -o {path.name.partition('.')[0]}"
+            f"{path}: is compressed, so windows cannot be read from it; convert it first: "
+            f"evo2 tokenize {path} -o {path.name.partition('.')[0]}"
         )
     if is_jsonl(path):
         return JsonlDocuments(str(path), path)
     if first_bytes(path).lstrip().startswith(b">"):
         raise UserError(f"{path}: is FASTA; convert it first: evo2 tokenize {path} -o {path.stem}")
-    reason = "is no source" if start else "is empty"
-    raise UserError(f"{path}: {reason}; a source is {_KNOWN}")
+    reason = "not a known format" if start else "is empty"
+    raise UserError(f"{path}: {reason}; a source is {_SUPPORTED}")

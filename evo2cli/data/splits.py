@@ -1,4 +1,4 @@
-"""Which split a sequence belongs to: decided by its content alone, so that no copy of it leaks."""
+"""Assign sequences to splits by a hash of their content, so that no copy leaks into another."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ def content_sha256(sequence: bytes) -> str:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """The share of the sequences that each split gets; the rest is train.
+    """The fraction of the sequences in each split; the rest is train.
 
     Attributes:
         valid_fraction: 0 to 1.
         test_fraction: 0 to 1.
 
     Raises:
-        UserError: A fraction is negative, or both come to more than 1.
+        UserError: A fraction is negative, or their sum is above 1.
     """
 
     valid_fraction: float
@@ -38,12 +38,12 @@ class SplitRule:
         if not (min(both) >= 0 and sum(both) <= 1):
             raise UserError(
                 f"--valid-fraction {self.valid_fraction} and --test-fraction {self.test_fraction} "
-                "must be 0 or more, and 1 at most together"
+                "must be at least 0, and their sum at most 1"
             )
 
     def split(self, sha256: str) -> str:
         """The split of the sequence with this `content_sha256`, the same on every machine."""
-        place = int(sha256[:16], 16) / _HASH_RANGE
-        if place < self.valid_fraction:
+        point = int(sha256[:16], 16) / _HASH_RANGE
+        if point < self.valid_fraction:
             return "valid"
-        return "test" if place < self.valid_fraction + self.test_fraction else "train"
+        return "test" if point < self.valid_fraction + self.test_fraction else "train"

@@ -1,10 +1,11 @@
-"""Where the tags of a text are: what is read, but says nothing about DNA that could be learned.
+"""Find tags in texts: parts that condition the model, but are not DNA to be predicted.
 
-Phylogenetic tags stand between two '|', as in `ACGT|d__Bacteria;p__Bacillota|ACGT`. A text is cut
-at every '|' and at the ends of documents; a piece with a '_', a ' ' or a ';' is a tag, with the '|'
-on either side of it. '@' (between exons or windows) and '#' (between contigs) stand alone.
+Phylogenetic tags are enclosed in '|', as in `ACGT|d__Bacteria;p__Bacillota|ACGT`. A text is split
+at every '|' and at the ends of documents; a piece that contains '_', ' ' or ';' is a tag, and so
+are the '|' on either side of it. '@' (between exons or windows) and '#' (between contigs) are tags
+of one character.
 
-Source: `mask_control_tags` of Savanna, which judges a piece by what the window shows of it.
+Source: `mask_control_tags` of Savanna, which decides by the part of a piece inside the window.
 """
 
 import numpy as np
@@ -23,13 +24,14 @@ _KIND[list(b"@#")] = _MARK
 
 
 def find_tags(text: Bytes) -> tuple[Flags, Flags] | None:
-    """The tags of a text of one or more documents, or None where there are none.
+    """The tags of a text of one or more documents; None if it has none.
 
     Args:
-        text: Its first and last pieces are judged as if it were whole.
+        text: Its first and last pieces are taken to be complete.
 
     Returns:
-        Bytes of phylogenetic tags, their '|' included; and these with every '@' and '#'. [T] each.
+        Two masks, [T] each: bytes of phylogenetic tags, including their '|'; and those together
+        with every '@' and '#'.
     """
     kinds = _KIND[text]
     if not (kinds & (_IN_TAG | _MARK)).any():

@@ -1,10 +1,10 @@
-"""Tokens on disk: a folder of bytes, one per base, with an index of its documents.
+"""Token sets: a folder with one byte per base and an index of its documents.
 
 train.bin            uint8; documents back to back, case kept, each followed by one byte 0
 train.offsets.npy    int64 [documents + 1]; where each document starts, then the size of the .bin
-valid.*, test.*      the same, where such a split holds a document
+valid.*, test.*      the same, for each of these splits that has a document
 documents.tsv        split, index, name, source, strand, length, content_sha256 of each document
-manifest.json        what it was made from and how, counts, sha256 of each .bin; written last
+manifest.json        inputs, options, counts, and the sha256 of each .bin; written last
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class Split:
 
     Attributes:
         tokens: The bytes of the .bin, memory-mapped.
-        offsets: Where each document starts, and last the size of the .bin.
+        offsets: Where each document starts, then the size of the .bin.
     """
 
     tokens: npt.NDArray[np.uint8]
@@ -47,9 +47,9 @@ class TokenSet:
     """A folder that `evo2 tokenize` wrote.
 
     Attributes:
-        folder: Where it lies.
-        manifest: What manifest.json says.
-        splits: The names of the splits that hold a document.
+        folder: Its path.
+        manifest: The content of manifest.json.
+        splits: Names of the splits that have a document.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -62,20 +62,20 @@ class TokenSet:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenSet":
-        """Open a token set and hold its sizes against its manifest.
+        """Open a token set and check its sizes against its manifest.
 
         Raises:
-            UserError: It is no token set, or not whole.
+            UserError: It is not a token set, or incomplete.
         """
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise UserError(
-                f"{folder}: no token set (no readable {MANIFEST}); make one with "
+                f"{folder}: not a token set (no readable {MANIFEST}); make one with "
                 f"`evo2 tokenize genome.fa -o {folder}`"
             ) from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise UserError(f"{folder / MANIFEST}: not of token format {FORMAT}; tokenize again")
+            raise UserError(f"{folder / MANIFEST}: not in token format {FORMAT}; tokenize again")
         try:
             tokens = cls(folder, manifest)
         except (KeyError, TypeError, AttributeError) as error:
@@ -88,10 +88,10 @@ class TokenSet:
         """The documents of one of `splits`.
 
         Raises:
-            UserError: There is no such split, or its files are not as the manifest says.
+            UserError: There is no such split, or its files do not match the manifest.
         """
         if name not in self.splits:
-            raise UserError(f"{self.folder}: no {name} split, only {', '.join(self.splits)}")
+            raise UserError(f"{self.folder}: has no {name} split, only {', '.join(self.splits)}")
         documents, bases = self._counts[name]
         file = self.folder / f"{name}.bin"
         size = bases + documents
@@ -115,11 +115,11 @@ class Document:
     """A sequence to be written.
 
     Attributes:
-        name: Of its record.
+        name: Name of its record.
         source: Name of its file.
-        strand: "+" as read, "-" the reverse complement.
+        strand: "+" as read, "-" for the reverse complement.
         sequence: DNA letters, case kept.
-        sha256: Its `content_sha256`; both strands share it.
+        sha256: Its `content_sha256`, the same for both strands.
     """
 
     name: str
@@ -129,18 +129,18 @@ class Document:
     sha256: str
 
     def reverse_complement(self) -> "Document":
-        """The document of the other strand of one as read."""
+        """The document of the other strand."""
         return replace(self, strand="-", sequence=reverse_complement(self.sequence))
 
 
 class TokenWriter:
     """Writes a token set document by document; use as a context manager.
 
-    Everything goes to a hidden folder beside `folder`, which `finish` renames. A killed run leaves
-    only the hidden one, and the next run starts it anew.
+    Everything is written to a hidden folder beside `folder`, which `finish` renames. A killed run
+    leaves only the hidden folder, which the next run replaces.
 
     Args:
-        folder: Where the token set shall be; absent or empty.
+        folder: Folder of the token set; must be absent or empty.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -174,10 +174,10 @@ class TokenWriter:
         self._documents.write("\t".join(map(str, row)) + f"\t{document.sha256}\n")
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Complete the folder under its name.
+        """Write the manifest and give the folder its name.
 
         Args:
-            facts: What else the manifest shall say.
+            facts: Further entries of the manifest.
 
         Returns:
             The manifest.
@@ -208,5 +208,5 @@ class TokenWriter:
     ) -> None:
         try:
             self._opened.close()
-        finally:  # a full disk lets closing fail
+        finally:  # closing fails when the disk is full
             shutil.rmtree(self._partial, ignore_errors=True)

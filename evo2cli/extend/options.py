@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from evo2cli.options import Options
+from evo2cli.training.options import DeviceOptions, SettingsOptions
 
 
 class Scheme(StrEnum):
@@ -47,18 +48,8 @@ class CheckpointOptions(Options, panel="Checkpoint"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOptions(Options, panel="Recipe"):
+class StageOptions(DeviceOptions, SettingsOptions, panel="Recipe"):
     """What applies to a recipe, which is trained."""
-
-    settings: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            "--set", metavar="TABLE.KEY=VALUE", help="Change one value of the recipe; repeatable."
-        ),
-    ] = ()
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
-    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

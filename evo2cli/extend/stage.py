@@ -6,7 +6,8 @@ from typing import Any
 
 from evo2cli.errors import UserError
 from evo2cli.extend.verification import verify
-from evo2cli.train import train_recipe
+from evo2cli.train.run import train_recipe
+from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe_file import find_initial_weights, find_recipe, read_recipe
 
 
@@ -48,7 +49,8 @@ def extend_stage(
     recipe = read_recipe(path, settings)
     if recipe.extend is None:
         raise UserError(f"{path}: has no table [extend]; `evo2 train {path}` trains it")
-    summary = train_recipe(recipe_name, settings=settings, output=None, device=device)
+    run = RunOptions(recipe=recipe_name, settings=tuple(settings), device=device)
+    summary = train_recipe(run)
     if not summary["finished"] or summary["rank"] > 0:
         return summary
     before = find_initial_weights(recipe, path)

@@ -1,7 +1,8 @@
-"""Ranks on one machine, run by torchrun or by DeepSpeed's launcher.
+"""Run the ranks of one machine by torchrun or by DeepSpeed's launcher.
 
-Left to themselves both launchers kill their ranks 30 seconds after a signal, saved or not, and lose
-which rank failed how. Here a signal goes past them to the ranks, and the failing rank is named.
+By themselves, both launchers kill their ranks 30 seconds after a signal, whether or not these have
+saved, and do not report which rank failed. Here signals are forwarded to the ranks directly, and
+the rank that failed is named with its exit code.
 """
 
 import base64
@@ -32,30 +33,31 @@ from evo2cli.errors import UntrustedNumericsError, UserError
 
 DEEPSPEED = "deepspeed.launcher.launch"
 
-# A program behind DeepSpeed's launcher: it leaves its rank and its code in the file named first.
+# DeepSpeed's launcher runs a rank through this shell command, which appends the rank and its exit
+# code to the file that is its first argument.
 _REPORTING = '"$@"; code=$?; echo "$RANK $code" >> "$0"; exit "$code"'
 
 
 class RankError(UserError):
-    """A rank ended badly; the launcher ends with its code."""
+    """A rank failed; the launcher exits with its code."""
 
     def __init__(self, rank: int, code: int) -> None:
         if code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
+            how = f"was killed by {signal.Signals(-code).name}"
         else:
-            how = f"ended with exit code {code}, its reason is above"
-        super().__init__(f"rank {rank} {how}; the other ranks here were ended too")
+            how = f"exited with code {code}, for the reason above"
+        super().__init__(f"rank {rank} {how}; the other ranks of this machine were stopped")
         self.exit_code = code if code > 0 else 128 - code
 
 
 @dataclass(frozen=True)
 class Group:
-    """The ranks to start here, and the machines they share a run with.
+    """The ranks of a run.
 
     Attributes:
-        processes: Ranks on this machine.
-        nodes: Machines, with as many ranks each.
-        rendezvous: host:port on the first of several machines.
+        processes: Number of ranks on this machine, and on every other one.
+        nodes: Number of machines.
+        rendezvous: host:port where several machines meet, on the first of them.
     """
 
     processes: int
@@ -64,12 +66,12 @@ class Group:
 
     @property
     def world(self) -> int:
-        """Ranks of the run."""
+        """Number of ranks of the run."""
         return self.nodes * self.processes
 
 
 def command_line(group: Group, program: Sequence[str], launcher: str) -> str:
-    """What `run_ranks` starts, as a shell would be told."""
+    """What `run_ranks` starts, as a shell command."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in _environment(group).items()]
     if launcher == "deepspeed":
         words = [DEEPSPEED, *_deepspeed_arguments(group), sys.executable, *program]
@@ -79,15 +81,15 @@ def command_line(group: Group, program: Sequence[str], launcher: str) -> str:
 
 
 def run_ranks(group: Group, program: Sequence[str], launcher: str) -> None:
-    """Start the ranks and stay until all have ended; signals go to them.
+    """Start the ranks, forward signals to them, and wait until all have exited.
 
     Args:
-        group: How many, and with whom.
-        program: What Python runs as a rank: a script, or -m and a module, and its arguments.
+        group: The ranks.
+        program: The arguments of Python for a rank: a script, or -m and a module, and its own.
         launcher: "torchrun" or "deepspeed".
 
     Raises:
-        RankError: A rank ended badly; its code is what this process should end with.
+        RankError: A rank failed; this process should exit with its code.
         UserError: The launcher failed, or several machines did not meet.
     """
     os.environ.update(_environment(group))
@@ -98,40 +100,41 @@ def run_ranks(group: Group, program: Sequence[str], launcher: str) -> None:
 
 
 def _environment(group: Group) -> dict[str, str]:
-    """What ranks must find in their environment, beside what is there already."""
+    """Variables to add to the environment of the ranks."""
     if "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // group.processes))}
 
 
 def _torchrun_arguments(group: Group) -> list[str]:
-    """What torchrun is told before the program."""
-    where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", group.rendezvous or "127.0.0.1:0"]
+    """The arguments of torchrun before the program."""
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", group.rendezvous or "127.0.0.1:0"]
     if group.rendezvous is None:
-        where += ["--local-addr", "127.0.0.1"]  # port 0, above, is any free one
-    return ["--nnodes", str(group.nodes), "--nproc-per-node", str(group.processes), *where]
+        meeting += ["--local-addr", "127.0.0.1"]  # with port 0, above: any free port
+    return ["--nnodes", str(group.nodes), "--nproc-per-node", str(group.processes), *meeting]
 
 
 def _run_torchrun(arguments: Sequence[str]) -> None:
     """Run torchrun within this process."""
     config, entrypoint, rest = config_from_args(parse_args(arguments))  # type: ignore[no-untyped-call] # torch
-    config.signals_to_handle = "SIGQUIT"  # the others are ours
-    for name in [name for name in logging.root.manager.loggerDict if "torch.distributed" in name]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # we say it in one line
+    config.signals_to_handle = "SIGQUIT"  # the other signals are handled here
+    logging.disable(logging.ERROR)  # torchrun logs a failure over many lines; we report it in one
     try:
-        with _signals_for(lambda: _children(os.getpid())):
+        with _forwarded_signals(lambda: _children(os.getpid())):
             elastic_launch(config, entrypoint)(*rest)
     except ChildFailedError as error:
         raise first_failure({rank: end.exitcode for rank, end in error.failures.items()}) from None
     except (RendezvousError, DistNetworkError) as error:
         raise UserError(
-            f"--rendezvous {config.rdzv_endpoint}: the {config.max_nodes} machines have not met, "
-            f"or one has gone ({str(error).splitlines()[0]}); start the same command on each"
+            f"--rendezvous {config.rdzv_endpoint}: the {config.max_nodes} machines did not meet, "
+            f"or one has left ({str(error).splitlines()[0]}); run the same command on each"
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _deepspeed_arguments(group: Group) -> list[str]:
-    """What DeepSpeed's launcher is told before the program, which begins with an executable."""
+    """The arguments of DeepSpeed's launcher before the program, which begins with an executable."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(group.processes)]
     world = json.dumps({"localhost": devices[: group.processes]}).encode()
@@ -144,34 +147,34 @@ def _deepspeed_arguments(group: Group) -> list[str]:
 
 
 def _run_deepspeed(arguments: Sequence[str], program: Sequence[str]) -> None:
-    """Run DeepSpeed's launcher below this process."""
+    """Run DeepSpeed's launcher as a child process."""
     with tempfile.TemporaryDirectory() as folder:
-        ends = Path(folder) / "ends"
-        reporting = ["sh", "-c", _REPORTING, str(ends), sys.executable, *program]
-        with _signals_for(_grandchildren):
+        report = Path(folder) / "codes"
+        reporting = ["sh", "-c", _REPORTING, str(report), sys.executable, *program]
+        with _forwarded_signals(_grandchildren):
             launcher = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-m", DEEPSPEED, *arguments, *reporting],
-                start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on
+                start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it
             )
             try:
                 code = launcher.wait()
             finally:
                 launcher.terminate()
                 launcher.wait()
-        lines = ends.read_text().splitlines() if ends.exists() else []
-    codes = {int(rank): int(end) for rank, end in map(str.split, lines)}
-    failed = {rank: end for rank, end in codes.items() if end}
+        lines = report.read_text().splitlines() if report.exists() else []
+    codes = {int(rank): int(code) for rank, code in map(str.split, lines)}
+    failed = {rank: code for rank, code in codes.items() if code}
     if failed:
         raise first_failure(failed)
     if code:
-        raise UserError(f"DeepSpeed's launcher ended with exit code {code}; its reason is above")
+        raise UserError(f"DeepSpeed's launcher exited with code {code}, for the reason above")
 
 
 def first_failure(codes: Mapping[int, int]) -> RankError:
-    """The failure to tell: one that had a reason of its own, or else the earliest.
+    """The failure to report: one that printed its reason, or else the earliest.
 
     Args:
-        codes: Of the ranks that ended badly, in the order in which they did; -n for signal n.
+        codes: Exit code by rank of those that failed, in order of time; -n for signal n.
     """
     reasons = (UserError.exit_code, UntrustedNumericsError.exit_code)
     rank = next((rank for rank, code in codes.items() if code in reasons), next(iter(codes)))
@@ -179,7 +182,7 @@ def first_failure(codes: Mapping[int, int]) -> RankError:
 
 
 def _children(process: int) -> list[int]:
-    """The processes that a process has started and that have not ended."""
+    """The running child processes of a process."""
     files = [*Path(f"/proc/{process}/task").glob("*/children")]
     if files:
         text = " ".join(file.read_text() for file in files)
@@ -190,7 +193,7 @@ def _children(process: int) -> list[int]:
 
 
 def _grandchildren() -> list[int]:
-    """Ranks behind DeepSpeed's launcher: below us and it, each under the shell that reports it."""
+    """The ranks under DeepSpeed's launcher: each is the child of a shell, the launcher's child."""
     level = [os.getpid()]
     for _ in range(3):
         level = [child for process in level for child in _children(process)]
@@ -198,10 +201,10 @@ def _grandchildren() -> list[int]:
 
 
 @contextmanager
-def _signals_for(ranks: Callable[[], list[int]]) -> Iterator[None]:
-    """While inside, asking this process to stop asks all ranks to save and exit.
+def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
+    """Within the context, a signal to stop this process asks all ranks to save and exit.
 
-    A second Ctrl-C kills them. With no rank there yet, this process ends at once.
+    A second Ctrl-C kills them. If no rank runs yet, this process exits at once.
     """
     received: list[int] = []
 
@@ -212,7 +215,7 @@ def _signals_for(ranks: Callable[[], list[int]]) -> Iterator[None]:
         if not found:
             if impatient or len(received) == 1:
                 raise SystemExit(128 + number)
-            return  # they have obeyed, and the launcher is about to end
+            return  # the ranks have exited, and the launcher is about to
         what = "killing them" if impatient else "asking them to save and exit"
         console.say(f"{signal.Signals(number).name}: {len(found)} ranks, {what}")
         for rank in found:
@@ -220,8 +223,9 @@ def _signals_for(ranks: Callable[[], list[int]]) -> Iterator[None]:
                 os.kill(rank, signal.SIGKILL if impatient else signal.SIGTERM)
 
     stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    heard = [number for number in stops if signal.getsignal(number) != signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, forward) for number in heard}
+    # A signal that is ignored stays ignored: nohup ignores SIGHUP.
+    handled = [number for number in stops if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in handled}
     try:
         yield
     finally:

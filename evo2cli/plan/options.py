@@ -1,31 +1,16 @@
 """Options of `evo2 plan`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from evo2cli.options import Options
+from evo2cli.training.options import RecipeOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions(Options):
-    """Which recipe, and what to change in it."""
-
-    recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/nano.toml or just nano.")]
-    settings: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            "--set", metavar="TABLE.KEY=VALUE", help="Change one value of the recipe; repeatable."
-        ),
-    ] = ()
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardwareOptions(Options):
-    """The GPUs that a plan is made for."""
+class PlanOptions(RecipeOptions, panel="Plan"):
+    """A recipe, and the GPUs to plan for."""
 
     gpus: Annotated[
         int | None,
@@ -38,12 +23,6 @@ class HardwareOptions(Options):
     gpu: Annotated[
         str, typer.Option(metavar="NAME", help="Kind of GPU, e.g. h100-80gb or h200.")
     ] = "h100-80gb"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions(HardwareOptions, RecipeOptions):
-    """Options of `evo2 plan`."""
-
     price: Annotated[
         float | None,
         typer.Option("--price-per-gpu-hour", min=0, metavar="DOLLARS", help="Price of a GPU hour."),

@@ -1,4 +1,4 @@
-"""A plan as a page to read."""
+"""A plan as a page for the terminal."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _MEMORY = {
     "gradients": "gradients",
     "optimizer": "optimizer (fp32 masters, two moments)",
     "activations": "activations of a micro-batch",
-    "communication": "buckets and gathered weights",
+    "communication": "communication buckets, gathered weights",
     "framework": "CUDA, NCCL, fragmentation",
 }
 _TIME = {
@@ -24,40 +24,40 @@ _TIME = {
     "operators": "Hyena operators",
     "elementwise": "norms, residual sums, gates",
     "head": "head and loss",
-    "parameters": "optimizer, sums of gradients",
-    "waiting": "waiting for other GPUs",
+    "parameters": "optimizer, gradient accumulation",
+    "waiting": "communication",
 }
 _FLOPS = {
-    "dense": "projections and MLPs: 2 a weight",
+    "dense": "projections and MLPs: 2 per weight",
     "operators": "Hyena operators: taps, modes, gates",
-    "attention": "attention, causal: 2 L D a block",
+    "attention": "attention, causal: 2 L D per block",
     "head": "head: 2 V D",
     "forward": "forward",
-    "training": "training: 3 x forward (MFU counts these)",
-    "recomputed": "recomputed besides",
-    "training_by_paper": "training by the paper: 6 N + 10 n L D",
+    "training": "training: 3 x forward (used for MFU)",
+    "recomputed": "recomputation, in addition",
+    "training_by_paper": "training as in the paper: 6 N + 10 n L D",
 }
-ERRORS = (
-    "Predictions, from formulas and the rates in evo2cli/training/plan/calibration.py. Of the "
-    "published "
-    "steps on 256 and 1,024 H100s, up to 32,768 positions, they give 0.82 to 0.92 of the time of "
-    "Transformers, and 0.66 to 0.80 of that of StripedHyena 2, whose convolutions were slower than "
-    "ours. Those runs used tensor parallelism; with 8-way (7B at 65,536) it is 0.69 and 0.51. A 1B "
-    "step measured on one H100 took 1.06 of its plan."
+ACCURACY = (
+    "Predicted by formulas with the rates in evo2cli/training/plan/calibration.py. Compared with "
+    "published steps on 256 and 1,024 H100s at up to 32,768 positions, the predicted time is 0.82 "
+    "to 0.92 of that of Transformers, and 0.66 to 0.80 of that of StripedHyena 2, whose "
+    "convolutions were slower than ours. Those runs used tensor parallelism; where it was 8-way "
+    "(7B at 65,536) the ratios are 0.69 and 0.51. A measured 1B step on one H100 took 1.06 of the "
+    "predicted time."
 )
 
 
 def plan_page(plan: Mapping[str, Any]) -> RenderableType:
-    """Lay out what `plan_recipe` returns."""
+    """The page of what `plan_recipe` returns."""
     return Group(
         Text(f"{plan['recipe']} {' '.join(plan['settings'])}".rstrip(), style="bold"),
         _facts(plan),
         _verdict(plan),
         _table("Memory of one GPU", "GiB", *_memory_rows(plan["memory"])),
         _table("Time of a step", "s", *_time_rows(plan["time"])),
-        _table("FLOPs of a token", "10^9", _flops_rows(plan["flops"])),
+        _table("FLOPs per token", "10^9", _flops_rows(plan["flops"])),
         _sources(plan["sources"]),
-        Text(ERRORS, style="dim"),
+        Text(ACCURACY, style="dim"),
     )
 
 
@@ -66,21 +66,24 @@ def _facts(plan: Mapping[str, Any]) -> Table:
     grid = Table.grid(padding=(0, 2))
     zero = f"ZeRO {mesh['zero']}" if mesh["zero"] else "one process"
     checkpointing = mesh["activation_checkpointing"]
-    again = f"every {checkpointing} recomputed" if checkpointing else "nothing recomputed"
-    context = mesh["context"]
-    shared = f"{context:,} to a window" if context > 1 else "all data-parallel"
-    groups = f"{mesh['gpus'] // context:,} {'groups' if context > 1 else 'GPUs'}"
+    recomputed = "no activation checkpointing"
+    if checkpointing:
+        recomputed = f"activation checkpointing of {checkpointing} at a time"
+    context_parallel = mesh["context"]
+    shared = f"{context_parallel:,} per window" if context_parallel > 1 else "all data-parallel"
+    groups = f"{mesh['gpus'] // context_parallel:,} {'groups' if context_parallel > 1 else 'GPUs'}"
     cost = f"{run['gpu_hours']:,.0f} GPU-hours"
     if run["dollars"] is not None:
         cost += f", {run['dollars']:,.0f} dollars"
     for label, value in {
-        "model": f"{model['parameters']:,} parameters, {len(model['stripes'])} blocks, {again}",
+        "model": f"{model['parameters']:,} parameters, {len(model['stripes'])} blocks, "
+        f"{recomputed}",
         "mesh": f"{mesh['gpus']:,} x {mesh['gpu']}, {zero}, {shared}",
-        "batch": f"{mesh['tokens_per_step']:,} tokens a step: {groups} x "
+        "batch": f"{mesh['tokens_per_step']:,} tokens per step: {groups} x "
         f"{mesh['accumulation']:,} micro-batches x {mesh['micro_sequences']:,} windows of "
         f"{mesh['length']:,}",
         "speed": f"{run['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU, "
-        f"{plan['time']['total']:,.2f} s a step, MFU {run['mfu']:.0%}",
+        f"{plan['time']['total']:,.2f} s per step, MFU {run['mfu']:.0%}",
         "run": f"{run['steps']:,} steps, {run['tokens']:,} tokens, {run['days']:,.1f} days",
         "cost": cost,
         "disk": f"{run['disk_bytes'] / 1e12:,.2f} TB of checkpoints at the end",
@@ -106,13 +109,13 @@ def _table(title: str, unit: str, rows: Rows, total: tuple[str, str] | None = No
 
 def _memory_rows(memory: Mapping[str, float]) -> tuple[Rows, tuple[str, str]]:
     rows = [(label, f"{memory[key] / GIB:,.2f}") for key, label in _MEMORY.items() if memory[key]]
-    of_all = f"all, of {memory['capacity'] / GIB:,.1f} GiB"
-    return rows, (of_all, f"{memory['total'] / GIB:,.2f}")
+    label = f"total, of {memory['capacity'] / GIB:,.1f} GiB"
+    return rows, (label, f"{memory['total'] / GIB:,.2f}")
 
 
 def _time_rows(time: Mapping[str, float]) -> tuple[Rows, tuple[str, str]]:
     rows = [(label, f"{time[key]:,.3f}") for key, label in _TIME.items() if time[key]]
-    return rows, ("all", f"{time['total']:,.3f}")
+    return rows, ("total", f"{time['total']:,.3f}")
 
 
 def _flops_rows(flops: Mapping[str, float]) -> Rows:
@@ -129,7 +132,9 @@ def _sources(sources: Iterable[Mapping[str, Any]]) -> Table:
         table.add_row(
             source["path"],
             "?" if share is None else f"{share:.2%}",
-            ("not counted" if source["found"] else "not here") if tokens is None else f"{tokens:,}",
+            ("not counted" if source["found"] else "not found")
+            if tokens is None
+            else f"{tokens:,}",
             "?" if epochs is None else f"{epochs:,.2f}",
         )
     return table

@@ -1,4 +1,4 @@
-"""What a recipe will need, how long it will take, and what it will cost."""
+"""Estimate memory, time and cost of a recipe."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,29 +11,27 @@ from evo2cli.plan.options import PlanOptions
 from evo2cli.training.plan.estimate import Plan, advice, make_plan
 from evo2cli.training.plan.hardware import ACCELERATORS, Accelerator, find_accelerator
 from evo2cli.training.recipe import Data, Recipe
-from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
+from evo2cli.training.recipe_file import find_recipe, naming, read_recipe, read_shape
 
 
 def plan_recipe(options: PlanOptions) -> dict[str, Any]:
-    """Plan a recipe from its shapes alone: nothing is allocated, nothing runs.
+    """Estimate memory, time and cost of a recipe from shapes alone; nothing is allocated or run.
 
     Returns:
         JSON values: model, mesh, memory (bytes on one GPU), flops (per token), time (seconds per
         step), run (totals), sources, fits, and advice (what to change; None if it fits).
 
     Raises:
-        UserError: The recipe is wrong, or cannot run on so many GPUs of this kind.
+        UserError: The recipe is invalid, or cannot run on these GPUs.
     """
     path = find_recipe(options.recipe)
     recipe = read_recipe(path, options.settings)
     config = read_shape(recipe, path)
     accelerator = _accelerator(options.gpu)
-    try:
+    with naming(path):
         plan = make_plan(
             recipe, config, gpus=options.gpus or recipe.parallel.context, gpu=accelerator
         )
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
     return {
         "kind": "plan",
         "recipe": str(options.recipe),
@@ -50,7 +48,7 @@ def _accelerator(name: str) -> Accelerator:
     found = find_accelerator(name)
     if found is None:
         known = ", ".join(gpu.key for gpu in ACCELERATORS)
-        raise UserError(f"--gpu {name}: not in our table; known: {known}")
+        raise UserError(f"--gpu {name}: unknown; choose one of {known}")
     return found
 
 
@@ -101,7 +99,7 @@ def _run(plan: Plan, price: float | None) -> dict[str, Any]:
 
 
 def _sources(recipe: Recipe, tokens: int) -> list[dict[str, Any]]:
-    """Share of the windows, size and epochs of each source; None where it is not known here."""
+    """Share of the windows, size and epochs of each source; None for what is not known."""
     sizes = [_tokens(source.path) for source in recipe.data.sources]
     shares = _shares(recipe.data, sizes)
     entries = []
@@ -120,10 +118,8 @@ def _sources(recipe: Recipe, tokens: int) -> list[dict[str, Any]]:
 
 
 def _shares(data: Data, sizes: Sequence[int | None]) -> Sequence[float | None]:
-    """By weight; without weights by size, if all sizes are known."""
-    parts = [source.weight for source in data.sources]
-    if None in parts:
-        parts = [*sizes]
+    """Shares by weight; without weights by size, if all sizes are known."""
+    parts = sizes if data.weights is None else data.weights
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or not sum(known):
         return [None] * len(parts)
@@ -131,7 +127,7 @@ def _shares(data: Data, sizes: Sequence[int | None]) -> Sequence[float | None]:
 
 
 def _tokens(path: Path) -> int | None:
-    """Of a token set's train split; None if there is no token set here."""
+    """Size of the train split of a token set; None if there is no token set at this path."""
     if not (path / MANIFEST).is_file():
         return None
     facts = TokenSet.open(path).manifest["splits"].get("train", {"bases": 0, "documents": 0})

@@ -382,7 +382,6 @@ class VariantOptions(
 
 # Options of `evo2 score` that have no meaning for the sequences of a FASTA, or only for these.
 FOR_VARIANTS = (
-    RegionOptions,
     FilterOptions,
     GenomeOptions,
     WindowOptions,

@@ -4,7 +4,7 @@ import os
 from functools import partial
 
 from evo2cli.errors import UserError
-from evo2cli.launch.checks import check_gpus
+from evo2cli.gpus import check_communication
 from evo2cli.options import arguments, given
 from evo2cli.score.input import holds_variants, read_variants, warn_of_stale_index
 from evo2cli.score.options import FOR_SEQUENCES, FOR_VARIANTS, ScoreOptions
@@ -36,6 +36,6 @@ def score(options: ScoreOptions) -> None:
         return
     from evo2cli.launch.ranks import Group, run_ranks  # torch's launcher, which takes long to load
 
-    check_gpus(options.context_parallel, options.device)
+    check_communication(options.context_parallel, options.device)
     program = ["-m", "evo2cli", "score", *arguments(options)]
     run_ranks(Group(options.context_parallel), program, "torchrun")

@@ -1,4 +1,4 @@
-"""How long a step takes, and how much of that is a rank's own work."""
+"""Time of a step, and the part of it that is the own work of a rank."""
 
 import contextlib
 import time
@@ -8,10 +8,10 @@ import torch
 
 
 class Clock:
-    """Runs from its making on.
+    """A stopwatch, running from its construction.
 
     Args:
-        device: Whose work is timed; on a GPU by events, which do not make it wait.
+        device: The device whose work is timed; on a GPU by events, which do not synchronize.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,7 +22,10 @@ class Clock:
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """What runs inside waits for no other rank (but for weights in pieces, under ZeRO 3)."""
+        """Time what runs in the context as own work: it does not wait for other ranks.
+
+        The exception is ZeRO 3, which gathers weights from other ranks in a forward pass.
+        """
         if self._on_gpu:
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -35,7 +38,7 @@ class Clock:
         self._own_seconds += time.perf_counter() - started
 
     def read(self) -> tuple[float, float]:
-        """Seconds since the start, and seconds of own work; the device has to be done."""
+        """Seconds since the start, and seconds of own work, of a device that has finished."""
         seconds = time.perf_counter() - self._started
         for start, stop in self._events:
             stop.synchronize()

@@ -1,7 +1,10 @@
-"""DeepSpeed as the engine: ZeRO over many ranks, bf16 weights with fp32 masters, its checkpoints.
+"""DeepSpeed as the engine: ZeRO over many ranks, and bf16 weights with fp32 masters.
 
-Where a model does not fit one GPU, its weights lie in pieces over all of them (ZeRO 3). They are
-cut part by part while the model is built.
+A model that does not fit one GPU has its weights sharded over all of them (ZeRO 3), part by part
+while it is built.
+
+DeepSpeed has no public interface for a few things that are needed here. The functions at the end of
+this file are all that depends on its internals; a test fails if one of these changes.
 """
 
 import contextlib
@@ -22,20 +25,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from evo2cli.errors import UserError
-from evo2cli.training.engine import Engine, Parameter, Start, prepare
+from evo2cli.training.engine import Engine, Parameter, prepare
 from evo2cli.training.optimizer import make_optimizer
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
+from evo2cli.training.start import Start
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.assembly import assemble
 from stripedhyena2.parametrization import folded_state
 
-FOLDER = "deepspeed"  # of its files in a checkpoint
+FOLDER = "deepspeed"  # its subfolder in a checkpoint
 _TAG = "state"
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """The package, quiet but for errors.
+    """Import the package, with its messages reduced to errors.
 
     Raises:
         UserError: It is not installed.
@@ -51,15 +55,13 @@ def import_deepspeed(device: torch.device) -> Any:
             "parallel.zero = 0 in one process"
         ) from None
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Collectives of CPUs for inference, which nothing here calls. On its first use DeepSpeed would
-    # compile them, for a minute, behind a lock that a killed run leaves to hang all later ones.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _disable_shm_comm(deepspeed)
     return deepspeed
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No deprecations of its and its dependencies' own, and no print on our stdout."""
+    """Silence deprecation warnings, also of its dependencies, and its prints to stdout."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -68,13 +70,13 @@ def _quiet() -> Iterator[None]:
 class DeepSpeedEngine(Engine):
     """A model whose optimizer, gradients or weights are sharded over the ranks.
 
-    Several ranks shard the optimizer at least, also where the recipe says parallel.zero = 0: that
-    changes no number, and nothing is gained by keeping it whole.
+    Several ranks always shard the optimizer, even with parallel.zero = 0: this changes no number,
+    and a whole optimizer on every rank would have no advantage.
 
     Args:
-        recipe: What to do.
-        start: Where to begin.
-        ranks: The processes; their group exists.
+        recipe: The recipe.
+        start: The model that the run starts from.
+        ranks: The processes, which have joined their group.
     """
 
     name = "deepspeed"
@@ -87,8 +89,8 @@ class DeepSpeedEngine(Engine):
         self._dtype = torch.bfloat16 if recipe.precision.compute == "bf16" else torch.float32
         settings = deepspeed_settings(recipe, ranks.world)
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
-        if not dist.is_initialized():  # one process, which no launcher told its rank
-            os.environ.setdefault("LOCAL_RANK", str(ranks.device.index or 0))  # DeepSpeed's device
+        if not dist.is_initialized():  # a single process without a launcher
+            os.environ.setdefault("LOCAL_RANK", str(ranks.device.index or 0))  # selects the GPU
             store = dist.HashStore()  # type: ignore[attr-defined] # exported, but not by name
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         with _quiet():
@@ -104,6 +106,11 @@ class DeepSpeedEngine(Engine):
     def layout(self) -> dict[str, Any]:
         """As `Engine`."""
         return {**super().layout, "zero": self._stage}
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """As `Engine`."""
+        return {name: _whole_shape(tensor) for name, tensor in self.model.named_parameters()}
 
     def _assemble(self, start: Start, settings: dict[str, Any]) -> StripedHyena2:
         def adopt(part: nn.Module) -> None:
@@ -132,10 +139,10 @@ class DeepSpeedEngine(Engine):
         return logits
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """As `Engine`: DeepSpeed averages over ranks, so a sum is the average of world times it."""
+        """As `Engine`; DeepSpeed averages over ranks, so the loss is multiplied by their number."""
         self._engine.backward(loss * self.ranks.world, scale_wrt_gas=False)
         if not last:
-            self._engine.step()  # only counts
+            self._engine.step()  # only counts micro-batches
 
     def step(self, learning_rate: float) -> float:
         """As `Engine`."""
@@ -148,11 +155,11 @@ class DeepSpeedEngine(Engine):
         return float(self._engine.get_global_grad_norm())
 
     def nonfinite_gradient(self) -> str | None:
-        """As `Engine`: DeepSpeed has let go of the gradients by then."""
+        """As `Engine`: None, because DeepSpeed has freed the gradients."""
         return None
 
     def save(self, folder: Path) -> None:
-        """As `Engine`: DeepSpeed's own files."""
+        """As `Engine`, in DeepSpeed's own files."""
         with _quiet():
             self._engine.save_checkpoint(str(folder / FOLDER), tag=_TAG, save_latest=False)
 
@@ -166,40 +173,34 @@ class DeepSpeedEngine(Engine):
     def adopt(self, parameters: Iterator[Parameter], steps: int) -> None:
         """As `Engine`.
 
-        A step of rate 0 between weights and moments lets bf16 copies follow their masters, and
-        makes the moments exist.
+        A step with learning rate 0, between setting weights and moments, copies the fp32 masters to
+        the bf16 weights and creates the moments.
         """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        own, place = dict(self.model.named_parameters()), self.ranks.device
+        own, device = dict(self.model.named_parameters()), self.ranks.device
         moments = []
         for parameter in parameters:
-            safe_set_full_fp32_param(own[parameter.name], parameter.value.to(place))
+            safe_set_full_fp32_param(own[parameter.name], parameter.value.to(device))
             moments.append(parameter)
         self._idle_step()
         for parameter in moments:
             target = own[parameter.name]
-            safe_set_full_optimizer_state(target, parameter.average.to(place), "exp_avg")
-            safe_set_full_optimizer_state(target, parameter.square.to(place), "exp_avg_sq")
-        for state in self._engine.optimizer.optimizer.state.values():
-            state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(steps))
+            safe_set_full_optimizer_state(target, parameter.average.to(device), "exp_avg")
+            safe_set_full_optimizer_state(target, parameter.square.to(device), "exp_avg_sq")
+        _set_step_count(self._engine.optimizer, steps)
 
     def _idle_step(self) -> None:
-        length = self.part[1] - self.part[0] if self.ranks.context > 1 else 1
+        length = self.part[1] - self.part[0] if self.ranks.context_parallel > 1 else 1
         ids_BL = torch.zeros(1, length, dtype=torch.long, device=self.ranks.device)
         count = self._engine.gradient_accumulation_steps()
         for micro in range(count):
             self.backward(0 * self.forward(ids_BL).sum(), last=micro == count - 1)
         self.step(0.0)
-        optimizer = self._engine.optimizer
-        if hasattr(optimizer, "_hp_optimizer_states_linked"):
-            # DeepSpeed 0.19 finds the moments after the step of the first group of parameters, when
-            # those of the second do not exist yet, and never looks again.
-            optimizer._hp_optimizer_states_linked = False
-            optimizer._lazy_init_hp_params_optimizer_state()
+        _link_moments(self._engine.optimizer)
 
     def weights(self) -> dict[str, Tensor]:
-        """As `Engine`: every parameter is gathered by itself, from its fp32 master."""
+        """As `Engine`; parameters are gathered one by one from their fp32 masters."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         whole = []
@@ -213,9 +214,9 @@ class DeepSpeedEngine(Engine):
 
 
 def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a recipe."""
+    """The configuration of DeepSpeed for a recipe."""
     micro = recipe.micro(world)
-    # DeepSpeed counts windows by GPU, wherever their parts are; ours are the same on neighbours.
+    # DeepSpeed counts windows per GPU; under context parallelism a window is counted once a group.
     groups = world // recipe.parallel.context
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
@@ -223,7 +224,7 @@ def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
         "gradient_clipping": recipe.optimizer.clip,
         "zero_optimization": {"stage": max(1, recipe.parallel.zero)},
         "zero_allow_untested_optimizer": True,
-        # Gradients are added up and sent in fp32, whatever the weights are.
+        # Gradients are summed and communicated in fp32, whatever the dtype of the weights.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
     }
@@ -237,15 +238,15 @@ def deepspeed_parameters(
 ) -> Iterator[Parameter]:
     """The parameters that DeepSpeed saved on any number of ranks, for another engine to adopt.
 
-    DeepSpeed's own converter joins the pieces once; all ranks then read the same files.
+    DeepSpeed's own converter joins the shards once; then all ranks read the same files.
 
     Args:
         folder: A checkpoint.
-        shapes: Of the parameters, by name.
-        ranks: Who reads.
+        shapes: Shapes of the whole parameters, by name.
+        ranks: The ranks that read.
 
     Raises:
-        UserError: The files cannot be joined.
+        UserError: The shards cannot be joined.
     """
     joined = folder / "joined"
     if ranks.is_first and not joined.is_dir():
@@ -270,12 +271,44 @@ def _join(folder: Path, joined: Path) -> None:
     )
     if result.returncode:
         reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise UserError(f"{folder}: DeepSpeed cannot join its pieces ({reason[0]})")
+        raise UserError(f"{folder}: DeepSpeed cannot join its shards ({reason[0]})")
     partial.rename(joined)
 
 
 def _read_joined(file: Path, shape: torch.Size) -> Tensor:
-    """ZeRO 1 and 2 leave a tensor among other facts; ZeRO 3 a flat one, padded to its pieces."""
+    """Read a tensor: in a dict from ZeRO 1 and 2; flat, with padding, from ZeRO 3."""
     found = torch.load(file, weights_only=True)
     tensor: Tensor = found["param"] if isinstance(found, dict) else found
     return tensor.detach().flatten()[: shape.numel()].view(shape)
+
+
+def _disable_shm_comm(deepspeed: Any) -> None:
+    """Mark the shared-memory collectives, which only inference on CPUs uses, as not available.
+
+    DeepSpeed would otherwise compile them on its first use: for a minute, under a file lock that a
+    killed run leaves behind, which blocks all later runs.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter that ZeRO 3 may have sharded."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def _set_step_count(optimizer: Any, steps: int) -> None:
+    """Set the number of steps of the AdamW inside DeepSpeed's optimizer."""
+    for state in optimizer.optimizer.state.values():
+        state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(steps))
+
+
+def _link_moments(optimizer: Any) -> None:
+    """Make the moments of all parameters known to `safe_set_full_optimizer_state`.
+
+    DeepSpeed 0.19 links them (under ZeRO 1 and 2) after the step of the first parameter group, when
+    those of the second group do not exist yet, and never again.
+    """
+    if hasattr(optimizer, "_hp_optimizer_states_linked"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()

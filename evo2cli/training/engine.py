@@ -1,12 +1,12 @@
-"""What the loop asks of an engine, and the plain one: a single process, no extra package.
+"""The interface between the training loop and an engine, and the engine for a single process.
 
-An engine owns model and optimizer. Parameters train in fp32 (or as fp32 masters of bf16 copies),
-and gradients are summed in fp32.
+An engine owns the model and the optimizer. Parameters are trained in fp32 (or as fp32 masters of
+bf16 weights), and gradients are summed in fp32.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from evo2cli.training.optimizer import make_optimizer
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from stripedhyena2 import ModelConfig, StripedHyena2
+from evo2cli.training.start import Start
+from stripedhyena2 import StripedHyena2
 from stripedhyena2.assembly import assemble
 from stripedhyena2.float8.training import use_float8
 from stripedhyena2.parallelize import SharedSequence
@@ -27,27 +28,14 @@ from stripedhyena2.parametrization import folded_state
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run begins.
-
-    Attributes:
-        config: The shape.
-        weights: Folded weights by name; None for fresh ones from the recipe's seed.
-    """
-
-    config: ModelConfig
-    weights: Mapping[str, Tensor] | None = None
-
-
-@dataclass(frozen=True)
 class Parameter:
-    """A parameter with the moments of its optimizer, whole, in fp32 and in training form.
+    """A whole parameter in training form with its optimizer state, in fp32.
 
     Attributes:
-        name: In the model.
+        name: Its name in the model.
         value: Its weights.
-        average: Adam's running mean of gradients.
-        square: Adam's running mean of their squares.
+        average: Adam's first moment.
+        square: Adam's second moment.
     """
 
     name: str
@@ -60,10 +48,10 @@ class Engine(ABC):
     """A model in training.
 
     Attributes:
-        model: Runs forward; its parameters may lie in pieces over many GPUs.
+        model: The model; its parameters may be sharded over many GPUs.
         ranks: The processes that share it.
-        name: Of the engine, as checkpoints tell it.
-        part: Start and end of the positions of a window that this rank sees.
+        name: Name of the engine in checkpoints.
+        part: Start and end of the positions of a window that this rank computes.
     """
 
     name: str
@@ -73,74 +61,73 @@ class Engine(ABC):
 
     @property
     def layout(self) -> dict[str, Any]:
-        """What must be equal for `restore` to take what `save` wrote."""
+        """Facts that must be equal for `restore` to read what `save` wrote."""
         return {"engine": self.name, "world": self.ranks.world, "zero": 0}
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Of whole parameters, by name, whatever this rank holds of them."""
-        named = self.model.named_parameters()
-        return {name: getattr(tensor, "ds_shape", tensor.shape) for name, tensor in named}
+        """Shapes of the whole parameters by name, also where they are sharded."""
+        return {name: tensor.shape for name, tensor in self.model.named_parameters()}
 
     @abstractmethod
     def forward(self, ids_BL: Tensor) -> Tensor:
-        """Logits [B, L, V] of this rank's part of its windows."""
+        """Logits [B, L, V] of the part of its windows that this rank computes."""
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of one micro-batch; losses of all ranks and micro-batches add up.
+        """Add the gradient of one micro-batch.
 
         Args:
-            loss: This micro-batch's part of the step's loss.
-            last: Whether it is the step's last one.
+            loss: Its part of the loss of the step, which is the sum over micro-batches and ranks.
+            last: Whether it is the last micro-batch of the step.
         """
 
     @abstractmethod
     def step(self, learning_rate: float) -> float:
-        """Clip and apply the step's gradient; one that is not finite changes nothing if it can.
+        """Clip and apply the gradient of the step; if possible, not when it is not finite.
 
         Returns:
-            The gradient's norm over all parameters, before clipping.
+            The norm of the gradient over all parameters, before clipping.
         """
 
     @abstractmethod
     def nonfinite_gradient(self) -> str | None:
-        """The name of a parameter whose gradient is not finite, if it can still be told."""
+        """The name of a parameter whose gradient is not finite, if the gradient still exists."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what `restore` needs, all ranks together."""
+        """Write what `restore` needs; all ranks call it together."""
 
     @abstractmethod
     def restore(self, folder: Path) -> None:
-        """Take back exactly what `save` wrote with this engine on as many ranks."""
+        """Read what `save` wrote with the same engine and the same number of ranks, exactly."""
 
     @abstractmethod
     def adopt(self, parameters: Iterator[Parameter], steps: int) -> None:
-        """Take over a run of another engine, or of another number of ranks.
+        """Continue a run of another engine, or of another number of ranks.
 
         Args:
-            parameters: In any order, all of them.
-            steps: That the optimizer has done.
+            parameters: All parameters, in any order.
+            steps: Number of optimizer steps they have had.
         """
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """While inside, the model computes with what `weights` gives."""
+        """Within the context, the model computes with the weights that `weights` returns."""
         yield
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """Folded fp32 weights, whole, on the CPU of the first rank; empty on the others."""
+        """Whole folded fp32 weights, on the CPU of the first rank; empty on the other ranks."""
 
 
 class PlainEngine(Engine):
-    """One process on one device: autocast over fp32 parameters.
+    """A single process on one device: autocast over fp32 parameters.
 
     Args:
-        recipe: What to do.
-        start: Where to begin.
-        device: Where.
+        recipe: The recipe.
+        start: The model that the run starts from.
+        device: Its device.
     """
 
     name = "plain"
@@ -163,17 +150,17 @@ class PlainEngine(Engine):
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """As `Engine`."""
-        narrow = self._recipe.precision.compute == "bf16"
-        with torch.autocast(ids_BL.device.type, dtype=torch.bfloat16, enabled=narrow):
+        bf16 = self._recipe.precision.compute == "bf16"
+        with torch.autocast(ids_BL.device.type, dtype=torch.bfloat16, enabled=bf16):
             logits: Tensor = self.model(ids_BL)
         return logits
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002 - all are alike here
+    def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002 - makes no difference here
         """As `Engine`."""
         loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
 
     def step(self, learning_rate: float) -> float:
-        """As `Engine`; a gradient that is not finite stays for `nonfinite_gradient`."""
+        """As `Engine`; a gradient that is not finite is kept for `nonfinite_gradient`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         parameters = list(self.model.parameters())
@@ -198,20 +185,20 @@ class PlainEngine(Engine):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """As `Engine`."""
-        self._exchange()
+        self._swap()
         try:
             yield
         finally:
-            self._exchange()
+            self._swap()
 
-    def _exchange(self) -> None:
-        """The averages for the parameters, and back."""
+    def _swap(self) -> None:
+        """Swap the parameters and their averages."""
         for name, parameter in self.model.named_parameters():
             if name in self.averages:
                 parameter.data, self.averages[name] = self.averages[name], parameter.data
 
     def nonfinite_gradient(self) -> str | None:
-        """As `Engine`; drops the gradient, so that the next step starts anew."""
+        """As `Engine`; then sets the gradient to zero for the next step."""
         bad = [
             name
             for name, parameter in self.model.named_parameters()
@@ -221,7 +208,7 @@ class PlainEngine(Engine):
         return bad[0] if bad else None
 
     def save(self, folder: Path) -> None:
-        """As `Engine`: resume.pt."""
+        """As `Engine`, in resume.pt."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         groups = self.optimizer.param_groups
         state = {
@@ -246,7 +233,7 @@ class PlainEngine(Engine):
         for parameter in parameters:
             target = own[parameter.name]
             target.copy_(parameter.value)
-            # A capturable or fused AdamW counts steps on the device.
+            # A capturable or fused AdamW keeps its step count on the device.
             count = torch.tensor(float(steps), device=target.device if target.is_cuda else None)
             self.optimizer.state[target] = {
                 "step": count,
@@ -255,47 +242,55 @@ class PlainEngine(Engine):
             }
 
     def weights(self) -> dict[str, Tensor]:
-        """As `Engine`; the averaged ones where the recipe asks for an average."""
+        """As `Engine`; the averaged weights if the recipe has optimizer.ema."""
         folded = folded_state(self.model, self.averages.items() if self.averages else None)
         return {name: tensor.cpu() for name, tensor in folded.items()}
 
 
 def prepare(model: StripedHyena2, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
-    """Put on a model what a recipe says of memory, precision and sharing of windows.
+    """Apply the recipe's activation checkpointing, FP8, compilation and context parallelism.
 
     Returns:
-        Start and end of the positions of a window that this rank sees.
+        Start and end of the positions of a window that this rank computes.
 
     Raises:
-        ValueError: A width does not suit FP8.
+        ValueError: A width of the model is not a multiple of what FP8 needs.
     """
     model.activation_checkpointing = recipe.memory.activation_checkpointing
     if recipe.precision.fp8:
         use_float8(model)
     if recipe.precision.compile:
-        from torch import _dynamo as dynamo  # seconds, for whoever compiles
-
-        # A parametrized operator has a class of its own, so that blocks of a kind share no code.
-        limit = 2 * len(model.blocks) + dynamo.config.recompile_limit
-        dynamo.config.recompile_limit = limit
+        raise_recompile_limit(2 * len(model.blocks))
         for block in model.blocks:
             block.compile()
-    if ranks.context == 1:
+    if ranks.context_parallel == 1:
         return 0, recipe.batch.length
     shared = SharedSequence(ranks.neighbours, recipe.parallel.schemes)
     shared.put_on(model)
     return shared.expect(recipe.batch.length)
 
 
+def raise_recompile_limit(count: int) -> None:
+    """Allow torch.compile to compile `count` more variants of a function than by default.
+
+    Every parametrized operator has a class of its own, so blocks of the same kind do not share
+    compiled code.
+    """
+    # The limit is documented, but only in the private module. Importing it takes seconds.
+    from torch._dynamo import config
+
+    config.recompile_limit += count
+
+
 def read_plain(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What the plain engine saved; nothing but tensors is unpickled."""
+    """What the plain engine saved; only tensors are unpickled."""
     state: dict[str, Any] = torch.load(folder / "resume.pt", map_location=device, weights_only=True)
     return state
 
 
 def plain_parameters(folder: Path) -> Iterator[Parameter]:
-    """The parameters that a plain engine saved, for another engine to adopt."""
+    """The parameters that the plain engine saved, for another engine to adopt."""
     state = read_plain(folder)
-    for index, name in enumerate(state["names"]):  # an optimizer counts its parameters through
+    for index, name in enumerate(state["names"]):  # optimizer states are keyed by index
         entry = state["optimizer"]["state"][index]
         yield Parameter(name, state["model"][name], entry["exp_avg"], entry["exp_avg_sq"])

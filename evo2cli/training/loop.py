@@ -1,4 +1,4 @@
-"""One run: steps, validation, checkpoints, and a line of metrics for each step.
+"""The training loop: steps, validation, checkpoints, and metrics of each step.
 
 B windows, L predictions, V vocabulary.
 """
@@ -21,7 +21,7 @@ from evo2cli.errors import UntrustedNumericsError
 from evo2cli.training.clock import Clock
 from evo2cli.training.engine import Engine
 from evo2cli.training.loss import read_windows, target_weights, weighted_loss
-from evo2cli.training.metrics import Telling, draw_curve
+from evo2cli.training.metrics import MetricsLogger, draw_curve
 from evo2cli.training.plan.flops import training_flops_per_token
 from evo2cli.training.plan.hardware import peak_flops
 from evo2cli.training.recipe import Recipe
@@ -30,18 +30,18 @@ from evo2cli.training.state import RunFolder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 
 NATS_PER_BIT = math.log(2)
-_WAY_OUT = "lower learning_rate, or delete the newest checkpoints to go on from before"
+_WAY_OUT = "lower learning_rate, or delete the newest checkpoints to resume from an earlier one"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        step: Steps done.
-        finished: Whether these are all; else the run was asked to stop and saved.
-        valid_bits: Bits a base at the last validation, if there was any.
-        skipped: Steps whose gradient was not finite and changed nothing.
+        step: Number of steps done.
+        finished: Whether these are all steps; otherwise the run was asked to stop, and saved.
+        valid_bits: Bits per base at the last validation; None without validation.
+        skipped: Number of steps that were skipped because their gradient was not finite.
     """
 
     step: int
@@ -52,14 +52,14 @@ class Outcome:
 
 @dataclass
 class Trainer:
-    """A model with its data, at some step of its recipe; the same on every rank.
+    """A run in progress; every rank has one.
 
     Attributes:
-        recipe: What to do.
+        recipe: The recipe.
         engine: The model, its optimizer and the ranks that share them.
-        loader: What to train on.
-        valid: Windows to validate on, for each held-out set; may be empty.
-        folder: Where the run lives.
+        loader: The training windows.
+        valid: The validation windows of each held-out set; may be empty.
+        folder: The folder of the run.
     """
 
     recipe: Recipe
@@ -81,7 +81,7 @@ class Trainer:
         self._peak = peak_flops(torch.cuda.get_device_name(self.ranks.device)) if on_gpu else None
 
     def run(self) -> Outcome:
-        """Go on from the newest checkpoint to the last step, or until asked to stop.
+        """Train from the newest checkpoint to the last step, or until asked to stop.
 
         Raises:
             UntrustedNumericsError: A loss or a gradient is not finite.
@@ -91,39 +91,40 @@ class Trainer:
         saved = self.folder.resume(self.engine)
         step, self._skipped = saved["step"], saved.get("skipped", 0)
         if step and self.ranks.is_first:
-            console.say(f"going on from step {step:,} of {steps:,}")
+            console.say(f"resuming from step {step:,} of {steps:,}")
         bits: float | None = None
-        board = recipe.log.tensorboard
-        telling = Telling(self.folder, steps, step, self._caption(), tensorboard=board)
-        with _asked_to_stop() as asked, self._watched() as watch, telling:
+        logger = MetricsLogger(
+            self.folder, steps, step, self._caption(), tensorboard=recipe.log.tensorboard
+        )
+        with _stop_requests() as stop_requested, self._deadline() as restart_deadline, logger:
             last = step == steps
             while not last:
-                watch()
+                restart_deadline()
                 record: dict[str, Any] = {**self.step(step)}
                 step += 1
                 if step == steps or step % recipe.validation.every == 0:
                     record |= self.validate()
                     bits = record.get("valid_bits")
-                telling.hear(record)
-                last = self.ranks.any(step == steps or asked())
+                logger.log(record)
+                last = self.ranks.any(step == steps or stop_requested())
                 if last or step % recipe.checkpoint.every == 0:
-                    watch()
+                    restart_deadline()
                     self.folder.save(step, self.engine, {"skipped": self._skipped})
-        if step == steps and bits is None:  # killed after the last step, before the final model
+        if step == steps and bits is None:  # was killed between the last step and the final model
             bits = self.validate().get("valid_bits")
         if self.ranks.is_first:
             draw_curve(self.folder)
         return Outcome(step, step == steps, bits, self._skipped)
 
     def step(self, step: int) -> dict[str, Any]:
-        """One optimizer step.
+        """One optimizer step (0-based).
 
         Returns:
-            step (1-based), loss (nats) and bits (a base), both None for a skipped step,
-            learning_rate, gradient_norm, tokens (so far), seconds, rate and rate_per_gpu (tokens a
-            second), mfu (where the peak of the hardware is known), memory_gib (the most a GPU
-            held), skipped (if any were), slowest_rank and slowest_over_median (time of its own
-            work, where there are several).
+            step (1-based), loss (nats) and bits (per base), both None for a skipped step,
+            learning_rate, gradient_norm, tokens (in total), seconds, rate and rate_per_gpu (tokens
+            per second), mfu (if the peak of the GPU is known), memory_gib (the peak of a GPU),
+            skipped (steps in total, if there are any), and with several ranks slowest_rank and
+            slowest_over_median (by the time of their own work).
         """
         clock = Clock(self.ranks.device)
         with clock.own():
@@ -134,7 +135,7 @@ class Trainer:
         norm = self.engine.step(rate)
         finite = math.isfinite(loss + norm)
         if not finite:
-            self._refuse_or_skip(step + 1, loss, norm, ids)
+            self._skip_or_stop(step + 1, loss, norm, ids)
         return {
             "step": step + 1,
             "loss": loss if finite else None,
@@ -147,10 +148,10 @@ class Trainer:
         }
 
     def _differentiate(self, ids: Tensor, targets: Tensor, weights: Tensor, clock: Clock) -> Tensor:
-        """Leave a step's gradient with the engine; returns its loss: nats per unit of weight.
+        """Accumulate the gradient of a step; returns the loss, in nats per unit of weight.
 
-        The weight of all micro-batches on all ranks divides, so that how a step is cut does not
-        matter.
+        Losses are divided by the total weight of all micro-batches on all ranks, so the result does
+        not depend on how a step is divided.
         """
         total_weight = self.ranks.sum(weights.sum()).clamp_min(1e-6)
         loss = torch.zeros((), device=self.ranks.device)
@@ -176,8 +177,8 @@ class Trainer:
         if self._peak is not None:
             speed["mfu"] = round(each * self._flops / self._peak, 4)
         if self.ranks.device.type == "cuda":
-            most = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
-            speed["memory_gib"] = round(max(self.ranks.gather(most)), 2)
+            peak = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
+            speed["memory_gib"] = round(max(self.ranks.gather(peak)), 2)
         if self.ranks.world > 1:
             times = self.ranks.gather(own)
             speed["slowest_rank"] = times.index(max(times))
@@ -185,24 +186,25 @@ class Trainer:
         return speed
 
     def _caption(self) -> str:
-        """How the panel's MFU comes about."""
-        each = f"{self._flops / 1e9:,.2f} GFLOP a token, forward and backward"
+        """The formula of the panel's MFU."""
+        flops = f"{self._flops / 1e9:,.2f} GFLOP per token, forward and backward"
         if self._peak is None:
-            return f"{each}; recomputation not counted"
-        return f"MFU = tokens/s/GPU x {each} / {self._peak / 1e12:,.0f} TFLOP/s"
+            return f"{flops}, without recomputation"
+        return f"MFU = tokens/s/GPU x {flops} / {self._peak / 1e12:,.0f} TFLOP/s"
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """Bits a base on the fixed windows of every held-out set, every A, C, G and T the same.
+        """Bits per base on the validation windows; A, C, G and T all count 1, in either case.
 
-        Weights are those that a checkpoint of this step would give: averaged ones, if any are kept.
+        The model is the one that a checkpoint of this step would have, so with averaged weights if
+        the recipe keeps any.
 
         Returns:
-            valid_bits over all sets, and valid_bits_of each where there are several; nothing
-            without any set.
+            valid_bits over all held-out sets, and valid_bits_of each set if there are several;
+            nothing without held-out sets.
 
         Raises:
-            UntrustedNumericsError: They are not finite.
+            UntrustedNumericsError: The loss is not finite.
         """
         with self.engine.averaged():
             totals = self.ranks.sum(self._sums())
@@ -221,14 +223,14 @@ class Trainer:
         return found
 
     def _sums(self) -> Tensor:
-        """Nats and weights of this rank's share of every held-out set."""
+        """Nats and weight, summed over this rank's share of every held-out set, [sets, 2]."""
         weight_of_byte = target_weights(lowercase=1, end_of_document=0)
         sums = torch.zeros(len(self.valid), 2, dtype=torch.float64, device=self.ranks.device)
         for row, windows in zip(sums, self.valid.values(), strict=True):
-            mine = windows.share(self.ranks.group, self.ranks.num_groups)
+            share = windows.share(self.ranks.group, self.ranks.num_groups)
             for start in range(0, -(-len(windows) // self.ranks.num_groups), self.micro):
-                part = mine[start : start + self.micro]
-                # Where others have a window more, they still need this rank's piece of the weights.
+                part = share[start : start + self.micro]
+                # A rank without a window left still runs the model, for the others need its shard.
                 ids, targets, weights = self._read(part or windows[:1], weight_of_byte)
                 weights = weights if len(part) else torch.zeros_like(weights)
                 row[0] += weighted_loss(self.engine.forward(ids), targets, weights)
@@ -236,24 +238,27 @@ class Trainer:
         return sums
 
     def _read(self, windows: Windows, weight_of_byte: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, targets and weights of this rank's part of the windows."""
+        """Ids, targets and weights of the positions that this rank computes."""
 
-        def place(array: Any) -> Tensor:
+        def to_device(array: Any) -> Tensor:
             tensor = torch.from_numpy(array)
             if self.ranks.device.type == "cuda":
                 tensor = tensor.pin_memory()
             return tensor.to(self.ranks.device, non_blocking=True)
 
         ids_BT, targets_BT, weights_BT = read_windows(
-            place(windows.tokens), place(windows.reverse), place(windows.masked), weight_of_byte
+            to_device(windows.tokens),
+            to_device(windows.reverse),
+            to_device(windows.masked),
+            weight_of_byte,
         )
         own = slice(*self.engine.part)
         return ids_BT[:, own], targets_BT[:, own], weights_BT[:, own]
 
-    def _refuse_or_skip(self, step: int, loss: float, norm: float, ids: Tensor) -> None:
+    def _skip_or_stop(self, step: int, loss: float, norm: float, ids: Tensor) -> None:
         guard = self.recipe.guard
         if guard.on_nonfinite == "stop":
-            self._refuse(step, loss, norm, ids)
+            self._stop(step, loss, norm, ids)
         self._skipped += 1
         self.engine.nonfinite_gradient()
         if self._skipped > guard.skip_limit:
@@ -262,8 +267,8 @@ class Trainer:
                 f"{guard.skip_limit}; {_WAY_OUT}"
             )
 
-    def _refuse(self, step: int, loss: float, norm: float, ids: Tensor) -> NoReturn:
-        """Stop the run, naming the rank and the layer, or else the gradient, that is not finite."""
+    def _stop(self, step: int, loss: float, norm: float, ids: Tensor) -> NoReturn:
+        """Stop the run with the rank and the layer, or else the gradient, that is not finite."""
         gradient = self.engine.nonfinite_gradient()
         layers = [
             first_nonfinite_layer(self.engine.model, part, self.engine.forward)
@@ -271,9 +276,9 @@ class Trainer:
         ]
         bad = [f"the output of {layer}" for layer in layers if layer]
         bad += [f"the gradient of {gradient}"] if gradient else []
-        said = self.ranks.collect(bad[0] if bad else None)
+        found = self.ranks.collect(bad[0] if bad else None)
         rank, what = next(
-            ((rank, what) for rank, what in enumerate(said) if what), (None, "a gradient")
+            ((rank, what) for rank, what in enumerate(found) if what), (None, "a gradient")
         )
         where = f" on rank {rank}" if self.ranks.world > 1 and rank is not None else ""
         raise UntrustedNumericsError(
@@ -282,11 +287,11 @@ class Trainer:
         )
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[Callable[[], None]]:
-        """While inside, a call sets the deadline anew; when it passes, stacks are dumped.
+    def _deadline(self) -> Iterator[Callable[[], None]]:
+        """Yield a function that restarts the deadline of a step (`guard.step_deadline`).
 
-        The dump is added to OUTPUT/stacks-rankN.txt, and the process ends: a step that hangs on one
-        rank hangs on all, and a launcher can start them again.
+        When it passes, the stacks of all threads are appended to OUTPUT/stacks-rankN.txt and the
+        process exits: a step that hangs on one rank hangs on all, and a launcher can restart them.
         """
         deadline = self.recipe.guard.step_deadline
         if deadline is None:
@@ -303,12 +308,12 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM asks for an orderly end instead of killing the run."""
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield whether SIGTERM was received, which does not kill the process within the context."""
     received: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
-    except ValueError:  # not in the main thread: nothing to listen to
+    except ValueError:  # only the main thread can handle signals
         yield lambda: False
         return
     try:

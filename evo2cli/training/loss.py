@@ -1,6 +1,6 @@
-"""What a window teaches: inputs, targets, the weight of each target, and the loss they give.
+"""Inputs, targets and loss weights of windows, and the weighted loss.
 
-B windows, T = L + 1 bytes of a window, L predictions, V vocabulary.
+B windows, T = L + 1 bytes per window, L predictions, V vocabulary.
 """
 
 import torch
@@ -18,9 +18,9 @@ _COMPLEMENT = torch.tensor(list(reverse_complement(_BYTES)[::-1]))
 def target_weights(lowercase: float, end_of_document: float) -> Tensor:
     """The loss weight of each byte as a target, [256].
 
-    A, C, G and T count 1, soft-masked bases `lowercase`, the end of a document `end_of_document`,
-    and everything else (N, ambiguity codes, the punctuation of tags, padding) 0: it says nothing
-    that could be learned.
+    A, C, G and T have weight 1, soft-masked bases `lowercase`, and the end of a document
+    `end_of_document`. Everything else (N, ambiguity codes, the punctuation of tags, padding) has
+    weight 0: there is nothing to learn from it.
     """
     weight = torch.zeros(256)
     weight[list(ACGT)] = 1
@@ -32,12 +32,12 @@ def target_weights(lowercase: float, end_of_document: float) -> Tensor:
 def read_windows(
     bytes_BT: Tensor, reversed_B: Tensor, masked_BT: Tensor, weight_of_byte: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn stored bytes into what the model sees.
+    """Convert stored windows to inputs, targets and weights.
 
     Args:
         bytes_BT: uint8 windows as stored, case kept.
-        reversed_B: Which windows are read as their reverse complement; padding stays at the end.
-        masked_BT: Which bytes weigh nothing as targets, whatever they are; as stored.
+        reversed_B: Windows to read as their reverse complement; padding stays at the end.
+        masked_BT: Bytes with weight 0 as targets, in the order in which they are stored.
         weight_of_byte: From `target_weights`.
 
     Returns:
@@ -45,9 +45,9 @@ def read_windows(
     """
     device = bytes_BT.device
     stored_BT = bytes_BT.long()
-    place_T = torch.arange(stored_BT.shape[1], device=device)
-    end_B1 = ((stored_BT != PAD) * (place_T + 1)).amax(1, keepdim=True)
-    from_BT = torch.where(reversed_B[:, None] & (place_T < end_B1), end_B1 - 1 - place_T, place_T)
+    index_T = torch.arange(stored_BT.shape[1], device=device)
+    end_B1 = ((stored_BT != PAD) * (index_T + 1)).amax(1, keepdim=True)
+    from_BT = torch.where(reversed_B[:, None] & (index_T < end_B1), end_B1 - 1 - index_T, index_T)
     read_BT = stored_BT.gather(1, from_BT)
     read_BT = torch.where(reversed_B[:, None], _COMPLEMENT.to(device)[read_BT], read_BT)
     ids_BT = _UPPER.to(device)[read_BT]
@@ -56,6 +56,6 @@ def read_windows(
 
 
 def weighted_loss(logits_BLV: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> Tensor:
-    """The weighted sum of the cross-entropies, in nats; the caller divides by the step's weight."""
+    """Weighted sum of cross-entropies in nats; the caller divides by the total weight of a step."""
     losses = F.cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none")
     return (losses * weights_BL.flatten()).sum()

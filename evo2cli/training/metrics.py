@@ -1,4 +1,4 @@
-"""How a run tells where it stands: a panel, metrics.jsonl, TensorBoard, and a curve at the end."""
+"""Metrics of a run: a live panel, metrics.jsonl, TensorBoard, and the loss curve at the end."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +12,18 @@ from evo2cli.training.state import RunFolder
 Record = Mapping[str, Any]
 
 
-class Telling:
-    """Hears every step of a run; use as a context manager. Only the first rank speaks.
+class MetricsLogger:
+    """Logs every step of a run, on the first rank only; use as a context manager.
 
     Args:
-        folder: Of the run.
-        steps: Of the whole run.
-        done: Steps that earlier runs have done, and told of.
-        caption: What the panel says below its numbers.
-        tensorboard: Whether events are written to OUTPUT/tensorboard.
+        folder: Folder of the run.
+        steps: Number of steps of the whole run.
+        done: Number of steps done before, which are logged already.
+        caption: Text below the numbers of the panel.
+        tensorboard: Whether to write events to OUTPUT/tensorboard.
 
     Raises:
-        UserError: TensorBoard is wanted and not installed.
+        UserError: `tensorboard` is set, but TensorBoard is not installed.
     """
 
     def __init__(
@@ -31,26 +31,26 @@ class Telling:
     ) -> None:
         self._folder, self._done = folder, done
         self._panel = console.Panel("train", steps, "steps", caption)
-        self._speaks = folder.ranks.is_first
-        self._board = _open_board(folder.path, done) if tensorboard and self._speaks else None
+        self._is_first = folder.ranks.is_first
+        self._board = _open_board(folder.path, done) if tensorboard and self._is_first else None
 
-    def __enter__(self) -> "Telling":
-        if self._speaks:
+    def __enter__(self) -> "MetricsLogger":
+        if self._is_first:
             self._panel.__enter__()
         self._panel.advance(self._done)
         return self
 
     def __exit__(self, *reason: object) -> None:
-        if self._speaks:
+        if self._is_first:
             self._panel.__exit__(*reason)
         if self._board is not None:
             self._board.close()
 
-    def hear(self, record: Record) -> None:
-        """Tell one step; `Trainer.step` says what a record holds."""
+    def log(self, record: Record) -> None:
+        """Log one step; `Trainer.step` describes the record."""
         self._folder.log(dict(record))
         self._panel.advance()
-        if self._speaks:
+        if self._is_first:
             self._panel.show(_shown(record), important="valid_bits" in record)
         if self._board is not None:
             for key, value in record.items():
@@ -59,11 +59,11 @@ class Telling:
 
 
 def _shown(record: Record) -> dict[str, str]:
-    """What a person wants to see of a record."""
+    """The fields of the panel."""
     fields = {}
     for key, label, form in (
         ("loss", "loss", ".4f"),
-        ("bits", "bits a base", ".4f"),
+        ("bits", "bits per base", ".4f"),
         ("valid_bits", "valid", ".4f"),
         ("learning_rate", "rate", ".1e"),
         ("gradient_norm", "norm", ".2f"),
@@ -75,36 +75,36 @@ def _shown(record: Record) -> dict[str, str]:
         if record.get(key) is not None:
             fields[label] = format(record[key], form)
     if record.get("slowest_over_median", 1) > 1.5:
-        fields["slow"] = f"rank {record['slowest_rank']} x {record['slowest_over_median']:.1f}"
+        fields["slowest"] = f"rank {record['slowest_rank']} x {record['slowest_over_median']:.1f}"
     return fields
 
 
 def _open_board(output: Path, done: int) -> Any:
-    """Events; those of steps that were done, but not saved, no longer count."""
+    """A writer of events; it hides events of steps that a killed run did, but did not save."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "log.tensorboard = true needs TensorBoard; pip install 'evo2cli[train]', or leave it"
+            "log.tensorboard = true needs TensorBoard; pip install 'evo2cli[train]', or set false"
         ) from None
     return SummaryWriter(output / "tensorboard", purge_step=done + 1)
 
 
 def draw_curve(folder: RunFolder) -> Path | None:
-    """Draw losses against tokens into OUTPUT/loss.png; None without matplotlib or any step."""
+    """Plot losses over tokens in OUTPUT/loss.png; None without matplotlib or without steps."""
     records = folder.records()
     if not records:
         return None
     try:
         figure = new_figure(8, 5)
-    except UserError:  # a run draws where it can
+    except UserError:  # without matplotlib
         return None
     axes = figure.subplots()
     for key, label, style in (("bits", "training", "-"), ("valid_bits", "validation", "o-")):
         points = [(r["tokens"], r[key]) for r in records if r.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
-    axes.set(xlabel="tokens", ylabel="bits a base")
+    axes.set(xlabel="tokens", ylabel="bits per base")
     axes.grid(alpha=0.3)
     axes.legend()
     file = folder.path / "loss.png"

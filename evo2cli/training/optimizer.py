@@ -1,4 +1,4 @@
-"""AdamW, with decay where it belongs."""
+"""AdamW, and which parameters have weight decay."""
 
 import torch
 from torch import nn
@@ -11,25 +11,25 @@ MLP = ("mlp.gate.weight", "mlp.up.weight", "mlp.down.weight")
 
 
 def make_optimizer(model: StripedHyena2, recipe: Optimizer) -> torch.optim.AdamW:
-    """AdamW in two groups: what decays, and what does not.
+    """AdamW with two groups of parameters: with and without weight decay.
 
-    "matrices" lets projections and MLPs decay, and nothing else: elsewhere decay would pull filters
-    towards silence and the tied head towards a uniform guess. "evo2-published" decays what the
-    published runs did.
+    By default ("matrices") only the weight matrices of projections and MLPs decay; decay would pull
+    filters towards zero and the tied head towards a uniform prediction. "evo2-published" reproduces
+    the published runs, which also decayed filters and norms.
 
     Args:
         model: In training form.
-        recipe: Rates and decay.
+        recipe: Its table [optimizer].
     """
     names = decaying(model, recipe)
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    with_decay: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (decayed if name in names else free).append(parameter)
+        (with_decay if name in names else without).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": free, "weight_decay": 0.0},
+            {"params": with_decay, "weight_decay": recipe.weight_decay},
+            {"params": without, "weight_decay": 0.0},
         ],
         lr=recipe.learning_rate,
         betas=recipe.betas,
@@ -39,10 +39,10 @@ def make_optimizer(model: StripedHyena2, recipe: Optimizer) -> torch.optim.AdamW
 
 
 def decaying(model: StripedHyena2, recipe: Optimizer) -> set[str]:
-    """The names of the parameters that decay.
+    """The names of the parameters with weight decay.
 
-    Savanna spares biases and the taps of MR, and by accident nothing else: poles and residues,
-    other taps, skips, norms and the tied embedding all decay.
+    Savanna excluded biases and the taps of MR; poles, residues, other taps, skips, norms and the
+    tied embedding decayed as well, by oversight.
     """
     matrices, published_free = set(), set()
     for index, mixer in enumerate(model.mixers):

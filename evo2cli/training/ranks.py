@@ -1,4 +1,4 @@
-"""The processes that share a run, one a GPU: who this one is, and what they tell each other."""
+"""The ranks of a run, one process per GPU, and the communication between them."""
 
 import datetime
 import os
@@ -10,40 +10,40 @@ from torch import Tensor
 
 from evo2cli.errors import UserError
 
-_PATIENCE = datetime.timedelta(minutes=30)  # for the slowest: writing a large checkpoint
+_TIMEOUT = datetime.timedelta(minutes=30)  # for the slowest wait: writing a large checkpoint
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run.
+    """This process, as one of the ranks of a run.
 
     Attributes:
-        rank: 0-based; 0 writes and talks.
-        world: How many there are.
-        device: What this one computes on.
-        context: So many neighbouring ranks share the windows of one of them.
-        neighbours: These; None when context is 1.
+        rank: 0-based; rank 0 writes files and messages.
+        world: Number of ranks.
+        device: The device of this rank.
+        context_parallel: Number of neighbouring ranks that share the same windows.
+        neighbours: Their process group; None if `context_parallel` is 1.
     """
 
     rank: int
     world: int
     device: torch.device
-    context: int = 1
+    context_parallel: int = 1
     neighbours: dist.ProcessGroup | None = None
 
     @classmethod
     def alone(cls, device: torch.device) -> "Ranks":
-        """A run of one process."""
+        """A run with a single process."""
         return cls(0, 1, device)
 
     @classmethod
     def join(cls, device: torch.device) -> "Ranks":
-        """Join the processes that a launcher started: torchrun, DeepSpeed's, or srun with either.
+        """Join the processes started by a launcher: torchrun, DeepSpeed's, or srun with either.
 
-        Without a launcher the run is of one process. Ranks on GPUs take one each.
+        Without a launcher the run has a single process. Each rank on GPUs uses its own.
 
         Raises:
-            UserError: There are fewer GPUs than ranks on this machine.
+            UserError: This machine has fewer GPUs than ranks.
         """
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
@@ -52,51 +52,55 @@ class Ranks:
         if device.type == "cuda":
             if local >= torch.cuda.device_count():
                 raise UserError(
-                    f"rank {os.environ['RANK']}: no GPU {local} here, only "
+                    f"rank {os.environ['RANK']}: needs GPU {local}, but this machine has "
                     f"{torch.cuda.device_count()}; start fewer processes"
                 )
             device = torch.device("cuda", local)
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             if device.type == "cuda":
-                dist.init_process_group("nccl", timeout=_PATIENCE, device_id=device)
+                dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=device)
             else:
-                dist.init_process_group("gloo", timeout=_PATIENCE)
+                dist.init_process_group("gloo", timeout=_TIMEOUT)
         return cls(dist.get_rank(), world, device)
 
-    def sharing(self, context: int) -> "Ranks":
-        """These ranks, every `context` of which share windows; all must call it.
+    def sharing(self, context_parallel: int) -> "Ranks":
+        """The same ranks, in groups of `context_parallel` (a divisor of world) that share windows.
 
-        `context` divides the world.
+        All ranks must call it.
         """
-        if context == 1:
+        if context_parallel == 1:
             return self
-        firsts = range(0, self.world, context)
-        groups = [dist.new_group(list(range(first, first + context))) for first in firsts]
-        return replace(self, context=context, neighbours=groups[self.rank // context])
+        firsts = range(0, self.world, context_parallel)
+        groups = [dist.new_group(list(range(first, first + context_parallel))) for first in firsts]
+        return replace(
+            self,
+            context_parallel=context_parallel,
+            neighbours=groups[self.rank // context_parallel],
+        )
 
     def leave(self) -> None:
-        """End the group; a process must not call the others afterwards."""
+        """Destroy the process group; there is no communication afterwards."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and talks."""
+        """Whether this is rank 0, which writes files and messages."""
         return self.rank == 0
 
     @property
     def group(self) -> int:
-        """Which group of neighbours this rank is in, 0-based."""
-        return self.rank // self.context
+        """Index of the group of neighbours that this rank is in."""
+        return self.rank // self.context_parallel
 
     @property
     def num_groups(self) -> int:
-        """Groups of neighbours; each has windows of its own."""
-        return self.world // self.context
+        """Number of groups of neighbours; each group has windows of its own."""
+        return self.world // self.context_parallel
 
     def share(self, total: int) -> slice:
-        """This group's part of `total` things that the groups divide."""
+        """The share of this group in `total` items, which the groups divide evenly."""
         each = total // self.num_groups
         return slice(self.group * each, (self.group + 1) * each)
 
@@ -107,31 +111,31 @@ class Ranks:
         return x
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on some rank; the same answer everywhere."""
+        """Whether the flag is true on any rank; all ranks get the same answer."""
         if self.world == 1:
             return flag
-        raised = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(raised, dist.ReduceOp.MAX)
-        return bool(raised.item())
+        most = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return bool(most.item())
 
     def gather(self, value: float) -> list[float]:
-        """The value of every rank, in their order."""
+        """The value of every rank, in the order of ranks."""
         if self.world == 1:
             return [value]
-        mine = torch.tensor([value], dtype=torch.float64, device=self.device)
-        all_of_them = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(all_of_them, mine)
-        return [entry.item() for entry in all_of_them]
+        own = torch.tensor([value], dtype=torch.float64, device=self.device)
+        gathered = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(gathered, own)
+        return [entry.item() for entry in gathered]
 
     def collect(self, value: str | None) -> list[str | None]:
-        """What every rank says, in their order; slow, for the end of a run."""
+        """The text of every rank, in the order of ranks; slow."""
         if self.world == 1:
             return [value]
-        said: list[str | None] = [None] * self.world
-        dist.all_gather_object(said, value)
-        return said
+        gathered: list[str | None] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all ranks have called this."""
         if self.world > 1:
             dist.barrier()

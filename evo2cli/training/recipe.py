@@ -1,24 +1,19 @@
-"""A recipe: what a run trains, on what, and for how long; `recipe_file` reads it from TOML."""
+"""A recipe: the model, data, schedule and hardware of a run; `recipe_file` reads it from TOML."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from evo2cli.errors import UserError
+from evo2cli.data.cuts import Packing
 from evo2cli.lengths import parse_length
 from stripedhyena2.extension import Extension, Scheme
 from stripedhyena2.parallelize import Schemes
 
 
 def _positions(given: Any) -> Any:
-    """A length as people write them, as a number."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return parse_length(given, "a context of")
-    except UserError as error:
-        raise ValueError(str(error)) from None
+    """A length given as text, e.g. "64k", as a number."""
+    return parse_length(given, "a context of") if isinstance(given, str) else given
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -44,39 +39,44 @@ class Source(Table):
 
 
 class Extend(Table):
-    """The context that the weights of `init` are given before training."""
+    """Extension of the context of the initial weights, before training."""
 
-    to: Positions  # 65_536, or "64k"
-    scheme: Scheme = Scheme.INTERPOLATION  # of rotary positions, as `evo2 extend --scheme`
+    to: Positions  # new context length: 65_536, or "64k"
+    scheme: Scheme = Scheme.INTERPOLATION  # for rotary positions, as `evo2 extend --scheme`
 
 
 class Data(Table):
-    """What is read, and what it counts."""
+    """The sources of a run, and how their bases count in the loss."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
     valid: list[Path] = []  # held-out documents, beside the valid splits of the sources
-    packing: Literal["stream", "document"] = "stream"  # whether windows run across documents
-    reverse_complement: bool = True  # turn every window over with probability 1/2
+    packing: Packing = "stream"  # whether windows run across documents
+    reverse_complement: bool = True  # reverse complement each window with probability 1/2
     lowercase_weight: Fraction = 0.1  # loss weight of soft-masked (repeat) bases
     end_of_document_weight: Fraction = 1.0
-    mask_tags: bool = True  # phylogenetic tags, @ and # are read but not learned
+    mask_tags: bool = True  # phylogenetic tags, @ and # are inputs but not targets
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Weight of each source; None if no source has one."""
+        return [source.weight for source in self.sources if source.weight is not None] or None
 
     @model_validator(mode="after")
     def _all_weighted_or_none(self) -> Self:
         unweighted = [source for source in self.sources if source.weight is None]
         if unweighted and len(unweighted) < len(self.sources):
             raise ValueError(
-                f"source {unweighted[0].path} has no weight, but others have: give all or none"
+                f"source {unweighted[0].path} has no weight, but others have; give all or none"
             )
         return self
 
 
 class Batch(Table):
-    """What one step sees, on all GPUs together."""
+    """The windows of one step, on all GPUs together."""
 
-    length: Count  # positions in one window
-    sequences: Count  # windows a step
-    micro_sequences: Count | None = None  # windows a forward pass on one GPU; all when absent
+    length: Count  # positions per window
+    sequences: Count  # windows per step
+    micro_sequences: Count | None = None  # windows per forward pass on one GPU; default: all
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -89,37 +89,37 @@ class Batch(Table):
 
     @property
     def tokens(self) -> int:
-        """Predictions a step."""
+        """Predictions per step."""
         return self.sequences * self.length
 
     def micro(self, world: int) -> int:
-        """Windows a forward pass, when `world` GPUs, or groups of them, share a step.
+        """Windows per forward pass when `world` GPUs, or groups of GPUs, share a step.
 
         Raises:
-            ValueError: They cannot share it evenly; the message begins with table and key.
+            ValueError: They cannot share it evenly.
         """
         each, rest = divmod(self.sequences, world)
         micro = self.micro_sequences or each
         if rest or each % micro:
-            wanted = f" in forward passes of {micro}" if self.micro_sequences else ""
+            passes = f" in forward passes of {micro}" if self.micro_sequences else ""
             raise ValueError(
-                f"batch.sequences = {self.sequences} cannot be shared by {world} GPUs{wanted}"
+                f"batch.sequences = {self.sequences} cannot be shared by {world} GPUs{passes}"
             )
         return micro
 
 
 class Optimizer(Table):
-    """AdamW with linear warmup and a cosine down to the minimum."""
+    """AdamW with a linear warmup and a cosine decay to the minimum learning rate."""
 
     steps: Count
     warmup_steps: Annotated[int, Field(ge=0)]
     learning_rate: Rate
     min_learning_rate: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Fraction = 0.1
-    decay: Literal["matrices", "evo2-published"] = "matrices"  # which parameters decay
+    decay: Literal["matrices", "evo2-published"] = "matrices"  # parameters with weight decay
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] = 1.0  # global gradient norm
-    ema: Beta | None = None  # decay a step of averaged weights, which final/ then holds
+    ema: Beta | None = None  # decay per step of averaged weights, which final/ then has
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -136,76 +136,76 @@ class Optimizer(Table):
 
 
 class Validation(Table):
-    """The same windows of every held-out set, every time."""
+    """Validation on a fixed set of windows."""
 
     every: Count = 500  # steps
-    windows: Count = 256  # of each set
+    windows: Count = 256  # per held-out set
 
 
 class Checkpoint(Table):
-    """What a killed run goes on from."""
+    """The checkpoints that a killed run resumes from."""
 
     every: Count = 500  # steps
-    keep: Count = 2  # newest ones
-    keep_every: Count | None = None  # steps; these are never dropped
+    keep: Count = 2  # number of newest checkpoints to keep
+    keep_every: Count | None = None  # steps; these checkpoints are never deleted
 
 
 class Precision(Table):
-    """How the forward pass is computed; master weights and gradient sums are always fp32."""
+    """Precision of the forward pass; master weights and gradient sums are always fp32."""
 
     compute: Literal["fp32", "bf16"] = "bf16"
-    fp8: bool = False  # projections and MLPs in FP8, on Hopper and newer
+    fp8: bool = False  # projections and MLPs in FP8, on Hopper GPUs and newer
     compile: bool = False
 
     @model_validator(mode="after")
-    def _fp8_is_narrower(self) -> Self:
+    def _fp8_needs_bf16(self) -> Self:
         if self.fp8 and self.compute != "bf16":
             raise ValueError(f'fp8 = true needs compute = "bf16", not {self.compute!r}')
         return self
 
 
 class Memory(Table):
-    """What is traded for memory."""
+    """Activation checkpointing: less memory for more compute."""
 
-    activation_checkpointing: Annotated[int, Field(ge=0)] = 0  # blocks recomputed together; 0: none
+    activation_checkpointing: Annotated[int, Field(ge=0)] = 0  # blocks per checkpoint; 0: off
 
 
 class Parallel(Table):
     """How GPUs share a run; `hyenakernels/parallel/README.md` compares the exchanges."""
 
-    zero: Literal[0, 1, 2, 3] = 0  # ZeRO stage: optimizer, then gradients, then weights sharded
-    context: Count = 1  # GPUs that share one window, each a part of its positions
-    fir: Literal["overlapped", "halo", "all-to-all", "pipelined"] = "overlapped"  # of SE and MR
-    modal: Literal["states", "all-to-all", "pipelined", "fft"] = "states"  # of LI
+    zero: Literal[0, 1, 2, 3] = 0  # ZeRO stage: shards the optimizer, then gradients, then weights
+    context: Count = 1  # context parallelism: GPUs per window, each with a part of its positions
+    fir: Literal["overlapped", "halo", "all-to-all", "pipelined"] = "overlapped"  # SE and MR
+    modal: Literal["states", "all-to-all", "pipelined", "fft"] = "states"  # LI
     attention: Literal["heads", "ring", "zigzag"] = "heads"
 
     @property
     def schemes(self) -> Schemes:
-        """What GPUs that share a window exchange."""
+        """The exchanges between the GPUs of a window."""
         return Schemes(self.fir, self.modal, self.attention)
 
 
 class Guard(Table):
-    """What happens when a step goes wrong."""
+    """What to do when a step fails."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    skip_limit: Count = 10  # skipped steps after which a run stops all the same
+    skip_limit: Count = 10  # with "skip": stop after more skipped steps than this
     step_deadline: Seconds | None = None  # a slower step dumps all stacks and ends the run
 
 
 class Log(Table):
-    """What is told beside metrics.jsonl."""
+    """Trackers beside metrics.jsonl."""
 
     tensorboard: bool = False  # events in OUTPUT/tensorboard; needs the extra `train`
 
 
 class Recipe(Table):
-    """A whole run, from a fresh model of some shape, or from weights."""
+    """A run, starting from random weights of a given shape (model) or from trained ones (init)."""
 
     model: str | None = None  # a shape: a TOML beside the recipe, or a shipped one
-    shape: dict[str, Any] = {}  # keys of the shape that this run changes
-    init: str | None = None  # or weights: what `--model` takes, or the recipe that trains them
-    extend: Extend | None = None  # makes the weights of init ready for a longer context
+    shape: dict[str, Any] = {}  # changes to that shape, by its keys
+    init: str | None = None  # weights: what `--model` takes, or the recipe that trains them
+    extend: Extend | None = None  # extends the context of the weights of init
     output: Path
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data
@@ -220,36 +220,38 @@ class Recipe(Table):
     log: Log = Log()
 
     def extension(self, context: int) -> Extension | None:
-        """What is to be done to initial weights of this context; None for nothing."""
+        """The extension of initial weights that have this context length; None if none is due."""
         if self.extend is None or self.extend.to == context:
             return None
         return Extension(self.extend.to, self.extend.scheme)
 
     def micro(self, world: int) -> int:
-        """Windows a forward pass, when `world` GPUs share a step.
+        """Windows per forward pass when `world` GPUs share a step.
 
         Raises:
-            ValueError: They cannot share it evenly; the message begins with table and key.
+            ValueError: They cannot share it evenly.
         """
-        context = self.parallel.context
-        if world % context:
+        context_parallel = self.parallel.context
+        if world % context_parallel:
             raise ValueError(
-                f"parallel.context = {context} does not divide {world:,} GPUs; start it by `evo2 "
-                f"launch` or torchrun on {context} or a multiple, or set another"
+                f"parallel.context = {context_parallel} does not divide {world:,} GPUs; start "
+                f"the run by `evo2 launch` or torchrun on a multiple of {context_parallel}, or "
+                "change it"
             )
-        return self.batch.micro(world // context)
+        return self.batch.micro(world // context_parallel)
 
     @model_validator(mode="after")
     def _windows_can_be_shared(self) -> Self:
-        context = self.parallel.context
-        if context > self.batch.length:
+        context_parallel = self.parallel.context
+        if context_parallel > self.batch.length:
             raise ValueError(
-                f"parallel.context = {context} GPUs cannot share batch.length = {self.batch.length}"
+                f"parallel.context = {context_parallel} GPUs cannot share batch.length = "
+                f"{self.batch.length}"
             )
-        if context > 1 and self.precision.compile:
+        if context_parallel > 1 and self.precision.compile:
             raise ValueError(
-                f"precision.compile = true does not know the exchanges of parallel.context = "
-                f"{context}; set compile = false"
+                f"precision.compile = true does not support parallel.context = {context_parallel}; "
+                "set compile = false"
             )
         return self
 

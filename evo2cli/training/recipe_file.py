@@ -1,10 +1,11 @@
-"""Recipes as files: found by path or name, laid over a base, and checked key by key."""
+"""Find, read and check recipe files, with the recipes they are based on."""
 
 import difflib
 import math
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,21 +14,36 @@ from pydantic import BaseModel, ValidationError
 from evo2cli.errors import UserError
 from evo2cli.files import reading
 from evo2cli.training.recipe import Recipe
-from stripedhyena2 import CheckpointError, ConfigError, ModelConfig, read_config
+from stripedhyena2 import ConfigError, ModelConfig, read_config
 from stripedhyena2.checkpoint import native, read_checkpoint
 from stripedhyena2.checkpoint.published import (
     PUBLISHED,
     published_config,
-    shapes_folder,
+    recipes_folder,
     split_name,
 )
 from stripedhyena2.config import change_config
 
-BASE = "base"  # the key that names a recipe to lay this one over
+BASE = "base"  # the key that names the recipe which this one changes
+
+
+@contextmanager
+def naming(where: Path | str) -> Iterator[None]:
+    """Name the recipe, or a key of it, in front of what is wrong with a value.
+
+    Raises:
+        UserError: In place of any other ValueError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def find_recipe(name: Path) -> Path:
-    """The recipe at this path, or else the shipped one of this name, be it without .toml.
+    """The recipe at this path, or else the shipped recipe of this name, with or without .toml.
 
     Raises:
         UserError: There is neither.
@@ -36,36 +52,33 @@ def find_recipe(name: Path) -> Path:
         return name
     if name.is_dir():
         raise UserError(f"{name}: is a folder, not a recipe, which is a .toml file")
-    package = Path(__file__).parents[1]
     inside = name.relative_to("recipes") if name.parts[:1] == ("recipes",) else name
-    for folder in (package / "recipes", package.parent / "recipes"):
-        for file in (folder / inside, folder / f"{inside}.toml"):
-            if file.is_file():
-                return file
-        if folder.is_dir():
-            files = {file.relative_to(folder) for file in folder.rglob("*.toml")}
-            shipped = sorted(str(file) for file in files if file.parts[0] != "models")
-            near = difflib.get_close_matches(f"{inside}", shipped, n=3) or shipped[:3]
-            raise UserError(
-                f"{name}: no such recipe; {len(shipped)} are shipped, such as {', '.join(near)}"
-            )
-    raise UserError(f"{name}: no such recipe")
+    folder = recipes_folder()
+    for file in (folder / inside, folder / f"{inside}.toml"):
+        if file.is_file():
+            return file
+    files = {file.relative_to(folder) for file in folder.rglob("*.toml")}
+    shipped = sorted(str(file) for file in files if file.parts[0] != "models")
+    near = difflib.get_close_matches(f"{inside}", shipped, n=3) or shipped[:3]
+    raise UserError(
+        f"{name}: no such recipe; {len(shipped)} are shipped, such as {', '.join(near)}"
+    )
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: A TOML file. Its key `base`, a path from its own folder, names a recipe that it
-            changes: tables are merged, other values replaced.
-        settings: `table.key=value` (value in TOML), laid over the file.
+        path: A TOML file. Its key `base` names a recipe that it changes, relative to its own
+            folder: tables are merged, other values replaced.
+        settings: Changes as `table.key=value`, the value in TOML.
 
     Raises:
-        UserError: One line that names file, table and key.
+        UserError: With the file, the table and the key.
     """
     values = _read_values(path)
     for setting in settings:
-        _lay_over(values, setting)
+        _set_value(values, setting)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -73,13 +86,14 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 
 def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
-    """The shape of the model a recipe trains: of its `init`, else beside the recipe, else shipped.
+    """The shape of the model that a recipe trains, after any extension.
 
-    Where `init` is a recipe that was not trained yet, it is the shape that will come of it. Nothing
-    is fetched.
+    It comes from the weights of `init`, or from the file that `model` names: beside the recipe, or
+    shipped. If `init` is a recipe that has not been trained yet, its shape follows from that
+    recipe. Nothing is downloaded.
 
     Raises:
-        UserError: There is none of this name, or it is not one.
+        UserError: There is no such shape, or it is invalid.
     """
     (first, file), *later = reversed([(recipe, recipe_path), *_unfinished(recipe, recipe_path)])
     shape = _extended(first, file, _first_shape(first, file))
@@ -89,10 +103,10 @@ def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
 
 
 def find_initial_weights(recipe: Recipe, recipe_path: Path) -> str:
-    """What `read_checkpoint` shall read for `init`: itself, or what came of the recipe it names.
+    """The checkpoint that `init` names, directly or as the result of a recipe.
 
     Raises:
-        UserError: That recipe was not trained yet; the message has the commands that do it.
+        UserError: That recipe has not been trained yet; the message has the commands to run.
     """
     assert recipe.init is not None
     waiting = _unfinished(recipe, recipe_path)
@@ -100,7 +114,7 @@ def find_initial_weights(recipe: Recipe, recipe_path: Path) -> str:
         commands = [f"evo2 {'extend' if r.extend else 'train'} {file}" for r, file in waiting]
         before, file = waiting[0]
         raise UserError(
-            f"{recipe_path}: init: {file} was not trained yet, {_final(before)} is missing; "
+            f"{recipe_path}: init: {file} has not been trained yet, {_final(before)} is missing; "
             f"first run {' && '.join(reversed(commands))}"
         )
     initial = _initial_recipe(recipe, recipe_path)
@@ -108,7 +122,7 @@ def find_initial_weights(recipe: Recipe, recipe_path: Path) -> str:
 
 
 def _unfinished(recipe: Recipe, recipe_path: Path) -> list[tuple[Recipe, Path]]:
-    """The recipes that have to be trained before this one can begin, the last of them first."""
+    """The recipes to train before this one can start, the last of them first."""
     found, seen = [], [recipe_path]
     while (file := _initial_recipe(recipe, seen[-1])) is not None:
         if any(file.samefile(later) for later in seen):
@@ -122,12 +136,14 @@ def _unfinished(recipe: Recipe, recipe_path: Path) -> list[tuple[Recipe, Path]]:
 
 
 def _initial_recipe(recipe: Recipe, recipe_path: Path) -> Path | None:
-    """The recipe that `init` names, beside this one or as `find_recipe` finds it."""
+    """The recipe that `init` names: beside this one, or as `find_recipe` finds it."""
     if recipe.init is None or not recipe.init.endswith(".toml"):
         return None
     beside = Path(os.path.normpath(recipe_path.parent / recipe.init))
+    if beside.is_file():
+        return beside
     try:
-        return beside if beside.is_file() else find_recipe(Path(recipe.init))
+        return find_recipe(Path(recipe.init))
     except UserError as error:
         raise UserError(f"{recipe_path}: init: {error}") from None
 
@@ -137,28 +153,25 @@ def _final(recipe: Recipe) -> Path:
 
 
 def _extended(recipe: Recipe, recipe_path: Path, shape: ModelConfig) -> ModelConfig:
-    """The shape that a recipe trains when it begins with this one."""
+    """The shape that a recipe trains if it starts from weights of this shape."""
     extension = recipe.extension(shape.context)
-    try:
+    with naming(f"{recipe_path}: extend.to"):
         return extension.config(shape) if extension else shape
-    except ConfigError as error:
-        raise UserError(f"{recipe_path}: extend.to: {error}") from None
 
 
 def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
-    """The shape that a recipe begins with, if what it begins with is there."""
+    """The shape of the model that a recipe starts from, which must exist."""
     if recipe.init is not None:
         name, _ = split_name(recipe.init)
         if name in PUBLISHED and not Path(recipe.init).exists():
             return published_config(name)
-        try:
-            return read_checkpoint(find_initial_weights(recipe, recipe_path)).config
-        except (CheckpointError, ConfigError) as error:
-            raise UserError(f"{recipe_path}: init: {error}") from None
+        source = find_initial_weights(recipe, recipe_path)
+        with naming(f"{recipe_path}: init"):
+            return read_checkpoint(source).config
     assert recipe.model is not None
     beside = recipe_path.parent / f"{recipe.model}.toml"
-    shipped = shapes_folder() / f"{Path(recipe.model).name}.toml"
-    for file in (beside, shipped):
+    models = recipes_folder() / "models"
+    for file in (beside, models / f"{Path(recipe.model).name}.toml"):
         if file.is_file():
             try:
                 config = read_config(file)
@@ -166,12 +179,14 @@ def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
                 return change_config(config, recipe.shape, origin)
             except ConfigError as error:
                 raise UserError(str(error)) from None
-    names = ", ".join(sorted(f"models/{file.stem}" for file in shapes_folder().glob("*.toml")))
-    raise UserError(f"{recipe_path}: model = {recipe.model!r}: no such shape; shipped are: {names}")
+    shipped = ", ".join(sorted(f"models/{file.stem}" for file in models.glob("*.toml")))
+    raise UserError(
+        f"{recipe_path}: model = {recipe.model!r}: no such shape; choose one of {shipped}"
+    )
 
 
 def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file, over those of its base."""
+    """The values of a file, merged into those of its base."""
     if path.resolve() in children:
         raise UserError(f"{path}: is its own base")
     try:
@@ -183,14 +198,14 @@ def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     if not isinstance(base, str):
-        raise UserError(f"{path}: base = {base!r}: must be the path of a recipe")
+        raise UserError(f"{path}: base = {base!r}: must be the path of a recipe, as text")
     file = path.parent / base
     below = _read_values(file, (*children, path.resolve()))
-    for key, suffix in (("model", ".toml"), ("init", "")):  # what lies beside the base is found
+    for key, suffix in (("model", ".toml"), ("init", "")):  # paths in the base are relative to it
         if key in below and (file.parent / f"{below[key]}{suffix}").is_file():
             below[key] = os.path.relpath(file.parent / below[key], path.parent)
     for start, others in (("model", ("init", "extend")), ("init", ("model", "shape"))):
-        if start in values:  # a start of its own replaces the base's
+        if start in values:  # replaces the start of the base
             below = {key: value for key, value in below.items() if key not in others}
     return _merged(below, values)
 
@@ -203,10 +218,10 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _lay_over(values: dict[str, Any], setting: str) -> None:
+def _set_value(values: dict[str, Any], setting: str) -> None:
     key, separator, text = setting.partition("=")
     if not separator or not key:
-        raise UserError(f"--set {setting}: must read table.key=value")
+        raise UserError(f"--set {setting}: must have the form table.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -220,12 +235,12 @@ def _lay_over(values: dict[str, Any], setting: str) -> None:
 
 
 def _explain(error: Any) -> str:
-    """One line for one pydantic error: table, key, what is wrong, and a near name."""
+    """One line for a pydantic error: table, key, reason, and a similar key if there is one."""
     location = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         known = _keys(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(known)}"
         table_name = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the recipe"
         return f"{table_name} has no key {location[-1]!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
@@ -237,7 +252,7 @@ def _explain(error: Any) -> str:
 
 
 def _keys(location: Sequence[str]) -> list[str]:
-    """The keys that the table at `location` knows; numbers in it are places in lists."""
+    """The keys of the table at `location`, in which numbers are indices of lists."""
     table: Any = Recipe
     for part in location:
         if part.isdigit():

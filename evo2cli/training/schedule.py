@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""The learning rate schedule."""
 
 import math
 
@@ -6,16 +6,13 @@ from evo2cli.training.recipe import Optimizer
 
 
 def learning_rate(step: int, recipe: Optimizer) -> float:
-    """Linear warmup to the peak, then a half cosine that reaches the minimum at the last step.
+    """The learning rate of a step (0-based).
 
-    Where a single step is left for the cosine, it is the peak.
-
-    Args:
-        step: 0-based; the first step already has a rate above 0.
-        recipe: Peak, minimum, warmup and length.
+    It rises linearly from above 0 to the peak during warmup, then follows a half cosine down to the
+    minimum, which it reaches at the last step. If only one step follows warmup, it has the peak.
     """
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - 1 - recipe.warmup_steps)
-    height = 0.5 * (1 + math.cos(math.pi * done))
+    progress = (step - recipe.warmup_steps) / max(1, recipe.steps - 1 - recipe.warmup_steps)
+    height = 0.5 * (1 + math.cos(math.pi * progress))
     return recipe.min_learning_rate + (recipe.learning_rate - recipe.min_learning_rate) * height

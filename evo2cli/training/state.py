@@ -1,9 +1,9 @@
-"""What a run leaves on disk, and what it goes on from.
+"""The folder of a run: its checkpoints, and resuming from them.
 
-OUTPUT/run.json        the recipe and what it was given, to refuse going on with anything else
-OUTPUT/metrics.jsonl   one line a step
-OUTPUT/step-000500/    a native checkpoint, with the engine's files and resume.json; whole or absent
-OUTPUT/final/          the native checkpoint of a finished run
+OUTPUT/run.json             recipe, shape and data of the run; resuming with others is refused
+OUTPUT/metrics.jsonl        one line per step
+OUTPUT/step-000000500/      a native checkpoint with the state of the engine; complete or absent
+OUTPUT/final/               the native checkpoint of a finished run
 """
 
 import contextlib
@@ -20,13 +20,12 @@ from evo2cli.files import atomic_path
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from stripedhyena2 import CheckpointError
 from stripedhyena2.checkpoint import save_weights
 from stripedhyena2.config import current_keys
 
 RESUME = "resume.json"
-# What may differ between a run and its going on: nothing here changes data or their order.
-_FREE: Any = {
+# Keys that may change when a run is resumed: they change neither the data nor their order.
+_MAY_CHANGE: Any = {
     **dict.fromkeys(
         ("checkpoint", "guard", "log", "memory", "output", "parallel", "validation"), True
     ),
@@ -36,24 +35,27 @@ _FREE: Any = {
 
 
 class RunFolder:
-    """The output folder of one run, shared by its ranks.
+    """The output folder of a run, shared by its ranks.
+
+    Args:
+        recipe: The recipe.
+        identity: Further facts that must be the same when the run is resumed, as JSON values.
+        ranks: The ranks.
 
     Raises:
         UserError: The folder belongs to another run, or cannot be written.
     """
 
-    def __init__(self, recipe: Recipe, facts: Mapping[str, Any], ranks: Ranks) -> None:
+    def __init__(self, recipe: Recipe, identity: Mapping[str, Any], ranks: Ranks) -> None:
         self.path = recipe.output
         self.final = self.path / "final"
         self.metrics = self.path / "metrics.jsonl"
         self.ranks = ranks
         self._checkpoint = recipe.checkpoint
-        values = {
-            **recipe.model_dump(mode="json", exclude=_FREE),
-            **facts,
-        }  # facts say shape in full
+        # `identity` has the whole shape, in place of the recipe's changes to it.
+        values = {**recipe.model_dump(mode="json", exclude=_MAY_CHANGE), **identity}
         if self.path.is_file():
-            raise UserError(f"{self.path}: cannot be used as output, it is a file; name a folder")
+            raise UserError(f"{self.path}: cannot be used as output: it is a file; name a folder")
         with self._first(f"{self.path}: cannot be used as output") as is_first:
             if is_first:
                 self._open(json.loads(json.dumps(values)))
@@ -67,7 +69,7 @@ class RunFolder:
                 before["shape"] = current_keys(before["shape"], str(description))
             self._refuse_another(before, values)
         else:
-            _write_whole(description, json.dumps(values, indent=2) + "\n")
+            _write_text(description, json.dumps(values, indent=2) + "\n")
         for unfinished in [*self.path.glob(".step-*"), *self.path.glob(".final-*")]:
             shutil.rmtree(unfinished)
 
@@ -76,37 +78,37 @@ class RunFolder:
         for key in sorted(was.keys() | is_now.keys()):
             if was.get(key) != is_now.get(key):
                 raise UserError(
-                    f"{self.path}: holds a run with {key} = {was.get(key)!r}, not "
-                    f"{is_now.get(key)!r}; choose another --output, or put it back"
+                    f"{self.path}: has a run with {key} = {was.get(key)!r}, not "
+                    f"{is_now.get(key)!r}; choose another --output, or change it back"
                 )
 
     @contextlib.contextmanager
     def _first(self, failure: str) -> Iterator[bool]:
-        """What only the first rank does; if it fails, all ranks end."""
+        """Work of the first rank alone; if it fails, all ranks raise an error."""
         error: UserError | None = None
         try:
-            with _named(failure):
+            with _explained(failure):
                 yield self.ranks.is_first
         except UserError as caught:
             error = caught
         if self.ranks.any(error is not None):
-            raise error or UserError(f"{failure} (said by rank 0)")
+            raise error or UserError(f"{failure} (reported by rank 0)")
 
     def newest(self) -> Path | None:
-        """The newest checkpoint."""
-        whole = sorted(file.parent for file in self.path.glob(f"step-*/{RESUME}"))
-        return whole[-1] if whole else None
+        """The newest complete checkpoint."""
+        complete = sorted(file.parent for file in self.path.glob(f"step-*/{RESUME}"))
+        return complete[-1] if complete else None
 
     def save(self, step: int, engine: Engine, facts: Mapping[str, Any]) -> None:
-        """Write the checkpoint after `step` steps, then drop old ones.
+        """Write the checkpoint after `step` steps, then delete old ones.
 
         Args:
-            step: Steps done.
-            engine: What to save.
-            facts: What else `resume` shall give back, as JSON values.
+            step: Number of steps done.
+            engine: Its state is saved.
+            facts: JSON values that `resume` returns.
 
         Raises:
-            UserError: It cannot be written; the earlier ones are untouched.
+            UserError: It cannot be written; earlier checkpoints are unchanged.
         """
         folder = self.path / f"step-{step:09d}"
         partial = folder.with_name(f".{folder.name}")
@@ -116,7 +118,7 @@ class RunFolder:
             if is_first:
                 shutil.rmtree(partial, ignore_errors=True)
                 save_weights(engine.model.config, weights, partial, {"step": step})
-        with _named(failure):
+        with _explained(failure):
             engine.save(partial)
         with self._first(failure) as is_first:
             if is_first:
@@ -124,31 +126,30 @@ class RunFolder:
                 (partial / RESUME).write_text(json.dumps(resume) + "\n", encoding="utf-8")
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-                self._drop_old()
+                self._delete_old()
 
-    def _drop_old(self) -> None:
+    def _delete_old(self) -> None:
         every = self._checkpoint.keep_every
         for old in sorted(self.path.glob("step-*"))[: -self._checkpoint.keep]:
             if not every or int(old.name.removeprefix("step-")) % every:
                 shutil.rmtree(old)
 
     def resume(self, engine: Engine) -> dict[str, Any]:
-        """Load the newest checkpoint into the engine, whatever engine and ranks wrote it.
+        """Load the newest checkpoint into the engine, whichever engine and ranks wrote it.
 
         Returns:
-            step (how many are done, 0 when there is no checkpoint), and the facts it was saved
-            with.
+            step (the number of steps done, 0 without a checkpoint), and the facts given to `save`.
 
         Raises:
             UserError: The checkpoint is damaged.
         """
         folder = self.newest()
-        self.ranks.wait()  # none may begin to write before all have looked
+        self.ranks.wait()  # all ranks must look before one of them writes
         if folder is None:
             if self.ranks.is_first:
                 self.metrics.unlink(missing_ok=True)
             return {"step": 0}
-        with _named(f"{folder}: damaged; delete it to go on from the one before"):
+        with _explained(f"{folder}: damaged; delete it to resume from the checkpoint before"):
             saved: dict[str, Any] = json.loads((folder / RESUME).read_text(encoding="utf-8"))
             self._load(folder, saved, engine)
             if self.ranks.is_first:
@@ -161,7 +162,8 @@ class RunFolder:
             engine.restore(folder)
             return
         if self.ranks.is_first:
-            console.say(f"{folder}: was written by {_tell(layout)}, now {_tell(engine.layout)}")
+            before, now = _layout_text(layout), _layout_text(engine.layout)
+            console.say(f"{folder}: was written by {before}, now {now}")
         engine.adopt(self._parameters(folder, layout["engine"], engine), saved["step"])
 
     def _parameters(self, folder: Path, writer: str, engine: Engine) -> Iterator[Parameter]:
@@ -184,7 +186,7 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
 
     def _cut_metrics(self, step: int) -> None:
-        """Drop what was logged after the step a run goes on from, and a line cut by a kill."""
+        """Delete lines after the step from which the run resumes, and a line cut off by a kill."""
         if not self.metrics.is_file():
             return
         kept = []
@@ -192,17 +194,18 @@ class RunFolder:
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
-        _write_whole(self.metrics, "".join(kept))
+        _write_text(self.metrics, "".join(kept))
 
 
 @contextlib.contextmanager
-def _named(failure: str) -> Iterator[None]:
-    """Turn what can go wrong with files into one line."""
+def _explained(failure: str) -> Iterator[None]:
+    """Report errors of reading or writing files in one line, which begins with `failure`."""
     try:
         yield
+    except UserError:
+        raise
     except (
-        AssertionError,  # of DeepSpeed, about its own files
-        CheckpointError,
+        AssertionError,  # DeepSpeed checks its own files by assertions
         EOFError,
         KeyError,
         OSError,
@@ -214,11 +217,11 @@ def _named(failure: str) -> Iterator[None]:
         raise UserError(f"{failure} ({reason})") from None
 
 
-def _tell(layout: Mapping[str, Any]) -> str:
+def _layout_text(layout: Mapping[str, Any]) -> str:
     return f"{layout['world']} x {layout['engine']} with ZeRO {layout['zero']}"
 
 
-def _write_whole(file: Path, text: str) -> None:
+def _write_text(file: Path, text: str) -> None:
     with atomic_path(file) as part:
         part.write_text(text, encoding="utf-8")
 

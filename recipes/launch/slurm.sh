@@ -1,24 +1,24 @@
 #!/bin/bash
-# Trains @recipe@ on @gpus@ GPUs.   sbatch THIS_FILE, in an environment that has evo2.
+# Trains @recipe@ on @gpus@ GPUs. Submit it with sbatch, in an environment that has evo2.
 #
-# Made by evo2cli @version@:
+# Written by evo2cli @version@:
 #   @made_by@
 #
-# Before the time is up, and when the job is pre-empted, all ranks save and exit; the job then
-# queues itself again, and goes on where it was, until the run is finished.
+# Before the time limit, and when the job is preempted, all ranks save and exit. The job then
+# requeues itself and resumes, until the run is finished.
 @directives@
 
 set -euo pipefail
 
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / @gpus_per_node@))
-export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 # a lost peer ends a rank, which would else wait for ever
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 # a rank exits when it loses a peer, instead of waiting
 export NCCL_DEBUG=WARN
 
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first_node=${nodes%%$'\n'*}
-port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node have one each
+port=$((20000 + SLURM_JOB_ID % 10000)) # differs between jobs that share a node
 
-# One torchrun a node, inside `evo2 launch`; they meet on the first node (c10d).
+# `evo2 launch` runs one torchrun per node; they meet on the first node (c10d).
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     @launch@ \
     --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$first_node:$port"

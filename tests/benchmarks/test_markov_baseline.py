@@ -137,7 +137,7 @@ def test_the_built_in_model_beats_order_8(shared: Path, capsys: pytest.CaptureFi
     recipe = read_recipe(find_recipe(Path("recipes/nano.toml")))
     held_out = documents(shared / "data/corpus/valid")
     windows = fixed_windows(
-        held_out, recipe.data, length=recipe.batch.length, limit=recipe.validation.windows
+        held_out, length=recipe.batch.length, limit=recipe.validation.windows
     ).tokens
     valid = held_out.read(0, held_out.num_tokens)
     baseline = markov_bits(counts, windows)

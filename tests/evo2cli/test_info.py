@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.info import describe
-from evo2cli.tokenize import tokenize_files
+from evo2cli.tokenize.options import TokenizeOptions
+from evo2cli.tokenize.run import tokenize_files
 from stripedhyena2 import ModelConfig, StripedHyena2, save
 from stripedhyena2.checkpoint import precision
 
@@ -76,7 +77,9 @@ def test_a_recipe_and_a_shape() -> None:
 
 def test_tokens_and_fasta(tmp_path: Path) -> None:
     (tmp_path / "g.fa").write_text(">a\nACGT\n>b\nGG\n")
-    tokenize_files([tmp_path / "g.fa"], tmp_path / "tokens", valid_fraction=0)
+    tokenize_files(
+        TokenizeOptions(files=(tmp_path / "g.fa",), output=tmp_path / "tokens", valid_fraction=0)
+    )
     assert info(str(tmp_path / "tokens"))["splits"]["train"]["bases"] == 6
     fasta = info(str(tmp_path / "g.fa"))
     assert (fasta["kind"], fasta["records"], fasta["bases"]) == ("FASTA", 2, 6)

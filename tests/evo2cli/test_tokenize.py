@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,12 @@ from evo2cli.data.tokens import TokenSet, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from evo2cli.tokenize import tokenize_files
+from evo2cli.tokenize.options import TokenizeOptions
+from evo2cli.tokenize.run import tokenize_files
+
+
+def tokenize(files: Sequence[Path], output: Path, **options: Any) -> dict[str, Any]:
+    return tokenize_files(TokenizeOptions(files=tuple(files), output=output, **options))
 
 
 def write_fasta(path: Path, sequences: dict[str, bytes]) -> Path:
@@ -51,7 +57,7 @@ def documents(folder: Path) -> dict[str, list[bytes]]:
 def test_every_base_comes_back(tmp_path: Path) -> None:
     sequences = random_sequences(60)
     file = write_fasta(tmp_path / "g.fa", sequences)
-    manifest = tokenize_files([file], tmp_path / "t", valid_fraction=0.2, test_fraction=0.2)
+    manifest = tokenize([file], tmp_path / "t", valid_fraction=0.2, test_fraction=0.2)
     found = documents(tmp_path / "t")
     assert set(found) == {"train", "valid", "test"}
     assert sorted(document for split in found.values() for document in split) == sorted(
@@ -67,7 +73,7 @@ def test_the_split_follows_the_content(tmp_path: Path) -> None:
     shuffled = dict(sorted(both.items(), key=lambda item: item[1]))
     for folder, content in (("a", both), ("b", shuffled)):
         file = write_fasta(tmp_path / f"{folder}.fa", content)
-        tokenize_files([file], tmp_path / folder, valid_fraction=0.3)
+        tokenize([file], tmp_path / folder, valid_fraction=0.3)
     first, second = documents(tmp_path / "a"), documents(tmp_path / "b")
     assert {name: sorted(d) for name, d in first.items()} == {
         n: sorted(d) for n, d in second.items()
@@ -83,12 +89,12 @@ def test_validation_files_are_held_out(tmp_path: Path, capsys: pytest.CaptureFix
     leaked = reverse_complement(sequences["s3"]).lower()
     train = write_fasta(tmp_path / "train.fa", sequences)
     valid = write_fasta(tmp_path / "valid.fa", {"v": leaked})
-    tokenize_files([train], tmp_path / "t", valid=[valid])
+    tokenize([train], tmp_path / "t", valid=[valid])
     found = documents(tmp_path / "t")
     assert found["valid"] == [leaked]
     assert sequences["s3"] not in found["train"]
     assert len(found["train"]) == 9
-    assert "1 training sequences stand in the validation files" in capsys.readouterr().err
+    assert "1 training sequences are in the validation files" in capsys.readouterr().err
 
 
 def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
@@ -101,7 +107,7 @@ def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
 def test_json_lines_keep_case_and_tags(tmp_path: Path, name: str) -> None:
     texts = ["|d__Bacteria;p__Bacillota|ACGTacgtU", "ACGTN@acgt#AC", "", "é"]
     file = write_jsonl(tmp_path / name, texts)
-    manifest = tokenize_files([file], tmp_path / "t", valid_fraction=0)
+    manifest = tokenize([file], tmp_path / "t", valid_fraction=0)
     expected = [text.encode() for text in texts if text]
     assert documents(tmp_path / "t") == {"train": expected}
     assert manifest["sources"][0]["name"] == name
@@ -114,8 +120,8 @@ def test_json_lines_and_fasta_of_the_same_give_the_same_tokens(tmp_path: Path) -
     sequences = random_sequences(60)
     fasta = write_fasta(tmp_path / "g.fa", sequences)
     lines = write_jsonl(tmp_path / "g.jsonl", [text.decode() for text in sequences.values()])
-    first = tokenize_files([fasta], tmp_path / "a", valid_fraction=0.3, reverse_complement=True)
-    again = tokenize_files([lines], tmp_path / "b", valid_fraction=0.3, reverse_complement=True)
+    first = tokenize([fasta], tmp_path / "a", valid_fraction=0.3, reverse_complement=True)
+    again = tokenize([lines], tmp_path / "b", valid_fraction=0.3, reverse_complement=True)
     assert first["splits"] == again["splits"]
     assert first["letters"] == again["letters"]
 
@@ -124,42 +130,42 @@ def test_json_lines_that_are_broken_or_tagged_are_named(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "g.jsonl.gz", ["ACGT"])
     file.write_bytes(file.read_bytes() + gzip.compress(b'\n{"text": '))
     with pytest.raises(UserError, match=r"g\.jsonl\.gz: line 2: broken JSON"):
-        tokenize_files([file], tmp_path / "t")
+        tokenize([file], tmp_path / "t")
     file = write_jsonl(tmp_path / "h.jsonl", ["ACGT", "|d__x|ACGT"])
-    with pytest.raises(UserError, match=r"h\.jsonl: document 2 holds a tag"):
-        tokenize_files([file], tmp_path / "t", reverse_complement=True)
+    with pytest.raises(UserError, match=r"h\.jsonl: document 2 has a tag"):
+        tokenize([file], tmp_path / "t", reverse_complement=True)
     assert not (tmp_path / "t").exists()
 
 
 def test_both_strands(tmp_path: Path) -> None:
     file = write_fasta(tmp_path / "g.fa", {"a": b"ACGTN", "b": b"ggga"})
-    tokenize_files([file], tmp_path / "t", valid_fraction=0, reverse_complement=True)
+    tokenize([file], tmp_path / "t", valid_fraction=0, reverse_complement=True)
     assert documents(tmp_path / "t")["train"] == [b"ACGTN", b"NACGT", b"ggga", b"tccc"]
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     file = write_fasta(tmp_path / "g.fa", random_sequences(20))
     for folder in "ab":
-        tokenize_files([file], tmp_path / folder)
+        tokenize([file], tmp_path / folder)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
 def test_a_second_run_leaves_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_fasta(tmp_path / "g.fa", random_sequences(3))
-    first = tokenize_files([file], tmp_path / "t")
+    first = tokenize([file], tmp_path / "t")
     written = (tmp_path / "t" / "manifest.json").stat().st_mtime_ns
-    assert tokenize_files([file], tmp_path / "t") == first
+    assert tokenize([file], tmp_path / "t") == first
     assert (tmp_path / "t" / "manifest.json").stat().st_mtime_ns == written
-    assert "already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     with pytest.raises(UserError, match="other files or options"):
-        tokenize_files([file], tmp_path / "t", reverse_complement=True)
+        tokenize([file], tmp_path / "t", reverse_complement=True)
 
 
 def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
     file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
-    with pytest.raises(UserError, match="is no token set"):
-        tokenize_files([file], tmp_path)
+    with pytest.raises(UserError, match="is not a token set"):
+        tokenize([file], tmp_path)
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -175,20 +181,20 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
 def test_what_is_no_dna_is_named(tmp_path: Path, sequence: bytes, message: str) -> None:
     file = write_fasta(tmp_path / "g.fa", {"fine": b"ACGT", "odd": sequence})
     with pytest.raises(UserError, match=f"g.fa: record 'odd': {message}"):
-        tokenize_files([file], tmp_path / "t")
+        tokenize([file], tmp_path / "t")
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_rna_is_written_as_dna(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_fasta(tmp_path / "g.fa", {"a": b"ACGUacgu", "b": b"ACGT"})
-    tokenize_files([file], tmp_path / "t", valid_fraction=0)
+    tokenize([file], tmp_path / "t", valid_fraction=0)
     assert documents(tmp_path / "t")["train"] == [b"ACGTacgt", b"ACGT"]
     assert "1 RNA records" in capsys.readouterr().err
 
 
 def test_an_empty_split_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
-    tokenize_files([file], tmp_path / "t", valid_fraction=1e-9)
+    tokenize([file], tmp_path / "t", valid_fraction=1e-9)
     assert "the valid split is empty" in capsys.readouterr().err
 
 
@@ -209,7 +215,7 @@ def test_a_killed_run_starts_over_cleanly(tmp_path: Path) -> None:
     process.wait()
     assert not (tmp_path / "t").exists()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    tokenize_files([file], tmp_path / "again")
+    tokenize([file], tmp_path / "again")
     for path in (tmp_path / "again").iterdir():
         assert path.read_bytes() == (tmp_path / "t" / path.name).read_bytes(), path.name
     assert not partial.exists()
@@ -225,13 +231,13 @@ def test_json_is_the_manifest(tmp_path: Path) -> None:
 
 def test_stdin_and_pipes_give_what_the_file_gives(tmp_path: Path) -> None:
     file = write_fasta(tmp_path / "g.fa", random_sequences(5))
-    tokenize_files([file], tmp_path / "file", valid_fraction=0)
+    tokenize([file], tmp_path / "file", valid_fraction=0)
     command = [sys.executable, "-m", "evo2cli", "tokenize", "-", "-o", str(tmp_path / "stdin")]
     subprocess.run([*command, "--valid-fraction", "0"], input=file.read_bytes(), check=True)
     os.mkfifo(tmp_path / "pipe")
     feeder = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(file.read_bytes()))
     feeder.start()
-    tokenize_files([tmp_path / "pipe"], tmp_path / "fifo", valid_fraction=0)
+    tokenize([tmp_path / "pipe"], tmp_path / "fifo", valid_fraction=0)
     feeder.join()
     expected = documents(tmp_path / "file")
     assert documents(tmp_path / "stdin") == documents(tmp_path / "fifo") == expected
@@ -239,17 +245,17 @@ def test_stdin_and_pipes_give_what_the_file_gives(tmp_path: Path) -> None:
 
 def test_files_without_a_base_are_refused(tmp_path: Path) -> None:
     file = write_fasta(tmp_path / "g.fa", {"a": b"", "b": b" "})
-    with pytest.raises(UserError, match=r"g\.fa: no record holds a base"):
-        tokenize_files([file], tmp_path / "t")
+    with pytest.raises(UserError, match=r"g\.fa: no record has a base"):
+        tokenize([file], tmp_path / "t")
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_oddities_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "g.fa").write_bytes(b">a\nACGT\n>\n>a 2\nGGT\n>a 3\nGGA\n")
-    tokenize_files([tmp_path / "g.fa"], tmp_path / "t")
+    tokenize([tmp_path / "g.fa"], tmp_path / "t")
     told = capsys.readouterr().err
     assert "1 empty records skipped" in told
-    assert "2 records carry a name met before" in told
+    assert "2 records repeat a name" in told
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +266,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(TokenWriter, "add", fail)
     with pytest.raises(UserError, match=r"t: cannot be written \(No space left on device"):
-        tokenize_files([file], tmp_path / "t")
+        tokenize([file], tmp_path / "t")
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -268,7 +274,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_place_that_is_taken_is_named(tmp_path: Path, taken: str) -> None:
     file = write_fasta(tmp_path / "g.fa", {"a": b"ACGT"})
     with pytest.raises(UserError, match=taken):
-        tokenize_files([file], tmp_path / taken)
+        tokenize([file], tmp_path / taken)
     assert file.read_bytes() == b">a\nACGT\n"
 
 

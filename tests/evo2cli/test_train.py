@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from evo2cli.commands.train import train
 from evo2cli.errors import UserError
-from evo2cli.tokenize import tokenize_files
+from evo2cli.tokenize.options import TokenizeOptions
+from evo2cli.tokenize.run import tokenize_files
 from evo2cli.training.engine import PlainEngine
 from stripedhyena2 import load
 from tests.ranks import World
@@ -64,7 +65,9 @@ def write_tokens(folder: Path, *, seed: int = 0, bases: int = 700, held_out: flo
         sequence = bytes(random.choice(list(b"ACGTacgt"), bases).astype(np.uint8))
         folder.with_name(f"{name}.fa").write_bytes(b">x\n" + sequence + b"\n")
     fasta, valid = folder.with_name("train.fa"), folder.with_name("valid.fa")
-    tokenize_files([fasta], folder, valid=[valid], valid_fraction=held_out)
+    tokenize_files(
+        TokenizeOptions(files=(fasta,), output=folder, valid=(valid,), valid_fraction=held_out)
+    )
 
 
 def run(*arguments: str) -> Result:
@@ -88,7 +91,7 @@ def test_a_recipe_becomes_a_model_and_a_second_run_changes_nothing(place: Path) 
 
     before = (place / "run" / "final" / "model.safetensors").stat().st_mtime_ns
     second = run("--json")
-    assert "finished already" in second.stderr
+    assert "already finished" in second.stderr
     assert json.loads(second.stdout) == summary
     assert (place / "run" / "final" / "model.safetensors").stat().st_mtime_ns == before
 
@@ -106,12 +109,12 @@ def test_a_model_starts_from_the_weights_of_another(place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "data.sources=[{path='nowhere'}]"], "nowhere: no "),
-        (["--set", "data.sources=[{path='held'}]"], "held: no train split"),
+        (["--set", "data.sources=[{path='nowhere'}]"], "nowhere: no such"),
+        (["--set", "data.sources=[{path='held'}]"], "held: has no train split"),
         (["--set", "batch.length=300"], "length = 300 is longer than the model's context of 256"),
         (
             ["--set", "batch.length=256", "--set", "data.sources=[{path='short'}]"],
-            "no window of 256",
+            "fewer than a window of 256",
         ),
         (["--device", "abacus"], "--device abacus: not available"),
         (["--output", "recipe.toml"], "recipe.toml: cannot be used as output"),
@@ -159,11 +162,11 @@ def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
     shutil.rmtree(place / "tokens")
     write_tokens(place / "tokens", seed=5)
     result = run()
-    assert "holds a run with tokens.tokens." in str(result.exception)
+    assert "has a run with tokens.tokens." in str(result.exception)
     shutil.rmtree(place / "tokens")
     write_tokens(place / "tokens")
     (place / "tiny.toml").write_text(SHAPE.replace("SMLA", "SMLL"))
-    assert "holds a run with shape.stripes = 'SMLA', not 'SMLL'" in str(run().exception)
+    assert "has a run with shape.stripes = 'SMLA', not 'SMLL'" in str(run().exception)
 
 
 def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None:
@@ -175,7 +178,7 @@ def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None
     assert killed.finish()[0] == [-signal.SIGKILL]
     assert not (place / "run" / "final").exists()
 
-    assert "going on from step" in run(*arguments).stderr
+    assert "resuming from step" in run(*arguments).stderr
     assert run(*arguments, "--output", "whole").exit_code == 0
     for name in ("model.safetensors", "provenance.json", "config.toml"):
         cut, whole = (place / folder / "final" / name for folder in ("run", "whole"))

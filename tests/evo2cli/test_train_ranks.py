@@ -143,7 +143,7 @@ def test_two_ranks_of_zero_3_are_one_also_after_a_kill(place: Path, alone: Path)
 
     stop_after(place, "cut", start(place, 2, "cut", "parallel.zero=3"), signal.SIGKILL)
     assert not (place / "cut" / "final").exists()
-    assert "going on from step" in run(place, 2, "cut", "parallel.zero=3")
+    assert "resuming from step" in run(place, 2, "cut", "parallel.zero=3")
     assert numbers(place / "cut") == numbers(place / "whole")
     for name in ("model.safetensors", "config.toml"):
         assert (place / "cut" / "final" / name).read_bytes() == (
@@ -194,7 +194,7 @@ def test_ranks_that_share_windows_are_one(
     """Losses, weights of soft-masked bases and validation, across the border of a window."""
     output = f"shared{world}"
     said = run(place, world, output, f"parallel.context={context}", *settings)
-    assert f"{world} x cpu, {context} to a window" in said
+    assert f"{world} x cpu, {context} per window" in said
     assert losses(place / output) == pytest.approx(losses(alone), rel=1e-5)
     assert records(place / output)[-1]["valid_bits"] == pytest.approx(
         records(alone)[-1]["valid_bits"], rel=1e-5
@@ -211,5 +211,5 @@ def test_a_rank_that_dies_ends_those_that_wait_for_its_part(place: Path) -> None
     ranks = [rank for rank in ranks_of(place / "dead") if rank != process.pid]
     os.kill(ranks[-1], signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
-    assert "was ended by SIGKILL" in said
+    assert "was killed by SIGKILL" in said
     assert process.returncode == 128 + signal.SIGKILL

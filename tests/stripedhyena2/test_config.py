@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from stripedhyena2 import ConfigError, ModelConfig, read_config
-from stripedhyena2.checkpoint.published import shapes_folder
+from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.config import change_config, make_config, to_released
 
 SHAPE = {
@@ -114,6 +114,6 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, suffix: st
 
 
 def test_every_shipped_shape_can_be() -> None:
-    files = sorted(shapes_folder().glob("*.toml"))
+    files = sorted(recipes_folder().glob("models/*.toml"))
     assert len(files) >= 7
     assert all(isinstance(read_config(file), ModelConfig) for file in files)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stripedhyena2 import ModelConfig, StripedHyena2, read_config, trainable
-from stripedhyena2.checkpoint.published import shapes_folder
+from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.model import initial_values
 from stripedhyena2.parametrization import folded_state
@@ -102,7 +102,7 @@ def test_one_seed_one_model(tiny_config: ModelConfig) -> None:
 
 
 def test_a_seed_gives_the_weights_it_always_gave() -> None:
-    config = read_config(shapes_folder() / "nano.toml")
+    config = read_config(recipes_folder() / "models" / "nano.toml")
     values = initial_values(StripedHyena2(config), seed=7)
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest()
     assert digest == "367f205e5402d271776ef431bd249992abbcb39880fb700f582c23256a224ece"

@@ -93,7 +93,7 @@ def operators() -> Iterator[None]:
             self.gain_D = nn.Parameter(torch.empty(config.width))
 
         def forward(self, x_BLD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
-            return self.project_out(self._mix(self.project_in(x_BLD))), past or Past()
+            return self.project_out(self._mix(self.project_in(x_BLD))), past
 
         def step(self, z_B1C: Tensor, slots: Slots) -> Tensor:  # noqa: ARG002 - none
             return self._mix(z_B1C)

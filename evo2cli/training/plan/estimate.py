@@ -17,8 +17,8 @@ from evo2cli.training.recipe import Batch, Recipe
 from stripedhyena2 import ModelConfig
 from stripedhyena2.parallelize import check_schemes
 
-SECONDS_A_DAY = 86_400
-CHECKPOINTING = (4, 2, 1)  # blocks recomputed together that advice may name
+SECONDS_PER_DAY = 86_400
+CHECKPOINTING = (4, 2, 1)  # values of memory.activation_checkpointing that advice considers
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class Plan:
 
     @property
     def flops(self) -> Flops:
-        """FLOPs of a forward pass, a token."""
+        """FLOPs of a forward pass, per token."""
         return flops_per_token(self.config, self.batch.length)
 
     @property
     def recomputed_flops(self) -> float:
-        """FLOPs that activation checkpointing recomputes, a token."""
+        """FLOPs that activation checkpointing recomputes, per token."""
         if not self.setup.checkpointing:
             return 0
         return recomputed_flops_per_token(self.config, self.batch.length)
 
     @property
     def paper_flops(self) -> float:
-        """FLOPs of training, a token, as the paper counts them."""
+        """FLOPs of training, per token, as the paper counts them."""
         return paper_flops_per_token(self.config, self.batch.length)
 
     @property
@@ -76,18 +76,18 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second on one GPU."""
+        """Tokens per second on one GPU."""
         return self.batch.tokens / self.setup.gpus / self.time.total
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs over the dense bf16 peak, without recomputed ones."""
+        """Model FLOPs (MFU), without recomputation, over the dense bf16 peak."""
         return self.tokens_per_second * self.flops.training / self.gpu.bf16
 
     @property
     def days(self) -> float:
         """Days of the whole run, without validation, checkpoints and failures."""
-        return self.steps * self.time.total / SECONDS_A_DAY
+        return self.steps * self.time.total / SECONDS_PER_DAY
 
     @property
     def disk(self) -> int:
@@ -110,7 +110,7 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
         gpu: Their kind.
 
     Raises:
-        ValueError: The recipe cannot run on them at all; the message names table and key.
+        ValueError: The recipe cannot run on these GPUs, however much memory they have.
     """
     _check(recipe, config, gpus, gpu)
     counts = count_sizes(recipe, config)
@@ -118,7 +118,7 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
 
 
 def count_sizes(recipe: Recipe, config: ModelConfig) -> Sizes:
-    """Numbers of parameters of what a recipe trains."""
+    """Numbers of parameters of the model that a recipe trains."""
     return sizes(config, published=recipe.optimizer.decay == "evo2-published")
 
 
@@ -128,18 +128,18 @@ def make_setup(recipe: Recipe, gpus: int) -> Setup:
     Raises:
         ValueError: They cannot share a step evenly.
     """
-    micro, context = recipe.micro(gpus), recipe.parallel.context
+    micro, context_parallel = recipe.micro(gpus), recipe.parallel.context
     return Setup(
         gpus=gpus,
         zero=recipe.parallel.zero if gpus == 1 else max(1, recipe.parallel.zero),
         length=recipe.batch.length,
         micro=micro,
-        accumulation=recipe.batch.sequences // (gpus // context * micro),
+        accumulation=recipe.batch.sequences // (gpus // context_parallel * micro),
         checkpointing=recipe.memory.activation_checkpointing,
         compute=recipe.precision.compute,
         fp8=recipe.precision.fp8,
         averaged=recipe.optimizer.ema is not None,
-        context=context,
+        context=context_parallel,
         schemes=recipe.parallel.schemes,
     )
 
@@ -149,7 +149,7 @@ def _plan(
 ) -> Plan:
     tokens = recipe.batch.tokens / setup.gpus
     steps, checkpoint = recipe.optimizer.steps, recipe.checkpoint
-    for_good = steps // checkpoint.keep_every if checkpoint.keep_every else 0
+    kept_forever = steps // checkpoint.keep_every if checkpoint.keep_every else 0
     return Plan(
         config,
         counts,
@@ -157,7 +157,7 @@ def _plan(
         setup,
         recipe.batch,
         steps,
-        checkpoint.keep + for_good,
+        checkpoint.keep + kept_forever,
         memory_per_gpu(config, counts, setup),
         step_time(config, counts, setup, gpu, tokens=tokens),
     )
@@ -173,18 +173,18 @@ def _check(recipe: Recipe, config: ModelConfig, gpus: int, gpu: Accelerator) -> 
         recipe.micro(gpus)
     except ValueError as error:
         raise ValueError(f"{error}; {_nearest(recipe, gpus)}") from None
-    check_sharing(recipe, config)
+    check_context_parallel(recipe, config)
     if recipe.precision.fp8 and gpu.fp8 is None:
         raise ValueError(f"precision.fp8 = true: {gpu.key} has no FP8 units; set false")
     if recipe.optimizer.ema is not None and gpus > 1:
         raise ValueError(f"optimizer.ema needs whole weights in one process, not {gpus:,}")
 
 
-def check_sharing(recipe: Recipe, config: ModelConfig) -> None:
-    """Refuse exchanges that a model of this shape does not allow.
+def check_context_parallel(recipe: Recipe, config: ModelConfig) -> None:
+    """Refuse a degree of context parallelism that this shape does not allow.
 
     Raises:
-        ValueError: The message begins with table and key.
+        ValueError: With the table and the key.
     """
     try:
         check_schemes(config, recipe.parallel.schemes, recipe.parallel.context)
@@ -192,25 +192,25 @@ def check_sharing(recipe: Recipe, config: ModelConfig) -> None:
         raise ValueError(f"parallel.{error}") from None
 
 
-def sharing_counts(recipe: Recipe) -> list[int]:
-    """Numbers of GPUs that can share a step, ascending."""
+def possible_gpus(recipe: Recipe) -> list[int]:
+    """All numbers of GPUs that can share a step evenly, ascending."""
     most = recipe.batch.sequences // (recipe.batch.micro_sequences or 1)
     groups = [count for count in range(1, most + 1) if most % count == 0]
     return [recipe.parallel.context * count for count in groups]
 
 
 def _nearest(recipe: Recipe, gpus: int) -> str:
-    counts = sharing_counts(recipe)
+    counts = possible_gpus(recipe)
     below = [str(count) for count in counts if count < gpus][-1:]
     above = [str(count) for count in counts if count > gpus][:1]
-    return f"the nearest numbers of GPUs that can: {' and '.join(below + above)}"
+    return f"the nearest possible numbers of GPUs are {' and '.join(below + above)}"
 
 
 def advice(plan: Plan, recipe: Recipe) -> str:
-    """What to change so that a plan fits: as few keys as possible, and of those the fastest."""
+    """How to make a run fit: a change of as few keys as possible, and among those the fastest."""
     for change in _changes(plan, recipe):
         return change
-    for gpus in sharing_counts(recipe):
+    for gpus in possible_gpus(recipe):
         if gpus <= plan.setup.gpus:
             continue
         larger = _plan(recipe, plan.config, plan.counts, plan.gpu, make_setup(recipe, gpus))
@@ -222,7 +222,7 @@ def advice(plan: Plan, recipe: Recipe) -> str:
 
 
 def _changes(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    """Changes of the recipe that make it fit the same GPUs, the best first."""
+    """Changes of the recipe that make it fit on the same GPUs, the best first."""
     found = []
     for setup in _alternatives(plan.setup):
         other = _plan(recipe, plan.config, plan.counts, plan.gpu, setup)

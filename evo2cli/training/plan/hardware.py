@@ -1,4 +1,4 @@
-"""Accelerators by their data sheets: dense peaks, memory, and links."""
+"""Data sheets of GPUs: peak rates without sparsity, memory, and links."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,18 @@ GIGA, TERA = 1e9, 1e12
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One GPU.
+    """A kind of GPU.
 
     Attributes:
-        key: Its name on our command line.
-        device_name: What `torch.cuda.get_device_name` calls it.
-        memory: Bytes that CUDA reports in all.
-        bf16: Dense FLOP/s with sums in fp32.
-        fp8: Dense FLOP/s; None where there are no such units.
+        key: Its name on the command line.
+        device_name: Its name in `torch.cuda.get_device_name`.
+        memory: Bytes of memory, as reported by CUDA.
+        bf16: Dense FLOP/s with fp32 accumulation.
+        fp8: Dense FLOP/s; None without FP8 units.
         fp32: FLOP/s without tensor cores.
-        bandwidth: Bytes/s to its own memory.
-        link: Bytes/s to the GPUs of its node, one direction.
-        network: Bytes/s to other nodes, one direction, at one network port a GPU.
+        bandwidth: Bytes/s of its memory.
+        link: Bytes/s to the other GPUs of its node, in one direction.
+        network: Bytes/s to other nodes, in one direction, with one network port per GPU.
     """
 
     key: str
@@ -35,8 +35,8 @@ class Accelerator:
 
 
 # NVIDIA's data sheets, without sparsity: memory in GiB; bf16, FP8 and fp32 in TFLOP/s; bandwidth in
-# TB/s; link (half of what both directions sum to) and network in GB/s. The network is 400 Gb/s a
-# GPU as in DGX H100 and B200, 200 as in DGX A100, 100 beside an L40S, 10 beside a gaming card.
+# TB/s; link (half the sum of both directions) and network in GB/s. The network is 400 Gb/s per GPU
+# as in DGX H100 and B200, 200 as in DGX A100, 100 for an L40S, 10 for a consumer card.
 _TABLE = """
 b200       178.3  2250.0  4500.0  80.0  8.000  900  50.00  NVIDIA B200
 h200       139.8   989.4  1978.9  66.9  4.800  450  50.00  NVIDIA H200
@@ -68,14 +68,14 @@ ACCELERATORS = [_read(line) for line in _TABLE.split("\n") if line]
 
 
 def find_accelerator(name: str) -> Accelerator | None:
-    """The accelerator of this key or device name; None when it is not in the table."""
+    """The accelerator of this key or device name; None if it is not in the table."""
     return next((gpu for gpu in ACCELERATORS if name in (gpu.key, gpu.device_name)), None)
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of what `torch.cuda.get_device_name` names; None when it is unknown.
+    """Dense bf16 FLOP/s of the GPU with this `torch.cuda.get_device_name`; None if unknown.
 
-    FP8 runs are held against the same peak, so that their utilization can be compared.
+    The utilization of FP8 runs refers to the same peak, so that it is comparable.
     """
     gpu = find_accelerator(device_name)
     return None if gpu is None else gpu.bf16

@@ -6,6 +6,7 @@ the files. A name may request another commit, as in evo2_7b@main.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import resources
 from pathlib import Path
 
 from stripedhyena2.config import ModelConfig, read_config
@@ -120,7 +121,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 def published_config(name: str) -> ModelConfig:
     """The shape of a published model."""
-    return read_config(shapes_folder() / f"{PUBLISHED[name].shape}.toml")
+    return read_config(recipes_folder() / "models" / f"{PUBLISHED[name].shape}.toml")
 
 
 def needed_precision(config: ModelConfig) -> Precision:
@@ -132,7 +133,12 @@ def needed_precision(config: ModelConfig) -> Precision:
     return Precision.BF16
 
 
-def shapes_folder() -> Path:
-    """The folder of the shipped shapes: in the package of a wheel, in recipes/ of a checkout."""
-    installed = Path(__file__).parents[1] / "shapes"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "recipes" / "models"
+def recipes_folder() -> Path:
+    """The shipped recipes, with the shapes of models in models/.
+
+    A wheel has them inside this package; a source tree, also one that is installed as editable, has
+    them in recipes/.
+    """
+    package = Path(str(resources.files("stripedhyena2")))
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parents[1] / "recipes"

@@ -5,7 +5,6 @@ digits of every place from one set of sources, and the texts from another.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from evo2cli.data.documents import PAD, ArrayDocuments, Documents
 from evo2cli.data.loader import TAG_REACH, WindowLoader, Windows, fixed_windows
-from evo2cli.training.recipe import Data, Source
 
 SEQUENCES = 3
 Places = npt.NDArray[np.int64]
@@ -28,20 +26,14 @@ texts = st.text("ACGTacgtN", min_size=1, max_size=40)
 tagged = st.text("ACGTacg|_; t#@N", min_size=1, max_size=40)
 
 
-def make_data(count: int = 1, *, weights: Sequence[float] = (), **changes: Any) -> Data:
-    shares = list(weights) or [None] * count
-    sources = [Source(path=Path(f"s{at}"), weight=share) for at, share in enumerate(shares)]
-    return Data(sources=sources, **changes)
-
-
 def make_source(documents: Sequence[str], name: str = "s") -> ArrayDocuments:
     stream = "".join(text + "\0" for text in documents)
     offsets = np.cumsum([0, *(len(text) + 1 for text in documents)])
     return ArrayDocuments(name, np.frombuffer(stream.encode(), np.uint8), offsets)
 
 
-def make_loader(sources: Sequence[Documents], data: Data, length: int, seed: int) -> WindowLoader:
-    return WindowLoader(sources, data, length=length, sequences=SEQUENCES, seed=seed)
+def make_loader(sources: Sequence[Documents], length: int, seed: int, **rules: Any) -> WindowLoader:
+    return WindowLoader(sources, length=length, sequences=SEQUENCES, seed=seed, **rules)
 
 
 def trace(sources: Sequence[Documents], make: Make) -> tuple[Places, Places]:
@@ -68,9 +60,9 @@ def trace(sources: Sequence[Documents], make: Make) -> tuple[Places, Places]:
     return np.where(padding, -1, source), np.where(padding, -1, sum(digits))
 
 
-def run_windows(data: Data, length: int, seed: int, steps: range) -> Make:
+def run_windows(length: int, seed: int, steps: range, **rules: Any) -> Make:
     def make(sources: Sequence[Documents]) -> Windows:
-        loader = make_loader(sources, data, length, seed)
+        loader = make_loader(sources, length, seed, **rules)
         parts = [loader.windows(step) for step in steps]
         return Windows(*(np.concatenate([getattr(p, name) for p in parts]) for name in FIELDS))
 
@@ -97,11 +89,10 @@ def test_a_stream_is_seen_once_an_epoch(
     documents: list[list[str]], length: int, seed: int, epoch: int
 ) -> None:
     sources = [make_source(one) for one in documents]
-    data = make_data(len(sources))
-    total = make_loader(sources, data, length, seed).windows_per_epoch
+    total = make_loader(sources, length, seed).windows_per_epoch
     samples = range(epoch * total, (epoch + 1) * total)
     steps = range(samples.start // SEQUENCES, samples.stop // SEQUENCES + 1)
-    source, place = trace(sources, run_windows(data, length, seed, steps))
+    source, place = trace(sources, run_windows(length, seed, steps))
     rows = np.arange(steps.start * SEQUENCES, steps.stop * SEQUENCES)
     mine = (rows >= samples.start) & (rows < samples.stop)
     source, place = source[mine], place[mine]
@@ -119,11 +110,10 @@ def test_packed_by_document_every_byte_is_predicted_once(
     documents: list[list[str]], length: int, seed: int
 ) -> None:
     sources = [make_source(one) for one in documents]
-    data = make_data(len(sources), packing="document")
-    loader = make_loader(sources, data, length, seed)
+    loader = make_loader(sources, length, seed, packing="document")
     total = loader.windows_per_epoch
     steps = range(-(-total // SEQUENCES))
-    source, place = trace(sources, run_windows(data, length, seed, steps))
+    source, place = trace(sources, run_windows(length, seed, steps, packing="document"))
     source, place = source[:total], place[:total]
     predicted = [
         pair
@@ -159,19 +149,19 @@ def test_a_step_is_the_same_alone_and_shared(
     documents: list[list[str]], packing: str, weighted: bool, step: int, world: int, seed: int
 ) -> None:
     sources = [make_source(one) for one in documents]
-    shares = [0.5**at for at in range(len(sources))] if weighted else []
-    data = make_data(len(sources), weights=shares, packing=packing)
-    running = make_loader(sources, data, 9, seed)
+    rules: dict[str, Any] = {"packing": packing}
+    rules["weights"] = [0.5**at for at in range(len(sources))] if weighted else None
+    running = make_loader(sources, 9, seed, **rules)
     running.windows(step - 1 if step else 5)
     whole = running.windows(step)
     assert len(whole) == SEQUENCES
     each = -(-SEQUENCES // world)
     for rank in range(world):
         rows = slice(rank * each, (rank + 1) * each)
-        assert_same(make_loader(sources, data, 9, seed).windows(step, rows), whole[rows])
+        assert_same(make_loader(sources, 9, seed, **rules).windows(step, rows), whole[rows])
         spread = slice(rank, None, world)
         assert_same(running.windows(step, spread), whole.share(rank, world))
-    twice = WindowLoader(sources, data, length=9, sequences=2 * SEQUENCES, seed=seed)
+    twice = WindowLoader(sources, length=9, sequences=2 * SEQUENCES, seed=seed, **rules)
     assert_same(twice.windows(step)[:SEQUENCES], running.windows(2 * step))
     assert_same(twice.windows(step)[SEQUENCES:], running.windows(2 * step + 1))
 
@@ -207,14 +197,14 @@ def test_masks_are_those_of_whole_documents(
     documents: list[str], packing: str, length: int, seed: int, mask_tags: bool
 ) -> None:
     source = make_source([*documents, "ACGT" * 8])
-    data = make_data(packing=packing, mask_tags=mask_tags)
+    rules: dict[str, Any] = {"packing": packing, "mask_tags": mask_tags}
     tags, masks = oracle_masks([*documents, "ACGT" * 8])
     stream = "".join(text + "\0" for text in [*documents, "ACGT" * 8])
 
     def fixed(sources: Sequence[Documents]) -> Windows:
-        return fixed_windows(sources[0], data, length=length, limit=10**6)
+        return fixed_windows(sources[0], length=length, limit=10**6, **rules)
 
-    for make in (fixed, run_windows(data, length, seed, range(12))):
+    for make in (fixed, run_windows(length, seed, range(12), **rules)):
         windows = make([source])
         _, places = trace([source], make)
         assert len(windows) == len(places) > 0
@@ -237,15 +227,15 @@ def test_masks_are_those_of_whole_documents(
 def test_masks_hold_at_every_border_of_a_window(length: int) -> None:
     tag = "|d__Bacteria;p__" + "cat" * 300 + "|"
     documents = ["ACGT" * 900 + tag + "acgt" * 900, tag + "AC#GT@" * 50, "ACGT" * 3000]
-    source, data = make_source(documents), make_data()
+    source = make_source(documents)
     _, masks = oracle_masks(documents)
-    loader = WindowLoader([source], data, length=length, sequences=60, seed=1)
-    places = trace(
-        [source],
-        lambda shown: WindowLoader(shown, data, length=length, sequences=60, seed=1).windows(0),
-    )[1]
+
+    def make(sources: Sequence[Documents]) -> Windows:
+        return WindowLoader(sources, length=length, sequences=60, seed=1).windows(0)
+
+    places = trace([source], make)[1]
     expected = np.frombuffer(masks.encode(), np.uint8)[places] == ord("1")
-    np.testing.assert_array_equal(loader.windows(0).masked, expected)
+    np.testing.assert_array_equal(make([source]).masked, expected)
 
 
 @pytest.mark.parametrize(("distance", "found"), [(TAG_REACH, True), (TAG_REACH + 1, False)])
@@ -256,16 +246,14 @@ def test_the_rest_of_a_tag_is_looked_for_so_far_and_no_farther(distance: int, fo
         text = ["A"] * (3 * TAG_REACH)
         text[sign] = "_"
         source = make_source(["".join(text)])
-        windows = fixed_windows(source, make_data(), length=length, limit=10**6)
+        windows = fixed_windows(source, length=length, limit=10**6)
         assert windows.masked[window].tolist() == [found] * (length + 1)
 
 
 def test_strands_are_even_and_can_be_kept() -> None:
     source = make_source(["ACGT" * 10_000])
     both, one = (
-        WindowLoader(
-            [source], make_data(reverse_complement=both), length=8, sequences=4000, seed=3
-        ).windows(0)
+        WindowLoader([source], length=8, sequences=4000, seed=3, reverse_complement=both).windows(0)
         for both in (True, False)
     )
     assert 0.47 < both.reverse.mean() < 0.53
@@ -274,10 +262,10 @@ def test_strands_are_even_and_can_be_kept() -> None:
 
 
 def test_epochs_and_seeds_differ_in_order_and_phase() -> None:
-    source, data = make_source(["ACGT" * 1000]), make_data()
-    total = make_loader([source], data, 32, 3).windows_per_epoch
+    source = make_source(["ACGT" * 1000])
+    total = make_loader([source], 32, 3).windows_per_epoch
     first, second, other = (
-        trace([source], run_windows(data, 32, seed, range(epoch, epoch + total // SEQUENCES)))[1]
+        trace([source], run_windows(32, seed, range(epoch, epoch + total // SEQUENCES)))[1]
         for epoch, seed in ((0, 3), (total // SEQUENCES + 1, 3), (0, 4))
     )
     assert len({*(first[:, 0] % 32).tolist()}) == 1
@@ -289,15 +277,14 @@ def test_epochs_and_seeds_differ_in_order_and_phase() -> None:
 
 def test_weights_decide_how_often_a_source_is_read() -> None:
     sources = [make_source(["ACGT" * 100]), make_source(["A" * 5000]), make_source(["CG" * 50])]
-    data = make_data(weights=[6, 3, 1])
 
-    def make(shown: Sequence[Documents]) -> Windows:
-        return WindowLoader(shown, data, length=20, sequences=4000, seed=0).windows(7)
+    def make_loader(shown: Sequence[Documents]) -> WindowLoader:
+        return WindowLoader(shown, [6, 3, 1], length=20, sequences=4000, seed=0)
 
-    read, _ = trace(sources, make)
+    read, _ = trace(sources, lambda shown: make_loader(shown).windows(7))
     shares = np.bincount(read[:, 0]) / 4000
     assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
-    loader = WindowLoader(sources, data, length=20, sequences=4000, seed=0)
+    loader = make_loader(sources)
     counts = [401 // 20 - 1, 5001 // 20 - 1, 101 // 20 - 1]
     assert loader.windows_per_epoch == sum(counts)
     expected = [2 * 4000 * share / n for share, n in zip((0.6, 0.3, 0.1), counts, strict=True)]
@@ -306,14 +293,16 @@ def test_weights_decide_how_often_a_source_is_read() -> None:
 
 def test_a_source_without_a_window_is_refused() -> None:
     short, long = make_source(["A" * 15], "short"), make_source(["A" * 16], "long")
-    loader = make_loader([long], make_data(), 16, 3)
+    loader = make_loader([long], 16, 3)
     assert loader.windows_per_epoch == 1
     assert (loader.windows(0).tokens == np.frombuffer(b"A" * 16 + b"\0", np.uint8)).all()
-    with pytest.raises(ValueError, match=r"short: 16 tokens hold no window of 16 \+ 1"):
-        make_loader([long, short], make_data(2), 16, 3)
-    assert make_loader([short], make_data(packing="document"), 16, 3).windows_per_epoch == 1
-    with pytest.raises(ValueError, match="1 opened sources, but 2"):
-        make_loader([long], make_data(2), 16, 3)
+    with pytest.raises(
+        ValueError, match=r"short: its 16 tokens are fewer than a window of 16 \+ 1"
+    ):
+        make_loader([long, short], 16, 3)
+    assert make_loader([short], 16, 3, packing="document").windows_per_epoch == 1
+    with pytest.raises(ValueError, match="1 sources, but 2 weights"):
+        make_loader([long], 16, 3, weights=[1, 2])
 
 
 @given(
@@ -324,10 +313,10 @@ def test_a_source_without_a_window_is_refused() -> None:
 def test_validation_windows_are_whole_apart_and_as_many_as_asked(
     sizes: list[int], limit: int, packing: str
 ) -> None:
-    source, data = make_source(["A" * size for size in sizes]), make_data(packing=packing)
+    source = make_source(["A" * size for size in sizes])
 
     def make(shown: Sequence[Documents]) -> Windows:
-        return fixed_windows(shown[0], data, length=16, limit=limit)
+        return fixed_windows(shown[0], length=16, limit=limit, packing=packing)
 
     windows = make([source])
     fit = max(0, source.num_tokens - 1) // 16

@@ -66,10 +66,10 @@ def test_small_orders_all_come_up() -> None:
 def test_the_order_is_this_one_for_ever() -> None:
     """A run that went on under another order would see windows twice: these numbers are frozen."""
     pool = OnePool([6, 4], seed=7)
-    assert pool.places(np.arange(10)).window.tolist() == [3, 0, 1, 2, 4, 5, 1, 0, 3, 2]
+    assert pool.locate(np.arange(10)).window.tolist() == [3, 0, 1, 2, 4, 5, 1, 0, 3, 2]
     mixture = Mixture([6, 4], [0.6, 0.4], seed=7)
-    assert mixture.places(np.arange(10)).source.tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 1, 1]
-    assert mixture.places(np.arange(10)).window.tolist() == [0, 2, 1, 5, 2, 2, 2, 0, 1, 0]
+    assert mixture.locate(np.arange(10)).source.tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 1, 1]
+    assert mixture.locate(np.arange(10)).window.tolist() == [0, 2, 1, 5, 2, 2, 2, 0, 1, 0]
 
 
 @given(seed=keys)
@@ -83,7 +83,7 @@ def test_hashed_bits_are_fair_coins(seed: int) -> None:
 def test_one_pool_has_every_window_once_an_epoch(sizes: list[int], seed: int, epoch: int) -> None:
     total = sum(sizes)
     pool = OnePool(sizes, seed)
-    places = pool.places(np.arange(epoch * total, (epoch + 1) * total))
+    places = pool.locate(np.arange(epoch * total, (epoch + 1) * total))
     assert (places.epoch == epoch).all()
     found = sorted(zip(places.source.tolist(), places.window.tolist(), strict=True))
     assert found == [(source, one) for source, size in enumerate(sizes) for one in range(size)]
@@ -105,7 +105,7 @@ def test_shares_are_exact_in_every_period_and_over_time(parts: list[float], peri
 
 def test_dealt_counts_what_the_periods_hold() -> None:
     mixture = Mixture([3, 5, 2], [0.7, 0.29999, 0.00001], seed=4)
-    places = mixture.places(np.arange(3 * PERIOD))
+    places = mixture.locate(np.arange(3 * PERIOD))
     for periods in (1, 2, 3):
         found = np.bincount(places.source[: periods * PERIOD], minlength=3)
         assert found.tolist() == mixture.dealt(periods)
@@ -117,7 +117,7 @@ def test_a_tiny_weight_has_its_turn() -> None:
     assert mixture.dealt(100_000)[1] == pytest.approx(exact, abs=3)
     first = next(p for p in range(100) if mixture.dealt(p)[1])
     samples = np.arange((first - 1) * PERIOD, first * PERIOD)
-    assert (mixture.places(samples).source == 1).sum() == 1
+    assert (mixture.locate(samples).source == 1).sum() == 1
 
 
 @given(
@@ -131,7 +131,7 @@ def test_a_source_of_a_mixture_is_gone_through_epoch_by_epoch(
 ) -> None:
     parts = data.draw(st.lists(weights, min_size=len(sizes), max_size=len(sizes)))
     mixture = Mixture(sizes, parts, seed)
-    places = mixture.places(np.arange(2 * PERIOD))
+    places = mixture.locate(np.arange(2 * PERIOD))
     for source, size in enumerate(sizes):
         mine = places.source == source
         epoch, window = places.epoch[mine], places.window[mine]
@@ -152,9 +152,9 @@ def test_any_samples_alone_are_as_together(weighted: bool, start: int, size: int
     sizes, parts = [7, 1000, 123_456], [0.5, 0.3, 0.2]
     order = Mixture(sizes, parts, 3) if weighted else OnePool(sizes, 3)
     samples = np.arange(start, start + size)
-    whole = order.places(samples)
-    pieces = [order.places(samples[:cut]), order.places(samples[cut:])]
-    backwards = order.places(samples[::-1])
+    whole = order.locate(samples)
+    pieces = [order.locate(samples[:cut]), order.locate(samples[cut:])]
+    backwards = order.locate(samples[::-1])
     for name in ("source", "epoch", "window"):
         expected = getattr(whole, name)
         np.testing.assert_array_equal(expected, np.concatenate([getattr(p, name) for p in pieces]))

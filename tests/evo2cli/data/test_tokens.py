@@ -127,5 +127,5 @@ def test_shares_come_out_as_asked() -> None:
 
 @pytest.mark.parametrize("fractions", [(-0.1, 0), (0, -0.1), (0.6, 0.6), (float("nan"), 0)])
 def test_impossible_fractions_are_refused(fractions: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match="must be 0 or more, and 1 at most together"):
+    with pytest.raises(UserError, match="must be at least 0, and their sum at most 1"):
         SplitRule(*fractions)

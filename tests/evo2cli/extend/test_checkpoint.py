@@ -13,8 +13,9 @@ from evo2cli.errors import UserError
 from evo2cli.extend.checkpoint import extend_checkpoint
 from evo2cli.extend.options import Scheme as SchemeOption
 from evo2cli.lengths import parse_bytes, parse_length
-from evo2cli.training.engine import PlainEngine, Start
+from evo2cli.training.engine import PlainEngine
 from evo2cli.training.recipe import Recipe
+from evo2cli.training.start import Start
 from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, read_config, save
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
 from stripedhyena2.config import to_released

@@ -129,7 +129,7 @@ def test_a_missing_stage_is_told_with_what_to_run_first(place: Path) -> None:
     result = evo2("extend", "second.toml")
     assert isinstance(result.exception, UserError)
     assert str(result.exception) == (
-        "second.toml: init: first.toml was not trained yet, first/final is missing; "
+        "second.toml: init: first.toml has not been trained yet, first/final is missing; "
         "first run evo2 extend first.toml"
     )
     assert not (place / "second").exists()
@@ -159,7 +159,7 @@ def test_two_stages_run_whole_and_are_verified(place: Path) -> None:
     assert [cell["length"] for cell in needle["cells"]] == [1024] * 3
 
     again = CliRunner().invoke(app, ["extend", "second.toml"])
-    assert "finished already" in again.stderr
+    assert "already finished" in again.stderr
     assert "short: 0 - 256" in again.stderr
     assert "needles in 1,024 bases at 0 %, 50 %, 100 %: copied " in " ".join(again.stderr.split())
     assert again.stdout == ""
@@ -176,7 +176,7 @@ def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None
     assert killed.finish()[0] == [-signal.SIGKILL]
     assert not (place / "first" / "final").exists()
 
-    assert "going on from step" in evo2(*command).stderr
+    assert "resuming from step" in evo2(*command).stderr
     whole = ["train", "first.toml", "--set", "optimizer.steps=40", "--output", "whole"]
     assert summary(evo2(*whole))["finished"]
     for name in ("model.safetensors", "provenance.json", "config.toml"):

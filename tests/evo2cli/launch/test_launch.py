@@ -14,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from evo2cli import gpus
 from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.launch import checks as launch_checks
@@ -80,7 +81,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny.toml").write_text(SHAPE)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch_checks, "num_gpus", lambda: 0)
+    monkeypatch.setattr(gpus, "num_gpus", lambda: 0)
     return tmp_path
 
 
@@ -102,8 +103,9 @@ def test_the_command_line_carries_what_train_is_told(
     place: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    told = ["--set", "seed=3", "--set", "model='tiny'", "--output", "a b", "--device", "cpu"]
-    result = launch("--local", "2", "--dry-run", "--launcher", launcher, *told, "--json")
+    told = ["--set", "seed=3", "--set", "model='tiny'"]
+    told += ["--json", "--device", "cpu", "--output", "a b"]
+    result = launch("--local", "2", "--dry-run", "--launcher", launcher, *told)
     assert result.exit_code == 0, result.output
     threads, python, *words = shlex.split(result.stdout)
     assert threads.startswith("OMP_NUM_THREADS=")
@@ -111,13 +113,13 @@ def test_the_command_line_carries_what_train_is_told(
     module = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed.launcher.launch"}
     assert words[:2] == ["-m", module[launcher]]
     program = words[words.index("evo2cli") - 1 :]
-    assert program == ["-m", "evo2cli", "train", "recipe.toml", *told, "--json"]
+    assert program == ["-m", "evo2cli", "train", "recipe.toml", *told]
     assert not (place / "run").exists()
 
 
 @pytest.mark.usefixtures("place")
 def test_all_means_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_checks, "num_gpus", lambda: 4)
+    monkeypatch.setattr(gpus, "num_gpus", lambda: 4)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     assert "--nproc-per-node 4 " in launch("--local", "all", "--dry-run").stdout
 
@@ -129,19 +131,18 @@ def test_all_means_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--local", "1", "--slurm"], "give either --local N or --slurm"),
         (["--local", "none"], "--local none: must be all, or a number from 1"),
         (["--local", "0"], "--local 0: must be all, or a number from 1"),
-        (["--local", "all"], "--local all: no GPU here; give a number"),
-        (["--local", "2", "--device", "cuda"], "--local 2: only 0 GPUs here; use fewer"),
+        (["--local", "all"], "--local all: this machine has no GPU; give a number"),
+        (["--local", "2", "--device", "cuda"], "--local 2: this machine has 0 GPUs; use fewer"),
         (["--local", "3"], "recipe.toml: batch.sequences = 4 cannot be shared by 3 GPUs"),
         (["--local", "1", "--set", "batch.sequence=3"], "[batch] has no key 'sequence'; did you"),
-        (["--local", "1", "--output", "tiny.toml/run"], "tiny.toml is not a folder to write to"),
-        (["--local", "1", "--launcher", "mpirun"], "must be torchrun or deepspeed"),
-        (["--local", "1", "--nodes", "2"], "--nodes 2: say where they meet by --rendezvous"),
+        (["--local", "1", "--output", "tiny.toml/run"], "tiny.toml is not a writable folder"),
+        (["--local", "1", "--nodes", "2"], "--nodes 2: also needs --rendezvous HOST:PORT"),
         (["--local", "1", "--rendezvous", "here"], "--rendezvous here: must be host:port"),
-        (["--local", "1", "--time", "1:00"], "--time 1:00: goes with --slurm"),
-        (["--slurm", "--dry-run"], "--dry-run True: goes with --local"),
+        (["--local", "1", "--time", "1:00"], "--local starts ranks without Slurm; drop --time"),
+        (["--slurm", "--dry-run"], "--slurm only writes a script; drop --dry-run"),
         (["--slurm"], "sequences = 4 cannot be shared by 8 GPUs"),
-        (["--slurm", "--gpus-per-node", "2", "--sbatch", "A=1"], "--sbatch A=1: must read key="),
-        (["--slurm", "--gpus-per-node", "2", "--time", '"'], "sbatch takes no quote"),
+        (["--slurm", "--gpus-per-node", "2", "--sbatch", "A=1"], "--sbatch A=1: must be key=value"),
+        (["--slurm", "--gpus-per-node", "2", "--time", '"'], "sbatch allows no quotes"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -176,10 +177,12 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         "--local", "1", "--set", "parallel.zero=3"
     )
     assert launch("--local", "1", "--dry-run").exit_code == 0
-    monkeypatch.setattr(launch_checks, "num_gpus", lambda: 2)
+    monkeypatch.setattr(gpus, "num_gpus", lambda: 2)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
-    assert "has no NCCL, through which GPUs talk" in refusal("--local", "2")
-    assert refusal("--local", "4") == ("--local 4: only 2 GPUs here; use fewer, or --device cpu")
+    assert "has no NCCL, which GPUs communicate through" in refusal("--local", "2")
+    assert (
+        refusal("--local", "4") == "--local 4: this machine has 2 GPUs; use fewer, or --device cpu"
+    )
 
 
 def test_a_disk_too_small_is_refused_with_both_numbers(
@@ -329,14 +332,17 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
     _, told = launched.communicate(timeout=60)
     assert launched.returncode == code, told
     assert told.splitlines()[-1] == (
-        f"evo2: rank 1 ended with exit code {code}, its reason is above; "
-        "the other ranks here were ended too"
+        f"evo2: rank 1 exited with code {code}, for the reason above; "
+        "the other ranks of this machine were stopped"
     )
     assert (place / "0.heard").exists()
 
 
 def test_of_many_failures_one_with_a_reason_is_told() -> None:
     killed = first_failure({3: -9, 0: -15})
-    assert (str(killed).partition(";")[0], killed.exit_code) == ("rank 3 was ended by SIGKILL", 137)
+    assert (str(killed).partition(";")[0], killed.exit_code) == (
+        "rank 3 was killed by SIGKILL",
+        137,
+    )
     assert first_failure({0: 1, 2: 1}).exit_code == 1
-    assert str(first_failure({0: 1, 2: 4})).startswith("rank 2 ended with exit code 4")
+    assert str(first_failure({0: 1, 2: 4})).startswith("rank 2 exited with code 4")

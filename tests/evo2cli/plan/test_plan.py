@@ -56,7 +56,7 @@ def test_a_page_and_its_json_say_the_same() -> None:
     page = runner.invoke(app, arguments)
     plan = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
     assert page.exit_code == 0
-    assert "16,777,216 tokens a step" in " ".join(page.stdout.split())
+    assert "16,777,216 tokens per step" in " ".join(page.stdout.split())
     assert f"{plan['run']['dollars']:,.0f} dollars" in page.stdout
     assert plan["run"]["dollars"] == 2 * plan["run"]["gpu_hours"]
     assert "fits" in page.stdout
@@ -91,7 +91,7 @@ def test_sources_that_are_here_are_counted(tmp_path: Path) -> None:
         (["optimizer.learning_rate=3"], 1, "h200", "optimizer.learning_rate = 3: Input should be"),
         (["batch.micro_sequences=3"], 1, "h200", "micro_sequences = 3 does not divide sequences"),
         ([], 96, "h200", "batch.sequences = 256 cannot be shared by 96 GPUs"),
-        ([], 96, "h200", "the nearest numbers of GPUs that can: 64 and 128"),
+        ([], 96, "h200", "the nearest possible numbers of GPUs are 64 and 128"),
         (["batch.length=16_384"], 1, "h200", "longer than the model's context of 8,192"),
         (["precision.fp8=true"], 1, "a100-80gb", "precision.fp8 = true: a100-80gb has no FP8"),
         (["optimizer.ema=0.99"], 8, "h200", "optimizer.ema needs whole weights in one process"),
@@ -109,5 +109,5 @@ def test_what_cannot_be_is_one_line_with_file_table_and_key(
 
 
 def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="--gpu tpu: not in our table; known: b200, h200"):
+    with pytest.raises(UserError, match="--gpu tpu: unknown; choose one of b200, h200"):
         plan_recipe(PlanOptions(recipe=Path("1b.toml"), gpu="tpu"))

@@ -17,10 +17,11 @@ from evo2cli.data.documents import ArrayDocuments, Bytes
 from evo2cli.data.loader import WindowLoader, fixed_windows
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.training import state
-from evo2cli.training.engine import PlainEngine, Start
+from evo2cli.training.engine import PlainEngine
 from evo2cli.training.loop import Outcome, Trainer
-from evo2cli.training.metrics import Telling
+from evo2cli.training.metrics import MetricsLogger
 from evo2cli.training.recipe import Recipe
+from evo2cli.training.start import Start
 from evo2cli.training.state import RunFolder
 from stripedhyena2 import ModelConfig, load
 
@@ -78,12 +79,11 @@ def make_trainer(
     batch = recipe.batch
     loader = WindowLoader(
         [documents("train", train)],
-        recipe.data,
         length=batch.length,
         sequences=batch.sequences,
         seed=recipe.seed,
     )
-    windows = fixed_windows(documents("valid", valid), recipe.data, length=batch.length, limit=8)
+    windows = fixed_windows(documents("valid", valid), length=batch.length, limit=8)
     return Trainer(recipe, engine, loader, {"valid": windows} if len(windows) else {}, folder)
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path / "run")
     make_trainer(recipe).run()
     (recipe.output / "step-000000007" / "resume.pt").write_bytes(b"no such thing")
-    with pytest.raises(UserError, match=r"step-000000007: damaged; delete it to go on"):
+    with pytest.raises(UserError, match=r"step-000000007: damaged; delete it to resume"):
         make_trainer(recipe).run()
 
 
@@ -215,9 +215,9 @@ def test_another_recipe_or_other_facts_do_not_go_on(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path / "run")
     make_trainer(recipe, facts={"tokens": {"train": "abc"}}).run()
     other = make_recipe(tmp_path / "run", optimizer={"clip": 0.5})
-    with pytest.raises(UserError, match=r"holds a run with optimizer\.clip = 1\.0, not 0\.5"):
+    with pytest.raises(UserError, match=r"^\S+: has a run with optimizer\.clip = 1\.0, not 0\.5"):
         make_trainer(other, facts={"tokens": {"train": "abc"}})
-    with pytest.raises(UserError, match=r"holds a run with tokens\.train = 'abc', not 'abd'"):
+    with pytest.raises(UserError, match=r"has a run with tokens\.train = 'abc', not 'abd'"):
         make_trainer(recipe, facts={"tokens": {"train": "abd"}})
     rarer = make_recipe(tmp_path / "run", checkpoint={"every": 5})
     make_trainer(rarer, facts={"tokens": {"train": "abc"}})
@@ -409,8 +409,8 @@ def test_tensorboard_and_the_curve_hold_the_run(tmp_path: Path) -> None:
     events.Reload()
     seen = {event.step: event.value for event in events.Scalars("loss")}
     assert seen == pytest.approx({r["step"]: r["loss"] for r in metrics(recipe)}, rel=1e-6)
-    told = Telling(make_trainer(recipe).folder, 7, 4, "", tensorboard=True)  # killed after step 4
-    with told:
+    folder = make_trainer(recipe).folder
+    with MetricsLogger(folder, 7, 4, "", tensorboard=True):  # resumed after step 4
         pass
     events = EventAccumulator(str(recipe.output / "tensorboard"))
     events.Reload()

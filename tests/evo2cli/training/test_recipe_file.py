@@ -88,7 +88,7 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
             r"optimizer.learning_rate = nan: must be a finite number",
         ),
         (["modle='x'"], r"the recipe has no key 'modle'; did you mean 'model'\?"),
-        (["batch.zzz=1"], r"\[batch\] has no key 'zzz'; known: length, sequences"),
+        (["batch.zzz=1"], r"\[batch\] has no key 'zzz'; its keys are length, sequences"),
         (["batch.sequences=0"], r"batch\.sequences = 0: "),
         (["batch.micro_sequences=3"], "micro_sequences = 3 does not divide sequences = 4"),
         (["optimizer.warmup_steps=10"], "warmup_steps = 10 must be below steps = 10"),
@@ -138,7 +138,7 @@ def test_settings_lie_over_the_file_in_their_order(recipe_file: Path) -> None:
     assert recipe.validation.every == 7
     assert recipe.output == Path("else/where")
     for setting in ("batch.length", "=3"):
-        with pytest.raises(UserError, match=r"must read table\.key=value"):
+        with pytest.raises(UserError, match=r"must have the form table\.key=value"):
             read_recipe(recipe_file, [setting])
 
 

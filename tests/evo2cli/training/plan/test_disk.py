@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evo2cli.tokenize import tokenize_files
+from evo2cli.tokenize.options import TokenizeOptions
+from evo2cli.tokenize.run import tokenize_files
 from evo2cli.training.plan.disk import checkpoint_bytes
 from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe_file import read_recipe, read_shape
@@ -49,7 +50,10 @@ needs_deepspeed = pytest.mark.skipif(
 def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path, settings: tuple[str, ...]) -> None:
     letters = np.random.default_rng(0).choice([*"ACGT"], 4_000)
     (tmp_path / "g.fa").write_text(f">a\n{''.join(letters)}\n>b\n{''.join(letters[:500])}\n")
-    tokenize_files([tmp_path / "g.fa"], tmp_path / "tokens", valid_fraction=0)
+    options = TokenizeOptions(
+        files=(tmp_path / "g.fa",), output=tmp_path / "tokens", valid_fraction=0
+    )
+    tokenize_files(options)
     file = tmp_path / "recipe.toml"
     file.write_text(RECIPE)
     changes = [argument for setting in settings for argument in ("--set", setting)]

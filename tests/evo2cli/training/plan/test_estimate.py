@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from evo2cli.training.engine import PlainEngine, Start
-from evo2cli.training.plan.estimate import Plan, advice, make_plan, sharing_counts
+from evo2cli.training.engine import PlainEngine
+from evo2cli.training.plan.estimate import Plan, advice, make_plan, possible_gpus
 from evo2cli.training.plan.hardware import find_accelerator
 from evo2cli.training.plan.memory import Memory, Setup, memory_per_gpu, sizes
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_recipe, read_shape
+from evo2cli.training.start import Start
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint.published import published_config
 
@@ -140,7 +141,7 @@ def test_the_numbers_of_gpus_that_can_share_a_step_are_those_the_batch_takes(con
     if context > 1:
         parallel = recipe.parallel.model_copy(update={"context": context})
         recipe = recipe.model_copy(update={"parallel": parallel})
-    counts = sharing_counts(recipe)
+    counts = possible_gpus(recipe)
     for gpus in range(1, 300):
         try:
             recipe.micro(gpus)

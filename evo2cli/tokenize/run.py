@@ -1,4 +1,4 @@
-"""`evo2 tokenize`: from FASTA or JSON lines to tokens on disk."""
+"""Convert FASTA or JSON lines to a token set."""
 
 import hashlib
 import time
@@ -21,14 +21,15 @@ from evo2cli.files import reading, writing
 from evo2cli.genome.alphabet import LETTERS, to_dna
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
+from evo2cli.tokenize.options import TokenizeOptions
 
-_DEFAULT_VALID = 0.05
+_DEFAULT_VALID_FRACTION = 0.05
 _NOT_DNA = ~np.isin(np.arange(256), list(LETTERS))
 _BLOCK = 1 << 20
 
 
 class DocumentReader:
-    """Reads the documents of FASTA and .jsonl files, and counts what it met.
+    """Reads the documents of FASTA and .jsonl files, and counts letters and oddities.
 
     Args:
         advance: Called with the number of stored bytes read since its last call.
@@ -41,13 +42,13 @@ class DocumentReader:
 
     @property
     def letters(self) -> dict[str, int]:
-        """How often each letter was met, U counted as T."""
+        """Number of occurrences of each letter, with U counted as T."""
         return {chr(byte): int(count) for byte, count in enumerate(self._letters) if count}
 
     def distribute(
         self, inputs: Sequence[Path], valid: Sequence[Path], rule: SplitRule
     ) -> Iterator[tuple[str, Document]]:
-        """Every document with its split; what stands in a `valid` file goes nowhere else."""
+        """Every document with its split; what a `valid` file has is in no other split."""
         held_out = set()
         for path in valid:
             for document in self.read(path):
@@ -64,12 +65,12 @@ class DocumentReader:
         """The documents of `path` that are not empty.
 
         Raises:
-            UserError: It cannot be read, or holds something else than it should.
+            UserError: It cannot be read, or is neither DNA nor JSON lines.
         """
         return self._read_jsonl(path) if is_jsonl(path) else self._read_fasta(path)
 
     def _read_jsonl(self, path: Path) -> Iterator[Document]:
-        """The texts as they stand, tags and all, under their line numbers."""
+        """The texts as they are, tags included, named by their line numbers."""
         for number, text in read_texts(path, self._advance):
             if not text:
                 self._empty += 1
@@ -78,10 +79,10 @@ class DocumentReader:
             yield Document(str(number), path.name, "+", text, content_sha256(text))
 
     def _read_fasta(self, path: Path) -> Iterator[Document]:
-        """The records, with T for U.
+        """The records, with T in place of U.
 
         Raises:
-            UserError: A record holds anything but nucleotides.
+            UserError: A record has letters other than nucleotides.
         """
         names = set()
         for record in read_records(path, self._advance):
@@ -100,60 +101,49 @@ class DocumentReader:
             self._letters += counts
             yield Document(record.name, path.name, "+", sequence, content_sha256(sequence))
 
-    def tell(self) -> None:
-        """Say what was odd."""
+    def report(self) -> None:
+        """Report oddities."""
         if self._empty:
             console.say(f"{self._empty:,} empty records skipped")
         if self._rna:
-            console.say(f"{self._rna:,} RNA records: U was written as T")
+            console.say(f"{self._rna:,} RNA records: U written as T")
         if self._repeated_names:
-            console.warn(f"{self._repeated_names:,} records carry a name met before in their file")
+            console.warn(f"{self._repeated_names:,} records repeat a name of their file")
         if self._in_valid:
             console.warn(
-                f"{self._in_valid:,} training sequences stand in the validation files too (or "
-                "their reverse complements do): left out of train"
+                f"{self._in_valid:,} training sequences are in the validation files as well (or "
+                "their reverse complements are): left out of train"
             )
 
 
-def tokenize_files(
-    inputs: Sequence[Path],
-    output: Path,
-    *,
-    valid: Sequence[Path] = (),
-    valid_fraction: float | None = None,
-    test_fraction: float = 0.0,
-    reverse_complement: bool = False,
-) -> dict[str, Any]:
+def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
     """Write the sequences of FASTA files, or the texts of .jsonl files, as a token set.
 
-    A token set that is already there, from files of the same names and hashes with the same
-    options, is left as it is.
-
-    Args:
-        inputs: FASTA or .jsonl files, compressed or not; `-` is stdin, pipes of FASTA are read too.
-        output: The folder to make.
-        valid: Files whose sequences all go to the valid split.
-        valid_fraction: Of the sequences of `inputs`; None is 0.05, or 0 with `valid` files.
-        test_fraction: Of the sequences of `inputs`.
-        reverse_complement: Follow every document by its reverse complement.
+    An existing token set of files with the same names and hashes and with the same options is left
+    unchanged. FASTA can also come from stdin (`-`) and pipes.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: An input is broken or no DNA, an option is out of range, or `output` is taken.
+        UserError: An input is broken or not DNA, an option is out of range, or the output exists.
     """
+    output = options.output
+    valid_fraction = options.valid_fraction
     if valid_fraction is None:
-        valid_fraction = 0.0 if valid else _DEFAULT_VALID
-    rule = SplitRule(valid_fraction, test_fraction)
-    options = {**asdict(rule), "reverse_complement": reverse_complement}
+        valid_fraction = 0.0 if options.valid else _DEFAULT_VALID_FRACTION
+    rule = SplitRule(valid_fraction, options.test_fraction)
     with writing(output):
         _check_free(output)
-        sources = _describe_sources({"train": inputs, "valid": valid})
-        facts = {"made_by": f"evo2cli {__version__}", "options": options, "sources": sources}
-        earlier = _already_there(output, facts)
+        sources = _describe_sources({"train": options.files, "valid": options.valid})
+        facts = {
+            "made_by": f"evo2cli {__version__}",
+            "options": {**asdict(rule), "reverse_complement": options.reverse_complement},
+            "sources": sources,
+        }
+        earlier = _existing(output, facts)
         if earlier is not None:
-            console.say(f"{output}: already there, from the same files with the same options")
+            console.say(f"{output}: already exists, from the same files with the same options")
             return earlier
         size = sum(source["bytes"] or 0 for source in sources)
         with (
@@ -161,51 +151,51 @@ def tokenize_files(
             console.progress("tokenize", size or None, "bytes") as bar,
         ):
             started, reader = time.perf_counter(), DocumentReader(bar.advance)
-            for split, document in reader.distribute(inputs, valid, rule):
+            for split, document in reader.distribute(options.files, options.valid, rule):
                 writer.add(split, document)
-                if reverse_complement:
+                if options.reverse_complement:
                     _require_no_tags(document)
                     writer.add(split, document.reverse_complement())
             if not reader.letters:
-                names = ", ".join(map(str, [*inputs, *valid]))
-                raise UserError(f"{names}: no record holds a base; give files with sequence")
+                names = ", ".join(map(str, [*options.files, *options.valid]))
+                raise UserError(f"{names}: no record has a base; give files with sequences")
             manifest = writer.finish({**facts, "letters": reader.letters})
-    reader.tell()
-    _tell(manifest, output, time.perf_counter() - started)
+    reader.report()
+    _report(manifest, output, time.perf_counter() - started)
     return manifest
 
 
 def _require_no_tags(document: Document) -> None:
-    """Refuse to turn over a text that reads in one direction only.
+    """Refuse to reverse complement a text with a tag, which has no reverse complement.
 
     Raises:
-        UserError: It holds a tag.
+        UserError: It has a tag.
     """
     found = find_tags(np.frombuffer(document.sequence, np.uint8))
     if found is not None and found[0].any():
         raise UserError(
-            f"{document.source}: document {document.name} holds a tag, which has no reverse "
-            "complement; leave --reverse-complement out (training turns windows over itself)"
+            f"{document.source}: document {document.name} has a tag, which has no reverse "
+            "complement; drop --reverse-complement (training reverse complements windows itself)"
         )
 
 
 def _check_free(output: Path) -> None:
-    """Refuse a destination that holds anything but a token set.
+    """Refuse an output that exists, unless it is an empty folder or a token set.
 
     Raises:
-        UserError: It does.
+        UserError: It is something else.
     """
     if output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST).is_file()):
         return
     if output.exists():
-        raise UserError(f"{output}: exists and is no token set; choose another -o")
+        raise UserError(f"{output}: exists and is not a token set; choose another --output")
 
 
-def _already_there(output: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an earlier run that made the same; None when `output` is free.
+def _existing(output: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of an earlier run on the same input; None if there is no token set.
 
     Raises:
-        UserError: `output` holds other tokens.
+        UserError: `output` is a token set of other input.
     """
     if not (output / MANIFEST).is_file():
         return None
@@ -214,12 +204,12 @@ def _already_there(output: Path, facts: dict[str, Any]) -> dict[str, Any] | None
     if is_known and all(manifest.get(key) == facts[key] for key in ("options", "sources")):
         return manifest
     raise UserError(
-        f"{output}: holds tokens of other files or options; remove it or choose another -o"
+        f"{output}: has tokens of other files or options; remove it or choose another --output"
     )
 
 
 def _describe_sources(paths: dict[str, Sequence[Path]]) -> list[dict[str, Any]]:
-    """Name, role, size and hash of every input; of a pipe only name and role are known.
+    """Name, role, size and hash of every input; for a pipe only name and role are known.
 
     Raises:
         UserError: One cannot be read.
@@ -250,20 +240,20 @@ def _file_sha256(path: Path, advance: Callable[[int], None]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _tell(manifest: dict[str, Any], output: Path, seconds: float) -> None:
+def _report(manifest: dict[str, Any], output: Path, seconds: float) -> None:
     splits = manifest["splits"]
     bases = sum(split["bases"] for split in splits.values())
     parts = ", ".join(
         f"{name} {facts['documents']:,} documents {facts['bases']:,} bases"
         for name, facts in splits.items()
     )
-    console.say(f"{output}: {parts}; {bases / 1e6 / seconds:,.0f} million bases a second")
+    console.say(f"{output}: {parts}; {bases / 1e6 / seconds:,.0f} million bases per second")
     top = Counter(manifest["letters"]).most_common(6)
     console.say("letters: " + ", ".join(f"{letter} {count:,}" for letter, count in top))
     options = manifest["options"]
     ways_out = {
-        "train": "lower the fractions of the others",
-        "valid": "raise --valid-fraction, or name files for it with --valid",
+        "train": "lower the fractions of the other splits",
+        "valid": "raise --valid-fraction, or give files with --valid",
         "test": "raise --test-fraction",
     }
     shares = {"valid": options["valid_fraction"], "test": options["test_fraction"]}
@@ -271,6 +261,6 @@ def _tell(manifest: dict[str, Any], output: Path, seconds: float) -> None:
     for name in SPLITS:
         if shares[name] and name not in splits:
             console.warn(
-                f"the {name} split is empty: there are too few sequences, and whole ones are "
-                f"split; {ways_out[name]}"
+                f"the {name} split is empty: there are too few sequences, which are never divided; "
+                f"{ways_out[name]}"
             )

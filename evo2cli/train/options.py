@@ -1,0 +1,22 @@
+"""Options of `evo2 train`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from evo2cli.plan.options import PlanOptions
+from evo2cli.training.options import RunOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(PlanOptions, RunOptions, panel="Plan"):
+    """A training run, or with `dry_run` a plan of it."""
+
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Estimate memory, time and cost instead of training, as `evo2 plan` does.",
+        ),
+    ] = False

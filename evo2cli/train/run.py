@@ -1,0 +1,286 @@
+"""Train a model by a recipe, on one process or as one rank of many."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from evo2cli import __version__, console
+from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
+from evo2cli.data.sources import Documents, open_held_out, open_source
+from evo2cli.errors import UserError
+from evo2cli.models import memory_explained, pick_device
+from evo2cli.training.engine import Engine, PlainEngine
+from evo2cli.training.loop import Trainer
+from evo2cli.training.options import RunOptions
+from evo2cli.training.plan.estimate import check_context_parallel
+from evo2cli.training.ranks import Ranks
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.recipe_file import (
+    find_initial_weights,
+    find_recipe,
+    naming,
+    read_recipe,
+    read_shape,
+)
+from evo2cli.training.start import Start, extension_line, read_start
+from evo2cli.training.state import RunFolder
+from hyenakernels.float8.op import runs_float8
+from stripedhyena2 import ModelConfig
+from stripedhyena2.checkpoint import save_weights
+
+T = TypeVar("T")
+
+SUMMARY = ("steps", "trained_tokens", "parameters", "valid_bits", "skipped")
+
+
+def train_recipe(options: RunOptions) -> dict[str, Any]:
+    """Train by a recipe, resuming an earlier run of it.
+
+    Started by torchrun or `evo2 launch`, this process is one rank of many.
+
+    Returns:
+        output, finished, steps (done), trained_tokens, parameters, valid_bits (bits per base at the
+        last validation, None without any), skipped (steps that were not finite), rank.
+
+    Raises:
+        UserError: Recipe, data, device or output folder do not allow the run.
+        UntrustedNumericsError: A loss or a gradient is not finite.
+    """
+    path = find_recipe(options.recipe)
+    recipe = read_recipe(path, options.settings)
+    if options.output is not None:
+        recipe = recipe.model_copy(update={"output": options.output})
+    with _joined(options.device) as ranks:
+        _check(recipe, path, ranks)
+        ranks = ranks.sharing(recipe.parallel.context)
+        shape = _shape(recipe, path)
+        sources = _first_rank_first(ranks, lambda: _sources(recipe))
+        folder = RunFolder(recipe, _identity(shape, sources), ranks)
+        of_run = {"output": str(recipe.output), "rank": ranks.rank}
+        summary = _finished(folder.final)
+        if summary is not None:
+            if ranks.is_first:
+                console.say(f"{recipe.output}: already finished; remove it to train again")
+            return {**of_run, "finished": True, **summary}
+
+        start, extension = _start(recipe, path, shape, ranks)
+        trainer = _trainer(recipe, path, start, sources, folder)
+        with memory_explained(
+            f"{path}: {trainer.micro} windows of {recipe.batch.length} on {ranks.device}",
+            "lower batch.micro_sequences, or set memory.activation_checkpointing = 1",
+        ):
+            outcome = trainer.run()
+        summary = {
+            "steps": outcome.step,
+            "trained_tokens": outcome.step * recipe.batch.tokens,
+            "parameters": _num_parameters(trainer.engine),
+            "valid_bits": outcome.valid_bits,
+            "skipped": outcome.skipped,
+        }
+        if outcome.finished:
+            provenance = _provenance(recipe, path, options.settings, sources)
+            _save_final(trainer, {**summary, **provenance, **extension})
+        return {**of_run, "finished": outcome.finished, **summary}
+
+
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """One line for people about what `train_recipe` returns."""
+    bits = summary["valid_bits"]
+    quality = "not validated" if bits is None else f"{bits:.4f} bits per base on validation"
+    end = f"{summary['output']}/final"
+    if not summary["finished"]:
+        end = "stopped; run the same command again to resume"
+    return f"{summary['steps']:,} steps, {summary['trained_tokens']:,} tokens, {quality}: {end}"
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[Ranks]:
+    ranks = Ranks.join(pick_device(device))
+    try:
+        yield ranks
+    finally:
+        ranks.leave()
+
+
+def _first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Do the same work on all ranks, on the others after the first has left its results on disk."""
+    if not ranks.is_first:
+        ranks.wait()
+    result = work()
+    if ranks.is_first:
+        ranks.wait()
+    return result
+
+
+def _check(recipe: Recipe, path: Path, ranks: Ranks) -> None:
+    """Refuse a recipe that these ranks cannot run."""
+    sharded = _needs_deepspeed(recipe, ranks)
+    with naming(path):
+        recipe.micro(ranks.world)
+    if recipe.optimizer.ema is not None and sharded:
+        raise UserError(
+            f"{path}: optimizer.ema needs whole weights in one process, but this run has "
+            f"{ranks.world}"
+        )
+    if recipe.guard.on_nonfinite == "skip" and sharded and recipe.precision.compute == "fp32":
+        raise UserError(
+            f'{path}: guard.on_nonfinite = "skip" on several GPUs needs precision.compute = "bf16"'
+        )
+    if recipe.precision.fp8 and not runs_float8(ranks.device):
+        if ranks.device.type == "cuda":
+            name = torch.cuda.get_device_name(ranks.device)
+            raise UserError(f"{path}: precision.fp8 = true: {name} has no FP8 units; set false")
+        console.warn("precision.fp8 = true: FP8 is emulated slowly on a CPU")
+
+
+def _needs_deepspeed(recipe: Recipe, ranks: Ranks) -> bool:
+    return ranks.world > 1 or recipe.parallel.zero > 0
+
+
+def _shape(recipe: Recipe, path: Path) -> ModelConfig:
+    if recipe.init is not None:
+        find_initial_weights(recipe, path)  # fails before anything is written
+    shape = read_shape(recipe, path)
+    if recipe.batch.length > shape.context:
+        raise UserError(
+            f"{path}: batch.length = {recipe.batch.length} is longer than the model's context of "
+            f"{shape.context}; set {'extend.to' if recipe.init else 'shape.context'}"
+        )
+    with naming(path):
+        check_context_parallel(recipe, shape)
+    return shape
+
+
+def _sources(recipe: Recipe) -> list[Documents]:
+    """The training documents, in the order of the recipe."""
+    sources = []
+    for source in recipe.data.sources:
+        documents = open_source(source.path, "train")
+        if documents is None:
+            raise UserError(f"{source.path}: has no train split; tokenize with less held out")
+        sources.append(documents)
+    return sources
+
+
+def _identity(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any]:
+    """What must be the same when a run is resumed, beside its recipe."""
+    tokens = {documents.name: documents.facts for documents in sources}
+    return {"shape": asdict(shape), "tokens": tokens}
+
+
+def _start(
+    recipe: Recipe, path: Path, shape: ModelConfig, ranks: Ranks
+) -> tuple[Start, dict[str, Any]]:
+    """The start of the run, and what provenance records of an extension."""
+    if recipe.init is None:
+        return Start(shape), {}
+    start, extension = _first_rank_first(ranks, lambda: read_start(recipe, path))
+    if extension and ranks.is_first:
+        record = extension["extended"]
+        console.say(extension_line(record["source"], record))
+    return start, extension
+
+
+def _trainer(
+    recipe: Recipe, path: Path, start: Start, sources: Sequence[Documents], folder: RunFolder
+) -> Trainer:
+    """The trainer on all sources; the first rank says what it is going to do."""
+    ranks, data = folder.ranks, recipe.data
+    with naming(f"{path}: batch.length"):
+        loader = WindowLoader(
+            sources,
+            data.weights,
+            length=recipe.batch.length,
+            sequences=recipe.batch.sequences,
+            seed=recipe.seed,
+            packing=data.packing,
+            reverse_complement=data.reverse_complement,
+            mask_tags=data.mask_tags,
+        )
+    valid = _first_rank_first(ranks, lambda: _valid(recipe))
+    engine = _engine(recipe, path, start, ranks)
+    if ranks.is_first:
+        if not valid:
+            console.warn("no held-out documents as long as a window: no validation")
+        console.say(
+            f"{start.config.stripes}: {_num_parameters(engine):,} parameters, "
+            f"{sum(documents.num_tokens for documents in sources):,} tokens, "
+            f"{loader.windows_per_epoch:,} windows per epoch, on {_devices(engine)}"
+        )
+    return Trainer(recipe, engine, loader, valid, folder)
+
+
+def _valid(recipe: Recipe) -> dict[str, Windows]:
+    """The validation windows: of the valid splits of the sources, and of `data.valid`."""
+    data = recipe.data
+    splits = [open_source(source.path, "valid") for source in data.sources]
+    held_out = [documents for documents in splits if documents is not None]
+    held_out += [open_held_out(path) for path in data.valid]
+    windows = {
+        documents.name: fixed_windows(
+            documents,
+            length=recipe.batch.length,
+            limit=recipe.validation.windows,
+            packing=data.packing,
+            mask_tags=data.mask_tags,
+        )
+        for documents in held_out
+    }
+    return {name: found for name, found in windows.items() if len(found)}
+
+
+def _engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
+    way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {path}` shows what is needed"
+    with memory_explained(f"{path}: the model on {ranks.device}", way_out), naming(path):
+        if not _needs_deepspeed(recipe, ranks):
+            return PlainEngine(recipe, start, ranks.device)
+        from evo2cli.training.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(recipe, start, ranks)
+
+
+def _devices(engine: Engine) -> str:
+    world, device = engine.ranks.world, engine.ranks.device
+    if world == 1:
+        return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
+    context_parallel = engine.ranks.context_parallel
+    per_window = f", {context_parallel} per window" if context_parallel > 1 else ""
+    return f"{world} x {device.type}{per_window}, ZeRO {engine.layout['zero']}"
+
+
+def _num_parameters(engine: Engine) -> int:
+    return sum(shape.numel() for shape in engine.shapes.values())
+
+
+def _finished(final: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, from the provenance of its final model."""
+    file = final / "provenance.json"
+    if not file.is_file():
+        return None
+    provenance = json.loads(file.read_text(encoding="utf-8"))
+    return {key: provenance[key] for key in SUMMARY}
+
+
+def _save_final(trainer: Trainer, provenance: dict[str, Any]) -> None:
+    weights = trainer.engine.weights()
+    if trainer.ranks.is_first:
+        save_weights(trainer.engine.model.config, weights, trainer.folder.final, provenance)
+    trainer.ranks.wait()
+
+
+def _provenance(
+    recipe: Recipe, path: Path, settings: Sequence[str], sources: Sequence[Documents]
+) -> dict[str, Any]:
+    """What is needed to train these weights again."""
+    return {
+        "trained_by": f"evo2cli {__version__}",
+        "recipe": path.name,
+        "set": list(settings),
+        "settings": recipe.model_dump(mode="json", exclude={"output"}),
+        "sources": [documents.facts for documents in sources],
+    }

@@ -1,0 +1,54 @@
+"""Options that the commands on recipes share: plan, train, launch and extend."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evo2cli.options import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsOptions(Options):
+    """Changes to a recipe."""
+
+    settings: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            "--set", metavar="TABLE.KEY=VALUE", help="Change one value of the recipe; repeatable."
+        ),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(SettingsOptions):
+    """A recipe, and changes to it."""
+
+    recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/nano.toml or just nano.")]
+    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """The device of a training run."""
+
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceOptions, RecipeOptions):
+    """A training run: the options that every rank is given."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-O",
+            metavar="FOLDER",
+            help="Folder of the run.",
+            show_default="the recipe's output",
+        ),
+    ] = None

@@ -1,0 +1,103 @@
+"""The start of a run: a shape with random weights, or trained weights, extended if need be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evo2cli import __version__
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.recipe_file import find_initial_weights, naming
+from stripedhyena2 import ModelConfig
+from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
+from stripedhyena2.extension import Extension
+from stripedhyena2.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that a run starts from.
+
+    Attributes:
+        config: Its shape.
+        weights: Folded weights by name; None for random ones from the seed of the recipe.
+    """
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor] | None = None
+
+
+def read_start(recipe: Recipe, path: Path) -> tuple[Start, dict[str, Any]]:
+    """Read the initial weights of a recipe that has an `init`, and extend them as it says.
+
+    Args:
+        recipe: The recipe; weights that already have the context of `[extend]` stay as they are.
+        path: Its file, for messages.
+
+    Returns:
+        The start of the run, and what provenance records of the extension: nothing without one.
+
+    Raises:
+        UserError: `init` has not been trained yet, cannot be read, or cannot be extended like this.
+    """
+    source = find_initial_weights(recipe, path)
+    provenance: dict[str, Any] = {}
+    with naming(f"{path}: init"):
+        checkpoint = read_checkpoint(source)
+        extension = recipe.extension(checkpoint.config.context)
+        if extension is not None:
+            checkpoint, _ = extend(checkpoint, source, extension)
+            provenance = checkpoint.provenance
+    return Start(checkpoint.config, checkpoint.tensors), provenance
+
+
+def extend(
+    checkpoint: Checkpoint, source: str, extension: Extension
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """Extend the context of a checkpoint in memory.
+
+    Args:
+        checkpoint: The checkpoint.
+        source: Its path or name, for the record.
+        extension: The new context length and the scheme.
+
+    Returns:
+        The extended checkpoint, and the record with which its provenance begins: source and
+        source_hash (`fingerprint`), scheme, factor (new / old context), and context, rotary_scale
+        and rotary_base before and after.
+
+    Raises:
+        ConfigError: The new context is not a multiple of the old one.
+        CheckpointError: The rotary frequencies of the checkpoint do not match its shape.
+    """
+    extended = extension.apply(checkpoint)
+    record = {
+        "source": source,
+        "source_hash": fingerprint(checkpoint.config, checkpoint.tensors),
+        "scheme": str(extension.scheme),
+        "factor": extension.to // checkpoint.config.context,
+        "before": _facts(checkpoint.config),
+        "after": _facts(extended.config),
+    }
+    provenance = {
+        "extended_by": f"evo2cli {__version__}",
+        "extended": record,
+        "before": checkpoint.provenance,
+    }
+    return replace(extended, provenance=provenance), record
+
+
+def extension_line(name: str, record: Mapping[str, Any]) -> str:
+    """One line for people about an extension, from its record."""
+    before, after = record["before"], record["after"]
+    return (
+        f"{name}: context {before['context']:,} -> {after['context']:,}, "
+        f"rotary scale {before['rotary_scale']:g} -> {after['rotary_scale']:g}, "
+        f"rotary base {before['rotary_base']:g} -> {after['rotary_base']:g}"
+    )
+
+
+def _facts(config: ModelConfig) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in ("context", "rotary_scale", "rotary_base")}
