@@ -49,6 +49,25 @@ def imports_of(file: Path) -> Iterator[str]:
         pending += ast.iter_child_nodes(node)
 
 
+def file_arrows(floor: str) -> dict[str, set[str]]:
+    """For each module of a floor the modules of the same floor that it imports."""
+    folder = FLOORS[floor]
+    files = {
+        ".".join([floor, *file.relative_to(folder).with_suffix("").parts]): file
+        for file in sorted(folder.rglob("*.py"))
+        if file.name != "__init__.py"
+    }
+    return {
+        module: {
+            name
+            for imported in imports_of(file)
+            for name in (imported, imported.rpartition(".")[0])
+            if name in files and name != module
+        }
+        for module, file in files.items()
+    }
+
+
 def arrows(floor: str) -> dict[str, set[str]]:
     """For each room of a floor the rooms of the same floor that it imports from."""
     folder = FLOORS[floor]

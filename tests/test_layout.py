@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rooms import FLOORS, ROOMS, arrows, picture
+from tests.rooms import FLOORS, ROOMS, arrows, file_arrows, picture
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["evo2cli", "models/stripedhyena2", "kernels/hyenakernels"]
@@ -53,9 +53,14 @@ def test_no_arrow_points_up() -> None:
     assert not up
 
 
+def test_rooms_of_the_model_form_no_circle() -> None:
+    tuple(TopologicalSorter(arrows("stripedhyena2")).static_order())  # raises CycleError
+
+
 @pytest.mark.parametrize("floor", FLOORS)
-def test_rooms_form_no_circle(floor: str) -> None:
-    tuple(TopologicalSorter(arrows(floor)).static_order())  # raises CycleError
+def test_files_form_no_circle(floor: str) -> None:
+    """The definition in an operator's folder may be used by operators that its `op.py` uses."""
+    tuple(TopologicalSorter(file_arrows(floor)).static_order())  # raises CycleError
 
 
 def test_the_picture_of_the_rooms_is_true() -> None:
