@@ -56,22 +56,24 @@ def root(
     """Evo 2 genomic language models: tokenize, train, score, generate, convert."""
 
 
-app.command(cls=tokenize.Tokenize)(tokenize.tokenize)
-app.command(cls=Command)(plan.plan)
-app.command(cls=Command)(train.train)
-app.command(cls=Command)(launch.launch)
-app.command(cls=Command)(extend.extend)
-app.add_typer(evaluations.app, name="eval")
-app.command(cls=score.Score)(score.score)
-app.command(cls=Command)(saturate.saturate)
-app.command(cls=Command)(track.track)
-app.command(cls=Command)(merge.merge)
-app.command(cls=Command)(embed.embed)
-app.command(cls=Command)(generate.generate)
-app.command(cls=Command)(fetch.fetch)
-app.command(cls=Command)(convert.convert)
-app.command(cls=Command)(info.info)
-app.command(cls=Command)(doctor.doctor)
+_USE, _TRAIN, _FILES = "Use a model", "Train a model", "Models, files and this machine"
+
+app.command(cls=score.Score, rich_help_panel=_USE)(score.score)
+app.command(cls=Command, rich_help_panel=_USE)(saturate.saturate)
+app.command(cls=Command, rich_help_panel=_USE)(track.track)
+app.command(cls=Command, rich_help_panel=_USE)(merge.merge)
+app.command(cls=Command, rich_help_panel=_USE)(embed.embed)
+app.command(cls=Command, rich_help_panel=_USE)(generate.generate)
+app.add_typer(evaluations.app, name="eval", rich_help_panel=_USE)
+app.command(cls=tokenize.Tokenize, rich_help_panel=_TRAIN)(tokenize.tokenize)
+app.command(cls=Command, rich_help_panel=_TRAIN)(plan.plan)
+app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
+app.command(cls=Command, rich_help_panel=_TRAIN)(launch.launch)
+app.command(cls=Command, rich_help_panel=_TRAIN)(extend.extend)
+app.command(cls=Command, rich_help_panel=_FILES)(fetch.fetch)
+app.command(cls=Command, rich_help_panel=_FILES)(convert.convert)
+app.command(cls=Command, rich_help_panel=_FILES)(info.info)
+app.command(cls=Command, rich_help_panel=_FILES)(doctor.doctor)
 
 
 # What Typer raises for a wrong command line; it has no public name.

@@ -200,23 +200,24 @@ class Command(typer.core.TyperCommand):
                 raise UserError(f"{ctx.command_path} {option}: {self.moved[option]}")
         return super().parse_args(ctx, args)
 
-    def get_help_option(self, ctx: Any) -> Any:
-        """As typer's, without a type."""
-        return _without_type(super().get_help_option(ctx))
+    def get_params(self, ctx: Any) -> list[Any]:
+        """As typer's, without types beside flags."""
+        return _without_types(super().get_params(ctx))
 
 
 class Group(typer.core.TyperGroup):
     """A group of commands, likewise."""
 
-    def get_help_option(self, ctx: Any) -> Any:
-        """As typer's, without a type."""
-        return _without_type(super().get_help_option(ctx))
+    def get_params(self, ctx: Any) -> list[Any]:
+        """As typer's, without types beside flags."""
+        return _without_types(super().get_params(ctx))
 
 
-def _without_type(option: Any) -> Any:
-    if option is not None:
-        option.metavar = ""
-    return option
+def _without_types(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 def arguments(options: Options, of: type[Options] | None = None) -> list[str]:

@@ -94,7 +94,7 @@ def _default(parameter: inspect.Parameter, info: Any) -> str:
     default = parameter.default
     if default is inspect.Parameter.empty:
         return "required"
-    if default in (None, False):
+    if default is None or default is False:
         return ""
     return f"`{getattr(default, 'value', default)}`"
 
