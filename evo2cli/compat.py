@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.models import open_model
+from evo2cli.options import ModelOptions
 from stripedhyena2 import InputError, Request, Sampler, Uniforms, generate
 from stripedhyena2.checkpoint.published import PUBLISHED
 from stripedhyena2.dna import check_sequences, reverse_complement
@@ -103,7 +104,9 @@ class Evo2:
         config = None
         if local_path is not None and model_name in PUBLISHED and Path(local_path).is_file():
             config = Path(model_name)
-        self.model = open_model(local_path or model_name, config=config).requires_grad_(False)
+        self.model = open_model(
+            ModelOptions(model=local_path or model_name, config=config)
+        ).requires_grad_(False)
         self.tokenizer = CharLevelTokenizer()
 
     @property

@@ -15,7 +15,7 @@ def convert_checkpoint(
     destination: Path,
     *,
     to: Literal["auto", "native", "vortex"] = "auto",
-    config: str | None = None,
+    config: Path | None = None,
 ) -> dict[str, Any]:
     """Convert `source` into `destination`; stored dtypes and bits stay as they are.
 

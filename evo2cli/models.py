@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from evo2cli.errors import UserError
-from stripedhyena2 import CheckpointError, ConfigError, StripedHyena2, load
+from evo2cli.options import DType, ModelOptions
+from stripedhyena2 import StripedHyena2, load
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
-AS_TRAINED, FP8 = "auto", "fp8"
+DTYPES = {DType.FP32: torch.float32, DType.FP64: torch.float64, DType.BF16: torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
@@ -49,46 +49,33 @@ def memory_explained(what: str, way_out: str) -> Iterator[None]:
         raise UserError(f"{what}: {out_of_memory(error)}; {way_out}") from None
 
 
-def open_model(
-    model: str, *, config: Path | None = None, device: str = "auto", dtype: str = "auto"
-) -> StripedHyena2:
-    """Load the model a command names, ready for inference.
+def open_model(options: ModelOptions) -> StripedHyena2:
+    """Load the model that `options` name, ready for inference.
 
-    Args:
-        model: Folder, file or name, as `--model` takes it.
-        config: yml or TOML of a released file, as `--config` takes it.
-        device: "auto", "cpu", "cuda", "cuda:1", ... With "auto" and "cuda", a model that does not
-            fit one GPU is spread over several.
-        dtype: "fp32", "bf16" or "fp64"; "fp8" is bf16 on a GPU and fp32 on a CPU, with the Hyena
-            input projections in FP8 by the checkpoint's scales; "auto" is "fp8" for the published
-            models that need it, and otherwise the same without FP8.
+    With device "auto" or "cuda", a model that does not fit one GPU is spread over several. With
+    dtype "auto", published models that were trained with FP8 projections compute these in FP8.
 
     Raises:
-        UserError: The model cannot be loaded, or the device or dtype is not available.
+        UserError: The device is not available, or the model does not fit its memory.
+        InputError: The model cannot be loaded as asked.
     """
-    chosen = pick_device(device)
-    if dtype not in (AS_TRAINED, FP8, *DTYPES):
-        raise UserError(f"--dtype {dtype}: not one of {', '.join((AS_TRAINED, FP8, *DTYPES))}")
-    default = torch.bfloat16 if chosen.type == "cuda" else torch.float32
-    several = chosen.type == "cuda" and chosen.index is None and torch.cuda.device_count() > 1
+    device, dtype = pick_device(options.device), options.dtype
+    default = torch.bfloat16 if device.type == "cuda" else torch.float32
+    several = device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    try:
-        with memory_explained(
-            f"--model {model}, {dtype}, on {chosen}", "use a smaller model or another --device"
-        ):
-            return load(
-                model,
-                config=config,
-                device=gpus if several else chosen,
-                dtype=DTYPES.get(dtype, default),
-                float8=None if dtype == AS_TRAINED else dtype == FP8,
-            ).eval()
-    except (CheckpointError, ConfigError) as error:
-        raise UserError(str(error)) from None
+    what = f"--model {options.model}, {dtype}, on {device}"
+    with memory_explained(what, "use a smaller model or another --device"):
+        return load(
+            options.model,
+            config=options.config,
+            device=gpus if several else device,
+            dtype=DTYPES.get(dtype, default),
+            float8=None if dtype is DType.AUTO else dtype is DType.FP8,
+        ).eval()
 
 
 def ready_model(
-    model: StripedHyena2 | str | Path, *, device: str = "auto", dtype: str = "auto"
+    model: StripedHyena2 | str | Path, *, device: str = "auto", dtype: DType | str = DType.AUTO
 ) -> StripedHyena2:
     """A loaded model as it is; any other as `open_model` loads it.
 
@@ -97,4 +84,4 @@ def ready_model(
     """
     if isinstance(model, StripedHyena2):
         return model
-    return open_model(str(model), device=device, dtype=dtype)
+    return open_model(ModelOptions(model=str(model), device=device, dtype=DType(dtype)))

@@ -313,7 +313,37 @@ class DType(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Options, panel="Model"):
+class JSONOptions(Options):
+    """Results as JSON."""
+
+    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options, panel="Model"):
+    """Where the computation runs."""
+
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions(Options, panel="Model"):
+    """The shape of a model whose file does not tell it."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Shape of a released model file: its yml, a TOML, or the name of a published "
+            "model.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DeviceOptions, ConfigOptions, panel="Model"):
     """Which model runs, where, and how precisely."""
 
     model: Annotated[
@@ -323,13 +353,6 @@ class ModelOptions(Options, panel="Model"):
             help="Checkpoint folder or file, or the name of a published or built-in model.",
         ),
     ] = "nano"
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Shape of a released model file, as its yml or as TOML."),
-    ] = None
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
-    ] = "auto"
     dtype: Annotated[
         DType,
         typer.Option(

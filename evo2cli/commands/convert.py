@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evo2cli import console
-from evo2cli.options import Options, takes
+from evo2cli.options import ConfigOptions, JSONOptions, takes
 
 
 class Layout(StrEnum):
@@ -20,7 +20,7 @@ class Layout(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions(Options):
+class ConvertOptions(JSONOptions, ConfigOptions):
     """Options of `evo2 convert`."""
 
     source: Annotated[
@@ -40,14 +40,6 @@ class ConvertOptions(Options):
             "auto follows the suffix of DESTINATION."
         ),
     ] = Layout.AUTO
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Shape of a released SOURCE: its yml, a TOML, or the name of a published model.",
-        ),
-    ] = None
-    json: Annotated[bool, typer.Option("--json", help="Write a summary as JSON to stdout.")] = False
 
 
 @takes(ConvertOptions)

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from evo2cli import console
-from evo2cli.options import Options, takes
+from evo2cli.options import JSONOptions, takes
 
 
 @dataclass(frozen=True, kw_only=True)
-class FetchOptions(Options):
+class FetchOptions(JSONOptions):
     """Options of `evo2 fetch`."""
 
     model: Annotated[
@@ -29,7 +29,6 @@ class FetchOptions(Options):
             show_default="the cache of the Hugging Face hub",
         ),
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Write a summary as JSON to stdout.")] = False
 
 
 @takes(FetchOptions)

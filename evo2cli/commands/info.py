@@ -1,17 +1,16 @@
 """`evo2 info`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evo2cli import console
-from evo2cli.options import Options, takes
+from evo2cli.options import ConfigOptions, JSONOptions, takes
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoOptions(Options):
+class InfoOptions(JSONOptions, ConfigOptions):
     """Options of `evo2 info`."""
 
     subject: Annotated[
@@ -21,10 +20,6 @@ class InfoOptions(Options):
             "of variants."
         ),
     ]
-    config: Annotated[
-        Path | None, typer.Option(help="Shape of a released model file: its yml or a TOML.")
-    ] = None
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
 
 
 @takes(InfoOptions)

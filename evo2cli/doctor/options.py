@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from evo2cli.errors import UserError
-from evo2cli.options import Options
+from evo2cli.options import ConfigOptions, DeviceOptions, JSONOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions(Options):
+class DoctorOptions(JSONOptions, DeviceOptions, ConfigOptions):
     """What is tested beside the operators and the built-in model."""
 
     model: Annotated[
@@ -22,10 +22,6 @@ class DoctorOptions(Options):
             "built-in model.",
         ),
     ] = None
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Shape of a released model file, as its yml or as TOML."),
-    ] = None
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -34,13 +30,6 @@ class DoctorOptions(Options):
             "it must be the published loss.",
         ),
     ] = None
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="DEVICE", help="Device to test: auto, cpu, cuda, or one GPU such as cuda:1."
-        ),
-    ] = "auto"
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from evo2cli.doctor.models import describe_models, published_name
 from evo2cli.doctor.options import DoctorOptions
 from evo2cli.errors import UntrustedNumericsError
 from evo2cli.models import open_model, pick_device
+from evo2cli.options import ModelOptions
 from stripedhyena2 import load
 from stripedhyena2.float8.inference import has_scales
 
@@ -39,7 +40,9 @@ def examine(options: DoctorOptions) -> dict[str, Any]:
         "models": describe_models(device, machine["memory_bytes"], machine["cache_free_bytes"]),
     }
     if options.model is not None:
-        model = open_model(options.model, config=options.config, device=str(device))
+        model = open_model(
+            ModelOptions(model=options.model, config=options.config, device=str(device))
+        )
         model.requires_grad_(False)
         for outcome in check_model(model):
             outcomes.append(replace(outcome, name=f"{options.model}: {outcome.name}"))

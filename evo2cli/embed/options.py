@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evo2cli.errors import UserError
-from evo2cli.options import ModelOptions, Options, Strand
+from evo2cli.options import JSONOptions, ModelOptions, Options, Strand
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
 
@@ -101,14 +101,13 @@ class ProbeOptions(Options, panel="Probe"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions(Options, panel="Output"):
+class OutputOptions(JSONOptions, panel="Output"):
     """Where vectors are written."""
 
     output: Annotated[
         Path | None,
         typer.Option("--output", "-O", help="File to write: x.safetensors, x.npz or x.parquet."),
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Write a summary as JSON to stdout.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

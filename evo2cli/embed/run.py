@@ -24,7 +24,7 @@ from evo2cli.figures import check_plot
 from evo2cli.files import check_file, check_output
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.journal import Recall, open_journal
-from evo2cli.models import DTYPES, FP8, open_model
+from evo2cli.models import DTYPES, open_model
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.float8.inference import has_scales
@@ -48,9 +48,7 @@ def embed(options: EmbedOptions) -> dict[str, Any]:
     summary = summarize_input(options, index)
     _report_input(summary, index)
     labelled = _read_labels(options, summary)
-    model = open_model(
-        options.model, config=options.config, device=options.device, dtype=options.dtype
-    )
+    model = open_model(options)
     contents = _contents(options, model, summary)
     settings = ["evo2 embed", __version__, contents.metadata["fingerprint"]]
     with (
@@ -143,7 +141,7 @@ def _contents(options: EmbedOptions, model: StripedHyena2, summary: InputSummary
             "evo2cli": __version__,
             "model": options.model,
             "fingerprint": fingerprint(model.config, model.state_dict()),
-            "dtype": FP8 if has_scales(model) else names.get(dtype, str(dtype)),
+            "dtype": DType.FP8 if has_scales(model) else names.get(dtype, str(dtype)),
             "layers": json.dumps(layers),
             "pooling": options.pooling,
             "strand": options.strand,

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -74,9 +74,7 @@ def read_context(
     other_identity: str | None = None
     other_losses: list[list[float]] | None = None
     with Reference.open(options.genome) as genome:
-        model = open_model(
-            options.model, config=options.config, device=options.device, dtype=options.dtype
-        )
+        model = open_model(options)
         length = options.window_length or model.config.context
         draw = partial(draw_window, genome, options.genome, length, "window", options.seed, length)
         draw(0)  # fail on a genome that is too short before the work, not after
@@ -112,12 +110,8 @@ def read_context(
             identity, losses = read(options.model, model)
             del model  # one at a time in memory
             if options.against is not None:
-                model = open_model(
-                    options.against,
-                    config=options.config if options.against == options.model else None,
-                    device=options.device,
-                    dtype=options.dtype,
-                )
+                own_config = options.config if options.against == options.model else None
+                model = open_model(replace(options, model=options.against, config=own_config))
                 other_identity, other_losses = read(options.against, model)
     rows = loss_rows(parts, losses, other_losses)
     result = {

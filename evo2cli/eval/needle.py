@@ -90,9 +90,7 @@ def find_needles(
     with _open_haystacks(options) as draw_haystack:
         for length in options.text_lengths:  # fail before hours of work, not after
             draw_haystack(length - options.needle_length, 0)
-        model = open_model(
-            options.model, config=options.config, device=options.device, dtype=options.dtype
-        )
+        model = open_model(options)
         longest, context_length = max(options.text_lengths), model.config.context
         if longest > context_length:
             console.warn(

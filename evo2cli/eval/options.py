@@ -9,14 +9,14 @@ import typer
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Labels, Preset
 from evo2cli.lengths import parse_length
-from evo2cli.options import ModelOptions, Options
+from evo2cli.options import JSONOptions, ModelOptions, Options
 from evo2cli.score.options import AlleleOptions, GenomeOptions
 
 MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(Options, panel="Output"):
+class EvalOptions(JSONOptions, panel="Output"):
     """Where the results of an evaluation go, and the seed that reproduces them."""
 
     output: Annotated[
@@ -29,7 +29,6 @@ class EvalOptions(Options, panel="Output"):
         Path | None,
         typer.Option(metavar="FILE", help="Also draw a figure: x.png, x.pdf or x.svg."),
     ] = None
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0
 
 

@@ -16,7 +16,7 @@ def extend_checkpoint(
     *,
     to: int,
     scheme: str = Scheme.INTERPOLATION,
-    config: str | None = None,
+    config: Path | None = None,
 ) -> dict[str, Any]:
     """Extend a checkpoint and write it as a native folder, whole or not at all.
 

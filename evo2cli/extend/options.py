@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from evo2cli.options import Options
-from evo2cli.training.options import DeviceOptions, SettingsOptions
+from evo2cli.options import ConfigOptions, DeviceOptions, JSONOptions
+from evo2cli.training.options import SettingsOptions
 
 
 class Scheme(StrEnum):
@@ -21,7 +21,7 @@ class Scheme(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointOptions(Options, panel="Checkpoint"):
+class CheckpointOptions(ConfigOptions, panel="Checkpoint"):
     """What applies to a checkpoint; a recipe says it itself."""
 
     to: Annotated[
@@ -38,13 +38,6 @@ class CheckpointOptions(Options, panel="Checkpoint"):
             "extended; base raises the rotary base; both; none."
         ),
     ] = Scheme.INTERPOLATION
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Shape of a released model file, as its yml or as TOML; or a published name.",
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +46,7 @@ class StageOptions(DeviceOptions, SettingsOptions, panel="Recipe"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtendOptions(StageOptions, CheckpointOptions):
+class ExtendOptions(JSONOptions, StageOptions, CheckpointOptions):
     """Options of `evo2 extend`."""
 
     subject: Annotated[
@@ -64,4 +57,3 @@ class ExtendOptions(StageOptions, CheckpointOptions):
             "verify.",
         ),
     ]
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False

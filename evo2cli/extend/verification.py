@@ -20,6 +20,7 @@ from evo2cli.eval.options import NeedleOptions
 from evo2cli.files import open_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.models import memory_explained, open_model
+from evo2cli.options import ModelOptions
 from evo2cli.training.recipe import Recipe
 
 MIN_WINDOWS, MAX_WINDOWS = 4, 64
@@ -101,7 +102,7 @@ def _compare_losses(
     losses = []
     with console.progress("context", 2 * len(windows) * length, "bases") as bar:
         for name in (after, before):
-            model = open_model(name, device=device)
+            model = open_model(ModelOptions(model=name, device=device))
             if name == after:
                 parts = window_parts(length, model.config.original_context)
             losses.append([measure(model, window, parts, bar.advance) for window in windows])

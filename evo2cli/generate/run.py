@@ -60,9 +60,7 @@ def generate(options: GenerateOptions) -> None:
     sampler = Sampler(options.temperature, options.top_k, options.top_p)
     prompts = read_prompts(options.prompt, options.prompts, options.tag)
     make_guide = guides(options, prompts)
-    model = open_model(
-        options.model, config=options.config, device=options.device, dtype=options.dtype
-    )
+    model = open_model(options)
     longest = max(len(prompt.text) for prompt in prompts) + options.tokens
     if longest > model.config.context:
         console.warn(

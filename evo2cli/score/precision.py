@@ -18,6 +18,7 @@ from evo2cli.errors import UserError
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import Status, VariantRecord, with_note
 from evo2cli.models import open_model
+from evo2cli.options import ModelOptions, shared
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import VariantOptions
 from evo2cli.tables import Row, cell, rounded
@@ -87,7 +88,7 @@ def measure_noise(
     lower, higher = _NEXT_HIGHER[name]
     device = "cpu" if higher == "fp64" else options.device
     chosen = choose_alleles(records, scorer, options.precision_check)
-    precise = open_model(options.model, config=options.config, device=device, dtype=higher)
+    precise = open_model(shared(options, ModelOptions, device=device, dtype=higher))
     precise_scorer = VariantScorer(precise, genome, options)
     differences = []
     with console.progress("check", len(chosen), "alleles") as bar:

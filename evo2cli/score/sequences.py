@@ -213,7 +213,7 @@ def _open_scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] 
     """The model and the log-likelihood by it; None in a process that has helped another one."""
 
     def load(device: str) -> StripedHyena2:
-        return open_model(options.model, config=options.config, device=device, dtype=options.dtype)
+        return open_model(replace(options, device=device))
 
     if options.context_parallel == 1:
         model = load(options.device)

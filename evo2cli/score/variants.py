@@ -290,9 +290,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         records, total = islice(records, shard.start, shard.stop), len(shard)
     counts: Counter[str] = Counter()
     with Reference.open(path) as genome, console.progress("count", total, "records") as bar:
-        model = open_model(
-            options.model, config=options.config, device=devices[0], dtype=options.dtype
-        )
+        model = open_model(replace(options, device=devices[0]))
         scorer = VariantScorer(model, genome, options, count_bases)
         scorer.warn_of_extrapolation()
         for record in records:
@@ -348,9 +346,7 @@ class _Run:
 def _open_scorer(options: VariantOptions, header: Header) -> Iterator[_Run]:
     path = find_reference(options, header)
     with Reference.open(path) as genome:
-        model = open_model(
-            options.model, config=options.config, device=options.device, dtype=options.dtype
-        )
+        model = open_model(options)
         scorer = VariantScorer(model, genome, options)
         provenance = _provenance(options, path, scorer.window, model)
         status = path.stat()

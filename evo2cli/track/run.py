@@ -69,9 +69,7 @@ def write_track(options: TrackOptions) -> None:
             lengths = {name: genome.length(name) for name in genome.names}
     elif len(lengths) < len(sections):
         raise UserError(f"{options.source}: records share a name; a track needs different names")
-    model = open_model(
-        options.model, config=options.config, device=options.device, dtype=options.dtype
-    )
+    model = open_model(options)
     context = model.config.context
     longest = max((size for _, size in sections), default=0)
     if longest > context:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evo2cli.options import Options
+from evo2cli.options import DeviceOptions, JSONOptions, Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +22,10 @@ class SettingsOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions(SettingsOptions):
+class RecipeOptions(JSONOptions, SettingsOptions):
     """A recipe, and changes to it."""
 
     recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/nano.toml or just nano.")]
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceOptions(Options):
-    """The device of a training run."""
-
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
-    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

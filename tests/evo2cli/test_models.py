@@ -7,8 +7,10 @@ import torch
 
 from evo2cli.errors import UserError
 from evo2cli.models import open_model
+from evo2cli.options import ModelOptions
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint import Checkpoint, native, precision
+from stripedhyena2.errors import InputError
 from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.parametrization import folded_state
 from tests.stripedhyena2.float8.test_inference import record
@@ -52,7 +54,7 @@ def test_fp8_is_for_those_that_need_it_or_are_asked(
     needed: precision.Precision,
 ) -> None:
     monkeypatch.setattr(precision, "needed_precision", lambda _: needed)
-    model = open_model(folder, device="cpu", dtype=word)
+    model = open_model(ModelOptions(model=folder, device="cpu", dtype=word))
     assert model.embedding.weight.dtype == dtype
     needs = needed is precision.Precision.FP8
     assert has_scales(model) == (word == "fp8" or (word == "auto" and needs))
@@ -60,7 +62,7 @@ def test_fp8_is_for_those_that_need_it_or_are_asked(
 
 
 def test_a_word_that_is_none_is_named(folder: str) -> None:
-    with pytest.raises(UserError, match="--dtype int4: not one of auto, fp8, fp32, fp64, bf16"):
-        open_model(folder, device="cpu", dtype="int4")
-    with pytest.raises(UserError, match="nano: has no FP8 scales"):
-        open_model("nano", device="cpu", dtype="fp8")
+    with pytest.raises(UserError, match="--dtype int4: must be one of auto, fp8, bf16, fp32, fp64"):
+        ModelOptions(model=folder, device="cpu", dtype="int4")
+    with pytest.raises(InputError, match="nano: has no FP8 scales"):
+        open_model(ModelOptions(device="cpu", dtype="fp8"))

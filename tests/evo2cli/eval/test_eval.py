@@ -25,6 +25,7 @@ from evo2cli.eval.options import ContextOptions, NeedleOptions
 from evo2cli.eval.report import format_length
 from evo2cli.genome.reference import Reference
 from evo2cli.lengths import parse_length
+from evo2cli.options import ModelOptions
 from evo2cli.tables import mean_and_error
 from stripedhyena2 import StripedHyena2, save
 from stripedhyena2.errors import NonFiniteError
@@ -89,12 +90,12 @@ def needles(
 
 
 def opener(*models: nn.Module, opened: list[str] | None = None) -> Callable[..., nn.Module]:
-    """Stands in for `open_model`, which is called with a name and where the model shall run."""
+    """Stands in for `open_model`."""
     following = iter(models)
 
-    def open_model(name: str, **_: Any) -> nn.Module:
+    def open_model(options: ModelOptions) -> nn.Module:
         if opened is not None:
-            opened.append(name)
+            opened.append(options.model)
         return next(following)
 
     return open_model
