@@ -20,6 +20,7 @@ line leaves out. Nothing here imports torch.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, fields
@@ -145,6 +146,8 @@ def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., Non
         ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
+        # A terminal wraps the lines of a paragraph itself.
+        run.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
         return run
 
     return decorate

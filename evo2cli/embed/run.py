@@ -25,6 +25,7 @@ from evo2cli.files import check_file, check_output
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.journal import Recall, open_journal
 from evo2cli.models import DTYPES, open_model
+from evo2cli.options import DType
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.float8.inference import has_scales
