@@ -7,6 +7,7 @@ in order in one namespace. Commands in sh blocks need more than a test machine h
 options are checked.
 """
 
+import itertools
 import math
 import os
 import re
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,27 +112,36 @@ def test_python_blocks_run(page: Path, clone: Path, monkeypatch: pytest.MonkeyPa
         exec(compile("\n" * line + match[1], str(page), "exec"), namespace)  # noqa: S102
 
 
+def commands_of(block: str) -> Iterator[list[str]]:
+    """The words of each `evo2` command in a shell block."""
+    for line in block.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        try:
+            words = list(lexer)
+        except ValueError:  # a line of output with a lone quote
+            continue
+        commands = itertools.groupby(words, lambda word: set(word) <= set("();<>|&"))
+        yield from (
+            command
+            for is_operator, group in commands
+            if not is_operator and (command := list(group))[0] == "evo2"
+        )
+
+
 @pytest.mark.parametrize(("page", "block"), [*blocks("sh"), *blocks("console")])
 def test_commands_have_the_options_they_are_given(page: Path, block: str) -> None:
-    for line in block.replace("\\\n", " ").splitlines():
-        for command in re.split(r"&&|\||;|<\(", line.removeprefix("$ ")):
-            words = shlex.split(command, comments=True) if command.count("'") % 2 == 0 else []
-            if words[:1] != ["evo2"]:
-                continue
-            current = get_command(app)
-            rest = words[1:]
-            while rest and hasattr(current, "commands"):
-                if rest[0].startswith("-"):
-                    break
-                assert rest[0] in current.commands, f"{page.name}: {command}"
-                current = current.commands[rest.pop(0)]
-            known = {option for parameter in current.params for option in parameter.opts} | {
-                *("-h", "--help", "--version")
-            }
-            for word in rest:
-                option = word.partition("=")[0]
-                if re.match(r"--[a-z]|-[A-Za-z]$", option):
-                    assert option in known, f"{page.name}: {command}"
+    for words in commands_of(block):
+        command, rest = get_command(app), words[1:]
+        while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
+            assert rest[0] in command.commands, f"{page.name}: {words}"
+            command = command.commands[rest.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        known |= {"-h", "--help"}
+        for word in rest:
+            option = word.partition("=")[0]
+            if re.match(r"--[a-z]|-[A-Za-z]$", option):
+                assert option in known, f"{page.name}: {words}"
 
 
 def test_the_reference_is_true() -> None:
