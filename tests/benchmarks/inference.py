@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.checkpoint.loading import FP32_TENSORS
 from stripedhyena2.checkpoint.published import published_config
 from tests.benchmarks.gpu import DEVICE
 
@@ -19,6 +18,7 @@ def model_of(name: str) -> StripedHyena2:
     """Weights like those of a trained model in size, so that nothing overflows."""
     with DEVICE:
         model = StripedHyena2(published_config(name)).requires_grad_(False).eval()
+    wide = {name for mixer in model.mixers for name in mixer.fp32_tensors}
     for path, parameter in model.named_parameters():
         if path.endswith("log_poles_DS"):
             parameter.uniform_(-0.1, -0.001)
@@ -26,7 +26,7 @@ def model_of(name: str) -> StripedHyena2:
             parameter.fill_(1)
         else:
             parameter.normal_(0, 0.02)
-        if not path.endswith(FP32_TENSORS):
+        if not path.endswith(tuple(wide)):
             parameter.data = parameter.to(torch.bfloat16)
     return model
 

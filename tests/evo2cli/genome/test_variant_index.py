@@ -107,7 +107,7 @@ def test_a_damaged_index_is_named(tmp_path: Path, kind: str) -> None:
     assert index is not None
     index.write_bytes(index.read_bytes()[:-40])
     with pytest.raises(UserError, match=rf"{index.name}: not an index that htslib can read"):
-        lines(ScoreOptions(source=path, regions=("chr1",)))
+        lines(ScoreOptions(inputs=(path,), regions=("chr1",)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +123,7 @@ def test_a_damaged_file_is_an_error_and_no_early_end(
     path.write_bytes(content[:half] + (b"" if damage == "cut off" else bytes(200) + content[half:]))
     os.utime(index, (2e9, 2e9))
     with pytest.raises(UserError, match=rf"{path.name}: damaged"):
-        lines(ScoreOptions(source=path, regions=("chr1", "chr2")))
+        lines(ScoreOptions(inputs=(path,), regions=("chr1", "chr2")))
     assert capfd.readouterr().err == ""
 
 
@@ -139,6 +139,6 @@ def test_bytes_that_are_not_ascii_stay(tmp_path: Path) -> None:
     text.write_bytes(HEADER.encode() + b"".join(body))
     pysam.tabix_compress(str(text), str(path))
     pysam.tabix_index(str(path), preset="vcf")
-    options = ScoreOptions(source=path, regions=("chr1:1-5", "chr1:25000-25001", "chr1:40000-"))
+    options = ScoreOptions(inputs=(path,), regions=("chr1:1-5", "chr1:25000-25001", "chr1:40000-"))
     assert lines(options) == [body[0], body[1], body[3]]
-    assert lines(options) == lines(replace(options, source=text))
+    assert lines(options) == lines(replace(options, inputs=(text,)))
