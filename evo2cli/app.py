@@ -17,8 +17,10 @@ from evo2cli.commands import (
     launch,
     merge,
     plan,
+    saturate,
     score,
     tokenize,
+    track,
     train,
 )
 from evo2cli.commands import eval as evaluations
@@ -60,7 +62,9 @@ app.command(cls=Command)(train.train)
 app.command(cls=Command)(launch.launch)
 app.command(cls=Command)(extend.extend)
 app.add_typer(evaluations.app, name="eval")
-app.command(cls=Command)(score.score)
+app.command(cls=score.Score)(score.score)
+app.command(cls=Command)(saturate.saturate)
+app.command(cls=Command)(track.track)
 app.command(cls=Command)(merge.merge)
 app.command(cls=Command)(embed.embed)
 app.command(cls=Command)(generate.generate)

@@ -1,7 +1,7 @@
 """One command on several devices: a process for each fills the journal of its part of the work.
 
-One process then writes the output from the journals, as it would from its own after a kill. So the
-bytes are those of one device, whatever the layout, and a killed run goes on where it stopped.
+One process then writes the output from these journals, as it would resume from its own after a
+kill. So the output has the bytes of a run on one device, and a killed run resumes where it stopped.
 """
 
 import multiprocessing
@@ -11,30 +11,48 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import dataclass, replace
+from dataclasses import Field, dataclass, replace
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
 
 from evo2cli import console
 from evo2cli.errors import UserError, explain
-from evo2cli.gpus import num_gpus
 from evo2cli.journal import journal_of
-from evo2cli.score.options import ScoreOptions
 
-Advance = Callable[[float], object]
+Advance = Callable[[float], object]  # called with the amount of work done since the last call
+
+
+class SharedOptions(Protocol):
+    """Options of a command that several devices can share: a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def device(self) -> str:
+        """One device, or several with commas."""
+
+    @property
+    def output(self) -> Path | None:
+        """The output file; None for stdout."""
+
+
+T = TypeVar("T", bound=SharedOptions)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the work.
+    """A part of the work: the records `first` to `end` of the input, 0-based and half-open.
 
     Attributes:
-        journal: Where its results are kept; None for nowhere.
-        first: The first record, counted from 0.
-        end: The last one + 1; None for all there are.
+        journal: File that keeps its results; None to keep none.
+        first: Index of the first record.
+        end: Index after the last record; None for the end of the input.
     """
 
     journal: Path | None
@@ -43,15 +61,12 @@ class Part:
 
     @property
     def size(self) -> int | None:
-        """How many records; None for all there are."""
+        """Number of records; None for all."""
         return None if self.end is None else self.end - self.first
 
 
-Compute = Callable[[ScoreOptions, Part, Advance], None]
-
-
 class DeviceError(UserError):
-    """The process of a device ended badly; the command ends with its code."""
+    """The process of a device failed; the command ends with its exit code."""
 
     def __init__(self, device: str, reason: str, code: int) -> None:
         super().__init__(f"--device {device}: {reason}")
@@ -62,56 +77,57 @@ def pick_devices(names: str) -> list[str]:
     """The devices that `--device` names: one as `open_model` takes it, several, or all GPUs.
 
     Raises:
-        UserError: There are no GPUs, or devices of two kinds, which would differ in precision.
+        UserError: There are no GPUs; or devices are of two kinds, which would differ in precision.
     """
     if names == "all":
-        if not num_gpus():
-            raise UserError("--device all: no GPU here; use cpu")
-        return [f"cuda:{index}" for index in range(num_gpus())]
+        if not torch.cuda.device_count():
+            raise UserError("--device all: there is no GPU here; use --device cpu")
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     devices = names.split(",")
     if len({device.partition(":")[0] for device in devices}) > 1:
         raise UserError(f"--device {names}: devices that share work must be of one kind")
     return devices
 
 
-def even_borders(total: int | None, count: int) -> list[int]:
-    """Where `count` parts of about as many records begin and end; of an unknown total none."""
-    return [] if total is None else [total * index // count for index in range(count + 1)]
+def even_borders(total: int, count: int) -> list[int]:
+    """The borders of `count` parts of nearly equal size."""
+    return [total * index // count for index in range(count + 1)]
 
 
 @contextmanager
 def open_parts(
-    options: ScoreOptions,
+    options: T,
     devices: Sequence[str],
     borders: Sequence[int],
-    compute: Compute,
+    compute: Callable[[T, Part, Advance], None],
     amount: tuple[int | None, str],
 ) -> Iterator[list[Part]]:
-    """Yield the parts whose journals make up the output.
+    """Yield the parts of the work, whose journals make up the output.
 
-    For a single device that is one part, and nothing has been computed yet; for several, `compute`
-    has run for each of them.
+    For a single device that is one part with nothing computed yet. For several devices, `compute`
+    has filled the journal of each part.
 
     Args:
-        options: Of the command.
-        devices: A process runs on each, unless there is only one.
-        borders: The first record of each part, and the end of the last one.
-        compute: Fills the journal of a part, with `device` of the options being one of them.
-        amount: How much work there is, and what is counted.
+        options: Options of the command.
+        devices: Devices; if there are several, a process runs on each.
+        borders: Index of the first record of each part, and the end of the last part; empty if the
+            input can be read only once.
+        compute: Fills the journal of a part; gets the options with `device` set to one device.
+        amount: Amount of work, and its unit.
 
     Raises:
-        DeviceError: A process has failed; journals stay, so that the same command goes on.
+        DeviceError: A process has failed; journals stay, so that the same command resumes.
     """
     output = options.output
     if len(devices) == 1:
         yield [Part(journal_of(output))]
         return
     if not borders:
-        raise UserError(f"--device {options.device}: stdin has one reader only; give a file")
+        raise UserError(f"--device {options.device}: only one process can read stdin; give a file")
     with TemporaryDirectory() as folder:
-        place = output or Path(folder, "stdout")
+        base = output or Path(folder, "stdout")
         parts = [
-            Part(place.with_name(f"{place.name}.{index}-of-{len(devices)}.journal"), first, end)
+            Part(base.with_name(f"{base.name}.{index}-of-{len(devices)}.journal"), first, end)
             for index, (first, end) in enumerate(pairwise(borders), start=1)
         ]
         jobs = [(replace(options, device=d), p) for d, p in zip(devices, parts, strict=True)]
@@ -120,10 +136,12 @@ def open_parts(
 
 
 def _run(
-    jobs: Sequence[tuple[ScoreOptions, Part]], compute: Compute, amount: tuple[int | None, str]
+    jobs: Sequence[tuple[T, Part]],
+    compute: Callable[[T, Part, Advance], None],
+    amount: tuple[int | None, str],
 ) -> None:
-    """A process for each job; the first that fails ends all."""
-    context = multiprocessing.get_context("spawn")  # what CUDA needs
+    """Run a process for each job; the first that fails ends all."""
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     running: dict[Connection, tuple[str, BaseProcess]] = {}
     with console.progress("score", *amount) as bar:
         try:
@@ -138,7 +156,7 @@ def _run(
             while running:
                 for pipe in wait(list(running)):
                     assert isinstance(pipe, Connection)
-                    if (done := _heard(pipe, *running[pipe])) is None:
+                    if (done := _receive(pipe, *running[pipe])) is None:
                         del running[pipe]
                     else:
                         bar.advance(done)
@@ -148,32 +166,34 @@ def _run(
                 process.join()
 
 
-def _heard(pipe: Connection, device: str, process: BaseProcess) -> float | None:
-    """How much was done since the last word of a process; None when it has ended well."""
+def _receive(pipe: Connection, device: str, process: BaseProcess) -> float | None:
+    """Amount of work that a process did since its last message; None when it has succeeded."""
     try:
-        word = pipe.recv()
+        message = pipe.recv()
     except EOFError:
         process.join()
         if process.exitcode:
             how = f"exit code {process.exitcode}"
             if process.exitcode < 0:
                 how = signal.Signals(-process.exitcode).name
-            reason = f"its process was ended by {how}; the same command goes on from there"
+            reason = f"its process was ended by {how}; the same command resumes from there"
             raise DeviceError(device, reason, 1) from None
         return None
-    if isinstance(word, tuple):
-        raise DeviceError(device, *word)
-    return float(word)
+    if isinstance(message, tuple):
+        raise DeviceError(device, *message)
+    return float(message)
 
 
-def _work(compute: Compute, options: ScoreOptions, part: Part, pipe: Connection) -> None:
-    """What runs on a device. It says nothing but through the pipe: another process says it once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
+def _work(
+    compute: Callable[[T, Part, Advance], None], options: T, part: Part, pipe: Connection
+) -> None:
+    """Run `compute` in the process of a device, silently: only the parent process prints."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     with suppress(BrokenPipeError), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         try:
             compute(options, part, pipe.send)
         except BrokenPipeError:
-            raise  # who started us has gone: so do we
+            raise  # the parent is gone
         except Exception as error:
             explained = explain(error)
             if explained is None:

@@ -112,12 +112,13 @@ def open_output(path: Path | None) -> Iterator[Write]:
     Raises:
         UserError: The file cannot be written.
     """
+    from Bio.bgzf import BgzfWriter  # here, because options check files and must import fast
+
     if path is None:
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
     # Imported late: options of commands import this module, and `--help` must stay quick.
-    from Bio.bgzf import BgzfWriter
 
     with atomic_path(path) as part:
         with writing(path):

@@ -85,3 +85,16 @@ def open_model(
             ).eval()
     except (CheckpointError, ConfigError) as error:
         raise UserError(str(error)) from None
+
+
+def ready_model(
+    model: StripedHyena2 | str | Path, *, device: str = "auto", dtype: str = "auto"
+) -> StripedHyena2:
+    """A loaded model as it is; any other as `open_model` loads it.
+
+    Raises:
+        UserError: As `open_model`.
+    """
+    if isinstance(model, StripedHyena2):
+        return model
+    return open_model(str(model), device=device, dtype=dtype)

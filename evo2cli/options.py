@@ -15,7 +15,8 @@ docs/commands.md is written from it::
         "Estimate memory, time and cost of a recipe without running it."
 
 Classes of options can inherit from each other, so that an option which several commands share is
-still declared once; each class may name a panel of the help page. Nothing here imports torch.
+still declared once; each class may name a panel of the help page, and fields that its own command
+line leaves out. Nothing here imports torch.
 """
 
 import inspect
@@ -40,16 +41,17 @@ T = TypeVar("T", bound="Options")
 class Options:
     """Base of all options of commands: checks every field against its declaration.
 
-    Text is accepted for a path or a choice, and any sequence for a tuple.
+    Text is accepted for a path or a choice, a path for text, and any sequence for a tuple.
 
     Raises:
         UserError: A value is not one of the choices, or lies outside its range.
     """
 
     panel: ClassVar[str | None] = None
+    without: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, panel: str | None = None) -> None:
-        cls.panel = panel
+    def __init_subclass__(cls, panel: str | None = None, without: tuple[str, ...] = ()) -> None:
+        cls.panel, cls.without = panel, without
 
     def __post_init__(self) -> None:
         for name, declaration in _declarations(type(self)).items():
@@ -89,6 +91,8 @@ class _Declaration:
                 raise UserError(f"{self.flag} {value}: must be one of {choices}") from None
         if self.kind is Path:
             return Path(value)
+        if self.kind is str and isinstance(value, Path):
+            return str(value)
         # `not a <= b` is true for NaN, too.
         if self.info.min is not None and not self.info.min <= value:
             raise UserError(f"{self.flag} {value}: must be at least {self.info.min}")
@@ -98,11 +102,12 @@ class _Declaration:
 
 
 def _declarations(options: type[Options]) -> dict[str, _Declaration]:
-    """The declaration of each field, by its name."""
+    """The declaration of each field that is on the command line, by its name."""
     hints = get_type_hints(options, include_extras=True)
     return {
         field.name: _declaration(field.name, *get_args(hints[field.name]))
         for field in fields(options)
+        if field.name not in options.without
     }
 
 
@@ -134,7 +139,9 @@ def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., Non
 
         declarations = _declarations(options)
         parameters = [
-            _parameter(options, field, declarations[field.name]) for field in fields(options)
+            _parameter(options, field, declarations[field.name])
+            for field in fields(options)
+            if field.name in declarations
         ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -225,8 +232,8 @@ def arguments(options: Options, of: type[Options] | None = None) -> list[str]:
     words: list[str] = []
     declarations = _declarations(type(options))
     for field in fields(of or options):
-        value, declaration = getattr(options, field.name), declarations[field.name]
-        if value == field.default:
+        value, declaration = getattr(options, field.name), declarations.get(field.name)
+        if declaration is None or value == field.default:
             continue
         entries = value if declaration.is_tuple else [value]
         if isinstance(declaration.info, ArgumentInfo):
@@ -238,24 +245,48 @@ def arguments(options: Options, of: type[Options] | None = None) -> list[str]:
     return [*positional, *words]
 
 
-def refuse(options: Options, group: type[Options], why: str) -> None:
-    """Refuse options that do not apply here.
+def shared(options: Options, other: type[T], **values: Any) -> T:
+    """Options of another command, with the values of those fields that both commands have.
+
+    Args:
+        options: Options of one command.
+        other: The class of the options of the other.
+        values: Fields of `other` that are set otherwise.
+    """
+    own = {field.name for field in fields(options)}
+    common = {f.name: getattr(options, f.name) for f in fields(other) if f.name in own}
+    return other(**{**common, **values})
+
+
+def given(options: Options, *groups: type[Options]) -> list[str]:
+    """Flags of those options that are not at their defaults.
 
     Args:
         options: Options of a command.
-        group: One of its base classes, whose fields must be at their defaults.
+        groups: Base classes of theirs; only fields that one of these declares itself count.
+    """
+    return [
+        flag(group, field.name)
+        for group in groups
+        for field in fields(group)
+        if field.name in inspect.get_annotations(group)
+        and getattr(options, field.name) != field.default
+    ]
+
+
+def refuse(options: Options, why: str, *groups: type[Options]) -> None:
+    """Refuse options of groups that do not apply.
+
+    Args:
+        options: Options of a command.
+        groups: As in `given`.
         why: Begins the message, e.g. "x.toml: a recipe says this itself".
 
     Raises:
-        UserError: The message names all that are not.
+        UserError: The message names all that are given.
     """
-    given = [
-        flag(group, field.name)
-        for field in fields(group)
-        if getattr(options, field.name) != field.default
-    ]
-    if given:
-        raise UserError(f"{why}; drop {' and '.join(given)}")
+    if flags := given(options, *groups):
+        raise UserError(f"{why}; drop {' and '.join(flags)}")
 
 
 class Strand(StrEnum):
@@ -306,3 +337,34 @@ class ModelOptions(Options, panel="Model"):
             "published model was trained with them."
         ),
     ] = DType.AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesOptions(ModelOptions, panel="Model"):
+    """As `ModelOptions`, for a command that several devices can share."""
+
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="auto, cpu, cuda, or one GPU such as cuda:1. Several share the work: "
+            "cuda:0,cuda:1, or all for every GPU.",
+        ),
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionOptions(Options, panel="Input"):
+    """Which parts of a genome are meant."""
+
+    regions: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            metavar="REGION",
+            help="Only this region: chr, chr:from or chr:from-to, 1-based, both ends included; "
+            "repeatable.",
+        ),
+    ] = ()
+    bed: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Only the intervals of this BED file.")
+    ] = None

@@ -1,6 +1,6 @@
-"""Checks on several gloo ranks: one set of processes for all cases of a module.
+"""Checks on several gloo ranks: one set of processes runs all cases of a module.
 
-Ranks are forked from a server that has imported what they need, once for all.
+Ranks are forked from a server that has already imported the packages they need.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PATIENCE = timedelta(seconds=120)  # of ranks that wait for one that failed
+TIMEOUT = timedelta(seconds=120)  # of ranks that wait for one that failed
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -33,18 +33,18 @@ SERVER.set_forkserver_preload(
     ]
 )
 
-Attempt = Callable[..., None]  # a label, a check, and what it takes
+Attempt = Callable[..., None]  # takes a label, a check, and the arguments of the check
 
 
 def failures_on_ranks(
     count: int, folder: Path, checks: Callable[[int, Attempt], None]
 ) -> dict[str, str]:
-    """What went wrong, by label, in `checks` on so many processes.
+    """Run `checks` on `count` processes; returns the errors by label.
 
     Args:
-        count: Of ranks.
-        folder: To meet in.
-        checks: A function of a module, which takes its rank and what attempts a check.
+        count: The number of ranks.
+        folder: An empty folder for the rendezvous and the results.
+        checks: A module-level function of a rank and an `Attempt`, by which it runs each check.
     """
     mp.start_processes(_work, args=(count, folder, checks), nprocs=count, start_method="forkserver")
     found: dict[str, str] = {}
@@ -57,7 +57,7 @@ def _work(rank: int, count: int, folder: Path, checks: Callable[[int, Attempt], 
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meet"
     dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=count, timeout=PATIENCE
+        "gloo", init_method=meeting, rank=rank, world_size=count, timeout=TIMEOUT
     )
     failures: dict[str, str] = {}
 
@@ -73,18 +73,18 @@ def _work(rank: int, count: int, folder: Path, checks: Callable[[int, Attempt], 
 
 
 class World:
-    """Ranks of one `evo2` command, as a launcher starts them."""
+    """The ranks of one `evo2` command, started as a launcher starts them."""
 
     def __init__(self, count: int, folder: Path, name: str, arguments: list[str]) -> None:
-        """Start them, in a folder, each saying what it says into a file of this name there."""
+        """Start the ranks in a folder, where each writes its stderr to `name`-`rank`.log."""
         self.logs = [folder / f"{name}-{rank}.log" for rank in range(count)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         self.ranks: list[ForkServerProcess] = []
         for rank, log in enumerate(self.logs):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            environment = {} if count == 1 else {**address, **place}
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            environment = {} if count == 1 else {**address, **own}
             self.ranks.append(
                 SERVER.Process(target=_command, args=(arguments, folder, environment, log))
             )
@@ -92,16 +92,20 @@ class World:
 
     @property
     def is_running(self) -> bool:
-        """Whether all ranks are."""
+        """Whether all ranks are running."""
         return all(rank.is_alive() for rank in self.ranks)
 
     def signal(self, number: int) -> None:
-        """Send it to every rank."""
+        """Send a signal to every rank."""
         for rank in self.ranks:
             os.kill(rank.pid, number)
 
     def finish(self) -> tuple[list[int], str]:
-        """The codes of all ranks when they have ended, and what they said; one fails, all end."""
+        """Wait for all ranks; when one fails, kill the others.
+
+        Returns:
+            The exit codes, and the logs of all ranks.
+        """
         waiting = {rank.sentinel: rank for rank in self.ranks}
         while waiting:
             for sentinel in wait(list(waiting)):

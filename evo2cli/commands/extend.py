@@ -4,9 +4,10 @@ from pathlib import Path
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.extend.options import CheckpointOptions, ExtendOptions, StageOptions
+from evo2cli.extend.options import CheckpointOptions, ExtendOptions
 from evo2cli.lengths import parse_length
 from evo2cli.options import refuse, takes
+from evo2cli.training.options import DeviceOptions, SettingsOptions
 
 
 @takes(ExtendOptions)
@@ -25,10 +26,10 @@ def extend(options: ExtendOptions) -> None:
     subject = options.subject
     stage = find_stage(subject)
     if stage is not None:
-        refuse(options, CheckpointOptions, f"{subject}: a recipe says this itself")
+        refuse(options, f"{subject}: a recipe says this itself", CheckpointOptions)
         _run_stage(stage, options)
         return
-    refuse(options, StageOptions, f"{subject}: is not a recipe (.toml)")
+    refuse(options, f"{subject}: is not a recipe (.toml)", SettingsOptions, DeviceOptions)
     if options.to is None or options.output is None:
         raise UserError(f"{subject}: a checkpoint needs --to, the new context, and --output")
     summary = extend_checkpoint(

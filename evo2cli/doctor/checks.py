@@ -10,8 +10,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hyenakernels import add_rms_norm, causal_attention, hyena_fir, hyena_modal, rms_norm
-from hyenakernels.float8.op import held, scaled_product
+from hyenakernels import (
+    FIRFilters,
+    ModalFilters,
+    add_rms_norm,
+    causal_attention,
+    hyena_fir,
+    hyena_modal,
+    rms_norm,
+)
+from hyenakernels.float8.op import quantize_weight, scaled_product
 from hyenakernels.float8.reference import E4M3, narrow
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.decoding import Decoder
@@ -98,16 +106,16 @@ def checks() -> Iterator[Check]:
         yield Check(
             name,
             (z_BLC, featurizer_CF, draw(GROUPS, num_taps), draw(WIDTH)),
-            _first(hyena_fir),
-            _first(hyena_fir),
+            _fir,
+            _fir,
             "taps in the other order",
             lambda z, featurizer, taps, skip: (z, featurizer, taps.flip(1), skip),
         )
     yield Check(
         "Hyena-LI",
         (z_BLC, featurizer_CF, -draw(WIDTH, MODES).abs() / 10, draw(WIDTH, MODES), draw(WIDTH)),
-        _first(hyena_modal),
-        _first(hyena_modal),
+        _modal,
+        _modal,
         "poles a tenth off",
         lambda z, featurizer, poles, *more: (z, featurizer, 1.1 * poles, *more),
     )
@@ -134,8 +142,12 @@ def _draw(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def _first(operator: Callable[..., tuple[Tensor, ...]]) -> Run:
-    return lambda *inputs: operator(*inputs)[0]
+def _fir(z_BLC: Tensor, *filters: Tensor) -> Tensor:
+    return hyena_fir(z_BLC, FIRFilters(*filters))[0]
+
+
+def _modal(z_BLC: Tensor, *filters: Tensor) -> Tensor:
+    return hyena_modal(z_BLC, ModalFilters(*filters))[0]
 
 
 def _attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
@@ -154,7 +166,7 @@ def _float8_check(x_MI: Tensor, weight_OI: Tensor) -> Check:
     def run(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
         if not rounding:
             return x_MI @ weight_OI.T
-        kept = held(weight_OI, weight_factor, x_MI.device)
+        kept = quantize_weight(weight_OI, weight_factor, x_MI.device)
         return scaled_product(x_MI, kept, x_factor, weight_factor)
 
     def exact(x_MI: Tensor, weight_OI: Tensor, _: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import typer
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Labels, Preset
 from evo2cli.lengths import parse_length
-from evo2cli.options import ModelOptions, Options, Strand
+from evo2cli.options import ModelOptions, Options
+from evo2cli.score.options import AlleleOptions, GenomeOptions
 
 MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
 
@@ -197,28 +198,9 @@ class LabelOptions(Options, panel="Labels"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringOptions(Options, panel="Scoring, if the VCF has no EVO2_DELTA"):
-    """How variants are scored that were not scored before."""
+class ScoringOptions(AlleleOptions, GenomeOptions, panel="Windows"):
+    """How variants are scored, if the VCF has no EVO2_DELTA."""
 
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference",
-            "-R",
-            metavar="FILE",
-            help="Genome (FASTA).",
-            show_default="the VCF's ##reference",
-        ),
-    ] = None
-    window: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Bases around a variant.", show_default="8192, or the model's context"
-        ),
-    ] = None
-    strand: Annotated[Strand, typer.Option(help="Strand to read; both is the mean of the two.")] = (
-        Strand.BOTH
-    )
     scored: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Keep the scored variants, as x.vcf or x.vcf.gz."),

@@ -25,6 +25,7 @@ from evo2cli.eval.plots import draw_ranking
 from evo2cli.eval.ranking import RESAMPLES, Allele, rank
 from evo2cli.eval.report import check_outputs, write_table
 from evo2cli.genome.source import STDIN
+from evo2cli.options import shared
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 from evo2cli.tables import Row, rounded
@@ -91,19 +92,7 @@ def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
 
 def _score(options: VariantsOptions, output: Path) -> None:
     """Score the variants as `evo2 score` does."""
-    score(
-        ScoreOptions(
-            source=options.source,
-            model=options.model,
-            config=options.config,
-            device=options.device,
-            dtype=options.dtype,
-            reference=options.reference,
-            window=options.window,
-            strand=options.strand,
-            output=output,
-        )
-    )
+    score(shared(options, ScoreOptions, inputs=(str(options.source),), output=output, json=False))
 
 
 def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, int]:

@@ -1,12 +1,15 @@
-"""Figures of scores."""
+"""The heat map of a saturation: positions by bases, one strip below the other."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evo2cli.figures import new_figure, save_figure
+from evo2cli.genome.interval import Interval
 from evo2cli.genome.vcf import VariantRecord
 from evo2cli.saturate.records import BASES
 from evo2cli.score.output import Put
@@ -16,15 +19,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-ACROSS = 120  # positions of a strip; more are too narrow to hold a letter
-MOST_STRIPS = 12  # one below the other; then they grow longer
+STRIP_LENGTH = 120  # positions of a strip; more are too narrow for a letter each
+MAX_STRIPS = 12  # a longer region has longer strips
+MIN_WIDTH = 6.0  # inches, so that the label of the positions fits
 
-Deltas = Mapping[int, Mapping[str, float | None]]  # position (0-based) -> base -> nats
+
+@dataclass(frozen=True)
+class Site:
+    """What is known about a position.
+
+    Attributes:
+        reference: Base of the genome.
+        deltas: EVO2_DELTA of the other bases, in nats; None if there is no score.
+    """
+
+    reference: str
+    deltas: Mapping[str, float | None]
 
 
 @contextmanager
-def also_drawn(path: Path | None, put: Put) -> Iterator[Put]:
-    """Yield `put`, or what also collects the SNVs of one contig for a figure, drawn in the end.
+def also_draw(path: Path | None, regions: Sequence[Interval], put: Put) -> Iterator[Put]:
+    """Yield a function that calls `put`, and draw the regions at the end; None draws nothing.
 
     Raises:
         UserError: The figure cannot be written.
@@ -32,86 +47,102 @@ def also_drawn(path: Path | None, put: Put) -> Iterator[Put]:
     if path is None:
         yield put
         return
-    contig, deltas, references = "", {}, {}
+    sites: dict[str, dict[int, Site]] = defaultdict(dict)
 
-    def put_and_note(record: VariantRecord, rows: Sequence[Row]) -> None:
-        nonlocal contig
+    def put_and_keep(record: VariantRecord, rows: Sequence[Row]) -> None:
         put(record, rows)
-        contig = record.contig
-        references[record.start] = record.reference.decode()
-        deltas[record.start] = {
-            alternate.decode(): _number(row["EVO2_DELTA"])
-            for alternate, row in zip(record.alternates, rows, strict=True)
-        }
+        deltas: dict[str, float | None] = {}
+        for alternate, row in zip(record.alternates, rows, strict=True):
+            delta = row["EVO2_DELTA"]
+            deltas[alternate.decode()] = delta if isinstance(delta, float) else None
+        sites[record.contig][record.start] = Site(record.reference.decode(), deltas)
 
-    yield put_and_note
-    if deltas:
-        draw_saturation(path, contig, references, deltas)
+    yield put_and_keep
+    drawn = [
+        (
+            region.name,
+            {
+                position: site
+                for position, site in sites[region.name].items()
+                if region.start <= position < region.end
+            },
+        )
+        for region in regions
+    ]
+    if any(known for _, known in drawn):
+        draw_saturation(path, [(contig, known) for contig, known in drawn if known])
 
 
-def draw_saturation(path: Path, contig: str, references: Mapping[int, str], deltas: Deltas) -> None:
-    """A heat map of deltas, positions by bases: red is less likely, blue more, white the same.
+def draw_saturation(path: Path, regions: Sequence[tuple[str, Mapping[int, Site]]]) -> None:
+    """Draw a heat map of deltas, positions by bases: red is less likely, blue more, white the same.
 
     Args:
         path: Figure to write.
-        contig: Name of the contig.
-        references: The genome's base at each position, 0-based.
-        deltas: Of the other bases, in nats; None or absent is grey.
+        regions: Contig and sites by position (0-based) of each region; a missing site is grey.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The figure cannot be written.
     """
-    first, last = min(deltas), max(deltas)
-    across = max(ACROSS, math.ceil((last + 1 - first) / MOST_STRIPS))
-    starts = range(first, last + 1, across)
-    values = [abs(v) for others in deltas.values() for v in others.values() if v is not None]
-    most = max(values, default=0) or 1.0
-    width = min(across, last + 1 - first)
-    figure = new_figure(2 + 0.13 * min(width, ACROSS), 1 + 1.3 * len(starts))
-    strips = figure.subplots(len(starts), 1, squeeze=False)[:, 0]
-    for axes, start in zip(strips, starts, strict=True):
-        image = _strip(axes, range(start, min(start + across, last + 1)), deltas, most, width)
+    spans = [(min(sites), max(sites) + 1) for _, sites in regions]
+    total = sum(end - start for start, end in spans)
+    across = max(STRIP_LENGTH, math.ceil(total / MAX_STRIPS))
+    strips = [
+        (contig, sites, range(first, min(first + across, end)))
+        for (contig, sites), (start, end) in zip(regions, spans, strict=True)
+        for first in range(start, end, across)
+    ]
+    deltas = [
+        abs(delta)
+        for _, sites in regions
+        for site in sites.values()
+        for delta in site.deltas.values()
+        if delta is not None
+    ]
+    limit = max(deltas, default=0) or 1.0
+    width = max(len(positions) for _, _, positions in strips)
+    figure = new_figure(max(MIN_WIDTH, 2 + 0.13 * min(width, STRIP_LENGTH)), 1 + 1.3 * len(strips))
+    rows = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
+    shown = ""
+    for axes, (contig, sites, positions) in zip(rows, strips, strict=True):
+        image = _draw_strip(axes, sites, positions, limit, width)
         axes.set_xlim(-0.5, width - 0.5)
-        _mark(axes, start, range(start, min(start + across, last + 1)), references, across)
-    strips[-1].set_xlabel(f"position in {contig}, 1-based; dots: the genome's own base")
-    figure.colorbar(image, ax=list(strips), label="EVO2_DELTA, nats")
+        if len(regions) > 1 and contig != shown:
+            axes.set_title(contig, loc="left", fontsize="small", pad=12)
+            shown = contig
+        if across <= STRIP_LENGTH:
+            _write_bases(axes, sites, positions)
+    where = f"position in {regions[0][0]}" if len(regions) == 1 else "position"
+    rows[-1].set_xlabel(f"{where}, 1-based; dots: the genome's own base")
+    figure.colorbar(image, ax=list(rows), label="EVO2_DELTA, nats")
     save_figure(figure, path)
 
 
-def _strip(axes: "Axes", positions: range, deltas: Deltas, most: float, width: int) -> "AxesImage":
-    """One row of the figure; the same colours in all, white at 0."""
+def _draw_strip(
+    axes: "Axes", sites: Mapping[int, Site], positions: range, limit: float, width: int
+) -> "AxesImage":
+    """Draw one strip, with colours from -limit to limit, and a dot at the bases of the genome."""
     letters = BASES.decode()
-    rows = [
-        [_colour(deltas.get(position, {}).get(letter)) for position in positions]
-        for letter in letters
-    ]
+    values = [[_delta(sites.get(position), letter) for position in positions] for letter in letters]
     axes.set_facecolor("lightgrey")
-    image = axes.imshow(rows, aspect="auto", cmap="RdBu", vmin=-most, vmax=most)
+    image = axes.imshow(values, aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
     axes.set_yticks(range(len(letters)), list(letters))
-    places = range(0, len(positions), max(1, width // 10))
-    axes.set_xticks(places, [f"{positions[place] + 1:,}" for place in places], fontsize="small")
+    ticks = range(0, len(positions), max(1, width // 10))
+    axes.set_xticks(ticks, [f"{positions[tick] + 1:,}" for tick in ticks], fontsize="small")
+    known = [position for position in positions if position in sites]
+    columns = [position - positions.start for position in known]
+    dots = [letters.index(sites[position].reference) for position in known]
+    axes.scatter(columns, dots, s=6, color="black", linewidths=0)
     return image
 
 
-def _mark(
-    axes: "Axes", start: int, positions: range, references: Mapping[int, str], across: int
-) -> None:
-    """A dot where the genome's base is, and the base above the strip where it has room."""
-    known = [position for position in positions if position in references]
-    columns = [position - start for position in known]
-    rows = [BASES.decode().index(references[position]) for position in known]
-    axes.scatter(columns, rows, s=6, color="black", linewidths=0)
-    if across <= ACROSS:
-        for position, column in zip(known, columns, strict=True):
-            axes.text(
-                column, -0.65, references[position], ha="center", va="bottom", fontsize="xx-small"
-            )
+def _delta(site: Site | None, letter: str) -> float:
+    delta = site.deltas.get(letter) if site else None
+    return math.nan if delta is None else delta
 
 
-def _colour(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _number(value: str | float | None) -> float | None:
-    assert not isinstance(value, str)
-    return value
+def _write_bases(axes: "Axes", sites: Mapping[int, Site], positions: range) -> None:
+    """Write the bases of the genome above a strip."""
+    for column, position in enumerate(positions):
+        if position in sites:
+            base = sites[position].reference
+            axes.text(column, -0.65, base, ha="center", va="bottom", fontsize="xx-small")

@@ -1,4 +1,4 @@
-"""Scores of alleles: the log-likelihoods of their windows, along each strand."""
+"""Scores of alleles: the log-likelihoods of their windows, of each strand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ from evo2cli.genome.windows import (
     upper_dna,
 )
 from evo2cli.options import Strand
-from evo2cli.score.options import IndelMode, ScoreOptions
+from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
 from evo2cli.score.output import FIELDS, STRAND_FIELDS, WINDOW_COLUMNS
 from evo2cli.score.prefixes import AnchoredScorer, CentredScorer, Extend, WindowScorer
 from evo2cli.tables import Row, rounded
@@ -36,36 +36,33 @@ from stripedhyena2 import StripedHyena2
 from stripedhyena2.scoring import ScoringState, require_finite
 
 DEFAULT_WINDOW = 8192
-ANCHORED_CUTS = 8  # of the genome, from one anchored window to the next
+ANCHORED_CUTS = 8  # cached states between the starts of two neighbouring anchored windows
 
 
 class VariantScorer:
     """Scores alleles against one genome with one model.
 
     Args:
-        model: It.
-        genome: It.
-        options: Windows, strands, and what to do where REF differs.
-        extend: Runs bases through the model, or only counts them.
+        model: Model in inference mode.
+        genome: Genome that the positions of records refer to.
+        options: Windows, strands, and what happens if REF is not what the genome has.
+        extend: Runs bases through the model; `count_bases` only counts them.
 
     Attributes:
-        window: Bases in a window.
+        window: Number of bases in a window.
     """
 
     def __init__(
         self,
         model: StripedHyena2,
         genome: Reference,
-        options: ScoreOptions,
+        options: AlleleOptions,
         extend: Extend = ScoringState.extend,
     ) -> None:
         self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
-        self._model, self._genome = model, genome
+        self._model, self._genome, self._options = model, genome, options
         self._contigs = frozenset(genome.names)
-        self._mismatch_is_error = options.on_ref_mismatch == "error"
-        self._may_swap = options.on_ref_mismatch == "swap"
-        self._is_anchored = options.windows == "anchored"
-        self._equally_long = options.indel_mode == IndelMode.FIXED
+        self._is_anchored = options.windows is Windows.ANCHORED
         step = max(anchor_step(self.window) // ANCHORED_CUTS, 1)
         self._strands: dict[Strand, WindowScorer] = {
             strand: AnchoredScorer(model, step, extend)
@@ -75,31 +72,32 @@ class VariantScorer:
         }
 
     def warn_of_extrapolation(self) -> None:
-        """Tell where windows are longer than what the model was trained on."""
+        """Warn if windows are longer than the context that the model was trained on."""
         context = self._model.config.context
         if self.window > context:
             console.warn(
-                f"--window {self.window}: the model was trained on {context} bases in one window; "
+                f"--window {self.window}: the model was trained on windows of {context} bases; "
                 "beyond them it extrapolates"
             )
 
     def score(self, record: VariantRecord) -> list[Row]:
-        """A row for each allele: `FIELDS`, then where its windows lie, 0-based.
+        """One row for each allele: `FIELDS`, and where its windows lie (0-based, half-open).
 
-        None stands for what an allele does not have, and for percentiles, which are not told here.
+        A value that an allele does not have is None, and so are percentiles.
 
         Raises:
-            UserError: REF differs from the genome, and that is to be an error.
-            UntrustedNumericsError: A log-likelihood is no finite number.
+            UserError: REF is not what the genome has, and `on_ref_mismatch` is ERROR.
+            NonFiniteError: A log-likelihood is NaN or infinite.
         """
         rows = []
         for alternate in record.alternates:
             row: Row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS))
             found = self.windows(record, alternate)
-            if found is Status.REF_MISMATCH and self._may_swap:
-                other = self.windows(replace(record, reference=alternate), record.reference)
-                if not isinstance(other, Status):
-                    rows.append(row | _swapped(self._scores(other, str(record))))
+            may_swap = self._options.on_ref_mismatch is OnRefMismatch.SWAP
+            if found is Status.REF_MISMATCH and may_swap:
+                swapped = self.windows(replace(record, reference=alternate), record.reference)
+                if not isinstance(swapped, Status):
+                    rows.append(row | _swap_back(self._scores(swapped, str(record))))
                     continue
             if isinstance(found, Status):
                 row["EVO2_STATUS"] = found.value
@@ -110,14 +108,14 @@ class VariantScorer:
 
     @property
     def num_bases(self) -> int:
-        """So many ran through the model."""
+        """Number of bases that ran through the model."""
         return sum(scorer.num_bases for scorer in self._strands.values())
 
     def windows(self, record: VariantRecord, alternate: bytes) -> list[WindowPair] | Status:
-        """The windows of an allele for each strand, or why it has none.
+        """The windows of an allele for each strand, or the reason why it has none.
 
         Raises:
-            UserError: REF differs from the genome, and that is to be an error.
+            UserError: REF is not what the genome has, and `on_ref_mismatch` is ERROR.
         """
         status = allele_status(alternate)
         if status is not Status.OK:
@@ -132,59 +130,65 @@ class VariantScorer:
         variant = Interval(contig, record.start, record.end)
         letters = upper_dna(self._genome.fetch(variant))
         if not agrees(upper_dna(record.reference), letters):
-            if self._mismatch_is_error:
+            if self._options.on_ref_mismatch is OnRefMismatch.ERROR:
                 raise UserError(
                     f"{record}: the reference has {letters.decode()} there; is it the right build? "
-                    "--on-ref-mismatch skip goes on without such records"
+                    "--on-ref-mismatch skip leaves such records without a score"
                 )
             return Status.REF_MISMATCH
-        pairs = [self._cut(variant, alternate, strand) for strand in self._strands]
-        found = [pair for pair in pairs if pair is not None]
-        return found if len(found) == len(pairs) else Status.TOO_LONG
-
-    def _cut(self, variant: Interval, alternate: bytes, strand: Strand) -> WindowPair | None:
-        """An anchored window has its context before the variant, as its strand is read."""
-        return cut_windows(
-            self._genome,
-            variant,
-            alternate,
-            self.window,
-            anchored if self._is_anchored else centred,
-            from_right=self._is_anchored and strand is Strand.REVERSE,
-            equally_long=self._equally_long,
-        )
+        pairs = []
+        for strand in self._strands:
+            pair = cut_windows(
+                self._genome,
+                variant,
+                alternate,
+                self.window,
+                anchored if self._is_anchored else centred,
+                # The context of an anchored window comes before the variant as the strand is read.
+                from_right=self._is_anchored and strand is Strand.REVERSE,
+                equally_long=self._options.indel_mode is IndelMode.FIXED,
+            )
+            if pair is None:
+                return Status.TOO_LONG
+            pairs.append(pair)
+        return pairs
 
     def _scores(self, pairs: Sequence[WindowPair], name: str) -> Row:
-        """The values of a scored allele."""
+        """The values of an allele that has windows; `name` is for error messages."""
+
+        def logprob(strand: Strand, score: Callable[[Window], float], window: Window) -> float:
+            read = window if strand is Strand.FORWARD else window.reverse_complement()
+            value = score(read)
+            require_finite(value, self._model, read.sequence, name)
+            return value
+
         references, alternates = [], []
         for (strand, scorer), pair in zip(self._strands.items(), pairs, strict=True):
-            references.append(self._total(strand, scorer.reference, pair.reference, name))
-            alternates.append(self._total(strand, scorer.alternate, pair.alternate, name))
+            references.append(logprob(strand, scorer.reference, pair.reference))
+            alternates.append(logprob(strand, scorer.alternate, pair.alternate))
         deltas = [alt - ref for ref, alt in zip(references, alternates, strict=True)]
-        row: Row = {
+        letters = b"".join(pair.reference.sequence + pair.alternate.sequence for pair in pairs)
+        at_edge = any(pair.at_edge for pair in pairs)
+        notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(letters.translate(None, ACGT))
+        first = pairs[0]
+        return {
             "EVO2_DELTA": rounded(mean(deltas)),
             "EVO2_REF": rounded(mean(references)),
             "EVO2_ALT": rounded(mean(alternates)),
-            "EVO2_STATUS": _status(pairs),
+            **{
+                STRAND_FIELDS[strand]: rounded(delta)
+                for strand, delta in zip(self._strands, deltas, strict=True)
+            },
+            "EVO2_STATUS": "&".join(notes or [Status.OK]),
+            "window_start": first.interval.start,
+            "window_end": first.interval.end,
+            "alt_window_start": first.alternate_interval.start,
+            "alt_window_end": first.alternate_interval.end,
         }
-        for strand, delta in zip(self._strands, deltas, strict=True):
-            row[STRAND_FIELDS[strand]] = rounded(delta)
-        intervals = pairs[0].interval, pairs[0].alternate_interval
-        borders = [border for interval in intervals for border in (interval.start, interval.end)]
-        return row | dict(zip(WINDOW_COLUMNS, borders, strict=True))
-
-    def _total(
-        self, strand: Strand, score: Callable[[Window], float], window: Window, name: str
-    ) -> float:
-        """Log-likelihood of a window, read along `strand`."""
-        read = window if strand is Strand.FORWARD else window.reverse_complement()
-        total = score(read)
-        require_finite(total, self._model, read.sequence, name)
-        return total
 
 
-def _swapped(row: Row) -> Row:
-    """What is told of an allele whose ALT is the genome's: REF and ALT as its record has them."""
+def _swap_back(row: Row) -> Row:
+    """The row of an allele that was scored with REF and ALT exchanged, for its own record."""
     deltas = [field for field in ("EVO2_DELTA", *STRAND_FIELDS.values()) if field in row]
     return {
         **row,
@@ -193,11 +197,3 @@ def _swapped(row: Row) -> Row:
         "EVO2_ALT": row["EVO2_REF"],
         "EVO2_STATUS": with_note(str(row["EVO2_STATUS"]), Status.SWAPPED),
     }
-
-
-def _status(pairs: Sequence[WindowPair]) -> str:
-    """The status of a scored allele."""
-    letters = b"".join(pair.reference.sequence + pair.alternate.sequence for pair in pairs)
-    at_edge = any(pair.at_edge for pair in pairs)
-    notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(letters.translate(None, ACGT))
-    return "&".join(notes or [Status.OK])

@@ -1,7 +1,7 @@
-"""`evo2 score --background`: where a delta stands among those of random variants of its kind.
+"""`--background`: the percentile of EVO2_DELTA among random variants of the same kind.
 
-The file keeps the deltas of each kind that was met, a line each, for all runs with the same model,
-genome and windows; a kind that is not there yet is scored first and added.
+The file keeps one line with the deltas of each kind, for all runs with the same model, genome,
+windows and strand. A kind that is not in the file yet is scored when it is first needed, and added.
 """
 
 import json
@@ -10,46 +10,37 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.files import open_output, writing
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
-from evo2cli.score.options import ScoreOptions
+from evo2cli.score.alleles import VariantScorer
+from evo2cli.score.options import AlleleOptions
 from evo2cli.score.output import PERCENTILE
 from evo2cli.score.strata import random_variants, stratum
 from evo2cli.tables import Row, rounded
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 
-NULLS = 200  # random variants of a kind
-FEWEST = 20  # with a delta; a kind that has fewer tells no percentile
+NULLS = 200  # random variants of each kind
+MIN_NULLS = 20  # fewer that have a score give no percentile
 
 Score = Callable[[VariantRecord], list[Row]]
-
-
-class Scorer(Protocol):
-    """What scores the alleles of a record by windows of so many bases."""
-
-    window: int
-
-    def score(self, record: VariantRecord) -> list[Row]:
-        """A row for each allele."""
 
 
 class Background:
     """Deltas of random variants by kind, kept in a file.
 
     Args:
-        path: The file; it is begun where it is not there.
-        settings: All that decides deltas.
-        genome: Where random variants are drawn.
-        score: Gives their deltas.
+        path: The file; it is created if it is missing.
+        settings: Everything that decides the deltas.
+        genome: Genome from which random variants are drawn.
+        score: Scores a record.
 
     Raises:
-        UserError: The file cannot be read or written, or is of other settings.
+        UserError: The file cannot be read or written, or was made with other settings.
     """
 
     def __init__(
@@ -66,8 +57,8 @@ class Background:
         header, *lines = whole.splitlines() or [first]
         if header != first or (not whole and not first.startswith(torn)):
             raise UserError(
-                f"--background {path}: is of another model, genome, window or strand, or no such "
-                "file at all; name another file"
+                f"--background {path}: was made with another model, genome, window or strand, or "
+                "is not a background file; name another file"
             )
         if torn or not text:
             with open_output(path) as write:
@@ -78,25 +69,25 @@ class Background:
                 self._deltas[entry["kind"]] = [float(delta) for delta in entry["deltas"]]
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"--background {path}: line {number} is none of its own; delete the file, "
-                    "or name another"
+                    f"--background {path}: line {number} is not valid; delete the file, or name "
+                    "another one"
                 ) from None
 
     def percentile(self, record: VariantRecord, alternate: bytes, delta: float) -> float | None:
-        """Percentage of random variants of the allele's kind with a lower delta, ties half."""
+        """Percentage of random variants of the same kind with a lower delta; ties count half."""
         kind = stratum(self._genome, record, alternate)
         if kind is None:
             return None
         if kind not in self._deltas:
             self._add(kind)
         deltas = self._deltas[kind]
-        if len(deltas) < FEWEST:
+        if len(deltas) < MIN_NULLS:
             return None
         below = (bisect_left(deltas, delta) + bisect_right(deltas, delta)) / 2
         return rounded(100 * below / len(deltas))
 
     def _add(self, kind: str) -> None:
-        """Score random variants of a kind, and keep them."""
+        """Score random variants of a kind, and add them to the file."""
         found = []
         for record in islice(random_variants(self._genome, kind), NULLS):
             for row in self._score(record):
@@ -107,17 +98,29 @@ class Background:
         with writing(self._path), self._path.open("a") as file:
             file.write(json.dumps({"kind": kind, "deltas": self._deltas[kind]}) + "\n")
 
+    def add_percentiles(self, record: VariantRecord, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows of the alleles of a record, with `PERCENTILE` for those that have a delta."""
+        ranked = []
+        for alternate, row in zip(record.alternates, rows, strict=True):
+            delta, share = row["EVO2_DELTA"], None
+            if isinstance(delta, float):
+                share = self.percentile(record, alternate, delta)
+            ranked.append({**row, PERCENTILE: share})
+        return ranked
+
 
 def open_background(
-    options: ScoreOptions, model: StripedHyena2, genome: Reference, scorer: Scorer
-) -> Background | None:
-    """The background that was asked for, or None.
+    path: Path,
+    options: AlleleOptions,
+    model: StripedHyena2,
+    genome: Reference,
+    scorer: VariantScorer,
+) -> Background:
+    """Open the background file at `path`, or create it.
 
     Raises:
-        UserError: Its file will not do.
+        UserError: As `Background`.
     """
-    if options.background is None:
-        return None
     contigs = repr([(name, genome.length(name)) for name in genome.names]).encode()
     settings = [
         f"model {fingerprint(model.config, model.state_dict())}",
@@ -125,19 +128,4 @@ def open_background(
         f"{options.windows} windows of {scorer.window}, strand {options.variant_strand}, "
         f"indels {options.indel_mode}",
     ]
-    return Background(options.background, settings, genome, scorer.score)
-
-
-def with_percentiles(
-    background: Background | None, record: VariantRecord, rows: Sequence[Row]
-) -> Sequence[Row]:
-    """The rows of a record's alleles, with their percentiles where there is a background."""
-    if background is None:
-        return rows
-    ranked = []
-    for alternate, row in zip(record.alternates, rows, strict=True):
-        delta = row["EVO2_DELTA"]
-        known = isinstance(delta, float)
-        share = background.percentile(record, alternate, float(delta or 0)) if known else None
-        ranked.append({**row, PERCENTILE: share})
-    return ranked
+    return Background(path, settings, genome, scorer.score)

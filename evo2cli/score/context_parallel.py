@@ -1,6 +1,6 @@
-"""A long sequence scored by several processes, each holding a part of it.
+"""A long sequence scored by several processes, each of which holds a part of it.
 
-The first process runs the command as it would alone, and asks for totals; the others only help.
+The first process runs the command as it would alone and asks for log-likelihoods; the others help.
 
 T tokens of a sequence.
 """
@@ -14,17 +14,18 @@ from torch import Tensor
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.parallelize import Schemes, SharedSequence
+from stripedhyena2.progress import ignore_progress
 from stripedhyena2.scoring import sequence_logprob, token_ids, token_logprobs
 
-_END = 0  # the length that tells helpers to leave
+_END = 0  # a length that tells the helpers to stop
 
 
 class SharedScorer:
-    """Log-likelihoods by all ranks together; the parts of a sequence differ by one base at most.
+    """Log-likelihoods by all ranks together, on parts whose lengths differ by at most one base.
 
     Args:
-        model: Alike on all ranks. Between calls it computes alone, as before.
-        ranks: These; the first one asks.
+        model: The same model on all ranks. Between calls it computes alone, as before.
+        ranks: The processes; the first one asks.
     """
 
     def __init__(self, model: StripedHyena2, ranks: Ranks) -> None:
@@ -33,38 +34,38 @@ class SharedScorer:
         self._shared = SharedSequence(ranks.neighbours, Schemes(attention=attention))
         self._shared.put_on(model)
 
-    def total(self, bases: bytes, advance: Callable[[float], None] = lambda _: None) -> float:
+    def total(self, bases: bytes, advance: Callable[[float], None] = ignore_progress) -> float:
         """`sequence_logprob` of upper-case letters, for the first rank to call."""
         if len(bases) < 2 * self._ranks.world:
             return sequence_logprob(self._model, bases, advance)
-        self._tell(len(bases))
+        self._send(len(bases))
         ids_T = token_ids(self._model, bases)
         dist.broadcast(ids_T, 0)
-        found = self._add_up(ids_T)
+        found = self._logprob(ids_T)
         advance(len(bases))
         return found
 
     def help(self) -> None:
-        """Take part in every `total`, until the first rank is done."""
-        while (length := self._told()) != _END:
+        """Help with every `total`, until the first rank calls `release`."""
+        while (length := self._receive()) != _END:
             ids_T = torch.empty(length, dtype=torch.int64, device=self._ranks.device)
             dist.broadcast(ids_T, 0)
-            self._add_up(ids_T)
+            self._logprob(ids_T)
 
     def release(self) -> None:
-        """Let the helpers go."""
-        self._tell(_END)
+        """End `help` on the other ranks."""
+        self._send(_END)
 
-    def _tell(self, length: int) -> None:
+    def _send(self, length: int) -> None:
         dist.broadcast(torch.tensor([length], device=self._ranks.device), 0)
 
-    def _told(self) -> int:
+    def _receive(self) -> int:
         length = torch.empty(1, dtype=torch.int64, device=self._ranks.device)
         dist.broadcast(length, 0)
         return int(length.item())
 
     @torch.inference_mode()
-    def _add_up(self, ids_T: Tensor) -> float:
+    def _logprob(self, ids_T: Tensor) -> float:
         start, end = self._shared.expect(len(ids_T))
         try:
             logits_LV = self._model(ids_T[None, start:end])[0]

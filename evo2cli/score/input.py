@@ -1,7 +1,7 @@
-"""What `evo2 score` reads as variants: VCF, BCF, a table, words of the command line; filtered."""
+"""What `evo2 score` reads as variants: VCF, BCF, a table, or arguments; and its filters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,17 +17,15 @@ from evo2cli.genome.variant_names import is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (
     Header,
-    VariantFile,
     VariantRecord,
     find_contig,
     is_variants,
     read_vcf,
     read_vcf_by_index,
 )
-from evo2cli.saturate.records import saturate
-from evo2cli.score.options import ScoreOptions
+from evo2cli.score.options import ScoreOptions, VariantOptions
 
-MADE_HEADER = Header(
+EMPTY_HEADER = Header(
     (b"##fileformat=VCFv4.3\n", b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
 )
 
@@ -37,162 +35,165 @@ class Variants:
     """Variants that are being read.
 
     Attributes:
-        header: Of the VCF, or one made for what came otherwise.
-        records: Those that the filters let through, as they come.
-        is_vcf: Whether they come from a VCF or BCF.
-        others: Columns of a table that ride along, and what their cells are.
+        records: The records, as they come.
+        header: Header of the VCF; for other inputs, of a VCF without records.
+        is_vcf: Whether the records come from a VCF or BCF.
+        others: Further columns of a table, which are copied to tables, and the types of their
+            cells.
     """
 
-    header: Header
     records: Iterator[VariantRecord]
-    is_vcf: bool
+    header: Header = EMPTY_HEADER
+    is_vcf: bool = False
     others: Mapping[str, type] = field(default_factory=dict)
 
 
-def named_variants(options: ScoreOptions) -> tuple[str, ...]:
-    """The words of the command line, where they are variants; none where they name a file.
+# Starts to read all variants of a command, whatever the shard; stdin allows one call only.
+Read = Callable[[], Variants]
+
+
+def named_variants(inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """The arguments if they are variants; none if they name a file.
 
     Raises:
-        UserError: There is a file among several words.
+        UserError: There are several arguments, and the first is a file.
     """
-    words = (str(options.source), *options.further)
-    if options.source == STDIN or options.source.exists():
-        if options.further:
-            raise UserError(f"{words[1]}: one file at a time; {words[0]} is one already")
+    path = Path(inputs[0])
+    if path == STDIN or path.exists():
+        if len(inputs) > 1:
+            raise UserError(f"{inputs[1]}: only one file at a time, and {path} is a file")
         return ()
-    return words if options.further or is_variant_name(words[0]) else ()
+    return inputs if len(inputs) > 1 or is_variant_name(inputs[0]) else ()
 
 
-def holds_variants(options: ScoreOptions) -> bool:
-    """Whether variants are to be scored, rather than the sequences of a FASTA.
+def holds_variants(inputs: tuple[str, ...]) -> bool:
+    """Whether the input is variants, rather than the sequences of a FASTA.
 
     Raises:
         UserError: The input cannot be read, or is empty.
     """
-    if options.saturate is not None or named_variants(options):
+    if named_variants(inputs):
         return True
-    return is_table(options.source) or is_variants(options.source)
+    return is_table(Path(inputs[0])) or is_variants(Path(inputs[0]))
 
 
-def open_variants(options: ScoreOptions) -> Variants:
-    """Begin to read.
-
-    Raises:
-        UserError: Here or while records are read: the input is not what it seems to be.
-    """
-    chosen = filtered_variants(options)
-    if options.shard is None:
-        return chosen
-    return replace(chosen, records=islice(chosen.records, *_borders(options)))
-
-
-def _borders(options: ScoreOptions) -> tuple[int, int]:
-    """First and last + 1 of the records of this part, by counting all that there are."""
-    total = sum(1 for _ in filtered_variants(options).records)
-    index, count = options.part
-    return total * index // count, total * (index + 1) // count
-
-
-def filtered_variants(options: ScoreOptions) -> Variants:
-    """What the filters let through, whatever the shard.
+def open_variants(inputs: tuple[str, ...]) -> Variants:
+    """Start to read variants: those written out, or those of a file.
 
     Raises:
-        UserError: As `open_variants`.
+        UserError: Here or while records are read: the input is not valid.
     """
-    whole = _open(options)
+    if names := named_variants(inputs):
+        return Variants(iter([read_variant_name(name) for name in names]))
+    path = Path(inputs[0])
+    if is_table(path):
+        table = read_table(path)
+        return Variants(table.records, others=table.others)
+    vcf = read_vcf(path)
+    return Variants(vcf.records, vcf.header, is_vcf=True)
+
+
+def read_variants(options: ScoreOptions) -> Variants:
+    """Start to read the variants that pass the filters.
+
+    Raises:
+        UserError: As `open_variants`; or a filter needs a VCF.
+    """
+    variants = _open_by_index(options) or open_variants(options.inputs)
     if not options.filters:
-        return whole
-    if not whole.is_vcf:
+        return variants
+    if not variants.is_vcf:
         for flag in ("--min-qual", "--pass-only"):
             if flag in options.filters:
                 raise UserError(f"{flag} is for VCF, but {options.source} has no QUAL and FILTER")
-    chosen: Iterator[VariantRecord] = (record for record in whole.records if record.alternates)
+    chosen: Iterator[VariantRecord] = (record for record in variants.records if record.alternates)
     for is_chosen in _conditions(options):
         chosen = filter(is_chosen, chosen)
-    return Variants(whole.header, islice(chosen, options.limit), whole.is_vcf, whole.others)
+    return Variants(
+        islice(chosen, options.limit), variants.header, variants.is_vcf, variants.others
+    )
 
 
-def _open(options: ScoreOptions) -> Variants:
-    if options.saturate is not None and options.reference is not None:
-        return Variants(MADE_HEADER, saturate(options.reference, options.saturate), False)
-    if names := named_variants(options):
-        return Variants(MADE_HEADER, iter([read_variant_name(name) for name in names]), False)
-    if is_table(options.source):
-        table = read_table(options.source)
-        return Variants(MADE_HEADER, table.records, False, table.others)
-    vcf = _open_by_index(options) or read_vcf(options.source)
-    return Variants(vcf.header, vcf.records, True)
-
-
-def _open_by_index(options: ScoreOptions) -> VariantFile | None:
-    """A file of which only regions are asked for, if its index tells where they are."""
-    index = _index(options)
+def _open_by_index(options: ScoreOptions) -> Variants | None:
+    """A VCF or BCF read by its index, if only regions are asked for and the index is current."""
+    index = _find_index(options)
     if index is None or _is_stale(index, options.source):
         return None
-    regions = read_regions(options.regions)
-    asked = read_bed(options.bed) if options.bed and not options.regions else regions
-    return read_vcf_by_index(options.source, index, Regions(asked))
+    if options.bed and not options.regions:
+        asked = read_bed(options.bed)
+    else:  # with both, the BED file is a filter of what is read
+        asked = read_regions(options.regions)
+    vcf = read_vcf_by_index(options.source, index, Regions(asked))
+    return Variants(vcf.records, vcf.header, is_vcf=True)
 
 
-def _index(options: ScoreOptions) -> Path | None:
-    """What could spare reading a file whole."""
-    if options.source == STDIN or not (options.regions or options.bed):
+def _find_index(options: ScoreOptions) -> Path | None:
+    """The index by which only a part of the file need be read."""
+    asks_for_part = options.regions or options.bed
+    if not asks_for_part or named_variants(options.inputs) or options.is_stdin:
         return None
-    return find_index(options.source) if is_bgzip(options.source) else None
+    if not is_bgzip(options.source) or is_table(options.source):
+        return None
+    return find_index(options.source)
 
 
 def _is_stale(index: Path, path: Path) -> bool:
     return index.stat().st_mtime < path.stat().st_mtime
 
 
+def warn_of_stale_index(options: ScoreOptions) -> None:
+    """Warn that a file is read whole because its index is older than the file."""
+    if (index := _find_index(options)) and _is_stale(index, options.source):
+        console.warn(f"{index}: is older than {options.source.name}, which is read without it")
+
+
 def _conditions(options: ScoreOptions) -> Iterator[Callable[[VariantRecord], bool]]:
-    """What a record has to fulfil, every one of them, cheapest first."""
+    """All conditions on a record, the cheapest first."""
+
+    def overlaps(regions: Regions, record: VariantRecord) -> bool:
+        return regions.overlap(record.contig, record.start, record.end)
+
+    def has_quality(minimum: float, record: VariantRecord) -> bool:
+        try:
+            quality = record.quality
+        except ValueError:
+            raise UserError(
+                f"{record}: its QUAL is not a number; --min-qual needs a number or ."
+            ) from None
+        return quality is not None and quality >= minimum
+
     if options.regions:
-        yield partial(_is_in, Regions(read_regions(options.regions)))
+        yield partial(overlaps, Regions(read_regions(options.regions)))
     if options.bed:
-        yield partial(_is_in, Regions(read_bed(options.bed)))
+        yield partial(overlaps, Regions(read_bed(options.bed)))
     if options.pass_only:
         yield lambda record: record.passes
     if options.min_qual is not None:
-        yield partial(_is_sure, options.min_qual)
+        yield partial(has_quality, options.min_qual)
 
 
-def _is_in(regions: Regions, record: VariantRecord) -> bool:
-    """Whether a base of REF lies in `regions`."""
-    return regions.overlap(record.contig, record.start, record.end)
+def count_shard(options: VariantOptions, read: Read) -> range | None:
+    """The indices of the records of the shard, counted by reading all variants once.
 
-
-def _is_sure(least: float, record: VariantRecord) -> bool:
-    """Whether QUAL is there and large enough."""
-    try:
-        quality = record.quality
-    except ValueError:
-        raise UserError(f"{record}: its QUAL is no number; --min-qual needs one, or .") from None
-    return quality is not None and quality >= least
-
-
-def count_variants(options: ScoreOptions) -> int | None:
-    """How many records there will be; None for stdin, which can be read only once.
-
-    Reading a file once more is fast, and a bad record is found before hours of work.
+    Reading a file once more is fast, and an invalid record is found before hours of work. None
+    stands for stdin, which can be read only once.
 
     Raises:
-        UserError: A record is bad.
+        UserError: A record is invalid.
     """
-    if options.source == STDIN and options.saturate is None:
+    if options.is_stdin:
         return None
-    if (index := _index(options)) and _is_stale(index, options.source):
-        console.warn(f"{index}: is older than {options.source.name}, which is read without it")
-    first, end = _borders(options)
-    total = end - first
+    total = sum(1 for _ in read().records)
+    index, count = options.part
+    shard = range(total * index // count, total * (index + 1) // count)
     if options.filters:
-        told = f"{total:,} records are chosen by {', '.join(options.filters)}"
-        (console.say if total else console.warn)(told)
-    return total
+        message = f"{len(shard):,} records are chosen by {', '.join(options.filters)}"
+        (console.say if shard else console.warn)(message)
+    return shard
 
 
 def check_contigs(header: Header, genome: Reference) -> None:
-    """Warn where a VCF's header and the reference tell other lengths of a contig."""
+    """Warn if the header of a VCF and the reference disagree about the length of a contig."""
     lengths = {}
     for name, length in header.contig_lengths().items():
         known = find_contig(name, genome.names)
@@ -202,11 +203,11 @@ def check_contigs(header: Header, genome: Reference) -> None:
         console.warn(trouble)
 
 
-def check_regions(options: ScoreOptions, genome: Reference) -> None:
+def check_regions(regions: tuple[str, ...], genome: Reference) -> None:
     """Refuse regions of contigs that the reference does not have.
 
     Raises:
         UserError: There is one.
     """
-    for text in options.regions:
+    for text in regions:
         genome.region(text)

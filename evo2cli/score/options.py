@@ -1,23 +1,59 @@
-"""What `evo2 score` was asked for, checked and with its words turned into meanings."""
+"""Options of `evo2 score`, and those that it shares with `evo2 saturate`."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from evo2cli.errors import TooManySkippedError, UserError
-from evo2cli.figures import check_plot
+import typer
+
+from evo2cli.errors import UserError
 from evo2cli.files import check_output
 from evo2cli.genome.source import STDIN
 from evo2cli.lengths import parse_bytes
-from evo2cli.options import Strand
+from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand
+
+
+class Windows(StrEnum):
+    """Where the windows around a variant begin.
+
+    CENTRED: W // 2 bases before the variant, as published. ANCHORED: at the last multiple of W // 4
+    that leaves at least W // 2 bases before it, so that neighbouring variants share windows.
+    """
+
+    CENTRED = "centred"
+    ANCHORED = "anchored"
+
+
+class IndelMode(StrEnum):
+    """What an insertion or a deletion does to the window with the alternate allele.
+
+    FIXED: it is as long as the window with the reference allele, because its right border moves.
+    ANCHORED: both end at the same base of the genome, so that it is longer or shorter.
+    """
+
+    FIXED = "fixed"
+    ANCHORED = "anchored"
+
+
+class OnRefMismatch(StrEnum):
+    """What happens to an allele whose REF is not what the genome has at its position.
+
+    SKIP: it has no score. ERROR: the run ends. SWAP: if ALT is what the genome has, REF and ALT
+    change roles, and the allele is scored.
+    """
+
+    SKIP = "skip"
+    ERROR = "error"
+    SWAP = "swap"
 
 
 class Quantity(StrEnum):
-    """What is written of an allele: log-likelihoods of its windows, in nats.
+    """Which log-likelihoods of the windows of an allele are written, in nats.
 
-    DELTA: alternate minus reference, of each strand too where both are read. REF, ALT: of one
-    window. ALL: all of these.
+    DELTA: log P(window with ALT) - log P(window with REF), of each strand too if both are read.
+    REF, ALT: log P of one window. ALL: all of these.
     """
 
     DELTA = "delta"
@@ -26,30 +62,8 @@ class Quantity(StrEnum):
     ALL = "all"
 
 
-class IndelMode(StrEnum):
-    """What an insertion or a deletion does to its alternate window.
-
-    FIXED: as long as the reference window; its right border moves. ANCHORED: both end at the same
-    base of the genome; it is longer or shorter.
-    """
-
-    FIXED = "fixed"
-    ANCHORED = "anchored"
-
-
-class Track(StrEnum):
-    """A number for each base, given all before it.
-
-    LOGPROB: log-probability of the base, in nats. ENTROPY: of the prediction among A, C, G and T,
-    in bits.
-    """
-
-    LOGPROB = "logprob"
-    ENTROPY = "entropy"
-
-
 class Layout(StrEnum):
-    """How results are written; the suffix of the output says which."""
+    """Format of an output file; its value is the suffix."""
 
     VCF = ".vcf"
     TSV = ".tsv"
@@ -59,205 +73,159 @@ class Layout(StrEnum):
 
     @property
     def has_index(self) -> bool:
-        """Whether bgzip (`.gz`) makes it a file that tabix indexes."""
+        """Whether tabix can index the file once bgzip (`.gz`) has compressed it."""
         return self in (Layout.VCF, Layout.TSV)
 
 
-VARIANT_LAYOUTS = (Layout.VCF, Layout.BCF, Layout.PARQUET)  # beside tables, for variants alone
-_PACKED_BY_ITSELF = (Layout.BCF, Layout.PARQUET)
+VARIANT_LAYOUTS = (Layout.VCF, Layout.BCF, Layout.PARQUET)  # for variants, in addition to tables
+_COMPRESSED_LAYOUTS = (Layout.BCF, Layout.PARQUET)  # no .gz
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """The command line of `evo2 score`.
+class StrandOptions(Options, panel="Windows"):
+    """Which strands are read."""
 
-    Attributes:
-        source: FASTA, VCF, BCF or a table of variants; `-` for stdin; or one variant.
-        further: More variants, where `source` is one.
-        model: A folder, file or name, as `open_model` takes it.
-        config: Shape of a released model file.
-        reference: FASTA of the genome a VCF speaks of; else its `##reference` is taken.
-        output: Where results go, the suffix telling the layout; None for stdout.
-        window: Bases of genome to score an allele by; None for min(8192, the model's context).
-        windows: centred, each allele in the middle of its own, as published; or anchored, so that
-            neighbours share them.
-        strand: fwd, rc or both; None for both of variants and fwd of a FASTA.
-        score: What is written of variants: delta, ref, alt or all.
-        indel_mode: fixed, so that both windows of an allele are equally long, as published; or
-            anchored, so that they end at the same base of the genome.
-        precision_check: So many alleles are scored once more at a higher precision, and deltas that
-            are no larger than the differences found are marked.
-        on_ref_mismatch: What a REF that the genome denies leads to: skip, error, or swap: a record
-            whose ALT is the genome's is scored all the same.
-        max_skipped: Fraction of skipped records above which the run ends with exit code 3.
-        device: As `open_model` takes it; or several, with commas, or all, which share the work.
-        dtype: As `open_model` takes it.
-        json: JSON lines rather than the default layout.
-        max_memory: What model and computation may take of the device, for a FASTA; else what is
-            free.
-        context_parallel: Processes that share each sequence of a FASTA, one a GPU.
-        regions: Only variants that overlap one of these, as `read_region` takes them.
-        bed: Only variants that overlap an interval of this file.
-        min_qual: Only records of a VCF whose QUAL is there and at least this.
-        pass_only: Only records of a VCF whose FILTER says PASS.
-        limit: Only so many records, the first of those that are left.
-        shard: "i/n", 1-based: the i-th of n parts of all these, for `evo2 merge` to join.
-        saturate: Every SNV of a region, `chr:from-to`, in place of `source`, which is ignored.
-        plot: Heat map of them to draw.
-        background: File of deltas of random variants, which give percentiles; grown as needed.
-        track: logprob or entropy of every base, in place of a score.
-        dry_run: Only tell what scoring variants would cost.
+    strand: Annotated[
+        Strand | None,
+        typer.Option(
+            help="Strand to read; both takes the mean of the two.",
+            show_default="both for variants, fwd for a FASTA",
+        ),
+    ] = None
 
-    Raises:
-        UserError: A value is out of range.
-    """
 
-    source: Path
-    model: str = "nano"
-    config: Path | None = None
-    reference: Path | None = None
-    output: Path | None = None
-    window: int | None = None
-    windows: str = "centred"
-    strand: str | None = None
-    score: str = "delta"
-    indel_mode: str = "fixed"
-    precision_check: int | None = None
-    on_ref_mismatch: str = "skip"
-    max_skipped: float = 1.0
-    device: str = "auto"
-    dtype: str = "auto"
-    json: bool = False
-    max_memory: str | None = None
-    context_parallel: int = 1
-    further: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ()
-    bed: Path | None = None
-    min_qual: float | None = None
-    pass_only: bool = False
-    limit: int | None = None
-    shard: str | None = None
-    saturate: str | None = None
-    plot: Path | None = None
-    track: str | None = None
-    background: Path | None = None
-    dry_run: bool = False
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions(Options, panel="Windows"):
+    """Which windows of the genome an allele is scored by."""
 
-    def __post_init__(self) -> None:
-        if self.window is not None and self.window < 2:
-            raise UserError(f"--window {self.window}: at least 2 bases are needed for a prediction")
-        self._check_words()
-        if not 0 <= self.max_skipped <= 1:
-            raise UserError(f"--max-skipped {self.max_skipped}: a fraction lies in 0 to 1")
-        if self.min_qual is not None and not math.isfinite(self.min_qual):
-            raise UserError(f"--min-qual {self.min_qual}: must be a number")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit}: at least 1 record is needed")
-        if self.precision_check is not None and self.precision_check < 1:
-            raise UserError(f"--precision-check {self.precision_check}: needs 1 allele at least")
-        if self.shard is not None:
-            self._check_shard(self.shard)
-        if self.saturate is not None and self.reference is None:
-            raise UserError(f"--saturate {self.saturate}: give the genome by --reference")
-        if self.plot is not None and self.saturate is None:
-            raise UserError(f"--plot {self.plot}: is drawn of a region; give it by --saturate")
-        check_plot(self.plot)
-        if self.max_memory is not None:
-            parse_bytes(self.max_memory, "--max-memory")
-        if self.track is not None and self.saturate is not None:
-            raise UserError("--track and --saturate: one at a time")
-        inputs = (self.source, *map(Path, self.further), self.reference, self.bed, self.background)
-        check_output(self.output, *inputs)
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Bases in the window around a variant.",
+            show_default="8192, or the model's context if that is less",
+        ),
+    ] = None
+    windows: Annotated[
+        Windows,
+        typer.Option(
+            help="centred: the variant is in the middle, as published. anchored: neighbouring "
+            "variants share windows, which is about twice as fast."
+        ),
+    ] = Windows.CENTRED
+    indel_mode: Annotated[
+        IndelMode,
+        typer.Option(
+            help="fixed: the windows with REF and with ALT are equally long, as published. "
+            "anchored: they end at the same base of the genome."
+        ),
+    ] = IndelMode.FIXED
+    on_ref_mismatch: Annotated[
+        OnRefMismatch,
+        typer.Option(
+            help="If REF is not what the genome has: skip the allele, end with an error, or swap "
+            "REF and ALT if ALT is what the genome has."
+        ),
+    ] = OnRefMismatch.SKIP
 
-    def _check_words(self) -> None:
-        for flag, word, known in (
-            ("--windows", self.windows, ("centred", "anchored")),
-            ("--strand", self.strand, list(Strand)),
-            ("--score", self.score, list(Quantity)),
-            ("--indel-mode", self.indel_mode, list(IndelMode)),
-            ("--on-ref-mismatch", self.on_ref_mismatch, ("skip", "error", "swap")),
-            ("--track", self.track, list(Track)),
-        ):
-            if word is not None and word not in known:
-                raise UserError(f"{flag} {word}: not one of {', '.join(known)}")
-        if self.score in (Quantity.DELTA, Quantity.ALL):
-            return
-        for flag, value in (
-            ("--background", self.background),
-            ("--plot", self.plot),
-            ("--precision-check", self.precision_check),
-        ):
-            if value is not None:
-                raise UserError(f"{flag} is about deltas, but --score {self.score} writes none")
 
-    def _check_shard(self, shard: str) -> None:
-        index, _, count = shard.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            raise UserError(f"--shard {shard}: must be i/n with i from 1 to n, like 3/8")
-        if self.source == STDIN and self.saturate is None:
-            raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
-
-    @property
-    def part(self) -> tuple[int, int]:
-        """Which part of how many is scored, 0-based."""
-        if self.shard is None:
-            return 0, 1
-        index, count = map(int, self.shard.split("/"))
-        return index - 1, count
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes of `max_memory`."""
-        given = self.max_memory
-        return None if given is None else parse_bytes(given, "--max-memory")
-
-    def arguments(self) -> list[str]:
-        """As words of a command line, for other processes."""
-        words = [str(self.source)]
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if option.name == "source" or value == option.default:
-                continue
-            flag = f"--{option.name.replace('_', '-')}"
-            words += [flag] if value is True else [flag, str(value)]
-        return words
-
-    @property
-    def filters(self) -> dict[str, str]:
-        """The flags given of those that choose among variants, and their values."""
-        given: dict[str, object] = {
-            "--regions": " ".join(self.regions) or None,
-            "--bed": self.bed and self.bed.name,
-            "--min-qual": self.min_qual,
-            "--pass-only": "" if self.pass_only else None,
-            "--limit": self.limit,
-        }
-        return {flag: str(value) for flag, value in given.items() if value is not None}
+@dataclass(frozen=True, kw_only=True)
+class AlleleOptions(WindowOptions, StrandOptions):
+    """All that decides the score of an allele, given a genome and a model."""
 
     @property
     def variant_strand(self) -> Strand:
-        """What is read of variants."""
-        return Strand(self.strand or Strand.BOTH)
+        """The strand that is read of windows."""
+        return self.strand or Strand.BOTH
 
-    @property
-    def sequence_strand(self) -> Strand:
-        """What is read of a FASTA."""
-        return Strand(self.strand or Strand.FORWARD)
+
+@dataclass(frozen=True, kw_only=True)
+class QuantityOptions(Options, panel="Output"):
+    """What is written about an allele.
+
+    Raises:
+        UserError: An option needs EVO2_DELTA, which is not written.
+    """
+
+    needs_delta: ClassVar[tuple[str, ...]] = ("background", "precision_check")
+
+    score: Annotated[
+        Quantity,
+        typer.Option(
+            "--score",
+            help="Log-likelihoods to write: delta is log P(window with ALT) - log P(window with "
+            "REF), ref and alt are the two terms.",
+        ),
+    ] = Quantity.DELTA
+    precision_check: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Score N alleles again at a higher precision to measure the rounding noise, and "
+            "mark every EVO2_DELTA that is smaller.",
+        ),
+    ] = None
+    background: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Add EVO2_PCT, the percentile among random variants of the same kind. The file "
+            "keeps their scores for later runs, and is created if it is missing.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score in (Quantity.DELTA, Quantity.ALL):
+            return
+        for name in self.needs_delta:
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} needs EVO2_DELTA, which --score {self.score} does "
+                    "not write; use --score all"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(Options, panel="Output"):
+    """Where and how results are written."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-O",
+            "--output",
+            metavar="FILE",
+            help="x.tsv, x.jsonl or x.vcf, each also with .gz; x.bcf; x.parquet.",
+            show_default="stdout",
+        ),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Write JSON lines.")] = False
+    max_skipped: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="FRACTION",
+            help="Exit with code 3 if a larger fraction of records has no score.",
+        ),
+    ] = 1.0
 
     def layout(self, default: Layout, more: tuple[Layout, ...] = ()) -> Layout:
-        """The layout of the output, `default` where nothing says else.
+        """The format of the output, `default` unless an option says otherwise.
 
         Args:
-            default: Of stdout.
-            more: Possible beside it and beside tables.
+            default: Format of stdout.
+            more: Formats that are possible in addition to `default` and tables.
 
         Raises:
-            UserError: The suffix is none we write for this input, or contradicts `--json`.
+            UserError: The suffix is not one of these, or contradicts `--json`.
         """
         if self.output is None:
             return Layout.JSONL if self.json else default
         allowed = [Layout.JSONL] if self.json else [default, *more, Layout.TSV, Layout.JSONL]
-        packed = {f"{layout}.gz": layout for layout in allowed if layout not in _PACKED_BY_ITSELF}
+        packed = {f"{layout}.gz": layout for layout in allowed if layout not in _COMPRESSED_LAYOUTS}
         known = {**{str(layout): layout for layout in allowed}, **packed}
         suffix = "".join(self.output.suffixes[-2:])
         found = known.get(suffix, known.get(self.output.suffix))
@@ -268,13 +236,218 @@ class ScoreOptions:
             )
         return found
 
-    def check_skipped(self, skipped: int, total: int) -> None:
-        """Compare the skipped share with `max_skipped`, once the output is complete.
 
-        Raises:
-            TooManySkippedError: It is above.
-        """
-        if skipped > self.max_skipped * total:
-            raise TooManySkippedError(
-                f"{skipped:,} of {total:,} have no score, above --max-skipped {self.max_skipped}"
+@dataclass(frozen=True, kw_only=True)
+class GenomeOptions(Options, panel="Input"):
+    """The genome around the variants."""
+
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "-R",
+            "--reference",
+            metavar="FASTA",
+            help="Genome of the variants.",
+            show_default="the ##reference of a VCF",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions(Options, panel="Run"):
+    """Which share of the variants is scored.
+
+    Raises:
+        UserError: `shard` is not I/N.
+    """
+
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Score only the I-th of N parts of the variants; `evo2 merge` joins the outputs.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Count the bases to compute and time one window, without scoring.",
+        ),
+    ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard is not None:
+            index, _, count = self.shard.partition("/")
+            if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+                raise UserError(f"--shard {self.shard}: must be I/N with I from 1 to N, e.g. 3/8")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The 0-based index of the part that is scored, and the number of parts."""
+        if self.shard is None:
+            return 0, 1
+        index, count = map(int, self.shard.split("/"))
+        return index - 1, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterOptions(RegionOptions, panel="Input"):
+    """Which records of the input are scored; the others are not in the output.
+
+    Raises:
+        UserError: `min_qual` is not a finite number.
+    """
+
+    min_qual: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Only records of a VCF with at least this QUAL."),
+    ] = None
+    pass_only: Annotated[
+        bool, typer.Option("--pass-only", help="Only records of a VCF whose FILTER is PASS.")
+    ] = False
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the first N records, after all other filters."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_qual is not None and not math.isfinite(self.min_qual):
+            raise UserError(f"--min-qual {self.min_qual}: must be a finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceOptions(Options, panel="Run"):
+    """How long sequences of a FASTA are computed.
+
+    Raises:
+        UserError: `max_memory` is not a size.
+    """
+
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for the model and the computation on a FASTA, e.g. 24G; what does not fit "
+            "is kept in the memory of the host.",
+            show_default="what is free",
+        ),
+    ] = None
+    context_parallel: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes, one for each GPU, that share every sequence of a FASTA."
+        ),
+    ] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory, "--max-memory")
+
+    @property
+    def memory(self) -> int | None:
+        """`max_memory` in bytes."""
+        return None if self.max_memory is None else parse_bytes(self.max_memory, "--max-memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantOptions(
+    ShardOptions, DevicesOptions, OutputOptions, QuantityOptions, AlleleOptions, GenomeOptions
+):
+    """What `evo2 score` and `evo2 saturate` need for scoring variants."""
+
+    @property
+    def command(self) -> str:
+        """How the header of the output names the command."""
+        return "evo2 score"
+
+    @property
+    def source(self) -> Path:
+        """What messages call the input."""
+        raise NotImplementedError
+
+    @property
+    def is_stdin(self) -> bool:
+        """Whether the input can be read only once."""
+        return False
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """The flags that choose among variants, and their values; "" for a flag without one."""
+        return {}
+
+
+# Options of `evo2 score` that have no meaning for the sequences of a FASTA, or only for these.
+FOR_VARIANTS = (
+    RegionOptions,
+    FilterOptions,
+    GenomeOptions,
+    WindowOptions,
+    QuantityOptions,
+    ShardOptions,
+)
+FOR_SEQUENCES = (SequenceOptions,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions):
+    """Options of `evo2 score`.
+
+    Raises:
+        UserError: An option contradicts another one, or the output cannot be written.
+    """
+
+    inputs: Annotated[
+        tuple[str, ...],
+        typer.Argument(
+            metavar="INPUT...",
+            help="A FASTA of sequences; or variants: a VCF, BCF or table (TSV, CSV or Parquet with "
+            "the columns chrom, pos, ref, alt), or written out, e.g. chr22-1024-A-C. - is stdin.",
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        inputs = [*map(Path, self.inputs), self.reference, self.bed, self.background]
+        check_output(self.output, *inputs)
+        if self.is_stdin and self.shard is not None:
+            raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
+        if self.is_stdin and self.precision_check is not None:
+            raise UserError("--precision-check: stdin cannot be read twice; give a file")
+        if self.context_parallel > 1 and self.is_stdin:
+            raise UserError("--context-parallel: several processes cannot read stdin; give a file")
+        if self.context_parallel > 1 and (self.device == "all" or "," in self.device):
+            raise UserError(
+                f"--context-parallel shares single sequences, --device {self.device} shares "
+                "records; use one of them"
             )
+
+    @property
+    def source(self) -> Path:
+        """The file, or the first of the variants."""
+        return Path(self.inputs[0])
+
+    @property
+    def is_stdin(self) -> bool:
+        """Whether the input is stdin."""
+        return self.source == STDIN
+
+    @property
+    def sequence_strand(self) -> Strand:
+        """The strand that is read of a FASTA."""
+        return self.strand or Strand.FORWARD
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """The flags that choose among variants, and their values; "" for a flag without one."""
+        values: dict[str, object] = {
+            "--regions": " ".join(self.regions) or None,
+            "--bed": self.bed and self.bed.name,
+            "--min-qual": self.min_qual,
+            "--pass-only": "" if self.pass_only else None,
+            "--limit": self.limit,
+        }
+        return {name: str(value) for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What `evo2 score` writes of variants: VCF, BCF, TSV, JSON lines or Parquet; and its last word."""
+"""Output of scored variants: VCF, BCF, TSV, JSON lines or Parquet, and the closing report."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,37 +15,40 @@ from evo2cli.genome.normalization import Indels
 from evo2cli.genome.parquet import open_parquet
 from evo2cli.genome.vcf import OUR_PREFIX, Header, Status, VariantRecord
 from evo2cli.options import Strand
-from evo2cli.score.options import Layout, Quantity, ScoreOptions
+from evo2cli.score.options import Layout, OutputOptions, Quantity, VariantOptions
 from evo2cli.tables import Row, cell, json_line, table_line
 
-MUCH_MISMATCH = 0.01  # share of REFs that the genome denies; above, it is likely another build
-FEW_MISMATCHES = 3  # as many prove nothing, however small the file
+# More REF mismatches than this fraction suggest another genome build; so few suggest nothing.
+MAX_MISMATCH_FRACTION = 0.01
+MAX_FEW_MISMATCHES = 3
 
-PERCENTILE = "EVO2_PCT"  # filled where there is a background
+PERCENTILE = "EVO2_PCT"  # only with a background
 
-# The INFO fields, a value for each allele: type and meaning.
+# INFO fields with one value for each allele: type and description.
 FIELDS = {
     "EVO2_DELTA": (
         "Float",
-        "EVO2_ALT - EVO2_REF in nats; negative: the alternate allele is less likely",
+        "log P(window with ALT) - log P(window with REF), in nats; negative: the alternate allele "
+        "is less likely",
     ),
-    "EVO2_REF": ("Float", "Log-likelihood of the window with the reference allele, in nats"),
-    "EVO2_ALT": ("Float", "Log-likelihood of the window with the alternate allele, in nats"),
+    "EVO2_REF": ("Float", "log P(window with REF), the log-likelihood of the window, in nats"),
+    "EVO2_ALT": ("Float", "log P(window with ALT), the log-likelihood of the window, in nats"),
     "EVO2_FWD": ("Float", "EVO2_DELTA of the forward strand, in nats"),
     "EVO2_RC": ("Float", "EVO2_DELTA of the reverse-complement strand, in nats"),
     PERCENTILE: (
         "Float",
-        "Percentage of random variants of the same kind (SNV: change and both neighbours; others: "
-        "length) with a lower EVO2_DELTA",
+        "Percentage of random variants of the same kind (SNV: same change and neighbouring bases; "
+        "others: similar length) with a lower EVO2_DELTA",
     ),
     "EVO2_STATUS": (
         "String",
-        "OK; EDGE: a contig end moved or cut the windows; NONACGT: they hold other letters than "
-        "ACGT; SWAPPED: the genome has ALT, and REF was put there; NOISE: EVO2_DELTA is within "
-        "##evo2Noise; any other word says why there is no score",
+        "OK; EDGE: the end of a contig moved or shortened the windows; NONACGT: the windows hold "
+        "letters other than ACGT; SWAPPED: the genome has ALT, REF was scored as the change; "
+        "NOISE: EVO2_DELTA is smaller than the rounding noise in ##evo2Noise; any other word says "
+        "why there is no score",
     ),
 }
-SHARD = "##evo2Shard="  # I/N of a part, by which `evo2 merge` knows its place
+SHARD = "##evo2Shard="  # I/N, from which `evo2 merge` knows the order of the parts
 STRAND_FIELDS = {Strand.FORWARD: "EVO2_FWD", Strand.REVERSE: "EVO2_RC"}
 QUANTITIES = {
     Quantity.DELTA: {"EVO2_DELTA", *STRAND_FIELDS.values()},
@@ -59,19 +62,19 @@ _VARIANT_COLUMNS = {"chrom": str, "pos": int, "id": str, "ref": str, "alt": str}
 _TYPES = {"Float": float, "String": str}
 _MEANINGS = {
     Status.OK: "",
-    Status.EDGE: "a contig's end moved or cut the windows",
-    Status.NONACGT: "windows hold other letters than ACGT",
-    Status.SWAPPED: "the reference has ALT; REF was put there",
-    Status.NOISE: "the delta is within what rounding moves",
+    Status.EDGE: "the end of a contig moved or shortened the windows",
+    Status.NONACGT: "the windows hold letters other than ACGT",
+    Status.SWAPPED: "the reference has ALT; REF was scored as the change",
+    Status.NOISE: "smaller than the measured rounding noise",
     Status.NO_ALT: "no alternate allele (.)",
-    Status.STAR: "deleted by another record (*)",
-    Status.SYMBOLIC: "its bases are not given",
-    Status.BREAKEND: "joins two places",
-    Status.INVALID_ALLELE: "not spelled in bases",
+    Status.STAR: "allele deleted by another record (*)",
+    Status.SYMBOLIC: "symbolic allele, e.g. <DEL>",
+    Status.BREAKEND: "breakend",
+    Status.INVALID_ALLELE: "REF or ALT is not written in bases",
     Status.CONTIG_MISSING: "the reference has no such contig",
     Status.OUT_OF_RANGE: "outside its contig",
-    Status.REF_MISMATCH: "the reference has other bases there than REF",
-    Status.TOO_LONG: "longer than half a window",
+    Status.REF_MISMATCH: "REF is not what the reference has there",
+    Status.TOO_LONG: "an allele is longer than half a window",
 }
 
 Put = Callable[[VariantRecord, Sequence[Row]], None]
@@ -81,10 +84,10 @@ Put = Callable[[VariantRecord, Sequence[Row]], None]
 def open_variant_output(
     path: Path | None, writer: "VariantWriter", header: Header, provenance: Sequence[str]
 ) -> Iterator[Put]:
-    """Yield what writes a record with its rows to `path`, or to stdout for None.
+    """Yield a function that writes a record with its rows to `path`, or to stdout if it is None.
 
-    The file gets its name when everything is written. Where its kind can be indexed, it is, if the
-    records came sorted.
+    The file appears under its name when everything is written, with an index if its format has one
+    and the records are sorted.
 
     Raises:
         UserError: The file cannot be written.
@@ -110,7 +113,7 @@ def open_variant_output(
 
 @contextmanager
 def _open_bcf(path: Path | None) -> Iterator[Callable[[bytes], object]]:
-    """As `open_output`, by way of text beside the file."""
+    """As `open_output`, through a temporary text file beside the output."""
     assert path is not None
     text = path.with_name(f"{path.name}.text.gz")
     try:
@@ -123,11 +126,11 @@ def _open_bcf(path: Path | None) -> Iterator[Callable[[bytes], object]]:
 
 
 def index_output(path: Path, layout: Layout, fault: str = "") -> None:
-    """Leave an index beside `path`, or say why there is none; `fault` is one that is known."""
-    for suffix in (".tbi", ".csi"):  # one of an earlier output would lie
+    """Write an index beside `path`, or warn why not; `fault` is a reason that is already known."""
+    for suffix in (".tbi", ".csi"):  # of an earlier output
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     if fault:
-        console.warn(f"{path}: no index: {fault}; `bcftools sort` puts a VCF in order")
+        console.warn(f"{path}: no index: {fault}; sort a VCF with `bcftools sort`")
         return
     try:
         (index_table if layout is Layout.TSV else index_variants)(path)
@@ -136,10 +139,10 @@ def index_output(path: Path, layout: Layout, fault: str = "") -> None:
 
 
 class _Order:
-    """Whether records come by contig and position.
+    """Checks that records are sorted by contig and position.
 
     Attributes:
-        fault: Where they do not, first; "" as long as they do.
+        fault: The first violation; "" if there is none.
     """
 
     def __init__(self) -> None:
@@ -148,13 +151,13 @@ class _Order:
         self._contig, self._start = "", -1
 
     def note(self, record: VariantRecord) -> None:
-        """See the next record."""
+        """Check the next record."""
         if self.fault or not record.alternates:
             return
         if record.contig != self._contig:
             self._done.add(self._contig)
             if record.contig in self._done:
-                self.fault = f"{record.contig} comes twice, with other contigs between"
+                self.fault = f"{record.contig} comes twice, with other contigs in between"
         elif record.start < self._start:
             self.fault = (
                 f"{record.contig}:{record.start + 1} comes after {self._contig}:{self._start + 1}"
@@ -163,18 +166,18 @@ class _Order:
 
 
 class VariantWriter:
-    """Turns records and their rows into the text of a layout, or into whole rows.
+    """Formats records and the rows of their alleles.
 
     Args:
-        layout: Of the output.
+        layout: Format of the output.
         fields: INFO fields to write.
-        others: Columns of a table that ride along, and what their cells are.
+        others: Further columns of the input table, and the types of their cells.
 
     Attributes:
-        columns: Of a table, and what their cells are.
+        columns: Columns of an output table, and the types of their cells.
 
     Raises:
-        UserError: A column that rides along has the name of one of ours.
+        UserError: A column of the input table has the name of an output column.
     """
 
     def __init__(
@@ -189,13 +192,13 @@ class VariantWriter:
         for name in self._others:
             if name in own or name.startswith(OUR_PREFIX.decode()):
                 raise UserError(
-                    f"column {name!r} is one that is written here: rename it, or score the "
+                    f"column {name!r} has the name of an output column: rename it, or score the "
                     "original table if this one was scored before"
                 )
         self.columns: dict[str, type] = {**own, **self._others}
 
     def opening(self, header: Header, provenance: Sequence[str]) -> bytes:
-        """What stands before the first record."""
+        """The header of the output."""
         if self.layout in (Layout.VCF, Layout.BCF):
             info = [
                 f'##INFO=<ID={field},Number=A,Type={kind},Description="{meaning}">'
@@ -209,7 +212,7 @@ class VariantWriter:
         return b""
 
     def lines(self, record: VariantRecord, rows: Sequence[Row]) -> bytes:
-        """The record as it was with INFO appended, or a line for each of its alleles."""
+        """The line of the record with our INFO appended, or one line for each of its alleles."""
         if self.layout in (Layout.VCF, Layout.BCF):
             if not rows:  # a blank line, which BCF cannot hold
                 return record.line if self.layout is Layout.VCF else b""
@@ -221,23 +224,13 @@ class VariantWriter:
         return b"".join(table_line(self._cells(row)) for row in whole)
 
     def rows(self, record: VariantRecord, rows: Sequence[Row]) -> list[Row]:
-        """A row of `columns` for each allele."""
+        """One row of `columns` for each allele."""
+        fields = (*self._fields, *WINDOW_COLUMNS)
         others = dict(zip(self._others, record.others, strict=True))
-        return [
-            {
-                "chrom": record.contig,
-                "pos": record.start + 1,
-                "id": record.identifier,
-                "ref": record.reference.decode(errors="surrogateescape"),
-                "alt": alternate.decode(errors="surrogateescape"),
-                **{name: row[name] for name in (*self._fields, *WINDOW_COLUMNS)},
-                **others,
-            }
-            for alternate, row in zip(record.alternates, rows, strict=True)
-        ]
+        return [{**row, **others} for row in allele_rows(record, rows, fields)]
 
     def _cells(self, row: Row) -> Iterator[object]:
-        """Values as a TSV shows them; numbers that ride along keep their digits."""
+        """The cells of a TSV; numbers of the input table keep their digits."""
         for name, value in row.items():
             if name in self._others and value is not None:
                 yield " ".join(str(value).splitlines()).replace("\t", " ")
@@ -245,9 +238,22 @@ class VariantWriter:
                 yield value
 
 
-def written_fields(options: ScoreOptions) -> list[str]:
-    """The INFO fields that are asked for, in their order."""
-    wanted = {*QUANTITIES[Quantity(options.score)], "EVO2_STATUS"}
+def allele_rows(record: VariantRecord, rows: Sequence[Row], fields: Sequence[str]) -> Iterator[Row]:
+    """One row for each allele: chrom, pos (1-based), id, ref and alt, then `fields` of `rows`."""
+    for alternate, row in zip(record.alternates, rows, strict=True):
+        yield {
+            "chrom": record.contig,
+            "pos": record.start + 1,
+            "id": record.identifier,
+            "ref": record.reference.decode(errors="surrogateescape"),
+            "alt": alternate.decode(errors="surrogateescape"),
+            **{name: row[name] for name in fields},
+        }
+
+
+def written_fields(options: VariantOptions) -> list[str]:
+    """The INFO fields that are written, in their order."""
+    wanted = {*QUANTITIES[options.score], "EVO2_STATUS"}
     if options.background is not None:
         wanted.add(PERCENTILE)
     if options.variant_strand is not Strand.BOTH:
@@ -255,52 +261,66 @@ def written_fields(options: ScoreOptions) -> list[str]:
     return [field for field in FIELDS if field in wanted]
 
 
-def report(options: ScoreOptions, counts: Counter[str], indels: Indels, absent: str | None) -> None:
-    """Tell what became of the alleles, in a table on stderr.
+def report(
+    options: VariantOptions, counts: Counter[str], indels: Indels, missing: str | None
+) -> None:
+    """Print how many alleles were scored, and why others were not.
 
     Args:
-        options: What was asked for.
-        counts: Alleles by their status.
-        indels: Of the records.
-        absent: What to say of contigs that the reference does not have, if there were any.
+        options: Options of the command.
+        counts: Number of alleles by status.
+        indels: Insertions and deletions among the records.
+        missing: What to say about contigs that the reference does not have, if there are any.
 
     Raises:
-        TooManySkippedError: More than allowed have no score, or no contig is the reference's.
+        TooManySkippedError: Too many alleles have no score, or no contig is in the reference.
     """
     total = counts.total()
-    skipped = sum(count for status, count in counts.items() if not _is_scored(status))
+    skipped = sum(count for status, count in counts.items() if not is_scored(status))
     console.say(f"{total - skipped:,} of {total:,} alleles scored")
     if total:
         console.write_page(status_table(counts), stderr=True)
-    if absent is not None:
+    if missing is not None:
         if counts[Status.CONTIG_MISSING] == total:
-            raise TooManySkippedError(f"{options.source}: nothing could be scored: {absent}")
-        console.warn(absent)
-    denied = counts[Status.REF_MISMATCH]
-    checked = total - skipped + denied
-    if denied > max(FEW_MISMATCHES, MUCH_MISMATCH * checked):
+            raise TooManySkippedError(f"{options.source}: nothing could be scored: {missing}")
+        console.warn(missing)
+    mismatches = counts[Status.REF_MISMATCH]
+    checked = total - skipped + mismatches
+    if mismatches > max(MAX_FEW_MISMATCHES, MAX_MISMATCH_FRACTION * checked):
         console.warn(
-            f"the reference contradicts REF of {denied:,} of {checked:,} alleles: is it ANOTHER "
-            "GENOME BUILD than the VCF was made for?"
+            f"REF of {mismatches:,} of {checked:,} alleles is not what the reference has: is it "
+            "ANOTHER GENOME BUILD than that of the variants?"
         )
     if indels.unnormalized:
         console.warn(
             f"{indels.unnormalized:,} of {indels.total:,} insertions and deletions are not trimmed "
-            "and left-aligned; the same change written elsewhere has other windows and other "
-            "scores: `bcftools norm -f` the reference first"
+            "and left-aligned; the same change at another position has other windows and another "
+            "score: run `bcftools norm -f` with the reference first"
         )
-    options.check_skipped(skipped, total)
+    check_skipped(options, skipped, total)
+
+
+def check_skipped(options: OutputOptions, skipped: int, total: int) -> None:
+    """Compare the fraction of skipped records with `max_skipped`, after the output is complete.
+
+    Raises:
+        TooManySkippedError: It is larger.
+    """
+    if skipped > options.max_skipped * total:
+        raise TooManySkippedError(
+            f"{skipped:,} of {total:,} have no score, above --max-skipped {options.max_skipped}"
+        )
 
 
 def status_table(counts: Counter[str]) -> Table:
-    """A line for each status: the scored first, then the rest, frequent ones on top."""
+    """One line for each status: scored alleles first, then by frequency."""
     table = Table(box=None, pad_edge=False)
     table.add_column("status")
     for label in ("alleles", "share"):
         table.add_column(label, justify="right")
     table.add_column("")
     for status, count in sorted(
-        counts.items(), key=lambda item: (not _is_scored(item[0]), -item[1], item[0])
+        counts.items(), key=lambda item: (not is_scored(item[0]), -item[1], item[0])
     ):
         meanings = filter(None, (_MEANINGS[Status(word)] for word in status.split("&")))
         share = f"{100 * count / counts.total():.1f} %"
@@ -308,5 +328,6 @@ def status_table(counts: Counter[str]) -> Table:
     return table
 
 
-def _is_scored(status: str) -> bool:
+def is_scored(status: str) -> bool:
+    """Whether an allele with this EVO2_STATUS has a score."""
     return not SCORED.isdisjoint(status.split("&"))

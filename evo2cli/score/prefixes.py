@@ -1,7 +1,7 @@
-"""Log-likelihoods of the windows of alleles; what they have in common is computed once.
+"""Log-likelihoods of the windows of alleles; prefixes that windows share are computed once.
 
-Nothing but the window itself decides its number: the letters are always cut at the same places,
-whether or not the first of them are still at hand. So no score depends on its neighbours.
+The score of a window depends on the window alone, bit for bit: its bases are always computed in the
+same chunks, whether or not the state after the first chunks is still cached.
 """
 
 from abc import ABC, abstractmethod
@@ -16,14 +16,14 @@ Extend = Callable[[ScoringState, bytes], ScoringState]
 
 
 class WindowScorer(ABC):
-    """Sums of the log-probabilities of windows, the first base left out, in nats.
+    """Log-likelihoods of windows, in nats: the sum over all bases but the first.
 
     Args:
-        model: What scores.
-        extend: `ScoringState.extend`, or what only counts.
+        model: Model in inference mode.
+        extend: `ScoringState.extend`, or a function that only counts bases.
 
     Attributes:
-        num_bases: So many bases ran through the model.
+        num_bases: Number of bases that ran through the model.
     """
 
     def __init__(self, model: StripedHyena2, extend: Extend = ScoringState.extend) -> None:
@@ -32,19 +32,19 @@ class WindowScorer(ABC):
 
     @abstractmethod
     def reference(self, window: Window) -> float:
-        """The total of a window as the genome has it."""
+        """The log-likelihood of the window with the reference allele."""
 
     @abstractmethod
     def alternate(self, window: Window) -> float:
-        """The total of a window with another allele applied."""
+        """The log-likelihood of the window with an alternate allele."""
 
-    def _proceed(self, so_far: ScoringState, bases: bytes) -> ScoringState:
+    def _read(self, state: ScoringState, bases: bytes) -> ScoringState:
         self.num_bases += len(bases)
-        return self._extend(so_far, bases)
+        return self._extend(state, bases)
 
 
 class CentredScorer(WindowScorer):
-    """For windows of their own: all alleles of a site share what stands before them."""
+    """For centred windows: all alleles of a site share the bases before them."""
 
     def __init__(self, model: StripedHyena2, extend: Extend = ScoringState.extend) -> None:
         super().__init__(model, extend)
@@ -53,27 +53,29 @@ class CentredScorer(WindowScorer):
         self._totals: dict[bytes, float] = {}
 
     def reference(self, window: Window) -> float:
-        """As `WindowScorer`."""
+        """As in `WindowScorer`."""
         if window.before != self._before:
-            self._shared = self._proceed(ScoringState.start(self._model), window.before)
+            self._shared = self._read(ScoringState.start(self._model), window.before)
             self._before, self._totals = window.before, {}
         rest = window.allele + window.after
         if rest not in self._totals:
-            self._totals[rest] = self._proceed(self._shared, rest).logprob
+            self._totals[rest] = self._read(self._shared, rest).logprob
         return self._totals[rest]
 
     alternate = reference
 
 
 class AnchoredScorer(WindowScorer):
-    """For windows that neighbours share: the genome runs through once, and each allele's rest.
+    """For anchored windows, which neighbouring sites share.
 
-    The genome is cut every `step` bases, and once more before each site.
+    The reference window is read once, in chunks of `step` bases, and the state after each chunk is
+    cached. A site starts at the last cached state before it, and each of its alleles then reads the
+    rest of the window.
 
     Args:
-        model: What scores.
-        step: Bases from cut to cut.
-        extend: As `WindowScorer`.
+        model: As in `WindowScorer`.
+        step: Number of bases in a chunk.
+        extend: As in `WindowScorer`.
     """
 
     def __init__(
@@ -81,51 +83,53 @@ class AnchoredScorer(WindowScorer):
     ) -> None:
         super().__init__(model, extend)
         self._step = step
-        self._letters = b""  # of the window that the chain runs along
-        self._chain = [ScoringState.start(model)]  # before each cut
-        self._site: tuple[bytes, ScoringState] | None = None
-        self._totals: dict[bytes, float] = {}
+        self._letters = b""  # the prefix of a window that the cached states have read
+        self._states = [ScoringState.start(model)]  # before the first chunk, and after each
+        self._site: tuple[bytes, ScoringState] | None = None  # bases before an allele, and after
+        self._totals: dict[bytes, float] = {}  # by reference window
 
     def reference(self, window: Window) -> float:
-        """As `WindowScorer`."""
+        """As in `WindowScorer`."""
         letters = window.sequence
         if letters not in self._totals:
-            whole = len(letters) // self._step
-            self._totals[letters] = self._continued(letters, whole).logprob
+            self._totals[letters] = self._read_prefix(letters).logprob
         return self._totals[letters]
 
     def alternate(self, window: Window) -> float:
-        """As `WindowScorer`."""
+        """As in `WindowScorer`."""
         if self._site is None or self._site[0] != window.before:
-            before = self._continued(window.before, len(window.before) // self._step)
-            self._site = (window.before, before)
-        return self._proceed(self._site[1], window.allele + window.after).logprob
+            self._site = (window.before, self._read_prefix(window.before))
+        return self._read(self._site[1], window.allele + window.after).logprob
 
-    def _continued(self, letters: bytes, cut: int) -> ScoringState:
-        """After all of `letters`: along the chain up to a cut, and the rest in one go."""
-        at = cut * self._step
-        shared = self._letters[:at]
+    def _read_prefix(self, letters: bytes) -> ScoringState:
+        """The state after `letters`: whole chunks are cached, the rest is read at once."""
+        num_chunks = len(letters) // self._step
+        whole = num_chunks * self._step
+        shared = self._letters[:whole]
         if letters[: len(shared)] != shared:
-            self._letters, self._chain, self._totals = b"", [ScoringState.start(self._model)], {}
-        while len(self._chain) <= cut:
-            start = (len(self._chain) - 1) * self._step
-            piece = letters[start : start + self._step]
-            self._chain.append(self._proceed(self._chain[-1], piece))
-            self._chain = _sharing_keys(self._chain)
+            self._letters, self._states, self._totals = b"", [ScoringState.start(self._model)], {}
+        while len(self._states) <= num_chunks:
+            start = (len(self._states) - 1) * self._step
+            chunk = letters[start : start + self._step]
+            self._states.append(self._read(self._states[-1], chunk))
+            self._states = _share_keys(self._states)
             self._letters = letters[: start + self._step]
-        before = self._chain[cut]
-        return self._proceed(before, letters[at:]) if at < len(letters) else before
+        state = self._states[num_chunks]
+        return self._read(state, letters[whole:]) if whole < len(letters) else state
 
 
-def _sharing_keys(chain: list[ScoringState]) -> list[ScoringState]:
-    """The same, with the keys and values of all as views of the last one's: they begin alike."""
-    longest = chain[-1].cache.pasts
+def _share_keys(states: list[ScoringState]) -> list[ScoringState]:
+    """Replace the keys and values of all states by views of those of the last one.
 
-    def shared(so_far: ScoringState) -> ScoringState:
+    Each state is a prefix of the last one, so its keys and values are as well.
+    """
+    mixers, longest = states[-1].model.mixers, states[-1].cache.pasts
+
+    def share(state: ScoringState) -> ScoringState:
         pasts = [
-            past.sharing(last) if past and last else past
-            for past, last in zip(so_far.cache.pasts, longest, strict=True)
+            mixer.share_past(past, last) if past and last else past
+            for mixer, past, last in zip(mixers, state.cache.pasts, longest, strict=True)
         ]
-        return replace(so_far, cache=replace(so_far.cache, pasts=pasts))
+        return replace(state, cache=replace(state.cache, pasts=pasts))
 
-    return [shared(so_far) for so_far in chain]
+    return [share(state) for state in states]

@@ -1,74 +1,41 @@
-"""`evo2 score`: log-likelihoods of the records of a FASTA, or of the alleles of variants."""
+"""`evo2 score`: log-likelihoods of variants, or of the sequences of a FASTA."""
 
 import os
+from functools import partial
 
 from evo2cli.errors import UserError
-from evo2cli.genome.source import STDIN
 from evo2cli.gpus import check_communication
-from evo2cli.score.estimate import estimate_variants
-from evo2cli.score.input import holds_variants
-from evo2cli.score.options import IndelMode, Quantity, ScoreOptions
+from evo2cli.options import arguments, given
+from evo2cli.score.input import holds_variants, read_variants, warn_of_stale_index
+from evo2cli.score.options import FOR_SEQUENCES, FOR_VARIANTS, ScoreOptions
 from evo2cli.score.sequences import score_fasta
-from evo2cli.score.variants import score_variants
-from evo2cli.track.run import score_tracks
+from evo2cli.score.variants import estimate_cost, score_to_output
 
 
 def score(options: ScoreOptions) -> None:
-    """Score what `options.source` proves to be: variants of some kind, or else a FASTA.
+    """Score the input, which is variants or else a FASTA.
 
     Raises:
-        UserError: It is neither, or cannot be scored as asked.
+        UserError: It is neither, or an option does not apply to it.
         TooManySkippedError: The output is complete, but too many records have no score.
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    if options.track is not None:
-        score_tracks(options)
-    elif options.context_parallel > 1 and "WORLD_SIZE" not in os.environ:
-        _start_ranks(options)
-    elif holds_variants(options):
-        if options.max_memory is not None:
+    if holds_variants(options.inputs):
+        if flags := given(options, *FOR_SEQUENCES):
             raise UserError(
-                "--max-memory is for sequences of a FASTA; variants need less with a smaller "
-                "--window"
+                f"{', '.join(flags)}: only for sequences, and {options.source} holds variants"
             )
-        (estimate_variants if options.dry_run else score_variants)(options)
-    else:
-        _refuse_options_of_variants(options)
+        warn_of_stale_index(options)
+        run = estimate_cost if options.dry_run else score_to_output
+        run(options, partial(read_variants, options))
+        return
+    if flags := given(options, *FOR_VARIANTS):
+        raise UserError(f"{', '.join(flags)}: only for variants, and {options.source} is a FASTA")
+    if options.context_parallel == 1 or "WORLD_SIZE" in os.environ:
         score_fasta(options)
-
-
-def _refuse_options_of_variants(options: ScoreOptions) -> None:
-    for flag, is_given in (
-        ("--windows", options.windows != "centred"),
-        ("--indel-mode", options.indel_mode != IndelMode.FIXED),
-        ("--score", options.score != Quantity.DELTA),
-        ("--precision-check", options.precision_check is not None),
-        ("--dry-run", options.dry_run),
-        ("--background", options.background is not None),
-        ("--shard", options.shard is not None),
-        *((flag, True) for flag in options.filters),
-        ("--reference", options.reference is not None),
-        ("--window", options.window is not None),
-    ):
-        if is_given:
-            raise UserError(f"{flag} is for variants, but {options.source} is FASTA")
-
-
-def _start_ranks(options: ScoreOptions) -> None:
-    """Run the same command on as many ranks."""
-    if options.source == STDIN:
-        raise UserError("--context-parallel: several processes cannot read stdin; give a file")
-    if holds_variants(options):
-        raise UserError(
-            f"--context-parallel is for sequences of a FASTA, but {options.source} has variants"
-        )
-    if options.device == "all" or "," in options.device:
-        raise UserError(
-            f"--context-parallel: shares single sequences, --device {options.device} the records; "
-            "choose one"
-        )
-    from evo2cli.launch.ranks import Group, run_ranks
+        return
+    from evo2cli.launch.ranks import Group, run_ranks  # torch's launcher, which takes long to load
 
     check_communication(options.context_parallel, options.device)
-    program = ["-m", "evo2cli", "score", *options.arguments()]
+    program = ["-m", "evo2cli", "score", *arguments(options)]
     run_ranks(Group(options.context_parallel), program, "torchrun")

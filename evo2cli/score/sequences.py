@@ -1,4 +1,8 @@
-"""`evo2 score` of a FASTA: one log-likelihood a record."""
+"""Scoring of sequences: the log-likelihood of each record of a FASTA.
+
+A sequence of n bases has n - 1 predictions, one for each base given all bases before it. The sum of
+their log-probabilities is `sum_logprob`, and sum_logprob / (n - 1) is `mean_logprob`, in nats.
+"""
 
 import zlib
 from bisect import bisect_left
@@ -10,57 +14,180 @@ from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from evo2cli import __version__, console
 from evo2cli.devices import Advance, Part, open_parts, pick_devices
 from evo2cli.files import open_output
 from evo2cli.genome.alphabet import ACGT, reverse_complement
-from evo2cli.genome.fasta import read_records, require_nucleotides
-from evo2cli.genome.source import STDIN
+from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import Recall, keep_journal, open_journals
-from evo2cli.models import memory_explained, open_model, pick_device
+from evo2cli.models import memory_explained, open_model, pick_device, ready_model
 from evo2cli.options import Strand
 from evo2cli.score.context_parallel import SharedScorer
-from evo2cli.score.options import Layout, ScoreOptions
+from evo2cli.score.options import Layout, ScoreOptions, StrandOptions
+from evo2cli.score.output import check_skipped
 from evo2cli.tables import Row, json_line, rounded, table_line
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.progress import ignore_progress
 from stripedhyena2.scoring import require_finite, sequence_logprob
 
-_SHARE = "let several GPUs share a sequence (--context-parallel), or cut it"
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
-_ODDITIES = {
-    "empty": "hold no base",
-    "long": "are longer than the context the model was trained on; beyond it, it extrapolates",
-    "ambiguous": "hold letters other than ACGT, which are scored as they are",
-}
+
+# The log-likelihood of upper-case bases in nats; calls a function with the number of bases done.
+Total = Callable[[bytes, Callable[[float], None]], float]
+
+
+def score_sequences(
+    sequences: Iterable[Record | tuple[str, str | bytes]] | str | Path,
+    model: StripedHyena2 | str | Path = "nano",
+    *,
+    strand: Strand | str = Strand.FORWARD,
+    max_memory: float | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    advance: Callable[[float], None] = ignore_progress,
+) -> Iterator[Row]:
+    """Score sequences: one row for each, in their order.
+
+    The row of a sequence is a dict: `name`; `length` in bases; `sum_logprob`, the log-likelihood of
+    the sequence in nats; and `mean_logprob`, that divided by its length - 1 predictions. Both are
+    None for fewer than two bases. Rows are equal to those of `evo2 score`.
+
+    Args:
+        sequences: A FASTA file; or an iterable of its records, or of names and sequences. Lower
+            case and U are read as upper case and T.
+        model: Name of a model, checkpoint folder or file, or a loaded model.
+        strand: "fwd", "rc" (the reverse complement) or "both", whose mean is taken.
+        max_memory: Bytes that weights and computation may take on the device; None for what is
+            free.
+        device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
+        dtype: Its precision, e.g. "bf16".
+        advance: Called with the number of bases that have been computed since the last call.
+
+    Raises:
+        UserError: An argument is not valid (here), or a sequence is not DNA or RNA (while rows are
+            read).
+        InputError: A sequence does not fit the memory, however small the pieces.
+        NonFiniteError: A log-likelihood is NaN or infinite.
+    """
+    choices: dict[str, Any] = {"strand": strand}  # text, which the options turn into a choice
+    strands = StrandOptions(**choices).strand
+    assert strands is not None
+    source: str | Path = "sequences"
+    records: Iterable[Record | tuple[str, str | bytes]] = ()
+    if isinstance(sequences, str | Path):
+        source, records = sequences, read_records(sequences)
+    else:
+        records = sequences
+    loaded = ready_model(model, device=device, dtype=dtype)
+    total = partial(sequence_logprob, loaded, max_memory=max_memory)
+
+    def rows() -> Iterator[Row]:
+        for name, bases in _read_dna(source, records):
+            yield score_sequence(loaded, total, name, bases, strands.single, advance)
+
+    return rows()
+
+
+def score_sequence(
+    model: StripedHyena2,
+    total: Total,
+    name: str,
+    bases: bytes,
+    strands: Sequence[Strand],
+    advance: Callable[[float], None] = ignore_progress,
+) -> Row:
+    """Score one sequence of upper-case DNA; two strands give their mean.
+
+    Args:
+        model: Model that `total` runs, for messages.
+        total: The log-likelihood of bases.
+        name: Name of the sequence.
+        bases: The sequence.
+        strands: Single strands to read.
+        advance: Called with the number of bases that have been computed since the last call.
+
+    Returns:
+        A value for each of `COLUMNS`; None for log-likelihoods of fewer than two bases.
+
+    Raises:
+        NonFiniteError: The log-likelihood is NaN or infinite.
+    """
+    row: Row = dict(zip(COLUMNS, (name, len(bases), None, None), strict=True))
+    if len(bases) >= 2:
+        totals = []
+        for strand in strands:
+            read = bases if strand is Strand.FORWARD else reverse_complement(bases)
+            found = total(read, lambda done: advance(done / len(strands)))
+            require_finite(found, model, read, name)
+            totals.append(found)
+        row["sum_logprob"] = rounded(mean(totals))
+        row["mean_logprob"] = rounded(mean(totals) / (len(bases) - 1))
+    return row
 
 
 def score_fasta(options: ScoreOptions) -> None:
-    """Score every record: the sum over its n - 1 predictable bases, and their mean, in nats.
+    """Score every record of a FASTA and write the rows to the output.
 
     Raises:
-        UserError: The input is no FASTA of DNA or RNA.
-        TooManySkippedError: More records than allowed are too short for a prediction.
+        UserError: The input is not a FASTA of DNA or RNA.
+        TooManySkippedError: Too many records have fewer than two bases; the output is complete.
+        NonFiniteError: A log-likelihood is NaN or infinite.
     """
+    source = options.source
     layout = options.layout(Layout.TSV)
     devices = pick_devices(options.device)
     total, borders = None, list[int]()
-    if options.source != STDIN:
-        # Reading it once more is fast, and a bad record is found before hours of work.
-        ends = [0, *accumulate(len(sequence) for _, sequence in _read_dna(options.source))]
+    if not options.is_stdin:
+        # Reading the file once more is fast, and an invalid record is found before hours of work.
+        ends = [0, *accumulate(len(bases) for _, bases in _read_dna(source, read_records(source)))]
         total = ends[-1]
         shares = range(1, len(devices))
         cuts = [bisect_left(ends, total * share / len(devices)) for share in shares]
         borders = [0, *cuts, len(ends) - 1]
+    tally: Counter[str] = Counter()
     with (
         open_parts(options, devices, borders, score_part, (total, "bases")) as parts,
-        _scorer(replace(options, device=devices[0])) as found,
+        _open_scorer(replace(options, device=devices[0])) as scorer,
     ):
-        if found is not None:
-            _score_records(options, layout, parts, total, *found)
+        if scorer is None:
+            return
+        model, logprob = scorer
+        records = _read_dna(source, read_records(source))
+        with (
+            open_journals([part.journal for part in parts], _settings(options, model)) as recalls,
+            open_output(options.output) as write,
+            console.progress("score" if len(parts) == 1 else "write", total, "bases") as bar,
+        ):
+            if layout is Layout.TSV:
+                write(table_line(COLUMNS))
+            for part, recall in zip(parts, recalls, strict=True):
+                own = islice(records, part.size)
+                for bases, row in _score_records(
+                    own, model, logprob, options.sequence_strand, recall, bar.advance
+                ):
+                    write(json_line(row) if layout is Layout.JSONL else table_line(row.values()))
+                    tally["records"] += 1
+                    tally["skipped"] += len(bases) < 2
+                    tally["empty"] += not bases
+                    tally["long"] += len(bases) > model.config.context
+                    tally["ambiguous"] += bool(bases.translate(None, ACGT))
+    for trait, meaning in (
+        ("empty", "are empty"),
+        (
+            "long",
+            "are longer than the context the model was trained on; beyond it, it extrapolates",
+        ),
+        ("ambiguous", "hold letters other than ACGT, which are scored like any other token"),
+    ):
+        if tally[trait]:
+            console.warn(f"{tally[trait]:,} of {tally['records']:,} records {meaning}")
+    console.say(f"{tally['records'] - tally['skipped']:,} of {tally['records']:,} records scored")
+    check_skipped(options, tally["skipped"], tally["records"])
 
 
 def score_part(options: ScoreOptions, part: Part, advance: Advance) -> None:
@@ -68,29 +195,30 @@ def score_part(options: ScoreOptions, part: Part, advance: Advance) -> None:
 
     Raises:
         UserError: As `score_fasta`.
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    records = islice(_read_dna(options.source), part.first, part.end)
-    with _scorer(options) as found:
-        assert found is not None
-        with keep_journal(part.journal, _settings(options, found[0])) as recall:
-            for _ in _results(options, records, *found, recall, advance):
+    records = _read_dna(options.source, read_records(options.source))
+    with _open_scorer(options) as scorer:
+        assert scorer is not None
+        model, logprob = scorer
+        with keep_journal(part.journal, _settings(options, model)) as recall:
+            own = islice(records, part.first, part.end)
+            strand = options.sequence_strand
+            for _ in _score_records(own, model, logprob, strand, recall, advance):
                 pass
 
 
-Total = Callable[[bytes, Callable[[float], None]], float]
-
-
 @contextmanager
-def _scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | None]:
-    """The model and what gives a sequence's log-likelihood; None where this process has helped."""
+def _open_scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | None]:
+    """The model and the log-likelihood by it; None in a process that has helped another one."""
 
     def load(device: str) -> StripedHyena2:
         return open_model(options.model, config=options.config, device=device, dtype=options.dtype)
 
     if options.context_parallel == 1:
         model = load(options.device)
-        with memory_explained(f"{options.source} on {options.device}", _SHARE):
+        way_out = "let several GPUs share a sequence (--context-parallel), or cut it"
+        with memory_explained(f"{options.source} on {options.device}", way_out):
             yield model, partial(sequence_logprob, model, max_memory=options.memory)
         return
     ranks = Ranks.join(pick_device(options.device))
@@ -109,7 +237,7 @@ def _scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] | Non
 
 
 def _settings(options: ScoreOptions, model: StripedHyena2) -> list[object]:
-    """All beside the records that decides the results."""
+    """Everything but the records that decides the results, for the journal."""
     return [
         "evo2 score FASTA",
         __version__,
@@ -120,116 +248,37 @@ def _settings(options: ScoreOptions, model: StripedHyena2) -> list[object]:
 
 
 def _score_records(
-    options: ScoreOptions,
-    layout: Layout,
-    parts: Sequence[Part],
-    total: int | None,
-    model: StripedHyena2,
-    score: Total,
-) -> None:
-    tally: Counter[str] = Counter()
-    records = _read_dna(options.source)
-    with (
-        open_journals([part.journal for part in parts], _settings(options, model)) as recalls,
-        open_output(options.output) as write,
-        console.progress("score" if len(parts) == 1 else "write", total, "bases") as bar,
-    ):
-        if layout is Layout.TSV:
-            write(table_line(COLUMNS))
-        for part, recall in zip(parts, recalls, strict=True):
-            own = islice(records, part.size)
-            for sequence, row in _results(options, own, model, score, recall, bar.advance):
-                write(json_line(row) if layout is Layout.JSONL else table_line(row.values()))
-                tally.update(_traits(sequence, model.config.context))
-    _report(options, tally)
-
-
-def _results(
-    options: ScoreOptions,
     records: Iterable[tuple[str, bytes]],
     model: StripedHyena2,
-    score: Total,
+    logprob: Total,
+    strand: Strand,
     recall: Recall,
     advance: Advance,
 ) -> Iterator[tuple[bytes, Row]]:
-    """The sequence of each record, and its row."""
-    strands = options.sequence_strand.single
-    for name, sequence in records:
-        key = f"{name} {len(sequence)} {zlib.crc32(sequence):08x}"
-        untold = float(len(sequence))
+    """The bases of each record, and its row."""
+    for name, bases in records:
+        key = f"{name} {len(bases)} {zlib.crc32(bases):08x}"
+        remaining = float(len(bases))
 
-        def tell(done: float) -> None:
-            nonlocal untold
-            untold -= done
+        def count_done(done: float) -> None:
+            nonlocal remaining
+            remaining -= done
             advance(done)
 
-        compute = partial(score_record, model, score, name, sequence, strands, tell)
+        compute = partial(score_sequence, model, logprob, name, bases, strand.single, count_done)
         row = recall(key, compute)
-        advance(untold)  # of a row that was recalled, all
-        yield sequence, row
+        advance(remaining)  # all bases of a row that the journal has
+        yield bases, row
 
 
-def score_record(
-    model: StripedHyena2,
-    total: Total,
-    name: str,
-    sequence: bytes,
-    strands: Sequence[Strand],
-    advance: Callable[[float], None] = lambda _: None,
-) -> Row:
-    """Score one sequence of upper-case DNA; two strands give their mean.
-
-    Args:
-        model: What scores it.
-        total: Its log-likelihood of a sequence, in nats; tells a callback how far it is.
-        name: Of the record.
-        sequence: Its bases.
-        strands: Single strands to read.
-        advance: Hears how many bases are done, as they are.
-
-    Returns:
-        A value for each of `COLUMNS`; None for the log-probabilities below two bases.
-
-    Raises:
-        UntrustedNumericsError: The log-likelihood is no finite number.
-    """
-    row: Row = dict(zip(COLUMNS, (name, len(sequence), None, None), strict=True))
-    if len(sequence) >= 2:
-        totals = []
-        for strand in strands:
-            read = sequence if strand is Strand.FORWARD else reverse_complement(sequence)
-            found = total(read, lambda done: advance(done / len(strands)))
-            require_finite(found, model, read, name)
-            totals.append(found)
-        row["sum_logprob"] = rounded(mean(totals))
-        row["mean_logprob"] = rounded(mean(totals) / (len(sequence) - 1))
-    return row
-
-
-def _read_dna(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and sequences, upper-case with T for U."""
-    for record in read_records(source):
+def _read_dna(
+    source: str | Path, records: Iterable[Record | tuple[str, str | bytes]]
+) -> Iterator[tuple[str, bytes]]:
+    """Names and upper-case DNA of sequences; `source` is for error messages."""
+    for record in records:
+        if not isinstance(record, Record):
+            name, sequence = record
+            bases = sequence.encode() if isinstance(sequence, str) else sequence
+            record = Record(name, "", bases)
         require_nucleotides(source, record)
         yield record.name, upper_dna(record.sequence)
-
-
-def _traits(sequence: bytes, context: int) -> Iterator[str]:
-    """What the closing report counts of a record."""
-    yield "records"
-    if len(sequence) < 2:
-        yield "skipped"
-    if not sequence:
-        yield "empty"
-    if len(sequence) > context:
-        yield "long"
-    if sequence.translate(None, ACGT):
-        yield "ambiguous"
-
-
-def _report(options: ScoreOptions, tally: Counter[str]) -> None:
-    """Tell how it went, and what to mind."""
-    for trait, meaning in _ODDITIES.items():
-        if tally[trait]:
-            console.warn(f"{tally[trait]:,} of {tally['records']:,} records {meaning}")
-    console.say(f"{tally['records'] - tally['skipped']:,} of {tally['records']:,} records scored")
-    options.check_skipped(tally["skipped"], tally["records"])

@@ -1,8 +1,8 @@
-"""Kinds of variants that are comparable by chance alone, and random ones of a kind.
+"""Kinds of variants whose scores are comparable, and random variants of a kind.
 
-An SNV is of a kind with those of the same change between the same neighbours, on either strand (96
-kinds, written from the pyrimidine: A[C>T]G). Insertions and deletions are of a kind by length, MNVs
-too; lengths share a kind from a power of two to below the next.
+SNVs are of the same kind if they make the same change between the same neighbouring bases, on
+either strand: 96 kinds, written for the strand of the pyrimidine, e.g. A[C>T]G. Insertions,
+deletions and MNVs are of the same kind if their lengths are similar: 1, 2-3, 4-7, 8-15, ...
 """
 
 import zlib
@@ -19,11 +19,11 @@ from evo2cli.genome.vcf import VariantRecord, find_contig, is_bases
 from evo2cli.genome.windows import upper_dna
 
 _PYRIMIDINES = b"CT"
-_TRIES = 50_000  # places looked at for a kind; the rarest, a CpG's, is met hundreds of times
+_MAX_TRIES = 50_000  # random positions for a kind; the rarest, of a CpG, is found at hundreds
 
 
 def stratum(genome: Reference, record: VariantRecord, alternate: bytes) -> str | None:
-    """The kind of an allele; None where its letters, or its neighbours, are not A, C, G and T."""
+    """The kind of an allele; None if it or its neighbours hold letters other than A, C, G, T."""
     reference, alternate = upper_dna(record.reference), upper_dna(alternate)
     if not (is_bases(alternate) and _is_plain(reference + alternate)) or reference == alternate:
         return None
@@ -42,14 +42,14 @@ def stratum(genome: Reference, record: VariantRecord, alternate: bytes) -> str |
 
 
 def random_variants(genome: Reference, kind: str) -> Iterator[VariantRecord]:
-    """Random variants of a kind, everywhere in the genome alike, until a limit of tries.
+    """Random variants of a kind, uniform over the genome, until `_MAX_TRIES` positions are drawn.
 
-    The same genome and kind give the same ones. What is inserted, or put in place of several
-    bases, stands elsewhere in the genome.
+    The same genome and kind give the same variants. Inserted bases, and those that replace several
+    bases, are copied from another random position of the genome.
     """
     draw = np.random.default_rng(zlib.crc32(kind.encode()))
     ends = list(accumulate(genome.length(name) for name in genome.names))
-    for _ in range(_TRIES):
+    for _ in range(_MAX_TRIES):
         record = (
             _snv(genome, ends, draw, kind) if "[" in kind else _longer(genome, ends, draw, kind)
         )
@@ -60,15 +60,15 @@ def random_variants(genome: Reference, kind: str) -> Iterator[VariantRecord]:
 def _snv(
     genome: Reference, ends: list[int], draw: np.random.Generator, kind: str
 ) -> VariantRecord | None:
-    """The SNV of a kind at a random place, if there can be one."""
+    """An SNV of a kind at a random position, or None if the bases there do not allow it."""
     alternates = draw.permutation(list(ACGT))
-    place, around = _piece(genome, ends, draw, 3)
-    if place is None:
+    interval, around = _random_bases(genome, ends, draw, 3)
+    if interval is None:
         return None
     for alternate in map(chr, alternates):
         if ord(alternate) != around[1] and _change(around, alternate.encode()) == kind:
             return VariantRecord.from_columns(
-                place.name, place.start + 2, chr(around[1]), alternate
+                interval.name, interval.start + 2, chr(around[1]), alternate
             )
     return None
 
@@ -76,38 +76,38 @@ def _snv(
 def _longer(
     genome: Reference, ends: list[int], draw: np.random.Generator, kind: str
 ) -> VariantRecord | None:
-    """An insertion, deletion or MNV of a kind at a random place."""
+    """An insertion, deletion or MNV of a kind at a random position, or None."""
     name, _, size = kind.partition(" ")
-    least = int(size.partition("-")[0])
-    length = int(draw.integers(least, 2 * least))
-    place, here = _piece(genome, ends, draw, 1 + length)
-    elsewhere, other = _piece(genome, ends, draw, length)
-    if place is None or elsewhere is None:
+    shortest = int(size.partition("-")[0])
+    length = int(draw.integers(shortest, 2 * shortest))
+    interval, here = _random_bases(genome, ends, draw, 1 + length)
+    elsewhere, other = _random_bases(genome, ends, draw, length)
+    if interval is None or elsewhere is None:
         return None
+    contig, position = interval.name, interval.start + 1
     first, bases, others = chr(here[0]), here[1:].decode(), other.decode()
-    start = place.start + 1
     if name == "deletion":
-        return VariantRecord.from_columns(place.name, start, first + bases, first)
+        return VariantRecord.from_columns(contig, position, first + bases, first)
     if name == "insertion":
-        return VariantRecord.from_columns(place.name, start, first, first + others)
+        return VariantRecord.from_columns(contig, position, first, first + others)
     if bases == others:
         return None
-    return VariantRecord.from_columns(place.name, start + 1, bases, others)
+    return VariantRecord.from_columns(contig, position + 1, bases, others)
 
 
-def _piece(
+def _random_bases(
     genome: Reference, ends: list[int], draw: np.random.Generator, length: int
 ) -> tuple[Interval | None, bytes]:
-    """So many bases at a random place; None for one that holds other letters or leaves a contig."""
+    """`length` bases at a random position; None if they hold other letters or leave the contig."""
     at = int(draw.integers(ends[-1]))
     index = bisect_right(ends, at)
     name = genome.names[index]
     start = at - (ends[index] - genome.length(name))
     if start + length > genome.length(name):
         return None, b""
-    place = Interval(name, start, start + length)
-    letters = upper_dna(genome.fetch(place))
-    return (place, letters) if _is_plain(letters) else (None, b"")
+    interval = Interval(name, start, start + length)
+    letters = upper_dna(genome.fetch(interval))
+    return (interval, letters) if _is_plain(letters) else (None, b"")
 
 
 def _change(around: bytes, alternate: bytes) -> str:
@@ -119,9 +119,9 @@ def _change(around: bytes, alternate: bytes) -> str:
 
 
 def _size(length: int) -> str:
-    """A length with those that share its kind: 1, 2-3, 4-7, 8-15, ..."""
-    least = 1 << (length.bit_length() - 1)
-    return "1" if least == 1 else f"{least}-{2 * least - 1}"
+    """The range of lengths of the same kind: 1, 2-3, 4-7, 8-15, ..."""
+    shortest = 1 << (length.bit_length() - 1)
+    return "1" if shortest == 1 else f"{shortest}-{2 * shortest - 1}"
 
 
 def _is_plain(letters: bytes) -> bool:

@@ -1,98 +1,342 @@
-"""`evo2 score` of a VCF: every allele by the two windows it makes of the genome."""
+"""Scoring of variants: each allele by the windows of the genome with REF and with ALT.
 
+EVO2_DELTA = log P(window with ALT) - log P(window with REF), in nats: the log-likelihoods that the
+model gives to two windows of the genome which differ in the allele alone.
+"""
+
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from evo2cli import __version__, console
 from evo2cli.devices import Advance, Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.reference import Reference
+from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import Header, Status, VariantRecord
 from evo2cli.journal import Recall, keep_journal, open_journals
-from evo2cli.models import memory_explained, open_model
-from evo2cli.saturate.plot import also_drawn
+from evo2cli.models import memory_explained, open_model, ready_model
+from evo2cli.options import Strand
 from evo2cli.score.alleles import VariantScorer
-from evo2cli.score.background import open_background, with_percentiles
-from evo2cli.score.input import (
-    Variants,
-    check_contigs,
-    check_regions,
-    count_variants,
-    open_variants,
+from evo2cli.score.background import open_background
+from evo2cli.score.input import Read, check_contigs, check_regions, count_shard, open_variants
+from evo2cli.score.options import (
+    VARIANT_LAYOUTS,
+    AlleleOptions,
+    IndelMode,
+    Layout,
+    OnRefMismatch,
+    ScoreOptions,
+    VariantOptions,
+    Windows,
 )
-from evo2cli.score.options import VARIANT_LAYOUTS, Layout, ScoreOptions
 from evo2cli.score.output import (
+    FIELDS,
+    PERCENTILE,
     SHARD,
+    WINDOW_COLUMNS,
+    Put,
     VariantWriter,
+    allele_rows,
+    is_scored,
     open_variant_output,
     report,
+    status_table,
     written_fields,
 )
-from evo2cli.score.precision import measure_noise, noise_line, with_noise
+from evo2cli.score.precision import measure_noise
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.progress import ignore_progress
+from stripedhyena2.scoring import ScoringState
 
-BLOCK = 4096  # records read before any is scored,
-BLOCK_BYTES = 2**26  # unless their lines are long
+MAX_BLOCK = 4096  # records that are read before they are scored by position
+MAX_BLOCK_BYTES = 2**26  # bytes of their lines, which may have many samples
 
 
-def score_variants(options: ScoreOptions) -> None:
-    """Score every allele of a VCF and write it in the layout asked for.
+def score_variants(
+    variants: Iterable[VariantRecord | str] | str | Path,
+    reference: Reference | str | Path,
+    model: StripedHyena2 | str | Path = "nano",
+    *,
+    window: int | None = None,
+    windows: Windows | str = Windows.CENTRED,
+    strand: Strand | str = Strand.BOTH,
+    indel_mode: IndelMode | str = IndelMode.FIXED,
+    on_ref_mismatch: OnRefMismatch | str = OnRefMismatch.SKIP,
+    device: str = "auto",
+    dtype: str = "auto",
+    advance: Advance = ignore_progress,
+) -> Iterator[Row]:
+    """Score variants: one row for each alternate allele, in the order of the input.
+
+    The row of an allele is a dict:
+
+    - `chrom`, `pos` (1-based), `id`, `ref`, `alt`: as in the record.
+    - `EVO2_DELTA`: log P(window with ALT) - log P(window with REF), in nats; the mean of both
+      strands if both are read. Negative: the alternate allele is less likely.
+    - `EVO2_REF`, `EVO2_ALT`: the two log-likelihoods, in nats.
+    - `EVO2_FWD`, `EVO2_RC`: `EVO2_DELTA` of each strand that is read.
+    - `EVO2_STATUS`: "OK", or what is special about the score, or why there is none.
+    - `window_start`, `window_end`, `alt_window_start`, `alt_window_end`: where the windows with REF
+      and with ALT lie in the contig, 0-based and half-open.
+
+    A value that an allele does not have is None. Rows are equal to those of `evo2 score`.
+
+    Args:
+        variants: A VCF, BCF or table of variants; or an iterable of records and of variants such as
+            "chr22-1024-A-C", with 1-based positions.
+        reference: FASTA of the genome, or an open `Reference`, which stays open.
+        model: Name of a model, checkpoint folder or file, or a loaded model.
+        window: Number of bases in a window, at least 2; None for 8192, or the context of the model
+            if that is less.
+        windows: "centred" or "anchored".
+        strand: "fwd", "rc" or "both".
+        indel_mode: "fixed" or "anchored".
+        on_ref_mismatch: "skip", "error" or "swap".
+        device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
+        dtype: Its precision, e.g. "bf16".
+        advance: Called with the number of records that have been scored since the last call.
 
     Raises:
-        UserError: The VCF or the reference cannot be read, or a REF differs and may not.
-        TooManySkippedError: More alleles than allowed have no score; the output is complete.
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        UserError: An argument is not valid (here); a file or record is not (while rows are read).
+        NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    variants = open_variants(options)
+    choices: dict[str, Any] = {  # text, which the options turn into choices
+        "windows": windows,
+        "strand": strand,
+        "indel_mode": indel_mode,
+        "on_ref_mismatch": on_ref_mismatch,
+    }
+    options = AlleleOptions(window=window, **choices)
+    if isinstance(variants, str | Path):
+        records = open_variants((str(variants),)).records
+    else:
+        records = (read_variant_name(v) if isinstance(v, str) else v for v in variants)
+    opened = (
+        nullcontext(reference)
+        if isinstance(reference, Reference)
+        else Reference.open(Path(reference))
+    )
+
+    def rows() -> Iterator[Row]:
+        fields = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
+        with opened as genome:
+            scorer = VariantScorer(ready_model(model, device=device, dtype=dtype), genome, options)
+            for record, found in score_records(records, scorer, advance=advance):
+                yield from allele_rows(record, found, fields)
+
+    return rows()
+
+
+def score_records(
+    records: Iterable[VariantRecord],
+    scorer: VariantScorer,
+    recall: Recall = lambda _, compute: compute(),
+    advance: Advance = ignore_progress,
+) -> Iterator[tuple[VariantRecord, list[Row]]]:
+    """Each record with the rows of its alleles, in the order of the records.
+
+    Records are scored by position within blocks, so that neighbours share windows.
+
+    Args:
+        records: Records in any order.
+        scorer: What scores them.
+        recall: As `open_journal` yields it.
+        advance: Called with the number of records that have been scored since the last call.
+    """
+    for block in _blocks(records):
+        found: dict[int, list[Row]] = {}
+        num_done = 0
+        for index in sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start)):
+            found[index] = recall(str(block[index]), partial(scorer.score, block[index]))
+            advance(1)
+            while num_done in found:
+                yield block[num_done], found.pop(num_done)
+                num_done += 1
+
+
+def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
+    block: list[VariantRecord] = []
+    num_bytes = 0
+    for record in records:
+        block.append(record)
+        num_bytes += len(record.line)
+        if len(block) == MAX_BLOCK or num_bytes > MAX_BLOCK_BYTES:
+            yield block
+            block, num_bytes = [], 0
+    if block:
+        yield block
+
+
+def score_to_output(
+    options: VariantOptions,
+    read: Read,
+    draw: Callable[[Put], AbstractContextManager[Put]] = nullcontext,
+) -> None:
+    """Score all alleles and write them to the output; the rest of `evo2 score` and `saturate`.
+
+    Args:
+        options: Options of the command.
+        read: Starts to read its variants.
+        draw: Given what writes a record, a context that yields what writes and draws it.
+
+    Raises:
+        UserError: The variants or the reference cannot be read, or a REF is not what it has.
+        TooManySkippedError: Too many alleles have no score; the output is complete.
+        NonFiniteError: A log-likelihood is NaN or infinite.
+    """
+    variants = read()
     layout = options.layout(Layout.VCF if variants.is_vcf else Layout.TSV, VARIANT_LAYOUTS)
-    with Reference.open(options.reference or reference_of(variants.header, options.source)) as file:
-        check_contigs(variants.header, file)
-        check_regions(options, file)
+    with Reference.open(find_reference(options, variants.header)) as genome:
+        check_contigs(variants.header, genome)
+        if isinstance(options, ScoreOptions):
+            check_regions(options.regions, genome)
     devices = pick_devices(options.device)
-    total = count_variants(options)
-    borders = even_borders(total, len(devices))
+    shard = count_shard(options, read)
+    total, borders = None, list[int]()
+    records = variants.records
+    if shard is not None:
+        total = len(shard)
+        borders = [shard.start + border for border in even_borders(total, len(devices))]
+        records = islice(records, shard.start, shard.stop)
+    compute = partial(score_part, read)
     with (
-        open_parts(options, devices, borders, score_part, (total, "records")) as parts,
-        _opened(replace(options, device=devices[0]), variants) as run,
+        open_parts(options, devices, borders, compute, (total, "records")) as parts,
+        _open_scorer(replace(options, device=devices[0]), variants.header) as run,
     ):
-        _write(run, layout, parts, total)
+        run.scorer.warn_of_extrapolation()
+        noise = background = None
+        if options.precision_check is not None:
+            noise = measure_noise(run.options, read().records, run.model, run.genome, run.scorer)
+        if options.background is not None:
+            background = open_background(
+                options.background, options, run.model, run.genome, run.scorer
+            )
+        writer = VariantWriter(layout, written_fields(options), variants.others)
+        provenance = [
+            *run.provenance,
+            *([noise.header_line] if noise else []),
+            *([f"{SHARD}{options.shard}"] if options.shard is not None else []),
+        ]
+        counts: Counter[str] = Counter()
+        indels, missing = Indels(), None
+        with (
+            open_journals([part.journal for part in parts], run.settings) as recalls,
+            open_variant_output(options.output, writer, variants.header, provenance) as written,
+            draw(written) as put,
+            console.progress("score" if len(parts) == 1 else "write", total, "records") as bar,
+        ):
+            for part, recall in zip(parts, recalls, strict=True):
+                own = islice(records, part.size)
+                for record, found in score_records(own, run.scorer, recall, bar.advance):
+                    rows: Sequence[Row] = found
+                    if background is not None:
+                        rows = background.add_percentiles(record, rows)
+                    if noise is not None:
+                        rows = noise.mark(rows)
+                    put(record, rows)
+                    statuses = [str(row["EVO2_STATUS"]) for row in rows]
+                    counts.update(statuses)
+                    indels.count(record)
+                    if missing is None and Status.CONTIG_MISSING in statuses:
+                        missing = run.genome.missing_contig(record.contig)
+    report(options, counts, indels, missing)
 
 
-def score_part(options: ScoreOptions, part: Part, advance: Advance) -> None:
+def score_part(read: Read, options: VariantOptions, part: Part, advance: Advance) -> None:
     """Score some of the records into a journal, from which another process writes them.
 
     Raises:
-        UserError: As `score_variants`.
-        UntrustedNumericsError: A log-likelihood is no finite number.
+        UserError: As `score_to_output`.
+        NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    variants = open_variants(options)
-    with _opened(options, variants) as run, keep_journal(part.journal, run.settings) as recall:
+    variants = read()
+    with (
+        _open_scorer(options, variants.header) as run,
+        keep_journal(part.journal, run.settings) as recall,
+    ):
         records = islice(variants.records, part.first, part.end)
-        for _ in _results(records, run.scorer, recall, advance):
+        for _ in score_records(records, run.scorer, recall, advance):
             pass
+
+
+def estimate_cost(options: VariantOptions, read: Read) -> None:
+    """Print to stderr how many bases a run would compute, and how long that would take.
+
+    Every window is cut, but only one is computed, to measure the speed.
+
+    Raises:
+        UserError: As `score_to_output`.
+    """
+    devices = pick_devices(options.device)
+    variants = read()
+    path = find_reference(options, variants.header)
+    shard = count_shard(options, read)
+    records, total = variants.records, None
+    if shard is not None:
+        records, total = islice(records, shard.start, shard.stop), len(shard)
+    counts: Counter[str] = Counter()
+    with Reference.open(path) as genome, console.progress("count", total, "records") as bar:
+        model = open_model(
+            options.model, config=options.config, device=devices[0], dtype=options.dtype
+        )
+        scorer = VariantScorer(model, genome, options, count_bases)
+        scorer.warn_of_extrapolation()
+        for record in records:
+            counts.update(str(row["EVO2_STATUS"]) for row in scorer.score(record))
+            bar.advance()
+    bases = (bytes(sorted(ACGT)) * scorer.window)[: scorer.window]
+    seconds = 0.0
+    for _ in range(2):  # the first window warms up
+        started = time.perf_counter()
+        ScoringState.start(model).extend(bases)  # ends with a number, so a GPU is done as well
+        seconds = time.perf_counter() - started
+    rate = len(devices) * scorer.window / seconds
+    num_scored = sum(count for status, count in counts.items() if is_scored(status))
+    console.say(f"{num_scored:,} of {counts.total():,} alleles would be scored")
+    if counts:
+        console.write_page(status_table(counts), stderr=True)
+    if num_scored:
+        whole = 2 * scorer.window * len(options.variant_strand.single) * num_scored
+        console.say(
+            f"{scorer.num_bases:,} bases to compute, {whole / scorer.num_bases:.1f} times fewer "
+            f"than two windows an allele; at {rate:,.0f} bases a second here "
+            f"{timedelta(seconds=round(scorer.num_bases / rate))}"
+        )
+
+
+def count_bases(state: ScoringState, bases: bytes) -> ScoringState:
+    """A stand-in for `ScoringState.extend` that computes nothing."""
+    return replace(state, logprob=state.logprob + len(bases))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What scores, and what writes.
+    """A model and a genome that are open.
 
     Attributes:
-        provenance: Header lines that tell what makes the scores.
-        settings: All beside the records that decides them.
+        options: Options with the device of this process.
+        genome: The reference.
+        model: The model.
+        scorer: Scores records.
+        provenance: Header lines that tell what made the scores.
+        settings: Everything but the records that decides the scores.
     """
 
-    options: ScoreOptions
-    variants: Variants
+    options: VariantOptions
     genome: Reference
     model: StripedHyena2
     scorer: VariantScorer
@@ -101,115 +345,72 @@ class _Run:
 
 
 @contextmanager
-def _opened(options: ScoreOptions, variants: Variants) -> Iterator[_Run]:
-    path = options.reference or reference_of(variants.header, options.source)
+def _open_scorer(options: VariantOptions, header: Header) -> Iterator[_Run]:
+    path = find_reference(options, header)
     with Reference.open(path) as genome:
         model = open_model(
             options.model, config=options.config, device=options.device, dtype=options.dtype
         )
         scorer = VariantScorer(model, genome, options)
         provenance = _provenance(options, path, scorer.window, model)
-        settings = [*provenance, *_identity(path)]
+        status = path.stat()
+        # A reference of another size or date is another genome.
+        settings = [*provenance, str(path.absolute()), status.st_size, status.st_mtime_ns]
         way_out = f"try --window {max(scorer.window // 2, 2)}, or a smaller model"
         with memory_explained(f"--window {scorer.window} on {options.device}", way_out):
-            yield _Run(options, variants, genome, model, scorer, provenance, settings)
-
-
-def _write(run: _Run, layout: Layout, parts: Sequence[Part], total: int | None) -> None:
-    """Score what the journals of the parts do not hold, write all, and tell of it."""
-    options, variants = run.options, run.variants
-    run.scorer.warn_of_extrapolation()
-    noise = measure_noise(options, run.model, run.genome, run.scorer)
-    background = open_background(options, run.model, run.genome, run.scorer)
-    writer = VariantWriter(layout, written_fields(options), variants.others)
-    part_of = [f"{SHARD}{options.shard}"] if options.shard is not None else []
-    provenance = [*run.provenance, *noise_line(noise), *part_of]
-    counts: Counter[str] = Counter()
-    indels, absent = Indels(), None
-    with (
-        open_journals([part.journal for part in parts], run.settings) as recalls,
-        open_variant_output(options.output, writer, variants.header, provenance) as written,
-        also_drawn(options.plot, written) as put,
-        console.progress("score" if len(parts) == 1 else "write", total, "records") as bar,
-    ):
-        for part, recall in zip(parts, recalls, strict=True):
-            records = islice(variants.records, part.size)
-            for record, found in _results(records, run.scorer, recall, bar.advance):
-                rows = with_noise(noise, with_percentiles(background, record, found))
-                put(record, rows)
-                statuses = [str(row["EVO2_STATUS"]) for row in rows]
-                counts.update(statuses)
-                indels.count(record)
-                if absent is None and Status.CONTIG_MISSING in statuses:
-                    absent = run.genome.missing_contig(record.contig)
-    report(options, counts, indels, absent)
-
-
-def _results(
-    records: Iterable[VariantRecord], scorer: VariantScorer, recall: Recall, advance: Advance
-) -> Iterator[tuple[VariantRecord, list[Row]]]:
-    """Each record with the rows of its alleles."""
-    for block in _blocks(records):
-        found = {}
-        for place in sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start)):
-            found[place] = recall(str(block[place]), partial(scorer.score, block[place]))
-            advance(1)
-        for place, record in enumerate(block):
-            yield record, found[place]
-
-
-def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
-    """Records by thousands: within a block those of a place are scored one after the other."""
-    block: list[VariantRecord] = []
-    size = 0
-    for record in records:
-        block.append(record)
-        size += len(record.line)
-        if len(block) == BLOCK or size > BLOCK_BYTES:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
+            yield _Run(options, genome, model, scorer, provenance, settings)
 
 
 def _provenance(
-    options: ScoreOptions, reference: Path, window: int, model: StripedHyena2
+    options: VariantOptions, reference: Path, window: int, model: StripedHyena2
 ) -> list[str]:
-    """Header lines that tell what made the scores; the same wherever and whenever it ran."""
+    """Header lines that tell what made the scores; the same on every machine and at any time."""
+    words: dict[str, object] = {
+        "--model": Path(options.model).name,
+        "--reference": reference.name,
+        "--window": window,
+        "--windows": options.windows,
+        "--indel-mode": options.indel_mode,
+        "--strand": options.variant_strand,
+        "--score": options.score,
+        "--on-ref-mismatch": options.on_ref_mismatch,
+    }
+    if options.precision_check is not None:
+        words["--precision-check"] = options.precision_check
+    for name in options.without:
+        del words[f"--{name.replace('_', '-')}"]
+    words |= options.filters
+    command = " ".join(
+        [options.command, *(f"{name} {value}".rstrip() for name, value in words.items())]
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    check = f" --precision-check {options.precision_check}" if options.precision_check else ""
     if has_scales(model):
         dtype += " with FP8 projections"
     return [
         f"##evo2Version={__version__}",
-        f"##evo2Command=evo2 score --model {Path(options.model).name} --reference {reference.name} "
-        f"--window {window} --windows {options.windows} --indel-mode {options.indel_mode} "
-        f"--strand {options.variant_strand} --score {options.score} "
-        f"--on-ref-mismatch {options.on_ref_mismatch}{check}"
-        + "".join(f" {flag} {value}".rstrip() for flag, value in options.filters.items()),
+        f"##evo2Command={command}",
         f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
         f"fingerprint {fingerprint(model.config, model.state_dict())}",
     ]
 
 
-def _identity(file: Path) -> tuple[str, int, int]:
-    """What tells a file from another version of it: where it is, its size and its time."""
-    status = file.stat()
-    return str(file.absolute()), status.st_size, status.st_mtime_ns
-
-
-def reference_of(header: Header, source: Path) -> Path:
-    """The file that `##reference=` names, relative to the VCF.
+def find_reference(options: VariantOptions, header: Header) -> Path:
+    """The FASTA of `--reference`; else the one that `##reference=` names, relative to the VCF.
 
     Raises:
-        UserError: It names none, or none that is there.
+        UserError: None is named, or there is no such file.
     """
+    if options.reference is not None:
+        return options.reference
+    source = options.source
     named = header.value("reference")
     if not named:
-        raise UserError(f"{source}: no header names a ##reference; give a FASTA by --reference")
+        raise UserError(f"{source}: has no ##reference; name a FASTA with --reference")
     text = unquote(urlsplit(named).path) if named.startswith("file:") else named
     path = source.parent / text
     if not path.is_file():
-        raise UserError(f"{source}: its ##reference={named} is not there; give it by --reference")
+        raise UserError(
+            f"{source}: its ##reference={named} does not exist; name a FASTA with --reference"
+        )
     return path

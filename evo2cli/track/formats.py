@@ -1,6 +1,6 @@
-"""A number for each base of a genome, written as bedGraph, or as bigWig by way of pyBigWig.
+"""One value for each base of a genome, written as bedGraph, or as bigWig through pyBigWig.
 
-Positions are 0-based and half-open in both, and come in order.
+Positions are 0-based, half-open and sorted in both formats.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +11,14 @@ from typing import Any
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path
 
-BEDGRAPH = (".bedgraph", ".bedGraph", ".bg")
-BIGWIG = (".bw", ".bigwig", ".bigWig")
-
 PutTrack = Callable[[str, int, Sequence[float]], object]  # contig, first position, values
 
 
 def bedgraph_lines(contig: str, start: int, values: Sequence[float]) -> bytes:
-    """A line for each base, whose value has six decimals."""
+    """One line for each base; values have six decimals."""
     return "".join(
-        f"{contig}\t{place}\t{place + 1}\t{value:.6f}\n"
-        for place, value in enumerate(values, start=start)
+        f"{contig}\t{position}\t{position + 1}\t{value:.6f}\n"
+        for position, value in enumerate(values, start=start)
     ).encode(errors="surrogateescape")
 
 
@@ -43,11 +40,11 @@ def import_bigwig(path: Path) -> Any:
 
 @contextmanager
 def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
-    """Yield what adds values to a bigWig, which gets its name when everything is written.
+    """Yield a function that adds values to a bigWig, which appears when everything is written.
 
     Args:
         path: The file.
-        lengths: Bases of each contig; values come in this order.
+        lengths: Number of bases of each contig, in the order in which values come.
 
     Raises:
         UserError: pyBigWig is not installed, or the file cannot be written.

@@ -1,24 +1,69 @@
-"""The operators of StripedHyena 2, each a folder: its meaning, its kernel, its public face.
+"""The operators of StripedHyena 2, each defined in plain PyTorch and fast on a GPU by Triton.
 
-    fir       causal FIR with grouped taps: featurizer, Hyena-SE, Hyena-MR
-    modal     sums of real exponentials: Hyena-LI
-    longconv  any long explicit filter, by FFT
-    gate      the featurizer and the gates around the inner convolution
-    attention causal softmax attention, rotary positions, and one new token at a time
-    norm      RMS normalization, by itself and of a residual sum
-    linear    the linear layers of a decoding step, with the norm before and the sum behind
-    float8    products in FP8, by rows and columns or by fixed scales
-    parallel  the same operators on a sequence that several ranks share
+A Hyena operator is what a mixer computes between its two projections, on a GPU in one pass over
+memory. The projections z [B, L, 3D] = [x2 | x1 | v] first pass a featurizer, a causal FIR on each
+channel; then
 
-`hyena_fir` and `hyena_modal` are what a Hyena mixer does between its projections, in one pass over
-memory on a GPU. `causal_fir`, `modal_conv` and `long_conv` are the convolutions by themselves.
+    u = x1 * v,    y = x2 * (conv(u) + skip * u),    y [B, L, D]
 
-Every convolution takes the past as an argument and returns the past of what follows: zeros at the
-start of a sequence, the cache while decoding, the previous chunk while streaming. Cut anywhere, the
-pieces give the whole. The operators of a step, for a token of each of many sequences, change pasts
-in place instead: `rings` for samples, places for keys and values.
+    hyena_fir         conv(u)[t, d] = sum_{j < K} taps[g(d), j] u[t - j, d], with taps [G, K] for G
+                      groups of neighbouring channels: Hyena-SE (K = 7) and Hyena-MR (K = 128)
+    hyena_modal       conv(u)[t, d] = sum_{j <= t} h[d, j] u[t - j, d], with h[d, t] =
+                      sum_s R[d, s] exp(p[d, s] t), poles p and residues R [D, S]: Hyena-LI
 
-Shapes: B batch, L length, D channels, G filter groups, K taps, P = K - 1 past samples, S modes.
+The convolutions alone, for samples [B, L, D]:
+
+    causal_fir        the FIR with taps [G, K]
+    modal_conv        the sum of exponentials, O(L) in time and memory
+    long_conv         any explicit filter [G, K], by FFT
+
+Attention, for heads [B, H, L, W]:
+
+    rotary            rotates each pair (i, i + W/2) of a head by the angle of its position
+    causal_attention  softmax(q k^T / sqrt(W)) v of the last L of T positions
+    append_token      stores the key and value of a new token, and returns its rotated query
+    decode_attention  attention of one new token of each sequence
+
+Norms, and the linear layers of a decoding step, for rows x [B, L, D]:
+
+    rms_norm          scale * x / (rms(x) + eps)
+    add_rms_norm      rms_norm(x + y), and x + y
+    normed_linear     rms_norm(x) W^T
+    gated_linear      act(rms_norm(x) G^T) * (rms_norm(x) U^T)
+    added_linear      added + (x W^T + bias)
+
+`parallel` holds the same operators for sequences that are sharded over several ranks, `float8` FP8
+quantization and products, and `host_memory` transfers of tensors that do not fit a GPU.
+
+Every convolution takes the past of its sequence as an argument, and returns the past for the
+samples that follow. It is None for zeros at the start of a sequence, the cache while decoding, the
+previous chunk while streaming, and the rows of the previous ranks on several ranks. A sequence may
+be cut anywhere: the outputs of its parts are those of the whole. The parameters of an operator are
+one record (`FIRFilters`, `ModalFilters`), and so is its past (`HyenaPast`):
+
+    >>> import torch
+    >>> from hyenakernels import FIRFilters, hyena_fir
+    >>> z = torch.randn(2, 100, 3 * 32)                   # B = 2, L = 100, D = 32
+    >>> filters = FIRFilters(
+    ...     featurizer_taps_CF=torch.randn(3 * 32, 3),    # F = 3 taps for each of the 3D channels
+    ...     taps_GK=torch.randn(4, 7),                    # K = 7 taps for G = 4 groups of channels
+    ...     skip_D=torch.randn(32),
+    ... )
+    >>> y, _ = hyena_fir(z, filters)
+    >>> first, past = hyena_fir(z[:, :40], filters)
+    >>> second, past = hyena_fir(z[:, 40:], filters, past)
+    >>> torch.allclose(torch.cat([first, second], dim=1), y, rtol=1e-4, atol=1e-4)
+    True
+
+`hyena_fir_step` and `hyena_modal_step` compute one new token of each of many sequences, and update
+their pasts in place (`HyenaSlots`).
+
+Tensors may have any float dtype, and sums are kept in fp32 or better. The Triton kernels run on a
+CUDA device for fp32, bf16 and fp16; elsewhere, and for shapes that no kernel supports, the
+definitions in plain PyTorch run. All operators are differentiable except those of a decoding step.
+
+Shapes: B batch, L length, D channels, C = 3D channels, G filter groups, K taps, F featurizer taps,
+P = K - 1 past samples, S modes, H heads, W channels of a head, T keys.
 """
 
 from hyenakernels.attention.op import (
@@ -27,13 +72,19 @@ from hyenakernels.attention.op import (
     decode_attention,
     rotary,
 )
+from hyenakernels.filters import FIRFilters, HyenaPast, ModalFilters
 from hyenakernels.fir.op import causal_fir, hyena_fir, hyena_fir_step
 from hyenakernels.linear.op import added_linear, gated_linear, normed_linear
 from hyenakernels.longconv.op import long_conv
 from hyenakernels.modal.op import hyena_modal, hyena_modal_step, modal_conv
 from hyenakernels.norm.op import add_rms_norm, rms_norm
+from hyenakernels.rings import HyenaSlots
 
 __all__ = [
+    "FIRFilters",
+    "HyenaPast",
+    "HyenaSlots",
+    "ModalFilters",
     "add_rms_norm",
     "added_linear",
     "append_token",

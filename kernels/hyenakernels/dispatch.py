@@ -1,4 +1,4 @@
-"""Which path runs: the Triton kernels on a GPU, the references elsewhere."""
+"""Which implementation runs: the Triton kernels on a GPU, the references elsewhere."""
 
 import logging
 from functools import cache
@@ -12,11 +12,11 @@ _LOG = logging.getLogger(__name__)
 HAS_TRITON = find_spec("triton") is not None
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_TAPS, MOST_FEATURIZER_TAPS, MOST_MODES, MOST_CHANNELS = 256, 4, 64, 16_384
+MAX_TAPS, MAX_FEATURIZER_TAPS, MAX_MODES, MAX_CHANNELS = 256, 4, 64, 16_384
 
 
 @cache
-def say_once(reason: str) -> None:
+def warn_once(reason: str) -> None:
     """Log why no kernel runs."""
     _LOG.warning("%s; the slower reference runs instead", reason)
 
@@ -29,55 +29,58 @@ def kernels_take(
     num_modes: int = 1,
     width: int = 1,
 ) -> bool:
-    """Whether the kernels compute this; on a GPU a refusal is logged, once for each reason.
+    """Whether the kernels support this input; on a GPU each reason against them is logged once.
 
     Args:
         z_BLC: The input.
-        num_featurizer_taps: Of the featurizer, where there is one.
-        num_taps: Of the filter.
-        num_modes: Of the filter.
-        width: Channels that a program takes whole.
+        num_featurizer_taps: 1 without a featurizer.
+        num_taps: 1 without an FIR filter.
+        num_modes: 1 without a modal filter.
+        width: The number of channels that one program has to hold at once.
     """
     if not z_BLC.is_cuda or z_BLC.numel() == 0:
         return False
     reasons = {
         "triton is not installed": not HAS_TRITON,
         f"{z_BLC.dtype} has no kernel": z_BLC.dtype not in KERNEL_DTYPES,
-        f"featurizers of more than {MOST_FEATURIZER_TAPS} taps have no kernel": (
-            num_featurizer_taps > MOST_FEATURIZER_TAPS
+        f"featurizers of more than {MAX_FEATURIZER_TAPS} taps have no kernel": (
+            num_featurizer_taps > MAX_FEATURIZER_TAPS
         ),
-        f"filters of more than {MOST_TAPS} taps have no kernel": num_taps > MOST_TAPS,
-        f"filters of more than {MOST_MODES} modes have no kernel": num_modes > MOST_MODES,
-        f"norms of more than {MOST_CHANNELS} channels have no kernel": width > MOST_CHANNELS,
+        f"filters of more than {MAX_TAPS} taps have no kernel": num_taps > MAX_TAPS,
+        f"filters of more than {MAX_MODES} modes have no kernel": num_modes > MAX_MODES,
+        f"norms of more than {MAX_CHANNELS} channels have no kernel": width > MAX_CHANNELS,
     }
     for reason, applies in reasons.items():
         if applies:
-            say_once(reason)
+            warn_once(reason)
             return False
     return True
 
 
-def packed(*tensors: Tensor | None) -> bool:
-    """Whether all are contiguous, as kernels read what is no projection."""
+def all_contiguous(*tensors: Tensor | None) -> bool:
+    """Whether every tensor that is given is contiguous."""
     return all(x is None or x.is_contiguous() for x in tensors)
 
 
-def rows(x_BLC: Tensor) -> Tensor:
-    """`x` as the kernels read it: channels side by side, rows any stride apart."""
+def contiguous_rows(x_BLC: Tensor) -> Tensor:
+    """`x` with the channels of a row next to each other, as kernels read projections.
+
+    Rows may be any stride apart, so a slice of a wider tensor is not copied.
+    """
     return x_BLC if x_BLC.stride(2) == 1 else x_BLC.contiguous()
 
 
 def batch_stride(x_BLC: Tensor) -> int:
-    """Elements from a sequence to the next; none needed where there is one.
+    """The number of elements from one sequence to the next; 0 for a single sequence.
 
-    The stride of a single long sequence passes 32 bits, for which every kernel would be compiled
-    once more.
+    The stride of a single long sequence exceeds 32 bits, for which Triton would compile every
+    kernel once more.
     """
     return x_BLC.stride(0) if x_BLC.shape[0] > 1 else 0
 
 
 def last_rows(x_BLC: Tensor, past_BPC: Tensor) -> Tensor:
-    """The past of what follows `x`: as many of the newest rows as `past` holds, in a copy."""
+    """The last P rows of `past` followed by `x`, as a copy: the past of the samples that follow."""
     count, length = past_BPC.shape[1], x_BLC.shape[1]
     if length >= count:
         return x_BLC[:, length - count :].clone()

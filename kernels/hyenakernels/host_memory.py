@@ -1,7 +1,7 @@
-"""The host's memory as room for what a GPU has no room for; neither waits for the other.
+"""Host memory for tensors that do not fit a GPU, copied so that neither side waits for the other.
 
-Transfers need it pinned, and parts of it that are dense: what grows with the tokens has them as its
-outermost dimension in memory.
+Asynchronous transfers need pinned memory and dense slices: a tensor that grows with the tokens has
+the token dimension outermost in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,25 +12,28 @@ from torch import Tensor
 
 
 def put(room: Tensor, x: Tensor) -> None:
-    """Copy `x` into a room on its device, or into the host's when the current stream comes there.
+    """Copy `x` into `room`, which may be on the same device or in host memory, asynchronously.
 
-    What reads it later on that stream, or by `ahead`, finds it; the host itself must wait first.
+    Work on the current stream and `prefetch` see the copy; code on the host has to synchronize
+    before it reads `room`.
     """
     if room.device != x.device:  # a transfer that also permutes would go through pageable memory
         x = torch.empty_like(room, device=x.device).copy_(x)
     room.copy_(x, non_blocking=True)
 
 
-def ahead(parts: Sequence[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-    """Parts that lie anywhere, on `device`: from the host each comes while the one before is used.
+def prefetch(
+    parts: Sequence[tuple[Any, ...]], device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """Bring parts to `device` in turn; each is copied from the host while the one before is used.
 
     Args:
-        parts: Tuples of tensors, or of what has their `device` and `to`, all in the same place. The
-            largest is as large as any other in every dimension.
-        device: Where they are wanted.
+        parts: Tuples of tensors, or of objects with their `device` and `to`, all on one device. The
+            largest part must be at least as large as every other in every dimension.
+        device: The device to bring them to.
 
     Yields:
-        Each tuple there, good until the next is asked for.
+        Each tuple on `device`, valid until the next one is requested.
     """
     if device.type == "cpu" or parts[0][0].device == device:
         for part in parts:
@@ -40,22 +43,24 @@ def ahead(parts: Sequence[tuple[Any, ...]], device: torch.device) -> Iterator[tu
     slots = [tuple(torch.empty_like(x, device=device) for x in largest) for _ in parts[:2]]
     main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
 
-    def bring(number: int) -> tuple[tuple[Tensor, ...], torch.cuda.Event]:
-        side.wait_stream(main)  # what was in the slot has been used, what is to come was put
-        found = []
+    def start_copy(index: int) -> tuple[tuple[Tensor, ...], torch.cuda.Event]:
+        # The main stream has finished reading the slot, and writing the part by `put`.
+        side.wait_stream(main)
+        copies = []
         with torch.cuda.stream(side):
-            for slot, x in zip(slots[number % 2], parts[number], strict=True):
-                found.append(slot[tuple(slice(size) for size in x.shape)])
-                found[-1].copy_(x, non_blocking=True)
-        return tuple(found), side.record_event()
+            for slot, x in zip(slots[index % 2], parts[index], strict=True):
+                copies.append(slot[tuple(slice(size) for size in x.shape)])
+                copies[-1].copy_(x, non_blocking=True)
+        return tuple(copies), side.record_event()
 
     try:
-        coming = bring(0)
-        for number in range(len(parts)):
-            part, arrived = coming
-            if number + 1 < len(parts):
-                coming = bring(number + 1)
+        pending = start_copy(0)
+        for index in range(len(parts)):
+            part, arrived = pending
+            if index + 1 < len(parts):
+                pending = start_copy(index + 1)
             main.wait_event(arrived)
             yield part
     finally:
-        main.wait_stream(side)  # the slots are main's memory, to be given away again
+        # The allocator may reuse the slots on the main stream as soon as they are freed.
+        main.wait_stream(side)

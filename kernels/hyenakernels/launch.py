@@ -1,6 +1,6 @@
-"""Launch shapes of the kernels: a small measured table per GPU architecture, and a fallback.
+"""Launch shapes of the kernels: a small measured table for each GPU architecture, and a fallback.
 
-Nothing is searched at run time; what Triton compiles, it keeps in its cache on disk.
+Nothing is tuned at run time; Triton keeps compiled kernels in its cache on disk.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ import torch
 
 @dataclass(frozen=True)
 class FirLaunch:
-    """How the two-stage block convolution is cut.
+    """Sizes of the two-stage block convolution.
 
     Attributes:
         block: Rows of a Toeplitz tile.
-        rows: Rows a thread holds; they divide `block`.
-        parts: Groups of channels a program takes, cut to 16 channels at most.
-        num_warps: Warps a program.
+        rows: Rows per thread, a divisor of `block`.
+        parts: Parts of at most 16 channels of a filter group that a program processes.
+        num_warps: Warps per program.
     """
 
     block: int
@@ -29,12 +29,12 @@ class FirLaunch:
 
 @dataclass(frozen=True)
 class RowLaunch:
-    """How the kernels that walk down the rows are cut.
+    """Sizes of the kernels that scan the rows in order.
 
     Attributes:
-        block_d: Channels a program.
-        rows: Rows a thread holds, for up to 16 modes; they divide the segment.
-        num_warps: Warps a program.
+        block_d: Channels per program.
+        rows: Rows per thread with up to 16 modes, a divisor of the segment.
+        num_warps: Warps per program.
     """
 
     block_d: int
@@ -44,11 +44,11 @@ class RowLaunch:
 
 @dataclass(frozen=True)
 class NormLaunch:
-    """How the kernels that walk over whole rows are cut.
+    """Sizes of the kernels that process whole rows.
 
     Attributes:
-        channels: A thread.
-        warps: A multiprocessor, in all its programs: as many as registers allow.
+        channels: Channels per thread.
+        warps: Warps of all programs on a multiprocessor, as many as its registers allow.
     """
 
     channels: int
@@ -57,12 +57,12 @@ class NormLaunch:
 
 @dataclass(frozen=True)
 class LinearLaunch:
-    """How linear layers of one row are cut.
+    """Sizes of the linear layers of one row.
 
     Attributes:
-        block_o: Output channels a program.
-        block_i: Input channels at a time.
-        num_warps: Warps a program.
+        block_o: Output channels per program.
+        block_i: Input channels per iteration.
+        num_warps: Warps per program.
     """
 
     block_o: int
@@ -74,8 +74,8 @@ FirPass = Literal["forward", "input gradient", "filter gradient"]
 ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 NormPass = Literal["forward", "backward"]
 
-SHORT = 16  # taps up to which small blocks, which many groups share, are the fastest
-NARROWEST = 8  # channels of a group that the tiles for longer filters take
+MAX_SHORT_TAPS = 16  # up to here small blocks, with many groups in a program, are the fastest
+MIN_LONG_PART = 8  # channels of a part that the large tiles of longer filters need
 
 # Measured on an H200 and an H100 (compute capability 9.0): tests/benchmarks/results/kernels.md.
 _SHORT_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
@@ -100,13 +100,13 @@ _MODAL: dict[tuple[int, int], dict[ModalPass, RowLaunch]] = {
         "input gradient": RowLaunch(block_d=128, rows=4, num_warps=2),
     }
 }
-# Measured on an H100 at D = 1,920, 4,096 and 8,192: within 3 % of the best of twelve everywhere.
+# Measured on an H100 at D = 1,920, 4,096 and 8,192: within 3 % of the best of twelve choices.
 _NORM: dict[NormPass, NormLaunch] = {
     "forward": NormLaunch(channels=32, warps=24),
     "backward": NormLaunch(channels=16, warps=16),
 }
 
-# Small tiles that fit every GPU Triton knows, fp32, and the interpreter.
+# Small tiles that fit every GPU Triton supports, fp32, and the interpreter.
 _ANY_SHORT_FIR = FirLaunch(block=16, rows=4, parts=4, num_warps=4)
 _ANY_LONG_FIR = FirLaunch(block=32, rows=4, parts=1, num_warps=4)
 _ANY_ROWS = RowLaunch(block_d=64, rows=4, num_warps=2)
@@ -114,7 +114,7 @@ _ANY_ROWS = RowLaunch(block_d=64, rows=4, num_warps=2)
 
 @cache
 def architecture() -> tuple[int, int]:
-    """Compute capability of the GPU, (0, 0) without one."""
+    """The compute capability of the GPU, (0, 0) without one."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
 
 
@@ -126,24 +126,25 @@ def _multiprocessors() -> int:
 
 
 def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype, part: int) -> FirLaunch:
-    """For a pass of the FIR over groups cut to `part` channels.
+    """The sizes of one pass of the FIR, for filter groups cut into parts of `part` channels.
 
-    Products of fp32 run without tensor cores, on the small tiles. So do long filters of very narrow
-    groups, whose products Triton 3.6 cannot lay out on the large ones.
+    fp32 runs without tensor cores and takes the small tiles. So do long filters of very narrow
+    groups, whose products Triton 3.6 cannot lay out on the large tiles.
     """
-    is_short = num_taps <= SHORT
+    is_short = num_taps <= MAX_SHORT_TAPS
     table, small = (_SHORT_FIR, _ANY_SHORT_FIR) if is_short else (_LONG_FIR, _ANY_LONG_FIR)
     measured = table.get(architecture())
-    if measured is None or dtype == torch.float32 or (part < NARROWEST and not is_short):
+    if measured is None or dtype == torch.float32 or (part < MIN_LONG_PART and not is_short):
         return small
     return measured[which]
 
 
 def fir_segment(programs: int, length: int) -> int:
-    """Rows that a program of the FIR walks through, of which `programs` run for each.
+    """The number of rows of a segment, which one program of the FIR processes in order.
 
-    As long as the GPU stays full: a segment first reads the rows its first block needs, again. The
-    sums of outputs and input gradients are the same bits however the sequence is cut.
+    Each segment takes `programs` programs, for all channels and sequences. Segments are as long as
+    possible while the GPU stays full, because each of them reads the rows before its first block
+    again. Outputs and input gradients have the same bits however the sequence is cut.
     """
     segment = 2048
     while segment > 256 and programs * -(-length // segment) < 4 * _multiprocessors():
@@ -152,10 +153,10 @@ def fir_segment(programs: int, length: int) -> int:
 
 
 def modal_segment(width: int) -> int:
-    """Rows that a program of the modal scan walks through: fewer where few channels fill a GPU.
+    """The number of rows of a segment of the modal scan: fewer rows for fewer channels.
 
-    The scan rounds at its segments, so they are the same for every length and batch: a result never
-    depends on what stands beside it.
+    The scan rounds at the ends of segments, so their length must not depend on that of the sequence
+    or on the batch: a result never depends on the other sequences in the batch.
     """
     if width >= 4096:
         return 512
@@ -163,15 +164,15 @@ def modal_segment(width: int) -> int:
 
 
 def modal_launch(which: ModalPass, dtype: torch.dtype) -> RowLaunch:
-    """For a pass of the modal scan. In fp32, where poles have rests, on the small tiles."""
+    """The sizes of one pass of the modal scan; fp32, whose poles carry a remainder, is small."""
     measured = _MODAL.get(architecture())
     return _ANY_ROWS if measured is None or dtype == torch.float32 else measured[which]
 
 
 def norm_launch(which: NormPass, width: int) -> tuple[int, int]:
-    """Warps a program, and programs; for every GPU and dtype.
+    """The warps per program and the number of programs, for every GPU and dtype.
 
-    Programs are as many as run together, so that none waits for another to end.
+    There are as many programs as can run at the same time, so that none waits for another.
     """
     launch = _NORM[which]
     num_warps = 1
@@ -181,9 +182,9 @@ def norm_launch(which: NormPass, width: int) -> tuple[int, int]:
 
 
 def linear_launch(inputs: int, *, gated: bool) -> LinearLaunch:
-    """For a layer of so many input channels, with two weights where it is gated.
+    """The sizes of a layer with `inputs` input channels, and with two weights where it is gated.
 
-    Measured on an H100 for 1B and 7B, among thirteen cuts.
+    The fastest of thirteen choices measured on an H100 for 1B and 7B.
     """
     if gated and inputs <= 2048:
         return LinearLaunch(block_o=2, block_i=2048, num_warps=8)

@@ -1,7 +1,8 @@
-"""Launches that begin before the one in front of them has ended: Hopper and newer.
+"""Programmatic dependent launch (Hopper and newer): a kernel starts before its predecessor ends.
 
-A step of decoding is a chain of short launches, and each takes as long to begin as to compute. With
-programmatic dependent launch the next one is in place, and waits, while this one still works.
+A decoding step is a chain of short launches, each of which takes about as long to start as to
+compute. With programmatic dependent launch the next kernel is already resident on the GPU and waits
+while its predecessor still works.
 """
 
 import triton
@@ -11,15 +12,15 @@ from hyenakernels.launch import architecture
 
 
 @triton.jit
-def wait(OVERLAPS: tl.constexpr):
-    """Until all launches before have ended; before it, only read what no launch writes."""
+def wait_for_previous(OVERLAPS: tl.constexpr):
+    """Wait until all earlier launches have ended; before it, read only what no launch writes."""
     if OVERLAPS:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
 
-def overlapped():
-    """Arguments of a launch whose kernel calls `wait`."""
+def overlap_options():
+    """Launch options of a kernel that calls `wait_for_previous`."""
     if architecture() >= (9, 0):
         return {"OVERLAPS": True, "launch_pdl": True}
     return {"OVERLAPS": False}

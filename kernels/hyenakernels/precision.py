@@ -1,4 +1,4 @@
-"""One rule for every operator: sums are kept in fp32 or better, whatever dtype comes in."""
+"""One rule for every operator: sums are kept in fp32 or better, whatever the input's dtype."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The dtype sums over `x` are kept in: float64 for float64, float32 for everything narrower."""
+    """The dtype in which sums over `x` are kept: float64 for float64, float32 for all others."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -46,7 +46,7 @@ _MODULES = {
     "Decoder": "decoding",
     "GeneratedSequence": "generation",
     "InputError": "errors",
-    "Mixer": "operators",
+    "Mixer": "mixer",
     "ModelConfig": "config",
     "NonFiniteError": "errors",
     "NonFiniteLogitsError": "generation",

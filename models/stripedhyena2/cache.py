@@ -1,6 +1,6 @@
 """What a model remembers of the tokens it has seen: one past for each block.
 
-Every operator defines pasts and slots of its own, in `operators`; these are their base classes.
+Every operator has pasts and slots of its own.
 """
 
 from dataclasses import dataclass, replace
@@ -8,13 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-
-class Past:
-    """What a block remembers of a batch of sequences."""
-
-    def sharing(self, later: "Past") -> "Past":  # noqa: ARG002 - states of fixed size share nothing
-        """The same past as a view of a later past of the same sequences, where that contains it."""
-        return self
+Past = Any  # what a block remembers of a batch of sequences; every operator has a type of its own
 
 
 class Slots:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hyenakernels.attention.op import PAST_BLOCK
-from hyenakernels.host_memory import ahead, put
+from hyenakernels.host_memory import prefetch, put
 from stripedhyena2.cache import Past
 from stripedhyena2.config import ModelConfig
 
@@ -132,7 +132,7 @@ def stream(
     chunks = [x_LBD[start : start + streaming.chunk].transpose(0, 1) for start in starts]
 
     def on_device() -> Iterator[Tensor]:
-        return (x_BLD for (x_BLD,) in ahead([(chunk,) for chunk in chunks], device))
+        return (x_BLD for (x_BLD,) in prefetch([(chunk,) for chunk in chunks], device))
 
     for start, chunk_BLD in zip(starts, chunks, strict=True):
         put(chunk_BLD, model.embedding(ids_BL[:, start : start + streaming.chunk]))

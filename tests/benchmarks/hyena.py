@@ -9,7 +9,7 @@ from math import log
 import torch
 from torch import Tensor, nn
 
-from hyenakernels import hyena_fir, hyena_modal
+from hyenakernels import FIRFilters, ModalFilters, hyena_fir, hyena_modal
 from tests.benchmarks.gpu import DEVICE
 
 KINDS = ("SE", "MR", "LI")
@@ -20,8 +20,9 @@ GROUP_SIZE = 16  # channels that share a filter, as in the published 7B
 
 def operator(kind: str) -> Callable[..., Tensor]:
     """What stands between a mixer's projections: z and the parameters in, y out, no pasts."""
-    op = hyena_modal if kind == "LI" else hyena_fir
-    return lambda z_BLC, *parameters: op(z_BLC, *parameters)[0]
+    if kind == "LI":
+        return lambda z_BLC, *parameters: hyena_modal(z_BLC, ModalFilters(*parameters))[0]
+    return lambda z_BLC, *parameters: hyena_fir(z_BLC, FIRFilters(*parameters))[0]
 
 
 def draw_parameters(kind: str, width: int, num_featurizer_taps: int) -> list[nn.Parameter]:

@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from evo2cli import console
-from hyenakernels import causal_attention, hyena_fir, hyena_modal
+from hyenakernels import FIRFilters, ModalFilters, causal_attention, hyena_fir, hyena_modal
 from hyenakernels.parallel import Sharding
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.operators import Attention, HyenaLI, HyenaSE
@@ -72,10 +72,11 @@ def operators() -> dict[str, tuple[Run, dict[str, Run], int]]:
         ("MR", hyena_fir, HyenaSE.exchanges),
         ("LI", hyena_modal, HyenaLI.exchanges),
     ):
-        parameters = draw_parameters(kind, WIDTH, 3)
+        record = ModalFilters if kind == "LI" else FIRFilters
+        filters = record(*draw_parameters(kind, WIDTH, 3))
         found[kind] = (
-            partial(_hyena, op, parameters),
-            {name: partial(_hyena, shared, parameters) for name, shared in schemes.items()},
+            partial(_hyena, op, filters),
+            {name: partial(_hyena, shared, filters) for name, shared in schemes.items()},
             3,
         )
     found["attention"] = (
@@ -86,8 +87,8 @@ def operators() -> dict[str, tuple[Run, dict[str, Run], int]]:
     return found
 
 
-def _hyena(op: Run, parameters: list[Tensor], z_BLC: Tensor, **sharing: Any) -> Tensor:
-    return op(z_BLC, *parameters, **sharing)[0]
+def _hyena(op: Run, filters: FIRFilters | ModalFilters, z_BLC: Tensor, **sharing: Any) -> Tensor:
+    return op(z_BLC, filters, **sharing)[0]
 
 
 def _attend(op: Run, qkv_BLC: Tensor, **sharing: Any) -> Tensor:

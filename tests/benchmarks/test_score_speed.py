@@ -29,7 +29,7 @@ class PlainScorer(WindowScorer):
     """Every window from its first base on: what sharing is measured against."""
 
     def reference(self, window: Window) -> float:
-        return self._proceed(ScoringState.start(self._model), window.sequence).logprob
+        return self._read(ScoringState.start(self._model), window.sequence).logprob
 
     alternate = reference
 
@@ -52,7 +52,7 @@ def test_brca1_saturation_genome_editing(shared: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     started = time.perf_counter()
     reference = source.with_name("brca1_region.fa")
-    score(ScoreOptions(source=source, reference=reference, output=output, strand="fwd"))
+    score(ScoreOptions(inputs=(source,), reference=reference, output=output, strand="fwd"))
     seconds = time.perf_counter() - started
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     classes = [
@@ -74,7 +74,7 @@ def test_windows_of_8192(shared: Path, windows: str) -> None:
     folder = shared / "data" / "variants"
     source = folder / "brca1_sge.vcf"
     kind = "centred" if windows == "two a record" else windows
-    options = ScoreOptions(source=source, window=8192, windows=kind, strand="fwd")
+    options = ScoreOptions(inputs=(source,), window=8192, windows=kind, strand="fwd")
     model = load("nano").eval()
     with Reference.open(folder / "brca1_region.fa") as genome:
         scorer = VariantScorer(model, genome, options)

@@ -47,7 +47,7 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
 def test_variants(shared: Path, name: str, windows: str, report: Report) -> None:
     folder, model, ids = shared / "data" / "variants", model_of(name), ids_of(1, WINDOW)
     source = folder / "brca1_sge.vcf"
-    options = ScoreOptions(source=source, window=WINDOW, windows=windows)
+    options = ScoreOptions(inputs=(source,), window=WINDOW, windows=windows)
     with torch.inference_mode():
         plain = WINDOW / min(seconds(lambda: model(ids), 5), seconds(lambda: model(ids), 5))
     with Reference.open(folder / "brca1_region.fa") as genome:

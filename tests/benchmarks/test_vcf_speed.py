@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from evo2cli import console
 from evo2cli.genome.htslib import write_bcf
 from evo2cli.genome.vcf import read_vcf
-from evo2cli.score.input import count_variants
+from evo2cli.score.input import count_shard, read_variants
 from evo2cli.score.options import ScoreOptions
 
 NUM_SAMPLES, NUM_RECORDS = 500, 50_000
@@ -53,10 +54,12 @@ def test_a_cohort_of_500_samples(tmp_path: Path) -> None:
         with (tmp_path / "out.vcf").open("wb") as file:
             file.writelines(record.with_info(OURS) for record in read_vcf(source).records)
 
-    filtered = ScoreOptions(source=source, regions=("chr1:1-60000",), min_qual=30, pass_only=True)
+    filtered = ScoreOptions(
+        inputs=(source,), regions=("chr1:1-60000",), min_qual=30, pass_only=True
+    )
     for label, work in (
         ("parsed", lambda: sum(1 for _ in read_vcf(source).records)),
-        ("parsed and filtered", lambda: count_variants(filtered)),
+        ("parsed and filtered", lambda: count_shard(filtered, partial(read_variants, filtered))),
         ("parsed, annotated and written", annotate),
         ("parsed from BCF", lambda: sum(1 for _ in read_vcf(binary).records)),
     ):

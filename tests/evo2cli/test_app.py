@@ -22,6 +22,7 @@ COMMANDS = [
     "launch",
     "extend",
     "score",
+    "saturate",
     "embed",
     "generate",
     "convert",

@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from functools import partial
 from multiprocessing import Pipe, Process
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from evo2cli import devices as score_devices
 from evo2cli.devices import DeviceError, Part, pick_devices
 from evo2cli.errors import UserError
+from evo2cli.score.input import read_variants
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 from evo2cli.score.variants import score_part
@@ -24,7 +26,7 @@ def run(source: Path, checkpoint: str, name: str, device: str = "cpu,cpu", **opt
     usual = {"window": 64, "reference": source.with_name("one.fa")}
     score(
         ScoreOptions(
-            source=source,
+            inputs=(source,),
             model=checkpoint,
             output=source.with_name(name),
             device=device,
@@ -43,7 +45,7 @@ class KilledError(Exception):
     """In place of a signal."""
 
 
-def test_two_devices_go_on_after_a_kill_and_write_what_one_does(
+def test_two_devices_resume_after_a_kill_and_write_what_one_does(
     source: Path, checkpoint: str, capsys
 ) -> None:
     whole = run(source, checkpoint, "one.parquet", "cpu").read_bytes()
@@ -57,10 +59,10 @@ def test_two_devices_go_on_after_a_kill_and_write_what_one_does(
 
     journal = source.with_name("two.parquet.1-of-2.journal")
     options = ScoreOptions(
-        source=source, model=checkpoint, reference=source.with_name("one.fa"), window=64
+        inputs=(source,), model=checkpoint, reference=source.with_name("one.fa"), window=64
     )
     with pytest.raises(KilledError):
-        score_part(options, Part(journal, 0, 4), advance)
+        score_part(partial(read_variants, options), options, Part(journal, 0, 4), advance)
     assert len(journal.read_text().splitlines()) == 4
     assert run(source, checkpoint, "two.parquet").read_bytes() == whole
     assert not list(source.parent.glob("*journal"))
@@ -74,7 +76,7 @@ def test_sequences_are_shared_out_by_their_bases(
     source = tmp_path / "some.fa"
     lengths = [150, 0, 1, 40, 40, 40, 30]
     source.write_text("".join(f">{i}\n{GENOME[i : i + n]}\n" for i, n in enumerate(lengths)))
-    options = ScoreOptions(source=source, model=checkpoint, device="cpu")
+    options = ScoreOptions(inputs=(source,), model=checkpoint, device="cpu")
     score(options)
     whole = capsysbinary.readouterr().out
     seen = []
@@ -102,7 +104,7 @@ def fail(options: ScoreOptions, part: Part, advance: score_devices.Advance) -> N
 
 
 def test_a_process_that_fails_ends_the_run_by_one_line(tmp_path: Path) -> None:
-    options = ScoreOptions(source=Path("x"), output=tmp_path / "y.tsv")
+    options = ScoreOptions(inputs=("x",), output=tmp_path / "y.tsv")
     with (
         pytest.raises(DeviceError, match=r"^--device cpu: x: is not there$"),
         score_devices.open_parts(options, ["cpu", "cpu"], [0, 1, 2], fail, (2, "records")),
@@ -117,9 +119,9 @@ def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(process, "join", lambda: None)
     monkeypatch.setattr(Process, "exitcode", -signal.SIGKILL)
     with pytest.raises(DeviceError, match=r"--device cuda:1: .* ended by SIGKILL; the same comm"):
-        score_devices._heard(ours, "cuda:1", process)
+        score_devices._receive(ours, "cuda:1", process)
     monkeypatch.setattr(Process, "exitcode", 0)
-    assert score_devices._heard(ours, "cuda:1", process) is None
+    assert score_devices._receive(ours, "cuda:1", process) is None
 
 
 def test_devices_are_counted_and_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +129,10 @@ def test_devices_are_counted_and_of_one_kind(monkeypatch: pytest.MonkeyPatch) ->
     assert pick_devices("cuda:0,cuda:3") == ["cuda:0", "cuda:3"]
     with pytest.raises(UserError, match=r"--device cpu,cuda:0: .* of one kind"):
         pick_devices("cpu,cuda:0")
-    monkeypatch.setattr(score_devices, "num_gpus", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert pick_devices("all") == ["cuda:0", "cuda:1", "cuda:2"]
-    monkeypatch.setattr(score_devices, "num_gpus", lambda: 0)
-    with pytest.raises(UserError, match="no GPU here"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="there is no GPU here"):
         pick_devices("all")
 
 

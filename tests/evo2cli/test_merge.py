@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def run(output: Path, checkpoint: str, shard: str | None = None, **options: int) -> Path:
     score(
         ScoreOptions(
-            source=EXAMPLES / "phix174.vcf",
+            inputs=(EXAMPLES / "phix174.vcf",),
             reference=EXAMPLES / "phix174.fa",
             model=checkpoint,
             device="cpu",
@@ -84,8 +84,8 @@ def test_parts_that_are_missing_or_out_of_order_are_refused(
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])
 def test_a_shard_that_is_none_is_refused(shard: str) -> None:
-    with pytest.raises(UserError, match="must be i/n with i from 1 to n"):
-        ScoreOptions(source=Path("x.vcf"), shard=shard)
+    with pytest.raises(UserError, match="must be I/N with I from 1 to N"):
+        ScoreOptions(inputs=(Path("x.vcf"),), shard=shard)
 
 
 def test_the_command_joins(tmp_path: Path) -> None:

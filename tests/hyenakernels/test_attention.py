@@ -1,4 +1,4 @@
-"""Attention's kernels against their references, and attention continued = attention."""
+"""The attention kernels equal their references, and a continued attention equals the whole."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,7 @@ def assert_close(found: Tensor, right: Tensor, tolerance: float) -> None:
 
 @pytest.fixture(autouse=True)
 def kernels_and_poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels run, interpreted where there is no GPU; what they leave unwritten is NaN."""
+    """The kernels run, interpreted where there is no GPU; memory they do not write is NaN."""
     monkeypatch.setattr(op, "kernels_take", lambda *_, **__: True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
@@ -53,7 +53,7 @@ def test_rotary_is_its_reference(dtype: torch.dtype, sequences: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
-def test_decode_attention_is_attention_to_what_is_there(dtype: torch.dtype) -> None:
+def test_decode_attention_is_attention_to_the_keys_in_use(dtype: torch.dtype) -> None:
     lengths = [1, 64, 511, 513, 700]
     q = random(len(lengths), 2, 12, seed=0, dtype=dtype)
     keys, values = (random(len(lengths), 2, 700, 12, seed=s, dtype=dtype) for s in (1, 2))
@@ -70,7 +70,7 @@ def test_decode_attention_is_attention_to_what_is_there(dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
-def test_a_token_is_appended_at_its_own_place(dtype: torch.dtype) -> None:
+def test_a_token_is_stored_at_its_position(dtype: torch.dtype) -> None:
     heads, width, scale = 3, 12, 4.0
     qkv = random(2, 3 * heads * width, seed=0, dtype=dtype)
     frequency = 10_000 ** -torch.linspace(0, 1, width // 2, device=DEVICE)
@@ -84,15 +84,15 @@ def test_a_token_is_appended_at_its_own_place(dtype: torch.dtype) -> None:
     cos, sin = (x[:, None, None] for x in (angle_BV.cos(), angle_BV.sin()))
     turned = reference.rotary(heads_BPHW[:, :2], cos[:, :, 0], sin[:, :, 0])
     assert_close(q, turned[:, 0], TOLERANCE[dtype])
-    for row, place in enumerate(lengths_B.tolist()):
-        assert_close(keys[row, :, place], turned[row, 1], TOLERANCE[dtype])
-        assert torch.equal(values[row, :, place], heads_BPHW[row, 2].to(dtype))
+    for row, position in enumerate(lengths_B.tolist()):
+        assert_close(keys[row, :, position], turned[row, 1], TOLERANCE[dtype])
+        assert torch.equal(values[row, :, position], heads_BPHW[row, 2].to(dtype))
         for x, before in zip((keys, values), room, strict=True):
-            x[row, :, place] = before[row, :, place]
-    assert torch.equal(torch.stack([keys, values]), room)  # and no other place is touched
+            x[row, :, position] = before[row, :, position]
+    assert torch.equal(torch.stack([keys, values]), room)  # and nothing else has changed
 
 
-def test_a_token_is_rounded_where_places_are_float8() -> None:
+def test_a_token_is_rounded_when_it_is_stored_in_float8() -> None:
     frequency = torch.ones(8, device=DEVICE)
     qkv, lengths_B = random(2, 3 * 2 * 16, seed=0), torch.tensor([4, 9], device=DEVICE)
     keys, values = (torch.zeros(2, 2, 10, 16, device=DEVICE) for _ in range(2))
@@ -103,7 +103,7 @@ def test_a_token_is_rounded_where_places_are_float8() -> None:
         assert torch.equal(rows.to(x.device), in_float8(x).to(x.device))
 
 
-def test_decode_attention_does_not_see_mates_or_room() -> None:
+def test_decode_attention_does_not_depend_on_the_batch_or_on_unused_memory() -> None:
     q = random(3, 2, 16, seed=0)
     keys, values = (random(3, 2, 600, 16, seed=s) for s in (1, 2))
     lengths_B = torch.tensor([600, 7, 530], device=DEVICE)
@@ -118,7 +118,7 @@ def in_float8(x_BHTW: Tensor) -> Float8Rows:
     return rows
 
 
-def test_float8_restores_to_its_precision() -> None:
+def test_float8_has_its_precision() -> None:
     x = random(2, 3, 50, 16, seed=0) * torch.logspace(-6, 6, 50, device=DEVICE)[:, None]
     x[0, 0, 7] = 0
     rows = in_float8(x)
@@ -132,7 +132,7 @@ def test_float8_restores_to_its_precision() -> None:
     assert torch.equal(rows.to(x.device)[0, :, 3:5], restored[1, :, 10:12])
 
 
-def test_attention_to_float8_is_attention_to_what_it_restores() -> None:
+def test_attention_to_float8_is_attention_to_its_numbers() -> None:
     q, k, v = (random(2, 3, 300, 16, seed=s) for s in range(3))
     keys, values = in_float8(k), in_float8(v)
     restored = [x.to(k.device) for x in (keys, values)]
@@ -167,7 +167,7 @@ def test_flash_attention_continued_is_attention(
     assert_close(found, right[:, :, cut:], 5e-3)
 
 
-def test_shapes_that_do_not_fit_are_told() -> None:
+def test_shapes_that_do_not_fit_are_named() -> None:
     x = random(2, 5, 3, 8, seed=0)
     with pytest.raises(ValueError, match=r"rotary: heads \(2, 5, 3, 8\) need angles"):
         rotary(x, random(1, 5, 8, seed=1), random(1, 5, 8, seed=1))

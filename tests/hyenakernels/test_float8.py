@@ -1,4 +1,4 @@
-"""FP8 holds what it was given up to its rounding; the kernel is the reference.
+"""FP8 represents a tensor up to rounding, and the kernel equals the reference.
 
 On a machine without a GPU the kernel runs in Triton's interpreter.
 """
@@ -19,7 +19,7 @@ NARROW = [torch.float8_e4m3fn, torch.float8_e5m2]
 
 @pytest.fixture(autouse=True)
 def poison() -> Iterator[None]:
-    """Whatever a kernel leaves unwritten is NaN."""
+    """Fill memory that a kernel does not write with NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -35,7 +35,7 @@ def same_bits(mine: Tensor, exact: Tensor) -> bool:
 
 
 def representable(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Numbers that FP8 holds exactly at their scale, 1 / 8."""
+    """Numbers that FP8 represents exactly with the scale 1 / 8."""
     values = draw(*shape).clamp(-4, 4).to(dtype).float()
     values[0, 0] = torch.finfo(dtype).max
     return values / 8
@@ -43,7 +43,7 @@ def representable(*shape: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_what_fp8_holds_is_near_at_any_scale(dtype: torch.dtype, scale: float) -> None:
+def test_quantization_is_close_at_any_scale(dtype: torch.dtype, scale: float) -> None:
     x = scale * draw(40, 48)
     values, turned, factor = reference.quantize(x, dtype)
     held = values[:40].float() * factor

@@ -1,39 +1,39 @@
-"""What lies in the host's memory comes as it is, however the device is behind."""
+"""Tensors in host memory arrive as they are, however late the device runs."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from hyenakernels.host_memory import ahead, put
+from hyenakernels.host_memory import prefetch, put
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-MANY_CYCLES = 2_000_000  # of the device: about a millisecond
+MANY_CYCLES = 2_000_000  # device cycles: about a millisecond
 
 
 def rooms(lengths: list[int], channels: int = 1_000) -> list[Tensor]:
-    """Parts [B, L, C] of the host's memory that lie there as [L, B, C]; all NaN."""
+    """Parts [B, L, C] of host memory, in the memory order [L, B, C], filled with NaN."""
     order = (sum(lengths), 2, channels)
     whole_LBC = torch.full(order, torch.nan, pin_memory=DEVICE.type == "cuda")
     return [part_LBC.transpose(0, 1) for part_LBC in whole_LBC.split(lengths)]
 
 
-def wait() -> None:
+def delay_device() -> None:
     if DEVICE.type == "cuda":
-        torch.cuda._sleep(MANY_CYCLES)
+        torch.cuda._sleep(MANY_CYCLES)  # private; there is no public way to delay a stream
 
 
 @pytest.mark.parametrize("lengths", [[7], [300, 300, 41], [5, 300, 300, 300]], ids=str)
-def test_what_was_put_comes_in_its_order(lengths: list[int]) -> None:
+def test_parts_arrive_in_order(lengths: list[int]) -> None:
     pairs = list(zip(rooms(lengths), rooms(lengths, channels=10), strict=True))
     right = [torch.randn(part.shape, device=DEVICE) for part, _ in pairs]
     for (part, few), x_BLC in zip(pairs, right, strict=True):
-        wait()
+        delay_device()
         put(part, x_BLC)
         put(few, x_BLC[..., :10])
-    for times in range(1, 4):  # each time what is put while it is read, too
+    for times in range(1, 4):  # each round reads what the round before has put
         found = []
-        for (part, _), (x_BLC, few_BLC) in zip(pairs, ahead(pairs, DEVICE), strict=True):
-            wait()
+        for (part, _), (x_BLC, few_BLC) in zip(pairs, prefetch(pairs, DEVICE), strict=True):
+            delay_device()
             found.append((x_BLC.clone(), few_BLC.clone()))
             put(part, x_BLC + 1)
         for (x_BLC, few_BLC), expected in zip(found, right, strict=True):
@@ -41,19 +41,19 @@ def test_what_was_put_comes_in_its_order(lengths: list[int]) -> None:
             torch.testing.assert_close(few_BLC, expected[..., :10])
 
 
-def test_memory_is_not_given_away_while_a_part_is_on_its_way() -> None:
+def test_memory_is_not_reused_while_a_part_is_in_transfer() -> None:
     parts = rooms([4_000] * 3)
     for part in parts:
         part.fill_(1)
     for _ in range(20):
-        coming = ahead([(part,) for part in parts], DEVICE)
+        coming = prefetch([(part,) for part in parts], DEVICE)
         next(coming)
-        coming.close()  # the second one is on its way
+        coming.close()  # the second one is in transfer
         zeros = [torch.zeros(parts[0].shape, device=DEVICE) for _ in range(4)]
         assert not torch.stack(zeros).any()
 
 
-def test_what_is_there_is_not_copied() -> None:
+def test_a_tensor_on_the_device_is_not_copied() -> None:
     x = torch.randn(3, 4, device=DEVICE)
-    [(found,)] = ahead([(x,)], DEVICE)
+    [(found,)] = prefetch([(x,)], DEVICE)
     assert found is x

@@ -1,4 +1,4 @@
-"""A step's linear layers: one launch is what the norm, the products and the sum are in float64."""
+"""The linear layers of a decoding step: one launch equals norm, products and sum in float64."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,7 +13,7 @@ from hyenakernels import added_linear, gated_linear, normed_linear
 from hyenakernels.linear import op, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EPS = 0.1  # large enough for its place, outside the root, to show
+EPS = 0.1  # large enough to tell whether it is outside the root
 # The interpreter truncates to bf16 where a GPU rounds to the nearest.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 1e-2}
 
@@ -22,7 +22,7 @@ Layer = Callable[..., Tensor]
 
 @pytest.fixture(autouse=True)
 def kernels_and_poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels run, interpreted where there is no GPU; what they leave unwritten is NaN."""
+    """The kernels run, interpreted where there is no GPU; memory they do not write is NaN."""
     monkeypatch.setattr(op, "kernels_take", lambda *_, **__: True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def kernels_and_poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def arguments(layer: Layer, sizes: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
-    """A row of x, and what the layer takes beside it, in its order."""
+    """A row of x and the layer's other tensors, in the order of its arguments."""
     inputs, outputs = sizes
     generator = torch.Generator().manual_seed(inputs)
 
@@ -85,18 +85,18 @@ def test_its_parts_are_those_of_a_block() -> None:
     torch.testing.assert_close(added, right + x @ gate.T + up[:, 0])
 
 
-def test_rows_that_are_more_than_one_are_left_to_pytorch() -> None:
+def test_several_rows_are_left_to_pytorch() -> None:
     x, scale, weight = arguments(normed_linear, (48, 7), torch.float32)
     rows = x.expand(2, 3, 48)
     found = normed_linear(rows, scale, EPS, weight)
     assert torch.equal(found, reference.normed_linear(rows, scale, EPS, weight))
 
 
-def test_shapes_that_do_not_fit_are_told() -> None:
+def test_shapes_that_do_not_fit_are_named() -> None:
     x, scale, weight = arguments(normed_linear, (48, 7), torch.float32)
-    with pytest.raises(ValueError, match=r"rows \(1, 1, 48\), but a weight \(48, 7\)"):
+    with pytest.raises(ValueError, match=r"x is \(1, 1, 48\), but the weight is \(48, 7\)"):
         normed_linear(x, scale, EPS, weight.T)
-    with pytest.raises(ValueError, match=r"rows \(1, 1, 48\), but a scale \(7,\)"):
+    with pytest.raises(ValueError, match=r"x is \(1, 1, 48\), but the scale is \(7,\)"):
         gated_linear(x, scale[:7], EPS, weight, weight, gelu=False)
-    with pytest.raises(ValueError, match=r"\(1, 1, 7\) cannot be added to \(1, 1, 48\)"):
+    with pytest.raises(ValueError, match=r"product is \(1, 1, 7\), but added is \(1, 1, 48\)"):
         added_linear(x, weight, None, x)

@@ -71,7 +71,7 @@ def check_values(
 
 
 def check_memory(scheme: Callable[..., Tensor]) -> None:
-    """The ring saves q, k, v, y and a logarithm a query, all of its own shard; no_grad, nothing."""
+    """The ring saves q, k, v, y and a logarithm per query of its own shard; nothing in no_grad."""
     sharding, rank = Sharding.zigzag(64, 4), dist.get_rank()
     q, k, v, _ = (sharding.cut(x, rank, dim=2) for x in inputs(64, torch.float64))
     sizes: list[int] = []
@@ -101,7 +101,7 @@ def check_errors(scheme: Callable[..., Tensor]) -> None:
             scheme(q[:, :3], k[:, :3], v[:, :3], sharding=sharding)
     else:
         backward = Sharding(tuple(((8 * r + 32, 8 * r + 40), (8 * r, 8 * r + 8)) for r in range(4)))
-        with pytest.raises(ValueError, match="must ascend"):
+        with pytest.raises(ValueError, match="must be ascending"):
             scheme(q, k, v, sharding=backward)
 
 
@@ -137,7 +137,7 @@ def test_shards_give_the_whole(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_nothing_is_saved_but_the_own_shard(failures: dict[str, str], scheme: str) -> None:
+def test_only_the_own_shard_is_saved(failures: dict[str, str], scheme: str) -> None:
     assert f"{scheme}-memory" not in failures, failures[f"{scheme}-memory"]
 
 
@@ -167,17 +167,17 @@ def test_every_causal_pair_is_computed_once(count: int, length: int) -> None:
 @pytest.mark.parametrize("count", [2, 4, 7])
 def test_zigzag_gives_every_rank_the_same_work(count: int) -> None:
     even = [num_pairs(Sharding.zigzag(2 * count * 9, count), rank) for rank in range(count)]
-    assert all(steps == even[0] for steps in even)  # at every step, so that nobody waits
+    assert all(steps == even[0] for steps in even)  # at every step, so that no rank waits
     for length in range(8 * count, 8 * count + 30):
         pairs = [sum(num_pairs(Sharding.zigzag(length, count), rank)) for rank in range(count)]
-        assert max(pairs) - min(pairs) <= length  # chunks differ by a row, which sees so many keys
+        assert max(pairs) - min(pairs) <= length  # chunks differ by one row
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_a_block_in_pieces_is_softmax_attention(
+def test_a_block_in_chunks_is_softmax_attention(
     monkeypatch: pytest.MonkeyPatch, causal: bool
 ) -> None:
-    monkeypatch.setattr(block, "QUERY_PIECE", 5)
+    monkeypatch.setattr(block, "QUERY_CHUNK", 5)
     q, k, v, dout = inputs(17, torch.float64)
     leaves = [x.requires_grad_(True) for x in (q, k, v)]
     scores = q @ k.mT / WIDTH**0.5
@@ -193,6 +193,21 @@ def test_a_block_in_pieces_is_softmax_attention(
     )
     for found, right in pairs:
         same(found, right.detach(), 1e-12)
+
+
+@pytest.mark.parametrize("by_cudnn", [False, True], ids=["flash", "cudnn"])
+def test_the_private_operators_of_pytorch_have_these_signatures(
+    monkeypatch: pytest.MonkeyPatch, by_cudnn: bool
+) -> None:
+    """On the meta device, so that a change of PyTorch shows without a GPU too."""
+    monkeypatch.setattr(block, "flash_takes", lambda *_: True)
+    monkeypatch.setattr(block, "_cudnn_takes", lambda *_: by_cudnn)
+    q, k, v, dout = (torch.empty(2, 3, 1024, 64, device="meta").bfloat16() for _ in range(4))
+    out, lse = block.block_forward(q, k, v, True)
+    assert (out.shape, out.dtype) == (q.shape, q.dtype)
+    assert (lse.shape, lse.dtype) == (q.shape[:3], torch.float32)
+    for gradient in block.block_backward(dout, q, k, v, out, lse, True):
+        assert (gradient.shape, gradient.dtype) == (q.shape, q.dtype)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -219,7 +234,7 @@ def test_flash_blocks_are_plain_blocks(
         assert float((found.double() - wanted).norm() / wanted.norm()) < 1e-2
 
     close(out, right)
-    # Further keys are seen as well: the block's share in the gradients is by their lse and out.
+    # With further keys: the gradients of a block depend on the lse and the output of all keys.
     more, more_lse = block.plain_forward(wide[0], wide[2].roll(1, 1), whole[4].double(), False)
     share = torch.sigmoid(more_lse - right_lse)
     global_out, global_lse = (

@@ -1,4 +1,4 @@
-"""Each reference against its loop definition, its gradients by finite differences, and its cuts."""
+"""Each reference equals its definition as a loop, its finite differences, and itself when cut."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def poles(channels: int, modes: int) -> Tensor:
 
 
 def loop_convolution(u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor) -> Tensor:
-    """y[t] = sum_j h[j] u[t - j], written as the sentence reads."""
+    """y[t] = sum_j h[j] u[t - j], as a loop."""
     extended = torch.cat([past_BPD, u_BLD], dim=1)
     group_size = u_BLD.shape[2] // filter_GK.shape[0]
     y = torch.zeros_like(u_BLD)

@@ -1,4 +1,4 @@
-"""A step of decoding by all kernels at once says what the model says of the whole sequence."""
+"""A decoding step with all kernels at once computes what the model computes for the sequence."""
 
 from copy import deepcopy
 
@@ -12,7 +12,7 @@ from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.decoding import Decoder
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NEW = 3  # steps: enough to meet what the first of them put into a ring
+NEW = 3  # steps: enough to read what the first of them has stored in a ring
 
 
 def sequence(length: int, seed: int) -> Tensor:

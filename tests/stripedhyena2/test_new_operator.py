@@ -50,7 +50,7 @@ LENGTH = 40
 
 
 @dataclass(frozen=True)
-class AveragePast(Past):
+class AveragePast:
     """The running average [B, D]."""
 
     average_BD: Tensor

@@ -1,1 +1,1 @@
-"""Softmax attention: causal over a sequence, of one new token each, and block by block."""
+"""Softmax attention: causal over a sequence, for one new token of each sequence, and by blocks."""

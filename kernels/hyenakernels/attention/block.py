@@ -1,6 +1,10 @@
-"""Attention of some queries to some keys, with what merging it with that to other keys takes.
+"""Attention of a block of queries to a block of keys, in a form that can be merged.
 
-B batch, H heads, L queries, T keys, W channels a head.
+PyTorch's public attention does not return the logarithm of the softmax's denominator, which merging
+needs. So this file, and no other, calls the private operators behind it, `_cudnn_attention` and
+`_flash_attention` below; tests/hyenakernels/test_parallel_attention.py fails when they change.
+
+B batch, H heads, L queries, T keys, W channels of a head.
 """
 
 import logging
@@ -14,8 +18,13 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 
 _LOG = logging.getLogger(__name__)
 
-CUDNN_STEP = 1024  # cuDNN prepares every new shape for a while: it gets few of them
-QUERY_PIECE = 1024  # queries at a time without FlashAttention: bounds the scores to 1024 x T
+_cudnn_attention = torch.ops.aten._scaled_dot_product_cudnn_attention.default
+_cudnn_attention_backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
+_flash_attention = torch.ops.aten._scaled_dot_product_flash_attention.default
+_flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+
+CUDNN_MULTIPLE = 1024  # cuDNN takes a while to prepare every new shape, so it gets few of them
+QUERY_CHUNK = 1024  # queries at a time without FlashAttention: bounds the scores to 1024 x T
 
 
 def block_forward(
@@ -29,18 +38,16 @@ def block_forward(
         q_BHLW: The queries.
         k_BHTW: The keys.
         v_BHTW: The values.
-        causal: Query t sees the keys 0 .. t; then there are as many keys as queries.
+        causal: Query t sees the keys 0 .. t; there must be as many keys as queries.
 
     Returns:
         out [B, H, L, W], and lse [B, H, L] in fp32 or better.
     """
     if _cudnn_takes(q_BHLW, k_BHTW):
-        cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention.default
-        out_BHLW, lse = cudnn(q_BHLW, k_BHTW, v_BHTW, None, True, 0.0, causal)[:2]
+        out_BHLW, lse = _cudnn_attention(q_BHLW, k_BHTW, v_BHTW, None, True, 0.0, causal)[:2]
         return out_BHLW, lse.view(q_BHLW.shape[:3])
     if flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
-        flash = torch.ops.aten._scaled_dot_product_flash_attention.default
-        out_BHLW, lse_BHL = flash(q_BHLW, k_BHTW, v_BHTW, 0.0, causal)[:2]
+        out_BHLW, lse_BHL = _flash_attention(q_BHLW, k_BHTW, v_BHTW, 0.0, causal)[:2]
         return out_BHLW, lse_BHL
     return plain_forward(q_BHLW, k_BHTW, v_BHTW, causal)
 
@@ -54,11 +61,11 @@ def block_backward(
     lse_BHL: Tensor,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The share of these keys in the gradients of attention to all keys.
+    """The contribution of these keys to the gradients of attention to all keys.
 
     p = exp(s - lse), dv = p^T dout, ds = p * (dout v^T - sum_W dout * out), dq = ds k / sqrt(W) and
     dk = ds^T q / sqrt(W): these keys enter only through p and v, all others only through lse and
-    out, so the shares of all blocks add up to the gradient.
+    out, so the contributions of all blocks add up to the gradient.
 
     Args:
         dout_BHLW: The gradient of the output.
@@ -66,7 +73,7 @@ def block_backward(
         k_BHTW: The keys of this block.
         v_BHTW: Their values.
         out_BHLW: The output over all keys that these queries see.
-        lse_BHL: Its logarithm of the denominator, over all keys too.
+        lse_BHL: The logarithm of the denominator, over all these keys too.
         causal: See `block_forward`.
 
     Returns:
@@ -74,28 +81,26 @@ def block_backward(
     """
     if not flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
         return plain_backward(dout_BHLW, q_BHLW, k_BHTW, v_BHTW, out_BHLW, lse_BHL, causal)
-    lse_BHL = lse_BHL.contiguous()  # the kernels take it to be, whatever its strides say
+    lse_BHL = lse_BHL.contiguous()  # the kernels ignore its strides
     inputs = (dout_BHLW, q_BHLW, k_BHTW, v_BHTW, out_BHLW)
     lengths = (q_BHLW.shape[2], k_BHTW.shape[2])
     if _cudnn_takes(q_BHLW, k_BHTW):
         unread = torch.zeros((), dtype=torch.int64, device=q_BHLW.device)  # dropout's generator
-        cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
-        dq_BHLW, dk_BHTW, dv_BHTW = cudnn(
+        dq_BHLW, dk_BHTW, dv_BHTW = _cudnn_attention_backward(
             *inputs, lse_BHL[..., None], unread, unread, None, None, None, *lengths, 0.0, causal
         )
         return dq_BHLW, dk_BHTW, dv_BHTW
     unread = torch.empty(2, dtype=torch.uint64, device=q_BHLW.device)
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
-    dq_BHLW, dk_BHTW, dv_BHTW = flash(
+    dq_BHLW, dk_BHTW, dv_BHTW = _flash_attention_backward(
         *inputs, lse_BHL, None, None, *lengths, 0.0, causal, unread, unread
     )
     return dq_BHLW, dk_BHTW, dv_BHTW
 
 
 def merge(out_BHLW: Tensor, lse_BHL: Tensor, more_BHLW: Tensor, more_lse_BHL: Tensor) -> None:
-    """Take attention to more keys into `out` and `lse`, in place.
+    """Merge attention to more keys into `out` and `lse`, in place.
 
-    exp(more_lse) / (exp(lse) + exp(more_lse)) = sigmoid(more_lse - lse) is the share of the new.
+    exp(more_lse) / (exp(lse) + exp(more_lse)) = sigmoid(more_lse - lse) is the weight of the new.
     """
     share_BHL = torch.sigmoid(more_lse_BHL - lse_BHL)
     out_BHLW.lerp_(more_BHLW.to(out_BHLW.dtype), share_BHL[..., None])
@@ -103,8 +108,8 @@ def merge(out_BHLW: Tensor, lse_BHL: Tensor, more_BHLW: Tensor, more_lse_BHL: Te
 
 
 def _cudnn_takes(q_BHLW: Tensor, k_BHTW: Tensor) -> bool:
-    """Whether cuDNN computes this: on Hopper and newer it is nearly twice as fast."""
-    if q_BHLW.shape[2] % CUDNN_STEP or k_BHTW.shape[2] % CUDNN_STEP:
+    """Whether cuDNN is used: on Hopper and newer GPUs it is nearly twice as fast."""
+    if q_BHLW.shape[2] % CUDNN_MULTIPLE or k_BHTW.shape[2] % CUDNN_MULTIPLE:
         return False
     return _cudnn_takes_heads(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3])
 
@@ -121,7 +126,7 @@ def _cudnn_takes_heads(device: torch.device, dtype: torch.dtype, width: int) -> 
 
 @cache
 def flash_takes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether FlashAttention computes this; on a GPU a refusal is logged, once for each reason."""
+    """Whether FlashAttention supports this; on a GPU a lack of support is logged once."""
     if device.type != "cuda":
         return False
     takes = (
@@ -132,7 +137,7 @@ def flash_takes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     )
     if not takes:
         _LOG.warning(
-            "FlashAttention takes no %s heads of %d channels on %s; the slower reference runs",
+            "FlashAttention has no %s heads of %d channels on %s; the slower reference runs",
             dtype,
             width,
             torch.cuda.get_device_name(device),
@@ -143,12 +148,12 @@ def flash_takes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 def plain_forward(
     q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """`block_forward` by its formula; everything is returned in fp32 or better."""
+    """`block_forward` by its formula; both results are in fp32 or better."""
     dtype = accumulation_dtype(q_BHLW)
     q_BHLW, k_BHTW, v_BHTW = (x.to(dtype) for x in (q_BHLW, k_BHTW, v_BHTW))
     out_BHLW, lse_BHL = torch.empty_like(q_BHLW), q_BHLW.new_empty(q_BHLW.shape[:3])
     with full_precision(q_BHLW):
-        for queries, keys in _pieces(q_BHLW.shape[2], k_BHTW.shape[2], causal):
+        for queries, keys in _chunks(q_BHLW.shape[2], k_BHTW.shape[2], causal):
             scores = _scores(q_BHLW[:, :, queries], k_BHTW[:, :, keys], causal, queries.start)
             lse = scores.logsumexp(dim=3)
             lse_BHL[:, :, queries] = lse
@@ -173,7 +178,7 @@ def plain_backward(
     dq_BHLW = torch.empty_like(q_BHLW)
     dk_BHTW, dv_BHTW = torch.zeros_like(k_BHTW), torch.zeros_like(v_BHTW)
     with full_precision(q_BHLW):
-        for queries, keys in _pieces(q_BHLW.shape[2], k_BHTW.shape[2], causal):
+        for queries, keys in _chunks(q_BHLW.shape[2], k_BHTW.shape[2], causal):
             q, dout, k = q_BHLW[:, :, queries], dout_BHLW[:, :, queries], k_BHTW[:, :, keys]
             p = (_scores(q, k, causal, queries.start) - lse_BHL[:, :, queries, None]).exp()
             mean = (dout * out_BHLW[:, :, queries]).sum(dim=3, keepdim=True)
@@ -184,17 +189,17 @@ def plain_backward(
     return dq_BHLW.to(given), dk_BHTW.to(given), dv_BHTW.to(given)
 
 
-def _pieces(length: int, num_keys: int, causal: bool) -> Iterator[tuple[slice, slice]]:
-    """Queries, a bounded number at a time, and the keys that they see."""
-    for start in range(0, length, QUERY_PIECE):
-        end = min(start + QUERY_PIECE, length)
+def _chunks(length: int, num_keys: int, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """Chunks of queries, and the keys that they see."""
+    for start in range(0, length, QUERY_CHUNK):
+        end = min(start + QUERY_CHUNK, length)
         yield slice(start, end), slice(0, end if causal else num_keys)
 
 
 def _scores(q_BHLW: Tensor, k_BHTW: Tensor, causal: bool, first: int) -> Tensor:
-    """The scores s of queries from `first` on; minus infinity where a key is later than a query."""
+    """The scores s of queries from row `first` on; minus infinity for keys after the query."""
     scores: Tensor = q_BHLW @ k_BHTW.mT * q_BHLW.shape[3] ** -0.5
     if causal:
-        hidden = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
-        scores.masked_fill_(hidden.triu(first + 1), -torch.inf)
+        masked = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
+        scores.masked_fill_(masked.triu(first + 1), -torch.inf)
     return scores

@@ -1,6 +1,6 @@
 """Keys and values kept in FP8: half the memory of bf16, for contexts that would not fit otherwise.
 
-B batch, H heads, T tokens, W channels a head.
+B batch, H heads, T tokens, W channels of a head.
 """
 
 from typing import Any
@@ -15,15 +15,16 @@ LARGEST = torch.finfo(E4M3).max
 
 
 class Float8Rows:
-    """What stands for a tensor [B, H, T, W]: x = row * scale, a scale for each token and head.
+    """A tensor [B, H, T, W] in FP8: x = row * scale, with one scale for each token and head.
 
-    Rows are e4m3, 3 bits of mantissa, so a number is off by a sixteenth at most, or by 2^-10 of the
-    largest of its row where that is more. Assigning to a part of it rounds; `to` restores.
+    Rows are e4m3 with 3 bits of mantissa, so the error of a number is at most a sixteenth of it, or
+    2^-10 of the largest number of its row if that is more. Assigning to a part rounds; `to` returns
+    the numbers.
 
     Attributes:
-        bytes_BHTW: The rows, e4m3 by their bytes.
-        scales_BHT: In fp32.
-        dtype: Of what `to` restores.
+        bytes_BHTW: The rows, e4m3 viewed as bytes.
+        scales_BHT: fp32.
+        dtype: The dtype that `to` returns.
     """
 
     def __init__(self, bytes_BHTW: Tensor, scales_BHT: Tensor, dtype: torch.dtype) -> None:
@@ -33,7 +34,7 @@ class Float8Rows:
     def empty(
         cls, sizes: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
     ) -> "Float8Rows":
-        """Room for a tensor of these sizes, of `dtype` when restored."""
+        """Memory for a tensor of these sizes, which `to` returns in `dtype`."""
         return cls(
             torch.empty(sizes, dtype=torch.uint8, device=device),
             torch.empty(sizes[:3], dtype=torch.float32, device=device),
@@ -47,24 +48,24 @@ class Float8Rows:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the rows."""
         return self.bytes_BHTW.device
 
     def data_ptr(self) -> int:
-        """Where in memory the rows begin."""
+        """The address of the rows, as `Tensor.data_ptr`."""
         return self.bytes_BHTW.data_ptr()
 
     @property
     def rows(self) -> Tensor:
-        """The rows as numbers."""
+        """The rows as e4m3, without their scales."""
         return self.bytes_BHTW.view(E4M3)
 
     def __getitem__(self, part: Any) -> "Float8Rows":
-        """A part along batch, heads and tokens; it shares the memory where a tensor's would."""
+        """A part along batch, heads and tokens; it shares memory where a tensor's part would."""
         return Float8Rows(self.bytes_BHTW[part], self.scales_BHT[part], self.dtype)
 
     def __setitem__(self, part: Any, x: "Tensor | Float8Rows") -> None:
-        """Round the numbers of `x` into a part."""
+        """Round `x` to FP8 and store it in a part."""
         if isinstance(x, Float8Rows):
             self.bytes_BHTW[part], self.scales_BHT[part] = x.bytes_BHTW, x.scales_BHT
             return
@@ -74,7 +75,7 @@ class Float8Rows:
         self.scales_BHT[part] = scales.to(torch.float32)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Tensor:
-        """The numbers, in `dtype`."""
+        """The numbers in `dtype`, on `device`."""
         rows, scales = (
             x.to(device, non_blocking=non_blocking) for x in (self.bytes_BHTW, self.scales_BHT)
         )

@@ -1,6 +1,6 @@
-"""The public face of attention: rotary positions, a sequence, a continued sequence, one token.
+"""The public functions of attention: rotary positions, a sequence or its continuation, one token.
 
-B batch, H heads, L new tokens, T keys, W channels a head, V = W / 2 rotated pairs.
+B batch, H heads, L new tokens, T keys, W channels of a head, V = W / 2 rotated pairs.
 """
 
 import torch
@@ -10,28 +10,28 @@ from torch import Tensor
 from hyenakernels.attention import reference
 from hyenakernels.attention.block import block_forward, flash_takes, merge
 from hyenakernels.attention.float8 import Float8Rows, Rows
-from hyenakernels.dispatch import kernels_take, packed, say_once
+from hyenakernels.dispatch import all_contiguous, kernels_take, warn_once
 from hyenakernels.float8.op import runs_float8
-from hyenakernels.host_memory import ahead
+from hyenakernels.host_memory import prefetch
 from hyenakernels.precision import accumulation_dtype
 
-QUERY_BLOCK = 256  # queries a call where a mask is needed: bounds it to 256 x T
-PAST_BLOCK = 32_768  # past keys a call: long pasts come in pieces of one shape, prepared once
+QUERY_BLOCK = 256  # queries in a call that needs a mask: bounds the mask to 256 x T
+PAST_BLOCK = 32_768  # past keys in a call: cuDNN prepares this shape once
 
 
 def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
-    """Turn each pair (i, i + W/2) by its token's angle; `attention.reference` holds the contract.
+    """Rotate each pair (i, i + W/2) by its token's angle; defined by `attention.reference.rotary`.
 
     Args:
         x_BLHW: Queries or keys.
-        cos_BLV: Cosines of the angles, the same for all sequences when B is 1.
+        cos_BLV: Cosines of the angles; with a batch size of 1 the same for all sequences.
         sin_BLV: Their sines.
 
     Returns:
-        The turned heads, in the dtype of x.
+        The rotated heads, in the dtype of x.
 
     Raises:
-        ValueError: The angles are not those of these heads.
+        ValueError: The shape of the angles does not fit that of the heads.
     """
     batch, length, _, width = x_BLHW.shape
     for angles in (cos_BLV, sin_BLV):
@@ -41,11 +41,13 @@ def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
                 f"{width // 2}], got {tuple(angles.shape)}"
             )
     if cos_BLV.dtype == torch.float32 and kernels_take(x_BLHW, width=width):
-        packed = x_BLHW.stride(3) == 1 and x_BLHW.stride(2) == width
-        turned: Tensor = fused_rotary(
-            x_BLHW if packed else x_BLHW.contiguous(), cos_BLV.contiguous(), sin_BLV.contiguous()
+        dense_rows = x_BLHW.stride(3) == 1 and x_BLHW.stride(2) == width
+        rotated: Tensor = fused_rotary(
+            x_BLHW if dense_rows else x_BLHW.contiguous(),
+            cos_BLV.contiguous(),
+            sin_BLV.contiguous(),
         )
-        return turned
+        return rotated
     return reference.rotary(x_BLHW, cos_BLV, sin_BLV)
 
 
@@ -57,30 +59,30 @@ def fused_rotary(
     from hyenakernels.attention import kernel
 
     with torch.cuda.device_of(x_BLHW):
-        turned: Tensor = kernel.rotary(x_BLHW, cos_BLV, sin_BLV, backward=backward)
-    return turned
+        rotated: Tensor = kernel.rotary(x_BLHW, cos_BLV, sin_BLV, backward=backward)
+    return rotated
 
 
 @fused_rotary.register_fake
 def _(
     x_BLHW: Tensor,
-    cos_BLV: Tensor,  # noqa: ARG001 - the fake has the op's signature
+    cos_BLV: Tensor,  # noqa: ARG001 - the fake has the operator's signature
     sin_BLV: Tensor,  # noqa: ARG001
     backward: bool = False,  # noqa: ARG001
 ) -> Tensor:
     return torch.empty(x_BLHW.shape, dtype=x_BLHW.dtype, device=x_BLHW.device)
 
 
-def _keep_angles(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
+def _save_angles(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
     ctx.save_for_backward(inputs[1], inputs[2])
 
 
-def _turn_back(ctx, dy_BLHW):  # type: ignore[no-untyped-def]
+def _rotate_back(ctx, dy_BLHW):  # type: ignore[no-untyped-def]
     cos_BLV, sin_BLV = ctx.saved_tensors
     return fused_rotary(dy_BLHW.contiguous(), cos_BLV, sin_BLV, True), None, None, None
 
 
-fused_rotary.register_autograd(_turn_back, setup_context=_keep_angles)
+fused_rotary.register_autograd(_rotate_back, setup_context=_save_angles)
 
 
 def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:
@@ -88,9 +90,9 @@ def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:
 
     Args:
         q_BHLW: The queries.
-        k_BHTW: The keys, of which the last L stand where the queries do. They may lie in host
-            memory, or in FP8; then no gradients are computed.
-        v_BHTW: The values, where the keys are.
+        k_BHTW: The keys; the last L have the positions of the queries. They may be in host memory
+            or in FP8, but then there are no gradients.
+        v_BHTW: The values, on the device of the keys.
 
     Returns:
         softmax(q k^T / sqrt(W)) v, [B, H, L, W].
@@ -122,12 +124,12 @@ def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:
 
 
 def _continued(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows, past: int) -> Tensor:
-    """Attention to the queries' own keys, and to the `past` keys before them, merged."""
+    """Attention to the queries' own keys, merged with that to blocks of the `past` keys before."""
     starts = range(0, past, PAST_BLOCK)
     blocks = [slice(first, min(first + PAST_BLOCK, past)) for first in starts]
     own = slice(past, k_BHTW.shape[2])
     parts = [(k_BHTW[:, :, block], v_BHTW[:, :, block]) for block in (own, *blocks)]
-    coming = ahead(parts, q_BHLW.device)
+    coming = prefetch(parts, q_BHLW.device)
     k, v = next(coming)
     own_BHLW, lse_BHL = block_forward(q_BHLW, k, v, causal=True)
     out_BHLW = own_BHLW.to(accumulation_dtype(q_BHLW))
@@ -144,33 +146,34 @@ def append_token(
     values_BHTW: Rows,
     lengths_B: Tensor,
 ) -> Tensor:
-    """Give a new token of each sequence its position and its place; without gradients.
+    """Store the key and the value of a new token of each sequence; without gradients.
 
     Args:
-        qkv_BC: Its projections, queries, keys and values of the heads side by side.
-        frequency_V: Radians a position, of each pair of a head.
-        rotary_scale: What positions are divided by.
-        keys_BHTW: Room for T keys, of which the first `lengths` are there; the next one is put.
-        values_BHTW: Their values; as well.
-        lengths_B: From 0 to T - 1, int64: the positions too.
+        qkv_BC: The token's projections: the queries of all heads, then the keys, then the values.
+        frequency_V: Radians per position of each pair of a head.
+        rotary_scale: Positions are divided by it.
+        keys_BHTW: Memory for T keys, of which the first `lengths` are in use; the new, rotated key
+            is stored after them.
+        values_BHTW: Memory for the values, used in the same way.
+        lengths_B: The number of earlier tokens, which is the new position: 0 to T - 1, int64.
 
     Returns:
-        The queries, turned, [B, H, W].
+        The rotated queries, [B, H, W].
 
     Raises:
-        ValueError: Shapes do not fit each other.
+        ValueError: The shapes do not fit each other.
     """
     batch, heads, _, width = keys_BHTW.shape
     if qkv_BC.shape != (batch, 3 * heads * width) or frequency_V.shape != (width // 2,):
         raise ValueError(
             f"append_token: projections {tuple(qkv_BC.shape)} and {len(frequency_V)} frequencies "
-            f"for keys {tuple(keys_BHTW.shape)}"
+            f"do not fit keys {tuple(keys_BHTW.shape)}"
         )
     arguments = (frequency_V, rotary_scale, keys_BHTW, values_BHTW, lengths_B)
     if (
         isinstance(keys_BHTW, Tensor)
         and isinstance(values_BHTW, Tensor)
-        and packed(frequency_V, keys_BHTW, values_BHTW, lengths_B)
+        and all_contiguous(frequency_V, keys_BHTW, values_BHTW, lengths_B)
         and frequency_V.dtype == torch.float32
         and kernels_take(qkv_BC, width=width)
     ):
@@ -183,45 +186,46 @@ def append_token(
 
 
 def _tensors(rows_BHTW: Rows) -> tuple[Tensor, ...]:
-    """What rows consist of."""
+    """The tensors of which `rows` consists."""
     if isinstance(rows_BHTW, Float8Rows):
         return rows_BHTW.bytes_BHTW, rows_BHTW.scales_BHT
     return (rows_BHTW,)
 
 
 def _reads_float8(q_BHW: Tensor) -> bool:
-    """Whether kernels read FP8 there: Ada, Hopper and newer, and the interpreter."""
+    """Whether kernels read FP8: on Ada, Hopper and newer GPUs, and in the interpreter."""
     if not q_BHW.is_cuda or runs_float8(q_BHW.device):
         return True
-    say_once(f"{torch.cuda.get_device_name(q_BHW.device)} reads no FP8: keys are restored whole")
+    warn_once(f"{torch.cuda.get_device_name(q_BHW.device)} cannot read FP8: all keys are converted")
     return False
 
 
 def decode_attention(
     q_BHW: Tensor, keys_BHTW: Rows, values_BHTW: Rows, lengths_B: Tensor
 ) -> Tensor:
-    """Attention of one query a sequence to its own first keys; without gradients.
+    """Attention of one query of each sequence to its first keys; without gradients.
 
     Args:
-        q_BHW: A query for each sequence and head.
-        keys_BHTW: Room for T keys, of which the first `lengths` count.
-        values_BHTW: Their values, in FP8 where the keys are.
-        lengths_B: From 1 to T, int64.
+        q_BHW: One query for each sequence and head.
+        keys_BHTW: Memory for T keys, of which the first `lengths` are in use.
+        values_BHTW: The values, in FP8 if the keys are.
+        lengths_B: 1 to T, int64.
 
     Returns:
-        [B, H, W]; `attention.reference.decode_attention` holds the contract.
+        [B, H, W], as defined by `attention.reference.decode_attention`.
 
     Raises:
-        ValueError: Shapes do not fit each other.
+        ValueError: The shapes do not fit each other.
     """
     batch, heads, width = q_BHW.shape
     if keys_BHTW.shape[:2] != (batch, heads) or keys_BHTW.shape[3] != width:
         raise ValueError(
-            f"decode_attention: queries {tuple(q_BHW.shape)} and keys {tuple(keys_BHTW.shape)}"
+            f"decode_attention: queries {tuple(q_BHW.shape)} do not fit keys "
+            f"{tuple(keys_BHTW.shape)}"
         )
     float8 = isinstance(keys_BHTW, Float8Rows)
     if (
-        packed(lengths_B, *_tensors(keys_BHTW), *_tensors(values_BHTW))
+        all_contiguous(lengths_B, *_tensors(keys_BHTW), *_tensors(values_BHTW))
         and kernels_take(q_BHW, width=width)
         and (not float8 or _reads_float8(q_BHW))
     ):

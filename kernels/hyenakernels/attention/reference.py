@@ -1,6 +1,6 @@
-"""What the kernels of attention compute, by formula.
+"""The definitions of what the attention kernels compute, in plain PyTorch.
 
-B batch, H heads, L tokens, T places for keys, W channels a head, V = W / 2 rotated pairs.
+B batch, H heads, L tokens, T room for keys, W channels of a head, V = W / 2 rotated pairs.
 """
 
 import torch
@@ -11,10 +11,11 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 
 
 def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
-    """Turn each pair (i, i + W/2) of a head by the angle of its token; B of the angles may be 1.
+    """Rotate each pair (i, i + W/2) of a head by the angle of its token; B of the angles may be 1.
 
-    Computed in the dtype of the angles, returned in that of x. Source: Su et al., RoFormer,
-    arXiv:2104.09864.
+    Computed in the dtype of the angles, returned in that of x.
+
+    Source: Su et al., RoFormer, arXiv:2104.09864.
     """
     cos, sin = cos_BLV[:, :, None], sin_BLV[:, :, None]
     a, b = x_BLHW.to(cos.dtype).chunk(2, dim=3)
@@ -35,13 +36,13 @@ def append_token(
     values_BHTW: Rows,
     lengths_B: Tensor,
 ) -> Tensor:
-    """Turn a new token's query and key by its position, and put key and value at that place."""
+    """Rotate a new token's query and key by its position, and store key and value there."""
     heads_BHW = qkv_BC.view(len(qkv_BC), -1, keys_BHTW.shape[3])
     heads = keys_BHTW.shape[1]
     qk_BHW, v_BHW = heads_BHW[:, : 2 * heads], heads_BHW[:, 2 * heads :]
     angle_B1V = rotary_angles(lengths_B[:, None], frequency_V, rotary_scale)
-    turned_BHW = rotary(qk_BHW[:, None], angle_B1V.cos(), angle_B1V.sin())[:, 0]
-    q_BHW, k_BHW = turned_BHW.chunk(2, dim=1)
+    rotated_BHW = rotary(qk_BHW[:, None], angle_B1V.cos(), angle_B1V.sin())[:, 0]
+    q_BHW, k_BHW = rotated_BHW.chunk(2, dim=1)
     sequences = torch.arange(len(lengths_B), device=lengths_B.device)
     keys_BHTW[sequences, :, lengths_B] = k_BHW
     values_BHTW[sequences, :, lengths_B] = v_BHW
@@ -51,18 +52,18 @@ def append_token(
 def decode_attention(
     q_BHW: Tensor, keys_BHTW: Tensor, values_BHTW: Tensor, lengths_B: Tensor
 ) -> Tensor:
-    """Softmax attention of one query a sequence to the first `lengths` keys of its own.
+    """Softmax attention of one query of each sequence to its first `lengths` keys.
 
     y = sum_{t < length} softmax_t(q . k_t / sqrt(W)) v_t, in fp32 or better, returned in the dtype
-    of q. What lies behind `lengths` has no influence.
+    of q. Keys and values from `lengths` on have no influence, even if they are not finite.
     """
     dtype = accumulation_dtype(q_BHW)
     with full_precision(q_BHW):
         scores_BHT = (keys_BHTW.to(dtype) @ q_BHW.to(dtype)[..., None])[..., 0]
         scores_BHT = scores_BHT * q_BHW.shape[2] ** -0.5
-        places = torch.arange(keys_BHTW.shape[2], device=q_BHW.device)
-        hidden_BT = places >= lengths_B[:, None]
-        weights_BHT = scores_BHT.masked_fill(hidden_BT[:, None], -torch.inf).softmax(dim=2)
-        values_BHTW = values_BHTW.to(dtype).masked_fill(hidden_BT[:, None, :, None], 0)
+        positions_T = torch.arange(keys_BHTW.shape[2], device=q_BHW.device)
+        masked_BT = positions_T >= lengths_B[:, None]
+        weights_BHT = scores_BHT.masked_fill(masked_BT[:, None], -torch.inf).softmax(dim=2)
+        values_BHTW = values_BHTW.to(dtype).masked_fill(masked_BT[:, None, :, None], 0)
         y_BH1W: Tensor = weights_BHT[:, :, None] @ values_BHTW
     return y_BH1W[:, :, 0].to(q_BHW.dtype)

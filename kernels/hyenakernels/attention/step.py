@@ -1,11 +1,11 @@
-"""Attention of one new token a sequence: it takes its place, and looks at those before it.
+"""Attention of one new token of each sequence: its key and value are stored, its query attends.
 
-It has one query a head, so attention is bound by reading keys and values. Programs take PART places
-each, whatever the length and the batch, and leave a sum and a logarithm; a second kernel merges
-those in their order. So no number depends on how much room there is, nor on what else runs beside
-it.
+With one query per head, attention is bound by reading keys and values. Every program reads PART
+keys, whatever the length and the batch, and writes a partial output and the logarithm of its
+denominator; a second kernel merges these in order. So the result depends neither on the size of the
+memory for keys nor on the other sequences of the batch.
 
-B batch, H heads, T places for keys, W channels a head, V = W / 2 rotated pairs, N parts.
+B batch, H heads, T room for keys, W channels of a head, V = W / 2 rotated pairs, N parts.
 """
 
 import torch
@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 
 from hyenakernels.attention.float8 import Float8Rows
-from hyenakernels.overlap import overlapped, wait
+from hyenakernels.overlap import overlap_options, wait_for_previous
 
-PART = 128  # places a program reads: few, so that short pasts keep the whole GPU busy
+PART = 128  # keys that a program reads: few, so that short pasts occupy the whole GPU too
 
 
 @triton.jit(do_not_specialize=["room"])
@@ -33,17 +33,19 @@ def _append_kernel(
     BLOCK_V: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    wait(OVERLAPS)
+    wait_for_previous(OVERLAPS)
     head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     W: tl.constexpr = 2 * V
     pair = tl.arange(0, BLOCK_V)
     inside = pair < V
-    place = tl.load(lengths + batch)
-    angle = place.to(tl.float32) / rotary_scale * tl.load(frequency + pair, mask=inside, other=0.0)
+    position = tl.load(lengths + batch)
+    angle = (
+        position.to(tl.float32) / rotary_scale * tl.load(frequency + pair, mask=inside, other=0.0)
+    )
     cosine, sine = tl.cos(angle), tl.sin(angle)
     qkv += batch * 3 * H * W + head * W
     lane = batch * H + head
-    at = (lane * room + place) * W
+    at = (lane * room + position) * W
     for part in tl.static_range(3):
         a = tl.load(qkv + part * H * W + pair, mask=inside, other=0.0)
         b = tl.load(qkv + part * H * W + V + pair, mask=inside, other=0.0)
@@ -79,7 +81,7 @@ def append_token(qkv_BC, frequency_V, rotary_scale, keys_BHTW, values_BHTW, leng
         V=width // 2,
         BLOCK_V=triton.next_power_of_2(width // 2),
         num_warps=1,
-        **overlapped(),
+        **overlap_options(),
     )
     return q_BHW
 
@@ -105,8 +107,8 @@ def _part_kernel(
     BLOCK_T: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """Attention to the keys of one part: the sum over its softmax, and the log of its sum."""
-    wait(OVERLAPS)
+    """Attention to the keys of one part: its output, and the logarithm of its denominator."""
+    wait_for_previous(OVERLAPS)
     part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     end = tl.minimum(tl.load(lengths + batch).to(tl.int32), (part + 1) * PART)
     first = part * PART
@@ -119,31 +121,31 @@ def _part_kernel(
         values += lane * room * W
         key_scales += lane * room
         value_scales += lane * room
-        most = tl.full((), -float("inf"), tl.float32)
+        maximum = tl.full((), -float("inf"), tl.float32)
         total = tl.zeros((), tl.float32)
         summed = tl.zeros((BLOCK_W,), tl.float32)
         for start in range(first, end, BLOCK_T):
-            place = start + tl.arange(0, BLOCK_T)
-            seen = place < end
-            at = place.to(tl.int64)[:, None] * W + channel[None, :]
+            position = start + tl.arange(0, BLOCK_T)
+            seen = position < end
+            at = position.to(tl.int64)[:, None] * W + channel[None, :]
             present = seen[:, None] & inside[None, :]
             k = tl.load(keys + at, mask=present, other=0.0).to(tl.float32)
             score = tl.sum(k * query[None, :], axis=1)
             if SCALED:
-                score *= tl.load(key_scales + place, mask=seen, other=0.0)
+                score *= tl.load(key_scales + position, mask=seen, other=0.0)
             score = tl.where(seen, score, -float("inf"))
-            higher = tl.maximum(most, tl.max(score, axis=0))
-            shrunk = tl.exp(most - higher)
-            weight = tl.exp(score - higher)
+            new_maximum = tl.maximum(maximum, tl.max(score, axis=0))
+            rescale = tl.exp(maximum - new_maximum)
+            weight = tl.exp(score - new_maximum)
             v = tl.load(values + at, mask=present, other=0.0).to(tl.float32)
-            total = total * shrunk + tl.sum(weight, axis=0)
+            total = total * rescale + tl.sum(weight, axis=0)
             if SCALED:
-                weight *= tl.load(value_scales + place, mask=seen, other=0.0)
-            summed = summed * shrunk + tl.sum(weight[:, None] * v, axis=0)
-            most = higher
+                weight *= tl.load(value_scales + position, mask=seen, other=0.0)
+            summed = summed * rescale + tl.sum(weight[:, None] * v, axis=0)
+            maximum = new_maximum
         out = lane * parts + part
         tl.store(sums + out * W + channel, summed / total, mask=inside)
-        tl.store(logarithms + out, most + tl.log(total))
+        tl.store(logarithms + out, maximum + tl.log(total))
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -160,14 +162,14 @@ def _merge_kernel(
     BLOCK_N: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """Merge the parts of a head in their order."""
-    wait(OVERLAPS)
+    """Merge the parts of a head in order."""
+    wait_for_previous(OVERLAPS)
     head, batch = tl.program_id(0), tl.program_id(1)
     lane = batch.to(tl.int64) * H + head
     channel = tl.arange(0, BLOCK_W)
     inside = channel < W
     count = tl.cdiv(tl.load(lengths + batch).to(tl.int32), PART)
-    most = tl.full((), -float("inf"), tl.float32)
+    maximum = tl.full((), -float("inf"), tl.float32)
     total = tl.zeros((), tl.float32)
     merged = tl.zeros((BLOCK_W,), tl.float32)
     for first in range(0, count, BLOCK_N):
@@ -175,14 +177,14 @@ def _merge_kernel(
         present = part < count
         at = lane * parts + part
         logarithm = tl.load(logarithms + at, mask=present, other=-float("inf"))
-        here = present[:, None] & inside[None, :]
-        summed = tl.load(sums + at[:, None] * W + channel[None, :], mask=here, other=0.0)
-        higher = tl.maximum(most, tl.max(logarithm, axis=0))
-        shrunk = tl.exp(most - higher)
-        weight = tl.exp(logarithm - higher)
-        merged = merged * shrunk + tl.sum(weight[:, None] * summed, axis=0)
-        total = total * shrunk + tl.sum(weight, axis=0)
-        most = higher
+        mask = present[:, None] & inside[None, :]
+        summed = tl.load(sums + at[:, None] * W + channel[None, :], mask=mask, other=0.0)
+        new_maximum = tl.maximum(maximum, tl.max(logarithm, axis=0))
+        rescale = tl.exp(maximum - new_maximum)
+        weight = tl.exp(logarithm - new_maximum)
+        merged = merged * rescale + tl.sum(weight[:, None] * summed, axis=0)
+        total = total * rescale + tl.sum(weight, axis=0)
+        maximum = new_maximum
     tl.store(y + lane * W + channel, (merged / total).to(y.dtype.element_ty), mask=inside)
 
 
@@ -195,7 +197,7 @@ def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
     logarithms_BHN = q_BHW.new_empty(batch, heads, parts, dtype=torch.float32)
     y_BHW = torch.empty(q_BHW.shape, dtype=q_BHW.dtype, device=q_BHW.device)
     sizes = {"H": heads, "W": width, "BLOCK_W": triton.next_power_of_2(width), "PART": PART}
-    sizes |= overlapped()
+    sizes |= overlap_options()
     _part_kernel[(parts, heads, batch)](
         q_BHW,
         keys_BHTW.rows if scaled else keys_BHTW,

@@ -1,12 +1,13 @@
-"""The adjoint of the fused two-stage block convolution: up the sequence, to the gradient of z.
+"""The adjoint of the fused two-stage block convolution: from the last row to the first, to dz.
 
-With g = dy * x2 and transposed tiles, the same walk as forward the other way,
+With g = dy * x2 and transposed tiles this is the pass of forward in reverse order,
 
     du_n = T_0' g_n + T_1' g_(n+1) + ... + skip g_n.
 
-Gates and transposed featurizer follow at once: du never leaves the program. A row of dz needs the
-F - 1 rows after it, which the thread of the next run of rows holds: each block they move by one
-run. A segment begins one block earlier than its products ask for, to have the rows after its last.
+The gates and the transposed featurizer follow at once: du is never written to memory. A row of dz
+needs the F - 1 rows after it, which the thread with the next run of rows holds; `rows_after` hands
+them over once a block. Each segment starts one block later than its products need, to have the rows
+after its last one.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 """
@@ -22,12 +23,12 @@ from hyenakernels.fir.tiles import (
     grid,
     part_zeros,
     push,
+    rotation_of,
     rows_after,
     stack,
     tiling,
     to_operand,
     toeplitz_tiles,
-    turn_of,
     unstack,
 )
 from hyenakernels.gate.gradient import add_taps, store_sums, store_transposed, zero_sums
@@ -74,14 +75,6 @@ def _gated_rows(x2, rows_dy, taps, F: tl.constexpr):
 
 
 @triton.jit
-def _with_skip(rows_du, rows_g, skips):
-    rows = ()
-    for i in tl.static_range(len(rows_du)):
-        rows = rows + (rows_du[i] + skips * rows_g[i],)
-    return rows
-
-
-@triton.jit
 def _with_pasts(
     rows_du,
     dtail,
@@ -96,18 +89,18 @@ def _with_pasts(
     HAS_PAST: tl.constexpr,
     HAS_TAIL: tl.constexpr,
 ):
-    """What the past of what follows gives its rows is added; what the past gets is stored."""
+    """Add the gradient of the returned past to the last rows; store that of the given past."""
     rows = ()
     for i in tl.static_range(len(rows_du)):
         row = first + i
         du = rows_du[i]
         if HAS_TAIL:
-            place = row - (length - K + 1)
-            present = (place >= 0) & (row < length) & inside
-            given = tl.load(dtail + place * D + channel, mask=present, other=0.0)
-            du += given.to(tl.float32)
+            index = row - (length - K + 1)
+            present = (index >= 0) & (row < length) & inside
+            added = tl.load(dtail + index * D + channel, mask=present, other=0.0)
+            du += added.to(tl.float32)
         if HAS_PAST:
-            # Only the first segment sees rows before 0 as its own.
+            # Only the first segment owns the rows before 0.
             present = (start == 0) & (row < 0) & (row > -K) & inside
             at = dpast + (row + K - 1) * D + channel
             tl.store(at, du.to(dpast.dtype.element_ty), mask=present)
@@ -118,7 +111,7 @@ def _with_pasts(
 
 @triton.jit
 def _gate_rows(rows_du, x1, v, taps, F: tl.constexpr):
-    """Gradients of the featurized x1 and v."""
+    """Gradients of the featurized x1 and v: du * v and du * x1."""
     _, taps_x1, taps_v = taps
     d_x1 = ()
     d_v = ()
@@ -126,13 +119,6 @@ def _gate_rows(rows_du, x1, v, taps, F: tl.constexpr):
         d_x1 = d_x1 + (rows_du[i] * featurized(v, taps_v, i, F),)
         d_v = d_v + (rows_du[i] * featurized(x1, taps_x1, i, F),)
     return d_x1, d_v
-
-
-@triton.jit
-def _add_rows(sums, d_x2, d_x1, d_v, signals, F: tl.constexpr):
-    for i in tl.static_range(len(d_x1)):
-        sums = add_taps(sums, (d_x2[i], d_x1[i], d_v[i]), signals, i, F)
-    return sums
 
 
 @triton.jit
@@ -149,7 +135,7 @@ def _store_rows(
     F: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Rows first .. first + ROWS - 1 of dz, of which those from `low` to before `high`."""
+    """Store rows first .. first + ROWS - 1 of dz where low <= row < high."""
     at = dz + first.to(tl.int64) * 3 * D + channel
     for i in tl.static_range(ROWS):
         present = (first + i >= low) & (first + i < high) & inside
@@ -211,7 +197,7 @@ def _adjoint_kernel(
     waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
     taps_z = load_featurizer(featurizer_taps, channel, inside, D, F)
     sums = zero_sums(tl.zeros((R, PARTS * PART), tl.float32), F)
-    kept, turn = turn_of(R, PARTS * PART, RUNS, P)
+    kept, rotation = rotation_of(R, PARTS * PART, RUNS, P)
     if HAS_SKIP:
         skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
 
@@ -226,7 +212,7 @@ def _adjoint_kernel(
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for back in range(last - lowest + 1):
         block = last - back
-        # What the products wait for was read a block before; the rest arrives while they run.
+        # The products' inputs were loaded a block earlier; the rest is loaded while they run.
         before = first - BLOCK
         next_x2 = load_rows(z, z_past, before, channel, inside, length, row_stride, C, N, P, Q, N)
         next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
@@ -238,16 +224,20 @@ def _adjoint_kernel(
         complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
         rows_du = unstack(from_operand(complete, SEGMENTS, BLOCK, PARTS, PART), ROWS)
         if HAS_SKIP:
-            rows_du = _with_skip(rows_du, rows_g, skips)
+            skipped = ()
+            for i in tl.static_range(ROWS):
+                skipped = skipped + (rows_du[i] + skips * rows_g[i],)
+            rows_du = skipped
         rows_du = _with_pasts(
             rows_du, dtail, dpast, first, start, length, channel, inside, D, K, HAS_PAST, HAS_TAIL
         )
         d_x1, d_v = _gate_rows(rows_du, x1, v, taps_z, F)
-        after_x1, after_v, kept = rows_after(d_x1, d_v, kept, turn, P)
+        after_x1, after_v, kept = rows_after(d_x1, d_v, kept, rotation, P)
         gradients = (d_x2, d_x1 + after_x1, d_v + after_v)
         _store_rows(dz, gradients, taps_z, first, start, stop, channel, inside, D, F, ROWS)
         if (block >= 0) & (block < blocks):
-            sums = _add_rows(sums, d_x2, d_x1, d_v, (x2, x1, v), F)
+            for i in tl.static_range(ROWS):
+                sums = add_taps(sums, (d_x2[i], d_x1[i], d_v[i]), (x2, x1, v), i, F)
         if HAS_PAST and block == -1:
             low = tl.where(start == 0, -P, 0)
             _store_rows(dz_past, gradients, taps_z, first, low, 0, channel, inside, D, F, ROWS)
@@ -258,37 +248,45 @@ def _adjoint_kernel(
     store_sums(partial_taps + index * C * F, sums, channel, inside, D, F)
 
 
-def input_gradient(
-    z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD, dy, dtail, dx2
-):
-    """Gradients of z, of the featurizer's taps, and of both pasts (empty when there are none)."""
-    sizes = tiling("input gradient", z_BLC, featurizer_taps_CF, taps_GK)
+def input_gradient(z_BLC, filters, past, dy, dtail, dx2):
+    """Gradients of z, of the featurizer's taps, and of both pasts (empty without a past).
+
+    Args:
+        z_BLC: The projections, contiguous along C.
+        filters: Contiguous `FIRFilters`.
+        past: A contiguous `HyenaPast`, or None for zeros.
+        dy: The gradient of y.
+        dtail: The gradient of the returned inner past, or None.
+        dx2: The gradient of the featurized x2, from `gradient.filter_gradient`.
+    """
+    sizes = tiling("input gradient", z_BLC, filters)
     programs, segment = grid(z_BLC, sizes)
     _, pieces, batch = programs
-    has_past = past_BPD is not None
     dz_BLC = torch.empty_like(z_BLC, memory_format=torch.contiguous_format)
-    dz_past_BFC = torch.empty_like(z_past_BFC) if has_past else z_BLC.new_empty(0)
-    dpast_BPD = torch.empty_like(past_BPD) if has_past else z_BLC.new_empty(0)
-    shares = taps_GK.new_empty(batch * pieces, *featurizer_taps_CF.shape, dtype=torch.float32)
+    dz_past_BPC, dpast_BPD = (
+        (z_BLC.new_empty(0), z_BLC.new_empty(0))
+        if past is None
+        else (torch.empty_like(past.featurizer_BPC), torch.empty_like(past.inner))
+    )
+    featurizer_taps_CF = filters.featurizer_taps_CF
+    shares = z_BLC.new_empty(batch * pieces, *featurizer_taps_CF.shape, dtype=torch.float32)
     _adjoint_kernel[programs](
         z_BLC,
-        z_past_BFC if has_past else z_BLC,
-        featurizer_taps_CF,
-        taps_GK,
-        skip_D if skip_D is not None else taps_GK,
+        z_BLC if past is None else past.featurizer_BPC,
+        *filters.launch_arguments(),
         dy,
         dtail if dtail is not None else dy,
         dx2,
         dz_BLC,
-        dz_past_BFC,
+        dz_past_BPC,
         dpast_BPD,
         shares,
         z_BLC.shape[1],
         segment,
         batch_stride(z_BLC),
-        HAS_PAST=has_past,
-        HAS_SKIP=skip_D is not None,
+        HAS_PAST=past is not None,
+        HAS_SKIP=filters.skip_D is not None,
         HAS_TAIL=dtail is not None,
         **sizes,
     )
-    return dz_BLC, shares.sum(dim=0), dz_past_BFC, dpast_BPD
+    return dz_BLC, shares.sum(dim=0), dz_past_BPC, dpast_BPD

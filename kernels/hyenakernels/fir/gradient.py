@@ -1,8 +1,8 @@
-"""Gradients of the fused two-stage block convolution: the walk down, for what the filter is due.
+"""Filter gradients of the fused two-stage block convolution: from the first row to the last.
 
-It is the walk of forward. Gram tiles G_m = sum_n g_n u_(n-m)^T, g = dy * x2, are kept on the way;
-their diagonals are the gradients of the taps. Each program writes its share, and the shares are
-added in a fixed order.
+The pass is that of forward. It also sums Gram tiles G_m = sum_n g_n u_(n-m)^T, g = dy * x2, whose
+diagonals are the gradients of the taps. Each program writes its share, and the shares are added in
+a fixed order.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 """
@@ -58,7 +58,7 @@ def _filter_gradient_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Find dx2 = dy * (conv(u) + skip * u), and this segment's share of the taps' gradients."""
+    """Compute dx2 = dy * (conv(u) + skip * u), and this segment's share of the taps' gradients."""
     T: tl.constexpr = PARTS * PART
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
@@ -166,10 +166,11 @@ def _diagonals(gram, PARTS: tl.constexpr, BLOCK: tl.constexpr, BELOW: tl.constex
     return tl.sum(tl.reshape(skewed, (PARTS, BLOCK, BLOCK)), axis=1)
 
 
-def filter_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD, dy):
-    """Gradients of the featurized x2, of the taps, and of the skip (empty when there is none)."""
+def filter_gradient(z_BLC, filters, past, dy):
+    """Gradients of the featurized x2, of the taps, and of the skip (empty without a skip)."""
+    taps_GK, skip_D = filters.taps_GK, filters.skip_D
     batch, length, _ = z_BLC.shape
-    sizes = tiling("filter gradient", z_BLC, featurizer_taps_CF, taps_GK)
+    sizes = tiling("filter gradient", z_BLC, filters)
     programs, segment = grid(z_BLC, sizes)
     along_channels, pieces, _ = programs
     lags = sizes["TILES"] * sizes["BLOCK"]
@@ -180,11 +181,9 @@ def filter_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past
     skips = taps_GK.new_empty(batch * pieces, sizes["D"], dtype=torch.float32)
     _filter_gradient_kernel[programs](
         z_BLC,
-        z_past_BFC if z_past_BFC is not None else z_BLC,
-        featurizer_taps_CF,
-        taps_GK,
-        skip_D if skip_D is not None else taps_GK,
-        past_BPD if past_BPD is not None else z_BLC,
+        z_BLC if past is None else past.featurizer_BPC,
+        *filters.launch_arguments(),
+        z_BLC if past is None else past.inner,
         dy,
         dx2_BLD,
         shares,
@@ -192,7 +191,7 @@ def filter_gradient(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past
         length,
         segment,
         batch_stride(z_BLC),
-        HAS_PAST=past_BPD is not None,
+        HAS_PAST=past is not None,
         HAS_SKIP=skip_D is not None,
         **sizes,
     )

@@ -4,8 +4,9 @@ A filter of K taps over blocks of N rows is ceil((K - 1) / N) + 1 Toeplitz tiles
 
     y_n = T_0 u_n + T_1 u_(n-1) + ...,    T_m[i, j] = taps[m N + i - j],
 
-shared by the channels of a group. A program walks down a segment of the sequence and pushes each
-block's products into the blocks that follow, so a block is read once and its operand built once.
+shared by the channels of a group. A program processes the blocks of a segment in order and adds
+each block's products to the blocks that follow, so a block is read once and its operand is built
+once.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 Source: arXiv:2503.01868, section 3 and appendix A.1.
@@ -112,47 +113,42 @@ def _forward_kernel(
         gated = stack(rows_x2, ROWS) * convolved
         tl.store(y + row.to(tl.int64) * D + channel, gated.to(dtype), mask=present)
         if last_start + (block + 1) * BLOCK > length - K + 1:
-            # The last K - 1 rows of u are the past of what follows; some may be past themselves.
-            place = row - (length - K + 1)
+            # The last K - 1 rows of u are the next past; some may be rows of the given past.
+            index = row - (length - K + 1)
             own = ((block >= 0) & (row < stop)) | (row < 0)
-            tl.store(tail + place * D + channel, u.to(dtype), mask=own & (place >= 0) & inside)
+            tl.store(tail + index * D + channel, u.to(dtype), mask=own & (index >= 0) & inside)
         first = after
         x2, x1, v = next_x2, next_x1, next_v
 
 
-def forward(z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BFC, past_BPD):
+def forward(z_BLC, filters, past):
     """Compute y = x2 * (conv(u) + skip * u) with u = x1 * v, all featurized.
 
     Args:
         z_BLC: The projections, contiguous along C.
-        featurizer_taps_CF: Newest first.
-        taps_GK: Newest first.
-        skip_D: None for no skip.
-        z_past_BFC: The F - 1 rows before `z`, None together with `past`.
-        past_BPD: The K - 1 rows of u before those of `z`.
+        filters: Contiguous `FIRFilters`.
+        past: A contiguous `HyenaPast`, or None for zeros.
 
     Returns:
         y [B, L, D], and the last K - 1 rows of u, both in the dtype of `z`.
     """
     batch, length, _ = z_BLC.shape
-    sizes = tiling("forward", z_BLC, featurizer_taps_CF, taps_GK)
+    sizes = tiling("forward", z_BLC, filters)
     programs, segment = grid(z_BLC, sizes)
     y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     tail_BPD = z_BLC.new_empty(batch, sizes["K"] - 1, sizes["D"])
     _forward_kernel[programs](
         z_BLC,
-        z_past_BFC if z_past_BFC is not None else z_BLC,
-        featurizer_taps_CF,
-        taps_GK,
-        skip_D if skip_D is not None else taps_GK,
-        past_BPD if past_BPD is not None else z_BLC,
+        z_BLC if past is None else past.featurizer_BPC,
+        *filters.launch_arguments(),
+        z_BLC if past is None else past.inner,
         y_BLD,
         tail_BPD,
         length,
         segment,
         batch_stride(z_BLC),
-        HAS_PAST=past_BPD is not None,
-        HAS_SKIP=skip_D is not None,
+        HAS_PAST=past is not None,
+        HAS_SKIP=filters.skip_D is not None,
         **sizes,
     )
     return y_BLD, tail_BPD

@@ -1,4 +1,4 @@
-"""What a causal FIR is, in plain PyTorch: any float dtype, differentiable.
+"""The definition of the causal FIR in plain PyTorch: any float dtype, differentiable.
 
 B batch, L length, D channels, G filter groups, K taps, P = K - 1 past samples.
 """
@@ -13,16 +13,16 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 def causal_fir(x_BLD: Tensor, taps_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor, Tensor]:
     """Convolve every channel with the taps of its group.
 
-    y[b, t, d] = sum_j taps[d // (D / G), j] * x[b, t - j, d]: tap 0 meets the newest sample, and
-    samples before the first come from `past`.
+    y[b, t, d] = sum_j taps[d // (D / G), j] * x[b, t - j, d]: tap 0 multiplies the newest sample,
+    and samples before the first come from `past`.
 
     Args:
         x_BLD: The new samples; L may be 0.
-        taps_GK: One filter a group; G divides D, and a group owns D / G neighbouring channels.
+        taps_GK: One filter for each group of D / G neighbouring channels; G divides D.
         past_BPD: The K - 1 samples before `x`, oldest first.
 
     Returns:
-        y as `x` in shape and dtype, and the past of what follows: the last K - 1 samples.
+        y in the shape and dtype of `x`, and the past for the samples that follow: the last K - 1.
 
     Source: arXiv:2503.01868, section 3 (grouped filters); sums in fp32 or better.
     """
@@ -32,10 +32,10 @@ def causal_fir(x_BLD: Tensor, taps_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor
     if length == 0:
         return x_BLD, extended
     with full_precision(x_BLD):
-        # Oldest first: PyTorch's conv1d correlates, and the flip turns that into a convolution.
+        # PyTorch's conv1d correlates; flipping the taps makes it a convolution.
         taps_DK = taps_GK.to(dtype).flip(1).repeat_interleave(channels // groups, dim=0)
         samples_BDT = extended.to(dtype).transpose(1, 2)
-        if length == 1:  # preparing a convolution takes ten times as long as the sum
+        if length == 1:  # setting up a convolution takes ten times as long as the sum
             y_BDL = (samples_BDT * taps_DK).sum(2, keepdim=True)
         else:
             y_BDL = F.conv1d(samples_BDT, taps_DK[:, None], groups=channels)

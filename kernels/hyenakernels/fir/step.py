@@ -1,7 +1,7 @@
-"""One token at a time: the gated FIR for L = 1, where every tap meets the past.
+"""The gated FIR for one token of each sequence: L = 1, with the past in rings.
 
-B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, K taps; `rings` says what a
-ring is.
+B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, K taps; `rings` defines a
+ring.
 """
 
 import triton
@@ -9,7 +9,7 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.step import gated_step
-from hyenakernels.overlap import overlapped, wait
+from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
 @triton.jit
@@ -32,21 +32,21 @@ def _step_kernel(
     BLOCK_K: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    wait(OVERLAPS)
+    wait_for_previous(OVERLAPS)
     batch = tl.program_id(1)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
     ring += batch.to(tl.int64) * K * D
-    place = tl.load(lengths + batch)
+    position = tl.load(lengths + batch)
     x2, u = gated_step(
-        z, z_ring, featurizer_taps, batch, batch_stride, place, channel, inside, D, F
+        z, z_ring, featurizer_taps, batch, batch_stride, position, channel, inside, D, F
     )
 
     group = channel // W
-    newest = (place % K).to(tl.int32)
+    newest = (position % K).to(tl.int32)
     row = tl.arange(0, BLOCK_K)[:, None]
     age = (newest + K - row) % K
-    present = (row < K) & (age > 0) & inside[None, :]  # where the new sample comes, none is read
+    present = (row < K) & (age > 0) & inside[None, :]  # the new sample is not read from the ring
     kept = tl.load(ring + row * D + channel[None, :], mask=present, other=0.0)
     tap = tl.load(taps + group[None, :] * K + age, mask=present, other=0.0)
     convolved = tl.sum(kept.to(tl.float32) * tap.to(tl.float32), axis=0)
@@ -57,30 +57,28 @@ def _step_kernel(
     tl.store(ring + newest * D + channel, u.to(ring.dtype.element_ty), mask=inside)
 
 
-def step(z_B1C, featurizer_taps_CF, taps_GK, skip_D, z_ring_BFC, ring_BKD, lengths_B):
-    """`hyena_fir_step` for contiguous taps and rings."""
+def step(z_B1C, filters, slots):
+    """`hyena_fir_step` for contiguous filters and slots."""
     batch, _, channels = z_B1C.shape
-    width, (groups, num_taps) = channels // 3, taps_GK.shape
+    width, (groups, num_taps) = channels // 3, filters.taps_GK.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
     block_d = 32
     _step_kernel[(triton.cdiv(width, block_d), batch)](
         z_B1C,
-        z_ring_BFC,
-        featurizer_taps_CF,
-        taps_GK,
-        skip_D if skip_D is not None else taps_GK,
-        ring_BKD,
-        lengths_B,
+        slots.featurizer_BFC,
+        *filters.launch_arguments(),
+        slots.inner,
+        slots.lengths_B,
         y_B1D,
         batch_stride(z_B1C),
         D=width,
-        F=featurizer_taps_CF.shape[1],
+        F=filters.featurizer_taps_CF.shape[1],
         K=num_taps,
         W=width // groups,
-        HAS_SKIP=skip_D is not None,
+        HAS_SKIP=filters.skip_D is not None,
         BLOCK_D=block_d,
         BLOCK_K=triton.next_power_of_2(num_taps),
         num_warps=4,
-        **overlapped(),
+        **overlap_options(),
     )
     return y_B1D

@@ -1,8 +1,8 @@
-"""Tiles of the two-stage block convolution: who owns which channel, Toeplitz tiles, and the push.
+"""Tiles of the two-stage block convolution: channels of a program, Toeplitz tiles, products.
 
 Groups are cut into parts of at most 16 channels. The columns of a product are the channels of a
-part; where groups are narrower, several segments stand side by side to fill the 16 columns that a
-tensor core takes at least, down to ungrouped filters, where all 16 are segments.
+part. Where groups are narrower, several segments are placed next to each other to fill the minimum
+of 16 columns of a tensor core; for ungrouped filters all 16 columns are segments.
 
 D channels, G filter groups of W channels, K taps, F featurizer taps.
 """
@@ -17,16 +17,16 @@ from hyenakernels.launch import fir_launch, fir_segment
 COLUMNS = 16
 
 
-def tiling(which, z_BLC, featurizer_taps_CF, taps_GK):
+def tiling(which, z_BLC, filters):
     """The compile-time sizes that every kernel of this folder takes, for the pass `which`."""
     width = z_BLC.shape[2] // 3
-    groups, num_taps = taps_GK.shape
+    groups, num_taps = filters.taps_GK.shape
     part = min(COLUMNS, triton.next_power_of_2(width // groups))
     launch = fir_launch(which, num_taps, z_BLC.dtype, part)
     return {
         "row_stride": z_BLC.stride(1),
         "D": width,
-        "F": featurizer_taps_CF.shape[1],
+        "F": filters.featurizer_taps_CF.shape[1],
         "K": num_taps,
         "W": width // groups,
         "PART": part,
@@ -36,7 +36,7 @@ def tiling(which, z_BLC, featurizer_taps_CF, taps_GK):
         "ROWS": launch.rows,
         "TILES": triton.cdiv(num_taps - 1, launch.block) + 1,
         "OPERAND": _operand_dtype(z_BLC.dtype),
-        # TF32 would lose what fp32 promises.
+        # TF32 would be less precise than fp32 inputs promise.
         "PRECISION": "ieee",
         "num_warps": launch.num_warps,
         "num_stages": 1,
@@ -44,7 +44,7 @@ def tiling(which, z_BLC, featurizer_taps_CF, taps_GK):
 
 
 def _operand_dtype(dtype):
-    # Triton's interpreter multiplies bf16 by its bits.
+    # Triton's interpreter would multiply the bit patterns of bf16 as integers.
     if triton.knobs.runtime.interpret:
         return tl.float32
     return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[
@@ -53,7 +53,7 @@ def _operand_dtype(dtype):
 
 
 def grid(z_BLC, sizes):
-    """Programs along channels, pieces of the sequence and batch; and the rows of a segment."""
+    """The programs along channels, sequence and batch, and the number of rows of a segment."""
     batch, length, _ = z_BLC.shape
     parts = sizes["D"] // sizes["W"] * triton.cdiv(sizes["W"], sizes["PART"])
     programs = triton.cdiv(parts, sizes["PARTS"])
@@ -64,7 +64,7 @@ def grid(z_BLC, sizes):
 
 @triton.jit
 def channels_of(program, D: tl.constexpr, W: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
-    """Channel of each lane of a [1, PARTS * PART] tile, and whether there is one."""
+    """The channel of each lane of a [1, PARTS * PART] tile, and whether it exists."""
     lane = tl.arange(0, PARTS * PART)
     if W % PART == 0:
         channel = program * PARTS * PART + lane
@@ -113,7 +113,7 @@ def toeplitz_tiles(
 
 @triton.jit
 def stack(rows, NUM_ROWS: tl.constexpr):
-    """Rows, each [R, T], as one tile [R * NUM_ROWS, T]: registers change their names, not place."""
+    """Rows, each [R, T], as one tile [R * NUM_ROWS, T]; no data moves between threads."""
     R: tl.constexpr = rows[0].shape[0]
     T: tl.constexpr = rows[0].shape[1]
     if NUM_ROWS == 1:
@@ -131,7 +131,7 @@ def stack(rows, NUM_ROWS: tl.constexpr):
 
 @triton.jit
 def unstack(tile, NUM_ROWS: tl.constexpr):
-    """The way back: a tile [R * NUM_ROWS, T] as a tuple of rows, each [R, T]."""
+    """The inverse of `stack`: a tile [R * NUM_ROWS, T] as a tuple of rows, each [R, T]."""
     R: tl.constexpr = tile.shape[0] // NUM_ROWS
     T: tl.constexpr = tile.shape[1]
     tile = tl.permute(tl.reshape(tile, (R, NUM_ROWS, T)), (0, 2, 1))
@@ -156,8 +156,8 @@ def unstack(tile, NUM_ROWS: tl.constexpr):
 
 
 @triton.jit
-def turn_of(R: tl.constexpr, T: tl.constexpr, RUNS: tl.constexpr, COUNT: tl.constexpr):
-    """What `rows_after` takes for COUNT rows: none kept yet, and where each line comes from."""
+def rotation_of(R: tl.constexpr, T: tl.constexpr, RUNS: tl.constexpr, COUNT: tl.constexpr):
+    """Initial `kept` and `rotation` of `rows_after` for COUNT rows: zeros, and source lines."""
     LINES: tl.constexpr = 4 if COUNT <= 2 else 8
     AROUND: tl.constexpr = RUNS * LINES
     kept = ()
@@ -171,31 +171,33 @@ def turn_of(R: tl.constexpr, T: tl.constexpr, RUNS: tl.constexpr, COUNT: tl.cons
 
 
 @triton.jit
-def rows_after(x, y, kept, turn, COUNT: tl.constexpr):
-    """The COUNT rows of x and y that follow each run of rows: the first ones of the next run.
+def rows_after(x, y, kept, rotation, COUNT: tl.constexpr):
+    """The COUNT rows of x and y that follow each run of rows: the first rows of the next run.
 
-    Runs turn by one, in one exchange between threads for all rows. So the last run of a block gets
-    its first, for which the last of the block before it waits: the third result, the next `kept`.
+    One exchange between threads rotates the runs of a block by one. The last run of a block thereby
+    receives the first rows of its own block, which are those that the last run of the block before
+    needs. Blocks come in reverse order: they are the third result, the `kept` of the next call.
     """
     HALF: tl.constexpr = 2 if COUNT <= 2 else 4
     after = ()
-    turned = ()
+    rotated = ()
     if COUNT > 0:
-        source, is_last = turn
+        source, is_last = rotation
         tile = stack(x[:HALF] + y[:HALF], 2 * HALF)
-        turned = unstack(tl.gather(tile, source, axis=0), 2 * HALF)
+        rotated = unstack(tl.gather(tile, source, axis=0), 2 * HALF)
         for j in tl.static_range(2 * HALF):
-            after = after + (tl.where(is_last, kept[j], turned[j]),)
-    return after[:COUNT], after[HALF : HALF + COUNT], turned
+            after = after + (tl.where(is_last, kept[j], rotated[j]),)
+    return after[:COUNT], after[HALF : HALF + COUNT], rotated
 
 
 @triton.jit
 def to_operand(
     tile, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
 ):
-    """[SEGMENTS * BLOCK, PARTS * PART] to [PARTS, BLOCK, SEGMENTS * PART], a product for each part.
+    """[SEGMENTS * BLOCK, PARTS * PART] to [PARTS, BLOCK, SEGMENTS * PART], an operand of each part.
 
-    A single part has no first axis: only plain products reach the fastest instructions.
+    For a single part the first axis is left out: only plain, not batched, products compile to the
+    fastest instructions.
     """
     if PARTS == 1:
         if SEGMENTS > 1:
@@ -211,7 +213,7 @@ def to_operand(
 def from_operand(
     x, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
 ):
-    """The way back."""
+    """The inverse of `to_operand`."""
     if PARTS == 1:
         if SEGMENTS > 1:
             x = tl.permute(tl.reshape(x, (BLOCK, SEGMENTS, PART)), (1, 0, 2))
@@ -242,7 +244,7 @@ def part_zeros(
 
 @triton.jit
 def push(tiles, operand, waiting, TILES: tl.constexpr, PRECISION: tl.constexpr):
-    """Multiply a block by every tile; returns the block that is complete, and those that wait."""
+    """Multiply a block by every tile; returns the complete block, and the sums still waiting."""
     if TILES == 1:
         complete = tl.dot(tiles[0], operand, input_precision=PRECISION)
     else:
@@ -270,7 +272,7 @@ def gate_input(
     F: tl.constexpr,
     PAST_ROWS: tl.constexpr,
 ):
-    """Row `i` of u = x1 * v; rows before 0 come from the past."""
+    """Row `i` of u = x1 * v; rows before 0 are read from the past."""
     u = featurized(z_x1, taps_x1, i, F) * featurized(z_v, taps_v, i, F)
     row = first + i
     if PAST_ROWS > 0:

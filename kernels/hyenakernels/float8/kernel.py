@@ -1,6 +1,6 @@
-"""Two reads of a matrix, one write of it in FP8 in each layout that is asked for.
+"""Quantize a matrix to FP8: two reads of it, and one write in each requested layout.
 
-The first read finds the largest magnitude; a factor that is given saves it.
+The first read finds the largest magnitude; it is not needed when the factor is given.
 
 M rows, N columns; P, M padded to a multiple of 16.
 """
@@ -11,17 +11,17 @@ import triton.language as tl
 
 from hyenakernels.float8.reference import MULTIPLE, SMALLEST
 
-BLOCK = 64  # rows and columns a program turns: lines of 64 bytes in FP8
-SPAN, TURNS = 4096, 8  # numbers at a time, and times, that a program looks for the largest
+BLOCK = 64  # rows and columns of a program: lines of 64 bytes in FP8
+CHUNK, NUM_CHUNKS = 4096, 8  # numbers of which a program finds the largest: 8 times 4096
 
 
 @triton.jit
-def _largest_kernel(x, largest, count, SPAN: tl.constexpr, TURNS: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * SPAN * TURNS + tl.arange(0, SPAN)
-    found = tl.zeros([SPAN], dtype=tl.int32)
-    for turn in tl.static_range(TURNS):
-        values = tl.load(x + at + turn * SPAN, mask=at + turn * SPAN < count, other=0.0)
-        # Bits of magnitudes are ordered as these are, with NaN beyond infinity.
+def _largest_kernel(x, largest, count, CHUNK: tl.constexpr, NUM_CHUNKS: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * CHUNK * NUM_CHUNKS + tl.arange(0, CHUNK)
+    found = tl.zeros([CHUNK], dtype=tl.int32)
+    for index in tl.static_range(NUM_CHUNKS):
+        values = tl.load(x + at + index * CHUNK, mask=at + index * CHUNK < count, other=0.0)
+        # The bits of magnitudes are in the order of the magnitudes, with NaN above infinity.
         bits = tl.abs(values.to(tl.float32)).to(tl.int32, bitcast=True)
         found = tl.maximum(found, bits)
     tl.atomic_max(largest, tl.max(found, axis=0), sem="relaxed")
@@ -55,28 +55,30 @@ def _quantize_kernel(
         factor = tl.div_rn(1.0, inverse)
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
         tl.store(scale, inverse)
-    there = (row < M)[:, None] & (column < N)[None, :]
-    kept = (row < P)[:, None] & (column < N)[None, :]
-    values = tl.load(x + row[:, None] * N + column[None, :], mask=there, other=0.0)
+    inside = (row < M)[:, None] & (column < N)[None, :]
+    padded = (row < P)[:, None] & (column < N)[None, :]
+    values = tl.load(x + row[:, None] * N + column[None, :], mask=inside, other=0.0)
     scaled = values.to(tl.float32) * factor
     limited = tl.clamp(scaled, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
     narrow = limited.to(by_rows.dtype.element_ty)
     if HAS_ROWS:
-        tl.store(by_rows + row[:, None] * N + column[None, :], narrow, mask=kept)
+        tl.store(by_rows + row[:, None] * N + column[None, :], narrow, mask=padded)
     if HAS_COLUMNS:
-        tl.store(by_columns + column[:, None] * P + row[None, :], narrow.T, mask=kept.T)
+        tl.store(by_columns + column[:, None] * P + row[None, :], narrow.T, mask=padded.T)
 
 
 def _largest(x_MN):
-    """The largest magnitude of a contiguous matrix, in fp32, []; NaN if there is one."""
+    """The largest magnitude of a contiguous matrix as an fp32 scalar; NaN if it contains one."""
     largest = torch.zeros((), dtype=torch.float32, device=x_MN.device)
-    grid = (triton.cdiv(x_MN.numel(), SPAN * TURNS),)
-    _largest_kernel[grid](x_MN, largest.view(torch.int32), x_MN.numel(), SPAN=SPAN, TURNS=TURNS)
+    grid = (triton.cdiv(x_MN.numel(), CHUNK * NUM_CHUNKS),)
+    _largest_kernel[grid](
+        x_MN, largest.view(torch.int32), x_MN.numel(), CHUNK=CHUNK, NUM_CHUNKS=NUM_CHUNKS
+    )
     return largest
 
 
 def quantize(x_MN, factor, dtype, *, rows, columns):
-    """Give x * factor by rows and by columns, empty where it is not asked for, and 1 / factor."""
+    """Return x * factor by rows and by columns, each empty if not requested, and 1 / factor."""
     height, width = x_MN.shape
     padded = height + -height % MULTIPLE
     x_MN = x_MN.contiguous()

@@ -1,9 +1,11 @@
-"""The public face of quantizing to FP8, and of products with a weight kept in it."""
+"""The public functions for quantizing to FP8, and for products with a weight kept in FP8."""
 
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import ScalingType
 
 from hyenakernels.dispatch import kernels_take
 from hyenakernels.float8 import reference
@@ -18,17 +20,18 @@ def quantize(
     rows: bool = False,
     columns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give x * factor in FP8, one factor a tensor; `float8.reference.quantize` holds the contract.
+    """Quantize x * factor to FP8 with one factor for the tensor; see `float8.reference.quantize`.
 
     Args:
-        x_MN: A matrix; the kernel takes bf16 only.
+        x_MN: A matrix; the kernel supports bf16 only.
         dtype: torch.float8_e4m3fn or torch.float8_e5m2.
-        factor: In fp32, []; by default it puts the largest magnitude at the end of the range.
-        rows: Whether to return it by rows, [P, N].
-        columns: Whether to return it by columns, [N, P].
+        factor: An fp32 scalar; by default the largest magnitude becomes the largest FP8 number.
+        rows: Whether to return the matrix by rows, [P, N].
+        columns: Whether to return the matrix by columns, [N, P].
 
     Returns:
-        By rows, by columns, and 1 / factor in fp32; a layout not asked for has no meaning.
+        The matrix by rows, by columns, and 1 / factor in fp32; a layout that was not requested has
+        arbitrary contents.
     """
     if x_MN.dtype != torch.bfloat16 or not kernels_take(x_MN):
         return reference.quantize(x_MN, dtype, factor)
@@ -40,7 +43,7 @@ def quantize(
 def fused(
     x_MN: Tensor, dtype: torch.dtype, rows: bool, columns: bool, factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the kernel: both layouts (empty where not asked for), and the scale."""
+    """`quantize` by the kernel: both layouts, each empty if not requested, and 1 / factor."""
     from hyenakernels.float8 import kernel
 
     with torch.cuda.device_of(x_MN):
@@ -56,7 +59,7 @@ def _(
     dtype: torch.dtype,
     rows: bool,
     columns: bool,
-    factor: Tensor | None = None,  # noqa: ARG001 # no shape depends on it
+    factor: Tensor | None = None,  # noqa: ARG001 - no shape depends on it
 ) -> tuple[Tensor, Tensor, Tensor]:
     height, width = x_MN.shape
     padded = -(-height // reference.MULTIPLE) * reference.MULTIPLE
@@ -69,15 +72,15 @@ def _(
 
 @cache
 def runs_float8(device: torch.device) -> bool:
-    """Whether the matrix units of `device` multiply FP8: NVIDIA GPUs from Ada and Hopper on."""
+    """Whether the tensor cores of `device` multiply FP8: NVIDIA GPUs from Ada and Hopper on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def held(weight_OI: Tensor, factor: float, device: torch.device) -> Tensor:
-    """What `device` keeps of a weight for `scaled_product`: the values e4m3(W * factor).
+def quantize_weight(weight_OI: Tensor, factor: float, device: torch.device) -> Tensor:
+    """The values e4m3(W * factor) of a weight on `device`, as `scaled_product` takes them.
 
-    They are in e4m3 where that is multiplied, else in the narrowest dtype that is: bf16 on a GPU,
-    fp32 elsewhere. Both hold every number of e4m3.
+    They are in e4m3 if the device multiplies e4m3, else in the narrowest dtype that it multiplies:
+    bf16 on a GPU, fp32 elsewhere. Both represent every number of e4m3.
     """
     values_OI = reference.narrow(weight_OI.to(device), factor, E4M3)
     if runs_float8(device):
@@ -88,20 +91,22 @@ def held(weight_OI: Tensor, factor: float, device: torch.device) -> Tensor:
 def scaled_product(
     x_MI: Tensor, weight_OI: Tensor, x_factor: float, weight_factor: float
 ) -> Tensor:
-    """Multiply by what `held` keeps; `float8.reference.scaled_product` holds the contract.
+    """Multiply by the result of `quantize_weight`; see `float8.reference.scaled_product`.
 
-    Where FP8 is multiplied, sums are those of the tensor cores without correction: the published
-    models of 20B and 40B were trained with Hopper's, and need them.
+    In FP8 the sums are those of the tensor cores, without the correction that makes them more
+    precise: the published 20B and 40B models were trained with the sums of Hopper, and need them.
     """
     if x_MI.is_cuda and weight_OI.dtype == E4M3 and runs_float8(x_MI.device):
-        factor, scale = (_number(value, x_MI) for value in (x_factor, 1 / weight_factor))
+        factor, scale = (_scalar(value, x_MI) for value in (x_factor, 1 / weight_factor))
         x_PI, _, x_scale = quantize(x_MI, E4M3, factor=factor, rows=True)
-        y_PO = torch._scaled_mm(
+        y_PO: Tensor = F.scaled_mm(
             x_PI,
             weight_OI.T,
-            scale_a=x_scale,
-            scale_b=scale,
-            out_dtype=x_MI.dtype,
+            x_scale,
+            ScalingType.TensorWise,
+            scale,
+            ScalingType.TensorWise,
+            output_dtype=x_MI.dtype,
             use_fast_accum=True,
         )
         return y_PO[: len(x_MI)]
@@ -112,5 +117,5 @@ def scaled_product(
     return reference.scaled_product(x_MI, weight_OI, x_factor, weight_factor)
 
 
-def _number(value: float, like: Tensor) -> Tensor:
+def _scalar(value: float, like: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)

@@ -1,4 +1,4 @@
-"""The gradient of gates and featurizer, row by row: how the fused kernels end their walk up.
+"""Gradients of the gates and the featurizer, row by row: the end of the fused backward kernels.
 
 With d the gradient at the featurizer's output and z its input,
 
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def zero_sums(zero, NUM_TAPS: tl.constexpr):
-    """Where `add_taps` begins: `zero` for each tap of x2, x1 and v."""
+    """Initial sums for `add_taps`: `zero` for each tap of x2, x1 and v."""
     zeros = ()
     for _ in tl.static_range(NUM_TAPS):
         zeros = zeros + (zero,)
@@ -22,9 +22,9 @@ def zero_sums(zero, NUM_TAPS: tl.constexpr):
 
 @triton.jit
 def add_taps(sums, gradient, signals, i: tl.constexpr, NUM_TAPS: tl.constexpr):
-    """What row `i` adds to the gradients of the taps of x2, x1 and v.
+    """Add row `i` to the gradients of the taps of x2, x1 and v.
 
-    As in `featurized`, rows of `signals` begin NUM_TAPS - 1 before that of the gradient.
+    As in `featurized`, the rows of `signals` begin NUM_TAPS - 1 rows before those of the gradient.
     """
     following = ()
     for part in tl.static_range(3):
@@ -40,7 +40,7 @@ def add_taps(sums, gradient, signals, i: tl.constexpr, NUM_TAPS: tl.constexpr):
 def store_transposed(
     at, gradients, taps, i: tl.constexpr, present, D: tl.constexpr, NUM_TAPS: tl.constexpr
 ):
-    """Row `i` of dz: the featurizer transposed, for x2, x1 and v."""
+    """Store row `i` of dz: the transposed featurizer, for x2, x1 and v."""
     for part in tl.static_range(3):
         dz = taps[part][0] * gradients[part][i]
         for j in tl.static_range(1, NUM_TAPS):
@@ -50,7 +50,7 @@ def store_transposed(
 
 @triton.jit
 def store_sums(partial, sums, channel, inside, D: tl.constexpr, NUM_TAPS: tl.constexpr):
-    """A program's share of the gradients of the taps, [3D, NUM_TAPS]; runs of rows are added."""
+    """Store a program's share of the gradients of the taps, [3D, NUM_TAPS]; sums over its rows."""
     for part in tl.static_range(3):
         for j in tl.static_range(NUM_TAPS):
             at = partial + (part * D + channel) * NUM_TAPS + j

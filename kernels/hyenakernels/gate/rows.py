@@ -1,8 +1,8 @@
 """Rows in registers: how the fused kernels read their input.
 
-A thread owns a few neighbouring channels and a run of rows, so that the featurizer's shifts along
-time are other registers of the same thread: each row is read once, and the rows of the next block
-are on their way while a block is computed.
+A thread holds a few neighbouring channels and a run of consecutive rows, so the featurizer's shifts
+along time are other registers of the same thread: each row is read once, and the rows of the next
+block are loaded while the current block is computed.
 
 D channels, z [B, L, 3D] = [x2 | x1 | v].
 """
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def load_taps(taps, channel, inside, NUM_TAPS: tl.constexpr):
-    """The taps of each channel as a tuple, newest first, in fp32."""
+    """The taps of each channel as a tuple, tap 0 (of the newest sample) first, in fp32."""
     loaded = ()
     for j in tl.static_range(NUM_TAPS):
         tap = tl.load(taps + channel * NUM_TAPS + j, mask=inside, other=0.0)
@@ -47,14 +47,14 @@ def load_rows(
 ):
     """Rows first - BEFORE .. first - BEFORE + NUM_ROWS - 1 as a tuple, as stored.
 
-    Rows from `length` on are zero; rows before 0 come from the PAST_ROWS rows of `past`, or are
-    zero when there are none. Only the first EARLY of them may lie before 0.
+    Rows at or after `length` are zero. Rows before 0 come from the PAST_ROWS rows of `past`, or are
+    zero without a past. Only the first EARLY rows of the tuple may lie before 0.
     """
     start = x + first.to(tl.int64) * stride + channel
     rows = ()
     for i in tl.static_range(NUM_ROWS):
         row = first + (i - BEFORE) + tl.zeros_like(channel)
-        # One unsigned comparison says both 0 <= row and row < length.
+        # One unsigned comparison tests both 0 <= row and row < length.
         present = (row.to(tl.uint32) < length) & inside
         values = tl.load(start + (i - BEFORE) * stride, mask=present, other=0.0)
         if PAST_ROWS > 0 and i < EARLY:
@@ -104,10 +104,10 @@ def load_signals(
 
 @triton.jit
 def featurized(rows, taps, i: tl.constexpr, NUM_TAPS: tl.constexpr):
-    """Row `i` of those that begin NUM_TAPS - 1 rows into `rows`, after the featurizer, in fp32.
+    """Row NUM_TAPS - 1 + `i` of `rows` after the featurizer, in fp32.
 
-    Sums are spelt as fma wherever the compiler might fuse one product or the other: a row must
-    have the same bits in every block and loop that computes it.
+    Sums are written as fma wherever the compiler might fuse either of two products: a row must have
+    the same bits in every block and loop that computes it.
     """
     y = taps[0] * rows[i + NUM_TAPS - 1].to(tl.float32)
     for j in tl.static_range(1, NUM_TAPS):
@@ -117,7 +117,7 @@ def featurized(rows, taps, i: tl.constexpr, NUM_TAPS: tl.constexpr):
 
 @triton.jit
 def zero_rows(COUNT: tl.constexpr, BLOCK_D: tl.constexpr):
-    """COUNT zeros a channel, to sum into."""
+    """COUNT zeros for each channel, as initial sums."""
     zeros = ()
     for _ in tl.static_range(COUNT):
         zeros = zeros + (tl.zeros((BLOCK_D,), tl.float32),)

@@ -1,1 +1,1 @@
-"""Linear layers of few rows, and what stands before and behind them."""
+"""The linear layers of a decoding step, fused with the norm before and the sum after them."""

@@ -1,9 +1,8 @@
-"""Linear layers of one row, which take as long as their weights take to be read.
+"""Linear layers of one row, which take as long as reading their weights.
 
-A program reads some rows of the weight from end to end and keeps a sum for each of their columns,
-which meet at the end alone. What stands before and behind a product needs no launch of its own: the
-norm is a factor of the row, which the product lets through, and the sum is added to what would be
-stored anyway.
+A program reads a few whole rows of the weight and keeps a partial sum for each column of a block;
+these are added at the end. The norm before a product and the sum after it need no launches of their
+own: the norm's factor of the row commutes with the product, and the sum is added before storing.
 
 I input channels, O output channels.
 """
@@ -12,7 +11,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.launch import linear_launch
-from hyenakernels.overlap import overlapped, wait
+from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
 @triton.jit
@@ -40,12 +39,12 @@ def _linear_kernel(
     is_out = out < O
     lane = tl.arange(0, BLOCK_I)
     at = out.to(tl.int64)[:, None] * I + lane[None, :]
-    # Weights are on their way a block ahead, the first ones while the launch before still works.
+    # Weights are loaded one block ahead, the first block while the previous launch still runs.
     present = is_out[:, None] & (lane < I)[None, :]
     next_OI = tl.load(weight + at, mask=present, other=0.0)
     if GATED:
         next_up_OI = tl.load(up + at, mask=present, other=0.0)
-    wait(OVERLAPS)
+    wait_for_previous(OVERLAPS)
     sums_OI = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
     if GATED:
         up_sums_OI = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
@@ -94,7 +93,7 @@ def linear(
     bias_O=None,
     added_1O=None,
 ):
-    """act(norm(x) W^T + bias) * (norm(x) U^T) + added, each part where it is given."""
+    """Compute act(norm(x) W^T + bias) * (norm(x) U^T) + added, without the parts not given."""
     outputs, inputs = weight_OI.shape
     y_1O = x_1I.new_empty(1, outputs)
     launch = linear_launch(inputs, gated=up_OI is not None)
@@ -117,6 +116,6 @@ def linear(
         BLOCK_O=launch.block_o,
         BLOCK_I=min(launch.block_i, triton.next_power_of_2(inputs)),
         num_warps=launch.num_warps,
-        **overlapped(),
+        **overlap_options(),
     )
     return y_1O

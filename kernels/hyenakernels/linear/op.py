@@ -1,8 +1,7 @@
-"""The public face of a step's linear layers: with the norm before them, the gate, the sum behind.
+"""The public functions of a decoding step's linear layers, with the norm, gate and sum around them.
 
-Of a single row each is one launch, which takes as long as reading its weights; without gradients.
-`linear.reference` holds what they compute, and computes it where rows are more: there PyTorch's
-products are as fast.
+For a single row each is one launch, which takes as long as reading its weights; without gradients.
+For more rows `linear.reference`, which defines them, computes them: PyTorch's products are as fast.
 
 B batch, L rows of a sequence, I input channels, O output channels.
 """
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenakernels.dispatch import kernels_take, packed
+from hyenakernels.dispatch import all_contiguous, kernels_take
 from hyenakernels.linear import reference
 
 
@@ -21,15 +20,15 @@ def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight_OI: Tensor)
 
     Args:
         x_BLI: The rows.
-        scale_I: Of the RMS norm.
-        eps: Added to the root, not under it.
+        scale_I: The scale of the RMS norm.
+        eps: Added to the root, not inside it.
         weight_OI: W.
 
     Returns:
         [B, L, O], in the dtype of `x`.
 
     Raises:
-        ValueError: Shapes do not fit each other.
+        ValueError: The shapes do not fit each other.
     """
     _check("normed_linear", x_BLI, weight_OI, scale_I)
     if _is_one_row(x_BLI, scale_I, weight_OI):
@@ -44,8 +43,8 @@ def gated_linear(
 
     Args:
         x_BLI: The rows.
-        scale_I: Of the RMS norm.
-        eps: Added to the root, not under it.
+        scale_I: The scale of the RMS norm.
+        eps: Added to the root, not inside it.
         gate_OI: G.
         up_OI: U.
         gelu: Whether act is GELU; else it is the identity.
@@ -54,7 +53,7 @@ def gated_linear(
         [B, L, O], in the dtype of `x`.
 
     Raises:
-        ValueError: Shapes do not fit each other.
+        ValueError: The shapes do not fit each other.
     """
     _check("gated_linear", x_BLI, gate_OI, scale_I)
     _check("gated_linear", x_BLI, up_OI, scale_I)
@@ -71,19 +70,19 @@ def added_linear(
     Args:
         x_BLI: The rows.
         weight_OI: W.
-        bias_O: For each output channel.
-        added_BLO: What the product is added to.
+        bias_O: For each output channel; None for no bias.
+        added_BLO: The product is added to it.
 
     Returns:
         [B, L, O], in the dtype of `x`.
 
     Raises:
-        ValueError: Shapes do not fit each other.
+        ValueError: The shapes do not fit each other.
     """
     _check("added_linear", x_BLI, weight_OI)
     if added_BLO.shape != (*x_BLI.shape[:2], len(weight_OI)):
         raise ValueError(
-            f"added_linear: a product of {(*x_BLI.shape[:2], len(weight_OI))} cannot be added to "
+            f"added_linear: the product is {(*x_BLI.shape[:2], len(weight_OI))}, but added is "
             f"{tuple(added_BLO.shape)}"
         )
     if _is_one_row(x_BLI, None, weight_OI, bias_O, added_BLO):
@@ -93,17 +92,21 @@ def added_linear(
 
 def _check(op: str, x_BLI: Tensor, weight_OI: Tensor, scale_I: Tensor | None = None) -> None:
     if weight_OI.shape[1:] != x_BLI.shape[2:]:
-        raise ValueError(f"{op}: rows {tuple(x_BLI.shape)}, but a weight {tuple(weight_OI.shape)}")
+        raise ValueError(
+            f"{op}: x is {tuple(x_BLI.shape)}, but the weight is {tuple(weight_OI.shape)}"
+        )
     if scale_I is not None and scale_I.shape != x_BLI.shape[2:]:
-        raise ValueError(f"{op}: rows {tuple(x_BLI.shape)}, but a scale {tuple(scale_I.shape)}")
+        raise ValueError(
+            f"{op}: x is {tuple(x_BLI.shape)}, but the scale is {tuple(scale_I.shape)}"
+        )
 
 
 def _is_one_row(x_BLI: Tensor, scale_I: Tensor | None, *others: Tensor | None) -> bool:
-    """Whether the kernel takes this: all as it lies, and all but scales in one dtype."""
+    """Whether the kernel supports this: one row, all contiguous, all but scales in one dtype."""
     return (
         x_BLI.shape[:2] == (1, 1)
         and all(x is None or x.dtype == x_BLI.dtype for x in others)
-        and packed(scale_I, *others)
+        and all_contiguous(scale_I, *others)
         and not torch.is_grad_enabled()
         and kernels_take(x_BLI)
     )

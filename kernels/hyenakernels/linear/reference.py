@@ -1,6 +1,6 @@
-"""What the linear layers of a step are: a norm, products of PyTorch, a gate, a sum.
+"""The definitions of a decoding step's linear layers in plain PyTorch: any dtype, differentiable.
 
-It is also what computes them where rows are more than one; any float dtype, differentiable.
+They also compute the layers for more than one row.
 
 B batch, L rows of a sequence, I input channels, O output channels.
 """

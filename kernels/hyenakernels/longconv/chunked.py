@@ -1,4 +1,4 @@
-"""The long convolution in bounded memory: a chunk of channels at a time, forward and backward.
+"""The long convolution in bounded memory: one chunk of channels at a time, forward and backward.
 
 B batch, L new samples, P past samples, T = P + L, D channels, C channels of a chunk, G filter
 groups, E channels of a group, K filter length, N points of an FFT, F = N // 2 + 1 frequencies.
@@ -15,14 +15,14 @@ from torch.nn.functional import pad
 
 from hyenakernels.precision import accumulation_dtype, full_precision
 
-SPECTRUM_BYTES = 256 * 2**20  # of one chunk; a call holds a few tensors of this size, whatever D is
+SPECTRUM_BYTES = 256 * 2**20  # of a chunk; a call needs a few tensors of this size, whatever D
 
 
 def long_conv(u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute what `longconv.reference.long_conv` says, once differentiable.
+    """Compute `longconv.reference.long_conv`, differentiable once.
 
-    A chunk has at least one channel, so its spectrum outgrows `SPECTRUM_BYTES` when the spectra
-    of one channel's whole batch do.
+    A chunk has at least one channel, so its spectrum is larger than `SPECTRUM_BYTES` if that of one
+    channel for the whole batch is.
     """
     length, filter_length = u_BLD.shape[1], filter_GK.shape[1]
     past_BPD = past_BPD.to(u_BLD.dtype)
@@ -31,16 +31,16 @@ def long_conv(u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor) -> tuple[Tenso
     following_BPD = torch.cat([past_BPD[:, start:], u_BLD[:, max(start - past_length, 0) :]], dim=1)
     if length == 0:
         return u_BLD, following_BPD
-    heard_BPD = past_BPD[:, max(past_length - filter_length + 1, 0) :]
-    reached_GK = filter_GK[:, : heard_BPD.shape[1] + length]
-    y_BLD: Tensor = ChunkedConvolution.apply(u_BLD, reached_GK, heard_BPD)
+    past_BPD = past_BPD[:, max(past_length - filter_length + 1, 0) :]
+    used_GK = filter_GK[:, : past_BPD.shape[1] + length]
+    y_BLD: Tensor = ChunkedConvolution.apply(u_BLD, used_GK, past_BPD)
     return y_BLD, following_BPD
 
 
 class ChunkedConvolution(torch.autograd.Function):
-    """y of the contract, for a past of at most K - 1 samples and a filter of at most T.
+    """y of `long_conv`, for a past of at most K - 1 samples and a filter of at most T.
 
-    Saves its inputs only; the backward pass makes each chunk's spectra again.
+    Saves only its inputs; the backward pass computes each chunk's spectra again.
     """
 
     @staticmethod
@@ -104,17 +104,17 @@ def _samples(x_BGEF: Tensor, points: int, total: int) -> Tensor:
 
 
 def _points(u_BLD: Tensor, filter_GK: Tensor) -> int:
-    """How many points an FFT needs.
+    """The number of points of an FFT.
 
-    Circular sums of L + K - 1 points wrap around in nothing that is read: y at the new samples,
-    dx at all T <= L + K - 1, dh at the K taps.
+    With L + K - 1 points the circular sums wrap around only where nothing is read: y is read at the
+    new samples, dx at all T <= L + K - 1, dh at the K taps.
     """
     return smooth_length(u_BLD.shape[1] + filter_GK.shape[1] - 1)
 
 
 @cache
 def smooth_length(least: int) -> int:
-    """The smallest 2^a 3^b 5^c from `least` up; FFTs are slow on large primes."""
+    """The smallest 2^a 3^b 5^c >= `least`; FFTs are slow for lengths with large prime factors."""
     powers = range(least.bit_length())
     odd_parts: list[int] = [3**b * 5**c for b in powers for c in powers]
     return min(odd << (-(-least // odd) - 1).bit_length() for odd in odd_parts)
@@ -129,10 +129,10 @@ def _chunks(u_BLD: Tensor, filter_GK: Tensor, points: int) -> Iterator[tuple[sli
     batch, _, channels = u_BLD.shape
     groups = filter_GK.shape[0]
     spectrum_bytes = batch * (points // 2 + 1) * 2 * accumulation_dtype(u_BLD).itemsize
-    most = max(SPECTRUM_BYTES // max(spectrum_bytes, 1), 1)
+    max_channels = max(SPECTRUM_BYTES // max(spectrum_bytes, 1), 1)
     group_size = channels // groups
-    whole_groups = max(most // group_size, 1)
+    whole_groups = max(max_channels // group_size, 1)
     for first in range(0, groups, whole_groups):
         last = min(first + whole_groups, groups)
-        for start in range(first * group_size, last * group_size, most):
-            yield slice(start, min(start + most, last * group_size)), slice(first, last)
+        for start in range(first * group_size, last * group_size, max_channels):
+            yield slice(start, min(start + max_channels, last * group_size)), slice(first, last)

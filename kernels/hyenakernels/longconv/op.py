@@ -1,4 +1,4 @@
-"""The public face of the long convolution."""
+"""The public function of the long convolution."""
 
 from torch import Tensor
 
@@ -8,18 +8,18 @@ from hyenakernels.longconv import chunked
 def long_conv(
     u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Convolution with an explicit long filter; `longconv.reference.long_conv` holds the contract.
+    """Convolution with an explicit long filter; defined by `longconv.reference.long_conv`.
 
     Args:
         u_BLD: The new samples.
-        filter_GK: One filter a group, entry 0 for the newest sample.
-        past_BPD: The samples before `u`, oldest first, any number of them; none when None.
+        filter_GK: One filter for each group, entry 0 for the newest sample.
+        past_BPD: The samples before `u`, oldest first, of any number; none when None.
 
     Returns:
-        The filtered samples, and the past of what follows.
+        The filtered samples, and the past for the samples that follow.
 
     Raises:
-        ValueError: The groups do not divide the channels, or the past has other channels.
+        ValueError: The groups do not divide the channels, or the past does not fit `u`.
     """
     batch, _, channels = u_BLD.shape
     if channels % filter_GK.shape[0]:

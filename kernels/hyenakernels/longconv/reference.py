@@ -1,4 +1,4 @@
-"""What a long convolution is, in plain PyTorch: any float dtype, differentiable.
+"""The definition of a long convolution in plain PyTorch: any float dtype, differentiable.
 
 B batch, L length, D channels, G filter groups, K filter length, P past samples (any number).
 """
@@ -10,19 +10,19 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 
 
 def long_conv(u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor, Tensor]:
-    """Convolve every channel with the explicit filter of its group, as long as it may be.
+    """Convolve every channel with the explicit filter of its group, of any length.
 
     y[b, t, d] = sum_j filter[d // (D / G), j] * u[b, t - j, d], by one real FFT that is long enough
-    for nothing to wrap around.
+    that no sum wraps around.
 
     Args:
         u_BLD: The new samples; L may be 0.
-        filter_GK: One filter a group; G divides D, and a group owns D / G neighbouring channels.
-        past_BPD: The samples before `u`, oldest first; what stands before them counts as zero.
+        filter_GK: One filter for each group of D / G neighbouring channels; G divides D.
+        past_BPD: The samples before `u`, oldest first; samples before them count as zero.
 
     Returns:
-        y as `u` in shape and dtype, and the past of what follows: the last K - 1 samples, or all
-        there are when they are fewer.
+        y in the shape and dtype of `u`, and the past for the samples that follow: the last K - 1
+        samples, or all of them when there are fewer.
 
     Source: the convolution theorem; sums in fp32 or better.
     """

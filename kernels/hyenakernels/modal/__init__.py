@@ -1,1 +1,1 @@
-"""Convolution with a sum of real exponentials, carried from chunk to chunk as a small state."""
+"""Convolution with a sum of real exponentials, whose past is a small state."""

@@ -1,13 +1,13 @@
-"""The adjoint of the modal scan: up the sequence, and on to the gradient of z.
+"""The adjoint of the modal scan: from the last row to the first, to the gradient of z.
 
 With g = dy * x2,
 
     A[t] = exp(p) (A[t + 1] + R g[t]),    du[t] = sum_s (A_s[t + 1] + R_s g[t]) + skip g[t],
 
-scanned over segments as the state is. The thread that finds du[t] has found the F - 1 rows after it
-before, so gates and transposed featurizer follow in its registers: du never leaves them. A row of
-dz near the end of a segment needs rows of the next one, too. The program of the next has them, and
-goes on for F - 1 rows beyond its own first; those of dz are left to it.
+scanned over segments as the state is. The thread that computes du[t] has computed the F - 1 rows
+after it before, so the gates and the transposed featurizer follow in its registers: du never leaves
+them. The last F - 1 rows of dz of a segment need rows of the next one. They are left to the program
+of the next segment, which continues for F - 1 rows before its own first row.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
 """
@@ -32,14 +32,14 @@ from hyenakernels.modal.modes import decayed, load_filter, load_modes, load_pole
 
 
 @triton.jit
-def _receive(poles, rests, residues, adjoints, g, start, S: tl.constexpr, EXACT: tl.constexpr):
-    """The adjoints one row earlier, and what the row's modes receive, added to `start`."""
+def _receive(poles, remainders, residues, adjoints, g, start, S: tl.constexpr, EXACT: tl.constexpr):
+    """The adjoints one row earlier, and `start` + sum_s (A_s + R_s g), the gradient du."""
     received = ()
     earlier = ()
     for s in tl.static_range(S):
         received = received + (tl.fma(residues[s], g, adjoints[s]),)
         start += received[s]
-        earlier = earlier + (decayed(poles, rests, received, 0.0, s, EXACT),)
+        earlier = earlier + (decayed(poles, remainders, received, 0.0, s, EXACT),)
     return earlier, start
 
 
@@ -66,7 +66,7 @@ def _ends_kernel(
 ):
     """The adjoint each segment but the first would leave if it began at zero.
 
-    The last begins at `final`, because it may be short.
+    The last segment may be short, so it begins at `final` instead.
     """
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
@@ -77,11 +77,11 @@ def _ends_kernel(
     z += batch.to(tl.int64) * batch_stride
     dy += batch.to(tl.int64) * length * D
     taps = load_taps(featurizer_taps, channel, inside, F)
-    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
+    poles, remainders = load_poles(log_poles, channel, inside, S, EXACT)
     weights = load_modes(residues, channel, inside, S, True, D)
-    given = inside & (piece + tl.zeros_like(channel) == num_segments - 1)
+    is_last = inside & (piece + tl.zeros_like(channel) == num_segments - 1)
     at = final + batch.to(tl.int64) * S * D
-    adjoints = load_modes(at, channel, given, S, False, D)
+    adjoints = load_modes(at, channel, is_last, S, False, D)
 
     begin = piece * segment
     count = tl.minimum(segment, length - begin)
@@ -90,7 +90,7 @@ def _ends_kernel(
         x2 = load_rows(z, z, first, channel, inside, length, row_stride, C, F, HALO, 0, 0)
         rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
         g = featurized(x2, taps, 0, F) * rows_dy[0].to(tl.float32)
-        adjoints, _ = _receive(poles, rests, weights, adjoints, g, 0.0, S, EXACT)
+        adjoints, _ = _receive(poles, remainders, weights, adjoints, g, 0.0, S, EXACT)
         first -= 1
     first -= ROWS - 1
     x2 = load_rows(z, z, first, channel, inside, length, row_stride, C, COUNT, HALO, 0, 0)
@@ -101,7 +101,7 @@ def _ends_kernel(
         next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
         for i in tl.static_range(ROWS - 1, -1, -1):
             g = featurized(x2, taps, i, F) * rows_dy[i].to(tl.float32)
-            adjoints, _ = _receive(poles, rests, weights, adjoints, g, 0.0, S, EXACT)
+            adjoints, _ = _receive(poles, remainders, weights, adjoints, g, 0.0, S, EXACT)
         first = before
         x2 = next_x2 + x2[:HALO]
         rows_dy = next_dy
@@ -114,7 +114,7 @@ def _gradient_rows(
     dz,
     rows,
     parameters,
-    walk,
+    carry,
     first,
     stop,
     channel,
@@ -127,20 +127,20 @@ def _gradient_rows(
     LOWEST: tl.constexpr,
     OWN: tl.constexpr,
 ):
-    """Rows NUM_ROWS - 1 .. LOWEST of a block: the walk one block on, and dz where row < stop.
+    """Process rows NUM_ROWS - 1 .. LOWEST of a block; store dz where row < stop.
 
-    Rows that are not the program's OWN enter no sum; before row 0 they have no gradient but what
-    later rows give them.
+    Rows that are not the program's OWN are not summed into the taps' gradients. Before row 0, du is
+    zero and dz depends on the later rows alone.
     """
     x2, x1, v, rows_dy, rows_dx2 = rows
     taps, filters = parameters
     taps_x2, taps_x1, taps_v = taps
-    poles, rests, residues, skips = filters
-    adjoints, later, sums = walk
+    poles, remainders, residues, skips = filters
+    adjoints, later, sums = carry
     later_x2, later_x1, later_v = later
     for i in tl.static_range(NUM_ROWS - 1, LOWEST - 1, -1):
         g = featurized(x2, taps_x2, i, F) * rows_dy[i].to(tl.float32)
-        adjoints, du = _receive(poles, rests, residues, adjoints, g, skips * g, S, EXACT)
+        adjoints, du = _receive(poles, remainders, residues, adjoints, g, skips * g, S, EXACT)
         row = first + i + tl.zeros_like(channel)
         if not OWN:
             du = tl.where(row >= 0, du, 0.0)
@@ -174,7 +174,7 @@ def _load_rows(
     MORE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """ROWS + MORE rows of x2, x1 and v from the P-th before `first`, and ROWS of dy and dx2."""
+    """ROWS + MORE rows of x2, x1 and v from row `first` - P on, and ROWS rows of dy and dx2."""
     N: tl.constexpr = ROWS + MORE
     x2, x1, v = load_signals(z, z_past, first, channel, inside, length, row_stride, D, N, P, P, P)
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
@@ -192,7 +192,7 @@ def _gradient_kernel(
     skip,
     dy,
     dx2,
-    found,
+    adjoints,
     dz,
     dz_past,
     dstate,
@@ -210,7 +210,7 @@ def _gradient_kernel(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Up a segment and F - 1 rows further: dz, and a share of the gradient of featurizer taps."""
+    """Compute dz of a segment and F - 1 rows before it, and a share of the taps' gradients."""
     C: tl.constexpr = 3 * D
     P: tl.constexpr = F - 1
     piece, batch = tl.program_id(1), tl.program_id(2)
@@ -227,11 +227,11 @@ def _gradient_kernel(
     )
     parameters = (taps, filters)
     index = (batch * num_segments + piece).to(tl.int64)
-    adjoints = load_modes(found + index * S * D, channel, inside, S, False, D)
-    # Adjoints, the gradients at the F - 1 rows after the next one, and the sums for the taps.
+    at_end = load_modes(adjoints + index * S * D, channel, inside, S, False, D)
+    # Adjoints, gradients at the F - 1 rows after the current one, and sums for the taps.
     later = zero_rows(P, BLOCK_D)
     sums = zero_sums(tl.zeros((BLOCK_D,), tl.float32), F)
-    walk = (adjoints, (later, later, later), sums)
+    carry = (at_end, (later, later, later), sums)
 
     begin = piece * segment
     count = tl.minimum(segment, length - begin)
@@ -241,8 +241,8 @@ def _gradient_kernel(
         rows = _load_rows(
             z, z_past, dy, dx2, first, channel, inside, length, row_stride, D, P, P, 1
         )
-        walk = _gradient_rows(
-            dz, rows, parameters, walk, first, stop, channel, inside, D, F, S, EXACT, 1, 0, True
+        carry = _gradient_rows(
+            dz, rows, parameters, carry, first, stop, channel, inside, D, F, S, EXACT, 1, 0, True
         )
         first -= 1
     first -= ROWS - 1
@@ -252,22 +252,22 @@ def _gradient_kernel(
         following = _load_rows(
             z, z_past, dy, dx2, before, channel, inside, length, row_stride, D, P, 0, ROWS
         )
-        walk = _gradient_rows(
-            dz, rows, parameters, walk, first, stop, channel, inside, D, F, S, EXACT, ROWS, 0, True
+        carry = _gradient_rows(
+            dz, rows, parameters, carry, first, stop, channel, inside, D, F, S, EXACT, ROWS, 0, True
         )
         first = before
         x2, x1, v, rows_dy, rows_dx2 = following
         rows = (x2 + rows[0][:P], x1 + rows[1][:P], v + rows[2][:P], rows_dy, rows_dx2)
 
-    below = dz
+    before_z = dz
     if piece == 0:
-        store_modes(dstate + batch.to(tl.int64) * S * D, walk[0], channel, inside, S, D)
-        below = dz_past + batch * P * C + P * C
+        store_modes(dstate + batch.to(tl.int64) * S * D, carry[0], channel, inside, S, D)
+        before_z = dz_past + batch * P * C + P * C
     _gradient_rows(
-        below,
+        before_z,
         rows,
         parameters,
-        walk,
+        carry,
         first,
         stop,
         channel,
@@ -280,24 +280,21 @@ def _gradient_kernel(
         ROWS - P,
         False,
     )
-    store_sums(partial_taps + index * C * F, walk[2], channel, inside, D, F)
+    store_sums(partial_taps + index * C * F, carry[2], channel, inside, D, F)
 
 
-def adjoints(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, dy_BLD, dfinal_BSD, segment):
-    """The adjoint that each segment finds at its end, [B, N, S, D]."""
+def adjoints(z_BLC, filters, dy_BLD, dfinal_BSD, segment):
+    """The adjoint at the end of each segment, [B, N, S, D]."""
     batch, length, _ = z_BLC.shape
     _, modes, width = dfinal_BSD.shape
     num_segments = triton.cdiv(length, segment)
     if num_segments == 1:
         return dfinal_BSD[:, None]
     launch = modal_launch("adjoint", z_BLC.dtype)
-    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
     ends_BNSD = dfinal_BSD.new_empty(batch, num_segments, modes, width)
     _ends_kernel[(triton.cdiv(width, launch.block_d), num_segments - 1, batch)](
         z_BLC,
-        featurizer_taps_CF,
-        log_poles_DS,
-        residues_DS,
+        *filters[:3],
         dy_BLD,
         dfinal_BSD,
         ends_BNSD,
@@ -305,41 +302,45 @@ def adjoints(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, dy_BLD, dfina
         segment,
         num_segments,
         batch_stride(z_BLC),
-        **sizes,
+        **sizes_of(z_BLC, filters, launch),
     )
-    return scan(ends_BNSD, dfinal_BSD, log_poles_DS, segment, reverse=True)
+    return scan(ends_BNSD, dfinal_BSD, filters.log_poles_DS, segment, reverse=True)
 
 
-def input_gradient(inputs, dx2_BLD, found_BNSD, segment, *, has_skip):
+def input_gradient(z_BLC, filters, z_past_BPC, dy_BLD, dx2_BLD, adjoints_BNSD, segment):
     """Gradients of z, of the featurizer's taps (fp32), of the rows and of the state before z.
 
     Args:
-        inputs: z, its past, featurizer taps, poles, residues, skip and the gradient of y.
-        dx2_BLD: Gradient of the featurized x2.
-        found_BNSD: What `adjoints` found.
+        z_BLC: As in `kernel.forward`, like the filters and the past.
+        filters: Contiguous `ModalFilters`.
+        z_past_BPC: The F - 1 rows before `z`.
+        dy_BLD: The gradient of y.
+        dx2_BLD: The gradient of the featurized x2.
+        adjoints_BNSD: The result of `adjoints`.
         segment: Rows of a segment.
-        has_skip: Whether the skip is one.
     """
-    z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, *_ = inputs
-    batch, num_segments, modes, width = found_BNSD.shape
+    batch, num_segments, modes, width = adjoints_BNSD.shape
     launch = modal_launch("input gradient", z_BLC.dtype)
     dz_BLC = torch.empty_like(z_BLC, memory_format=torch.contiguous_format)
-    dz_past_BFC = torch.empty_like(z_past_BFC)
-    dstate_BSD = found_BNSD.new_empty(batch, modes, width)
-    shares = found_BNSD.new_empty(batch * num_segments, *featurizer_taps_CF.shape)
+    dz_past_BPC = torch.empty_like(z_past_BPC)
+    dstate_BSD = adjoints_BNSD.new_empty(batch, modes, width)
+    shares = adjoints_BNSD.new_empty(batch * num_segments, *filters.featurizer_taps_CF.shape)
     _gradient_kernel[(triton.cdiv(width, launch.block_d), num_segments, batch)](
-        *inputs,
+        z_BLC,
+        z_past_BPC,
+        *filters.launch_arguments(),
+        dy_BLD,
         dx2_BLD,
-        found_BNSD,
+        adjoints_BNSD,
         dz_BLC,
-        dz_past_BFC,
+        dz_past_BPC,
         dstate_BSD,
         shares,
         z_BLC.shape[1],
         segment,
         num_segments,
         batch_stride(z_BLC),
-        HAS_SKIP=has_skip,
-        **sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch),
+        HAS_SKIP=filters.skip_D is not None,
+        **sizes_of(z_BLC, filters, launch),
     )
-    return dz_BLC, shares.sum(dim=0), dz_past_BFC, dstate_BSD
+    return dz_BLC, shares.sum(dim=0), dz_past_BPC, dstate_BSD

@@ -1,12 +1,12 @@
-"""Gradients of the fused modal scan: the walk down, for what belongs to the filter.
+"""Filter gradients of the fused modal scan: from the first row to the last.
 
 With g = dy * x2, S the states and A their adjoints (`modal.adjoint`),
 
     dx2[t] = dy[t] (sum_s R_s S_s[t] + skip u[t]),
     dR = sum_t g[t] S[t],    dexp(p) = R sum_t g[t] Q[t] + sum_n A_n Q_n,
 
-where Q[t] = exp(p) Q[t - 1] + S[t - 1] is the derivative of the state by exp(p) inside a segment,
-Q_n its value after segment n, and A_n the adjoint that segment n finds at its end.
+where Q[t] = exp(p) Q[t - 1] + S[t - 1] is the derivative of the state with respect to exp(p) inside
+a segment, Q_n its value after segment n, and A_n the adjoint at the end of segment n.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
 """
@@ -30,7 +30,7 @@ def _parameter_rows(
     dy,
     taps,
     filters,
-    walk,
+    carry,
     first,
     channel,
     inside,
@@ -42,8 +42,8 @@ def _parameter_rows(
 ):
     x2, x1, v = signals
     taps_x2, taps_x1, taps_v = taps
-    poles, rests, residues, skips = filters
-    states, slopes, sum_residues, sum_poles, sum_skip = walk
+    poles, remainders, residues, skips = filters
+    states, slopes, sum_residues, sum_poles, sum_skip = carry
     at = dx2 + first.to(tl.int64) * D + channel
     for i in tl.static_range(NUM_ROWS):
         u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
@@ -55,8 +55,8 @@ def _parameter_rows(
         residue_sums = ()
         pole_sums = ()
         for s in tl.static_range(S):
-            slope = decayed(poles, rests, slopes, states[s], s, EXACT)
-            state = decayed(poles, rests, states, u, s, EXACT)
+            slope = decayed(poles, remainders, slopes, states[s], s, EXACT)
+            state = decayed(poles, remainders, states, u, s, EXACT)
             convolved += residues[s] * state
             sloped = sloped + (slope,)
             following = following + (state,)
@@ -99,7 +99,7 @@ def _parameter_kernel(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Down a segment: dx2, and its share of the gradients of poles, residues and skip."""
+    """Compute dx2 of a segment, and its share of the gradients of poles, residues and skip."""
     HALO: tl.constexpr = F - 1
     piece, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -115,8 +115,8 @@ def _parameter_kernel(
     index = (batch * num_segments + piece).to(tl.int64)
     states = load_modes(starts + index * S * D, channel, inside, S, False, D)
     zeros = zero_rows(S, BLOCK_D)
-    # States, their slopes by exp(p), and the sums for residues, poles and skip.
-    walk = (states, zeros, zeros, zeros, tl.zeros((BLOCK_D,), tl.float32))
+    # States, their derivatives with respect to exp(p), and sums for residues, poles and skip.
+    carry = (states, zeros, zeros, zeros, tl.zeros((BLOCK_D,), tl.float32))
 
     first = piece * segment
     count = tl.minimum(segment, length - first)
@@ -130,8 +130,21 @@ def _parameter_kernel(
             z, z_past, after, channel, inside, length, row_stride, D, ROWS + HALO, HALO, 0, 0
         )
         next_dy = load_rows(dy, dy, after, channel, inside, length, D, D, ROWS, 0, 0, 0)
-        walk = _parameter_rows(
-            dx2, signals, rows_dy, taps, filters, walk, first, channel, inside, D, F, S, EXACT, ROWS
+        carry = _parameter_rows(
+            dx2,
+            signals,
+            rows_dy,
+            taps,
+            filters,
+            carry,
+            first,
+            channel,
+            inside,
+            D,
+            F,
+            S,
+            EXACT,
+            ROWS,
         )
         first = after
         signals = next_signals
@@ -141,17 +154,17 @@ def _parameter_kernel(
             z, z_past, first, channel, inside, length, row_stride, D, F, HALO, HALO, HALO
         )
         row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
-        walk = _parameter_rows(
-            dx2, row, row_dy, taps, filters, walk, first, channel, inside, D, F, S, EXACT, 1
+        carry = _parameter_rows(
+            dx2, row, row_dy, taps, filters, carry, first, channel, inside, D, F, S, EXACT, 1
         )
         first += 1
 
     poles, _, weights, _ = filters
-    _, slopes, sum_residues, sum_poles, sum_skip = walk
-    found = load_modes(adjoints + index * S * D, channel, inside, S, False, D)
+    _, slopes, sum_residues, sum_poles, sum_skip = carry
+    at_end = load_modes(adjoints + index * S * D, channel, inside, S, False, D)
     log_pole_sums = ()
     for s in tl.static_range(S):
-        by_pole = weights[s] * sum_poles[s] + found[s] * slopes[s]
+        by_pole = weights[s] * sum_poles[s] + at_end[s] * slopes[s]
         log_pole_sums = log_pole_sums + (poles[s] * by_pole,)
     store_modes(partial_poles + index * S * D, log_pole_sums, channel, inside, S, D)
     store_modes(partial_residues + index * S * D, sum_residues, channel, inside, S, D)
@@ -159,61 +172,46 @@ def _parameter_kernel(
         tl.store(partial_skip + index * D + channel, sum_skip, mask=inside)
 
 
-def gradients(
-    z_BLC,
-    featurizer_taps_CF,
-    log_poles_DS,
-    residues_DS,
-    skip_D,
-    z_past_BFC,
-    starts_BNSD,
-    dy_BLD,
-    dfinal_BSD,
-):
-    """Gradients of all that forward takes.
+def gradients(z_BLC, filters, z_past_BPC, starts_BNSD, dy_BLD, dfinal_BSD):
+    """Gradients of all inputs of `forward`.
 
     Args:
-        z_BLC: As in forward, and so are the parameters and the past.
-        featurizer_taps_CF: Newest first.
-        log_poles_DS: Real poles.
-        residues_DS: The weight of each mode.
-        skip_D: None for no skip.
-        z_past_BFC: The F - 1 rows before `z`.
-        starts_BNSD: The state before each segment, as forward returned it.
-        dy_BLD: Gradient of y.
-        dfinal_BSD: Gradient of the state after the last row.
+        z_BLC: As in `forward`, like the filters and the past.
+        filters: Contiguous `ModalFilters`.
+        z_past_BPC: The F - 1 rows before `z`.
+        starts_BNSD: The state before each segment, as `forward` returned it.
+        dy_BLD: The gradient of y.
+        dfinal_BSD: The gradient of the state after the last row.
 
     Returns:
-        In the order of the arguments, and the state last: gradients of z and of its past in the
-        dtype of `z`; of the parameters (empty where there is no skip) and of the state in fp32.
+        Gradients of z, featurizer taps, poles, residues, skip (empty without one), past and state:
+        those of z and of its past in the dtype of `z`, the others in fp32.
     """
-    segment, has_skip = modal_segment(log_poles_DS.shape[0]), skip_D is not None
-    skip = log_poles_DS if skip_D is None else skip_D
-    inputs = (z_BLC, z_past_BFC, featurizer_taps_CF, log_poles_DS, residues_DS, skip, dy_BLD)
-    found_BNSD = adjoints(
-        z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, dy_BLD, dfinal_BSD, segment
-    )
+    segment = modal_segment(filters.log_poles_DS.shape[0])
+    adjoints_BNSD = adjoints(z_BLC, filters, dy_BLD, dfinal_BSD, segment)
     dx2_BLD, dpoles_DS, dresidues_DS, dskip_D = _parameter_gradients(
-        inputs, starts_BNSD, found_BNSD, segment, has_skip=has_skip
+        z_BLC, filters, z_past_BPC, dy_BLD, starts_BNSD, adjoints_BNSD, segment
     )
-    dz_BLC, dfeaturizer_CF, dz_past_BFC, dstate_BSD = input_gradient(
-        inputs, dx2_BLD, found_BNSD, segment, has_skip=has_skip
+    dz_BLC, dfeaturizer_CF, dz_past_BPC, dstate_BSD = input_gradient(
+        z_BLC, filters, z_past_BPC, dy_BLD, dx2_BLD, adjoints_BNSD, segment
     )
-    return dz_BLC, dfeaturizer_CF, dpoles_DS, dresidues_DS, dskip_D, dz_past_BFC, dstate_BSD
+    return dz_BLC, dfeaturizer_CF, dpoles_DS, dresidues_DS, dskip_D, dz_past_BPC, dstate_BSD
 
 
-def _parameter_gradients(inputs, starts_BNSD, found_BNSD, segment, *, has_skip):
+def _parameter_gradients(z_BLC, filters, z_past_BPC, dy_BLD, starts_BNSD, adjoints_BNSD, segment):
     """Gradients of the featurized x2, and of poles, residues and skip."""
-    z_BLC, _, featurizer_taps_CF, log_poles_DS, *_ = inputs
     batch, num_segments, _, width = starts_BNSD.shape
-    launch = modal_launch("parameters", z_BLC.dtype)
+    launch, has_skip = modal_launch("parameters", z_BLC.dtype), filters.skip_D is not None
     dx2_BLD = z_BLC.new_empty(batch, z_BLC.shape[1], width)
     dpoles_BNSD, dresidues_BNSD = torch.empty_like(starts_BNSD), torch.empty_like(starts_BNSD)
     dskip_BND = starts_BNSD.new_empty(batch, num_segments, width)
     _parameter_kernel[(triton.cdiv(width, launch.block_d), num_segments, batch)](
-        *inputs,
+        z_BLC,
+        z_past_BPC,
+        *filters.launch_arguments(),
+        dy_BLD,
         starts_BNSD,
-        found_BNSD,
+        adjoints_BNSD,
         dx2_BLD,
         dpoles_BNSD,
         dresidues_BNSD,
@@ -223,7 +221,7 @@ def _parameter_gradients(inputs, starts_BNSD, found_BNSD, segment, *, has_skip):
         num_segments,
         batch_stride(z_BLC),
         HAS_SKIP=has_skip,
-        **sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch),
+        **sizes_of(z_BLC, filters, launch),
     )
     dskip_D = dskip_BND.sum(dim=(0, 1)) if has_skip else dskip_BND.new_empty(0)
     return dx2_BLD, dpoles_BNSD.sum(dim=(0, 1)).T, dresidues_BNSD.sum(dim=(0, 1)).T, dskip_D

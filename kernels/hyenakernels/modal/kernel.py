@@ -2,11 +2,11 @@
 
     S[t] = exp(p) S[t - 1] + u[t],    y[t] = x2[t] (sum_s R_s S_s[t] + skip u[t])
 
-A thread keeps the states of a few channels in registers and walks down a segment of the sequence,
-in fp32 and without any exchange between threads: S multiply-adds for the states and S for the
-output are all there is to do, and the rows of the next block arrive meanwhile. Segments run side by
-side: first each finds the state it would leave if it began at zero, then a scan over segments gives
-every one its true first state, then all outputs follow.
+A thread keeps the states of a few channels in registers and processes a segment of the sequence in
+order, in fp32 and without any exchange between threads: S multiply-adds for the states and S for
+the output are all the work, and the rows of the next block are loaded meanwhile. Segments run in
+parallel: first each computes the state it would leave if it began at zero, then a scan over
+segments gives every one its true first state, then all outputs follow.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
 """
@@ -63,7 +63,7 @@ def _ends_kernel(
     inside = channel < D
     z += batch.to(tl.int64) * batch_stride
     z_past += batch * HALO * C
-    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
+    poles, remainders = load_poles(log_poles, channel, inside, S, EXACT)
     taps_x1 = load_taps(featurizer_taps + D * F, channel, inside, F)
     taps_v = load_taps(featurizer_taps + 2 * D * F, channel, inside, F)
     states = zero_rows(S, BLOCK_D)
@@ -87,7 +87,7 @@ def _ends_kernel(
         )
         for i in tl.static_range(ROWS):
             u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
-            states = advance(poles, rests, states, u, S, EXACT)
+            states = advance(poles, remainders, states, u, S, EXACT)
         first = after
         x1, v = next_x1, next_v
     at = ends + (batch * num_segments + piece).to(tl.int64) * S * D
@@ -108,7 +108,7 @@ def _scan_kernel(
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Carry states from segment to segment; `starts` is what each finds, `ends` what each adds."""
+    """Carry states over segments: `starts` are those before each segment, `ends` what each adds."""
     mode, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
@@ -116,21 +116,21 @@ def _scan_kernel(
     decay = tl.exp(log_pole * segment)
     lane = batch.to(tl.int64) * num_segments * S * D + mode * D + channel
     carried = tl.load(initial + (batch * S + mode) * D + channel, mask=inside, other=0.0)
-    none = tl.zeros_like(channel)
+    zeros = tl.zeros_like(channel)
     for n in range(0, num_segments, STEPS):
         added = ()
         for i in tl.static_range(STEPS):
             piece = num_segments - 1 - n - i if REVERSED else n + i
-            present = (n + i + none < num_segments - 1) & inside
+            present = (n + i + zeros < num_segments - 1) & inside
             at = ends + lane + piece.to(tl.int64) * S * D
             added = added + (tl.load(at, mask=present, other=0.0),)
         for i in tl.static_range(STEPS):
             piece = num_segments - 1 - n - i if REVERSED else n + i
             at = starts + lane + piece.to(tl.int64) * S * D
-            tl.store(at, carried, mask=(n + i + none < num_segments) & inside)
+            tl.store(at, carried, mask=(n + i + zeros < num_segments) & inside)
             if REVERSED:
-                # The last segment may be short, and has let the first state decay by itself.
-                carried = tl.where(n + i + none == 0, 0.0, carried)
+                # The last segment may be short: its end already contains the decayed initial state.
+                carried = tl.where(n + i + zeros == 0, 0.0, carried)
             carried = decay * carried + added[i]
 
 
@@ -152,11 +152,11 @@ def _output_rows(
 ):
     x2, x1, v = signals
     taps_x2, taps_x1, taps_v = taps
-    poles, rests, residues, skips = filters
+    poles, remainders, residues, skips = filters
     at = y + first.to(tl.int64) * D + channel
     for i in tl.static_range(NUM_ROWS):
         u = featurized(x1, taps_x1, i, F) * featurized(v, taps_v, i, F)
-        states = advance(poles, rests, states, u, S, EXACT)
+        states = advance(poles, remainders, states, u, S, EXACT)
         convolved = weigh(residues, states, skips * u, S)
         gated = featurized(x2, taps_x2, i, F) * convolved
         tl.store(at + i * D, gated.to(y.dtype.element_ty), mask=inside)
@@ -231,36 +231,38 @@ def _output_kernel(
 
 def _rows(launch, num_featurizer_taps, num_modes):
     rows = launch.rows * 16 // max(16, triton.next_power_of_2(num_modes))
-    # Only a first block may reach behind the sequence: blocks are as long as the featurizer's past.
+    # Only the first block may read the past: blocks are at least as long as the featurizer's.
     return max(rows, triton.next_power_of_2(num_featurizer_taps - 1), 1)
 
 
-def sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch):
+def sizes_of(z_BLC, filters, launch):
     """The compile-time sizes that every kernel of this folder takes."""
+    num_featurizer_taps = filters.featurizer_taps_CF.shape[1]
+    width, num_modes = filters.log_poles_DS.shape
     return {
         "row_stride": z_BLC.stride(1),
-        "D": log_poles_DS.shape[0],
-        "F": featurizer_taps_CF.shape[1],
-        "S": log_poles_DS.shape[1],
+        "D": width,
+        "F": num_featurizer_taps,
+        "S": num_modes,
         "EXACT": z_BLC.dtype == torch.float32,
         "BLOCK_D": launch.block_d,
-        # More modes, fewer rows: what a thread holds and Triton compiles stays the same.
-        "ROWS": _rows(launch, featurizer_taps_CF.shape[1], log_poles_DS.shape[1]),
+        # Fewer rows for more modes, so that a thread needs about as many registers.
+        "ROWS": _rows(launch, num_featurizer_taps, num_modes),
         "num_warps": launch.num_warps,
         "num_stages": 1,
     }
 
 
 def scan(ends_BNSD, initial_BSD, log_poles_DS, segment, *, reverse):
-    """The state every segment finds, from what each adds and the state before the first.
+    """The state before every segment, or the adjoint after every segment if `reverse`.
 
     Args:
-        ends_BNSD: What each segment would leave if it began at zero; the last in the order of the
-            scan is not read. In reverse the last segment begins at `initial` instead.
-        initial_BSD: The state before the first segment, or after the last.
-        log_poles_DS: The poles.
+        ends_BNSD: The state each segment would leave if it began at zero. The last one in the order
+            of the scan is not read. In reverse the last segment begins at `initial` instead.
+        initial_BSD: The state before the first segment, or the adjoint after the last.
+        log_poles_DS: Contiguous.
         segment: Rows of a segment.
-        reverse: Go from the last segment to the first.
+        reverse: Scan from the last segment to the first.
     """
     batch, num_segments, modes, width = ends_BNSD.shape
     starts_BNSD = torch.empty_like(ends_BNSD)
@@ -282,11 +284,11 @@ def scan(ends_BNSD, initial_BSD, log_poles_DS, segment, *, reverse):
     return starts_BNSD
 
 
-def starts(z_BLC, featurizer_taps_CF, log_poles_DS, z_past_BFC, state_BSD):
-    """The state before each segment, [B, N, S, D]; arguments as `forward` takes them."""
+def starts(z_BLC, filters, z_past_BPC, state_BSD):
+    """The state before each segment, [B, N, S, D]; the arguments are those of `forward`."""
     batch, length, _ = z_BLC.shape
     launch = modal_launch("forward", z_BLC.dtype)
-    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
+    sizes = sizes_of(z_BLC, filters, launch)
     segment = modal_segment(sizes["D"])
     num_segments = triton.cdiv(length, segment)
     if num_segments == 1:
@@ -294,9 +296,9 @@ def starts(z_BLC, featurizer_taps_CF, log_poles_DS, z_past_BFC, state_BSD):
     ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
     _ends_kernel[(triton.cdiv(sizes["D"], launch.block_d), num_segments - 1, batch)](
         z_BLC,
-        z_past_BFC,
-        featurizer_taps_CF,
-        log_poles_DS,
+        z_past_BPC,
+        filters.featurizer_taps_CF,
+        filters.log_poles_DS,
         ends_BNSD,
         length,
         segment,
@@ -304,39 +306,33 @@ def starts(z_BLC, featurizer_taps_CF, log_poles_DS, z_past_BFC, state_BSD):
         batch_stride(z_BLC),
         **sizes,
     )
-    return scan(ends_BNSD, state_BSD, log_poles_DS, segment, reverse=False)
+    return scan(ends_BNSD, state_BSD, filters.log_poles_DS, segment, reverse=False)
 
 
-def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past_BFC, state_BSD):
+def forward(z_BLC, filters, z_past_BPC, state_BSD):
     """Compute y = x2 * (modal convolution of u + skip * u), u = x1 * v, all featurized.
 
     Args:
         z_BLC: The projections, contiguous along C.
-        featurizer_taps_CF: Newest first.
-        log_poles_DS: Real poles.
-        residues_DS: The weight of each mode.
-        skip_D: None for no skip.
-        z_past_BFC: The F - 1 rows before `z`.
-        state_BSD: The state before the first row, fp32.
+        filters: Contiguous `ModalFilters`.
+        z_past_BPC: The F - 1 rows before `z`, contiguous.
+        state_BSD: The state before the first row, fp32, contiguous.
 
     Returns:
         y [B, L, D] in the dtype of `z`, the state after the last row [B, S, D], and the state
-        before each segment [B, N, S, D], which the backward pass starts from; both in fp32.
+        before each segment [B, N, S, D], which the backward pass reads; both in fp32.
     """
     batch, length, _ = z_BLC.shape
     launch = modal_launch("forward", z_BLC.dtype)
-    sizes = sizes_of(z_BLC, featurizer_taps_CF, log_poles_DS, launch)
-    starts_BNSD = starts(z_BLC, featurizer_taps_CF, log_poles_DS, z_past_BFC, state_BSD)
+    sizes = sizes_of(z_BLC, filters, launch)
+    starts_BNSD = starts(z_BLC, filters, z_past_BPC, state_BSD)
     num_segments = starts_BNSD.shape[1]
     y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     final_BSD = torch.empty_like(state_BSD)
     _output_kernel[(triton.cdiv(sizes["D"], launch.block_d), num_segments, batch)](
         z_BLC,
-        z_past_BFC,
-        featurizer_taps_CF,
-        log_poles_DS,
-        residues_DS,
-        skip_D if skip_D is not None else log_poles_DS,
+        z_past_BPC,
+        *filters.launch_arguments(),
         starts_BNSD,
         y_BLD,
         final_BSD,
@@ -344,7 +340,7 @@ def forward(z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past
         modal_segment(sizes["D"]),
         num_segments,
         batch_stride(z_BLC),
-        HAS_SKIP=skip_D is not None,
+        HAS_SKIP=filters.skip_D is not None,
         **sizes,
     )
     return y_BLD, final_BSD, starts_BNSD

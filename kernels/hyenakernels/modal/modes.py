@@ -1,6 +1,8 @@
-"""The modes of a filter in registers: a tensor of channels for each, so that a thread has them all.
+"""The modes of a filter in registers: one tensor of channels for each mode of a tuple.
 
-D channels, S modes. Sums are spelt as fma, as in `gate.rows`.
+So a thread holds all modes of its channels. Sums are written as fma, as in `gate.rows`.
+
+D channels, S modes.
 """
 
 import triton
@@ -19,45 +21,45 @@ def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D:
 
 @triton.jit
 def load_poles(log_poles, channel, inside, S: tl.constexpr, EXACT: tl.constexpr):
-    """exp(log_poles) of each channel, and what rounding it to fp32 left over if EXACT.
+    """exp(log_poles) of each channel, and if EXACT the remainder of rounding it to fp32.
 
-    A pole near 1 is used so often that its rounding would be the largest error of fp32.
+    A pole near 1 is applied so often that its rounding would be the largest error in fp32.
     """
     poles = ()
-    rests = ()
+    remainders = ()
     for s in tl.static_range(S):
         log_pole = tl.load(log_poles + channel * S + s, mask=inside, other=0.0)
         if EXACT:
             pole = tl.exp(log_pole.to(tl.float64))
             poles = poles + (pole.to(tl.float32),)
-            rests = rests + ((pole - poles[s].to(tl.float64)).to(tl.float32),)
+            remainders = remainders + ((pole - poles[s].to(tl.float64)).to(tl.float32),)
         else:
             poles = poles + (tl.exp(log_pole.to(tl.float32)),)
-            rests = poles
-    return poles, rests
+            remainders = poles
+    return poles, remainders
 
 
 @triton.jit
-def decayed(poles, rests, states, x, s: tl.constexpr, EXACT: tl.constexpr):
-    """State `s` one step later, and `x`."""
+def decayed(poles, remainders, states, x, s: tl.constexpr, EXACT: tl.constexpr):
+    """State `s` one step later, plus `x`: exp(p) S + x."""
     if EXACT:
-        x = tl.fma(rests[s], states[s], x)
+        x = tl.fma(remainders[s], states[s], x)
     return tl.fma(poles[s], states[s], x)
 
 
 @triton.jit
 def store_modes(x, values, channel, inside, S: tl.constexpr, D: tl.constexpr):
-    """S values of each channel to [S, D]."""
+    """Store S values of each channel as [S, D]."""
     for s in tl.static_range(S):
         tl.store(x + s * D + channel, values[s], mask=inside)
 
 
 @triton.jit
-def advance(poles, rests, states, x, S: tl.constexpr, EXACT: tl.constexpr):
+def advance(poles, remainders, states, x, S: tl.constexpr, EXACT: tl.constexpr):
     """One step of the recurrence."""
     following = ()
     for s in tl.static_range(S):
-        following = following + (decayed(poles, rests, states, x, s, EXACT),)
+        following = following + (decayed(poles, remainders, states, x, s, EXACT),)
     return following
 
 
@@ -82,10 +84,10 @@ def load_filter(
     HAS_SKIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Poles, their rests, residues and skip of each channel."""
-    poles, rests = load_poles(log_poles, channel, inside, S, EXACT)
+    """The poles, their remainders, residues and skip of each channel."""
+    poles, remainders = load_poles(log_poles, channel, inside, S, EXACT)
     weights = load_modes(residues, channel, inside, S, True, D)
     skips = tl.zeros((BLOCK_D,), tl.float32)
     if HAS_SKIP:
         skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
-    return poles, rests, weights, skips
+    return poles, remainders, weights, skips

@@ -1,6 +1,6 @@
-"""What the modal convolution is, in plain PyTorch: any float dtype, differentiable, linear in L.
+"""The definition of the modal convolution in plain PyTorch: any float dtype, linear in L.
 
-B batch, L length, D channels, S modes, C samples a chunk, N chunks.
+Differentiable. B batch, L length, D channels, S modes, C samples of a chunk, N chunks.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyenakernels.precision import accumulation_dtype, full_precision
 
-CHUNK = 64  # samples; 32 to 64 are the fastest on CPUs, and the result does not depend on it
+CHUNK = 64  # samples; 32 to 64 are fastest on CPUs, and the result does not depend on it
 
 
 def modal_conv(
@@ -18,7 +18,7 @@ def modal_conv(
     """Convolve every channel with h[t] = sum_s residues[s] * exp(log_poles[s] * t).
 
     State[t] = exp(log_poles) * state[t - 1] + u[t], and y[t] = sum_s residues[s] * state[t, s].
-    Inside a chunk this is a Toeplitz product; between chunks the state carries it.
+    Inside a chunk this is a Toeplitz product; the state carries over from chunk to chunk.
 
     Args:
         u_BLD: The new samples; L may be 0.
@@ -27,21 +27,22 @@ def modal_conv(
         state_BDS: The state after the sample before `u`.
 
     Returns:
-        y as `u` in shape and dtype, and the state after the last sample, in fp32 or better.
+        y in the shape and dtype of `u`, and the state after the last sample, in fp32 or better.
 
     Source: arXiv:2503.01868, section 2 (Hyena-LI); the state form follows from the sum.
     """
     length, dtype = u_BLD.shape[1], accumulation_dtype(u_BLD)
     u, state = u_BLD.to(dtype), state_BDS.to(dtype)
     log_poles, residues = log_poles_DS.to(dtype), residues_DS.to(dtype)
-    whole = length - length % CHUNK
+    in_chunks = length - length % CHUNK
     with full_precision(u_BLD):
         pieces = []
-        if whole:
-            y, state = _chunked(u[:, :whole], log_poles, residues, state, CHUNK)
+        if in_chunks:
+            y, state = _chunked(u[:, :in_chunks], log_poles, residues, state, CHUNK)
             pieces.append(y)
-        if whole < length:
-            y, state = _chunked(u[:, whole:], log_poles, residues, state, length - whole)
+        if in_chunks < length:
+            rest = length - in_chunks
+            y, state = _chunked(u[:, in_chunks:], log_poles, residues, state, rest)
             pieces.append(y)
     return (torch.cat(pieces, dim=1) if pieces else u).to(u_BLD.dtype), state
 
@@ -49,7 +50,7 @@ def modal_conv(
 def _chunked(
     u_BLD: Tensor, log_poles_DS: Tensor, residues_DS: Tensor, state_BDS: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """The same for a length that is a multiple of `chunk`."""
+    """`modal_conv` for a length that is a multiple of `chunk`."""
     batch, length, channels = u_BLD.shape
     num_chunks = length // chunk
     time_C = torch.arange(chunk, device=u_BLD.device, dtype=u_BLD.dtype)
@@ -59,7 +60,7 @@ def _chunked(
 
     modes = log_poles_DS.shape[1]
     gained_DSBN = (decay_DSC.flip(2) @ u_DCX).view(channels, modes, batch, num_chunks)
-    # What a chunk takes away, not what it leaves: next to 1 that would be rounded, again and again.
+    # exp(p C) - 1, not exp(p C): the latter would be rounded near 1, with an error that adds up.
     chunk_loss_DS1 = torch.expm1(log_poles_DS * chunk)[:, :, None]
     state_DSB = state_BDS.permute(1, 2, 0)
     before = []

@@ -1,7 +1,7 @@
-"""One token at a time: the gated modal convolution for L = 1.
+"""The gated modal convolution for one token of each sequence, L = 1.
 
-B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, S modes; `rings` says what a
-ring is.
+B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, S modes; `rings` defines a
+ring.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.step import gated_step
-from hyenakernels.overlap import overlapped, wait
+from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
 @triton.jit
@@ -34,14 +34,14 @@ def _step_kernel(
     BLOCK_S: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    wait(OVERLAPS)
+    wait_for_previous(OVERLAPS)
     batch = tl.program_id(1)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
     state += batch.to(tl.int64) * S * D
-    place = tl.load(lengths + batch)
+    position = tl.load(lengths + batch)
     x2, u = gated_step(
-        z, z_ring, featurizer_taps, batch, batch_stride, place, channel, inside, D, F
+        z, z_ring, featurizer_taps, batch, batch_stride, position, channel, inside, D, F
     )
 
     mode = tl.arange(0, BLOCK_S)[:, None]
@@ -62,36 +62,31 @@ def _step_kernel(
     if HAS_SKIP:
         convolved += u * tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + batch * D + channel, (x2 * convolved).to(y.dtype.element_ty), mask=inside)
-    tl.debug_barrier()  # all threads have what they load from here
+    tl.debug_barrier()  # all threads have loaded the state before it is overwritten
     tl.store(state + mode * D + channel[None, :], moved, mask=present)
 
 
-def step(
-    z_B1C, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_ring_BFC, state_BSD, lengths_B
-):
-    """`hyena_modal_step` for contiguous filters, ring and state."""
-    batch, (width, modes) = len(z_B1C), log_poles_DS.shape
+def step(z_B1C, filters, slots):
+    """`hyena_modal_step` for contiguous filters and rings, and states contiguous as [B, S, D]."""
+    batch, (width, modes) = len(z_B1C), filters.log_poles_DS.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
     block_d = 32
     _step_kernel[(triton.cdiv(width, block_d), batch)](
         z_B1C,
-        z_ring_BFC,
-        featurizer_taps_CF,
-        log_poles_DS,
-        residues_DS,
-        skip_D if skip_D is not None else log_poles_DS,
-        state_BSD,
-        lengths_B,
+        slots.featurizer_BFC,
+        *filters.launch_arguments(),
+        slots.inner,
+        slots.lengths_B,
         y_B1D,
         batch_stride(z_B1C),
         D=width,
-        F=featurizer_taps_CF.shape[1],
+        F=filters.featurizer_taps_CF.shape[1],
         S=modes,
-        HAS_SKIP=skip_D is not None,
+        HAS_SKIP=filters.skip_D is not None,
         EXACT=z_B1C.dtype == torch.float32,
         BLOCK_D=block_d,
         BLOCK_S=triton.next_power_of_2(modes),
         num_warps=4,
-        **overlapped(),
+        **overlap_options(),
     )
     return y_B1D

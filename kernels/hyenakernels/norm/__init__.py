@@ -1,1 +1,1 @@
-"""RMS normalization, by itself and of a residual sum: what stands before mixer and MLP."""
+"""RMS normalization of rows, and of the residual sum before a mixer or an MLP."""

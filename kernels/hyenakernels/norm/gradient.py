@@ -1,4 +1,4 @@
-"""Gradients of the norms, on the walk of forward.
+"""Gradients of the norms, row by row as in forward.
 
 With t the row, r its root, i = 1 / (r + eps), q = t i, and g the gradient of the normed row,
 
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.norm.kernel import aligned, load_row, store_row, walk
+from hyenakernels.norm.kernel import aligned, load_row, sizes_of, store_row
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -33,7 +33,7 @@ def _norm_gradient_kernel(
     HAS_TOTAL: tl.constexpr,
     HAS_Y: tl.constexpr,
 ):
-    """Store the gradient of each row (dy: again, in the dtype of y) and a share of dscale."""
+    """Store the gradient of each row in the dtypes of x and y, and a share of dscale."""
     first = tl.program_id(0)
     step = tl.num_programs(0)
     scales = load_row(scale, first * 0, 1, D, BLOCK_D).to(tl.float32)
@@ -50,10 +50,10 @@ def _norm_gradient_kernel(
         next_g = load_row(dnormed, row + step, rows, D, BLOCK_D)
         sums += g * quotient
         g *= scales
-        # In a row of zeros the root does not matter: its gradient meets q = 0.
+        # In a row of zeros the root is irrelevant: its gradient is multiplied by q = 0.
         share = tl.sum(g * quotient, axis=0) / (tl.where(root == 0.0, 1.0, root) * D)
         gradient = g * inverse - quotient * share
-        if HAS_TOTAL:  # loaded no earlier: registers are all taken
+        if HAS_TOTAL:  # not loaded earlier, for lack of registers
             gradient += load_row(dtotal, row, rows, D, BLOCK_D).to(tl.float32)
         store_row(dx, row, gradient, D, BLOCK_D)
         if HAS_Y:
@@ -63,8 +63,8 @@ def _norm_gradient_kernel(
 
 
 def gradients(x_BLD, scale_D, roots_BL, dnormed_BLD, dtotal_BLD, eps, dy_dtype):
-    """Of x (the sum), again in the dtype of y (empty when that is None), and of the scale."""
-    programs, sizes = walk("backward", x_BLD)
+    """The gradients of x (the sum), of y in `dy_dtype` (empty when None), and of the scale."""
+    programs, sizes = sizes_of("backward", x_BLD)
     x_BLD = aligned(x_BLD)
     dx_BLD = torch.empty_like(x_BLD)
     dy_BLD = x_BLD.new_empty(0) if dy_dtype is None else torch.empty_like(x_BLD, dtype=dy_dtype)

@@ -1,7 +1,6 @@
-"""Norms, row by row: a program takes every n-th row whole, and keeps the scale in registers.
+"""Norms, row by row: n programs take every n-th row as a whole, with the scale in registers.
 
-The next row arrives while this one is summed. A row is summed by itself, in an order that depends
-on D alone.
+The next row is loaded while the current one is summed. The order of a row's sum depends on D alone.
 
 N rows, D channels.
 """
@@ -15,7 +14,7 @@ from hyenakernels.launch import NormPass, norm_launch
 
 @triton.jit
 def load_row(x, row, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A row as it is stored; zeros beside it, and where there is none."""
+    """Load a row in its dtype, padded with zeros; zeros where the row does not exist."""
     channel = tl.arange(0, BLOCK_D)
     start = x + row.to(tl.int64) * D
     present = tl.zeros((BLOCK_D,), tl.int32) + row < rows
@@ -24,7 +23,7 @@ def load_row(x, row, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def store_row(x, row, values, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write a row, in the dtype of `x`."""
+    """Store a row in the dtype of `x`."""
     channel = tl.arange(0, BLOCK_D)
     start = x + row.to(tl.int64) * D
     tl.store(start + channel, values.to(x.dtype.element_ty), mask=channel < D)
@@ -44,7 +43,7 @@ def _norm_kernel(
     BLOCK_D: tl.constexpr,
     HAS_Y: tl.constexpr,
 ):
-    """Store t = x + y (if there is a y), r = rms(t), and scale * t / (r + eps)."""
+    """Store t = x + y if y is given, r = rms(t), and scale * t / (r + eps)."""
     first = tl.program_id(0)
     step = tl.num_programs(0)
     scales = load_row(scale, first * 0, 1, D, BLOCK_D).to(tl.float32)
@@ -56,7 +55,7 @@ def _norm_kernel(
         values = next_x.to(tl.float32)
         next_x = load_row(x, row + step, rows, D, BLOCK_D)
         if HAS_Y:
-            # What is normalized is what is stored, rounded.
+            # The sum is rounded as it is stored before it is normalized.
             summed = (values + next_y.to(tl.float32)).to(total.dtype.element_ty)
             next_y = load_row(y, row + step, rows, D, BLOCK_D)
             store_row(total, row, summed, D, BLOCK_D)
@@ -68,16 +67,16 @@ def _norm_kernel(
 
 
 def aligned(x):
-    """`x` as the kernels read it: rows one after the other, from an address they load wide from.
+    """`x` as the kernels read it: contiguous, at an address aligned for the widest loads.
 
-    Narrower loads would put other channels into a thread, and sum them in another order.
+    With narrower loads a thread would get other channels, and sum them in another order.
     """
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def walk(which: NormPass, x_BLD):
-    """Programs, and the kernels' sizes."""
+def sizes_of(which: NormPass, x_BLD):
+    """The number of programs, and the sizes that the kernels take."""
     width = x_BLD.shape[-1]
     rows = x_BLD.numel() // width
     num_warps, programs = norm_launch(which, width)
@@ -91,8 +90,8 @@ def walk(which: NormPass, x_BLD):
 
 
 def forward(x_BLD, y_BLD, scale_D, eps, dtype):
-    """The normed rows in `dtype`, the sum (empty when there is no y), and the roots."""
-    programs, sizes = walk("forward", x_BLD)
+    """The normed rows in `dtype`, the sum (empty without y), and the roots."""
+    programs, sizes = sizes_of("forward", x_BLD)
     x_BLD = aligned(x_BLD)
     normed_BLD = torch.empty_like(x_BLD, dtype=dtype)
     total_BLD = x_BLD.new_empty(0) if y_BLD is None else torch.empty_like(x_BLD)

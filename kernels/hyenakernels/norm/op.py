@@ -1,4 +1,4 @@
-"""The public face of the norms: of a row, and of a residual sum."""
+"""The public functions of the norms: of rows, and of a residual sum."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,19 @@ from hyenakernels.norm import reference
 
 
 def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
-    """Compute scale * x / (rms(x) + eps) of each row; `norm.reference` holds the contract.
+    """Compute scale * x / (rms(x) + eps) of each row; see `norm.reference.rms_norm`.
 
     Args:
         x_BLD: The rows.
         scale_D: A factor for each channel.
-        eps: Added to the root, not under it.
+        eps: Added to the root, not inside it.
 
     Returns:
-        Normalized rows, in the dtype of `x`. Under autocast the kernel writes the dtype that
-        autocast would cast them to for a product; the reference leaves that cast to the product.
+        The normalized rows in the dtype of `x`. Under autocast the kernel writes them in the dtype
+        to which autocast casts the input of a product; the reference leaves that to the product.
 
     Raises:
-        ValueError: Shapes do not fit each other.
+        ValueError: The shapes do not fit each other.
     """
     _check("rms_norm", x_BLD, scale_D)
     if kernels_take(x_BLD, width=x_BLD.shape[2]):
@@ -32,26 +32,24 @@ def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
 def add_rms_norm(
     x_BLD: Tensor, y_BLD: Tensor, scale_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`rms_norm` of x + y, and x + y: what a block needs between its two branches.
+    """`rms_norm` of x + y, and x + y, as a block needs them between its two branches.
 
     Args:
         x_BLD: The residual stream.
-        y_BLD: What a branch adds to it.
+        y_BLD: The output of a branch, which is added to it.
         scale_D: A factor for each channel.
-        eps: Added to the root, not under it.
+        eps: Added to the root, not inside it.
 
     Returns:
         rms_norm(x + y), in the dtype that `rms_norm` gives; and x + y, in the dtype of `x` unless
         `y` is wider.
 
     Raises:
-        ValueError: Shapes do not fit each other.
+        ValueError: The shapes do not fit each other.
     """
     _check("add_rms_norm", x_BLD, scale_D)
     if y_BLD.shape != x_BLD.shape:
-        raise ValueError(
-            f"add_rms_norm: x is {tuple(x_BLD.shape)}, but what is added {tuple(y_BLD.shape)}"
-        )
+        raise ValueError(f"add_rms_norm: x is {tuple(x_BLD.shape)}, but y is {tuple(y_BLD.shape)}")
     if torch.promote_types(x_BLD.dtype, y_BLD.dtype) != x_BLD.dtype:
         total_BLD = x_BLD + y_BLD
         return rms_norm(total_BLD, scale_D, eps), total_BLD
@@ -70,7 +68,7 @@ def _check(op: str, x_BLD: Tensor, scale_D: Tensor) -> None:
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """What autocast would make of `x` for a product; that of `x` where it is off."""
+    """The dtype to which autocast would cast `x` for a product; that of `x` without autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -79,7 +77,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def fused(
     x_BLD: Tensor, y_BLD: Tensor | None, scale_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the kernel: normed rows in `dtype`, sums (empty without y), and the roots of the rows."""
+    """By the kernel: normed rows in `dtype`, the sum (empty without y), the roots of the rows."""
     from hyenakernels.norm import kernel
 
     with torch.cuda.device_of(x_BLD):
@@ -91,7 +89,7 @@ def fused(
 def _(
     x_BLD: Tensor,
     y_BLD: Tensor | None,
-    scale_D: Tensor,  # noqa: ARG001 - the fake has the op's signature
+    scale_D: Tensor,  # noqa: ARG001 - the fake has the operator's signature
     eps: float,  # noqa: ARG001
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +108,7 @@ def fused_gradient(
     eps: float,
     dy_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of y if it has a dtype of its own, and of the scale; x is the sum here."""
+    """Gradients of the sum x, of y if its dtype differs (else empty), and of the scale."""
     from hyenakernels.norm import gradient
 
     with torch.cuda.device_of(x_BLD):
@@ -135,7 +133,7 @@ def _(
     return x_BLD.new_empty(x_BLD.shape), x_BLD.new_empty(shape, dtype=dy_dtype), dscale_D
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x_BLD, y_BLD, scale_D, eps, _ = inputs
     _, total_BLD, roots_BL = output
     ctx.set_materialize_grads(False)
@@ -161,4 +159,4 @@ def _backward(ctx, dnormed_BLD, dtotal_BLD, _):  # type: ignore[no-untyped-def]
     return dx_BLD, dy_BLD, dscale_D, None, None
 
 
-fused.register_autograd(_backward, setup_context=_keep)
+fused.register_autograd(_backward, setup_context=_save)

@@ -1,4 +1,4 @@
-"""What the norms are, in plain PyTorch: any float dtype, differentiable.
+"""The definitions of the norms in plain PyTorch: any float dtype, differentiable.
 
 B batch, L length, D channels.
 """
@@ -11,10 +11,10 @@ from hyenakernels.precision import accumulation_dtype
 def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
     """Compute scale * x / (rms(x) + eps) of each row, in fp32 or better.
 
-    eps stands outside the root, as the weights of Evo 2 expect.
+    eps is added outside the root, as the weights of Evo 2 expect.
 
     Returns:
-        Normalized rows, in the dtype of `x`.
+        The normalized rows in the dtype of `x`.
 
     Source: arXiv:1910.07467.
     """

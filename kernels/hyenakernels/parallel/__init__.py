@@ -1,19 +1,24 @@
-"""Hyena over a sequence that several ranks share: exchanges around the same local operators.
+"""Operators on a sequence that is sharded over several ranks: an exchange and the local operator.
 
 SE and MR, `hyena_fir`:
-hyena_fir_halo          last rows of z and u to the right
-hyena_fir_overlapped    the same, while the shard is computed
-hyena_fir_all_to_all    rows for filter groups, in one go or pipelined in chunks
+
+    hyena_fir_halo          sends the last rows of z and u to the next ranks
+    hyena_fir_overlapped    the same, while the shard is computed
+    hyena_fir_all_to_all    exchanges rows for filter groups, at once or in pipelined chunks
 
 LI, `hyena_modal`:
-hyena_modal_states      last rows of z to the right, and the states that shards leave to all
-hyena_modal_all_to_all  rows for channels, in one go or pipelined in chunks
-hyena_modal_fft         one Fourier transform of all shards, by butterflies point to point
 
-Attention:
-attention_all_to_all    rows for heads
-attention_ring          keys and values of rank after rank, while those before are computed with
-attention_zigzag        the same between two moves that give all ranks the same work
+    hyena_modal_states      sends the last rows of z to the next ranks, and modal states to all
+    hyena_modal_all_to_all  exchanges rows for channels, at once or in pipelined chunks
+    hyena_modal_fft         one Fourier transform of all shards, by point-to-point butterflies
+
+Causal attention:
+
+    attention_all_to_all    exchanges rows for heads
+    attention_ring          receives keys and values rank by rank while computing with the last ones
+    attention_zigzag        the same between two exchanges that give all ranks equal work
+
+Every function takes this rank's shard, a `Sharding`, and a process group; README.md compares them.
 """
 
 from hyenakernels.parallel.attention import attention_all_to_all, attention_ring

@@ -1,4 +1,4 @@
-"""Causal attention over shards of a sequence: heads for rows, or blocks of keys in a ring.
+"""Causal attention over shards of a sequence: an exchange of rows for heads, or a ring of keys.
 
 B batch, H heads, L rows of this shard, T rows of the sequence, R = 3 (queries, keys, values),
 C = HW channels, E channels that one rank gets, W channels a head, N ranks.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyenakernels.parallel.channels import ToChannels, ToSequence
 from hyenakernels.parallel.ring import ring
-from hyenakernels.parallel.sharding import Place, Sharding, Span, partition
+from hyenakernels.parallel.sharding import LocalShard, Sharding, Span, partition
 
 
 def attention_all_to_all(
@@ -22,44 +22,44 @@ def attention_all_to_all(
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Causal attention, each rank over the whole sequence for some of the heads.
+    """Causal attention, where each rank computes some of the heads over the whole sequence.
 
     Args:
         q_BHLW: This rank's queries, already rotated by their positions in the sequence.
-        k_BHLW: Its keys, as well.
+        k_BHLW: Its keys, already rotated too.
         v_BHLW: Its values.
-        sharding: Contiguous or not; when None the ranks tell each other their lengths, and stand
-            one after the other.
-        group: None for the world.
+        sharding: Contiguous or not; when None the shards are contiguous, and the ranks exchange
+            their lengths first.
+        group: None for all ranks.
 
     Returns:
         softmax(q k^T / sqrt(W)) v, [B, H, L, W].
 
     Raises:
-        ValueError: Shapes do not fit each other or the sharding, or there are fewer heads than
+        ValueError: The shapes do not fit each other or the sharding, or there are fewer heads than
             ranks.
 
     Source: arXiv:2309.14509.
     """
-    place = _find("attention_all_to_all", q_BHLW, k_BHLW, v_BHLW, sharding, group)
+    shard = _find("attention_all_to_all", q_BHLW, k_BHLW, v_BHLW, sharding, group)
     _, num_heads, _, width = q_BHLW.shape
-    if num_heads < place.count:
+    if num_heads < shard.num_ranks:
         raise ValueError(
-            f"attention_all_to_all: {num_heads} heads for {place.count} ranks, each needs one; "
+            f"attention_all_to_all: {num_heads} heads for {shard.num_ranks} ranks, each needs one; "
             f"attention_ring has no such limit"
         )
-    slices = [(start * width, end * width) for start, end in partition(num_heads, place.count)]
+    slices = [(start * width, end * width) for start, end in partition(num_heads, shard.num_ranks)]
     parts = [x.transpose(1, 2).flatten(2) for x in (q_BHLW, k_BHLW, v_BHLW)]
     qkv_BLRC = torch.stack(parts, dim=2)
-    qkv_BTRE = ToChannels(qkv_BLRC, slices, place.lengths, place).wait()
-    held = [span for spans in place.sharding.spans for span in spans]
+    qkv_BTRE = ToChannels(qkv_BLRC, slices, shard.lengths, shard).wait()
+    held = [span for spans in shard.sharding.spans for span in spans]
     qkv_BTRE = _reordered(qkv_BTRE, held, sorted(held))
     q_BHTW, k_BHTW, v_BHTW = (
         torch.unflatten(x, 2, (-1, width)).transpose(1, 2) for x in qkv_BTRE.unbind(dim=2)
     )
     y_BHTW = F.scaled_dot_product_attention(q_BHTW, k_BHTW, v_BHTW, is_causal=True)
     y_BTE = _reordered(y_BHTW.transpose(1, 2).flatten(2), sorted(held), held)
-    flight = ToSequence(y_BTE[:, :, None], slices, place.lengths, place)
+    flight = ToSequence(y_BTE[:, :, None], slices, shard.lengths, shard)
     y_BLC = torch.cat(flight.wait(), dim=3)[:, :, 0]
     return torch.unflatten(y_BLC, 2, (num_heads, width)).transpose(1, 2)
 
@@ -72,24 +72,24 @@ def attention_ring(
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Causal attention, the keys and values of every rank coming to every rank that sees them.
+    """Causal attention, where keys and values are sent to every rank whose queries see them.
 
-    Arguments and result agree with `attention_all_to_all`, but any number of heads goes. Contiguous
-    shards leave the first ranks idle: `Sharding.zigzag` gives every rank the same work.
+    Arguments and result are those of `attention_all_to_all`, for any number of heads. Contiguous
+    shards leave the first ranks idle; `Sharding.zigzag` gives every rank the same work.
 
     Raises:
-        ValueError: Shapes do not fit each other or the sharding, or a rank holds its spans in
-            another order than the sequence.
+        ValueError: The shapes do not fit each other or the sharding, or a rank holds its spans in
+            another order than that of the sequence.
 
     Source: arXiv:2310.01889.
     """
-    place = _find("attention_ring", q_BHLW, k_BHLW, v_BHLW, sharding, group)
-    for rank, spans in enumerate(place.sharding.spans):
+    shard = _find("attention_ring", q_BHLW, k_BHLW, v_BHLW, sharding, group)
+    for rank, spans in enumerate(shard.sharding.spans):
         if list(spans) != sorted(spans):
             raise ValueError(
-                f"attention_ring: rank {rank} holds the spans {spans}; they must ascend"
+                f"attention_ring: rank {rank} holds the spans {spans}; they must be ascending"
             )
-    return ring(q_BHLW, k_BHLW, v_BHLW, place)
+    return ring(q_BHLW, k_BHLW, v_BHLW, shard)
 
 
 def _find(
@@ -99,17 +99,17 @@ def _find(
     v_BHLW: Tensor,
     sharding: Sharding | None,
     group: dist.ProcessGroup | None,
-) -> Place:
+) -> LocalShard:
     if not q_BHLW.shape == k_BHLW.shape == v_BHLW.shape:
         raise ValueError(
             f"{op}: q is {tuple(q_BHLW.shape)}, k {tuple(k_BHLW.shape)} and v "
-            f"{tuple(v_BHLW.shape)}; all three are one shard, [batch, heads, rows, width]"
+            f"{tuple(v_BHLW.shape)}; all three must have the same [batch, heads, rows, width]"
         )
-    return Place.find(op, q_BHLW.transpose(1, 2), sharding, group, contiguous=False)
+    return LocalShard.find(op, q_BHLW.transpose(1, 2), sharding, group, contiguous=False)
 
 
 def _reordered(x_BTE: Tensor, given: list[Span], wanted: list[Span]) -> Tensor:
-    """The rows of `given` spans in the order of `wanted` ones."""
+    """Reorder rows from the order of the spans `given` to that of the spans `wanted`."""
     if given == wanted:
         return x_BTE
     pieces = torch.split(x_BTE, [end - start for start, end in given], dim=1)

@@ -1,7 +1,7 @@
-"""All-to-all between shards of the sequence and shards of the channels.
+"""All-to-all exchange between shards of the sequence and shards of the channels.
 
-B batch, L rows of this shard, T rows of the sequence, R parts side by side (x2, x1, v), C channels
-of a part, E channels of a part that one rank gets, N ranks.
+B batch, L rows of this shard, T rows of the sequence, R parts of a row (x2, x1, v), C channels of a
+part, E channels of a part that one rank gets, N ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,21 +9,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hyenakernels.filters import HyenaPast
 from hyenakernels.parallel.exchange import AllToAll, Flight
-from hyenakernels.parallel.sharding import Place, Span, partition
+from hyenakernels.parallel.sharding import LocalShard, Span, partition
 
 
 class ToChannels:
-    """Rows of all channels on their way to becoming all rows of some channels."""
+    """An exchange in progress, from some rows of all channels to all rows of some channels."""
 
     def __init__(
-        self, x_BLRC: Tensor, slices: Sequence[Span], lengths: Sequence[int], place: Place
+        self, x_BLRC: Tensor, slices: Sequence[Span], lengths: Sequence[int], shard: LocalShard
     ) -> None:
-        """Send `slices[q]` of the channels to rank q; `lengths` are the rows of every rank."""
+        """Send the channels `slices[q]` to rank q; rank q has `lengths[q]` rows."""
         batch, _, parts, _ = x_BLRC.shape
-        width = slices[place.rank][1] - slices[place.rank][0]
+        width = slices[shard.rank][1] - slices[shard.rank][0]
         self.shapes = [(batch, length, parts, width) for length in lengths]
-        self.flight = _fly([x_BLRC[..., start:end] for start, end in slices], self.shapes, place)
+        self.flight = _send([x_BLRC[..., start:end] for start, end in slices], self.shapes, shard)
 
     def wait(self) -> Tensor:
         """The whole sequence of this rank's channels, [B, T, R, E]."""
@@ -31,15 +32,15 @@ class ToChannels:
 
 
 class ToSequence:
-    """All rows of some channels on their way back."""
+    """The exchange back, from all rows of some channels to some rows of all channels."""
 
     def __init__(
-        self, y_BTRE: Tensor, slices: Sequence[Span], lengths: Sequence[int], place: Place
+        self, y_BTRE: Tensor, slices: Sequence[Span], lengths: Sequence[int], shard: LocalShard
     ) -> None:
-        """Send `lengths[q]` rows to rank q; `slices` are the channels that every rank holds."""
+        """Send `lengths[q]` rows to rank q; rank q has the channels `slices[q]`."""
         batch, _, parts, _ = y_BTRE.shape
-        self.shapes = [(batch, lengths[place.rank], parts, end - start) for start, end in slices]
-        self.flight = _fly(torch.split(y_BTRE, list(lengths), dim=1), self.shapes, place)
+        self.shapes = [(batch, lengths[shard.rank], parts, end - start) for start, end in slices]
+        self.flight = _send(torch.split(y_BTRE, list(lengths), dim=1), self.shapes, shard)
 
     def wait(self) -> list[Tensor]:
         """This rank's rows, [B, L, R, E] from each rank."""
@@ -49,11 +50,11 @@ class ToSequence:
 Shape = tuple[int, int, int, int]
 
 
-def _fly(parts: Sequence[Tensor], shapes: Sequence[Shape], place: Place) -> Flight:
+def _send(parts: Sequence[Tensor], shapes: Sequence[Shape], shard: LocalShard) -> Flight:
     sent = tuple(part.numel() for part in parts)
     received = tuple(torch.Size(shape).numel() for shape in shapes)
     flat = torch.cat([part.reshape(-1) for part in parts])
-    return Flight(AllToAll(sent, received, place.group), flat)
+    return Flight(AllToAll(sent, received, shard.group), flat)
 
 
 def _arrived(flight: Flight, shapes: Sequence[Shape]) -> list[Tensor]:
@@ -61,77 +62,63 @@ def _arrived(flight: Flight, shapes: Sequence[Shape]) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-Mix = Callable[[Span, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Mix = Callable[[Span, Tensor, HyenaPast], tuple[Tensor, HyenaPast]]
 
 
 def mix_channels(
-    mix: Mix,
-    z_BLC: Tensor,
-    z_past_BFC: Tensor,
-    past_BPD: Tensor,
-    place: Place,
-    *,
-    unit: int,
-    num_chunks: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    mix: Mix, z_BLC: Tensor, past: HyenaPast, shard: LocalShard, *, unit: int, num_chunks: int
+) -> tuple[Tensor, HyenaPast]:
     """Run `mix` over the whole sequence, each rank on its channels, in chunks of channels.
 
-    While a chunk is mixed, the next is on its way here and the one before on its way back.
+    While a chunk is computed, the next one is on its way here and the previous one on its way back.
 
     Args:
-        mix: A local operator for a span of channels, from z, its past and the inner past as rows to
-            y and both pasts; everything as wide as the span.
+        mix: The local operator for a span of channels: takes the span, and z and past of these
+            channels; returns y and the new past. The channels are the last dimension of all.
         z_BLC: [x2 | x1 | v].
-        z_past_BFC: The featurizer's past, on the first rank.
-        past_BPD: The inner past as rows, on the first rank.
-        place: This process.
-        unit: Neighbouring channels that must stay together.
-        num_chunks: In how many chunks each rank's channels go.
+        past: The past of the sequence, read on the first rank only.
+        shard: The shard of this process.
+        unit: The number of neighbouring channels that must stay together.
+        num_chunks: The number of chunks into which each rank's channels are cut.
 
     Returns:
-        y [B, L, D], and on the last rank both pasts; elsewhere they have no rows.
+        y [B, L, D], and on the last rank the past; elsewhere it has no rows.
 
     Raises:
         ValueError: There are fewer units than ranks times chunks.
     """
     width = z_BLC.shape[2] // 3
-    if width // unit < place.count * num_chunks:
+    if width // unit < shard.num_ranks * num_chunks:
         raise ValueError(
             f"{width} channels in units of {unit} cannot be cut into {num_chunks} chunks "
-            f"for each of {place.count} ranks"
+            f"for each of {shard.num_ranks} ranks"
         )
-    rounds = _rounds(width // unit, unit, place.count, num_chunks)
-    num_pasts = (z_past_BFC.shape[1], past_BPD.shape[1])
-    first = [_only_at(0, rows, place) for rows in num_pasts]
-    last = [_only_at(place.count - 1, rows, place) for rows in num_pasts]
-    if place.rank > 0:
-        z_past_BFC, past_BPD = z_past_BFC[:, :0], past_BPD[:, :0]
-    lengths_in = (place.lengths, *first)
-    inputs = (_thirds(z_BLC), _thirds(z_past_BFC), past_BPD[:, :, None])
+    rounds = _rounds(width // unit, unit, shard.num_ranks, num_chunks)
+    num_rows = past.featurizer_BPC.shape[1], past.inner.shape[1]
+    on_first = [_only_on(0, rows, shard) for rows in num_rows]
+    on_last = [_only_on(shard.num_ranks - 1, rows, shard) for rows in num_rows]
+    if shard.rank > 0:
+        past = HyenaPast(past.featurizer_BPC[:, :0], past.inner[:, :0])
+    inputs = (_thirds(z_BLC), _thirds(past.featurizer_BPC), past.inner[:, :, None])
 
     def send(slices: tuple[Span, ...]) -> list[ToChannels]:
-        return [
-            ToChannels(x, slices, lengths, place)
-            for x, lengths in zip(inputs, lengths_in, strict=True)
-        ]
+        lengths = (shard.lengths, *on_first)
+        return [ToChannels(x, slices, rows, shard) for x, rows in zip(inputs, lengths, strict=True)]
 
     coming, going = send(rounds[0]), []
     for index, slices in enumerate(rounds):
         arrived = [flight.wait() for flight in coming]
         if index + 1 < num_chunks:
             coming = send(rounds[index + 1])
-        z, z_past, past = (x.flatten(2) for x in arrived)
-        mixed = mix(slices[place.rank], z, z_past, past)
-        outputs = (mixed[0][:, :, None], _thirds(mixed[1]), mixed[2][:, :, None])
-        lengths_out = (place.lengths, *last)
+        z, z_past, inner = (x.flatten(2) for x in arrived)
+        y, after = mix(slices[shard.rank], z, HyenaPast(z_past, inner))
+        outputs = (y[:, :, None], _thirds(after.featurizer_BPC), after.inner[:, :, None])
+        lengths = (shard.lengths, *on_last)
         going.append(
-            [
-                ToSequence(x, slices, lengths, place)
-                for x, lengths in zip(outputs, lengths_out, strict=True)
-            ]
+            [ToSequence(x, slices, rows, shard) for x, rows in zip(outputs, lengths, strict=True)]
         )
-    y, z_past, past = (_joined([flights[i] for flights in going]) for i in range(3))
-    return y, z_past, past
+    y, z_past, inner = (_joined(flights) for flights in zip(*going, strict=True))
+    return y, HyenaPast(z_past, inner)
 
 
 def _thirds(z_BTC: Tensor) -> Tensor:
@@ -140,24 +127,25 @@ def _thirds(z_BTC: Tensor) -> Tensor:
 
 
 def _joined(flights: Sequence[ToSequence]) -> Tensor:
-    """All channels in their order: rank by rank, and of each rank chunk by chunk."""
+    """All channels in their order: rank by rank, and for each rank chunk by chunk."""
     chunks = [flight.wait() for flight in flights]
     return torch.cat(
         [part for of_rank in zip(*chunks, strict=True) for part in of_rank], 3
     ).flatten(2)
 
 
-def _only_at(rank: int, rows: int, place: Place) -> list[int]:
-    return [rows if other == rank else 0 for other in range(place.count)]
+def _only_on(rank: int, rows: int, shard: LocalShard) -> list[int]:
+    """The number of rows of each rank where `rank` has all of them."""
+    return [rows if other == rank else 0 for other in range(shard.num_ranks)]
 
 
-def _rounds(num_units: int, unit: int, count: int, num_chunks: int) -> list[tuple[Span, ...]]:
+def _rounds(num_units: int, unit: int, num_ranks: int, num_chunks: int) -> list[tuple[Span, ...]]:
     """For each chunk the span of channels of every rank."""
     spans = [
         [
             ((first + start) * unit, (first + end) * unit)
             for start, end in partition(last - first, num_chunks)
         ]
-        for first, last in partition(num_units, count)
+        for first, last in partition(num_units, num_ranks)
     ]
     return list(zip(*spans, strict=True))

@@ -1,11 +1,11 @@
-"""Exchanges between ranks as linear maps: each is begun, ends later, and has an adjoint.
+"""Exchanges between ranks as linear maps: asynchronous, and each with an adjoint.
 
-An exchange is split in two autograd nodes, `_Post` and `_Wait`. What is written between them runs
-while the rows travel; going back, the adjoint is begun where the forward pass waited and awaited
-where it was begun, so what ran meanwhile going forward runs meanwhile going back.
+An exchange is split into two autograd nodes, `_Post` and `_Wait`. Operations called between them
+run while the rows travel. In the backward pass the adjoint is started where the forward pass waited
+and awaited where it started, so the gradients of the same operations overlap with it again.
 
-Every rank of the group must call the same exchanges in the same order, and use what they return:
-a rank that does not would not begin the adjoint, and the others would wait for it.
+Every rank of the group must call the same exchanges in the same order, and use what they return in
+the loss: a rank that does not would not start the adjoint, and the others would wait for it.
 """
 
 from abc import ABC, abstractmethod
@@ -22,11 +22,11 @@ Landing = Callable[[], Tensor]
 
 
 class Exchange(ABC):
-    """A linear map of what all ranks hold to what all ranks hold."""
+    """A linear map from the tensors of all ranks to new tensors of all ranks."""
 
     @abstractmethod
     def begin(self, x: Tensor) -> Landing:
-        """Send this rank's part on its way; the landing waits and returns what came."""
+        """Start sending this rank's tensor; the returned function waits for what arrives."""
 
     @property
     @abstractmethod
@@ -36,7 +36,7 @@ class Exchange(ABC):
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows that travel: `count` rows from `source_row` of one rank to `target_row` of another."""
+    """`count` rows to send, from `source_row` of one rank to `target_row` of another."""
 
     source: int
     source_row: int
@@ -46,20 +46,22 @@ class Piece:
 
     @property
     def back(self) -> "Piece":
-        """The same rows on their way back."""
+        """The same rows, sent back."""
         return Piece(self.target, self.target_row, self.source, self.source_row, self.count)
 
 
 @dataclass(frozen=True)
 class Route(Exchange):
-    """Rows (dim 1) sent point to point; rows that arrive at one place are added, others are zero.
+    """Rows (dim 1) sent point to point.
+
+    Rows that arrive for the same target row are added; target rows that get none are zero.
 
     Attributes:
-        pieces: All that travels, in an order all ranks share.
-        num_sources: How many rows this rank gives.
-        num_targets: How many it gets.
-        rank: This process within the group.
-        group: None for the world.
+        pieces: All rows to send, in the same order on all ranks.
+        num_sources: The number of rows of this rank before the exchange.
+        num_targets: Its number of rows after the exchange.
+        rank: This process's rank within the group.
+        group: None for all ranks.
     """
 
     pieces: tuple[Piece, ...]
@@ -76,7 +78,7 @@ class Route(Exchange):
                 continue
             rows = x[:, piece.source_row : piece.source_row + piece.count]
             if piece.source == self.rank != piece.target:
-                # The operation keeps the copy alive until its work is done.
+                # The operation keeps the copy alive until it has been sent.
                 operations.append(self._operation(dist.isend, rows.contiguous(), piece.target))
             elif piece.source != self.rank:
                 rows = x.new_empty(x.shape[0], piece.count, *x.shape[2:])
@@ -101,19 +103,19 @@ class Route(Exchange):
 
     @property
     def adjoint(self) -> "Route":
-        """Every piece back to where it came from."""
+        """Every piece sent back to its source."""
         back = tuple(piece.back for piece in self.pieces)
         return Route(back, self.num_targets, self.num_sources, self.rank, self.group)
 
 
 @dataclass(frozen=True)
 class AllToAll(Exchange):
-    """Every rank sends every rank its part of a flat tensor; parts stand in the order of ranks.
+    """Every rank sends a part of a flat tensor to every rank; parts are in the order of ranks.
 
     Attributes:
-        sent: Elements for each rank.
-        received: Elements from each rank.
-        group: None for the world.
+        sent: The number of elements for each rank.
+        received: The number of elements from each rank.
+        group: None for all ranks.
     """
 
     sent: tuple[int, ...]
@@ -121,7 +123,7 @@ class AllToAll(Exchange):
     group: dist.ProcessGroup | None
 
     def begin(self, x: Tensor) -> Landing:
-        """One collective."""
+        """Start one collective."""
         x = x.contiguous()
         y = x.new_empty(sum(self.received))
         work = dist.all_to_all_single(
@@ -137,12 +139,12 @@ class AllToAll(Exchange):
 
     @property
     def adjoint(self) -> "AllToAll":
-        """The same with sent and received exchanged."""
+        """The same exchange with `sent` and `received` swapped."""
         return AllToAll(self.received, self.sent, self.group)
 
 
 class Flight:
-    """An exchange on its way, differentiable."""
+    """An exchange in progress, differentiable."""
 
     def __init__(self, exchange: Exchange, x: Tensor) -> None:
         self._channel = _Channel(exchange)
@@ -150,14 +152,14 @@ class Flight:
         self._arrived: Tensor | None = None
 
     def wait(self) -> Tensor:
-        """What arrived; the second call returns the same tensor."""
+        """The received tensor; later calls return the same one."""
         if self._arrived is None:
             self._arrived = _Wait.apply(self._channel, self._token)
         return self._arrived
 
 
 class _Channel:
-    """What the two nodes of a flight share; it holds no tensor of the graph, so nothing circles."""
+    """State shared by the two nodes of a flight; without a tensor of the graph, so no cycle."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -167,13 +169,13 @@ class _Channel:
         self._landing = exchange.begin(x)
 
     def land(self) -> Tensor:
-        assert self._landing is not None, "nothing was sent"
+        assert self._landing is not None, "no exchange was started"
         landing, self._landing = self._landing, None
         return landing()
 
 
 class _Post(torch.autograd.Function):
-    """Begin an exchange. Returns an empty token that ties `_Wait` to it in the graph."""
+    """Start an exchange; returns an empty token that connects `_Wait` to it in the graph."""
 
     @staticmethod
     def forward(ctx: Any, channel: _Channel, x: Tensor) -> Tensor:
@@ -188,7 +190,7 @@ class _Post(torch.autograd.Function):
 
 
 class _Wait(torch.autograd.Function):
-    """End an exchange."""
+    """Wait for an exchange."""
 
     @staticmethod
     def forward(ctx: Any, channel: _Channel, token: Tensor) -> Tensor:  # noqa: ARG004 - it is empty

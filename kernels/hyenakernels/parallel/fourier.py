@@ -1,7 +1,7 @@
-"""Hyena-LI over shards of a sequence by one Fourier transform that all ranks share.
+"""Hyena-LI over shards of a sequence by one Fourier transform over all ranks.
 
 B batch, L rows of this shard, C = 3D channels [x2 | x1 | v], F featurizer taps, S modes, N ranks,
-M rows of a block, T = N M rows that are transformed, E channels that are transformed at once.
+M rows of a block, T = N M rows of the transform, E channels transformed at once.
 """
 
 import math
@@ -11,115 +11,110 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hyenakernels.filters import HyenaPast, ModalFilters
 from hyenakernels.gate.reference import gated
-from hyenakernels.parallel.butterfly import Hypercube, turns
+from hyenakernels.parallel.butterfly import Hypercube, phases
 from hyenakernels.parallel.exchange import AllToAll, Flight, Route
 from hyenakernels.parallel.modal import decay
 from hyenakernels.parallel.routes import edges, overlaps, start_halo
-from hyenakernels.parallel.sharding import Place, Sharding, Stretch
+from hyenakernels.parallel.sharding import HeldSpan, LocalShard, Sharding
 from hyenakernels.precision import accumulation_dtype, full_precision
 
-MOST_NUMBERS = 2**28  # of this rank that are transformed at once: bounds the memory
+MAX_NUMBERS = 2**28  # numbers of this rank transformed at once: bounds the memory
 
 
 def hyena_modal_fft(
     z_BLC: Tensor,
-    featurizer_taps_CF: Tensor,
-    log_poles_DS: Tensor,
-    residues_DS: Tensor,
-    skip_D: Tensor | None = None,
-    featurizer_past_BFC: Tensor | None = None,
-    state_BDS: Tensor | None = None,
+    filters: ModalFilters,
+    past: HyenaPast | None = None,
     *,
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`hyena_modal` of this shard, the inner convolution by point-to-point FFT.
+) -> tuple[Tensor, HyenaPast]:
+    """`hyena_modal` of this shard, with the inner convolution by a point-to-point FFT.
 
-    With theta = pi / (2 T) the rows are turned: x[n] = exp(i theta n) u[n]. What a circular product
-    of T points wraps around then comes back turned by theta T, a right angle. So the real part
-    is the causal convolution, and nothing is padded to 2 T. Arguments and results agree with
-    `hyena_modal_states`; states pass by the modes, as there.
+    With theta = pi / (2 T) the rows get a phase: x[n] = exp(i theta n) u[n]. Products that a
+    circular convolution of T points wraps around then have the additional phase theta T, a right
+    angle. So the real part is the causal convolution, without padding to 2 T points. Arguments,
+    results and the exchange of states are those of `hyena_modal_states`.
 
     Raises:
-        ValueError: The number of ranks is no power of two, shapes do not fit each other, or `z` not
-            the sharding.
+        ValueError: The number of ranks is not a power of two, the shapes do not fit each other, or
+            `z` does not fit the sharding.
 
     Source: arXiv:2503.01868, appendix A.
     """
-    place = Place.find("hyena_modal_fft", z_BLC, sharding, group)
-    num_rows = -(-sum(place.lengths) // place.count)
-    cube = Hypercube(place.rank, place.count, num_rows, place.group)
-    reach = featurizer_taps_CF.shape[1] - 1
+    shard = LocalShard.find("hyena_modal_fft", z_BLC, sharding, group)
+    num_rows = -(-sum(shard.lengths) // shard.num_ranks)
+    cube = Hypercube(shard.rank, shard.num_ranks, num_rows, shard.group)
+    reach = filters.featurizer_taps_CF.shape[1] - 1
+    z_past, state_BDS = (None, None) if past is None else (past.featurizer_BPC, past.inner)
     z_BLC, _, tail = edges(z_BLC, 0, min(reach, z_BLC.shape[1]))
-    z_past = start_halo(tail, featurizer_past_BFC, place, place.lengths, reach).wait()
+    z_past = start_halo(tail, z_past, shard, reach).wait()
     dtype = accumulation_dtype(z_BLC)
-    log_poles_DS, residues_DS = log_poles_DS.to(dtype), residues_DS.to(dtype)
+    log_poles_DS, residues_DS = filters.log_poles_DS.to(dtype), filters.residues_DS.to(dtype)
 
     def convolve(u_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        width = max(1, MOST_NUMBERS // (u_BLD.shape[0] * num_rows))
-        parts = [
-            part(u_BLD[:, :, own], own)
-            for own in (slice(first, first + width) for first in range(0, u_BLD.shape[2], width))
-        ]
+        width = max(1, MAX_NUMBERS // (u_BLD.shape[0] * num_rows))
+        slices = [slice(first, first + width) for first in range(0, u_BLD.shape[2], width)]
+        parts = [part(u_BLD[:, :, own], own) for own in slices]
         return torch.cat([y for y, _ in parts], dim=2), torch.cat([end for _, end in parts], dim=1)
 
     def part(u_BLE: Tensor, own: slice) -> tuple[Tensor, Tensor]:
         u, poles, residues = u_BLE.to(dtype), log_poles_DS[own], residues_DS[own]
         with full_precision(u):
             state = None if state_BDS is None else state_BDS[:, own]
-            initial, final = _states(u, state, poles, place)
-            heard = residues * torch.exp(poles) * initial
-            y = _convolved(u, poles, residues, place, cube)
-            y = y + _series(heard, poles, u.shape[1])
+            initial, final = _states(u, state, poles, shard)
+            weights = residues * torch.exp(poles) * initial
+            y = _convolved(u, poles, residues, shard, cube)
+            y = y + _series(weights, poles, u.shape[1])
         return y.to(u_BLE.dtype), final
 
-    return gated(convolve, z_BLC, featurizer_taps_CF, skip_D, z_past)
+    return gated(convolve, z_BLC, filters, z_past)
 
 
 def _convolved(
-    u_BLD: Tensor, log_poles_DS: Tensor, residues_DS: Tensor, place: Place, cube: Hypercube
+    u_BLD: Tensor, log_poles_DS: Tensor, residues_DS: Tensor, shard: LocalShard, cube: Hypercube
 ) -> Tensor:
     """This shard's rows of the convolution from a zero state."""
-    route = _to_blocks(place, cube.num_rows)
+    route = _to_blocks(shard, cube.num_rows)
     u_BMD = Flight(route, u_BLD).wait()
-    turn = math.pi / (2 * cube.count * cube.num_rows)
-    turned_M1 = turns(turn, cube.rank * cube.num_rows, cube.num_rows, u_BMD)
-    spectrum_MD = _spectrum(log_poles_DS, residues_DS, turn, cube)
-    y_BMD = cube.inverse(cube.transform(turned_M1 * u_BMD) * spectrum_MD)
-    return Flight(route.adjoint, (turned_M1.conj() * y_BMD).real).wait()
+    theta = math.pi / (2 * cube.num_ranks * cube.num_rows)
+    phases_M1 = phases(theta, cube.rank * cube.num_rows, cube.num_rows, u_BMD)
+    spectrum_MD = _spectrum(log_poles_DS, residues_DS, theta, cube)
+    y_BMD = cube.inverse(cube.transform(phases_M1 * u_BMD) * spectrum_MD)
+    return Flight(route.adjoint, (phases_M1.conj() * y_BMD).real).wait()
 
 
-def _to_blocks(place: Place, num_rows: int) -> Route:
+def _to_blocks(shard: LocalShard, num_rows: int) -> Route:
     """From shards to blocks of M rows; the last blocks end in zeros where M N > L."""
-    blocks = [Stretch(r, 0, r * num_rows, (r + 1) * num_rows) for r in range(place.count)]
-    pieces = overlaps(place.sharding.stretches, tuple(blocks))
-    own = place.lengths[place.rank]
-    return Route(pieces, own, num_rows, place.rank, place.group)
+    blocks = [HeldSpan(r, 0, r * num_rows, (r + 1) * num_rows) for r in range(shard.num_ranks)]
+    pieces = overlaps(shard.sharding.held_spans, tuple(blocks))
+    return Route(pieces, shard.length, num_rows, shard.rank, shard.group)
 
 
-def _spectrum(log_poles_DS: Tensor, residues_DS: Tensor, turn: float, cube: Hypercube) -> Tensor:
-    """This rank's frequencies of the turned filter, [M, D]; no row of it travels.
+def _spectrum(log_poles_DS: Tensor, residues_DS: Tensor, theta: float, cube: Hypercube) -> Tensor:
+    """This rank's frequencies of the filter with its phases, [M, D]; no row of it is sent.
 
-    What the rounds of the transform would leave here of a mode over all T rows is the mode over M
-    rows, with a complex residue: R sum over blocks q of exp((p + i phi) M q).
+    The rounds of the transform would turn a mode over all T rows into the same mode over M rows
+    here, with a complex residue: R sum over blocks q of exp((p + i phi) M q).
     """
-    num_rows, count = cube.num_rows, cube.count
-    phi = turn - 2 * math.pi * cube.frequency_class / (count * num_rows)
+    num_rows, count = cube.num_rows, cube.num_ranks
+    phi = theta - 2 * math.pi * cube.frequency_class / (count * num_rows)
     decays_NDS = decay(log_poles_DS, [num_rows * q for q in range(count)], log_poles_DS)
-    turns_N11 = turns(phi * num_rows, 0, count, log_poles_DS)[..., None]
-    folded_DS = residues_DS * (decays_NDS * turns_N11).sum(0)
+    phases_N11 = phases(phi * num_rows, 0, count, log_poles_DS)[..., None]
+    folded_DS = residues_DS * (decays_NDS * phases_N11).sum(0)
     parts = torch.stack([folded_DS.real, folded_DS.imag])
     real_MD, imaginary_MD = _series(parts, log_poles_DS, num_rows).unbind()
-    rows_MD = torch.complex(real_MD, imaginary_MD) * turns(phi, 0, num_rows, real_MD)
+    rows_MD = torch.complex(real_MD, imaginary_MD) * phases(phi, 0, num_rows, real_MD)
     spectrum_MD: Tensor = torch.fft.fft(rows_MD, dim=0)
     return spectrum_MD
 
 
 def _series(weights_XDS: Tensor, log_poles_DS: Tensor, length: int) -> Tensor:
-    """sum_s weights[s] exp(p_s t), t = 0 .. L - 1, [X, L, D], in a product of two short series.
+    """sum_s weights[s] exp(p_s t), t = 0 .. L - 1, [X, L, D], as a product of two short series.
 
-    A [D, S, L] tensor of all modes never exists: t = I i + j, with I about the root of L.
+    With t = I i + j and I about sqrt(L) no [D, S, L] tensor of all modes is needed.
     """
     step = math.isqrt(length - 1) + 1
     count = -(-length // step)
@@ -134,8 +129,8 @@ def _series(weights_XDS: Tensor, log_poles_DS: Tensor, length: int) -> Tensor:
     return rows_DXT[:, :, :length].permute(1, 2, 0)
 
 
-def _left(u_BLD: Tensor, log_poles_DS: Tensor) -> Tensor:
-    """The state after the last row from zero, sum_t exp(p (L - 1 - t)) u[t], cut as `_series`."""
+def _state_from_zero(u_BLD: Tensor, log_poles_DS: Tensor) -> Tensor:
+    """The state after the last row from zero, sum_t exp(p (L - 1 - t)) u[t], as in `_series`."""
     length = u_BLD.shape[1]
     step = math.isqrt(length - 1) + 1
     count = -(-length // step)
@@ -152,24 +147,24 @@ def _left(u_BLD: Tensor, log_poles_DS: Tensor) -> Tensor:
 
 
 def _states(
-    u_BLD: Tensor, state_BDS: Tensor | None, log_poles_DS: Tensor, place: Place
+    u_BLD: Tensor, state_BDS: Tensor | None, log_poles_DS: Tensor, shard: LocalShard
 ) -> tuple[Tensor, Tensor]:
-    """What the state before the sequence is before this shard, and the state after the shard.
+    """The state before the sequence decayed to this shard's first row, and the state after it.
 
-    An all-gather of what each shard leaves from zero, [B, D, S], and of the first state.
+    All ranks gather the states that each shard leaves from zero, [B, D, S], and the first state.
     """
-    left_BDS = _left(u_BLD, log_poles_DS)
-    if state_BDS is None or place.rank > 0:
-        state_BDS = torch.zeros_like(left_BDS)
-    own = torch.stack([left_BDS, state_BDS.to(left_BDS.dtype)])
-    share = (own.numel(),) * place.count
-    flight = Flight(AllToAll(share, share, place.group), own.flatten().repeat(place.count))
-    all_NXBDS = flight.wait().view(place.count, *own.shape)
+    own_BDS = _state_from_zero(u_BLD, log_poles_DS)
+    if state_BDS is None or shard.rank > 0:
+        state_BDS = torch.zeros_like(own_BDS)
+    own = torch.stack([own_BDS, state_BDS.to(own_BDS.dtype)])
+    share = (own.numel(),) * shard.num_ranks
+    flight = Flight(AllToAll(share, share, shard.group), own.flatten().repeat(shard.num_ranks))
+    all_NXBDS = flight.wait().view(shard.num_ranks, *own.shape)
 
-    rank, before = place.rank, sum(place.lengths[: place.rank])
-    after = [sum(place.lengths[other + 1 : rank + 1]) for other in range(rank + 1)]
+    rank, before = shard.rank, sum(shard.lengths[: shard.rank])
+    after = [sum(shard.lengths[other + 1 : rank + 1]) for other in range(rank + 1)]
     initial, through = decay(log_poles_DS, [before, before + u_BLD.shape[1]], u_BLD)[:, None]
     decays_NDS = decay(log_poles_DS, after, u_BLD)
-    left_NBDS, first_BDS = all_NXBDS[: rank + 1, 0], all_NXBDS[0, 1]
-    final_BDS = through * first_BDS + (decays_NDS[:, None] * left_NBDS).sum(0)
+    from_zero_NBDS, first_BDS = all_NXBDS[: rank + 1, 0], all_NXBDS[0, 1]
+    final_BDS = through * first_BDS + (decays_NDS[:, None] * from_zero_NBDS).sum(0)
     return initial * first_BDS, final_BDS

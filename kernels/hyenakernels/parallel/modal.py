@@ -10,138 +10,114 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hyenakernels.filters import HyenaPast, ModalFilters
 from hyenakernels.modal.op import hyena_modal
 from hyenakernels.modal.passing import adjoint_from_zero, state_from_zero
 from hyenakernels.parallel.channels import mix_channels
 from hyenakernels.parallel.routes import edges, start_halo
-from hyenakernels.parallel.sharding import Place, Sharding, Span
+from hyenakernels.parallel.sharding import LocalShard, Sharding, Span
 from hyenakernels.precision import accumulation_dtype
 
 
 def hyena_modal_states(
     z_BLC: Tensor,
-    featurizer_taps_CF: Tensor,
-    log_poles_DS: Tensor,
-    residues_DS: Tensor,
-    skip_D: Tensor | None = None,
-    featurizer_past_BFC: Tensor | None = None,
-    state_BDS: Tensor | None = None,
+    filters: ModalFilters,
+    past: HyenaPast | None = None,
     *,
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`hyena_modal` of this shard, from the state in which the ranks before leave it.
+) -> tuple[Tensor, HyenaPast]:
+    """`hyena_modal` of this shard, from the state that the ranks before leave.
 
-    The state a shard leaves is exp(p L) times the one it finds, plus what it would leave from zero.
-    So the ranks tell each other only the latter, [B, D, S], at once; going back likewise.
+    The state after a shard is exp(p L) times the state before it, plus the state it would leave
+    from zero. So the ranks exchange only the latter, [B, D, S], in one collective; likewise in the
+    backward pass.
 
     Args:
         z_BLC: This rank's rows of the projections.
-        featurizer_taps_CF: The same on all ranks, as all filters are.
-        log_poles_DS: See `hyena_modal`.
-        residues_DS: The weight of each mode.
-        skip_D: None for no skip.
-        featurizer_past_BFC: What is before the sequence, read on the first rank.
-        state_BDS: The state before the sequence, read on the first rank.
-        sharding: Contiguous; when None the ranks tell each other their lengths.
-        group: None for the world.
+        filters: The same on all ranks.
+        past: The past of the whole sequence, read on the first rank only; zeros when None.
+        sharding: Contiguous; when None the ranks exchange their lengths first.
+        group: None for all ranks.
 
     Returns:
-        y [B, L, D], and the past and the state of what follows this shard: on the last rank those
-        of what follows the sequence.
+        y [B, L, D], and the past for the samples that follow this shard: on the last rank that of
+        the samples that follow the sequence.
 
     Raises:
-        ValueError: Shapes do not fit each other, or `z` not the sharding.
+        ValueError: The shapes do not fit each other, or `z` does not fit the sharding.
 
     Source: arXiv:2503.01868, section 4, for the exchanges; the state form follows from the modes.
     """
-    place = Place.find("hyena_modal_states", z_BLC, sharding, group)
-    reach = featurizer_taps_CF.shape[1] - 1
+    shard = LocalShard.find("hyena_modal_states", z_BLC, sharding, group)
+    reach = filters.featurizer_taps_CF.shape[1] - 1
+    z_past, state_BDS = (None, None) if past is None else (past.featurizer_BPC, past.inner)
     z_BLC, _, tail = edges(z_BLC, 0, min(reach, z_BLC.shape[1]))
-    z_past = start_halo(tail, featurizer_past_BFC, place, place.lengths, reach).wait()
-    left = state_from_zero(z_BLC, featurizer_taps_CF, log_poles_DS, z_past)
-    if place.rank > 0:
+    z_past = start_halo(tail, z_past, shard, reach).wait()
+    from_zero = state_from_zero(z_BLC, filters, z_past)
+    if shard.rank > 0:
         state_BDS = None
-    before = _before(left, state_BDS, log_poles_DS, place)
-    if place.rank > 0:
+    before = _state_before(from_zero, state_BDS, filters.log_poles_DS, shard)
+    if shard.rank > 0:
         state_BDS = before
-    y_BLD, z_after, final_BDS = hyena_modal(
-        z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, skip_D, z_past, state_BDS
-    )
-    y_BLD, final_BDS = _Chained.apply(
-        y_BLD, final_BDS, place, z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, z_past
-    )
-    return y_BLD, z_after, final_BDS
+    elif state_BDS is None:
+        state_BDS = torch.zeros_like(from_zero)
+    y_BLD, past_after = hyena_modal(z_BLC, filters, HyenaPast(z_past, state_BDS))
+    y_BLD, final_BDS = _Chained.apply(y_BLD, past_after.inner, shard, z_BLC, z_past, *filters)
+    return y_BLD, HyenaPast(past_after.featurizer_BPC, final_BDS)
 
 
 def hyena_modal_all_to_all(
     z_BLC: Tensor,
-    featurizer_taps_CF: Tensor,
-    log_poles_DS: Tensor,
-    residues_DS: Tensor,
-    skip_D: Tensor | None = None,
-    featurizer_past_BFC: Tensor | None = None,
-    state_BDS: Tensor | None = None,
+    filters: ModalFilters,
+    past: HyenaPast | None = None,
     *,
     num_chunks: int = 1,
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`hyena_modal` of the whole sequence, each rank on its part of the channels.
+) -> tuple[Tensor, HyenaPast]:
+    """`hyena_modal` of the whole sequence, where each rank computes some of the channels.
 
-    Arguments and results agree with `hyena_modal_states`, but past and state of what follows are on
-    the last rank alone; elsewhere they have no rows and no modes. With several chunks exchange and
-    compute overlap.
+    Arguments and results are those of `hyena_modal_states`, but only the last rank gets the past
+    for the samples that follow; elsewhere it has no rows and no modes. With several chunks of
+    channels, exchange and computation overlap.
 
     Raises:
         ValueError: There are fewer channels than ranks times `num_chunks`.
 
     Source: arXiv:2503.01868, section 4.1.
     """
-    place = Place.find("hyena_modal_all_to_all", z_BLC, sharding, group)
+    shard = LocalShard.find("hyena_modal_all_to_all", z_BLC, sharding, group)
     batch, _, channels = z_BLC.shape
-    if featurizer_past_BFC is None:
-        featurizer_past_BFC = z_BLC.new_zeros(batch, featurizer_taps_CF.shape[1] - 1, channels)
-    if state_BDS is None:
+    if past is None:
         dtype = accumulation_dtype(z_BLC)
-        state_BDS = z_BLC.new_zeros(batch, *log_poles_DS.shape, dtype=dtype)
-
-    def mix(
-        span: Span, z_BTE: Tensor, z_past: Tensor, state_BSE: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        own = slice(*span)
-        featurizer_taps = torch.unflatten(featurizer_taps_CF, 0, (3, -1))[:, own].flatten(0, 1)
-        skip = None if skip_D is None else skip_D[own]
-        y_BTE, z_after, state_BES = hyena_modal(
-            z_BTE,
-            featurizer_taps,
-            log_poles_DS[own],
-            residues_DS[own],
-            skip,
-            z_past,
-            state_BSE.transpose(1, 2),
+        past = HyenaPast(
+            z_BLC.new_zeros(batch, filters.featurizer_taps_CF.shape[1] - 1, channels),
+            z_BLC.new_zeros(batch, *filters.log_poles_DS.shape, dtype=dtype),
         )
-        return y_BTE, z_after, state_BES.transpose(1, 2)
 
-    y_BLD, z_after, state_BSD = mix_channels(
-        mix,
-        z_BLC,
-        featurizer_past_BFC,
-        state_BDS.transpose(1, 2),
-        place,
-        unit=1,
-        num_chunks=num_chunks,
+    def transposed(past: HyenaPast) -> HyenaPast:
+        """States [B, D, S] as rows of channels [B, S, D], and back."""
+        return HyenaPast(past.featurizer_BPC, past.inner.transpose(1, 2))
+
+    def mix(span: Span, z_BTE: Tensor, past: HyenaPast) -> tuple[Tensor, HyenaPast]:
+        y_BTE, past_after = hyena_modal(z_BTE, filters.of_channels(*span), transposed(past))
+        return y_BTE, transposed(past_after)
+
+    y_BLD, past_after = mix_channels(
+        mix, z_BLC, transposed(past), shard, unit=1, num_chunks=num_chunks
     )
-    return y_BLD, z_after, state_BSD.transpose(1, 2)
+    return y_BLD, transposed(past_after)
 
 
 class _Chained(torch.autograd.Function):
-    """y and the last state as they are; going back, the state's gradient from the ranks after.
+    """Returns y and the last state unchanged; in the backward pass adds the later ranks' gradient.
 
-    A rank's last state is what the next one began with, though it came by the exchange. So its
-    gradient is that of the next rank's first state, found as the state itself is: exp(p L) times
-    what reaches that rank from behind, plus what it gives from zero. With true states and true
-    adjoints at its ends, each shard's own backward pass is exact, that of the poles included.
+    A rank's last state is the first state of the next rank, although it got there by an exchange
+    without a graph. So its gradient is that of the next rank's first state. It is computed as the
+    state itself is: exp(p L) times what reaches that rank from the ranks after it, plus what the
+    rank would give from zero. With its true first state and its true last adjoint, each shard's own
+    backward pass is exact, that of the poles included.
     """
 
     @staticmethod
@@ -149,46 +125,49 @@ class _Chained(torch.autograd.Function):
         ctx: Any,
         y_BLD: Tensor,
         final_BDS: Tensor,
-        place: Place,
-        *inputs: Tensor,
+        shard: LocalShard,
+        z_BLC: Tensor,
+        z_past_BPC: Tensor,
+        *filters: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """`inputs`: z, featurizer taps, poles, residues and the rows before z."""
-        ctx.place = place
-        ctx.save_for_backward(*inputs)
+        ctx.shard = shard
+        ctx.save_for_backward(z_BLC, z_past_BPC, *filters)
         return y_BLD.view_as(y_BLD), final_BDS.view_as(final_BDS)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BLD: Tensor, dfinal_BDS: Tensor) -> tuple[Tensor | None, ...]:
-        place = ctx.place
-        z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, z_past = ctx.saved_tensors
-        given = adjoint_from_zero(
-            z_BLC, featurizer_taps_CF, log_poles_DS, residues_DS, z_past, dy_BLD
-        )
-        given = given + decay(log_poles_DS, [place.lengths[place.rank]], given) * dfinal_BDS
-        after = range(place.rank + 1, place.count)
-        dfinal_BDS = dfinal_BDS + _carried(given, log_poles_DS, place, after)
-        return dy_BLD, dfinal_BDS, None, None, None, None, None, None
+        shard = ctx.shard
+        z_BLC, z_past_BPC, *saved = ctx.saved_tensors
+        filters = ModalFilters(*saved)
+        own = adjoint_from_zero(z_BLC, filters, z_past_BPC, dy_BLD)
+        own = own + decay(filters.log_poles_DS, [shard.length], own) * dfinal_BDS
+        after = range(shard.rank + 1, shard.num_ranks)
+        dfinal_BDS = dfinal_BDS + _carried(own, filters.log_poles_DS, shard, after)
+        return dy_BLD, dfinal_BDS, *[None] * (3 + len(filters))
 
 
 @torch.no_grad()
-def _before(
-    left_BDS: Tensor, state_BDS: Tensor | None, log_poles_DS: Tensor, place: Place
+def _state_before(
+    from_zero_BDS: Tensor, state_BDS: Tensor | None, log_poles_DS: Tensor, shard: LocalShard
 ) -> Tensor:
-    """The state before this shard, from what each shard leaves and the state before the first."""
+    """The state before this shard, from the states all shards leave from zero.
+
+    `state` is the state before the sequence on the first rank, and None on the others.
+    """
     if state_BDS is not None:
-        kept = decay(log_poles_DS, [place.lengths[place.rank]], left_BDS)
-        left_BDS = left_BDS + kept * state_BDS
-    return _carried(left_BDS, log_poles_DS, place, range(place.rank))
+        kept = decay(log_poles_DS, [shard.length], from_zero_BDS)
+        from_zero_BDS = from_zero_BDS + kept * state_BDS
+    return _carried(from_zero_BDS, log_poles_DS, shard, range(shard.rank))
 
 
-def _carried(own_BDS: Tensor, log_poles_DS: Tensor, place: Place, ranks: range) -> Tensor:
-    """What `ranks` gave, decayed over the rows between them and this one, and added."""
+def _carried(own_BDS: Tensor, log_poles_DS: Tensor, shard: LocalShard, ranks: range) -> Tensor:
+    """The sum of the tensors of `ranks`, each decayed over the rows between it and this rank."""
     own_BDS = own_BDS.contiguous()
-    all_NBDS = own_BDS.new_empty(place.count, *own_BDS.shape)
-    dist.all_gather(list(all_NBDS.unbind()), own_BDS, group=place.group)
+    all_NBDS = own_BDS.new_empty(shard.num_ranks, *own_BDS.shape)
+    dist.all_gather(list(all_NBDS.unbind()), own_BDS, group=shard.group)
     between = [
-        sum(place.lengths[min(rank, place.rank) + 1 : max(rank, place.rank)]) for rank in ranks
+        sum(shard.lengths[min(rank, shard.rank) + 1 : max(rank, shard.rank)]) for rank in ranks
     ]
     decay_NDS = decay(log_poles_DS, between, own_BDS)
     return (decay_NDS[:, None] * all_NBDS[ranks.start : ranks.stop]).sum(0)
@@ -196,6 +175,6 @@ def _carried(own_BDS: Tensor, log_poles_DS: Tensor, place: Place, ranks: range) 
 
 def decay(log_poles_DS: Tensor, num_rows: list[int], like: Tensor) -> Tensor:
     """exp(p * rows), [N, D, S], for each number of rows."""
-    # Not blocking: a copy that blocks waits for all that the device has still to do.
+    # A blocking copy would wait for all work queued on the device.
     rows_N = torch.tensor(num_rows, dtype=like.dtype).to(like.device, non_blocking=True)
     return torch.exp(log_poles_DS.to(like.dtype) * rows_N[:, None, None])

@@ -1,4 +1,4 @@
-"""From one sharding of a sequence to another, and ring attention between two such moves.
+"""From one sharding of a sequence to another, and ring attention between two such exchanges.
 
 B batch, H heads, L rows of this shard, C channels, W channels a head.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 from hyenakernels.parallel.attention import attention_ring
 from hyenakernels.parallel.exchange import Flight, Route
 from hyenakernels.parallel.routes import overlaps
-from hyenakernels.parallel.sharding import Place, Sharding
+from hyenakernels.parallel.sharding import LocalShard, Sharding
 
 
 def reshard(
@@ -19,23 +19,24 @@ def reshard(
     """The rows that `wanted` gives this rank, from the ranks that hold them.
 
     Args:
-        x_BLC: This rank's rows, as `given` says.
-        given: Who holds which rows.
-        wanted: Who shall hold them; of the same length.
-        group: None for the world.
+        x_BLC: This rank's rows in the sharding `given`.
+        given: The current sharding.
+        wanted: The new sharding, of the same length.
+        group: None for all ranks.
 
     Returns:
         [B, L, C].
 
     Raises:
-        ValueError: `x` does not fit `given`, or the shardings each other.
+        ValueError: `x` does not fit `given`, or the shardings do not fit each other.
     """
-    place = Place.find("reshard", x_BLC, given, group, contiguous=False)
+    shard = LocalShard.find("reshard", x_BLC, given, group, contiguous=False)
     if sum(given.lengths) != sum(wanted.lengths) or len(given.spans) != len(wanted.spans):
-        raise ValueError(f"reshard: {given.spans} cannot become {wanted.spans}")
-    rows = (given.lengths[place.rank], wanted.lengths[place.rank])
-    pieces = overlaps(given.stretches, wanted.stretches)
-    route = Route(pieces, *rows, place.rank, group)
+        raise ValueError(
+            f"reshard: {given.spans} and {wanted.spans} differ in their length or number of ranks"
+        )
+    pieces = overlaps(given.held_spans, wanted.held_spans)
+    route = Route(pieces, shard.length, wanted.lengths[shard.rank], shard.rank, group)
     return Flight(route, x_BLC).wait()
 
 
@@ -47,10 +48,10 @@ def attention_zigzag(
     sharding: Sharding,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """`attention_ring` with the same work for every rank, whatever the sharding.
+    """`attention_ring` with the same work for every rank, for any sharding.
 
-    Queries, keys and values go to `Sharding.zigzag` in one exchange, and the result comes back.
-    Arguments and result agree with `attention_ring`.
+    One exchange brings queries, keys and values to `Sharding.zigzag`, another the result back.
+    Arguments and result are those of `attention_ring`.
     """
     count, num_heads = len(sharding.spans), q_BHLW.shape[1]
     balanced = Sharding.zigzag(sum(sharding.lengths), count)

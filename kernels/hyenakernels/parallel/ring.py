@@ -1,8 +1,8 @@
-"""Attention over shards of a sequence: queries stay, keys and values come from rank after rank.
+"""Attention over shards of a sequence: queries stay, keys and values come from the other ranks.
 
-At step s each rank computes with the keys of the rank s places before it, in a circle, while those
-of step s + 1 travel. Every block comes straight from its owner, cut to the rows that are seen, and
-its gradient goes straight back, so an exchange is a `Route` and its adjoint.
+At step s rank r computes with the keys of rank (r - s) mod N, while those of step s + 1 travel.
+Every block is sent directly by its owner, only the rows that are seen, and its gradient is sent
+directly back, so an exchange is a `Route` and its adjoint.
 
 B batch, H heads, L rows of this shard, T keys of a block, R = 2 (keys, values), W channels a head,
 N ranks. Source: arXiv:2310.01889.
@@ -19,16 +19,16 @@ from torch.autograd.function import once_differentiable
 
 from hyenakernels.attention.block import block_backward, block_forward, merge
 from hyenakernels.parallel.exchange import Landing, Piece, Route
-from hyenakernels.parallel.sharding import Place, Sharding, Span
+from hyenakernels.parallel.sharding import LocalShard, Sharding, Span
 from hyenakernels.precision import accumulation_dtype
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Keys of a shard that the same queries of another see, all of them whole.
+    """Keys of one shard, all of which are seen by the same queries of another.
 
     Attributes:
-        first_query: The first row of the queries' shard that sees the keys; the rest do as well.
+        first_query: The first row of the queries' shard that sees the keys, like all later ones.
         keys: Rows of the keys' shard.
     """
 
@@ -38,9 +38,9 @@ class Tile:
 
 @cache
 def tiles(sharding: Sharding, query_rank: int, key_rank: int) -> tuple[Tile, ...]:
-    """What the queries of one rank see of the keys of another.
+    """The keys of one rank that the queries of another see.
 
-    Of its own keys a rank sees a causal triangle: rows stand in their order, whatever the spans.
+    A rank's own keys are one tile with a causal mask: its rows are in order, whatever the spans.
     """
     length = sharding.lengths[query_rank]
     if query_rank == key_rank:
@@ -60,28 +60,30 @@ def tiles(sharding: Sharding, query_rank: int, key_rank: int) -> tuple[Tile, ...
     return tuple(found)
 
 
-def ring(q_BHLW: Tensor, k_BHLW: Tensor, v_BHLW: Tensor, place: Place) -> Tensor:
+def ring(q_BHLW: Tensor, k_BHLW: Tensor, v_BHLW: Tensor, shard: LocalShard) -> Tensor:
     """Causal attention of this rank's queries to the keys of all ranks, differentiable."""
-    y_BHLW: Tensor = _Ring.apply(q_BHLW, k_BHLW, v_BHLW, place)
+    y_BHLW: Tensor = _Ring.apply(q_BHLW, k_BHLW, v_BHLW, shard)
     return y_BHLW
 
 
 class _Ring(torch.autograd.Function):
-    """See `ring`. Saves this rank's shard alone: the keys go round again on the way back."""
+    """See `ring`. Saves only this rank's shard; the backward pass sends the keys again."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHLW: Tensor, k_BHLW: Tensor, v_BHLW: Tensor, place: Place) -> Tensor:
+    def forward(
+        ctx: Any, q_BHLW: Tensor, k_BHLW: Tensor, v_BHLW: Tensor, shard: LocalShard
+    ) -> Tensor:
         kv_BLRHW = torch.stack([k_BHLW.transpose(1, 2), v_BHLW.transpose(1, 2)], dim=2)
         out_BLHW = torch.zeros_like(kv_BLRHW[:, :, 0], dtype=accumulation_dtype(q_BHLW))
-        out_BHLW = out_BLHW.transpose(1, 2)  # so rows lie as projections and FlashAttention do
+        out_BHLW = out_BLHW.transpose(1, 2)  # rows in memory as in projections and FlashAttention
         lse_BHL = out_BHLW.new_full(q_BHLW.shape[:3], -torch.inf)
-        for step, block_BTRHW in _visits(kv_BLRHW, place):
-            for tile, k, v in _blocks(block_BTRHW, place, step):
+        for step, block_BTRHW in _visits(kv_BLRHW, shard):
+            for tile, k, v in _blocks(block_BTRHW, shard, step):
                 queries = slice(tile.first_query, None)
                 out, lse = block_forward(q_BHLW[:, :, queries], k, v, step == 0)
                 merge(out_BHLW[:, :, queries], lse_BHL[:, :, queries], out, lse)
         y_BHLW = out_BHLW.to(q_BHLW.dtype)
-        ctx.place = place
+        ctx.shard = shard
         ctx.save_for_backward(q_BHLW, kv_BLRHW, y_BHLW, lse_BHL)
         return y_BHLW
 
@@ -93,10 +95,10 @@ class _Ring(torch.autograd.Function):
         dq_BHLW = torch.zeros_like(q_BHLW, dtype=dtype)
         dkv_BLRHW = torch.zeros_like(kv_BLRHW, dtype=dtype)
         returning: Landing | None = None
-        for step, block_BTRHW in _visits(kv_BLRHW, ctx.place):
+        for step, block_BTRHW in _visits(kv_BLRHW, ctx.shard):
             share_BTRHW = torch.empty_like(block_BTRHW)
-            blocks = _blocks(block_BTRHW, ctx.place, step)
-            shares = _blocks(share_BTRHW, ctx.place, step)
+            blocks = _blocks(block_BTRHW, ctx.shard, step)
+            shares = _blocks(share_BTRHW, ctx.shard, step)
             for (tile, k, v), (_, dk, dv) in zip(blocks, shares, strict=True):
                 queries = slice(tile.first_query, None)
                 dy, q, y, lse = (x[:, :, queries] for x in (dy_BHLW, q_BHLW, y_BHLW, lse_BHL))
@@ -106,43 +108,45 @@ class _Ring(torch.autograd.Function):
                 dv.copy_(gradients[2])
             if returning is not None:
                 dkv_BLRHW += returning()
-            returning = _route(ctx.place, step).adjoint.begin(share_BTRHW)
-        assert returning is not None, "no step was made"
+            returning = _route(ctx.shard, step).adjoint.begin(share_BTRHW)
+        assert returning is not None, "there was no step"
         dkv_BLRHW += returning()
         dk, dv = (x.transpose(1, 2).to(q_BHLW.dtype) for x in dkv_BLRHW.unbind(dim=2))
         return dq_BHLW.to(q_BHLW.dtype), dk, dv, None
 
 
-def _visits(kv_BLRHW: Tensor, place: Place) -> Iterator[tuple[int, Tensor]]:
-    """For each step the rows that this rank's queries see of the rank so many places before."""
+def _visits(kv_BLRHW: Tensor, shard: LocalShard) -> Iterator[tuple[int, Tensor]]:
+    """For each step s the rows of rank r - s that the queries of this rank r see."""
     block_BTRHW = kv_BLRHW
-    for step in range(place.count):
-        is_last = step + 1 == place.count
-        landing = None if is_last else _route(place, step + 1).begin(kv_BLRHW)
+    for step in range(shard.num_ranks):
+        is_last = step + 1 == shard.num_ranks
+        landing = None if is_last else _route(shard, step + 1).begin(kv_BLRHW)
         yield step, block_BTRHW
         if landing is not None:
             block_BTRHW = landing()
 
 
-def _blocks(block_BTRHW: Tensor, place: Place, step: int) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+def _blocks(
+    block_BTRHW: Tensor, shard: LocalShard, step: int
+) -> Iterator[tuple[Tile, Tensor, Tensor]]:
     """The tiles of a step, with their keys and values as [B, H, T, W]."""
-    found = tiles(place.sharding, place.rank, (place.rank - step) % place.count)
+    found = tiles(shard.sharding, shard.rank, (shard.rank - step) % shard.num_ranks)
     sizes = [tile.keys[1] - tile.keys[0] for tile in found]
     for tile, kv_BTRHW in zip(found, torch.split(block_BTRHW, sizes, dim=1), strict=True):
         k_BTHW, v_BTHW = kv_BTRHW.unbind(dim=2)
         yield tile, k_BTHW.transpose(1, 2), v_BTHW.transpose(1, 2)
 
 
-def _route(place: Place, step: int) -> Route:
-    """The way of what is seen `step` places further, as far as this rank sends or receives it."""
-    sources = {place.rank, (place.rank - step) % place.count}
+def _route(shard: LocalShard, step: int) -> Route:
+    """The rows sent in a step: those that this rank sends, and those that it receives."""
+    sources = {shard.rank, (shard.rank - step) % shard.num_ranks}
     pieces = []
     for source in sources:
-        target, row = (source + step) % place.count, 0
-        for tile in tiles(place.sharding, target, source):
+        target, row = (source + step) % shard.num_ranks, 0
+        for tile in tiles(shard.sharding, target, source):
             first, end = tile.keys
             pieces.append(Piece(source, first, target, row, end - first))
             row += end - first
-    num_targets = sum(piece.count for piece in pieces if piece.target == place.rank)
-    num_sources = place.lengths[place.rank]
-    return Route(tuple(pieces), num_sources, num_targets, place.rank, place.group)
+    num_targets = sum(piece.count for piece in pieces if piece.target == shard.rank)
+    num_sources = shard.length
+    return Route(tuple(pieces), num_sources, num_targets, shard.rank, shard.group)

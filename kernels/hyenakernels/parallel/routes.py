@@ -1,4 +1,4 @@
-"""The point-to-point routes: what has to travel, and a halo from the left.
+"""Point-to-point routes: which rows have to be sent, and the halo from the ranks before.
 
 B batch, L rows, C channels, P rows of a halo, N ranks.
 """
@@ -13,47 +13,44 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hyenakernels.parallel.exchange import Flight, Piece, Route
-from hyenakernels.parallel.sharding import Place, Sharding, Stretch
+from hyenakernels.parallel.sharding import HeldSpan, LocalShard, Sharding
 
 
-def start_halo(
-    tail_BTC: Tensor, past_BPC: Tensor | None, place: Place, lengths: tuple[int, ...], reach: int
-) -> Flight:
-    """Send last rows to the right; `wait` returns the `reach` rows before this shard.
+def start_halo(tail_BTC: Tensor, past_BPC: Tensor | None, shard: LocalShard, reach: int) -> Flight:
+    """Send the last rows to the ranks after; `wait` returns the `reach` rows before this shard.
 
-    Shards shorter than the reach are passed over: the halo then comes from several ranks.
+    Where shards are shorter than the reach, the halo comes from several ranks.
 
     Args:
         tail_BTC: The last min(reach, length) rows of this shard.
         past_BPC: The `reach` rows before the sequence, read on the first rank; zeros when None.
-        place: This process.
-        lengths: The length of every shard.
+        shard: The shard of this process.
         reach: P.
     """
     num_sources = tail_BTC.shape[1]
-    if place.rank == 0:
+    if shard.rank == 0:
         if past_BPC is None:
             past_BPC = tail_BTC.new_zeros(tail_BTC.shape[0], reach, *tail_BTC.shape[2:])
         tail_BTC = torch.cat([past_BPC.to(tail_BTC.dtype), tail_BTC], dim=1)
         num_sources += reach
-    pieces = _halo_pieces(lengths, reach)
-    return Flight(Route(pieces, num_sources, reach, place.rank, place.group), tail_BTC)
+    pieces = _halo_pieces(shard.lengths, reach)
+    return Flight(Route(pieces, num_sources, reach, shard.rank, shard.group), tail_BTC)
 
 
 @cache
 def _halo_pieces(lengths: tuple[int, ...], reach: int) -> tuple[Piece, ...]:
-    """What travels; the first rank gives the rows before the sequence too, ahead of its tail."""
+    """The rows to send; the first rank also has the rows before the sequence, before its tail."""
     ends = list(accumulate(lengths))
-    held, wanted = [Stretch(0, 0, -reach, 0)], []
+    held, wanted = [HeldSpan(0, 0, -reach, 0)], []
     for rank, (length, end) in enumerate(zip(lengths, ends, strict=True)):
-        held.append(Stretch(rank, reach if rank == 0 else 0, end - min(reach, length), end))
-        wanted.append(Stretch(rank, 0, end - length - reach, end - length))
+        held.append(HeldSpan(rank, reach if rank == 0 else 0, end - min(reach, length), end))
+        wanted.append(HeldSpan(rank, 0, end - length - reach, end - length))
     return overlaps(tuple(held), tuple(wanted))
 
 
 @cache
-def overlaps(held: tuple[Stretch, ...], wanted: tuple[Stretch, ...]) -> tuple[Piece, ...]:
-    """What has to travel so that every rank has the rows it wants, as far as they are held."""
+def overlaps(held: tuple[HeldSpan, ...], wanted: tuple[HeldSpan, ...]) -> tuple[Piece, ...]:
+    """The rows to send so that every rank gets those it wants, if any rank holds them."""
     pieces = []
     for target in wanted:
         for source in held:
@@ -65,10 +62,10 @@ def overlaps(held: tuple[Stretch, ...], wanted: tuple[Stretch, ...]) -> tuple[Pi
 
 
 def edges(x_BLC: Tensor, head: int, tail: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split off copies of the first and last rows; their gradients join that of x in place.
+    """Copies of the first and last rows, whose gradients are added to that of x in place.
 
     Returns:
-        `x` itself, to be read by the local operator alone; its first `head` and last `tail` rows.
+        `x` itself, which only the local operator may read; its first `head` and last `tail` rows.
     """
     result: tuple[Tensor, Tensor, Tensor] = _Edges.apply(x_BLC, head, tail)
     return result
@@ -91,7 +88,7 @@ class _Edges(torch.autograd.Function):
     def backward(
         ctx: Any, dx_BLC: Tensor, dhead_BPC: Tensor, dtail_BPC: Tensor
     ) -> tuple[Tensor, None, None]:
-        # In place: the local operator's backward made `dx` for nobody else.
+        # In place: nothing else reads the `dx` that the local operator's backward pass created.
         dx_BLC[:, : ctx.head] += dhead_BPC
         dx_BLC[:, ctx.tail_start :] += dtail_BPC
         return dx_BLC, None, None
@@ -111,8 +108,8 @@ def halo(
         x_BLC: This rank's shard.
         reach: P.
         past_BPC: The P rows before the sequence, read on the first rank; zeros when None.
-        sharding: Contiguous; when None the ranks tell each other their lengths.
-        group: None for the world.
+        sharding: Contiguous; when None the ranks exchange their lengths first.
+        group: None for all ranks.
 
     Returns:
         [B, P, C].
@@ -120,6 +117,6 @@ def halo(
     Raises:
         ValueError: `x` does not fit the sharding.
     """
-    place = Place.find("halo", x_BLC, sharding, group)
+    shard = LocalShard.find("halo", x_BLC, sharding, group)
     tail = x_BLC[:, max(x_BLC.shape[1] - reach, 0) :]
-    return start_halo(tail, past_BPC, place, place.lengths, reach).wait()
+    return start_halo(tail, past_BPC, shard, reach).wait()

@@ -1,4 +1,4 @@
-"""Which rows of a sequence each rank holds, and where this process stands among the ranks.
+"""Which rows of a sequence each rank holds, and which rank this process is.
 
 N ranks, L rows of the whole sequence.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Span = tuple[int, int]  # 0-based, half-open
+Span = tuple[int, int]  # start and end, 0-based, half-open
 
 
 def partition(total: int, count: int) -> tuple[Span, ...]:
@@ -21,8 +21,8 @@ def partition(total: int, count: int) -> tuple[Span, ...]:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Positions `start` to `end` of a sequence, on `rank` from its row `row` on."""
+class HeldSpan:
+    """Positions `start` to `end` of the sequence, held by `rank` from its row `row` on."""
 
     rank: int
     row: int
@@ -32,7 +32,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Sharding:
-    """The rows of each rank, in the order in which it holds them.
+    """The rows of each rank, in the order in which the rank holds them.
 
     Attributes:
         spans: For each rank the spans of the sequence it holds; together they hold every row once.
@@ -42,56 +42,58 @@ class Sharding:
 
     def __post_init__(self) -> None:
         if min(self.lengths) < 1:
-            raise ValueError(f"Sharding: every rank needs a row, the lengths are {self.lengths}")
+            raise ValueError(
+                f"Sharding: every rank needs at least one row, the lengths are {self.lengths}"
+            )
 
     @classmethod
     def contiguous(cls, lengths: Sequence[int]) -> "Sharding":
-        """Rank r holds the `lengths[r]` rows that follow those of rank r - 1."""
+        """Rank r holds the `lengths[r]` rows after those of rank r - 1."""
         borders = accumulate(lengths, initial=0)
         return cls(tuple((span,) for span in pairwise(borders)))
 
     @classmethod
     def even(cls, length: int, count: int) -> "Sharding":
-        """Contiguous, with lengths that differ by one at most."""
+        """Contiguous shards whose lengths differ by one at most."""
         return cls(tuple((span,) for span in partition(length, count)))
 
     @classmethod
     def zigzag(cls, length: int, count: int) -> "Sharding":
-        """Rank r holds chunks r and 2N - 1 - r of 2N: each has the same share of causal pairs."""
+        """Rank r holds chunks r and 2N - 1 - r of 2N, so causal attention is equal work for all."""
         chunks = partition(length, 2 * count)
         return cls(tuple((chunks[rank], chunks[-1 - rank]) for rank in range(count)))
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """How many rows each rank holds."""
+        """The number of rows of each rank."""
         return tuple(sum(end - start for start, end in spans) for spans in self.spans)
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether each rank holds one span that follows that of the rank before it."""
+        """Whether each rank holds one span, which follows that of the rank before it."""
         spans = [spans[0] for spans in self.spans if len(spans) == 1]
         return len(spans) == len(self.spans) and all(
             left[1] == right[0] for left, right in pairwise([(0, 0), *spans])
         )
 
     @property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """Every span, with its place on its rank."""
+    def held_spans(self) -> tuple[HeldSpan, ...]:
+        """Every span, with its rank and its first row there."""
         found = []
         for rank, spans in enumerate(self.spans):
             row = 0
             for start, end in spans:
-                found.append(Stretch(rank, row, start, end))
+                found.append(HeldSpan(rank, row, start, end))
                 row += end - start
         return tuple(found)
 
     def positions(self, rank: int, device: torch.device | None = None) -> Tensor:
-        """The position in the sequence of each row that `rank` holds: what rotary angles need."""
+        """The position in the sequence of each row of `rank`, as rotary angles need it."""
         spans = [torch.arange(start, end, device=device) for start, end in self.spans[rank]]
         return torch.cat(spans)
 
     def order(self, device: torch.device | None = None) -> Tensor:
-        """The position of each row when the shards stand one after the other."""
+        """The position in the sequence of each row of all shards, concatenated by rank."""
         return torch.cat([self.positions(rank, device) for rank in range(len(self.spans))])
 
     def cut(self, x: Tensor, rank: int, dim: int = 1) -> Tensor:
@@ -106,13 +108,13 @@ class Sharding:
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among the ranks that share a sequence.
+class LocalShard:
+    """The shard of this process among those of all ranks.
 
     Attributes:
-        sharding: Who holds which rows.
-        rank: This process, counted within the group.
-        group: None for the world.
+        sharding: The rows of every rank.
+        rank: This process's rank within the group.
+        group: None for all ranks.
     """
 
     sharding: Sharding
@@ -128,12 +130,12 @@ class Place:
         group: dist.ProcessGroup | None,
         *,
         contiguous: bool = True,
-    ) -> "Place":
-        """This process in `group`; without a sharding the ranks tell each other their lengths.
+    ) -> "LocalShard":
+        """The shard of this process; without a sharding the ranks exchange their lengths.
 
         Raises:
-            ValueError: `x` has not the rows that the sharding gives it, the group has another
-                number of ranks, or the sharding is a zigzag where it must be contiguous.
+            ValueError: `x` has not the rows that the sharding gives this rank, the group has
+                another number of ranks, or the sharding is not contiguous where it must be.
         """
         rank, count = dist.get_rank(group), dist.get_world_size(group)
         if sharding is None:
@@ -150,18 +152,23 @@ class Place:
         return cls(sharding, rank, group)
 
     @property
-    def count(self) -> int:
-        """How many ranks share the sequence."""
+    def num_ranks(self) -> int:
+        """The number of ranks that share the sequence."""
         return len(self.sharding.spans)
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """How many rows each rank holds."""
+        """The number of rows of each rank."""
         return self.sharding.lengths
+
+    @property
+    def length(self) -> int:
+        """The number of rows of this rank."""
+        return self.lengths[self.rank]
 
 
 def _all_lengths(x_BLC: Tensor, count: int, group: dist.ProcessGroup | None) -> list[int]:
     lengths = torch.empty(count, dtype=torch.int64, device=x_BLC.device)
-    mine = torch.tensor([x_BLC.shape[1]], device=x_BLC.device)
-    dist.all_gather(list(torch.split(lengths, 1)), mine, group=group)
+    own = torch.tensor([x_BLC.shape[1]], device=x_BLC.device)
+    dist.all_gather(list(torch.split(lengths, 1)), own, group=group)
     return [int(length) for length in lengths.tolist()]

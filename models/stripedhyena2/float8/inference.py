@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hyenakernels.float8.op import held, scaled_product
+from hyenakernels.float8.op import quantize_weight, scaled_product
 from hyenakernels.float8.reference import MULTIPLE
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class ScaledLinear(nn.Module):
     """x W^T with both operands in e4m3; it cannot be trained.
 
     Attributes:
-        weight: W as `hyenakernels.float8.op.held` returns it, in any dtype that can represent e4m3.
-        scales: Plain numbers, so that casting the model does not round them.
+        weight: The result of `quantize_weight`, in any dtype that can represent e4m3.
     """
 
     def __init__(self, weight_OI: Tensor, scales: Scales) -> None:
@@ -79,4 +78,4 @@ def scaled_weight(weight_OI: Tensor, scales: Scales, device: torch.device) -> Te
     It is rounded to bf16 first, as the reference implementation does with the fp32 projections of
     the 20B model; those of the other models are stored in bf16.
     """
-    return held(weight_OI.to(torch.bfloat16), scales.weight, device)
+    return quantize_weight(weight_OI.to(torch.bfloat16), scales.weight, device)

@@ -11,7 +11,9 @@ M rows (tokens), P the same padded to a multiple of 16, I input channels, O outp
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import ScalingType
 
 from hyenakernels.float8.op import quantize
 from hyenakernels.float8.reference import MULTIPLE
@@ -71,9 +73,17 @@ def _multiply(
     fast: bool = False,
 ) -> Tensor:
     """A @ b^T; `fast` keeps sums in the tensor cores, else they go to fp32 every few products."""
-    return torch._scaled_mm(
-        a, b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast
+    product: Tensor = F.scaled_mm(
+        a,
+        b.T,
+        a_scale,
+        ScalingType.TensorWise,
+        b_scale,
+        ScalingType.TensorWise,
+        output_dtype=dtype,
+        use_fast_accum=fast,
     )
+    return product
 
 
 def use_float8(model: "StripedHyena2") -> None:

@@ -11,7 +11,7 @@ computation and carries all facts that the rest of the code asks for, from initi
 
 from stripedhyena2.mixer import MIXERS, Mixer
 from stripedhyena2.operators.attention import Attention, AttentionPast, PreallocatedKV
-from stripedhyena2.operators.hyena import Hyena, HyenaLI, HyenaMR, HyenaPast, HyenaSE
+from stripedhyena2.operators.hyena import Hyena, HyenaLI, HyenaMR, HyenaSE
 
 __all__ = [
     "MIXERS",
@@ -20,7 +20,6 @@ __all__ = [
     "Hyena",
     "HyenaLI",
     "HyenaMR",
-    "HyenaPast",
     "HyenaSE",
     "Mixer",
     "PreallocatedKV",

@@ -14,7 +14,7 @@ from hyenakernels import append_token, causal_attention, decode_attention, host_
 from hyenakernels.attention.float8 import Float8Rows, Rows
 from hyenakernels.attention.reference import rotary_angles
 from hyenakernels.parallel import attention_all_to_all, attention_ring, attention_zigzag
-from stripedhyena2.cache import Past, Slots
+from stripedhyena2.cache import Slots
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.layout import Entry, by_owner, by_part
 from stripedhyena2.mixer import Mixer
@@ -25,7 +25,7 @@ ROTARY_FORWARD, ROTARY_BACKWARD = 8, 28
 
 
 @dataclass(frozen=True)
-class AttentionPast(Past):
+class AttentionPast:
     """Every key (already rotated) and value seen, as [B, H, T, W]."""
 
     keys_BHTW: Rows
@@ -38,14 +38,6 @@ class AttentionPast(Past):
         return AttentionPast(
             torch.cat([self.keys_BHTW, k_BHLW], dim=2),
             torch.cat([self.values_BHTW, v_BHLW], dim=2),
-        )
-
-    def sharing(self, later: Past) -> "AttentionPast":
-        """As `Past`: the first keys and values of the later past."""
-        assert isinstance(later, AttentionPast)
-        return AttentionPast(
-            later.keys_BHTW[:, :, : self.keys_BHTW.shape[2]],
-            later.values_BHTW[:, :, : self.values_BHTW.shape[2]],
         )
 
 
@@ -174,6 +166,13 @@ class Attention(Mixer, letter="A"):
         angles = self.inverse_frequency, self.rotary_scale
         q_BHW = append_token(z_B1C[:, 0], *angles, *rows, slots.lengths_B)
         return decode_attention(q_BHW, *rows, slots.lengths_B + 1).flatten(1)[:, None]
+
+    def share_past(self, past: AttentionPast, later: AttentionPast) -> AttentionPast:
+        """As `Mixer`: the first keys and values of the later past."""
+        num_tokens = past.keys_BHTW.shape[2]
+        return AttentionPast(
+            later.keys_BHTW[:, :, :num_tokens], later.values_BHTW[:, :, :num_tokens]
+        )
 
     def new_past(
         self, batch_size: int, num_tokens: int, *, on_host: bool = False, float8: bool = False

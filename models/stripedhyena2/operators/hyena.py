@@ -13,10 +13,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from hyenakernels import hyena_fir, hyena_fir_step, hyena_modal, hyena_modal_step, parallel, rings
+import hyenakernels
+from hyenakernels import (
+    FIRFilters,
+    HyenaPast,
+    ModalFilters,
+    hyena_fir,
+    hyena_fir_step,
+    hyena_modal,
+    hyena_modal_step,
+    parallel,
+)
 from hyenakernels.launch import modal_segment
 from hyenakernels.precision import accumulation_dtype
-from stripedhyena2.cache import Past, Slots
+from stripedhyena2.cache import Slots
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.initial import Draw, constant, normal, uniform
 from stripedhyena2.layout import Entry, by_owner, by_part, newest_first, newest_last
@@ -45,40 +55,8 @@ def _num_parts(scheme: str, count: int) -> int:
 
 
 @dataclass(frozen=True)
-class HyenaPast(Past):
-    """The past of a Hyena operator.
-
-    Attributes:
-        featurizer_BPC: The last inputs of the featurizer, in the 3D channels as stored.
-        inner: The past of the inner convolution: samples [B, P, D], or modal states [B, D, S].
-    """
-
-    featurizer_BPC: Tensor
-    inner: Tensor
-
-
-@dataclass(frozen=True)
-class HyenaSlots(Slots):
-    """Pasts of a Hyena operator for sequences of different lengths.
-
-    Attributes:
-        featurizer_BFC: The last inputs of the featurizer, as `hyenakernels.rings` keeps them.
-        inner: The past of the inner convolution: samples in a ring [B, K, D], or modal states
-            [B, D, S].
-        lengths_B: Tokens seen, int64.
-    """
-
-    featurizer_BFC: Tensor
-    inner: Tensor
-    lengths_B: Tensor
-
-    def put(self, row: int, past: HyenaPast, length: int) -> None:
-        """As `Slots`."""
-        rings.fill(self.featurizer_BFC[row], length, past.featurizer_BPC[0])
-        if past.inner.shape[1:] == self.inner.shape[1:]:  # a state
-            self.inner[row] = past.inner[0]
-        else:
-            rings.fill(self.inner[row], length, past.inner[0])
+class HyenaSlots(hyenakernels.HyenaSlots, Slots):
+    """The slots of the kernels, which also say what a repeated step would change."""
 
     def state(self) -> tuple[Tensor, ...]:
         """As `Slots`: rings store a sample twice in the same slot, but modal states advance."""
@@ -93,7 +71,7 @@ class HyenaOperator(nn.Module):
     token of each sequence, `convolve_step`.
     """
 
-    convolve: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    convolve: Callable[..., tuple[Tensor, HyenaPast]]
     convolve_step: Callable[..., Tensor]
 
     def __init__(self, config: ModelConfig) -> None:
@@ -104,17 +82,14 @@ class HyenaOperator(nn.Module):
 
     def forward(self, z_BLC: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
         """Mix the projections [x2 | x1 | v] along L into [B, L, D]."""
-        pasts = (past.featurizer_BPC, past.inner) if past else (None, None)
-        y_BLD, featurizer_past, inner_past = self.convolve(z_BLC, *self.filters(), *pasts)
-        return y_BLD, HyenaPast(featurizer_past, inner_past)
+        return self.convolve(z_BLC, self.filters(), past)
 
     def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
         """Mix the projections of a token of each sequence into [B, 1, D]."""
-        pasts = (slots.featurizer_BFC, slots.inner, slots.lengths_B)
-        return self.convolve_step(z_B1C, *self.filters(), *pasts)
+        return self.convolve_step(z_B1C, self.filters(), slots)
 
-    def filters(self) -> tuple[Tensor | None, ...]:
-        """The parameters, in the order in which the kernels take them."""
+    def filters(self) -> FIRFilters | ModalFilters:
+        """The parameters, as the kernels take them."""
         raise NotImplementedError
 
     def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
@@ -134,9 +109,9 @@ class HyenaFIR(HyenaOperator):
         self.skip_D: nn.Parameter | None
         self.register_parameter("skip_D", nn.Parameter(torch.empty(config.width)) if skip else None)
 
-    def filters(self) -> tuple[Tensor | None, ...]:
-        """Featurizer, taps, skip."""
-        return self.featurizer_taps_CK, self.taps_GK, self.skip_D
+    def filters(self) -> FIRFilters:
+        """As `HyenaOperator`."""
+        return FIRFilters(self.featurizer_taps_CK, self.taps_GK, self.skip_D)
 
     def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
         """A ring of samples."""
@@ -156,9 +131,11 @@ class HyenaModal(HyenaOperator):
         self.residues_DS = nn.Parameter(torch.empty(config.width, config.num_modes))
         self.skip_D = nn.Parameter(torch.empty(config.width))
 
-    def filters(self) -> tuple[Tensor | None, ...]:
-        """Featurizer, poles, residues, skip."""
-        return self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
+    def filters(self) -> ModalFilters:
+        """As `HyenaOperator`."""
+        return ModalFilters(
+            self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
+        )
 
     def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
         """States whose channels are adjacent in memory."""

@@ -18,6 +18,7 @@ from evo2cli.doctor.options import DoctorOptions
 from evo2cli.doctor.page import doctor_page
 from evo2cli.doctor.run import require_health
 from evo2cli.errors import UntrustedNumericsError, UserError
+from hyenakernels import HyenaPast, ModalFilters
 from stripedhyena2 import Cache, StripedHyena2
 from stripedhyena2.checkpoint.published import PUBLISHED, Precision, published_config
 from stripedhyena2.decoding import Decoder
@@ -62,11 +63,12 @@ def test_a_sound_machine_passes(checkpoint: str, prompts: Path) -> None:
 def test_a_wrong_kernel_is_code_4(monkeypatch: pytest.MonkeyPatch) -> None:
     right = doctor_checks.hyena_modal
 
-    def wrong(z: Tensor, featurizer: Tensor, poles: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+    def wrong(z: Tensor, filters: ModalFilters) -> tuple[Tensor, HyenaPast]:
         """Loses a mode where it runs in fp32."""
+        poles = filters.log_poles_DS
         if z.dtype == torch.float32:
             poles = torch.cat([poles[:, :-1], poles[:, :1]], dim=1)
-        return right(z, featurizer, poles, *more)
+        return right(z, filters._replace(log_poles_DS=poles))
 
     monkeypatch.setattr(doctor_checks, "hyena_modal", wrong)
     result = CliRunner().invoke(app, ["doctor", "--device", "cpu"])

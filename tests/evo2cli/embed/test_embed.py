@@ -373,7 +373,7 @@ def test_invalid_options_are_refused(options: dict, message: str) -> None:
         ({"x.fa": ">a\nAC\n", "f.bed": "b\t0\t1\n"}, {}, "none of its 1 features lies"),
         ({"x.fa": ">a\nAC\n", "f.bed": "a\t0\t1\n"}, {"feature_type": "CDS"}, "no type"),
         ({"x.fa": ">a\nAC\n", "f.gff": "a\t0\t1\n"}, {}, "line 1: .* is not a GFF line"),
-        ({"x.fa": ">a\nAC\n"}, {"feature_type": "CDS"}, "give a GFF"),
+        ({"x.fa": ">a\nAC\n"}, {"feature_type": "CDS"}, "needs a GFF"),
     ],
     ids=lambda _: "",
 )

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from evo2cli.errors import UserError
-from evo2cli.saturate.records import saturate
+from evo2cli.genome.reference import Reference
+from evo2cli.genome.vcf import VariantRecord
+from evo2cli.saturate.records import locate_region, snv_records
 
 GENOME = "ACGTNacgtRUAAC"
 
@@ -17,9 +19,13 @@ def genome(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_snv_of_a_region_is_there_once(genome: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evo2cli.saturate.records._BLOCK", 3)
-    records = list(saturate(genome, "1:2-13"))
+def snvs(path: Path, region: str, block: int = 3) -> list[VariantRecord]:
+    with Reference.open(path) as genome:
+        return list(snv_records(genome, locate_region(genome, region), block))
+
+
+def test_every_snv_of_a_region_is_there_once(genome: Path) -> None:
+    records = snvs(genome, "1:2-13")
     expected = [
         (position, letter, {"A", "C", "G", "T"} - {letter})
         for position, letter in enumerate(GENOME.upper().replace("U", "T"), start=1)
@@ -34,21 +40,21 @@ def test_every_snv_of_a_region_is_there_once(genome: Path, monkeypatch: pytest.M
 
 
 def test_commas_and_other_spellings_of_contigs(genome: Path) -> None:
-    assert [record.start for record in saturate(genome, "chrM:0,002-0,003")] == [1, 2]
+    assert [record.start for record in snvs(genome, "chrM:0,002-0,003")] == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("region", "message"),
     [
-        ("chr1", "write chr:from-to"),
-        ("chr1:5", "write chr:from-to"),
+        ("chr1", "write a region as chr:from-to"),
+        ("chr1:5", "write a region as chr:from-to"),
         ("chr1:0-4", "needs 1 <= from <= to <= 14"),
         ("chr1:4-3", "needs 1 <= from"),
         ("chr1:4-15", "where chr1 ends"),
         ("chr7:1-2", "has no contig chr7; it has chr1, MT"),
     ],
 )
-def test_what_is_no_region_is_one_line(genome: Path, region: str, message: str) -> None:
+def test_what_is_not_a_region_is_one_line(genome: Path, region: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        next(saturate(genome, region))
-    assert str(error.value).startswith(f"--saturate {region}: ")
+        snvs(genome, region)
+    assert str(error.value).startswith(f"{region}: ")

@@ -1,4 +1,4 @@
-"""`evo2 score --saturate`: the scores of a VCF of every SNV of the region, and a heat map."""
+"""`evo2 saturate`: the scores of a VCF of every SNV of the regions, and a heat map."""
 
 import json
 import sys
@@ -9,7 +9,10 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
-from evo2cli.saturate.plot import draw_saturation
+from evo2cli.merge import merge_files
+from evo2cli.saturate.options import SaturateOptions
+from evo2cli.saturate.plot import Site, draw_saturation
+from evo2cli.saturate.run import saturate
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 
@@ -20,7 +23,7 @@ GENOME = "ACGTTGCAACGNTTAGCCATAGGCTTACGATC" * 3
 @pytest.fixture
 def genome(tmp_path: Path) -> Path:
     path = tmp_path / "g.fa"
-    path.write_text(f">chr1\n{GENOME}\n")
+    path.write_text(f">chr1\n{GENOME}\n>chr2\n{GENOME}\n")
     return path
 
 
@@ -31,50 +34,68 @@ def rows(path: Path) -> list[dict]:
 def test_it_is_a_vcf_of_every_snv(genome: Path, checkpoint: str) -> None:
     common = {"model": checkpoint, "reference": genome, "window": 32, "device": "cpu"}
     output, figure = genome.with_name("sat.jsonl"), genome.with_name("sat.png")
-    options = ScoreOptions(
-        source=Path("-"), saturate="1:40-50", output=output, plot=figure, **common
-    )
-    score(options)
+    regions = ("1:40-50", "chr2:3-4")
+    saturate(SaturateOptions(regions=regions, output=output, plot=figure, **common))
     vcf, expected = genome.with_name("v.vcf"), genome.with_name("v.jsonl")
     records = [
-        f"chr1\t{place}\t.\t{GENOME[place - 1]}\t{base}\t.\t.\t.\n"
-        for place in range(40, 51)
+        f"{contig}\t{place}\t.\t{GENOME[place - 1]}\t{base}\t.\t.\t.\n"
+        for contig, first, last in (("chr1", 40, 50), ("chr2", 3, 4))
+        for place in range(first, last + 1)
         for base in "ACGT"
         if GENOME[place - 1] not in (base, "N")
     ]
     vcf.write_text(HEADER + "".join(records))
-    score(ScoreOptions(source=vcf, output=expected, **common))
-    assert len(records) == 30  # one position is an N
+    score(ScoreOptions(inputs=(vcf,), output=expected, **common))
+    assert len(records) == 36  # one position is an N
     assert rows(output) == rows(expected)
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_shards_and_devices_make_the_same_bytes(genome: Path, checkpoint: str, capsys) -> None:
+    def run(name: str, **words) -> Path:
+        options = {"reference": genome, "window": 32, "model": checkpoint, "device": "cpu"} | words
+        path = genome.with_name(name)
+        saturate(SaturateOptions(regions=("1:30-40", "chr2:3-4"), output=path, **options))
+        return path
+
+    whole = run("whole.vcf")
+    assert "##evo2Command=evo2 saturate 1:30-40 chr2:3-4 --model" in whole.read_text()
+    merge_files([run(f"{i}.vcf", shard=f"{i}/2") for i in (1, 2)], genome.with_name("merged.vcf"))
+    assert genome.with_name("merged.vcf").read_bytes() == whole.read_bytes()
+    assert run("two.vcf", device="cpu,cpu", shard="2/2").read_bytes() == (
+        genome.with_name("2.vcf").read_bytes()
+    )
+    capsys.readouterr()
+    run("none.vcf", dry_run=True)
+    assert "39 of 39 alleles would be scored" in capsys.readouterr().err
+    assert not genome.with_name("none.vcf").exists()
+
+
 @pytest.mark.parametrize("length", [1, 120, 121, 3000], ids=lambda length: f"{length}bases")
 def test_a_figure_of_any_length_is_drawn(tmp_path: Path, length: int) -> None:
-    references = {place: "ACGT"[place % 4] for place in range(10, 10 + length) if place != 50}
-    deltas = {
-        place: dict.fromkeys("ACGT".replace(base, ""), None if place == 11 else -place % 3 - 1.0)
-        for place, base in references.items()
-    }
+    sites = {}
+    for place in range(10, 10 + length):
+        base = "ACGT"[place % 4]
+        delta = None if place == 11 else -place % 3 - 1.0
+        if place != 50:
+            sites[place] = Site(base, dict.fromkeys("ACGT".replace(base, ""), delta))
     figure = tmp_path / "x.svg"
-    draw_saturation(figure, "chr1", references, deltas)
+    draw_saturation(figure, [("chr1", sites)])
     assert b"<svg" in figure.read_bytes()[:1000]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reference": None}, "--saturate chr1:1-9: give the genome by --reference"),
-        ({"saturate": "chr1"}, "--saturate chr1: write chr:from-to"),
-        ({"saturate": None, "plot": Path("x.png")}, "--plot x.png: is drawn of a region"),
+        ({"regions": ("chr1",)}, "chr1: write a region as chr:from-to"),
+        ({"score": "ref", "plot": Path("x.png")}, "--plot needs EVO2_DELTA, which --score ref"),
         ({"plot": Path("x.gif")}, "--plot x.gif: needs the suffix .png or .pdf or .svg"),
-        ({"track": "entropy"}, "--track and --saturate: one at a time"),
     ],
 )
 def test_what_cannot_be_is_one_line(genome: Path, changes: dict, message: str) -> None:
-    words = {"source": Path("-"), "saturate": "chr1:1-9", "reference": genome} | changes
+    words = {"regions": ("chr1:1-9",), "reference": genome} | changes
     with pytest.raises(UserError) as error:
-        score(ScoreOptions(**words))
+        saturate(SaturateOptions(**words))
     assert str(error.value).startswith(message)
 
 
@@ -83,13 +104,23 @@ def test_without_matplotlib_there_is_no_figure(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="--plot needs matplotlib"):
-        ScoreOptions(
-            source=Path("-"), saturate="chr1:1-9", reference=genome, plot=genome.with_name("x.png")
-        )
+        SaturateOptions(regions=("chr1:1-9",), reference=genome, plot=genome.with_name("x.png"))
 
 
-@pytest.mark.parametrize("words", [[], ["g.fa", "--saturate", "chr1:1-9"]], ids=["none", "both"])
-def test_there_is_one_input(words: list[str]) -> None:
-    result = CliRunner().invoke(app, ["score", *words])
-    assert isinstance(result.exception, UserError)
-    assert "give an INPUT to score, or a region by --saturate" in str(result.exception)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["saturate", "chr1:1-9"], "--reference"),
+        (["saturate", "chr1:1-9", "-R", "g.fa", "--indel-mode", "fixed"], "No such option"),
+        (
+            ["score", "--saturate", "chr1:1-9"],
+            "--saturate: use `evo2 saturate REGION -R genome.fa`",
+        ),
+        (["score", "--plot=x.png"], "--plot: use `evo2 saturate REGION -R genome.fa --plot x.png`"),
+        (["score", "g.fa", "--track", "entropy"], "--track: use `evo2 track genome.fa"),
+    ],
+)
+def test_wrong_command_lines_say_what_to_do(words: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code != 0
+    assert message in result.output + str(result.exception)

@@ -43,7 +43,7 @@ def run(source: Path, checkpoint: str, suffix: str = ".jsonl", **options) -> Pat
     words |= {"output": output} | options
     score(
         ScoreOptions(
-            source=source,
+            inputs=(source,),
             model=checkpoint,
             reference=source.with_name("g.fa"),
             device="cpu",
@@ -124,16 +124,18 @@ def test_percentiles_of_random_variants_are_uniform(source: Path, checkpoint: st
 def test_another_background_is_refused(source: Path, checkpoint: str) -> None:
     run(source, checkpoint)
     for changes in ({"window": 30}, {"strand": "both"}):
-        with pytest.raises(UserError, match=r"--background .* is of another model"):
+        with pytest.raises(UserError, match=r"--background .* was made with another model"):
             run(source, checkpoint, **changes)
     for text in ("something else\n", "something else", "something\nelse"):
         source.with_name("bg.jsonl").write_text(text)
-        with pytest.raises(UserError, match=r"or no such file at all; name another file"):
+        with pytest.raises(UserError, match=r"is not a background file; name another file"):
             run(source, checkpoint)
         assert source.with_name("bg.jsonl").read_text() == text  # it is not ours to change
     with pytest.raises(UserError, match=r"would overwrite .*bg\.jsonl"):
         run(source, checkpoint, output=source.with_name("bg.jsonl"))
-    with pytest.raises(UserError, match="--background is for variants"):
+    with pytest.raises(
+        UserError, match=r"--background.*: only for variants, and .*g\.fa is a FASTA"
+    ):
         run(source.with_name("g.fa"), checkpoint)
 
 
@@ -145,5 +147,5 @@ def test_a_line_of_another_file_is_refused(source: Path, checkpoint: str, line: 
     file = source.with_name("bg.jsonl")
     count = len(file.read_text().splitlines())
     file.write_text(f"{file.read_text()}{line}\n")
-    with pytest.raises(UserError, match=f"line {count + 1} is none of its own"):
+    with pytest.raises(UserError, match=f"line {count + 1} is not valid"):
         run(source, checkpoint)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evo2cli.errors import UserError
+from evo2cli.options import arguments
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 
@@ -52,24 +53,26 @@ def test_shared_is_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_shared_is_said(tmp_path: Path) -> None:
     vcf = tmp_path / "x.vcf"
     vcf.write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n")
-    with pytest.raises(UserError, match=r"for sequences of a FASTA, but .*x\.vcf has variants"):
-        score(ScoreOptions(source=vcf, context_parallel=2))
+    with pytest.raises(
+        UserError, match=r"--context-parallel: only for sequences, and .*x\.vcf holds variants"
+    ):
+        score(ScoreOptions(inputs=(vcf,), context_parallel=2))
     with pytest.raises(UserError, match="cannot read stdin"):
-        score(ScoreOptions(source=Path("-"), context_parallel=2))
+        score(ScoreOptions(inputs=("-",), context_parallel=2))
 
 
 def test_other_processes_are_told_the_same(tmp_path: Path) -> None:
     options = ScoreOptions(
-        source=Path("x.fa"), strand="rc", output=tmp_path / "x.jsonl", json=True, max_skipped=0.5
+        inputs=("x.fa",), strand="rc", output=tmp_path / "x.jsonl", json=True, max_skipped=0.5
     )
-    assert options.arguments() == [
+    assert arguments(options) == [
         "x.fa",
-        "--output",
-        str(tmp_path / "x.jsonl"),
         "--strand",
         "rc",
+        "--output",
+        str(tmp_path / "x.jsonl"),
+        "--json",
         "--max-skipped",
         "0.5",
-        "--json",
     ]
-    assert ScoreOptions(source=Path("x.fa")).arguments() == ["x.fa"]
+    assert arguments(ScoreOptions(inputs=("x.fa",))) == ["x.fa"]

@@ -1,7 +1,7 @@
 """What `evo2 score` reads as variants, and what its filters choose."""
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import pytest
 
@@ -12,9 +12,9 @@ from evo2cli.genome.vcf import Header
 from evo2cli.score.input import (
     check_contigs,
     check_regions,
-    count_variants,
+    count_shard,
     holds_variants,
-    open_variants,
+    read_variants,
 )
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
@@ -35,11 +35,16 @@ chrM	5	d	A	C	1e3	PASS	.
 def vcf(tmp_path) -> ScoreOptions:
     path = tmp_path / "some.vcf"
     path.write_text(VCF)
-    return ScoreOptions(source=path)
+    return ScoreOptions(inputs=(path,))
 
 
 def chosen(options: ScoreOptions) -> str:
-    return "".join(record.identifier for record in open_variants(options).records)
+    return "".join(record.identifier for record in read_variants(options).records)
+
+
+def count(options: ScoreOptions) -> int | None:
+    shard = count_shard(options, partial(read_variants, options))
+    return None if shard is None else len(shard)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +66,7 @@ def test_filters_choose_what_bcftools_would(vcf, filters, left):
     binary = vcf.source.with_suffix(".bcf")
     vcf.source.write_text(VCF.replace("\n\n", "\n"))
     write_bcf(vcf.source, binary)
-    assert chosen(replace(vcf, source=binary, **filters)) == left
+    assert chosen(replace(vcf, inputs=(binary,), **filters)) == left
 
 
 def test_a_bed_chooses_by_its_intervals_and_with_regions_both_must_hold(vcf, tmp_path):
@@ -72,11 +77,11 @@ def test_a_bed_chooses_by_its_intervals_and_with_regions_both_must_hold(vcf, tmp
 
 
 def test_how_many_are_chosen_is_told_and_none_is_a_warning(vcf, capsys):
-    assert count_variants(replace(vcf, pass_only=True)) == 2
+    assert count(replace(vcf, pass_only=True)) == 2
     assert "2 records are chosen by --pass-only" in capsys.readouterr().err
-    assert count_variants(replace(vcf, regions=("chr7",))) == 0
+    assert count(replace(vcf, regions=("chr7",))) == 0
     assert "warning: 0 records" in capsys.readouterr().err
-    assert count_variants(replace(vcf, source=Path("-"))) is None
+    assert count(replace(vcf, inputs=("-",))) is None
 
 
 def test_a_quality_that_is_no_number_is_named(vcf):
@@ -89,29 +94,29 @@ def test_a_table_has_no_quality(vcf, tmp_path):
     table = tmp_path / "some.tsv"
     table.write_text("chrom\tpos\tref\talt\nchr1\t5\tA\tC\n")
     with pytest.raises(UserError, match="--pass-only is for VCF"):
-        open_variants(replace(vcf, source=table, pass_only=True))
-    assert len(list(open_variants(replace(vcf, source=table, regions=("1",))).records)) == 1
+        read_variants(replace(vcf, inputs=(table,), pass_only=True))
+    assert len(list(read_variants(replace(vcf, inputs=(table,), regions=("1",))).records)) == 1
 
 
 def test_words_are_variants_unless_they_name_a_file(vcf, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ScoreOptions(source=Path("chr1-5-A-C"), further=("chr1:9:G>T",))
-    assert holds_variants(words)
-    assert [str(r) for r in open_variants(words).records] == ["chr1:5 A>C", "chr1:9 G>T"]
-    assert not open_variants(words).is_vcf
-    with pytest.raises(UserError, match="one file at a time"):
-        holds_variants(replace(vcf, further=("chr1:9:G>T",)))
+    words = ScoreOptions(inputs=("chr1-5-A-C", "chr1:9:G>T"))
+    assert holds_variants(words.inputs)
+    assert [str(r) for r in read_variants(words).records] == ["chr1:5 A>C", "chr1:9 G>T"]
+    assert not read_variants(words).is_vcf
+    with pytest.raises(UserError, match="only one file at a time"):
+        holds_variants((*vcf.inputs, "chr1:9:G>T"))
     with pytest.raises(UserError, match="neither a file nor a variant"):
-        list(open_variants(replace(words, further=("none.vcf",))).records)
+        list(read_variants(replace(words, inputs=("chr1-5-A-C", "none.vcf"))).records)
     with pytest.raises(UserError, match="cannot be read"):
-        holds_variants(ScoreOptions(source=Path("none.vcf")))
+        holds_variants(("none.vcf",))
 
 
 def test_filters_are_not_for_sequences(tmp_path):
     source = tmp_path / "some.fa"
     source.write_text(">a\nACGT\n")
-    with pytest.raises(UserError, match="--limit is for variants"):
-        score(ScoreOptions(source=source, limit=5))
+    with pytest.raises(UserError, match="--limit: only for variants"):
+        score(ScoreOptions(inputs=(source,), limit=5))
 
 
 def test_lengths_that_differ_are_told_once(tmp_path, capsys):
@@ -131,10 +136,10 @@ def test_lengths_that_differ_are_told_once(tmp_path, capsys):
     )
 
 
-def test_regions_of_contigs_that_are_not_there_are_refused(vcf, tmp_path):
+def test_regions_of_contigs_that_are_not_there_are_refused(tmp_path):
     (tmp_path / "g.fa").write_text(">1\nACGT\n>A*01:01\nACGT\n>MT\nACGT\n")
     with Reference.open(tmp_path / "g.fa") as genome:
-        check_regions(replace(vcf, regions=("chr1:1-2", "1", "A*01:01", "chrM:3")), genome)
+        check_regions(("chr1:1-2", "1", "A*01:01", "chrM:3"), genome)
         told = r"--regions chr7:1-2: the genome has no contig chr7; it has 1, A\*01:01, MT"
         with pytest.raises(UserError, match=told):
-            check_regions(replace(vcf, regions=("1", "chr7:1-2")), genome)
+            check_regions(("1", "chr7:1-2"), genome)

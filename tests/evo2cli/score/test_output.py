@@ -5,6 +5,7 @@ import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -20,7 +21,7 @@ from evo2cli.genome.htslib import read_bcf
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.source import read_lines
 from evo2cli.genome.vcf import Status, VariantRecord, allele_status, read_vcf
-from evo2cli.score.input import count_variants, open_variants
+from evo2cli.score.input import count_shard, read_variants
 from evo2cli.score.options import VARIANT_LAYOUTS, Layout, ScoreOptions
 from evo2cli.score.output import (
     FIELDS,
@@ -52,8 +53,8 @@ def made_up(record: VariantRecord) -> list[dict]:
 
 
 def write(source: Path, output: Path, **options) -> Path:
-    asked = ScoreOptions(source=source, output=output, **options)
-    variants = open_variants(asked)
+    asked = ScoreOptions(inputs=(source,), output=output, **options)
+    variants = read_variants(asked)
     layout = asked.layout(Layout.VCF, VARIANT_LAYOUTS)
     writer = VariantWriter(layout, list(FIELDS), variants.others)
     with open_variant_output(output, writer, variants.header, ["##evo2Version=0"]) as put:
@@ -242,7 +243,7 @@ def test_a_table_that_was_scored_before_is_not_scored_again(tmp_path):
 def test_what_is_written_is_what_was_asked_for(tmp_path, score, strand, expected):
     source = vcf_of(tmp_path / "in.vcf", "1 5 A C,*")
     names = [f"EVO2_{name}" for name in [*expected, "STATUS"]]
-    options = ScoreOptions(source=source, score=score, strand=strand)
+    options = ScoreOptions(inputs=(source,), score=score, strand=strand)
     writer = VariantWriter(Layout.TSV, written_fields(options))
     assert list(writer.columns)[5:] == [*names, *WINDOW_COLUMNS]
     [record] = read_vcf(source).records
@@ -259,9 +260,9 @@ def test_what_is_written_is_what_was_asked_for(tmp_path, score, strand, expected
 def test_deltas_are_needed_by_what_is_about_them(tmp_path):
     source = vcf_of(tmp_path / "in.vcf", "1 5 A C")
     for words in ({"precision_check": 3}, {"background": tmp_path / "x"}):
-        assert ScoreOptions(source=source, score="all", **words)
-        with pytest.raises(UserError, match="is about deltas, but --score ref writes none"):
-            ScoreOptions(source=source, score="ref", **words)
+        assert ScoreOptions(inputs=(source,), score="all", **words)
+        with pytest.raises(UserError, match="needs EVO2_DELTA, which --score ref does not write"):
+            ScoreOptions(inputs=(source,), score="ref", **words)
 
 
 def test_an_output_that_fails_leaves_nothing_behind(tmp_path):
@@ -284,7 +285,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
                 file.write(b"1\t%d\trs%d\tA\tC,G\t50\tPASS\tDP=%d\n" % (i + 1, i, i))
         tracemalloc.start()
         options = {"regions": ("1",), "pass_only": True, "min_qual": 50.0}
-        count_variants(ScoreOptions(source=source, **options))
+        asked = ScoreOptions(inputs=(source,), **options)
+        count_shard(asked, partial(read_variants, asked))
         write(source, tmp_path / f"out{suffix}", **options)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -296,7 +298,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
 
 
 def test_the_closing_table_counts_every_status(tmp_path, capsys):
-    options = ScoreOptions(source=tmp_path / "in.vcf", max_skipped=0.25)
+    options = ScoreOptions(inputs=(tmp_path / "in.vcf",), max_skipped=0.25)
     report(options, Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2}), Indels(), None)
     told = capsys.readouterr()
     assert told.out == ""

@@ -26,7 +26,7 @@ def run(source: Path, checkpoint: str, name: str = "out.vcf", **options) -> Path
     usual = {"window": 64, "dtype": "bf16", "strand": "fwd", "precision_check": 4}
     score(
         ScoreOptions(
-            source=source,
+            inputs=(source,),
             model=checkpoint,
             output=source.with_name(name),
             reference=source.with_name("one.fa"),

@@ -52,7 +52,7 @@ def run(source: Path, checkpoint: str, suffix: str = ".jsonl", **options) -> Pat
     usual = {"device": "cpu", "strand": "fwd", "score": "all"}
     if source.suffix == ".fa":
         del usual["score"]
-    score(ScoreOptions(source=source, model=checkpoint, output=output, **(usual | options)))
+    score(ScoreOptions(inputs=(source,), model=checkpoint, output=output, **(usual | options)))
     return output
 
 
@@ -287,7 +287,7 @@ def test_a_file_of_the_zoo_ends_in_an_output_or_in_one_line(shared, tmp_path, ch
             continue
         only_vcf = {"reference": reference, "window": 16} if source.parent.name == "vcf" else {}
         try:
-            score(ScoreOptions(source=source, model=checkpoint, device="cpu", **only_vcf))
+            score(ScoreOptions(inputs=(source,), model=checkpoint, device="cpu", **only_vcf))
             assert "scored" in capsys.readouterr().err
             num_scored += 1
         except TooManySkippedError:  # of another genome; written all the same
@@ -308,7 +308,7 @@ def test_what_was_scored_is_not_scored_again(phix, checkpoint):
 
 
 def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
-    good = ScoreOptions(source=phix, model=checkpoint)
+    good = ScoreOptions(inputs=(phix,), model=checkpoint)
     for change in (
         {"window": 1},
         {"strand": "forward"},
@@ -341,7 +341,7 @@ def test_what_cannot_be_scored_is_refused_by_name(tmp_path, checkpoint, content,
     source = tmp_path / "input"
     source.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        score(ScoreOptions(source=source, model=checkpoint))
+        score(ScoreOptions(inputs=(source,), model=checkpoint))
     assert str(source) in str(caught.value)
 
 
@@ -420,7 +420,7 @@ def test_stdin_and_stdout_carry_the_same(phix, checkpoint, monkeypatch, capsysbi
     reference = phix.with_name("phix174.fa")
     score(
         ScoreOptions(
-            source=Path("-"),
+            inputs=("-",),
             model=checkpoint,
             reference=reference,
             device="cpu",

@@ -13,11 +13,11 @@ from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import read_vcf
 from evo2cli.genome.windows import Window
-from evo2cli.score import estimate as score_estimate
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.prefixes import AnchoredScorer, CentredScorer, WindowScorer
 from evo2cli.score.run import score
+from evo2cli.score.variants import count_bases
 from stripedhyena2 import StripedHyena2, load, save
 from stripedhyena2.scoring import ScoringState, sequence_logprob
 from tests.evo2cli.score.test_score import VCF_HEADER
@@ -60,7 +60,7 @@ def run(source: Path, checkpoint: str, **options: str) -> list[dict[str, float]]
     output = source.with_name("x.jsonl")
     score(
         ScoreOptions(
-            source=source,
+            inputs=(source,),
             model=checkpoint,
             output=output,
             reference=source.with_name("one.fa"),
@@ -231,7 +231,7 @@ def test_letters_are_cut_for_the_cache_not_for_the_score(tiny_model: StripedHyen
     genome = letters(128).encode()
     scorer.reference(Window(genome[:70], genome[70:71], genome[71:]))
     attention = tiny_model.config.stripes.index("A")
-    keys = [cut.cache.pasts[attention].keys_BHTW for cut in scorer._chain[1:]]
+    keys = [cut.cache.pasts[attention].keys_BHTW for cut in scorer._states[1:]]
     assert [each.shape[2] for each in keys] == list(range(16, 129, 16))
     assert len({each.untyped_storage().data_ptr() for each in keys}) == 1
     torch.testing.assert_close(keys[0], keys[-1][:, :, :16], rtol=0, atol=0)
@@ -243,11 +243,11 @@ def test_real_variants_cost_a_fraction(shared: Path, windows: str, factor: float
 
     folder = shared / "data" / "variants"
     options = ScoreOptions(
-        source=folder / "brca1_sge.vcf", windows=windows, window=8192, strand="fwd"
+        inputs=(folder / "brca1_sge.vcf",), windows=windows, window=8192, strand="fwd"
     )
     num_alleles = 0
     with Reference.open(folder / "brca1_region.fa") as genome:
-        scorer = VariantScorer(load("nano"), genome, options, score_estimate.count_bases)
+        scorer = VariantScorer(load("nano"), genome, options, count_bases)
         for record in read_vcf(options.source).records:
             num_alleles += len(scorer.score(record))
     assert num_alleles == 3893
@@ -261,7 +261,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
     source = write(tmp_path, sequence, [(200, sequence[200], "N"), (201, sequence[201], "<DEL>")])
     score(
         ScoreOptions(
-            source=source,
+            inputs=(source,),
             model=checkpoint,
             output=tmp_path / "x.tsv",
             reference=tmp_path / "one.fa",
@@ -275,5 +275,5 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
     assert "1 of 2 alleles would be scored" in said
     assert "SYMBOLIC" in said
     # 32 before the allele once, then 32 for each.
-    assert "96 bases through the model, 1.3 times fewer than two windows an allele" in said
+    assert "96 bases to compute, 1.3 times fewer than two windows an allele" in said
     assert not (tmp_path / "x.tsv").exists()

@@ -1,4 +1,4 @@
-"""`evo2 score --track`: a number for each base; together they are the score."""
+"""`evo2 track`: a value for each base; log-probabilities add up to the score."""
 
 import gzip
 import json
@@ -13,7 +13,8 @@ from evo2cli.errors import UserError
 from evo2cli.genome.fasta import read_records
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
-from evo2cli.track.run import entropy
+from evo2cli.track.options import TrackOptions
+from evo2cli.track.run import entropy, write_track
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -30,9 +31,9 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, checkpoint: str, track: str, suffix: str = ".bedgraph", **options) -> Path:
     output = source.with_name(f"out{suffix}")
-    score(
-        ScoreOptions(
-            source=source, model=checkpoint, output=output, device="cpu", track=track, **options
+    write_track(
+        TrackOptions(
+            source=source, model=checkpoint, output=output, device="cpu", value=track, **options
         )
     )
     return output
@@ -49,7 +50,7 @@ def lines(path: Path) -> list[tuple[str, int, float]]:
 
 def test_log_probabilities_sum_up_to_the_score(source: Path, checkpoint: str) -> None:
     table = source.with_name("scores.jsonl")
-    score(ScoreOptions(source=source, model=checkpoint, output=table, device="cpu"))
+    score(ScoreOptions(inputs=(source,), model=checkpoint, output=table, device="cpu"))
     found = lines(run(source, checkpoint, "logprob"))
     places = [(name, start) for name, start, _ in found]
     assert places == [("a", i) for i in range(1, 400)] + [("b", i) for i in range(1, 90)]
@@ -120,15 +121,9 @@ def test_gzip_and_bigwig_hold_the_same(source: Path, checkpoint: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"track": "loss"}, "--track loss: not one of logprob, entropy"),
-        ({"strand": "both"}, "--strand does not go with --track"),
-        ({"json": True}, "--json does not go with --track"),
-        ({"shard": "1/2"}, "--shard does not go with --track"),
-        ({"dry_run": True}, "--dry-run does not go with --track"),
-        ({"max_skipped": 0.5}, "--max-skipped does not go with --track"),
-        ({"limit": 3}, "--limit does not go with --track"),
+        ({"track": "loss"}, "--value loss: must be one of logprob, entropy"),
         ({"window": 9}, "--window is what is read before --regions"),
-        ({"source": Path("-")}, "give a file in place of stdin"),
+        ({"source": Path("-")}, "give a file instead of stdin"),
         ({"suffix": ".vcf"}, "needs .bedgraph, .bedgraph.gz or .bw"),
         ({"regions": ("c:1-2",)}, "--regions c:1-2: the genome has no contig c; it has a, "),
         ({"regions": ("b:91-95",)}, "--regions b:91-95: reaches beyond base 90, where b ends"),

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import ScalingType
 
 from hyenakernels.float8 import op, reference
 from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, save
@@ -116,12 +118,14 @@ def test_what_is_simulated_is_what_fp8_units_compute() -> None:
     inverses = [torch.tensor(1 / scale) for scale in (scales.input, scales.weight)]
     x_PI, _, _ = op.quantize(x, E4M3, factor=torch.tensor(scales.input), rows=True)
     assert x_PI.shape == (48, 64)
-    units = torch._scaled_mm(
+    units = F.scaled_mm(
         x_PI,
         reference.narrow(weight, scales.weight, E4M3).T,
-        scale_a=inverses[0],
-        scale_b=inverses[1],
-        out_dtype=torch.float32,
+        inverses[0],
+        ScalingType.TensorWise,
+        inverses[1],
+        ScalingType.TensorWise,
+        output_dtype=torch.float32,
         use_fast_accum=True,
     )
     for kept in (torch.float32, torch.bfloat16, E4M3):  # each holds every number of e4m3

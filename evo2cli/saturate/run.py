@@ -1,0 +1,39 @@
+"""`evo2 saturate`: the score of every SNV of regions of a genome."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from evo2cli.genome.reference import Reference
+from evo2cli.genome.vcf import VariantRecord
+from evo2cli.saturate.options import SaturateOptions
+from evo2cli.saturate.plot import also_draw
+from evo2cli.saturate.records import locate_region, snv_records
+from evo2cli.score.input import Variants
+from evo2cli.score.variants import estimate_cost, score_to_output
+
+
+def saturate(options: SaturateOptions) -> None:
+    """Score every SNV of the regions, as `evo2 score` scores a VCF of them.
+
+    Raises:
+        UserError: A region is not valid, or the genome or the model cannot be read.
+        NonFiniteError: A log-likelihood is NaN or infinite.
+    """
+    read = partial(read_snvs, options)
+    if options.dry_run:
+        estimate_cost(options, read)
+        return
+    with Reference.open(options.reference) as genome:
+        regions = [locate_region(genome, region) for region in options.regions]
+    score_to_output(options, read, partial(also_draw, options.plot, regions))
+
+
+def read_snvs(options: SaturateOptions) -> Variants:
+    """Start to read every SNV of the regions, in the order in which these are given."""
+
+    def records() -> Iterator[VariantRecord]:
+        with Reference.open(options.reference) as genome:
+            for region in options.regions:
+                yield from snv_records(genome, locate_region(genome, region))
+
+    return Variants(records())
