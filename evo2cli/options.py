@@ -277,18 +277,18 @@ def given(options: Options, *groups: type[Options]) -> list[str]:
     ]
 
 
-def refuse(options: Options, group: type[Options], why: str) -> None:
-    """Refuse options of a group that does not apply.
+def refuse(options: Options, why: str, *groups: type[Options]) -> None:
+    """Refuse options of groups that do not apply.
 
     Args:
         options: Options of a command.
-        group: As in `given`.
+        groups: As in `given`.
         why: Begins the message, e.g. "x.toml: a recipe says this itself".
 
     Raises:
         UserError: The message names all that are given.
     """
-    if flags := given(options, group):
+    if flags := given(options, *groups):
         raise UserError(f"{why}; drop {' and '.join(flags)}")
 
 

@@ -25,10 +25,10 @@ def extend(options: ExtendOptions) -> None:
     subject = options.subject
     stage = find_stage(subject)
     if stage is not None:
-        refuse(options, CheckpointOptions, f"{subject}: a recipe says this itself")
+        refuse(options, f"{subject}: a recipe says this itself", CheckpointOptions)
         _run_stage(stage, options)
         return
-    refuse(options, StageOptions, f"{subject}: is not a recipe (.toml)")
+    refuse(options, f"{subject}: is not a recipe (.toml)", StageOptions)
     if options.to is None or options.output is None:
         raise UserError(f"{subject}: a checkpoint needs --to, the new context, and --output")
     summary = extend_checkpoint(

@@ -30,10 +30,10 @@ def launch_recipe(options: LaunchOptions) -> None:
     if options.output is not None:
         recipe = recipe.model_copy(update={"output": options.output})
     if options.local is None:
-        refuse(options, LocalOptions, "--slurm only writes a script")
+        refuse(options, "--slurm only writes a script", LocalOptions)
         _write_script(options, recipe, path)
     else:
-        refuse(options, SlurmOptions, "--local starts ranks without Slurm")
+        refuse(options, "--local starts ranks without Slurm", SlurmOptions)
         _launch_local(options, options.local, recipe, path)
 
 
