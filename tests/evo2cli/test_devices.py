@@ -45,6 +45,7 @@ class KilledError(Exception):
     """In place of a signal."""
 
 
+@pytest.mark.slow
 def test_two_devices_resume_after_a_kill_and_write_what_one_does(
     source: Path, checkpoint: str, capsys
 ) -> None:
@@ -103,6 +104,7 @@ def fail(options: ScoreOptions, part: Part, advance: score_devices.Advance) -> N
     raise UserError(f"{options.source}: is not there")
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_run_by_one_line(tmp_path: Path) -> None:
     options = ScoreOptions(inputs=("x",), output=tmp_path / "y.tsv")
     with (

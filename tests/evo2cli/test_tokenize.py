@@ -204,6 +204,7 @@ def test_letters_are_counted_in_any_mixture() -> None:
         assert (count_bytes(text) == expected).all()
 
 
+@pytest.mark.slow
 def test_a_killed_run_starts_over_cleanly(tmp_path: Path) -> None:
     file = write_fasta(tmp_path / "g.fa", random_sequences(20_000, length=1000))
     command = [sys.executable, "-m", "evo2cli", "tokenize", str(file), "-o", str(tmp_path / "t")]

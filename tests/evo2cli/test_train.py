@@ -169,6 +169,7 @@ def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
     assert "has a run with shape.stripes = 'SMLA', not 'SMLL'" in str(run().exception)
 
 
+@pytest.mark.slow
 def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None:
     arguments = ["--device", "cpu", "--set", "optimizer.steps=40"]
     killed = World(1, place, "killed", ["train", "recipe.toml", *arguments])

@@ -124,6 +124,7 @@ def test_two_ranks_are_one(place: Path, alone: Path) -> None:
     assert_same_model(place / "zero2", alone)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_torchrun_are_one(place: Path, alone: Path) -> None:
     """And DeepSpeed compiles nothing for them."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evo2cli"]
@@ -135,6 +136,7 @@ def test_two_ranks_of_torchrun_are_one(place: Path, alone: Path) -> None:
     assert not (place / "compiled").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_of_zero_3_are_one_also_after_a_kill(place: Path, alone: Path) -> None:
     """Kill -9 changes no bit of what comes out."""
     run(place, 2, "whole", "parallel.zero=3")
@@ -151,6 +153,7 @@ def test_two_ranks_of_zero_3_are_one_also_after_a_kill(place: Path, alone: Path)
         ).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "zero", "after"), [(1, 0, 2), (2, 1, 1), (2, 3, 1)])
 def test_another_number_of_ranks_goes_on_with_the_same_windows(
     place: Path, alone: Path, before: int, zero: int, after: int
@@ -165,12 +168,14 @@ def test_another_number_of_ranks_goes_on_with_the_same_windows(
     assert_same_model(place / output, alone)
 
 
+@pytest.mark.slow
 def test_one_process_may_shard_without_a_launcher(place: Path, alone: Path) -> None:
     said = run(place, 1, "single", "parallel.zero=2")
     assert "on cpu by DeepSpeed" in said
     assert losses(place / "single") == pytest.approx(losses(alone), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bf16_weights_have_fp32_masters(place: Path, alone: Path) -> None:
     """The steps are too small for bf16 to see, one by one; masters add them up."""
     said = run(place, 2, "narrow", "precision.compute='bf16'", "parallel.zero=2")
@@ -180,6 +185,7 @@ def test_bf16_weights_have_fp32_masters(place: Path, alone: Path) -> None:
     assert not torch.equal(weight, weight.bfloat16().float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "context", "settings"),
     [
@@ -202,6 +208,7 @@ def test_ranks_that_share_windows_are_one(
     assert_same_model(place / output, alone)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_those_that_wait_for_its_part(place: Path) -> None:
     """Not a hang: within a minute, with its name."""
     _, *arguments = command(place / "dead", "parallel.context=2", "optimizer.steps=100000")

@@ -421,6 +421,7 @@ def test_slots_that_are_not_contiguous_are_left_to_the_reference() -> None:
                 step(z.expand(2, 2, 96), given, HyenaSlots(z_ring, past, lengths_B))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_FIR, ids=str)
 def test_the_same_bits_twice(case: Case) -> None:
     gradients = []
@@ -509,6 +510,7 @@ def test_fakes_have_the_shapes_of_the_kernels() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kernels_everywhere")
 @pytest.mark.parametrize("case", [Case(taps=7, length=9), Case(modes=3, length=9)], ids=str)
 @pytest.mark.parametrize("how", ["compiled", "checkpointed"])

@@ -305,6 +305,7 @@ def start(place: Path, *arguments: str) -> "subprocess.Popen[str]":
     return launched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "number", "code"),
     [
@@ -324,6 +325,7 @@ def test_a_signal_reaches_every_rank_and_their_code_comes_back(
         assert (place / f"{rank}.heard").read_text() == "SIGTERM"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "code"), [("torchrun", 2), ("deepspeed", 4)])
 def test_a_rank_that_dies_ends_the_others_and_is_named(
     place: Path, launcher: str, code: int

@@ -33,6 +33,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_shared_is_alone(tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "x.fa", 1, 3, 4, 7, 1501)
     alone = run(str(fasta), "--strand", "both")

@@ -275,6 +275,7 @@ def test_an_output_that_fails_leaves_nothing_behind(tmp_path):
         assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".vcf", ".bcf", ".parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     def peak(num_records: int) -> int:

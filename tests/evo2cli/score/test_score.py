@@ -394,6 +394,7 @@ def test_a_score_that_is_no_number_names_the_record_and_the_layer(phix, model, t
     assert not phix.with_name("phix174.vcf.out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_no_half_output_and_the_rerun_gives_the_same_bytes(phix, checkpoint):
     whole = run(phix, checkpoint, ".vcf").read_bytes()
     output = phix.with_name("killed.vcf")

@@ -165,6 +165,7 @@ def test_anchored_scores_are_those_of_their_windows(
         assert row["EVO2_DELTA"] == pytest.approx(row["EVO2_ALT"] - row["EVO2_REF"], abs=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", ["centred", "anchored"])
 def test_indels_may_keep_both_borders(
     tmp_path: Path, tiny_model: StripedHyena2, checkpoint: str, windows: str
@@ -190,6 +191,7 @@ def test_indels_may_keep_both_borders(
             assert row["EVO2_REF"] == other["EVO2_REF"] or row["EVO2_STATUS"] == "EDGE"
 
 
+@pytest.mark.slow
 def test_the_reverse_strand_of_the_reversed_genome_is_the_forward_one(
     tmp_path: Path, checkpoint: str
 ) -> None:

@@ -434,6 +434,7 @@ make_trainer(make_recipe(Path(sys.argv[1]), guard={"step_deadline": 5})).run()
 """
 
 
+@pytest.mark.slow
 def test_a_hanging_step_dumps_its_stacks_and_ends(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
     result = subprocess.run(

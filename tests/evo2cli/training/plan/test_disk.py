@@ -36,6 +36,7 @@ needs_deepspeed = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
