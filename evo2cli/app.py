@@ -109,6 +109,7 @@ def _run() -> int:
             error.show()
         else:
             message = " ".join(error.format_message().split()).rstrip(".")
+            message = message.replace("Value error, ", "")  # how pydantic begins its messages
             command = error.ctx.command_path if error.ctx else "evo2"
             console.say(f"{message}; see `{command} --help`")
         return UserError.exit_code

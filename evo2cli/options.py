@@ -360,7 +360,7 @@ class ModelOptions(DeviceOptions, ConfigOptions, panel="Model"):
         DType,
         typer.Option(
             help="Precision. auto is bf16 on a GPU and fp32 on a CPU, with FP8 projections where a "
-            "published model was trained with them."
+            "published model needs them (1B, 20B, 40B)."
         ),
     ] = DType.AUTO
 

@@ -1,1 +1,1 @@
-"""One file a subcommand: a typer signature and a few lines. Nothing here imports torch."""
+"""One file per subcommand: a typer signature and a few lines. Nothing here imports torch."""

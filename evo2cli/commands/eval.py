@@ -39,7 +39,7 @@ app = typer.Typer(
 @app.command(cls=Command)
 @takes(VariantsOptions)
 def variants(options: VariantsOptions) -> None:
-    """Do deltas rank harmful variants above harmless ones?
+    """Measure how well EVO2_DELTA separates harmful from harmless variants.
 
     AUROC and AUPRC of -EVO2_DELTA, each with a 95 % bootstrap interval, of all variants and by
     consequence, class and region. Variants that are neither positive nor negative, or both, are

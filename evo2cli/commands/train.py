@@ -8,7 +8,7 @@ from evo2cli.train.options import TrainOptions
 
 @takes(TrainOptions)
 def train(options: TrainOptions) -> None:
-    """Train a model by a recipe. To resume a stopped run, run the same command again."""
+    """Train a model from a recipe. To resume a stopped run, run the same command again."""
     if options.dry_run:
         write_plan(options)
         return

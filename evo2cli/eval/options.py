@@ -29,7 +29,7 @@ class EvalOptions(JSONOptions, panel="Output"):
         Path | None,
         typer.Option(metavar="FILE", help="Also draw a figure: x.png, x.pdf or x.svg."),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal numbers.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="VALUES",
-            help="Values that should score high, with commas.",
+            help="Labels of harmful variants, with commas.",
             show_default="those of the preset",
         ),
     ] = None
@@ -182,7 +182,7 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="VALUES",
-            help="Values that should score low, with commas.",
+            help="Labels of harmless variants, with commas.",
             show_default="those of the preset",
         ),
     ] = None

@@ -84,7 +84,9 @@ def measure_noise(
     assert options.precision_check is not None
     name = str(model.embedding.weight.dtype).removeprefix("torch.")
     if name not in _NEXT_HIGHER:
-        raise UserError(f"--precision-check: nothing is more precise than --dtype {options.dtype}")
+        raise UserError(
+            f"--precision-check: --dtype {options.dtype} is already the highest precision"
+        )
     lower, higher = _NEXT_HIGHER[name]
     device = "cpu" if higher == "fp64" else options.device
     chosen = choose_alleles(records, scorer, options.precision_check)

@@ -18,6 +18,7 @@ from typing import Any
 
 from evo2cli import __version__, console
 from evo2cli.devices import Advance, Part, open_parts, pick_devices
+from evo2cli.errors import UserError
 from evo2cli.files import open_output
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.fasta import Record, read_records, require_nucleotides
@@ -275,8 +276,11 @@ def _read_dna(
     source: str | Path, records: Iterable[Record | tuple[str, str | bytes]]
 ) -> Iterator[tuple[str, bytes]]:
     """Names and upper-case DNA of sequences; `source` is for error messages."""
-    for record in records:
+    for index, record in enumerate(records):
         if not isinstance(record, Record):
+            # A string of two letters would unpack into a name and a base.
+            if isinstance(record, str | bytes):  # type: ignore[unreachable]
+                raise UserError(f"sequence {index}: give a pair (name, bases)")
             name, sequence = record
             bases = sequence.encode() if isinstance(sequence, str) else sequence
             record = Record(name, "", bases)

@@ -402,7 +402,7 @@ def find_reference(options: VariantOptions, header: Header) -> Path:
     source = options.source
     named = header.value("reference")
     if not named:
-        raise UserError(f"{source}: has no ##reference; name a FASTA with --reference")
+        raise UserError(f"{source}: names no genome (##reference); give its FASTA by --reference")
     text = unquote(urlsplit(named).path) if named.startswith("file:") else named
     path = source.parent / text
     if not path.is_file():

@@ -36,7 +36,7 @@ class ModelConfig:
     """The shape of a StripedHyena 2 model.
 
     Attributes:
-        stripes: One letter a block: S Hyena-SE, M Hyena-MR, L Hyena-LI, A attention.
+        stripes: One letter per block: S Hyena-SE, M Hyena-MR, L Hyena-LI, A attention.
         width: Channels of the residual stream, D.
         num_heads: Attention heads; they divide the width into even head widths.
         mlp_width: Inner channels of the gated MLP.
@@ -48,7 +48,7 @@ class ModelConfig:
         num_short_taps: Taps of a Hyena-SE filter.
         num_medium_taps: Taps of a Hyena-MR filter.
         num_featurizer_taps: Taps of the filter before the gates.
-        num_modes: Real exponentials a channel of Hyena-LI.
+        num_modes: Number of real exponentials per channel of Hyena-LI.
         vocabulary: Token ids; bytes take the first 256.
         norm_eps: Added to the root mean square, outside the root.
         base_context: Positions it was trained on before its context was extended; None if it never

@@ -63,8 +63,8 @@ def check_sequences(
         min_length: The fewest letters that one may have.
 
     Raises:
-        InputError: A single string was given instead of a list; or a sequence is too short or not
-            ASCII, and the message names its index.
+        InputError: A single string was given instead of a list; or a sequence is too short, not
+            ASCII, or has spaces; the message names its index.
     """
     if isinstance(sequences, str | bytes):
         raise InputError(f"expected a list of {what}s and got one; put it into a list: [{what}]")
@@ -73,6 +73,9 @@ def check_sequences(
         if not sequence.isascii():
             letter = next(c for c in sequence if (ord(c) if isinstance(c, str) else c) > 127)
             raise InputError(f"{what} {index}: {letter!r} is not ASCII; write N for unknown bases")
+        text = sequence.decode() if isinstance(sequence, bytes) else sequence
+        if text and (not text.isprintable() or " " in text):
+            raise InputError(f"{what} {index}: has spaces or control characters; give letters only")
         if len(sequence) < min_length:
             problem = f"has only {len(sequence)} base" if sequence else "is empty"
             raise InputError(

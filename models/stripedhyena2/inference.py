@@ -1,4 +1,4 @@
-"""What a model is asked for: scores, embeddings and sequences, as methods of `StripedHyena2`.
+"""The inference methods of `StripedHyena2`: score, embed and generate.
 
 The methods are thin; the work is done by functions of `scoring`, `pooling` and `generation`. These
 modules import `StripedHyena2` for type checkers only, because `model` imports this one.

@@ -1,4 +1,4 @@
-"""How a tensor of ours and a tensor of the released Evo 2 files become each other, bit for bit.
+"""Translate tensors between our layout and that of the released Evo 2 files, bit for bit.
 
 The files differ in names, in extra axes, in the row order of the projections and in the tap order
 of the short filters. Every operator lists its own tensors (`Mixer.released_tensors`);

@@ -1,4 +1,4 @@
-"""The form in which filters train, put on a model from outside; checkpoints hold the folded form.
+"""Reparametrize the filters of a model for training; checkpoints hold the folded form.
 
 Poles train as the logarithm of their rate, which keeps every mode decaying. MR taps train under the
 decay window that Savanna multiplies at every step, so that far taps are regularized. Which

@@ -86,7 +86,7 @@ def test_fp32_is_checked_against_fp64_and_that_against_nothing(
     source: Path, checkpoint: str, capsys
 ) -> None:
     assert "in fp32 differs from that in fp64" in run(source, checkpoint, dtype="fp32").read_text()
-    with pytest.raises(UserError, match="nothing is more precise than --dtype fp64"):
+    with pytest.raises(UserError, match="--dtype fp64 is already the highest precision"):
         run(source, checkpoint, dtype="fp64")
     source.write_text(source.read_text().split("INFO\n")[0] + "INFO\n")
     assert "##evo2Noise=" not in run(source, checkpoint).read_text()
