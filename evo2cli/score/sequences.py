@@ -279,7 +279,7 @@ def _read_dna(
     for index, record in enumerate(records):
         if not isinstance(record, Record):
             # A string of two letters would unpack into a name and a base.
-            if isinstance(record, str | bytes):  # type: ignore[unreachable]
+            if isinstance(record, str | bytes):
                 raise UserError(f"sequence {index}: give a pair (name, bases)")
             name, sequence = record
             bases = sequence.encode() if isinstance(sequence, str) else sequence
