@@ -73,7 +73,7 @@ def check_sequences(
         if not sequence.isascii():
             letter = next(c for c in sequence if (ord(c) if isinstance(c, str) else c) > 127)
             raise InputError(f"{what} {index}: {letter!r} is not ASCII; write N for unknown bases")
-        text = sequence.decode() if isinstance(sequence, bytes) else sequence
+        text = sequence if isinstance(sequence, str) else bytes(sequence).decode()
         if text and (not text.isprintable() or " " in text):
             raise InputError(f"{what} {index}: has spaces or control characters; give letters only")
         if len(sequence) < min_length:

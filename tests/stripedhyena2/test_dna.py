@@ -29,6 +29,8 @@ def test_sequences_that_cannot_be_read_are_named() -> None:
     for sequences, message in (
         ("ACGT", "expected a list of sequences"),
         (["AC", ""], "sequence 1 is empty"),
+        (["AC GT"], "sequence 0: has spaces"),
+        ([b"AC\n"], "sequence 0: has spaces"),
         (["ACé"], "sequence 0: 'é' is not ASCII"),
         ([b"A\xff"], "sequence 0: 255 is not ASCII"),
     ):
