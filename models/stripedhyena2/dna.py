@@ -74,7 +74,7 @@ def check_sequences(
             letter = next(c for c in sequence if (ord(c) if isinstance(c, str) else c) > 127)
             raise InputError(f"{what} {index}: {letter!r} is not ASCII; write N for unknown bases")
         text = sequence if isinstance(sequence, str) else bytes(sequence).decode()
-        if text and (not text.isprintable() or " " in text):
+        if not text.isprintable() or (" " in text and "|" not in text):  # tags may have spaces
             raise InputError(f"{what} {index}: has spaces or control characters; give letters only")
         if len(sequence) < min_length:
             problem = f"has only {len(sequence)} base" if sequence else "is empty"
