@@ -23,8 +23,9 @@ B batch, L tokens, n generated tokens, D channels, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import fmean, mean
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -35,16 +36,17 @@ from evo2cli.options import ModelOptions
 from stripedhyena2 import InputError, Request, Sampler, Uniforms, generate
 from stripedhyena2.checkpoint.published import PUBLISHED
 from stripedhyena2.dna import check_sequences, reverse_complement
+from stripedhyena2.errors import check_choice
 from stripedhyena2.layers import find_module
 from stripedhyena2.operators import Attention, Hyena
-from stripedhyena2.scoring import require_finite, sequence_logprob
+from stripedhyena2.scoring import mean_logprob, sequence_logprob
 
 
 class CharLevelTokenizer:
     """Bytes as token ids.
 
     Attributes:
-        vocab_size: Token ids are below it; those from 256 on are no byte, but can be sampled.
+        vocab_size: Number of token ids. Ids from 256 on stand for no byte, but can be sampled.
         eod: Id of the end-of-document token.
         eos: The same.
         pad: Id of the padding token.
@@ -216,21 +218,17 @@ class Evo2:
             InputError: A sequence is empty or not ASCII, or has nothing to predict.
             NonFiniteError: A log-likelihood is NaN or infinite.
         """
-        if reduce_method not in ("mean", "sum"):
-            raise InputError(f"reduce_method={reduce_method!r}: must be one of mean, sum")
+        check_choice("reduce_method", reduce_method, ("mean", "sum"))
         bos = bytes([self.tokenizer.eod]) if prepend_bos else b""
         scores = []
         for index, sequence in enumerate(check_sequences(seqs, min_length=2 - len(bos))):
-            strands = [sequence]
+            reads = [bos + sequence]
             if average_reverse_complement:
-                strands.append(reverse_complement(sequence))
-            totals = []
-            for strand in strands:
-                total = sequence_logprob(self.model, bos + strand)
-                require_finite(total, self.model, bos + strand, f"sequence {index}")
-                totals.append(total)
-            num_predicted = len(bos) + len(sequence) - 1
-            scores.append(mean(totals) / (num_predicted if reduce_method == "mean" else 1))
+                reads.append(bos + reverse_complement(sequence))
+            total = partial(sequence_logprob, self.model)
+            score = mean_logprob(self.model, reads, f"sequence {index}", total)
+            num_predicted = len(reads[0]) - 1
+            scores.append(score / (num_predicted if reduce_method == "mean" else 1))
         return scores
 
     def generate(

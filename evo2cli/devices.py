@@ -19,13 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import torch
-
 from evo2cli import console
 from evo2cli.errors import UserError, explain
+from evo2cli.gpus import num_gpus
 from evo2cli.journal import journal_of
-
-Advance = Callable[[float], object]  # called with the amount of work done since the last call
+from stripedhyena2.progress import Progress
 
 
 class SharedOptions(Protocol):
@@ -80,9 +78,9 @@ def pick_devices(names: str) -> list[str]:
         UserError: There are no GPUs; or devices are of two kinds, which would differ in precision.
     """
     if names == "all":
-        if not torch.cuda.device_count():
+        if not num_gpus():
             raise UserError("--device all: there is no GPU here; use --device cpu")
-        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        return [f"cuda:{index}" for index in range(num_gpus())]
     devices = names.split(",")
     if len({device.partition(":")[0] for device in devices}) > 1:
         raise UserError(f"--device {names}: devices that share work must be of one kind")
@@ -99,7 +97,7 @@ def open_parts(
     options: T,
     devices: Sequence[str],
     borders: Sequence[int],
-    compute: Callable[[T, Part, Advance], None],
+    compute: Callable[[T, Part, Progress], None],
     amount: tuple[int | None, str],
 ) -> Iterator[list[Part]]:
     """Yield the parts of the work, whose journals make up the output.
@@ -137,7 +135,7 @@ def open_parts(
 
 def _run(
     jobs: Sequence[tuple[T, Part]],
-    compute: Callable[[T, Part, Advance], None],
+    compute: Callable[[T, Part, Progress], None],
     amount: tuple[int | None, str],
 ) -> None:
     """Run a process for each job; the first that fails ends all."""
@@ -185,7 +183,7 @@ def _receive(pipe: Connection, device: str, process: BaseProcess) -> float | Non
 
 
 def _work(
-    compute: Callable[[T, Part, Advance], None], options: T, part: Part, pipe: Connection
+    compute: Callable[[T, Part, Progress], None], options: T, part: Part, pipe: Connection
 ) -> None:
     """Run `compute` in the process of a device, silently: only the parent process prints."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process

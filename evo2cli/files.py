@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from evo2cli.errors import UserError
 
@@ -112,19 +113,19 @@ def open_output(path: Path | None) -> Iterator[Write]:
     Raises:
         UserError: The file cannot be written.
     """
-    from Bio.bgzf import BgzfWriter  # here, because options check files and must import fast
-
     if path is None:
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
-    # Imported late: options of commands import this module, and `--help` must stay quick.
-
     with atomic_path(path) as part:
         with writing(path):
             file = part.open("wb")
-            # Biopython is not typed.
-            stream = BgzfWriter(fileobj=file) if path.suffix == ".gz" else file  # type: ignore[no-untyped-call]
+        stream: Any = file
+        if path.suffix == ".gz":
+            # Imported late: options of commands import this module, and `--help` must stay quick.
+            from Bio.bgzf import BgzfWriter
+
+            stream = BgzfWriter(fileobj=file)  # type: ignore[no-untyped-call]
 
         def write(data: bytes) -> None:
             with writing(path):

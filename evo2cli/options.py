@@ -346,8 +346,8 @@ class ConfigOptions(Options, panel="Model"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(DeviceOptions, ConfigOptions, panel="Model"):
-    """Which model runs, where, and how precisely."""
+class NamedModelOptions(Options, panel="Model"):
+    """The model by its name; a class of its own, so that help pages show it first."""
 
     model: Annotated[
         str,
@@ -356,6 +356,12 @@ class ModelOptions(DeviceOptions, ConfigOptions, panel="Model"):
             help="Checkpoint folder or file, or the name of a published or built-in model.",
         ),
     ] = "nano"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DeviceOptions, ConfigOptions, NamedModelOptions, panel="Model"):
+    """Which model runs, where, and how precisely."""
+
     dtype: Annotated[
         DType,
         typer.Option(

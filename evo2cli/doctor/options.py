@@ -34,4 +34,4 @@ class DoctorOptions(JSONOptions, DeviceOptions, ConfigOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompts is not None and self.model is None:
-            raise UserError(f"--prompts {self.prompts}: needs --model, whose loss is measured")
+            raise UserError(f"--prompts {self.prompts}: measures the loss of a model; give --model")

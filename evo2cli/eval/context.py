@@ -23,11 +23,10 @@ from evo2cli.models import open_model
 from evo2cli.tables import Row, format_mean
 from stripedhyena2 import StripedHyena2, scoring
 from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
 FIRST_SECTION = 128  # positions; each section after it ends twice as far
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def read_context(
 
 
 def measure(
-    model: StripedHyena2, window: bytes, parts: Sequence[Part], advance: Advance = lambda _: None
+    model: StripedHyena2, window: bytes, parts: Sequence[Part], progress: Progress = ignore_progress
 ) -> list[float]:
     """The mean loss of each part of a window, in nats per base.
 
@@ -147,7 +146,7 @@ def measure(
         chunk = window[start : start + scoring.CHUNK]
         state, ids_L, logprobs_LV = state.predict(chunk)
         losses.append(-token_logprobs(logprobs_LV, ids_L).cpu())
-        advance(len(chunk))
+        progress(len(chunk))
     require_finite(state.logprob, model, window, f"a window of {len(window):,} bases")
     loss_L = torch.cat(losses)
     return [loss_L[max(1, part.start) : part.end].mean().item() for part in parts]

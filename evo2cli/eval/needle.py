@@ -30,9 +30,9 @@ from evo2cli.models import open_model
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2, scoring
 from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
-Advance = Callable[[int], None]
 DrawHaystack = Callable[[int, int], bytes]  # called with a length and the index of a repeat
 
 
@@ -163,7 +163,10 @@ def _measure_cells(
 
 
 def measure(
-    model: StripedHyena2, trial: Trial, depths: Sequence[float], advance: Advance = lambda _: None
+    model: StripedHyena2,
+    trial: Trial,
+    depths: Sequence[float],
+    progress: Progress = ignore_progress,
 ) -> list[tuple[float, float]]:
     """Copy accuracy and likelihood gap (nats per base) of a trial at each depth.
 
@@ -174,7 +177,7 @@ def measure(
         model: Model to ask.
         trial: Haystack and needle.
         depths: Percentages, ascending.
-        advance: Called with the number of bases read.
+        progress: Called with the number of bases read.
 
     Raises:
         NonFiniteError: A log-likelihood is not a finite number.
@@ -183,12 +186,12 @@ def measure(
     accuracies, sums = [], []
     for depth in depths:
         branch = _branch(trial, depth)
-        shared = shared.extend(trial.haystack[num_read:branch], advance)
+        shared = shared.extend(trial.haystack[num_read:branch], progress)
         num_read = branch
-        ids_L, logprobs_LV = _answer(model, shared, trial, trial.text(depth), advance)
+        ids_L, logprobs_LV = _answer(model, shared, trial, trial.text(depth), progress)
         accuracies.append(_copy_accuracy(ids_L, logprobs_LV))
         sums.append(token_logprobs(logprobs_LV, ids_L).sum().item())
-    ids_L, logprobs_LV = _answer(model, shared, trial, trial.control, advance)
+    ids_L, logprobs_LV = _answer(model, shared, trial, trial.control, progress)
     control = token_logprobs(logprobs_LV, ids_L).sum().item()
     return [
         (accuracy, (total - control) / trial.num_asked)
@@ -202,14 +205,14 @@ def _branch(trial: Trial, depth: float) -> int:
 
 
 def _answer(
-    model: StripedHyena2, shared: ScoringState, trial: Trial, text: bytes, advance: Advance
+    model: StripedHyena2, shared: ScoringState, trial: Trial, text: bytes, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """The tokens that are asked for [L], and the log-probabilities at their positions [L, V]."""
     num_given = len(text) - trial.num_asked
-    given = shared.extend(text[shared.cache.position : num_given], advance)
+    given = shared.extend(text[shared.cache.position : num_given], progress)
     end, ids_L, logprobs_LV = given.predict(text[num_given:])
     require_finite(end.logprob, model, text, f"a text of {len(text):,} bases")
-    advance(len(ids_L))
+    progress(len(ids_L))
     return ids_L, logprobs_LV
 
 

@@ -12,7 +12,7 @@ from evo2cli.errors import UserError
 from evo2cli.files import check_output
 from evo2cli.genome.source import STDIN
 from evo2cli.lengths import parse_bytes
-from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand
+from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand, flag
 
 
 class Windows(StrEnum):
@@ -89,7 +89,7 @@ class StrandOptions(Options, panel="Windows"):
         Strand | None,
         typer.Option(
             help="Strand to read; both takes the mean of the two.",
-            show_default="both for variants, fwd for a FASTA",
+            show_default="both, but fwd for the sequences of a FASTA",
         ),
     ] = None
 
@@ -182,7 +182,7 @@ class QuantityOptions(Options, panel="Output"):
         for name in self.needs_delta:
             if getattr(self, name) is not None:
                 raise UserError(
-                    f"--{name.replace('_', '-')} needs EVO2_DELTA, which --score {self.score} does "
+                    f"{flag(type(self), name)} needs EVO2_DELTA, which --score {self.score} does "
                     "not write; use --score all"
                 )
 
@@ -443,10 +443,10 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions):
     def filters(self) -> dict[str, str]:
         """The flags that choose among variants, and their values; "" for a flag without one."""
         values: dict[str, object] = {
-            "--regions": " ".join(self.regions) or None,
-            "--bed": self.bed and self.bed.name,
-            "--min-qual": self.min_qual,
-            "--pass-only": "" if self.pass_only else None,
-            "--limit": self.limit,
+            "regions": " ".join(self.regions) or None,
+            "bed": self.bed and self.bed.name,
+            "min_qual": self.min_qual,
+            "pass_only": "" if self.pass_only else None,
+            "limit": self.limit,
         }
-        return {name: str(value) for name, value in values.items() if value is not None}
+        return {flag(type(self), name): str(v) for name, v in values.items() if v is not None}

@@ -69,7 +69,7 @@ _MEANINGS = {
     Status.NO_ALT: "no alternate allele (.)",
     Status.STAR: "allele deleted by another record (*)",
     Status.SYMBOLIC: "symbolic allele, e.g. <DEL>",
-    Status.BREAKEND: "breakend",
+    Status.BREAKEND: "breakend, which joins two positions",
     Status.INVALID_ALLELE: "REF or ALT is not written in bases",
     Status.CONTIG_MISSING: "the reference has no such contig",
     Status.OUT_OF_RANGE: "outside its contig",

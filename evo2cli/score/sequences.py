@@ -13,14 +13,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from evo2cli import __version__, console
-from evo2cli.devices import Advance, Part, open_parts, pick_devices
+from evo2cli.devices import Part, open_parts, pick_devices
 from evo2cli.errors import UserError
 from evo2cli.files import open_output
-from evo2cli.genome.alphabet import ACGT, reverse_complement
+from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import Recall, keep_journal, open_journals
@@ -32,14 +31,15 @@ from evo2cli.score.output import check_skipped
 from evo2cli.tables import Row, json_line, rounded, table_line
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.dna import strand_of
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.progress import ignore_progress
-from stripedhyena2.scoring import require_finite, sequence_logprob
+from stripedhyena2.progress import Progress, ignore_progress
+from stripedhyena2.scoring import mean_logprob, sequence_logprob
 
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
 
 # The log-likelihood of upper-case bases in nats; calls a function with the number of bases done.
-Total = Callable[[bytes, Callable[[float], None]], float]
+Total = Callable[[bytes, Progress], float]
 
 
 def score_sequences(
@@ -50,7 +50,7 @@ def score_sequences(
     max_memory: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    advance: Callable[[float], None] = ignore_progress,
+    progress: Progress = ignore_progress,
 ) -> Iterator[Row]:
     """Score sequences: one row for each, in their order.
 
@@ -67,7 +67,7 @@ def score_sequences(
             free.
         device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
         dtype: Its precision, e.g. "bf16".
-        advance: Called with the number of bases that have been computed since the last call.
+        progress: Called with the number of bases that have been computed since the last call.
 
     Raises:
         UserError: An argument is not valid (here), or a sequence is not DNA or RNA (while rows are
@@ -89,7 +89,7 @@ def score_sequences(
 
     def rows() -> Iterator[Row]:
         for name, bases in _read_dna(source, records):
-            yield score_sequence(loaded, total, name, bases, strands.single, advance)
+            yield score_sequence(loaded, total, name, bases, strands.single, progress)
 
     return rows()
 
@@ -100,7 +100,7 @@ def score_sequence(
     name: str,
     bases: bytes,
     strands: Sequence[Strand],
-    advance: Callable[[float], None] = ignore_progress,
+    progress: Progress = ignore_progress,
 ) -> Row:
     """Score one sequence of upper-case DNA; two strands give their mean.
 
@@ -110,7 +110,7 @@ def score_sequence(
         name: Name of the sequence.
         bases: The sequence.
         strands: Single strands to read.
-        advance: Called with the number of bases that have been computed since the last call.
+        progress: Called with the number of bases that have been computed since the last call.
 
     Returns:
         A value for each of `COLUMNS`; None for log-likelihoods of fewer than two bases.
@@ -120,14 +120,10 @@ def score_sequence(
     """
     row: Row = dict(zip(COLUMNS, (name, len(bases), None, None), strict=True))
     if len(bases) >= 2:
-        totals = []
-        for strand in strands:
-            read = bases if strand is Strand.FORWARD else reverse_complement(bases)
-            found = total(read, lambda done: advance(done / len(strands)))
-            require_finite(found, model, read, name)
-            totals.append(found)
-        row["sum_logprob"] = rounded(mean(totals))
-        row["mean_logprob"] = rounded(mean(totals) / (len(bases) - 1))
+        reads = [strand_of(bases, strand) for strand in strands]
+        logprob = mean_logprob(model, reads, name, total, progress)
+        row["sum_logprob"] = rounded(logprob)
+        row["mean_logprob"] = rounded(logprob / (len(bases) - 1))
     return row
 
 
@@ -191,7 +187,7 @@ def score_fasta(options: ScoreOptions) -> None:
     check_skipped(options, tally["skipped"], tally["records"])
 
 
-def score_part(options: ScoreOptions, part: Part, advance: Advance) -> None:
+def score_part(options: ScoreOptions, part: Part, progress: Progress) -> None:
     """Score some of the records into a journal, from which another process writes them.
 
     Raises:
@@ -205,7 +201,7 @@ def score_part(options: ScoreOptions, part: Part, advance: Advance) -> None:
         with keep_journal(part.journal, _settings(options, model)) as recall:
             own = islice(records, part.first, part.end)
             strand = options.sequence_strand
-            for _ in _score_records(own, model, logprob, strand, recall, advance):
+            for _ in _score_records(own, model, logprob, strand, recall, progress):
                 pass
 
 
@@ -254,7 +250,7 @@ def _score_records(
     logprob: Total,
     strand: Strand,
     recall: Recall,
-    advance: Advance,
+    progress: Progress,
 ) -> Iterator[tuple[bytes, Row]]:
     """The bases of each record, and its row."""
     for name, bases in records:
@@ -264,11 +260,11 @@ def _score_records(
         def count_done(done: float) -> None:
             nonlocal remaining
             remaining -= done
-            advance(done)
+            progress(done)
 
         compute = partial(score_sequence, model, logprob, name, bases, strand.single, count_done)
         row = recall(key, compute)
-        advance(remaining)  # all bases of a row that the journal has
+        progress(remaining)  # all bases of a row that the journal has
         yield bases, row
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from evo2cli import __version__, console
-from evo2cli.devices import Advance, Part, even_borders, open_parts, pick_devices
+from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.normalization import Indels
@@ -26,7 +26,7 @@ from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import Header, Status, VariantRecord
 from evo2cli.journal import Recall, keep_journal, open_journals
 from evo2cli.models import memory_explained, open_model, ready_model
-from evo2cli.options import Strand
+from evo2cli.options import Strand, flag
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
 from evo2cli.score.input import Read, check_contigs, check_regions, count_shard, open_variants
@@ -59,7 +59,7 @@ from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.float8.inference import has_scales
-from stripedhyena2.progress import ignore_progress
+from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState
 
 MAX_BLOCK = 4096  # records that are read before they are scored by position
@@ -78,7 +78,7 @@ def score_variants(
     on_ref_mismatch: OnRefMismatch | str = OnRefMismatch.SKIP,
     device: str = "auto",
     dtype: str = "auto",
-    advance: Advance = ignore_progress,
+    progress: Progress = ignore_progress,
 ) -> Iterator[Row]:
     """Score variants: one row for each alternate allele, in the order of the input.
 
@@ -108,7 +108,7 @@ def score_variants(
         on_ref_mismatch: "skip", "error" or "swap".
         device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
         dtype: Its precision, e.g. "bf16".
-        advance: Called with the number of records that have been scored since the last call.
+        progress: Called with the number of records that have been scored since the last call.
 
     Raises:
         UserError: An argument is not valid (here); a file or record is not (while rows are read).
@@ -135,7 +135,7 @@ def score_variants(
         fields = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
         with opened as genome:
             scorer = VariantScorer(ready_model(model, device=device, dtype=dtype), genome, options)
-            for record, found in score_records(records, scorer, advance=advance):
+            for record, found in score_records(records, scorer, progress=progress):
                 yield from allele_rows(record, found, fields)
 
     return rows()
@@ -145,7 +145,7 @@ def score_records(
     records: Iterable[VariantRecord],
     scorer: VariantScorer,
     recall: Recall = lambda _, compute: compute(),
-    advance: Advance = ignore_progress,
+    progress: Progress = ignore_progress,
 ) -> Iterator[tuple[VariantRecord, list[Row]]]:
     """Each record with the rows of its alleles, in the order of the records.
 
@@ -155,14 +155,14 @@ def score_records(
         records: Records in any order.
         scorer: What scores them.
         recall: As `open_journal` yields it.
-        advance: Called with the number of records that have been scored since the last call.
+        progress: Called with the number of records that have been scored since the last call.
     """
     for block in _blocks(records):
         found: dict[int, list[Row]] = {}
         num_done = 0
         for index in sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start)):
             found[index] = recall(str(block[index]), partial(scorer.score, block[index]))
-            advance(1)
+            progress(1)
             while num_done in found:
                 yield block[num_done], found.pop(num_done)
                 num_done += 1
@@ -256,7 +256,7 @@ def score_to_output(
     report(options, counts, indels, missing)
 
 
-def score_part(read: Read, options: VariantOptions, part: Part, advance: Advance) -> None:
+def score_part(read: Read, options: VariantOptions, part: Part, progress: Progress) -> None:
     """Score some of the records into a journal, from which another process writes them.
 
     Raises:
@@ -269,7 +269,7 @@ def score_part(read: Read, options: VariantOptions, part: Part, advance: Advance
         keep_journal(part.journal, run.settings) as recall,
     ):
         records = islice(variants.records, part.first, part.end)
-        for _ in score_records(records, run.scorer, recall, advance):
+        for _ in score_records(records, run.scorer, recall, progress):
             pass
 
 
@@ -361,20 +361,22 @@ def _provenance(
     options: VariantOptions, reference: Path, window: int, model: StripedHyena2
 ) -> list[str]:
     """Header lines that tell what made the scores; the same on every machine and at any time."""
-    words: dict[str, object] = {
-        "--model": Path(options.model).name,
-        "--reference": reference.name,
-        "--window": window,
-        "--windows": options.windows,
-        "--indel-mode": options.indel_mode,
-        "--strand": options.variant_strand,
-        "--score": options.score,
-        "--on-ref-mismatch": options.on_ref_mismatch,
+    values: dict[str, object] = {
+        "model": Path(options.model).name,
+        "reference": reference.name,
+        "window": window,
+        "windows": options.windows,
+        "indel_mode": options.indel_mode,
+        "strand": options.variant_strand,
+        "score": options.score,
+        "on_ref_mismatch": options.on_ref_mismatch,
+        "precision_check": options.precision_check,
     }
-    if options.precision_check is not None:
-        words["--precision-check"] = options.precision_check
-    for name in options.without:
-        del words[f"--{name.replace('_', '-')}"]
+    words = {
+        flag(type(options), name): value
+        for name, value in values.items()
+        if value is not None and name not in options.without
+    }
     words |= options.filters
     command = " ".join(
         [options.command, *(f"{name} {value}".rstrip() for name, value in words.items())]

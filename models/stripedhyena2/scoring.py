@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, TypeVar
 
@@ -131,18 +132,39 @@ def score_sequences(
             require_finite(logprobs_L.sum().item(), model, read, f"sequence {index}")
             found.append(logprobs_L)
         return found
+    total = partial(sequence_logprob, model, max_memory=max_memory)
     scores: list[float] = []
     for index, bases in enumerate(letters):
-        totals = []
-        for each in strands:
-            read = strand_of(bases, each)
-            total = sequence_logprob(
-                model, read, lambda count: progress(count / len(strands)), max_memory
-            )
-            require_finite(total, model, read, f"sequence {index}")
-            totals.append(total)
-        scores.append(mean(totals) / (len(bases) - 1 if reduce == "mean" else 1))
+        reads = [strand_of(bases, each) for each in strands]
+        score = mean_logprob(model, reads, f"sequence {index}", total, progress)
+        scores.append(score / (len(bases) - 1 if reduce == "mean" else 1))
     return scores
+
+
+def mean_logprob(
+    model: "StripedHyena2",
+    reads: Sequence[bytes],
+    name: str,
+    total: Callable[[bytes, Progress], float],
+    progress: Progress = ignore_progress,
+) -> float:
+    """The mean log-likelihood of a sequence as its strands are read, in nats.
+
+    Args:
+        model: The model that `total` runs, for the error message.
+        reads: The bases of each strand.
+        name: What the error message calls the sequence.
+        total: The log-likelihood of bases, as `sequence_logprob` computes it.
+        progress: See `stripedhyena2.progress`; all strands together count each base once.
+
+    Raises:
+        NonFiniteError: A log-likelihood is NaN or infinite.
+    """
+    totals = []
+    for read in reads:
+        totals.append(total(read, lambda count: progress(count / len(reads))))
+        require_finite(totals[-1], model, read, name)
+    return mean(totals)
 
 
 def sequence_logprob(

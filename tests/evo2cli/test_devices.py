@@ -17,6 +17,7 @@ from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 from evo2cli.score.variants import score_part
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.progress import Progress
 from tests.evo2cli.score.test_windows import letters, variants, write
 
 GENOME = letters(400)
@@ -97,7 +98,7 @@ def test_sequences_are_shared_out_by_their_bases(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["some.fa", "x.tsv"]
 
 
-def fail(options: ScoreOptions, part: Part, advance: score_devices.Advance) -> None:
+def fail(options: ScoreOptions, part: Part, advance: Progress) -> None:
     """Of two parts one goes on until it is ended, the other cannot."""
     while part.first == 0:
         advance(0)

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,31 +19,11 @@ from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
 from evo2cli.training.engine import PlainEngine
 from stripedhyena2 import load
+from tests.evo2cli import tiny
+from tests.evo2cli.tiny import SHAPE
 from tests.ranks import World
 
-SHAPE = """
-stripes = "SMLA"
-width = 16
-num_heads = 2
-mlp_width = 24
-num_short_filter_groups = 4
-num_medium_filter_groups = 4
-context = 256
-"""
-RECIPE = """
-model = "tiny"
-output = "run"
-[data]
-sources = [{ path = "tokens" }]
-[batch]
-length = 32
-sequences = 4
-[optimizer]
-steps = 8
-warmup_steps = 2
-learning_rate = 1e-2
-min_learning_rate = 1e-3
-[checkpoint]
+RECIPE = f"""{tiny.RECIPE}[checkpoint]
 every = 2
 [precision]
 compute = "fp32"
@@ -184,3 +165,9 @@ def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None
     for name in ("model.safetensors", "provenance.json", "config.toml"):
         cut, whole = (place / folder / "final" / name for folder in ("run", "whole"))
         assert cut.read_bytes() == whole.read_bytes(), name
+
+
+def test_a_price_is_for_plans_alone(command_line: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, error = command_line("train", "toy", "--price-per-gpu-hour", "3")
+    assert code == 2
+    assert "--price-per-gpu-hour" in error

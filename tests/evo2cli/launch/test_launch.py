@@ -19,30 +19,8 @@ from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.launch import checks as launch_checks
 from evo2cli.launch.ranks import first_failure
+from tests.evo2cli.tiny import RECIPE, SHAPE
 
-SHAPE = """
-stripes = "SMLA"
-width = 16
-num_heads = 2
-mlp_width = 24
-num_short_filter_groups = 4
-num_medium_filter_groups = 4
-context = 256
-"""
-RECIPE = """
-model = "tiny"
-output = "run"
-[data]
-sources = [{ path = "tokens" }]
-[batch]
-length = 32
-sequences = 4
-[optimizer]
-steps = 8
-warmup_steps = 2
-learning_rate = 1e-2
-min_learning_rate = 1e-3
-"""
 # Launches what stands for `evo2 train`, as the command line would.
 DRIVER = """
 import signal, sys
