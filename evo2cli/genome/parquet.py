@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ BATCH = 4096  # rows
 Columns = dict[str, list[str] | NDArray[Any]]
 
 
-def read_parquet(path: Path) -> tuple[dict[str, type], Iterator[list[Any]]]:
+def read_parquet(path: Path) -> tuple[dict[str, type], Generator[list[Any], None, None]]:
     """The columns of a table with their types (int, float, or str for all others), and its rows.
 
     Raises:
@@ -37,7 +37,7 @@ def read_parquet(path: Path) -> tuple[dict[str, type], Iterator[list[Any]]]:
         file = arrow.parquet.ParquetFile(path)
     types = {field.name: _type(arrow, field.type) for field in file.schema_arrow}
 
-    def rows() -> Iterator[list[Any]]:
+    def rows() -> Generator[list[Any], None, None]:
         with file, _one_line_errors(path, arrow):
             for batch in file.iter_batches(BATCH):
                 columns = (column.to_pylist() for column in batch.columns)

@@ -5,7 +5,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def read_blocks(path: Path, advance: Callable[[int], None] | None = None) -> Ite
                 return
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path) -> Generator[bytes, None, None]:
     """Stream the decompressed lines of `path`, with their line ends.
 
     Raises:

@@ -6,9 +6,11 @@ alternates are separated by commas, as in a VCF.
 """
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evo2cli.errors import UserError
 from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
@@ -64,15 +66,17 @@ def read_table(path: Path | str) -> VariantTable:
         columns = _Columns(path, list(types))
         return VariantTable(
             {name: types[name] for name in columns.others},
-            _read_records(path, columns, enumerate(stored, start=1), "row"),
+            _then_close(stored, _read_records(path, columns, enumerate(stored, start=1), "row")),
         )
-    lines = enumerate(map(_decoded, read_lines(path)), start=1)
+    source = read_lines(path)
+    lines = enumerate(map(_decoded, source), start=1)
     for number, line in lines:
         if line.strip() and not line.startswith("##"):
             columns = _Columns(path, _names(line))
             rows = _split((text for _, text in lines), _delimiter(line), first=number + 1)
             return VariantTable(
-                dict.fromkeys(columns.others, str), _read_records(path, columns, rows, "line")
+                dict.fromkeys(columns.others, str),
+                _then_close(source, _read_records(path, columns, rows, "line")),
             )
     raise UserError(f"{path}: has no line with the names of columns")
 
@@ -131,6 +135,14 @@ def _read_records(
             yield record
     except csv.Error as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _then_close(
+    source: Generator[Any, None, None], records: Iterator[VariantRecord]
+) -> Iterator[VariantRecord]:
+    """The records; the file is closed at their end, and at once if one of them is not valid."""
+    with closing(source):
+        yield from records
 
 
 def _split(lines: Iterator[str], delimiter: str, *, first: int) -> Iterator[tuple[int, list[str]]]:

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import sys
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -94,6 +95,8 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
     with pytest.raises(UserError) as caught:
         list(read_table(path).records)
     assert str(caught.value).startswith(f"{path}: {message}")
+    handles = Path("/proc/self/fd")  # while the error, and with it the reader, is still alive
+    assert not any(link.resolve() == path for link in handles.glob("*"))
 
 
 @pytest.mark.parametrize(
