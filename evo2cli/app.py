@@ -100,6 +100,17 @@ def main() -> None:
     sys.exit(code)
 
 
+def _with_value(error: Any) -> str:
+    """The message of a wrong command line, with the value that typer leaves out of it."""
+    from pydantic import ValidationError
+
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if not isinstance(error.__cause__, ValidationError):
+        return message
+    value, reason = (error.__cause__.errors()[0][key] for key in ("input", "msg"))
+    return f"{error.param.opts[0]} {value}: {reason.removeprefix('Value error, ').rstrip('.')}"
+
+
 def _run() -> int:
     """Run a command; returns its exit code."""
     try:
@@ -108,8 +119,7 @@ def _run() -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
         else:
-            message = " ".join(error.format_message().split()).rstrip(".")
-            message = message.replace("Value error, ", "")  # how pydantic begins its messages
+            message = _with_value(error)
             command = error.ctx.command_path if error.ctx else "evo2"
             console.say(f"{message}; see `{command} --help`")
         return UserError.exit_code

@@ -17,7 +17,7 @@ class PlanOptions(RecipeOptions, panel="Plan"):
         typer.Option(
             min=1,
             help="Number of GPUs.",
-            show_default="the fewest that the recipe's context parallelism allows",
+            show_default="the fewest on which the recipe fits",
         ),
     ] = None
     gpu: Annotated[

@@ -8,7 +8,7 @@ from typing import Any
 from evo2cli.data.tokens import MANIFEST, TokenSet
 from evo2cli.errors import UserError
 from evo2cli.plan.options import PlanOptions
-from evo2cli.training.plan.estimate import Plan, advice, make_plan
+from evo2cli.training.plan.estimate import Plan, advice, make_plan, smallest_plan
 from evo2cli.training.plan.hardware import ACCELERATORS, Accelerator, find_accelerator
 from evo2cli.training.recipe import Data, Recipe
 from evo2cli.training.recipe_file import find_recipe, naming, read_recipe, read_shape
@@ -29,9 +29,10 @@ def plan_recipe(options: PlanOptions) -> dict[str, Any]:
     config = read_shape(recipe, path)
     accelerator = _accelerator(options.gpu)
     with naming(path):
-        plan = make_plan(
-            recipe, config, gpus=options.gpus or recipe.parallel.context, gpu=accelerator
-        )
+        if options.gpus is None:
+            plan = smallest_plan(recipe, config, gpu=accelerator)
+        else:
+            plan = make_plan(recipe, config, gpus=options.gpus, gpu=accelerator)
     return {
         "kind": "plan",
         "recipe": str(options.recipe),

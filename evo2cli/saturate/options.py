@@ -25,7 +25,7 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
     regions: Annotated[
         tuple[str, ...],
         typer.Argument(
-            metavar="REGION...",
+            metavar="REGION",
             help="Regions of the genome: chr:from-to, 1-based, both ends included.",
         ),
     ]

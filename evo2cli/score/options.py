@@ -402,7 +402,7 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions):
     inputs: Annotated[
         tuple[str, ...],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="A FASTA of sequences; or variants: a VCF, BCF or table (TSV, CSV or Parquet with "
             "the columns chrom, pos, ref, alt), or written out, e.g. chr22-1024-A-C. - is stdin.",
         ),

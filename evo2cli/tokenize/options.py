@@ -29,7 +29,7 @@ class TokenizeOptions(Options):
     valid: Annotated[
         tuple[Path, ...],
         typer.Option(
-            metavar="FILE...",
+            metavar="FILE",
             help="Files to hold out for validation: all up to the next option.",
             rich_help_panel="Splits",
         ),

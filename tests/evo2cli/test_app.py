@@ -130,7 +130,7 @@ def test_streams_that_are_closed_or_full(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["score", "x.fa", "--window", "nan"], "Invalid value for '--window'"),
+        (["score", "x.fa", "--window", "nan"], "--window nan: Input should be a valid integer"),
         (["score", "x.fa", "-R"], "Option '-R' requires an argument"),
         (["generate", "--json=yes"], "Option '--json' does not take a value"),
     ],

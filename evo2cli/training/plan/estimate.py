@@ -192,9 +192,25 @@ def check_context_parallel(recipe: Recipe, config: ModelConfig) -> None:
         raise ValueError(f"parallel.{error}") from None
 
 
+def smallest_plan(recipe: Recipe, config: ModelConfig, *, gpu: Accelerator) -> Plan:
+    """The plan with the fewest GPUs on which a recipe fits as it is.
+
+    Where it fits on no number of GPUs, the plan with the fewest that can run it.
+
+    Raises:
+        ValueError: As `make_plan`.
+    """
+    fewest, *more = possible_gpus(recipe)
+    plan = make_plan(recipe, config, gpus=fewest, gpu=gpu)
+    larger = (make_plan(recipe, config, gpus=gpus, gpu=gpu) for gpus in more)
+    return plan if plan.fits else next((other for other in larger if other.fits), plan)
+
+
 def possible_gpus(recipe: Recipe) -> list[int]:
     """All numbers of GPUs that can share a step evenly, ascending."""
     most = recipe.batch.sequences // (recipe.batch.micro_sequences or 1)
+    if recipe.optimizer.ema is not None:  # needs whole weights in one process
+        most = 1
     groups = [count for count in range(1, most + 1) if most % count == 0]
     return [recipe.parallel.context * count for count in groups]
 

@@ -108,6 +108,16 @@ def test_what_cannot_be_is_one_line_with_file_table_and_key(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("size", ["1b", "40b"])
+def test_without_a_number_the_fewest_gpus_that_fit_are_taken(size: str) -> None:
+    plan = plan_recipe(PlanOptions(recipe=Path(f"{size}.toml")))
+    assert plan["fits"]
+    assert plan["mesh"]["gpus"] == {"1b": 1, "40b": 512}[size]
+    if size == "40b":
+        half = plan_recipe(PlanOptions(recipe=Path(f"{size}.toml"), gpus=256))
+        assert not half["fits"]
+
+
 def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="--gpu tpu: unknown; choose one of b200, h200"):
         plan_recipe(PlanOptions(recipe=Path("1b.toml"), gpu="tpu"))
