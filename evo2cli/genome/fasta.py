@@ -12,16 +12,12 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
-from evo2cli.genome.source import STDIN, read_blocks
+from evo2cli.genome.formats import recognised
+from evo2cli.genome.source import STDIN, closed_at_error, first_bytes, read_blocks
 
 _BLANKS = b" \t\r\n\v\f"
 _BORDER = b"\n>"  # between two records
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_OTHER_FORMATS = {
-    b"@": "is FASTQ or SAM; convert it to FASTA first (seqtk seq -A, samtools fasta)",
-    b"##fileformat=VCF": "is a VCF, not FASTA",
-    b"LOCUS": "is GenBank; convert it to FASTA first",
-}
 _PROTEIN_ONLY = frozenset(b"EFILPQZefilpqz")
 _GAPS = b"-.*"
 
@@ -54,10 +50,9 @@ def read_records(
         UserError: The file cannot be read, is incomplete, or is not FASTA.
     """
     blocks = read_blocks(Path(path), advance)
-    opening = next(blocks).removeprefix(_BYTE_ORDER_MARK).lstrip()
-    if not opening.startswith(b">"):
-        name = "stdin" if Path(path) == STDIN else path
-        raise UserError(f"{name}: {explain_not_fasta(opening)}")
+    with closed_at_error(blocks):
+        opening = _opening(next(blocks))
+        _require_header(Path(path), opening)
     if b"\r" in opening and b"\n" not in opening:  # line ends of old Macs
         opening = opening.replace(b"\r", b"\n")
         blocks = (block.replace(b"\r", b"\n") for block in blocks)
@@ -68,15 +63,33 @@ def read_records(
         yield Record(name, "".join(description).rstrip(), sequence)
 
 
+def require_fasta(path: Path) -> None:
+    """Refuse a file that does not begin as FASTA; stdin is not consumed.
+
+    Raises:
+        UserError: It does not; the message says what it is instead.
+    """
+    _require_header(path, _opening(first_bytes(path)))
+
+
+def _opening(start: bytes) -> bytes:
+    return start.removeprefix(_BYTE_ORDER_MARK).lstrip()
+
+
+def _require_header(path: Path, opening: bytes) -> None:
+    if not opening.startswith(b">"):
+        name = "stdin" if path == STDIN else path
+        raise UserError(f"{name}: {explain_not_fasta(opening)}")
+
+
 def explain_not_fasta(opening: bytes) -> str:
     """Say what a file is that begins with `opening`, without leading white space, instead of >."""
     if not opening:
         return "is empty; a FASTA file holds records that start with '>'"
+    if verdict := recognised(opening):
+        return verdict
     if b"\0" in opening:
         return "is a binary file, not FASTA"
-    for beginning, verdict in _OTHER_FORMATS.items():
-        if opening.startswith(beginning):
-            return verdict
     line = opening.splitlines()[0][:40].decode("utf-8", "replace")
     way_out = "remove the text before the first >" if _BORDER in opening else "give a FASTA file"
     return f"is not FASTA: it starts with {line!r}, not with '>'; {way_out}"

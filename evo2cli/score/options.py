@@ -208,7 +208,7 @@ class OutputOptions(Options, panel="Output"):
             min=0,
             max=1,
             metavar="FRACTION",
-            help="Exit with code 3 if a larger fraction of records has no score.",
+            help="Exit with code 3 if a larger fraction of records has no score, or all have none.",
         ),
     ] = 1.0
 
@@ -251,6 +251,16 @@ class GenomeOptions(Options, panel="Input"):
             show_default="the ##reference of a VCF",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(Options, panel="Input"):
+    """How a table of variants is read."""
+
+    shift: Annotated[
+        int,
+        typer.Option(help="Add this to every position of a table: 1 if its positions are 0-based."),
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +394,7 @@ class VariantOptions(
 FOR_VARIANTS = (
     FilterOptions,
     GenomeOptions,
+    TableOptions,
     WindowOptions,
     QuantityOptions,
     ShardOptions,
@@ -392,7 +403,7 @@ FOR_SEQUENCES = (SequenceOptions,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions):
+class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions):
     """Options of `evo2 score`.
 
     Raises:

@@ -27,7 +27,7 @@ from evo2cli.models import memory_explained, open_model, pick_device, ready_mode
 from evo2cli.options import Strand
 from evo2cli.score.context_parallel import SharedScorer
 from evo2cli.score.options import Layout, ScoreOptions, StrandOptions
-from evo2cli.score.output import check_skipped
+from evo2cli.score.report import check_skipped
 from evo2cli.tables import Row, json_line, rounded, table_line
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2

@@ -18,9 +18,8 @@ import torch
 from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from evo2cli.genome.vcf import Status
+from evo2cli.genome.vcf import Status, is_scored
 from evo2cli.score.options import ScoreOptions
-from evo2cli.score.output import SCORED
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, save
 from stripedhyena2.errors import InputError, NonFiniteError
@@ -194,7 +193,7 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
     table = rows(run(source, checkpoint, reference=tmp_path / "g.fa", **options))
     assert [row["EVO2_STATUS"] for row in table] == [
         *["OK"] * 4,
-        *["SYMBOLIC", "STAR", "NO_ALT", "BREAKEND", "INVALID_ALLELE", "NONACGT"],
+        *["SYMBOLIC", "STAR", "NO_ALT", "BREAKEND", "INVALID_ALLELE", "AMBIGUOUS_ALLELE"],
         "EDGE",
         "OUT_OF_RANGE",
         "OUT_OF_RANGE",
@@ -209,11 +208,45 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
         set(Status) - {Status.NOISE}
     )
     for row in table:
-        scored = not SCORED.isdisjoint(row["EVO2_STATUS"].split("&"))
+        scored = is_scored(row["EVO2_STATUS"])
         assert (row["EVO2_DELTA"] is not None) == scored
+        assert bool(row["EVO2_NONACGT"]) == ("NONACGT" in row["EVO2_STATUS"])
         assert (row["window_start"] is not None) == scored
         if row["ref"].upper() == row["alt"]:
             assert row["EVO2_DELTA"] == 0
+
+
+def test_ref_stands_in_the_window_where_the_genome_has_an_ambiguity_code(tmp_path, checkpoint):
+    bases = genome()[:200]
+    records = [("1", 101, "A", "G"), ("1", 101, "A", "AT"), ("1", 100, bases[99] + "A", "C")]
+    found = []
+    for code in "AR":
+        path = tmp_path / "g.fa"
+        path.write_text(f">1\n{bases[:100]}{code}{bases[101:]}\n")
+        ours = write_vcf(tmp_path / "x.vcf", *records)
+        for windows in ("centred", "anchored"):
+            options = {"window": 64, "strand": "both", "windows": windows, "score": "all"}
+            found.append(rows(run(ours, checkpoint, reference=path, **options)))
+    assert found[:2] == found[2:]
+
+
+def test_the_number_of_other_letters_tells_one_far_away_from_many(tmp_path, checkpoint):
+    bases = genome()[:400]
+    reference = tmp_path / "g.fa"
+    reference.write_text(f">1\n{bases[:50]}N{bases[51:300]}{'N' * 100}\n")
+    source = write_vcf(
+        tmp_path / "x.vcf",
+        ("1", 71, bases[70], "ACGT".replace(bases[70], "")[0]),
+        ("1", 299, bases[298], f"{'ACGT'.replace(bases[298], '')[0]},<DEL>"),
+        ("1", 200, bases[199], "ACGT".replace(bases[199], "")[0]),
+    )
+    table = rows(run(source, checkpoint, reference=reference, window=64))
+    assert [row["EVO2_NONACGT"] for row in table] == [1, 30, None, 0]
+    lines = run(source, checkpoint, ".vcf", reference=reference, window=64).read_text().splitlines()
+    told = [
+        dict(f.partition("=")[::2] for f in line.split("\t")[7].split(";")) for line in lines[-3:]
+    ]
+    assert [info.get("EVO2_NONACGT") for info in told] == ["1", "30,.", None]
 
 
 def test_a_swapped_record_has_the_scores_of_the_right_one_the_other_way_round(phix, checkpoint):
@@ -224,7 +257,11 @@ def test_a_swapped_record_has_the_scores_of_the_right_one_the_other_way_round(ph
     right = rows(run(write_vcf(phix, *((r[0], r[1], r[3], r[4]) for r in snvs), header=header),
                      checkpoint, strand="both"))  # fmt: skip
     wrong = write_vcf(phix, *((r[0], r[1], r[4], r[3]) for r in snvs), header=header)
-    assert {row["EVO2_STATUS"] for row in rows(run(wrong, checkpoint))} == {"REF_MISMATCH"}
+    with pytest.raises(TooManySkippedError, match="nothing could be scored: none of 4"):
+        run(wrong, checkpoint)
+    assert {row["EVO2_STATUS"] for row in rows(phix.with_name(f"{phix.name}.out.jsonl"))} == {
+        "REF_MISMATCH"
+    }
     swapped = rows(run(wrong, checkpoint, strand="both", on_ref_mismatch="swap"))
     for one, other in zip(right, swapped, strict=True):
         assert other["EVO2_STATUS"] == one["EVO2_STATUS"].removeprefix("OK") + (
@@ -333,7 +370,15 @@ def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
         (b"@r\nACGT\n+\nIIII\n", "FASTQ"),
         (b"BCF\2\2rest", "damaged"),
         (b"\x00\x01\x02", "binary"),
-        (b"chr1\t5\t.\tA\tC\t.\t.\t.\n", "not FASTA"),
+        (b"chr1\t5\t.\tA\tC\t.\t.\t.\n", "is a VCF without its header"),
+        (b"chr1\t5\tA\tC\n", "is a table whose first line does not name its columns"),
+        (b"Hugo_Symbol\tChromosome\tStart_Position\n", "is a MAF of mutations"),
+        (b"chromosome,position (hg19),reference,alt\n", "rename them to chrom, pos, ref, alt"),
+        (b"accession,hgvs_nt,score\n", "is a table of MaveDB"),
+        (b"PK\3\4\x14\0[Content_Types].xml", "is an Excel book; save its sheet as CSV"),
+        (b"PK\3\4\x14\0other", "is a zip"),
+        (b"##gff-version 3\n", "is a GFF"),
+        (b"hello\n", "is not FASTA: it starts with 'hello'"),
         (b">p\nMSEQLLPK\n", "record 'p'"),
     ],
 )
