@@ -403,3 +403,17 @@ class RegionOptions(Options, panel="Input"):
     bed: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Only the intervals of this BED file.")
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagOptions(Options, panel="Input"):
+    """What the model reads before every sequence."""
+
+    tag: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LINEAGE",
+            help="Lineage that is read before every sequence, but not part of the result: "
+            "'d__Bacteria;p__...;s__...'. A record may also begin with its own: |D__BACTERIA;...|.",
+        ),
+    ] = None

@@ -12,7 +12,7 @@ from evo2cli.errors import UserError
 from evo2cli.files import check_output
 from evo2cli.genome.source import STDIN
 from evo2cli.lengths import parse_bytes
-from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand, flag
+from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand, TagOptions, flag
 
 
 class Windows(StrEnum):
@@ -329,8 +329,8 @@ class FilterOptions(RegionOptions, panel="Input"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceOptions(Options, panel="Run"):
-    """How long sequences of a FASTA are computed.
+class SequenceOptions(TagOptions, panel="Run"):
+    """How the sequences of a FASTA are computed.
 
     Raises:
         UserError: `max_memory` is not a size.
