@@ -87,6 +87,34 @@ def test_fasta_scores_are_the_sum_over_all_but_the_first_base(tmp_path, model, c
     assert lines[2].split("\t") == ["one", "1", ".", "."]
 
 
+@pytest.mark.parametrize("strand", ["fwd", "rc"])
+def test_a_tag_is_read_but_not_scored(tmp_path, model, checkpoint, strand, monkeypatch):
+    tag, sequences = "|D__BACTERIA;S__E COLI|", [genome()[:150], "A"]
+    source, tagged = tmp_path / "some.fa", tmp_path / "tagged.fa"
+    source.write_text("".join(f">{n}\n{bases}\n" for n, bases in enumerate(sequences)))
+    tagged.write_text("".join(f">{n}\n{tag}{bases}\n" for n, bases in enumerate(sequences)))
+    expected = []
+    for bases in sequences:
+        read = bases if strand == "fwd" else reverse_complement(bases.encode()).decode()
+        expected.append(plain_score(model, tag + read) - plain_score(model, tag))
+    for chunk in (8192, 7):
+        monkeypatch.setattr("stripedhyena2.scoring.CHUNK", chunk)
+        monkeypatch.setattr("stripedhyena2.scoring.choose_streaming", lambda *_: Streaming(chunk))
+        table = rows(run(source, checkpoint, tag="d__Bacteria;s__E coli", strand=strand))
+        assert [row["sum_logprob"] for row in table] == pytest.approx(expected, abs=1e-3)
+        assert [row["length"] for row in table] == [150, 1]
+        assert table[0]["mean_logprob"] == pytest.approx(expected[0] / 150, abs=1e-5)
+        assert rows(run(tagged, checkpoint, strand=strand)) == table
+
+
+def test_a_fasta_of_which_nothing_is_scored_is_exit_code_3(tmp_path, checkpoint):
+    source = tmp_path / "short.fa"
+    source.write_text(">a\nA\n>b\n")
+    with pytest.raises(TooManySkippedError, match="none of 2 has a score"):
+        run(source, checkpoint)
+    assert len(rows(source.with_name("short.fa.out.jsonl"))) == 2
+
+
 def test_a_long_sequence_is_streamed_and_gives_the_whole(
     tmp_path, model, checkpoint, monkeypatch, capsys
 ):
@@ -214,6 +242,45 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
         assert (row["window_start"] is not None) == scored
         if row["ref"].upper() == row["alt"]:
             assert row["EVO2_DELTA"] == 0
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_positions_that_are_all_off_by_one_are_said_to_be(tmp_path, checkpoint, capsys, by):
+    (tmp_path / "g.fa").write_text(f">1\n{genome()[:400]}\n")
+    places = [at for at in range(100, 300, 9) if genome()[at] != genome()[at - by]][:6]
+    records = [("1", at + 1 - by, genome()[at], "ACGT".replace(genome()[at], "")) for at in places]
+    asked = {"reference": tmp_path / "g.fa", "window": 32}
+    table = tmp_path / "x.tsv"
+    lines = [f"{c}\t{p}\t{r}\t{a[0]}\n" for c, p, r, a in records]
+    table.write_text("chrom\tpos\tref\talt\n" + "".join(lines))
+    vcf = write_vcf(tmp_path / "x.vcf", *((c, p, r, a[0]) for c, p, r, a in records))
+    side = "right" if by > 0 else "left"
+    for source, way_out in ((table, f"--shift {by}"), (vcf, "POS of a VCF is 1-based")):
+        with pytest.raises(TooManySkippedError):
+            run(source, checkpoint, **asked)
+        told = capsys.readouterr().err
+        assert f"REF of every record fits the reference one base to the {side}" in told
+        assert way_out in told
+        assert "BUILD" not in told
+    found = rows(run(table, checkpoint, shift=by, **asked))
+    assert [row["pos"] for row in found] == [at + 1 for at in places]
+    assert all(is_scored(row["EVO2_STATUS"]) for row in found)
+    with pytest.raises(UserError, match=f"--shift {by}: only for tables"):
+        run(vcf, checkpoint, shift=by, **asked)
+
+
+def test_an_allele_written_as_a_dash_is_told_the_base_it_lacks(tmp_path, checkpoint, capsys):
+    bases = genome()[:100]
+    (tmp_path / "g.fa").write_text(f">1\n{bases}\n")
+    source, asked = tmp_path / "x.csv", {"reference": tmp_path / "g.fa", "window": 32}
+    for row, advice in (
+        ("50,-,AC", f"1:50 ->AC is 1:50 {bases[49]}>{bases[49]}AC"),
+        (f"50,{bases[49:51]},-", f">- is 1:49 {bases[48:51]}>{bases[48]}"),
+    ):
+        source.write_text(f"chrom,pos,ref,alt\n1,{row}\n")
+        with pytest.raises(TooManySkippedError):
+            run(source, checkpoint, **asked)
+        assert advice in capsys.readouterr().err
 
 
 def test_ref_stands_in_the_window_where_the_genome_has_an_ambiguity_code(tmp_path, checkpoint):
