@@ -80,17 +80,18 @@ def test_where_a_block_ends_does_not_matter(
 ) -> None:
     """White space goes, line ends within a tag too, but the blanks of a tag stay."""
     text = "".join(
-        f">{name}{end}" + tag.replace("\n", end) + "".join(line + end for line in lines)
+        f">{name}{end}" + tag.replace("\n", end) + "".join(line + end for line in lines or [""])
         for name, lines, tag in records
     )
     file = tmp_path_factory.mktemp("blocks") / "in.fa"
     file.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "_BLOCK", block)
-        assert records_of(file) == [
-            (name, (tag.replace("\n", "") + "".join(lines)).encode())
+        expected = [
+            (name, "".join([tag.replace("\n", ""), *lines]).encode())
             for name, lines, tag in records
         ]
+        assert records_of(file) == expected
 
 
 def test_every_stored_byte_is_counted(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
         (b"AC-GT", "'-' at position 3: an alignment gap"),
         (b"AC*GT--A", "'[*]' at position 3: an alignment gap"),
         (b"ACGT*", "'[*]' at position 5: the stop of a protein"),
-        (b"MKV*", "'K' at position 2: not a nucleotide letter"),
+        (b"MKV*", "'[*]' at position 4: the stop of a protein"),
         (b"MEV*", "'E' at position 2: this looks like protein"),
         (b"|D__X;P__EY|ACGT", "'[|]' at position 1: of a lineage tag; .*--tag"),
         (b"D__PLANTAE", "'_' at position 2: of a lineage tag; .*--tag"),

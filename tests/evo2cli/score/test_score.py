@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pysam
@@ -97,9 +98,9 @@ def test_a_tag_is_read_but_not_scored(tmp_path, model, checkpoint, strand, monke
     for bases in sequences:
         read = bases if strand == "fwd" else reverse_complement(bases.encode()).decode()
         expected.append(plain_score(model, tag + read) - plain_score(model, tag))
-    for chunk in (8192, 7):
-        monkeypatch.setattr("stripedhyena2.scoring.CHUNK", chunk)
-        monkeypatch.setattr("stripedhyena2.scoring.choose_streaming", lambda *_: Streaming(chunk))
+    for streaming in (Streaming(), Streaming(7)):
+        choose = partial(lambda streaming, *_: streaming, streaming)
+        monkeypatch.setattr("stripedhyena2.scoring.choose_streaming", choose)
         table = rows(run(source, checkpoint, tag="d__Bacteria;s__E coli", strand=strand))
         assert [row["sum_logprob"] for row in table] == pytest.approx(expected, abs=1e-3)
         assert [row["length"] for row in table] == [150, 1]
