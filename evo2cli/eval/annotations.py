@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evo2cli.errors import UserError
+from evo2cli.genome.formats import recognised
+from evo2cli.genome.source import first_bytes
 from evo2cli.genome.variant_table import is_table, read_table
-from evo2cli.genome.vcf import read_vcf_lines
+from evo2cli.genome.vcf import is_variants, read_vcf_lines
 
 _COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO
 _DECLARED = re.compile(r'##INFO=<ID=([^,>]+),Number=([^,>]+),.*?Description="(.*)"')
@@ -97,6 +99,9 @@ def read_annotated(path: Path, *, shift: int = 0) -> AnnotatedFile:
     """
     if is_table(path):
         return _read_table(path, shift)
+    if not is_variants(path):
+        verdict = recognised(first_bytes(path).lstrip())
+        raise UserError(f"{path}: {verdict or 'is neither a VCF nor a table of variants'}")
     file, in_body = AnnotatedFile(), False
     with closing(read_vcf_lines(path)) as lines:
         for number, line in enumerate(lines, start=1):

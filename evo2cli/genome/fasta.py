@@ -109,14 +109,11 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
     if not invalid:
         return
     letter = invalid[:1]
-    is_aligned = bool(invalid.translate(None, _STOP)) and not invalid.translate(None, _GAPS + _STOP)
     if not _TAG_ONLY.isdisjoint(invalid):
-        verdict = (
-            "of a lineage tag; remove it, and give it as --tag where the command has that option"
-        )
+        verdict = "part of a lineage tag; remove it, and give it by --tag (score, embed, generate)"
     elif not _PROTEIN_ONLY.isdisjoint(invalid):
         verdict = "this looks like protein; give nucleotides"
-    elif is_aligned:
+    elif letter in _GAPS or (letter == _STOP and not set(_GAPS).isdisjoint(invalid)):
         verdict = "an alignment gap; remove the gaps first (seqkit seq -g)"
     elif letter == _STOP:
         verdict = "the stop of a protein; give its nucleotides, without the *"

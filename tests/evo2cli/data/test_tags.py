@@ -72,8 +72,8 @@ def test_the_tag_of_a_record_is_the_same_as_the_option() -> None:
     [
         (b"|D__X|AC", b"|D__Y|", "x.fa: record 'a' begins with a lineage tag of its own"),
         (b"|ACGT|AC", b"", "x.fa: record 'a': |ACGT|: not a lineage such as"),
-        (b"|D__X|AC|D__Y|", b"", "'|' at position 3: of a lineage tag"),
-        (b"|D__X", b"", "'|' at position 1: of a lineage tag"),
+        (b"|D__X|AC|D__Y|", b"", "'|' at position 3: part of a lineage tag"),
+        (b"|D__X", b"", "'|' at position 1: part of a lineage tag"),
         (b"|\xff__X|AC", b"", "not a lineage such as"),
     ],
 )

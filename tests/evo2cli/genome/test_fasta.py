@@ -140,8 +140,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
         (b"ACGT*", "'[*]' at position 5: the stop of a protein"),
         (b"MKV*", "'[*]' at position 4: the stop of a protein"),
         (b"MEV*", "'E' at position 2: this looks like protein"),
-        (b"|D__X;P__EY|ACGT", "'[|]' at position 1: of a lineage tag; .*--tag"),
-        (b"D__PLANTAE", "'_' at position 2: of a lineage tag; .*--tag"),
+        (b"|D__X;P__EY|ACGT", "'[|]' at position 1: part of a lineage tag; .*--tag"),
+        (b"D__PLANTAE", "'_' at position 2: part of a lineage tag; .*--tag"),
         ("ACÅ".encode("latin-1"), "'Å' at position 3: not a nucleotide letter"),
     ],
 )
