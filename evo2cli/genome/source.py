@@ -86,6 +86,14 @@ def then_close(source: Generator[Any, None, None], found: Iterator[T]) -> Iterat
         yield from found
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file; False for what cannot name one, e.g. a variant of 300 bases."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def is_bgzip(path: Path) -> bool:
     """Whether a file is compressed with bgzip, which allows random access.
 

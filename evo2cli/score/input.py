@@ -13,7 +13,7 @@ from evo2cli.genome.fasta import require_fasta
 from evo2cli.genome.htslib import find_index
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_regions
-from evo2cli.genome.source import STDIN, is_bgzip
+from evo2cli.genome.source import STDIN, exists, is_bgzip
 from evo2cli.genome.variant_names import is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (
@@ -62,7 +62,7 @@ def named_variants(inputs: tuple[str, ...]) -> tuple[str, ...]:
         UserError: There are several arguments, and the first is a file.
     """
     path = Path(inputs[0])
-    if path == STDIN or path.exists():
+    if path == STDIN or exists(path):
         if len(inputs) > 1:
             raise UserError(f"{inputs[1]}: only one file at a time, and {path} is a file")
         return ()

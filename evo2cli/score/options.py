@@ -10,7 +10,7 @@ import typer
 
 from evo2cli.errors import UserError
 from evo2cli.files import check_output
-from evo2cli.genome.source import STDIN
+from evo2cli.genome.source import STDIN, exists
 from evo2cli.lengths import parse_bytes
 from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand, TagOptions, flag
 
@@ -421,8 +421,8 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        inputs = [*map(Path, self.inputs), self.reference, self.bed, self.background]
-        check_output(self.output, *inputs)
+        files = filter(exists, map(Path, self.inputs))
+        check_output(self.output, *files, self.reference, self.bed, self.background)
         if self.is_stdin and self.shard is not None:
             raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
         if self.is_stdin and self.precision_check is not None:

@@ -283,6 +283,8 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         records, total = islice(records, shard.start, shard.stop), len(shard)
     counts: Counter[str] = Counter()
     with Reference.open(path) as genome, console.progress("count", total, "records") as bar:
+        if isinstance(options, ScoreOptions):
+            check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
         scorer = VariantScorer(model, genome, options, count_bases)
         scorer.warn_of_extrapolation()

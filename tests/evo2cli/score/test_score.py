@@ -284,6 +284,15 @@ def test_an_allele_written_as_a_dash_is_told_the_base_it_lacks(tmp_path, checkpo
         assert advice in capsys.readouterr().err
 
 
+def test_a_variant_longer_than_the_name_of_a_file_is_scored(tmp_path, checkpoint):
+    (tmp_path / "g.fa").write_text(f">1\n{genome()[:1000]}\n")
+    output = tmp_path / "x.jsonl"
+    named = f"1-301-{genome()[300:600]}-{genome()[300]}"
+    asked = {"reference": tmp_path / "g.fa", "output": output, "window": 800, "device": "cpu"}
+    score(ScoreOptions(inputs=(named,), model=checkpoint, **asked))
+    assert [row["EVO2_STATUS"] for row in rows(output)] == ["OK"]
+
+
 def test_ref_stands_in_the_window_where_the_genome_has_an_ambiguity_code(tmp_path, checkpoint):
     bases = genome()[:200]
     records = [("1", 101, "A", "G"), ("1", 101, "A", "AT"), ("1", 100, bases[99] + "A", "C")]
