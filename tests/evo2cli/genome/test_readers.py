@@ -1,5 +1,6 @@
 """Laws of all readers: any bytes give records or one line, and an error leaves no file open."""
 
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,20 @@ def test_two_columns_of_a_parquet_with_one_name_are_refused(tmp_path: Path) -> N
     parquet.write_table(pyarrow.Table.from_arrays(columns, names=names), path)
     with pytest.raises(UserError, match=r"two columns have the same name: .*note, note"):
         list(read_table(path).records)
+
+
+def test_a_parquet_cell_that_python_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    when = pyarrow.array([2**62], pyarrow.timestamp("ns"))
+    columns = {"chrom": ["1"], "pos": [5], "ref": ["A"], "alt": ["C"], "when": when}
+    parquet.write_table(pyarrow.table(columns), path)
+    assert outcome(lambda path: read_table(path).records, path).startswith(f"{path}: Parquet ")
+
+
+@pytest.mark.parametrize("read", [read_annotated, lambda path: list(read_records(path))])
+def test_a_book_is_a_book_for_every_reader(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = tmp_path / "x.xlsx"
+    with zipfile.ZipFile(path, "w") as book:
+        book.writestr("[Content_Types].xml", "<Types/>")
+    with pytest.raises(UserError, match=r"x\.xlsx: is an Excel book; save its sheet as CSV"):
+        read(path)

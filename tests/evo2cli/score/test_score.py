@@ -285,9 +285,9 @@ def test_an_allele_written_as_a_dash_is_told_the_base_it_lacks(tmp_path, checkpo
 
 
 def test_a_variant_longer_than_the_name_of_a_file_is_scored(tmp_path, checkpoint):
-    (tmp_path / "g.fa").write_text(f">1\n{genome()[:1000]}\n")
+    (tmp_path / "g.fa").write_text(f">1\n{genome()[:2000]}\n")
     output = tmp_path / "x.jsonl"
-    named = f"1-301-{genome()[300:600]}-{genome()[300]}"
+    named = f"1-501-{genome()[500:800]}-{genome()[500]}"
     asked = {"reference": tmp_path / "g.fa", "output": output, "window": 800, "device": "cpu"}
     score(ScoreOptions(inputs=(named,), model=checkpoint, **asked))
     assert [row["EVO2_STATUS"] for row in rows(output)] == ["OK"]
