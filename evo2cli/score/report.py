@@ -53,12 +53,13 @@ class Tally:
 
     def add(self, record: VariantRecord, rows: Sequence[Row]) -> None:
         """Count the alleles of a record."""
-        self.counts.update(str(row["EVO2_STATUS"]) for row in rows)
+        statuses = [str(row["EVO2_STATUS"]) for row in rows]
+        self.counts.update(statuses)
         self.indels.count(record)
+        if self.missing is None and Status.CONTIG_MISSING in statuses:
+            self.missing = self._genome.missing_contig(record.contig)
         contig = find_contig(record.contig, self._contigs)
         if contig is None:
-            if self.missing is None and record.alternates:
-                self.missing = self._genome.missing_contig(record.contig)
             return
         if self._shifts and is_bases(record.reference) and record.start >= 0:
             self._num_placed += 1
