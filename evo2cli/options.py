@@ -21,6 +21,7 @@ line leaves out. Nothing here imports torch.
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, fields
@@ -94,6 +95,8 @@ class _Declaration:
             return Path(value)
         if self.kind is str and isinstance(value, Path):
             return str(value)
+        if self.kind is int and abs(value) > sys.maxsize:
+            raise UserError(f"{self.flag} {value}: must be at most {sys.maxsize}")
         # `not a <= b` is true for NaN, too.
         if self.info.min is not None and not self.info.min <= value:
             raise UserError(f"{self.flag} {value}: must be at least {self.info.min}")
@@ -399,4 +402,18 @@ class RegionOptions(Options, panel="Input"):
     ] = ()
     bed: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Only the intervals of this BED file.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagOptions(Options, panel="Input"):
+    """What the model reads before every sequence."""
+
+    tag: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LINEAGE",
+            help="Lineage that is read before every sequence, but not part of the result: "
+            "'d__Bacteria;p__...;s__...'. A record may also begin with its own: |D__BACTERIA;...|.",
+        ),
     ] = None

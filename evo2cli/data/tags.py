@@ -1,4 +1,4 @@
-"""Find tags in texts: parts that condition the model, but are not DNA to be predicted.
+"""Tags in texts: parts that condition the model, but are not DNA to be predicted.
 
 Phylogenetic tags are enclosed in '|', as in `ACGT|d__Bacteria;p__Bacillota|ACGT`. A text is split
 at every '|' and at the ends of documents; a piece that contains '_', ' ' or ';' is a tag, and so
@@ -8,10 +8,16 @@ of one character.
 Source: `mask_control_tags` of Savanna, which decides by the part of a piece inside the window.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
 from evo2cli.data.documents import END_OF_DOCUMENT, Bytes
+from evo2cli.errors import UserError
+from evo2cli.genome.fasta import Record, require_nucleotides
+from evo2cli.genome.windows import upper_dna
 
 Flags = npt.NDArray[np.bool_]
 
@@ -45,3 +51,46 @@ def find_tags(text: Bytes) -> tuple[Flags, Flags] | None:
     tags[cuts] |= is_tag[:-1]  # ... and to the one before it
     tags[kinds == _END] = False
     return tags, tags | (kinds == _MARK)
+
+
+def read_tag(text: str, origin: str = "--tag") -> bytes:
+    """A lineage in the form Evo 2 was trained on: upper case, between '|'.
+
+    Args:
+        text: The lineage, with or without the '|'.
+        origin: Where it comes from, for the error message.
+
+    Raises:
+        UserError: It could be mistaken for bases.
+    """
+    tag = f"|{text.strip().strip('|').upper()}|"
+    found = find_tags(np.frombuffer(tag.encode(errors="replace"), np.uint8))
+    if not tag.isascii() or not tag.isprintable() or found is None or not found[0].all():
+        raise UserError(
+            f"{origin} {text}: not a lineage such as 'd__Bacteria;p__Pseudomonadota;g__Escherichia'"
+        )
+    return tag.encode()
+
+
+def split_record(path: Path | str, record: Record, tag: bytes = b"") -> tuple[bytes, bytes]:
+    """The lineage tag of a record, and its upper-case DNA.
+
+    Args:
+        path: The file, for messages.
+        record: A record whose sequence may begin with a tag of its own.
+        tag: The tag of records that have none.
+
+    Raises:
+        UserError: The rest of the record is not DNA or RNA, its tag is not a lineage, or it has a
+            tag of its own although one is given.
+    """
+    end = record.sequence.find(b"|", 1) + 1 if record.sequence.startswith(b"|") else 0
+    own, bases = record.sequence[:end], record.sequence[end:]
+    require_nucleotides(path, replace(record, sequence=bases))
+    if own and tag:
+        raise UserError(
+            f"{path}: record {record.name!r} begins with a lineage tag of its own; leave out --tag"
+        )
+    if own:
+        tag = read_tag(own.decode(errors="replace"), f"{path}: record {record.name!r}:")
+    return tag, upper_dna(bases)

@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from evo2cli.data.tags import read_tag, split_record
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
-from evo2cli.genome.fasta import read_records, require_nucleotides
+from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import Feature, is_gff, read_features
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
@@ -26,12 +27,14 @@ class InputSequence:
         contig: Name of the record, or of the contig that the region is on.
         start: First position in the contig, 0-based.
         bases: Upper-case bases.
+        tag: Lineage between '|' that is read before them, or empty.
     """
 
     name: str
     contig: str
     start: int
     bases: bytes
+    tag: bytes
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
     Raises:
         UserError: The input is not valid, or a sequence is empty.
     """
+    tag = b"" if options.tag is None else read_tag(options.tag)
     if options.reference is not None:
         kind = options.feature_type if options.features is None else None
         with Reference.open(options.reference) as genome:
@@ -123,15 +127,15 @@ def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
                 given = Interval(region.contig, region.start, region.end)
                 found = genome.resolve(given, f"{options.source}: {given}")
                 bases = upper_dna(genome.fetch(found))
-                yield InputSequence(region.name, found.name, found.start, bases)
+                yield InputSequence(region.name, found.name, found.start, bases, tag)
         return
     if is_gff(options.source) or ".bed" in options.source.suffixes:
         raise UserError(f"{options.source}: give the genome of these regions with --reference")
     for record in read_records(options.source):
-        require_nucleotides(options.source, record)
-        if not record.sequence:
+        own_tag, bases = split_record(options.source, record, tag)
+        if not bases:
             raise UserError(f"{options.source}: record {record.name!r} is empty; remove it")
-        yield InputSequence(record.name, record.name, 0, upper_dna(record.sequence))
+        yield InputSequence(record.name, record.name, 0, bases, own_tag)
 
 
 def summarize_input(options: EmbedOptions, index: FeatureIndex | None) -> InputSummary:

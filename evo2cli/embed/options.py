@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evo2cli.errors import UserError
-from evo2cli.options import JSONOptions, ModelOptions, Options, Strand
+from evo2cli.options import JSONOptions, ModelOptions, Options, Strand, TagOptions
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
 
@@ -27,7 +27,7 @@ class Pooling(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions(Options, panel="Input"):
+class InputOptions(TagOptions, panel="Input"):
     """Which sequences are read, and which features in them."""
 
     source: Annotated[

@@ -44,7 +44,7 @@ class Embedder:
     strands: Sequence[Strand]
     progress: Progress = ignore_progress
 
-    def pool(self, name: str, bases: bytes, rows: Sequence[Spans]) -> dict[str, Tensor]:
+    def pool(self, name: str, tag: bytes, bases: bytes, rows: Sequence[Spans]) -> dict[str, Tensor]:
         """Vectors [R, D] of each layer, pooled over parts of a sequence, as `pool_positions`."""
         return pool_positions(
             self.model,
@@ -54,17 +54,26 @@ class Embedder:
             self.pooling,
             self.strands,
             name=name,
+            context=tag,
             progress=self.progress,
         )
 
-    def keep(self, name: str, bases: bytes, kept: Mapping[str, Kept]) -> None:
+    def keep(self, name: str, tag: bytes, bases: bytes, kept: Mapping[str, Kept]) -> None:
         """Store the vectors of all positions of a sequence, as `keep_positions`.
 
         Raises:
             UserError: They cannot be written.
         """
         stores = {layer: _OnDisk(kept[layer]) for layer in self.layers}
-        keep_positions(self.model, bases, stores, self.strands, name=name, progress=self.progress)
+        keep_positions(
+            self.model,
+            bases,
+            stores,
+            self.strands,
+            name=name,
+            context=tag,
+            progress=self.progress,
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from evo2cli.errors import UserError
 from evo2cli.figures import new_figure, save_figure
-from evo2cli.genome.source import read_lines
+from evo2cli.genome.source import numbered_lines
 from evo2cli.tables import format_mean, mean_and_error
 
 PENALTIES = tuple(10.0**power for power in range(-2, 7))  # ridge regression chooses one of them
@@ -150,14 +150,15 @@ def read_labels(path: Path) -> dict[str, Label]:
 def _label_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of each line, without comments, empty lines and the header."""
     is_first = True
-    for number, line in enumerate(read_lines(path), start=1):
-        text = line.decode(errors="replace").rstrip("\r\n")
-        if not text.strip() or text.startswith("#"):
-            continue
-        columns = [cell.strip() for cell in text.split("\t")]
-        if not (is_first and columns[0].lower() == "name"):
-            yield number, columns
-        is_first = False
+    with numbered_lines(path) as lines:
+        for number, line in lines:
+            text = line.decode(errors="replace").rstrip("\r\n")
+            if not text.strip() or text.startswith("#"):
+                continue
+            columns = [cell.strip() for cell in text.split("\t")]
+            if not (is_first and columns[0].lower() == "name"):
+                yield number, columns
+            is_first = False
 
 
 def match_labels(path: Path, labels: Mapping[str, Label], names: Sequence[str]) -> Labelled:

@@ -172,7 +172,8 @@ def _fill(
             if not rows:
                 continue
             spans = repr([row.spans for row in rows]).encode()
-            key = f"{sequence.name} {zlib.crc32(sequence.bases):08x} {zlib.crc32(spans):08x}"
+            letters = zlib.crc32(sequence.tag + sequence.bases)
+            key = f"{sequence.name} {letters:08x} {zlib.crc32(spans):08x}"
             recall(key, partial(_embed_sequence, embedder, store, sequence, rows, first))
             first += len(rows)
 
@@ -184,10 +185,10 @@ def _embed_sequence(
     contents = store.contents
     arrays = {layer: store.arrays[contents.key(layer, sequence.name)] for layer in contents.layers}
     if contents.by_position:
-        embedder.keep(sequence.name, sequence.bases, arrays)
+        embedder.keep(sequence.name, sequence.tag, sequence.bases, arrays)
     else:
         spans = [row.spans for row in rows]
-        vectors = embedder.pool(sequence.name, sequence.bases, spans)
+        vectors = embedder.pool(sequence.name, sequence.tag, sequence.bases, spans)
         for layer, vectors_RD in vectors.items():
             arrays[layer].write(first, vectors_RD.float().numpy())
 

@@ -10,7 +10,7 @@ from evo2cli.errors import UserError
 from evo2cli.eval.labels import Labels, Preset
 from evo2cli.lengths import parse_length
 from evo2cli.options import JSONOptions, ModelOptions, Options
-from evo2cli.score.options import AlleleOptions, GenomeOptions
+from evo2cli.score.options import AlleleOptions, GenomeOptions, TableOptions
 
 MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
 
@@ -152,9 +152,9 @@ class LabelOptions(Options, panel="Labels"):
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="VCF",
+            metavar="VARIANTS",
             rich_help_panel="Arguments",
-            help="Labelled variants; scored first if they have no EVO2_DELTA.",
+            help="Labelled variants: VCF, BCF or a table; scored first if they have no EVO2_DELTA.",
         ),
     ]
     preset: Annotated[
@@ -167,7 +167,9 @@ class LabelOptions(Options, panel="Labels"):
     label: Annotated[
         str | None,
         typer.Option(
-            metavar="KEY", help="INFO key of the labels.", show_default="that of the preset"
+            metavar="KEY",
+            help="INFO key, or column of a table, that holds the labels.",
+            show_default="that of the preset",
         ),
     ] = None
     positive: Annotated[
@@ -190,19 +192,22 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="KEY",
-            help="INFO key of consequences.",
+            help="INFO key, or column, of consequences.",
             show_default="the first of CSQ, ANN, BCSQ, MC, CONSEQUENCE, EFFECT",
         ),
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringOptions(AlleleOptions, GenomeOptions, panel="Windows"):
-    """How variants are scored, if the VCF has no EVO2_DELTA."""
+class ScoringOptions(AlleleOptions, GenomeOptions, TableOptions, panel="Windows"):
+    """How variants are scored, if they have no EVO2_DELTA."""
 
     scored: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep the scored variants, as x.vcf or x.vcf.gz."),
+        typer.Option(
+            metavar="FILE",
+            help="Keep the scored variants, as x.vcf or x.vcf.gz; those of a table as x.tsv.",
+        ),
     ] = None
 
 
@@ -214,8 +219,6 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
         super().__post_init__()
         if both := self.labels.in_both:
             raise UserError(f"--positive and --negative both hold {', '.join(both)}")
-        if self.scored is not None and not self.scored.name.endswith((".vcf", ".vcf.gz")):
-            raise UserError(f"--scored {self.scored}: needs the suffix .vcf or .vcf.gz")
 
     @property
     def labels(self) -> Labels:

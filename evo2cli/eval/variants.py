@@ -25,6 +25,7 @@ from evo2cli.eval.plots import draw_ranking
 from evo2cli.eval.ranking import RESAMPLES, Allele, rank
 from evo2cli.eval.report import check_outputs, write_table
 from evo2cli.genome.source import STDIN
+from evo2cli.genome.variant_table import is_table
 from evo2cli.options import shared
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
@@ -35,22 +36,25 @@ MIN_CLASS = 5  # positives, and negatives, that a group needs for statistics
 
 
 def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
-    """Measure how well deltas separate two classes of variants; score the VCF first if needed.
+    """Measure how well deltas separate two classes of variants; score them first if needed.
 
     Returns:
-        evaluation, preset, source, model and command (as the scored VCF names them, or None),
-        label, its positive and negative values, consequence (the INFO key), seed, resamples; how
+        evaluation, preset, source, model and command (as a scored VCF names them; None for a
+        table), label, its positive and negative values, consequence (its key), seed, resamples; how
         many alleles were left_out because of their label, and unscored by their status; and rows,
         one for each group: counts, AUROC and AUPRC with their intervals, None where the group is
         too small.
 
     Raises:
-        UserError: The VCF cannot be used, or has no positive or no negative allele.
+        UserError: The variants cannot be used, or no allele is positive, or none negative.
         UntrustedNumericsError: A log-likelihood is not a finite number.
     """
     check_outputs(options)
+    suffix = ".tsv" if is_table(options.source) else ".vcf"  # a table keeps its columns in a table
+    if options.scored is not None and not options.scored.name.endswith((suffix, f"{suffix}.gz")):
+        raise UserError(f"--scored {options.scored}: needs the suffix {suffix} or {suffix}.gz")
     labels = options.labels
-    file = read_annotated(options.source)
+    file = read_annotated(options.source, shift=options.shift)
     left_out = _check_labels(options, file)
     if file.has(DELTA):
         console.say(f"{options.source}: already has {DELTA}; nothing is scored")
@@ -58,7 +62,7 @@ def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
         raise UserError(f"-: has no {DELTA}; score it first (evo2 score), or give a file")
     else:
         with TemporaryDirectory() as folder:
-            scored = options.scored or Path(folder, "scored.vcf")
+            scored = options.scored or Path(folder, f"scored{suffix}")
             _score(options, scored)
             file = read_annotated(scored)
     key = options.consequence or find_key(file, beside=labels.key)
@@ -105,12 +109,13 @@ def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, in
     if not file.has(labels.key):
         keys = ", ".join(file.keys()[:12]) or "nothing"
         raise UserError(
-            f"{source}: no record has {labels.key} in INFO, which holds {keys}; choose a key by "
-            "--label"
+            f"{source}: no record has {labels.key} in {file.place}, which holds {keys}; choose a "
+            "key by --label"
         )
     if options.consequence and not file.has(options.consequence):
         raise UserError(
-            f"{source}: no record has {options.consequence} in INFO; choose another --consequence"
+            f"{source}: no record has {options.consequence} in {file.place}; choose another "
+            "--consequence"
         )
     values = [
         value

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from evo2cli import console
-from evo2cli.data.tags import find_tags
+from evo2cli.data.tags import read_tag
 from evo2cli.errors import UserError
 from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 from evo2cli.genome.windows import upper_dna
@@ -54,7 +52,7 @@ def read_prompts(
         for record in read_records(fasta):
             require_nucleotides(fasta, record)
             records.append(record)
-    full_tag = "" if tag is None else _read_tag(tag)
+    full_tag = "" if tag is None else read_tag(tag).decode()
     if not records:
         if full_tag:
             return [Prompt("prompt1", full_tag, b"")]
@@ -70,18 +68,3 @@ def read_prompts(
     if count > 1:
         console.warn(f"{count:,} prompts are named {name}; their sequences will share that name")
     return prompts
-
-
-def _read_tag(text: str) -> str:
-    """A lineage in the form Evo 2 was trained on: upper case, between '|'.
-
-    Raises:
-        UserError: The tag could be mistaken for bases.
-    """
-    tag = f"|{text.strip().strip('|').upper()}|"
-    found = find_tags(np.frombuffer(tag.encode(), np.uint8))
-    if not tag.isascii() or not tag.isprintable() or found is None or not found[0].all():
-        raise UserError(
-            f"--tag {text}: not a lineage such as 'd__Bacteria;p__Pseudomonadota;g__Escherichia'"
-        )
-    return tag

@@ -12,18 +12,17 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
-from evo2cli.genome.source import STDIN, read_blocks
+from evo2cli.genome.formats import recognised
+from evo2cli.genome.source import STDIN, closed_at_error, first_bytes, read_blocks
 
 _BLANKS = b" \t\r\n\v\f"
+_BAR = b"|"  # around a lineage tag
+_MAX_TAG = 1 << 16  # letters; what is longer is no tag
 _BORDER = b"\n>"  # between two records
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_OTHER_FORMATS = {
-    b"@": "is FASTQ or SAM; convert it to FASTA first (seqtk seq -A, samtools fasta)",
-    b"##fileformat=VCF": "is a VCF, not FASTA",
-    b"LOCUS": "is GenBank; convert it to FASTA first",
-}
 _PROTEIN_ONLY = frozenset(b"EFILPQZefilpqz")
-_GAPS = b"-.*"
+_TAG_ONLY = frozenset(b"|_;")
+_GAPS, _STOP = b"-.", b"*"  # in some alignments, * is a gap as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,8 @@ class Record:
     Attributes:
         name: The first word of the header; may be empty.
         description: The rest of the header.
-        sequence: Letters as in the file, case kept, without white space; may be empty.
+        sequence: Letters as in the file, case kept, without white space; may be empty. Blanks
+            within a lineage tag at its beginning, `|D__BACTERIA;...|`, are kept.
     """
 
     name: str
@@ -54,29 +54,46 @@ def read_records(
         UserError: The file cannot be read, is incomplete, or is not FASTA.
     """
     blocks = read_blocks(Path(path), advance)
-    opening = next(blocks).removeprefix(_BYTE_ORDER_MARK).lstrip()
-    if not opening.startswith(b">"):
-        name = "stdin" if Path(path) == STDIN else path
-        raise UserError(f"{name}: {explain_not_fasta(opening)}")
+    with closed_at_error(blocks):
+        opening = _opening(next(blocks))
+        _require_header(Path(path), opening)
     if b"\r" in opening and b"\n" not in opening:  # line ends of old Macs
         opening = opening.replace(b"\r", b"\n")
         blocks = (block.replace(b"\r", b"\n") for block in blocks)
     for texts in _split_records(opening[1:], blocks):
         header, _, first = texts[0].partition(b"\n")
         name, *description = header.decode("utf-8", "replace").split(maxsplit=1) or [""]
-        sequence = b"".join([first.translate(None, _BLANKS), *texts[1:]])
+        sequence = b"".join([_letters(first), *texts[1:]])
         yield Record(name, "".join(description).rstrip(), sequence)
+
+
+def require_fasta(path: Path) -> None:
+    """Refuse a file that does not begin as FASTA; stdin is not consumed.
+
+    Raises:
+        UserError: It does not; the message says what it is instead.
+    """
+    _require_header(path, _opening(first_bytes(path)))
+
+
+def _opening(start: bytes) -> bytes:
+    return start.removeprefix(_BYTE_ORDER_MARK).lstrip()
+
+
+def _require_header(path: Path, opening: bytes) -> None:
+    if not opening.startswith(b">"):
+        name = "stdin" if path == STDIN else path
+        raise UserError(f"{name}: {explain_not_fasta(opening)}")
 
 
 def explain_not_fasta(opening: bytes) -> str:
     """Say what a file is that begins with `opening`, without leading white space, instead of >."""
     if not opening:
         return "is empty; a FASTA file holds records that start with '>'"
+    if verdict := recognised(opening):
+        return verdict
     if b"\0" in opening:
         return "is a binary file, not FASTA"
-    for beginning, verdict in _OTHER_FORMATS.items():
-        if opening.startswith(beginning):
-            return verdict
     line = opening.splitlines()[0][:40].decode("utf-8", "replace")
     way_out = "remove the text before the first >" if _BORDER in opening else "give a FASTA file"
     return f"is not FASTA: it starts with {line!r}, not with '>'; {way_out}"
@@ -92,16 +109,37 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
     if not invalid:
         return
     letter = invalid[:1]
-    if not _PROTEIN_ONLY.isdisjoint(invalid):
+    if not _TAG_ONLY.isdisjoint(invalid):
+        verdict = "part of a lineage tag; remove it, and give it by --tag (score, embed, generate)"
+    elif not _PROTEIN_ONLY.isdisjoint(invalid):
         verdict = "this looks like protein; give nucleotides"
-    elif letter in _GAPS:
+    elif letter in _GAPS or (letter == _STOP and not set(_GAPS).isdisjoint(invalid)):
         verdict = "an alignment gap; remove the gaps first (seqkit seq -g)"
+    elif letter == _STOP:
+        verdict = "the stop of a protein; give its nucleotides, without the *"
     else:
         verdict = "not a nucleotide letter; write N for an unknown base"
     position = record.sequence.index(letter) + 1
     shown = letter.decode("latin-1")
     raise UserError(
         f"{path}: record {record.name!r}: {shown!r} at position {position:,}: {verdict}"
+    )
+
+
+def _letters(first: bytes) -> bytes:
+    """The beginning of a sequence without white space, except the blanks within a lineage tag."""
+    start = first.lstrip(_BLANKS)
+    if not start.startswith(_BAR):
+        return start.translate(None, _BLANKS)
+    tag, closing, rest = start[1:].partition(_BAR)
+    return _BAR + tag.translate(None, b"\r\n") + closing + rest.translate(None, _BLANKS)
+
+
+def _is_begun(text: bytes) -> bool:
+    """Whether a record has come as far as its header, and its lineage tag if it has one."""
+    start = text.partition(b"\n")[2].lstrip(_BLANKS)
+    return bool(start) and (
+        not start.startswith(_BAR) or _BAR in start[1:] or len(start) > _MAX_TAG
     )
 
 
@@ -113,8 +151,9 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
         blocks: The rest of the stream, cut anywhere.
 
     Yields:
-        The texts of each record: the first holds the whole header line, the others are sequence
-        without white space (which is removed block by block, while it is in the CPU's cache).
+        The texts of each record: the first holds the whole header line and the lineage tag, the
+        others are sequence without white space (which is removed block by block, while it is in
+        the CPU's cache).
     """
     texts: list[bytes] = []
 
@@ -129,8 +168,8 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
             add(last)
             yield texts
             texts = []
-        if texts or b"\n" in rest:
+        if texts or _is_begun(rest):
             add(rest)
             carried = b"\n" if rest.endswith(b"\n") else b""  # perhaps the first half of a border
         else:
-            carried = rest  # the beginning of a header
+            carried = rest  # the beginning of a header, or of a tag

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from evo2cli.errors import UserError
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.regions import merged, read_named_bed
-from evo2cli.genome.source import read_lines
+from evo2cli.genome.source import numbered_lines
 
 _GFF = (".gff", ".gff3", ".gtf")
 _COLUMNS = 9
@@ -90,23 +90,24 @@ def _read_gff(path: Path, kind: str | None) -> list[Feature]:
 
 def _gff_lines(path: Path) -> Iterator[tuple[int, Interval, str, dict[str, str]]]:
     """Line number, interval, type and attributes of each line."""
-    for number, line in enumerate(read_lines(path), start=1):
-        text = line.decode(errors="surrogateescape").rstrip("\r\n")
-        if text.startswith(("##FASTA", ">")):
-            return
-        if not text.strip() or text.startswith("#"):
-            continue
-        columns = text.split("\t")
-        try:
-            if len(columns) != _COLUMNS:
-                raise ValueError
-            interval = Interval(columns[0], int(columns[3]) - 1, int(columns[4]))
-        except ValueError:
-            raise UserError(
-                f"{path}: line {number}: {text[:40]!r} is not a GFF line: it needs "
-                f"{_COLUMNS} columns separated by tabs; 4 and 5 are start (1-based) and end"
-            ) from None
-        yield number, interval, columns[2], _attributes(columns[8])
+    with numbered_lines(path) as lines:
+        for number, line in lines:
+            text = line.decode(errors="surrogateescape").rstrip("\r\n")
+            if text.startswith(("##FASTA", ">")):
+                return
+            if not text.strip() or text.startswith("#"):
+                continue
+            columns = text.split("\t")
+            try:
+                if len(columns) != _COLUMNS:
+                    raise ValueError
+                interval = Interval(columns[0], int(columns[3]) - 1, int(columns[4]))
+            except ValueError:
+                raise UserError(
+                    f"{path}: line {number}: {text[:40]!r} is not a GFF line: it needs "
+                    f"{_COLUMNS} columns separated by tabs; 4 and 5 are start (1-based) and end"
+                ) from None
+            yield number, interval, columns[2], _attributes(columns[8])
 
 
 def _attributes(text: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ but not bytes: htslib holds numbers in 32 bits, and adds header lines for whatev
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import pysam.bcftools
 from pysam.utils import SamtoolsError
 
 from evo2cli.errors import UserError
-from evo2cli.genome.interval import Interval
-from evo2cli.genome.regions import ENDLESS, Regions
+from evo2cli.genome.interval import ENDLESS, Interval
+from evo2cli.genome.regions import Regions
 from evo2cli.genome.source import STDIN, read_lines
 
 BCF_MAGIC = b"BCF"
@@ -26,7 +26,7 @@ _BAD_INDEX = "not an index that htslib can read; make it again, e.g. with `bcfto
 _JOIN = 1 << 14  # bases between regions that are read in one go: the smallest bin of an index
 
 
-def read_bcf(path: Path) -> Iterator[bytes]:
+def read_bcf(path: Path) -> Generator[bytes, None, None]:
     """Stream a BCF (`-` is stdin) as the lines of a VCF, header first.
 
     Raises:
@@ -50,7 +50,7 @@ def find_index(path: Path) -> Path | None:
 
 def read_vcf_spans(
     path: Path, index: Path, regions: Regions, line_end: bytes
-) -> Iterator[tuple[Interval, bytes]]:
+) -> Generator[tuple[Interval, bytes], None, None]:
     """Stream the lines of an indexed VCF that overlap `regions`, in file order.
 
     Each comes with the span it was found by; a line that overlaps two spans comes twice.
@@ -73,7 +73,9 @@ def read_vcf_spans(
                 yield span, line.encode("latin-1") + line_end
 
 
-def read_bcf_spans(path: Path, index: Path, regions: Regions) -> Iterator[tuple[Interval, bytes]]:
+def read_bcf_spans(
+    path: Path, index: Path, regions: Regions
+) -> Generator[tuple[Interval, bytes], None, None]:
     """As `read_vcf_spans`, of an indexed BCF.
 
     Raises:

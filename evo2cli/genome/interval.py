@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+ENDLESS = 1 << 62  # the end of an interval that reaches to the end of its contig; none is larger
+
 
 @dataclass(frozen=True)
 class Interval:
     """Bases `start` to `end` of contig `name`, 0-based and half-open.
 
     Raises:
-        ValueError: `start` is negative, or `end` is before it.
+        ValueError: `start` is negative, or `end` is before it or beyond `ENDLESS`.
     """
 
     name: str
@@ -16,8 +18,8 @@ class Interval:
     end: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end:
-            raise ValueError(f"{self}: needs 0 <= start <= end")
+        if not 0 <= self.start <= self.end <= ENDLESS:
+            raise ValueError(f"{self}: needs 0 <= start <= end <= 2**62")
 
     def __len__(self) -> int:
         return self.end - self.start

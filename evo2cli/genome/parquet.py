@@ -35,6 +35,10 @@ def read_parquet(path: Path) -> tuple[dict[str, type], Generator[list[Any], None
     arrow = import_pyarrow(path)
     with _one_line_errors(path, arrow):
         file = arrow.parquet.ParquetFile(path)
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        file.close()
+        raise UserError(f"{path}: two columns have the same name: {', '.join(names)}")
     types = {field.name: _type(arrow, field.type) for field in file.schema_arrow}
 
     def rows() -> Generator[list[Any], None, None]:
@@ -148,6 +152,8 @@ def _one_line_errors(path: Path, arrow: ModuleType) -> Iterator[None]:
     """Turn errors of pyarrow into one line."""
     try:
         yield
-    except (OSError, OverflowError, arrow.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+    except UserError:
+        raise
+    except (OSError, OverflowError, ValueError, arrow.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: Parquet cannot be read or written ({reason})") from None

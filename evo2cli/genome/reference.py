@@ -24,11 +24,11 @@ from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, reading, writing
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.htslib import silent_htslib
-from evo2cli.genome.interval import Interval
-from evo2cli.genome.regions import ENDLESS, read_region, whole_contig
+from evo2cli.genome.interval import ENDLESS, Interval
+from evo2cli.genome.regions import read_region, whole_contig
+from evo2cli.genome.source import is_bgzip
 from evo2cli.genome.vcf import find_contig
 
-_GZIP, _BGZIP_FIELD = b"\x1f\x8b", b"BC"
 _LOOK = 1 << 16  # bases
 
 
@@ -60,11 +60,11 @@ class Reference:
                 the same name.
         """
         path = Path(path)
-        with reading(path), path.open("rb") as file:
-            start = file.read(14)
-        if start.startswith(_GZIP) and start[12:14] == _BGZIP_FIELD:
+        if is_bgzip(path):
             return _open_indexed(path, (".fai", ".gzi"))
-        if start.startswith(b">"):
+        with reading(path), path.open("rb") as file:
+            start = file.read(1)
+        if start == b">":
             return _open_indexed(path, (".fai",))
         return _open_in_memory(path)  # gzip, bzip2, comments, a byte order mark, or not FASTA
 
@@ -195,7 +195,7 @@ def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
 
     def fetch(interval: Interval) -> bytes:
         bases = b""
-        with silent_htslib(), suppress(ValueError):
+        with silent_htslib(), suppress(ValueError, OSError):
             bases = file.fetch(interval.name, interval.start, interval.end).encode()
         if len(bases) != len(interval):
             names = " or ".join(index.name for index in indexes)
@@ -219,7 +219,7 @@ def _open_by_kept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
     try:
         if len(indexes) > 1 or _index_fits(indexes[0], path):
             return pysam.FastaFile(str(path), *map(str, indexes))
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         pass  # an index that cannot be read does not fit either
     console.warn(f"{indexes[0]}: does not fit {path.name}; a new index is made")
     return None

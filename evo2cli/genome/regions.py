@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from evo2cli.errors import UserError
-from evo2cli.genome.interval import Interval
-from evo2cli.genome.source import read_lines
+from evo2cli.genome.interval import ENDLESS, Interval
+from evo2cli.genome.source import numbered_lines
 
-_RANGE = re.compile(r"(?P<start>[\d,]+)(?P<dash>-(?P<end>[\d,]+)?)?")
-ENDLESS = 1 << 62  # the end of a region that reaches to the end of its contig
+_RANGE = re.compile(r"(?P<start>[\d,]{1,30})(?P<dash>-(?P<end>[\d,]{1,30})?)?")
 
 
 class Regions:
@@ -78,8 +77,8 @@ def read_region(text: str) -> Interval:
     end = start if not found["dash"] else ENDLESS
     if found["end"]:
         end = int(found["end"].replace(",", "") or 0)
-    if not 1 <= start <= end:
-        raise UserError(f"--regions {text}: needs 1 <= from <= to")
+    if not 1 <= start <= end <= ENDLESS:
+        raise UserError(f"--regions {text}: needs 1 <= from <= to <= 2**62")
     return Interval(name, start - 1, end)
 
 
@@ -115,23 +114,24 @@ def read_named_bed(path: Path) -> Iterator[tuple[Interval, str]]:
     Raises:
         UserError: The file cannot be read, or a line is not an interval.
     """
-    for number, line in enumerate(read_lines(path), start=1):
-        text = line.decode(errors="surrogateescape").rstrip("\r\n")
-        columns = text.split("\t") if "\t" in text else text.split()
-        if not text.strip() or text.startswith("#") or text.split()[0] in ("track", "browser"):
-            continue
-        try:
-            contig, start, end = columns[:3]
-            interval = Interval(contig, int(start), int(end))
-        except ValueError:
-            raise UserError(
-                f"{path}: line {number}: {' '.join(columns[:3])!r} is not a BED interval: "
-                "it needs contig, start (0-based) and end (not before start)"
-            ) from None
-        yield (
-            interval,
-            next((name for name in columns[3:4] if name not in ("", ".")), str(interval)),
-        )
+    with numbered_lines(path) as lines:
+        for number, line in lines:
+            text = line.decode(errors="surrogateescape").rstrip("\r\n")
+            columns = text.split("\t") if "\t" in text else text.split()
+            if not text.strip() or text.startswith("#") or text.split()[0] in ("track", "browser"):
+                continue
+            try:
+                contig, start, end = columns[:3]
+                interval = Interval(contig, int(start), int(end))
+            except ValueError:
+                raise UserError(
+                    f"{path}: line {number}: {' '.join(columns[:3])!r} is not a BED interval: "
+                    "it needs contig, start (0-based) and end (not before start; at most 2**62)"
+                ) from None
+            yield (
+                interval,
+                next((name for name in columns[3:4] if name not in ("", ".")), str(interval)),
+            )
 
 
 def merged(spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:

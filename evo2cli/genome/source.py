@@ -6,22 +6,28 @@ import io
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evo2cli.errors import UserError
 from evo2cli.files import reading
 
 STDIN = Path("-")
+T = TypeVar("T")
+
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
 _PEEK = 4096
 _BGZIP_LENGTH = 14  # bytes of a gzip header up to the mark of bgzip's extra field
+# The empty block that ends every bgzip file. Source: the SAM specification, "End-of-file marker".
+_BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _BLOCK = 1 << 20
 _LINE_BUFFER = 1 << 16  # bytes; lines of many samples are read 3 times as fast as with 8 KiB
 
 
-def read_blocks(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
+def read_blocks(
+    path: Path, advance: Callable[[int], None] | None = None
+) -> Generator[bytes, None, None]:
     """Stream the decompressed bytes of `path` in large blocks; at least one, which may be empty.
 
     Args:
@@ -53,15 +59,73 @@ def read_lines(path: Path) -> Generator[bytes, None, None]:
         yield from stream
 
 
+@contextmanager
+def numbered_lines(path: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
+    """The lines of `read_lines` with their 1-based numbers.
+
+    The file is closed when the block ends. A plain loop over its lines that raises an error would
+    leave it open for as long as somebody holds the error.
+    """
+    with closing(read_lines(path)) as lines:
+        yield enumerate(lines, start=1)
+
+
+@contextmanager
+def closed_at_error(source: Generator[Any, None, None]) -> Iterator[None]:
+    """Close `source`, e.g. the lines of a file, if the block raises an error."""
+    try:
+        yield
+    except BaseException:
+        source.close()
+        raise
+
+
+def then_close(source: Generator[Any, None, None], found: Iterator[T]) -> Iterator[T]:
+    """What is found in `source`, e.g. in its lines; `source` is closed at the end and at errors."""
+    with closing(source):
+        yield from found
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file; False for what cannot name one, e.g. a variant of 300 bases."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def is_bgzip(path: Path) -> bool:
     """Whether a file is compressed with bgzip, which allows random access.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or is cut off.
     """
     with _one_line_errors(path), _open_raw(path) as raw:
-        start = raw.peek(_BGZIP_LENGTH)
-        return start.startswith(_GZIP) and start[12:_BGZIP_LENGTH] == b"BC"
+        return _begins_as_bgzip(raw)
+
+
+def _begins_as_bgzip(raw: io.BufferedReader) -> bool:
+    start = raw.peek(_BGZIP_LENGTH)
+    return start.startswith(_GZIP) and start[12:_BGZIP_LENGTH] == b"BC"
+
+
+def _check_end(path: Path, raw: io.BufferedReader) -> None:
+    """Refuse a bgzip file without its last block: a file cut between two blocks looks whole.
+
+    Raises:
+        UserError: The block is missing.
+    """
+    if not (path.is_file() and _begins_as_bgzip(raw)):
+        return
+    size = raw.seek(0, io.SEEK_END)
+    raw.seek(max(size - len(_BGZIP_END), 0))
+    is_whole = raw.read() == _BGZIP_END
+    raw.seek(0)
+    if not is_whole:
+        raise UserError(
+            f"{path}: damaged or cut off: the block that ends every bgzip file is missing; get the "
+            "whole file; if only that block is missing, compress it again with bgzip"
+        )
 
 
 def first_bytes(path: Path) -> bytes:
@@ -73,7 +137,11 @@ def first_bytes(path: Path) -> bytes:
     with _one_line_errors(path), _open_raw(path) as raw:
         start = raw.peek(_PEEK)
         if start.startswith(_GZIP):
-            return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _PEEK)
+            unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            unpacked = unpacking.decompress(start, _PEEK)
+            if not (unpacked or unpacking.eof):
+                raise EOFError("not even its header is whole")
+            return unpacked
         if start.startswith(_BZIP2):
             with bz2.BZ2File(raw) as stream:
                 return stream.read(_PEEK)
@@ -97,7 +165,13 @@ def _open_raw(
         if not isinstance(sys.stdin, _Stdin):
             sys.stdin = _Stdin(sys.stdin)
         return nullcontext(sys.stdin.bytes)
-    return io.BufferedReader(path.open("rb", buffering=0), buffer_size)
+    raw: io.BufferedReader = io.BufferedReader(path.open("rb", buffering=0), buffer_size)
+    try:
+        _check_end(path, raw)
+    except BaseException:
+        raw.close()
+        raise
+    return raw
 
 
 class _Stdin(io.TextIOWrapper):

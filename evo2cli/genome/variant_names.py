@@ -8,7 +8,7 @@ from evo2cli.genome.vcf import VariantRecord
 
 _BASES = f"[Uu{LETTERS.decode()}]+"
 _VARIANT = re.compile(
-    rf"(?P<contig>\S+)[-:](?:g\.)?(?P<position>\d+)[-:]?"
+    rf"(?P<contig>\S+)[-:](?:g\.)?(?P<position>\d{{1,18}})[-:]?"
     rf"(?P<reference>{_BASES})[->:](?P<alternates>{_BASES}(?:,{_BASES})*)"
 )
 

@@ -6,16 +6,14 @@ alternates are separated by commas, as in a VCF.
 """
 
 import csv
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evo2cli.errors import UserError
 from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
-from evo2cli.genome.source import first_bytes, read_lines
-from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value, VariantRecord
+from evo2cli.genome.source import closed_at_error, first_bytes, read_lines, then_close
+from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value, VariantRecord, is_position
 
 KEYS = ("chrom", "pos", "ref", "alt")
 IDENTIFIER = "id"
@@ -54,8 +52,12 @@ def is_table(path: Path) -> bool:
     return False
 
 
-def read_table(path: Path | str) -> VariantTable:
+def read_table(path: Path | str, *, shift: int = 0) -> VariantTable:
     """Open a table (text may be compressed; `-` is stdin) and read its header.
+
+    Args:
+        path: The table.
+        shift: What to add to every position.
 
     Raises:
         UserError: Here or while records are read: a column is missing, or a row is not a variant.
@@ -63,33 +65,39 @@ def read_table(path: Path | str) -> VariantTable:
     path = Path(path)
     if first_bytes(path).startswith(PARQUET_MAGIC):
         types, stored = read_parquet(path)
-        columns = _Columns(path, list(types))
+        with closed_at_error(stored):
+            columns = _Columns(path, list(types), shift)
         return VariantTable(
             {name: types[name] for name in columns.others},
-            _then_close(stored, _read_records(path, columns, enumerate(stored, start=1), "row")),
+            then_close(stored, _read_records(path, columns, enumerate(stored, start=1), "row")),
         )
     source = read_lines(path)
     lines = enumerate(map(_decoded, source), start=1)
-    for number, line in lines:
-        if line.strip() and not line.startswith("##"):
-            columns = _Columns(path, _names(line))
-            rows = _split((text for _, text in lines), _delimiter(line), first=number + 1)
-            return VariantTable(
-                dict.fromkeys(columns.others, str),
-                _then_close(source, _read_records(path, columns, rows, "line")),
-            )
+    with closed_at_error(source):
+        for number, line in lines:
+            if line.strip() and not line.startswith("##"):
+                columns = _Columns(path, _names(line), shift)
+                rows = _split((text for _, text in lines), _delimiter(line), first=number + 1)
+                return VariantTable(
+                    dict.fromkeys(columns.others, str),
+                    then_close(source, _read_records(path, columns, rows, "line")),
+                )
     raise UserError(f"{path}: has no line with the names of columns")
 
 
 class _Columns:
-    """The index of each column in a row."""
+    """The index of each column in a row, and what to add to every position."""
 
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
+    def __init__(self, path: Path, names: Sequence[str], shift: int) -> None:
+        self.shift = shift
         lower = [name.lower() for name in names]
         for key in KEYS:
             if lower.count(key) != 1:
                 count = "no column" if key not in lower else "more than one column"
-                raise UserError(f"{path}: has {count} {key!r}; its columns: {', '.join(names)}")
+                raise UserError(
+                    f"{path}: has {count} {key!r}; its columns: {', '.join(names)}; rename them to "
+                    f"{', '.join(KEYS)}"
+                )
         self.keys = [lower.index(key) for key in KEYS]
         self.identifier = lower.index(IDENTIFIER) if IDENTIFIER in lower else None
         taken = {*self.keys, self.identifier}
@@ -110,12 +118,15 @@ class _Columns:
         for name, text in (("chrom", contig), ("ref", reference), ("alt", alternates)):
             if not text:
                 raise ValueError(f"{name} is empty; write a missing allele as .")
-        if not (position.isascii() and position.isdigit() and int(position) > 0):
-            raise ValueError(f"pos {position!r} is not a 1-based position (add 1 to 0-based ones)")
+        is_number = is_position(position.encode(errors="replace"))
+        if not is_number or int(position) + self.shift < 1:
+            raise ValueError(
+                f"pos {position[:40]!r} is not a 1-based position (for 0-based ones: --shift 1)"
+            )
         identifier = _text(row[self.identifier]) if self.identifier is not None else ""
         return VariantRecord.from_columns(
             contig,
-            int(position),
+            int(position) + self.shift,
             reference,
             alternates,
             identifier=identifier or ".",
@@ -135,14 +146,6 @@ def _read_records(
             yield record
     except csv.Error as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _then_close(
-    source: Generator[Any, None, None], records: Iterator[VariantRecord]
-) -> Iterator[VariantRecord]:
-    """The records; the file is closed at their end, and at once if one of them is not valid."""
-    with closing(source):
-        yield from records
 
 
 def _split(lines: Iterator[str], delimiter: str, *, first: int) -> Iterator[tuple[int, list[str]]]:

@@ -6,23 +6,25 @@ is 0-based. A BCF is read as the VCF text that htslib writes for it.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import LETTERS
+from evo2cli.genome.alphabet import ACGT, LETTERS, RNA_LETTERS
 from evo2cli.genome.htslib import BCF_MAGIC, read_bcf, read_bcf_spans, read_vcf_spans
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.regions import Regions
-from evo2cli.genome.source import first_bytes, read_lines
+from evo2cli.genome.source import closed_at_error, first_bytes, read_lines, then_close
 
 OUR_PREFIX = b"EVO2_"  # of every INFO field that is added
 _SCORED_BEFORE = "has EVO2_ fields of an earlier run; score the original file"
 FIRST_COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO; FORMAT and samples may follow
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTIG_NAME, _CONTIG_LENGTH = re.compile(rb"[<,]ID=([^,>]+)"), re.compile(rb"[<,]length=(\d+)")
+_POSITION_DIGITS = 18
 _BASES = re.compile(rb"[Uu%b]+" % LETTERS)
 
 
@@ -30,27 +32,53 @@ Value = str | int | float | None  # of a cell of a table
 
 
 class Status(StrEnum):
-    """The words of EVO2_STATUS. The first five have scores, and may be joined by `&`."""
+    """The words of EVO2_STATUS; those of alleles that have a score may be joined by `&`.
 
-    OK = "OK"
-    EDGE = "EDGE"
-    NONACGT = "NONACGT"
-    SWAPPED = "SWAPPED"
-    NOISE = "NOISE"
-    NO_ALT = "NO_ALT"
-    STAR = "STAR"
-    SYMBOLIC = "SYMBOLIC"
-    BREAKEND = "BREAKEND"
-    INVALID_ALLELE = "INVALID_ALLELE"
-    CONTIG_MISSING = "CONTIG_MISSING"
-    OUT_OF_RANGE = "OUT_OF_RANGE"
-    REF_MISMATCH = "REF_MISMATCH"
-    TOO_LONG = "TOO_LONG"
+    Attributes:
+        meaning: What it says of an allele.
+        is_scored: Whether the allele has a score.
+    """
+
+    meaning: str
+    is_scored: bool
+
+    OK = "OK", "", True
+    EDGE = "EDGE", "the end of a contig moved or shortened the windows", True
+    NONACGT = "NONACGT", "the windows hold letters other than ACGT", True
+    SWAPPED = "SWAPPED", "the reference has ALT, and REF was scored as the change", True
+    NOISE = "NOISE", "EVO2_DELTA is smaller than the measured rounding noise", True
+    NO_ALT = "NO_ALT", "no alternate allele (.)", False
+    STAR = "STAR", "allele deleted by another record (*)", False
+    SYMBOLIC = "SYMBOLIC", "symbolic allele, e.g. <DEL>", False
+    BREAKEND = "BREAKEND", "breakend, which joins two positions", False
+    INVALID_ALLELE = "INVALID_ALLELE", "REF or ALT is not written in bases", False
+    AMBIGUOUS_ALLELE = "AMBIGUOUS_ALLELE", "REF or ALT has a letter other than ACGT", False
+    CONTIG_MISSING = "CONTIG_MISSING", "the reference has no such contig", False
+    OUT_OF_RANGE = "OUT_OF_RANGE", "outside its contig", False
+    REF_MISMATCH = "REF_MISMATCH", "REF is not what the reference has there", False
+    TOO_LONG = "TOO_LONG", "an allele is longer than half a window", False
+
+    def __new__(cls, word: str, meaning: str, is_scored: bool) -> Self:
+        """A word with its two attributes."""
+        status = str.__new__(cls, word)
+        status._value_ = word
+        status.meaning, status.is_scored = meaning, is_scored
+        return status
+
+
+def words_of(statuses: str) -> list[Status]:
+    """The words of an EVO2_STATUS."""
+    return [Status[word] for word in statuses.split("&")]
+
+
+def is_scored(statuses: str) -> bool:
+    """Whether an allele with this EVO2_STATUS has a score."""
+    return all(word.is_scored for word in words_of(statuses))
 
 
 def with_note(statuses: str, note: Status) -> str:
     """Add a word to the status of a scored allele; it replaces OK."""
-    return "&".join([*(word for word in statuses.split("&") if word != Status.OK), note])
+    return "&".join([*(word for word in words_of(statuses) if word is not Status.OK), note])
 
 
 def is_bases(allele: bytes) -> bool:
@@ -58,10 +86,15 @@ def is_bases(allele: bytes) -> bool:
     return _BASES.fullmatch(allele) is not None
 
 
+def is_ambiguous(allele: bytes) -> bool:
+    """Whether an allele that is spelled in bases has letters other than A, C, G, T and U."""
+    return bool(allele.upper().translate(None, ACGT + RNA_LETTERS))
+
+
 def allele_status(allele: bytes) -> Status:
-    """The status of an ALT allele: OK if it is spelled in bases, otherwise what else it is."""
+    """The status of an ALT allele: OK if it is spelled in A, C, G and T, otherwise what it is."""
     if is_bases(allele):
-        return Status.OK
+        return Status.AMBIGUOUS_ALLELE if is_ambiguous(allele) else Status.OK
     if allele == b".":
         return Status.NO_ALT
     if allele == b"*":
@@ -204,7 +237,16 @@ def is_variants(path: Path) -> bool:
     start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
     if not start:
         raise UserError(f"{path}: is empty")
-    return start.startswith((BCF_MAGIC, b"##", b"#CHROM"))
+    return start.startswith((BCF_MAGIC, b"##", b"#CHROM")) and not start.startswith(b"##gff")
+
+
+def read_vcf_lines(path: Path) -> Generator[bytes, None, None]:
+    """Stream the lines of a VCF, or those that htslib writes for a BCF.
+
+    Raises:
+        UserError: The file cannot be read, is damaged or incomplete.
+    """
+    return read_bcf(path) if first_bytes(path).startswith(BCF_MAGIC) else read_lines(path)
 
 
 def read_vcf(path: Path | str) -> VariantFile:
@@ -215,10 +257,12 @@ def read_vcf(path: Path | str) -> VariantFile:
             was scored before and has EVO2_ fields.
     """
     path = Path(path)
-    is_binary = first_bytes(path).startswith(BCF_MAGIC)
-    lines = enumerate(read_bcf(path) if is_binary else read_lines(path), start=1)
-    header = _read_header(path, lines)
-    return VariantFile(header, _read_records(path, header.num_columns, lines))
+    source = read_vcf_lines(path)
+    lines = enumerate(source, start=1)
+    with closed_at_error(source):
+        header = _read_header(path, lines)
+    records = _read_records(path, header.num_columns, lines)
+    return VariantFile(header, then_close(source, records))
 
 
 def read_vcf_by_index(path: Path, index: Path, regions: Regions) -> VariantFile:
@@ -240,7 +284,7 @@ def read_vcf_by_index(path: Path, index: Path, regions: Regions) -> VariantFile:
     else:
         line_end = b"\r\n" if header.lines[-1].endswith(b"\r\n") else b"\n"
         lines = read_vcf_spans(path, index, regions, line_end)
-    return VariantFile(header, _read_spans(path, header.num_columns, lines))
+    return VariantFile(header, then_close(lines, _read_spans(path, header.num_columns, lines)))
 
 
 def _read_spans(
@@ -305,8 +349,8 @@ def _parse(line: bytes, num_columns: int) -> VariantRecord:
     if given < num_columns:
         raise ValueError(f"{given} columns separated by tabs, but #CHROM names {num_columns}")
     contig, position, identifier, reference, alternates, _, _, info = columns[:FIRST_COLUMNS]
-    if not position.isdigit():
-        raise ValueError(f"POS {position.decode(errors='replace')!r} is not a whole number")
+    if not is_position(position):
+        raise ValueError(f"POS {position[:40].decode(errors='replace')!r} is not a whole number")
     if OUR_PREFIX in info and any(field.startswith(OUR_PREFIX) for field in info.split(b";")):
         raise ValueError(_SCORED_BEFORE)
     return VariantRecord(
@@ -317,6 +361,11 @@ def _parse(line: bytes, num_columns: int) -> VariantRecord:
         reference,
         tuple(alternates.split(b",")),
     )
+
+
+def is_position(text: bytes) -> bool:
+    """Whether a text is a whole number that fits into 64 bits."""
+    return text.isdigit() and len(text) <= _POSITION_DIGITS
 
 
 def find_contig(name: str, known: Collection[str]) -> str | None:

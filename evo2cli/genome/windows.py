@@ -18,8 +18,10 @@ from evo2cli.genome.alphabet import reverse_complement, to_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 
-# VCF spells an ambiguous base of the genome as the alphabetically first base it stands for.
-_FIRST_OF_AMBIGUOUS = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
+# VCF spells an ambiguous base of the genome as the alphabetically first base it stands for; some
+# programs write N.
+_FIRST_OF_AMBIGUOUS = dict(zip(b"RYSWKMBDHV", b"ACCAGACAAA", strict=True))
+_UNKNOWN = ord("N")
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,16 @@ def upper_dna(sequence: bytes) -> bytes:
 
 
 def agrees(allele: bytes, genome: bytes) -> bool:
-    """Whether a REF allele equals the genome; both in the letters of `upper_dna`."""
-    return allele == genome or allele == genome.translate(_FIRST_OF_AMBIGUOUS)
+    """Whether a REF allele is what as many bases of the genome have; in letters of `upper_dna`.
+
+    Where the genome has an ambiguity code other than N, REF may also be the first base that the
+    code stands for, or N.
+    """
+    return allele == genome or all(
+        letter == base
+        or (base in _FIRST_OF_AMBIGUOUS and letter in (_FIRST_OF_AMBIGUOUS[base], _UNKNOWN))
+        for letter, base in zip(allele, genome, strict=True)
+    )
 
 
 def centred(start: int, width: int) -> int:

@@ -10,7 +10,7 @@ from evo2cli.genome.vcf import VariantRecord
 from evo2cli.genome.windows import upper_dna
 
 BASES = b"ACGT"
-_REGION = re.compile(r"(?P<name>.+):(?P<start>[\d,]+)-(?P<end>[\d,]+)")
+_REGION = re.compile(r"(?P<name>.+):(?P<start>[\d,]{1,30})-(?P<end>[\d,]{1,30})")
 
 
 def snv_records(

@@ -14,6 +14,7 @@ from evo2cli.genome.vcf import (
     VariantRecord,
     allele_status,
     find_contig,
+    is_ambiguous,
     is_bases,
     with_note,
 )
@@ -29,7 +30,7 @@ from evo2cli.genome.windows import (
 )
 from evo2cli.options import Strand
 from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
-from evo2cli.score.output import FIELDS, STRAND_FIELDS, WINDOW_COLUMNS
+from evo2cli.score.output import FIELDS, NUM_OTHER, STRAND_FIELDS, WINDOW_COLUMNS
 from evo2cli.score.prefixes import AnchoredScorer, CentredScorer, Extend, WindowScorer
 from evo2cli.tables import Row, rounded
 from stripedhyena2 import StripedHyena2
@@ -136,6 +137,8 @@ class VariantScorer:
                     "--on-ref-mismatch skip leaves such records without a score"
                 )
             return Status.REF_MISMATCH
+        if is_ambiguous(record.reference):
+            return Status.AMBIGUOUS_ALLELE
         pairs = []
         for strand in self._strands:
             pair = cut_windows(
@@ -150,7 +153,10 @@ class VariantScorer:
             )
             if pair is None:
                 return Status.TOO_LONG
-            pairs.append(pair)
+            # The window has the base of REF even where the genome has an ambiguity code, which the
+            # model would find far less likely than any base.
+            reference = replace(pair.reference, allele=upper_dna(record.reference))
+            pairs.append(replace(pair, reference=reference))
         return pairs
 
     def _scores(self, pairs: Sequence[WindowPair], name: str) -> Row:
@@ -167,9 +173,10 @@ class VariantScorer:
             references.append(logprob(strand, scorer.reference, pair.reference))
             alternates.append(logprob(strand, scorer.alternate, pair.alternate))
         deltas = [alt - ref for ref, alt in zip(references, alternates, strict=True)]
-        letters = b"".join(pair.reference.sequence + pair.alternate.sequence for pair in pairs)
+        windows = [window for pair in pairs for window in (pair.reference, pair.alternate)]
+        num_other = max(len(window.sequence.translate(None, ACGT)) for window in windows)
         at_edge = any(pair.at_edge for pair in pairs)
-        notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(letters.translate(None, ACGT))
+        notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(num_other)
         first = pairs[0]
         return {
             "EVO2_DELTA": rounded(mean(deltas)),
@@ -180,6 +187,7 @@ class VariantScorer:
                 for strand, delta in zip(self._strands, deltas, strict=True)
             },
             "EVO2_STATUS": "&".join(notes or [Status.OK]),
+            NUM_OTHER: num_other,
             "window_start": first.interval.start,
             "window_end": first.interval.end,
             "alt_window_start": first.alternate_interval.start,

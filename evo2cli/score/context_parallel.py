@@ -34,38 +34,46 @@ class SharedScorer:
         self._shared = SharedSequence(ranks.neighbours, Schemes(attention=attention))
         self._shared.put_on(model)
 
-    def total(self, bases: bytes, advance: Callable[[float], None] = ignore_progress) -> float:
+    def total(
+        self,
+        bases: bytes,
+        advance: Callable[[float], None] = ignore_progress,
+        *,
+        context: bytes = b"",
+    ) -> float:
         """`sequence_logprob` of upper-case letters, for the first rank to call."""
-        if len(bases) < 2 * self._ranks.world:
-            return sequence_logprob(self._model, bases, advance)
-        self._send(len(bases))
-        ids_T = token_ids(self._model, bases)
+        letters = context + bases
+        if len(letters) < 2 * self._ranks.world:
+            return sequence_logprob(self._model, bases, advance, context=context)
+        self._send(len(letters), len(context))
+        ids_T = token_ids(self._model, letters)
         dist.broadcast(ids_T, 0)
-        found = self._logprob(ids_T)
-        advance(len(bases))
+        found = self._logprob(ids_T, len(context))
+        advance(len(letters))
         return found
 
     def help(self) -> None:
         """Help with every `total`, until the first rank calls `release`."""
-        while (length := self._receive()) != _END:
-            ids_T = torch.empty(length, dtype=torch.int64, device=self._ranks.device)
+        while (lengths := self._receive())[0] != _END:
+            ids_T = torch.empty(lengths[0], dtype=torch.int64, device=self._ranks.device)
             dist.broadcast(ids_T, 0)
-            self._logprob(ids_T)
+            self._logprob(ids_T, lengths[1])
 
     def release(self) -> None:
         """End `help` on the other ranks."""
-        self._send(_END)
+        self._send(_END, 0)
 
-    def _send(self, length: int) -> None:
-        dist.broadcast(torch.tensor([length], device=self._ranks.device), 0)
+    def _send(self, length: int, context: int) -> None:
+        dist.broadcast(torch.tensor([length, context], device=self._ranks.device), 0)
 
-    def _receive(self) -> int:
-        length = torch.empty(1, dtype=torch.int64, device=self._ranks.device)
-        dist.broadcast(length, 0)
-        return int(length.item())
+    def _receive(self) -> list[int]:
+        lengths = torch.empty(2, dtype=torch.int64, device=self._ranks.device)
+        dist.broadcast(lengths, 0)
+        return [int(length) for length in lengths.tolist()]
 
     @torch.inference_mode()
-    def _logprob(self, ids_T: Tensor) -> float:
+    def _logprob(self, ids_T: Tensor, context: int) -> float:
+        """The sum over all tokens but the first and the `context` at the beginning."""
         start, end = self._shared.expect(len(ids_T))
         try:
             logits_LV = self._model(ids_T[None, start:end])[0]
@@ -73,5 +81,5 @@ class SharedScorer:
             self._shared.dissolve()
         targets_L = ids_T[start + 1 : end + 1]
         logprobs_LV = logits_LV[: len(targets_L)].log_softmax(dim=-1)
-        own = token_logprobs(logprobs_LV, targets_L).sum()
+        own = token_logprobs(logprobs_LV, targets_L)[max(context - start - 1, 0) :].sum()
         return float(self._ranks.sum(own).item())

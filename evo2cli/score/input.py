@@ -1,7 +1,7 @@
 """What `evo2 score` reads as variants: VCF, BCF, a table, or arguments; and its filters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -9,10 +9,11 @@ from pathlib import Path
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.builds import disagreement
+from evo2cli.genome.fasta import require_fasta
 from evo2cli.genome.htslib import find_index
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_regions
-from evo2cli.genome.source import STDIN, is_bgzip
+from evo2cli.genome.source import STDIN, exists, is_bgzip
 from evo2cli.genome.variant_names import is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (
@@ -38,6 +39,7 @@ class Variants:
         records: The records, as they come.
         header: Header of the VCF; for other inputs, of a VCF without records.
         is_vcf: Whether the records come from a VCF or BCF.
+        is_table: Whether they come from a table.
         others: Further columns of a table, which are copied to tables, and the types of their
             cells.
     """
@@ -45,6 +47,7 @@ class Variants:
     records: Iterator[VariantRecord]
     header: Header = EMPTY_HEADER
     is_vcf: bool = False
+    is_table: bool = False
     others: Mapping[str, type] = field(default_factory=dict)
 
 
@@ -59,7 +62,7 @@ def named_variants(inputs: tuple[str, ...]) -> tuple[str, ...]:
         UserError: There are several arguments, and the first is a file.
     """
     path = Path(inputs[0])
-    if path == STDIN or path.exists():
+    if path == STDIN or exists(path):
         if len(inputs) > 1:
             raise UserError(f"{inputs[1]}: only one file at a time, and {path} is a file")
         return ()
@@ -70,25 +73,35 @@ def holds_variants(inputs: tuple[str, ...]) -> bool:
     """Whether the input is variants, rather than the sequences of a FASTA.
 
     Raises:
-        UserError: The input cannot be read, or is empty.
+        UserError: The input is neither, or cannot be read.
     """
-    if named_variants(inputs):
+    path = Path(inputs[0])
+    if named_variants(inputs) or is_table(path) or is_variants(path):
         return True
-    return is_table(Path(inputs[0])) or is_variants(Path(inputs[0]))
+    require_fasta(path)
+    return False
 
 
-def open_variants(inputs: tuple[str, ...]) -> Variants:
+def open_variants(inputs: tuple[str, ...], shift: int = 0) -> Variants:
     """Start to read variants: those written out, or those of a file.
 
+    Args:
+        inputs: Variants, or one file.
+        shift: What to add to every position of a table.
+
     Raises:
-        UserError: Here or while records are read: the input is not valid.
+        UserError: Here or while records are read: the input is not valid; or it is not a table,
+            but `shift` is given.
     """
-    if names := named_variants(inputs):
-        return Variants(iter([read_variant_name(name) for name in names]))
+    names = named_variants(inputs)
     path = Path(inputs[0])
-    if is_table(path):
-        table = read_table(path)
-        return Variants(table.records, others=table.others)
+    if not names and is_table(path):
+        table = read_table(path, shift=shift)
+        return Variants(table.records, is_table=True, others=table.others)
+    if shift:
+        raise UserError(f"--shift {shift}: only for tables; correct the positions of {path}")
+    if names:
+        return Variants(iter([read_variant_name(name) for name in names]))
     vcf = read_vcf(path)
     return Variants(vcf.records, vcf.header, is_vcf=True)
 
@@ -99,7 +112,7 @@ def read_variants(options: ScoreOptions) -> Variants:
     Raises:
         UserError: As `open_variants`; or a filter needs a VCF.
     """
-    variants = _open_by_index(options) or open_variants(options.inputs)
+    variants = _open_by_index(options) or open_variants(options.inputs, options.shift)
     if not options.filters:
         return variants
     if not variants.is_vcf:
@@ -109,15 +122,13 @@ def read_variants(options: ScoreOptions) -> Variants:
     chosen: Iterator[VariantRecord] = (record for record in variants.records if record.alternates)
     for is_chosen in _conditions(options):
         chosen = filter(is_chosen, chosen)
-    return Variants(
-        islice(chosen, options.limit), variants.header, variants.is_vcf, variants.others
-    )
+    return replace(variants, records=islice(chosen, options.limit))
 
 
 def _open_by_index(options: ScoreOptions) -> Variants | None:
     """A VCF or BCF read by its index, if only regions are asked for and the index is current."""
     index = _find_index(options)
-    if index is None or _is_stale(index, options.source):
+    if index is None or _is_stale(index, options.source) or options.shift:
         return None
     if options.bed and not options.regions:
         asked = read_bed(options.bed)
@@ -203,11 +214,16 @@ def check_contigs(header: Header, genome: Reference) -> None:
         console.warn(trouble)
 
 
-def check_regions(regions: tuple[str, ...], genome: Reference) -> None:
+def check_places(options: ScoreOptions, genome: Reference) -> None:
     """Refuse regions of contigs that the reference does not have.
 
     Raises:
-        UserError: There is one.
+        UserError: There is one in `--regions`, or the BED file has no others.
     """
-    for text in regions:
+    for text in options.regions:
         genome.region(text)
+    if options.bed is None:
+        return
+    contigs = dict.fromkeys(interval.name for interval in read_bed(options.bed))
+    if contigs and all(find_contig(name, genome.names) is None for name in contigs):
+        raise UserError(f"--bed {options.bed}: {genome.missing_contig(next(iter(contigs)))}")

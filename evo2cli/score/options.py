@@ -10,9 +10,9 @@ import typer
 
 from evo2cli.errors import UserError
 from evo2cli.files import check_output
-from evo2cli.genome.source import STDIN
+from evo2cli.genome.source import STDIN, exists
 from evo2cli.lengths import parse_bytes
-from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand, flag
+from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand, TagOptions, flag
 
 
 class Windows(StrEnum):
@@ -208,7 +208,7 @@ class OutputOptions(Options, panel="Output"):
             min=0,
             max=1,
             metavar="FRACTION",
-            help="Exit with code 3 if a larger fraction of records has no score.",
+            help="Exit with code 3 if a larger fraction of records has no score, or all have none.",
         ),
     ] = 1.0
 
@@ -251,6 +251,16 @@ class GenomeOptions(Options, panel="Input"):
             show_default="the ##reference of a VCF",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(Options, panel="Input"):
+    """How a table of variants is read."""
+
+    shift: Annotated[
+        int,
+        typer.Option(help="Add this to every position of a table: 1 if its positions are 0-based."),
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,8 +329,8 @@ class FilterOptions(RegionOptions, panel="Input"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceOptions(Options, panel="Run"):
-    """How long sequences of a FASTA are computed.
+class SequenceOptions(TagOptions, panel="Run"):
+    """How the sequences of a FASTA are computed.
 
     Raises:
         UserError: `max_memory` is not a size.
@@ -384,6 +394,7 @@ class VariantOptions(
 FOR_VARIANTS = (
     FilterOptions,
     GenomeOptions,
+    TableOptions,
     WindowOptions,
     QuantityOptions,
     ShardOptions,
@@ -392,7 +403,7 @@ FOR_SEQUENCES = (SequenceOptions,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions):
+class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions):
     """Options of `evo2 score`.
 
     Raises:
@@ -410,8 +421,8 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        inputs = [*map(Path, self.inputs), self.reference, self.bed, self.background]
-        check_output(self.output, *inputs)
+        files = filter(exists, map(Path, self.inputs))
+        check_output(self.output, *files, self.reference, self.bed, self.background)
         if self.is_stdin and self.shard is not None:
             raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
         if self.is_stdin and self.precision_check is not None:

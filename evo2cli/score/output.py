@@ -1,28 +1,21 @@
-"""Output of scored variants: VCF, BCF, TSV, JSON lines or Parquet, and the closing report."""
+"""Output of scored variants: VCF, BCF, TSV, JSON lines or Parquet."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.table import Table
-
 from evo2cli import console
-from evo2cli.errors import TooManySkippedError, UserError
+from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, open_output
 from evo2cli.genome.htslib import index_table, index_variants, write_bcf
-from evo2cli.genome.normalization import Indels
 from evo2cli.genome.parquet import open_parquet
 from evo2cli.genome.vcf import OUR_PREFIX, Header, Status, VariantRecord
 from evo2cli.options import Strand
-from evo2cli.score.options import Layout, OutputOptions, Quantity, VariantOptions
+from evo2cli.score.options import Layout, Quantity, VariantOptions
 from evo2cli.tables import Row, cell, json_line, table_line
 
-# More REF mismatches than this fraction suggest another genome build; so few suggest nothing.
-MAX_MISMATCH_FRACTION = 0.01
-MAX_FEW_MISMATCHES = 3
-
 PERCENTILE = "EVO2_PCT"  # only with a background
+NUM_OTHER = "EVO2_NONACGT"  # left out of a VCF record whose windows hold nothing else than ACGT
 
 # INFO fields with one value for each allele: type and description.
 FIELDS = {
@@ -42,10 +35,12 @@ FIELDS = {
     ),
     "EVO2_STATUS": (
         "String",
-        "OK; EDGE: the end of a contig moved or shortened the windows; NONACGT: the windows hold "
-        "letters other than ACGT; SWAPPED: the genome has ALT, REF was scored as the change; "
-        "NOISE: EVO2_DELTA is smaller than the rounding noise in ##evo2Noise; any other word says "
-        "why there is no score",
+        "".join(f"{s}: {s.meaning}; " if s.meaning else f"{s}; " for s in Status if s.is_scored)
+        + "any other word says why there is no score",
+    ),
+    NUM_OTHER: (
+        "Integer",
+        "Number of letters other than ACGT in the window that has more of them; no field: none",
     ),
 }
 SHARD = "##evo2Shard="  # I/N, from which `evo2 merge` knows the order of the parts
@@ -57,25 +52,8 @@ QUANTITIES = {
     Quantity.ALL: {"EVO2_DELTA", "EVO2_REF", "EVO2_ALT", *STRAND_FIELDS.values()},
 }
 WINDOW_COLUMNS = ("window_start", "window_end", "alt_window_start", "alt_window_end")
-SCORED = frozenset({Status.OK, Status.EDGE, Status.NONACGT, Status.SWAPPED, Status.NOISE})
 _VARIANT_COLUMNS = {"chrom": str, "pos": int, "id": str, "ref": str, "alt": str}
-_TYPES = {"Float": float, "String": str}
-_MEANINGS = {
-    Status.OK: "",
-    Status.EDGE: "the end of a contig moved or shortened the windows",
-    Status.NONACGT: "the windows hold letters other than ACGT",
-    Status.SWAPPED: "the reference has ALT; REF was scored as the change",
-    Status.NOISE: "smaller than the measured rounding noise",
-    Status.NO_ALT: "no alternate allele (.)",
-    Status.STAR: "allele deleted by another record (*)",
-    Status.SYMBOLIC: "symbolic allele, e.g. <DEL>",
-    Status.BREAKEND: "breakend, which joins two positions",
-    Status.INVALID_ALLELE: "REF or ALT is not written in bases",
-    Status.CONTIG_MISSING: "the reference has no such contig",
-    Status.OUT_OF_RANGE: "outside its contig",
-    Status.REF_MISMATCH: "REF is not what the reference has there",
-    Status.TOO_LONG: "an allele is longer than half a window",
-}
+_TYPES = {"Float": float, "Integer": int, "String": str}
 
 Put = Callable[[VariantRecord, Sequence[Row]], None]
 
@@ -216,7 +194,11 @@ class VariantWriter:
         if self.layout in (Layout.VCF, Layout.BCF):
             if not rows:  # a blank line, which BCF cannot hold
                 return record.line if self.layout is Layout.VCF else b""
-            values = {f: ",".join(cell(row[f]) for row in rows) for f in self._fields}
+            values = {
+                field: ",".join(cell(row[field]) for row in rows)
+                for field in self._fields
+                if field != NUM_OTHER or any(row[field] for row in rows)
+            }
             return record.with_info(";".join(f"{f}={text}" for f, text in values.items()))
         whole = self.rows(record, rows)
         if self.layout is Layout.JSONL:
@@ -253,81 +235,9 @@ def allele_rows(record: VariantRecord, rows: Sequence[Row], fields: Sequence[str
 
 def written_fields(options: VariantOptions) -> list[str]:
     """The INFO fields that are written, in their order."""
-    wanted = {*QUANTITIES[options.score], "EVO2_STATUS"}
+    wanted = {*QUANTITIES[options.score], "EVO2_STATUS", NUM_OTHER}
     if options.background is not None:
         wanted.add(PERCENTILE)
     if options.variant_strand is not Strand.BOTH:
         wanted.difference_update(STRAND_FIELDS.values())
     return [field for field in FIELDS if field in wanted]
-
-
-def report(
-    options: VariantOptions, counts: Counter[str], indels: Indels, missing: str | None
-) -> None:
-    """Print how many alleles were scored, and why others were not.
-
-    Args:
-        options: Options of the command.
-        counts: Number of alleles by status.
-        indels: Insertions and deletions among the records.
-        missing: What to say about contigs that the reference does not have, if there are any.
-
-    Raises:
-        TooManySkippedError: Too many alleles have no score, or no contig is in the reference.
-    """
-    total = counts.total()
-    skipped = sum(count for status, count in counts.items() if not is_scored(status))
-    console.say(f"{total - skipped:,} of {total:,} alleles scored")
-    if total:
-        console.write_page(status_table(counts), stderr=True)
-    if missing is not None:
-        if counts[Status.CONTIG_MISSING] == total:
-            raise TooManySkippedError(f"{options.source}: nothing could be scored: {missing}")
-        console.warn(missing)
-    mismatches = counts[Status.REF_MISMATCH]
-    checked = total - skipped + mismatches
-    if mismatches > max(MAX_FEW_MISMATCHES, MAX_MISMATCH_FRACTION * checked):
-        console.warn(
-            f"REF of {mismatches:,} of {checked:,} alleles is not what the reference has: is it "
-            "ANOTHER GENOME BUILD than that of the variants?"
-        )
-    if indels.unnormalized:
-        console.warn(
-            f"{indels.unnormalized:,} of {indels.total:,} insertions and deletions are not trimmed "
-            "and left-aligned; the same change at another position has other windows and another "
-            "score: run `bcftools norm -f` with the reference first"
-        )
-    check_skipped(options, skipped, total)
-
-
-def check_skipped(options: OutputOptions, skipped: int, total: int) -> None:
-    """Compare the fraction of skipped records with `max_skipped`, after the output is complete.
-
-    Raises:
-        TooManySkippedError: It is larger.
-    """
-    if skipped > options.max_skipped * total:
-        raise TooManySkippedError(
-            f"{skipped:,} of {total:,} have no score, above --max-skipped {options.max_skipped}"
-        )
-
-
-def status_table(counts: Counter[str]) -> Table:
-    """One line for each status: scored alleles first, then by frequency."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("status")
-    for label in ("alleles", "share"):
-        table.add_column(label, justify="right")
-    table.add_column("")
-    for status, count in sorted(
-        counts.items(), key=lambda item: (not is_scored(item[0]), -item[1], item[0])
-    ):
-        meanings = filter(None, (_MEANINGS[Status(word)] for word in status.split("&")))
-        share = f"{100 * count / counts.total():.1f} %"
-        table.add_row(status, f"{count:,}", share, "; ".join(meanings))
-    return table
-
-
-def is_scored(status: str) -> bool:
-    """Whether an allele with this EVO2_STATUS has a score."""
-    return not SCORED.isdisjoint(status.split("&"))

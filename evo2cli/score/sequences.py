@@ -1,33 +1,34 @@
 """Scoring of sequences: the log-likelihood of each record of a FASTA.
 
-A sequence of n bases has n - 1 predictions, one for each base given all bases before it. The sum of
-their log-probabilities is `sum_logprob`, and sum_logprob / (n - 1) is `mean_logprob`, in nats.
+A sequence of n bases has n - 1 predictions, one for each base given all bases before it; after a
+lineage tag, which is read but not scored, it has n. The sum of their log-probabilities is
+`sum_logprob`, and the sum divided by their number is `mean_logprob`, in nats.
 """
 
 import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from evo2cli import __version__, console
+from evo2cli.data.tags import read_tag, split_record
 from evo2cli.devices import Part, open_parts, pick_devices
 from evo2cli.errors import UserError
 from evo2cli.files import open_output
 from evo2cli.genome.alphabet import ACGT
-from evo2cli.genome.fasta import Record, read_records, require_nucleotides
-from evo2cli.genome.windows import upper_dna
+from evo2cli.genome.fasta import Record, read_records
 from evo2cli.journal import Recall, keep_journal, open_journals
 from evo2cli.models import memory_explained, open_model, pick_device, ready_model
 from evo2cli.options import Strand
 from evo2cli.score.context_parallel import SharedScorer
 from evo2cli.score.options import Layout, ScoreOptions, StrandOptions
-from evo2cli.score.output import check_skipped
+from evo2cli.score.report import check_skipped
 from evo2cli.tables import Row, json_line, rounded, table_line
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2
@@ -38,8 +39,32 @@ from stripedhyena2.scoring import mean_logprob, sequence_logprob
 
 COLUMNS = ("name", "length", "sum_logprob", "mean_logprob")
 
-# The log-likelihood of upper-case bases in nats; calls a function with the number of bases done.
-Total = Callable[[bytes, Progress], float]
+
+class Total(Protocol):
+    """The log-likelihood of upper-case bases in nats, as `sequence_logprob` computes it."""
+
+    def __call__(self, bases: bytes, progress: Progress, /, *, context: bytes) -> float:
+        """The sum over all bases, or without `context` all but the first."""
+
+
+@dataclass(frozen=True)
+class InputSequence:
+    """A sequence to score.
+
+    Attributes:
+        name: Its name.
+        tag: Lineage between '|' that is read before it, or empty.
+        bases: Upper-case DNA.
+    """
+
+    name: str
+    tag: bytes
+    bases: bytes
+
+    @property
+    def num_predictions(self) -> int:
+        """Number of bases that the model predicts."""
+        return len(self.bases) if self.tag else max(len(self.bases) - 1, 0)
 
 
 def score_sequences(
@@ -47,6 +72,7 @@ def score_sequences(
     model: StripedHyena2 | str | Path = "nano",
     *,
     strand: Strand | str = Strand.FORWARD,
+    tag: str | None = None,
     max_memory: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -55,14 +81,17 @@ def score_sequences(
     """Score sequences: one row for each, in their order.
 
     The row of a sequence is a dict: `name`; `length` in bases; `sum_logprob`, the log-likelihood of
-    the sequence in nats; and `mean_logprob`, that divided by its length - 1 predictions. Both are
-    None for fewer than two bases. Rows are equal to those of `evo2 score`.
+    the sequence in nats; and `mean_logprob`, that divided by the number of predictions: length - 1,
+    or length after a tag. Both are None without a prediction. Rows are equal to those of
+    `evo2 score`.
 
     Args:
         sequences: A FASTA file; or an iterable of its records, or of names and sequences. Lower
-            case and U are read as upper case and T.
+            case and U are read as upper case and T. One may begin with a lineage tag, e.g.
+            |D__BACTERIA;P__BACILLOTA|, which is read, but not scored.
         model: Name of a model, checkpoint folder or file, or a loaded model.
         strand: "fwd", "rc" (the reverse complement) or "both", whose mean is taken.
+        tag: Lineage that is read before every sequence.
         max_memory: Bytes that weights and computation may take on the device; None for what is
             free.
         device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
@@ -86,10 +115,11 @@ def score_sequences(
         records = sequences
     loaded = ready_model(model, device=device, dtype=dtype)
     total = partial(sequence_logprob, loaded, max_memory=max_memory)
+    read = _read_dna(source, records, b"" if tag is None else read_tag(tag))
 
     def rows() -> Iterator[Row]:
-        for name, bases in _read_dna(source, records):
-            yield score_sequence(loaded, total, name, bases, strands.single, progress)
+        for sequence in read:
+            yield score_sequence(loaded, total, sequence, strands.single, progress)
 
     return rows()
 
@@ -97,33 +127,32 @@ def score_sequences(
 def score_sequence(
     model: StripedHyena2,
     total: Total,
-    name: str,
-    bases: bytes,
-    strands: Sequence[Strand],
+    sequence: InputSequence,
+    strands: Iterable[Strand],
     progress: Progress = ignore_progress,
 ) -> Row:
-    """Score one sequence of upper-case DNA; two strands give their mean.
+    """Score one sequence; two strands give their mean.
 
     Args:
         model: Model that `total` runs, for messages.
         total: The log-likelihood of bases.
-        name: Name of the sequence.
-        bases: The sequence.
+        sequence: The sequence.
         strands: Single strands to read.
         progress: Called with the number of bases that have been computed since the last call.
 
     Returns:
-        A value for each of `COLUMNS`; None for log-likelihoods of fewer than two bases.
+        A value for each of `COLUMNS`; None for log-likelihoods without a prediction.
 
     Raises:
         NonFiniteError: The log-likelihood is NaN or infinite.
     """
-    row: Row = dict(zip(COLUMNS, (name, len(bases), None, None), strict=True))
-    if len(bases) >= 2:
-        reads = [strand_of(bases, strand) for strand in strands]
-        logprob = mean_logprob(model, reads, name, total, progress)
+    row: Row = dict(zip(COLUMNS, (sequence.name, len(sequence.bases), None, None), strict=True))
+    if sequence.num_predictions:
+        reads = [strand_of(sequence.bases, strand) for strand in strands]
+        after_tag = partial(total, context=sequence.tag)
+        logprob = mean_logprob(model, reads, sequence.name, after_tag, progress)
         row["sum_logprob"] = rounded(logprob)
-        row["mean_logprob"] = rounded(logprob / (len(bases) - 1))
+        row["mean_logprob"] = rounded(logprob / sequence.num_predictions)
     return row
 
 
@@ -132,16 +161,15 @@ def score_fasta(options: ScoreOptions) -> None:
 
     Raises:
         UserError: The input is not a FASTA of DNA or RNA.
-        TooManySkippedError: Too many records have fewer than two bases; the output is complete.
+        TooManySkippedError: Too many records have no prediction; the output is complete.
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    source = options.source
     layout = options.layout(Layout.TSV)
     devices = pick_devices(options.device)
     total, borders = None, list[int]()
     if not options.is_stdin:
         # Reading the file once more is fast, and an invalid record is found before hours of work.
-        ends = [0, *accumulate(len(bases) for _, bases in _read_dna(source, read_records(source)))]
+        ends = [0, *accumulate(len(sequence.bases) for sequence in _read_fasta(options))]
         total = ends[-1]
         shares = range(1, len(devices))
         cuts = [bisect_left(ends, total * share / len(devices)) for share in shares]
@@ -154,7 +182,7 @@ def score_fasta(options: ScoreOptions) -> None:
         if scorer is None:
             return
         model, logprob = scorer
-        records = _read_dna(source, read_records(source))
+        records = _read_fasta(options)
         with (
             open_journals([part.journal for part in parts], _settings(options, model)) as recalls,
             open_output(options.output) as write,
@@ -164,14 +192,15 @@ def score_fasta(options: ScoreOptions) -> None:
                 write(table_line(COLUMNS))
             for part, recall in zip(parts, recalls, strict=True):
                 own = islice(records, part.size)
-                for bases, row in _score_records(
+                for sequence, row in _score_records(
                     own, model, logprob, options.sequence_strand, recall, bar.advance
                 ):
                     write(json_line(row) if layout is Layout.JSONL else table_line(row.values()))
+                    bases = sequence.bases
                     tally["records"] += 1
-                    tally["skipped"] += len(bases) < 2
+                    tally["skipped"] += not sequence.num_predictions
                     tally["empty"] += not bases
-                    tally["long"] += len(bases) > model.config.context
+                    tally["long"] += len(sequence.tag) + len(bases) > model.config.context
                     tally["ambiguous"] += bool(bases.translate(None, ACGT))
     for trait, meaning in (
         ("empty", "are empty"),
@@ -194,7 +223,7 @@ def score_part(options: ScoreOptions, part: Part, progress: Progress) -> None:
         UserError: As `score_fasta`.
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    records = _read_dna(options.source, read_records(options.source))
+    records = _read_fasta(options)
     with _open_scorer(options) as scorer:
         assert scorer is not None
         model, logprob = scorer
@@ -245,33 +274,39 @@ def _settings(options: ScoreOptions, model: StripedHyena2) -> list[object]:
 
 
 def _score_records(
-    records: Iterable[tuple[str, bytes]],
+    records: Iterable[InputSequence],
     model: StripedHyena2,
     logprob: Total,
     strand: Strand,
     recall: Recall,
     progress: Progress,
-) -> Iterator[tuple[bytes, Row]]:
-    """The bases of each record, and its row."""
-    for name, bases in records:
-        key = f"{name} {len(bases)} {zlib.crc32(bases):08x}"
-        remaining = float(len(bases))
+) -> Iterator[tuple[InputSequence, Row]]:
+    """Each record, and its row."""
+    for sequence in records:
+        num_bases = len(sequence.bases)
+        key = f"{sequence.name} {num_bases} {zlib.crc32(sequence.tag + sequence.bases):08x}"
+        remaining = float(num_bases)
 
         def count_done(done: float) -> None:
             nonlocal remaining
             remaining -= done
             progress(done)
 
-        compute = partial(score_sequence, model, logprob, name, bases, strand.single, count_done)
+        compute = partial(score_sequence, model, logprob, sequence, strand.single, count_done)
         row = recall(key, compute)
-        progress(remaining)  # all bases of a row that the journal has
-        yield bases, row
+        progress(remaining)  # all bases of a row that the journal has; its tag is not counted
+        yield sequence, row
+
+
+def _read_fasta(options: ScoreOptions) -> Iterator[InputSequence]:
+    tag = b"" if options.tag is None else read_tag(options.tag)
+    return _read_dna(options.source, read_records(options.source), tag)
 
 
 def _read_dna(
-    source: str | Path, records: Iterable[Record | tuple[str, str | bytes]]
-) -> Iterator[tuple[str, bytes]]:
-    """Names and upper-case DNA of sequences; `source` is for error messages."""
+    source: str | Path, records: Iterable[Record | tuple[str, str | bytes]], tag: bytes
+) -> Iterator[InputSequence]:
+    """Sequences with their tags; `source` is for error messages."""
     for index, record in enumerate(records):
         if not isinstance(record, Record):
             # A string of two letters would unpack into a name and a base.
@@ -280,5 +315,4 @@ def _read_dna(
             name, sequence = record
             bases = sequence.encode() if isinstance(sequence, str) else sequence
             record = Record(name, "", bases)
-        require_nucleotides(source, record)
-        yield record.name, upper_dna(record.sequence)
+        yield InputSequence(record.name, *split_record(source, record, tag))

@@ -20,16 +20,15 @@ from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
-from evo2cli.genome.normalization import Indels
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
-from evo2cli.genome.vcf import Header, Status, VariantRecord
+from evo2cli.genome.vcf import Header, VariantRecord, is_scored
 from evo2cli.journal import Recall, keep_journal, open_journals
 from evo2cli.models import memory_explained, open_model, ready_model
 from evo2cli.options import Strand, flag
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
-from evo2cli.score.input import Read, check_contigs, check_regions, count_shard, open_variants
+from evo2cli.score.input import Read, check_contigs, check_places, count_shard, open_variants
 from evo2cli.score.options import (
     VARIANT_LAYOUTS,
     AlleleOptions,
@@ -48,13 +47,11 @@ from evo2cli.score.output import (
     Put,
     VariantWriter,
     allele_rows,
-    is_scored,
     open_variant_output,
-    report,
-    status_table,
     written_fields,
 )
 from evo2cli.score.precision import measure_noise
+from evo2cli.score.report import Tally, report, status_table
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
@@ -90,6 +87,7 @@ def score_variants(
     - `EVO2_REF`, `EVO2_ALT`: the two log-likelihoods, in nats.
     - `EVO2_FWD`, `EVO2_RC`: `EVO2_DELTA` of each strand that is read.
     - `EVO2_STATUS`: "OK", or what is special about the score, or why there is none.
+    - `EVO2_NONACGT`: Number of letters other than ACGT in the window that has more of them.
     - `window_start`, `window_end`, `alt_window_start`, `alt_window_end`: where the windows with REF
       and with ALT lie in the contig, 0-based and half-open.
 
@@ -203,7 +201,7 @@ def score_to_output(
     with Reference.open(find_reference(options, variants.header)) as genome:
         check_contigs(variants.header, genome)
         if isinstance(options, ScoreOptions):
-            check_regions(options.regions, genome)
+            check_places(options, genome)
     devices = pick_devices(options.device)
     shard = count_shard(options, read)
     total, borders = None, list[int]()
@@ -231,8 +229,7 @@ def score_to_output(
             *([noise.header_line] if noise else []),
             *([f"{SHARD}{options.shard}"] if options.shard is not None else []),
         ]
-        counts: Counter[str] = Counter()
-        indels, missing = Indels(), None
+        tally = Tally(run.genome)
         with (
             open_journals([part.journal for part in parts], run.settings) as recalls,
             open_variant_output(options.output, writer, variants.header, provenance) as written,
@@ -248,12 +245,8 @@ def score_to_output(
                     if noise is not None:
                         rows = noise.mark(rows)
                     put(record, rows)
-                    statuses = [str(row["EVO2_STATUS"]) for row in rows]
-                    counts.update(statuses)
-                    indels.count(record)
-                    if missing is None and Status.CONTIG_MISSING in statuses:
-                        missing = run.genome.missing_contig(record.contig)
-    report(options, counts, indels, missing)
+                    tally.add(record, rows)
+    report(options, tally, is_table=variants.is_table)
 
 
 def score_part(read: Read, options: VariantOptions, part: Part, progress: Progress) -> None:
@@ -290,6 +283,8 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         records, total = islice(records, shard.start, shard.stop), len(shard)
     counts: Counter[str] = Counter()
     with Reference.open(path) as genome, console.progress("count", total, "records") as bar:
+        if isinstance(options, ScoreOptions):
+            check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
         scorer = VariantScorer(model, genome, options, count_bases)
         scorer.warn_of_extrapolation()

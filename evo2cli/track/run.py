@@ -69,6 +69,8 @@ def write_track(options: TrackOptions) -> None:
             lengths = {name: genome.length(name) for name in genome.names}
     elif len(lengths) < len(sections):
         raise UserError(f"{options.source}: records share a name; a track needs different names")
+    if "" in lengths:
+        raise UserError(f"{options.source}: a record has no name; a track needs a name for each")
     model = open_model(options)
     context = model.config.context
     longest = max((size for _, size in sections), default=0)

@@ -7,6 +7,7 @@ N sequences, L positions, D channels of a layer, R rows: the vectors of one sequ
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -99,6 +100,7 @@ def pool_positions(
     strands: Sequence[str],
     *,
     name: str,
+    context: bytes = b"",
     max_memory: float | None = None,
     progress: Progress = ignore_progress,
 ) -> dict[str, Tensor]:
@@ -112,6 +114,8 @@ def pool_positions(
         pool: "mean" or "max" of the positions, or "last": the position read last.
         strands: "fwd", "rc" or both, in which case the vectors are averaged.
         name: What messages call the sequence.
+        context: What is read before the bases of either strand, e.g. a lineage tag; its outputs
+            are left out.
         max_memory: As for `scoring.sequence_logprob`.
         progress: See `stripedhyena2.progress`.
 
@@ -131,16 +135,18 @@ def pool_positions(
                 spans = [_mirrored(row, len(bases)) for row in rows]
             pools = {layer: _Pool(pool, spans, width) for layer, width in widths.items()}
             listeners = {layer: each.add for layer, each in pools.items()}
-            _read_strand(model, bases, strand, streaming, listeners, progress, len(strands))
+            read = context + strand_of(bases, strand)
+            _read_strand(model, read, len(context), streaming, listeners, progress, len(strands))
             readings.append({layer: each.vectors() for layer, each in pools.items()})
         return {
             layer: torch.stack([reading[layer] for reading in readings]).mean(0) for layer in widths
         }
 
-    vectors = stream_within_memory(model, len(bases), compute, progress, max_memory)
+    num_letters = len(context) + len(bases)
+    vectors = stream_within_memory(model, num_letters, compute, progress, max_memory)
     for layer, vectors_RD in vectors.items():
         if not bool(torch.isfinite(vectors_RD).all()):
-            raise _not_finite(model, bases, layer, name)
+            raise _not_finite(model, context + bases, layer, name)
     return vectors
 
 
@@ -151,6 +157,7 @@ def keep_positions(
     strands: Sequence[str],
     *,
     name: str,
+    context: bytes = b"",
     max_memory: float | None = None,
     progress: Progress = ignore_progress,
 ) -> None:
@@ -162,6 +169,7 @@ def keep_positions(
         stores: Where the outputs of each layer go, by its name.
         strands: "fwd", "rc" or both, in which case the vectors of a base are averaged.
         name: What messages call the sequence.
+        context: As for `pool_positions`.
         max_memory: As for `scoring.sequence_logprob`.
         progress: See `stripedhyena2.progress`.
 
@@ -189,12 +197,13 @@ def keep_positions(
     def compute(streaming: Streaming, progress: Progress) -> None:
         for index, strand in enumerate(strands):
             listeners = {layer: writer(layer, strand, index > 0) for layer in stores}
-            _read_strand(model, bases, strand, streaming, listeners, progress, len(strands))
+            read = context + strand_of(bases, strand)
+            _read_strand(model, read, len(context), streaming, listeners, progress, len(strands))
 
     try:
-        stream_within_memory(model, len(bases), compute, progress, max_memory)
+        stream_within_memory(model, len(context) + len(bases), compute, progress, max_memory)
     except _NotFiniteError as error:  # diagnosed here, as it runs the model without these listeners
-        raise _not_finite(model, bases, str(error), name) from None
+        raise _not_finite(model, context + bases, str(error), name) from None
 
 
 class _NotFiniteError(Exception):
@@ -203,15 +212,31 @@ class _NotFiniteError(Exception):
 
 def _read_strand(
     model: "StripedHyena2",
-    bases: bytes,
-    strand: str,
+    letters: bytes,
+    num_context: int,
     streaming: Streaming,
     listeners: Mapping[str, Listener],
     progress: Progress,
     num_strands: int,
 ) -> None:
-    ids_L = token_ids(model, strand_of(bases, strand))
-    read_layers(model, ids_L, streaming, listeners, lambda count: progress(count / num_strands))
+    """Read a strand; listeners get the outputs after `num_context` letters, with positions from 0.
+
+    Progress counts those letters only.
+    """
+
+    def after_context(listen: Listener, start: int, x_LD: Tensor) -> None:
+        inside = max(num_context - start, 0)
+        if inside < len(x_LD):
+            listen(start + inside - num_context, x_LD[inside:])
+
+    share = (len(letters) - num_context) / len(letters) / num_strands
+    read_layers(
+        model,
+        token_ids(model, letters),
+        streaming,
+        {layer: partial(after_context, listen) for layer, listen in listeners.items()},
+        lambda count: progress(count * share),
+    )
 
 
 def _not_finite(model: "StripedHyena2", bases: bytes, layer: str, name: str) -> NonFiniteError:

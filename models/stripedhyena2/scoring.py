@@ -172,6 +172,7 @@ def sequence_logprob(
     bases: bytes,
     progress: Progress = ignore_progress,
     max_memory: float | None = None,
+    context: bytes = b"",
 ) -> float:
     """Log-likelihood of a sequence of any length, in nats.
 
@@ -181,18 +182,22 @@ def sequence_logprob(
         progress: See `stripedhyena2.progress`.
         max_memory: Bytes that weights and computation may use on the device of the model; None for
             what is free.
+        context: What is read before the bases without a log-likelihood of its own, e.g. a lineage
+            tag. After it the first base has a prediction, too.
 
     Raises:
         InputError: The memory does not suffice, even for the smallest chunks.
     """
+    letters = context + bases
 
     def compute(streaming: Streaming, progress: Progress) -> float:
-        total = 0.0
-        for logprobs_L in _stream_logprobs(model, bases, streaming, progress):
-            total += logprobs_L.sum().item()
+        total, num_left_out = 0.0, max(len(context) - 1, 0)
+        for logprobs_L in _stream_logprobs(model, letters, streaming, progress):
+            total += logprobs_L[num_left_out:].sum().item()
+            num_left_out = max(num_left_out - len(logprobs_L), 0)
         return total
 
-    return stream_within_memory(model, len(bases), compute, progress, max_memory)
+    return stream_within_memory(model, len(letters), compute, progress, max_memory)
 
 
 def sequence_logprobs(

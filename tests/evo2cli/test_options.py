@@ -81,6 +81,7 @@ def test_text_and_lists_are_taken_from_python() -> None:
     [
         ({"size": 1}, "--size 1: must be at least 2"),
         ({"size": 10}, "--size 10: must be at most 9"),
+        ({"size": 10**22}, f"--size 1{'0' * 22}: must be at most {2**63 - 1}"),
         ({"share": float("nan")}, "--share nan: must be at least 0"),
         ({"colour": "green"}, "--paint green: must be one of red, blue"),
     ],

@@ -99,6 +99,26 @@ def test_vectors_are_the_pooled_outputs_of_one_forward_pass(
             assert_same(vectors, np.stack(pooled))
 
 
+@pytest.mark.parametrize("strand", ["fwd", "rc"])
+def test_a_tag_is_read_but_has_no_vectors(
+    strand: str, fasta: Path, checkpoint: str, model: StripedHyena2, piece: Callable[[int], None]
+) -> None:
+    tag, layers = b"|D__BACTERIA;S__E COLI|", ["blocks.3", "norm"]
+    own = write_fasta(fasta.with_name("own.fa"), {n: tag + b for n, b in SEQUENCES.items()})
+    asked = {"layers": ",".join(layers), "strand": strand}
+    for count in (8192, 31, 7):
+        piece(count)
+        kept = run(fasta, checkpoint, pooling="none", tag="d__bacteria;s__E coli", **asked)
+        pooled = run(own, checkpoint, pooling="mean", **asked)
+        for row, (name, bases) in enumerate(SEQUENCES.items()):
+            read = bases if strand == "fwd" else reverse_complement(bases)
+            expected = outputs(model, tag + read, layers)
+            for layer in layers:
+                after = expected[layer][len(tag) :]
+                assert_same(pooled[layer][row], after.mean(0))
+                assert_same(kept[f"{name}/{layer}"], after if strand == "fwd" else after[::-1])
+
+
 @pytest.mark.parametrize("strand", ["fwd", "rc", "both"])
 def test_kept_positions_are_the_outputs_aligned_to_the_forward_strand(
     strand: str, fasta: Path, checkpoint: str, model: StripedHyena2, piece: Callable[[int], None]

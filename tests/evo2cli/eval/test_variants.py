@@ -19,6 +19,7 @@ from evo2cli.eval.labels import Preset
 from evo2cli.eval.options import VariantsOptions
 from evo2cli.eval.ranking import rank, roc_curve
 from evo2cli.eval.variants import evaluate_variants
+from evo2cli.genome.htslib import write_bcf
 from stripedhyena2 import save
 
 HEADER = """##fileformat=VCFv4.2
@@ -282,6 +283,46 @@ def test_a_vcf_without_deltas_is_scored_first(tiny_model, tmp_path: Path, capsys
     assert "nothing is scored" in capsys.readouterr().err
     assert again["rows"] == result["rows"]
     assert again["model"] == result["model"]
+
+
+@pytest.mark.parametrize("suffix", [".vcf", ".tsv", ".csv"])
+def test_a_table_is_evaluated_as_its_vcf(tiny_model, tmp_path: Path, capsys, suffix: str) -> None:
+    save(tiny_model, tmp_path / "tiny", {})
+    genome = "".join(np.random.default_rng(0).choice(list("ACGT"), 400))
+    (tmp_path / "g.fa").write_text(f">c\n{genome}\n")
+    variants = [
+        (at, genome[at - 1], "A" if genome[at - 1] != "A" else "C", "LOF" if at % 2 else "FUNC")
+        for at in range(100, 112)
+    ]
+    vcf, table = tmp_path / "x.vcf", tmp_path / f"table{suffix}"
+    vcf.write_text(
+        "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+        + "".join(f"c\t{p}\t.\t{r}\t{a}\t.\t.\tCLASS={k}\n" for p, r, a, k in variants)
+    )
+    separator = "," if suffix == ".csv" else "\t"
+    rows = [("chrom", "pos", "ref", "alt", "CLASS"), *(("c", p - 1, *v) for p, *v in variants)]
+    table.write_text("".join(separator.join(map(str, row)) + "\n" for row in rows))
+    asked = {
+        "model": str(tmp_path / "tiny"),
+        "reference": tmp_path / "g.fa",
+        "window": 64,
+        "device": "cpu",
+    }
+    expected = evaluate(vcf, **asked)["rows"]
+    if suffix == ".vcf":
+        bcf = tmp_path / "x.bcf"
+        write_bcf(vcf, bcf)
+        assert evaluate(bcf, **asked)["rows"] == expected
+        return
+    kept = tmp_path / "kept.tsv"
+    assert evaluate(table, shift=1, scored=kept, **asked)["rows"] == expected
+    capsys.readouterr()
+    assert evaluate(kept)["rows"] == expected
+    assert "nothing is scored" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no record has CLS in the table, which holds CLASS"):
+        evaluate(table, label="CLS", shift=1)
+    with pytest.raises(UserError, match=r"--scored .*needs the suffix \.tsv or \.tsv\.gz"):
+        evaluate(table, shift=1, scored=tmp_path / "x.vcf")
 
 
 def test_the_command_writes_a_page_json_tables_and_a_figure(scored: Path, tmp_path: Path) -> None:

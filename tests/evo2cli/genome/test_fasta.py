@@ -64,6 +64,7 @@ def test_empty_and_nameless_records_stay(tmp_path: Path) -> None:
         st.tuples(
             st.text("abc_", min_size=1, max_size=5),
             st.lists(st.text("ACGTacgtN", max_size=12), max_size=5),
+            st.sampled_from(["", "|D__X;S__ORYZA SATIVA|", "|A__\n B|"]),
         ),
         min_size=1,
         max_size=5,
@@ -73,18 +74,24 @@ def test_empty_and_nameless_records_stay(tmp_path: Path) -> None:
 )
 def test_where_a_block_ends_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory,
-    records: list[tuple[str, list[str]]],
+    records: list[tuple[str, list[str], str]],
     block: int,
     end: str,
 ) -> None:
+    """White space goes, line ends within a tag too, but the blanks of a tag stay."""
     text = "".join(
-        f">{name}{end}" + "".join(line + end for line in lines) for name, lines in records
+        f">{name}{end}" + tag.replace("\n", end) + "".join(line + end for line in lines or [""])
+        for name, lines, tag in records
     )
     file = tmp_path_factory.mktemp("blocks") / "in.fa"
     file.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "_BLOCK", block)
-        assert records_of(file) == [(name, "".join(lines).encode()) for name, lines in records]
+        expected = [
+            (name, "".join([tag.replace("\n", ""), *lines]).encode())
+            for name, lines, tag in records
+        ]
+        assert records_of(file) == expected
 
 
 def test_every_stored_byte_is_counted(tmp_path: Path) -> None:
@@ -129,6 +136,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
         (b"acgXT", "'X' at position 4: not a nucleotide letter"),
         (b"MKXLE", "'X' at position 3: this looks like protein"),
         (b"AC-GT", "'-' at position 3: an alignment gap"),
+        (b"AC*GT--A", "'[*]' at position 3: an alignment gap"),
+        (b"ACGT*", "'[*]' at position 5: the stop of a protein"),
+        (b"MKV*", "'[*]' at position 4: the stop of a protein"),
+        (b"MEV*", "'E' at position 2: this looks like protein"),
+        (b"|D__X;P__EY|ACGT", "'[|]' at position 1: part of a lineage tag; .*--tag"),
+        (b"D__PLANTAE", "'_' at position 2: part of a lineage tag; .*--tag"),
         ("ACÅ".encode("latin-1"), "'Å' at position 3: not a nucleotide letter"),
     ],
 )

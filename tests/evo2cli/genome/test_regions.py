@@ -47,7 +47,11 @@ def test_open_regions_reach_to_the_end():
 
 
 @pytest.mark.parametrize(
-    "text", ["chr1:9-5", "chr1:0-5", "chr1:a-b", ":1-2", "", "chr1:", "1:,", "{a:1", "{}:2"]
+    "text",
+    [
+        *("chr1:9-5", "chr1:0-5", "chr1:a-b", ":1-2", "", "chr1:", "1:,", "{a:1", "{}:2"),
+        *(f"chr1:1-{'9' * 22}", f"chr1:{'9' * 5000}"),
+    ],
 )
 def test_what_is_no_region_is_refused(text):
     with pytest.raises(UserError, match=r"^--regions [^\n]+$"):
@@ -65,7 +69,8 @@ def test_a_bed_is_read_past_its_comments_and_a_bad_line_is_named(tmp_path):
     path = tmp_path / "some.bed"
     path.write_text("track name=x\n#c\n\nchr1\t4\t9\tname\n2 0 1\n")
     assert list(read_bed(path)) == [Interval("chr1", 4, 9), Interval("2", 0, 1)]
-    for bad in ("chr1\t5", "chr1\tx\t9", "chr1\t9\t5", "chr1\t-1\t5"):
+    huge = "chr1\t0\t" + "9" * 20
+    for bad in ("chr1\t5", "chr1\tx\t9", "chr1\t9\t5", "chr1\t-1\t5", huge):
         path.write_text(f"chr1\t4\t9\n{bad}\n")
         with pytest.raises(UserError, match=r"some\.bed: line 2: "):
             list(read_bed(path))

@@ -29,7 +29,10 @@ def test_alternates_may_be_several():
     assert read_variant_name("1-5-A-C,GT").alternates == (b"C", b"GT")
 
 
-@pytest.mark.parametrize("text", ["x.vcf", "chr1:5", "chr1-A-C-5", "1-0-A-C", "1-5-A-<DEL>", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["x.vcf", "chr1:5", "chr1-A-C-5", "1-0-A-C", "1-5-A-<DEL>", "", f"1-{'9' * 5000}-A-C"],
+)
 def test_what_is_no_variant_is_refused(text):
     with pytest.raises(UserError, match="neither a file nor a variant"):
         read_variant_name(text)

@@ -153,7 +153,9 @@ def test_a_byte_order_mark_and_blank_lines_pass_through(tmp_path):
     ("allele", "status"),
     [
         (b"A", Status.OK),
-        (b"acgtNry", Status.OK),
+        (b"acgtuU", Status.OK),
+        (b"acgtNry", Status.AMBIGUOUS_ALLELE),
+        (b"N", Status.AMBIGUOUS_ALLELE),
         (b".", Status.NO_ALT),
         (b"*", Status.STAR),
         (b"<DEL>", Status.SYMBOLIC),

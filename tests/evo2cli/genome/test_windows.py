@@ -152,9 +152,12 @@ def test_rna_and_lower_case_are_read_as_upper_case_dna():
         (b"G", b"R", False),
         (b"A", b"N", False),
         (b"N", b"N", True),
+        (b"N", b"R", True),
+        (b"N", b"A", False),
+        (b"CNAR", b"CRMR", True),
     ],
 )
-def test_ref_agrees_with_the_genome_or_with_the_first_base_a_code_stands_for(
+def test_ref_agrees_with_the_genome_or_with_n_or_the_first_base_a_code_stands_for(
     allele, letters, expected
 ):
     assert agrees(allele, letters) is expected

@@ -51,6 +51,7 @@ def test_commas_and_other_spellings_of_contigs(genome: Path) -> None:
         ("chr1:0-4", "needs 1 <= from <= to <= 14"),
         ("chr1:4-3", "needs 1 <= from"),
         ("chr1:4-15", "where chr1 ends"),
+        (f"chr1:4-{'9' * 5000}", "write a region as chr:from-to"),
         ("chr7:1-2", "has no contig chr7; it has chr1, MT"),
     ],
 )

@@ -34,18 +34,19 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_shared_is_alone(tmp_path: Path) -> None:
-    fasta = write_fasta(tmp_path / "x.fa", 1, 3, 4, 7, 1501)
-    alone = run(str(fasta), "--strand", "both")
-    shared = run(str(fasta), "--strand", "both", "--context-parallel", "2")
+@pytest.mark.parametrize(("tag", "num_scored"), [((), 4), (("--tag", "d__Bacteria"), 5)])
+def test_shared_is_alone(tmp_path: Path, tag: tuple[str, ...], num_scored: int) -> None:
+    fasta = write_fasta(tmp_path / "x.fa", 3, 4, 7, 1501, 1)
+    alone = run(str(fasta), "--strand", "both", *tag)
+    shared = run(str(fasta), "--strand", "both", *tag, "--context-parallel", "2")
     assert shared.returncode == 0, shared.stderr
-    assert "4 of 5 records scored" in shared.stderr
+    assert f"{num_scored} of 5 records scored" in shared.stderr
     rows, expected = (
         [line.split("\t") for line in text.splitlines()] for text in (shared.stdout, alone.stdout)
     )
     assert [row[:2] for row in rows] == [row[:2] for row in expected]
     assert len(rows) == 6
-    for row, wanted in zip(rows[2:], expected[2:], strict=True):
+    for row, wanted in zip(rows[1 : num_scored + 1], expected[1 : num_scored + 1], strict=True):
         assert [float(x) for x in row[2:]] == pytest.approx(
             [float(x) for x in wanted[2:]], abs=1e-6
         )

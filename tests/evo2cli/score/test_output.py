@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.genome.htslib import read_bcf
-from evo2cli.genome.normalization import Indels
+from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import read_lines
 from evo2cli.genome.vcf import Status, VariantRecord, allele_status, read_vcf
 from evo2cli.score.input import count_shard, read_variants
@@ -28,9 +28,9 @@ from evo2cli.score.output import (
     WINDOW_COLUMNS,
     VariantWriter,
     open_variant_output,
-    report,
     written_fields,
 )
+from evo2cli.score.report import Tally, report
 
 HEADER = (
     b"##fileformat=VCFv4.2\n##contig=<ID=1,length=100>\n##contig=<ID=2,length=100>\n"
@@ -242,7 +242,8 @@ def test_a_table_that_was_scored_before_is_not_scored_again(tmp_path):
 )
 def test_what_is_written_is_what_was_asked_for(tmp_path, score, strand, expected):
     source = vcf_of(tmp_path / "in.vcf", "1 5 A C,*")
-    names = [f"EVO2_{name}" for name in [*expected, "STATUS"]]
+    in_vcf = [f"EVO2_{name}" for name in [*expected, "STATUS"]]
+    names = [*in_vcf, "EVO2_NONACGT"]
     options = ScoreOptions(inputs=(source,), score=score, strand=strand)
     writer = VariantWriter(Layout.TSV, written_fields(options))
     assert list(writer.columns)[5:] == [*names, *WINDOW_COLUMNS]
@@ -252,7 +253,7 @@ def test_what_is_written_is_what_was_asked_for(tmp_path, score, strand, expected
     ]
     writer = VariantWriter(Layout.VCF, written_fields(options))
     info = writer.lines(record, made_up(record)).decode().split("\t")[7].strip()
-    assert [field.partition("=")[0] for field in info.split(";")] == names
+    assert [field.partition("=")[0] for field in info.split(";")] == in_vcf
     declared = writer.opening(read_vcf(source).header, []).decode()
     assert declared.count("##INFO=<ID=EVO2_") == len(names)
 
@@ -300,7 +301,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
 
 def test_the_closing_table_counts_every_status(tmp_path, capsys):
     options = ScoreOptions(inputs=(tmp_path / "in.vcf",), max_skipped=0.25)
-    report(options, Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2}), Indels(), None)
+    tally = Tally(Reference({}, lambda _: b"", lambda: None))
+    tally.counts = Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2})
+    report(options, tally)
     told = capsys.readouterr()
     assert told.out == ""
     lines = [line.split() for line in told.err.splitlines() if "%" in line]
@@ -310,15 +313,16 @@ def test_the_closing_table_counts_every_status(tmp_path, capsys):
         ["EDGE&NONACGT", "2", "20.0"],
         ["STAR", "2", "20.0"],
     ]
-    indels = Indels()
     for alternates in ("AC", "AA"):
-        indels.count(VariantRecord.from_columns("c", 5, "A", alternates))
-    report(options, Counter({"OK": 2}), indels, None)
+        tally.indels.count(VariantRecord.from_columns("c", 5, "A", alternates))
+    tally.counts = Counter({"OK": 2})
+    report(options, tally)
     told = capsys.readouterr().err
     assert "1 of 2 insertions and deletions are not trimmed and left-aligned" in told
     assert "bcftools norm" in told
+    tally.counts = Counter({"OK": 7, "STAR": 3})
     with pytest.raises(TooManySkippedError) as caught:
-        report(options, Counter({"OK": 7, "STAR": 3}), Indels(), None)
+        report(options, tally)
     assert caught.value.exit_code == 3
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pysam
@@ -18,9 +19,8 @@ import torch
 from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
-from evo2cli.genome.vcf import Status
+from evo2cli.genome.vcf import Status, is_scored
 from evo2cli.score.options import ScoreOptions
-from evo2cli.score.output import SCORED
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, save
 from stripedhyena2.errors import InputError, NonFiniteError
@@ -86,6 +86,34 @@ def test_fasta_scores_are_the_sum_over_all_but_the_first_base(tmp_path, model, c
     lines = run(source, checkpoint, ".tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["name", "length", "sum_logprob", "mean_logprob"]
     assert lines[2].split("\t") == ["one", "1", ".", "."]
+
+
+@pytest.mark.parametrize("strand", ["fwd", "rc"])
+def test_a_tag_is_read_but_not_scored(tmp_path, model, checkpoint, strand, monkeypatch):
+    tag, sequences = "|D__BACTERIA;S__E COLI|", [genome()[:150], "A"]
+    source, tagged = tmp_path / "some.fa", tmp_path / "tagged.fa"
+    source.write_text("".join(f">{n}\n{bases}\n" for n, bases in enumerate(sequences)))
+    tagged.write_text("".join(f">{n}\n{tag}{bases}\n" for n, bases in enumerate(sequences)))
+    expected = []
+    for bases in sequences:
+        read = bases if strand == "fwd" else reverse_complement(bases.encode()).decode()
+        expected.append(plain_score(model, tag + read) - plain_score(model, tag))
+    for streaming in (Streaming(), Streaming(7)):
+        choose = partial(lambda streaming, *_: streaming, streaming)
+        monkeypatch.setattr("stripedhyena2.scoring.choose_streaming", choose)
+        table = rows(run(source, checkpoint, tag="d__Bacteria;s__E coli", strand=strand))
+        assert [row["sum_logprob"] for row in table] == pytest.approx(expected, abs=1e-3)
+        assert [row["length"] for row in table] == [150, 1]
+        assert table[0]["mean_logprob"] == pytest.approx(expected[0] / 150, abs=1e-5)
+        assert rows(run(tagged, checkpoint, strand=strand)) == table
+
+
+def test_a_fasta_of_which_nothing_is_scored_is_exit_code_3(tmp_path, checkpoint):
+    source = tmp_path / "short.fa"
+    source.write_text(">a\nA\n>b\n")
+    with pytest.raises(TooManySkippedError, match="none of 2 has a score"):
+        run(source, checkpoint)
+    assert len(rows(source.with_name("short.fa.out.jsonl"))) == 2
 
 
 def test_a_long_sequence_is_streamed_and_gives_the_whole(
@@ -194,7 +222,7 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
     table = rows(run(source, checkpoint, reference=tmp_path / "g.fa", **options))
     assert [row["EVO2_STATUS"] for row in table] == [
         *["OK"] * 4,
-        *["SYMBOLIC", "STAR", "NO_ALT", "BREAKEND", "INVALID_ALLELE", "NONACGT"],
+        *["SYMBOLIC", "STAR", "NO_ALT", "BREAKEND", "INVALID_ALLELE", "AMBIGUOUS_ALLELE"],
         "EDGE",
         "OUT_OF_RANGE",
         "OUT_OF_RANGE",
@@ -209,11 +237,93 @@ def test_every_kind_of_allele_has_its_status(tmp_path, checkpoint):
         set(Status) - {Status.NOISE}
     )
     for row in table:
-        scored = not SCORED.isdisjoint(row["EVO2_STATUS"].split("&"))
+        scored = is_scored(row["EVO2_STATUS"])
         assert (row["EVO2_DELTA"] is not None) == scored
+        assert bool(row["EVO2_NONACGT"]) == ("NONACGT" in row["EVO2_STATUS"])
         assert (row["window_start"] is not None) == scored
         if row["ref"].upper() == row["alt"]:
             assert row["EVO2_DELTA"] == 0
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_positions_that_are_all_off_by_one_are_said_to_be(tmp_path, checkpoint, capsys, by):
+    (tmp_path / "g.fa").write_text(f">1\n{genome()[:400]}\n")
+    places = [at for at in range(100, 300, 9) if genome()[at] != genome()[at - by]][:6]
+    records = [("1", at + 1 - by, genome()[at], "ACGT".replace(genome()[at], "")) for at in places]
+    asked = {"reference": tmp_path / "g.fa", "window": 32}
+    table = tmp_path / "x.tsv"
+    lines = [f"{c}\t{p}\t{r}\t{a[0]}\n" for c, p, r, a in records]
+    table.write_text("chrom\tpos\tref\talt\n" + "".join(lines))
+    vcf = write_vcf(tmp_path / "x.vcf", *((c, p, r, a[0]) for c, p, r, a in records))
+    side = "right" if by > 0 else "left"
+    for source, way_out in ((table, f"--shift {by}"), (vcf, "POS of a VCF is 1-based")):
+        with pytest.raises(TooManySkippedError):
+            run(source, checkpoint, **asked)
+        told = capsys.readouterr().err
+        assert f"REF of every record fits the reference one base to the {side}" in told
+        assert way_out in told
+        assert "BUILD" not in told
+    found = rows(run(table, checkpoint, shift=by, **asked))
+    assert [row["pos"] for row in found] == [at + 1 for at in places]
+    assert all(is_scored(row["EVO2_STATUS"]) for row in found)
+    with pytest.raises(UserError, match=f"--shift {by}: only for tables"):
+        run(vcf, checkpoint, shift=by, **asked)
+
+
+def test_an_allele_written_as_a_dash_is_told_the_base_it_lacks(tmp_path, checkpoint, capsys):
+    bases = genome()[:100]
+    (tmp_path / "g.fa").write_text(f">1\n{bases}\n")
+    source, asked = tmp_path / "x.csv", {"reference": tmp_path / "g.fa", "window": 32}
+    for row, advice in (
+        ("50,-,AC", f"1:50 ->AC is 1:50 {bases[49]}>{bases[49]}AC"),
+        (f"50,{bases[49:51]},-", f">- is 1:49 {bases[48:51]}>{bases[48]}"),
+    ):
+        source.write_text(f"chrom,pos,ref,alt\n1,{row}\n")
+        with pytest.raises(TooManySkippedError):
+            run(source, checkpoint, **asked)
+        assert advice in capsys.readouterr().err
+
+
+def test_a_variant_longer_than_the_name_of_a_file_is_scored(tmp_path, checkpoint):
+    (tmp_path / "g.fa").write_text(f">1\n{genome()[:2000]}\n")
+    output = tmp_path / "x.jsonl"
+    named = f"1-501-{genome()[500:800]}-{genome()[500]}"
+    asked = {"reference": tmp_path / "g.fa", "output": output, "window": 800, "device": "cpu"}
+    score(ScoreOptions(inputs=(named,), model=checkpoint, **asked))
+    assert [row["EVO2_STATUS"] for row in rows(output)] == ["OK"]
+
+
+def test_ref_stands_in_the_window_where_the_genome_has_an_ambiguity_code(tmp_path, checkpoint):
+    bases = genome()[:200]
+    records = [("1", 101, "A", "G"), ("1", 101, "A", "AT"), ("1", 100, bases[99] + "A", "C")]
+    found = []
+    for code in "AR":
+        path = tmp_path / "g.fa"
+        path.write_text(f">1\n{bases[:100]}{code}{bases[101:]}\n")
+        ours = write_vcf(tmp_path / "x.vcf", *records)
+        for windows in ("centred", "anchored"):
+            options = {"window": 64, "strand": "both", "windows": windows, "score": "all"}
+            found.append(rows(run(ours, checkpoint, reference=path, **options)))
+    assert found[:2] == found[2:]
+
+
+def test_the_number_of_other_letters_tells_one_far_away_from_many(tmp_path, checkpoint):
+    bases = genome()[:400]
+    reference = tmp_path / "g.fa"
+    reference.write_text(f">1\n{bases[:50]}N{bases[51:300]}{'N' * 100}\n")
+    source = write_vcf(
+        tmp_path / "x.vcf",
+        ("1", 71, bases[70], "ACGT".replace(bases[70], "")[0]),
+        ("1", 299, bases[298], f"{'ACGT'.replace(bases[298], '')[0]},<DEL>"),
+        ("1", 200, bases[199], "ACGT".replace(bases[199], "")[0]),
+    )
+    table = rows(run(source, checkpoint, reference=reference, window=64))
+    assert [row["EVO2_NONACGT"] for row in table] == [1, 30, None, 0]
+    lines = run(source, checkpoint, ".vcf", reference=reference, window=64).read_text().splitlines()
+    told = [
+        dict(f.partition("=")[::2] for f in line.split("\t")[7].split(";")) for line in lines[-3:]
+    ]
+    assert [info.get("EVO2_NONACGT") for info in told] == ["1", "30,.", None]
 
 
 def test_a_swapped_record_has_the_scores_of_the_right_one_the_other_way_round(phix, checkpoint):
@@ -224,7 +334,11 @@ def test_a_swapped_record_has_the_scores_of_the_right_one_the_other_way_round(ph
     right = rows(run(write_vcf(phix, *((r[0], r[1], r[3], r[4]) for r in snvs), header=header),
                      checkpoint, strand="both"))  # fmt: skip
     wrong = write_vcf(phix, *((r[0], r[1], r[4], r[3]) for r in snvs), header=header)
-    assert {row["EVO2_STATUS"] for row in rows(run(wrong, checkpoint))} == {"REF_MISMATCH"}
+    with pytest.raises(TooManySkippedError, match="nothing could be scored: none of 4"):
+        run(wrong, checkpoint)
+    assert {row["EVO2_STATUS"] for row in rows(phix.with_name(f"{phix.name}.out.jsonl"))} == {
+        "REF_MISMATCH"
+    }
     swapped = rows(run(wrong, checkpoint, strand="both", on_ref_mismatch="swap"))
     for one, other in zip(right, swapped, strict=True):
         assert other["EVO2_STATUS"] == one["EVO2_STATUS"].removeprefix("OK") + (
@@ -333,7 +447,15 @@ def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
         (b"@r\nACGT\n+\nIIII\n", "FASTQ"),
         (b"BCF\2\2rest", "damaged"),
         (b"\x00\x01\x02", "binary"),
-        (b"chr1\t5\t.\tA\tC\t.\t.\t.\n", "not FASTA"),
+        (b"chr1\t5\t.\tA\tC\t.\t.\t.\n", "is a VCF without its header"),
+        (b"chr1\t5\tA\tC\n", "is a table whose first line does not name its columns"),
+        (b"Hugo_Symbol\tChromosome\tStart_Position\n", "is a MAF of mutations"),
+        (b"chromosome,position (hg19),reference,alt\n", "rename them to chrom, pos, ref, alt"),
+        (b"accession,hgvs_nt,score\n", "is a table of MaveDB"),
+        (b"PK\3\4\x14\0[Content_Types].xml", "is an Excel book; save its sheet as CSV"),
+        (b"PK\3\4\x14\0other", "is a zip"),
+        (b"##gff-version 3\n", "is a GFF"),
+        (b"hello\n", "is not FASTA: it starts with 'hello'"),
         (b">p\nMSEQLLPK\n", "record 'p'"),
     ],
 )

@@ -260,7 +260,9 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
     tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sequence = letters(CONTIG)
-    source = write(tmp_path, sequence, [(200, sequence[200], "N"), (201, sequence[201], "<DEL>")])
+    alternate = "C" if sequence[200] == "A" else "A"
+    records = [(200, sequence[200], alternate), (201, sequence[201], "<DEL>")]
+    source = write(tmp_path, sequence, records)
     score(
         ScoreOptions(
             inputs=(source,),

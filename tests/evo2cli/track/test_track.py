@@ -151,3 +151,11 @@ def test_records_of_one_name_are_refused(tmp_path: Path, checkpoint: str) -> Non
     twice.write_text(">a\nACGT\n>a\nACGT\n")
     with pytest.raises(UserError, match="records share a name"):
         run(twice, checkpoint, "logprob")
+
+
+@pytest.mark.parametrize("suffix", [".bedgraph", ".bw"])
+def test_a_record_without_a_name_is_refused(tmp_path: Path, checkpoint: str, suffix: str) -> None:
+    nameless = tmp_path / "nameless.fa"
+    nameless.write_text(">\nACGT\n>a\nACGT\n")
+    with pytest.raises(UserError, match=r"nameless\.fa: a record has no name"):
+        run(nameless, checkpoint, "logprob", suffix)
