@@ -204,7 +204,8 @@ def initial_values(model: StripedHyena2, seed: int) -> Iterator[Tensor]:
     mixers as their `Mixer.initial` says.
 
     They are drawn on the CPU in fp32, one after the other, so that a seed gives the same model
-    everywhere; only names and shapes of `model` matter, which may be on the meta device.
+    everywhere (to the last bit on CPUs with AVX2; others round the last bits otherwise). Only names
+    and shapes of `model` matter, which may be on the meta device.
 
     Source: the public Evo 2 training recipes; the skips, which they leave undefined, start at 0.
     """

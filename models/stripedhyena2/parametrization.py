@@ -61,7 +61,7 @@ MIN_WINDOW = 1e-6  # short contexts would underflow, and taps under a zero could
 
 
 class DecayWindow(nn.Module):
-    """taps = free taps * exp(-rate_g * n / max(context - 1, 1)), rates log-spaced in [0.01, 100].
+    """taps = free taps * exp(-rate_g * n / (context - 1)), rates log-spaced in [0.01, 100].
 
     A context of 1, in which only tap 0 sees a sample, has the window of 2.
     """
@@ -71,7 +71,7 @@ class DecayWindow(nn.Module):
     def __init__(self, num_groups: int, num_taps: int, context: int) -> None:
         super().__init__()
         rate_G1 = torch.logspace(-2, 2, num_groups)[:, None]
-        window_GK = torch.exp(-rate_G1 * torch.arange(num_taps) / (context - 1))
+        window_GK = torch.exp(-rate_G1 * torch.arange(num_taps) / max(context - 1, 1))
         self.register_buffer("window_GK", window_GK.clamp_min(MIN_WINDOW))
 
     def forward(self, free_taps_GK: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
     """
     x = x_BLD.to(accumulation_dtype(x_BLD))
     square = x.square().mean(dim=-1, keepdim=True)
-    # The square root has no gradient at 0; in a row of zeros, 0 / eps, that of the root is not used.
+    # The square root has no gradient at 0, and a row of zeros needs none: it is divided by eps.
     is_zero = square == 0
     root = square.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
     return (scale_D.to(x.dtype) * (x / (root + eps))).to(x_BLD.dtype)
