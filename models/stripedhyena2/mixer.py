@@ -98,7 +98,7 @@ class Mixer(nn.Module):
             dtype = accumulation_dtype(y) if any(x is tensor for tensor in wide) else y.dtype
             return y if y.dtype == dtype else x.to(y.device, dtype)
 
-        super()._apply(convert, recurse)
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, x_BLD: Tensor, past: Any) -> tuple[Tensor, Any]:
