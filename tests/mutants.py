@@ -1,28 +1,27 @@
 """Deliberate faults, one at a time, where numbers are made: `python -m tests.mutants [WORD]`.
 
 In the functions below every comparison, operation, number, `not`, `min` and so on is changed in
-turn, in a copy of the checkout, and the tests that should notice run there. What none of them
-notices is printed: it needs a law, or a reason in `EQUIVALENT`. WORD limits the run to files and
-functions that contain it.
+turn, and the tests that should notice run, each time in a process of its own, which gets the code
+of the changed function: no file is written. What no test notices is printed: it needs a law, or a
+reason in `EQUIVALENT`. WORD limits the run to files, functions and tests that contain it.
 """
 
 import ast
+import inspect
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import CodeType
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 200  # a fault that never ends is noticed
-SLOW_TO_IMPORT = ("torch", "huggingface_hub", "scipy.stats")
 
 # File: functions (of a class: all) > the tests that should notice, cheap ones first.
 TARGETS = """
@@ -67,11 +66,25 @@ kernels/hyenakernels/attention/reference.py: rotary rotary_angles append_token d
 EQUIVALENT: dict[str, str] = {}
 
 OPERATORS: dict[type, type] = {
-    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
-    **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
-    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},
-    **{ast.FloorDiv: ast.Mult, ast.Mod: ast.Add, ast.And: ast.Or, ast.Or: ast.And},
-    **{ast.Not: ast.UAdd, ast.USub: ast.UAdd, ast.Invert: ast.UAdd},
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Add,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.Not: ast.UAdd,
+    ast.USub: ast.UAdd,
+    ast.Invert: ast.UAdd,
 }
 NAMES = {"min": "max", "max": "min", "expm1": "exp", "minimum": "maximum", "maximum": "minimum"}
 
@@ -107,71 +120,96 @@ def computing(node: ast.AST) -> Iterator[ast.AST]:
                 yield from computing(child)
 
 
-def faults(source: str, functions: set[str]) -> Iterator[tuple[str, str]]:
-    """What each fault changes, and the source with it."""
+def faults(source: str, functions: set[str]) -> Iterator[tuple[str, ast.Module]]:
+    """What each fault changes, and the module with it."""
 
     def nodes(tree: ast.Module) -> list[ast.AST]:
-        parts = (part for part in ast.walk(tree) if getattr(part, "name", None) in functions)
-        return [*dict.fromkeys(node for part in parts for node in computing(part))]
+        named = (node for node in ast.walk(tree) if getattr(node, "name", None) in functions)
+        inside = (node for part in named for node in ast.walk(part))
+        bodies = (node.body for node in inside if isinstance(node, ast.FunctionDef))
+        return [*dict.fromkeys(x for body in bodies for part in body for x in computing(part))]
 
     for index in range(len(nodes(ast.parse(source)))):
         tree = ast.parse(source)
         node = nodes(tree)[index]
         before = ast.unparse(node)
         if change(node):
-            yield f"{node.lineno}: {before} -> {ast.unparse(node)}", ast.unparse(tree)
+            yield f"{node.lineno}: {before} -> {ast.unparse(node)}", tree
 
 
-def notices(folder: Path, tests: list[str]) -> bool:
-    """Whether a test fails, in a process of its own."""
-    if process := os.fork():
-        return os.waitpid(process, 0)[1] != 0
+def put(tree: ast.Module, file: str) -> None:
+    """Give the functions of a module, wherever they are referred to, the code of another tree."""
+    path = file.removeprefix("models/").removeprefix("kernels/").removesuffix(".py")
+    module = import_module(path.replace("/", "."))
+
+    def put_all(code: CodeType, holder: Any) -> None:
+        for inner in (x for x in code.co_consts if isinstance(x, CodeType)):
+            found = inspect.getattr_static(holder, inner.co_name, None)
+            found = found.fget if isinstance(found, property) else found
+            found = inspect.unwrap(getattr(found, "__func__", found))
+            if inspect.isfunction(found):
+                found.__code__ = inner
+            elif inspect.isclass(found):
+                put_all(inner, found)
+
+    put_all(compile(tree, str(ROOT / file), "exec"), module)
+
+
+class Faults:
+    """A plugin of pytest that runs tests once for every fault.
+
+    A target is a file, its functions, and their tests.
+    """
+
+    def __init__(self, targets: list[tuple[str, set[str], set[str]]]) -> None:
+        self.targets = targets
+        self.counts: Counter[bool] = Counter()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """In the process of a fault, leave its tests to pytest; in the first one, none."""
+        items = session.items[:]
+        for file, functions, tests in self.targets:
+            source = (ROOT / file).read_text()
+            own = [item for item in items if str(item.path.relative_to(ROOT / "tests")) in tests]
+            for what, tree in [("", ast.parse(source)), *faults(source, functions)]:
+                if what.partition(": ")[2] in EQUIVALENT:
+                    continue
+                if not (process := os.fork()):
+                    session.items[:] = own
+                    return begin(tree, file)
+                noticed = os.waitpid(process, 0)[1] != 0
+                if what:
+                    self.counts[noticed] += 1
+                elif noticed:  # everything would seem to be noticed
+                    print(f"{file}: these tests fail without a fault: {tests}")  # noqa: T201
+                    break
+                if what and not noticed:
+                    print(f"{file}:{what}", flush=True)  # noqa: T201 - a script for developers
+        session.items.clear()
+        return None
+
+
+def begin(tree: ast.Module, file: str) -> None:
+    """Begin a process of a fault: silent, for a while, and with the code of the fault."""
     signal.alarm(SECONDS)  # which ends the process
-    os.chdir(folder)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    files = [f"tests/{test}" for test in tests]
-    os._exit(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *files]))
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    put(tree, file)
 
 
 def main(word: str = "") -> int:
     """Run all faults; the exit code says whether one went unnoticed."""
-    for library in SLOW_TO_IMPORT:  # once, not in the process of every fault
-        import_module(library)
-    counts: Counter[bool] = Counter()
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary, "copy")
-        listed = subprocess.run(
-            ["git", "ls-files"],  # noqa: S607 - of the path
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for file in listed.splitlines():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, folder / file)
-        Path(temporary, "shared").symlink_to(ROOT.parent / "shared")
-        for target in TARGETS.replace("\n    ", " ").strip().splitlines():
-            names, _, tests = target.partition(" > ")
-            file, _, functions = names.partition(": ")
-            if word not in names:
-                continue
-            if notices(folder, tests.split()):
-                sys.exit(f"{tests}: fail without a fault")
-            source = (folder / file).read_text()
-            for what, changed in faults(source, set(functions.split())):
-                if what.partition(": ")[2] in EQUIVALENT:
-                    continue
-                (folder / file).write_text(changed)
-                noticed = notices(folder, tests.split())
-                counts[noticed] += 1
-                if not noticed:
-                    print(f"{file}:{what}", flush=True)
-            (folder / file).write_text(source)
-    print(f"{counts[True]} of {counts.total()} faults noticed")
-    return min(counts[False], 1)
+    lines = TARGETS.replace("\n    ", " ").strip().splitlines()
+    split = (line.replace(": ", " > ").split(" > ") for line in lines if word in line)
+    targets = [(file, {*names.split()}, {*tests.split()}) for file, names, tests in split]
+    plugin, first = Faults(targets), os.getpid()
+    files = dict.fromkeys(f"tests/{test}" for _, _, tests in targets for test in sorted(tests))
+    options = ["-x", "-n0", "-s", "-p", "no:cacheprovider", "-p", "no:terminal"]
+    code = pytest.main([*options, *files], plugins=[plugin])
+    if os.getpid() != first:
+        os._exit(code)
+    print(f"{plugin.counts[True]} of {plugin.counts.total()} faults noticed")  # noqa: T201
+    return min(plugin.counts[False], 1)
 
 
 if __name__ == "__main__":
