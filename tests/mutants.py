@@ -120,8 +120,8 @@ def computing(node: ast.AST) -> Iterator[ast.AST]:
                 yield from computing(child)
 
 
-def faults(source: str, functions: set[str]) -> Iterator[tuple[str, ast.Module]]:
-    """What each fault changes, and the module with it."""
+def faults(source: str, functions: set[str]) -> Iterator[tuple[int, str, ast.Module]]:
+    """The line of each fault, what it changes, and the module with it."""
 
     def nodes(tree: ast.Module) -> list[ast.AST]:
         named = (node for node in ast.walk(tree) if getattr(node, "name", None) in functions)
@@ -134,7 +134,8 @@ def faults(source: str, functions: set[str]) -> Iterator[tuple[str, ast.Module]]
         node = nodes(tree)[index]
         before = ast.unparse(node)
         if change(node):
-            yield f"{node.lineno}: {before} -> {ast.unparse(node)}", tree
+            line = source.splitlines()[node.lineno - 1].strip()
+            yield node.lineno, f"{line}  [{before} -> {ast.unparse(node)}]", tree
 
 
 def put(tree: ast.Module, file: str) -> None:
@@ -171,8 +172,8 @@ class Faults:
         for file, functions, tests in self.targets:
             source = (ROOT / file).read_text()
             own = [item for item in items if str(item.path.relative_to(ROOT / "tests")) in tests]
-            for what, tree in [("", ast.parse(source)), *faults(source, functions)]:
-                if what.partition(": ")[2] in EQUIVALENT:
+            for line, what, tree in [(0, "", ast.parse(source)), *faults(source, functions)]:
+                if what in EQUIVALENT:
                     continue
                 if not (process := os.fork()):
                     session.items[:] = own
@@ -184,7 +185,7 @@ class Faults:
                     print(f"{file}: these tests fail without a fault: {tests}")  # noqa: T201
                     break
                 if what and not noticed:
-                    print(f"{file}:{what}", flush=True)  # noqa: T201 - a script for developers
+                    print(f"{file}:{line}: {what}", flush=True)  # noqa: T201 - a script for developers
         session.items.clear()
         return None
 

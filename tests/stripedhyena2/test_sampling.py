@@ -68,6 +68,12 @@ def test_a_nucleus_of_exactly_p_is_complete() -> None:
         assert more.tolist() == [*range(100, 100 + min(size + 1, 8))]
 
 
+def test_without_a_nucleus_every_token_stays() -> None:
+    """Also those that are too unlikely to change the sum."""
+    logits_1V = -100 * torch.arange(8, dtype=torch.float64)[None]
+    assert bool((Sampler(top_k=0, top_p=1).probabilities(logits_1V) > 0).all())
+
+
 def test_next_to_no_nucleus_is_the_likeliest() -> None:
     least = Sampler(top_k=0, top_p=1e-17).probabilities(logits())
     assert torch.equal(least, Sampler(temperature=0, top_k=0).probabilities(logits()))
