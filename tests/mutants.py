@@ -63,7 +63,12 @@ kernels/hyenakernels/attention/reference.py: rotary rotary_angles append_token d
 """
 
 # Changes that no test can notice, as they are printed, and why.
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT = {
+    "if self.top_k > <<0 -> 1>>:": "k = 1 is greedy, which has returned before",
+    "half = (np.frexp(np.maximum(sizes - 1, <<1 -> 2>>))[1].astype(np.uint64) + _ONE) >> _ONE": (
+        "1 and 2 take as many bits in pairs"
+    ),
+}
 
 OPERATORS: dict[type, type] = {
     ast.Lt: ast.LtE,
@@ -134,8 +139,10 @@ def faults(source: str, functions: set[str]) -> Iterator[tuple[int, str, ast.Mod
         node = nodes(tree)[index]
         before = ast.unparse(node)
         if change(node):
-            line = source.splitlines()[node.lineno - 1].strip()
-            yield node.lineno, f"{line}  [{before} -> {ast.unparse(node)}]", tree
+            line = source.splitlines()[node.lineno - 1]
+            end = node.end_col_offset if node.end_lineno == node.lineno else len(line)
+            what = f"{line[: node.col_offset]}<<{before} -> {ast.unparse(node)}>>{line[end:]}"
+            yield node.lineno, what.strip(), tree
 
 
 def put(tree: ast.Module, file: str) -> None:

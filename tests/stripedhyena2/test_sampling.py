@@ -102,6 +102,7 @@ def test_a_draw_is_the_inverse_of_the_distribution(weights: list[int], uniform: 
     """By the definition: the first token whose cumulative probability exceeds the uniform."""
     probabilities = torch.tensor([weights], dtype=torch.float64) / sum(weights)
     (token,) = draw(probabilities, [uniform]).tolist()
+    assert draw(4 * probabilities, [uniform]).tolist() == [token]  # shares of any total
     cumulative = torch.cumsum(probabilities[0], 0).tolist()
     assert weights[token] > 0
     assert uniform < cumulative[token] or math.isclose(uniform, cumulative[token])
