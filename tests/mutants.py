@@ -68,8 +68,12 @@ EQUIVALENT = {
     "half = (np.frexp(np.maximum(sizes - 1, <<1 -> 2>>))[1].astype(np.uint64) + _ONE) >> _ONE": (
         "1 and 2 take as many bits in pairs"
     ),
+    "root = square.masked_fill(is_zero, <<1 -> 2>>).sqrt().masked_fill(is_zero, 0)": (
+        "any number above 0 will do: it is replaced behind the root"
+    ),
     "sums = accumulate((Fraction(weight) / total for weight in weights), "
     "initial=Fraction(<<0 -> 1>>))": "only differences of these sums are used",
+    "total = <<0 -> 1>>": "of two such sums only the difference is used",
     "self._part_ends = list(accumulate((unit % _UNITS for unit in units), initial=<<0 -> 1>>))": (
         "moves borders by 2**-32 of a sample, which shows in one of 2**32 periods"
     ),
