@@ -36,7 +36,7 @@ from evo2cli.options import ModelOptions
 from stripedhyena2 import InputError, Request, Sampler, Uniforms, generate
 from stripedhyena2.checkpoint.published import PUBLISHED
 from stripedhyena2.dna import check_sequences, reverse_complement
-from stripedhyena2.errors import check_choice
+from stripedhyena2.errors import check_choice, check_count
 from stripedhyena2.layers import find_module
 from stripedhyena2.operators import Attention, Hyena
 from stripedhyena2.scoring import mean_logprob, sequence_logprob
@@ -265,8 +265,7 @@ class Evo2:
             InputError: A prompt is empty or not ASCII, or an argument is out of range.
             NonFiniteError: The logits of a sequence are NaN or infinite.
         """
-        if n_tokens < 1:
-            raise InputError(f"n_tokens={n_tokens}: must be at least 1")
+        check_count("n_tokens", n_tokens)
         sampler = Sampler(temperature, top_k, top_p if 0 < top_p < 1 else 1.0)
         seed = int(torch.randint(2**62, ()))
         prompts = check_sequences(prompt_seqs, what="prompt")

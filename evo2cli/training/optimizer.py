@@ -5,7 +5,7 @@ from torch import nn
 
 from evo2cli.training.recipe import Optimizer
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.parametrization import folded_name
+from stripedhyena2.mixer import folded_name
 
 MLP = ("mlp.gate.weight", "mlp.up.weight", "mlp.down.weight")
 

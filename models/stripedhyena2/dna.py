@@ -1,7 +1,7 @@
 """The letters of DNA, the reverse complement, and sequences as the model reads them. No torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stripedhyena2.errors import InputError, check_choice
 
@@ -63,13 +63,20 @@ def check_sequences(
         min_length: The fewest letters that one may have.
 
     Raises:
-        InputError: A single string was given instead of a list; or a sequence is too short, not
-            ASCII, or has spaces; the message names its index.
+        InputError: A single string was given instead of a list; or a sequence is neither text nor
+            bytes, too short, not ASCII, or has spaces; the message names its index.
     """
     if isinstance(sequences, str | bytes):
         raise InputError(f"expected a list of {what}s and got one; put it into a list: [{what}]")
+    if not isinstance(sequences, Iterable):
+        raise InputError(f"expected a list of {what}s and got {type(sequences).__name__}")
     found = []
     for index, sequence in enumerate(sequences):
+        if not isinstance(sequence, str | bytes | bytearray):
+            raise InputError(
+                f"{what} {index}: is {type(sequence).__name__}, neither text nor bytes; give text, "
+                "e.g. str(seq) of a Seq"
+            )
         if not sequence.isascii():
             letter = next(c for c in sequence if (ord(c) if isinstance(c, str) else c) > 127)
             raise InputError(f"{what} {index}: {letter!r} is not ASCII; write N for unknown bases")

@@ -1,6 +1,7 @@
 """Errors that a caller can act on; every other exception is a defect of this package."""
 
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class InputError(ValueError):
@@ -9,6 +10,18 @@ class InputError(ValueError):
 
 class NonFiniteError(FloatingPointError):
     """A result is NaN or infinite; the message names the layer in which that began, if one did."""
+
+
+def check_count(name: str, value: int, *, least: int = 1) -> None:
+    """Refuse the value of an argument that is not a whole number, or too small.
+
+    Raises:
+        InputError: Names the argument, its value and the smallest possible one.
+    """
+    if not isinstance(value, Integral):
+        raise InputError(f"{name}={value!r}: must be a whole number")
+    if value < least:
+        raise InputError(f"{name}={value}: must be at least {least}")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from stripedhyena2.cache import Cache
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.dna import ACGT, as_read, check_sequences
-from stripedhyena2.errors import InputError, NonFiniteError, check_choice
+from stripedhyena2.errors import InputError, NonFiniteError, check_choice, check_count
 from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.sampling import Sampler, Uniforms, draw
@@ -67,7 +67,8 @@ class Request:
     Attributes:
         prompt_L: int64 token ids, at least one. Consecutive requests that share the tensor have it
             read once.
-        num_tokens: The sequence ends after this many tokens, with the reason "length".
+        num_tokens: The sequence ends after this many tokens, at least one, with the reason
+            "length".
         uniforms: Its random numbers, one for each token.
         guide: Which tokens may be drawn, and what ends the sequence earlier; None allows any token.
     """
@@ -162,8 +163,7 @@ def generate_sequences(
     check_choice("kv_cache", kv_cache, KV_CACHES)
     numbers = {"num_tokens": num_tokens, "num_samples": num_samples, "batch_size": batch_size}
     for name, value in numbers.items():
-        if value < 1:
-            raise InputError(f"{name}={value}: must be at least 1")
+        check_count(name, value)
     sampler = Sampler(temperature, top_k, top_p)
     texts = [prompts] if isinstance(prompts, str | bytes) else prompts
     read = [as_read(prompt) for prompt in check_sequences(texts, what="prompt")]
@@ -243,12 +243,13 @@ def generate(
         A sample for each request, in their order, as soon as it and all before it are complete.
 
     Raises:
-        InputError: A prompt is empty.
+        InputError: A prompt is empty, or its number of tokens is below 1.
         NonFiniteLogitsError: The logits of a sequence are NaN or infinite.
     """
     for index, request in enumerate(requests):
         if len(request.prompt_L) == 0:
             raise InputError(f"prompt {index} is empty; give at least one token")
+        check_count(f"prompt {index}: num_tokens", request.num_tokens)
     if not requests:
         return
     batch_size = min(batch_size, len(requests))

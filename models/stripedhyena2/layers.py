@@ -45,11 +45,13 @@ def resolve_layers(model: "StripedHyena2", layers: str | Sequence[str] | None) -
             `default_layer`.
 
     Raises:
-        InputError: The model has no such layer.
+        InputError: The model has no such layer, or none is named.
     """
     if layers is None:
         return [default_layer(model.config)]
-    words = layers.split(",") if isinstance(layers, str) else layers
+    words = layers.split(",") if isinstance(layers, str) else [str(layer) for layer in layers]
+    if not words:
+        raise InputError("layers=[]: name at least one layer, or pass None for the default")
     return list(dict.fromkeys(name for word in words for name in _resolve(model, word.strip())))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from hyenakernels.precision import accumulation_dtype
 from stripedhyena2.cache import Past, Slots
 from stripedhyena2.initial import Draw, constant, normal
 from stripedhyena2.layout import Entry
@@ -17,6 +18,12 @@ if TYPE_CHECKING:  # a config looks its letters up here
     from stripedhyena2.config import ModelConfig
 
 MIXERS: dict[str, type["Mixer"]] = {}  # every operator by its letter, entered by its class
+
+
+def folded_name(name: str) -> str:
+    """The name of a parameter in the folded form, whatever form it trains in."""
+    path, marker, rest = name.partition(".parametrizations.")
+    return f"{path}.{rest.partition('.')[0]}" if marker else name
 
 
 class Mixer(nn.Module):
@@ -35,7 +42,8 @@ class Mixer(nn.Module):
         letter: In `ModelConfig.stripes`: one upper-case letter.
         title: Its name in messages.
         colour: Of its letter on a terminal, as rich names it.
-        fp32_tensors: Tensors that stay in fp32 or better whatever the dtype of the model.
+        fp32_tensors: Tensors that stay in fp32 or better whatever the dtype of the model, in their
+            training form too: `to`, `bfloat16` and the like do not narrow them.
         decaying: Parameters that weight decay applies to.
         published_free: Parameters that weight decay spared in the published training runs.
         released_indices: Key of the released yml that lists its blocks; None if released models
@@ -79,6 +87,20 @@ class Mixer(nn.Module):
             self.operator = operator
         self.project_out = nn.Linear(config.width, config.width)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
+        """What `to`, `bfloat16`, `cuda` and the like call: torch has no public hook for these."""
+        named = [*self.named_parameters(), *self.named_buffers()]
+        wide = [tensor for name, tensor in named if folded_name(name) in self.fp32_tensors]
+        wide += [tensor.grad for tensor in wide if tensor.grad is not None]
+
+        def convert(x: Tensor) -> Tensor:
+            y = fn(x)
+            dtype = accumulation_dtype(y) if any(x is tensor for tensor in wide) else y.dtype
+            return y if y.dtype == dtype else x.to(y.device, dtype)
+
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def forward(self, x_BLD: Tensor, past: Any) -> tuple[Tensor, Any]:
         """Mix along L; returns the shape it was given, and the past of what follows.
 
@@ -110,6 +132,13 @@ class Mixer(nn.Module):
         """
         del batch_size, num_tokens, on_host, float8
         return None
+
+    def require_room(self, past: Any, num_tokens: int) -> None:
+        """Refuse new tokens that a past has no memory for, before any block has read them.
+
+        Raises:
+            InputError: Names the numbers of tokens.
+        """
 
     def share_past(self, past: Any, later: Any) -> Any:
         """`past` as a view of a later past of the same sequences, if that contains it."""

@@ -15,6 +15,7 @@ from hyenakernels import add_rms_norm, rms_norm
 from hyenakernels.precision import accumulation_dtype, full_precision
 from stripedhyena2.cache import Cache, Past
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.errors import InputError
 from stripedhyena2.inference import Inference
 from stripedhyena2.initial import Draw, constant, normal
 from stripedhyena2.operators import Mixer
@@ -138,22 +139,30 @@ class StripedHyena2(Inference, nn.Module):
         """Logits of the token that follows each of `ids`.
 
         Args:
-            ids_BL: int64 token ids in [0, V).
+            ids_BL: int64 token ids in [0, V); L may be 0.
             cache: Continue the sequences of this cache, which is updated.
 
         Returns:
             Logits [B, L, V], in fp32 (fp64 for a fp64 model).
 
         Raises:
-            ValueError: The cache has another batch size.
+            InputError: The ids are not integers [B, L]; or the cache has another batch size, or no
+                memory for them, and stays as it was.
         """
-        if cache is not None and cache.batch_size != ids_BL.shape[0]:
-            raise ValueError(
+        if ids_BL.dim() != 2 or ids_BL.dtype not in (torch.int64, torch.int32):
+            raise InputError(
+                f"ids are {ids_BL.dtype} of the shape {tuple(ids_BL.shape)}: must be torch.int64, "
+                "[sequences, tokens]; ids[None] makes a batch of a single sequence"
+            )
+        if cache is None:
+            return self.unembed(self._through_blocks(self.embedding(ids_BL)))
+        if cache.batch_size != ids_BL.shape[0]:
+            raise InputError(
                 f"the cache holds {cache.batch_size} sequences, the ids {ids_BL.shape[0]}"
             )
+        for mixer, past in zip(self.mixers, cache.pasts, strict=True):
+            mixer.require_room(past, ids_BL.shape[1])
         x_BLD = self.embedding(ids_BL)
-        if cache is None:
-            return self.unembed(self._through_blocks(x_BLD))
         for index, block in enumerate(self.blocks):
             x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
         cache.position += ids_BL.shape[1]
@@ -195,7 +204,8 @@ def initial_values(model: StripedHyena2, seed: int) -> Iterator[Tensor]:
     mixers as their `Mixer.initial` says.
 
     They are drawn on the CPU in fp32, one after the other, so that a seed gives the same model
-    everywhere; only names and shapes of `model` matter, which may be on the meta device.
+    everywhere (to the last bit on CPUs with AVX2; others round the last bits otherwise). Only names
+    and shapes of `model` matter, which may be on the meta device.
 
     Source: the public Evo 2 training recipes; the skips, which they leave undefined, start at 0.
     """

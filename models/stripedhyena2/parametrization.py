@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from stripedhyena2.mixer import Mixer
+from stripedhyena2.mixer import Mixer, folded_name
 
 
 class DecayingPoles(nn.Module):
     """log_poles = -exp(start + shift): negative whatever the optimizer does.
 
     The shift starts at 0, so that it is exact even if a training engine keeps parameters in bf16.
+    A pole of exactly 0 stays there: its start is -inf and its gradient 0.
     """
 
     start_DS: Tensor
@@ -37,8 +38,10 @@ class DecayingPoles(nn.Module):
         return -torch.exp(self.start_DS + shift_DS)
 
     def right_inverse(self, log_poles_DS: Tensor) -> Tensor:
-        """Unfold poles that are negative."""
-        return torch.log(-log_poles_DS) - self.start_DS
+        """Unfold poles that are not positive."""
+        log_rates_DS = torch.log(-log_poles_DS)
+        # For a pole of 0 both are -inf, whose difference would be NaN.
+        return (log_rates_DS - self.start_DS).masked_fill(log_rates_DS == self.start_DS, 0)
 
 
 class PublishedPoles(nn.Module):
@@ -58,14 +61,17 @@ MIN_WINDOW = 1e-6  # short contexts would underflow, and taps under a zero could
 
 
 class DecayWindow(nn.Module):
-    """taps = free taps * exp(-rate_g * n / (context - 1)), rates log-spaced in [0.01, 100]."""
+    """taps = free taps * exp(-rate_g * n / (context - 1)), rates log-spaced in [0.01, 100].
+
+    A context of 1, in which only tap 0 sees a sample, has the window of 2.
+    """
 
     window_GK: Tensor
 
     def __init__(self, num_groups: int, num_taps: int, context: int) -> None:
         super().__init__()
         rate_G1 = torch.logspace(-2, 2, num_groups)[:, None]
-        window_GK = torch.exp(-rate_G1 * torch.arange(num_taps) / (context - 1))
+        window_GK = torch.exp(-rate_G1 * torch.arange(num_taps) / max(context - 1, 1))
         self.register_buffer("window_GK", window_GK.clamp_min(MIN_WINDOW))
 
     def forward(self, free_taps_GK: Tensor) -> Tensor:
@@ -93,12 +99,6 @@ def trainable(module: nn.Module, context: int, *, published: bool = False) -> No
             for name, form in mixer.training_forms(context, published=published).items():
                 path, _, last = name.rpartition(".")
                 parametrize.register_parametrization(mixer.get_submodule(path), last, form)
-
-
-def folded_name(name: str) -> str:
-    """The name of a parameter in the folded form, whatever form it trains in."""
-    path, marker, rest = name.partition(".parametrizations.")
-    return f"{path}.{rest.partition('.')[0]}" if marker else name
 
 
 @torch.no_grad()

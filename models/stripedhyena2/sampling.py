@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from stripedhyena2.errors import InputError
+from stripedhyena2.errors import InputError, check_count
 
 
 class Uniforms:
@@ -40,10 +41,12 @@ class Uniforms:
 class Sampler:
     """The distribution that a token is sampled from: top-k, then temperature, then top-p.
 
+    Of equally likely tokens, that with the lower id comes first.
+
     Attributes:
         temperature: Divides the logits; 0 is greedy, i.e. takes the likeliest token.
         top_k: Sample from the k likeliest tokens; 0 means all, 1 is greedy.
-        top_p: Sample from the smallest set of likeliest tokens with this total probability; 1 means
+        top_p: Sample from the fewest likeliest tokens with this total probability or more; 1 means
             all.
 
     Raises:
@@ -57,8 +60,7 @@ class Sampler:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature = {self.temperature} must be 0 or more, and finite")
-        if self.top_k < 0:
-            raise InputError(f"top_k = {self.top_k} must not be negative")
+        check_count("top_k", self.top_k, least=0)
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p = {self.top_p} must be above 0 and at most 1")
 
@@ -80,18 +82,18 @@ class Sampler:
             logits = logits.masked_fill(~allowed_BV, -torch.inf)
         if self.greedy:
             return torch.zeros_like(logits).scatter(1, logits.argmax(1, keepdim=True), 1.0)
-        if 0 < self.top_k < logits.shape[1]:
-            least = logits.topk(self.top_k, dim=1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+        order_BV = logits.argsort(dim=1, descending=True, stable=True)
+        if self.top_k > 0:
+            logits = logits.scatter(1, order_BV[:, self.top_k :], -torch.inf)
         # With a temperature near 0 quotients may overflow to -inf, but that of the largest is 0.
         below = logits - logits.amax(dim=1, keepdim=True)
         probabilities = torch.softmax(below / self.temperature, dim=1)
         if self.top_p < 1:
-            ascending, order = probabilities.sort(dim=1)
-            # A token goes when it and all less likely ones hold no more than 1 - top_p.
-            dropped = ascending.cumsum(1) <= 1 - self.top_p
-            dropped[:, -1] = False  # even if 1 - top_p is rounded to 1
-            probabilities = probabilities.masked_fill(dropped.scatter(1, order, dropped), 0)
+            # A token goes when those before it hold top_p already.
+            held_BV = probabilities.gather(1, order_BV).cumsum(1) >= self.top_p
+            dropped_BV = F.pad(held_BV[:, :-1], (1, 0))
+            dropped_BV = dropped_BV.scatter(1, order_BV, dropped_BV)
+            probabilities = probabilities.masked_fill(dropped_BV, 0)
             probabilities = probabilities / probabilities.sum(1, keepdim=True)
         return probabilities
 

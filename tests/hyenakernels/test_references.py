@@ -74,6 +74,17 @@ def test_modal_conv_is_the_long_conv_of_its_filter() -> None:
     torch.testing.assert_close(modal_conv(u, log_poles, residues)[0], long_conv(u, explicit)[0])
 
 
+def test_modal_conv_keeps_the_precision_of_a_pole_near_one() -> None:
+    """Over many chunks in fp32 the state is that of the pole, not of the rounded pole."""
+    log_poles = -torch.linspace(1e-7, 2e-6, 12).view(3, 4)
+    length = 64 * 4000
+    y, state = modal_conv(torch.ones(1, length, 3), log_poles, torch.ones(3, 4))
+    wide = log_poles.double()
+    exact = torch.expm1(wide * length) / torch.expm1(wide)
+    torch.testing.assert_close(state[0].double(), exact, rtol=5e-6, atol=0)
+    torch.testing.assert_close(y[0, -1].double(), exact.sum(1), rtol=5e-6, atol=0)
+
+
 CASES = {
     "fir-short": (causal_fir, (random(4, 7, seed=2),)),
     "fir-medium": (causal_fir, (random(2, 128, seed=2),)),

@@ -12,7 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hyenakernels import causal_fir
-from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, read_config, save
+from stripedhyena2 import (
+    CheckpointError,
+    InputError,
+    ModelConfig,
+    StripedHyena2,
+    load,
+    read_config,
+    save,
+)
 from stripedhyena2.checkpoint import native, read_checkpoint, released
 from stripedhyena2.checkpoint.contents import Checkpoint
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config
@@ -182,6 +190,31 @@ def test_poles_and_frequencies_are_never_narrowed(pt_file: Path, dtype: torch.dt
     for name, tensor in model.state_dict().items():
         narrow = not name.endswith(("log_poles_DS", "residues_DS", "inverse_frequency"))
         assert tensor.dtype == (dtype if narrow else wide), name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"device": "gpu"}, "device='gpu': not available here"),
+        ({"device": "cuda:99"}, "device='cuda:99': not available here"),
+        ({"device": [torch.device("cuda", 99)]}, "device='cuda:99': not available here"),
+        ({"device": []}, "name at least one device"),
+        ({"dtype": "bf16"}, "dtype='bf16': must be one of torch.float32, torch.bfloat16"),
+        ({"dtype": torch.int8}, "dtype=torch.int8: must be one of"),
+        ({"dtype": None}, "dtype=None: must be one of"),
+    ],
+    ids=str,
+)
+def test_where_weights_cannot_go_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as it:
+        load("nano", **wrong)  # type: ignore[arg-type]
+    assert "\n" not in str(it.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="device='cuda': not available here"):
+        load("nano", device="cuda")
 
 
 def test_saved_is_loaded(tiny_model: StripedHyena2, tmp_path: Path) -> None:

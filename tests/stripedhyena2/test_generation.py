@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stripedhyena2 import (
+    InputError,
     ModelConfig,
     NonFiniteLogitsError,
     Request,
@@ -158,6 +159,15 @@ def test_an_empty_prompt_is_refused(tiny_model: StripedHyena2) -> None:
     empty = Request(torch.tensor([], dtype=torch.int64), 3, Uniforms(0))
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         next(generate(tiny_model, [empty], SAMPLER))
+
+
+@pytest.mark.parametrize("num_tokens", [0, -1, 1.5], ids=str)
+def test_a_number_of_tokens_that_is_never_reached_is_refused(
+    tiny_model: StripedHyena2, num_tokens: int
+) -> None:
+    wrong = [*requests([b"A"], 1), Request(torch.tensor([65]), num_tokens, Uniforms(0))]
+    with pytest.raises(InputError, match=f"prompt 1: num_tokens={num_tokens}: must be"):
+        next(generate(tiny_model, wrong, SAMPLER))
 
 
 def test_broken_logits_are_not_sampled(tiny_config: ModelConfig) -> None:

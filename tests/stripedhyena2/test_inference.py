@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from stripedhyena2 import InputError, NonFiniteError, StripedHyena2
 from stripedhyena2.dna import reverse_complement
 
+
+class Seq:
+    """A sequence of another library, which is neither text nor bytes."""
+
+
 SEQUENCES = ["ACGTTGCA" * 20, "acguNRTTGAC", "TG", b"GATTACA" * 9]
 AS_READ = [b"ACGTTGCA" * 20, b"ACGTNRTTGAC", b"TG", b"GATTACA" * 9]
 
@@ -200,7 +205,20 @@ def test_progress_counts_every_base(tiny_model: StripedHyena2) -> None:
         (lambda m: m.embed(["A"], pool="min"), "pool='min': must be one of mean, last, max, none"),
         (lambda m: m.embed(["A"], layers=["blocks.9"]), "no such layer"),
         (lambda m: m.generate(["A", ""]), "prompt 1 is empty"),
+        (lambda m: m.score([None]), "sequence 0: is NoneType, neither text nor bytes"),
+        (lambda m: m.score(["AC", Seq()]), r"sequence 1: is Seq, .* e.g. str\(seq\)"),
+        (lambda m: m.score(None), "expected a list of sequences and got NoneType"),
+        (lambda m: m.embed([65]), "sequence 0: is int"),
+        (lambda m: m.embed(["A"], layers=[]), "name at least one layer"),
+        (lambda m: m.embed(["A"], layers=""), "layer '': the model has no such layer"),
+        (lambda m: m.generate(None), "expected a list of prompts"),
+        (lambda m: m.generate(["A", None]), "prompt 1: is NoneType"),
         (lambda m: m.generate("A", num_tokens=0), "num_tokens=0: must be at least 1"),
+        (lambda m: m.generate("A", num_tokens=1.5), "num_tokens=1.5: must be a whole number"),
+        (lambda m: m.generate("A", batch_size=None), "batch_size=None: must be a whole number"),
+        (lambda m: m.generate("A", num_samples="2"), "num_samples='2': must be a whole number"),
+        (lambda m: m.generate("A", top_k=1.5), "top_k=1.5: must be a whole number"),
+        (lambda m: m(torch.tensor([65, 67])), r"ids\[None\] makes a batch"),
         (lambda m: m.generate("A", top_p=0.0), "top_p = 0.0 must be above 0"),
         (lambda m: m.generate("A", alphabet="rna"), "alphabet='rna': must be one of dna, any"),
         (lambda m: m.generate("A", kv_cache="fp4"), "kv_cache='fp4': must be one of auto, fp8"),

@@ -1,13 +1,24 @@
 """Laws of the model: cut anywhere = whole, batch mates do not matter, everything trains."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from stripedhyena2 import ModelConfig, StripedHyena2, read_config, trainable
+from hyenakernels.attention.reference import rotary_angles
+from stripedhyena2 import (
+    Cache,
+    InputError,
+    ModelConfig,
+    StripedHyena2,
+    load,
+    read_config,
+    save,
+    trainable,
+)
 from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.model import initial_values
@@ -77,9 +88,50 @@ def test_later_tokens_do_not_matter(tiny_model: StripedHyena2) -> None:
         torch.testing.assert_close(tiny_model(ids)[:, :150], tiny_model(changed)[:, :150])
 
 
-def test_a_cache_of_another_batch_size_is_refused(tiny_model: StripedHyena2) -> None:
-    with pytest.raises(ValueError, match="holds 2 sequences, the ids 3"):
-        tiny_model(random_ids(3, 4), cache=tiny_model.new_cache(2))
+def assert_same_state(found: Cache, expected: Cache) -> None:
+    """The same tokens seen, and the same pasts, whatever class they are of."""
+    assert found.position == expected.position
+    for past, other in zip(found.pasts, expected.pasts, strict=True):
+        for name in [field.name for field in fields(past) if field.name != "memory"]:
+            assert torch.equal(getattr(past, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("capacity", [None, 40], ids=["grown", "allocated"])
+@pytest.mark.parametrize("seen", [0, 1, 30], ids=lambda seen: f"seen{seen}")
+def test_no_new_token_changes_nothing(
+    tiny_model: StripedHyena2, seen: int, capacity: int | None
+) -> None:
+    ids, cache = random_ids(2, 33), tiny_model.new_cache(2, capacity)
+    with torch.no_grad():
+        for piece in (ids[:, :seen], ids[:, :0], ids[:, seen:], ids[:, :0]):
+            logits = tiny_model(piece, cache=cache)
+            assert logits.shape == (*piece.shape, 512)
+            if piece.shape[1]:
+                right = tiny_model(ids)[:, cache.position - piece.shape[1] : cache.position]
+                torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
+        assert tiny_model(ids[:, :0]).shape == (2, 0, 512)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (random_ids(3, 4), "holds 2 sequences, the ids 3"),
+        (random_ids(2, 16), "30 tokens seen and 16 new ones exceed the capacity of 40"),
+        (random_ids(1, 4)[0], r"shape \(4,\): must be torch.int64, \[sequences, tokens\]"),
+        (random_ids(2, 4).float(), "ids are torch.float32"),
+    ],
+    ids=["batch", "capacity", "shape", "dtype"],
+)
+def test_refused_ids_leave_the_cache_as_it_was(
+    tiny_model: StripedHyena2, ids: Tensor, message: str
+) -> None:
+    cache = tiny_model.new_cache(2, capacity=40)
+    with torch.no_grad():
+        tiny_model(random_ids(2, 30), cache=cache)
+        before = cache.clone()
+        with pytest.raises(InputError, match=message):
+            tiny_model(ids, cache=cache)
+    assert_same_state(cache, before)
 
 
 def test_every_parameter_learns(tiny_config: ModelConfig) -> None:
@@ -101,6 +153,10 @@ def test_one_seed_one_model(tiny_config: ModelConfig) -> None:
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="PyTorch rounds the last bits otherwise without AVX2; see test_initial.py",
+)
 def test_a_seed_gives_the_weights_it_always_gave() -> None:
     config = read_config(recipes_folder() / "models" / "nano.toml")
     values = initial_values(StripedHyena2(config), seed=7)
@@ -130,7 +186,48 @@ def test_bf16_stays_near_fp64(tiny_model: StripedHyena2, tiny_config: ModelConfi
     assert float((logits - exact).norm() / exact.norm()) < 0.08
 
 
-@pytest.mark.parametrize("context", [2, 64, 256, 8192])
+@pytest.mark.parametrize("cast", ["bfloat16", "half", "float", "double"])
+def test_a_cast_is_a_load_in_that_dtype(
+    tmp_path: Path, tiny_config: ModelConfig, cast: str
+) -> None:
+    """Poles, residues and rotary frequencies stay in fp32 or better, and so do their gradients."""
+    save(StripedHyena2.from_seed(tiny_config, seed=0), tmp_path / "tiny", {})
+    model = load(tmp_path / "tiny")
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    getattr(model, cast)()
+    expected = load(tmp_path / "tiny", dtype=model.embedding.weight.dtype).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == expected[name].dtype, name
+        assert torch.equal(tensor, expected[name]), name
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == parameter.dtype
+
+
+def test_far_positions_keep_their_angles_in_bf16(tiny_config: ModelConfig) -> None:
+    """However the model is cast, position 3,000 is as exact as the first ones."""
+    mixer = StripedHyena2.from_seed(tiny_config, seed=0).blocks[3].mixer
+    x_BLHW = random_ids(1, 48).reshape(1, 4, 1, 12).float() / 512 - 0.5
+    positions = torch.arange(3000, 3004)[None]
+    right = mixer.double().rotate(x_BLHW.double(), positions)
+    found = mixer.bfloat16().rotate(x_BLHW.bfloat16(), positions)
+    assert float((found - right).norm() / right.norm()) < 2**-8
+    narrow, wide = (mixer.inverse_frequency.to(x) for x in (torch.bfloat16, torch.float32))
+    angles = rotary_angles(positions, narrow, 4.0)
+    torch.testing.assert_close(angles, positions[..., None] / 4 * narrow.to(wide.dtype))
+
+
+def test_filters_in_training_form_keep_their_poles_in_bf16(tiny_config: ModelConfig) -> None:
+    model = StripedHyena2.from_seed(tiny_config, seed=0)
+    trainable(model, model.config.context)
+    before = folded_state(model)
+    after = folded_state(model.bfloat16())
+    for name in (name for name in before if "poles" in name):
+        assert torch.equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("context", [1, 2, 64, 256, 8192])
 def test_the_training_form_changes_no_number(tiny_config: ModelConfig, context: int) -> None:
     model = StripedHyena2.from_seed(replace(tiny_config, context=context), seed=0)
     ids, before = random_ids(1, 300), dict(model.state_dict())
@@ -142,6 +239,27 @@ def test_the_training_form_changes_no_number(tiny_config: ModelConfig, context: 
     assert folded.keys() == before.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(folded[name], tensor, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["ours", "published"])
+def test_a_pole_of_zero_trains_as_one(tiny_config: ModelConfig, published: bool) -> None:
+    """A mode that keeps its whole past: nothing becomes NaN, and the pole stays."""
+    model = StripedHyena2.from_seed(tiny_config, seed=0)
+    with torch.no_grad():
+        model.blocks[2].mixer.operator.log_poles_DS[3, 1] = 0
+    before, ids = folded_state(model), random_ids(1, 100)
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    trainable(model, model.config.context, published=published)
+    for name, tensor in folded_state(model).items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-6, atol=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(ids).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    optimizer.step()
+    poles = folded_state(model)["blocks.2.mixer.operator.log_poles_DS"]
+    assert (poles <= 0).all()
+    assert float(poles[3, 1]) == 0
+    assert (poles != before["blocks.2.mixer.operator.log_poles_DS"]).any()
 
 
 def test_training_keeps_every_mode_decaying(tiny_config: ModelConfig) -> None:

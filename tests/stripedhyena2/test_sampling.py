@@ -43,6 +43,37 @@ def test_probabilities_follow_the_definition(
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("top_k", range(1, 9), ids=lambda top_k: f"k{top_k}")
+def test_k_tokens_are_k_and_ties_go_by_id(top_k: int) -> None:
+    """Four tokens of one likelihood, and all others of another."""
+    tied = torch.zeros(2, 512)
+    tied[0, 40:44] = tied[1, 300:304] = 7
+    found = Sampler(top_k=top_k).probabilities(tied)
+    for first, row in zip((40, 300), found, strict=True):
+        expected = [*range(first, first + 4), 0, 1, 2, 3][:top_k]
+        assert row.nonzero()[:, 0].tolist() == sorted(expected)
+
+
+def test_a_nucleus_of_exactly_p_is_complete() -> None:
+    """Eighths are exact, so that no rounding decides; equally likely tokens go by id."""
+    allowed = torch.zeros(1, 512, dtype=torch.bool)
+    allowed[0, 100:108] = True
+    logits_1V = torch.zeros(1, 512, dtype=torch.float64)
+    for size in range(1, 9):
+        exactly, more = (
+            Sampler(top_k=0, top_p=top_p).probabilities(logits_1V, allowed)[0].nonzero()[:, 0]
+            for top_p in (size / 8, min(size / 8 + 1e-9, 1))
+        )
+        assert exactly.tolist() == [*range(100, 100 + size)]
+        assert more.tolist() == [*range(100, 100 + min(size + 1, 8))]
+
+
+def test_without_a_nucleus_every_token_stays() -> None:
+    """Also those that are too unlikely to change the sum."""
+    logits_1V = -100 * torch.arange(8, dtype=torch.float64)[None]
+    assert bool((Sampler(top_k=0, top_p=1).probabilities(logits_1V) > 0).all())
+
+
 def test_next_to_no_nucleus_is_the_likeliest() -> None:
     least = Sampler(top_k=0, top_p=1e-17).probabilities(logits())
     assert torch.equal(least, Sampler(temperature=0, top_k=0).probabilities(logits()))
@@ -71,6 +102,7 @@ def test_a_draw_is_the_inverse_of_the_distribution(weights: list[int], uniform: 
     """By the definition: the first token whose cumulative probability exceeds the uniform."""
     probabilities = torch.tensor([weights], dtype=torch.float64) / sum(weights)
     (token,) = draw(probabilities, [uniform]).tolist()
+    assert draw(4 * probabilities, [uniform]).tolist() == [token]  # shares of any total
     cumulative = torch.cumsum(probabilities[0], 0).tolist()
     assert weights[token] > 0
     assert uniform < cumulative[token] or math.isclose(uniform, cumulative[token])
@@ -108,6 +140,7 @@ def test_uniforms_fill_the_interval() -> None:
         {"temperature": math.inf},
         {"temperature": math.nan},
         {"top_k": -1},
+        {"top_k": 1.5},
         {"top_p": 0.0},
         {"top_p": 1.5},
     ],

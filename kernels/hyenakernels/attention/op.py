@@ -89,7 +89,7 @@ def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:
     """Softmax attention of the last L of T positions over all positions up to each of them.
 
     Args:
-        q_BHLW: The queries.
+        q_BHLW: The queries; L may be 0.
         k_BHTW: The keys; the last L have the positions of the queries. They may be in host memory
             or in FP8, but then there are no gradients.
         v_BHTW: The values, on the device of the keys.
@@ -98,6 +98,8 @@ def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:
         softmax(q k^T / sqrt(W)) v, [B, H, L, W].
     """
     length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
+    if length == 0:
+        return q_BHLW
     if (
         k_BHTW.device != q_BHLW.device
         or isinstance(k_BHTW, Float8Rows)

@@ -23,9 +23,9 @@ def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
 
 
 def rotary_angles(positions_BL: Tensor, frequency_V: Tensor, rotary_scale: float) -> Tensor:
-    """Compute position / scale * frequency, in the dtype of the frequencies; [B, L, V]."""
-    steps_BL = positions_BL.to(frequency_V.dtype) / rotary_scale
-    return steps_BL[..., None] * frequency_V
+    """Compute position / scale * frequency, in fp32 or better; [B, L, V]."""
+    dtype = accumulation_dtype(frequency_V)
+    return (positions_BL.to(dtype) / rotary_scale)[..., None] * frequency_V.to(dtype)
 
 
 def append_token(

@@ -19,7 +19,10 @@ def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
     Source: arXiv:1910.07467.
     """
     x = x_BLD.to(accumulation_dtype(x_BLD))
-    root = x.square().mean(dim=-1, keepdim=True).sqrt()
+    square = x.square().mean(dim=-1, keepdim=True)
+    # The square root has no gradient at 0, and a row of zeros needs none: it is divided by eps.
+    is_zero = square == 0
+    root = square.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
     return (scale_D.to(x.dtype) * (x / (root + eps))).to(x_BLD.dtype)
 
 

@@ -28,11 +28,14 @@ from stripedhyena2.device_map import (
     device_of,
     move_activations,
 )
+from stripedhyena2.errors import InputError
 from stripedhyena2.float8.inference import Scales, has_scales, scaled_weight, use_scales
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import folded_state
 
 _LOG = logging.getLogger(__name__)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 
 
 def load(
@@ -61,7 +64,9 @@ def load(
         CheckpointError: The checkpoint is missing, incomplete, or does not fit its config or the
             devices; or FP8 is requested and it has no scales.
         ConfigError: The config is invalid.
+        InputError: A device cannot be used here, or the dtype is not a `torch.dtype` of weights.
     """
+    check_placement(device, dtype)
     checkpoint = read_checkpoint(path_or_name, config=config)
     blocks = _device_map(checkpoint, device, dtype, str(path_or_name))
     scales = _scales(checkpoint, str(path_or_name), float8)
@@ -88,6 +93,29 @@ def load(
     if len(set(blocks)) > 1:
         move_activations(model)
     return model
+
+
+def check_placement(
+    device: str | torch.device | Sequence[torch.device], dtype: torch.dtype
+) -> None:
+    """Refuse devices that cannot be used here, and dtypes that weights cannot have.
+
+    Raises:
+        InputError: Names the argument and its value.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r}: must be one of {', '.join(map(str, DTYPES))}")
+    devices = [device] if isinstance(device, str | torch.device) else device
+    if not devices:
+        raise InputError("device=[]: name at least one device")
+    for each in devices:
+        try:
+            torch.empty(0, device=each)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"device={str(each)!r}: not available here ({reason}); use 'cpu'"
+            ) from None
 
 
 def _device_map(

@@ -16,6 +16,7 @@ from hyenakernels.attention.reference import rotary_angles
 from hyenakernels.parallel import attention_all_to_all, attention_ring, attention_zigzag
 from stripedhyena2.cache import Slots
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.errors import InputError
 from stripedhyena2.layout import Entry, by_owner, by_part
 from stripedhyena2.mixer import Mixer
 
@@ -58,13 +59,8 @@ class PreallocatedKV(AttentionPast):
         return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :0], memory)
 
     def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "PreallocatedKV":
-        """As `AttentionPast`; ValueError beyond the capacity."""
+        """As `AttentionPast`; the memory must have room for them."""
         seen, new = self.keys_BHTW.shape[2], k_BHLW.shape[2]
-        capacity = self.memory[0].shape[2]
-        if seen + new > capacity:
-            raise ValueError(
-                f"{seen} tokens seen and {new} new ones exceed the capacity of {capacity} tokens"
-            )
         for memory_BHTW, x_BHLW in zip(self.memory, (k_BHLW, v_BHLW), strict=True):
             if isinstance(memory_BHTW, Float8Rows):
                 memory_BHTW[:, :, seen : seen + new] = x_BHLW
@@ -166,6 +162,16 @@ class Attention(Mixer, letter="A"):
         angles = self.inverse_frequency, self.rotary_scale
         q_BHW = append_token(z_B1C[:, 0], *angles, *rows, slots.lengths_B)
         return decode_attention(q_BHW, *rows, slots.lengths_B + 1).flatten(1)[:, None]
+
+    def require_room(self, past: AttentionPast | None, num_tokens: int) -> None:
+        """As `Mixer`: a `PreallocatedKV` has a capacity."""
+        if isinstance(past, PreallocatedKV):
+            seen, capacity = past.keys_BHTW.shape[2], past.memory[0].shape[2]
+            if seen + num_tokens > capacity:
+                raise InputError(
+                    f"{seen} tokens seen and {num_tokens} new ones exceed the capacity of "
+                    f"{capacity} tokens"
+                )
 
     def share_past(self, past: AttentionPast, later: AttentionPast) -> AttentionPast:
         """As `Mixer`: the first keys and values of the later past."""

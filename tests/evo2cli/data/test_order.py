@@ -1,5 +1,6 @@
 """The order of a run: a true bijection, the same from anywhere, with exact shares."""
 
+import math
 from collections import Counter
 from fractions import Fraction
 
@@ -56,11 +57,12 @@ def test_a_shuffled_order_looks_like_chance() -> None:
     assert ((table - 100) ** 2 / 100).sum() < 150  # chi-squared, 81 degrees of freedom
 
 
-def test_small_orders_all_come_up() -> None:
+@pytest.mark.parametrize(("size", "least"), [(2, 1000), (3, 300), (4, 40), (5, 4)])
+def test_small_orders_all_come_up(size: int, least: int) -> None:
     """Of four things, each of the 24 orders comes up about as often as the others."""
-    tally = Counter(tuple(order_of(4, key).tolist()) for key in range(2400))
-    assert len(tally) == 24
-    assert min(tally.values()) > 40
+    tally = Counter(tuple(order_of(size, key).tolist()) for key in range(2400))
+    assert len(tally) == math.factorial(size)
+    assert min(tally.values()) > least
 
 
 def test_the_order_is_this_one_for_ever() -> None:

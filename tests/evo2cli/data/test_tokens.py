@@ -125,6 +125,15 @@ def test_shares_come_out_as_asked() -> None:
     assert {SplitRule(1, 0).split(one) for one in hashes} == {"valid"}
 
 
+def test_a_hash_at_a_border_belongs_to_what_follows() -> None:
+    """The splits are half-open ranges of the hash: [0, valid), [valid, valid + test), the rest."""
+    points = {0x00: "valid", 0x3F: "valid", 0x40: "test", 0x7F: "test", 0x80: "train"}
+    for first, split in points.items():
+        assert SplitRule(0.25, 0.25).split(f"{first:02x}".ljust(64, "0")) == split
+    assert SplitRule(0, 0.5).split("0" * 64) == "test"
+    assert SplitRule(0, 0).split("0" * 64) == "train"
+
+
 @pytest.mark.parametrize("fractions", [(-0.1, 0), (0, -0.1), (0.6, 0.6), (float("nan"), 0)])
 def test_impossible_fractions_are_refused(fractions: tuple[float, float]) -> None:
     with pytest.raises(UserError, match="must be at least 0, and their sum at most 1"):

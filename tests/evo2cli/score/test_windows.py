@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,30 @@ def test_cuts_and_their_keys_are_the_same_whoever_was_there(tiny_model: StripedH
         busy.alternate(window(start, at))
         busy.reference(window(start, at))
     assert [busy.alternate(window(64, 150)), busy.reference(window(64, 150))] == expected
+
+
+@pytest.mark.parametrize("scorer_of", [CentredScorer, partial(AnchoredScorer, step=16)])
+def test_numbers_of_threads_change_the_last_digits_at_most(
+    tiny_model: StripedHyena2, scorer_of: Callable[[StripedHyena2], WindowScorer]
+) -> None:
+    """As docs/variants.md says; with the same number, not even these."""
+    model = StripedHyena2(tiny_model.config).eval()
+    model.load_state_dict(tiny_model.state_dict())
+    genome = letters(128).encode()
+    window = Window(genome[:70], b"G", genome[71:])
+
+    def scores(threads: int) -> list[float]:
+        torch.set_num_threads(threads)
+        scorer = scorer_of(model)
+        return [scorer.reference(window), scorer.alternate(window)]
+
+    before = torch.get_num_threads()
+    try:
+        one, two, again = scores(1), scores(2), scores(1)
+    finally:
+        torch.set_num_threads(before)
+    assert again == one
+    assert two == pytest.approx(one, rel=0, abs=1e-4)
 
 
 def test_neighbours_are_computed_once(tiny_model: StripedHyena2) -> None:
