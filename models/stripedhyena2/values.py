@@ -20,7 +20,14 @@ T = TypeVar("T")
 # Bytes. Some TOML and yml takes tomllib and PyYAML a time that grows with the square of its size.
 MAX_TEXT, MAX_JSON = 1 << 16, 1 << 26
 MAX_NESTING = 32  # tables and lists inside each other; JSON may have 200
-_PARSER_ERRORS = (ValueError, ArithmeticError, LookupError, AttributeError, TypeError, yaml.YAMLError)
+_PARSER_ERRORS = (
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    yaml.YAMLError,
+)
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
@@ -87,9 +94,7 @@ def read_values(path: Path, refuse: type[ValueError] = InputError) -> dict[str, 
     return values
 
 
-def read_json(
-    path: Path, schema: TypeAdapter[T], refuse: type[ValueError] = InputError
-) -> T:
+def read_json(path: Path, schema: TypeAdapter[T], refuse: type[ValueError] = InputError) -> T:
     """The value of a JSON file, checked against a schema.
 
     Raises:

@@ -40,10 +40,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-_WEIGHTS = ("bfloat16", "float16", "float32", "float64")
+# Types of numbers that weights are stored in.
+WEIGHTS = ("bfloat16", "float16", "float32", "float64")
 
 
-def _kind(tensor: Tensor) -> str:
+def kind_of(tensor: Tensor) -> str:
     """The type of the numbers of an ordinary tensor; for any other, what kind it is."""
     if tensor.is_meta:
         return "meta (without data)"
@@ -68,10 +69,10 @@ def check_tensors(
             raise CheckpointError(
                 f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right --config?"
             )
-        if (kind := _kind(found[name])) not in _WEIGHTS:
+        if (kind := kind_of(found[name])) not in WEIGHTS:
             raise CheckpointError(
                 f"{origin}: tensor {name!r} is {kind}, not a weight; weights are dense "
-                f"{', '.join(_WEIGHTS)}"
+                f"{', '.join(WEIGHTS)}"
             )
         if found[name].shape != shape:
             raise CheckpointError(
