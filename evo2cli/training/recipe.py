@@ -9,6 +9,7 @@ from evo2cli.data.cuts import Packing
 from evo2cli.lengths import parse_length
 from stripedhyena2.extension import Extension, Scheme
 from stripedhyena2.parallelize import Schemes
+from stripedhyena2.values import number
 
 
 def _positions(given: Any) -> Any:
@@ -17,14 +18,15 @@ def _positions(given: Any) -> Any:
 
 
 # Far above every run, and low enough that products of counts are 64-bit numbers.
-Count = Annotated[int, Field(ge=1, le=2**40)]
-Windows = Annotated[int, Field(ge=1, le=2**20)]
+_Number = BeforeValidator(number)
+Count = Annotated[int, Field(ge=1, le=2**40), _Number]
+Windows = Annotated[int, Field(ge=1, le=2**20), _Number]
 MAX_STEP = 2**32  # positions
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Seconds = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1), _Number]
+Rate = Annotated[float, Field(gt=0, le=1), _Number]
+Beta = Annotated[float, Field(ge=0, lt=1), _Number]
+Seconds = Annotated[float, Field(gt=0), _Number]
+Weight = Annotated[float, Field(gt=0), _Number]
 Positions = Annotated[Count, BeforeValidator(_positions)]
 
 

@@ -50,6 +50,17 @@ def shown(value: object) -> str:
         return "a number of more than 4,300 digits"
 
 
+def number(value: T) -> T:
+    """A value that is to be a number; for pydantic, which takes true for 1.
+
+    Raises:
+        ValueError: It is true or false.
+    """
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
 def require_regular(path: Path, refuse: type[ValueError] = InputError) -> None:
     """Refuse what is no regular file, links followed: a pipe or a device may never end.
 
@@ -110,17 +121,17 @@ def read_json(path: Path, schema: TypeAdapter[T], refuse: type[ValueError] = Inp
 def fault(error: ValidationError) -> str:
     """The first fault that pydantic found, in one line: a key, its value and the reason."""
     first = error.errors(include_url=False, include_context=False)[0]
-    key = ".".join(map(str, first["loc"]))[:200]
+    key = ".".join(map(str, first["loc"]))[:200] or "its content"
     if first["type"] == "missing":
         return f"the key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
     message = message[:1].lower() + message[1:]
-    given = f" = {shown(first['input'])}"
     if first["type"] == "json_invalid" or (
         first["type"] == "value_error" and isinstance(first["input"], dict)
     ):
-        given = ""  # the value is the whole file or table, and the message names what it is about
-    return f"{key}{given}: {message}" if key or given else message
+        # The value is a whole file or table, and the message names what it is about.
+        return f"{key}: {message}" if first["loc"] else message
+    return f"{key} = {shown(first['input'])}: {message}"
 
 
 def _read(path: Path, limit: int, refuse: type[ValueError]) -> bytes:

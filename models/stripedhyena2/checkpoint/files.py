@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -184,7 +185,8 @@ def require_sound_archive(file: IO[bytes], origin: Path | str, *, check_sums: bo
 
 
 def _unpickle(source: Path | IO[bytes]) -> object:
-    with torch.serialization.safe_globals([io.BytesIO]):
+    with torch.serialization.safe_globals([io.BytesIO]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
         return torch.load(
             source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path)
         )

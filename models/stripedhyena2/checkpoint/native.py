@@ -13,7 +13,7 @@ import numpy as np
 import tomli_w
 import torch
 from huggingface_hub import save_torch_state_dict
-from pydantic import BaseModel, JsonValue, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BaseModel, JsonValue, TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,10 +31,16 @@ CONFIG, WEIGHTS, PROVENANCE = "config.toml", "model.safetensors", "provenance.js
 INDEX, EXTRA_STATE = "model.safetensors.index.json", "extra_state.safetensors"
 
 
+def _shard(name: str) -> str:
+    if Path(name).name != name or not name.endswith(".safetensors"):
+        raise ValueError("must be a .safetensors file in the same folder")
+    return name
+
+
 class _Index(BaseModel):
     """The file that says which shard has a tensor."""
 
-    weight_map: dict[str, Annotated[str, StringConstraints(pattern=r"^[^/\\]+\.safetensors$")]]
+    weight_map: dict[str, Annotated[str, AfterValidator(_shard)]]
 
 
 _INDEX, _PROVENANCE = TypeAdapter(_Index), TypeAdapter(dict[str, JsonValue])
