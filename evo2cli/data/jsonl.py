@@ -17,7 +17,7 @@ from evo2cli import console
 from evo2cli.data.documents import Bytes, IndexedDocuments, Integers
 from evo2cli.data.index_cache import cached_index
 from evo2cli.errors import UserError
-from evo2cli.genome.source import STDIN, first_bytes, read_blocks
+from evo2cli.genome.source import STDIN, TextLimit, first_bytes, read_blocks
 
 _KEY = "text"
 
@@ -109,17 +109,20 @@ def _lines(
     path: Path, advance: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, int, bytes]]:
     """Number, offset in the (decompressed) file, and bytes of each line that is not blank."""
-    number, offset = 1, 0
+    number, offset, size = 1, 0, 0
     parts: list[bytes] = []
+    limit = TextLimit(path)
     for block in read_blocks(path, advance):
         *ends, rest = block.split(b"\n") if block else (b"", b"")
         for end in ends:
             line = b"".join([*parts, end])
-            parts = []
+            parts, size = [], 0
             if line.strip():
                 yield number, offset, line
             number, offset = number + 1, offset + len(line) + 1
         parts.append(rest)
+        size += len(rest)
+        limit.check(size, f"line {number:,}")
 
 
 def _build_index(path: Path) -> Integers:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
-from evo2cli.genome.source import STDIN, read_blocks
+from evo2cli.genome.source import STDIN, TextLimit, read_blocks
 
 _BLANKS = b" \t\r\n\v\f"
 _BORDER = b"\n>"  # between two records
+_MAX_HEADER = 1 << 22  # bytes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OTHER_FORMATS = {
     b"@": "is FASTQ or SAM; convert it to FASTA first (seqtk seq -A, samtools fasta)",
@@ -61,7 +62,8 @@ def read_records(
     if b"\r" in opening and b"\n" not in opening:  # line ends of old Macs
         opening = opening.replace(b"\r", b"\n")
         blocks = (block.replace(b"\r", b"\n") for block in blocks)
-    for texts in _split_records(opening[1:], blocks):
+    sequence_limit, header_limit = TextLimit(Path(path)), TextLimit(Path(path), _MAX_HEADER)
+    for texts in _split_records(opening[1:], blocks, sequence_limit, header_limit):
         header, _, first = texts[0].partition(b"\n")
         name, *description = header.decode("utf-8", "replace").split(maxsplit=1) or [""]
         sequence = b"".join([first.translate(None, _BLANKS), *texts[1:]])
@@ -105,21 +107,29 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
     )
 
 
-def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+def _split_records(
+    carried: bytes, blocks: Iterable[bytes], sequence_limit: TextLimit, header_limit: TextLimit
+) -> Iterator[list[bytes]]:
     """Cut a stream at the borders of records.
 
     Args:
         carried: The stream's beginning, after the first '>'.
         blocks: The rest of the stream, cut anywhere.
+        sequence_limit: Of the text of one record.
+        header_limit: Of its header.
 
     Yields:
         The texts of each record: the first holds the whole header line, the others are sequence
         without white space (which is removed block by block, while it is in the CPU's cache).
     """
     texts: list[bytes] = []
+    size = 0
 
     def add(text: bytes) -> None:
+        nonlocal size
         texts.append(text.translate(None, _BLANKS) if texts else text)
+        size = len(texts[-1]) + (size if len(texts) > 1 else 0)
+        sequence_limit.check(size, "a record")
 
     for block in chain(blocks, [_BORDER]):
         text = carried + block
@@ -134,3 +144,4 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
             carried = b"\n" if rest.endswith(b"\n") else b""  # perhaps the first half of a border
         else:
             carried = rest  # the beginning of a header
+            header_limit.check(len(carried), "the header of a record")
