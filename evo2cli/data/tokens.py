@@ -32,7 +32,7 @@ from evo2cli.data.splits import SPLITS
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 from stripedhyena2.errors import InputError
-from stripedhyena2.values import read_json
+from stripedhyena2.values import read_json, require_regular
 
 FORMAT = 1
 MANIFEST, DOCUMENTS = "manifest.json", "documents.tsv"
@@ -121,9 +121,9 @@ class TokenSet:
         file = self.folder / f"{name}.bin"
         size = bases + documents
         try:
-            offsets: npt.NDArray[np.int64] = np.load(
-                file.with_suffix(".offsets.npy"), mmap_mode="r"
-            )
+            borders = file.with_suffix(".offsets.npy")
+            require_regular(borders, UserError)
+            offsets: npt.NDArray[np.int64] = np.load(borders, mmap_mode="r")
             found = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
         except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
             raise UserError(
