@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from evo2cli.data.cuts import Packing
 from evo2cli.lengths import parse_length
@@ -17,6 +17,13 @@ def _positions(given: Any) -> Any:
     return parse_length(given, "a context of") if isinstance(given, str) else given
 
 
+def _no_nul(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path cannot contain the character NUL")
+    return path
+
+
+File = Annotated[Path, AfterValidator(_no_nul)]
 # Far above every run, and low enough that products of counts are 64-bit numbers.
 _Number = BeforeValidator(number)
 Count = Annotated[int, Field(ge=1, le=2**40), _Number]
@@ -39,7 +46,7 @@ class Table(BaseModel):
 class Source(Table):
     """Documents to train on: a folder of `evo2 tokenize`, a Megatron .bin, or a .jsonl file."""
 
-    path: Path
+    path: File
     weight: Weight | None = None  # share of the windows, relative to the other sources
 
 
@@ -54,7 +61,7 @@ class Data(Table):
     """The sources of a run, and how their bases count in the loss."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
-    valid: list[Path] = []  # held-out documents, beside the valid splits of the sources
+    valid: list[File] = []  # held-out documents, beside the valid splits of the sources
     packing: Packing = "stream"  # whether windows run across documents
     reverse_complement: bool = True  # reverse complement each window with probability 1/2
     lowercase_weight: Fraction = 0.1  # loss weight of soft-masked (repeat) bases
@@ -216,7 +223,7 @@ class Recipe(Table):
     shape: dict[str, Any] = {}  # changes to that shape, by its keys
     init: str | None = None  # weights: what `--model` takes, or the recipe that trains them
     extend: Extend | None = None  # extends the context of the weights of init
-    output: Path
+    output: File
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data
     batch: Batch

@@ -28,6 +28,7 @@ _Number = BeforeValidator(number)
 Width = Annotated[int, Field(ge=1, le=2**17), _Number]
 Count = Annotated[int, Field(ge=1, le=2**24), _Number]
 Positions = Annotated[int, Field(ge=1, le=2**40), _Number]
+Vocabulary = Annotated[int, Field(ge=256, le=2**24), _Number]  # every byte is a token
 Positive = Annotated[float, Field(ge=1e-30, le=1e30, allow_inf_nan=False), _Number]
 
 
@@ -81,7 +82,7 @@ class ModelConfig:
     num_medium_taps: Count = 128
     num_featurizer_taps: Count = 3
     num_modes: Count = 16
-    vocabulary: Count = 512
+    vocabulary: Vocabulary = 512
     norm_eps: Positive = 1e-6
     base_context: Positions | None = None
 
@@ -217,7 +218,7 @@ class _Released(BaseModel):
     hcm_filter_length: Count
     short_filter_length: Count
     state_size: Count
-    vocab_size: Count
+    vocab_size: Vocabulary
     eps: Positive
     max_seqlen: Positions
     rotary_emb_base: Positive = 10_000

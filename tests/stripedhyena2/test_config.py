@@ -35,6 +35,8 @@ SHAPE = {
         ({"num_filter_groups": 4}, "num_filter_groups = 4 means both .* drop num_filter_groups"),
         ({"rotary_scale": float("nan")}, "rotary_scale = nan"),
         ({"context": "long"}, "context = 'long'"),
+        ({"vocabulary": 255}, "vocabulary = 255: must be greater than or equal to 256"),
+        ({"norm_eps": True}, "norm_eps = True: must be a number, not true or false"),
     ],
     ids=str,
 )

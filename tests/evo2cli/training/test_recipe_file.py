@@ -97,6 +97,7 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
             r"optimizer.learning_rate = nan: must be a finite number",
         ),
         (["optimizer.learning_rate=true"], r"must be a number, not true or false"),
+        ([r'output="a\u0000b"'], r"output = .*: a path cannot contain the character NUL"),
         (["batch.sequences=9999999999"], r"batch\.sequences = 9999999999: .*1048576"),
         (
             ["batch.sequences=1000000", "batch.length=1000000"],
