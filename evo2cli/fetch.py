@@ -30,7 +30,8 @@ def fetch_model(name: str, folder: Path | None) -> dict[str, Any]:
     model, _ = split_name(name)
     if model not in PUBLISHED:
         raise UserError(f"{name}: not a published model; these are: {', '.join(PUBLISHED)}")
-    location = hub.fetch(name, folder)
+    way_out = "run this command on a machine with a network, and copy the folder that it names"
+    location = hub.fetch(name, folder, way_out=way_out)
     files = hub.weight_files(location)
     if not files:
         raise UserError(f"{location}: holds more than one .pt file; fetch into another folder")

@@ -139,7 +139,7 @@ def test_a_full_disk_is_told_before(
         (
             NAME,
             "offline",
-            r"could not be fetched \(HF_HUB_OFFLINE is set\).*give --model the folder",
+            r"could not be fetched \(HF_HUB_OFFLINE is set\).*run this command on a machine with",
         ),
         (NAME, "away", r"is not in the local cache and could not be fetched"),
         (NAME, "gone", r"arcinstitute/evo2_40b is not on the hub, or needs a login"),
