@@ -112,6 +112,7 @@ def _read_entry(line: bytes) -> list[Any] | None:
     """Key and result of a line, or None if the line is incomplete or the file has ended."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return entry if line.endswith(b"\n") else None
+    is_entry = line.endswith(b"\n") and isinstance(entry, list) and len(entry) == 2
+    return entry if is_entry else None

@@ -17,7 +17,7 @@ from evo2cli import console
 from evo2cli.data.documents import Bytes, IndexedDocuments, Integers
 from evo2cli.data.index_cache import cached_index
 from evo2cli.errors import UserError
-from evo2cli.genome.source import STDIN, first_bytes, read_blocks
+from evo2cli.genome.source import STDIN, TextLimit, first_bytes, read_blocks
 
 _KEY = "text"
 
@@ -89,7 +89,10 @@ def decode(line: bytes) -> bytes:
         ValueError: The line is not a JSON object in UTF-8, has no string under "text", or its text
             contains an unpaired surrogate or the character NUL.
     """
-    record = json.loads(line.decode())
+    try:
+        record = json.loads(line.decode())
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     if _KEY not in record:
@@ -106,17 +109,20 @@ def _lines(
     path: Path, advance: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, int, bytes]]:
     """Number, offset in the (decompressed) file, and bytes of each line that is not blank."""
-    number, offset = 1, 0
+    number, offset, size = 1, 0, 0
     parts: list[bytes] = []
+    limit = TextLimit(path)
     for block in read_blocks(path, advance):
         *ends, rest = block.split(b"\n") if block else (b"", b"")
         for end in ends:
             line = b"".join([*parts, end])
-            parts = []
+            parts, size = [], 0
             if line.strip():
                 yield number, offset, line
             number, offset = number + 1, offset + len(line) + 1
         parts.append(rest)
+        size += len(rest)
+        limit.check(size, f"line {number:,}")
 
 
 def _build_index(path: Path) -> Integers:

@@ -9,6 +9,7 @@ from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.files import reading
 from evo2cli.genome.source import first_bytes
+from stripedhyena2.values import require_regular
 
 __all__ = ["Documents", "open_held_out", "open_source"]
 
@@ -73,6 +74,7 @@ def _open_file(path: Path) -> Documents:
         if any(beside(path, suffix).is_file() for suffix in (".bin", ".idx")):
             return MegatronDocuments(str(path), path)
         raise UserError(f"{path}: no such file or folder; a source is {_SUPPORTED}")
+    require_regular(path, UserError)
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
     if path.suffix in (".bin", ".idx") or start == MAGIC:

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from evo2cli import __version__
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2.checkpoint.precision import sums_like_hopper
+from stripedhyena2.host import available_bytes
 
 # Optional packages, and what each is for.
 OPTIONAL = {
@@ -26,7 +27,6 @@ OPTIONAL = {
 }
 _DRIVER = Path("/proc/driver/nvidia/version")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
-_MEMORY = Path("/proc/meminfo")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -42,7 +42,7 @@ def describe_machine() -> dict[str, Any]:
         "driver": _driver(),
         "cpus": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
         "memory_bytes": memory_bytes(),
-        "available_bytes": _available_bytes(),
+        "available_bytes": available_bytes(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "cache": str(cache),
         "cache_free_bytes": shutil.disk_usage(existing).free,
@@ -55,11 +55,6 @@ def memory_bytes() -> int:
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
     return min(whole, int(limit)) if limit.isdecimal() else whole
-
-
-def _available_bytes() -> int | None:
-    found = re.search(r"MemAvailable:\s+(\d+) kB", _read(_MEMORY))
-    return int(found[1]) * 1024 if found else None
 
 
 def _driver() -> str | None:

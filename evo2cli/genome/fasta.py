@@ -13,12 +13,13 @@ from pathlib import Path
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
 from evo2cli.genome.formats import recognised
-from evo2cli.genome.source import STDIN, closed_at_error, first_bytes, read_blocks
+from evo2cli.genome.source import STDIN, TextLimit, closed_at_error, first_bytes, read_blocks
 
 _BLANKS = b" \t\r\n\v\f"
 _BAR = b"|"  # around a lineage tag
 _MAX_TAG = 1 << 16  # letters; what is longer is no tag
 _BORDER = b"\n>"  # between two records
+_MAX_HEADER = 1 << 22  # bytes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PROTEIN_ONLY = frozenset(b"EFILPQZefilpqz")
 _TAG_ONLY = frozenset(b"|_;")
@@ -60,7 +61,8 @@ def read_records(
     if b"\r" in opening and b"\n" not in opening:  # line ends of old Macs
         opening = opening.replace(b"\r", b"\n")
         blocks = (block.replace(b"\r", b"\n") for block in blocks)
-    for texts in _split_records(opening[1:], blocks):
+    sequence_limit, header_limit = TextLimit(Path(path)), TextLimit(Path(path), _MAX_HEADER)
+    for texts in _split_records(opening[1:], blocks, sequence_limit, header_limit):
         header, _, first = texts[0].partition(b"\n")
         name, *description = header.decode("utf-8", "replace").split(maxsplit=1) or [""]
         sequence = b"".join([_letters(first), *texts[1:]])
@@ -143,12 +145,16 @@ def _is_begun(text: bytes) -> bool:
     )
 
 
-def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+def _split_records(
+    carried: bytes, blocks: Iterable[bytes], sequence_limit: TextLimit, header_limit: TextLimit
+) -> Iterator[list[bytes]]:
     """Cut a stream at the borders of records.
 
     Args:
         carried: The stream's beginning, after the first '>'.
         blocks: The rest of the stream, cut anywhere.
+        sequence_limit: Of the text of one record.
+        header_limit: Of its header.
 
     Yields:
         The texts of each record: the first holds the whole header line and the lineage tag, the
@@ -156,9 +162,13 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
         the CPU's cache).
     """
     texts: list[bytes] = []
+    size = 0
 
     def add(text: bytes) -> None:
+        nonlocal size
         texts.append(text.translate(None, _BLANKS) if texts else text)
+        size = len(texts[-1]) + (size if len(texts) > 1 else 0)
+        sequence_limit.check(size, "a record")
 
     for block in chain(blocks, [_BORDER]):
         text = carried + block
@@ -173,3 +183,4 @@ def _split_records(carried: bytes, blocks: Iterable[bytes]) -> Iterator[list[byt
             carried = b"\n" if rest.endswith(b"\n") else b""  # perhaps the first half of a border
         else:
             carried = rest  # the beginning of a header, or of a tag
+            header_limit.check(len(carried), "the header of a record")

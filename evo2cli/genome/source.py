@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,41 +23,82 @@ _BGZIP_LENGTH = 14  # bytes of a gzip header up to the mark of bgzip's extra fie
 # The empty block that ends every bgzip file. Source: the SAM specification, "End-of-file marker".
 _BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _BLOCK = 1 << 20
+_SHARE = 8  # of the free memory: what is read is copied a few times on its way
+_MAX_LINE = 1 << 28  # bytes; a VCF of a million samples has lines of a tenth of it
 _LINE_BUFFER = 1 << 16  # bytes; lines of many samples are read 3 times as fast as with 8 KiB
 
 
 def read_blocks(
     path: Path, advance: Callable[[int], None] | None = None
 ) -> Generator[bytes, None, None]:
-    """Stream the decompressed bytes of `path` in large blocks; at least one, which may be empty.
+    """Stream the decompressed bytes of a text in large blocks; at least one, which may be empty.
 
     Args:
         path: File, or `-` for stdin.
         advance: Called with the number of stored (compressed) bytes read since its last call.
 
     Raises:
-        UserError: The file cannot be read, is damaged or incomplete.
+        UserError: The file cannot be read, is damaged or incomplete; or it is binary after its
+            first block, of which the caller can tell more.
     """
     position = 0
     with _one_line_errors(path), _open_raw(path) as raw, _decompressed(raw) as stream:
+        block = stream.read(_BLOCK)
         while True:
-            block = stream.read(_BLOCK)
             yield block
             if advance is not None and raw.seekable():
                 advance(raw.tell() - position)
                 position = raw.tell()
             if not block:
                 return
+            block = stream.read(_BLOCK)
+            if b"\0" in block:
+                raise UserError(f"{path}: is not text: it contains the byte 0; get the file again")
 
 
 def read_lines(path: Path) -> Generator[bytes, None, None]:
     """Stream the decompressed lines of `path`, with their line ends.
 
     Raises:
-        UserError: The file cannot be read, is damaged or incomplete.
+        UserError: The file cannot be read, is damaged or incomplete, or has a line that is too long
+            for the memory.
     """
+    limit = TextLimit(path, _MAX_LINE)
     with _one_line_errors(path), _open_raw(path, _LINE_BUFFER) as raw, _decompressed(raw) as stream:
-        yield from stream
+        for line in iter(partial(stream.readline, limit.bytes + 1), b""):
+            limit.check(len(line), "a line")
+            yield line
+
+
+class TextLimit:
+    """How long a line or a sequence of a file may be, so that no file can fill the memory.
+
+    Args:
+        path: The file.
+        most: Bytes.
+
+    Attributes:
+        bytes: `most`, or less where that is more than an eighth of the memory that is free.
+    """
+
+    def __init__(self, path: Path, most: int = sys.maxsize) -> None:
+        # Imported late: options of commands import this module, and `--help` must stay quick.
+        from stripedhyena2.host import available_bytes
+
+        self._path = path
+        self.bytes = min((available_bytes() or sys.maxsize) // _SHARE, most)
+
+    def check(self, size: int, what: str) -> None:
+        """Refuse a text of more than `bytes` bytes.
+
+        Raises:
+            UserError: Names the file.
+        """
+        if size > self.bytes:
+            raise UserError(
+                f"{self._path}: {what} is longer than {self.bytes:,} bytes, which is too much for "
+                "the memory of this machine; cut it"
+            )
 
 
 @contextmanager

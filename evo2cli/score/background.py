@@ -67,7 +67,7 @@ class Background:
             try:
                 entry = json.loads(line)
                 self._deltas[entry["kind"]] = [float(delta) for delta in entry["deltas"]]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"--background {path}: line {number} is not valid; delete the file, or name "
                     "another one"

@@ -33,6 +33,7 @@ from evo2cli.tables import Row, json_line, rounded, table_line
 from evo2cli.training.ranks import Ranks
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.dna import strand_of
+from stripedhyena2.errors import InputError
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import mean_logprob, sequence_logprob
@@ -245,7 +246,10 @@ def _open_scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] 
         model = load(options.device)
         way_out = "let several GPUs share a sequence (--context-parallel), or cut it"
         with memory_explained(f"{options.source} on {options.device}", way_out):
-            yield model, partial(sequence_logprob, model, max_memory=options.memory)
+            try:
+                yield model, partial(sequence_logprob, model, max_memory=options.memory)
+            except InputError as error:  # of a sequence that the memory cannot hold
+                raise UserError(f"{options.source}: {error}") from None
         return
     ranks = Ranks.join(pick_device(options.device))
     try:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from evo2cli.data.cuts import Packing
 from evo2cli.lengths import parse_length
 from stripedhyena2.extension import Extension, Scheme
 from stripedhyena2.parallelize import Schemes
+from stripedhyena2.values import number
 
 
 def _positions(given: Any) -> Any:
@@ -16,25 +17,36 @@ def _positions(given: Any) -> Any:
     return parse_length(given, "a context of") if isinstance(given, str) else given
 
 
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Seconds = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Positions = Annotated[int, Field(ge=1), BeforeValidator(_positions)]
+def _no_nul(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path cannot contain the character NUL")
+    return path
+
+
+File = Annotated[Path, AfterValidator(_no_nul)]
+# Far above every run, and low enough that products of counts are 64-bit numbers.
+_Number = BeforeValidator(number)
+Count = Annotated[int, Field(ge=1, le=2**40), _Number]
+Windows = Annotated[int, Field(ge=1, le=2**20), _Number]
+MAX_STEP = 2**32  # positions
+Fraction = Annotated[float, Field(ge=0, le=1), _Number]
+Rate = Annotated[float, Field(gt=0, le=1), _Number]
+Beta = Annotated[float, Field(ge=0, lt=1), _Number]
+Seconds = Annotated[float, Field(gt=0), _Number]
+Weight = Annotated[float, Field(gt=0), _Number]
+Positions = Annotated[Count, BeforeValidator(_positions)]
 
 
 class Table(BaseModel):
     """A table of a recipe: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid", frozen=True)
 
 
 class Source(Table):
     """Documents to train on: a folder of `evo2 tokenize`, a Megatron .bin, or a .jsonl file."""
 
-    path: Path
+    path: File
     weight: Weight | None = None  # share of the windows, relative to the other sources
 
 
@@ -49,7 +61,7 @@ class Data(Table):
     """The sources of a run, and how their bases count in the loss."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
-    valid: list[Path] = []  # held-out documents, beside the valid splits of the sources
+    valid: list[File] = []  # held-out documents, beside the valid splits of the sources
     packing: Packing = "stream"  # whether windows run across documents
     reverse_complement: bool = True  # reverse complement each window with probability 1/2
     lowercase_weight: Fraction = 0.1  # loss weight of soft-masked (repeat) bases
@@ -75,8 +87,8 @@ class Batch(Table):
     """The windows of one step, on all GPUs together."""
 
     length: Count  # positions per window
-    sequences: Count  # windows per step
-    micro_sequences: Count | None = None  # windows per forward pass on one GPU; default: all
+    sequences: Windows  # windows per step
+    micro_sequences: Windows | None = None  # windows per forward pass on one GPU; default: all
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -84,6 +96,11 @@ class Batch(Table):
             raise ValueError(
                 f"micro_sequences = {self.micro_sequences} does not divide "
                 f"sequences = {self.sequences}"
+            )
+        if self.tokens > MAX_STEP:
+            raise ValueError(
+                f"sequences = {self.sequences} of length = {self.length} are {self.tokens:,} "
+                f"positions per step, more than {MAX_STEP:,}"
             )
         return self
 
@@ -112,7 +129,7 @@ class Optimizer(Table):
     """AdamW with a linear warmup and a cosine decay to the minimum learning rate."""
 
     steps: Count
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0, le=2**40)]
     learning_rate: Rate
     min_learning_rate: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Fraction = 0.1
@@ -139,7 +156,7 @@ class Validation(Table):
     """Validation on a fixed set of windows."""
 
     every: Count = 500  # steps
-    windows: Count = 256  # per held-out set
+    windows: Windows = 256  # per held-out set
 
 
 class Checkpoint(Table):
@@ -206,7 +223,7 @@ class Recipe(Table):
     shape: dict[str, Any] = {}  # changes to that shape, by its keys
     init: str | None = None  # weights: what `--model` takes, or the recipe that trains them
     extend: Extend | None = None  # extends the context of the weights of init
-    output: Path
+    output: File
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data
     batch: Batch

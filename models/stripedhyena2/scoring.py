@@ -27,6 +27,7 @@ from stripedhyena2.cache import Cache
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.dna import as_read, check_sequences, strand_of, strands_of
 from stripedhyena2.errors import InputError, NonFiniteError, check_choice
+from stripedhyena2.host import available_bytes
 from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.streaming import Streaming, fastest_streaming, stream
@@ -288,7 +289,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
     Args:
         model: The model; only weights on the device of its embedding count.
         num_bases: Length of the sequence.
-        max_memory: None for the free memory of a GPU, and for no limit on a CPU.
+        max_memory: None for the free memory of the device.
 
     Raises:
         InputError: Every plan needs more memory.
@@ -297,9 +298,16 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
     tensors = model.state_dict().values()
     weights = sum(tensor.nbytes for tensor in tensors if tensor.device == weight.device)
     advice = "free some" if max_memory is None else "raise --max-memory"
+    if max_memory is None and not weight.is_cuda:
+        available = available_bytes()
+        needed = Streaming().peak_memory(model.config, num_bases, weight.element_size())
+        if available is not None and needed > available:
+            raise InputError(
+                f"{num_bases:,} tokens need {needed / 2**20:,.0f} MiB beside the weights, and "
+                f"{available / 2**20:,.0f} are free; free some, or cut the sequence"
+            )
+        return Streaming()
     if max_memory is None:
-        if not weight.is_cuda:
-            return Streaming()
         reserved = torch.cuda.memory_reserved(weight.device)
         unused = reserved - torch.cuda.memory_allocated(weight.device)
         max_memory = torch.cuda.mem_get_info(weight.device)[0] + unused + weights

@@ -32,7 +32,10 @@ def squares(
     return found, num_computed
 
 
-@pytest.mark.parametrize("torn", [b"", b'["record 7", [4', b'["record 7", [49, 2.0, null]]'])
+TORN = [b"", b'["record 7", [4', b'["record 7", [49, 2.0, null]]', b"5\n", b"{}\n", b"[" * 9**5]
+
+
+@pytest.mark.parametrize("torn", TORN, ids=lambda torn: torn[:10])
 @pytest.mark.parametrize("stop_after", [0, 7, 19])
 def test_a_stopped_run_goes_on_and_finds_the_same(tmp_path, stop_after, torn):
     expected, _ = squares(tmp_path / "straight", ["a"])

@@ -35,6 +35,8 @@ SHAPE = {
         ({"num_filter_groups": 4}, "num_filter_groups = 4 means both .* drop num_filter_groups"),
         ({"rotary_scale": float("nan")}, "rotary_scale = nan"),
         ({"context": "long"}, "context = 'long'"),
+        ({"vocabulary": 255}, "vocabulary = 255: must be greater than or equal to 256"),
+        ({"norm_eps": True}, "norm_eps = True: must be a number, not true or false"),
     ],
     ids=str,
 )
@@ -44,7 +46,7 @@ def test_wrong_values_are_named(change: dict[str, object], message: str) -> None
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(ConfigError, match="width: Field required"):
+    with pytest.raises(ConfigError, match="the key 'width' is missing"):
         make_config({key: value for key, value in SHAPE.items() if key != "width"}, "shape.toml")
 
 

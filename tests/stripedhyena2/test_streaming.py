@@ -1,10 +1,12 @@
 """A streamed sequence has the logits of one pass, whatever the chunk; the plan fits the memory."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from stripedhyena2 import ModelConfig, StripedHyena2, load
+from stripedhyena2 import InputError, ModelConfig, StripedHyena2, host, load, scoring
 from stripedhyena2.streaming import MIN_CHUNK, Streaming, fastest_streaming, stream
 
 
@@ -23,6 +25,32 @@ def test_chunks_give_the_whole(tiny_model: StripedHyena2, chunk: int, offload: b
     torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-9)
     passes = tiny_model.config.depth + 1
     assert sum(count for count, _ in steps) == passes * ids.shape[1]
+
+
+def test_a_sequence_that_the_machine_cannot_hold_is_refused_before_it_is_computed(
+    tiny_model: StripedHyena2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = Streaming().peak_memory(tiny_model.config, 300, 8)
+    monkeypatch.setattr(scoring, "available_bytes", lambda: needed - 1)
+    with pytest.raises(InputError, match=r"300 tokens need .* free some, or cut the sequence"):
+        scoring.choose_streaming(tiny_model, 300, None)
+    for enough in (needed, None):
+        monkeypatch.setattr(scoring, "available_bytes", lambda enough=enough: enough)
+        assert scoring.choose_streaming(tiny_model, 300, None) == Streaming()
+
+
+def test_a_container_has_what_its_limit_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
+    assert host.available_bytes() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    5 kB\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host.available_bytes() == 5 * 1024
+    (tmp_path / "memory.max").write_text("4096\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\nfile 3000\n")
+    assert host.available_bytes() == 4096 - 1000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

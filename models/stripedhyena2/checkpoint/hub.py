@@ -22,12 +22,16 @@ from stripedhyena2.checkpoint.published import PUBLISHED, Published, split_name
 _WEIGHTS = ("*.pt", "*.pt.part*")
 
 
-def fetch(name: str, folder: Path | None = None) -> Path:
+ELSEWHERE = "run `evo2 fetch` on a machine with a network, and give --model its folder"
+
+
+def fetch(name: str, folder: Path | None = None, *, way_out: str = ELSEWHERE) -> Path:
     """The folder with a published model's files; the network is used only if they are absent.
 
     Args:
         name: Of the model; @COMMIT may follow.
         folder: Where to put them; by default the library's cache.
+        way_out: What to do without a network, for the error message.
 
     Raises:
         CheckpointError: They are absent and cannot be fetched.
@@ -61,7 +65,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
             )
         )
     except (HTTPError, OSError) as error:
-        raise CheckpointError(f"{name}: {_reason(name, where, error)}") from error
+        raise CheckpointError(f"{name}: {_reason(name, where, error, way_out)}") from error
 
 
 def find(name: str, folder: Path | None = None) -> Path | None:
@@ -122,7 +126,7 @@ def _require_space(name: str, missing: int, where: Path) -> None:
         )
 
 
-def _reason(name: str, where: Path, error: Exception) -> str:
+def _reason(name: str, where: Path, error: Exception, way_out: str) -> str:
     published, commit = _asked(name)
     model, _ = split_name(name)
     causes = (error, error.__cause__)
@@ -138,5 +142,5 @@ def _reason(name: str, where: Path, error: Exception) -> str:
         return f"the local cache has only another commit of it{offline}; use it as {model}@main"
     return (
         f"{published.repository} is not in the local cache and could not be fetched{offline}: "
-        f"{what}; run `evo2 fetch` on a machine with a network and give its folder"
+        f"{what}; {way_out}"
     )

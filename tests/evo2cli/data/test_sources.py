@@ -341,6 +341,7 @@ JSONL_HARMS = {
     r'{"text": "\ud83e"}': "line 3: the text contains an unpaired surrogate",
     r'{"text": "A\u0000C"}': "line 3: the text contains the character NUL",
     '{"text": "\udcff"}': "line 3: not UTF-8",
+    '{"text": ' + "[" * 100_000: "line 3: its values are nested too deeply",
 }
 
 
@@ -361,10 +362,16 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
 NO_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda p: p / "x", r"x: no such file or folder; a source is a folder of"),
     "no token set": (lambda p: p, r"not a token set"),
     "empty": (lambda p: write(p / "x.jsonl", b""), r"x\.jsonl: is empty"),
+    "pipe": (lambda p: pipe(p / "x"), r"x: is a pipe or a device, not a file"),
     "text": (lambda p: write(p / "x", b"hello"), r"x: not a known format; a source is"),
     "FASTA": (
         lambda p: write(p / "x.fa", b">a\nAC\n"),

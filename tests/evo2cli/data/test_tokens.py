@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
 from evo2cli.data.tokens import Document, TokenSet, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, reverse_complement
+from tests.hostile import hostile, refusal, values
 
 sequences = st.lists(st.sampled_from(list(LETTERS)), min_size=1, max_size=50).map(bytes)
 
@@ -79,6 +81,11 @@ def change_manifest(folder: Path, **changes: object) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 HARMS = {
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
     "no JSON": lambda folder: (folder / "manifest.json").write_text("{"),
@@ -90,6 +97,15 @@ HARMS = {
     "no bin": lambda folder: (folder / "train.bin").unlink(),
     "no offsets": lambda folder: (folder / "train.offsets.npy").unlink(),
     "cut offsets": lambda folder: (folder / "train.offsets.npy").write_bytes(b"\x93NUMPY"),
+    "deep manifest": lambda folder: (folder / "manifest.json").write_text("[" * 20_000),
+    "other split": lambda folder: change_manifest(folder, splits={"../x": {}}),
+    "true as count": lambda folder: change_manifest(
+        folder, splits={"train": {"documents": True, "bases": "x"}}
+    ),
+    "pipe for offsets": lambda folder: pipe(folder / "train.offsets.npy"),
+    "huge offsets": lambda folder: (folder / "train.offsets.npy").write_bytes(
+        (folder / "train.offsets.npy").read_bytes().replace(b"(2,)", b"(9999999999999,)")
+    ),
     "other offsets": lambda folder: np.save(folder / "train.offsets.npy", np.array([0, 3, 5])),
 }
 
@@ -100,6 +116,27 @@ def test_a_damaged_token_set_is_named(tmp_path: Path, harm: str) -> None:
     HARMS[harm](tmp_path / "t")
     with pytest.raises(UserError, match=str(tmp_path / "t")):
         TokenSet.open(tmp_path / "t")
+
+
+@hostile
+@given(st.sampled_from(["format", "splits", "train", "documents", "bases"]), values(st.none()))
+def test_a_manifest_with_any_value_is_read_or_a_line(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    folder = tmp_path / "t"
+    if not folder.exists():
+        write(folder, [("train", b"ACGT")])
+    file = folder / "manifest.json"
+    whole = file.read_text()
+    manifest = json.loads(whole)
+    splits = manifest["splits"]
+    place = manifest if key in manifest else splits if key in splits else splits["train"]
+    place[key] = value
+    try:
+        file.write_text(json.dumps(manifest))
+        refusal(lambda: TokenSet.open(folder), UserError)
+    finally:
+        file.write_text(whole)
 
 
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:

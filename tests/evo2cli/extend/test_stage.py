@@ -193,7 +193,10 @@ def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None
         ("train first.toml --set extend.to=700", "extend.to: 700 positions are not a multiple of"),
         ("train first.toml --set extend.to=600 --set batch.length=100", "the next one is 768"),
         ("train first.toml --set extend.to=128 --set batch.length=8", "128 positions are not more"),
-        ("train first.toml --set extend.to=32kb", r"extend\.to: a context of 32kb: not a length"),
+        (
+            "train first.toml --set extend.to=32kb",
+            r"extend\.to = '32kb': a context of 32kb: not a length",
+        ),
         ("train first.toml --set extend.scheme=ntk", r"extend\.scheme = 'ntk': .*'interpolation'"),
         ("train first.toml --set extend.shceme=2", r"\[extend\] has no key 'shceme'; did you mean"),
         ("train recipe.toml --set extend.to=512", r"\[extend\] needs init"),

@@ -87,8 +87,8 @@ def test_sources_that_are_here_are_counted(tmp_path: Path) -> None:
     ("settings", "gpus", "gpu", "line"),
     [
         (["batch.lenght=1"], 1, "h200", "[batch] has no key 'lenght'; did you mean 'length'?"),
-        (['batch.length="8k"'], 1, "h200", "batch.length = '8k': Input should be a valid integer"),
-        (["optimizer.learning_rate=3"], 1, "h200", "optimizer.learning_rate = 3: Input should be"),
+        (['batch.length="8k"'], 1, "h200", "batch.length = '8k': must be a valid integer"),
+        (["optimizer.learning_rate=3"], 1, "h200", "optimizer.learning_rate = 3: must be"),
         (["batch.micro_sequences=3"], 1, "h200", "micro_sequences = 3 does not divide sequences"),
         ([], 96, "h200", "batch.sequences = 256 cannot be shared by 96 GPUs"),
         ([], 96, "h200", "the nearest possible numbers of GPUs are 64 and 128"),

@@ -23,7 +23,7 @@ from evo2cli.genome.vcf import Status, is_scored
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, save
-from stripedhyena2.errors import InputError, NonFiniteError
+from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.streaming import MIN_CHUNK, Streaming
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -137,8 +137,8 @@ def test_a_sequence_fits_the_memory_it_is_given(tmp_path, checkpoint, model):
     [found] = rows(run(tmp_path / "long.fa", checkpoint, max_memory=enough))
     assert found["sum_logprob"] == pytest.approx(whole["sum_logprob"], abs=1e-2)
     with pytest.raises(
-        InputError,
-        match=r"5,386 tokens need 11 MiB with the weights, and there are 1; .*--max-memory",
+        UserError,
+        match=r"long\.fa: 5,386 tokens need 11 MiB with the weights, .* are 1; .*--max-memory",
     ):
         run(tmp_path / "long.fa", checkpoint, max_memory="1M")
 

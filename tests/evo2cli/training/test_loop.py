@@ -380,6 +380,18 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
         assert not list(trainer.folder.path.glob(".step*"))
 
 
+@pytest.mark.parametrize("content", ["", "[]", "5", '{"shape": 3}', '{"step": -1}', "[" * 20_000])
+def test_a_damaged_record_of_a_run_is_named(tmp_path: Path, content: str) -> None:
+    trainer = make_trainer(make_recipe(tmp_path / "run"))
+    trainer.step(0)
+    trainer.folder.save(1, trainer.engine, {})
+    for name in ("step-000000001/resume.json", "run.json"):
+        (tmp_path / "run" / name).write_text(content)
+        with pytest.raises(UserError, match=f"{tmp_path / 'run'}") as caught:
+            make_trainer(trainer.recipe).run()
+        assert "\n" not in str(caught.value)
+
+
 def test_some_checkpoints_are_kept_for_good(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path / "run", checkpoint={"every": 1, "keep": 1, "keep_every": 3})
     make_trainer(recipe).run()

@@ -1,13 +1,22 @@
 """A recipe is checked before anything runs, and what is wrong is said in one line."""
 
+import copy
+import os
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
-from stripedhyena2 import ModelConfig, StripedHyena2, save
+from stripedhyena2 import ConfigError, InputError, ModelConfig, StripedHyena2, save
+from tests.hostile import hostile, refusal, values
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 GOOD = """
@@ -87,6 +96,13 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
             ["optimizer.learning_rate=nan"],
             r"optimizer.learning_rate = nan: must be a finite number",
         ),
+        (["optimizer.learning_rate=true"], r"must be a number, not true or false"),
+        ([r'output="a\u0000b"'], r"output = .*: a path cannot contain the character NUL"),
+        (["batch.sequences=9999999999"], r"batch\.sequences = 9999999999: .*1048576"),
+        (
+            ["batch.sequences=1000000", "batch.length=1000000"],
+            r"sequences = 1000000 of length = 1000000 are 1,000,000,000,000 positions per step",
+        ),
         (["modle='x'"], r"the recipe has no key 'modle'; did you mean 'model'\?"),
         (["batch.zzz=1"], r"\[batch\] has no key 'zzz'; its keys are length, sequences"),
         (["batch.sequences=0"], r"batch\.sequences = 0: "),
@@ -121,14 +137,76 @@ def test_what_cannot_be_is_one_line_with_file_table_and_key(
     ("text", "message"),
     [
         ("model = ", "recipe.toml: not TOML"),
-        (GOOD.replace("steps = 10\n", "", 1), r"recipe.toml: optimizer\.steps: "),
-        (GOOD.replace('model = "tiny"\n', ""), "recipe.toml: the recipe: needs either model"),
+        (
+            GOOD.replace("steps = 10\n", "", 1),
+            r"recipe.toml: the key 'optimizer\.steps' is missing",
+        ),
+        (GOOD.replace('model = "tiny"\n', ""), "recipe.toml: needs either model"),
     ],
 )
 def test_a_broken_file_is_named(recipe_file: Path, text: str, message: str) -> None:
     recipe_file.write_text(text)
     with pytest.raises(UserError, match=message):
         read_recipe(recipe_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("learning_rate = 1e-3", "lerning_rate = 1e-3", 1), r"did you mean 'learning"),
+        (r'base = "a\u0000b"', r"base = 'a\\x00b': must be the path of a recipe"),
+        ("base = 5", r"base = 5: must be the path of a recipe"),
+        ('base = "/dev/zero"', r"/dev/zero: is a pipe or a device, not a file"),
+        ('base = "pipe"', r"pipe: is a pipe or a device, not a file"),
+        ("x = " + "[" * 5000, r"nested more than 32 deep"),
+        ("x" + ".x" * 5000 + " = 1", r"nested more than 32 deep"),
+        ("#" * 70_000, r"larger than 65,536 bytes"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_recipe_that_never_ends_or_has_no_bound_is_refused(
+    recipe_file: Path, text: str, message: str
+) -> None:
+    os.mkfifo(recipe_file.with_name("pipe"))
+    recipe_file.write_text(text)
+    assert re.search(message, refusal(lambda: read_recipe(recipe_file), UserError))
+
+
+def test_bases_are_not_followed_for_ever(recipe_file: Path) -> None:
+    for number in range(40):
+        recipe_file.with_name(f"{number}.toml").write_text(f'base = "{number + 1}.toml"')
+    with pytest.raises(UserError, match=r"is the base of 32 recipes in a row"):
+        read_recipe(recipe_file.with_name("0.toml"))
+
+
+VALUES = tomllib.loads(GOOD)
+PLACES = [
+    (table, key) for table, inner in VALUES.items() if isinstance(inner, dict) for key in inner
+]
+TABLES = [*VALUES, "shape", "extend", "parallel", "memory", "guard", "log", "seed", "init", "base"]
+
+
+@hostile
+@given(
+    st.sampled_from([*PLACES, *[(table, "x") for table in TABLES], *[(key,) for key in TABLES]]),
+    values(st.dates()),
+)
+def test_a_recipe_with_any_value_is_read_or_a_line(
+    recipe_file: Path, place: tuple[str, ...], value: object
+) -> None:
+    changed: dict[str, Any] = copy.deepcopy(VALUES)
+    if len(place) == 1:
+        changed[place[0]] = value
+    else:
+        table = changed.get(place[0])
+        changed[place[0]] = {**(table if isinstance(table, dict) else {}), place[1]: value}
+    recipe_file.write_text(tomli_w.dumps(changed), encoding="utf-8")
+
+    def read() -> None:
+        read_shape(read_recipe(recipe_file), recipe_file)
+
+    line = refusal(read, (UserError, InputError))
+    assert not line or line.startswith(str(recipe_file.parent))
 
 
 def test_settings_lie_over_the_file_in_their_order(recipe_file: Path) -> None:
@@ -185,7 +263,7 @@ def test_a_changed_shape_is_checked(recipe_file: Path) -> None:
         ("shape.stripes='XY'", r"stripes = 'XY'"),
         ("shape.num_heads=3", "num_heads = 3 does not divide width = 8"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(ConfigError, match=message):
             read_shape(read_recipe(recipe_file, [setting]), recipe_file)
 
 

@@ -1,0 +1,26 @@
+"""The memory of this machine; nothing here imports torch."""
+
+import re
+from pathlib import Path
+
+_MEMORY = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int | None:
+    """Memory that is free or can be freed, within the limit of the container; None if unknown."""
+    rooms = []
+    if (free := _find(r"MemAvailable:\s+(\d+) kB", _MEMORY)) is not None:
+        rooms.append(free * 1024)
+    limit = _find(r"(\d+)", _CGROUP / "memory.max")  # "max" if there is none
+    if limit is not None:
+        rooms.append(max(limit - (_find(r"anon (\d+)", _CGROUP / "memory.stat") or 0), 0))
+    return min(rooms, default=None)
+
+
+def _find(pattern: str, file: Path) -> int | None:
+    try:
+        found = re.search(pattern, file.read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return int(found[1]) if found else None
