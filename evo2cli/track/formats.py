@@ -5,7 +5,6 @@ Positions are 0-based, half-open and sorted in both formats.
 
 import multiprocessing
 import os
-import shutil
 import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,10 +84,7 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
                 ours.send(None)
                 trouble = ours.recv()
             if trouble:
-                free = shutil.disk_usage(part.parent).free
-                raise UserError(
-                    f"{path}: cannot be written ({trouble}; its disk has {free:,} bytes free)"
-                )
+                raise UserError(f"{path}: cannot be written; is the disk full? ({trouble})")
 
         try:
             yield put

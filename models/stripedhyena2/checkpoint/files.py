@@ -3,7 +3,6 @@
 import io
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,11 +32,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
     except (RuntimeError, SafetensorError) as error:  # torch and safetensors, of a full disk
-        free = shutil.disk_usage(path.parent).free
         reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: cannot be written ({reason}; its disk has {free:,} bytes free)"
-        ) from None
+        raise CheckpointError(f"{path}: cannot be written; is the disk full? ({reason})") from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, bytes]]:
