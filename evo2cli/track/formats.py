@@ -122,6 +122,11 @@ def _write_and_compare(path: Path, lengths: Mapping[str, int], pipe: Connection)
         file.addEntries(contig, start, values=values, span=1, step=1)
         written.append((contig, start, start + len(values), _checksum(values)))
     file.close()
+    with path.open("rb") as stored:
+        signature = stored.read(4)
+        stored.seek(-4, os.SEEK_END)
+        if stored.read() != signature:  # it stands at both ends
+            raise RuntimeError("the end of the file was lost")
     file = module.open(str(path))
     for contig, start, end, checksum in written:
         if _checksum(file.values(contig, start, end)) != checksum:

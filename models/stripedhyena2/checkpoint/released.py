@@ -84,6 +84,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
         description.write_text(config, encoding="utf-8")
         if path.suffix == ".safetensors":
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, weights)
+            weights.chmod(0o644)  # the library writes through a private temporary file
         else:
             blobs = {name: io.BytesIO(blob) for name, blob in checkpoint.extra_state.items()}
             torch.save({**tensors, **blobs}, weights)
