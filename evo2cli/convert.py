@@ -44,8 +44,7 @@ def convert_checkpoint(
     checkpoint = read_checkpoint(source, config=config)
     if layout == "native":
         checkpoint.provenance.setdefault("converted_by", f"evo2cli {__version__}")
-        native.refuse_another(checkpoint, destination)
-        native.write(checkpoint, destination)
+        native.write(checkpoint, destination, over_another=False)
         size = sum(file.stat().st_size for file in destination.iterdir())
     else:
         released.write(checkpoint, destination)

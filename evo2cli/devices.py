@@ -16,11 +16,11 @@ from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from evo2cli import console
 from evo2cli.errors import UserError, explain
+from evo2cli.files import beside, temporary_folder
 from evo2cli.gpus import num_gpus
 from evo2cli.journal import journal_of
 from stripedhyena2.progress import Progress
@@ -122,11 +122,11 @@ def open_parts(
         return
     if not borders:
         raise UserError(f"--device {options.device}: only one process can read stdin; give a file")
-    with TemporaryDirectory() as folder:
-        base = output or Path(folder, "stdout")
+    with temporary_folder() as folder:
+        names = [f".{index}-of-{len(devices)}.journal" for index in range(1, len(devices) + 1)]
         parts = [
-            Part(base.with_name(f"{base.name}.{index}-of-{len(devices)}.journal"), first, end)
-            for index, (first, end) in enumerate(pairwise(borders), start=1)
+            Part(beside(output, name) or folder / name, first, end)
+            for name, (first, end) in zip(names, pairwise(borders), strict=True)
         ]
         jobs = [(replace(options, device=d), p) for d, p in zip(devices, parts, strict=True)]
         _run([job for job in jobs if job[1].size], compute, amount)

@@ -1,19 +1,32 @@
 """Files: errors in one line; outputs checked before the work begins, written whole or not at all.
 
-Whatever writes an output file fills a temporary file beside it and renames that at the end, so that
-a killed run never leaves half a file under the name of a whole one.
+`stripedhyena2.outputs` says how: locks, partial files, links, devices and pipes.
 """
 
+import os
 import sys
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from evo2cli.errors import UserError
 
 Write = Callable[[bytes], object]
+
+
+class OutputOptions(Protocol):
+    """Options of a command that writes one output."""
+
+    @property
+    def output(self) -> Path | None:
+        """The file or folder; None for stdout."""
+
+
+Given = TypeVar("Given", bound=OutputOptions)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
@@ -79,50 +92,110 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
+# The functions below import `stripedhyena2` late: options of commands import this module, and
+# `evo2 --help` must stay quick.
+
+
+def is_stream(path: Path | None) -> bool:
+    """Whether an output is stdout (None), a device or a pipe, beside which nothing is kept."""
+    from stripedhyena2 import outputs
+
+    return path is None or outputs.is_stream(path)
+
+
+def beside(output: Path | None, suffix: str) -> Path | None:
+    """The file that is kept beside an output until it is complete; None for a stream.
+
+    Args:
+        output: The output; links are followed.
+        suffix: What follows the name of the output, e.g. ".journal".
+    """
+    from stripedhyena2 import outputs
+
+    if output is None or outputs.is_stream(output):
+        return None
+    real = outputs.real_path(output)
+    return real.with_name(f"{real.name}{suffix}")
+
+
 @contextmanager
-def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
+def locked(output: Path | None) -> Iterator[None]:
+    """Hold the lock of an output, if it is a file or folder: no other command writes it meanwhile.
+
+    Raises:
+        OutputInUseError: Another process holds it.
+        UserError: The folder of the output cannot be written.
+    """
+    from stripedhyena2 import outputs
+
+    with ExitStack() as stack:
+        if output is not None:
+            with writing(output):
+                stack.enter_context(outputs.locked(output))
+        yield
+
+
+def locks_output(work: Callable[Concatenate[Given, P], T]) -> Callable[Concatenate[Given, P], T]:
+    """Decorate the work of a command: it holds the lock of `options.output` from start to end.
+
+    Of the ranks that share the work, the first one writes the output, and locks it.
+    """
+
+    @wraps(work)
+    def run(options: Given, /, *args: P.args, **others: P.kwargs) -> T:
+        check_output(options.output)
+        is_first = os.environ.get("RANK", "0") == "0"
+        with locked(options.output if is_first else None):
+            return work(options, *args, **others)
+
+    return run
+
+
+@contextmanager
+def atomic_path(path: Path, *, wait: bool = False) -> Iterator[Path]:
     """Yield the path of a file to fill, which is renamed to `path` when the block succeeds.
 
     If the block raises, the file is removed and `path` stays as it was. Errors of the block keep
     their type: put `writing(path)` around what writes.
 
     Args:
-        path: Output file.
-        shared: Several processes may write the same file at once. The temporary name is then
-            unique; otherwise it is fixed, so that what a killed run left is overwritten.
+        path: Output file; a device or a pipe gets the bytes when the file is whole.
+        wait: Wait while another process writes the same file.
 
     Raises:
-        UserError: The file cannot be renamed.
+        OutputInUseError: Another process writes the file.
+        UserError: The file cannot be written.
     """
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part" if shared else f"{path.name}.part")
-    try:
+    from stripedhyena2 import outputs
+
+    with ExitStack() as stack:
+        with writing(path):
+            part = stack.enter_context(outputs.atomic_path(path, wait=wait))
         yield part
         with writing(path):
-            part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+            stack.close()
 
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[Write]:
     """Yield a function that writes bytes to `path`, or to stdout if `path` is None.
 
-    The file appears under its name when everything is written; `.gz` is compressed with bgzip.
+    A file appears under its name when everything is written; a device or a pipe gets the bytes as
+    they come. `.gz` is compressed with bgzip.
 
     Raises:
-        UserError: The file cannot be written.
+        OutputInUseError: Another process writes the file.
+        UserError: It cannot be written.
     """
     if path is None:
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
-    with atomic_path(path) as part:
+    with nullcontext(path) if is_stream(path) else atomic_path(path) as part:
         with writing(path):
             file = part.open("wb")
         stream: Any = file
         if path.suffix == ".gz":
-            # Imported late: options of commands import this module, and `--help` must stay quick.
             from Bio.bgzf import BgzfWriter
 
             stream = BgzfWriter(fileobj=file)  # type: ignore[no-untyped-call]
@@ -136,4 +209,14 @@ def open_output(path: Path | None) -> Iterator[Write]:
             with writing(path):
                 stream.close()
         finally:
-            file.close()
+            with suppress(OSError):  # of a full disk, which has been reported
+                file.close()
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for temporary files; those that killed processes have left are removed."""
+    from stripedhyena2 import outputs
+
+    with outputs.temporary_folder() as folder:
+        yield folder

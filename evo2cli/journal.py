@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from evo2cli import console
-from evo2cli.files import writing
+from evo2cli.files import beside, writing
+from stripedhyena2 import outputs
 
 Recall = Callable[[str, Callable[[], Any]], Any]
 
@@ -35,8 +36,8 @@ def open_journal(
 
 
 def journal_of(output: Path | None) -> Path | None:
-    """Path of the journal of an output; None for stdout."""
-    return output and output.with_name(f"{output.name}.journal")
+    """Path of the journal of an output; None for stdout, devices and pipes."""
+    return beside(output, ".journal")
 
 
 @contextmanager
@@ -75,6 +76,8 @@ class _Journal:
     def __init__(self, path: Path, settings: str) -> None:
         self._path = path
         self._stream = path.open("a+b")
+        # The processes of devices outlive a killed command by a moment, and may still write.
+        outputs.lock(self._stream.fileno(), wait=True)
         self._stream.seek(0)
         first = settings.encode() + b"\n"
         if self._stream.readline() != first:
@@ -94,8 +97,9 @@ class _Journal:
                 return entry[1]
             self._stop_replaying(offset)
         result = compute()
-        self._stream.write(json.dumps([key, result]).encode() + b"\n")
-        self._stream.flush()
+        with writing(self._path):
+            self._stream.write(json.dumps([key, result]).encode() + b"\n")
+            self._stream.flush()
         return result
 
     def _stop_replaying(self, offset: int) -> None:
@@ -105,7 +109,8 @@ class _Journal:
             console.say(f"resumed after {self._num_recalled:,} results stored in {self._path}")
 
     def close(self) -> None:
-        self._stream.close()
+        with suppress(OSError):  # of a full disk, which `recall` has reported
+            self._stream.close()
 
 
 def _read_entry(line: bytes) -> list[Any] | None:

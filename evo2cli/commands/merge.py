@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from evo2cli.files import locks_output
 from evo2cli.options import Options, takes
 
 
@@ -28,6 +29,7 @@ class MergeOptions(Options):
 
 
 @takes(MergeOptions)
+@locks_output
 def merge(options: MergeOptions) -> None:
     """Join the outputs of `evo2 score --shard` into the output of one run."""
     from evo2cli.merge import merge_files

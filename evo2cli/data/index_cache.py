@@ -88,5 +88,5 @@ def _load(path: Path, rows: int, stamp: list[int]) -> Integers | None:
 def _save(path: Path, whole: Integers) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, shared=True) as part, part.open("wb") as file:
+        with atomic_path(path, wait=True) as part, part.open("wb") as file:
             np.save(file, whole)

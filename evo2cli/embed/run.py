@@ -21,7 +21,7 @@ from evo2cli.embed.pooling import Embedder
 from evo2cli.embed.probe import Labelled, draw_probe, match_labels, probe_layers, read_labels
 from evo2cli.embed.store import Contents, Store, open_store
 from evo2cli.figures import check_plot
-from evo2cli.files import check_file, check_output
+from evo2cli.files import check_file, check_output, locks_output
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.journal import Recall, open_journal
 from evo2cli.models import DTYPES, open_model
@@ -32,6 +32,7 @@ from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.layers import layer_widths, resolve_layers
 
 
+@locks_output
 def embed(options: EmbedOptions) -> dict[str, Any]:
     """Embed every sequence by itself, write the vectors, and probe the layers if --probe is given.
 

@@ -5,6 +5,7 @@ memory, and what an interrupted run has written is kept.
 """
 
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evo2cli.embed.input import InputSummary
-from evo2cli.files import atomic_path, writing
+from evo2cli.files import atomic_path, beside, temporary_folder, writing
 from evo2cli.genome.parquet import Columns, write_columns
 
 _BATCH = 1 << 24  # numbers in a batch of a Parquet file: 64 MiB
@@ -177,8 +177,8 @@ class Store:
         elif output.suffix == ".npz":
             self._write_npz(output)
         else:
-            with writing(output):
-                self.path.replace(output)
+            with writing(output), atomic_path(output) as part:
+                shutil.move(self.path, part)
         self.path.unlink(missing_ok=True)
 
     def _write_npz(self, output: Path) -> None:
@@ -214,16 +214,17 @@ class Store:
 def open_store(output: Path | None, contents: Contents) -> Iterator[Store]:
     """Yield the store beside `output`: as an earlier run with the same contents left it, or new.
 
-    Without an output it is a temporary file. It is kept if the work is interrupted.
+    For stdout, a device or a pipe it is a temporary file. Otherwise it is kept if the work is
+    interrupted.
 
     Raises:
         UserError: A file of its name cannot be read.
     """
-    if output is None:
-        with TemporaryDirectory() as folder:
-            yield Store(contents, Path(folder, "vectors"), is_new=True)
+    path = beside(output, ".vectors")
+    if path is None:
+        with temporary_folder() as folder:
+            yield Store(contents, folder / "vectors", is_new=True)
         return
-    path = output.with_name(f"{output.name}.vectors")
     header = contents.header()
     with writing(path):
         is_new = not path.is_file()

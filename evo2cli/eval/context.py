@@ -17,6 +17,7 @@ from evo2cli.eval.draws import draw_window
 from evo2cli.eval.options import ContextOptions
 from evo2cli.eval.plots import draw_context
 from evo2cli.eval.report import check_outputs, mean_columns, write_table
+from evo2cli.files import locks_output
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import open_journal
 from evo2cli.models import open_model
@@ -52,6 +53,7 @@ def window_parts(length: int, short: int) -> list[Part]:
     return [*sections, Part("short", 0, min(short, length)), Part("all", 0, length)]
 
 
+@locks_output
 def read_context(
     options: ContextOptions, open_model: Callable[..., StripedHyena2] = open_model
 ) -> dict[str, Any]:

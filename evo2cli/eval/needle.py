@@ -23,6 +23,7 @@ from evo2cli.eval.draws import draw_bases, draw_window
 from evo2cli.eval.options import NeedleOptions
 from evo2cli.eval.plots import draw_needle
 from evo2cli.eval.report import check_outputs, format_length, mean_columns, write_table
+from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import open_journal
@@ -68,6 +69,7 @@ class Trial:
         return self.haystack[:start] + self.needle + after + self.needle
 
 
+@locks_output
 def find_needles(
     options: NeedleOptions, open_model: Callable[..., StripedHyena2] = open_model
 ) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -24,6 +23,7 @@ from evo2cli.eval.options import VariantsOptions
 from evo2cli.eval.plots import draw_ranking
 from evo2cli.eval.ranking import RESAMPLES, Allele, rank
 from evo2cli.eval.report import check_outputs, write_table
+from evo2cli.files import locks_output, temporary_folder
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.variant_table import is_table
 from evo2cli.options import shared
@@ -35,6 +35,7 @@ DELTA = "EVO2_DELTA"
 MIN_CLASS = 5  # positives, and negatives, that a group needs for statistics
 
 
+@locks_output
 def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
     """Measure how well deltas separate two classes of variants; score them first if needed.
 
@@ -61,8 +62,8 @@ def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
     elif options.source == STDIN:
         raise UserError(f"-: has no {DELTA}; score it first (evo2 score), or give a file")
     else:
-        with TemporaryDirectory() as folder:
-            scored = options.scored or Path(folder, f"scored{suffix}")
+        with temporary_folder() as folder:
+            scored = options.scored or folder / f"scored{suffix}"
             _score(options, scored)
             file = read_annotated(scored)
     key = options.consequence or find_key(file, beside=labels.key)

@@ -44,6 +44,5 @@ def extend_checkpoint(
         extended, record = extend(checkpoint, source, Extension(to, Scheme(scheme)))
     except ConfigError as error:
         raise UserError(f"{source}: {error}") from None
-    native.refuse_another(extended, output)
-    native.write(extended, output)
+    native.write(extended, output, over_another=False)
     return {"output": str(output), **record}

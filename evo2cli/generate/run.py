@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evo2cli import __version__, console
-from evo2cli.files import check_output, open_output
+from evo2cli.files import check_output, locks_output, open_output
 from evo2cli.generate.constraints.build import MakeGuide, guides
 from evo2cli.generate.options import GenerateOptions, KVCache
 from evo2cli.generate.output import as_fasta, describe
@@ -47,6 +47,7 @@ _WITHOUT_EFFECT = (
 Job = tuple[Prompt, int]  # a prompt, and the number of the sample
 
 
+@locks_output
 def generate(options: GenerateOptions) -> None:
     """Continue every prompt, and write each sequence as soon as all before it are written.
 

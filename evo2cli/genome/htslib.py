@@ -6,16 +6,17 @@ but not bytes: htslib holds numbers in 32 bits, and adds header lines for whatev
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pysam
 import pysam.bcftools
 from pysam.utils import SamtoolsError
 
 from evo2cli.errors import UserError
+from evo2cli.files import atomic_path, temporary_folder
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import Regions
 from evo2cli.genome.source import STDIN, read_lines
@@ -118,11 +119,14 @@ def write_bcf(text: Path, path: Path) -> None:
         if is_complete:
             _view_as_bcf(text, path)
             return
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".vcf") as complete:
-            complete.write(header)
-            complete.writelines(line for line in read_lines(text) if not line.startswith(b"#"))
-            complete.flush()
-            _view_as_bcf(Path(complete.name), path)
+        complete = path.with_name(f"{path.name}.vcf")
+        try:
+            with complete.open("wb") as file:
+                file.write(header)
+                file.writelines(line for line in read_lines(text) if not line.startswith(b"#"))
+            _view_as_bcf(complete, path)
+        finally:
+            complete.unlink(missing_ok=True)
 
 
 def _view_as_bcf(text: Path, path: Path) -> None:
@@ -137,15 +141,13 @@ def index_variants(path: Path) -> None:
     Raises:
         UserError: htslib cannot index it.
     """
-    with _one_line_errors(path, "cannot be indexed"):
-        if path.suffix == ".bcf":
-            # The type annotations of pysam lack this preset.
-            pysam.tabix_index(str(path), preset="bcf", force=True, keep_original=True)  # type: ignore[arg-type]
-            return
-        try:
-            pysam.tabix_index(str(path), preset="vcf", force=True, keep_original=True)
-        except OSError:  # a contig of more than 512 million bases needs the other kind
-            pysam.tabix_index(str(path), preset="vcf", force=True, keep_original=True, csi=True)
+    if path.suffix == ".bcf":
+        _write_index(path, ".csi", preset="bcf")
+        return
+    try:
+        _write_index(path, ".tbi", preset="vcf")
+    except UserError:  # a contig of more than 512 million bases needs the other kind
+        _write_index(path, ".csi", preset="vcf", csi=True)
 
 
 def index_table(path: Path) -> None:
@@ -154,16 +156,15 @@ def index_table(path: Path) -> None:
     Raises:
         UserError: htslib cannot index it.
     """
-    with _one_line_errors(path, "cannot be indexed"):
-        pysam.tabix_index(
-            str(path),
-            force=True,
-            keep_original=True,
-            seq_col=0,
-            start_col=1,
-            end_col=1,
-            meta_char="#",
-        )
+    _write_index(path, ".tbi", seq_col=0, start_col=1, end_col=1, meta_char="#")
+
+
+def _write_index(path: Path, suffix: str, **layout: Any) -> None:
+    with (
+        _one_line_errors(path, "cannot be indexed"),
+        atomic_path(path.with_name(path.name + suffix)) as part,
+    ):
+        pysam.tabix_index(str(path), force=True, keep_original=True, index=str(part), **layout)
 
 
 @contextmanager
@@ -182,10 +183,11 @@ def _on_disk(path: Path) -> Iterator[Path]:
     if path != STDIN:
         yield path
         return
-    with tempfile.NamedTemporaryFile(suffix=".bcf") as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
-        copy.flush()
-        yield Path(copy.name)
+    with temporary_folder() as folder:
+        copy = folder / "stdin.bcf"
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield copy
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -115,8 +115,13 @@ def _open_writer(path: Path, arrow: ModuleType, schema: Any) -> Iterator[Any]:
     with atomic_path(path) as part:
         with _one_line_errors(path, arrow):
             writer = arrow.parquet.ParquetWriter(part, schema, compression="zstd")
-        with writer:
+        try:
             yield writer
+            with _one_line_errors(path, arrow):
+                writer.close()
+        finally:
+            with suppress(OSError, arrow.ArrowException):  # of a full disk, which has been reported
+                writer.close()
 
 
 def _value(value: Any, kind: type) -> Any:

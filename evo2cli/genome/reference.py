@@ -8,7 +8,6 @@ at random positions of human chromosome 20 took 21 us by it and 17 us by pysam (
 """
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +20,7 @@ from pysam.utils import SamtoolsError
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, reading, writing
+from evo2cli.files import atomic_path, reading, temporary_folder, writing
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.htslib import silent_htslib
 from evo2cli.genome.interval import ENDLESS, Interval
@@ -231,8 +230,8 @@ def _open_by_new(path: Path, indexes: list[Path]) -> pysam.FastaFile:
     Raises:
         OSError, ValueError, SamtoolsError: It cannot be indexed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        made = [Path(folder, index.name) for index in indexes]
+    with temporary_folder() as folder:
+        made = [folder / index.name for index in indexes]
         options = zip(("--fai-idx", "--gzi-idx"), map(str, made), strict=False)
         pysam.faidx(str(path), *(word for pair in options for word in pair))
         if len(made) == 1 and not _index_fits(made[0], path):
@@ -240,7 +239,7 @@ def _open_by_new(path: Path, indexes: list[Path]) -> pysam.FastaFile:
         file = pysam.FastaFile(str(path), *map(str, made))
         for source, index in zip(made, indexes, strict=True):
             try:
-                with writing(index), atomic_path(index, shared=True) as part:
+                with writing(index), atomic_path(index, wait=True) as part:
                     shutil.copyfile(source, part)
             except UserError as error:
                 console.say(f"{error}; the index is not kept")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import open_output, writing
+from evo2cli.files import atomic_path, writing
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
 from evo2cli.score.alleles import VariantScorer
@@ -61,8 +61,8 @@ class Background:
                 "is not a background file; name another file"
             )
         if torn or not text:
-            with open_output(path) as write:
-                write(f"{whole or first}\n".encode())
+            with writing(path), atomic_path(path, wait=True) as part:  # shards share the file
+                part.write_text(f"{whole or first}\n")
         for number, line in enumerate(lines, start=2):
             try:
                 entry = json.loads(line)

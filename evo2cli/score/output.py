@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, open_output
+from evo2cli.files import atomic_path, is_stream, open_output
 from evo2cli.genome.htslib import index_table, index_variants, write_bcf
 from evo2cli.genome.parquet import open_parquet
 from evo2cli.genome.vcf import OUR_PREFIX, Header, Status, VariantRecord
@@ -93,18 +93,23 @@ def open_variant_output(
 def _open_bcf(path: Path | None) -> Iterator[Callable[[bytes], object]]:
     """As `open_output`, through a temporary text file beside the output."""
     assert path is not None
-    text = path.with_name(f"{path.name}.text.gz")
-    try:
-        with open_output(text) as write:
-            yield write
-        with atomic_path(path) as part:
+    with atomic_path(path) as part:
+        text = part.with_name(f"{part.name}.gz")
+        try:
+            with open_output(text) as write:
+                yield write
             write_bcf(text, part)
-    finally:
-        text.unlink(missing_ok=True)
+        finally:
+            text.unlink(missing_ok=True)
 
 
 def index_output(path: Path, layout: Layout, fault: str = "") -> None:
-    """Write an index beside `path`, or warn why not; `fault` is a reason that is already known."""
+    """Write an index beside `path`, or warn why not; `fault` is a reason that is already known.
+
+    A device or a pipe has none.
+    """
+    if is_stream(path):
+        return
     for suffix in (".tbi", ".csi"):  # of an earlier output
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     if fault:

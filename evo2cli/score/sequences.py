@@ -20,7 +20,7 @@ from evo2cli import __version__, console
 from evo2cli.data.tags import read_tag, split_record
 from evo2cli.devices import Part, open_parts, pick_devices
 from evo2cli.errors import UserError
-from evo2cli.files import open_output
+from evo2cli.files import locks_output, open_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import Record, read_records
 from evo2cli.journal import Recall, keep_journal, open_journals
@@ -157,6 +157,7 @@ def score_sequence(
     return row
 
 
+@locks_output
 def score_fasta(options: ScoreOptions) -> None:
     """Score every record of a FASTA and write the rows to the output.
 

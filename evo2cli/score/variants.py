@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
+from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
@@ -179,6 +180,7 @@ def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
         yield block
 
 
+@locks_output
 def score_to_output(
     options: VariantOptions,
     read: Read,

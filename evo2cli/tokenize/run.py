@@ -17,7 +17,7 @@ from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
 from evo2cli.data.tags import find_tags
 from evo2cli.data.tokens import MANIFEST, Document, TokenSet, TokenWriter
 from evo2cli.errors import UserError
-from evo2cli.files import reading, writing
+from evo2cli.files import locked, reading, writing
 from evo2cli.genome.alphabet import LETTERS, to_dna
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.source import STDIN
@@ -146,7 +146,9 @@ def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
             console.say(f"{output}: already exists, from the same files with the same options")
             return earlier
         size = sum(source["bytes"] or 0 for source in sources)
+        output.parent.mkdir(parents=True, exist_ok=True)
         with (
+            locked(output),
             TokenWriter(output) as writer,
             console.progress("tokenize", size or None, "bytes") as bar,
         ):

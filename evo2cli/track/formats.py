@@ -3,10 +3,17 @@
 Positions are 0-based, half-open and sorted in both formats.
 """
 
+import multiprocessing
+import os
+import signal
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path
@@ -26,7 +33,7 @@ def import_bigwig(path: Path) -> Any:
     """The module pyBigWig.
 
     Raises:
-        UserError: It is not installed.
+        UserError: It is not installed, or `path` is a pipe.
     """
     try:
         import pyBigWig
@@ -35,12 +42,19 @@ def import_bigwig(path: Path) -> Any:
             f"--output {path}: bigWig needs pyBigWig; pip install 'evo2cli[bigwig]', or write "
             "x.bedgraph.gz"
         ) from None
+    if path.is_fifo():
+        raise UserError(
+            f"--output {path}: is a pipe, and bigWig is not written from start to end; name a file"
+        )
     return pyBigWig
 
 
 @contextmanager
 def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
     """Yield a function that adds values to a bigWig, which appears when everything is written.
+
+    pyBigWig does not report that a disk is full: it leaves values out, or crashes. So it runs in a
+    process of its own, which reads the file again and compares it with what was to be written.
 
     Args:
         path: The file.
@@ -49,17 +63,75 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
     Raises:
         UserError: pyBigWig is not installed, or the file cannot be written.
     """
-    module = import_bigwig(path)
+    import_bigwig(path)
+    context = multiprocessing.get_context("spawn")
     with atomic_path(path) as part:
-        try:
-            file = module.open(str(part), "w")
-        except RuntimeError as error:
-            raise UserError(f"{path}: cannot be written ({error})") from None
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_write_bigwig, args=(part, lengths, theirs), daemon=True)
+        process.start()
+        theirs.close()
 
         def put(contig: str, start: int, values: Sequence[float]) -> None:
             if values:
-                file.addEntries(contig, start, values=list(values), span=1, step=1)
+                try:
+                    ours.send((contig, start, values))
+                except OSError:
+                    finish()
 
-        file.addHeader(list(lengths.items()))
-        yield put
-        file.close()
+        def finish() -> None:
+            trouble = "pyBigWig crashed"
+            with suppress(OSError, EOFError):
+                ours.send(None)
+                trouble = ours.recv()
+            if trouble:
+                raise UserError(f"{path}: cannot be written; is the disk full? ({trouble})")
+
+        try:
+            yield put
+            finish()
+        finally:
+            ours.close()
+            process.kill()
+            process.join()
+
+
+def _write_bigwig(path: Path, lengths: Mapping[str, int], pipe: Connection) -> None:
+    """Write what comes through the pipe until None comes; answer what failed, or "" if nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # pyBigWig writes there what the answer says
+    with suppress(OSError, EOFError):  # the parent is gone
+        try:
+            _write_and_compare(path, lengths, pipe)
+        except (RuntimeError, OverflowError, TypeError) as error:
+            pipe.send(f"pyBigWig: {error}")
+        else:
+            pipe.send("")
+
+
+def _write_and_compare(path: Path, lengths: Mapping[str, int], pipe: Connection) -> None:
+    """Write what comes through the pipe until None comes, and read it again.
+
+    Raises:
+        RuntimeError: The file cannot be written, or does not hold what was put into it.
+    """
+    module = import_bigwig(path)
+    file = module.open(str(path), "w")
+    file.addHeader(list(lengths.items()))
+    written = []
+    for contig, start, values in iter(pipe.recv, None):
+        file.addEntries(contig, start, values=values, span=1, step=1)
+        written.append((contig, start, start + len(values), _checksum(values)))
+    file.close()
+    with path.open("rb") as stored:
+        signature = stored.read(4)
+        stored.seek(-4, os.SEEK_END)
+        if stored.read() != signature:  # it stands at both ends
+            raise RuntimeError("the end of the file was lost")
+    file = module.open(str(path))
+    for contig, start, end, checksum in written:
+        if _checksum(file.values(contig, start, end)) != checksum:
+            raise RuntimeError(f"values of {contig} were lost")
+
+
+def _checksum(values: Sequence[float]) -> int:
+    return zlib.crc32(np.asarray(values, np.float32).tobytes())

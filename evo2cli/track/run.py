@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import open_output
+from evo2cli.files import locks_output, open_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.interval import Interval
@@ -52,6 +52,7 @@ class Section:
     bases: bytes
 
 
+@locks_output
 def write_track(options: TrackOptions) -> None:
     """Write the value of every base to the output.
 

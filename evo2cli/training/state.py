@@ -17,13 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path
+from evo2cli.files import atomic_path, writing
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from stripedhyena2.checkpoint import save_weights
 from stripedhyena2.checkpoint.files import UNREADABLE
 from stripedhyena2.config import current_keys
+from stripedhyena2.outputs import remove, replace
 from stripedhyena2.values import read_json
 
 RESUME = "resume.json"
@@ -89,8 +90,8 @@ class RunFolder:
             self._refuse_another(before, values)
         else:
             _write_text(description, json.dumps(values, indent=2) + "\n")
-        for unfinished in [*self.path.glob(".step-*"), *self.path.glob(".final-*")]:
-            shutil.rmtree(unfinished)
+        for unfinished in self.path.glob(".*step-*"):  # by a killed process
+            remove(unfinished)
 
     def _refuse_another(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         was, is_now = _flat(before), _flat(now)
@@ -135,7 +136,7 @@ class RunFolder:
         weights = engine.weights()
         with self._first(failure) as is_first:
             if is_first:
-                shutil.rmtree(partial, ignore_errors=True)
+                remove(partial)
                 save_weights(engine.model.config, weights, partial, {"step": step})
         with _explained(failure):
             engine.save(partial)
@@ -143,15 +144,14 @@ class RunFolder:
             if is_first:
                 resume = {"step": step, **engine.layout, **facts}
                 (partial / RESUME).write_text(json.dumps(resume) + "\n", encoding="utf-8")
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
+                replace(partial, folder)
                 self._delete_old()
 
     def _delete_old(self) -> None:
         every = self._checkpoint.keep_every
         for old in sorted(self.path.glob("step-*"))[: -self._checkpoint.keep]:
             if not every or int(old.name.removeprefix("step-")) % every:
-                shutil.rmtree(old)
+                shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
 
     def resume(self, engine: Engine) -> dict[str, Any]:
         """Load the newest checkpoint into the engine, whichever engine and ranks wrote it.
@@ -195,7 +195,7 @@ class RunFolder:
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         if self.ranks.is_first:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def records(self) -> list[dict[str, Any]]:

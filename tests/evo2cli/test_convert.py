@@ -71,6 +71,20 @@ def test_another_checkpoint_is_not_replaced(
         convert_checkpoint(str(native), tmp_path / "out")
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_released_file_is_replaced_with_its_shape(
+    native: Path, tmp_path: Path, suffix: str
+) -> None:
+    """A killed run has left what it was writing."""
+    file, left = tmp_path / f"x{suffix}", tmp_path / f".x{suffix}.new"
+    left.mkdir()
+    (left / f"x{suffix}").write_bytes(b"half")
+    for source in ("nano", str(native), "nano"):
+        convert_checkpoint(source, file)
+        assert load(file).config == load(source).config
+    assert {path.name for path in tmp_path.iterdir()} == {"native", file.name, "x.yml"}
+
+
 def test_the_goldens_convert(shared: Path, tmp_path: Path) -> None:
     source = shared / "goldens" / "pt-layout-7b"
     result = CliRunner().invoke(

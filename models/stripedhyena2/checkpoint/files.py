@@ -3,13 +3,12 @@
 import io
 import pickle
 import re
-import shutil
 import struct
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -47,35 +46,20 @@ UNREADABLE = (
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, of a file or folder to fill; renamed when filled.
-
-    If the block raises, what it wrote is removed and `path` stays as it was. A folder replaces a
-    folder of that name. Missing parent folders are made.
+def writing(path: Path) -> Iterator[None]:
+    """Turn what cannot be written into one line that names `path`; its missing parents are made.
 
     Raises:
-        CheckpointError: `path` cannot be written.
+        CheckpointError: In place of the error of the system or of the library that writes.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)  # what a killed run may have left
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        with suppress(OSError):
-            _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    except (RuntimeError, SafetensorError) as error:  # torch and safetensors, of a full disk
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be written; is the disk full? ({reason})") from None
 
 
 def read_tensors(

@@ -23,8 +23,9 @@ from stripedhyena2.checkpoint.contents import (
     check_tensors,
     expected_shapes,
 )
-from stripedhyena2.checkpoint.files import atomic_path, read_tensors
+from stripedhyena2.checkpoint.files import read_tensors, writing
 from stripedhyena2.config import read_config
+from stripedhyena2.outputs import atomic_path
 from stripedhyena2.values import read_json
 
 CONFIG, WEIGHTS, PROVENANCE = "config.toml", "model.safetensors", "provenance.json"
@@ -51,29 +52,36 @@ def is_native(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def refuse_another(checkpoint: Checkpoint, folder: Path) -> None:
-    """Refuse to overwrite a checkpoint of another provenance.
-
-    Raises:
-        CheckpointError: `folder` contains such a checkpoint.
-    """
-    if is_native(folder) and provenance_of(folder) != checkpoint.provenance:
-        raise CheckpointError(
-            f"{folder}: contains another checkpoint; choose another name, or remove it first"
-        )
-
-
-def write(checkpoint: Checkpoint, folder: Path) -> None:
+def write(checkpoint: Checkpoint, folder: Path, *, over_another: bool = True) -> None:
     """Write a checkpoint folder.
 
+    Args:
+        checkpoint: What to write.
+        folder: The folder; an earlier checkpoint is replaced at once.
+        over_another: Whether the earlier one may be of another provenance.
+
     Raises:
-        CheckpointError: `folder` exists and is not an earlier checkpoint, or cannot be written.
+        CheckpointError: `folder` is not an earlier checkpoint, or of another provenance, or cannot
+            be written.
+        OutputInUseError: Another process writes it.
     """
-    if folder.exists() and not is_native(folder) and (folder.is_file() or any(folder.iterdir())):
+    if folder.exists() and not is_native(folder) and not _is_empty(folder):
         raise CheckpointError(f"{folder}: exists and is not a checkpoint; choose another name")
-    with atomic_path(folder) as temporary:
+    with writing(folder), atomic_path(folder) as temporary:
+        if (
+            not over_another
+            and is_native(folder)
+            and provenance_of(folder) != checkpoint.provenance
+        ):
+            raise CheckpointError(
+                f"{folder}: contains another checkpoint; choose another name, or remove it first"
+            )
         temporary.mkdir()
         _fill(checkpoint, temporary)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _fill(checkpoint: Checkpoint, folder: Path) -> None:

@@ -20,9 +20,10 @@ from stripedhyena2.checkpoint.contents import (
     check_tensors,
     expected_shapes,
 )
-from stripedhyena2.checkpoint.files import atomic_path
+from stripedhyena2.checkpoint.files import writing
 from stripedhyena2.config import ModelConfig, to_released
 from stripedhyena2.layout import layout
+from stripedhyena2.outputs import atomic_paths
 
 SUFFIXES = (".pt", ".safetensors")
 _REDUNDANT = re.compile(r"(unembed\.weight|blocks\.\d+\.(mixer\.mixer\.)?filter\.t)$")
@@ -74,15 +75,16 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
 
     Raises:
         CheckpointError: The file cannot be written.
+        OutputInUseError: Another process writes it.
         ConfigError: The released layout cannot express the model.
     """
     config = yaml.safe_dump(to_released(checkpoint.config), sort_keys=False)
     tensors = to_theirs(checkpoint.tensors, checkpoint.config)
-    with atomic_path(path) as temporary:
+    with writing(path), atomic_paths(path, path.with_suffix(".yml")) as (weights, description):
+        description.write_text(config, encoding="utf-8")
         if path.suffix == ".safetensors":
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, weights)
+            weights.chmod(0o644)  # the library writes through a private temporary file
         else:
             blobs = {name: io.BytesIO(blob) for name, blob in checkpoint.extra_state.items()}
-            torch.save({**tensors, **blobs}, temporary)
-        with atomic_path(path.with_suffix(".yml")) as description:
-            description.write_text(config, encoding="utf-8")
+            torch.save({**tensors, **blobs}, weights)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import resource
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from evo2cli.errors import UserError
 from evo2cli.genome.fasta import read_records
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
+from evo2cli.track.formats import open_bigwig
 from evo2cli.track.options import TrackOptions
 from evo2cli.track.run import entropy, write_track
 
@@ -116,6 +118,30 @@ def test_gzip_and_bigwig_hold_the_same(source: Path, checkpoint: str) -> None:
     assert values == pytest.approx([value for name, _, value in expected if name == "a"], abs=1e-5)
     regional = bigwig.open(str(run(source, checkpoint, "entropy", ".bw", regions=("b:5-9",))))
     assert [entry[:2] for entry in regional.intervals("b")] == [(i, i + 1) for i in range(4, 9)]
+
+
+@pytest.mark.parametrize("cut", [1, 100, 5_000, 20_000])
+def test_a_bigwig_that_does_not_fit_is_an_error_wherever_it_is_cut(
+    tmp_path: Path, cut: int
+) -> None:
+    pytest.importorskip("pyBigWig", reason="pyBigWig, of the extra bigwig, is not here")
+    values = torch.rand(9_000, generator=torch.Generator().manual_seed(0)).tolist()
+    path = tmp_path / "x.bw"
+
+    def write() -> None:
+        with open_bigwig(path, {"a": 10_000}) as put:
+            put("a", 7, values)
+
+    write()
+    size, before = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.unlink()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - cut, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"x\.bw: cannot be written; is the disk full"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,8 @@ def test_a_half_written_checkpoint_and_a_cut_line_do_no_harm(
     (recipe.output / "step-000000007" / "resume.json").unlink()
     (recipe.output / ".step-000000009").mkdir()
     (recipe.output / ".step-000000009" / "resume.pt").write_bytes(b"half")
+    (recipe.output / "..step-000000005.part").mkdir()
+    (recipe.output / "..step-000000005.lock").touch()
     with (recipe.output / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     trainer = make_trainer(recipe)
