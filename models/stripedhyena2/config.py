@@ -1,21 +1,31 @@
 """The shape of a model: one frozen dataclass, read from TOML and from the released yml."""
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 from pydantic.dataclasses import dataclass
 
 from stripedhyena2.errors import InputError
 from stripedhyena2.mixer import MIXERS, Mixer
+from stripedhyena2.values import fault, read_values, shown
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Far above every real model, and low enough that the size of each tensor is a 64-bit number.
+MAX_BLOCKS = 1024
+Count = Annotated[int, Field(ge=1, le=2**24)]
+Positions = Annotated[int, Field(ge=1, le=2**40)]
+Positive = Annotated[float, Field(ge=1e-30, le=1e30)]
 
 
 def _known(stripes: str) -> str:
@@ -55,13 +65,13 @@ class ModelConfig:
             was. The filters of MR keep the decay window of this length.
     """
 
-    stripes: Annotated[str, AfterValidator(_known)]
+    stripes: Annotated[str, Field(max_length=MAX_BLOCKS), AfterValidator(_known)]
     width: Count
     num_heads: Count
     mlp_width: Count
     num_short_filter_groups: Count
     num_medium_filter_groups: Count
-    context: Count
+    context: Positions
     rotary_base: Positive = 10_000.0
     rotary_scale: Positive = 1.0
     num_short_taps: Count = 7
@@ -70,7 +80,7 @@ class ModelConfig:
     num_modes: Count = 16
     vocabulary: Count = 512
     norm_eps: Positive = 1e-6
-    base_context: Count | None = None
+    base_context: Positions | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.width // self.num_heads % 2:
@@ -123,8 +133,9 @@ def current_keys(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         for key in _GROUPS:
             if key in found:
                 raise ConfigError(
-                    f"{origin}: {_BOTH_GROUPS} = {both!r} means both {' and '.join(_GROUPS)}, but "
-                    f"{key} = {found[key]!r} is given too; drop {_BOTH_GROUPS}"
+                    f"{origin}: {_BOTH_GROUPS} = {shown(both)} means both "
+                    f"{' and '.join(_GROUPS)}, but {key} = {shown(found[key])} is given too; drop "
+                    f"{_BOTH_GROUPS}"
                 )
         found |= dict.fromkeys(_GROUPS, both)
     return found
@@ -144,15 +155,12 @@ def make_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
         if key not in (*_KEYS, _BOTH_GROUPS):
             near = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_KEYS)}"
-            raise ConfigError(f"{origin}: no key {key!r} in a model shape; {hint}")
+            raise ConfigError(f"{origin}: no key {shown(key)} in a model shape; {hint}")
     values = current_keys(values, origin)
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "model"
-        given = f" = {values[key]!r}" if key in values else ""
-        raise ConfigError(f"{origin}: {key}{given}: {first['msg']}") from None
+        raise ConfigError(f"{origin}: {fault(error)}") from None
 
 
 def change_config(config: ModelConfig, changes: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -166,18 +174,10 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         ConfigError: The file cannot be read as either, or describes an impossible model.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix in (".yml", ".yaml"):
-            values = yaml.safe_load(text)
-            if not isinstance(values, dict):
-                raise ConfigError(f"{path}: not a model description (a mapping of keys to values)")
-            return make_config(_from_released(values, str(path)), str(path))
-        return make_config(tomllib.loads(text), str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a TOML or yml model description ({error})") from None
+    values = read_values(path, ConfigError)
+    if path.suffix in (".yml", ".yaml"):
+        values = _from_released(values, str(path))
+    return make_config(values, str(path))
 
 
 # What all released models have in common; other values describe models that we do not implement.
@@ -197,34 +197,81 @@ _RELEASED_FIXED: dict[str, Any] = {
 }
 
 
+class _Released(BaseModel):
+    """The keys of a released yml that we use; it has others. `_released_schema` adds the blocks."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    num_layers: Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
+    hidden_size: Count
+    num_attention_heads: Count
+    inner_mlp_size: Count | None = None
+    inner_size_multiple_of: Count = 1
+    model_parallel_size: Count = 1
+    hcs_filter_groups: Count
+    hcm_filter_groups: Count
+    hcs_filter_length: Count
+    hcm_filter_length: Count
+    short_filter_length: Count
+    state_size: Count
+    vocab_size: Count
+    eps: Positive
+    max_seqlen: Positions
+    rotary_emb_base: Positive = 10_000
+    rotary_emb_scaling_factor: Positive = 1
+    use_interpolated_rotary_pos_emb: bool = False
+    base_context: Positions | None = None
+
+    @property
+    def rotary_scale(self) -> float:
+        """The factor counts only if positions are interpolated."""
+        return self.rotary_emb_scaling_factor if self.use_interpolated_rotary_pos_emb else 1
+
+    @property
+    def mlp_width(self) -> int:
+        """As given, else 8/3 of the width, rounded up to a multiple that the yml gives."""
+        multiple = self.inner_size_multiple_of * self.model_parallel_size
+        return self.inner_mlp_size or -(-int(2 * self.hidden_size * 4 / 3) // multiple) * multiple
+
+    @property
+    def original_context(self) -> int | None:
+        """As our own yml says, else the context before interpolation stretched it, as in Evo 2."""
+        if "base_context" in self.model_fields_set or not self.use_interpolated_rotary_pos_emb:
+            return self.base_context
+        base, rest = divmod(self.max_seqlen, self.rotary_scale)
+        return None if rest else int(base)
+
+
 def _from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Translate the keys of a released yml; `make_config` checks the values."""
+    """Translate the keys of a released yml; `make_config` checks the values once more."""
     for key, fixed in _RELEASED_FIXED.items():
         if values.get(key, fixed) != fixed:
-            raise ConfigError(f"{origin}: {key} = {values[key]!r} is not supported, only {fixed!r}")
+            raise ConfigError(
+                f"{origin}: {key} = {shown(values[key])} is not supported, only {fixed!r}"
+            )
     try:
-        _check_released_taps(values["hcs_filter_length"], values["hcm_filter_length"], origin)
-        interpolated = values.get("use_interpolated_rotary_pos_emb", False)
-        return {
-            "stripes": _stripes(values, origin),
-            "width": values["hidden_size"],
-            "num_heads": values["num_attention_heads"],
-            "mlp_width": values.get("inner_mlp_size") or _default_mlp_width(values),
-            "num_short_filter_groups": values["hcs_filter_groups"],
-            "num_medium_filter_groups": values["hcm_filter_groups"],
-            "context": values["max_seqlen"],
-            "rotary_base": values.get("rotary_emb_base", 10_000),
-            "rotary_scale": values.get("rotary_emb_scaling_factor", 1) if interpolated else 1,
-            "num_short_taps": values["hcs_filter_length"],
-            "num_medium_taps": values["hcm_filter_length"],
-            "num_featurizer_taps": values["short_filter_length"],
-            "num_modes": values["state_size"],
-            "vocabulary": values["vocab_size"],
-            "norm_eps": values["eps"],
-            "base_context": _base_context(values),
-        }
-    except KeyError as missing:
-        raise ConfigError(f"{origin}: the key {missing} is missing") from None
+        found = _released_schema().model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {fault(error)}") from None
+    _check_released_taps(found.hcs_filter_length, found.hcm_filter_length, origin)
+    return {
+        "stripes": _stripes(found, origin),
+        "width": found.hidden_size,
+        "num_heads": found.num_attention_heads,
+        "mlp_width": found.mlp_width,
+        "num_short_filter_groups": found.hcs_filter_groups,
+        "num_medium_filter_groups": found.hcm_filter_groups,
+        "context": found.max_seqlen,
+        "rotary_base": found.rotary_emb_base,
+        "rotary_scale": found.rotary_scale,
+        "num_short_taps": found.hcs_filter_length,
+        "num_medium_taps": found.hcm_filter_length,
+        "num_featurizer_taps": found.short_filter_length,
+        "num_modes": found.state_size,
+        "vocabulary": found.vocab_size,
+        "norm_eps": found.eps,
+        "base_context": found.original_context,
+    }
 
 
 RELEASED_MEDIUM_TAPS = 128
@@ -244,37 +291,31 @@ def _check_released_taps(num_short_taps: int, num_medium_taps: int, origin: str)
         )
 
 
-def _base_context(values: Mapping[str, Any]) -> int | None:
-    """As our own yml says, else the context before interpolation stretched it, as in Evo 2."""
-    if "base_context" in values or not values.get("use_interpolated_rotary_pos_emb", False):
-        return values.get("base_context")
-    base, rest = divmod(values["max_seqlen"], values.get("rotary_emb_scaling_factor", 1))
-    return None if rest else int(base)
-
-
 def _released_mixers() -> list[type[Mixer]]:
     """The operators that the released layout knows, in the order of its keys."""
     known = [mixer for mixer in MIXERS.values() if mixer.released_indices]
     return sorted(known, key=lambda mixer: str(mixer.released_indices))
 
 
-def _stripes(values: Mapping[str, Any], origin: str) -> str:
+def _released_schema() -> type[_Released]:
+    """The schema of a released yml, with a list of block indices for each operator."""
+    indices = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_BLOCKS)]
+    keys: Any = {str(mixer.released_indices): (indices, ...) for mixer in _released_mixers()}
+    return create_model("Released", __base__=_Released, **keys)
+
+
+def _stripes(values: _Released, origin: str) -> str:
     """The stripe string from the lists of block indices."""
-    letters = [
+    letters = sorted(
         (index, mixer.letter)
         for mixer in _released_mixers()
-        for index in values[str(mixer.released_indices)]
-    ]
-    depth = values["num_layers"]
-    if sorted(index for index, _ in letters) != list(range(depth)):
-        raise ConfigError(f"{origin}: the *_layer_idxs do not cover blocks 0 to {depth - 1} once")
-    return "".join(letter for _, letter in sorted(letters))
-
-
-def _default_mlp_width(values: Mapping[str, int]) -> int:
-    """8/3 of the width, rounded up to a multiple that the yml gives."""
-    multiple = values["inner_size_multiple_of"] * values.get("model_parallel_size", 1)
-    return -(-int(2 * values["hidden_size"] * 4 / 3) // multiple) * multiple
+        for index in getattr(values, str(mixer.released_indices))
+    )
+    if [index for index, _ in letters] != list(range(values.num_layers)):
+        raise ConfigError(
+            f"{origin}: the *_layer_idxs do not cover blocks 0 to {values.num_layers - 1} once"
+        )
+    return "".join(letter for _, letter in letters)
 
 
 def to_released(config: ModelConfig) -> dict[str, Any]:

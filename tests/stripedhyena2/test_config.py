@@ -44,7 +44,7 @@ def test_wrong_values_are_named(change: dict[str, object], message: str) -> None
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(ConfigError, match="width: Field required"):
+    with pytest.raises(ConfigError, match="the key 'width' is missing"):
         make_config({key: value for key, value in SHAPE.items() if key != "width"}, "shape.toml")
 
 

@@ -40,18 +40,39 @@ def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
+# Types of numbers that weights are stored in.
+WEIGHTS = ("bfloat16", "float16", "float32", "float64")
+
+
+def kind_of(tensor: Tensor) -> str:
+    """The type of the numbers of an ordinary tensor; for any other, what kind it is."""
+    if tensor.is_meta:
+        return "meta (without data)"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def check_tensors(
     found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], origin: str
 ) -> None:
-    """Compare names and shapes.
+    """Compare names and shapes, and refuse tensors of a kind that weights are not.
 
     Raises:
-        CheckpointError: A tensor is missing, extra or of another shape; the first is named.
+        CheckpointError: A tensor is missing, extra, of another shape or of another kind; the first
+            is named.
     """
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(
                 f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right --config?"
+            )
+        if (kind := kind_of(found[name])) not in WEIGHTS:
+            raise CheckpointError(
+                f"{origin}: tensor {name!r} is {kind}, not a weight; weights are dense "
+                f"{', '.join(WEIGHTS)}"
             )
         if found[name].shape != shape:
             raise CheckpointError(

@@ -10,7 +10,7 @@ import torch
 
 from stripedhyena2.checkpoint import hub, native, released
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
-from stripedhyena2.checkpoint.files import read_tensors
+from stripedhyena2.checkpoint.files import read_tensors, require_weights
 from stripedhyena2.checkpoint.precision import doubt, precision_of
 from stripedhyena2.checkpoint.published import (
     BUILT_IN,
@@ -152,8 +152,21 @@ def save_weights(
     native.write(Checkpoint(config, weights, provenance=provenance), folder)
 
 
-def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = None) -> Checkpoint:
-    """Read a checkpoint of any layout; arguments and errors are those of `load`."""
+def read_checkpoint(
+    path_or_name: str | Path, *, config: str | Path | None = None, check_sums: bool = True
+) -> Checkpoint:
+    """Read a checkpoint of any layout.
+
+    Args:
+        path_or_name: As for `load`.
+        config: As for `load`.
+        check_sums: Whether to compare the checksums in a .pt file, which reads all of it; a caller
+            that does not need the weights saves that time.
+
+    Raises:
+        CheckpointError: As from `load`.
+        ConfigError: As from `load`.
+    """
     path, origin = _locate(path_or_name)
     if native.is_native(path):
         if config is not None:
@@ -162,8 +175,9 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
             )
         return native.read(path)
     file = _released_file(path) if path.is_dir() else path
+    require_weights(file)
     shape = _released_config(path_or_name, file, config)
-    tensors, blobs = read_tensors(file)
+    tensors, blobs = read_tensors(file, check_sums=check_sums)
     return Checkpoint(
         shape,
         released.to_ours(tensors, shape, str(file)),
@@ -174,11 +188,10 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
 
 def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
     """The path of the checkpoint (an existing path wins over a name), and its origin."""
-    path = Path(path_or_name)
-    if path.exists():
+    path, name = Path(path_or_name), str(path_or_name)
+    if name and path.exists():
         return path, {}
-    name = str(path_or_name)
-    if native.is_native(BUILT_IN / name):
+    if name and native.is_native(BUILT_IN / name):
         return BUILT_IN / name, {}
     model, _ = split_name(name)
     if model in PUBLISHED:

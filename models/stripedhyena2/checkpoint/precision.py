@@ -14,7 +14,7 @@ def precision_of(checkpoint: Checkpoint) -> Precision:
 def is_released(checkpoint: Checkpoint) -> bool:
     """Whether its weights are those of a released file, perhaps with an extended context."""
     origin = checkpoint.provenance
-    while "before" in origin and "trained_by" not in origin:
+    while "trained_by" not in origin and isinstance(origin.get("before"), dict):
         origin = origin["before"]
     return origin.get("layout") == "released"
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from stripedhyena2.checkpoint.contents import CheckpointError
+from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError, kind_of
+from stripedhyena2.checkpoint.files import UNREADABLE, require_sound_archive
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.float8.inference import Scales
 
 _MAKER = "transformer_engine."
-_NOT_A_RECORD = (RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError)
 
 
 class _Inert:
@@ -73,15 +73,18 @@ def _read(record: bytes, name: str) -> Scales | None:
     if not record:
         return None
     try:
+        require_sound_archive(io.BytesIO(record), name)
         unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(record))
         with safe_globals([(_Inert, known) for known in unknown if known.startswith(_MAKER)]):
             state = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{name}: contains more than FP8 scales and is not opened, because that would run its "
             "code; get the file from its publisher, or load it without fp8"
         ) from None
-    except _NOT_A_RECORD as error:
+    except UNREADABLE as error:
         reason = str(error).partition("\n")[0][:80]
         raise CheckpointError(f"{name}: not a readable record of FP8 scales ({reason})") from None
     if not isinstance(state, Mapping) or "scale_fwd" not in state:
@@ -90,7 +93,12 @@ def _read(record: bytes, name: str) -> Scales | None:
 
 
 def _checked(values: object, name: str) -> Scales:
-    if not (isinstance(values, Tensor) and values.ndim == 1 and len(values) >= 2):
+    if not (
+        isinstance(values, Tensor)
+        and kind_of(values) in WEIGHTS
+        and values.ndim == 1
+        and len(values) >= 2
+    ):
         raise CheckpointError(f"{name}: scale_fwd must be a 1-D tensor with at least two scales")
     pair = [float(value) for value in values[:2]]
     if not all(math.isfinite(value) and value > 0 for value in pair):

@@ -5,17 +5,17 @@ are kept in extra_state.safetensors, as bytes. A folder appears complete or not 
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tomli_w
 import torch
 from huggingface_hub import save_torch_state_dict
+from pydantic import BaseModel, JsonValue, StringConstraints, TypeAdapter
 from safetensors.torch import save_file
+from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import (
     Checkpoint,
@@ -25,9 +25,19 @@ from stripedhyena2.checkpoint.contents import (
 )
 from stripedhyena2.checkpoint.files import atomic_path, read_tensors
 from stripedhyena2.config import read_config
+from stripedhyena2.values import read_json
 
 CONFIG, WEIGHTS, PROVENANCE = "config.toml", "model.safetensors", "provenance.json"
 INDEX, EXTRA_STATE = "model.safetensors.index.json", "extra_state.safetensors"
+
+
+class _Index(BaseModel):
+    """The file that says which shard has a tensor."""
+
+    weight_map: dict[str, Annotated[str, StringConstraints(pattern=r"^[^/\\]+\.safetensors$")]]
+
+
+_INDEX, _PROVENANCE = TypeAdapter(_Index), TypeAdapter(dict[str, JsonValue])
 
 
 def is_native(path: Path) -> bool:
@@ -41,7 +51,7 @@ def refuse_another(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         CheckpointError: `folder` contains such a checkpoint.
     """
-    if is_native(folder) and _provenance(folder) != checkpoint.provenance:
+    if is_native(folder) and provenance_of(folder) != checkpoint.provenance:
         raise CheckpointError(
             f"{folder}: contains another checkpoint; choose another name, or remove it first"
         )
@@ -84,36 +94,31 @@ def read(folder: Path) -> Checkpoint:
         CheckpointError: Something is missing or does not fit the config.
     """
     config = read_config(folder / CONFIG)
-    index, tensors = folder / INDEX, {}
-    with _explained(folder):
-        shards = {WEIGHTS}
-        if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    index, shards = folder / INDEX, {WEIGHTS}
+    if index.is_file():
+        shards = set(read_json(index, _INDEX, CheckpointError).weight_map.values())
+    tensors: dict[str, Tensor] = {}
     for shard in sorted(shards):
         tensors.update(read_tensors(folder / shard)[0])
     check_tensors(tensors, expected_shapes(config), str(folder))
-    extra_state = {}
-    if (folder / EXTRA_STATE).is_file():
-        blobs, _ = read_tensors(folder / EXTRA_STATE)
-        extra_state = {name: blob.numpy().tobytes() for name, blob in blobs.items()}
-    return Checkpoint(config, tensors, extra_state, _provenance(folder))
+    return Checkpoint(config, tensors, _extra_state(folder / EXTRA_STATE), provenance_of(folder))
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
-    file = folder / PROVENANCE
+def _extra_state(file: Path) -> dict[str, bytes]:
     if not file.is_file():
         return {}
-    with _explained(folder):
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    blobs, _ = read_tensors(file)
+    for name, blob in blobs.items():
+        if blob.dtype != torch.uint8:
+            raise CheckpointError(f"{file}: entry {name!r} is {blob.dtype}, not bytes (uint8)")
+    return {name: blob.numpy().tobytes() for name, blob in blobs.items()}
 
 
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Report an invalid JSON file in one line."""
-    try:
-        yield
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: invalid JSON in the index or the provenance ({error})"
-        ) from None
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """Where the weights in a folder come from, as JSON values; empty if it does not say.
+
+    Raises:
+        CheckpointError: Its provenance.json cannot be read.
+    """
+    file = folder / PROVENANCE
+    return read_json(file, _PROVENANCE, CheckpointError) if file.exists() else {}

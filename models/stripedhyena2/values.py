@@ -1,0 +1,157 @@
+"""Files of values (TOML, yml, JSON): regular files of a bounded size and depth, and of a schema.
+
+Everything that is read from such a file goes through here, so that no file, however it is damaged
+or made, ends in anything but a value of the expected type or one line that names the file.
+"""
+
+import reprlib
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from stripedhyena2.errors import InputError
+
+T = TypeVar("T")
+
+# Bytes. Some TOML and yml takes tomllib and PyYAML a time that grows with the square of its size.
+MAX_TEXT, MAX_JSON = 1 << 16, 1 << 26
+MAX_NESTING = 32  # tables and lists inside each other; JSON may have 200
+_PARSER_ERRORS = (
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    yaml.YAMLError,
+)
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases, with which a small file can stand for any amount of data."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported")
+        return super().compose_node(parent, index)
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: as `repr`, but on one short line."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python prints no integer of more digits
+        return "a number of more than 4,300 digits"
+
+
+def require_regular(path: Path, refuse: type[ValueError] = InputError) -> None:
+    """Refuse what is no regular file, links followed: a pipe or a device may never end.
+
+    Raises:
+        InputError: Or `refuse`.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: the name contains NUL
+        raise refuse(f"{path}: cannot be read ({_reason(error)})") from None
+    if stat.S_ISDIR(mode):
+        raise refuse(f"{path}: is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise refuse(f"{path}: is a pipe or a device, not a file; give a regular file")
+
+
+def read_values(path: Path, refuse: type[ValueError] = InputError) -> dict[str, Any]:
+    """The values of a TOML file, or of a yml file if the suffix says so; keys are text.
+
+    Raises:
+        InputError: Or `refuse`: it cannot be read, is too large or too deep, or is not of that
+            format.
+    """
+    is_yml = path.suffix in (".yml", ".yaml")
+    form = "yml" if is_yml else "TOML"
+    data = _read(path, MAX_TEXT, refuse)
+    try:
+        text = data.decode()
+        values = yaml.load(text, _Loader) if is_yml else tomllib.loads(text)  # noqa: S506 - is safe
+    except RecursionError:
+        raise refuse(_too_deep(path)) from None
+    except _PARSER_ERRORS as error:  # PyYAML lets the errors of its constructors through
+        reason = " ".join(str(error).split())[:200]
+        raise refuse(f"{path}: not {form} ({reason})") from None
+    if not isinstance(values, dict):
+        raise refuse(f"{path}: not a mapping of keys to values, but {shown(values)}")
+    for key in values:
+        if not isinstance(key, str):
+            raise refuse(f"{path}: the key {shown(key)} is not text")
+    if _is_deep(values):
+        raise refuse(_too_deep(path))
+    return values
+
+
+def read_json(path: Path, schema: TypeAdapter[T], refuse: type[ValueError] = InputError) -> T:
+    """The value of a JSON file, checked against a schema.
+
+    Raises:
+        InputError: Or `refuse`: it cannot be read, is too large or too deep, or does not match.
+    """
+    data = _read(path, MAX_JSON, refuse)
+    try:
+        return schema.validate_json(data)
+    except ValidationError as error:
+        raise refuse(f"{path}: {fault(error)}") from None
+
+
+def fault(error: ValidationError) -> str:
+    """What pydantic found, in one line: a key, its value and the reason.
+
+    A key that is not known comes first: a key that is missing may be the same one, misspelt.
+    """
+    errors = error.errors(include_url=False, include_context=False)
+    first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    key = ".".join(map(str, first["loc"]))[:200]
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    hidden = first["type"] in ("json_invalid", "extra_forbidden")
+    whole = first["type"] == "value_error" and isinstance(first["input"], dict)  # several keys
+    given = "" if hidden or whole else f" = {shown(first['input'])}"
+    return f"{key}{given}: {message}" if key or given else message
+
+
+def _read(path: Path, limit: int, refuse: type[ValueError]) -> bytes:
+    require_regular(path, refuse)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise refuse(f"{path}: cannot be read ({_reason(error)})") from None
+    if len(data) > limit:
+        raise refuse(f"{path}: larger than {limit:,} bytes, so it is not a file of this kind")
+    return data
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _too_deep(path: Path) -> str:
+    return f"{path}: tables or lists are nested more than {MAX_NESTING} deep"
+
+
+def _is_deep(values: object) -> bool:
+    level = [values]
+    for _ in range(MAX_NESTING):
+        level = [inner for value in level for inner in _inside(value)]
+    return bool(level)
+
+
+def _inside(value: object) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
