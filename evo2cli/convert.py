@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
-from stripedhyena2 import CheckpointError, ConfigError
 from stripedhyena2.checkpoint import native, read_checkpoint, released
 from stripedhyena2.costs import count_parameters
 
@@ -31,7 +30,9 @@ def convert_checkpoint(
         What was written: destination, layout, stripes, tensors, parameters, bytes.
 
     Raises:
-        UserError: The source cannot be read, or the destination cannot be written.
+        UserError: The destination is not of the layout `to`.
+        CheckpointError: The source cannot be read, or the destination cannot be written.
+        ConfigError: The shape is not valid, or the released layout cannot express it.
     """
     is_file = destination.suffix in released.SUFFIXES
     layout = "vortex" if is_file else "native"
@@ -40,18 +41,15 @@ def convert_checkpoint(
             f"{destination}: the {to} layout is written as "
             + ("a .pt or .safetensors file" if to == "vortex" else "a folder, not a file")
         )
-    try:
-        checkpoint = read_checkpoint(source, config=config)
-        if layout == "native":
-            checkpoint.provenance.setdefault("converted_by", f"evo2cli {__version__}")
-            native.refuse_another(checkpoint, destination)
-            native.write(checkpoint, destination)
-            size = sum(file.stat().st_size for file in destination.iterdir())
-        else:
-            released.write(checkpoint, destination)
-            size = destination.stat().st_size
-    except (CheckpointError, ConfigError) as error:
-        raise UserError(str(error)) from None
+    checkpoint = read_checkpoint(source, config=config)
+    if layout == "native":
+        checkpoint.provenance.setdefault("converted_by", f"evo2cli {__version__}")
+        native.refuse_another(checkpoint, destination)
+        native.write(checkpoint, destination)
+        size = sum(file.stat().st_size for file in destination.iterdir())
+    else:
+        released.write(checkpoint, destination)
+        size = destination.stat().st_size
     return {
         "destination": str(destination),
         "layout": layout,

@@ -6,7 +6,6 @@ from typing import Any
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from stripedhyena2 import CheckpointError
 from stripedhyena2.checkpoint import hub
 from stripedhyena2.checkpoint.published import PUBLISHED, split_name
 
@@ -25,17 +24,14 @@ def fetch_model(name: str, folder: Path | None) -> dict[str, Any]:
         if it equals the recorded one, False if none is recorded), and use (what `--model` takes).
 
     Raises:
-        UserError: There is no such model, its files cannot be downloaded, or the SHA-256 differs
-            from the recorded one.
+        UserError: There is no such model, or the SHA-256 differs from the recorded one.
+        CheckpointError: Its files cannot be downloaded.
     """
     model, _ = split_name(name)
     if model not in PUBLISHED:
         raise UserError(f"{name}: not a published model; these are: {', '.join(PUBLISHED)}")
-    try:
-        location = hub.fetch(name, folder)
-        files = hub.weight_files(location)
-    except CheckpointError as error:
-        raise UserError(str(error)) from None
+    location = hub.fetch(name, folder)
+    files = hub.weight_files(location)
     if not files:
         raise UserError(f"{location}: holds more than one .pt file; fetch into another folder")
     sha256, recorded = _sha256(files), hub.known_hash(name)

@@ -1,6 +1,5 @@
 """Describe a model, a recipe, a token set, a FASTA file or a file of variants."""
 
-import tomllib
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from evo2cli.genome.normalization import Indels
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import FIRST_COLUMNS, is_bases, is_variants, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
-from stripedhyena2 import CheckpointError, ConfigError, ModelConfig
+from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint, released
 from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config, split_name
@@ -24,6 +23,7 @@ from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.config import read_config
 from stripedhyena2.costs import count_parameters, state_bytes
 from stripedhyena2.mixer import MIXERS
+from stripedhyena2.values import read_values
 
 LENGTHS = (8_192, 131_072, 1_048_576)
 BYTES = 2  # of a bf16 number
@@ -43,30 +43,28 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
         config: Shape of a released model file.
 
     Raises:
-        UserError: It is none of these, or it is damaged.
+        UserError: It is a recipe, a token set or a file of sequences or variants, and damaged.
+        InputError: It is none of these, or a model that cannot be read.
     """
     path = Path(subject)
-    try:
-        if (path / "manifest.json").is_file():
-            return _tokens(path)
-        if path.suffix == ".toml":
-            return _recipe_or_shape(path)
-        if path.is_file() and not released.has_suffix(path):
-            return _variants(path) if _has_variants(path) else _fasta(path)
-        name, _ = split_name(subject)
-        if name in PUBLISHED and not path.exists():
-            return {
-                "kind": "published model",
-                "name": subject,
-                "hub": PUBLISHED[name].repository,
-                "license": LICENSE,
-                **_model(published_config(name)),
-                "needs": PUBLISHED[name].precision,
-            }
-        checkpoint = read_checkpoint(subject, config=config)
-        precision = _precision(checkpoint, subject)
-    except (CheckpointError, ConfigError) as error:
-        raise UserError(str(error)) from None
+    if (path / "manifest.json").is_file():
+        return _tokens(path)
+    if path.suffix == ".toml":
+        return _recipe_or_shape(path)
+    if path.is_file() and not released.has_suffix(path):
+        return _variants(path) if _has_variants(path) else _fasta(path)
+    name, _ = split_name(subject)
+    if name in PUBLISHED and not path.exists():
+        return {
+            "kind": "published model",
+            "name": subject,
+            "hub": PUBLISHED[name].repository,
+            "license": LICENSE,
+            **_model(published_config(name)),
+            "needs": PUBLISHED[name].precision,
+        }
+    checkpoint = read_checkpoint(subject, config=config, check_sums=False)
+    precision = _precision(checkpoint, subject)
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
     return {
         "kind": "model",
@@ -116,21 +114,13 @@ def _model(config: ModelConfig) -> dict[str, Any]:
 def _recipe_or_shape(path: Path) -> dict[str, Any]:
     """Describe a TOML file: a shape if it has `stripes`, otherwise a recipe."""
     found = find_recipe(path)
-    if _has_stripes(found):
+    if "stripes" in read_values(found, UserError):  # a recipe has them in its table [shape]
         return {"kind": "model shape", "name": str(path), **_model(read_config(found))}
     recipe = read_recipe(found)
     values = recipe.model_dump(mode="json")
     tokens = recipe.optimizer.steps * recipe.batch.sequences * recipe.batch.length
     shape = _model(read_shape(recipe, found))
     return {"kind": "recipe", "name": str(path), **values, "trained_tokens": tokens, "shape": shape}
-
-
-def _has_stripes(file: Path) -> bool:
-    """Whether a TOML file is a shape; a recipe has stripes, if at all, in its table [shape]."""
-    try:
-        return "stripes" in tomllib.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return False  # reading it as a recipe will say what is wrong
 
 
 def _tokens(path: Path) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def _load(path: Path, rows: int, stamp: list[int]) -> Integers | None:
     header = whole[:start].tolist()
     if header[:2] != [_FORMAT, rows] or header[3:] != stamp:
         return None
+    if whole.size != start + rows * header[2]:
+        return None
     return whole[start:].reshape(rows, -1)
 
 

@@ -89,7 +89,10 @@ def decode(line: bytes) -> bytes:
         ValueError: The line is not a JSON object in UTF-8, has no string under "text", or its text
             contains an unpaired surrogate or the character NUL.
     """
-    record = json.loads(line.decode())
+    try:
+        record = json.loads(line.decode())
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     if _KEY not in record:

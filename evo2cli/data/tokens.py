@@ -15,19 +15,50 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import (
+    BaseModel,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from evo2cli.data.documents import END_OF_DOCUMENT
 from evo2cli.data.splits import SPLITS
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
+from stripedhyena2.errors import InputError
+from stripedhyena2.values import read_json
 
 FORMAT = 1
 MANIFEST, DOCUMENTS = "manifest.json", "documents.tsv"
 _COLUMNS = ("split", "index", "name", "source", "strand", "length", "sha256")
+
+
+class _Counts(BaseModel):
+    """What a manifest says of a split."""
+
+    documents: NonNegativeInt
+    bases: NonNegativeInt
+
+
+class _Manifest(BaseModel):
+    """What is read from a manifest; more is written."""
+
+    format: Literal[1]
+    splits: dict[Literal["train", "valid", "test"], _Counts]
+
+
+def _unchanged(values: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    validate(values)
+    return values
+
+
+_MANIFEST: TypeAdapter[Any] = TypeAdapter(Annotated[_Manifest, WrapValidator(_unchanged)])
 
 
 @dataclass(frozen=True)
@@ -55,8 +86,7 @@ class TokenSet:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
         self._counts = {
-            name: (int(facts["documents"]), int(facts["bases"]))
-            for name, facts in manifest["splits"].items()
+            name: (facts["documents"], facts["bases"]) for name, facts in manifest["splits"].items()
         }
         self.splits: tuple[str, ...] = tuple(self._counts)
 
@@ -68,18 +98,13 @@ class TokenSet:
             UserError: It is not a token set, or incomplete.
         """
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            manifest = read_json(folder / MANIFEST, _MANIFEST)
+        except InputError as error:
             raise UserError(
-                f"{folder}: not a token set (no readable {MANIFEST}); make one with "
+                f"{folder}: not a token set ({error}); make one with "
                 f"`evo2 tokenize genome.fa -o {folder}`"
             ) from None
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise UserError(f"{folder / MANIFEST}: not in token format {FORMAT}; tokenize again")
-        try:
-            tokens = cls(folder, manifest)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder / MANIFEST}: damaged ({error}); tokenize again") from None
+        tokens = cls(folder, manifest)
         for name in tokens.splits:
             tokens.split(name)
         return tokens
@@ -96,9 +121,11 @@ class TokenSet:
         file = self.folder / f"{name}.bin"
         size = bases + documents
         try:
-            offsets: npt.NDArray[np.int64] = np.load(file.with_suffix(".offsets.npy"))
+            offsets: npt.NDArray[np.int64] = np.load(
+                file.with_suffix(".offsets.npy"), mmap_mode="r"
+            )
             found = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
             raise UserError(
                 f"{file}: it or its offsets cannot be read ({error}); tokenize again"
             ) from None

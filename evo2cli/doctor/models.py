@@ -1,6 +1,5 @@
 """Which published models fit this machine, and which give trustworthy numbers on it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +122,6 @@ def published_name(model: str) -> str | None:
     """The published model that `model` names or is a file of; None for any other."""
     path = Path(model)
     names = [split_name(model)[0], path.name, *(file.name for file in hub.weight_files(path))]
-    record = path / native.PROVENANCE
-    if record.is_file():
-        names.append(str(json.loads(record.read_text(encoding="utf-8")).get("source")))
+    names.append(str(native.provenance_of(path).get("source")))
     stems = (name.partition(".")[0] for name in names)
     return next((stem for stem in stems if stem in PUBLISHED), None)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue, TypeAdapter
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -22,7 +23,9 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.models import memory_explained, open_model
 from evo2cli.options import ModelOptions
 from evo2cli.training.recipe import Recipe
+from stripedhyena2.values import read_json
 
+_KNOWN = TypeAdapter(dict[str, JsonValue])
 MIN_WINDOWS, MAX_WINDOWS = 4, 64
 TOTAL_TOKENS = 2**21  # of all windows together, where MIN_WINDOWS and MAX_WINDOWS allow it
 CANDIDATES = 4  # windows read for each one that is used; those with other letters are dropped
@@ -50,8 +53,7 @@ def verify(recipe: Recipe, before: str, *, device: str = "auto") -> dict[str, An
     final, length = recipe.output / "final", recipe.extend.to
     file, made = recipe.output / "verification.json", final / "provenance.json"
     if file.is_file() and file.stat().st_mtime_ns >= made.stat().st_mtime_ns:
-        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return known
+        return read_json(file, _KNOWN)
     options = NeedleOptions(
         model=str(final), lengths=str(length), depths="0,50,100", repeats=4, device=device
     )

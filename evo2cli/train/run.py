@@ -1,6 +1,5 @@
 """Train a model by a recipe, on one process or as one rank of many."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, TypeAdapter
 
 from evo2cli import __version__, console
 from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
@@ -32,10 +32,22 @@ from evo2cli.training.state import RunFolder
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import save_weights
+from stripedhyena2.values import read_json
 
 T = TypeVar("T")
 
-SUMMARY = ("steps", "trained_tokens", "parameters", "valid_bits", "skipped")
+
+class Summary(BaseModel):
+    """What the provenance of a finished run says of it."""
+
+    steps: int
+    trained_tokens: int
+    parameters: int
+    valid_bits: float | None
+    skipped: int
+
+
+_SUMMARY = TypeAdapter(Summary)
 
 
 def train_recipe(options: RunOptions) -> dict[str, Any]:
@@ -262,8 +274,7 @@ def _finished(final: Path) -> dict[str, Any] | None:
     file = final / "provenance.json"
     if not file.is_file():
         return None
-    provenance = json.loads(file.read_text(encoding="utf-8"))
-    return {key: provenance[key] for key in SUMMARY}
+    return read_json(file, _SUMMARY, UserError).model_dump()
 
 
 def _save_final(trainer: Trainer, provenance: dict[str, Any]) -> None:

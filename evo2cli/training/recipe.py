@@ -16,19 +16,22 @@ def _positions(given: Any) -> Any:
     return parse_length(given, "a context of") if isinstance(given, str) else given
 
 
-Count = Annotated[int, Field(ge=1)]
+# Far above every run, and low enough that products of counts are 64-bit numbers.
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Windows = Annotated[int, Field(ge=1, le=2**20)]
+MAX_STEP = 2**32  # positions
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Positions = Annotated[int, Field(ge=1), BeforeValidator(_positions)]
+Weight = Annotated[float, Field(gt=0)]
+Positions = Annotated[Count, BeforeValidator(_positions)]
 
 
 class Table(BaseModel):
     """A table of a recipe: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid", frozen=True)
 
 
 class Source(Table):
@@ -75,8 +78,8 @@ class Batch(Table):
     """The windows of one step, on all GPUs together."""
 
     length: Count  # positions per window
-    sequences: Count  # windows per step
-    micro_sequences: Count | None = None  # windows per forward pass on one GPU; default: all
+    sequences: Windows  # windows per step
+    micro_sequences: Windows | None = None  # windows per forward pass on one GPU; default: all
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -84,6 +87,11 @@ class Batch(Table):
             raise ValueError(
                 f"micro_sequences = {self.micro_sequences} does not divide "
                 f"sequences = {self.sequences}"
+            )
+        if self.tokens > MAX_STEP:
+            raise ValueError(
+                f"sequences = {self.sequences} of length = {self.length} are {self.tokens:,} "
+                f"positions per step, more than {MAX_STEP:,}"
             )
         return self
 
@@ -112,7 +120,7 @@ class Optimizer(Table):
     """AdamW with a linear warmup and a cosine decay to the minimum learning rate."""
 
     steps: Count
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0, le=2**40)]
     learning_rate: Rate
     min_learning_rate: Annotated[float, Field(ge=0, le=1)]
     weight_decay: Fraction = 0.1
@@ -139,7 +147,7 @@ class Validation(Table):
     """Validation on a fixed set of windows."""
 
     every: Count = 500  # steps
-    windows: Count = 256  # per held-out set
+    windows: Windows = 256  # per held-out set
 
 
 class Checkpoint(Table):

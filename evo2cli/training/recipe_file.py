@@ -1,7 +1,6 @@
 """Find, read and check recipe files, with the recipes they are based on."""
 
 import difflib
-import math
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +11,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from evo2cli.errors import UserError
-from evo2cli.files import reading
 from evo2cli.training.recipe import Recipe
-from stripedhyena2 import ConfigError, ModelConfig, read_config
+from stripedhyena2 import ModelConfig, read_config
 from stripedhyena2.checkpoint import native, read_checkpoint
 from stripedhyena2.checkpoint.published import (
     PUBLISHED,
@@ -23,8 +21,10 @@ from stripedhyena2.checkpoint.published import (
     split_name,
 )
 from stripedhyena2.config import change_config
+from stripedhyena2.values import fault, read_values, shown
 
 BASE = "base"  # the key that names the recipe which this one changes
+_MAX_BASES = 32  # recipes that change one another
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error.errors()[0])}") from None
+        raise UserError(f"{path}: {_explain(error)}") from None
 
 
 def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
@@ -93,7 +93,8 @@ def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
     recipe. Nothing is downloaded.
 
     Raises:
-        UserError: There is no such shape, or it is invalid.
+        UserError: There is no such shape.
+        ConfigError: It is invalid.
     """
     (first, file), *later = reversed([(recipe, recipe_path), *_unfinished(recipe, recipe_path)])
     shape = _extended(first, file, _first_shape(first, file))
@@ -167,18 +168,14 @@ def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
             return published_config(name)
         source = find_initial_weights(recipe, recipe_path)
         with naming(f"{recipe_path}: init"):
-            return read_checkpoint(source).config
+            return read_checkpoint(source, check_sums=False).config
     assert recipe.model is not None
     beside = recipe_path.parent / f"{recipe.model}.toml"
     models = recipes_folder() / "models"
     for file in (beside, models / f"{Path(recipe.model).name}.toml"):
         if file.is_file():
-            try:
-                config = read_config(file)
-                origin = f"{recipe_path}: [shape] over {file.name}"
-                return change_config(config, recipe.shape, origin)
-            except ConfigError as error:
-                raise UserError(str(error)) from None
+            origin = f"{recipe_path}: [shape] over {file.name}"
+            return change_config(read_config(file), recipe.shape, origin)
     shipped = ", ".join(sorted(f"models/{file.stem}" for file in models.glob("*.toml")))
     raise UserError(
         f"{recipe_path}: model = {recipe.model!r}: no such shape; choose one of {shipped}"
@@ -187,18 +184,16 @@ def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
 
 def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a file, merged into those of its base."""
+    values = read_values(path, UserError)
     if path.resolve() in children:
         raise UserError(f"{path}: is its own base")
-    try:
-        with reading(path):
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: not TOML ({error})") from None
+    if len(children) > _MAX_BASES:
+        raise UserError(f"{path}: is the base of {_MAX_BASES} recipes in a row, which is too many")
     base = values.pop(BASE, None)
     if base is None:
         return values
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base = {base!r}: must be the path of a recipe, as text")
+    if not isinstance(base, str) or "\0" in base:
+        raise UserError(f"{path}: base = {shown(base)}: must be the path of a recipe, as text")
     file = path.parent / base
     below = _read_values(file, (*children, path.resolve()))
     for key, suffix in (("model", ".toml"), ("init", "")):  # paths in the base are relative to it
@@ -224,7 +219,7 @@ def _set_value(values: dict[str, Any], setting: str) -> None:
         raise UserError(f"--set {setting}: must have the form table.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *tables, last = key.strip().split(".")
     for table in tables:
@@ -234,21 +229,17 @@ def _set_value(values: dict[str, Any], setting: str) -> None:
     values[last] = value
 
 
-def _explain(error: Any) -> str:
+def _explain(error: ValidationError) -> str:
     """One line for a pydantic error: table, key, reason, and a similar key if there is one."""
-    location = [str(part) for part in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        known = _keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(known)}"
-        table_name = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the recipe"
-        return f"{table_name} has no key {location[-1]!r}; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if isinstance(error["input"], float) and not math.isfinite(error["input"]):
-        message = "must be a finite number"
-    given = "" if error["type"] in ("missing", "value_error") else f" = {error['input']!r}"
-    where = ".".join(location) or "the recipe"
-    return f"{where}{given}: {message}"
+    unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+    if not unknown:
+        return fault(error)
+    *tables, key = (str(part) for part in unknown[0])
+    known = _keys(tables)
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(known)}"
+    table = f"[{'.'.join(tables)}]" if tables else "the recipe"
+    return f"{table} has no key {shown(key)}; {hint}"
 
 
 def _keys(location: Sequence[str]) -> list[str]:

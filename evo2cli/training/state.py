@@ -11,8 +11,9 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError  # raised by torch.load; nothing here unpickles objects
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from evo2cli import console
 from evo2cli.errors import UserError
@@ -21,9 +22,27 @@ from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from stripedhyena2.checkpoint import save_weights
+from stripedhyena2.checkpoint.files import UNREADABLE
 from stripedhyena2.config import current_keys
+from stripedhyena2.values import read_json
 
 RESUME = "resume.json"
+
+
+class _Saved(BaseModel):
+    """What `save` writes of a checkpoint: `Engine.layout`, and facts of the run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: Annotated[int, Field(ge=0)]
+    engine: str
+    world: int
+    zero: int
+    skipped: int = 0
+
+
+_SAVED, _VALUES = TypeAdapter(_Saved), TypeAdapter(dict[str, JsonValue])
+
 # Keys that may change when a run is resumed: they change neither the data nor their order.
 _MAY_CHANGE: Any = {
     **dict.fromkeys(
@@ -64,9 +83,9 @@ class RunFolder:
         description = self.path / "run.json"
         self.path.mkdir(parents=True, exist_ok=True)
         if description.is_file():
-            before = json.loads(description.read_text(encoding="utf-8"))
-            if "shape" in before:
-                before["shape"] = current_keys(before["shape"], str(description))
+            before: dict[str, Any] = read_json(description, _VALUES, UserError)
+            if isinstance(shape := before.get("shape"), dict):
+                before["shape"] = current_keys(shape, str(description))
             self._refuse_another(before, values)
         else:
             _write_text(description, json.dumps(values, indent=2) + "\n")
@@ -150,7 +169,7 @@ class RunFolder:
                 self.metrics.unlink(missing_ok=True)
             return {"step": 0}
         with _explained(f"{folder}: damaged; delete it to resume from the checkpoint before"):
-            saved: dict[str, Any] = json.loads((folder / RESUME).read_text(encoding="utf-8"))
+            saved = read_json(folder / RESUME, _SAVED).model_dump()
             self._load(folder, saved, engine)
             if self.ranks.is_first:
                 self._cut_metrics(saved["step"])
@@ -183,7 +202,9 @@ class RunFolder:
         """The lines of metrics.jsonl."""
         if not self.metrics.is_file():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        with _explained(f"{self.metrics}: damaged"):
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            return [_VALUES.validate_json(line) for line in lines]
 
     def _cut_metrics(self, step: int) -> None:
         """Delete lines after the step from which the run resumes, and a line cut off by a kill."""
@@ -205,13 +226,8 @@ def _explained(failure: str) -> Iterator[None]:
     except UserError:
         raise
     except (
-        AssertionError,  # DeepSpeed checks its own files by assertions
-        EOFError,
-        KeyError,
+        *UNREADABLE,  # among them assertions, by which DeepSpeed checks its own files
         OSError,
-        RuntimeError,
-        UnpicklingError,
-        ValueError,
     ) as error:
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"{failure} ({reason})") from None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
-from stripedhyena2.config import ConfigError, ModelConfig
+from stripedhyena2.config import ConfigError, ModelConfig, change_config
 
 ROUNDING = 2**-8  # relative; released files contain frequencies rounded to bf16
 
@@ -69,13 +69,13 @@ class Extension:
             )
         divides = self.scheme in (Scheme.INTERPOLATION, Scheme.BOTH)
         rebased = self.scheme in (Scheme.BASE, Scheme.BOTH)
-        return replace(
-            config,
-            context=self.to,
-            base_context=config.original_context,
-            rotary_scale=config.rotary_scale * (factor if divides else 1),
-            rotary_base=config.rotary_base * (10 ** math.log2(factor) if rebased else 1),
-        )
+        changes = {
+            "context": self.to,
+            "base_context": config.original_context,
+            "rotary_scale": config.rotary_scale * (factor if divides else 1),
+            "rotary_base": config.rotary_base * (10 ** math.log2(factor) if rebased else 1),
+        }
+        return change_config(config, changes, f"{self.to:,} positions")
 
     def apply(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint after the extension; the caller writes the provenance.

@@ -108,19 +108,18 @@ def read_json(path: Path, schema: TypeAdapter[T], refuse: type[ValueError] = Inp
 
 
 def fault(error: ValidationError) -> str:
-    """What pydantic found, in one line: a key, its value and the reason.
-
-    A key that is not known comes first: a key that is missing may be the same one, misspelt.
-    """
-    errors = error.errors(include_url=False, include_context=False)
-    first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    """The first fault that pydantic found, in one line: a key, its value and the reason."""
+    first = error.errors(include_url=False, include_context=False)[0]
     key = ".".join(map(str, first["loc"]))[:200]
     if first["type"] == "missing":
         return f"the key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    hidden = first["type"] in ("json_invalid", "extra_forbidden")
-    whole = first["type"] == "value_error" and isinstance(first["input"], dict)  # several keys
-    given = "" if hidden or whole else f" = {shown(first['input'])}"
+    message = message[:1].lower() + message[1:]
+    given = f" = {shown(first['input'])}"
+    if first["type"] == "json_invalid" or (
+        first["type"] == "value_error" and isinstance(first["input"], dict)
+    ):
+        given = ""  # the value is the whole file or table, and the message names what it is about
     return f"{key}{given}: {message}" if key or given else message
 
 

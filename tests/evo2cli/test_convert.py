@@ -10,7 +10,7 @@ from evo2cli.app import app
 from evo2cli.commands.convert import ConvertOptions
 from evo2cli.convert import convert_checkpoint
 from evo2cli.errors import UserError
-from stripedhyena2 import StripedHyena2, load, save
+from stripedhyena2 import CheckpointError, StripedHyena2, load, save
 
 
 @pytest.fixture
@@ -61,11 +61,13 @@ def test_another_checkpoint_is_not_replaced(
     convert_checkpoint(str(native), tmp_path / "out")  # as often as one likes
     save(tiny_model, tmp_path / "trained", {"trained_by": "someone"})
     for into in ("native", "out"):
-        with pytest.raises(UserError, match="contains another checkpoint; choose another name"):
+        with pytest.raises(
+            CheckpointError, match="contains another checkpoint; choose another name"
+        ):
             convert_checkpoint(str(tmp_path / "trained"), tmp_path / into)
         assert load(tmp_path / into, dtype=torch.float64) is not None
     (tmp_path / "out" / "provenance.json").write_text("{")
-    with pytest.raises(UserError, match="out: invalid JSON in the index or"):
+    with pytest.raises(CheckpointError, match=r"provenance\.json: invalid JSON"):
         convert_checkpoint(str(native), tmp_path / "out")
 
 
@@ -90,5 +92,5 @@ def test_the_goldens_convert(shared: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_source_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no model 'nowhere\.pt'"):
+    with pytest.raises(CheckpointError, match=r"no model 'nowhere\.pt'"):
         convert_checkpoint("nowhere.pt", tmp_path / "out")

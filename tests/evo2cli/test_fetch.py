@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.fetch import fetch_model
-from stripedhyena2 import ModelConfig, StripedHyena2, load
+from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load
 from stripedhyena2.checkpoint import released
 from stripedhyena2.checkpoint.contents import Checkpoint
 from stripedhyena2.checkpoint.published import PUBLISHED
@@ -127,7 +127,7 @@ def test_a_full_disk_is_told_before(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"GB are missing and .*bundle has 0\.0 GB free"):
+    with pytest.raises(CheckpointError, match=r"GB are missing and .*bundle has 0\.0 GB free"):
         fetch_model(NAME, tmp_path / "bundle")
     assert hub.downloads() == []
 
@@ -136,7 +136,11 @@ def test_a_full_disk_is_told_before(
     ("name", "change", "message"),
     [
         ("evo2_9b", "", "evo2_9b: not a published model; these are: evo2_1b_base"),
-        (NAME, "offline", r"could not be fetched \(HF_HUB_OFFLINE is set\).*give its folder"),
+        (
+            NAME,
+            "offline",
+            r"could not be fetched \(HF_HUB_OFFLINE is set\).*give --model the folder",
+        ),
         (NAME, "away", r"is not in the local cache and could not be fetched"),
         (NAME, "gone", r"arcinstitute/evo2_40b is not on the hub, or needs a login"),
         (f"{NAME}@{'f' * 40}", "", r"has no commit f+; try evo2_40b@main"),
@@ -159,7 +163,8 @@ def test_what_cannot_be_had_is_one_line(
         hub.repository = "somebody/else"
     elif change == "empty":
         hub.files = {"README.md": b"a card"}
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises((UserError, CheckpointError), match=message) as caught:
         fetch_model(name, tmp_path / "bundle")
     assert "\n" not in str(caught.value)
+    assert "evo2 fetch" not in str(caught.value)  # it is what has just failed
     assert not list(tmp_path.glob("bundle/*.pt*"))

@@ -12,7 +12,7 @@ from evo2cli.errors import UserError
 from evo2cli.info import describe
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
-from stripedhyena2 import ModelConfig, StripedHyena2, save
+from stripedhyena2 import InputError, ModelConfig, StripedHyena2, save
 from stripedhyena2.checkpoint import precision
 
 ROOT = Path(__file__).parents[2]
@@ -144,5 +144,7 @@ def test_what_is_nothing_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=name if name != "." else "contains neither config.toml"):
+    with pytest.raises(
+        (UserError, InputError), match=name if name != "." else "contains neither config.toml"
+    ):
         describe(name)

@@ -138,5 +138,5 @@ def _reason(name: str, where: Path, error: Exception) -> str:
         return f"the local cache has only another commit of it{offline}; use it as {model}@main"
     return (
         f"{published.repository} is not in the local cache and could not be fetched{offline}: "
-        f"{what}; run `evo2 fetch` on a machine with a network and give its folder"
+        f"{what}; download it on a machine with a network, and give --model the folder"
     )
