@@ -22,15 +22,20 @@ class Checkpoint:
 
     Attributes:
         config: The shape of the model.
-        tensors: The weights under the model's own names, in their stored dtypes.
+        tensors: The weights under the model's own names, in their stored dtypes; those of a file
+            are read anew whenever they are asked for.
+        training_form: Tensors from which some weights are computed in the form that they train in,
+            if the checkpoint has that form: by the name of the weight and of the part, as in
+            "blocks.2.mixer.operator.log_poles_DS.p".
         extra_state: FP8 scale records of released files, as raw bytes. Never executed.
         provenance: Where the weights come from, as JSON values.
     """
 
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     extra_state: dict[str, bytes] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    training_form: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -5,7 +5,7 @@ of each tensor and reads it when it is asked for; `translate` makes the tensors 
 those of another without reading any.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,9 +32,16 @@ class Tensors(Mapping[str, Tensor]):
         self._stored = dict(stored)
 
     @classmethod
-    def in_memory(cls, tensors: Mapping[str, Tensor]) -> "Tensors":
-        """Tensors that are in memory already."""
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Tensors":
+        """These tensors, whether they are in memory or not."""
+        if isinstance(tensors, Tensors):
+            return tensors
         return cls({name: Stored(t.to("meta"), lambda t=t: t) for name, t in tensors.items()})
+
+    @classmethod
+    def joined(cls, several: Sequence["Tensors"]) -> "Tensors":
+        """All of several."""
+        return cls({name: stored for each in several for name, stored in each._stored.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._stored[name].read()
@@ -52,6 +59,10 @@ class Tensors(Mapping[str, Tensor]):
     def like(self) -> dict[str, Tensor]:
         """Shape and dtype of each, on the meta device."""
         return {name: stored.like for name, stored in self._stored.items()}
+
+    def only(self, names: Iterable[str]) -> "Tensors":
+        """Those of these names."""
+        return Tensors({name: self._stored[name] for name in names})
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Tensors":
         """The same tensors under other names; those that `rename` gives None are left out."""

@@ -47,7 +47,7 @@ class Named(Layout):
         table = self.to_released(config, list(used), origin)
         needed = {name for rule in table.values() for name in rule.of}
         expected = translate(
-            Tensors.in_memory(vortex.expected(config)), self.from_released(config), origin
+            Tensors.of(vortex.expected(config)), self.from_released(config), origin
         ).like
         flexible = {name for name in needed if self.has_any_length(name) or name not in expected}
         check_tensors(
