@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError
 from stripedhyena2.checkpoint.files import UNREADABLE, Inert
@@ -53,11 +54,11 @@ class _Unpickler(pickle.Unpickler):
         return Inert
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """As torch's, without running anything."""
         with (Path(self.path) / METADATA).open("rb") as file:
-            found = _Unpickler(file).load()  # noqa: S301 - a restricted unpickler
+            found = _Unpickler(file).load()
         if not isinstance(found, Metadata):
             raise TypeError(f"holds a {type(found).__name__}, not metadata")
         return found
@@ -104,7 +105,7 @@ def _like(entry: TensorStorageMetadata) -> Tensor:
 def _read(folder: Path, name: str, like: Tensor) -> Tensor:
     value = torch.empty(like.shape, dtype=like.dtype)
     try:
-        dcp.load({name: value}, storage_reader=_Reader(folder), no_dist=True)
+        load({name: value}, storage_reader=_Reader(folder), no_dist=True)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from None
     except UNREADABLE as error:

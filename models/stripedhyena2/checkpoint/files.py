@@ -10,19 +10,20 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from pydantic import BaseModel, StringConstraints, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError, kind_of
-from stripedhyena2.checkpoint.tensors import Stored, Tensors
+from stripedhyena2.checkpoint.tensors import Stored, Tensors, in_memory
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
-from stripedhyena2.values import require_regular, shown
+from stripedhyena2.values import read_json, require_regular, shown
 
 _PART = re.compile(r"\.part(\d+)$")
 _ZIP = b"PK\x03\x04"
@@ -34,7 +35,14 @@ _CHUNK = 1 << 24  # bytes of a storage whose checksum is computed at a time
 _WRAPPERS = ("module", "state_dict", "model_state_dict", "model")  # keys that hold the tensors
 # Programs whose objects stand beside the tensors in the checkpoints of training runs.
 _TRAINERS = (
-    "argparse", "deepspeed", "lightning", "megatron", "omegaconf", "pathlib", "pytorch_lightning", "savanna"
+    "argparse",
+    "deepspeed",
+    "lightning",
+    "megatron",
+    "omegaconf",
+    "pathlib",
+    "pytorch_lightning",
+    "savanna",
 )
 _DTYPES = {
     "BF16": torch.bfloat16,
@@ -99,7 +107,7 @@ def _remove(path: Path) -> None:
 class Inert:
     """Stands in for the classes of other programs: takes anything, does nothing."""
 
-    def __new__(cls, *_: object, **__: object) -> "Inert":
+    def __new__(cls, *_: object, **__: object) -> "Inert":  # noqa: D102 - takes anything
         return super().__new__(cls)
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -164,7 +172,8 @@ def _open_safetensors(path: Path) -> Tensors:
 
     def read(name: str) -> Tensor:
         with safe_open(path, "pt") as file:
-            return file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
 
     with safe_open(path, "pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -176,11 +185,11 @@ def _open_safetensors(path: Path) -> Tensors:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file, or of all parts of one."""
     if _PART.search(path.name):
         with io.BufferedReader(JoinedParts(parts_of(path))) as joined:
-            yield joined
+            yield cast(io.BufferedReader, joined)
     else:
         with path.open("rb") as file:
             yield file
@@ -203,10 +212,11 @@ def _open_pickle(path: Path) -> object:
             if archive is None:
                 return _stored(torch.load(file, map_location="cpu", weights_only=True), None)
             with FakeTensorMode():
-                return _stored(torch.load(file, map_location="cpu", weights_only=True), archive)
+                contents = torch.load(file, map_location="cpu", weights_only=True)
+            return _stored(contents, archive)
 
 
-def _stand_ins(file: BinaryIO) -> list[tuple[Any, str]]:
+def _stand_ins(file: io.BufferedReader) -> list[tuple[Any, str]]:
     file.seek(0)
     unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     return [(Inert, name) for name in unknown if name.partition(".")[0] in _TRAINERS]
@@ -221,14 +231,14 @@ def _stored(contents: object, archive: "Archive | None") -> object:
     if (kind := kind_of(contents)) not in WEIGHTS:
         return NotWeights(kind)
     if archive is None:
-        return Stored(contents.to("meta"), lambda: contents)
+        return in_memory(contents)
     like = torch.empty_strided(
         contents.shape, contents.stride(), dtype=contents.dtype, device="meta"
     )
     # PyTorch documents this mark of storages that are loaded in the mode for fake tensors.
-    offset: int = contents.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined] # noqa: SLF001
-    first = contents.storage_offset()
-    return Stored(like, partial(archive.read, offset, like, first))
+    offset = contents.untyped_storage()._checkpoint_offset
+    assert offset is not None
+    return Stored(like, partial(archive.read, offset, like, int(contents.storage_offset())))
 
 
 class Archive:
@@ -268,7 +278,7 @@ class Archive:
         numbers = torch.frombuffer(data, dtype=like.dtype)
         return numbers.as_strided(like.shape, like.stride())
 
-    def _require_sound(self, file: BinaryIO, offset: int, data: bytearray) -> None:
+    def _require_sound(self, file: io.BufferedReader, offset: int, data: bytearray) -> None:
         """Compare the checksum of a storage, of which `data` was read, once."""
         name, size, expected = self._records[offset]
         if offset in self._sound or not expected:
@@ -342,7 +352,7 @@ def require_weights(path: Path) -> None:
         )
 
 
-def open_archive(file: BinaryIO, path: Path) -> "Archive | None":
+def open_archive(file: io.BufferedReader, path: Path) -> "Archive | None":
     """The storages of a .pt archive; None for other formats.
 
     Raises:
@@ -406,7 +416,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             numbers = tensors[name].detach().cpu().contiguous()
-            file.write(memoryview(numbers.reshape(-1).view(torch.uint8).numpy()))
+            file.write(numbers.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def write_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -420,6 +430,46 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / INDEX).write_text(text, encoding="utf-8")
+
+
+class _Index(BaseModel):
+    """The file that says which shard has a tensor."""
+
+    weight_map: dict[str, Annotated[str, StringConstraints(pattern=r"^[^/\\]+$")]]
+
+
+_INDEX = TypeAdapter(_Index)
+
+
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index of shards names.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    names = read_json(index, _INDEX, CheckpointError).weight_map.values()
+    return [index.parent / name for name in sorted(set(names))]
+
+
+def open_shards(folder: Path) -> Tensors:
+    """The tensors of model.safetensors, or of the shards that its index names.
+
+    Raises:
+        CheckpointError: A file is missing, or cannot be read.
+    """
+    index = folder / INDEX
+    files = shards_of(index) if index.is_file() else [folder / WEIGHTS_FILE]
+    return Tensors.joined([open_tensors(file).tensors for file in files])
+
+
+def refuse_full(folder: Path) -> None:
+    """Refuse to write into a folder that holds anything.
+
+    Raises:
+        CheckpointError: It does, or it is a file.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists; choose another name, or remove it first")
 
 
 def require_sound_record(record: bytes, origin: str) -> None:

@@ -7,17 +7,14 @@ What cannot be read is refused with a line that says what it is.
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, StringConstraints, TypeAdapter
 
 from stripedhyena2.checkpoint.contents import CheckpointError
 from stripedhyena2.checkpoint.distributed import is_distributed, open_distributed
-from stripedhyena2.checkpoint.files import open_tensors
+from stripedhyena2.checkpoint.files import open_tensors, shards_of
 from stripedhyena2.checkpoint.layouts.savanna import join_ranks
 from stripedhyena2.checkpoint.tensors import Tensors
-from stripedhyena2.values import read_json
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 INDEX = ".index.json"
@@ -28,13 +25,10 @@ _ZERO_3 = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
 _OPTIMIZER = re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt")
 
 
-class _Index(BaseModel):
-    """The file that says which shard has a tensor."""
-
-    weight_map: dict[str, Annotated[str, StringConstraints(pattern=r"^[^/\\]+$")]]
-
-
-_INDEX = TypeAdapter(_Index)
+def looks_like_weights(path: Path) -> bool:
+    """Whether a file has the name of one that holds weights."""
+    is_part = path.suffix.startswith(".part")
+    return path.suffix in SUFFIXES or is_part or path.name.endswith(INDEX)
 
 
 @dataclass(frozen=True)
@@ -97,8 +91,7 @@ def _open_file(path: Path) -> Source:
 
 
 def _open_shards(index: Path) -> Source:
-    shards = sorted(set(read_json(index, _INDEX, CheckpointError).weight_map.values()))
-    files = tuple(index.parent / shard for shard in shards)
+    files = tuple(shards_of(index))
     opened = [open_tensors(file) for file in files]
     tensors = Tensors.joined([contents.tensors for contents in opened])
     return Source(index, tensors, files=files, shape=_hf_config(index.parent))
@@ -111,9 +104,8 @@ def _open_folder(folder: Path, is_known: Callable[[Collection[str]], bool]) -> S
             f"{folder}: is an adapter, not a model; give the model that it was trained on"
         )
     if is_distributed(folder):
-        return Source(
-            folder, open_distributed(folder), files=(folder,), shape=_run_config(folder)
-        )
+        files = tuple(sorted(file for file in folder.iterdir() if file.is_file()))
+        return Source(folder, open_distributed(folder), files=files, shape=_run_config(folder))
     ranks = sorted(name for name in names if _RANK.fullmatch(name))
     if ranks:
         return _open_ranks([folder / name for name in ranks])
@@ -149,7 +141,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
                 _RANK.fullmatch(name) or _ZERO_3.fullmatch(name) for name in inside
             ):
                 yield entry
-        elif entry.suffix in SUFFIXES or entry.name.endswith(".part0"):
+        elif entry.suffix in SUFFIXES or entry.suffix == ".part0":
             yield entry
 
 
@@ -170,9 +162,7 @@ def _open_ranks(files: list[Path]) -> Source:
     numbers = [int(match[1]) for file in files if (match := _RANK.fullmatch(file.name))]
     if numbers != list(range(len(numbers))):
         missing = min(set(range(len(numbers))) - set(numbers))
-        raise CheckpointError(
-            f"{files[0].parent}: mp_rank_{missing:02}_model_states.pt is missing"
-        )
+        raise CheckpointError(f"{files[0].parent}: mp_rank_{missing:02}_model_states.pt is missing")
     opened = [open_tensors(file) for file in files]
     folder = files[0].parent
     tensors = join_ranks([contents.tensors for contents in opened], str(folder))
@@ -204,7 +194,7 @@ def _without_prefixes(source: Source, is_known: Callable[[Collection[str]], bool
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)
         if prefix is None:
             break
-        tensors = tensors.renamed(lambda name, cut=len(prefix): name[cut:])
+        tensors = tensors.renamed(methodcaller("removeprefix", prefix))
         blobs = {name.removeprefix(prefix): blob for name, blob in blobs.items()}
         taken.append(prefix.removesuffix("."))
     return replace(source, tensors=tensors, blobs=blobs, unwrapped=tuple(taken))

@@ -6,6 +6,7 @@ those of another without reading any.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,6 +26,11 @@ class Stored(NamedTuple):
     read: Callable[[], Tensor]
 
 
+def in_memory(tensor: Tensor) -> Stored:
+    """A tensor that is in memory already."""
+    return Stored(tensor.to("meta"), lambda: tensor)
+
+
 class Tensors(Mapping[str, Tensor]):
     """Tensors by name, each read anew whenever it is asked for."""
 
@@ -36,7 +42,7 @@ class Tensors(Mapping[str, Tensor]):
         """These tensors, whether they are in memory or not."""
         if isinstance(tensors, Tensors):
             return tensors
-        return cls({name: Stored(t.to("meta"), lambda t=t: t) for name, t in tensors.items()})
+        return cls({name: in_memory(tensor) for name, tensor in tensors.items()})
 
     @classmethod
     def joined(cls, several: Sequence["Tensors"]) -> "Tensors":
@@ -59,6 +65,21 @@ class Tensors(Mapping[str, Tensor]):
     def like(self) -> dict[str, Tensor]:
         """Shape and dtype of each, on the meta device."""
         return {name: stored.like for name, stored in self._stored.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(stored.like.nbytes for stored in self._stored.values())
+
+    def watched(self, seen: Callable[[int], None]) -> "Tensors":
+        """The same tensors; `seen` is called with the bytes of each that is read."""
+
+        def read(stored: Stored) -> Tensor:
+            tensor = stored.read()
+            seen(tensor.nbytes)
+            return tensor
+
+        return Tensors({name: Stored(s.like, partial(read, s)) for name, s in self._stored.items()})
 
     def only(self, names: Iterable[str]) -> "Tensors":
         """Those of these names."""

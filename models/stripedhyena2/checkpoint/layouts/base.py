@@ -1,7 +1,7 @@
 """What a layout is: names and forms of the tensors of a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 from stripedhyena2.checkpoint.tensors import Tensors
@@ -12,10 +12,16 @@ class Layout(ABC):
     """A way to name the tensors of a model, and the form that they are stored in.
 
     Attributes:
-        name: As `evo2 convert --to` and the provenance call it.
+        name: As `evo2 convert --to` calls it.
+        stored_as: As the provenance of what was read from it calls it.
     """
 
     name: ClassVar[str]
+    stored_as: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls) and "stored_as" not in vars(cls):
+            cls.stored_as = cls.name
 
     @abstractmethod
     def claims(self, names: Collection[str]) -> bool:
@@ -32,3 +38,12 @@ class Layout(ABC):
     @abstractmethod
     def from_ours(self, tensors: Tensors, config: ModelConfig) -> Tensors:
         """The tensors of this layout, none of them read."""
+
+    def extra_state(self, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
+        """FP8 records under the names that they have in the released layout."""
+        return dict(blobs)
+
+    def training_form(self, tensors: Tensors, config: ModelConfig) -> Tensors:
+        """As `Checkpoint.training_form`; layouts of folded weights have none."""
+        del tensors, config
+        return Tensors({})

@@ -7,6 +7,7 @@ holds the norm's weights.
 
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from stripedhyena2.checkpoint.layouts.named import Named, computed_frequencies
 from stripedhyena2.checkpoint.layouts.savanna import Savanna
 from stripedhyena2.checkpoint.tensors import Made, Table
-from stripedhyena2.config import ModelConfig
+from stripedhyena2.config import ConfigError, ModelConfig, make_config
+from stripedhyena2.values import read_values
 
 _BLOCK = re.compile(r"sequential\.(\d+)\.(.+)")
 _FIRST_MATRICES = re.compile(r"(.*mlp\.)w([12])\.weight")
@@ -108,3 +110,48 @@ def _first_half(rows: Tensor) -> Tensor:
 
 def _second_half(rows: Tensor) -> Tensor:
     return rows[len(rows) // 2 :]
+
+
+# Keys of the model in run_config.yaml, and ours.
+_KEYS = {
+    "hidden_size": "width",
+    "num_attention_heads": "num_heads",
+    "ffn_hidden_size": "mlp_width",
+    "num_groups_hyena_short": "num_short_filter_groups",
+    "num_groups_hyena_medium": "num_medium_filter_groups",
+    "seq_length": "context",
+    "rotary_base": "rotary_base",
+}
+_LETTERS = {"S": "S", "D": "M", "H": "L", "*": "A"}
+
+
+def read_run_config(file: Path) -> ModelConfig:
+    """The shape in the description that training keeps beside the tensors.
+
+    Raises:
+        ConfigError: It cannot be read, or a key is missing.
+    """
+    values = read_values(file, ConfigError)
+    model = values.get("model", values.get("config", values))
+    if not isinstance(model, dict):
+        raise ConfigError(f"{file}: its key 'model' is not a mapping; give --config")
+    missing = [key for key in ("hybrid_override_pattern", *_KEYS) if model.get(key) is None]
+    if missing:
+        raise ConfigError(f"{file}: the key {missing[0]!r} is missing; give --config")
+    pattern = str(model["hybrid_override_pattern"])
+    if unknown := sorted(set(pattern) - set(_LETTERS)):
+        raise ConfigError(
+            f"{file}: hybrid_override_pattern = {pattern!r} has the letter {unknown[0]!r}; known "
+            f"are {' '.join(_LETTERS)}"
+        )
+    shape = {ours: model[theirs] for theirs, ours in _KEYS.items()}
+    scale = model.get("seq_len_interpolation_factor") or 1
+    return make_config(
+        {
+            **shape,
+            "stripes": "".join(_LETTERS[letter] for letter in pattern),
+            "rotary_scale": scale,
+            "base_context": None if scale == 1 else int(shape["context"] // scale),
+        },
+        str(file),
+    )

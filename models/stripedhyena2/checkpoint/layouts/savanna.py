@@ -7,22 +7,26 @@ without parameters.
 G filter groups, C = 3D channels, D channels, K taps, S modes.
 """
 
+import io
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from stripedhyena2.checkpoint.contents import CheckpointError
+from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
+from stripedhyena2.checkpoint.files import atomic_path, refuse_full
 from stripedhyena2.checkpoint.layouts.named import Named, computed_frequencies
 from stripedhyena2.checkpoint.tensors import Made, Stored, Table, Tensors
-from stripedhyena2.config import ModelConfig
+from stripedhyena2.config import ModelConfig, to_released
 
 _FINAL_NORM = re.compile(r"(sequential\.\d+|blocks\.\d+)\.norm\.(weight|scale)")
 # Positions, FP8 states, and norms that the model has but never applies.
 _UNUSED = re.compile(
     r"(_extra_state|\.filter\.t|\.(post_attention_layernorm|outer_mlp_layernorm)\.\w+)$"
 )
+_RECORD = re.compile(r"sequential\.(\d+)\.mixer\.dense_projection\._extra_state")
 # Tensors as long as the windows of training, of which the model uses the first taps.
 _LONG = re.compile(r"\.mixer\.mixer\.filter\.(h|decay)$")
 # Of these, model-parallel ranks hold columns, or copies; of all other tensors, rows.
@@ -61,6 +65,27 @@ class Savanna(Named):
             else rule
             for ours, rule in _rules(config, found[0])
         }
+
+    def extra_state(self, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
+        """As `Layout`: those of the input projections, the only ones that computed in FP8."""
+        found = {name: _RECORD.fullmatch(name) for name in blobs}
+        return {
+            f"blocks.{int(match[1]) - 2}.projections._extra_state": blobs[name]
+            for name, match in found.items()
+            if match
+        }
+
+    def training_form(self, tensors: Tensors, config: ModelConfig) -> Tensors:
+        """As `Layout`: the two factors of the rates of Hyena-LI."""
+        parts = {
+            f"sequential.{index + 2}.mixer.mixer.filter.{part}": (
+                f"blocks.{index}.mixer.operator.log_poles_DS.{part}"
+            )
+            for index, letter in enumerate(config.stripes)
+            if letter == "L"
+            for part in ("p", "gamma")
+        }
+        return tensors.renamed(parts.get)
 
     def from_released(self, config: ModelConfig) -> Table:
         """As `Named`.
@@ -162,3 +187,26 @@ def join_ranks(ranks: Sequence[Tensors], origin: str) -> Tensors:
         )
 
     return Tensors({name: joined(name) for name in first})
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the folder that Savanna and DeepSpeed load: one model-parallel rank at step 0.
+
+    Raises:
+        CheckpointError: The folder exists and is not empty, or cannot be written.
+        ConfigError: The layout cannot express the model.
+    """
+    config = checkpoint.config
+    to_released(config)  # refuses operators that Savanna does not have
+    refuse_full(folder)
+    module: dict[str, object] = dict(Savanna().from_ours(Tensors.of(checkpoint.tensors), config))
+    for name, blob in checkpoint.extra_state.items():
+        index = re.fullmatch(r"blocks\.(\d+)\.projections\._extra_state", name)
+        if index:
+            record = f"sequential.{int(index[1]) + 2}.mixer.dense_projection._extra_state"
+            module[record] = io.BytesIO(blob)
+    with atomic_path(folder) as temporary:
+        step = temporary / "global_step0"
+        step.mkdir(parents=True)
+        torch.save({"module": module}, step / "mp_rank_00_model_states.pt")
+        (temporary / "latest").write_text(step.name, encoding="utf-8")

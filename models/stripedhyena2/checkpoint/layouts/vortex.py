@@ -6,7 +6,7 @@ copy of the embedding) contain nothing of their own; `_extra_state` entries are 
 
 import io
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from stripedhyena2.config import ModelConfig, to_released
 from stripedhyena2.layout import layout
 
 SUFFIXES = (".pt", ".safetensors")
-_UNUSED = re.compile(r"(unembed\.weight|_extra_state|\.filter\.t)$")
+_UNUSED = re.compile(r"(unembed\.weight|_extra_state|\.filter\.t|\.(input|weight)_scale)$")
 # Savanna's own converter gives the final norm the name of a module of the last block.
 _FINAL_NORM = re.compile(r"blocks\.\d+\.norm\.scale")
 
@@ -30,7 +30,7 @@ _FINAL_NORM = re.compile(r"blocks\.\d+\.norm\.scale")
 class Vortex(Layout):
     """The names and forms of the released files."""
 
-    name = "vortex"
+    name, stored_as = "vortex", "released"
 
     def claims(self, names: Collection[str]) -> bool:
         """As `Layout`."""
@@ -74,7 +74,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
         ConfigError: The released layout cannot express the model.
     """
     config = yaml.safe_dump(to_released(checkpoint.config), sort_keys=False)
-    tensors = Vortex().from_ours(checkpoint.tensors, checkpoint.config)
+    tensors = Vortex().from_ours(Tensors.of(checkpoint.tensors), checkpoint.config)
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
             save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)

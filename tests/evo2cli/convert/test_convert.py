@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.commands.convert import ConvertOptions
-from evo2cli.convert import convert_checkpoint
+from evo2cli.convert.run import convert_checkpoint
 from evo2cli.errors import UserError
 from stripedhyena2 import CheckpointError, StripedHyena2, load, save
 
