@@ -5,6 +5,7 @@ torch describes tensors are made, and everything else is replaced by an object t
 """
 
 import pickle
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def open_distributed(folder: Path) -> Tensors:
                 name: Stored(_like(entry), partial(_read, folder, name, _like(entry)))
                 for name, entry in described.items()
                 if isinstance(entry, TensorStorageMetadata)
+                and not name.startswith("optimizer.")
                 and str(entry.properties.dtype).removeprefix("torch.") in WEIGHTS
             }
         )
@@ -105,7 +107,9 @@ def _like(entry: TensorStorageMetadata) -> Tensor:
 def _read(folder: Path, name: str, like: Tensor) -> Tensor:
     value = torch.empty(like.shape, dtype=like.dtype)
     try:
-        load({name: value}, storage_reader=_Reader(folder), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            load({name: value}, storage_reader=_Reader(folder), no_dist=True)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from None
     except UNREADABLE as error:

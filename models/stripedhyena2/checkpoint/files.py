@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -208,7 +209,9 @@ def _open_pickle(path: Path) -> object:
         archive = open_archive(file, path)
         foreign = _stand_ins(file) if archive else []
         file.seek(0)
-        with torch.serialization.safe_globals([io.BytesIO, *foreign]):
+        with torch.serialization.safe_globals([io.BytesIO, *foreign]), warnings.catch_warnings():
+            # Python's own pickles, which then cannot be read.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             if archive is None:
                 return _stored(torch.load(file, map_location="cpu", weights_only=True), None)
             with FakeTensorMode():

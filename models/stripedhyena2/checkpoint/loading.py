@@ -170,6 +170,10 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     source = open_source(path, lambda names: layout_of(names) is not None)
     layout = layout_of(list(source.tensors))
     if layout is None:
+        if any(".lora_" in name for name in source.tensors):
+            raise CheckpointError(
+                f"{source.path}: is an adapter, not a model; give the model that it was trained on"
+            )
         names = ", ".join(list(source.tensors)[:3])
         raise CheckpointError(
             f"{source.path}: its tensors ({names}, ...) have the names of no known layout; known "
@@ -183,7 +187,7 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     return Checkpoint(
         shape,
         layout.to_ours(source.tensors, shape, str(source.path)),
-        layout.extra_state(source.blobs),
+        layout.extra_state(source.blobs or native.extra_state_of(source.path.parent)),
         provenance,
         layout.training_form(source.tensors, shape),
         source.files,
@@ -215,19 +219,30 @@ def _shape(
 ) -> ModelConfig:
     """The shape as given, else from the description beside the tensors, else from a name."""
     if config is not None:
-        return (
-            published_config(str(config)) if str(config) in PUBLISHED else read_config(Path(config))
-        )
+        if str(config) in PUBLISHED:
+            return published_config(str(config))
+        built_in = BUILT_IN / str(config) / native.CONFIG
+        return read_config(built_in if built_in.is_file() else Path(config))
     if source.shape is not None:
         return _described(source.shape)
     for name in (split_name(str(path_or_name))[0], source.path.name.partition(".")[0]):
         model = name.removeprefix("savanna_")
         if model in PUBLISHED:
             return published_config(model)
+    fitting = [name for name in PUBLISHED if _fits(source, layout, published_config(name))]
+    names = f"{' or '.join(fitting)}, which fit its tensors" if fitting else ", ".join(PUBLISHED)
     raise CheckpointError(
         f"{source.path}: unknown shape of a {layout.name} checkpoint; give --config with its yml "
-        f"or a published name ({', '.join(PUBLISHED)})"
+        f"or a published name ({names})"
     )
+
+
+def _fits(source: Source, layout: Layout, config: ModelConfig) -> bool:
+    try:
+        layout.to_ours(source.tensors, config, "")
+    except CheckpointError:
+        return False
+    return True
 
 
 def _described(file: Path) -> ModelConfig:

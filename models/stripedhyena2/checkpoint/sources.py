@@ -13,6 +13,7 @@ from pathlib import Path
 from stripedhyena2.checkpoint.contents import CheckpointError
 from stripedhyena2.checkpoint.distributed import is_distributed, open_distributed
 from stripedhyena2.checkpoint.files import open_tensors, shards_of
+from stripedhyena2.checkpoint.layouts.native import BESIDE
 from stripedhyena2.checkpoint.layouts.savanna import join_ranks
 from stripedhyena2.checkpoint.tensors import Tensors
 
@@ -119,7 +120,8 @@ def _open_folder(folder: Path, is_known: Callable[[Collection[str]], bool]) -> S
     if len(candidates) != 1:
         found = ", ".join(candidate.name for candidate in candidates[:5]) or "none"
         raise CheckpointError(
-            f"{folder}: contains not exactly one checkpoint, but {found}; name the file or folder"
+            f"{folder}: contains neither config.toml (a native checkpoint) nor exactly one other "
+            f"checkpoint, but {found}; name the file or folder"
         )
     source = open_source(candidates[0], is_known)
     return source if source.shape else replace(source, shape=_hf_config(folder))
@@ -141,7 +143,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
                 _RANK.fullmatch(name) or _ZERO_3.fullmatch(name) for name in inside
             ):
                 yield entry
-        elif entry.suffix in SUFFIXES or entry.suffix == ".part0":
+        elif entry.name not in BESIDE and (entry.suffix in SUFFIXES or entry.suffix == ".part0"):
             yield entry
 
 

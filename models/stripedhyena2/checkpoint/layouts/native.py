@@ -34,7 +34,7 @@ from stripedhyena2.config import ModelConfig, read_config
 from stripedhyena2.values import read_json
 
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
-EXTRA_STATE, TRAINING_FORM = "extra_state.safetensors", "training_form.safetensors"
+BESIDE = EXTRA_STATE, TRAINING_FORM = "extra_state.safetensors", "training_form.safetensors"
 
 _PROVENANCE = TypeAdapter(dict[str, JsonValue])
 
