@@ -9,13 +9,14 @@ B rows, N new positions, L all positions, D channels, V vocabulary.
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its client's
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import (
@@ -123,6 +124,24 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
                 nn.init.zeros_(parameter) if parameter.ndim == 1 else nn.init.normal_(
                     parameter, std=0.02
                 )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As for other modules (`to`, `half`, ...), but what `load` keeps at fp32 stays there."""
+        before = [(tensor, tensor.data) for tensor in self._wide_tensors()]
+        found = super()._apply(fn, recurse)
+        for tensor, value in before:
+            if tensor.dtype.itemsize < torch.float32.itemsize:
+                tensor.data = value.to(tensor.device)
+        return found
+
+    def _wide_tensors(self) -> list[Tensor]:
+        """Poles, residues and rotary frequencies."""
+        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        return [
+            named[f"blocks.{index}.mixer.{name}"]
+            for index, mixer in enumerate(self.model.mixers)
+            for name in mixer.fp32_tensors
+        ]
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding."""
@@ -364,19 +383,29 @@ _HUB = ("cache_dir", "token", "local_files_only", "force_download")
 _REFUSED = frozenset(
     ("quantization_config", "gguf_file", "state_dict", "tp_plan", "tp_size", "device_mesh")
     + ("distributed_config", "max_memory", "key_mapping", "variant", "load_in_4bit", "load_in_8bit")
+    + ("subfolder",)
 )
 _WITHOUT_EFFECT = frozenset(
     ("_from_auto", "_from_pipeline", "_commit_hash", "trust_remote_code", "code_revision")
     + ("low_cpu_mem_usage", "use_safetensors", "weights_only", "offload_folder", "proxies")
-    + ("offload_state_dict", "subfolder", "return_unused_kwargs", "attn_implementation")
+    + ("offload_state_dict", "attn_implementation")
 )
 
 
 def _located(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
-    """The path of a checkpoint; files of a repository of the hub are fetched."""
-    if "/" not in name or Path(name).exists():
-        return name if revision in (None, "main") or Path(name).exists() else f"{name}@{revision}"
-    return snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"], **hub)
+    """The path or name of a checkpoint; files of a repository of the hub are fetched."""
+    if Path(name).exists():
+        return name
+    if name.count("/") != 1:  # not a repository
+        return name if revision in (None, "main") else f"{name}@{revision}"
+    patterns = ["*.json", "*.safetensors"]
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=patterns, **hub)
+    except (HTTPError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{name}: no such file or folder, and the hub does not give it ({reason})"
+        ) from None
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
@@ -478,7 +507,9 @@ def _cache(
 ) -> Evo2Cache | None:
     found = cache if cache is not None else past_key_values
     if found is not None and not isinstance(found, Evo2Cache):
-        raise UserError(f"the cache is a {type(found).__name__}; Evo 2 needs an evo2cli.hf.Evo2Cache")
+        raise UserError(
+            f"the cache is a {type(found).__name__}; Evo 2 needs an evo2cli.hf.Evo2Cache"
+        )
     return Evo2Cache() if found is None and use_cache else found
 
 
@@ -609,11 +640,11 @@ class _Evo2Classifier(Evo2PreTrainedModel):
         self.score = nn.Linear(config.shape.width, config.num_labels, bias=bias)
         self.post_init()
 
-    def _scores(self, x: Tensor) -> Tensor:
+    def _scores(self, x_BLD: Tensor) -> Tensor:
         """The head's outputs, in fp32 or better."""
-        normed = self._normed(x)
+        normed_BLD = self._normed(x_BLD)
         like = next(self.score.parameters())
-        scores: Tensor = self.score(normed.to(like.device, like.dtype))
+        scores: Tensor = self.score(normed_BLD.to(like.device, like.dtype))
         return scores.to(accumulation_dtype(scores))
 
 
@@ -650,7 +681,7 @@ class Evo2ForSequenceClassification(_Evo2Classifier):
             attention_mask = input_ids != self.config.pad_token_id
         asked = self._wants_states(output_hidden_states)
         states = self._states(input_ids, attention_mask, None, inputs_embeds, all_blocks=asked)
-        logits = self._scores(states[-1][:, -1])  # at padding stands what follows the last token
+        logits = self._scores(states[-1][:, -1:])[:, 0]  # at padding stands the last token before
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)

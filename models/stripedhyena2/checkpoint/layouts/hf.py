@@ -159,9 +159,7 @@ def _positions(values: Mapping[str, Any], factor: float) -> dict[str, Any]:
 def _check_fixed(values: Mapping[str, Any], origin: str, **fixed: Any) -> None:
     for key, only in fixed.items():
         if values.get(key, only) != only:
-            raise ConfigError(
-                f"{origin}: {key} = {values[key]!r} is not supported, only {only!r}"
-            )
+            raise ConfigError(f"{origin}: {key} = {values[key]!r} is not supported, only {only!r}")
 
 
 def is_hf(folder: Path) -> bool:
