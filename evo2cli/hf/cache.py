@@ -18,7 +18,7 @@ from stripedhyena2.generation import prefill
 Run = Callable[[Tensor, Cache | None], list[Tensor]]
 
 
-class Evo2Cache(transformers.Cache):  # type: ignore[misc]
+class Evo2Cache(transformers.Cache):
     """The state of a batch of sequences, updated by the model.
 
     Args:
@@ -173,10 +173,11 @@ class Evo2Cache(transformers.Cache):  # type: ignore[misc]
             raise ValueError(f"row {counts.index(0)} has only padding; give every row a token")
         self._decoder = Decoder(model, len(ids_BN), self._capacity)
         logits: list[Tensor] = []
+        before_1L: Tensor | None = None
         for row, count in enumerate(counts):
             ids_1L = ids_BN[row : row + 1, :count]
-            if row == 0 or not torch.equal(ids_1L, read_1L):  # samples of a prompt share a reading
-                read_1L, past = ids_1L, self._decoder.new_cache(row)
+            if before_1L is None or not torch.equal(ids_1L, before_1L):  # samples share a prompt
+                before_1L, past = ids_1L, self._decoder.new_cache(row)
                 logits_1V = prefill(model, ids_1L, past)
             self._decoder.place(row, past)
             logits.append(logits_1V)

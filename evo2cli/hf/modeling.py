@@ -34,6 +34,7 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 from stripedhyena2 import Cache, StripedHyena2, load
 from stripedhyena2.checkpoint.layouts.hf import GENERATION, head_tensors, is_hf, write_beside
 from stripedhyena2.checkpoint.released import to_theirs
+from stripedhyena2.device_map import to_own_device
 from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.layout import layout
 from stripedhyena2.parametrization import folded_state
@@ -78,18 +79,18 @@ class _Padding(NamedTuple):
         return cls(real_BN, order_BN, (real_BN.cumsum(1) - 1).clamp(min=0))
 
     @property
-    def first_BN(self) -> Tensor:
-        """The first token of each row."""
+    def first(self) -> Tensor:
+        """Whether a position is the first token of its row, [B, N]."""
         return self.real_BN & (self.real_BN.cumsum(1) == 1)
 
 
 def _gathered(x: Tensor, index_BN: Tensor) -> Tensor:
-    """x [B, N] or [B, N, D] at these positions."""
+    """Pick these positions from [B, N] or [B, N, D]."""
     index_BN = index_BN.to(x.device)
     return x.gather(1, index_BN if x.ndim == 2 else index_BN[..., None].expand(-1, -1, x.shape[2]))
 
 
-class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
+class Evo2PreTrainedModel(transformers.PreTrainedModel):
     """What all Evo 2 models have in common.
 
     Args:
@@ -114,8 +115,20 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
         if model is None:
             model = StripedHyena2.from_seed(config.shape, int(torch.randint(2**62, ())))
         self.model = model
+        for tensor in self._wide_tensors():  # transformers may make all in a narrow dtype
+            tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
         self.gradient_checkpointing = False
         self.register_load_state_dict_pre_hook(_accept_released_names)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
+        """Recompute every block in the backward pass, or none; never reentrant."""
+        del gradient_checkpointing_func  # ours
+        if every_n_layers != 1:
+            raise UserError(f"every_n_layers = {every_n_layers} is not possible, only 1")
+        self.gradient_checkpointing = enable  # by this attribute it is asked for
+        self.model.activation_checkpointing = int(enable)
 
     def init_weights(self) -> None:
         """Fresh weights for the head; the model has its own."""
@@ -127,9 +140,9 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As for other modules (`to`, `half`, ...), but what `load` keeps at fp32 stays there."""
-        before = [(tensor, tensor.data) for tensor in self._wide_tensors()]
+        before = [tensor.data for tensor in self._wide_tensors()]
         found = super()._apply(fn, recurse)
-        for tensor, value in before:
+        for tensor, value in zip(self._wide_tensors(), before, strict=True):
             if tensor.dtype.itemsize < torch.float32.itemsize:
                 tensor.data = value.to(tensor.device)
         return found
@@ -138,9 +151,10 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
         """Poles, residues and rotary frequencies."""
         named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         return [
-            named[f"blocks.{index}.mixer.{name}"]
+            named[name]
             for index, mixer in enumerate(self.model.mixers)
-            for name in mixer.fp32_tensors
+            for fp32 in mixer.fp32_tensors
+            if (name := f"blocks.{index}.mixer.{fp32}") in named
         ]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -162,7 +176,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
         size = self.config.shape.vocabulary
         if new_num_tokens not in (None, size):
             raise UserError(
-                f"the vocabulary has {size} tokens, not {new_num_tokens}: tokens are bytes, and ids "
+                f"the vocabulary has {size} tokens, not {new_num_tokens}: tokens are bytes; ids "
                 f"from 256 to {size - 1} are free for new ones"
             )
         return self.get_input_embeddings()
@@ -184,7 +198,6 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
             raise UserError("give either input_ids or inputs_embeds")
         x_BND = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         batch, num_new = x_BND.shape[:2]
-        self.model.activation_checkpointing = int(self.gradient_checkpointing and self.training)
 
         def run(x_BND: Tensor, past: Cache | None) -> list[Tensor]:
             states = [x_BND]
@@ -293,7 +306,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
         embedding = loaded.embedding.weight
         config.dtype = embedding.dtype
         model = cls(config, model=loaded)
-        missing = model._load_head(folder, ignore_mismatched_sizes)  # noqa: SLF001
+        missing = model._load_head(folder, ignore_mismatched_sizes)
         if device_map is not None:
             model.hf_device_map = _device_map(loaded)
         if model.can_generate() and (folder / GENERATION).is_file():
@@ -303,8 +316,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):  # type: ignore[misc]
         model.eval()
         if not output_loading_info:
             return model
-        empty = {"unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        return model, {"missing_keys": missing, **empty}
+        return model, {"missing_keys": missing, "unexpected_keys": set(), "error_msgs": []}
 
     def _load_head(self, folder: Path, ignore_mismatched_sizes: bool) -> set[str]:
         """Fill the head from a folder; returns the tensors that stay fresh."""
@@ -400,7 +412,7 @@ def _located(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
         return name if revision in (None, "main") else f"{name}@{revision}"
     patterns = ["*.json", "*.safetensors"]
     try:
-        return snapshot_download(name, revision=revision, allow_patterns=patterns, **hub)
+        return str(snapshot_download(name, revision=revision, allow_patterns=patterns, **hub))
     except (HTTPError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -513,7 +525,7 @@ def _cache(
     return Evo2Cache() if found is None and use_cache else found
 
 
-class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
     """The model with its head, which is tied to the embedding."""
 
     def __init__(self, config: Evo2Config, model: StripedHyena2 | None = None) -> None:
@@ -570,8 +582,7 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):  # type: ignore[mis
                 logits_BV = self._decoded(input_ids, attention_mask, cache)
                 return CausalLMOutputWithPast(logits=logits_BV[:, None], cache=cache)
         states = self._states(input_ids, attention_mask, cache, inputs_embeds, all_blocks=asked)
-        kept = logits_to_keep
-        kept = slice(-kept, None) if isinstance(kept, int) else kept.to(states[-1].device)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits_BNV = self.model.unembed(states[-1][:, kept])
         loss = None
         if labels is not None:
@@ -603,18 +614,31 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):  # type: ignore[mis
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        """Give `generate` a cache; beams move between rows, which a decoder cannot."""
+        """Give `generate` a cache, in a decoder where prompts are read whole and rows stay."""
         if generation_config.cache_implementation is not None:
             raise UserError(
                 f"cache_implementation = {generation_config.cache_implementation!r}: Evo 2 has a "
                 "cache of its own; leave it out"
             )
         if model_kwargs.get("cache") is None and generation_config.use_cache is not False:
-            in_place = generation_config.num_beams == 1
+            in_place = (
+                generation_config.num_beams == 1
+                and generation_config.prefill_chunk_size is None
+                and not _has_hooks(self.model)
+            )
             model_kwargs["cache"] = Evo2Cache(max_cache_length if in_place else None)
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    """Whether modules have hooks, which a decoder does not call."""
+    return any(
+        hook is not to_own_device
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
 
 
 def _counted(labels: Tensor, mask: Tensor | None, *, skip_first: bool) -> Tensor:
@@ -622,7 +646,7 @@ def _counted(labels: Tensor, mask: Tensor | None, *, skip_first: bool) -> Tensor
     padding = _Padding.of(mask, labels.shape[1])
     if padding is None:
         return labels
-    without = ~padding.real_BN | (padding.first_BN & skip_first)
+    without = ~padding.real_BN | (padding.first & skip_first)
     return labels.masked_fill(without.to(labels.device), _IGNORED)
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from stripedhyena2.checkpoint.layouts.hf import tokenizer, tokenizer_config
 
 
-class Evo2Tokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
+class Evo2Tokenizer(PreTrainedTokenizerFast):
     """Every byte is the token of that id: A is 65. Nothing is added, upper-cased or replaced.
 
     Token 0 ends a document, token 1 is padding. Ids from 256 on stand for no byte.

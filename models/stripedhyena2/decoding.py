@@ -164,8 +164,8 @@ def _through_block(block: "Block", x_B1D: Tensor, slots: Slots) -> Tensor:
         x_B1D = x_B1D + mixer.project_out(y_B1D)
     # What stands in for a linear layer, such as one with an adapter, is called as it is.
     if not all(isinstance(layer, nn.Linear) for layer in (mlp.gate, mlp.up, mlp.down)):
-        y_B1D = mlp(rms_norm(x_B1D, norm.scale, norm.eps))
-        return x_B1D + y_B1D
+        mixed_B1D: Tensor = mlp(rms_norm(x_B1D, norm.scale, norm.eps))
+        return x_B1D + mixed_B1D
     weights = mlp.gate.weight, mlp.up.weight
     y_B1M = gated_linear(x_B1D, norm.scale, norm.eps, *weights, gelu=mlp.activation is F.gelu)
     return added_linear(y_B1M, mlp.down.weight, None, x_B1D)

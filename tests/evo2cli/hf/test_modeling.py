@@ -144,10 +144,11 @@ def test_greedy_is_our_greedy(causal: Evo2ForCausalLM, tokenizer: Evo2Tokenizer,
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     ours = causal.model.generate(SEQUENCES, num_tokens=12, top_k=1, alphabet="any")
     found = causal.generate(**batch, **options)
-    uncached = causal.generate(**batch, **options, use_cache=False) if side == "left" else found
     for row, sample in enumerate(ours):
         assert tuple(found[row, length:].tolist()) == sample.ids
-    assert torch.equal(found, uncached)
+    if side == "left":
+        for other in ({"use_cache": False}, {"prefill_chunk_size": 50}):
+            assert torch.equal(found, causal.generate(**batch, **options, **other))
 
 
 def test_generate_samples_returns_and_beams(causal: Evo2ForCausalLM) -> None:
@@ -175,6 +176,17 @@ def test_generate_samples_returns_and_beams(causal: Evo2ForCausalLM) -> None:
         for use_cache in (True, False)
     ]
     assert torch.equal(*beams)
+
+
+def test_a_hook_is_heard_in_generation(causal: Evo2ForCausalLM) -> None:
+    ids = ids_of("ACGTTGCA")
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    plain = causal.generate(ids, **options)
+    hook = causal.model.blocks[2].register_forward_hook(lambda _m, _i, out: (-3 * out[0], out[1]))
+    with hook:
+        steered = causal.generate(ids, **options)
+        assert torch.equal(steered, causal.generate(ids, **options, use_cache=False))
+    assert not torch.equal(steered, plain)
 
 
 def test_the_loss_is_the_mean_over_predicted_tokens(
@@ -253,6 +265,7 @@ def test_every_parameter_has_the_gradient_of_our_model(
         causal.activation_checkpointing_enable()
     causal(ids, labels=ids).loss.backward()
     assert causal.model.activation_checkpointing == int(recomputed)
+    assert causal.is_activation_checkpointing == recomputed
     for name, parameter in causal.named_parameters():
         close(parameter.grad, right[name])
 
@@ -339,6 +352,9 @@ def test_poles_stay_wide_when_a_model_is_narrowed(checkpoint: str) -> None:
         Evo2ForCausalLM.from_pretrained(checkpoint).bfloat16(),
     ):
         assert torch.equal(narrow(ids).logits, right)
+    made = AutoModelForCausalLM.from_config(narrow.config, dtype=torch.bfloat16)
+    assert made.dtype == torch.bfloat16
+    assert made.model.mixers[2].operator.log_poles_DS.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -382,8 +398,8 @@ def test_what_would_change_results_is_refused(causal: Evo2ForCausalLM) -> None:
     assert causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
     with pytest.raises(UserError, match="cache_implementation = 'static'"):
         causal.generate(ids, max_new_tokens=2, cache_implementation="static")
+    mask = torch.tensor([[1] * 4, [0] * 4])
     with pytest.raises(ValueError, match="row 1 has only padding"):
-        mask = torch.tensor([[1] * 4, [0] * 4])
         causal.generate(ids.repeat(2, 1), attention_mask=mask, max_new_tokens=2)
     with pytest.raises(ValueError, match="assisted generation is not supported"):
         causal.generate(ids, assistant_model=causal, max_new_tokens=2)
