@@ -133,10 +133,12 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
     def init_weights(self) -> None:
         """Fresh weights for the head; the model has its own."""
         for name, parameter in self.named_parameters():
-            if not name.startswith(_MODEL):
-                nn.init.zeros_(parameter) if parameter.ndim == 1 else nn.init.normal_(
-                    parameter, std=0.02
-                )
+            if name.startswith(_MODEL):
+                continue
+            if parameter.ndim == 1:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.02)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As for other modules (`to`, `half`, ...), but what `load` keeps at fp32 stays there."""
@@ -422,8 +424,11 @@ def _located(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
     dtype = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UserError(f"dtype = {name!r}: give float32, bfloat16 or float64, or auto")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        raise UserError(
+            f"dtype = {name!r}: give float32, bfloat16 or float64, or auto for the stored one; "
+            "float16 cannot hold the activations of Evo 2"
+        )
     return dtype
 
 

@@ -362,6 +362,7 @@ def test_poles_stay_wide_when_a_model_is_narrowed(checkpoint: str) -> None:
     [
         ({"device_map": {"model": 0, "": 1}}, "device_map = .*give one device, or auto"),
         ({"dtype": "int8"}, "dtype = 'int8': give float32"),
+        ({"dtype": torch.float16}, "float16 cannot hold the activations"),
         ({"quantization_config": {}}, "quantization_config has no meaning for Evo 2"),
         ({"num_heds": 3}, "from_pretrained has no argument 'num_heds'"),
         ({"config": Evo2Config()}, "the given config describes another shape"),
