@@ -21,7 +21,7 @@ ROOMS = {
         *("errors", "console", "options", "lengths", "files", "tables", "journal", "figures"),
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("score", "saturate", "track", "merge", "embed", "generate", "eval"),
-        *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat"),
+        *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat", "hf"),
         *("commands", "app", "__main__"),
     ],
 }

@@ -151,16 +151,20 @@ class StripedHyena2(Inference, nn.Module):
             raise ValueError(
                 f"the cache holds {cache.batch_size} sequences, the ids {ids_BL.shape[0]}"
             )
-        x_BLD = self.embedding(ids_BL)
-        if cache is None:
-            return self.unembed(self._through_blocks(x_BLD))
-        for index, block in enumerate(self.blocks):
-            x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
-        cache.position += ids_BL.shape[1]
-        return self.unembed(x_BLD)
+        return self.unembed(self.through_blocks(self.embedding(ids_BL), cache))
 
-    def _through_blocks(self, x_BLD: Tensor) -> Tensor:
-        """All blocks, from the start of the sequences; the backward pass may recompute groups."""
+    def through_blocks(self, x_BLD: Tensor, cache: Cache | None = None) -> Tensor:
+        """All blocks; without a cache, the backward pass may recompute groups of them.
+
+        Args:
+            x_BLD: Embedded tokens.
+            cache: As for `forward`.
+        """
+        if cache is not None:
+            for index, block in enumerate(self.blocks):
+                x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
+            cache.position += x_BLD.shape[1]
+            return x_BLD
 
         def run(x_BLD: Tensor, first: int, last: int) -> Tensor:
             for block in self.blocks[first:last]:

@@ -23,7 +23,7 @@ from stripedhyena2.checkpoint.published import PUBLISHED, Precision, Published, 
 
 _WEIGHTS = ("*.pt", "*.pt.part*")  # of the published models
 # Of any other repository: weights in all layouts that are read, and what describes their shape.
-_ANY = (
+PATTERNS = (
     *_WEIGHTS,
     *("*.safetensors", "*.bin", "*.pth", "*.ckpt", "*.distcp", "*.metadata", "latest*"),
     *("*.json", "*.toml", "*.yml", "*.yaml"),
@@ -130,7 +130,7 @@ def is_repository(name: str) -> bool:
 
 
 def _patterns(published: Published) -> list[str]:
-    return [*(_WEIGHTS if published.shape else _ANY)]
+    return [*(_WEIGHTS if published.shape else PATTERNS)]
 
 
 def _require_space(name: str, missing: int, where: Path) -> None:

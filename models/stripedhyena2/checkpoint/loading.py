@@ -43,7 +43,7 @@ def load(
     *,
     config: str | Path | None = None,
     device: str | torch.device | Sequence[torch.device] = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     float8: bool | None = None,
 ) -> StripedHyena2:
     """Load a model, ready to score, to decode or, without FP8, to train.
@@ -56,7 +56,7 @@ def load(
         device: Where the weights go; of several devices, the smallest number that holds them is
             used, block after block.
         dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
-            or better, and so do final norm and head.
+            or better, and so do final norm and head. None is the dtype of the stored embedding.
         float8: Whether the Hyena input projections compute in FP8, with the scales in the
             checkpoint; by default if a published model needs it (1B, 20B, 40B).
 
@@ -66,6 +66,7 @@ def load(
         ConfigError: The config is invalid.
     """
     checkpoint = read_checkpoint(path_or_name, config=config)
+    dtype = dtype or checkpoint.tensors["embedding.weight"].dtype
     blocks = _device_map(checkpoint, device, dtype, str(path_or_name))
     scales = _scales(checkpoint, str(path_or_name), float8)
     _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from pydantic import JsonValue, TypeAdapter
+from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint
-from stripedhyena2.checkpoint.files import atomic_path, refuse_full, write_shards
+from stripedhyena2.checkpoint.files import atomic_path, open_tensors, refuse_full, write_shards
 from stripedhyena2.checkpoint.layouts import native
-from stripedhyena2.checkpoint.layouts.vortex import Vortex
+from stripedhyena2.checkpoint.layouts.vortex import HEAD, Vortex
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.config import ConfigError, ModelConfig, from_released, make_config, to_released
@@ -44,6 +45,14 @@ _LETTERS = {"S": "S", "D": "M", "H": "L", "*": "A"}  # of hybrid_override_patter
 _HYENAS = "SML"  # the order in which Hyena blocks follow each other in every Evo 2
 
 
+_BLOCKS = ("hybrid_override_pattern", "hcl_layer_idxs", "layer_types")  # one for each dialect
+
+
+def is_shape(values: Mapping[str, Any]) -> bool:
+    """Whether the keys of a config.json say what its blocks are, in any of the dialects."""
+    return any(values.get(key) is not None for key in _BLOCKS)
+
+
 def read_hf_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
     """The shape that a config.json describes, in any of the dialects.
 
@@ -66,18 +75,15 @@ def read_hf_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
             f"{origin}: eos_token_id = {WRONG_EOS} is the mistake of an early converter; "
             f"Evo 2 ends documents with token {EOS}, which is used instead"
         )
+    if not is_shape(values):
+        raise ConfigError(f"{origin}: says nothing of its blocks: has none of {', '.join(_BLOCKS)}")
     try:
-        if "hybrid_override_pattern" in values:
+        if values.get("hybrid_override_pattern") is not None:
             shape = _from_pattern(values, origin)
-        elif "hcl_layer_idxs" in values:
+        elif values.get("hcl_layer_idxs") is not None:
             shape = from_released(values, origin)
-        elif "layer_types" in values:
-            shape = _from_layer_types(values, origin)
         else:
-            raise ConfigError(
-                f"{origin}: says nothing of its blocks: it has none of hcl_layer_idxs, "
-                "hybrid_override_pattern and layer_types"
-            )
+            shape = _from_layer_types(values, origin)
     except KeyError as missing:
         raise ConfigError(f"{origin}: the key {missing} is missing") from None
     return make_config(shape, origin)
@@ -160,6 +166,20 @@ def _check_fixed(values: Mapping[str, Any], origin: str, **fixed: Any) -> None:
             raise ConfigError(f"{origin}: {key} = {values[key]!r} is not supported, only {only!r}")
 
 
+def is_hf(folder: Path) -> bool:
+    """Whether a folder has a config.json, and weights beside it."""
+    return (folder / CONFIG).is_file() and any(folder.glob("*.safetensors"))
+
+
+def head_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a classifier on top of the model, in a folder that has one."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        tensors = open_tensors(file).tensors
+        found |= tensors.only(name for name in tensors if name.startswith(HEAD))
+    return found
+
+
 def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The contents of config.json for a model of this shape, stored in this dtype.
 
@@ -194,7 +214,7 @@ def write_beside(folder: Path, config: ModelConfig, provenance: Mapping[str, Any
     files = {
         GENERATION: _json({"eos_token_id": EOS, "pad_token_id": PAD}),
         TOKENIZER: _json(tokenizer(config.vocabulary)),
-        TOKENIZER_CONFIG: _json(tokenizer_config(config)),
+        TOKENIZER_CONFIG: _json(tokenizer_config(config.context)),
         CARD: _card(config, provenance),
     }
     for name, text in files.items():
@@ -217,7 +237,7 @@ def byte_letters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def tokenizer(vocabulary: int) -> dict[str, Any]:
+def tokenizer(vocabulary: int = 512) -> dict[str, Any]:
     """The contents of tokenizer.json: every byte is the token of that id, nothing is added.
 
     Ids from 256 on stand for no byte and no text becomes them, but a model can sample them.
@@ -253,7 +273,7 @@ def tokenizer(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(config: ModelConfig) -> dict[str, Any]:
+def tokenizer_config(context: int | None = None) -> dict[str, Any]:
     """The contents of tokenizer_config.json.
 
     Padding stands on the left, as generation needs it. The names of the two special tokens are
@@ -262,13 +282,13 @@ def tokenizer_config(config: ModelConfig) -> dict[str, Any]:
     letters = byte_letters()
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.context,
         "eos_token": letters[EOS],
         "pad_token": letters[PAD],
         "padding_side": "left",
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
+        **({} if context is None else {"model_max_length": context}),
     }
 
 

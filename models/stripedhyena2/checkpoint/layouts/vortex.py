@@ -22,7 +22,10 @@ from stripedhyena2.config import ModelConfig, to_released
 from stripedhyena2.layout import layout
 
 SUFFIXES = (".pt", ".safetensors")
-_UNUSED = re.compile(r"(unembed\.weight|_extra_state|\.filter\.t|\.(input|weight)_scale)$")
+HEAD = "score."  # begins the names of a classifier on top of the model
+_UNUSED = re.compile(
+    r"(^score\..*|unembed\.weight|_extra_state|\.filter\.t|\.(input|weight)_scale)$"
+)
 # Savanna's own converter gives the final norm the name of a module of the last block.
 _FINAL_NORM = re.compile(r"blocks\.\d+\.norm\.scale")
 
