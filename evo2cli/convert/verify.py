@@ -89,7 +89,7 @@ def _open(name: str, config: Path | None) -> StripedHyena2:
 def _logits(model: StripedHyena2, ids: list[Tensor]) -> list[Tensor]:
     """Logits [L, V] of each window, in fp32 on the host."""
     device = next(model.parameters()).device
-    return [model(window[None].to(device))[0][0].float().cpu() for window in ids]
+    return [model(window[None].to(device))[0].float().cpu() for window in ids]
 
 
 def _loss(logits: list[Tensor], ids: list[Tensor]) -> float:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stripedhyena2 import CheckpointError, ModelConfig, load
+from stripedhyena2.assembly import assemble
 from stripedhyena2.checkpoint import files, read_checkpoint
 from stripedhyena2.checkpoint.layouts import hf, native, savanna, vortex
 from stripedhyena2.config import to_released
@@ -118,6 +119,13 @@ def test_savanna_keeps_the_form_that_it_trains_in(tmp_path: Path, yml: Path) -> 
             name = f"blocks.{index}.mixer.operator.log_poles_DS"
             assert torch.equal(form[f"{name}.p"], block["p"])
             assert torch.equal(form[f"{name}.gamma"], block["gamma"])
+    weights = {**checkpoint.tensors, **form}
+    model = assemble(CONFIG, weights=weights, published=True, adopt=lambda part: part)
+    for index, block in enumerate(PARTS["blocks"]):
+        if block["letter"] == "L":
+            factors = model.blocks[index].mixer.operator.parametrizations.log_poles_DS
+            assert torch.equal(factors.original0, block["p"])
+            assert torch.equal(factors.original1, block["gamma"])
     assert {name.split(".")[1] for name in checkpoint.extra_state} == set("012456")
     hf.write(checkpoint, tmp_path / "hf")
     stored = load_file(tmp_path / "hf" / "model.safetensors")
