@@ -16,10 +16,12 @@ from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import FIRST_COLUMNS, is_bases, is_variants, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import ModelConfig
-from stripedhyena2.checkpoint import Checkpoint, read_checkpoint, released
+from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
 from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config, split_name
 from stripedhyena2.checkpoint.scales import trained_scales
+from stripedhyena2.checkpoint.sources import looks_like_weights
+from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.config import read_config
 from stripedhyena2.costs import count_parameters, state_bytes
 from stripedhyena2.mixer import MIXERS
@@ -51,7 +53,7 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
         return _tokens(path)
     if path.suffix == ".toml":
         return _recipe_or_shape(path)
-    if path.is_file() and not released.has_suffix(path):
+    if path.is_file() and not looks_like_weights(path):
         return _variants(path) if _has_variants(path) else _fasta(path)
     name, _ = split_name(subject)
     if name in PUBLISHED and not path.exists():
@@ -63,9 +65,10 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
             **_model(published_config(name)),
             "needs": PUBLISHED[name].precision,
         }
-    checkpoint = read_checkpoint(subject, config=config, check_sums=False)
+    checkpoint = read_checkpoint(subject, config=config)
     precision = _precision(checkpoint, subject)
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
+    stored = Tensors.of(checkpoint.tensors).like.values()
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in stored})
     return {
         "kind": "model",
         "name": subject,

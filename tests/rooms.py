@@ -1,4 +1,4 @@
-"""Who imports whom, room by room; `python -m tests.rooms` prints what docs/development.md shows.
+"""Who imports whom, room by room; `python -m tests.rooms` writes it into docs/development.md.
 
 A room is a package or a file directly below one of the three floors. Imports that only type
 checkers read (`if TYPE_CHECKING`) are no dependency of running code and are left out.
@@ -21,7 +21,7 @@ ROOMS = {
         *("errors", "console", "options", "lengths", "files", "tables", "journal", "figures"),
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("score", "saturate", "track", "merge", "embed", "generate", "eval"),
-        *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat"),
+        *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat", "hf"),
         *("commands", "app", "__main__"),
     ],
 }
@@ -98,4 +98,6 @@ def picture(floor: str) -> str:
 
 
 if __name__ == "__main__":
-    print(picture("evo2cli"))  # noqa: T201 - a script for developers
+    page = ROOT / "docs" / "development.md"
+    before, _, after = page.read_text().partition("```\n__main__")
+    page.write_text(f"{before}```\n{picture('evo2cli')}\n```{after.partition('```')[2]}")

@@ -8,7 +8,8 @@ import torch
 from evo2cli.training.plan.calibration import CONTEXT, FRAGMENTATION
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import ModelConfig
-from stripedhyena2.checkpoint import hub, native
+from stripedhyena2.checkpoint import hub
+from stripedhyena2.checkpoint.layouts import native
 from stripedhyena2.checkpoint.precision import sums_like_hopper
 from stripedhyena2.checkpoint.published import (
     PUBLISHED,

@@ -6,7 +6,8 @@ from typing import Any
 from evo2cli.errors import UserError
 from evo2cli.training.start import extend
 from stripedhyena2 import ConfigError
-from stripedhyena2.checkpoint import native, read_checkpoint, released
+from stripedhyena2.checkpoint import read_checkpoint
+from stripedhyena2.checkpoint.layouts import native, vortex
 from stripedhyena2.extension import Extension, Scheme
 
 
@@ -35,7 +36,7 @@ def extend_checkpoint(
             another checkpoint.
         CheckpointError: The source cannot be read, or the output not written.
     """
-    if output.suffix in released.SUFFIXES:
+    if output.suffix in vortex.SUFFIXES:
         raise UserError(f"{output}: is written as a folder; `evo2 convert` makes a file of it")
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise UserError(f"{output}: is the checkpoint itself; choose another --output")

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from evo2cli.errors import UserError
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig, read_config
-from stripedhyena2.checkpoint import native, read_checkpoint
+from stripedhyena2.checkpoint import read_checkpoint
+from stripedhyena2.checkpoint.layouts import native
 from stripedhyena2.checkpoint.published import (
     PUBLISHED,
     published_config,
@@ -168,7 +169,7 @@ def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
             return published_config(name)
         source = find_initial_weights(recipe, recipe_path)
         with naming(f"{recipe_path}: init"):
-            return read_checkpoint(source, check_sums=False).config
+            return read_checkpoint(source).config
     assert recipe.model is not None
     beside = recipe_path.parent / f"{recipe.model}.toml"
     models = recipes_folder() / "models"

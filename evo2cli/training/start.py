@@ -12,6 +12,7 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, naming
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
+from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.extension import Extension
 from stripedhyena2.fingerprint import fingerprint
 
@@ -22,7 +23,8 @@ class Start:
 
     Attributes:
         config: Its shape.
-        weights: Folded weights by name; None for random ones from the seed of the recipe.
+        weights: Folded weights by name, and the parts of some of an earlier training, see
+            `assemble`; None for random ones from the seed of the recipe.
     """
 
     config: ModelConfig
@@ -50,7 +52,8 @@ def read_start(recipe: Recipe, path: Path) -> tuple[Start, dict[str, Any]]:
         if extension is not None:
             checkpoint, _ = extend(checkpoint, source, extension)
             provenance = checkpoint.provenance
-    return Start(checkpoint.config, checkpoint.tensors), provenance
+    weights = [Tensors.of(checkpoint.tensors), Tensors.of(checkpoint.training_form)]
+    return Start(checkpoint.config, Tensors.joined(weights)), provenance
 
 
 def extend(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.model import Block, RMSNorm, StripedHyena2, initial_values
-from stripedhyena2.parametrization import trainable
+from stripedhyena2.parametrization import restore_form, trainable
 
 Adopt = Callable[[nn.Module], object]
 
@@ -25,7 +25,8 @@ def assemble(
     Args:
         config: Its shape.
         seed: Of fresh weights.
-        weights: Weights to start from instead, folded, by their names in the model.
+        weights: Weights to start from instead, folded, by their names in the model; and the parts
+            that they had in an earlier training, as `Checkpoint.training_form` has them.
         published: As in `trainable`.
         adopt: Moves each part (embedding, block, final norm), complete and on the CPU in fp32, to
             where it belongs: onto a device, or in shards over several.
@@ -36,6 +37,7 @@ def assemble(
     for path, part in _parts(config):
         _fill(part, path, values, weights or {})
         trainable(part, config.original_context, published=published)
+        restore_form(part, path, weights or {})
         adopt(part)
         model.set_submodule(path, part)
     return model

@@ -180,7 +180,7 @@ def read_config(path: Path) -> ModelConfig:
     """
     values = read_values(path, ConfigError)
     if path.suffix in (".yml", ".yaml"):
-        values = _from_released(values, str(path))
+        values = from_released(values, str(path))
     return make_config(values, str(path))
 
 
@@ -246,7 +246,7 @@ class _Released(BaseModel):
         return None if rest else int(base)
 
 
-def _from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+def from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Translate the keys of a released yml; `make_config` checks the values once more."""
     for key, fixed in _RELEASED_FIXED.items():
         if values.get(key, fixed) != fixed:

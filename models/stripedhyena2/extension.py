@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
+from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.config import ConfigError, ModelConfig, change_config
 
 ROUNDING = 2**-8  # relative; released files contain frequencies rounded to bf16
@@ -91,14 +92,15 @@ class Extension:
             CheckpointError: A buffer has the frequencies of another base than the shape gives.
         """
         before, after = checkpoint.config, self.config(checkpoint.config)
-        tensors = dict(checkpoint.tensors)
+        changed: dict[str, Tensor] = {}
         for index, mixer in enumerate(before.mixers):
             new = mixer.buffers_of(after)
             for key, old in mixer.buffers_of(before).items():
                 name = f"blocks.{index}.mixer.{key}"
-                _require_base(name, tensors[name], old, before)
+                _require_base(name, checkpoint.tensors[name], old, before)
                 if not torch.equal(old, new[key]):
-                    tensors[name] = new[key]
+                    changed[name] = new[key]
+        tensors = Tensors.joined([Tensors.of(checkpoint.tensors), Tensors.of(changed)])
         return replace(checkpoint, config=after, tensors=tensors)
 
 

@@ -2,7 +2,7 @@
 
 The files differ in names, in extra axes, in the row order of the projections and in the tap order
 of the short filters. Every operator lists its own tensors (`Mixer.released_tensors`);
-`layout` lists those of a whole model, which `checkpoint.released` translates.
+`layout` lists those of a whole model, which `checkpoint.layouts.vortex` translates.
 
 G filter groups, K taps.
 """

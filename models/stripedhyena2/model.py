@@ -155,21 +155,27 @@ class StripedHyena2(Inference, nn.Module):
                 "[sequences, tokens]; ids[None] makes a batch of a single sequence"
             )
         if cache is None:
-            return self.unembed(self._through_blocks(self.embedding(ids_BL)))
+            return self.unembed(self.through_blocks(self.embedding(ids_BL)))
         if cache.batch_size != ids_BL.shape[0]:
             raise InputError(
                 f"the cache holds {cache.batch_size} sequences, the ids {ids_BL.shape[0]}"
             )
         for mixer, past in zip(self.mixers, cache.pasts, strict=True):
             mixer.require_room(past, ids_BL.shape[1])
-        x_BLD = self.embedding(ids_BL)
-        for index, block in enumerate(self.blocks):
-            x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
-        cache.position += ids_BL.shape[1]
-        return self.unembed(x_BLD)
+        return self.unembed(self.through_blocks(self.embedding(ids_BL), cache))
 
-    def _through_blocks(self, x_BLD: Tensor) -> Tensor:
-        """All blocks, from the start of the sequences; the backward pass may recompute groups."""
+    def through_blocks(self, x_BLD: Tensor, cache: Cache | None = None) -> Tensor:
+        """All blocks; without a cache, the backward pass may recompute groups of them.
+
+        Args:
+            x_BLD: Embedded tokens.
+            cache: As for `forward`.
+        """
+        if cache is not None:
+            for index, block in enumerate(self.blocks):
+                x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
+            cache.position += x_BLD.shape[1]
+            return x_BLD
 
         def run(x_BLD: Tensor, first: int, last: int) -> Tensor:
             for block in self.blocks[first:last]:

@@ -10,7 +10,7 @@ of the optimizer that trained them.
 D channels, S modes, G filter groups, K taps.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,7 +45,13 @@ class DecayingPoles(nn.Module):
 
 
 class PublishedPoles(nn.Module):
-    """log_poles = -exp(p) exp(g): two factors for one rate, as Savanna trained Evo 2."""
+    """log_poles = -exp(p) exp(g): two factors for one rate, as Savanna trained Evo 2.
+
+    Attributes:
+        parts: The names of the factors in `Checkpoint.training_form`.
+    """
+
+    parts = ("p", "gamma")
 
     def forward(self, p_DS: Tensor, g_DS: Tensor) -> Tensor:
         """Fold."""
@@ -99,6 +105,26 @@ def trainable(module: nn.Module, context: int, *, published: bool = False) -> No
             for name, form in mixer.training_forms(context, published=published).items():
                 path, _, last = name.rpartition(".")
                 parametrize.register_parametrization(mixer.get_submodule(path), last, form)
+
+
+@torch.no_grad()
+def restore_form(module: nn.Module, path: str, weights: Mapping[str, Tensor]) -> None:
+    """Give parametrized weights the parts that they had in an earlier training, where known.
+
+    Args:
+        module: A part of a model, in its training form.
+        path: Of that part in the model.
+        weights: Parts by the name of the weight in the model and their own, e.g.
+            "blocks.2.mixer.operator.log_poles_DS.gamma".
+    """
+    for owner_path, owner in module.named_modules():
+        forms_of: Any = getattr(owner, "parametrizations", {})
+        for weight, forms in forms_of.items():
+            parts = getattr(forms[0], "parts", ())
+            stored = [f"{path}.{owner_path}.{weight}.{part}" for part in parts]
+            if stored and all(name in weights for name in stored):
+                for number, name in enumerate(stored):
+                    getattr(forms, f"original{number}").copy_(weights[name])
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.fetch import fetch_model
 from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load
-from stripedhyena2.checkpoint import released
 from stripedhyena2.checkpoint.contents import Checkpoint
+from stripedhyena2.checkpoint.layouts import vortex
 from stripedhyena2.checkpoint.published import PUBLISHED
 from stripedhyena2.parametrization import folded_state
 from tests.hub import LocalHub, serve
@@ -29,7 +29,7 @@ NAME, COMMIT = "evo2_40b", "0123456789abcdef0123456789abcdef01234567"
 def content(tiny_model: StripedHyena2, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A released file."""
     file = tmp_path_factory.mktemp("released") / "whole.pt"
-    released.write(Checkpoint(tiny_model.config, folded_state(tiny_model)), file)
+    vortex.write(Checkpoint(tiny_model.config, folded_state(tiny_model)), file)
     return file.read_bytes()
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk_is_told_before(
         (NAME, "away", r"is not in the local cache and could not be fetched"),
         (NAME, "gone", r"arcinstitute/evo2_40b is not on the hub, or needs a login"),
         (f"{NAME}@{'f' * 40}", "", r"has no commit f+; try evo2_40b@main"),
-        (NAME, "empty", r"has no \.pt file"),
+        (NAME, "empty", r"has no weights"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(

@@ -9,7 +9,8 @@ from evo2cli.errors import UserError
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions
 from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.checkpoint import Checkpoint, native, precision
+from stripedhyena2.checkpoint import Checkpoint, precision
+from stripedhyena2.checkpoint.layouts import native
 from stripedhyena2.errors import InputError
 from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.parametrization import folded_state

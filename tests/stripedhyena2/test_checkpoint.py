@@ -21,9 +21,11 @@ from stripedhyena2 import (
     read_config,
     save,
 )
-from stripedhyena2.checkpoint import native, read_checkpoint, released
+from stripedhyena2.checkpoint import files, read_checkpoint
 from stripedhyena2.checkpoint.contents import Checkpoint
+from stripedhyena2.checkpoint.layouts import native, vortex
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config
+from stripedhyena2.checkpoint.tensors import Tensors
 
 MANIFESTS = [
     "evo2_1b_base",
@@ -40,9 +42,9 @@ def released_tensors(config: ModelConfig) -> dict[str, Tensor]:
     """Random weights in the released layout and its dtypes."""
     generator = torch.Generator().manual_seed(7)
     tensors = {}
-    for name, shape in released.expected_released_shapes(config).items():
+    for name, like in vortex.expected(config).items():
         wide = name.endswith(("log_poles", "residues"))
-        value = torch.randn(shape, generator=generator) * 0.1
+        value = torch.randn(like.shape, generator=generator) * 0.1
         if name.endswith("log_poles"):
             value = -value.abs() - 0.01
         tensors[name] = value if wide else value.bfloat16()
@@ -75,7 +77,8 @@ def test_the_released_layout_is_the_manifests(shared: Path, name: str) -> None:
     manifest = json.loads((shared / "manifests" / f"{name}.json").read_text())
     expected = {key: torch.Size(shape) for key, (shape, _) in manifest["tensors"].items()}
     expected.pop("unembed.weight", None)
-    assert released.expected_released_shapes(published_config(name)) == expected
+    found = vortex.expected(published_config(name))
+    assert {key: like.shape for key, like in found.items()} == expected
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -98,7 +101,7 @@ def test_native_and_back_is_bit_exact(pt_file: Path, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(pt_file, config=pt_file.with_suffix(".yml"))
     native.write(checkpoint, tmp_path / "native")
     again = native.read(tmp_path / "native")
-    released.write(again, tmp_path / "again.pt")
+    vortex.write(again, tmp_path / "again.pt")
 
     before = torch.load(pt_file, weights_only=False)
     after = torch.load(tmp_path / "again.pt", weights_only=False)
@@ -125,7 +128,7 @@ def test_se_and_mr_may_have_different_numbers_of_groups(
     checkpoint = read_checkpoint(tmp_path / "before.pt")
     assert checkpoint.config == config
     native.write(checkpoint, tmp_path / "native")
-    released.write(native.read(tmp_path / "native"), tmp_path / "after.pt")
+    vortex.write(native.read(tmp_path / "native"), tmp_path / "after.pt")
 
     after = torch.load(tmp_path / "after.pt")
     assert tensors.keys() == after.keys()
@@ -142,7 +145,7 @@ def test_parts_side_by_side_are_the_released_parts_channel_by_channel(
     tiny_config: ModelConfig, index: int
 ) -> None:
     theirs = released_tensors(tiny_config)
-    ours = released.to_ours(theirs, tiny_config, "here")
+    ours = vortex.Vortex().to_ours(Tensors.of(theirs), tiny_config, "here")
     x_BLD = torch.randn(2, 30, tiny_config.width, generator=torch.Generator().manual_seed(1))
     hyena, block = f"blocks.{index}.mixer", f"blocks.{index}"
 
@@ -228,15 +231,7 @@ def test_saved_is_loaded(tiny_model: StripedHyena2, tmp_path: Path) -> None:
 def test_large_models_are_sharded(
     tiny_model: StripedHyena2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
-
-    monkeypatch.setattr(
-        native,
-        "save_torch_state_dict",
-        lambda tensors, folder: huggingface_hub.save_torch_state_dict(
-            tensors, folder, max_shard_size=100_000
-        ),
-    )
+    monkeypatch.setattr(files, "MAX_SHARD", 100_000)
     save(tiny_model, tmp_path / "model", {})
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
     again = load(tmp_path / "model", dtype=torch.float64).state_dict()

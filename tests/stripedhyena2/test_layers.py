@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from stripedhyena2 import InputError, StripedHyena2
+from stripedhyena2.checkpoint.layouts.vortex import expected
 from stripedhyena2.checkpoint.published import published_config
-from stripedhyena2.checkpoint.released import expected_released_shapes
 from stripedhyena2.layers import default_layer, read_layers, resolve_layers
 from stripedhyena2.layout import shared_modules
 from stripedhyena2.streaming import Streaming
@@ -27,7 +27,7 @@ def test_names_and_numbers_agree(tiny_model: StripedHyena2) -> None:
     assert names(None) == ["blocks.5"]
     assert default_layer(published_config("evo2_7b")) == "blocks.26"
     for config in (tiny_model.config, published_config("evo2_7b")):
-        theirs = {name.rpartition(".")[0] for name in expected_released_shapes(config)}
+        theirs = {name.rpartition(".")[0] for name in expected(config)}
         assert shared_modules(config).keys() <= theirs
     for name in shared_modules(tiny_model.config).values():
         tiny_model.get_submodule(name)

@@ -38,7 +38,8 @@ from stripedhyena2 import (
     trainable,
 )
 from stripedhyena2.cache import Past, Slots
-from stripedhyena2.checkpoint import read_checkpoint, released
+from stripedhyena2.checkpoint import read_checkpoint
+from stripedhyena2.checkpoint.layouts import vortex
 from stripedhyena2.costs import count_parameters, state_bytes
 from stripedhyena2.extension import Extension
 from stripedhyena2.initial import Draw, constant, normal
@@ -278,7 +279,7 @@ def test_it_is_saved_loaded_extended_and_printed(
     found = json.loads(CliRunner().invoke(app, ["info", str(folder), "--json"]).stdout)
     assert found["parameters"] == count_parameters(shape())
     with pytest.raises(ConfigError, match=r"released layout does not know scale \(X\)"):
-        released.write(read_checkpoint(folder), tmp_path / "model.pt")
+        vortex.write(read_checkpoint(folder), tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 
 

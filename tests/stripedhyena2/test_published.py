@@ -10,8 +10,9 @@ import torch
 from huggingface_hub import constants
 
 from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, save
-from stripedhyena2.checkpoint import hub, read_checkpoint, released
+from stripedhyena2.checkpoint import hub, read_checkpoint
 from stripedhyena2.checkpoint.contents import Checkpoint
+from stripedhyena2.checkpoint.layouts import vortex
 from stripedhyena2.checkpoint.published import PUBLISHED
 from stripedhyena2.parametrization import folded_state
 from tests.hub import lay
@@ -32,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: ModelCon
 @pytest.fixture
 def content(tiny_model: StripedHyena2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A released file, of the size that is on record for `NAME`."""
-    released.write(Checkpoint(tiny_model.config, folded_state(tiny_model)), tmp_path / "whole.pt")
+    vortex.write(Checkpoint(tiny_model.config, folded_state(tiny_model)), tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
     monkeypatch.setitem(PUBLISHED, NAME, replace(PUBLISHED[NAME], sizes=(len(content),)))
     return content

@@ -1,13 +1,15 @@
-"""Checkpoints: our native folder, the released layout, and the published names.
+"""Checkpoints: found under a path or a name, read from any layout, and written in four.
 
-native.py     config.toml + model.safetensors + provenance.json, under the model's own names
-released.py   the layout of the published Evo 2 files: names, orders, shapes, both ways
-files.py      tensors from .pt, .partN and .safetensors files; nothing else is unpickled
-scales.py     the FP8 scales in released files
-precision.py  whether a checkpoint gives the published numbers on a device
-published.py  names such as evo2_7b: their shapes, their files, the precision they need
-hub.py        those files in the local cache, or fetched through huggingface-hub
-loading.py    any of these -> a `Checkpoint` -> a model
+sources.py      from a path to named tensors, whatever program wrote them
+files.py        tensors in .pt, .partN and .safetensors files; nothing else is unpickled
+distributed.py  tensors in checkpoints of torch.distributed
+tensors.py      tensors that stay in their file until they are read, and tables that translate them
+layouts/        the names and forms of tensors in each layout
+scales.py       the FP8 scales in released files
+precision.py    whether a checkpoint gives the published numbers on a device
+published.py    names such as evo2_7b: their shapes, their files, the precision they need
+hub.py          repositories of the hub in the local cache, or fetched through huggingface-hub
+loading.py      any of these -> a `Checkpoint` -> a model
 """
 
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +23,22 @@ class Checkpoint:
 
     Attributes:
         config: The shape of the model.
-        tensors: The weights under the model's own names, in their stored dtypes.
+        tensors: The weights under the model's own names, in their stored dtypes; those of a file
+            are read anew whenever they are asked for.
+        training_form: Tensors from which some weights are computed in the form that they train in,
+            if the checkpoint has that form: by the name of the weight and of the part, as in
+            "blocks.2.mixer.operator.log_poles_DS.p".
+        files: That it was read from.
         extra_state: FP8 scale records of released files, as raw bytes. Never executed.
         provenance: Where the weights come from, as JSON values.
     """
 
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     extra_state: dict[str, bytes] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    training_form: Mapping[str, Tensor] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -58,7 +66,7 @@ def kind_of(tensor: Tensor) -> str:
 def check_tensors(
     found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], origin: str
 ) -> None:
-    """Compare names and shapes, and refuse tensors of a kind that weights are not.
+    """Compare names and shapes, and refuse types of numbers that weights are not.
 
     Raises:
         CheckpointError: A tensor is missing, extra, of another shape or of another kind; the first
@@ -69,7 +77,7 @@ def check_tensors(
             raise CheckpointError(
                 f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right --config?"
             )
-        if (kind := kind_of(found[name])) not in WEIGHTS:
+        if (kind := str(found[name].dtype).removeprefix("torch.")) not in WEIGHTS:
             raise CheckpointError(
                 f"{origin}: tensor {name!r} is {kind}, not a weight; weights are dense "
                 f"{', '.join(WEIGHTS)}"

@@ -1,4 +1,4 @@
-"""Files of the published models: in huggingface-hub's cache, in a folder, or fetched into either.
+"""Files of models on the hub: in huggingface-hub's cache, in a folder, or fetched into either.
 
 The library downloads and resumes. It is not called with network access if the files are present.
 """
@@ -9,27 +9,35 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is its client's
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from stripedhyena2.checkpoint.contents import CheckpointError
 from stripedhyena2.checkpoint.files import parts_of
-from stripedhyena2.checkpoint.published import PUBLISHED, Published, split_name
+from stripedhyena2.checkpoint.published import PUBLISHED, Precision, Published, split_name
 
-_WEIGHTS = ("*.pt", "*.pt.part*")
+_WEIGHTS = ("*.pt", "*.pt.part*")  # of the published models
+# Of any other repository: weights in all layouts that are read, and what describes their shape.
+PATTERNS = (
+    *_WEIGHTS,
+    *("*.safetensors", "*.bin", "*.pth", "*.ckpt", "*.distcp", "*.metadata", "latest*"),
+    *("*.json", "*.toml", "*.yml", "*.yaml"),
+)
 
 
 ELSEWHERE = "run `evo2 fetch` on a machine with a network, and give --model its folder"
 
 
 def fetch(name: str, folder: Path | None = None, *, way_out: str = ELSEWHERE) -> Path:
-    """The folder with a published model's files; the network is used only if they are absent.
+    """The folder with a model's files; the network is used only if they are absent.
 
     Args:
-        name: Of the model; @COMMIT may follow.
+        name: Of a published model, or owner/name of any repository; @COMMIT may follow.
         folder: Where to put them; by default the library's cache.
         way_out: What to do without a network, for the error message.
 
@@ -49,11 +57,11 @@ def fetch(name: str, folder: Path | None = None, *, way_out: str = ELSEWHERE) ->
             published.repository,
             revision=commit,
             local_dir=folder,
-            allow_patterns=[*_WEIGHTS],
+            allow_patterns=_patterns(published),
             dry_run=True,
         )
         if not planned:
-            raise CheckpointError(f"{name}: {published.repository} has no .pt file at {commit}")
+            raise CheckpointError(f"{name}: {published.repository} has no weights at {commit}")
         missing = sum(file.file_size or 0 for file in planned if file.will_download)
         _require_space(name, missing, where)
         return Path(
@@ -61,7 +69,7 @@ def fetch(name: str, folder: Path | None = None, *, way_out: str = ELSEWHERE) ->
                 published.repository,
                 revision=commit,
                 local_dir=folder,
-                allow_patterns=[*_WEIGHTS],
+                allow_patterns=_patterns(published),
             )
         )
     except (HTTPError, OSError) as error:
@@ -69,7 +77,7 @@ def fetch(name: str, folder: Path | None = None, *, way_out: str = ELSEWHERE) ->
 
 
 def find(name: str, folder: Path | None = None) -> Path | None:
-    """The folder with all files of a published model, found without the network, or None."""
+    """The folder with all files of a model, found without the network, or None."""
     published, commit = _asked(name)
     if folder is None:
         try:
@@ -77,12 +85,14 @@ def find(name: str, folder: Path | None = None) -> Path | None:
                 snapshot_download(
                     published.repository,
                     revision=commit,
-                    allow_patterns=[*_WEIGHTS],
+                    allow_patterns=_patterns(published),
                     local_files_only=True,
                 )
             )
         except LocalEntryNotFoundError:
             return None
+        if not published.shape:
+            return folder  # the library returns the folder of a commit once it is complete
         if commit != published.commit or not published.sizes:
             files = weight_files(folder)
             # The sizes of parts are unknown at this commit, only their number is known.
@@ -110,8 +120,21 @@ def _asked(name: str) -> tuple[Published, str]:
     model, commit = split_name(name)
     if commit == "":
         raise CheckpointError(f"{name}: no commit after @; write {model}@main, for example")
-    published = PUBLISHED[model]
+    published = PUBLISHED.get(model, Published(model, "", Precision.BF16))
     return published, commit or published.commit
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name can be that of a repository on the hub: owner/name."""
+    try:
+        validate_repo_id(split_name(name)[0])
+    except HFValidationError:
+        return False
+    return name.count("/") == 1 and not name.startswith("/")
+
+
+def _patterns(published: Published) -> list[str]:
+    return [*(_WEIGHTS if published.shape else PATTERNS)]
 
 
 def _require_space(name: str, missing: int, where: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from stripedhyena2.checkpoint import hub, native, released
+from stripedhyena2.checkpoint import hub
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
-from stripedhyena2.checkpoint.files import read_tensors, require_weights
+from stripedhyena2.checkpoint.layouts import LAYOUTS, bridge, hf, layout_of, native
+from stripedhyena2.checkpoint.layouts.base import Layout
 from stripedhyena2.checkpoint.precision import doubt, precision_of
 from stripedhyena2.checkpoint.published import (
     BUILT_IN,
@@ -20,6 +21,8 @@ from stripedhyena2.checkpoint.published import (
     split_name,
 )
 from stripedhyena2.checkpoint.scales import trained_scales
+from stripedhyena2.checkpoint.sources import Source, open_source
+from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.config import ModelConfig, read_config
 from stripedhyena2.device_map import (
     block_sizes,
@@ -43,7 +46,7 @@ def load(
     *,
     config: str | Path | None = None,
     device: str | torch.device | Sequence[torch.device] = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     float8: bool | None = None,
 ) -> StripedHyena2:
     """Load a model, ready to score, to decode or, without FP8, to train.
@@ -56,7 +59,7 @@ def load(
         device: Where the weights go; of several devices, the smallest number that holds them is
             used, block after block.
         dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
-            or better, and so do final norm and head.
+            or better, and so do final norm and head. None is the dtype of the stored embedding.
         float8: Whether the Hyena input projections compute in FP8, with the scales in the
             checkpoint; by default if a published model needs it (1B, 20B, 40B).
 
@@ -68,6 +71,7 @@ def load(
     """
     check_placement(device, dtype)
     checkpoint = read_checkpoint(path_or_name, config=config)
+    dtype = dtype or checkpoint.tensors["embedding.weight"].dtype
     blocks = _device_map(checkpoint, device, dtype, str(path_or_name))
     scales = _scales(checkpoint, str(path_or_name), float8)
     _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
@@ -96,14 +100,14 @@ def load(
 
 
 def check_placement(
-    device: str | torch.device | Sequence[torch.device], dtype: torch.dtype
+    device: str | torch.device | Sequence[torch.device], dtype: torch.dtype | None
 ) -> None:
     """Refuse devices that cannot be used here, and dtypes that weights cannot have.
 
     Raises:
         InputError: Names the argument and its value.
     """
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: must be one of {', '.join(map(str, DTYPES))}")
     devices = [device] if isinstance(device, str | torch.device) else device
     if not devices:
@@ -128,7 +132,7 @@ def _device_map(
     depth = checkpoint.config.depth
     if isinstance(device, str | torch.device):
         return [torch.device(device)] * depth
-    sizes = block_sizes(checkpoint.tensors, depth, dtype.itemsize)
+    sizes = block_sizes(Tensors.of(checkpoint.tensors).like, depth, dtype.itemsize)
     try:
         chosen = choose_devices(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
     except MemoryError as error:
@@ -180,20 +184,10 @@ def save_weights(
     native.write(Checkpoint(config, weights, provenance=provenance), folder)
 
 
-def read_checkpoint(
-    path_or_name: str | Path, *, config: str | Path | None = None, check_sums: bool = True
-) -> Checkpoint:
-    """Read a checkpoint of any layout.
+def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = None) -> Checkpoint:
+    """Read a checkpoint of any layout; its tensors are read when they are asked for.
 
-    Args:
-        path_or_name: As for `load`.
-        config: As for `load`.
-        check_sums: Whether to compare the checksums in a .pt file, which reads all of it; a caller
-            that does not need the weights saves that time.
-
-    Raises:
-        CheckpointError: As from `load`.
-        ConfigError: As from `load`.
+    Arguments and errors are those of `load`.
     """
     path, origin = _locate(path_or_name)
     if native.is_native(path):
@@ -202,67 +196,88 @@ def read_checkpoint(
                 f"{path}: a native checkpoint contains its own shape; drop --config"
             )
         return native.read(path)
-    file = _released_file(path) if path.is_dir() else path
-    require_weights(file)
-    shape = _released_config(path_or_name, file, config)
-    tensors, blobs = read_tensors(file, check_sums=check_sums)
+    source = open_source(path, lambda names: layout_of(names) is not None)
+    layout = layout_of(list(source.tensors))
+    if layout is None:
+        if any(".lora_" in name for name in source.tensors):
+            raise CheckpointError(
+                f"{source.path}: is an adapter, not a model; give the model that it was trained on"
+            )
+        names = ", ".join(list(source.tensors)[:3])
+        raise CheckpointError(
+            f"{source.path}: its tensors ({names}, ...) have the names of no known layout; known "
+            f"are {', '.join(dict.fromkeys(known.name for known in LAYOUTS))}"
+        )
+    shape = _shape(path_or_name, source, config, layout)
+    provenance: dict[str, Any] = {"source": source.path.name, "layout": layout.stored_as, **origin}
+    if source.unwrapped:
+        provenance["unwrapped"] = list(source.unwrapped)
+        _say_once(f"{source.path}: taken out of {' and '.join(source.unwrapped)}")
     return Checkpoint(
         shape,
-        released.to_ours(tensors, shape, str(file)),
-        extra_state=blobs,
-        provenance={"source": file.name, "layout": "released", **origin},
+        layout.to_ours(source.tensors, shape, str(source.path)),
+        layout.extra_state(source.blobs or native.extra_state_of(source.path.parent)),
+        provenance,
+        layout.training_form(source.tensors, shape),
+        source.files,
     )
 
 
 def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
     """The path of the checkpoint (an existing path wins over a name), and its origin."""
     path, name = Path(path_or_name), str(path_or_name)
-    if name and path.exists():
+    if name and (path.exists() or path.with_name(f"{path.name}.part0").exists()):
         return path, {}
     if name and native.is_native(BUILT_IN / name):
         return BUILT_IN / name, {}
     model, _ = split_name(name)
-    if model in PUBLISHED:
+    if model in PUBLISHED or hub.is_repository(name):
         folder = hub.fetch(name)
-        return folder, {"repository": PUBLISHED[model].repository, "commit": folder.name}
+        published = PUBLISHED.get(model)
+        repository = published.repository if published else model
+        return folder, {"repository": repository, "commit": folder.name}
     names = ", ".join([*sorted(folder.name for folder in BUILT_IN.glob("[a-z]*")), *PUBLISHED])
-    raise CheckpointError(f"no model {name!r}: no such file or folder, and not one of {names}")
-
-
-def _released_file(folder: Path) -> Path:
-    """The one checkpoint in a downloaded folder."""
-    candidates = sorted(
-        file for pattern in ("*.pt", "*.pt.part0", "*.safetensors") for file in folder.glob(pattern)
-    )
-    if len(candidates) != 1:
-        found = ", ".join(file.name for file in candidates) or "none"
-        raise CheckpointError(
-            f"{folder}: contains neither config.toml (a native checkpoint) nor exactly one .pt or "
-            f".safetensors file, but {found}; name the file"
-        )
-    return candidates[0]
-
-
-def _released_config(
-    path_or_name: str | Path, file: Path, config: str | Path | None
-) -> ModelConfig:
-    """The shape of a released file: as given, else from the yml beside it, else from its name."""
-    if config is not None:
-        return (
-            published_config(str(config)) if str(config) in PUBLISHED else read_config(Path(config))
-        )
-    beside = file.with_suffix(".yml")  # as `evo2 convert` writes it
-    if beside.is_file():
-        return read_config(beside)
-    for name in (split_name(str(path_or_name))[0], file.name.partition(".")[0]):
-        if name in PUBLISHED:
-            return published_config(name)
-    if not released.has_suffix(file):
-        raise CheckpointError(
-            f"{file}: not a checkpoint: expected a folder with config.toml, or a .pt, .safetensors "
-            "or .pt.part0 file"
-        )
     raise CheckpointError(
-        f"{file}: unknown shape; give --config with its yml or a published name "
-        f"({', '.join(PUBLISHED)})"
+        f"no model {name!r}: no such file or folder, not one of {names}, and not the owner/name of "
+        "a repository on the hub"
     )
+
+
+def _shape(
+    path_or_name: str | Path, source: Source, config: str | Path | None, layout: Layout
+) -> ModelConfig:
+    """The shape as given, else from the description beside the tensors, else from a name."""
+    if config is not None:
+        if str(config) in PUBLISHED:
+            return published_config(str(config))
+        built_in = BUILT_IN / str(config) / native.CONFIG
+        return read_config(built_in if built_in.is_file() else Path(config))
+    if source.shape is not None:
+        return _described(source.shape)
+    for name in (split_name(str(path_or_name))[0], source.path.name.partition(".")[0]):
+        model = name.removeprefix("savanna_")
+        if model in PUBLISHED:
+            return published_config(model)
+    fitting = [name for name in PUBLISHED if _fits(source, layout, published_config(name))]
+    names = f"{' or '.join(fitting)}, which fit its tensors" if fitting else ", ".join(PUBLISHED)
+    raise CheckpointError(
+        f"{source.path}: unknown shape of a {layout.name} checkpoint; give --config with its yml "
+        f"or a published name ({names})"
+    )
+
+
+def _fits(source: Source, layout: Layout, config: ModelConfig) -> bool:
+    try:
+        layout.to_ours(source.tensors, config, "")
+    except CheckpointError:
+        return False
+    return True
+
+
+def _described(file: Path) -> ModelConfig:
+    """The shape in a file that a program wrote beside the tensors."""
+    if file.name == hf.CONFIG:
+        return hf.read_config_file(file)
+    if file.suffix == ".yaml":
+        return bridge.read_run_config(file)
+    return read_config(file)

@@ -112,11 +112,16 @@ PUBLISHED = {
     ),
 }
 
+_NAMES = {published.repository: name for name, published in PUBLISHED.items()}
+
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """A model's name and the commit it requests: evo2_7b@main is evo2_7b, main."""
+    """A model's name and the commit it requests: evo2_7b@main is evo2_7b, main.
+
+    The repository of a published model is the model, however it is named.
+    """
     model, asked, commit = name.partition("@")
-    return model, commit if asked else None
+    return _NAMES.get(model, model), commit if asked else None
 
 
 def published_config(name: str) -> ModelConfig:

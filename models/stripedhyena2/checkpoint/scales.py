@@ -15,24 +15,11 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError, kind_of
-from stripedhyena2.checkpoint.files import UNREADABLE, require_sound_archive
+from stripedhyena2.checkpoint.files import UNREADABLE, Inert, require_sound_record
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.float8.inference import Scales
 
 _MAKER = "transformer_engine."
-
-
-class _Inert:
-    """Stands in for every class of Transformer Engine: takes anything, does nothing."""
-
-    def __new__(cls, *_: object, **__: object) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
 
 
 def trained_scales(
@@ -73,9 +60,9 @@ def _read(record: bytes, name: str) -> Scales | None:
     if not record:
         return None
     try:
-        require_sound_archive(io.BytesIO(record), name)
+        require_sound_record(record, name)
         unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(record))
-        with safe_globals([(_Inert, known) for known in unknown if known.startswith(_MAKER)]):
+        with safe_globals([(Inert, known) for known in unknown if known.startswith(_MAKER)]):
             state = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from hyenakernels.float8 import op, reference
 from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, save
-from stripedhyena2.checkpoint import Checkpoint, native, precision, read_checkpoint, released
+from stripedhyena2.checkpoint import Checkpoint, precision, read_checkpoint
+from stripedhyena2.checkpoint.layouts import native, vortex
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.decoding import Decoder
@@ -72,7 +73,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture
 def file(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    released.write(checkpoint, tmp_path / "model.pt")
+    vortex.write(checkpoint, tmp_path / "model.pt")
     return tmp_path / "model.pt"
 
 
@@ -275,7 +276,7 @@ def test_records_survive_conversion_bit_for_bit(
 ) -> None:
     config = file.with_suffix(".yml")
     native.write(read_checkpoint(file, config=config), tmp_path / "native")
-    released.write(native.read(tmp_path / "native"), tmp_path / "again.pt")
+    vortex.write(native.read(tmp_path / "native"), tmp_path / "again.pt")
     again = read_checkpoint(tmp_path / "again.pt", config=config)
     assert again.extra_state == checkpoint.extra_state
     ids = torch.arange(65, 95)[None]

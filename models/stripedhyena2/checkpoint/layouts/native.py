@@ -5,17 +5,15 @@ are kept in extra_state.safetensors, as bytes. A folder appears complete or not 
 """
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tomli_w
 import torch
-from huggingface_hub import save_torch_state_dict
-from pydantic import AfterValidator, BaseModel, JsonValue, TypeAdapter
-from safetensors.torch import save_file
-from torch import Tensor
+from pydantic import JsonValue, TypeAdapter
 
 from stripedhyena2.checkpoint.contents import (
     Checkpoint,
@@ -23,28 +21,43 @@ from stripedhyena2.checkpoint.contents import (
     check_tensors,
     expected_shapes,
 )
-from stripedhyena2.checkpoint.files import read_tensors, writing
-from stripedhyena2.config import read_config
+from stripedhyena2.checkpoint.files import (
+    open_shards,
+    open_tensors,
+    write_safetensors,
+    write_shards,
+    writing,
+)
+from stripedhyena2.checkpoint.layouts.base import Layout
+from stripedhyena2.checkpoint.tensors import Tensors
+from stripedhyena2.config import ModelConfig, read_config
 from stripedhyena2.outputs import atomic_path
 from stripedhyena2.values import read_json
 
-CONFIG, WEIGHTS, PROVENANCE = "config.toml", "model.safetensors", "provenance.json"
-INDEX, EXTRA_STATE = "model.safetensors.index.json", "extra_state.safetensors"
+CONFIG, PROVENANCE = "config.toml", "provenance.json"
+BESIDE = EXTRA_STATE, TRAINING_FORM = "extra_state.safetensors", "training_form.safetensors"
+
+_PROVENANCE = TypeAdapter(dict[str, JsonValue])
 
 
-def _shard(name: str) -> str:
-    if Path(name).name != name or not name.endswith(".safetensors"):
-        raise ValueError("must be a .safetensors file in the same folder")
-    return name
+class Native(Layout):
+    """The model's own names and forms."""
 
+    name = "native"
 
-class _Index(BaseModel):
-    """The file that says which shard has a tensor."""
+    def claims(self, names: Collection[str]) -> bool:
+        """As `Layout`."""
+        return "embedding.weight" in names
 
-    weight_map: dict[str, Annotated[str, AfterValidator(_shard)]]
+    def to_ours(self, tensors: Tensors, config: ModelConfig, origin: str) -> Tensors:
+        """As `Layout`."""
+        check_tensors(tensors.like, expected_shapes(config), origin)
+        return tensors
 
-
-_INDEX, _PROVENANCE = TypeAdapter(_Index), TypeAdapter(dict[str, JsonValue])
+    def from_ours(self, tensors: Tensors, config: ModelConfig) -> Tensors:
+        """As `Layout`."""
+        del config
+        return tensors
 
 
 def is_native(path: Path) -> bool:
@@ -88,43 +101,62 @@ def _fill(checkpoint: Checkpoint, folder: Path) -> None:
     values = asdict(checkpoint.config)
     config = {key: value for key, value in values.items() if value is not None}  # TOML has no null
     (folder / CONFIG).write_text(tomli_w.dumps(config), encoding="utf-8")
-    save_torch_state_dict(checkpoint.tensors, folder)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # the library writes through a private temporary file
+    write_shards(checkpoint.tensors, folder)
+    if checkpoint.training_form:
+        write_safetensors(checkpoint.training_form, folder / TRAINING_FORM)
+    write_beside(checkpoint, folder)
+
+
+def write_beside(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write what is not weights: FP8 records as bytes, and the provenance."""
     if checkpoint.extra_state:
         blobs = {
             name: torch.from_numpy(np.frombuffer(blob, dtype=np.uint8).copy())
             for name, blob in checkpoint.extra_state.items()
         }
-        save_file(blobs, folder / EXTRA_STATE)
+        write_safetensors(blobs, folder / EXTRA_STATE)
     text = json.dumps(checkpoint.provenance, indent=2) + "\n"
     (folder / PROVENANCE).write_text(text, encoding="utf-8")
 
 
+def add_to_provenance(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write more facts into the provenance of a folder."""
+    text = json.dumps({**provenance_of(folder), **facts}, indent=2) + "\n"
+    with writing(folder), atomic_path(folder / PROVENANCE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def read(folder: Path) -> Checkpoint:
-    """Read a checkpoint folder; tensors stay memory-mapped.
+    """Read a checkpoint folder; tensors are read when they are asked for.
 
     Raises:
         CheckpointError: Something is missing or does not fit the config.
     """
     config = read_config(folder / CONFIG)
-    index, shards = folder / INDEX, {WEIGHTS}
-    if index.is_file():
-        shards = set(read_json(index, _INDEX, CheckpointError).weight_map.values())
-    tensors: dict[str, Tensor] = {}
-    for shard in sorted(shards):
-        tensors.update(read_tensors(folder / shard)[0])
-    check_tensors(tensors, expected_shapes(config), str(folder))
-    return Checkpoint(config, tensors, _extra_state(folder / EXTRA_STATE), provenance_of(folder))
+    tensors = Native().to_ours(open_shards(folder), config, str(folder))
+    form = folder / TRAINING_FORM
+    return Checkpoint(
+        config,
+        tensors,
+        extra_state_of(folder),
+        provenance_of(folder),
+        open_tensors(form).tensors if form.exists() else {},
+    )
 
 
-def _extra_state(file: Path) -> dict[str, bytes]:
+def extra_state_of(folder: Path) -> dict[str, bytes]:
+    """The FP8 records in a folder, as bytes.
+
+    Raises:
+        CheckpointError: They cannot be read.
+    """
+    file = folder / EXTRA_STATE
     if not file.is_file():
         return {}
-    blobs, _ = read_tensors(file)
-    for name, blob in blobs.items():
-        if blob.dtype != torch.uint8:
-            raise CheckpointError(f"{file}: entry {name!r} is {blob.dtype}, not bytes (uint8)")
+    blobs = open_tensors(file).tensors
+    for name, like in blobs.like.items():
+        if like.dtype != torch.uint8:
+            raise CheckpointError(f"{file}: entry {name!r} is {like.dtype}, not bytes (uint8)")
     return {name: blob.numpy().tobytes() for name, blob in blobs.items()}
 
 

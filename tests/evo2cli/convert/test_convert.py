@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.commands.convert import ConvertOptions
-from evo2cli.convert import convert_checkpoint
+from evo2cli.convert.run import convert_checkpoint
 from evo2cli.errors import UserError
 from stripedhyena2 import CheckpointError, StripedHyena2, load, save
 
@@ -50,8 +50,8 @@ def test_impossible_targets_are_named(
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--to savanna: must be one of auto, native, vortex"):
-        ConvertOptions(source="nano", destination=tmp_path, to="savanna")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--to gguf: must be one of auto, native, vortex, hf, "):
+        ConvertOptions(source="nano", destination=tmp_path, to="gguf")  # type: ignore[arg-type]
 
 
 def test_another_checkpoint_is_not_replaced(

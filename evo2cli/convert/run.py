@@ -1,0 +1,108 @@
+"""Convert a checkpoint from any layout into one that is written."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from evo2cli import __version__, console
+from evo2cli.convert.options import Target
+from evo2cli.convert.verify import verify
+from evo2cli.errors import UserError
+from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
+from stripedhyena2.checkpoint.layouts import hf, native, savanna, vortex
+from stripedhyena2.checkpoint.tensors import Tensors
+from stripedhyena2.costs import count_parameters
+
+_WRITE: dict[Target, Callable[[Checkpoint, Path], None]] = {
+    Target.NATIVE: partial(native.write, over_another=False),
+    Target.VORTEX: vortex.write,
+    Target.HF: hf.write,
+    Target.SAVANNA: savanna.write,
+}
+
+
+def convert_checkpoint(
+    source: str,
+    destination: Path,
+    *,
+    to: Target | str = Target.AUTO,
+    config: Path | None = None,
+    verified: bool = False,
+) -> dict[str, Any]:
+    """Convert `source` into `destination`; stored dtypes and bits stay as they are.
+
+    Args:
+        source: Anything `stripedhyena2.load` reads.
+        destination: A folder; or a .pt or .safetensors file for the layout of the released files
+            (vortex), beside which the shape is written as yml.
+        to: Layout to write; "auto" is vortex for a file and native for a folder.
+        config: Shape of the source: a yml or TOML file, or the name of a published model. Needed
+            where neither the source nor its name tells it.
+        verified: Compare both afterwards, as `evo2cli.convert.verify`.
+
+    Returns:
+        What was written: destination, source_layout, layout, stripes, tensors, parameters, bytes,
+        seconds, and verification (None unless asked for).
+
+    Raises:
+        UserError: The destination cannot be of this layout, or the verification failed.
+        CheckpointError: The source cannot be read, or the destination cannot be written.
+        ConfigError: The shape is not valid, or the layout cannot express it.
+    """
+    layout = _target(destination, Target(to))
+    checkpoint = read_checkpoint(source, config=config)
+    if layout is not Target.VORTEX:
+        checkpoint = replace(checkpoint, provenance=_provenance(checkpoint))
+    tensors = Tensors.of(checkpoint.tensors)
+    start = monotonic()
+    with console.progress("convert", tensors.nbytes, "bytes") as bar:
+        _WRITE[layout](replace(checkpoint, tensors=tensors.watched(bar.advance)), destination)
+    seconds = monotonic() - start
+    verification = None
+    if verified:
+        verification = verify(source, destination, config=config)
+        if (destination / native.PROVENANCE).exists():
+            native.add_to_provenance(destination, {"verification": verification})
+    return {
+        "destination": str(destination),
+        "source_layout": checkpoint.provenance.get("layout", "native"),
+        "layout": layout.value,
+        "stripes": checkpoint.config.stripes,
+        "tensors": len(checkpoint.tensors),
+        "parameters": count_parameters(checkpoint.config),
+        "bytes": _bytes(destination),
+        "seconds": round(seconds, 3),
+        "verification": verification,
+    }
+
+
+def _target(destination: Path, to: Target) -> Target:
+    is_file = destination.suffix in vortex.SUFFIXES
+    if to is Target.AUTO:
+        return Target.VORTEX if is_file else Target.NATIVE
+    if is_file != (to is Target.VORTEX):
+        form = "a .pt or .safetensors file" if to is Target.VORTEX else "a folder, not a file"
+        raise UserError(f"{destination}: the {to} layout is written as {form}")
+    return to
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The provenance of the source, with its SHA-256 where it does not have one yet."""
+    provenance = {"converted_by": f"evo2cli {__version__}", **checkpoint.provenance}
+    if checkpoint.files and "sha256" not in provenance:
+        provenance["sha256"] = {file.name: _sha256(file) for file in checkpoint.files}
+    return provenance
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bytes(destination: Path) -> int:
+    files = destination.rglob("*") if destination.is_dir() else [destination]
+    return sum(file.stat().st_size for file in files if file.is_file())

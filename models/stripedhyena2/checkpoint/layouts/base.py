@@ -1,0 +1,49 @@
+"""What a layout is: names and forms of the tensors of a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import ClassVar
+
+from stripedhyena2.checkpoint.tensors import Tensors
+from stripedhyena2.config import ModelConfig
+
+
+class Layout(ABC):
+    """A way to name the tensors of a model, and the form that they are stored in.
+
+    Attributes:
+        name: As `evo2 convert --to` calls it.
+        stored_as: As the provenance of what was read from it calls it.
+    """
+
+    name: ClassVar[str]
+    stored_as: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls) and "stored_as" not in vars(cls):
+            cls.stored_as = cls.name
+
+    @abstractmethod
+    def claims(self, names: Collection[str]) -> bool:
+        """Whether tensors of these names are in this layout."""
+
+    @abstractmethod
+    def to_ours(self, tensors: Tensors, config: ModelConfig, origin: str) -> Tensors:
+        """The model's own tensors, none of them read.
+
+        Raises:
+            CheckpointError: A tensor is missing, extra or of another shape.
+        """
+
+    @abstractmethod
+    def from_ours(self, tensors: Tensors, config: ModelConfig) -> Tensors:
+        """The tensors of this layout, none of them read."""
+
+    def extra_state(self, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
+        """FP8 records under the names that they have in the released layout."""
+        return dict(blobs)
+
+    def training_form(self, tensors: Tensors, config: ModelConfig) -> Tensors:
+        """As `Checkpoint.training_form`; layouts of folded weights have none."""
+        del tensors, config
+        return Tensors({})
