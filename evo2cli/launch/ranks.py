@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,14 +32,17 @@ from torch.distributed.run import config_from_args, parse_args
 
 from evo2cli import console
 from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.files import temporary_folder
 from evo2cli.processes import LAUNCHER, end_with_parent, on_interrupt
 
 DEEPSPEED = "deepspeed.launcher.launch"
 GRACE = 5  # seconds; ranks that wait for one that has failed cannot save anyway
 
 # DeepSpeed's launcher runs a rank through this shell command, which appends the rank and its exit
-# code to the file that is its first argument.
-_REPORTING = '"$@"; code=$?; echo "$RANK $code" >> "$0"; exit "$code"'
+# code to the file that is its first argument. The shell itself says nothing about signals.
+_REPORTING = (
+    'exec 3>&2 2>/dev/null; "$@" 2>&3 3>&-; code=$?; echo "$RANK $code" >> "$0"; exit "$code"'
+)
 
 
 class RankError(UserError):
@@ -150,9 +152,9 @@ def _soon_killed() -> Iterator[None]:
     close = PContext.close
 
     def close_soon(
-        ranks: PContext, death_sig: signal.Signals | None = None, timeout: int = GRACE
+        self: PContext, death_sig: signal.Signals | None = None, timeout: int = GRACE
     ) -> None:
-        close(ranks, death_sig, timeout)
+        close(self, death_sig, timeout)
 
     PContext.close = close_soon  # type: ignore[method-assign]
     try:
@@ -176,8 +178,8 @@ def _deepspeed_arguments(group: Group) -> list[str]:
 
 def _run_deepspeed(arguments: Sequence[str], program: Sequence[str]) -> None:
     """Run DeepSpeed's launcher as a child process."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "codes"
+    with temporary_folder() as folder:
+        report = folder / "codes"
         reporting = ["sh", "-c", _REPORTING, str(report), sys.executable, *program]
         launcher = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-m", DEEPSPEED, *arguments, *reporting],

@@ -66,7 +66,7 @@ def _write_script(options: LaunchOptions, recipe: Recipe, path: Path) -> None:
     checks.check_output(recipe, path, options.world)
     text = slurm_script(options, recipe.output)
     with open_output(options.script) as write:
-        write(text.encode())
+        write(text.encode(errors="surrogateescape"))  # names of files may have any bytes
     if options.script is not None:
         console.say(
             f"{options.script}: {options.nodes} x {options.gpus_per_node} GPUs; submit it with "

@@ -13,8 +13,8 @@ from evo2cli import console
 from evo2cli.training.ranks import Ranks
 
 # Seconds after a deadline.
-ROLL_CALL = 4  # for all ranks to write down where they are; after it, one of them reports
-LAST_RESORT = 8  # for Python to do so; after it, faulthandler does, which no C++ can block
+ROLL_CALL = 3  # for all ranks to write down where they are; after it, one of them reports
+LAST_RESORT = 7  # for Python to do so; after it, faulthandler does, which no C++ can block
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def step_deadline(
             while not all(answered := _grown(files, before)) and time.monotonic() < give_up:
                 time.sleep(0.1)
             if answered.index(True) == ranks.rank:
-                console.say(_report(seconds, own, answered))
+                console.say(_report(seconds, own, ranks.rank, answered))
             else:
                 time.sleep(1)  # the first rank to exit ends the others, but one must report
             os._exit(1)
@@ -83,14 +83,13 @@ def _grown(files: list[Path], before: list[int]) -> list[bool]:
     return [_size(path) > size for path, size in zip(files, before, strict=True)]
 
 
-def _report(seconds: float, own: Path, answered: list[bool]) -> str:
-    silent = [str(rank) for rank, has_answered in enumerate(answered) if not has_answered]
-    who = ""
+def _report(seconds: float, own: Path, rank: int, answered: list[bool]) -> str:
+    silent = [str(other) for other, has_answered in enumerate(answered) if not has_answered]
+    who = "; all ranks answered" if len(answered) > 1 else ""
     if silent:
         who = f"; rank{'s' * (len(silent) > 1)} {', '.join(silent)} did not answer"
-    elif len(answered) > 1:
-        who = "; all ranks answered"
+    others = ", those of other ranks beside it" if sum(answered) > 1 else ""
     return (
-        f"a step took longer than guard.step_deadline = {seconds:g} s{who}; where it was stands in "
-        f"{own}{' and beside it' * (sum(answered) > 1)}; run the same command again to resume"
+        f"a step took longer than guard.step_deadline = {seconds:g} s{who}; the stacks of rank "
+        f"{rank} are in {own}{others}; run the same command again to resume"
     )
