@@ -14,8 +14,8 @@ from evo2cli.processes import (
 
 def main() -> None:
     """Run the command line; Ctrl-C ends it quietly, also while it is loading."""
-    if "RANK" in os.environ:
-        end_with_parent(os.environ.get(LAUNCHER))
+    if LAUNCHER in os.environ:
+        end_with_parent(os.environ[LAUNCHER])
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # it is ignored
         _load_and_run()
         return

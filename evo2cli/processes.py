@@ -17,7 +17,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _interrupts: list[int] = []  # that `on_interrupt` has received
 
-LAUNCHER = "EVO2_LAUNCHER"  # in the environment of a rank: the process that starts the ranks
+# In the environment of ranks that `evo2` starts: their parent, or "" if that is another process.
+LAUNCHER = "EVO2_LAUNCHER"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,6 +56,9 @@ def end_interrupted() -> NoReturn:
 
 def start_child(process: "BaseProcess") -> None:
     """Start a process that its parent ends: Ctrl-C in a terminal reaches the parent alone."""
+    from multiprocessing.resource_tracker import ensure_running
+
+    ensure_running()  # the first child would start it, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it
     try:
         process.start()
@@ -62,13 +66,13 @@ def start_child(process: "BaseProcess") -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_with_parent(parent: str | int | None = None, number: int = signal.SIGKILL) -> None:
+def end_with_parent(parent: str = "", number: int = signal.SIGKILL) -> None:
     """From now on, the system sends this process a signal when its parent has ended.
 
     Without this, what a killed process has started runs on. Only Linux has it.
 
     Args:
-        parent: The parent, if it is known; if it has ended before, this process ends now.
+        parent: Number of the parent, or "" if unknown; if it has ended, this process ends now.
         number: The signal.
     """
     import ctypes
@@ -77,5 +81,5 @@ def end_with_parent(parent: str | int | None = None, number: int = signal.SIGKIL
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     except AttributeError:  # not Linux
         return
-    if parent is not None and os.getppid() != int(parent):
+    if parent and parent != str(os.getppid()):
         os.kill(os.getpid(), number)

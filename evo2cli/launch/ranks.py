@@ -100,6 +100,7 @@ def run_ranks(group: Group, program: Sequence[str], launcher: str) -> None:
         UserError: The launcher failed, or several machines did not meet.
     """
     os.environ.update(_environment(group))
+    os.environ[LAUNCHER] = "" if launcher == "deepspeed" else str(os.getpid())
     if launcher == "deepspeed":
         with _forwarded_signals(_grandchildren):
             _run_deepspeed(_deepspeed_arguments(group), program)
@@ -127,7 +128,6 @@ def _run_torchrun(arguments: Sequence[str]) -> None:
     """Run torchrun within this process."""
     config, entrypoint, rest = config_from_args(parse_args(arguments))  # type: ignore[no-untyped-call] # torch
     config.signals_to_handle = "SIGQUIT"  # the other signals are handled here
-    os.environ[LAUNCHER] = str(os.getpid())
     logging.disable(logging.ERROR)  # torchrun logs a failure over many lines; we report it in one
     try:
         elastic_launch(config, entrypoint)(*rest)
@@ -185,7 +185,7 @@ def _run_deepspeed(arguments: Sequence[str], program: Sequence[str]) -> None:
             [sys.executable, "-m", DEEPSPEED, *arguments, *reporting],
             start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it
             # DeepSpeed's launcher ends its ranks at SIGTERM; SIGKILL would leave them running.
-            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
+            preexec_fn=partial(end_with_parent, str(os.getpid()), signal.SIGTERM),
         )
         try:
             code = launcher.wait()
