@@ -39,10 +39,14 @@ DEEPSPEED = "deepspeed.launcher.launch"
 GRACE = 5  # seconds; ranks that wait for one that has failed cannot save anyway
 
 # DeepSpeed's launcher runs a rank through this shell command, which appends the rank and its exit
-# code to the file that is its first argument. The shell itself says nothing about signals.
-_REPORTING = (
-    'exec 3>&2 2>/dev/null; "$@" 2>&3 3>&-; code=$?; echo "$RANK $code" >> "$0"; exit "$code"'
-)
+# code to the file that is its first argument. The shell says nothing itself.
+_REPORTING = """
+exec 3>&2 2>/dev/null
+(exec "$@" 2>&3 3>&-)
+code=$?
+echo "$RANK $code" >> "$0"
+exit "$code"
+"""
 
 
 class RankError(UserError):

@@ -41,6 +41,8 @@ except UserError as error:
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
+from evo2cli.processes import LAUNCHER, end_with_parent
+end_with_parent(os.environ[LAUNCHER])
 rank = os.environ["RANK"]
 def obey(number, frame):
     Path(f"{rank}.heard").write_text(signal.Signals(number).name)
@@ -320,7 +322,8 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
         f"evo2: rank 1 exited with code {code}, for the reason above; "
         "the other ranks of this machine were stopped"
     )
-    assert (place / "0.heard").exists()
+    if launcher == "torchrun":  # DeepSpeed's ends the parent of a rank, and so the rank, at once
+        assert (place / "0.heard").exists()
 
 
 @pytest.mark.slow

@@ -448,6 +448,10 @@ def test_a_hanging_step_dumps_its_stacks_and_ends(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stderr
     stacks = (tmp_path / "run" / "stacks-rank0.txt").read_text()
     assert "hang_at_three" in stacks
+    assert result.stderr.splitlines()[-1] == (
+        "evo2: a step took longer than guard.step_deadline = 5 s; the stacks of rank 0 are in "
+        f"{tmp_path}/run/stacks-rank0.txt; run the same command again to resume"
+    )
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     make_trainer(make_recipe(tmp_path / "run", guard={"step_deadline": 600})).run()
     assert (tmp_path / "run" / "stacks-rank0.txt").read_text() == stacks
