@@ -15,8 +15,8 @@ import torch
 
 pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
 
-from evo2cli.training.state import locked_run
 from stripedhyena2 import load
+from stripedhyena2.outputs import locked
 from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
 from tests.ranks import World
 
@@ -254,7 +254,7 @@ def test_ranks_end_with_their_launcher(place: Path, launcher: str) -> None:
     process.kill()
     process.communicate(timeout=60)  # waits until every rank has closed stderr
     assert not ranks_of(place / output)
-    with locked_run(place / output):
+    with locked(place / output / "run.json", wait=True):
         pass
 
 
