@@ -26,8 +26,7 @@ from evo2cli.commands import (
 from evo2cli.commands import eval as evaluations
 from evo2cli.errors import UserError, explain
 from evo2cli.options import Command, Group
-
-_INTERRUPTED = 130  # as Typer exits after Ctrl-C
+from evo2cli.processes import INTERRUPTED, end_interrupted
 
 app = typer.Typer(
     name="evo2",
@@ -124,7 +123,7 @@ def _run() -> int:
             console.say(f"{message}; see `{command} --help`")
         return UserError.exit_code
     except typer.Abort:
-        code = _INTERRUPTED
+        code = INTERRUPTED
     except (ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
         explained = explain(error)
         if explained is None:
@@ -132,6 +131,6 @@ def _run() -> int:
         line, code = explained
         console.say(line)
         return code
-    if code == _INTERRUPTED:
-        console.say("interrupted")
+    if code == INTERRUPTED:  # so Typer exits after Ctrl-C, too
+        end_interrupted()
     return code if isinstance(code, int) else 0

@@ -23,6 +23,7 @@ from evo2cli.errors import UserError, explain
 from evo2cli.files import beside, temporary_folder
 from evo2cli.gpus import num_gpus
 from evo2cli.journal import journal_of
+from evo2cli.processes import end_with_parent, start_child
 from stripedhyena2.progress import Progress
 
 
@@ -148,7 +149,7 @@ def _run(
                 process: BaseProcess = context.Process(
                     target=_work, args=(compute, options, part, theirs), daemon=True
                 )
-                process.start()
+                start_child(process)
                 theirs.close()
                 running[ours] = (options.device, process)
             while running:
@@ -186,7 +187,7 @@ def _work(
     compute: Callable[[T, Part, Progress], None], options: T, part: Part, pipe: Connection
 ) -> None:
     """Run `compute` in the process of a device, silently: only the parent process prints."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    end_with_parent()
     with suppress(BrokenPipeError), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         try:
             compute(options, part, pipe.send)

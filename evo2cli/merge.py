@@ -1,6 +1,9 @@
 """Join the outputs of `evo2 score --shard`."""
 
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -9,54 +12,59 @@ from evo2cli.errors import UserError
 from evo2cli.files import check_output, open_output
 from evo2cli.genome.source import read_lines
 from evo2cli.score.options import Layout
-from evo2cli.score.output import SHARD, index_output
+from evo2cli.score.output import MARKS, SHARD, SHARDED_INPUT, index_output
 
 LAYOUTS = {".vcf": Layout.VCF, ".tsv": Layout.TSV, ".jsonl": Layout.JSONL}
 
 
-def merge_files(parts: Sequence[Path], output: Path) -> None:
+@dataclass(frozen=True)
+class _Head:
+    """The lines of a part before its records.
+
+    Attributes:
+        path: File of the part.
+        shard: Which part of the whole it is, such as "2/3"; empty if it does not say.
+        marks: Header lines that the whole does not have; they are the same in all parts.
+        header: Header lines that the whole has, too.
+    """
+
+    path: Path
+    shard: str
+    marks: list[bytes]
+    header: list[bytes]
+
+
+def merge_files(paths: Sequence[Path], output: Path) -> None:
     """Write one header and the records of all parts, in the order of the parts.
 
-    Only VCF headers say which part of which run they are; in TSV and JSON lines, a part that is
-    missing, out of order or from another run is not noticed.
-
     Args:
-        parts: VCF, TSV or JSON lines of runs that differ only in --shard.
+        paths: VCF, TSV or JSON lines of runs that differ only in --shard.
         output: File of the same format, indexed if the format has an index.
 
     Raises:
-        UserError: A part has another format or header, comes twice, is missing or out of order; or
-            a file cannot be read or written.
+        UserError: A part has another format or is from another run, comes twice, is missing or out
+            of order; or a file cannot be read or written.
     """
     layout = _layout(output)
-    for part in parts:
-        if _layout(part) is not layout:
+    for path in paths:
+        if _layout(path) is not layout:
             raise UserError(
-                f"{part}: is not {layout} like {output}; all parts must have the same format"
+                f"{path}: is not {layout} like {output}; all parts must have the same format"
             )
-    check_output(output, *parts)
-    header = _common_header(parts, layout)
+    check_output(output, *paths)
+    heads = [_open_part(path, layout)[0] for path in paths]
+    _check_order(heads)
+    _check_run(heads)
     count = 0
-    parts_by_first: dict[bytes, Path] = {}  # keys are the first records
     with open_output(output) as write:
-        write(b"".join(header))
-        for part in parts:
-            _, _, body = _open_part(part, layout)
-            first = next(body, None)
-            if first is None:
-                continue
-            if first in parts_by_first:
-                raise UserError(
-                    f"{part}: has the same first record as {parts_by_first[first]}; give each "
-                    "part once"
-                )
-            parts_by_first[first] = part
-            for line in chain([first], body):
+        write(b"".join(heads[0].header))
+        for path in paths:
+            for line in _open_part(path, layout)[1]:
                 write(line)
                 count += 1
     if output.suffix == ".gz" and layout.has_index:
         index_output(output, layout)
-    console.say(f"{output}: {count:,} records from {len(parts):,} parts")
+    console.say(f"{output}: {count:,} records from {len(paths):,} parts")
 
 
 def _layout(path: Path) -> Layout:
@@ -69,40 +77,64 @@ def _layout(path: Path) -> Layout:
     return LAYOUTS[suffix]
 
 
-def _common_header(parts: Sequence[Path], layout: Layout) -> list[bytes]:
-    """The header that all parts share; they must be the shards 1/N to N/N of one run, in order."""
-    headers, shards = zip(*(_open_part(part, layout)[:2] for part in parts), strict=True)
-    expected = tuple(f"{number}/{len(parts)}" for number in range(1, len(parts) + 1))
-    if any(shards) and shards != expected:
-        found = ", ".join(shard or "none" for shard in shards)
-        raise UserError(
-            f"{parts[0]}, ...: are the shards {found}; give all shards of one run, in order"
-        )
-    header: list[bytes] = headers[0]
-    for part, own in zip(parts, headers, strict=True):
-        if own != header:
-            line = next((b for a, b in zip(header, own, strict=False) if a != b), b"(shorter)")
+def _check_order(parts: Sequence[_Head]) -> None:
+    """Refuse parts that are not the shards 1/N to N/N, in order."""
+    shards = [part.shard for part in parts]
+    if any(shards):
+        if shards != [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]:
+            found = ", ".join(shard or "none" for shard in shards)
             raise UserError(
-                f"{part}: is from another run than {parts[0]}: its header has "
+                f"{parts[0].path}, ...: are the shards {found}; give all shards of one run, in "
+                "order"
+            )
+        return
+    seen: set[Path] = set()
+    for part in parts:  # of a version that did not mark tables
+        if part.path.resolve() in seen:
+            raise UserError(f"{part.path}: is given twice; give each part once")
+        seen.add(part.path.resolve())
+
+
+def _check_run(parts: Sequence[_Head]) -> None:
+    """Refuse parts of different runs."""
+    first = parts[0]
+    for part in parts:
+        if (part.marks, part.header) != (first.marks, first.header):
+            own, expected = [*part.marks, *part.header], [*first.marks, *first.header]
+            line = next((b for a, b in zip(expected, own, strict=False) if a != b), b"(shorter)")
+            raise UserError(
+                f"{part.path}: is from another run than {first.path}: its header has "
                 f"{line.decode(errors='replace').strip()[:200]!r}"
             )
-    return header
 
 
-def _open_part(path: Path, layout: Layout) -> tuple[list[bytes], str, Iterator[bytes]]:
-    """Header lines, shard such as "2/3" (empty if the header does not say), and record lines."""
-    lines = read_lines(path)
+def _open_part(path: Path, layout: Layout) -> tuple[_Head, Iterator[bytes]]:
+    """The head of a part, and the lines of its records."""
+    lines: Iterator[bytes] = read_lines(path)
+    head: list[bytes] = []
     if layout is Layout.JSONL:
-        return [], "", lines
-    if layout is Layout.TSV:
-        return [next(lines, b"")], "", lines
-    header: list[bytes] = []
-    shard = ""
-    for line in lines:
-        if not line.startswith(b"#"):
-            return header, shard, chain([line], lines)
+        first = next(lines, b"")
+        head = _json_marks(first)
+        lines = lines if head else chain(filter(None, [first]), lines)
+    else:
+        for line in lines:
+            head.append(line)
+            if not line.startswith(b"##"):  # the names of the columns
+                break
+    shard, marks, header = "", list[bytes](), list[bytes]()
+    for line in head:
         if line.startswith(SHARD.encode()):
             shard = line.decode().removeprefix(SHARD).strip()
+        elif line.startswith(b"##" if layout is not Layout.VCF else SHARDED_INPUT.encode()):
+            marks.append(line)
         else:
             header.append(line)
-    return header, shard, iter(())
+    return _Head(path, shard, marks, header), lines
+
+
+def _json_marks(line: bytes) -> list[bytes]:
+    """The marks in the first of JSON lines; none if it is a record."""
+    if line.startswith(f'{{"{MARKS}": '.encode()):
+        with suppress(ValueError):  # cut off
+            return [f"{mark}\n".encode() for mark in json.loads(line)[MARKS]]
+    return []

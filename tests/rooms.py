@@ -18,7 +18,8 @@ FLOORS = {
 # From the bottom to the top: a room may import from those before it, and from no other.
 ROOMS = {
     "evo2cli": [
-        *("errors", "console", "options", "lengths", "files", "tables", "journal", "figures"),
+        *("errors", "processes", "console", "options", "lengths", "files", "tables", "journal"),
+        "figures",
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("score", "saturate", "track", "merge", "embed", "generate", "eval"),
         *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat", "hf"),

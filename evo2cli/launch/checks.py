@@ -13,6 +13,7 @@ from evo2cli.training.plan.disk import checkpoint_bytes
 from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import naming, read_shape
+from evo2cli.training.state import locked_run
 
 
 def free_bytes(folder: Path) -> int:
@@ -101,3 +102,14 @@ def check_output(recipe: Recipe, path: Path, world: int) -> None:
             f"parameters) need {missing * each / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB "
             f"free; free some space, choose another --output, or lower checkpoint.keep = {keep}"
         )
+
+
+def check_no_run(output: Path) -> None:
+    """Refuse an output folder into which another run is training; the first rank locks it.
+
+    Raises:
+        OutputInUseError: There is one.
+    """
+    if output.is_dir():
+        with locked_run(output):
+            pass

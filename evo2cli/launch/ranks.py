@@ -14,15 +14,17 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch
 from torch.distributed import DistNetworkError
+from torch.distributed.elastic.multiprocessing import PContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import elastic_launch
@@ -30,12 +32,21 @@ from torch.distributed.run import config_from_args, parse_args
 
 from evo2cli import console
 from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.files import temporary_folder
+from evo2cli.processes import LAUNCHER, end_with_parent, on_interrupt
 
 DEEPSPEED = "deepspeed.launcher.launch"
+GRACE = 5  # seconds; ranks that wait for one that has failed cannot save anyway
 
 # DeepSpeed's launcher runs a rank through this shell command, which appends the rank and its exit
-# code to the file that is its first argument.
-_REPORTING = '"$@"; code=$?; echo "$RANK $code" >> "$0"; exit "$code"'
+# code to the file that is its first argument. The shell says nothing itself.
+_REPORTING = """
+exec 3>&2 2>/dev/null
+(exec "$@" 2>&3 3>&-)
+code=$?
+echo "$RANK $code" >> "$0"
+exit "$code"
+"""
 
 
 class RankError(UserError):
@@ -93,10 +104,13 @@ def run_ranks(group: Group, program: Sequence[str], launcher: str) -> None:
         UserError: The launcher failed, or several machines did not meet.
     """
     os.environ.update(_environment(group))
+    os.environ[LAUNCHER] = "" if launcher == "deepspeed" else str(os.getpid())
     if launcher == "deepspeed":
-        _run_deepspeed(_deepspeed_arguments(group), program)
+        with _forwarded_signals(_grandchildren):
+            _run_deepspeed(_deepspeed_arguments(group), program)
     else:
-        _run_torchrun([*_torchrun_arguments(group), *program])
+        with _forwarded_signals(lambda: _children(os.getpid())), _soon_killed():
+            _run_torchrun([*_torchrun_arguments(group), *program])
 
 
 def _environment(group: Group) -> dict[str, str]:
@@ -120,10 +134,10 @@ def _run_torchrun(arguments: Sequence[str]) -> None:
     config.signals_to_handle = "SIGQUIT"  # the other signals are handled here
     logging.disable(logging.ERROR)  # torchrun logs a failure over many lines; we report it in one
     try:
-        with _forwarded_signals(lambda: _children(os.getpid())):
-            elastic_launch(config, entrypoint)(*rest)
+        elastic_launch(config, entrypoint)(*rest)
     except ChildFailedError as error:
-        raise first_failure({rank: end.exitcode for rank, end in error.failures.items()}) from None
+        failures = sorted(error.failures.items(), key=lambda failure: failure[1].timestamp)
+        raise first_failure({rank: end.exitcode for rank, end in failures}) from None
     except (RendezvousError, DistNetworkError) as error:
         raise UserError(
             f"--rendezvous {config.rdzv_endpoint}: the {config.max_nodes} machines did not meet, "
@@ -131,6 +145,26 @@ def _run_torchrun(arguments: Sequence[str]) -> None:
         ) from None
     finally:
         logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def _soon_killed() -> Iterator[None]:
+    """Within the context, ranks are killed `GRACE` seconds after another has failed.
+
+    By itself, torchrun waits 30 seconds, and has no option that changes this.
+    """
+    close = PContext.close
+
+    def close_soon(
+        self: PContext, death_sig: signal.Signals | None = None, timeout: int = GRACE
+    ) -> None:
+        close(self, death_sig, timeout)
+
+    PContext.close = close_soon  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PContext.close = close  # type: ignore[method-assign]
 
 
 def _deepspeed_arguments(group: Group) -> list[str]:
@@ -148,22 +182,26 @@ def _deepspeed_arguments(group: Group) -> list[str]:
 
 def _run_deepspeed(arguments: Sequence[str], program: Sequence[str]) -> None:
     """Run DeepSpeed's launcher as a child process."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "codes"
+    with temporary_folder() as folder:
+        report = folder / "codes"
         reporting = ["sh", "-c", _REPORTING, str(report), sys.executable, *program]
-        with _forwarded_signals(_grandchildren):
-            launcher = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", DEEPSPEED, *arguments, *reporting],
-                start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it
-            )
-            try:
-                code = launcher.wait()
-            finally:
-                launcher.terminate()
-                launcher.wait()
+        launcher = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", DEEPSPEED, *arguments, *reporting],
+            start_new_session=True,  # Ctrl-C reaches this process alone, which forwards it
+            # DeepSpeed's launcher ends its ranks at SIGTERM; SIGKILL would leave them running.
+            preexec_fn=partial(end_with_parent, str(os.getpid()), signal.SIGTERM),
+        )
+        try:
+            code = launcher.wait()
+        finally:
+            launcher.terminate()
+            launcher.wait()
+            with suppress(ProcessLookupError):  # what it has left, if it was killed itself
+                os.killpg(launcher.pid, signal.SIGKILL)
         lines = report.read_text().splitlines() if report.exists() else []
     codes = {int(rank): int(code) for rank, code in map(str.split, lines)}
-    failed = {rank: code for rank, code in codes.items() if code}
+    # A shell reports signal n as 128 + n.
+    failed = {rank: code if code <= 128 else 128 - code for rank, code in codes.items() if code}
     if failed:
         raise first_failure(failed)
     if code:
@@ -204,17 +242,23 @@ def _grandchildren() -> list[int]:
 def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
     """Within the context, a signal to stop this process asks all ranks to save and exit.
 
-    A second Ctrl-C kills them. If no rank runs yet, this process exits at once.
+    A second Ctrl-C kills them. If no rank runs yet, this process exits at once; if one is ended by
+    the signal, because it is not ready to save, this process ends likewise.
     """
     received: list[int] = []
 
-    def forward(number: int, _frame: FrameType | None) -> None:
+    def end(number: int, frame: FrameType | None = None) -> NoReturn:
+        if number == signal.SIGINT:
+            on_interrupt(number, frame)
+        raise SystemExit(128 + number)
+
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         impatient = received.count(signal.SIGINT) > 1
         found = ranks()
         if not found:
             if impatient or len(received) == 1:
-                raise SystemExit(128 + number)
+                end(number, frame)
             return  # the ranks have exited, and the launcher is about to
         what = "killing them" if impatient else "asking them to save and exit"
         console.say(f"{signal.Signals(number).name}: {len(found)} ranks, {what}")
@@ -228,6 +272,10 @@ def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
     before = {number: signal.signal(number, forward) for number in handled}
     try:
         yield
+    except RankError as error:
+        if received and error.exit_code - 128 in (signal.SIGTERM, signal.SIGKILL):
+            end(received[0])
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -21,6 +21,7 @@ def launch_recipe(options: LaunchOptions) -> None:
 
     Raises:
         UserError: Recipe, machine or options do not allow it.
+        OutputInUseError: Another run trains into the same folder.
         RankError: A rank failed; has its exit code.
     """
     if (options.local is not None) == options.slurm:
@@ -56,6 +57,7 @@ def _launch_local(options: LaunchOptions, local: str, recipe: Recipe, path: Path
     if options.dry_run:
         console.write(command_line(group, program, options.launcher) + "\n")
     else:
+        checks.check_no_run(recipe.output)
         run_ranks(group, program, options.launcher)
 
 
@@ -64,7 +66,7 @@ def _write_script(options: LaunchOptions, recipe: Recipe, path: Path) -> None:
     checks.check_output(recipe, path, options.world)
     text = slurm_script(options, recipe.output)
     with open_output(options.script) as write:
-        write(text.encode())
+        write(text.encode(errors="surrogateescape"))  # names of files may have any bytes
     if options.script is not None:
         console.say(
             f"{options.script}: {options.nodes} x {options.gpus_per_node} GPUs; submit it with "

@@ -1,5 +1,6 @@
 """What `evo2 score` reads as variants: VCF, BCF, a table, or arguments; and its filters."""
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -201,6 +202,18 @@ def count_shard(options: VariantOptions, read: Read) -> range | None:
         message = f"{len(shard):,} records are chosen by {', '.join(options.filters)}"
         (console.say if shard else console.warn)(message)
     return shard
+
+
+def input_digest(read: Read) -> str:
+    """Number and checksum of all records, which the shards of one input have in common.
+
+    Raises:
+        UserError: A record is invalid.
+    """
+    count = checksum = 0
+    for count, record in enumerate(read().records, start=1):  # noqa: B007 - the last is the number
+        checksum = zlib.crc32(f"{record}\n".encode(), checksum)
+    return f"{count} records, checksum {checksum:08x}"
 
 
 def check_contigs(header: Header, genome: Reference) -> None:

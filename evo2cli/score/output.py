@@ -43,7 +43,11 @@ FIELDS = {
         "Number of letters other than ACGT in the window that has more of them; no field: none",
     ),
 }
-SHARD = "##evo2Shard="  # I/N, from which `evo2 merge` knows the order of the parts
+# Header lines of a shard alone, from which `evo2 merge` knows the order of the parts, I/N, and that
+# they are parts of the same input.
+SHARD = "##evo2Shard="
+SHARDED_INPUT = "##evo2Input="
+MARKS = "evo2"  # key of these lines in the first of JSON lines
 STRAND_FIELDS = {Strand.FORWARD: "EVO2_FWD", Strand.REVERSE: "EVO2_RC"}
 QUANTITIES = {
     Quantity.DELTA: {"EVO2_DELTA", *STRAND_FIELDS.values()},
@@ -181,7 +185,7 @@ class VariantWriter:
         self.columns: dict[str, type] = {**own, **self._others}
 
     def opening(self, header: Header, provenance: Sequence[str]) -> bytes:
-        """The header of the output."""
+        """The header of the output; of tables and JSON lines, only shards have `provenance`."""
         if self.layout in (Layout.VCF, Layout.BCF):
             info = [
                 f'##INFO=<ID={field},Number=A,Type={kind},Description="{meaning}">'
@@ -189,10 +193,12 @@ class VariantWriter:
                 if field in self._fields
             ]
             return header.with_lines([*provenance, *info])
+        marks = provenance if any(line.startswith(SHARD) for line in provenance) else ()
         if self.layout is Layout.TSV:
             keys = ("#CHROM", "POS", "ID", "REF", "ALT")
-            return table_line((*keys, *self._fields, *WINDOW_COLUMNS, *self._others))
-        return b""
+            columns = (*keys, *self._fields, *WINDOW_COLUMNS, *self._others)
+            return b"".join(table_line([line]) for line in marks) + table_line(columns)
+        return json_line({MARKS: list(marks)}) if marks else b""
 
     def lines(self, record: VariantRecord, rows: Sequence[Row]) -> bytes:
         """The line of the record with our INFO appended, or one line for each of its alleles."""

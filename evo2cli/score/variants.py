@@ -29,7 +29,14 @@ from evo2cli.models import memory_explained, open_model, ready_model
 from evo2cli.options import Strand, flag
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
-from evo2cli.score.input import Read, check_contigs, check_places, count_shard, open_variants
+from evo2cli.score.input import (
+    Read,
+    check_contigs,
+    check_places,
+    count_shard,
+    input_digest,
+    open_variants,
+)
 from evo2cli.score.options import (
     VARIANT_LAYOUTS,
     AlleleOptions,
@@ -44,6 +51,7 @@ from evo2cli.score.output import (
     FIELDS,
     PERCENTILE,
     SHARD,
+    SHARDED_INPUT,
     WINDOW_COLUMNS,
     Put,
     VariantWriter,
@@ -229,7 +237,7 @@ def score_to_output(
         provenance = [
             *run.provenance,
             *([noise.header_line] if noise else []),
-            *([f"{SHARD}{options.shard}"] if options.shard is not None else []),
+            *_shard_marks(options, read),
         ]
         tally = Tally(run.genome)
         with (
@@ -388,6 +396,13 @@ def _provenance(
         f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
         f"fingerprint {fingerprint(model.config, model.state_dict())}",
     ]
+
+
+def _shard_marks(options: VariantOptions, read: Read) -> list[str]:
+    """Header lines by which `evo2 merge` knows a shard; none without `--shard`."""
+    if options.shard is None:
+        return []
+    return [f"{SHARD}{options.shard}", f"{SHARDED_INPUT}{input_digest(read)}"]
 
 
 def find_reference(options: VariantOptions, header: Header) -> Path:

@@ -5,7 +5,6 @@ Positions are 0-based, half-open and sorted in both formats.
 
 import multiprocessing
 import os
-import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ import numpy as np
 
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path
+from evo2cli.processes import start_child
 
 PutTrack = Callable[[str, int, Sequence[float]], object]  # contig, first position, values
 
@@ -68,7 +68,7 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
     with atomic_path(path) as part:
         ours, theirs = context.Pipe()
         process = context.Process(target=_write_bigwig, args=(part, lengths, theirs), daemon=True)
-        process.start()
+        start_child(process)
         theirs.close()
 
         def put(contig: str, start: int, values: Sequence[float]) -> None:
@@ -97,7 +97,6 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
 
 def _write_bigwig(path: Path, lengths: Mapping[str, int], pipe: Connection) -> None:
     """Write what comes through the pipe until None comes; answer what failed, or "" if nothing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # pyBigWig writes there what the answer says
     with suppress(OSError, EOFError):  # the parent is gone
         try:

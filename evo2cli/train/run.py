@@ -1,7 +1,7 @@
 """Train a model by a recipe, on one process or as one rank of many."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from evo2cli.training.recipe_file import (
     read_shape,
 )
 from evo2cli.training.start import Start, extension_line, read_start
-from evo2cli.training.state import RunFolder
+from evo2cli.training.state import RunFolder, open_run
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import save_weights
@@ -67,12 +67,12 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
     recipe = read_recipe(path, options.settings)
     if options.output is not None:
         recipe = recipe.model_copy(update={"output": options.output})
-    with _joined(options.device) as ranks:
+    with _joined(options.device) as ranks, ExitStack() as stack:
         _check(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)
         sources = _first_rank_first(ranks, lambda: _sources(recipe))
-        folder = RunFolder(recipe, _identity(shape, sources), ranks)
+        folder = stack.enter_context(open_run(recipe, _identity(shape, sources), ranks))
         of_run = {"output": str(recipe.output), "rank": ranks.rank}
         summary = _finished(folder.final)
         if summary is not None:

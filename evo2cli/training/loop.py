@@ -4,7 +4,6 @@ B windows, L predictions, V vocabulary.
 """
 
 import contextlib
-import faulthandler
 import math
 import signal
 import statistics
@@ -19,6 +18,7 @@ from evo2cli import console
 from evo2cli.data.loader import WindowLoader, Windows
 from evo2cli.errors import UntrustedNumericsError
 from evo2cli.training.clock import Clock
+from evo2cli.training.deadline import step_deadline
 from evo2cli.training.engine import Engine
 from evo2cli.training.loss import read_windows, target_weights, weighted_loss
 from evo2cli.training.metrics import MetricsLogger, draw_curve
@@ -96,10 +96,14 @@ class Trainer:
         logger = MetricsLogger(
             self.folder, steps, step, self._caption(), tensorboard=recipe.log.tensorboard
         )
-        with _stop_requests() as stop_requested, self._deadline() as restart_deadline, logger:
+        with (
+            _stop_requests() as stop_requested,
+            step_deadline(recipe.guard.step_deadline, self.folder.path, self.ranks) as restart,
+            logger,
+        ):
             last = step == steps
             while not last:
-                restart_deadline()
+                restart()
                 record: dict[str, Any] = {**self.step(step)}
                 step += 1
                 if step == steps or step % recipe.validation.every == 0:
@@ -108,7 +112,7 @@ class Trainer:
                 logger.log(record)
                 last = self.ranks.any(step == steps or stop_requested())
                 if last or step % recipe.checkpoint.every == 0:
-                    restart_deadline()
+                    restart()
                     self.folder.save(step, self.engine, {"skipped": self._skipped})
         if step == steps and bits is None:  # was killed between the last step and the final model
             bits = self.validate().get("valid_bits")
@@ -285,26 +289,6 @@ class Trainer:
             f"step {step}: {what} is not finite{where} (loss {loss}, gradient norm {norm}); "
             f"{_WAY_OUT}"
         )
-
-    @contextlib.contextmanager
-    def _deadline(self) -> Iterator[Callable[[], None]]:
-        """Yield a function that restarts the deadline of a step (`guard.step_deadline`).
-
-        When it passes, the stacks of all threads are appended to OUTPUT/stacks-rankN.txt and the
-        process exits: a step that hangs on one rank hangs on all, and a launcher can restart them.
-        """
-        deadline = self.recipe.guard.step_deadline
-        if deadline is None:
-            yield lambda: None
-            return
-        path = self.folder.path / f"stacks-rank{self.ranks.rank}.txt"
-        with path.open("a", encoding="utf-8") as file:
-            try:
-                yield lambda: faulthandler.dump_traceback_later(deadline, exit=True, file=file)
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-        if not path.stat().st_size:
-            path.unlink()
 
 
 @contextlib.contextmanager

@@ -17,16 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, writing
+from evo2cli.files import atomic_path, locked, writing
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from stripedhyena2.checkpoint import save_weights
 from stripedhyena2.checkpoint.files import UNREADABLE
 from stripedhyena2.config import current_keys
-from stripedhyena2.outputs import remove, replace
+from stripedhyena2.outputs import OutputInUseError, remove, replace
 from stripedhyena2.values import read_json
 
+DESCRIPTION = "run.json"
 RESUME = "resume.json"
 
 
@@ -54,6 +55,34 @@ _MAY_CHANGE: Any = {
 }
 
 
+@contextlib.contextmanager
+def open_run(recipe: Recipe, identity: Mapping[str, Any], ranks: Ranks) -> Iterator["RunFolder"]:
+    """The `RunFolder`, which no other run can use meanwhile.
+
+    Raises:
+        UserError: Another process trains into the folder, or as `RunFolder`.
+    """
+    path = recipe.output
+    if path.is_file():
+        raise UserError(f"{path}: cannot be used as output: it is a file; name a folder")
+    with contextlib.ExitStack() as stack:
+        with _first_alone(ranks, _unusable(path)) as is_first:
+            if is_first:
+                path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked_run(path))
+        yield RunFolder(recipe, identity, ranks)
+
+
+def locked_run(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of the folder of a run.
+
+    Raises:
+        OutputInUseError: Another process trains into the folder.
+        UserError: The folder cannot be written.
+    """
+    return locked(path / DESCRIPTION)
+
+
 class RunFolder:
     """The output folder of a run, shared by its ranks.
 
@@ -74,14 +103,12 @@ class RunFolder:
         self._checkpoint = recipe.checkpoint
         # `identity` has the whole shape, in place of the recipe's changes to it.
         values = {**recipe.model_dump(mode="json", exclude=_MAY_CHANGE), **identity}
-        if self.path.is_file():
-            raise UserError(f"{self.path}: cannot be used as output: it is a file; name a folder")
-        with self._first(f"{self.path}: cannot be used as output") as is_first:
+        with _first_alone(self.ranks, _unusable(self.path)) as is_first:
             if is_first:
                 self._open(json.loads(json.dumps(values)))
 
     def _open(self, values: Mapping[str, Any]) -> None:
-        description = self.path / "run.json"
+        description = self.path / DESCRIPTION
         self.path.mkdir(parents=True, exist_ok=True)
         if description.is_file():
             before: dict[str, Any] = read_json(description, _VALUES, UserError)
@@ -101,18 +128,6 @@ class RunFolder:
                     f"{self.path}: has a run with {key} = {was.get(key)!r}, not "
                     f"{is_now.get(key)!r}; choose another --output, or change it back"
                 )
-
-    @contextlib.contextmanager
-    def _first(self, failure: str) -> Iterator[bool]:
-        """Work of the first rank alone; if it fails, all ranks raise an error."""
-        error: UserError | None = None
-        try:
-            with _explained(failure):
-                yield self.ranks.is_first
-        except UserError as caught:
-            error = caught
-        if self.ranks.any(error is not None):
-            raise error or UserError(f"{failure} (reported by rank 0)")
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -134,13 +149,13 @@ class RunFolder:
         partial = folder.with_name(f".{folder.name}")
         failure = f"{folder}: the checkpoint cannot be written"
         weights = engine.weights()
-        with self._first(failure) as is_first:
+        with _first_alone(self.ranks, failure) as is_first:
             if is_first:
                 remove(partial)
                 save_weights(engine.model.config, weights, partial, {"step": step})
         with _explained(failure):
             engine.save(partial)
-        with self._first(failure) as is_first:
+        with _first_alone(self.ranks, failure) as is_first:
             if is_first:
                 resume = {"step": step, **engine.layout, **facts}
                 (partial / RESUME).write_text(json.dumps(resume) + "\n", encoding="utf-8")
@@ -218,6 +233,23 @@ class RunFolder:
         _write_text(self.metrics, "".join(kept))
 
 
+def _unusable(path: Path) -> str:
+    return f"{path}: cannot be used as output"
+
+
+@contextlib.contextmanager
+def _first_alone(ranks: Ranks, failure: str) -> Iterator[bool]:
+    """Work of the first rank alone; if it fails, all ranks raise an error."""
+    error: UserError | None = None
+    try:
+        with _explained(failure):
+            yield ranks.is_first
+    except UserError as caught:
+        error = caught
+    if ranks.any(error is not None):
+        raise error or UserError(f"{failure} (reported by rank 0)")
+
+
 @contextlib.contextmanager
 def _explained(failure: str) -> Iterator[None]:
     """Report errors of reading or writing files in one line, which begins with `failure`."""
@@ -225,6 +257,8 @@ def _explained(failure: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except OutputInUseError as error:
+        raise UserError(str(error)) from None
     except (
         *UNREADABLE,  # among them assertions, by which DeepSpeed checks its own files
         OSError,

@@ -145,6 +145,14 @@ def test_a_wrong_command_line_is_one_line(
     assert len(talk.splitlines()) == 1
 
 
+@pytest.mark.parametrize("start", ["-m evo2cli", "-c 'from evo2cli.app import main; main()'"])
+def test_messages_say_evo2_however_it_was_started(start: str) -> None:
+    command = f"{sys.executable} {start} eval needle --nothing"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "evo2: No such option: --nothing; see `evo2 eval needle --help`\n"
+
+
 def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
     (tmp_path / "many.fa").write_text("".join(f">s{i}\nACGTACGT\n" for i in range(2000)))
     reader = f"{sys.executable} -m evo2cli score {tmp_path / 'many.fa'} | head -n 2"

@@ -15,10 +15,16 @@ from evo2cli.score.run import score
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(output: Path, checkpoint: str, shard: str | None = None, **options: int) -> Path:
+def run(
+    output: Path,
+    checkpoint: str,
+    shard: str | None = None,
+    source: Path = EXAMPLES / "phix174.vcf",
+    **options: int,
+) -> Path:
     score(
         ScoreOptions(
-            inputs=(EXAMPLES / "phix174.vcf",),
+            inputs=(source,),
             reference=EXAMPLES / "phix174.fa",
             model=checkpoint,
             device="cpu",
@@ -51,13 +57,44 @@ def test_more_parts_than_records_and_a_limit(tmp_path: Path, checkpoint: str) ->
     assert (tmp_path / "merged.tsv").read_bytes() == whole.read_bytes()
 
 
-def test_parts_of_different_runs_are_refused(tmp_path: Path, checkpoint: str) -> None:
-    one = run(tmp_path / "1.vcf", checkpoint, "1/2")
-    two = tmp_path / "2.vcf"
-    two.write_bytes(one.read_bytes().replace(b"64", b"65").replace(b"=1/2", b"=2/2"))
-    with pytest.raises(UserError, match=r"2\.vcf: is from another run .* --window 65"):
-        merge_files([one, two], tmp_path / "merged.vcf")
-    assert not (tmp_path / "merged.vcf").exists()
+FORMATS = pytest.mark.parametrize("suffix", [".vcf", ".tsv", ".jsonl"])
+
+
+@FORMATS
+def test_a_repeated_record_is_no_repeated_part(
+    tmp_path: Path, checkpoint: str, suffix: str
+) -> None:
+    line = b"NC_001422.1\t262\t.\tT\tC\t.\t.\t.\n"
+    columns = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    (tmp_path / "same.vcf").write_bytes(b"##fileformat=VCFv4.2\n" + columns + 5 * line)
+    source = tmp_path / "same.vcf"
+    whole = run(tmp_path / f"whole{suffix}", checkpoint, source=source)
+    parts = [run(tmp_path / f"{i}{suffix}", checkpoint, f"{i}/3", source=source) for i in (1, 2, 3)]
+    merge_files(parts, tmp_path / f"merged{suffix}")
+    assert (tmp_path / f"merged{suffix}").read_bytes() == whole.read_bytes()
+
+
+@FORMATS
+def test_parts_of_different_runs_are_refused(tmp_path: Path, checkpoint: str, suffix: str) -> None:
+    one = run(tmp_path / f"1{suffix}", checkpoint, "1/2", limit=6)
+    two = run(tmp_path / f"2{suffix}", checkpoint, "2/2", limit=6)
+    other = tmp_path / f"other{suffix}"
+    other.write_bytes(two.read_bytes().replace(b"--window 64", b"--window 65"))
+    with pytest.raises(UserError, match=rf"other\{suffix}: is from another run .* --window 65"):
+        merge_files([one, other], tmp_path / f"merged{suffix}")
+    fewer = tmp_path / "fewer.vcf"  # the same command, with another input
+    fewer.write_bytes(b"".join((EXAMPLES / "phix174.vcf").read_bytes().splitlines(True)[:-1]))
+    parts = [
+        run(tmp_path / f"{name}{suffix}", checkpoint, f"{i}/2", source=source)
+        for i, name, source in ((1, "a", EXAMPLES / "phix174.vcf"), (2, "b", fewer))
+    ]
+    with pytest.raises(UserError, match=r"is from another run .*: its header has '##evo2Input="):
+        merge_files(parts, tmp_path / f"merged{suffix}")
+    assert not (tmp_path / f"merged{suffix}").exists()
+
+
+def test_what_merge_cannot_join_is_refused(tmp_path: Path, checkpoint: str) -> None:
+    one = run(tmp_path / "1.vcf", checkpoint, "1/1", limit=1)
     with pytest.raises(UserError, match=r"x\.tsv: is not \.vcf like"):
         merge_files([one, tmp_path / "x.tsv"], tmp_path / "merged.vcf")
     (tmp_path / "linked.vcf").symlink_to(one)
@@ -65,21 +102,25 @@ def test_parts_of_different_runs_are_refused(tmp_path: Path, checkpoint: str) ->
         merge_files([one], tmp_path / "linked.vcf")
     with pytest.raises(UserError, match="bcftools concat"):
         merge_files([one], tmp_path / "merged.bcf")
+    table = tmp_path / "x.tsv"  # of a version that did not mark tables
+    table.write_text("#CHROM\n1\n")
+    with pytest.raises(UserError, match="give each part once"):
+        merge_files([table, table], tmp_path / "merged.tsv")
 
 
+@FORMATS
 def test_parts_that_are_missing_or_out_of_order_are_refused(
-    tmp_path: Path, checkpoint: str
+    tmp_path: Path, checkpoint: str, suffix: str
 ) -> None:
-    parts = [run(tmp_path / f"{i}.vcf", checkpoint, f"{i}/3", limit=6) for i in (1, 2, 3)]
+    parts = [run(tmp_path / f"{i}{suffix}", checkpoint, f"{i}/3", limit=6) for i in (1, 2, 3)]
     for given in ([0, 2], [0, 2, 1], [0, 1, 1], [1]):
         told = ", ".join(f"{index + 1}/3" for index in given)
         with pytest.raises(UserError, match=f"are the shards {told}; give all shards"):
-            merge_files([parts[index] for index in given], tmp_path / "merged.vcf")
-    for part in parts:  # as tables, whose headers do not say
-        part.with_suffix(".tsv").write_text(f"#CHROM\n{part.name}\n")
-    table = parts[0].with_suffix(".tsv")
-    with pytest.raises(UserError, match="give each part once"):
-        merge_files([table, table], tmp_path / "merged.tsv")
+            merge_files([parts[index] for index in given], tmp_path / f"merged{suffix}")
+    bare = tmp_path / f"bare{suffix}"
+    run(bare, checkpoint, limit=6)
+    with pytest.raises(UserError, match="are the shards 1/3, 2/3, none; give all shards"):
+        merge_files([*parts[:2], bare], tmp_path / f"merged{suffix}")
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])

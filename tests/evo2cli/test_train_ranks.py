@@ -16,6 +16,7 @@ import torch
 pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
 
 from stripedhyena2 import load
+from stripedhyena2.outputs import locked
 from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
 from tests.ranks import World
 
@@ -65,6 +66,18 @@ def start_by(launcher: list[str], place: Path, arguments: list[str]) -> subproce
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def launch_forever(
+    place: Path, output: str, *settings: str, launcher: str = "torchrun"
+) -> subprocess.Popen[str]:
+    """Two ranks under `evo2 launch` that have saved a checkpoint and go on."""
+    _, *arguments = command(place / output, "optimizer.steps=100000", *settings)
+    options = ["--local", "2", "--launcher", launcher]
+    process = start_by(["evo2cli", "launch"], place, [*arguments, *options])
+    while process.poll() is None and not list((place / output).glob("step-*/resume.json")):
+        time.sleep(0.01)
+    return process
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -211,12 +224,54 @@ def test_ranks_that_share_windows_are_one(
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_those_that_wait_for_its_part(place: Path) -> None:
     """Not a hang: within a minute, with its name."""
-    _, *arguments = command(place / "dead", "parallel.context=2", "optimizer.steps=100000")
-    process = start_by(["evo2cli", "launch"], place, [*arguments, "--local", "2"])
-    while process.poll() is None and not list((place / "dead").glob("step-*/resume.json")):
-        time.sleep(0.01)
+    process = launch_forever(place, "dead", "parallel.context=2")
     ranks = [rank for rank in ranks_of(place / "dead") if rank != process.pid]
     os.kill(ranks[-1], signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
     assert "was killed by SIGKILL" in said
     assert process.returncode == 128 + signal.SIGKILL
+
+
+def rank_number(process: int) -> str:
+    """The RANK of a process."""
+    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return next(v.removeprefix(b"RANK=").decode() for v in variables if v.startswith(b"RANK="))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_ranks_end_with_their_launcher(place: Path, launcher: str) -> None:
+    """Until then, no other command trains into their folder; afterwards, one may."""
+    output = f"orphans-{launcher}"
+    process = launch_forever(place, output, launcher=launcher)
+    _, *arguments = command(place / output, "optimizer.steps=100000")
+    for second in (["launch", *arguments, "--local", "2"], ["train", *arguments]):
+        refused = start_by(["evo2cli"], place, second)
+        said = refused.communicate(timeout=60)[1]
+        assert refused.returncode == 2
+        assert f"{output}/run.json: is being written by another command (process " in said
+        assert len([line for line in said.splitlines() if line.startswith("evo2: ")]) == 1
+    process.kill()
+    process.communicate(timeout=60)  # waits until every rank has closed stderr
+    assert not ranks_of(place / output)
+    with locked(place / output / "run.json", wait=True):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", ["0", "1"])
+def test_a_rank_that_does_not_answer_is_named(place: Path, stopped: str) -> None:
+    output = f"silent{stopped}"
+    process = launch_forever(place, output, "guard.step_deadline=5")
+    ranks = {rank_number(rank): rank for rank in ranks_of(place / output) if rank != process.pid}
+    os.kill(ranks[stopped], signal.SIGSTOP)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    other = str(1 - int(stopped))
+    stacks = place / output / f"stacks-rank{other}.txt"
+    assert "training/loop.py" in stacks.read_text()
+    assert (
+        f"evo2: a step took longer than guard.step_deadline = 5 s; rank {stopped} did not answer; "
+        f"the stacks of rank {other} are in {stacks}; run the same command again to resume\n"
+        f"evo2: rank {other} exited with code 1, for the reason above; "
+    ) in said

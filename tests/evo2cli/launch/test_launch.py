@@ -1,5 +1,6 @@
 """`evo2 launch`: what is checked, written and started; signals reach ranks, and codes come back."""
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.launch import checks as launch_checks
 from evo2cli.launch.ranks import first_failure
+from stripedhyena2.outputs import OutputInUseError
 from tests.evo2cli.tiny import RECIPE, SHAPE
 
 # Launches what stands for `evo2 train`, as the command line would.
@@ -29,6 +31,8 @@ from evo2cli.launch.ranks import Group, run_ranks
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     run_ranks(Group(2), ["rank.py", *sys.argv[2:]], sys.argv[1])
+except KeyboardInterrupt:
+    sys.exit(130)
 except UserError as error:
     print(f"evo2: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -37,12 +41,15 @@ except UserError as error:
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
+from evo2cli.processes import LAUNCHER, end_with_parent
+end_with_parent(os.environ[LAUNCHER])
 rank = os.environ["RANK"]
 def obey(number, frame):
     Path(f"{rank}.heard").write_text(signal.Signals(number).name)
     sys.exit(int(sys.argv[3]))
 signal.signal(signal.SIGTERM, obey)
 assert (os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("2", rank)
+Path(f"{rank}.pid").write_text(str(os.getpid()))
 Path(f"{rank}.ready").touch()
 while sys.argv[1] == rank and not Path("0.ready").exists():
     time.sleep(0.01)
@@ -315,7 +322,48 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
         f"evo2: rank 1 exited with code {code}, for the reason above; "
         "the other ranks of this machine were stopped"
     )
-    assert (place / "0.heard").exists()
+    if launcher == "torchrun":  # DeepSpeed's ends the parent of a rank, and so the rank, at once
+        assert (place / "0.heard").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_rank_that_a_signal_ends_is_named_by_it(place: Path, launcher: str) -> None:
+    """Though the other one is stopped and hears no signal but SIGKILL."""
+    act = "os.kill(int(Path('0.pid').read_text()), 19); os.kill(os.getpid(), 9)"
+    launched = start(place, launcher, "1", act, "0")
+    _, told = launched.communicate(timeout=25)  # the launchers by themselves wait 30 s
+    assert launched.returncode == 128 + signal.SIGKILL, told
+    assert "evo2: rank 1 was killed by SIGKILL; the other ranks" in told.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_an_interrupt_before_ranks_can_save_is_the_end_of_all(place: Path, launcher: str) -> None:
+    act = "signal.signal(signal.SIGTERM, signal.SIG_DFL); Path('loading').touch()"
+    launched = start(place, launcher, "1", act, "0")
+    while not (place / "loading").exists():
+        time.sleep(0.01)
+    launched.send_signal(signal.SIGINT)
+    _, told = launched.communicate(timeout=60)
+    assert launched.returncode == 130, told
+    assert "for the reason above" not in told
+
+
+def test_a_folder_that_another_run_holds_is_refused(place: Path) -> None:
+    (place / "run").mkdir()
+    with (place / "run" / ".run.json.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = launch("--local", "1")
+        assert isinstance(result.exception, OutputInUseError)
+        assert str(result.exception).startswith("run/run.json: is being written by another process")
+        assert launch("--local", "1", "--dry-run").exit_code == 0
+
+
+def test_a_script_may_name_any_bytes(place: Path) -> None:
+    name = os.fsdecode(b"\xff")
+    assert launch("--slurm", "--gpus-per-node", "2", "--output", name, "-O", "x.sh").exit_code == 0
+    assert b"--output '\xff'" in (place / "x.sh").read_bytes()
 
 
 def test_of_many_failures_one_with_a_reason_is_told() -> None:

@@ -1,5 +1,6 @@
 """The loop: however a run is cut, its end is the same, bit for bit; and bad numbers stop it."""
 
+import fcntl
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from evo2cli.training import state
 from evo2cli.training.engine import PlainEngine
 from evo2cli.training.loop import Outcome, Trainer
 from evo2cli.training.metrics import MetricsLogger
+from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from evo2cli.training.state import RunFolder
@@ -432,6 +434,21 @@ def test_tensorboard_and_the_curve_hold_the_run(tmp_path: Path) -> None:
     assert (recipe.output / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_is_locked_before_its_folder_is_touched(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path / "run")
+    unfinished = recipe.output / ".step-000000003"
+    unfinished.mkdir(parents=True)  # which the other run may be writing
+    ranks = Ranks.alone(torch.device("cpu"))
+    with (recipe.output / ".run.json.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        told = r"run\.json: is being written by another process"
+        with pytest.raises(UserError, match=told), state.open_run(recipe, {}, ranks):
+            pass
+    assert unfinished.is_dir()
+    with state.open_run(recipe, {}, ranks):
+        assert not unfinished.is_dir()
+
+
 HANGING = """
 import sys, time
 from pathlib import Path
@@ -462,6 +479,10 @@ def test_a_hanging_step_dumps_its_stacks_and_ends(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stderr
     stacks = (tmp_path / "run" / "stacks-rank0.txt").read_text()
     assert "hang_at_three" in stacks
+    assert result.stderr.splitlines()[-1] == (
+        "evo2: a step took longer than guard.step_deadline = 5 s; the stacks of rank 0 are in "
+        f"{tmp_path}/run/stacks-rank0.txt; run the same command again to resume"
+    )
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     make_trainer(make_recipe(tmp_path / "run", guard={"step_deadline": 600})).run()
     assert (tmp_path / "run" / "stacks-rank0.txt").read_text() == stacks
