@@ -71,6 +71,9 @@ EQUIVALENT = {
     "root = square.masked_fill(is_zero, <<1 -> 2>>).sqrt().masked_fill(is_zero, 0)": (
         "any number above 0 will do: it is replaced behind the root"
     ),
+    "if length == <<1 -> 2>>:  # setting up a convolution takes ten times as long as the sum": (
+        "both ways compute the same"
+    ),
     "sums = accumulate((Fraction(weight) / total for weight in weights), "
     "initial=Fraction(<<0 -> 1>>))": "only differences of these sums are used",
     "total = <<0 -> 1>>": "of two such sums only the difference is used",

@@ -80,8 +80,9 @@ def open_bigwig(path: Path, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
 
         def finish() -> None:
             trouble = "pyBigWig crashed"
-            with suppress(OSError, EOFError):
+            with suppress(OSError):
                 ours.send(None)
+            with suppress(OSError, EOFError):
                 trouble = ours.recv()
             if trouble:
                 raise UserError(f"{path}: cannot be written; is the disk full? ({trouble})")

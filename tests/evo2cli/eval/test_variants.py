@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
+from evo2cli.eval import ranking
 from evo2cli.eval.labels import Preset
 from evo2cli.eval.options import VariantsOptions
-from evo2cli.eval.ranking import rank, roc_curve
+from evo2cli.eval.ranking import MAX_COUNTS, Counts, Values, area_under_roc, rank, roc_curve
 from evo2cli.eval.variants import evaluate_variants
 from evo2cli.genome.htslib import write_bcf
 from stripedhyena2 import save
@@ -150,6 +151,25 @@ def test_intervals_come_in_pieces_as_in_one() -> None:
     pieces = rank(scores, positive, max_counts=200 * 7)
     assert pieces.auroc.value == whole.auroc.value
     assert pieces.auroc.low == pytest.approx(whole.auroc.low, abs=0.01)
+
+
+@pytest.mark.parametrize(("max_counts", "rows"), [(MAX_COUNTS, 1000), (200 * 7, 7), (50, 1)])
+def test_a_thousand_resamples_come_in_pieces_that_fit(
+    monkeypatch: pytest.MonkeyPatch, max_counts: int, rows: int
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def watch(positives_BU: Counts, negatives_BU: Counts) -> Values:
+        sizes.append(positives_BU.shape)
+        return area_under_roc(positives_BU, negatives_BU)
+
+    monkeypatch.setattr(ranking, "area_under_roc", watch)
+    scores = np.random.default_rng(0).normal(size=200).tolist()
+    rank(scores, [True, False] * 100, max_counts=max_counts)
+    *pieces, measured = sizes
+    assert measured == (1, 200)
+    assert max(pieces) == (rows, 200)
+    assert sum(count for count, _ in pieces) == 1000
 
 
 # --- labels
