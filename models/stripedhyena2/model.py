@@ -159,8 +159,12 @@ class StripedHyena2(Inference, nn.Module):
         cache.position += ids_BL.shape[1]
         return self.unembed(x_BLD)
 
-    def _through_blocks(self, x_BLD: Tensor) -> Tensor:
-        """All blocks, from the start of the sequences; the backward pass may recompute groups."""
+    def _through_blocks(self, x_BLD: Tensor, depth: int | None = None) -> Tensor:
+        """The first `depth` blocks, from the start of the sequences; by default all of them.
+
+        The backward pass may recompute groups of them.
+        """
+        depth = len(self.blocks) if depth is None else depth
 
         def run(x_BLD: Tensor, first: int, last: int) -> Tensor:
             for block in self.blocks[first:last]:
@@ -169,16 +173,50 @@ class StripedHyena2(Inference, nn.Module):
 
         group = self.activation_checkpointing
         if not (group and torch.is_grad_enabled()):
-            return run(x_BLD, 0, len(self.blocks))
-        for first in range(0, len(self.blocks), group):
-            x_BLD = checkpoint(run, x_BLD, first, first + group, use_reentrant=False)
+            return run(x_BLD, 0, depth)
+        for first in range(0, depth, group):
+            last = min(first + group, depth)
+            x_BLD = checkpoint(run, x_BLD, first, last, use_reentrant=False)
         return x_BLD
+
+    def read_layer(self, ids_BL: Tensor, layer: str) -> Tensor:
+        """The output of a layer at each position, [B, L, D]; deeper blocks are not computed.
+
+        Args:
+            ids_BL: int64 token ids in [0, V).
+            layer: The name of one of our modules.
+        """
+        outputs: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            assert isinstance(first, Tensor)
+            outputs.append(first)
+
+        handle = self.get_submodule(layer).register_forward_hook(keep)
+        try:
+            x_BLD = self.embedding(ids_BL)
+            if layer != "embedding":
+                x_BLD = self._through_blocks(x_BLD, depth_of(layer))
+            if layer == "norm":
+                self.norm(x_BLD)
+        finally:
+            handle.remove()
+        return outputs[0]
 
     def unembed(self, x_BLD: Tensor) -> Tensor:
         """Final norm and the tied head, in fp32 or better whatever the model's dtype."""
         dtype = accumulation_dtype(x_BLD)
         with full_precision(x_BLD):
             return F.linear(self.norm(x_BLD.to(dtype)), self.embedding.weight.to(dtype))
+
+
+def depth_of(layer: str) -> int | None:
+    """The number of blocks that must be computed for the output of a layer; None for all."""
+    part, _, rest = layer.partition(".")
+    if part == "blocks":
+        return int(rest.partition(".")[0]) + 1
+    return 0 if part == "embedding" else None
 
 
 @torch.no_grad()
