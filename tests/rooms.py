@@ -18,9 +18,19 @@ FLOORS = {
 # From the bottom to the top: a room may import from those before it, and from no other.
 ROOMS = {
     "evo2cli": [
-        *("errors", "console", "options", "lengths", "files", "tables", "journal", "figures"),
+        *(
+            "errors",
+            "console",
+            "options",
+            "lengths",
+            "files",
+            "tables",
+            "ranking",
+            "journal",
+            "figures",
+        ),
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
-        *("score", "saturate", "track", "merge", "embed", "generate", "eval"),
+        *("score", "saturate", "track", "merge", "embed", "generate", "finetune", "eval"),
         *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat"),
         *("commands", "app", "__main__"),
     ],

@@ -38,15 +38,6 @@ class Ranking:
     auprc: Estimate
 
 
-@dataclass(frozen=True)
-class Allele:
-    """A scored and labelled allele, and the groups (kind, name) that it belongs to."""
-
-    delta: float
-    positive: bool
-    groups: tuple[tuple[str, str], ...]
-
-
 def count_levels(scores: Sequence[float], positive: Sequence[bool]) -> tuple[Counts, Counts]:
     """Numbers of positives [U] and of negatives [U] at each distinct score."""
     levels, indices = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
