@@ -20,7 +20,6 @@ from evo2cli.files import atomic_path
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from stripedhyena2.checkpoint import save_weights
 from stripedhyena2.config import current_keys
 
 RESUME = "resume.json"
@@ -117,7 +116,7 @@ class RunFolder:
         with self._first(failure) as is_first:
             if is_first:
                 shutil.rmtree(partial, ignore_errors=True)
-                save_weights(engine.model.config, weights, partial, {"step": step})
+                engine.start.write(weights, partial, {"step": step})
         with _explained(failure):
             engine.save(partial)
         with self._first(failure) as is_first:

@@ -4,7 +4,8 @@ B batch, L tokens, D channels, V vocabulary. Source: arXiv:2503.01868.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -179,30 +180,33 @@ class StripedHyena2(Inference, nn.Module):
             x_BLD = checkpoint(run, x_BLD, first, last, use_reentrant=False)
         return x_BLD
 
-    def read_layer(self, ids_BL: Tensor, layer: str) -> Tensor:
-        """The output of a layer at each position, [B, L, D]; deeper blocks are not computed.
+    def read_layers(self, ids_BL: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """The output of each layer at each position, [B, L, D]; deeper blocks are not computed.
 
         Args:
             ids_BL: int64 token ids in [0, V).
-            layer: The name of one of our modules.
+            layers: Names of our modules.
         """
-        outputs: list[Tensor] = []
+        outputs: dict[str, Tensor] = {}
 
-        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        def keep(layer: str, _module: nn.Module, _inputs: object, output: object) -> None:
             first = output[0] if isinstance(output, tuple) else output
             assert isinstance(first, Tensor)
-            outputs.append(first)
+            outputs[layer] = first
 
-        handle = self.get_submodule(layer).register_forward_hook(keep)
+        hooks = [
+            self.get_submodule(layer).register_forward_hook(partial(keep, layer))
+            for layer in layers
+        ]
         try:
-            x_BLD = self.embedding(ids_BL)
-            if layer != "embedding":
-                x_BLD = self._through_blocks(x_BLD, depth_of(layer))
-            if layer == "norm":
+            depth = num_blocks(self.config, layers)
+            x_BLD = self._through_blocks(self.embedding(ids_BL), depth)
+            if "norm" in layers:
                 self.norm(x_BLD)
         finally:
-            handle.remove()
-        return outputs[0]
+            for hook in hooks:
+                hook.remove()
+        return [outputs[layer] for layer in layers]
 
     def unembed(self, x_BLD: Tensor) -> Tensor:
         """Final norm and the tied head, in fp32 or better whatever the model's dtype."""
@@ -211,12 +215,16 @@ class StripedHyena2(Inference, nn.Module):
             return F.linear(self.norm(x_BLD.to(dtype)), self.embedding.weight.to(dtype))
 
 
-def depth_of(layer: str) -> int | None:
-    """The number of blocks that must be computed for the output of a layer; None for all."""
-    part, _, rest = layer.partition(".")
-    if part == "blocks":
-        return int(rest.partition(".")[0]) + 1
-    return 0 if part == "embedding" else None
+def num_blocks(config: ModelConfig, layers: Sequence[str]) -> int:
+    """The number of blocks that must be computed for the outputs of layers."""
+
+    def needed(layer: str) -> int:
+        part, _, rest = layer.partition(".")
+        if part == "blocks":
+            return int(rest.partition(".")[0]) + 1
+        return 0 if part == "embedding" else config.depth
+
+    return max(map(needed, layers))
 
 
 @torch.no_grad()

@@ -56,12 +56,7 @@ class Adapter:
         Raises:
             CheckpointError: It is another model.
         """
-        found = fingerprint(config, weights)
-        if self.base_fingerprint not in (None, found):
-            raise CheckpointError(
-                f"{origin}: belongs to the model {self.base} (fingerprint "
-                f"{self.base_fingerprint}), not to this one ({found}); give --model {self.base}"
-            )
+        check_base(self.base, self.base_fingerprint, config, weights, origin)
         for module, own in by_module(self.tensors).items():
             weight = weights.get(f"{module}.weight")
             width = own["lora_A.weight"].shape[1]
@@ -86,6 +81,26 @@ class Adapter:
             parameter = model.get_parameter(name)
             parameter.data.copy_(self.tensors[name])
         return names
+
+
+def check_base(
+    base: str,
+    base_fingerprint: str | None,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    origin: str,
+) -> None:
+    """Refuse a model that is not the one of a name and a fingerprint.
+
+    Raises:
+        CheckpointError: It is another model.
+    """
+    found = fingerprint(config, weights)
+    if base_fingerprint not in (None, found):
+        raise CheckpointError(
+            f"{origin}: belongs to the model {base} (fingerprint {base_fingerprint}), not to this "
+            f"one ({found}); give --model {base}"
+        )
 
 
 def is_adapter(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from evo2cli.training.engine import PlainEngine
 from evo2cli.training.plan.estimate import Plan, advice, make_plan, possible_gpus
 from evo2cli.training.plan.hardware import find_accelerator
 from evo2cli.training.plan.memory import Memory, Setup, memory_per_gpu, sizes
+from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_recipe, read_shape
 from evo2cli.training.start import Start
@@ -61,7 +62,7 @@ def test_states_are_what_the_plain_engine_allocates(tiny_config: ModelConfig) ->
             "precision": {"compute": "fp32"},
         }
     )
-    engine = PlainEngine(recipe, Start(tiny_config), torch.device("cpu"))
+    engine = PlainEngine(recipe, Start(tiny_config), Ranks.alone(torch.device("cpu")))
     parameters = list(engine.model.parameters())
     counts = sizes(tiny_config, published=True)
     ids = torch.zeros(2, 32, dtype=torch.long)
