@@ -17,8 +17,8 @@ from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Preset
 from evo2cli.eval.options import VariantsOptions
-from evo2cli.ranking import rank, roc_curve
 from evo2cli.eval.variants import evaluate_variants
+from evo2cli.ranking import rank, roc_curve
 from stripedhyena2 import save
 
 HEADER = """##fileformat=VCFv4.2
