@@ -12,6 +12,7 @@ from evo2cli.commands import (
     embed,
     extend,
     fetch,
+    finetune,
     generate,
     info,
     launch,
@@ -68,6 +69,7 @@ app.add_typer(evaluations.app, name="eval", rich_help_panel=_USE)
 app.command(cls=tokenize.Tokenize, rich_help_panel=_TRAIN)(tokenize.tokenize)
 app.command(cls=Command, rich_help_panel=_TRAIN)(plan.plan)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
+app.command(cls=Command, rich_help_panel=_TRAIN)(finetune.finetune)
 app.command(cls=Command, rich_help_panel=_TRAIN)(launch.launch)
 app.command(cls=Command, rich_help_panel=_TRAIN)(extend.extend)
 app.command(cls=Command, rich_help_panel=_FILES)(fetch.fetch)

@@ -171,7 +171,11 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: int, features_NF: Tensor | None = None) -> None:
-        """Draw weights N(0, 1 / fan-in), set biases to 0, and take the statistics of features."""
+        """Start as a prediction that is the same for all, and take the statistics of features.
+
+        The last layer starts at 0, so that its first gradients, and not random ones, reach what is
+        below it; a hidden layer is drawn from N(0, 1 / fan-in).
+        """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -180,6 +184,7 @@ class Head(nn.Module):
                     torch.empty(module.weight.shape).normal_(0, deviation, generator=generator)
                 )
                 module.bias.zero_()
+        self.out.weight.zero_()
         if features_NF is not None:
             self.mean_F.copy_(features_NF.mean(dim=0))
             self.deviation_F.copy_(features_NF.std(dim=0, correction=0).clamp_min(1e-6))

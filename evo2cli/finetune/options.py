@@ -220,7 +220,7 @@ class OptimizerOptions(Options, panel="Training"):
             min=0,
             max=1,
             help="Peak of the learning rate.",
-            show_default="lora 5e-4 (lm 1e-4), full 1.5e-5, head 1e-3",
+            show_default="lora 5e-4 (lm 1e-4), full 1.5e-5, head 3e-3",
         ),
     ] = None
     head_lr: Annotated[
@@ -232,7 +232,7 @@ class OptimizerOptions(Options, panel="Training"):
     epochs: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Passes over the training examples.", show_default="3; 20 for head"
+            min=0, help="Passes over the training examples.", show_default="3; 50 for head"
         ),
     ] = None
     steps: Annotated[
@@ -240,7 +240,7 @@ class OptimizerOptions(Options, panel="Training"):
     ] = None
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Examples of a step.", show_default="32; 128 for head"),
+        typer.Option(min=1, help="Examples of a step.", show_default="32; 256 for head"),
     ] = None
     micro_batch: Annotated[
         int | None,

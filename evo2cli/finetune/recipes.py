@@ -16,7 +16,7 @@ from evo2cli.training.recipe_file import read_recipe
 
 NAME = "recipe.toml"  # in the folder of the run
 FEW_EXAMPLES = 1_000  # below, only a head is trained unless the user says otherwise
-RATES = {Method.LORA: 5e-4, Method.FULL: 1.5e-5, Method.HEAD: 1e-3}
+RATES = {Method.LORA: 5e-4, Method.FULL: 1.5e-5, Method.HEAD: 3e-3}
 LM_RATE = 1e-4  # of adapters that predict the next base
 HEAD_RATE = 1e-3  # of a new head on weights that are all trained
 
@@ -74,9 +74,10 @@ def _values(
 ) -> dict[str, Any]:
     on_gpu = pick_device(options.device).type == "cuda"
     is_head = method is Method.HEAD
-    batch = min(options.batch or (128 if is_head else 32), max(1, num_train))
-    epochs = (20 if is_head else 3) if options.epochs is None else options.epochs
-    steps = options.steps or max(1, math.ceil(epochs * num_train / batch))
+    batch = min(options.batch or (256 if is_head else 32), max(1, num_train))
+    epochs = (50 if is_head else 3) if options.epochs is None else options.epochs
+    fewest = 300 if is_head and options.epochs is None else 1  # such steps take a second
+    steps = options.steps or max(fewest, math.ceil(epochs * num_train / batch))
     every = max(1, steps // options.validations)
     rate = options.lr or (LM_RATE if task is Task.LM and method is Method.LORA else RATES[method])
     head_rate = options.head_lr or (HEAD_RATE if method is Method.FULL else None)

@@ -51,10 +51,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         UserError: Recipe, data, device or output folder do not allow the run.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
-    path = find_recipe(options.recipe)
-    recipe = read_recipe(path, options.settings)
-    if options.output is not None:
-        recipe = recipe.model_copy(update={"output": options.output})
+    recipe, path = read_run(options)
     with joined(options.device) as ranks:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
@@ -86,6 +83,19 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
             provenance = _provenance(recipe, path, options.settings, sources)
             _save_final(trainer, {**summary, **provenance, **extension})
         return {**of_run, "finished": outcome.finished, **summary}
+
+
+def read_run(options: RunOptions) -> tuple[Recipe, Path]:
+    """The recipe of a run, with its output folder, and its file.
+
+    Raises:
+        UserError: There is no such recipe, or it is not valid.
+    """
+    path = find_recipe(options.recipe)
+    recipe = read_recipe(path, options.settings)
+    if options.output is not None:
+        recipe = recipe.model_copy(update={"output": options.output})
+    return recipe, path
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:

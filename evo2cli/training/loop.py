@@ -215,8 +215,11 @@ class Trainer:
         Raises:
             UntrustedNumericsError: The loss is not finite.
         """
+        self.engine.model.eval()
         with self.engine.averaged():
-            return self.objective.validate()
+            found = self.objective.validate()
+        self.engine.model.train()
+        return found
 
     def _skip_or_stop(self, step: int, loss: float, norm: float, batch: Batch) -> None:
         guard = self.recipe.guard

@@ -224,8 +224,8 @@ class Finetune(Table):
     labels: list[str] = []  # columns with labels; default: label, labels, target or y
     group: str | None = None  # column with groups; default: group
     test: Path | None = None  # a table that is looked at once, at the end
-    split: str = "column"  # column, chromosome, group, cluster or random
-    fractions: tuple[Fraction, Fraction] = (0.1, 0.1)  # of rows for validation and for testing
+    split: Literal["column", "chromosome", "group", "cluster", "random"] | None = None
+    fractions: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)  # train, valid, test
     features: Path | None = None  # BED or GFF whose features label the bases of a FASTA
     feature_type: str | None = None
     cut: Literal["centre", "start", "end"] = "centre"  # what is kept of longer sequences
