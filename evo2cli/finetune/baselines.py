@@ -3,7 +3,7 @@
 A linear model on the frequencies of k-mers knows composition and no positions. A linear model on
 the one-hot bases around the centre is a position weight matrix: it knows positions and no context.
 Chance knows how frequent each class is. All are fitted on train alone. Models of classes are
-logistic regressions (L2, C = 1) on standardized features, those of numbers ridge regressions.
+logistic regressions (L2) on standardized features, those of numbers ridge regressions.
 
 N sequences, L bases, F features, C classes or numbers.
 """
@@ -21,7 +21,9 @@ from evo2cli.finetune.tasks import Labels, Task
 
 MAX_ROWS = 20_000  # that a baseline is fitted on; more are drawn from, by a seed
 KMER = 4
+KMER_C = 0.01  # of the logistic regression: k-mers overlap, so they need a strong penalty
 CENTRE = 80  # bases
+CENTRE_C = 1.0
 AROUND = 10  # bases on each side of the one whose label is predicted
 
 Indices = NDArray[np.int64]
@@ -69,7 +71,9 @@ def kmer_baseline(
         ]
         return _joined(sides)
 
-    return _fit(labels, features(train), _labels_of(examples, train), features(rows))
+    return _fit(
+        _model(labels, KMER_C), labels, features(train), _labels_of(examples, train), features(rows)
+    )
 
 
 def position_baseline(
@@ -94,7 +98,13 @@ def position_baseline(
     def features(chosen: Indices) -> Features:
         return _joined([np.stack([_centre(side[row]) for row in chosen]) for side in sides])
 
-    return _fit(labels, features(train), _labels_of(examples, train), features(rows))
+    return _fit(
+        _model(labels, CENTRE_C),
+        labels,
+        features(train),
+        _labels_of(examples, train),
+        features(rows),
+    )
 
 
 def _token_baseline(
@@ -111,7 +121,7 @@ def _token_baseline(
         )
         features.append(_neighbours(examples.sequences[row])[is_drawn])
         values.append(examples.labels[row][is_drawn])
-    model = _model(labels).fit(np.concatenate(features), np.concatenate(values))
+    model = _model(labels, CENTRE_C).fit(np.concatenate(features), np.concatenate(values))
     return [_probabilities(model, labels, _neighbours(examples.sequences[row])) for row in rows]
 
 
@@ -160,31 +170,30 @@ def _neighbours(sequence: str) -> Features:
     return _ONE_HOT[windows].reshape(len(sequence), -1)
 
 
-def _model(labels: Labels) -> Any:
+def _model(labels: Labels, c: float) -> Any:
     sklearn = import_sklearn("a baseline")
     linear = sklearn.linear_model
     if labels.task is Task.REGRESS:
         model = linear.RidgeCV(alphas=PENALTIES)
     else:
-        model = linear.LogisticRegression(max_iter=MAX_ITERATIONS)
+        model = linear.LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
     return sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), model)
 
 
 def _fit(
-    labels: Labels, train_NF: Features, values: NDArray[Any], rows_NF: Features
+    model: Any, labels: Labels, train_NF: Features, values: NDArray[Any], rows_NF: Features
 ) -> NDArray[np.float64]:
     """Fit on train, and predict."""
     if labels.task is Task.REGRESS:
-        model = _model(labels).fit(train_NF, values)
-        return np.asarray(model.predict(rows_NF)).reshape(len(rows_NF), -1)
+        return np.asarray(model.fit(train_NF, values).predict(rows_NF)).reshape(len(rows_NF), -1)
     if labels.task is Task.CLASSIFY:
-        return _probabilities(_model(labels).fit(train_NF, values), labels, rows_NF)
+        return _probabilities(model.fit(train_NF, values), labels, rows_NF)
     columns = []
     for values_N in values.T:  # of several classes, a model each
         if (values_N == values_N[0]).all():
             columns.append(np.full(len(rows_NF), float(values_N[0])))
-            continue
-        columns.append(_model(labels).fit(train_NF, values_N > 0).predict_proba(rows_NF)[:, 1])
+        else:
+            columns.append(model.fit(train_NF, values_N > 0).predict_proba(rows_NF)[:, 1])
     return np.stack(columns, axis=1)
 
 
