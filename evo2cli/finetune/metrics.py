@@ -75,7 +75,7 @@ def measure(
     strata = truth if labels.task is Task.CLASSIFY else np.zeros(num_units, np.int64)
     units_N = None
     if labels.task is Task.TOKENS:
-        truth, predicted, units_N = _flat(truth, predicted)
+        truth, predicted, units_N = flatten(truth, predicted)
     predicted = np.asarray(predicted, np.float64)
     if not np.isfinite(predicted).all():
         raise UntrustedNumericsError("predictions are not finite numbers; train again")
@@ -96,7 +96,7 @@ def confusion_matrix(labels: Labels, truth: Any, predicted: Any) -> NDArray[np.i
     """Counts [C, C] of items by their class (row) and by the likeliest class (column)."""
     size = len(labels.classes)
     if labels.task is Task.TOKENS:
-        truth, predicted, _ = _flat(truth, predicted)
+        truth, predicted, _ = flatten(truth, predicted)
     cells = truth * size + predicted.argmax(axis=1)
     return np.bincount(cells, minlength=size**2).reshape(size, size)
 
@@ -122,7 +122,7 @@ def _measures(
     return _of_classes(labels, truth, predicted, units_N)
 
 
-def _flat(truth: Any, predicted: Any) -> tuple[Any, Any, NDArray[np.int64]]:
+def flatten(truth: Any, predicted: Any) -> tuple[Any, Any, NDArray[np.int64]]:
     """The labelled bases of all sequences, their predictions, and the sequence of each."""
     units_N = np.repeat(np.arange(len(truth)), [len(labels) for labels in truth])
     truth_N, predicted_NC = np.concatenate(truth), np.concatenate(predicted)
