@@ -8,7 +8,6 @@ stand in `label`, `labels`, `target` or `y`, or in the columns that the user nam
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from evo2cli.errors import UserError
 from evo2cli.finetune.tasks import (
     UNLABELLED,
+    Cut,
     Labels,
     Task,
     class_name,
@@ -76,6 +76,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.sequences)
 
+    @property
+    def entries(self) -> list[tuple[str, ...]]:
+        """The sequence of each, or the two of a pair."""
+        if self.pairs is None:
+            return [(sequence,) for sequence in self.sequences]
+        return list(zip(self.sequences, self.pairs, strict=True))
+
     def take(self, rows: Iterable[int]) -> "Examples":
         """The examples of these rows, in their order."""
         chosen = [int(row) for row in rows]
@@ -97,23 +104,6 @@ class Examples:
             of(self.groups),
             of(self.split),
         )
-
-
-class Cut(StrEnum):
-    """What is kept of a sequence that is longer than the window.
-
-    CENTRE: its central bases.
-    START: its first bases.
-    END: its last bases.
-    """
-
-    CENTRE = "centre"
-    START = "start"
-    END = "end"
-
-    def start(self, length: int, window: int) -> int:
-        """The first base that is kept."""
-        return {Cut.CENTRE: (length - window) // 2, Cut.START: 0, Cut.END: length - window}[self]
 
 
 def read_examples(

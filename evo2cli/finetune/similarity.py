@@ -36,21 +36,29 @@ Indices = NDArray[np.int64]
 Sketches = NDArray[np.uint32]
 
 
-def canonical(sequences: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
-    """The same for a sequence (or a pair) and its reverse complement; and whether it was turned."""
-    turned = tuple(reverse_complement(text.encode()).decode() for text in sequences)
-    return (turned, True) if turned < sequences else (sequences, False)
+Entry = tuple[str, ...]  # a sequence, or the two of a pair
 
 
-def cluster(sequences: Sequence[str], similarity: float = NEAR) -> Indices:
-    """Number of the cluster [N] of each sequence.
+def canonical(entry: Entry) -> Entry:
+    """The same for an entry and for its reverse complement."""
+    return min(entry, tuple(reverse_complement(text.encode()).decode() for text in entry))
 
-    Sequences that are copies, or at least this similar, are in the same cluster; so are those that
-    are linked by others.
+
+def number_copies(entries: Sequence[Entry]) -> tuple[Indices, list[Entry]]:
+    """A number [N] that an entry shares with its copies on either strand; the entry of each."""
+    first: dict[Entry, int] = {}
+    numbers = [first.setdefault(canonical(entry), len(first)) for entry in entries]
+    return np.array(numbers, np.int64), list(first)
+
+
+def cluster(entries: Sequence[Entry], similarity: float = NEAR) -> Indices:
+    """Number of the cluster [N] of each entry.
+
+    Entries that are copies, or at least this similar, are in the same cluster; so are those that
+    are linked by others. The k-mers of a pair are those of both of its sequences.
     """
-    first: dict[tuple[str, ...], int] = {}
-    copy_of = [first.setdefault(canonical((text,))[0], len(first)) for text in sequences]
-    distinct = [text for (text,) in first]
+    copies_N, entries = number_copies(entries)
+    distinct = ["N".join(entry) for entry in entries]
     groups = Groups(len(distinct))
     sketches_NS = sketch(distinct)
     small, large = _candidates(sketches_NS, similarity)
@@ -61,7 +69,7 @@ def cluster(sequences: Sequence[str], similarity: float = NEAR) -> Indices:
     for members in large:
         _link(groups, sketches_NS, members, similarity)
     numbers: dict[int, int] = {}
-    found = [numbers.setdefault(groups.find(row), len(numbers)) for row in copy_of]
+    found = [numbers.setdefault(groups.find(row), len(numbers)) for row in copies_N.tolist()]
     return np.array(found, np.int64)
 
 

@@ -1,4 +1,4 @@
-"""What is learned: the task, told from the labels, and the classes. No torch, no numpy."""
+"""The task and its classes, told from the labels, and choices about data. No torch, no numpy."""
 
 import json
 from collections import Counter
@@ -31,6 +31,40 @@ class Task(StrEnum):
     MULTILABEL = "multilabel"
     REGRESS = "regress"
     TOKENS = "tokens"
+
+
+class Cut(StrEnum):
+    """What is kept of a sequence that is longer than the window.
+
+    CENTRE: its central bases.
+    START: its first bases.
+    END: its last bases.
+    """
+
+    CENTRE = "centre"
+    START = "start"
+    END = "end"
+
+    def start(self, length: int, window: int) -> int:
+        """The first base that is kept."""
+        return {Cut.CENTRE: (length - window) // 2, Cut.START: 0, Cut.END: length - window}[self]
+
+
+class SplitBy(StrEnum):
+    """What decides whether a sequence is for training, validation or test.
+
+    COLUMN: the column `split`, or the file that it is in.
+    CHROMOSOME: its chromosome, which is never in two splits.
+    GROUP: its group, likewise.
+    CLUSTER: its cluster of copies and near copies, likewise.
+    RANDOM: chance, class by class; exact copies stay together.
+    """
+
+    COLUMN = "column"
+    CHROMOSOME = "chromosome"
+    GROUP = "group"
+    CLUSTER = "cluster"
+    RANDOM = "random"
 
 
 @dataclass(frozen=True)
