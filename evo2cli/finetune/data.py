@@ -9,10 +9,14 @@ import numpy as np
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.finetune.examples import Cut, Examples, fit_length, read_examples
-from evo2cli.finetune.splits import Split, split
-from evo2cli.finetune.tasks import Labels, Task
+from evo2cli.finetune.annotations import read_annotated
+from evo2cli.finetune.examples import Examples, fit_length, read_examples
+from evo2cli.finetune.leaks import Leaks, find_leaks
+from evo2cli.finetune.splits import FRACTIONS, Split, split
+from evo2cli.finetune.tasks import Cut, Labels, SplitBy, Task
 from evo2cli.training.recipe import Recipe
+
+ANNOTATED_WINDOW = 1024  # bases of a window of a FASTA, unless a recipe or --length says fewer
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,13 @@ class Data:
         examples: All of them.
         labels: What their labels mean.
         split: Which of them are for what.
+        leaks: What these parts share.
     """
 
     examples: Examples
     labels: Labels
     split: Split
+    leaks: Leaks
 
     @property
     def train(self) -> Examples:
@@ -72,42 +78,127 @@ def _arrays(labels: Any) -> list[Any]:
     return labels if isinstance(labels, list) else [] if labels is None else [labels]
 
 
-def read_data(recipe: Recipe, length: int | None, *, quiet: bool = False) -> Data:
-    """Read the tables of a recipe with [finetune].
+@dataclass(frozen=True)
+class Source:
+    """Where the examples of a run come from, and how they are divided.
+
+    Attributes:
+        train: A table.
+        valid: A table for validation.
+        test: A table for testing.
+        task: The task; None to tell it from the labels.
+        labels: Columns with labels.
+        group: Column with groups.
+        split: What decides on which side an example is.
+        fractions: Sizes of train, valid and test.
+        cut: What is kept of sequences longer than the window.
+        seed: Of the division.
+        features: BED or GFF whose features label the bases of `train`, which is then a FASTA.
+        feature_types: Their types.
+        regions: BED or GFF of the parts of the FASTA that are used.
+        region_type: Their type.
+    """
+
+    train: Path
+    valid: Path | None = None
+    test: Path | None = None
+    task: Task | None = None
+    labels: tuple[str, ...] = ()
+    group: str | None = None
+    split: SplitBy | None = None
+    fractions: tuple[float, ...] = FRACTIONS
+    cut: Cut = Cut.CENTRE
+    seed: int = 0
+    features: Path | None = None
+    feature_types: tuple[str, ...] = ()
+    regions: Path | None = None
+    region_type: str | None = None
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> "Source":
+        """As a recipe says.
+
+        Raises:
+            UserError: It has several tables for one part.
+        """
+        tuning = recipe.finetune
+        assert tuning is not None
+        tables, valid = [source.path for source in recipe.data.sources], recipe.data.valid
+        if len(tables) > 1 or len(valid) > 1:
+            raise UserError(
+                f"data.sources and data.valid: a table each, but {[*tables, *valid][-1]} is one "
+                "more; join them"
+            )
+        return cls(
+            train=tables[0],
+            valid=valid[0] if valid else None,
+            test=tuning.test,
+            task=Task(tuning.task),
+            labels=tuple(tuning.labels),
+            group=tuning.group,
+            split=SplitBy(tuning.split) if tuning.split else None,
+            fractions=tuning.fractions,
+            cut=Cut(tuning.cut),
+            seed=recipe.seed,
+            features=tuning.features,
+            feature_types=words(tuning.feature_type),
+            regions=tuning.regions,
+            region_type=tuning.region_type,
+        )
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """Words separated by commas; none for None."""
+    return tuple(text.split(",")) if text else ()
+
+
+def read_data(source: Source, length: int | None = None, *, quiet: bool = False) -> Data:
+    """Read and divide examples.
 
     Args:
-        recipe: The recipe.
+        source: Where they come from.
         length: Bases that sequences are cut to; None for no limit.
         quiet: Whether nothing is said about what was found.
 
     Raises:
         UserError: A table cannot be read, a part is empty, or parts share examples.
     """
-    tuning = recipe.finetune
-    assert tuning is not None
-    sources = [source.path for source in recipe.data.sources]
-    others = {"valid": recipe.data.valid[:1], "test": [tuning.test] if tuning.test else []}
-    given = {part: paths[0] for part, paths in others.items() if paths}
-    if len(sources) > 1 or len(recipe.data.valid) > 1:
-        raise UserError(
-            f"data.sources and data.valid: a table each, but {sources[-1]} is one more; join them"
-        )
-    source: Path | dict[str, Path] = {"train": sources[0], **given} if given else sources[0]
-    examples, labels = read_examples(
-        source,
-        task=Task(tuning.task) if tuning.task else None,
-        label_columns=tuning.labels,
-        group_column=tuning.group,
+    examples, labels, cut_line = _read(source, length)
+    divided = split(
+        examples, labels, by=source.split, fractions=source.fractions, seed=source.seed
     )
-    cut_line = None
-    if length is not None:
-        examples, cut_line = fit_length(examples, length, Cut(tuning.cut))
-    divided = split(examples, by=tuning.split, fractions=tuning.fractions, seed=recipe.seed)
-    found = Data(examples, labels, divided)
+    leaks = find_leaks(examples, divided)
+    found = Data(examples, labels, divided, leaks)
     if not quiet:
-        for line in (labels.told, cut_line):
+        sizes = ", ".join(f"{count:,} for {part}" for part, count in found.sizes.items())
+        for line in (labels.told, cut_line, f"{sizes}: {divided.told}", *leaks.report):
             if line:
                 console.say(line)
-        sizes = ", ".join(f"{count:,} {part}" for part, count in found.sizes.items())
-        console.say(f"{len(examples):,} examples: {sizes}")
+    leaks.refuse()
     return found
+
+
+def _read(source: Source, length: int | None) -> tuple[Examples, Labels, str | None]:
+    """The examples, what their labels mean, and what to say about those that were cut."""
+    if source.features is not None:
+        examples, labels = read_annotated(
+            source.train,
+            source.features,
+            min(length or ANNOTATED_WINDOW, ANNOTATED_WINDOW),
+            kinds=source.feature_types,
+            regions=source.regions,
+            region_kind=source.region_type,
+        )
+        return examples, labels, None
+    others = {"valid": source.valid, "test": source.test}
+    given = {part: path for part, path in others.items() if path is not None}
+    examples, labels = read_examples(
+        {"train": source.train, **given} if given else source.train,
+        task=source.task,
+        label_columns=source.labels,
+        group_column=source.group,
+    )
+    if length is None:
+        return examples, labels, None
+    examples, cut_line = fit_length(examples, length, source.cut)
+    return examples, labels, cut_line

@@ -173,7 +173,7 @@ def probe(
         test: Features to predict from, [N, F].
         num_classes: C.
     """
-    sklearn = import_sklearn()
+    sklearn = import_sklearn("evo2 finetune")
 
     def fitted(targets: NDArray[Any]) -> Any:
         if task is Task.REGRESS:

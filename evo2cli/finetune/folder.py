@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -255,16 +256,38 @@ def open_tuned(run: Path, options: ModelOptions) -> Tuned:
             f"with it by --adapter {run}"
         )
     trunk = open_trunk(folder, description, options)
-    head = Head(description.num_features, description.num_outputs, description.head)
-    model = TaskModel(trunk, head, how)
-    tensors = load_file(folder / HEAD)
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    if unexpected or any(name.startswith(("head.", "pooling.")) for name in missing):
-        raise UserError(f"{folder / HEAD}: is not the head that {FACTS} describes")
+    model = TaskModel(trunk, _new_head(description), how)
+    _load_head(folder, model)
     for part in (model.head, model.pooling):
         if part is not None:
             part.to(trunk.embedding.weight.device)
     return Tuned(description, model.eval())
+
+
+def open_head(folder: Path, description: Description) -> TaskModel:
+    """The head alone, which takes features, on the CPU.
+
+    Raises:
+        UserError: The folder is damaged.
+    """
+    assert description.reading is not None
+    model = TaskModel(None, _new_head(description), description.reading)
+    _load_head(folder, model)
+    return model.eval().requires_grad_(False)
+
+
+def _new_head(description: Description) -> Head:
+    return Head(description.num_features, description.num_outputs, description.head)
+
+
+def _load_head(folder: Path, model: TaskModel) -> None:
+    try:
+        tensors = load_file(folder / HEAD)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / HEAD}: cannot be read ({error})") from None
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if unexpected or any(name.startswith(("head.", "pooling.")) for name in missing):
+        raise UserError(f"{folder / HEAD}: is not the head that {FACTS} describes")
 
 
 def open_trunk(folder: Path, description: Description, options: ModelOptions) -> StripedHyena2:

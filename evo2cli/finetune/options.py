@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evo2cli.errors import UserError
-from evo2cli.finetune.tasks import Task
+from evo2cli.finetune.tasks import Cut, SplitBy, Task
 from evo2cli.options import DeviceOptions, JSONOptions, NamedModelOptions, Options
 from evo2cli.training.options import SettingsOptions
 
@@ -39,20 +39,6 @@ class HeadKind(StrEnum):
     MLP = "mlp"
 
 
-class SplitBy(StrEnum):
-    """How examples are divided into those for training, validation and testing.
-
-    COLUMN: by the column `split`, or by the files. CHROMOSOME, GROUP: all of a chromosome or group
-    on one side. CLUSTER: all similar sequences. RANDOM: one by one.
-    """
-
-    COLUMN = "column"
-    CHROMOSOME = "chromosome"
-    GROUP = "group"
-    CLUSTER = "cluster"
-    RANDOM = "random"
-
-
 class Weights(StrEnum):
     """NONE: every example counts the same. BALANCED: every class does."""
 
@@ -67,14 +53,6 @@ class Base(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP8 = "fp8"
-
-
-class CutAt(StrEnum):
-    """What is kept of a sequence that is longer than the window."""
-
-    CENTRE = "centre"
-    START = "start"
-    END = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +94,21 @@ class DataOptions(Options, panel="Data"):
         ),
     ] = None
     feature_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Only features of this type of a GFF.")
+        str | None,
+        typer.Option(
+            metavar="TYPES", help="Types of features of a GFF, separated by commas: a class each."
+        ),
+    ] = None
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="BED or GFF: regions of the FASTA that are used, e.g. genes.",
+            show_default="whole records",
+        ),
+    ] = None
+    region_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Only regions of this type of a GFF.")
     ] = None
     split: Annotated[
         SplitBy | None,
@@ -133,8 +125,8 @@ class DataOptions(Options, panel="Data"):
             show_default="the longest sequence, within the context of the model",
         ),
     ] = None
-    cut: Annotated[CutAt, typer.Option(help="Which bases of a longer sequence are kept.")] = (
-        CutAt.CENTRE
+    cut: Annotated[Cut, typer.Option(help="Which bases of a longer sequence are kept.")] = (
+        Cut.CENTRE
     )
 
 
@@ -332,5 +324,7 @@ class FinetuneOptions(
             raise UserError("--epochs and --steps both say how long to train; give one")
         if self.scratch and self.method is not Method.FULL:
             raise UserError("--scratch trains all weights; add --method full")
-        if self.features is None and self.feature_type is not None:
-            raise UserError(f"--feature-type {self.feature_type}: needs --features")
+        if self.features is None and (self.feature_type or self.regions):
+            raise UserError("--feature-type and --regions say what of --features is used; add it")
+        if self.region_type is not None and self.regions is None:
+            raise UserError(f"--region-type {self.region_type}: needs --regions")

@@ -11,8 +11,6 @@ from evo2cli.files import atomic_path, writing
 from evo2cli.finetune.options import Base, FinetuneOptions, Method
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import pick_device
-from evo2cli.training.recipe import Recipe
-from evo2cli.training.recipe_file import read_recipe
 
 NAME = "recipe.toml"  # in the folder of the run
 FEW_EXAMPLES = 1_000  # below, only a head is trained unless the user says otherwise
@@ -30,15 +28,15 @@ def choose_method(options: FinetuneOptions, task: Task, num_train: int) -> Metho
     return Method.LORA if task is Task.LM or num_train >= FEW_EXAMPLES else Method.HEAD
 
 
-def write_recipe(
+def recipe_values(
     options: FinetuneOptions,
     task: Task,
     method: Method,
     num_train: int,
     length: int,
     data: dict[str, Any],
-) -> tuple[Recipe, Path]:
-    """Write the recipe of a run into its folder, unless it is there already.
+) -> dict[str, Any]:
+    """The tables of the recipe of a run.
 
     Args:
         options: Options of the command.
@@ -47,31 +45,7 @@ def write_recipe(
         num_train: Examples, or windows, to train on.
         length: Bases of the longest window.
         data: The table [data].
-
-    Returns:
-        The recipe, with the changes that --set makes, and its file.
-
-    Raises:
-        UserError: It cannot be written, or a change is not valid.
     """
-    text = tomli_w.dumps(_values(options, task, method, num_train, length, data))
-    path = options.output / NAME
-    opening = "# Written by `evo2 finetune`; run it again with `evo2 train` or `evo2 launch`.\n"
-    with writing(path):
-        options.output.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as part:
-            part.write_text(opening + text, encoding="utf-8")
-    return read_recipe(path, options.settings), path
-
-
-def _values(
-    options: FinetuneOptions,
-    task: Task,
-    method: Method,
-    num_train: int,
-    length: int,
-    data: dict[str, Any],
-) -> dict[str, Any]:
     on_gpu = pick_device(options.device).type == "cuda"
     is_head = method is Method.HEAD
     batch = min(options.batch or (256 if is_head else 32), max(1, num_train))
@@ -93,6 +67,8 @@ def _values(
         "split": options.split and str(options.split),
         "features": options.features and str(options.features),
         "feature_type": options.feature_type,
+        "regions": options.regions and str(options.regions),
+        "region_type": options.region_type,
         "cut": str(options.cut),
         "layer": options.layer,
         "pool": options.pool,
@@ -134,3 +110,13 @@ def _values(
         "finetune": {key: value for key, value in finetune.items() if value is not None},
     }
 
+
+def write_recipe(values: dict[str, Any], path: Path) -> None:
+    """Write a recipe, whole or not at all.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    opening = "# Written by `evo2 finetune`; run it again with `evo2 train` or `evo2 launch`.\n"
+    with writing(path), atomic_path(path) as part:
+        part.write_text(opening + tomli_w.dumps(values), encoding="utf-8")

@@ -227,7 +227,9 @@ class Finetune(Table):
     split: Literal["column", "chromosome", "group", "cluster", "random"] | None = None
     fractions: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)  # train, valid, test
     features: Path | None = None  # BED or GFF whose features label the bases of a FASTA
-    feature_type: str | None = None
+    feature_type: str | None = None  # of a GFF; several are separated by commas
+    regions: Path | None = None  # BED or GFF of the parts of the FASTA that are used
+    region_type: str | None = None  # of a GFF
     cut: Literal["centre", "start", "end"] = "centre"  # what is kept of longer sequences
     layer: str | None = None  # that the head reads; default: the last block
     pool: str = "mean"  # mean, last, max, attention, or center:W
