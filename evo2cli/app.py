@@ -18,6 +18,7 @@ from evo2cli.commands import (
     launch,
     merge,
     plan,
+    predict,
     saturate,
     score,
     tokenize,
@@ -65,6 +66,7 @@ app.command(cls=Command, rich_help_panel=_USE)(track.track)
 app.command(cls=Command, rich_help_panel=_USE)(merge.merge)
 app.command(cls=Command, rich_help_panel=_USE)(embed.embed)
 app.command(cls=Command, rich_help_panel=_USE)(generate.generate)
+app.command(cls=Command, rich_help_panel=_USE)(predict.predict)
 app.add_typer(evaluations.app, name="eval", rich_help_panel=_USE)
 app.command(cls=tokenize.Tokenize, rich_help_panel=_TRAIN)(tokenize.tokenize)
 app.command(cls=Command, rich_help_panel=_TRAIN)(plan.plan)

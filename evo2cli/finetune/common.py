@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Run:
         ranks: The ranks.
         stored: The base.
         values: The tables of the recipe, if its file is to be written.
+        start: The model that it starts from; set by `trainer`.
+        description: What is trained; likewise.
     """
 
     recipe: Recipe
@@ -47,6 +49,8 @@ class Run:
     ranks: Ranks
     stored: Checkpoint
     values: dict[str, Any] | None
+    start: TunedStart = field(init=False)
+    description: Description = field(init=False)
 
     @property
     def tuning(self) -> Finetune:
@@ -70,9 +74,6 @@ class Run:
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """What the run found, on the first rank; all ranks call it together."""
         raise NotImplementedError
-
-    start: TunedStart
-    description: Description
 
     def run(self) -> dict[str, Any]:
         """Train, or go on; the result is described in `run.tune`."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from evo2cli.finetune.data import Data, Source, read_data, words
 from evo2cli.finetune.labelled import LabelledRun
-from evo2cli.finetune.language import LanguageRun, language_data
+from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.recipes import NAME, choose_method, recipe_values
 from evo2cli.finetune.tasks import Task
@@ -40,7 +40,7 @@ def prepare(
     """
     context = read_checkpoint(options.model).config.context
     data = None
-    if options.is_language:
+    if is_language(options):
         task = Task.LM
         table, num_train, length = language_data(options, context)
     else:

@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import batched
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from evo2cli.score.options import AlleleOptions
 from evo2cli.tables import cell, table_line
 from evo2cli.track.formats import PutTrack, bedgraph_lines, import_bigwig, open_bigwig
 from stripedhyena2.dna import reverse_complement
+from stripedhyena2.progress import Progress, ignore_progress
+
+T = TypeVar("T")
 
 BLOCK = 1_024  # sequences, or variants, that are read before they are predicted
 
@@ -49,6 +52,13 @@ class Piece(NamedTuple):
     letters: tuple[bytes, ...]
     contig: str
     start: int
+
+
+def blocks(items: Iterable[T]) -> Iterator[list[T]]:
+    """Items in lists of `BLOCK`."""
+    source = iter(items)
+    while block := list(islice(source, BLOCK)):
+        yield block
 
 
 def predict_table(
@@ -96,7 +106,7 @@ def predict(options: PredictOptions) -> None:
             f"--output {options.output}: a track has a value for each base, but the task is "
             f"{tuned.description.labels.task}; write x.tsv"
         )
-    if options.source.suffix != ".tsv" and _holds_variants(options.source):
+    if is_variants(options.source):
         _predict_variants(options, tuned)
     elif options.is_track:
         _predict_track(options, tuned)
@@ -104,12 +114,8 @@ def predict(options: PredictOptions) -> None:
         _predict_sequences(options, tuned)
 
 
-def _holds_variants(path: Path) -> bool:
-    return is_variants(path)
-
-
 def _predict(
-    tuned: Tuned, sequences: Sequence[tuple[bytes, ...]], progress: object = lambda _: None
+    tuned: Tuned, sequences: Sequence[tuple[bytes, ...]], progress: Progress = ignore_progress
 ) -> Predictions:
     """Predictions for sequences of any length."""
     description = tuned.description
@@ -124,7 +130,7 @@ def _predict(
 
 
 def _token_outputs(
-    tuned: Tuned, sequences: Sequence[bytes], progress: object
+    tuned: Tuned, sequences: Sequence[bytes], progress: Progress
 ) -> list[Tensor]:
     """Outputs [L, C] for the bases of sequences of any length.
 
@@ -148,12 +154,12 @@ def tiles(length: int, window: int) -> list[tuple[int, int, int, int]]:
     starts = [*range(0, length - window, step), length - window]
     borders = [
         0,
-        *((first + window + second) // 2 for first, second in zip(starts, starts[1:])),
+        *((first + window + second) // 2 for first, second in pairwise(starts)),
         length,
     ]
     return [
         (start, start + window, first, last)
-        for start, first, last in zip(starts, borders, borders[1:], strict=False)
+        for start, (first, last) in zip(starts, pairwise(borders), strict=True)
     ]
 
 
@@ -169,11 +175,14 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
         console.progress("predict", None, "sequences") as bar,
     ):
         write(table_line(columns))
-        for block in batched(_sequences(options, tuned), BLOCK):
+        for block in blocks(_sequences(options, tuned)):
             letters = [sequence.letters for sequence in block]
             if not is_tokens:
                 letters = [_fitted(group, description) for group in letters]
-                num_cut += sum(len(a[0]) < len(b.letters[0]) for a, b in zip(letters, block))
+                num_cut += sum(
+                    len(cut[0]) < len(piece.letters[0])
+                    for cut, piece in zip(letters, block, strict=True)
+                )
             total += len(block)
             for sequence, values in zip(
                 block, _predict(tuned, letters, bar.advance), strict=True
@@ -264,7 +273,7 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
             lengths = {contig: genome.length(contig) for contig in genome.names}
         order = {contig: index for index, contig in enumerate(lengths)}
         sequences.sort(key=lambda sequence: (order[sequence.contig], sequence.start))
-        for before, after in zip(sequences, sequences[1:]):
+        for before, after in pairwise(sequences):
             if before.contig == after.contig and after.start < before.start + len(before.letters[0]):
                 raise UserError(
                     f"{options.source}: {before.name} and {after.name} overlap; a track has one "
@@ -325,7 +334,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         window = AlleleOptions(window=max(2, description.length), strand="fwd")  # type: ignore[arg-type] # made a Strand
         cutter = VariantScorer(tuned.model.trunk, genome, window)
         write(vcf.header.with_lines(_header_lines(options, description, fields)))
-        for records in batched(vcf.records, BLOCK):
+        for records in blocks(vcf.records):
             for record, alleles in zip(
                 records, _predict_alleles(tuned, cutter, records), strict=True
             ):

@@ -66,7 +66,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
             return {**of_run, "finished": True, **summary}
 
         start, extension = _start(recipe, path, shape, ranks)
-        trainer = _trainer(recipe, path, start, sources, folder)
+        trainer = make_trainer(recipe, path, start, sources, folder)
         with memory_explained(
             f"{path}: {trainer.micro} windows of {recipe.batch.length} on {ranks.device}",
             "lower batch.micro_sequences, or set memory.activation_checkpointing = 1",
@@ -198,7 +198,7 @@ def _start(
     return start, extension
 
 
-def _trainer(
+def make_trainer(
     recipe: Recipe, path: Path, start: Start, sources: Sequence[Documents], folder: RunFolder
 ) -> Trainer:
     """The trainer on all sources; the first rank says what it is going to do."""
