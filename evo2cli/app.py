@@ -17,6 +17,7 @@ from evo2cli.commands import (
     info,
     launch,
     merge,
+    merge_adapter,
     plan,
     predict,
     saturate,
@@ -76,6 +77,7 @@ app.command(cls=Command, rich_help_panel=_TRAIN)(launch.launch)
 app.command(cls=Command, rich_help_panel=_TRAIN)(extend.extend)
 app.command(cls=Command, rich_help_panel=_FILES)(fetch.fetch)
 app.command(cls=Command, rich_help_panel=_FILES)(convert.convert)
+app.command(cls=Command, rich_help_panel=_FILES)(merge_adapter.merge_adapter)
 app.command(cls=Command, rich_help_panel=_FILES)(info.info)
 app.command(cls=Command, rich_help_panel=_FILES)(doctor.doctor)
 

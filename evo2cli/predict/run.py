@@ -21,9 +21,9 @@ from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.files import open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
 from evo2cli.finetune.features import letters_of
-from evo2cli.finetune.folder import Description, Tuned, open_tuned
+from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_facts
 from evo2cli.finetune.predictions import Predictions, predictions
-from evo2cli.finetune.tasks import Cut, Task
+from evo2cli.finetune.tasks import Cut, Labels, Task
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.features import is_gff, read_features
 from evo2cli.genome.interval import Interval
@@ -59,6 +59,15 @@ def blocks(items: Iterable[T]) -> Iterator[list[T]]:
     source = iter(items)
     while block := list(islice(source, BLOCK)):
         yield block
+
+
+def labels_of(run: Path) -> Labels:
+    """What the labels of a run mean.
+
+    Raises:
+        UserError: It is no run.
+    """
+    return Description.read(read_facts(find_tuned(run))).labels
 
 
 def predict_table(
