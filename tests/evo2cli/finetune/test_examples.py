@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from evo2cli.errors import UserError
-from evo2cli.finetune.examples import NO_LABEL, Examples, fit_length, read_examples
+from evo2cli.finetune.examples import (
+    NO_LABEL,
+    Examples,
+    fit_length,
+    read_examples,
+    read_sequences,
+)
 from evo2cli.finetune.tasks import Cut, Labels, Task
 
 Row = dict[str, Any]
@@ -126,6 +132,15 @@ def test_pairs_are_read_from_two_columns(tmp_path: Path, names: tuple[str, str])
     rows = [{names[0]: "ac", names[1]: "gu", "label": label} for label in "xy"]
     examples, _ = read_examples(write(tmp_path / "x.csv", rows))
     assert examples.entries == [("AC", "GT")] * 2
+
+
+def test_sequences_are_read_without_labels(tmp_path: Path) -> None:
+    single = write(tmp_path / "x.csv", [{"id": "a", "seq": "acu"}, {"id": "b", "seq": "G"}])
+    assert list(read_sequences(single)) == [("a", (b"ACT",)), ("b", (b"G",))]
+    pairs = write(tmp_path / "x.jsonl", [{"ref": "A", "alt": "C"}])
+    assert list(read_sequences(pairs)) == [("1", (b"A", b"C"))]
+    with pytest.raises(UserError, match="has no column 'sequence'"):
+        list(read_sequences(write(tmp_path / "y.csv", [{"label": "a"}])))
 
 
 def test_several_columns_of_labels_are_chosen_by_name(tmp_path: Path) -> None:
