@@ -149,3 +149,9 @@ def test_other_tasks_are_checked_too(examples: Examples) -> None:
         folds(examples, BINARY, 5, by=SplitBy.COLUMN)
     with pytest.raises(UserError, match=r"--folds 11: .* 10 chromosomes"):
         folds(examples, BINARY, 11, by=SplitBy.CHROMOSOME)
+
+
+def test_as_many_units_as_parts_fill_each_part(examples: Examples) -> None:
+    three = replace(examples, groups=["a", "b", "c"] * 100)
+    found = split(three, BINARY, by=SplitBy.GROUP)
+    assert [len(rows) for rows in found.parts.values()] == [100, 100, 100]
