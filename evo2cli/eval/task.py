@@ -95,5 +95,6 @@ def task_page(result: dict[str, Any]) -> RenderableType:
         for name, counts in zip(result["classes"], result["confusion"], strict=True):
             matrix.add_row(name, *(f"{count:,}" for count in counts))
         parts += [Text(), matrix]
-    parts.append(Text("\n95 %: bootstrap intervals; by chance AUROC is 0.5 and MCC 0"))
+    chance = "all are 0" if result["task"] == Task.REGRESS else "MCC is 0 and AUROC 0.5"
+    parts.append(Text(f"\n95 %: bootstrap intervals over sequences; by chance {chance}"))
     return Group(*parts)

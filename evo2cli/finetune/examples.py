@@ -6,7 +6,7 @@ stand in `label`, `labels`, `target` or `y`, or in the columns that the user nam
 `chrom`, `group` and `split` are read where they exist. Names of columns match in any case.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,6 +160,21 @@ def read_examples(
     )
 
 
+def read_sequences(path: Path) -> Iterator[tuple[str, tuple[bytes, ...]]]:
+    """Stream the name of each row and its sequence, or the two of a pair; no labels are needed.
+
+    Raises:
+        UserError: The file cannot be read, has no column of sequences, or a row is not valid.
+    """
+    table = open_table(path)
+    find = _Finder(path, table.names)
+    columns, name = find.sequences(), find.any(NAME)
+    for number, cells in table.rows:
+        origin = f"{path}: {table.unit} {number}"
+        sequences = tuple(_read_bases(cell_text(cells[column]), origin) for column in columns)
+        yield str(number) if name is None else cell_text(cells[name]), sequences
+
+
 def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str | None]:
     """Cut sequences, and labels of their bases, to at most `window` bases.
 
@@ -224,7 +239,7 @@ def _read_rows(
             _Row(
                 origin,
                 str(number) if name is None else texts[name],
-                [_read_bases(texts[column], origin) for column in sequences],
+                [_read_bases(texts[column], origin).decode() for column in sequences],
                 tuple(texts[column] for column in labels),
                 None if chromosome is None else texts[chromosome],
                 None if group is None else texts[group],
@@ -281,13 +296,13 @@ class _Finder:
         return UserError(f"{self._path}: {problem}; its columns: {', '.join(self._names)}")
 
 
-def _read_bases(text: str, origin: str) -> str:
+def _read_bases(text: str, origin: str) -> bytes:
     """A sequence as the model reads it."""
     if not text:
         raise UserError(f"{origin}: its sequence is empty; remove the row")
     sequence = as_read(text.encode(errors="replace"))
     require_letters(origin, sequence)
-    return sequence.decode()
+    return sequence
 
 
 def _split_name(text: str, origin: str) -> str:

@@ -137,8 +137,8 @@ def _resamples(strata: NDArray[np.int64], seed: int, count: int) -> Iterator[Flo
     batch = max(1, MAX_WEIGHTS // len(strata))
     for start in range(0, count, batch):
         weights_BS = np.zeros((min(batch, count - start), len(strata)))
-        for rows in members:
-            for weights_S in weights_BS:
+        for weights_S in weights_BS:
+            for rows in members:
                 drawn = generator.integers(len(rows), size=len(rows))
                 weights_S[rows] = np.bincount(drawn, minlength=len(rows))
         yield weights_BS
