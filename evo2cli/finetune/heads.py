@@ -138,9 +138,8 @@ class Pooling(nn.Module):
 class Head(nn.Module):
     """Predicts labels from features.
 
-    Features are standardized by the mean and deviation that those of the base have on the training
-    examples. "linear" is one layer; "mlp" is LayerNorm, a layer as wide as its input, GELU, dropout
-    and a last layer.
+    "linear" is one layer; "mlp" is LayerNorm, a layer as wide as its input, GELU, dropout and a last
+    layer. Before them, features are scaled by constants (`scale_features`).
 
     Args:
         num_features: F.
@@ -170,8 +169,8 @@ class Head(nn.Module):
         self.out = nn.Linear(num_features, num_outputs)
 
     @torch.no_grad()
-    def reset(self, seed: int, features_NF: Tensor | None = None) -> None:
-        """Start as a prediction that is the same for all, and take the statistics of features.
+    def reset(self, seed: int) -> None:
+        """Start as a prediction that is the same for all.
 
         The last layer starts at 0, so that its first gradients, and not random ones, reach what is
         below it; a hidden layer is drawn from N(0, 1 / fan-in).
@@ -185,9 +184,28 @@ class Head(nn.Module):
                 )
                 module.bias.zero_()
         self.out.weight.zero_()
-        if features_NF is not None:
+
+    @torch.no_grad()
+    def scale_features(self, features_NF: Tensor, num_parts: int, *, frozen: bool) -> None:
+        """Take the constants by which features are scaled from those of the frozen base.
+
+        If the base stays frozen, each feature is standardized. Otherwise each part is only divided
+        by its root mean square: pooled features differ little between sequences, and what is
+        divided by so little would leap with every step that changes the base.
+
+        Args:
+            features_NF: Features of training examples.
+            num_parts: 1, or 2 for pairs.
+            frozen: Whether the base stays as it is.
+        """
+        if frozen:
             self.mean_F.copy_(features_NF.mean(dim=0))
             self.deviation_F.copy_(features_NF.std(dim=0, correction=0).clamp_min(1e-6))
+            return
+        for part, scale in zip(
+            features_NF.chunk(num_parts, dim=1), self.deviation_F.chunk(num_parts), strict=True
+        ):
+            scale.fill_(part.square().mean().sqrt().clamp_min(1e-6))
 
     def forward(self, features: Tensor) -> Tensor:
         """Outputs [..., C] of features [..., F], in fp32."""

@@ -57,7 +57,7 @@ class LabelledRun(Run):
             None if self.tuning.scratch else self.stored.tensors,
             description=self.description,
             device=ranks.device,
-            statistics=base.features["train"],
+            features=base.features["train"],
             from_features=base.is_cached,
         )
         engine = make_engine(recipe, self.path, self.start, ranks)

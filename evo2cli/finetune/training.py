@@ -42,15 +42,15 @@ class TunedStart(Start):
     Attributes:
         description: What is trained.
         device: The device of this rank.
-        statistics: Features of the frozen base for training examples, [N, F], whose mean and
-            deviation the head starts with; None for none.
+        features: Features of the frozen base for training examples, [N, F], which tell the head
+            how large features are; None for lm.
         from_features: Whether the head alone is trained, on features that are known already.
         provenance: What is written beside the description, as JSON values.
     """
 
     description: Description = None  # type: ignore[assignment] # a field after those with defaults
     device: torch.device = torch.device("cpu")
-    statistics: Tensor | None = None
+    features: Tensor | None = None
     from_features: bool = False
     provenance: Callable[[], dict[str, Any]] = dict
 
@@ -64,7 +64,11 @@ class TunedStart(Start):
                 return trunk
         assert description.reading is not None
         head = Head(description.num_features, description.num_outputs, description.head)
-        head.reset(recipe.seed, self.statistics)
+        head.reset(recipe.seed)
+        if self.features is not None:
+            how = description.reading
+            frozen = description.method == "head"
+            head.scale_features(self.features, how.num_features, frozen=frozen)
         model = TaskModel(trunk, head, description.reading)
         for part in (model.head, model.pooling):
             if part is not None:
