@@ -21,6 +21,7 @@ from evo2cli.finetune.tasks import (
     Cut,
     Labels,
     Task,
+    check_cells,
     class_name,
     parse_names,
     parse_numbers,
@@ -191,6 +192,8 @@ def read_examples(
     def origin(index: int) -> str:
         return every[index].origin
 
+    for row in every:
+        check_cells(row.labels, labelled_by, row.origin)
     if labels is None:
         labels = tell_labels(cells, labelled_by, lengths, origin, task)
     return (

@@ -152,7 +152,7 @@ def units_of(examples: Examples, by: SplitBy, similarity: float) -> tuple[Indice
     if by is SplitBy.CHROMOSOME:
         chromosomes = examples.chromosomes
         names = None if chromosomes is None else [plain_name(name) for name in chromosomes]
-    if names is None:
+    if names is None or "" in names:
         column = "chrom" if by is SplitBy.CHROMOSOME else "group"
         raise UserError(f"--split {by}: the table has no column {column!r}, or it has empty cells")
     numbers: dict[str, int] = {}

@@ -216,6 +216,8 @@ def test_labels_of_a_known_model_are_its_own(tmp_path: Path) -> None:
         ("seq,label\nAC,1\n,0\n", "line 3: its sequence is empty"),
         ("seq,label\nMKV,1\n", "line 2: 'V' at position"),
         ("seq,label\nAXC,1\n", "line 2: 'X' at position 2: not a nucleotide letter"),
+        ("seq,label\nAC,1\nAC,\n", "line 3: label is empty; give it a value or remove the row"),
+        ("seq\tlabel\nAC\t[0\n", "line 2: label '[0' begins as a list, but cannot be read as one"),
         ("seq,label,split\nAC,1,trial\n", "line 2: split 'trial' is none of train"),
     ],
 )

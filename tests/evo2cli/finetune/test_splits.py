@@ -123,6 +123,7 @@ def test_folds_test_each_row_once(examples: Examples, by: SplitBy) -> None:
     [
         ({"split": None}, SplitBy.COLUMN, "no column 'split'"),
         ({"groups": None}, SplitBy.GROUP, "no column 'group'"),
+        ({"groups": ["", "b"] * 150}, SplitBy.GROUP, "no column 'group', or it has empty cells"),
         ({"chromosomes": None}, SplitBy.CHROMOSOME, "no column 'chrom'"),
         ({"groups": ["a", "b"] * 150}, SplitBy.GROUP, "2 groups .a, b. are too few to fill"),
         ({"split": ["test"] * NUM}, SplitBy.COLUMN, "no example is for train"),
