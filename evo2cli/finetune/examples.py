@@ -96,15 +96,15 @@ class Examples:
             return None if values is None else [values[row] for row in chosen]
 
         labels = self.labels
+        if isinstance(labels, list):
+            labels = [labels[row] for row in chosen]
+        elif labels is not None:
+            labels = labels[chosen]
         return Examples(
             [self.names[row] for row in chosen],
             [self.sequences[row] for row in chosen],
             of(self.pairs),
-            [labels[row] for row in chosen]
-            if isinstance(labels, list)
-            else None
-            if labels is None
-            else labels[chosen],
+            labels,
             of(self.chromosomes),
             of(self.groups),
             of(self.split),

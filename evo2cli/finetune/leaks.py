@@ -75,8 +75,8 @@ class Leaks:
         lines = []
         if self.contradictions:
             lines.append(
-                f"{self.contradictions:,} sequences have copies of another class, on either strand; "
-                "no model can be right on both"
+                f"{self.contradictions:,} sequences have copies of another class, on any strand, "
+                "which no model can get right"
             )
         for leak in self.found:
             line = (
