@@ -1,9 +1,10 @@
 """Labelled sequences, read from tables: the columns that data sets of DNA have, as they are.
 
 A table has a column `sequence` (or `seq`), or two for a pair: `sequence_a` and `sequence_b`, or
-`ref_seq` and `alt_seq` (also `var_seq`; or `ref` and `alt`, if they hold whole windows). Labels
-stand in `label`, `labels`, `target` or `y`, or in the columns that the user names. `name` or `id`,
-`chrom`, `group` and `split` are read where they exist. Names of columns match in any case.
+`ref_seq` and `alt_seq` (also `var_seq`; or `ref` and `alt`, if they hold whole windows). Variants
+(`chrom`, `pos`, `ref` and `alt`) are pairs of windows that are cut from a genome. Labels stand in
+`label`, `labels`, `target` or `y`, or in the columns that the user names. `name` or `id`, `chrom`,
+`group` and `split` are read where they exist. Names of columns match in any case.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from evo2cli.finetune.tasks import (
     Cut,
     Labels,
     Task,
+    check_cells,
     class_name,
     parse_names,
     parse_numbers,
@@ -27,7 +29,10 @@ from evo2cli.finetune.tasks import (
     tell_labels,
 )
 from evo2cli.genome.fasta import require_letters
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.reference import Reference
 from evo2cli.genome.table import cell_text, open_table
+from evo2cli.genome.windows import agrees, cut_windows, upper_dna
 from stripedhyena2.dna import as_read
 
 SEQUENCE = ("sequence", "seq")
@@ -91,19 +96,60 @@ class Examples:
             return None if values is None else [values[row] for row in chosen]
 
         labels = self.labels
+        if isinstance(labels, list):
+            labels = [labels[row] for row in chosen]
+        elif labels is not None:
+            labels = labels[chosen]
         return Examples(
             [self.names[row] for row in chosen],
             [self.sequences[row] for row in chosen],
             of(self.pairs),
-            [labels[row] for row in chosen]
-            if isinstance(labels, list)
-            else None
-            if labels is None
-            else labels[chosen],
+            labels,
             of(self.chromosomes),
             of(self.groups),
             of(self.split),
         )
+
+
+@dataclass(frozen=True)
+class Genome:
+    """A genome that windows of variants are cut from.
+
+    Attributes:
+        reference: The genome.
+        window: Bases of a window; the variant is in its middle.
+    """
+
+    reference: Reference
+    window: int
+
+    def cut(self, chrom: str, pos: str, ref: str, alt: str, *, origin: str) -> list[bytes]:
+        """The windows of both alleles; `pos` is 1-based, as in a VCF.
+
+        Raises:
+            UserError: They are not an allele of this genome, or too long for the window.
+        """
+        contig = self.reference.contig(chrom, origin)
+        for allele in (ref, alt):
+            require_letters(origin, allele.encode(errors="replace"))
+        start = int(pos) - 1 if pos.isascii() and pos.isdigit() else -1
+        end = start + len(ref)
+        if not (ref and alt and 0 <= start < end <= self.reference.length(contig)):
+            raise UserError(f"{origin}: {chrom}:{pos} {ref}>{alt} is not a variant of the genome")
+        variant = Interval(contig, start, end)
+        found = upper_dna(self.reference.fetch(variant))
+        if not agrees(upper_dna(ref.encode()), found):
+            raise UserError(
+                f"{origin}: ref is {ref}, but the genome has {found.decode()} at {chrom}:{pos}; "
+                "is it the right build?"
+            )
+        pair = cut_windows(self.reference, variant, alt.encode(), self.window)
+        if pair is None:
+            raise UserError(f"{origin}: too long for a window of {self.window:,} bases")
+        return [pair.reference.sequence, pair.alternate.sequence]
+
+
+Reader = Callable[[Sequence[str], str], list[bytes]]  # of the cells of a row, and its place
 
 
 def read_examples(
@@ -113,6 +159,7 @@ def read_examples(
     label_columns: Sequence[str] = (),
     group_column: str | None = None,
     labels: Labels | None = None,
+    genome: Genome | None = None,
 ) -> tuple[Examples, Labels]:
     """Read tables of labelled sequences.
 
@@ -122,12 +169,13 @@ def read_examples(
         label_columns: The columns of labels; found by their names if empty.
         group_column: The column of groups; `group` if None.
         labels: What labels mean, if a model is known already: then they are read as its own.
+        genome: What windows of variants are cut from.
 
     Raises:
         UserError: A file cannot be read, a column is missing, or a row is not valid.
     """
     paths = source if isinstance(source, Mapping) else {None: source}
-    tables = [_read_rows(path, label_columns, group_column) for path in paths.values()]
+    tables = [_read_rows(path, label_columns, group_column, genome) for path in paths.values()]
     first, (labelled_by, first_rows) = next(iter(paths.values())), tables[0]
     for path, (columns, rows) in zip(paths.values(), tables, strict=True):
         if not rows:
@@ -144,6 +192,8 @@ def read_examples(
     def origin(index: int) -> str:
         return every[index].origin
 
+    for row in every:
+        check_cells(row.labels, labelled_by, row.origin)
     if labels is None:
         labels = tell_labels(cells, labelled_by, lengths, origin, task)
     return (
@@ -160,19 +210,25 @@ def read_examples(
     )
 
 
-def read_sequences(path: Path) -> Iterator[tuple[str, tuple[bytes, ...]]]:
+def read_sequences(
+    path: Path, genome: Genome | None = None
+) -> Iterator[tuple[str, tuple[bytes, ...]]]:
     """Stream the name of each row and its sequence, or the two of a pair; no labels are needed.
+
+    Args:
+        path: The table.
+        genome: What windows of variants are cut from.
 
     Raises:
         UserError: The file cannot be read, has no column of sequences, or a row is not valid.
     """
     table = open_table(path)
     find = _Finder(path, table.names)
-    columns, name = find.sequences(), find.any(NAME)
+    read, name = find.reader(genome), find.any(NAME)
     for number, cells in table.rows:
-        origin = f"{path}: {table.unit} {number}"
-        sequences = tuple(_read_bases(cell_text(cells[column]), origin) for column in columns)
-        yield str(number) if name is None else cell_text(cells[name]), sequences
+        texts = [cell_text(cell) for cell in cells]
+        sequences = read(texts, f"{path}: {table.unit} {number}")
+        yield str(number) if name is None else texts[name], tuple(sequences)
 
 
 def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str | None]:
@@ -222,12 +278,12 @@ class _Row(NamedTuple):
 
 
 def _read_rows(
-    path: Path, label_columns: Sequence[str], group_column: str | None
+    path: Path, label_columns: Sequence[str], group_column: str | None, genome: Genome | None
 ) -> tuple[tuple[str, ...], list[_Row]]:
     """The names of the columns of labels, and the rows of a table."""
     table = open_table(path)
     find = _Finder(path, table.names)
-    sequences = find.sequences()
+    read = find.reader(genome)
     labels = [find.required(name) for name in label_columns] or [find.label()]
     name, chromosome, split = find.any(NAME), find.any(CHROMOSOME), find.any(SPLIT)
     group = find.any(GROUP) if group_column is None else find.required(group_column)
@@ -239,7 +295,7 @@ def _read_rows(
             _Row(
                 origin,
                 str(number) if name is None else texts[name],
-                [_read_bases(texts[column], origin).decode() for column in sequences],
+                [sequence.decode() for sequence in read(texts, origin)],
                 tuple(texts[column] for column in labels),
                 None if chromosome is None else texts[chromosome],
                 None if group is None else texts[group],
@@ -266,22 +322,31 @@ class _Finder:
             raise self._error(f"has no column {name!r}")
         return self._lower.index(name.lower())
 
-    def sequences(self) -> list[int]:
-        """The column of sequences, or the two of pairs."""
+    def reader(self, genome: Genome | None) -> Reader:
+        """What reads the sequence of a row, or the two of a pair, from its cells."""
         single = self.any(SEQUENCE)
-        if single is not None:
-            return [single]
-        for names in (*PAIRS, ALLELES):
-            if all(name in self._lower for name in names):
-                if names == ALLELES and self.any(POSITION) is not None:
+        columns = [] if single is None else [single]
+        if single is None:
+            pair = next((p for p in (*PAIRS, ALLELES) if set(p) <= set(self._lower)), None)
+            if pair is None:
+                raise self._error(
+                    "has no column 'sequence' (or seq), and no pair such as sequence_a and "
+                    "sequence_b"
+                )
+            columns = [self._lower.index(name) for name in pair]
+            position = self.any(POSITION)
+            if pair == ALLELES and position is not None:
+                if genome is None:
                     raise self._error(
-                        "ref and alt hold alleles, not sequences; give the windows of both as "
-                        "ref_seq and alt_seq"
+                        "ref and alt hold alleles; give the genome with --reference, or the "
+                        "windows of both as ref_seq and alt_seq"
                     )
-                return [self._lower.index(name) for name in names]
-        raise self._error(
-            "has no column 'sequence' (or seq), and no pair such as sequence_a and sequence_b"
-        )
+                chromosome = self.any(CHROMOSOME)
+                if chromosome is None:
+                    raise self._error(f"has no column {CHROMOSOME[0]!r}")
+                places = [chromosome, position, *columns]
+                return lambda texts, origin: genome.cut(*(texts[c] for c in places), origin=origin)
+        return lambda texts, origin: [_read_bases(texts[column], origin) for column in columns]
 
     def label(self) -> int:
         """The column of labels."""

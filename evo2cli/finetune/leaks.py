@@ -6,10 +6,13 @@ whether they are leaks depends on what the model is for.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from evo2cli.errors import UserError
-from evo2cli.finetune.examples import Examples
+from evo2cli.finetune.examples import Examples, LabelArrays
 from evo2cli.finetune.similarity import NEAR, cluster, number_copies
 from evo2cli.finetune.splits import Split
 
@@ -39,10 +42,17 @@ class Leak:
 
 @dataclass(frozen=True)
 class Leaks:
-    """Leaks into valid and test."""
+    """Leaks into valid and test.
+
+    Attributes:
+        found: What each of them shares with the splits before it.
+        similarity: Of near copies.
+        contradictions: Number of sequences that have copies, in any split, of another class.
+    """
 
     found: tuple[Leak, ...]
     similarity: float
+    contradictions: int = 0
 
     def refuse(self) -> None:
         """Refuse exact copies.
@@ -61,8 +71,13 @@ class Leaks:
 
     @property
     def report(self) -> list[str]:
-        """A sentence for each of valid and test."""
+        """A sentence for each of valid and test, and one for contradictions."""
         lines = []
+        if self.contradictions:
+            lines.append(
+                f"{self.contradictions:,} sequences have copies of another class, on any strand, "
+                "which no model can get right"
+            )
         for leak in self.found:
             line = (
                 f"{leak.name}: {leak.identical:,} copies, {leak.reverse:,} reverse complements and "
@@ -121,4 +136,14 @@ def find_leaks(examples: Examples, split: Split, *, similarity: float = NEAR) ->
         for row in rows.tolist():
             earlier_copies[copies[row]].append(row)
             earlier_clusters.setdefault(clusters[row], row)
-    return Leaks(tuple(found), similarity)
+    return Leaks(tuple(found), similarity, _count_contradictions(copies, examples.labels))
+
+
+def _count_contradictions(copies: Sequence[int], labels: LabelArrays | None) -> int:
+    """How many sequences have copies of another class; 0 where labels are not classes."""
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1:
+        return 0
+    classes: dict[int, set[int]] = defaultdict(set)
+    for number, label in zip(copies, labels.tolist(), strict=True):
+        classes[number].add(label)
+    return sum(len(classes[number]) > 1 for number in copies)

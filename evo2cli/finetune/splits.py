@@ -16,6 +16,7 @@ from evo2cli.errors import UserError
 from evo2cli.finetune.examples import SPLITS, Examples
 from evo2cli.finetune.similarity import NEAR, cluster, number_copies
 from evo2cli.finetune.tasks import Labels, SplitBy, Task
+from evo2cli.genome.regions import plain_name
 
 FRACTIONS = (0.8, 0.1, 0.1)  # of train, valid and test
 MIN_CHROMOSOMES = 5  # fewer are too coarse to be split by without being told so
@@ -147,8 +148,11 @@ def units_of(examples: Examples, by: SplitBy, similarity: float) -> tuple[Indice
         counts = np.bincount(units)
         share = counts.max() / len(units)
         return units, f"{len(counts):,} clusters, the largest with {share:.1%} of the sequences"
-    names = examples.chromosomes if by is SplitBy.CHROMOSOME else examples.groups
-    if names is None:
+    names = examples.groups
+    if by is SplitBy.CHROMOSOME:
+        chromosomes = examples.chromosomes
+        names = None if chromosomes is None else [plain_name(name) for name in chromosomes]
+    if names is None or "" in names:
         column = "chrom" if by is SplitBy.CHROMOSOME else "group"
         raise UserError(f"--split {by}: the table has no column {column!r}, or it has empty cells")
     numbers: dict[str, int] = {}

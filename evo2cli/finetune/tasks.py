@@ -82,6 +82,23 @@ class Labels:
     told: str = ""
 
 
+def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
+    """Refuse cells that are no labels.
+
+    Raises:
+        UserError: One is empty, or begins as a list and is none.
+    """
+    for name, cell in zip(columns, cells, strict=True):
+        if not cell:
+            raise UserError(f"{origin}: {name} is empty; give it a value or remove the row")
+        try:
+            parse_list(cell)
+        except ValueError:
+            raise UserError(
+                f"{origin}: {name} {cell[:20]!r} begins as a list, but cannot be read as one"
+            ) from None
+
+
 def tell_labels(
     rows: Sequence[Cells],
     columns: Sequence[str],
@@ -92,21 +109,15 @@ def tell_labels(
     """Tell the task and the classes from the cells of the columns of labels.
 
     Args:
-        rows: The cells of each row.
+        rows: The cells of each row, which `check_cells` has seen.
         columns: Names of these columns.
         lengths: Bases of each sequence.
         origin: Says where a row is in its file, for messages.
         task: The task, if the user said it.
 
     Raises:
-        UserError: A label is missing, the labels do not fit the task, or there is only one class.
+        UserError: The labels do not fit the task, or there is only one class.
     """
-    for index, cells in enumerate(rows):
-        for name, cell in zip(columns, cells, strict=True):
-            if not cell:
-                raise UserError(
-                    f"{origin(index)}: {name} is empty; give it a value or remove the row"
-                )
     if task is Task.LM:
         return Labels(task, (), "lm, as --task says; labels are not read")
     if len(columns) > 1:
@@ -245,14 +256,11 @@ def parse_list(cell: str) -> list[str] | None:
     """The entries of a cell such as `[0, 1]` or `["a", "b"]`; None if it is not a list.
 
     Raises:
-        UserError: It begins as a list, but is none.
+        ValueError: It begins as a list, but is none.
     """
     if not cell.startswith("["):
         return None
-    try:
-        entries = json.loads(cell.replace("'", '"'))
-    except ValueError:
-        raise UserError(f"{cell[:40]}: begins as a list, but cannot be read as one") from None
+    entries = json.loads(cell.replace("'", '"'))
     return [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
 
 

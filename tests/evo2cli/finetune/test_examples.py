@@ -16,11 +16,13 @@ from evo2cli.errors import UserError
 from evo2cli.finetune.examples import (
     NO_LABEL,
     Examples,
+    Genome,
     fit_length,
     read_examples,
     read_sequences,
 )
 from evo2cli.finetune.tasks import Cut, Labels, Task
+from evo2cli.genome.reference import Reference
 
 Row = dict[str, Any]
 
@@ -143,6 +145,32 @@ def test_sequences_are_read_without_labels(tmp_path: Path) -> None:
         list(read_sequences(write(tmp_path / "y.csv", [{"label": "a"}])))
 
 
+def test_variants_are_pairs_of_windows_of_a_genome(tmp_path: Path) -> None:
+    fasta = tmp_path / "genome.fa"
+    fasta.write_text(">chr1\nAAAACCCCGGGGTTTT\n")
+    rows = [
+        {"chrom": "1", "pos": 8, "ref": "C", "alt": "t", "label": "x"},
+        {"chrom": "chr1", "pos": 8, "ref": "C", "alt": "CAA", "label": "y"},
+    ]
+    path = write(tmp_path / "x.tsv", rows)
+    with Reference.open(fasta) as reference:
+        genome = Genome(reference, 6)
+        examples, _ = read_examples(path, genome=genome)
+        assert examples.entries == [("CCCCGG", "CCCTGG"), ("CCCCGG", "CCCCAA")]
+        assert examples.chromosomes == ["1", "chr1"]
+        assert next(read_sequences(path, genome)) == ("2", (b"CCCCGG", b"CCCTGG"))
+        for change, message in (
+            ({"ref": "G"}, "line 2: ref is G, but the genome has C at 1:8; is it the right build"),
+            ({"chrom": "9"}, "line 2: the genome has no contig 9"),
+            ({"pos": "99"}, "line 2: 1:99 C>t is not a variant of the genome"),
+            ({"alt": "<DEL>"}, "line 2: '<' at position 1"),
+            ({"alt": "ACGTACGT"}, "line 2: too long for a window of 6 bases"),
+        ):
+            wrong = write(tmp_path / "y.tsv", [rows[0] | change])
+            with pytest.raises(UserError, match=message):
+                read_examples(wrong, genome=genome)
+
+
 def test_several_columns_of_labels_are_chosen_by_name(tmp_path: Path) -> None:
     rows = [{"sequence": "AC", "a": 0.5, "B": 2, "label": 1}] * 2
     path = write(tmp_path / "x.tsv", rows)
@@ -183,11 +211,13 @@ def test_labels_of_a_known_model_are_its_own(tmp_path: Path) -> None:
             "has no column 'label' (or labels, target, y); its columns: sequence, kind",
         ),
         ("seq,label,y\n", "has both label and y; choose by --label-cols; its columns"),
-        ("chrom,pos,ref,alt,label\n", "ref and alt hold alleles, not sequences"),
+        ("chrom,pos,ref,alt,label\n", "ref and alt hold alleles; give the genome"),
         ("seq,label\n", "has no rows"),
         ("seq,label\nAC,1\n,0\n", "line 3: its sequence is empty"),
         ("seq,label\nMKV,1\n", "line 2: 'V' at position"),
         ("seq,label\nAXC,1\n", "line 2: 'X' at position 2: not a nucleotide letter"),
+        ("seq,label\nAC,1\nAC,\n", "line 3: label is empty; give it a value or remove the row"),
+        ("seq\tlabel\nAC\t[0\n", "line 2: label '[0' begins as a list, but cannot be read as one"),
         ("seq,label,split\nAC,1,trial\n", "line 2: split 'trial' is none of train"),
     ],
 )

@@ -83,3 +83,13 @@ def test_a_pair_leaks_only_as_a_pair(examples: Examples) -> None:
     )
     with pytest.raises(UserError, match="1 reverse"):
         find_leaks(whole, SPLIT).refuse()
+
+
+def test_copies_of_another_class_are_counted(examples: Examples) -> None:
+    copied = planted(examples, {1: turned(examples.sequences[0]), 3: examples.sequences[2]})
+    labels = np.zeros(NUM, np.int64)
+    assert find_leaks(replace(copied, labels=labels), SPLIT).contradictions == 0
+    labels[1] = 1
+    found = find_leaks(replace(copied, labels=labels), SPLIT)
+    assert found.contradictions == 2
+    assert "2 sequences have copies" in found.report[0]
