@@ -42,9 +42,7 @@ def merge_adapter(
         "adapter": run.name,
         "before": stored.provenance,
     }
-    merged = replace(
-        stored, tensors=adapter.merge_into(stored.tensors), provenance=provenance
-    )
+    merged = replace(stored, tensors=adapter.merge_into(stored.tensors), provenance=provenance)
     console.say(f"{run}: adapters on {len(adapter.tensors) // 2} modules of {base}")
     # Written beside the output, where there is room for it, and in the layout that is read again.
     with TemporaryDirectory(dir=output.absolute().parent, prefix=".merge-") as folder:

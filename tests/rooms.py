@@ -30,8 +30,9 @@ ROOMS = {
             "figures",
         ),
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
-        *("score", "saturate", "track", "merge", "embed", "generate", "finetune", "eval"),
-        *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat"),
+        *("tokenize", "train", "score", "saturate", "track", "merge", "embed", "generate"),
+        *("finetune", "predict", "eval", "extend", "info", "convert", "merge_adapter"),
+        *("fetch", "doctor", "compat"),
         *("commands", "app", "__main__"),
     ],
 }

@@ -95,9 +95,9 @@ def context(options: ContextOptions) -> None:
 def task(options: TaskOptions) -> None:
     """Measure how well a model that evo2 finetune trained predicts the labels of a table.
 
-    Classes: accuracy, balanced accuracy, macro-F1, MCC, AUROC and AUPRC, also of each class, and the
-    confusion matrix. Numbers: Pearson, Spearman and R2. Each with a 95 % bootstrap interval. --plot
-    draws the confusion matrix and the curves.
+    Classes: accuracy, balanced accuracy, macro-F1, MCC, AUROC and AUPRC, also of each class, and
+    the confusion matrix. Numbers: Pearson, Spearman and R2. Each with a 95 % bootstrap interval.
+    --plot draws the confusion matrix and the curves.
     """
     from evo2cli.eval.task import evaluate_task, task_page
     from evo2cli.predict.run import labels_of, predict_table

@@ -21,7 +21,9 @@ class MergeAdapterOptions(JSONOptions):
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-O", help="What to write, as DESTINATION of evo2 convert: a folder, or a file."
+            "--output",
+            "-O",
+            help="What to write, as DESTINATION of evo2 convert: a folder, or a file.",
         ),
     ]
     to: Annotated[Layout, typer.Option(help="Layout to write, as evo2 convert --to.")] = Layout.AUTO

@@ -164,9 +164,7 @@ def read_data(source: Source, length: int | None = None, *, quiet: bool = False)
         UserError: A table cannot be read, a part is empty, or parts share examples.
     """
     examples, labels, cut_line = _read(source, length)
-    divided = split(
-        examples, labels, by=source.split, fractions=source.fractions, seed=source.seed
-    )
+    divided = split(examples, labels, by=source.split, fractions=source.fractions, seed=source.seed)
     leaks = find_leaks(examples, divided)
     found = Data(examples, labels, divided, leaks)
     if not quiet:

@@ -10,7 +10,6 @@ N examples, F features, D channels.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +231,7 @@ def best_layer(
     spoken = [float(v) for v in values] if numeric else [str(v) for v in values]
     if groups is not None and len(set(groups)) < FOLDS:
         groups = None
-    labelled = Labelled(rows=[*range(len(values))], values=spoken, groups=groups)  # type: ignore[arg-type] # all floats or all text
+    labelled = Labelled(rows=[*range(len(values))], values=spoken, groups=groups)
     result = probe_layers(
         {layer: tensor.numpy() for layer, tensor in features.items()},
         labelled,
@@ -240,5 +239,3 @@ def best_layer(
         seed=seed,
     )
     return result["best"], result["rows"]
-
-

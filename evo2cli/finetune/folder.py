@@ -220,9 +220,7 @@ def read_inputs(
     return padded(read, length or longest, PAD)
 
 
-def by_length(
-    examples: Sequence[tuple[bytes, ...]], device: torch.device
-) -> Iterator[list[int]]:
+def by_length(examples: Sequence[tuple[bytes, ...]], device: torch.device) -> Iterator[list[int]]:
     """Rows that are read together: of similar length, and as many as the memory holds easily."""
     budget = BATCH_TOKENS if device.type == "cuda" else CPU_TOKENS
     longest = [max(map(len, group)) for group in examples]

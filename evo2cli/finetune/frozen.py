@@ -152,14 +152,12 @@ class FrozenBase:
     def is_cached(self) -> bool:
         """Whether the head is trained on features that are computed once."""
         return (
-            self._tuning.method == "head"
-            and not self.how.by_token
-            and self.how.pool != "attention"
+            self._tuning.method == "head" and not self.how.by_token and self.how.pool != "attention"
         )
 
     @cached_property
     def rows(self) -> dict[str, NDArray[np.int64]]:
-        """The examples, or for tokens some of their bases [rows, 2], with features, of each part."""
+        """The rows of features of each part: examples, or for tokens some of their bases [N, 2]."""
         found = {}
         for part, examples in self._parts.items():
             labels = examples.labels
@@ -203,7 +201,7 @@ class FrozenBase:
         return found
 
     def probed(self, part: str) -> tuple[Any, Any]:
-        """The labels of the rows of a part, and what a probe on frozen features predicts of them."""
+        """The labels of the rows of a part, and what a probe on frozen features predicts."""
         labels = self.data.labels
 
         def labels_of(part: str) -> Any:
@@ -215,4 +213,3 @@ class FrozenBase:
         train, test = (self.features[name].double().numpy() for name in ("train", part))
         found = probe(labels.task, train, labels_of("train"), test, len(labels.classes))
         return labels_of(part), found
-

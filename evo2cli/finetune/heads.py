@@ -52,7 +52,9 @@ class Pool:
             return cls("center", int(width))
         if text in POOLS[:-1]:
             return cls(text)
-        raise UserError(f"--pool {text}: must be one of {', '.join(POOLS)} (W bases around the middle)")
+        raise UserError(
+            f"--pool {text}: must be one of {', '.join(POOLS)} (W bases around the middle)"
+        )
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,15 @@ class Pooling(nn.Module):
             weight_BL = chosen_BL / (ends_B1 - starts_B1)
         y_BD = torch.einsum("bl,bld->bd", weight_BL, x_BLD)
         if self.group is not None:
-            y_BD = collectives.all_reduce(y_BD, group=self.group)
+            y_BD = collectives.all_reduce(y_BD, group=self.group)  # type: ignore[no-untyped-call] # torch does not annotate it
         return y_BD
 
 
 class Head(nn.Module):
     """Predicts labels from features.
 
-    "linear" is one layer; "mlp" is LayerNorm, a layer as wide as its input, GELU, dropout and a last
-    layer. Before them, features are scaled by constants (`scale_features`).
+    "linear" is one layer; "mlp" is LayerNorm, a layer as wide as its input, GELU, dropout and a
+    last layer. Before them, features are scaled by constants (`scale_features`).
 
     Args:
         num_features: F.
@@ -266,12 +268,12 @@ def combine(
     """
     num_strands = 2 if reading.strand == "both" else 1
     if pooling is None:
-        x_NSLD = x_BLD.float().unflatten(0, tuple(lengths_NS.shape))
+        x_NSLD: Tensor = x_BLD.float().unflatten(0, lengths_NS.shape)  # type: ignore[no-untyped-call] # torch does not annotate it
         if num_strands == 1:
             return x_NSLD[:, 0]
         return (x_NSLD[:, 0] + _mirrored(x_NSLD[:, 1], lengths_NS[:, 1])) / 2
-    h_BD = pooling(x_BLD, lengths_NS.flatten())
-    h_NPD = h_BD.unflatten(0, (len(lengths_NS), -1, num_strands)).mean(dim=2)
+    h_BD: Tensor = pooling(x_BLD, lengths_NS.flatten())
+    h_NPD = h_BD.view(len(lengths_NS), -1, num_strands, h_BD.shape[1]).mean(dim=2)
     if not reading.is_pair:
         return h_NPD[:, 0]
     return torch.cat([h_NPD[:, 0], h_NPD[:, 1] - h_NPD[:, 0]], dim=1)

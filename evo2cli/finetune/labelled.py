@@ -56,7 +56,7 @@ class LabelledRun(Run):
             self.stored.config,
             None if self.tuning.scratch else self.stored.tensors,
             description=self.description,
-            device=ranks.device,
+            device=str(ranks.device),
             features=base.features["train"],
             from_features=base.is_cached,
         )
@@ -70,9 +70,7 @@ class LabelledRun(Run):
             for part, examples in (("train", data.train), ("valid", data.valid))
         )
         labels = data.labels
-        weights = class_weights(
-            train.labels, labels.task, len(labels.classes), self.tuning.weights
-        )
+        weights = class_weights(train.labels, labels.task, len(labels.classes), self.tuning.weights)
         objective = FromLabels(
             recipe, engine, self.description, train, valid, weights, self._measure
         )
@@ -82,6 +80,8 @@ class LabelledRun(Run):
                 f"{len(train):,} examples; the head reads {base.how.layer}; on "
                 f"{devices_line(engine)}"
             )
+            chance = self._chance()
+            console.say(f"a prediction without looking at the sequence has {chance}")
         metric = self.tuning.metric or primary_metric(labels.task)
         return Trainer(
             recipe,
@@ -90,6 +90,14 @@ class LabelledRun(Run):
             folder,
             self.best(engine, metric, larger=metric != "loss"),
         )
+
+    def _chance(self) -> str:
+        """What validation will find if nothing is learned."""
+        data = self.data
+        guess = chance_baseline(data.examples, data.labels, data.split.train, data.split.valid)
+        found = measure(data.labels, data.valid.labels, guess, bootstrap=0)
+        shown = [f"{name} {e.value:.3f}" for name, e in found.items() if " " not in name]
+        return ", ".join(shown) or "no score that is defined"
 
     def _describe(self) -> Description:
         tuning, base = self.tuning, self.base

@@ -121,7 +121,7 @@ class LanguageRun(Run):
             self.stored.config,
             None if self.tuning.scratch else self.stored.tensors,
             description=self.description,
-            device=ranks.device,
+            device=str(ranks.device),
         )
         sources = first_rank_first(ranks, lambda: open_sources(recipe))
         trainer = make_trainer(recipe, self.path, self.start, sources, folder)

@@ -12,7 +12,6 @@ from evo2cli.finetune.tasks import Task
 from evo2cli.train.run import check_ranks, joined
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, make_recipe
-
 from stripedhyena2.checkpoint import read_checkpoint
 
 

@@ -41,7 +41,7 @@ class TunedStart(Start):
 
     Attributes:
         description: What is trained.
-        device: The device of this rank.
+        device: Where frozen weights go: the device of this rank.
         features: Features of the frozen base for training examples, [N, F], which tell the head
             how large features are; None for lm.
         from_features: Whether the head alone is trained, on features that are known already.
@@ -49,7 +49,7 @@ class TunedStart(Start):
     """
 
     description: Description = None  # type: ignore[assignment] # a field after those with defaults
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
     features: Tensor | None = None
     from_features: bool = False
     provenance: Callable[[], dict[str, Any]] = dict
@@ -59,7 +59,9 @@ class TunedStart(Start):
         description = self.description
         trunk = None
         if not self.from_features:
-            trunk = self._full(recipe, adopt) if description.method == "full" else self._frozen(recipe)
+            trunk = (
+                self._full(recipe, adopt) if description.method == "full" else self._frozen(recipe)
+            )
             if description.reading is None:
                 return trunk
         assert description.reading is not None

@@ -138,16 +138,16 @@ def _predict(
     return predictions(description, outputs)
 
 
-def _token_outputs(
-    tuned: Tuned, sequences: Sequence[bytes], progress: Progress
-) -> list[Tensor]:
+def _token_outputs(tuned: Tuned, sequences: Sequence[bytes], progress: Progress) -> list[Tensor]:
     """Outputs [L, C] for the bases of sequences of any length.
 
     A sequence longer than the windows of the training is read in windows that overlap by half, and
     each base takes the output of the window in which it lies nearest to the middle.
     """
     window = tuned.description.length
-    pieces = [(index, *part) for index, each in enumerate(sequences) for part in tiles(len(each), window)]
+    pieces = [
+        (index, *part) for index, each in enumerate(sequences) for part in tiles(len(each), window)
+    ]
     outputs = tuned.outputs([(sequences[i][start:end],) for i, start, end, *_ in pieces], progress)
     found: list[list[Tensor]] = [[] for _ in sequences]
     for (index, start, _, first, last), output in zip(pieces, outputs, strict=True):
@@ -193,9 +193,7 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
                     for cut, piece in zip(letters, block, strict=True)
                 )
             total += len(block)
-            for sequence, values in zip(
-                block, _predict(tuned, letters, bar.advance), strict=True
-            ):
+            for sequence, values in zip(block, _predict(tuned, letters, bar.advance), strict=True):
                 if not is_tokens:
                     named = [classes[int(values.argmax())]] if has_classes else []
                     write(table_line([sequence.name, *named, *map(float, values)]))
@@ -283,7 +281,9 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
         order = {contig: index for index, contig in enumerate(lengths)}
         sequences.sort(key=lambda sequence: (order[sequence.contig], sequence.start))
         for before, after in pairwise(sequences):
-            if before.contig == after.contig and after.start < before.start + len(before.letters[0]):
+            if before.contig == after.contig and after.start < before.start + len(
+                before.letters[0]
+            ):
                 raise UserError(
                     f"{options.source}: {before.name} and {after.name} overlap; a track has one "
                     "value for each base"
@@ -422,9 +422,7 @@ def _header_lines(
     return lines
 
 
-def _with_info(
-    record: VariantRecord, alleles: Sequence[_Allele], fields: list[list[str]]
-) -> bytes:
+def _with_info(record: VariantRecord, alleles: Sequence[_Allele], fields: list[list[str]]) -> bytes:
     if not alleles:  # a blank line
         return record.line
     entries = []

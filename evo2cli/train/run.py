@@ -110,6 +110,7 @@ def summary_line(summary: Mapping[str, Any]) -> str:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
+    """The ranks of this run while the context lasts; see `Ranks.join`."""
     ranks = Ranks.join(pick_device(device))
     try:
         yield ranks
@@ -247,6 +248,11 @@ def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
 
 
 def make_engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
+    """The engine that a recipe needs on these ranks.
+
+    Raises:
+        UserError: The model does not fit the memory, or the recipe does not fit the model.
+    """
     way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {path}` shows what is needed"
     with memory_explained(f"{path}: the model on {ranks.device}", way_out), naming(path):
         if not _needs_deepspeed(recipe, ranks):
@@ -257,6 +263,7 @@ def make_engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engin
 
 
 def devices_line(engine: Engine) -> str:
+    """Where an engine runs, for people."""
     world, device = engine.ranks.world, engine.ranks.device
     if world == 1:
         return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
@@ -266,6 +273,7 @@ def devices_line(engine: Engine) -> str:
 
 
 def num_parameters(engine: Engine) -> int:
+    """The number of parameters that are trained."""
     return sum(shape.numel() for shape in engine.shapes.values())
 
 

@@ -51,7 +51,9 @@ class MetricsLogger:
         self._folder.log(dict(record))
         self._panel.advance()
         if self._is_first:
-            self._panel.show(_shown(record), important=any(key.startswith("valid_") for key in record))
+            self._panel.show(
+                _shown(record), important=any(key.startswith("valid_") for key in record)
+            )
         if self._board is not None:
             for key, value in record.items():
                 if isinstance(value, int | float) and key != "step":

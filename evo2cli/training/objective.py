@@ -49,7 +49,7 @@ class Objective(ABC):
         """The sum of the losses of predictions, each times its weight."""
 
     def describe(self, loss: float | None) -> dict[str, Any]:
-        """What the log of a step says of its loss per unit of weight; None: the step was skipped."""
+        """What the log of a step says of its loss per unit of weight; None for a skipped step."""
         return {"loss": loss}
 
     @abstractmethod

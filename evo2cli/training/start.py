@@ -44,9 +44,7 @@ class Start:
             adopt=adopt,
         )
 
-    def write(
-        self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]
-    ) -> None:
+    def write(self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]) -> None:
         """Write trained weights, as `Engine.weights` returns them, into a new folder."""
         save_weights(self.config, weights, folder, provenance)
 

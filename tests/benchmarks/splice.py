@@ -37,7 +37,7 @@ class Setting:
 
 
 def settings(epochs: float) -> list[Setting]:
-    """Methods and layers. The site is in the middle, so its vicinity, read on both strands, tells."""
+    """Methods and layers; the site is in the middle, so the vicinity on both strands tells."""
     near: dict[str, Any] = {"strand": "both", "pool": "center:8"}
     tuned: dict[str, Any] = {"epochs": epochs, "batch": 32, "validations": 10, **near}
     return [
@@ -46,7 +46,9 @@ def settings(epochs: float) -> list[Setting]:
         Setting("head, middle, best layer", {"method": "head", "layer": "best", **near}),
         Setting("LoRA, mean", {"method": "lora", "epochs": epochs, "lr": 2e-3}),
         Setting("LoRA, middle", {"method": "lora", "lr": 2e-3, **tuned}),
-        Setting("LoRA, middle, half depth", {"method": "lora", "lr": 2e-3, "layer": "half", **tuned}),
+        Setting(
+            "LoRA, middle, half depth", {"method": "lora", "lr": 2e-3, "layer": "half", **tuned}
+        ),
         Setting("full, middle", {"method": "full", "lr": 5e-4, **tuned}),
         Setting("from scratch, middle", {"method": "full", "lr": 1e-3, "scratch": True, **tuned}),
     ]
@@ -95,7 +97,9 @@ def table(results: list[tuple[str, str, dict[str, Any]]]) -> str:
     for base, name, report in results:
         layer = report["base"]["layer"]
         if name.startswith("head"):
-            lines.append(row(base, "probe" + name[4:], layer, report["results"]["frozen probe"], "", "", ""))
+            lines.append(
+                row(base, "probe" + name[4:], layer, report["results"]["frozen probe"], "", "", "")
+            )
         memory = report["memory_gib"]
         lines.append(
             row(

@@ -4,8 +4,14 @@ lora.py    which modules get an adapter, what it adds to their outputs, and merg
 folder.py  the folder of an adapter, in the format of the package `peft`
 """
 
-from stripedhyena2.adapters.folder import Adapter, check_base, is_adapter, read_adapter, write_adapter
-from stripedhyena2.adapters.lora import LoRA, add_adapters, adapter_tensors, merged_weights
+from stripedhyena2.adapters.folder import (
+    Adapter,
+    check_base,
+    is_adapter,
+    read_adapter,
+    write_adapter,
+)
+from stripedhyena2.adapters.lora import LoRA, adapter_tensors, add_adapters, merged_weights
 
 __all__ = [
     "Adapter",

@@ -75,7 +75,7 @@ class Adapter:
         put_on(model, self.lora, self.tensors)
 
     def attach_to(self, model: StripedHyena2) -> list[str]:
-        """Attach the adapter to a model, ready to be trained further; the names of its parameters."""
+        """Attach the adapter to a model for training; returns the names of its parameters."""
         names = add_adapters(model, self.lora, by_module(self.tensors))
         for name in names:
             parameter = model.get_parameter(name)
@@ -111,7 +111,7 @@ def is_adapter(folder: Path) -> bool:
 def write_adapter(adapter: Adapter, folder: Path) -> None:
     """Write the two files of an adapter into an existing folder."""
     lora = adapter.lora
-    config = {
+    config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": adapter.base,

@@ -7,7 +7,7 @@ DoRA also trains a magnitude m for each output channel of the sum of both:
     y = m / ||W + s B A|| * (W + s B A) x      with the norm of each row, as a constant
 
 An adapter is attached to its projection: A and B are submodules of it, so their names are those of
-the package `peft`, and the module that holds the weight W stays what it was, whatever its precision.
+the package `peft`, and the module with the weight W stays what it was, whatever its precision.
 
 I input channels, O output channels, R the rank. Sources: arXiv:2106.09685 (LoRA), 2312.03732
 (rsLoRA), 2402.09353 (DoRA).
@@ -41,8 +41,8 @@ class LoRA:
         rank: Columns of B and rows of A.
         alpha: What the product of both is multiplied by, divided by the rank.
         dropout: Probability with which inputs of A are zeroed while training.
-        targets: "all" projections and MLPs, those of the "mixer", of "attention" or of the "mlp"; or
-            a regular expression that matches the whole names of modules.
+        targets: "all" projections and MLPs, those of the "mixer", of "attention" or of the "mlp";
+            or a regular expression that matches the whole names of modules.
         rslora: Divide alpha by the square root of the rank instead.
         dora: Train the magnitude of each output channel as well.
     """
@@ -62,7 +62,7 @@ class LoRA:
 
 def projections(config: ModelConfig) -> dict[str, frozenset[str]]:
     """The modules that may have an adapter, in order, and the sets of `SETS` that each is in."""
-    found = {}
+    found: dict[str, frozenset[str]] = {}
     for index, mixer in enumerate(config.mixers):
         kinds = {"all", "mixer"} | ({"attention"} if mixer.is_quadratic else set())
         found |= {f"blocks.{index}.{name}": frozenset(kinds) for name in MIXER}
@@ -154,13 +154,14 @@ class _Branch:
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(linear.lora_A.weight.dtype)
         x = nn.functional.dropout(x, self.lora.dropout, linear.training)
-        added = self.lora.scale * linear.lora_B(linear.lora_A(x))
+        added: Tensor = self.lora.scale * linear.lora_B(linear.lora_A(x))
         if not self.lora.dora:
             return output + added.to(output.dtype)
         with torch.no_grad():
             norms_O = (dense_weight(linear) + _product(linear, self.lora.scale)).norm(dim=1)
-        bias = 0 if getattr(linear, "bias", None) is None else linear.bias
-        factor_O = getattr(linear, MAGNITUDE) / norms_O
+        stored: Tensor | None = getattr(linear, "bias", None)
+        bias = output.new_zeros(()) if stored is None else stored
+        factor_O: Tensor = getattr(linear, MAGNITUDE) / norms_O
         return (factor_O * (output - bias + added) + bias).to(output.dtype)
 
 
@@ -175,8 +176,9 @@ def dense_weight(linear: Any) -> Tensor:
 
 
 def _product(linear: Any, scale: float) -> Tensor:
-    """s B A."""
-    b_OR, a_RI = (getattr(linear, part).weight.detach().float() for part in (B, A))
+    """The matrix s B A."""
+    a_RI: Tensor = linear.lora_A.weight.detach().float()
+    b_OR: Tensor = linear.lora_B.weight.detach().float()
     return scale * (b_OR @ a_RI)
 
 

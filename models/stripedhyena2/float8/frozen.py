@@ -40,7 +40,8 @@ class FrozenLinear(nn.Module):
         weight_OI = linear.weight.detach().float()
         factor_O1 = weight_OI.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / _LARGEST
         self.weight = nn.Parameter((weight_OI / factor_O1).to(E4M3), requires_grad=False)
-        self.bias = linear.bias
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", linear.bias)
         self.register_buffer("factor_O1", factor_O1)
 
     def dense(self, dtype: torch.dtype) -> Tensor:

@@ -158,7 +158,10 @@ def test_kill_nine_and_the_same_command_give_the_same_weights(
 
     def command(output: str) -> list[str]:
         words = f"finetune x.tsv --model {base} --method {method} -O {output} --device cpu"
-        return [*words.split(), *"--split random --steps 60 --validations 30 --batch 8".split()]
+        return [
+            *words.split(),
+            *["--split", "random", "--steps", "60", "--validations", "30", "--batch", "8"],
+        ]
 
     killed = World(1, tmp_path, "killed", command("cut"))
     while killed.is_running and not list(tmp_path.glob("cut/step-*/resume.json")):
@@ -240,7 +243,10 @@ SEQUENCES = ["ACGTTGCA", "TTGACCAG", "GGATCCAT", "CATTAGCA", "TGCCATTG", "AACCGT
 
 def rows(labels: list[str]) -> str:
     pairs = zip(SEQUENCES, labels * 30, strict=False)
-    return "sequence\tlabel\n" + "".join(f"{'ACGT'[i % 4]}{'TGCA'[i // 4 % 4]}{'CA'[i // 16]}{s}\t{label}\n" for i, (s, label) in enumerate(pairs))
+    return "sequence\tlabel\n" + "".join(
+        f"{'ACGT'[i % 4]}{'TGCA'[i // 4 % 4]}{'CA'[i // 16]}{s}\t{label}\n"
+        for i, (s, label) in enumerate(pairs)
+    )
 
 
 @pytest.mark.parametrize(

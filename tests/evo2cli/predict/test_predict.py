@@ -1,4 +1,4 @@
-"""`evo2 predict`: the same numbers whatever the input, and lines of variants that stay as they are."""
+"""`evo2 predict`: equal numbers whatever the input; lines of variants stay as they are."""
 
 import json
 import shutil
@@ -126,9 +126,7 @@ def test_variants_keep_their_lines(
     assert info["EVO2_PREDICT_STATUS"] in ("OK", "EDGE")
 
 
-def test_pairs_predict_variants_once(
-    runs: dict[str, Path], tmp_path: Path, command_line: Command
-) -> None:
+def test_pairs_predict_variants_once(runs: dict[str, Path], command_line: Command) -> None:
     vcf, genome = (ROOT / "examples" / name for name in ("phix174.vcf", "phix174.fa"))
     code, out, err = command_line("predict", str(runs["pairs"]), str(vcf), "-R", str(genome))
     assert code == 0, err
@@ -216,9 +214,7 @@ def test_another_base_is_refused(
     assert "belongs to the model nano (fingerprint" in err
 
 
-def test_eval_task_repeats_the_report(
-    runs: dict[str, Path], tmp_path: Path, tune: Run, command_line: Command
-) -> None:
+def test_eval_task_repeats_the_report(tmp_path: Path, tune: Run, command_line: Command) -> None:
     table = small_table(tmp_path / "x.tsv", "classify")
     lines = table.read_text().splitlines()
     parts = {"train": lines[1:41], "valid": lines[41:51], "test": lines[51:]}

@@ -16,7 +16,6 @@ import torch
 from evo2cli.data.documents import ArrayDocuments, Bytes
 from evo2cli.data.loader import WindowLoader, fixed_windows
 from evo2cli.errors import UntrustedNumericsError, UserError
-from evo2cli.training import state
 from evo2cli.training.engine import PlainEngine
 from evo2cli.training.language import NextBase
 from evo2cli.training.loop import Outcome, Trainer

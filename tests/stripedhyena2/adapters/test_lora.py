@@ -8,7 +8,7 @@ from stripedhyena2 import InputError, ModelConfig, StripedHyena2
 from stripedhyena2.adapters import LoRA, adapter_tensors, add_adapters, merged_weights
 from stripedhyena2.adapters.lora import put_on, target_names
 from stripedhyena2.float8.frozen import FrozenLinear, freeze_float8
-from stripedhyena2.float8.inference import Scales, ScaledLinear, scaled_weight
+from stripedhyena2.float8.inference import ScaledLinear, Scales, scaled_weight
 
 KINDS = [LoRA(rank=3), LoRA(rank=3, alpha=5, rslora=True), LoRA(rank=3, dora=True)]
 IDS = torch.tensor([list(b"ACGTTGCAACGGT"), list(b"TTGACCAGTACCA")])
@@ -67,7 +67,8 @@ def test_every_adapter_gets_a_gradient(base: StripedHyena2, lora: LoRA, recomput
     gradients = {name: p.grad for name, p in base.named_parameters() if p.requires_grad}
     assert len(gradients) == (3 if lora.dora else 2) * 5 * len(base.blocks)
     for name, gradient in gradients.items():
-        assert gradient is not None and gradient.abs().max() > 0, name
+        assert gradient is not None, name
+        assert gradient.abs().max() > 0, name
 
 
 def test_recomputed_gradients_are_the_same(base: StripedHyena2) -> None:
@@ -140,7 +141,8 @@ def test_a_frozen_base_in_float8_is_close_and_passes_gradients(
     base(IDS).square().mean().backward()
     for name, parameter in base.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
 
 
 @pytest.mark.parametrize("kind", ["frozen", "scaled"])
