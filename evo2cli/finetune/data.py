@@ -1,6 +1,7 @@
 """The examples of a run: read from its tables, cut to the window, divided, and free of leaks."""
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.finetune.annotations import read_annotated
-from evo2cli.finetune.examples import Examples, fit_length, read_examples
+from evo2cli.finetune.examples import Examples, Genome, fit_length, read_examples
 from evo2cli.finetune.leaks import Leaks, find_leaks
 from evo2cli.finetune.splits import FRACTIONS, Split, split
 from evo2cli.finetune.tasks import Cut, Labels, SplitBy, Task
+from evo2cli.genome.reference import Reference
 from evo2cli.training.recipe import Recipe
 
-ANNOTATED_WINDOW = 1024  # bases of a window of a FASTA, unless a recipe or --length says fewer
+CUT_WINDOW = 1024  # bases of windows that are cut from a genome, unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Source:
         task: The task; None to tell it from the labels.
         labels: Columns with labels.
         group: Column with groups.
+        reference: Genome of a table of variants.
         split: What decides on which side an example is.
         fractions: Sizes of train, valid and test.
         cut: What is kept of sequences longer than the window.
@@ -105,6 +108,7 @@ class Source:
     task: Task | None = None
     labels: tuple[str, ...] = ()
     group: str | None = None
+    reference: Path | None = None
     split: SplitBy | None = None
     fractions: tuple[float, ...] = FRACTIONS
     cut: Cut = Cut.CENTRE
@@ -136,6 +140,7 @@ class Source:
             task=Task(tuning.task),
             labels=tuple(tuning.labels),
             group=tuning.group,
+            reference=tuning.reference,
             split=SplitBy(tuning.split) if tuning.split else None,
             fractions=tuning.fractions,
             cut=Cut(tuning.cut),
@@ -182,7 +187,7 @@ def _read(source: Source, length: int | None) -> tuple[Examples, Labels, str | N
         examples, labels = read_annotated(
             source.train,
             source.features,
-            min(length or ANNOTATED_WINDOW, ANNOTATED_WINDOW),
+            length or CUT_WINDOW,
             kinds=source.feature_types,
             regions=source.regions,
             region_kind=source.region_type,
@@ -190,12 +195,15 @@ def _read(source: Source, length: int | None) -> tuple[Examples, Labels, str | N
         return examples, labels, None
     others = {"valid": source.valid, "test": source.test}
     given = {part: path for part, path in others.items() if path is not None}
-    examples, labels = read_examples(
-        {"train": source.train, **given} if given else source.train,
-        task=source.task,
-        label_columns=source.labels,
-        group_column=source.group,
-    )
+    opened = Reference.open(source.reference) if source.reference else nullcontext(None)
+    with opened as reference:
+        examples, labels = read_examples(
+            {"train": source.train, **given} if given else source.train,
+            task=source.task,
+            label_columns=source.labels,
+            group_column=source.group,
+            genome=reference and Genome(reference, length or CUT_WINDOW),
+        )
     if length is None:
         return examples, labels, None
     examples, cut_line = fit_length(examples, length, source.cut)

@@ -75,6 +75,15 @@ class DataOptions(Options, panel="Data"):
         Path | None,
         typer.Option(metavar="FILE", help="Table for the final test, which nothing is chosen by."),
     ] = None
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            "-R",
+            metavar="FASTA",
+            help="Genome of a table of variants (chrom, pos, ref, alt).",
+        ),
+    ] = None
     label_cols: Annotated[
         str | None,
         typer.Option(

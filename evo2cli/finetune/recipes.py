@@ -63,6 +63,7 @@ def recipe_values(
         "method": str(method),
         "labels": options.label_cols.split(",") if options.label_cols else [],
         "group": options.group_col,
+        "reference": options.reference and str(options.reference),
         "test": options.test and str(options.test),
         "split": options.split and str(options.split),
         "features": options.features and str(options.features),

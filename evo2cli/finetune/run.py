@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from evo2cli.finetune.data import Data, Source, read_data, words
+from evo2cli.finetune.data import CUT_WINDOW, Data, Source, read_data, words
 from evo2cli.finetune.labelled import LabelledRun
 from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
@@ -46,7 +46,9 @@ def prepare(
         table = {"sources": [{"path": str(options.data)}]}
         if options.valid is not None:
             table["valid"] = [str(options.valid)]
-        data = read_data(_source(options), options.length or context)
+        is_cut = options.features is not None or options.reference is not None
+        usual = min(context, CUT_WINDOW) if is_cut else context
+        data = read_data(_source(options), options.length or usual)
         task, num_train, length = data.labels.task, len(data.split.train), data.longest
     method = choose_method(options, task, num_train)
     values = recipe_values(options, task, method, num_train, length, table)
@@ -62,6 +64,7 @@ def _source(options: FinetuneOptions) -> Source:
         task=options.task,
         labels=words(options.label_cols),
         group=options.group_col,
+        reference=options.reference,
         split=options.split,
         cut=options.cut,
         seed=options.seed,

@@ -223,6 +223,7 @@ class Finetune(Table):
     method: Literal["lora", "full", "head"] = "lora"
     labels: list[str] = []  # columns with labels; default: label, labels, target or y
     group: str | None = None  # column with groups; default: group
+    reference: Path | None = None  # genome of a table of variants
     test: Path | None = None  # a table that is looked at once, at the end
     split: Literal["column", "chromosome", "group", "cluster", "random"] | None = None
     fractions: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)  # train, valid, test
