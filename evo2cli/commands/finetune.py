@@ -3,8 +3,10 @@
 from typing import Any
 
 from evo2cli import console
+from evo2cli.commands.plan import write_plan
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.options import takes
+from evo2cli.plan.options import PlanOptions
 
 
 @takes(FinetuneOptions)
@@ -15,7 +17,11 @@ def finetune(options: FinetuneOptions) -> None:
     compares it with simple baselines on test examples; evo2 predict and evo2 eval task use it.
     """
     from evo2cli.finetune.run import finetune as run
+    from evo2cli.finetune.run import write_only
 
+    if options.dry_run:
+        write_plan(PlanOptions(recipe=write_only(options), json=options.json))
+        return
     write_report(run(options), json=options.json)
 
 

@@ -202,7 +202,7 @@ def _read(source: Source, length: int | None) -> tuple[Examples, Labels, str | N
             task=source.task,
             label_columns=source.labels,
             group_column=source.group,
-            genome=reference and Genome(reference, length or CUT_WINDOW),
+            genome=None if reference is None else Genome(reference, length or CUT_WINDOW),
         )
     if length is None:
         return examples, labels, None

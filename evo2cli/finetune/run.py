@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from evo2cli.errors import UserError
+from evo2cli.files import writing
 from evo2cli.finetune.data import CUT_WINDOW, Data, Source, read_data, words
 from evo2cli.finetune.labelled import LabelledRun
 from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
-from evo2cli.finetune.recipes import NAME, choose_method, recipe_values
+from evo2cli.finetune.recipes import NAME, choose_method, recipe_values, write_recipe
 from evo2cli.finetune.tasks import Task
 from evo2cli.train.run import check_ranks, joined
 from evo2cli.training.recipe import Recipe
@@ -27,6 +29,24 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """
     recipe, path, values, data = prepare(options)
     return tune(recipe, path, options.device, data, values)
+
+
+def write_only(options: FinetuneOptions) -> Path:
+    """Write the recipe of a run, and do not train.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UserError: As `finetune`; or the folder has a run already.
+    """
+    _, path, values, _ = prepare(options)
+    if (options.output / "run.json").is_file():
+        raise UserError(f"{options.output}: has a run; choose another --output")
+    with writing(options.output):
+        options.output.mkdir(parents=True, exist_ok=True)
+    write_recipe(values, path)
+    return path
 
 
 def prepare(
