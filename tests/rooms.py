@@ -32,7 +32,7 @@ ROOMS = {
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("tokenize", "train", "score", "saturate", "track", "merge", "embed", "generate"),
         *("finetune", "predict", "eval", "extend", "info", "convert", "merge_adapter"),
-        *("fetch", "doctor", "compat"),
+        *("fetch", "doctor", "compat", "hf"),
         *("commands", "app", "__main__"),
     ],
 }

@@ -103,9 +103,9 @@ def test_dependencies_are_what_is_imported() -> None:
     extras = project["optional-dependencies"]
     optional = {
         line.partition(">")[0]
-        for name in ("train", "plots", "parquet", "bigwig", "probe")
+        for name in ("train", "plots", "parquet", "bigwig", "probe", "hf")
         for line in extras[name]
     }
     # Triton comes with the torch that needs it, and is imported only where there is a GPU; torch
-    # itself imports TensorBoard.
-    assert needed - {"triton"} == declared | optional - {"tensorboard"}
+    # itself imports TensorBoard, and transformers accelerate.
+    assert needed - {"triton"} == declared | optional - {"tensorboard", "accelerate"}

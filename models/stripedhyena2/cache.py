@@ -3,9 +3,11 @@
 Every operator has pasts and slots of its own.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Past = Any  # what a block remembers of a batch of sequences; every operator has a type of its own
@@ -19,6 +21,11 @@ class Slots:
 
     def put(self, row: int, past: Any, length: int) -> None:
         """Copy the past of one sequence of `length` tokens into a row."""
+
+    def take(self, row: int, length: int) -> Past | None:  # noqa: ARG002
+        """A copy of the past in a row, of one sequence of `length` tokens."""
+        assert not self.state(), "slots that remember something define this method"
+        return None
 
     def past_in(self, row: int) -> Past | None:  # noqa: ARG002 - most pasts are small
         """An empty past that grows inside the memory of a row; None if pasts bring their own."""
@@ -48,3 +55,46 @@ class Cache:
     def clone(self) -> "Cache":
         """A copy that can be continued independently, unless it has a `PreallocatedKV`."""
         return replace(self, pasts=list(self.pasts))
+
+    def select(self, rows: Sequence[int]) -> "Cache":
+        """A copy of some of the sequences, in this order; one may be taken several times.
+
+        Raises:
+            ValueError: The cache was allocated with a capacity.
+        """
+
+        def chosen(x: Tensor) -> Tensor:
+            return x[torch.tensor(rows, device=x.device)]
+
+        pasts = [_mapped(chosen, [past]) for past in self.pasts]
+        return Cache(len(rows), self.position, pasts)
+
+    @classmethod
+    def join(cls, caches: Sequence["Cache"]) -> "Cache":
+        """The sequences of several caches, all of the same number of tokens, in one.
+
+        Raises:
+            ValueError: A cache was allocated with a capacity.
+        """
+        pasts = zip(*(cache.pasts for cache in caches), strict=True)
+        batch_size = sum(cache.batch_size for cache in caches)
+        return cls(batch_size, caches[0].position, [_mapped(_concatenated, past) for past in pasts])
+
+
+def _concatenated(*tensors: Tensor) -> Tensor:
+    return torch.cat(tensors)
+
+
+def _mapped(function: Callable[..., Tensor], pasts: Sequence[Past | None]) -> Past | None:
+    """A past of the same kind, whose tensors are those of a function of all the pasts' tensors."""
+    first = pasts[0]
+    if isinstance(first, Tensor):
+        return function(*pasts)
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in fields(first)]
+        return replace(
+            first, **{name: _mapped(function, [getattr(p, name) for p in pasts]) for name in names}
+        )
+    if first is not None:
+        raise ValueError("a cache that was allocated with a capacity cannot be cut or joined")
+    return None

@@ -172,7 +172,7 @@ def read_config(path: Path) -> ModelConfig:
             values = yaml.safe_load(text)
             if not isinstance(values, dict):
                 raise ConfigError(f"{path}: not a model description (a mapping of keys to values)")
-            return make_config(_from_released(values, str(path)), str(path))
+            return make_config(from_released(values, str(path)), str(path))
         return make_config(tomllib.loads(text), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
@@ -197,8 +197,12 @@ _RELEASED_FIXED: dict[str, Any] = {
 }
 
 
-def _from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Translate the keys of a released yml; `make_config` checks the values."""
+def from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Translate the keys of a released yml; `make_config` checks the values.
+
+    Raises:
+        ConfigError: A key is missing, or has a value that we do not implement.
+    """
     for key, fixed in _RELEASED_FIXED.items():
         if values.get(key, fixed) != fixed:
             raise ConfigError(f"{origin}: {key} = {values[key]!r} is not supported, only {fixed!r}")

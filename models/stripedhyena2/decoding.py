@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenakernels import added_linear, gated_linear, normed_linear
+from hyenakernels import added_linear, gated_linear, normed_linear, rms_norm
 from stripedhyena2.cache import Cache, Slots
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Decoder:
         if batch_size < 1 or capacity < 1:
             raise ValueError(f"{batch_size} sequences of up to {capacity} tokens: both must be 1+")
         self._model = model
+        self.batch_size = batch_size
         self.capacity = capacity
         device = model.embedding.weight.device
         self._ids_B1 = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
@@ -91,6 +92,12 @@ class Decoder:
             slots.put(row, past, cache.position)
         for lengths_B in self._lengths.values():
             lengths_B[row] = cache.position
+
+    @torch.no_grad()
+    def take(self, row: int) -> Cache:
+        """A copy of the sequence in a row, as `place` takes it."""
+        length = int(next(iter(self._lengths.values()))[row])
+        return Cache(1, length, [slots.take(row, length) for slots in self._pasts])
 
     @torch.no_grad()
     def step(self, ids_B: Tensor) -> Tensor:
@@ -151,7 +158,14 @@ def _through_block(block: "Block", x_B1D: Tensor, slots: Slots) -> Tensor:
     else:
         z_B1C = mixer.project_in(block.pre_norm(x_B1D))
     y_B1D = mixer.step(z_B1C, slots)
-    x_B1D = added_linear(y_B1D, mixer.project_out.weight, mixer.project_out.bias, x_B1D)
+    if isinstance(mixer.project_out, nn.Linear):
+        x_B1D = added_linear(y_B1D, mixer.project_out.weight, mixer.project_out.bias, x_B1D)
+    else:
+        x_B1D = x_B1D + mixer.project_out(y_B1D)
+    # What stands in for a linear layer, such as one with an adapter, is called as it is.
+    if not all(isinstance(layer, nn.Linear) for layer in (mlp.gate, mlp.up, mlp.down)):
+        mixed_B1D: Tensor = mlp(rms_norm(x_B1D, norm.scale, norm.eps))
+        return x_B1D + mixed_B1D
     weights = mlp.gate.weight, mlp.up.weight
     y_B1M = gated_linear(x_B1D, norm.scale, norm.eps, *weights, gelu=mlp.activation is F.gelu)
     return added_linear(y_B1M, mlp.down.weight, None, x_B1D)

@@ -79,9 +79,10 @@ def block_sizes(tensors: Mapping[str, Tensor], depth: int, element_size: int) ->
 def move_activations(model: "StripedHyena2") -> None:
     """Make the residual stream follow the blocks to their devices, and back to the final norm."""
     for part in (*model.blocks, model.norm):
-        part.register_forward_pre_hook(_to_own_device)
+        part.register_forward_pre_hook(to_own_device)
 
 
-def _to_own_device(part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def to_own_device(part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Before a part of the model runs, move the residual stream to its device."""
     x_BLD, *others = inputs
     return (x_BLD.to(next(part.parameters()).device), *others)

@@ -152,19 +152,23 @@ class StripedHyena2(Inference, nn.Module):
             raise ValueError(
                 f"the cache holds {cache.batch_size} sequences, the ids {ids_BL.shape[0]}"
             )
-        x_BLD = self.embedding(ids_BL)
-        if cache is None:
-            return self.unembed(self._through_blocks(x_BLD))
-        for index, block in enumerate(self.blocks):
-            x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
-        cache.position += ids_BL.shape[1]
-        return self.unembed(x_BLD)
+        return self.unembed(self.through_blocks(self.embedding(ids_BL), cache))
 
-    def _through_blocks(self, x_BLD: Tensor, depth: int | None = None) -> Tensor:
-        """The first `depth` blocks, from the start of the sequences; by default all of them.
+    def through_blocks(
+        self, x_BLD: Tensor, cache: Cache | None = None, depth: int | None = None
+    ) -> Tensor:
+        """All blocks, or the first; without a cache, the backward pass may recompute groups.
 
-        The backward pass may recompute groups of them.
+        Args:
+            x_BLD: Embedded tokens.
+            cache: As for `forward`.
+            depth: The number of blocks, without a cache; None for all.
         """
+        if cache is not None:
+            for index, block in enumerate(self.blocks):
+                x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
+            cache.position += x_BLD.shape[1]
+            return x_BLD
         depth = len(self.blocks) if depth is None else depth
 
         def run(x_BLD: Tensor, first: int, last: int) -> Tensor:
@@ -200,7 +204,7 @@ class StripedHyena2(Inference, nn.Module):
         ]
         try:
             depth = num_blocks(self.config, layers)
-            x_BLD = self._through_blocks(self.embedding(ids_BL), depth)
+            x_BLD = self.through_blocks(self.embedding(ids_BL), depth=depth)
             if "norm" in layers:
                 self.norm(x_BLD)
         finally:

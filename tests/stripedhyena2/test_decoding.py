@@ -1,5 +1,7 @@
 """Side by side, token by token, each sequence has the logits it has alone and whole."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -136,3 +138,63 @@ def test_any_gpu_records_its_own_graph() -> None:
         decoder.place(0, prefilled(model, ids[:50].to(device)))
         found.append(torch.stack([decoder.step(ids[None, t].to(device)) for t in range(50, 60)]))
     assert torch.equal(found[0], found[1].cpu().to("cuda:0"))
+
+
+def test_a_row_that_is_taken_out_goes_on(tiny_model: StripedHyena2) -> None:
+    """In the whole model, several tokens at a time, joined with another row or alone."""
+    whole = [sequence(length + 12, seed=length) for length in (5, 5, 200)]
+    decoder = Decoder(tiny_model, 3, 220)
+    for row, ids in enumerate(whole):
+        decoder.place(row, prefilled(tiny_model, ids[:-12]))
+    for step in range(-12, -8):
+        decoder.step(torch.stack([ids[step] for ids in whole]))
+    taken = [decoder.take(row) for row in range(3)]
+    decoder.step(torch.zeros(3, dtype=torch.int64))  # what is taken is a copy
+    with torch.no_grad():
+        for cache, rows in ((Cache.join(taken[:2]), [0, 1]), (taken[2], [2])):
+            found = tiny_model(torch.stack([whole[row][-8:] for row in rows]), cache)
+            for logits, row in zip(found, rows, strict=True):
+                right = tiny_model(whole[row][None])[0, -8:]
+                torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_are_chosen_and_repeated(tiny_model: StripedHyena2) -> None:
+    ids = torch.stack([sequence(30, seed) for seed in range(3)])
+    cache = tiny_model.new_cache(3)
+    with torch.no_grad():
+        tiny_model(ids[:, :20], cache)
+        rows = [2, 0, 2]
+        found = tiny_model(ids[rows, 20:], cache.select(rows))
+        torch.testing.assert_close(found, tiny_model(ids[rows])[:, 20:], rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="allocated with a capacity"):
+        tiny_model.new_cache(2, capacity=8).select([0])
+
+
+class Doubled(torch.nn.Module):
+    """Stands in for a linear layer, as an adapter does, and has its weights."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> object:
+        found = super().__getattr__
+        return found(name) if name in ("layer", "_modules") else getattr(found("layer"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
+
+
+@pytest.mark.parametrize("name", ["project_in", "project_out", "gate", "up", "down"])
+def test_what_stands_in_for_a_linear_layer_is_decoded(tiny_model: StripedHyena2, name: str) -> None:
+    model = copy.deepcopy(tiny_model)
+    for path, layer in list(model.named_modules()):
+        if path.endswith(f".{name}"):
+            model.set_submodule(path, Doubled(layer))
+    ids = sequence(12, 0)
+    decoder = Decoder(model, 1, 12)
+    decoder.place(0, prefilled(model, ids[:10]))
+    found = torch.cat([decoder.step(ids[10:11]), decoder.step(ids[11:])])
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(ids[None])[0, 10:], rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(found, tiny_model(ids[None])[0, 10:])

@@ -11,6 +11,7 @@ import torch
 from stripedhyena2.checkpoint import hub, native, released
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
 from stripedhyena2.checkpoint.files import read_tensors
+from stripedhyena2.checkpoint.layouts import hf
 from stripedhyena2.checkpoint.precision import doubt, precision_of
 from stripedhyena2.checkpoint.published import (
     BUILT_IN,
@@ -40,7 +41,7 @@ def load(
     *,
     config: str | Path | None = None,
     device: str | torch.device | Sequence[torch.device] = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     float8: bool | None = None,
 ) -> StripedHyena2:
     """Load a model, ready to score, to decode or, without FP8, to train.
@@ -53,7 +54,7 @@ def load(
         device: Where the weights go; of several devices, the smallest number that holds them is
             used, block after block.
         dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
-            or better, and so do final norm and head.
+            or better, and so do final norm and head. None is the dtype of the stored embedding.
         float8: Whether the Hyena input projections compute in FP8, with the scales in the
             checkpoint; by default if a published model needs it (1B, 20B, 40B).
 
@@ -63,6 +64,7 @@ def load(
         ConfigError: The config is invalid.
     """
     checkpoint = read_checkpoint(path_or_name, config=config)
+    dtype = dtype or checkpoint.tensors["embedding.weight"].dtype
     blocks = _device_map(checkpoint, device, dtype, str(path_or_name))
     scales = _scales(checkpoint, str(path_or_name), float8)
     _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
@@ -161,6 +163,8 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
                 f"{path}: a native checkpoint contains its own shape; drop --config"
             )
         return native.read(path)
+    if hf.is_hf(path):
+        return hf.read(path)
     file = _released_file(path) if path.is_dir() else path
     shape = _released_config(path_or_name, file, config)
     tensors, blobs = read_tensors(file)

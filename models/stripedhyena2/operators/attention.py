@@ -98,6 +98,15 @@ class AttentionSlots(Slots):
             else:
                 memory[row, :, :length] = x[0] if isinstance(x, Tensor) else x[0].to(memory.device)
 
+    def take(self, row: int, length: int) -> AttentionPast:
+        """As `Slots`."""
+        assert isinstance(self.keys_BHTW, Tensor)
+        assert isinstance(self.values_BHTW, Tensor)
+        own = slice(row, row + 1)
+        return AttentionPast(
+            self.keys_BHTW[own, :, :length].clone(), self.values_BHTW[own, :, :length].clone()
+        )
+
     def past_in(self, row: int) -> PreallocatedKV:
         """As `Slots`."""
         own = slice(row, row + 1)

@@ -23,6 +23,7 @@ from hyenakernels import (
     hyena_modal,
     hyena_modal_step,
     parallel,
+    rings,
 )
 from hyenakernels.launch import modal_segment
 from hyenakernels.precision import accumulation_dtype
@@ -56,7 +57,23 @@ def _num_parts(scheme: str, count: int) -> int:
 
 @dataclass(frozen=True)
 class HyenaSlots(hyenakernels.HyenaSlots, Slots):
-    """The slots of the kernels, which also say what a repeated step would change."""
+    """The slots of the kernels, which also say what a repeated step would change.
+
+    Attributes:
+        is_modal: Whether the inner pasts are modal states, not rings.
+    """
+
+    is_modal: bool = False
+
+    def take(self, row: int, length: int) -> HyenaPast:
+        """As `Slots`."""
+        own = slice(row, row + 1)
+        lengths_1 = torch.tensor([length], device=self.inner.device)
+        inner = self.inner[own]
+        return HyenaPast(
+            rings.past_of(self.featurizer_BFC[own], lengths_1),
+            inner.clone() if self.is_modal else rings.past_of(inner, lengths_1),
+        )
 
     def state(self) -> tuple[Tensor, ...]:
         """As `Slots`: rings store a sample twice in the same slot, but modal states advance."""
@@ -173,7 +190,8 @@ class Hyena(Mixer):
         like = self.project_out.weight
         channels, num_taps = self.operator.featurizer_taps_CK.shape
         ring_BFC = like.new_zeros(batch_size, num_taps, channels)
-        return HyenaSlots(ring_BFC, self.operator.new_inner(batch_size, like), lengths_B)
+        inner = self.operator.new_inner(batch_size, like)
+        return HyenaSlots(ring_BFC, inner, lengths_B, isinstance(self.operator, HyenaModal))
 
     def wrap_operator(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """As `Mixer`."""

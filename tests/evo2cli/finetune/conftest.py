@@ -20,7 +20,6 @@ SHAPE = ModelConfig(
     mlp_width=48,
     num_short_filter_groups=4,
     num_medium_filter_groups=4,
-    num_medium_taps=16,
     num_modes=4,
     context=256,
 )

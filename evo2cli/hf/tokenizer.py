@@ -1,0 +1,29 @@
+"""Bytes as token ids."""
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from stripedhyena2.checkpoint.layouts.hf import tokenizer, tokenizer_config
+
+
+class Evo2Tokenizer(PreTrainedTokenizerFast):
+    """Every byte is the token of that id: A is 65. Nothing is added, upper-cased or replaced.
+
+    Token 0 ends a document, token 1 is padding. Ids from 256 on stand for no byte.
+
+    Args:
+        values: As for other tokenizers of transformers; padding stands on the left by default.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        for name in ("tokenizer_file", "tokenizer_object", "vocab", "merges"):
+            values.pop(name, None)  # all vocabularies are the same
+        settings = {key: value for key, value in tokenizer_config().items() if key not in _OF_FILE}
+        bytes_tokenizer = Tokenizer.from_str(json.dumps(tokenizer()))
+        super().__init__(tokenizer_object=bytes_tokenizer, **{**settings, **values})
+
+
+_OF_FILE = ("tokenizer_class",)

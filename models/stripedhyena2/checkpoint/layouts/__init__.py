@@ -1,0 +1,1 @@
+"""Layouts of checkpoints that other tools write, a file each."""
