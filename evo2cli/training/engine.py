@@ -171,10 +171,17 @@ class PlainEngine(Engine):
         """As `Engine`."""
         loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
         if last and self.ranks.world > 1:
-            for parameter in self.trained.values():
-                if parameter.grad is None:  # no example of this rank needed it
-                    parameter.grad = torch.zeros_like(parameter)
-                self.ranks.sum(parameter.grad)
+            self._sum_gradients()
+
+    def _sum_gradients(self) -> None:
+        """Sum the gradients of all ranks, in one transfer."""
+        parameters = list(self.trained.values())
+        # A gradient is missing where no example of this rank needed it.
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        whole = self.ranks.sum(torch.cat([gradient.flatten() for gradient in found]))
+        parts = torch.split(whole, [p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def step(self, learning_rate: float) -> float:
         """As `Engine`; a gradient that is not finite is kept for `nonfinite_gradient`."""

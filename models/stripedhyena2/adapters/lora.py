@@ -154,9 +154,13 @@ class _Branch:
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(linear.lora_A.weight.dtype)
         x = nn.functional.dropout(x, self.lora.dropout, linear.training)
-        added: Tensor = self.lora.scale * linear.lora_B(linear.lora_A(x))
+        a: Tensor = self.lora.scale * linear.lora_A(x)
+        b_OR: Tensor = linear.lora_B.weight
         if not self.lora.dora:
-            return output + added.to(output.dtype)
+            # One pass over the output, which is much wider than the rank.
+            rows = output.to(a.dtype).flatten(0, -2)
+            return torch.addmm(rows, a.flatten(0, -2), b_OR.T).view_as(output).to(output.dtype)
+        added = nn.functional.linear(a, b_OR)
         with torch.no_grad():
             norms_O = (dense_weight(linear) + _product(linear, self.lora.scale)).norm(dim=1)
         stored: Tensor | None = getattr(linear, "bias", None)

@@ -177,6 +177,21 @@ def test_kill_nine_and_the_same_command_give_the_same_weights(
 
 
 @pytest.mark.slow
+def test_other_ranks_go_on_with_a_run(base: str, tmp_path: Path) -> None:
+    small_table(tmp_path / "x.tsv", "classify", count=100)
+    words = f"finetune x.tsv --model {base} --method lora -O run --device cpu --split random"
+    command = [*words.split(), "--steps", "60", "--validations", "30", "--batch", "8"]
+    killed = World(1, tmp_path, "killed", command)
+    while killed.is_running and not list(tmp_path.glob("run/step-*/resume.json")):
+        time.sleep(0.01)
+    killed.signal(signal.SIGKILL)
+    killed.finish()
+    codes, said = World(2, tmp_path, "two", command).finish()
+    assert not any(codes), said
+    assert "was written by 1 x plain with ZeRO 0, now 2 x plain" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [[], ["--set", "parallel.context=2"]], ids=["data", "context"])
 def test_two_ranks_are_one(base: str, tmp_path: Path, settings: list[str]) -> None:
     small_table(tmp_path / "x.tsv", "classify", count=100)
