@@ -199,11 +199,22 @@ def test_other_ranks_go_on_with_a_run(base: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [[], ["--set", "parallel.context=2"]], ids=["data", "context"])
-def test_two_ranks_are_one(base: str, tmp_path: Path, settings: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lora", []),
+        ("lora", ["--set", "parallel.context=2"]),
+        ("full", []),
+        ("full", ["--set", "parallel.zero=3"]),
+    ],
+    ids=["data", "context", "zero1", "zero3"],
+)
+def test_two_ranks_are_one(base: str, tmp_path: Path, method: str, settings: list[str]) -> None:
+    if method == "full":
+        pytest.importorskip("deepspeed")
     small_table(tmp_path / "x.tsv", "classify", count=100)
-    words = f"finetune x.tsv --model {base} --method lora --device cpu --split random --steps 4"
-    command = [*words.split(), "--batch", "8", "--lr", "1e-3", "--validations", "2"]
+    words = f"finetune x.tsv --model {base} --method {method} --device cpu --split random --steps 4"
+    command = [*words.split(), "--batch", "8", "--lr", "5e-4", "--validations", "2"]
     codes, said = World(1, tmp_path, "one-log", [*command, "-O", "one"]).finish()
     assert not any(codes), said
     codes, said = World(2, tmp_path, "two-log", [*command, "-O", "two", *settings]).finish()
