@@ -72,6 +72,13 @@ def token_rows(labels: Sequence[NDArray[np.int64]], seed: int) -> NDArray[np.int
     return rows
 
 
+def all_rows(sequences: Sequence[str]) -> NDArray[np.int64]:
+    """All bases: their sequences and positions, [rows, 2]."""
+    lengths = [len(sequence) for sequence in sequences]
+    positions = [np.arange(length) for length in lengths]
+    return np.stack([np.repeat(np.arange(len(lengths)), lengths), np.concatenate(positions)], 1)
+
+
 @torch.inference_mode()
 def read_features(
     model: StripedHyena2,
@@ -88,7 +95,7 @@ def read_features(
         examples: The sequence of each, or both of a pair.
         how: What is read; its layer does not matter.
         layers: The layers, which are read in one pass.
-        tokens: For a task of tokens, the bases whose features are kept: [N, 2].
+        tokens: For a task of tokens, the bases whose features are kept, ascending: [N, 2].
         progress: Called with the number of examples done since the last call.
     """
     device = model.embedding.weight.device
@@ -100,7 +107,7 @@ def read_features(
         outputs = model.read_layers(ids_NSL.flatten(0, 1), layers)
         index = None
         if tokens is not None:
-            found = [np.flatnonzero(tokens[:, 0] == row) for row in rows]
+            found = [np.arange(*np.searchsorted(tokens[:, 0], (row, row + 1))) for row in rows]
             order += np.concatenate(found).tolist()
             index = [
                 torch.from_numpy(np.concatenate(part)).to(device)

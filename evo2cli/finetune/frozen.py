@@ -6,6 +6,7 @@ compute it again.
 
 import gc
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,9 @@ from evo2cli.files import atomic_path, reading, writing
 from evo2cli.finetune.data import Data
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.features import (
+    MAX_TOKENS,
     Cache,
+    all_rows,
     base_loss,
     best_layer,
     letters_of,
@@ -39,6 +42,9 @@ from stripedhyena2.layers import default_layer, resolve_layers
 
 FACTS = "base.json"
 UNLOADED = 2.0  # nats per base: even guessing among A, C, G and T is better
+MAX_CACHED = (
+    2**31
+)  # bytes of the features of all bases, above which they are computed in every step
 MAX_PROBED = 5_000  # training examples that the probe of another method than head is fitted to
 
 
@@ -151,9 +157,10 @@ class FrozenBase:
     @property
     def is_cached(self) -> bool:
         """Whether the head is trained on features that are computed once."""
-        return (
-            self._tuning.method == "head" and not self.how.by_token and self.how.pool != "attention"
-        )
+        if self._tuning.method != "head" or self.how.pool == "attention":
+            return False
+        bases = sum(map(len, self.data.examples.sequences)) if self.how.by_token else 0
+        return 4 * bases * self.config.width <= MAX_CACHED
 
     @cached_property
     def rows(self) -> dict[str, NDArray[np.int64]]:
@@ -161,7 +168,9 @@ class FrozenBase:
         found = {}
         for part, examples in self._parts.items():
             labels = examples.labels
-            if isinstance(labels, list):
+            if isinstance(labels, list) and self.is_cached:
+                found[part] = all_rows(examples.sequences)
+            elif isinstance(labels, list):
                 found[part] = token_rows(labels, self.recipe.seed)
             else:
                 found[part] = np.arange(len(examples))
@@ -200,16 +209,27 @@ class FrozenBase:
                 )[how.layer]
         return found
 
+    def of_examples(self, part: str) -> Sequence[Tensor]:
+        """The features of each example of a part: [F], or [L, F] for tokens."""
+        features = self.features[part]
+        if not self.how.by_token:
+            return features.unbind()
+        return torch.split(features, [len(text) for text in self._parts[part].sequences])
+
     def probed(self, part: str) -> tuple[Any, Any]:
         """The labels of the rows of a part, and what a probe on frozen features predicts."""
         labels = self.data.labels
 
-        def labels_of(part: str) -> Any:
-            found = self._parts[part].labels
-            if isinstance(found, list):
-                return np.array([found[i][j] for i, j in self.rows[part]], np.int64)
-            return found
+        def chosen(part: str) -> tuple[NDArray[np.float64], Any]:
+            features, values = self.features[part].double().numpy(), self._parts[part].labels
+            if not isinstance(values, list):
+                return features, values
+            own = np.array([values[i][j] for i, j in self.rows[part]], np.int64)
+            labelled = np.flatnonzero(own >= 0)
+            if len(labelled) > MAX_TOKENS:
+                generator = np.random.default_rng(self.recipe.seed)
+                labelled = generator.choice(labelled, MAX_TOKENS, replace=False)
+            return features[labelled], own[labelled]
 
-        train, test = (self.features[name].double().numpy() for name in ("train", part))
-        found = probe(labels.task, train, labels_of("train"), test, len(labels.classes))
-        return labels_of(part), found
+        (train, train_labels), (test, truth) = chosen("train"), chosen(part)
+        return truth, probe(labels.task, train, train_labels, test, len(labels.classes))

@@ -65,7 +65,7 @@ class LabelledRun(Run):
             Rows(
                 letters_of(examples),
                 examples.labels,
-                base.features.get(part) if base.is_cached else None,
+                base.of_examples(part) if base.is_cached and len(examples) else None,
             )
             for part, examples in (("train", data.train), ("valid", data.valid))
         )
@@ -163,7 +163,10 @@ class LabelledRun(Run):
         """The outputs of the best weights, read from disk, for the examples of some parts."""
         if self.base.is_cached:
             head = open_head(self.best_folder, self.description)
-            return {part: list(head(self.base.features[part])) for part in parts}
+            found = {}
+            for part in parts:
+                found[part] = [head(features) for features in self.base.of_examples(part)]
+            return found
         exact = self.recipe.precision.compute == "fp32" and self.tuning.base == "fp32"
         dtype = DType.FP32 if exact else DType.AUTO
         options = ModelOptions(device=str(self.ranks.device), dtype=dtype)

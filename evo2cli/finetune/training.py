@@ -4,7 +4,7 @@ N examples, S sequences of an example, L positions, F features, C outputs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from evo2cli.data.order import OnePool
 from evo2cli.errors import UntrustedNumericsError, UserError
@@ -126,12 +127,12 @@ class Rows:
     Attributes:
         letters: The sequence of each, or both of a pair.
         labels: As in `Examples`.
-        features: Their features [N, F], if the head alone is trained.
+        features: The features of each, [F] or for tokens [L, F], if the head alone is trained.
     """
 
     letters: list[tuple[bytes, ...]]
     labels: Any
-    features: Tensor | None = None
+    features: Sequence[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.letters)
@@ -175,7 +176,7 @@ class FromLabels(Objective):
         ranks, how = self._ranks, self._description.reading
         assert how is not None
         self._length: int | None = None
-        if ranks.context_parallel == 1:
+        if ranks.context_parallel == 1 or self._train.features is not None:
             return
         self._length = self._recipe.batch.length
         model = self._engine.model
@@ -201,8 +202,9 @@ class FromLabels(Objective):
         assert how is not None
         inputs: tuple[Tensor, ...]
         if of.features is not None:
-            inputs = (of.features[rows].to(device),)
-            length = 0
+            # Sequences of different lengths are padded at the end.
+            features = pad_sequence([of.features[row] for row in rows], batch_first=True)
+            inputs, length = (features.to(device),), features.shape[1]
         else:
             ids_NSL, lengths_NS = read_inputs([of.letters[row] for row in rows], how, self._length)
             length = ids_NSL.shape[2]
@@ -273,9 +275,10 @@ class FromLabels(Objective):
                 continue
             sums[0] += self.loss(outputs, batch)
             sums[1] += batch.weights.sum()
-            if self._task is Task.TOKENS:
-                where = part if self._length else slice(0, outputs.shape[1])
-                found[rows, where] = outputs
+            if self._length and self._task is Task.TOKENS:
+                found[rows, part] = outputs
+            elif is_owner and self._task is Task.TOKENS:
+                found[rows, : outputs.shape[1]] = outputs
             elif is_owner:
                 found[rows] = outputs
         loss, weight = ranks.sum(sums).tolist()

@@ -1,6 +1,7 @@
 """Adapters in other commands: merged is unmerged, and the folder is `peft`'s."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,8 +70,6 @@ def test_what_is_no_adapter_of_this_model_is_said(
     code, _, err = command_line("score", "x.fa", *arguments)
     assert code == 2
     assert len(err.splitlines()) == 1
-    import re
-
     assert re.search(message, err)
 
 

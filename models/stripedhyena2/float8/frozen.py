@@ -38,7 +38,9 @@ class FrozenLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight_OI = linear.weight.detach().float()
-        factor_O1 = weight_OI.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / _LARGEST
+        largest_O1 = weight_OI.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
+        # Powers of two change no digit of a weight in any dtype.
+        factor_O1 = torch.exp2(torch.ceil(torch.log2(largest_O1 / _LARGEST)))
         self.weight = nn.Parameter((weight_OI / factor_O1).to(E4M3), requires_grad=False)
         self.bias: nn.Parameter | None
         self.register_parameter("bias", linear.bias)
@@ -46,7 +48,7 @@ class FrozenLinear(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight that it multiplies by."""
-        return self.weight.to(dtype) * self.factor_O1.to(dtype)
+        return self.weight.to(dtype).mul_(self.factor_O1.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + b; the result has the dtype of autocast if it is on, else that of `x`."""

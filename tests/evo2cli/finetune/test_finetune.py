@@ -91,9 +91,14 @@ def test_models_differ_as_asked_and_predict(
     assert found["auroc"].value == pytest.approx(report["results"]["model"]["auroc"][0], abs=within)
 
 
-def test_both_strands_do_not_depend_on_the_strand_given(tune: Run, tmp_path: Path) -> None:
-    table = small_table(tmp_path / "x.tsv", "classify")
-    tune(table, method="lora", strand="both")
+@pytest.mark.parametrize(
+    ("kind", "pool"), [("classify", "mean"), ("classify", "center:5"), ("tokens", "mean")]
+)
+def test_both_strands_do_not_depend_on_the_strand_given(
+    tune: Run, tmp_path: Path, kind: str, pool: str
+) -> None:
+    table = small_table(tmp_path / "x.tsv", kind)
+    tune(table, method="lora", strand="both", pool=pool, lr=1e-2)
     examples = read_data(Source(table), quiet=True).examples
     complement = str.maketrans("ACGT", "TGCA")
     mirrored = [sequence.translate(complement)[::-1] for sequence in examples.sequences]
@@ -101,7 +106,9 @@ def test_both_strands_do_not_depend_on_the_strand_given(tune: Run, tmp_path: Pat
     forward, backward = (
         predict_table(tmp_path / "run", each, device="cpu") for each in (examples, turned)
     )
-    np.testing.assert_allclose(forward, backward, atol=1e-5)
+    for one, other in zip(forward, backward, strict=True):
+        there = other[::-1] if kind == "tokens" else other
+        np.testing.assert_allclose(one, there, atol=1e-5)
 
 
 def test_the_best_layer_is_chosen_by_training_examples(tune: Run, tmp_path: Path) -> None:
@@ -192,11 +199,22 @@ def test_other_ranks_go_on_with_a_run(base: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [[], ["--set", "parallel.context=2"]], ids=["data", "context"])
-def test_two_ranks_are_one(base: str, tmp_path: Path, settings: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lora", []),
+        ("lora", ["--set", "parallel.context=2"]),
+        ("full", []),
+        ("full", ["--set", "parallel.zero=3"]),
+    ],
+    ids=["data", "context", "zero1", "zero3"],
+)
+def test_two_ranks_are_one(base: str, tmp_path: Path, method: str, settings: list[str]) -> None:
+    if method == "full":
+        pytest.importorskip("deepspeed")
     small_table(tmp_path / "x.tsv", "classify", count=100)
-    words = f"finetune x.tsv --model {base} --method lora --device cpu --split random --steps 4"
-    command = [*words.split(), "--batch", "8", "--lr", "1e-3", "--validations", "2"]
+    words = f"finetune x.tsv --model {base} --method {method} --device cpu --split random --steps 4"
+    command = [*words.split(), "--batch", "8", "--lr", "5e-4", "--validations", "2"]
     codes, said = World(1, tmp_path, "one-log", [*command, "-O", "one"]).finish()
     assert not any(codes), said
     codes, said = World(2, tmp_path, "two-log", [*command, "-O", "two", *settings]).finish()

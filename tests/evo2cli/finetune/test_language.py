@@ -10,6 +10,8 @@ from evo2cli.errors import UserError
 from evo2cli.finetune.data import Source
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions
+from evo2cli.tokenize.options import TokenizeOptions
+from evo2cli.tokenize.run import tokenize_files
 from evo2cli.training.recipe_file import read_recipe
 from tests.evo2cli.finetune.conftest import Run, random_dna
 
@@ -27,9 +29,6 @@ def test_documents_are_learned_and_others_are_remembered(
 ) -> None:
     data = fasta(tmp_path / "x.fa", 0, unit="ACT")
     others = [fasta(tmp_path / f"{name}.fa", seed) for seed, name in enumerate("ab")]
-    from evo2cli.tokenize.options import TokenizeOptions
-    from evo2cli.tokenize.run import tokenize_files
-
     for other in others:
         options = TokenizeOptions(files=(other,), output=other.with_suffix(""), valid_fraction=0.5)
         tokenize_files(options)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from evo2cli.finetune.examples import Examples
+from evo2cli.finetune.options import FinetuneOptions
+from evo2cli.finetune.run import finetune
 from evo2cli.predict.run import predict_table, tiles
 from tests.evo2cli.finetune.conftest import Run, base, small_table, tune
 
@@ -23,9 +25,6 @@ Command = Callable[..., tuple[int, str, str]]
 def runs(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each task that predictions differ by."""
     folder = tmp_path_factory.mktemp("runs")
-    from evo2cli.finetune.options import FinetuneOptions
-    from evo2cli.finetune.run import finetune
-
     for kind in ("classify", "tokens", "regress", "pairs"):
         options: dict[str, Any] = {
             "data": small_table(folder / f"{kind}.tsv", kind, count=40),

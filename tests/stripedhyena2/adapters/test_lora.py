@@ -134,7 +134,7 @@ def test_a_frozen_base_in_float8_is_close_and_passes_gradients(
     freeze_float8(base, names)
     assert all(base.get_submodule(name).weight.dtype == torch.float8_e4m3fn for name in names)
     rounded = base(IDS)
-    assert 0 < (rounded - before).abs().max() < 0.3 * before.abs().max()
+    assert 0 < (rounded - before).abs().mean() < 0.3 * before.abs().mean()
     add_adapters(base, lora, names)
     torch.testing.assert_close(base(IDS), rounded, rtol=1e-4, atol=1e-4)
     randomize(base)
