@@ -30,6 +30,8 @@ from evo2cli.training.optimizer import make_optimizer, set_rate
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
+from stripedhyena2.mixer import Mixer
+from stripedhyena2.model import Block
 from stripedhyena2.parametrization import folded_state
 
 FOLDER = "deepspeed"  # its subfolder in a checkpoint
@@ -112,6 +114,9 @@ class DeepSpeedEngine(Engine):
 
     def _build(self, settings: dict[str, Any]) -> nn.Module:
         def adopt(part: nn.Module) -> None:
+            for module in part.modules():
+                if isinstance(module, Mixer):
+                    module.keeps_fp32 = False  # DeepSpeed narrows all parameters alike
             if self._stage < 3:
                 part.to(self.ranks.device)
                 return
@@ -122,6 +127,10 @@ class DeepSpeedEngine(Engine):
             self._deepspeed.zero.Init(module=part, config_dict_or_path=settings, dtype=self._dtype)
 
         model = self.start.build(self._recipe, adopt).train()
+        if (
+            self._stage == 3
+        ):  # a block is gathered as one: its Python hooks cost more than its bytes
+            self._deepspeed.utils.set_z3_leaf_modules(model, [Block])
         self.part = prepare(model, self._recipe, self.ranks)
         return model
 
@@ -213,7 +222,7 @@ def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": recipe.batch.sequences // (groups * micro),
         "gradient_clipping": recipe.optimizer.clip,
-        "zero_optimization": {"stage": max(1, recipe.parallel.zero)},
+        "zero_optimization": _zero_settings(max(1, recipe.parallel.zero)),
         "zero_allow_untested_optimizer": True,
         # Gradients are summed and communicated in fp32, whatever the dtype of the weights.
         "communication_data_type": "fp32",
@@ -222,6 +231,20 @@ def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
     if recipe.precision.compute == "bf16":
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
     return settings
+
+
+def _zero_settings(stage: int) -> dict[str, Any]:
+    """How weights are gathered under ZeRO 3; tests/benchmarks/results/training.md has the times."""
+    if stage < 3:
+        return {"stage": stage}
+    return {
+        "stage": stage,
+        # Parameters of up to so many numbers (norms, filters, biases) are not sharded at all.
+        "stage3_param_persistence_threshold": 1_000_000,
+        "stage3_prefetch_bucket_size": 200_000_000,
+        "stage3_max_live_parameters": 3_000_000_000,
+        "stage3_max_reuse_distance": 3_000_000_000,
+    }
 
 
 def deepspeed_parameters(
