@@ -31,6 +31,7 @@ from hyenakernels.modal.modes import (
     load_modes,
     load_poles,
     store_modes,
+    two_part_exp,
     weigh,
 )
 
@@ -112,8 +113,8 @@ def _scan_kernel(
     mode, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
-    log_pole = tl.load(log_poles + channel * S + mode, mask=inside, other=0.0).to(tl.float32)
-    decay = tl.exp(log_pole * segment)
+    log_pole = tl.load(log_poles + channel * S + mode, mask=inside, other=0.0)
+    decay, remainder = two_part_exp(log_pole.to(tl.float64) * segment)
     lane = batch.to(tl.int64) * num_segments * S * D + mode * D + channel
     carried = tl.load(initial + (batch * S + mode) * D + channel, mask=inside, other=0.0)
     zeros = tl.zeros_like(channel)
@@ -131,7 +132,7 @@ def _scan_kernel(
             if REVERSED:
                 # The last segment may be short: its end already contains the decayed initial state.
                 carried = tl.where(n + i + zeros == 0, 0.0, carried)
-            carried = decay * carried + added[i]
+            carried = tl.fma(decay, carried, tl.fma(remainder, carried, added[i]))
 
 
 @triton.jit
