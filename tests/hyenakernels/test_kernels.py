@@ -539,7 +539,7 @@ def test_nan_in_gives_nan_out(case: Case) -> None:
 
 def test_fakes_have_the_shapes_of_the_kernels() -> None:
     for case in (Case(taps=7, past=True), Case(modes=3)):
-        op = fir.fused if case.taps else modal.fused
+        op = (fir if case.taps else modal).fused.traced
         torch.library.opcheck(
             op, tuple(leaves(inputs_of(case))), test_utils=("test_schema", "test_faketensor")
         )

@@ -10,6 +10,7 @@ from torch.nn.functional import ScalingType
 from hyenakernels.dispatch import kernels_take
 from hyenakernels.float8 import reference
 from hyenakernels.float8.reference import E4M3
+from hyenakernels.gradients import is_traced
 
 
 def quantize(
@@ -35,12 +36,12 @@ def quantize(
     """
     if x_MN.dtype != torch.bfloat16 or not kernels_take(x_MN):
         return reference.quantize(x_MN, dtype, factor)
-    found: tuple[Tensor, Tensor, Tensor] = fused(x_MN, dtype, rows, columns, factor)
+    run = fused if is_traced(x_MN) else _by_kernel
+    found: tuple[Tensor, Tensor, Tensor] = run(x_MN, dtype, rows, columns, factor)
     return found
 
 
-@torch.library.custom_op("hyenakernels::quantize", mutates_args=())
-def fused(
+def _by_kernel(
     x_MN: Tensor, dtype: torch.dtype, rows: bool, columns: bool, factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`quantize` by the kernel: both layouts, each empty if not requested, and 1 / factor."""
@@ -51,6 +52,9 @@ def fused(
             x_MN, factor, dtype, rows=rows, columns=columns
         )
     return found
+
+
+fused = torch.library.custom_op("hyenakernels::quantize", _by_kernel, mutates_args=())
 
 
 @fused.register_fake

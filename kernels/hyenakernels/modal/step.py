@@ -9,6 +9,7 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.step import gated_step
+from hyenakernels.launch import parts_of, power_of_two
 from hyenakernels.modal.modes import two_part_exp
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
@@ -66,7 +67,7 @@ def step(z_B1C, filters, slots):
     batch, (width, modes) = len(z_B1C), filters.log_poles_DS.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
     block_d = 32
-    _step_kernel[(triton.cdiv(width, block_d), batch)](
+    _step_kernel[(parts_of(width, block_d), batch)](
         z_B1C,
         slots.featurizer_BFC,
         *filters.launch_arguments(),
@@ -79,7 +80,7 @@ def step(z_B1C, filters, slots):
         S=modes,
         HAS_SKIP=filters.skip_D is not None,
         BLOCK_D=block_d,
-        BLOCK_S=triton.next_power_of_2(modes),
+        BLOCK_S=power_of_two(modes),
         num_warps=4,
         **overlap_options(),
     )
