@@ -179,6 +179,7 @@ def modal_launch(which: ModalPass, dtype: torch.dtype) -> RowLaunch:
     return _ANY_ROWS if measured is None or dtype == torch.float32 else measured[which]
 
 
+@cache
 def norm_launch(which: NormPass, width: int) -> tuple[int, int]:
     """The warps per program and the number of programs, for every GPU and dtype.
 

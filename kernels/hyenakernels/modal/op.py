@@ -136,8 +136,9 @@ def _checked_state(
             f"got {tuple(log_poles_DS.shape)} and {tuple(residues_DS.shape)}"
         )
     expected = (x.shape[0], *log_poles_DS.shape)
-    if state_BDS is None:
-        return x.new_zeros(expected, dtype=accumulation_dtype(x))
+    if state_BDS is None:  # laid out as the kernels take it, [B, S, D]
+        batch, width, modes = expected
+        return x.new_zeros(batch, modes, width, dtype=accumulation_dtype(x)).transpose(1, 2)
     if state_BDS.shape != expected:
         raise ValueError(f"{op}: the state is {tuple(state_BDS.shape)}, expected {expected}")
     return state_BDS
