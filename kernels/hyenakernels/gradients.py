@@ -1,7 +1,7 @@
 """Operators with a gradient of their own, as autograd and torch.compile take them.
 
-A custom operator cannot return None in a list of tensors, so where an input is None its gradient is
-an empty tensor, until autograd gets it.
+A custom operator cannot return None in a list of tensors, so the gradient of an input that is None
+is an empty tensor until autograd gets it.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 class Fused:
     """An operator with a gradient, from functions that run kernels.
 
     Autograd calls them directly. torch.compile, and tensors that only stand for others, get the
-    same functions as custom operators, which cost Python three times as much a call.
+    same functions as custom operators, whose dispatch costs Python more than all the rest.
 
     Attributes:
         traced: The custom operator.
@@ -58,6 +57,8 @@ class Fused:
 
         self.traced.register_autograd(partial(backward, self.traced_gradient), setup_context=keep)
 
+        traced_gradient = self.traced_gradient
+
         class Direct(torch.autograd.Function):
             """The same without the dispatcher; torch.compile cannot look into it."""
 
@@ -68,9 +69,10 @@ class Fused:
                 return output
 
             @staticmethod
-            @once_differentiable
             def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-                return backward(gradient, ctx, *gradients)
+                # With create_graph: a custom operator refuses a second derivative, when wanted.
+                run = traced_gradient if torch.is_grad_enabled() else gradient
+                return backward(run, ctx, *gradients)
 
         self._direct: Callable[..., Any] = Direct.apply
 

@@ -545,6 +545,23 @@ def test_fakes_have_the_shapes_of_the_kernels() -> None:
         )
 
 
+@pytest.mark.parametrize("case", [Case(taps=7, length=9), Case(modes=3, length=9)], ids=str)
+def test_eager_calls_are_those_of_the_custom_operator(case: Case) -> None:
+    """The same bits and gradients, and no second derivative that is silently zero."""
+    op, results = (fir if case.taps else modal).fused, []
+    for run in (op, op.traced):
+        inputs = leaves(inputs_of(replace(case, past=True)))
+        y, past_after = run(*inputs)[:2]
+        given = [tensor for tensor in inputs if tensor is not None]
+        total = y.square().sum() + past_after.sum()
+        results.append([y, past_after, *torch.autograd.grad(total, given, retain_graph=True)])
+        first = torch.autograd.grad(total, given, create_graph=True)
+        with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+            (total + first[0].square().sum()).backward()
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("kernels_everywhere")
 @pytest.mark.parametrize("case", [Case(taps=7, length=9), Case(modes=3, length=9)], ids=str)
