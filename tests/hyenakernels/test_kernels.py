@@ -279,6 +279,7 @@ def test_modal_segments_join_wherever_the_featurizer_reaches(length: int) -> Non
         Case(taps=128, length=500, width=8192, groups=512, batch=2),
         Case(modes=16, length=2111, width=1920),
         Case(modes=16, length=1111, width=4096, past=True),
+        Case(modes=16, length=4111, width=4096, past=True, spread=True),
     ],
     ids=str,
 )
