@@ -22,7 +22,12 @@ from stripedhyena2 import (
 from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.model import initial_values
-from stripedhyena2.parametrization import folded_state
+from stripedhyena2.parametrization import (
+    DecayingPoles,
+    DecayWindow,
+    PublishedPoles,
+    folded_state,
+)
 
 
 def random_ids(batch: int, length: int, seed: int = 0) -> Tensor:
@@ -239,6 +244,18 @@ def test_the_training_form_changes_no_number(tiny_config: ModelConfig, context: 
     assert folded.keys() == before.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(folded[name], tensor, rtol=1e-6, atol=0)
+
+
+def test_values_set_in_training_form_are_those_values(tiny_config: ModelConfig) -> None:
+    """Unfolded and folded, other values than the form began with come back; 0 does, too."""
+    generator = torch.Generator().manual_seed(0)
+    start, other = -torch.rand(2, 24, 5, generator=generator)
+    other[1, 2] = 0
+    forms = DecayingPoles(start), PublishedPoles(), DecayWindow(24, 5, tiny_config.context)
+    for form in forms:
+        unfolded = form.right_inverse(other)
+        folded = form(*unfolded) if isinstance(unfolded, tuple) else form(unfolded)
+        torch.testing.assert_close(folded, other, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["ours", "published"])

@@ -62,6 +62,7 @@ def test_a_layer_is_done_before_the_next(tiny_model: StripedHyena2) -> None:
 def test_the_plan_fits_the_memory(tiny_config: ModelConfig) -> None:
     length, element = 1_000_000, 2
     most = Streaming().peak_memory(tiny_config, length, element)
+    assert fastest_streaming(tiny_config, length, element, 100, most + 100) == Streaming()
     for memory in (most, most * 0.9, most * 0.5, 2e7):
         plan = fastest_streaming(tiny_config, length, element, 100, memory + 100)
         assert plan.peak_memory(tiny_config, length, element) <= memory
