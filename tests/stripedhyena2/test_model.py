@@ -1,6 +1,7 @@
 """Laws of the model: cut anywhere = whole, batch mates do not matter, everything trains."""
 
 import hashlib
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -256,6 +257,16 @@ def test_values_set_in_training_form_are_those_values(tiny_config: ModelConfig) 
         unfolded = form.right_inverse(other)
         folded = form(*unfolded) if isinstance(unfolded, tuple) else form(unfolded)
         torch.testing.assert_close(folded, other, rtol=1e-5, atol=0)
+
+
+def test_training_forms_are_those_of_the_published_runs() -> None:
+    """Poles begin with p = -1; the rates of windows are log-spaced from 0.01 to 100 a context."""
+    p_DS, g_DS = PublishedPoles().right_inverse(-torch.full((2, 3), 0.5))
+    assert (p_DS == -1).all()
+    torch.testing.assert_close(g_DS.exp(), torch.full((2, 3), 0.5 * math.e))
+    rate_G1, n_K = torch.tensor([0.01, 1, 100])[:, None], torch.arange(6)
+    expected_GK = torch.exp(-rate_G1 * n_K / 10).clamp_min(1e-6)
+    torch.testing.assert_close(DecayWindow(3, 6, context=11).window_GK, expected_GK)
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["ours", "published"])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from stripedhyena2 import ModelConfig, StripedHyena2, load
-from stripedhyena2.streaming import MIN_CHUNK, Streaming, fastest_streaming, stream
+from stripedhyena2.streaming import Streaming, fastest_streaming, stream
 
 
 def random_ids(batch: int, length: int) -> Tensor:
@@ -77,5 +77,6 @@ def test_fallbacks_come_to_an_end() -> None:
     while plan is not None:
         seen.append(plan)
         plan = plan.fallback
-    assert len(set(seen)) == len(seen)
-    assert seen[-1] == Streaming(MIN_CHUNK, offload=True)
+    halves = [32_768, 16_384, 8_192, 4_096, 2_048, 1_024]
+    assert seen == [Streaming(chunk, offload) for offload in (False, True) for chunk in halves]
+    assert Streaming(1_500).fallback == Streaming(1_024)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.windows import WindowPair, agrees, cut_windows, upper_dna
+from evo2cli.genome.windows import WindowPair, agrees, anchored, cut_windows, upper_dna
 
 CONTIG = (b"acgTTGCAnnGATTACAcatgRYACGTTTGACCAGTAGGCATCGATTAGCCATGGATCCA" * 3)[:170]
 
@@ -30,6 +30,14 @@ def placed_alleles(draw: st.DrawFn) -> tuple[Interval, bytes, int]:
 
 def applied(variant: Interval, alternate: bytes) -> bytes:
     return upper_dna(CONTIG[: variant.start] + alternate + CONTIG[variant.end :])
+
+
+@given(width=st.integers(2, 40), start=st.integers(0, 200))
+def test_anchored_windows_start_at_the_last_anchor_that_leaves_half(width: int, start: int) -> None:
+    """Anchors are a quarter of a window apart, and in windows of less than 8 bases 1 base."""
+    step = width // 4 if width >= 8 else 1
+    last = max(at for at in range(-step * 50, 201, step) if start - at >= width // 2)
+    assert anchored(start, width) == last
 
 
 @given(placed_alleles())
