@@ -267,6 +267,8 @@ def test_training_forms_are_those_of_the_published_runs() -> None:
     rate_G1, n_K = torch.tensor([0.01, 1, 100])[:, None], torch.arange(6)
     expected_GK = torch.exp(-rate_G1 * n_K / 10).clamp_min(1e-6)
     torch.testing.assert_close(DecayWindow(3, 6, context=11).window_GK, expected_GK)
+    shortest, short = (DecayWindow(3, 6, context).window_GK for context in (1, 2))
+    assert torch.equal(shortest, short)
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["ours", "published"])

@@ -32,6 +32,19 @@ def applied(variant: Interval, alternate: bytes) -> bytes:
     return upper_dna(CONTIG[: variant.start] + alternate + CONTIG[variant.end :])
 
 
+def test_an_allele_as_long_as_its_contig_has_no_windows(tmp_path: Path) -> None:
+    (tmp_path / "short.fa").write_text(">one\nACGTACGTAC\n")
+    genome = Reference.open(tmp_path / "short.fa")
+    for size in range(1, 13):
+        inserted = cut_windows(genome, Interval("one", 4, 5), b"A" * size, 240)
+        assert (inserted is None) == (size >= 10)
+    for size in range(1, 11):
+        replaced = Interval("one", 0, size)
+        assert (cut_windows(genome, replaced, b"A", 240, equally_long=False) is None) == (
+            size == 10
+        )
+
+
 @given(width=st.integers(2, 40), start=st.integers(0, 200))
 def test_anchored_windows_start_at_the_last_anchor_that_leaves_half(width: int, start: int) -> None:
     """Anchors are a quarter of a window apart, and in windows of less than 8 bases 1 base."""
