@@ -20,6 +20,7 @@ from stripedhyena2 import (
     save,
     trainable,
 )
+from stripedhyena2 import model as modelling
 from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.model import initial_values
@@ -138,6 +139,26 @@ def test_refused_ids_leave_the_cache_as_it_was(
         with pytest.raises(InputError, match=message):
             tiny_model(ids, cache=cache)
     assert_same_state(cache, before)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 50, 100], ids=lambda tokens: f"chunks-of-{tokens}")
+def test_the_mlp_of_long_sequences_is_the_mlp(
+    tiny_model: StripedHyena2, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """In chunks, with its gradients, and no more than `MLP_TOKENS` positions together."""
+    mlp, sizes = tiny_model.blocks[0].mlp, []
+    x = torch.randn(2, 100, 24, dtype=torch.float64).requires_grad_()
+    (dx,) = torch.autograd.grad(mlp(x).square().sum(), x)
+    whole = mlp(x)
+    monkeypatch.setattr(modelling, "MLP_TOKENS", tokens)
+    hook = mlp.gate.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[1]))
+    try:
+        torch.testing.assert_close(mlp(x), whole)
+        assert sizes == [tokens] * (100 // tokens) + [100 % tokens] * (100 % tokens > 0)
+        (found,) = torch.autograd.grad(mlp(x).square().sum(), x)
+    finally:
+        hook.remove()
+    torch.testing.assert_close(found, dx)
 
 
 def test_every_parameter_learns(tiny_config: ModelConfig) -> None:
