@@ -74,6 +74,9 @@ EQUIVALENT = {
     "if length == <<1 -> 2>>:  # setting up a convolution takes ten times as long as the sum": (
         "both ways compute the same"
     ),
+    "return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :<<0 -> 1>>], memory)": (
+        "the keys alone say how many there are, and the values are cut from the memory again"
+    ),
     "sums = accumulate((Fraction(weight) / total for weight in weights), "
     "initial=Fraction(<<0 -> 1>>))": "only differences of these sums are used",
     "total = <<0 -> 1>>": "of two such sums only the difference is used",

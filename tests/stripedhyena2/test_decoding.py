@@ -51,6 +51,21 @@ def test_a_row_is_taken_over(tiny_model: StripedHyena2) -> None:
     torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
 
 
+def test_every_row_has_memory_of_its_own(tiny_model: StripedHyena2) -> None:
+    """Prompts that are read into the rows of a decoder one after the other stay there."""
+    whole = [sequence(12, seed) for seed in range(3)]
+    decoder = Decoder(tiny_model, 3, 12)
+    for row, ids in enumerate(whole):
+        cache = decoder.new_cache(row)
+        with torch.no_grad():
+            tiny_model(ids[None, :11], cache=cache)
+        decoder.place(row, cache)
+    logits = decoder.step(torch.stack([ids[11] for ids in whole]))
+    with torch.no_grad():
+        right = torch.stack([tiny_model(ids[None])[0, 11] for ids in whole])
+    torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("float8", [False, True], ids=["exact", "float8"])
 def test_a_prompt_read_into_a_row_serves_others_while_it_grows(
     tiny_model: StripedHyena2, float8: bool
