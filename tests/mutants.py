@@ -83,6 +83,10 @@ EQUIVALENT = {
     "seen, capacity = past.keys_BHTW.shape[2], past.memory[<<0 -> 1>>].shape[2]": (
         "there is room for as many values as keys"
     ),
+    'self._can_record = <<devices == {device} -> devices != {device}>> and device.type == "cuda"': (
+        "needs a GPU to show: test_a_graph_step_is_an_eager_step"
+    ),
+    "self._logits_BV = self._ids_B1.new_empty(<<0 -> 1>>)": "replaced by the first step",
     "sums = accumulate((Fraction(weight) / total for weight in weights), "
     "initial=Fraction(<<0 -> 1>>))": "only differences of these sums are used",
     "total = <<0 -> 1>>": "of two such sums only the difference is used",

@@ -51,6 +51,14 @@ def test_a_row_is_taken_over(tiny_model: StripedHyena2) -> None:
     torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
 
 
+def test_the_smallest_decoder_takes_one_token(tiny_model: StripedHyena2) -> None:
+    ids = sequence(2, 0)
+    decoder = Decoder(tiny_model, 1, 1)
+    decoder.place(0, prefilled(tiny_model, ids[:1]))
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.step(ids[1:]), tiny_model(ids[None])[:, 1])
+
+
 def test_every_row_has_memory_of_its_own(tiny_model: StripedHyena2) -> None:
     """Prompts that are read into the rows of a decoder one after the other stay there."""
     whole = [sequence(12, seed) for seed in range(3)]
