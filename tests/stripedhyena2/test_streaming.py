@@ -90,6 +90,7 @@ def test_a_layer_is_done_before_the_next(tiny_model: StripedHyena2) -> None:
 def test_the_plan_fits_the_memory(tiny_config: ModelConfig) -> None:
     length, element = 1_000_000, 2
     most = Streaming().peak_memory(tiny_config, length, element)
+    assert fastest_streaming(tiny_config, length, element, 100, most + 100) == Streaming()
     for memory in (most, most * 0.9, most * 0.5, 2e7):
         plan = fastest_streaming(tiny_config, length, element, 100, memory + 100)
         assert plan.peak_memory(tiny_config, length, element) <= memory
@@ -104,5 +105,6 @@ def test_fallbacks_come_to_an_end() -> None:
     while plan is not None:
         seen.append(plan)
         plan = plan.fallback
-    assert len(set(seen)) == len(seen)
-    assert seen[-1] == Streaming(MIN_CHUNK, offload=True)
+    halves = [32_768, 16_384, 8_192, 4_096, 2_048, 1_024]
+    assert seen == [Streaming(chunk, offload) for offload in (False, True) for chunk in halves]
+    assert Streaming(1_500).fallback == Streaming(1_024)

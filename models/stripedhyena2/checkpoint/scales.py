@@ -10,6 +10,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def _read(record: bytes, name: str) -> Scales | None:
     try:
         require_sound_record(record, name)
         unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(record))
-        inert = [(Inert, known) for known in unknown if known.startswith(_MAKER)]
+        inert: list[Any] = [(Inert, known) for known in unknown if known.startswith(_MAKER)]
         with safe_globals(inert), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
             state = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)

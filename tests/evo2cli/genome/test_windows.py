@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.windows import WindowPair, agrees, cut_windows, upper_dna
+from evo2cli.genome.windows import WindowPair, agrees, anchored, cut_windows, upper_dna
 
 CONTIG = (b"acgTTGCAnnGATTACAcatgRYACGTTTGACCAGTAGGCATCGATTAGCCATGGATCCA" * 3)[:170]
 
@@ -30,6 +30,27 @@ def placed_alleles(draw: st.DrawFn) -> tuple[Interval, bytes, int]:
 
 def applied(variant: Interval, alternate: bytes) -> bytes:
     return upper_dna(CONTIG[: variant.start] + alternate + CONTIG[variant.end :])
+
+
+def test_an_allele_as_long_as_its_contig_has_no_windows(tmp_path: Path) -> None:
+    (tmp_path / "short.fa").write_text(">one\nACGTACGTAC\n")
+    genome = Reference.open(tmp_path / "short.fa")
+    for size in range(1, 13):
+        inserted = cut_windows(genome, Interval("one", 4, 5), b"A" * size, 240)
+        assert (inserted is None) == (size >= 10)
+    for size in range(1, 11):
+        replaced = Interval("one", 0, size)
+        assert (cut_windows(genome, replaced, b"A", 240, equally_long=False) is None) == (
+            size == 10
+        )
+
+
+@given(width=st.integers(2, 40), start=st.integers(0, 200))
+def test_anchored_windows_start_at_the_last_anchor_that_leaves_half(width: int, start: int) -> None:
+    """Anchors are a quarter of a window apart, and in windows of less than 8 bases 1 base."""
+    step = width // 4 if width >= 8 else 1
+    last = max(at for at in range(-step * 50, 201, step) if start - at >= width // 2)
+    assert anchored(start, width) == last
 
 
 @given(placed_alleles())
