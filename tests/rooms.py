@@ -18,7 +18,17 @@ FLOORS = {
 # From the bottom to the top: a room may import from those before it, and from no other.
 ROOMS = {
     "evo2cli": [
-        *("errors", "processes", "console", "options", "lengths", "files", "tables", "journal"),
+        *(
+            "errors",
+            "processes",
+            "workers",
+            "console",
+            "options",
+            "lengths",
+            "files",
+            "tables",
+            "journal",
+        ),
         "figures",
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("score", "saturate", "track", "merge", "embed", "generate", "eval"),
