@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.files import reading, writing
 from evo2cli.training.recipe import Tracking
@@ -121,6 +122,8 @@ class _WandB:
                 f"tracking.wandb: Weights & Biases cannot be started ({reason}); run `wandb "
                 'login`, or set tracking.mode = "offline"'
             ) from None
+        if url := None if self._run.offline else self._run.url:
+            console.say(f"Weights & Biases: {url}")
         self._first: int = self._run.step  # that it does not have
         for record in folder.records():
             self.log(record)

@@ -51,7 +51,8 @@ class WandBRun:
 
     def __init__(self, given: dict[str, Any], history: dict[int, dict[str, Any]]) -> None:
         self.given, self.history, self.ended = given, history, False
-        self.url, self.dir, self.exit_code = None, given["dir"], None
+        self.offline, self.exit_code = given["mode"] == "offline", None
+        self.url = None if self.offline else "https://wandb.example/mine"
 
     @property
     def step(self) -> int:
@@ -130,7 +131,7 @@ def test_names_are_those_that_users_expect(uninterrupted: dict[int, dict[str, An
 
 
 def test_a_recipe_says_how_a_run_is_tracked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub = WandB()
     monkeypatch.setitem(sys.modules, "wandb", stub)
@@ -139,6 +140,7 @@ def test_a_recipe_says_how_a_run_is_tracked(
     keys = {"project": "p", "entity": "e", "name": "n", "group": "g", "tags": ["a", "b"]}
     recipe = make_recipe(tmp_path / "run", tracking={"wandb": True, "mode": "disabled", **keys})
     make_trainer(recipe).run()
+    assert "evo2: Weights & Biases: https://wandb.example/mine\n" in capsys.readouterr().err
     given = stub.runs[0].given
     assert {key: given[key] for key in keys} == keys
     assert (given["id"], given["mode"], given["dir"]) == ("mine", "disabled", str(tmp_path))
