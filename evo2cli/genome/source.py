@@ -174,13 +174,18 @@ def exists(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file, which can be read again, not stdin or a pipe."""
+    return path != STDIN and path.is_file()
+
+
 def is_plain_file(path: Path) -> bool:
     """Whether `path` is a file that is not compressed, whose parts can be read by themselves.
 
     Raises:
         UserError: It cannot be read, or is cut off.
     """
-    if path == STDIN or not path.is_file():
+    if not is_file(path):
         return False
     with _one_line_errors(path), _open_raw(path) as raw:
         return not raw.peek(len(_BZIP2)).startswith((_GZIP, _BZIP2))

@@ -10,7 +10,7 @@ import numpy as np
 from evo2cli.data.jsonl import is_jsonl
 from evo2cli.files import reading
 from evo2cli.genome.fasta import has_old_line_ends
-from evo2cli.genome.source import WHOLE, Span, is_plain_file
+from evo2cli.genome.source import WHOLE, Span, is_file, is_plain_file
 
 PIECE = 1 << 24  # stored bytes
 _BLOCK = 1 << 20
@@ -45,7 +45,7 @@ def cut_into_pieces(paths: Sequence[Path]) -> Iterator[Piece]:
     small: list[Path] = []
     size = 0
     for path in paths:
-        own = path.stat().st_size if path.is_file() else 0
+        own = path.stat().st_size if is_file(path) else 0
         if small and size + own > PIECE:
             yield Piece(tuple(small))
             small, size = [], 0

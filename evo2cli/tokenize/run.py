@@ -15,7 +15,7 @@ from evo2cli.data.splits import SPLITS, SplitRule
 from evo2cli.data.tokens import MANIFEST, PartWriter, TokenSet, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.files import locked, reading, writing
-from evo2cli.genome.source import STDIN, share_memory
+from evo2cli.genome.source import STDIN, is_file, share_memory
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.pieces import Piece, cut_into_pieces
 from evo2cli.tokenize.reader import PieceReader, Tally
@@ -129,7 +129,7 @@ class _Run:
             reader = PieceReader(self._rule, options.reverse_complement, valid)
             try:
                 for piece in cut_into_pieces(paths):
-                    if files := [path for path in piece.first_files if path.is_file()]:
+                    if files := [path for path in piece.first_files if is_file(path)]:
                         yield self._numbered(partial(_hash_files, files, False))
                     yield self._numbered(self._read_task(reader, piece))
                     if any(isinstance(value, UserError) for value in self._results.values()):
@@ -252,13 +252,13 @@ def _check_inputs(inputs: Sequence[Path], workers: int) -> None:
         if path != STDIN and (path.is_dir() or not path.exists()):
             reason = "it is a folder" if path.is_dir() else "no such file"
             raise UserError(f"{path}: cannot be read ({reason})")
-        if workers > 1 and (path == STDIN or not path.is_file()):
+        if workers > 1 and not is_file(path):
             raise UserError(f"--workers {workers}: one process must read {path}; give a file")
 
 
 def _size(paths: Sequence[Path]) -> int:
     """Bytes of all files, of pipes none."""
-    return sum(path.stat().st_size for path in paths if path != STDIN and path.is_file())
+    return sum(path.stat().st_size for path in paths if is_file(path))
 
 
 def _existing(options: TokenizeOptions, facts: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _existing(options: TokenizeOptions, facts: dict[str, Any]) -> dict[str, Any]
     """
     output = options.output
     manifest = TokenSet.open(output).manifest
-    files = {path for path in (*options.files, *options.valid) if path != STDIN and path.is_file()}
+    files = {path for path in (*options.files, *options.valid) if is_file(path)}
     tasks = (partial(_hash_files, [path], True) for path in files)
     hashes = _Hashes()
     with (
