@@ -12,11 +12,14 @@ from evo2cli.commands import (
     embed,
     extend,
     fetch,
+    finetune,
     generate,
     info,
     launch,
     merge,
+    merge_adapter,
     plan,
+    predict,
     saturate,
     score,
     tokenize,
@@ -63,14 +66,17 @@ app.command(cls=Command, rich_help_panel=_USE)(track.track)
 app.command(cls=Command, rich_help_panel=_USE)(merge.merge)
 app.command(cls=Command, rich_help_panel=_USE)(embed.embed)
 app.command(cls=Command, rich_help_panel=_USE)(generate.generate)
+app.command(cls=Command, rich_help_panel=_USE)(predict.predict)
 app.add_typer(evaluations.app, name="eval", rich_help_panel=_USE)
 app.command(cls=tokenize.Tokenize, rich_help_panel=_TRAIN)(tokenize.tokenize)
 app.command(cls=Command, rich_help_panel=_TRAIN)(plan.plan)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
+app.command(cls=Command, rich_help_panel=_TRAIN)(finetune.finetune)
 app.command(cls=Command, rich_help_panel=_TRAIN)(launch.launch)
 app.command(cls=Command, rich_help_panel=_TRAIN)(extend.extend)
 app.command(cls=Command, rich_help_panel=_FILES)(fetch.fetch)
 app.command(cls=Command, rich_help_panel=_FILES)(convert.convert)
+app.command(cls=Command, rich_help_panel=_FILES)(merge_adapter.merge_adapter)
 app.command(cls=Command, rich_help_panel=_FILES)(info.info)
 app.command(cls=Command, rich_help_panel=_FILES)(doctor.doctor)
 

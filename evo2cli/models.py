@@ -9,6 +9,8 @@ import torch
 from evo2cli.errors import UserError
 from evo2cli.options import DType, ModelOptions
 from stripedhyena2 import StripedHyena2, load
+from stripedhyena2.adapters import Adapter, is_adapter, read_adapter
+from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
 DTYPES = {DType.FP32: torch.float32, DType.FP64: torch.float64, DType.BF16: torch.bfloat16}
@@ -57,7 +59,7 @@ def open_model(options: ModelOptions) -> StripedHyena2:
 
     Raises:
         UserError: The device is not available, or the model does not fit its memory.
-        InputError: The model cannot be loaded as asked.
+        InputError: The model cannot be loaded as asked, or the adapter belongs to another one.
     """
     device, dtype = pick_device(options.device), options.dtype
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -65,13 +67,37 @@ def open_model(options: ModelOptions) -> StripedHyena2:
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     what = f"--model {options.model}, {dtype}, on {device}"
     with memory_explained(what, "use a smaller model or another --device"):
-        return load(
+        model = load(
             options.model,
             config=options.config,
             device=gpus if several else device,
             dtype=DTYPES.get(dtype, default),
             float8=None if dtype is DType.AUTO else dtype is DType.FP8,
         ).eval()
+    if options.adapter is not None:
+        stored = read_checkpoint(options.model, config=options.config)
+        adapter = open_adapter(options.adapter)
+        adapter.check_base(stored.config, stored.tensors, f"--adapter {options.adapter}")
+        adapter.put_on(model)
+    return model
+
+
+def open_adapter(run: Path) -> Adapter:
+    """The adapter in the folder of a run of `evo2 finetune`, or in a folder of its own.
+
+    Raises:
+        UserError: There is none.
+        CheckpointError: It is damaged.
+    """
+    for folder in (run, run / "adapter", run / "final" / "adapter", run / "best" / "adapter"):
+        if is_adapter(folder):
+            return read_adapter(folder)
+    for model in (run / "model", run / "final" / "model"):
+        if model.is_dir():
+            raise UserError(f"{run}: was trained whole and has no adapter; give --model {model}")
+    raise UserError(
+        f"{run}: has no adapter (adapter_config.json), neither there nor in adapter, final or best"
+    )
 
 
 def ready_model(

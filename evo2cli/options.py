@@ -372,6 +372,13 @@ class ModelOptions(DeviceOptions, ConfigOptions, NamedModelOptions, panel="Model
             "published model needs them (1B, 20B, 40B)."
         ),
     ] = DType.AUTO
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Use the model with this adapter: a folder of evo2 finetune, or of peft.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

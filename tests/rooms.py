@@ -18,21 +18,12 @@ FLOORS = {
 # From the bottom to the top: a room may import from those before it, and from no other.
 ROOMS = {
     "evo2cli": [
-        *(
-            "errors",
-            "processes",
-            "workers",
-            "console",
-            "options",
-            "lengths",
-            "files",
-            "tables",
-            "journal",
-        ),
-        "figures",
+        *("errors", "processes", "workers", "console", "options", "lengths", "files", "tables"),
+        *("ranking", "journal", "figures"),
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
-        *("score", "saturate", "track", "merge", "embed", "generate", "eval"),
-        *("tokenize", "train", "extend", "info", "convert", "fetch", "doctor", "compat", "hf"),
+        *("tokenize", "train", "score", "saturate", "track", "merge", "embed", "generate"),
+        *("finetune", "predict", "eval", "extend", "info", "convert", "merge_adapter"),
+        *("fetch", "doctor", "compat", "hf"),
         *("commands", "app", "__main__"),
     ],
 }

@@ -7,7 +7,7 @@ import typer
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Preset
-from evo2cli.eval.options import ContextOptions, NeedleOptions, VariantsOptions
+from evo2cli.eval.options import ContextOptions, NeedleOptions, TaskOptions, VariantsOptions
 from evo2cli.options import Command, Group, takes
 
 
@@ -88,3 +88,28 @@ def context(options: ContextOptions) -> None:
         console.write_json(result)
     else:
         console.write_page(context_page(result))
+
+
+@app.command(cls=Command)
+@takes(TaskOptions)
+def task(options: TaskOptions) -> None:
+    """Measure how well a model that evo2 finetune trained predicts the labels of a table.
+
+    Classes: accuracy, balanced accuracy, macro-F1, MCC, AUROC and AUPRC, also of each class, and
+    the confusion matrix. Numbers: Pearson, Spearman and R2. Each with a 95 % bootstrap interval.
+    --plot draws the confusion matrix and the curves.
+    """
+    from evo2cli.eval.task import evaluate_task, task_page
+    from evo2cli.predict.run import labels_of, predict_table
+
+    result = evaluate_task(
+        options,
+        labels_of(options.run),
+        lambda examples: predict_table(
+            options.run, examples, device=options.device, dtype=options.dtype
+        ),
+    )
+    if options.json:
+        console.write_json(result)
+    else:
+        console.write_page(task_page(result))

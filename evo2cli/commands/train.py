@@ -1,6 +1,7 @@
 """`evo2 train`."""
 
 from evo2cli import console
+from evo2cli.commands.finetune import write_report
 from evo2cli.commands.plan import write_plan
 from evo2cli.options import takes
 from evo2cli.train.options import TrainOptions
@@ -12,8 +13,13 @@ def train(options: TrainOptions) -> None:
     if options.dry_run:
         write_plan(options)
         return
-    from evo2cli.train.run import summary_line, train_recipe
+    from evo2cli.finetune.run import tune
+    from evo2cli.train.run import read_run, summary_line, train_recipe
 
+    recipe, path = read_run(options)
+    if recipe.finetune is not None:
+        write_report(tune(recipe, path, options.device), json=options.json)
+        return
     summary = train_recipe(options)
     if summary.pop("rank") > 0:
         return

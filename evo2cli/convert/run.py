@@ -57,26 +57,50 @@ def convert_checkpoint(
     checkpoint = read_checkpoint(source, config=config)
     if layout is not Target.VORTEX:
         checkpoint = replace(checkpoint, provenance=_provenance(checkpoint))
-    tensors = Tensors.of(checkpoint.tensors)
-    start = monotonic()
-    with console.progress("convert", tensors.nbytes, "bytes") as bar:
-        _WRITE[layout](replace(checkpoint, tensors=tensors.watched(bar.advance)), destination)
-    seconds = monotonic() - start
+    summary = write_checkpoint(checkpoint, destination, to=layout)
     verification = None
     if verified:
         verification = verify(source, destination, config=config)
         if (destination / native.PROVENANCE).exists():
             native.add_to_provenance(destination, {"verification": verification})
     return {
-        "destination": str(destination),
         "source_layout": checkpoint.provenance.get("layout", "native"),
+        **summary,
+        "verification": verification,
+    }
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, destination: Path, *, to: Target | str = Target.AUTO
+) -> dict[str, Any]:
+    """Write a checkpoint, with a bar that shows how far it is.
+
+    Args:
+        checkpoint: What to write.
+        destination: As for `convert_checkpoint`.
+        to: As for `convert_checkpoint`.
+
+    Returns:
+        destination, layout, stripes, tensors, parameters, bytes, seconds.
+
+    Raises:
+        UserError: The destination cannot be of this layout.
+        CheckpointError: It cannot be written.
+        ConfigError: The layout cannot express the shape.
+    """
+    layout = _target(destination, Target(to))
+    tensors = Tensors.of(checkpoint.tensors)
+    start = monotonic()
+    with console.progress("convert", tensors.nbytes, "bytes") as bar:
+        _WRITE[layout](replace(checkpoint, tensors=tensors.watched(bar.advance)), destination)
+    return {
+        "destination": str(destination),
         "layout": layout.value,
         "stripes": checkpoint.config.stripes,
         "tensors": len(checkpoint.tensors),
         "parameters": count_parameters(checkpoint.config),
         "bytes": _bytes(destination),
-        "seconds": round(seconds, 3),
-        "verification": verification,
+        "seconds": round(monotonic() - start, 3),
     }
 
 

@@ -84,7 +84,7 @@ class Labelled:
             raise UserError(
                 f"--probe: {found}, too few for --folds {count}; label more, or take fewer folds"
             )
-        selection = import_sklearn().model_selection
+        selection = import_sklearn("--probe").model_selection
         kinds = {
             (True, False): selection.StratifiedKFold,
             (True, True): selection.StratifiedGroupKFold,
@@ -105,11 +105,11 @@ class Labelled:
         return folds
 
 
-def import_sklearn() -> Any:
+def import_sklearn(needed_by: str) -> Any:
     """Import scikit-learn with the modules that a probe needs.
 
     Raises:
-        UserError: It is not installed.
+        UserError: It is not installed; the message says what needs it.
     """
     try:
         import sklearn.linear_model
@@ -117,7 +117,7 @@ def import_sklearn() -> Any:
         import sklearn.pipeline
         import sklearn.preprocessing
     except ImportError:
-        raise UserError("--probe needs scikit-learn: pip install 'evo2cli[probe]'") from None
+        raise UserError(f"{needed_by} needs scikit-learn: pip install 'evo2cli[probe]'") from None
     return sklearn
 
 
@@ -229,7 +229,7 @@ def probe_layers(
         seed; rows: for each layer the mean score over folds and its standard error; best: the layer
         with the highest mean.
     """
-    sklearn = import_sklearn()
+    sklearn = import_sklearn("--probe")
     if labelled.classes:
         model = sklearn.linear_model.LogisticRegression(max_iter=MAX_ITERATIONS)
     else:

@@ -42,6 +42,15 @@ def _normalized(terms: Iterable[str]) -> set[str]:
     return {term.strip("_ ").lower() for term in terms}
 
 
+@dataclass(frozen=True)
+class Allele:
+    """A scored and labelled allele, and the groups (kind, name) that it belongs to."""
+
+    delta: float
+    positive: bool
+    groups: tuple[tuple[str, str], ...]
+
+
 class Preset(StrEnum):
     """Data sets whose labels are known.
 

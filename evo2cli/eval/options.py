@@ -9,7 +9,7 @@ import typer
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Labels, Preset
 from evo2cli.lengths import parse_length
-from evo2cli.options import JSONOptions, ModelOptions, Options
+from evo2cli.options import DeviceOptions, DType, JSONOptions, ModelOptions, Options
 from evo2cli.score.options import AlleleOptions, GenomeOptions, TableOptions
 
 MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
@@ -235,3 +235,41 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
                 "or all of --label, --positive and --negative"
             )
         return labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledOptions(Options, panel="Labels"):
+    """A run of `evo2 finetune`, and sequences with labels."""
+
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", rich_help_panel="Arguments", help="Folder that `evo2 finetune` wrote."
+        ),
+    ]
+    test: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TEST",
+            rich_help_panel="Arguments",
+            help="Table of labelled sequences, with columns as for `evo2 finetune`.",
+        ),
+    ]
+    label_cols: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Columns of the labels, with commas.",
+            show_default="label, labels, target or y",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(EvalOptions, DeviceOptions, LabelledOptions):
+    """Options of `evo2 eval task`."""
+
+    dtype: Annotated[
+        DType,
+        typer.Option(rich_help_panel="Model", help="Precision; auto is that of the run."),
+    ] = DType.AUTO

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evo2cli.eval.ranking import Allele, roc_curve
+from evo2cli.eval.labels import Allele
 from evo2cli.eval.report import format_length
 from evo2cli.figures import new_figure, save_figure
+from evo2cli.ranking import roc_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

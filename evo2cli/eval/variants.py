@@ -18,15 +18,15 @@ from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.eval.annotations import Annotated, AnnotatedFile, read_annotated
 from evo2cli.eval.consequences import Consequence, consequences, find_key
-from evo2cli.eval.labels import Labels
+from evo2cli.eval.labels import Allele, Labels
 from evo2cli.eval.options import VariantsOptions
 from evo2cli.eval.plots import draw_ranking
-from evo2cli.eval.ranking import RESAMPLES, Allele, rank
 from evo2cli.eval.report import check_outputs, write_table
 from evo2cli.files import locks_output, temporary_folder
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.variant_table import is_table
 from evo2cli.options import shared
+from evo2cli.ranking import RESAMPLES, rank
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 from evo2cli.tables import Row, rounded

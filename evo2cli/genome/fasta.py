@@ -121,7 +121,16 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
     Raises:
         UserError: Names the file, the record, its first invalid letter and the 1-based position.
     """
-    invalid = record.sequence.translate(None, LETTERS + RNA_LETTERS)
+    require_letters(f"{path}: record {record.name!r}", record.sequence)
+
+
+def require_letters(origin: str, sequence: bytes) -> None:
+    """Refuse a sequence with anything but nucleotide letters (IUPAC codes and U included).
+
+    Raises:
+        UserError: Names `origin`, the first invalid letter and its 1-based position.
+    """
+    invalid = sequence.translate(None, LETTERS + RNA_LETTERS)
     if not invalid:
         return
     letter = invalid[:1]
@@ -135,11 +144,9 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
         verdict = "the stop of a protein; give its nucleotides, without the *"
     else:
         verdict = "not a nucleotide letter; write N for an unknown base"
-    position = record.sequence.index(letter) + 1
+    position = sequence.index(letter) + 1
     shown = letter.decode("latin-1")
-    raise UserError(
-        f"{path}: record {record.name!r}: {shown!r} at position {position:,}: {verdict}"
-    )
+    raise UserError(f"{origin}: {shown!r} at position {position:,}: {verdict}")
 
 
 def _letters(first: bytes) -> bytes:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from evo2cli.errors import UserError
 from evo2cli.genome.interval import Interval
-from evo2cli.genome.regions import merged, read_named_bed
+from evo2cli.genome.regions import merged, read_bed_lines
 from evo2cli.genome.source import numbered_lines
 
 _GFF = (".gff", ".gff3", ".gtf")
@@ -24,11 +25,15 @@ class Feature:
         contig: The contig it is on.
         spans: Its bases [start, end), 0-based, ascending and disjoint; a coding sequence may have
             several spans.
+        kind: Its type, the third column of a GFF; empty in a BED file.
+        strand: + or -, or . if the file does not say.
     """
 
     name: str
     contig: str
     spans: tuple[tuple[int, int], ...]
+    kind: str = ""
+    strand: str = "."
 
     @property
     def start(self) -> int:
@@ -62,8 +67,8 @@ def read_features(path: Path, kind: str | None = None) -> list[Feature]:
         raise UserError(f"--feature-type {kind}: {path} is a BED file, whose lines have no type")
     else:
         found = [
-            Feature(name, interval.name, ((interval.start, interval.end),))
-            for interval, name in read_named_bed(path)
+            Feature(name, interval.name, ((interval.start, interval.end),), strand=strand)
+            for interval, name, strand in read_bed_lines(path)
         ]
     for feature in found:
         if feature.start == feature.end:
@@ -74,22 +79,35 @@ def read_features(path: Path, kind: str | None = None) -> list[Feature]:
 
 
 def _read_gff(path: Path, kind: str | None) -> list[Feature]:
-    grouped: dict[tuple[str, ...], list[Interval]] = {}
-    for number, interval, line_kind, attributes in _gff_lines(path):
-        if kind not in (None, line_kind):
+    grouped: dict[tuple[str, ...], list[_GffLine]] = {}
+    for line in _gff_lines(path):
+        if kind not in (None, line.kind):
             continue
-        name = next((attributes[key] for key in _NAMES if key in attributes), str(interval))
+        name = next((line.attributes[key] for key in _NAMES if key in line.attributes), None)
         # Lines are joined by their ID only; a line without one is a feature of its own.
-        own = line_kind if "ID" in attributes else f"{line_kind} {number}"
-        grouped.setdefault((name, interval.name, own), []).append(interval)
+        own = line.kind if "ID" in line.attributes else f"{line.kind} {line.number}"
+        grouped.setdefault((name or str(line.interval), line.interval.name, own), []).append(line)
     return [
-        Feature(name, contig, tuple(zip(*merged([(p.start, p.end) for p in parts]), strict=True)))
+        Feature(
+            name,
+            contig,
+            tuple(zip(*merged([(p.interval.start, p.interval.end) for p in parts]), strict=True)),
+            parts[0].kind,
+            parts[0].strand,
+        )
         for (name, contig, _), parts in grouped.items()
     ]
 
 
-def _gff_lines(path: Path) -> Iterator[tuple[int, Interval, str, dict[str, str]]]:
-    """Line number, interval, type and attributes of each line."""
+class _GffLine(NamedTuple):
+    number: int
+    interval: Interval
+    kind: str
+    strand: str
+    attributes: dict[str, str]
+
+
+def _gff_lines(path: Path) -> Iterator[_GffLine]:
     with numbered_lines(path) as lines:
         for number, line in lines:
             text = line.decode(errors="surrogateescape").rstrip("\r\n")
@@ -107,7 +125,8 @@ def _gff_lines(path: Path) -> Iterator[tuple[int, Interval, str, dict[str, str]]
                     f"{path}: line {number}: {text[:40]!r} is not a GFF line: it needs "
                     f"{_COLUMNS} columns separated by tabs; 4 and 5 are start (1-based) and end"
                 ) from None
-            yield number, interval, columns[2], _attributes(columns[8])
+            strand = columns[6] if columns[6] in ("+", "-") else "."
+            yield _GffLine(number, interval, columns[2], strand, _attributes(columns[8]))
 
 
 def _attributes(text: str) -> dict[str, str]:

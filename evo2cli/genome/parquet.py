@@ -125,9 +125,11 @@ def _open_writer(path: Path, arrow: ModuleType, schema: Any) -> Iterator[Any]:
 
 
 def _value(value: Any, kind: type) -> Any:
-    """The value of a cell; None for numbers that are not finite."""
+    """The value of a cell; None for numbers that are not finite, JSON for a list."""
     if value is None or (kind is float and not math.isfinite(value)):
         return None
+    if isinstance(value, list):
+        return json.dumps(value, default=str)
     return value if kind is not str else str(value)
 
 

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from evo2cli.errors import UserError
 from evo2cli.genome.interval import ENDLESS, Interval
@@ -105,11 +106,19 @@ def read_bed(path: Path) -> Iterator[Interval]:
     Raises:
         UserError: The file cannot be read, or a line is not an interval.
     """
-    return (interval for interval, _ in read_named_bed(path))
+    return (line.interval for line in read_bed_lines(path))
 
 
-def read_named_bed(path: Path) -> Iterator[tuple[Interval, str]]:
-    """Stream the intervals of a BED file with their names, `chr:start-end` where there is none.
+class BedLine(NamedTuple):
+    """A line of a BED file: its name is `chr:start-end` and its strand `.` where it has none."""
+
+    interval: Interval
+    name: str
+    strand: str
+
+
+def read_bed_lines(path: Path) -> Iterator[BedLine]:
+    """Stream the lines of a BED file.
 
     Raises:
         UserError: The file cannot be read, or a line is not an interval.
@@ -128,10 +137,9 @@ def read_named_bed(path: Path) -> Iterator[tuple[Interval, str]]:
                     f"{path}: line {number}: {' '.join(columns[:3])!r} is not a BED interval: "
                     "it needs contig, start (0-based) and end (not before start; at most 2**62)"
                 ) from None
-            yield (
-                interval,
-                next((name for name in columns[3:4] if name not in ("", ".")), str(interval)),
-            )
+            name = next((name for name in columns[3:4] if name not in ("", ".")), str(interval))
+            strand = next((strand for strand in columns[5:6] if strand in ("+", "-")), ".")
+            yield BedLine(interval, name, strand)
 
 
 def merged(spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:

@@ -91,8 +91,9 @@ def check_output(recipe: Recipe, path: Path, world: int) -> None:
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{output}: {existing} is not a writable folder; choose another --output")
-    counts = count_sizes(recipe, read_shape(recipe, path))
-    each = checkpoint_bytes(counts, make_setup(recipe, world))
+    config = read_shape(recipe, path)
+    counts = count_sizes(recipe, config)
+    each = checkpoint_bytes(counts, make_setup(recipe, config, world))
     keep = recipe.checkpoint.keep
     missing = max(1, keep + 1 - len([*output.glob("step-*")]))
     free = free_bytes(existing)

@@ -368,6 +368,7 @@ def _provenance(
     """Header lines that tell what made the scores; the same on every machine and at any time."""
     values: dict[str, object] = {
         "model": Path(options.model).name,
+        "adapter": options.adapter and options.adapter.name,
         "reference": reference.name,
         "window": window,
         "windows": options.windows,

@@ -15,6 +15,7 @@ from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
 from evo2cli.models import memory_explained, pick_device
 from evo2cli.training.engine import Engine, PlainEngine
+from evo2cli.training.language import NextBase
 from evo2cli.training.loop import Trainer
 from evo2cli.training.options import RunOptions
 from evo2cli.training.plan.estimate import check_context_parallel
@@ -31,7 +32,6 @@ from evo2cli.training.start import Start, extension_line, read_start
 from evo2cli.training.state import RunFolder, open_run
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import ModelConfig
-from stripedhyena2.checkpoint import save_weights
 from stripedhyena2.values import read_json
 
 T = TypeVar("T")
@@ -63,15 +63,12 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         UserError: Recipe, data, device or output folder do not allow the run.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
-    path = find_recipe(options.recipe)
-    recipe = read_recipe(path, options.settings)
-    if options.output is not None:
-        recipe = recipe.model_copy(update={"output": options.output})
-    with _joined(options.device) as ranks, ExitStack() as stack:
-        _check(recipe, path, ranks)
+    recipe, path = read_run(options)
+    with joined(options.device) as ranks, ExitStack() as stack:
+        check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)
-        sources = _first_rank_first(ranks, lambda: _sources(recipe))
+        sources = first_rank_first(ranks, lambda: open_sources(recipe))
         folder = stack.enter_context(open_run(recipe, _identity(shape, sources), ranks))
         of_run = {"output": str(recipe.output), "rank": ranks.rank}
         summary = _finished(folder.final)
@@ -81,7 +78,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
             return {**of_run, "finished": True, **summary}
 
         start, extension = _start(recipe, path, shape, ranks)
-        trainer = _trainer(recipe, path, start, sources, folder)
+        trainer = make_trainer(recipe, path, start, sources, folder)
         with memory_explained(
             f"{path}: {trainer.micro} windows of {recipe.batch.length} on {ranks.device}",
             "lower batch.micro_sequences, or set memory.activation_checkpointing = 1",
@@ -90,7 +87,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         summary = {
             "steps": outcome.step,
             "trained_tokens": outcome.step * recipe.batch.tokens,
-            "parameters": _num_parameters(trainer.engine),
+            "parameters": num_parameters(trainer.engine),
             "valid_bits": outcome.valid_bits,
             "skipped": outcome.skipped,
         }
@@ -98,6 +95,19 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
             provenance = _provenance(recipe, path, options.settings, sources)
             _save_final(trainer, {**summary, **provenance, **extension})
         return {**of_run, "finished": outcome.finished, **summary}
+
+
+def read_run(options: RunOptions) -> tuple[Recipe, Path]:
+    """The recipe of a run, with its output folder, and its file.
+
+    Raises:
+        UserError: There is no such recipe, or it is not valid.
+    """
+    path = find_recipe(options.recipe)
+    recipe = read_recipe(path, options.settings)
+    if options.output is not None:
+        recipe = recipe.model_copy(update={"output": options.output})
+    return recipe, path
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
@@ -111,7 +121,8 @@ def summary_line(summary: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _joined(device: str) -> Iterator[Ranks]:
+def joined(device: str) -> Iterator[Ranks]:
+    """The ranks of this run while the context lasts; see `Ranks.join`."""
     ranks = Ranks.join(pick_device(device))
     try:
         yield ranks
@@ -119,7 +130,7 @@ def _joined(device: str) -> Iterator[Ranks]:
         ranks.leave()
 
 
-def _first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
+def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do the same work on all ranks, on the others after the first has left its results on disk."""
     if not ranks.is_first:
         ranks.wait()
@@ -129,7 +140,7 @@ def _first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
     return result
 
 
-def _check(recipe: Recipe, path: Path, ranks: Ranks) -> None:
+def check_ranks(recipe: Recipe, path: Path, ranks: Ranks) -> None:
     """Refuse a recipe that these ranks cannot run."""
     sharded = _needs_deepspeed(recipe, ranks)
     with naming(path):
@@ -151,6 +162,8 @@ def _check(recipe: Recipe, path: Path, ranks: Ranks) -> None:
 
 
 def _needs_deepspeed(recipe: Recipe, ranks: Ranks) -> bool:
+    if recipe.finetune is not None and recipe.finetune.method != "full":
+        return False  # the few trained weights are not worth sharding
     return ranks.world > 1 or recipe.parallel.zero > 0
 
 
@@ -168,7 +181,7 @@ def _shape(recipe: Recipe, path: Path) -> ModelConfig:
     return shape
 
 
-def _sources(recipe: Recipe) -> list[Documents]:
+def open_sources(recipe: Recipe) -> list[Documents]:
     """The training documents, in the order of the recipe."""
     sources = []
     for source in recipe.data.sources:
@@ -191,14 +204,14 @@ def _start(
     """The start of the run, and what provenance records of an extension."""
     if recipe.init is None:
         return Start(shape), {}
-    start, extension = _first_rank_first(ranks, lambda: read_start(recipe, path))
+    start, extension = first_rank_first(ranks, lambda: read_start(recipe, path))
     if extension and ranks.is_first:
         record = extension["extended"]
         console.say(extension_line(record["source"], record))
     return start, extension
 
 
-def _trainer(
+def make_trainer(
     recipe: Recipe, path: Path, start: Start, sources: Sequence[Documents], folder: RunFolder
 ) -> Trainer:
     """The trainer on all sources; the first rank says what it is going to do."""
@@ -214,20 +227,20 @@ def _trainer(
             reverse_complement=data.reverse_complement,
             mask_tags=data.mask_tags,
         )
-    valid = _first_rank_first(ranks, lambda: _valid(recipe))
-    engine = _engine(recipe, path, start, ranks)
+    valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
+    engine = make_engine(recipe, path, start, ranks)
     if ranks.is_first:
         if not valid:
             console.warn("no held-out documents as long as a window: no validation")
         console.say(
-            f"{start.config.stripes}: {_num_parameters(engine):,} parameters, "
+            f"{start.config.stripes}: {num_parameters(engine):,} parameters, "
             f"{sum(documents.num_tokens for documents in sources):,} tokens, "
-            f"{loader.windows_per_epoch:,} windows per epoch, on {_devices(engine)}"
+            f"{loader.windows_per_epoch:,} windows per epoch, on {devices_line(engine)}"
         )
-    return Trainer(recipe, engine, loader, valid, folder)
+    return Trainer(recipe, engine, NextBase(recipe, engine, loader, valid), folder)
 
 
-def _valid(recipe: Recipe) -> dict[str, Windows]:
+def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
     """The validation windows: of the valid splits of the sources, and of `data.valid`."""
     data = recipe.data
     splits = [open_source(source.path, "valid") for source in data.sources]
@@ -246,17 +259,23 @@ def _valid(recipe: Recipe) -> dict[str, Windows]:
     return {name: found for name, found in windows.items() if len(found)}
 
 
-def _engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
+def make_engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
+    """The engine that a recipe needs on these ranks.
+
+    Raises:
+        UserError: The model does not fit the memory, or the recipe does not fit the model.
+    """
     way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {path}` shows what is needed"
     with memory_explained(f"{path}: the model on {ranks.device}", way_out), naming(path):
         if not _needs_deepspeed(recipe, ranks):
-            return PlainEngine(recipe, start, ranks.device)
+            return PlainEngine(recipe, start, ranks)
         from evo2cli.training.deepspeed_engine import DeepSpeedEngine
 
         return DeepSpeedEngine(recipe, start, ranks)
 
 
-def _devices(engine: Engine) -> str:
+def devices_line(engine: Engine) -> str:
+    """Where an engine runs, for people."""
     world, device = engine.ranks.world, engine.ranks.device
     if world == 1:
         return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
@@ -265,7 +284,8 @@ def _devices(engine: Engine) -> str:
     return f"{world} x {device.type}{per_window}, ZeRO {engine.layout['zero']}"
 
 
-def _num_parameters(engine: Engine) -> int:
+def num_parameters(engine: Engine) -> int:
+    """The number of parameters that are trained."""
     return sum(shape.numel() for shape in engine.shapes.values())
 
 
@@ -280,7 +300,7 @@ def _finished(final: Path) -> dict[str, Any] | None:
 def _save_final(trainer: Trainer, provenance: dict[str, Any]) -> None:
     weights = trainer.engine.weights()
     if trainer.ranks.is_first:
-        save_weights(trainer.engine.model.config, weights, trainer.folder.final, provenance)
+        trainer.engine.start.write(weights, trainer.folder.final, provenance)
     trainer.ranks.wait()
 
 

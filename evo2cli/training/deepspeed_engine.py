@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from evo2cli.errors import UserError
 from evo2cli.training.engine import Engine, Parameter, prepare
-from evo2cli.training.optimizer import make_optimizer
+from evo2cli.training.optimizer import make_optimizer, set_rate
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
-from stripedhyena2 import StripedHyena2
-from stripedhyena2.assembly import assemble
+from stripedhyena2.mixer import Mixer
+from stripedhyena2.model import Block
 from stripedhyena2.parametrization import folded_state
 
 FOLDER = "deepspeed"  # its subfolder in a checkpoint
@@ -82,7 +82,7 @@ class DeepSpeedEngine(Engine):
     name = "deepspeed"
 
     def __init__(self, recipe: Recipe, start: Start, ranks: Ranks) -> None:
-        self.ranks = ranks
+        self.ranks, self.start = ranks, start
         self._recipe = recipe
         self._deepspeed = import_deepspeed(ranks.device)
         self._stage = max(1, recipe.parallel.zero)
@@ -95,8 +95,8 @@ class DeepSpeedEngine(Engine):
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         with _quiet():
             self._deepspeed.init_distributed(backend, auto_mpi_discovery=False)
-            model = self._assemble(start, settings)
-            optimizer = make_optimizer(model, recipe.optimizer)
+            model = self._build(settings)
+            optimizer = make_optimizer(model, recipe.optimizer, recipe.head_scale)
             self._engine, *_ = self._deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings
             )
@@ -110,10 +110,13 @@ class DeepSpeedEngine(Engine):
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """As `Engine`."""
-        return {name: _whole_shape(tensor) for name, tensor in self.model.named_parameters()}
+        return {name: _whole_shape(tensor) for name, tensor in self.trained.items()}
 
-    def _assemble(self, start: Start, settings: dict[str, Any]) -> StripedHyena2:
+    def _build(self, settings: dict[str, Any]) -> nn.Module:
         def adopt(part: nn.Module) -> None:
+            for module in part.modules():
+                if isinstance(module, Mixer):
+                    module.keeps_fp32 = False  # DeepSpeed narrows all parameters alike
             if self._stage < 3:
                 part.to(self.ranks.device)
                 return
@@ -123,20 +126,18 @@ class DeepSpeedEngine(Engine):
                 buffer.data = buffer.data.to(self.ranks.device)
             self._deepspeed.zero.Init(module=part, config_dict_or_path=settings, dtype=self._dtype)
 
-        model = assemble(
-            start.config,
-            seed=self._recipe.seed,
-            weights=start.weights,
-            published=self._recipe.optimizer.decay == "evo2-published",
-            adopt=adopt,
-        ).train()
+        model = self.start.build(self._recipe, adopt).train()
+        if (
+            self._stage == 3
+        ):  # a block is gathered as one: its Python hooks cost more than its bytes
+            self._deepspeed.utils.set_z3_leaf_modules(model, [Block])
         self.part = prepare(model, self._recipe, self.ranks)
         return model
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """As `Engine`."""
-        logits: Tensor = self._engine(ids_BL)
-        return logits
+        outputs: Tensor = self._engine(*inputs)
+        return outputs
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """As `Engine`; DeepSpeed averages over ranks, so the loss is multiplied by their number."""
@@ -146,8 +147,7 @@ class DeepSpeedEngine(Engine):
 
     def step(self, learning_rate: float) -> float:
         """As `Engine`."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self._engine.optimizer, learning_rate)
         skipped = self._engine.skipped_steps
         self._engine.step()
         if self._engine.skipped_steps > skipped:
@@ -178,7 +178,7 @@ class DeepSpeedEngine(Engine):
         """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        own, device = dict(self.model.named_parameters()), self.ranks.device
+        own, device = self.trained, self.ranks.device
         moments = []
         for parameter in parameters:
             safe_set_full_fp32_param(own[parameter.name], parameter.value.to(device))
@@ -204,7 +204,7 @@ class DeepSpeedEngine(Engine):
         from deepspeed.utils import safe_get_full_fp32_param
 
         whole = []
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             value = safe_get_full_fp32_param(parameter)
             if self.ranks.is_first:
                 whole.append((name, value.cpu()))
@@ -222,7 +222,7 @@ def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": recipe.batch.sequences // (groups * micro),
         "gradient_clipping": recipe.optimizer.clip,
-        "zero_optimization": {"stage": max(1, recipe.parallel.zero)},
+        "zero_optimization": _zero_settings(max(1, recipe.parallel.zero)),
         "zero_allow_untested_optimizer": True,
         # Gradients are summed and communicated in fp32, whatever the dtype of the weights.
         "communication_data_type": "fp32",
@@ -231,6 +231,20 @@ def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
     if recipe.precision.compute == "bf16":
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
     return settings
+
+
+def _zero_settings(stage: int) -> dict[str, Any]:
+    """How weights are gathered under ZeRO 3; tests/benchmarks/results/training.md has the times."""
+    if stage < 3:
+        return {"stage": stage}
+    return {
+        "stage": stage,
+        # Parameters of up to so many numbers (norms, filters, biases) are not sharded at all.
+        "stage3_param_persistence_threshold": 1_000_000,
+        "stage3_prefetch_bucket_size": 200_000_000,
+        "stage3_max_live_parameters": 3_000_000_000,
+        "stage3_max_reuse_distance": 3_000_000_000,
+    }
 
 
 def deepspeed_parameters(

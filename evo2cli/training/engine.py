@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from evo2cli.training.optimizer import make_optimizer
+from evo2cli.training.optimizer import make_optimizer, set_rate
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from evo2cli.training.start import Start
+from evo2cli.training.start import Start, trunk_of
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.assembly import assemble
 from stripedhyena2.float8.training import use_float8
 from stripedhyena2.parallelize import SharedSequence
 from stripedhyena2.parametrization import folded_state
@@ -48,16 +47,30 @@ class Engine(ABC):
     """A model in training.
 
     Attributes:
-        model: The model; its parameters may be sharded over many GPUs.
+        model: The model; its parameters may be sharded over many GPUs, and some may be frozen.
+        start: What it was built from.
         ranks: The processes that share it.
         name: Name of the engine in checkpoints.
         part: Start and end of the positions of a window that this rank computes.
     """
 
     name: str
-    model: StripedHyena2
+    model: nn.Module
+    start: Start
     ranks: Ranks
     part: tuple[int, int]
+
+    @property
+    def trunk(self) -> StripedHyena2:
+        """The StripedHyena 2 in the model, which has one."""
+        trunk = trunk_of(self.model)
+        assert trunk is not None
+        return trunk
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -66,12 +79,12 @@ class Engine(ABC):
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Shapes of the whole parameters by name, also where they are sharded."""
-        return {name: tensor.shape for name, tensor in self.model.named_parameters()}
+        """Shapes of the whole trained parameters by name, also where they are sharded."""
+        return {name: tensor.shape for name, tensor in self.trained.items()}
 
     @abstractmethod
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """Logits [B, L, V] of the part of its windows that this rank computes."""
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The model's outputs; of its part of windows that this rank shares with others."""
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -118,52 +131,62 @@ class Engine(ABC):
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """Whole folded fp32 weights, on the CPU of the first rank; empty on the other ranks."""
+        """Whole folded fp32 weights, on the CPU of the first rank; empty on the other ranks.
+
+        Frozen parameters are left out.
+        """
 
 
 class PlainEngine(Engine):
-    """A single process on one device: autocast over fp32 parameters.
+    """Whole weights on one device, in autocast over fp32 parameters.
+
+    Several ranks each hold all weights, and sum their gradients: worth it where few are trained.
 
     Args:
         recipe: The recipe.
         start: The model that the run starts from.
-        device: Its device.
+        ranks: The processes.
     """
 
     name = "plain"
 
-    def __init__(self, recipe: Recipe, start: Start, device: torch.device) -> None:
-        self.ranks = Ranks.alone(device)
+    def __init__(self, recipe: Recipe, start: Start, ranks: Ranks) -> None:
+        self.ranks, self.start = ranks, start
         self._recipe = recipe
-        self.model = assemble(
-            start.config,
-            seed=recipe.seed,
-            weights=start.weights,
-            published=recipe.optimizer.decay == "evo2-published",
-            adopt=lambda part: part.to(device),
-        ).train()
+        self.model = start.build(recipe, lambda part: part.to(ranks.device)).train()
         self.part = prepare(self.model, recipe, self.ranks)
-        self.optimizer = make_optimizer(self.model, recipe.optimizer)
+        self.optimizer = make_optimizer(self.model, recipe.optimizer, recipe.head_scale)
         self.averages: dict[str, Tensor] = {}
         if recipe.optimizer.ema is not None:
-            self.averages = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+            self.averages = {n: p.detach().clone() for n, p in self.trained.items()}
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """As `Engine`."""
         bf16 = self._recipe.precision.compute == "bf16"
-        with torch.autocast(ids_BL.device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits: Tensor = self.model(ids_BL)
-        return logits
+        with torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs: Tensor = self.model(*inputs)
+        return outputs
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:  # noqa: ARG002 - makes no difference here
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """As `Engine`."""
         loss.backward()  # type: ignore[no-untyped-call] # torch does not annotate it
+        if last and self.ranks.world > 1:
+            self._sum_gradients()
+
+    def _sum_gradients(self) -> None:
+        """Sum the gradients of all ranks, in one transfer."""
+        parameters = list(self.trained.values())
+        # A gradient is missing where no example of this rank needed it.
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        whole = self.ranks.sum(torch.cat([gradient.flatten() for gradient in found]))
+        parts = torch.split(whole, [p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def step(self, learning_rate: float) -> float:
         """As `Engine`; a gradient that is not finite is kept for `nonfinite_gradient`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        parameters = list(self.model.parameters())
+        set_rate(self.optimizer, learning_rate)
+        parameters = list(self.trained.values())
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients, foreach=True)
         value = norm.item()
@@ -179,7 +202,7 @@ class PlainEngine(Engine):
         decay = self._recipe.optimizer.ema
         if decay is None:
             return
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             self.averages[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
@@ -193,7 +216,7 @@ class PlainEngine(Engine):
 
     def _swap(self) -> None:
         """Swap the parameters and their averages."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             if name in self.averages:
                 parameter.data, self.averages[name] = self.averages[name], parameter.data
 
@@ -201,7 +224,7 @@ class PlainEngine(Engine):
         """As `Engine`; then sets the gradient to zero for the next step."""
         bad = [
             name
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self.trained.items()
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
         ]
         self.optimizer.zero_grad()
@@ -209,11 +232,15 @@ class PlainEngine(Engine):
 
     def save(self, folder: Path) -> None:
         """As `Engine`, in resume.pt."""
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        if not self.ranks.is_first:  # all ranks have the same
+            return
+        names = {parameter: name for name, parameter in self.trained.items()}
         groups = self.optimizer.param_groups
+        frozen = {n for n, p in self.model.named_parameters() if not p.requires_grad}
+        weights = {n: tensor for n, tensor in self.model.state_dict().items() if n not in frozen}
         state = {
             "names": [names[parameter] for group in groups for parameter in group["params"]],
-            "model": self.model.state_dict(),
+            "model": weights,
             "optimizer": self.optimizer.state_dict(),
             "averages": self.averages,
         }
@@ -222,14 +249,14 @@ class PlainEngine(Engine):
     def restore(self, folder: Path) -> None:
         """As `Engine`."""
         state = read_plain(folder, self.ranks.device)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict({**self.model.state_dict(), **state["model"]})
         self.optimizer.load_state_dict(state["optimizer"])
         self.averages = state["averages"]
 
     @torch.no_grad()
     def adopt(self, parameters: Iterator[Parameter], steps: int) -> None:
         """As `Engine`."""
-        own = dict(self.model.named_parameters())
+        own = self.trained
         for parameter in parameters:
             target = own[parameter.name]
             target.copy_(parameter.value)
@@ -243,11 +270,13 @@ class PlainEngine(Engine):
 
     def weights(self) -> dict[str, Tensor]:
         """As `Engine`; the averaged weights if the recipe has optimizer.ema."""
-        folded = folded_state(self.model, self.averages.items() if self.averages else None)
+        if not self.ranks.is_first:
+            return {}
+        folded = folded_state(self.model, {**self.trained, **self.averages}.items())
         return {name: tensor.cpu() for name, tensor in folded.items()}
 
 
-def prepare(model: StripedHyena2, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
+def prepare(model: nn.Module, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
     """Apply the recipe's activation checkpointing, FP8, compilation and context parallelism.
 
     Returns:
@@ -256,17 +285,20 @@ def prepare(model: StripedHyena2, recipe: Recipe, ranks: Ranks) -> tuple[int, in
     Raises:
         ValueError: A width of the model is not a multiple of what FP8 needs.
     """
-    model.activation_checkpointing = recipe.memory.activation_checkpointing
+    trunk = trunk_of(model)
+    if trunk is None:
+        return 0, recipe.batch.length
+    trunk.activation_checkpointing = recipe.memory.activation_checkpointing
     if recipe.precision.fp8:
-        use_float8(model)
+        use_float8(trunk)
     if recipe.precision.compile:
-        raise_recompile_limit(2 * len(model.blocks))
-        for block in model.blocks:
+        raise_recompile_limit(2 * len(trunk.blocks))
+        for block in trunk.blocks:
             block.compile()
     if ranks.context_parallel == 1:
         return 0, recipe.batch.length
     shared = SharedSequence(ranks.neighbours, recipe.parallel.schemes)
-    shared.put_on(model)
+    shared.put_on(trunk)
     return shared.expect(recipe.batch.length)
 
 

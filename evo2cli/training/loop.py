@@ -1,13 +1,14 @@
 """The training loop: steps, validation, checkpoints, and metrics of each step.
 
-B windows, L predictions, V vocabulary.
+What is learned, an `Objective`, is not its business: next bases in `language`, labels in
+`evo2cli.finetune`.
 """
 
 import contextlib
 import math
 import signal
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -15,22 +16,19 @@ import torch
 from torch import Tensor
 
 from evo2cli import console
-from evo2cli.data.loader import WindowLoader, Windows
+from evo2cli.data.order import keyed_number
 from evo2cli.errors import UntrustedNumericsError
+from evo2cli.training.best import Best
 from evo2cli.training.clock import Clock
 from evo2cli.training.deadline import step_deadline
 from evo2cli.training.engine import Engine
-from evo2cli.training.loss import read_windows, target_weights, weighted_loss
 from evo2cli.training.metrics import MetricsLogger, draw_curve
-from evo2cli.training.plan.flops import training_flops_per_token
+from evo2cli.training.objective import WAY_OUT, Batch, Objective
 from evo2cli.training.plan.hardware import peak_flops
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.schedule import learning_rate
 from evo2cli.training.state import RunFolder
 from stripedhyena2.diagnosis import first_nonfinite_layer
-
-NATS_PER_BIT = math.log(2)
-_WAY_OUT = "lower learning_rate, or delete the newest checkpoints to resume from an earlier one"
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,22 @@ class Outcome:
 
     Attributes:
         step: Number of steps done.
-        finished: Whether these are all steps; otherwise the run was asked to stop, and saved.
-        valid_bits: Bits per base at the last validation; None without validation.
+        finished: Whether these are all steps that were due; otherwise the run was asked to stop,
+            and saved.
+        valid: What the last validation found; empty without validation.
         skipped: Number of steps that were skipped because their gradient was not finite.
     """
 
     step: int
     finished: bool
-    valid_bits: float | None
+    valid: dict[str, Any]
     skipped: int = 0
+
+    @property
+    def valid_bits(self) -> float | None:
+        """Bits per base at the last validation; None without validation."""
+        bits: float | None = self.valid.get("valid_bits")
+        return bits
 
 
 @dataclass
@@ -57,26 +62,22 @@ class Trainer:
     Attributes:
         recipe: The recipe.
         engine: The model, its optimizer and the ranks that share them.
-        loader: The training windows.
-        valid: The validation windows of each held-out set; may be empty.
+        objective: What the model learns.
         folder: The folder of the run.
+        best: Keeps the best weights by validation, and ends a run that no longer improves.
     """
 
     recipe: Recipe
     engine: Engine
-    loader: WindowLoader
-    valid: Mapping[str, Windows]
+    objective: Objective
     folder: RunFolder
+    best: Best | None = None
     _skipped: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.ranks = self.engine.ranks
         self.micro = self.recipe.micro(self.ranks.world)
-        data = self.recipe.data
-        self._weight_of_byte = target_weights(
-            lowercase=data.lowercase_weight, end_of_document=data.end_of_document_weight
-        )
-        self._flops = training_flops_per_token(self.engine.model.config, self.recipe.batch.length)
+        self._flops = self.objective.flops_per_token
         on_gpu = self.ranks.device.type == "cuda"
         self._peak = peak_flops(torch.cuda.get_device_name(self.ranks.device)) if on_gpu else None
 
@@ -90,58 +91,68 @@ class Trainer:
         recipe, steps = self.recipe, self.recipe.optimizer.steps
         saved = self.folder.resume(self.engine)
         step, self._skipped = saved["step"], saved.get("skipped", 0)
+        if self.best is not None:
+            self.best.resume(saved)
         if step and self.ranks.is_first:
             console.say(f"resuming from step {step:,} of {steps:,}")
-        bits: float | None = None
+        valid: dict[str, Any] = {}
         logger = MetricsLogger(self.folder, steps, step, self._caption(), tracking=recipe.tracking)
         with (
             _stop_requests() as stop_requested,
             step_deadline(recipe.guard.step_deadline, self.folder.path, self.ranks) as restart,
             logger,
         ):
-            last = step == steps
+            last = self._is_over(step)
             while not last:
                 restart()
                 record: dict[str, Any] = {**self.step(step)}
                 step += 1
                 if step == steps or step % recipe.validation.every == 0:
-                    record |= self.validate()
-                    bits = record.get("valid_bits")
+                    valid = self.validate()
+                    record |= valid
+                    if self.best is not None:
+                        self.best.update(step, valid)
                 logger.log(record)
-                last = self.ranks.any(step == steps or stop_requested())
+                last = self.ranks.any(self._is_over(step) or stop_requested())
                 if last or step % recipe.checkpoint.every == 0:
                     restart()
-                    self.folder.save(step, self.engine, {"skipped": self._skipped})
-        if step == steps and bits is None:  # was killed between the last step and the final model
-            bits = self.validate().get("valid_bits")
+                    facts = self.best.facts if self.best is not None else {}
+                    self.folder.save(step, self.engine, {"skipped": self._skipped, **facts})
+        if self._is_over(step) and not valid:  # was killed between the last step and the result
+            valid = self.validate()
         if self.ranks.is_first:
             draw_curve(self.folder)
-        return Outcome(step, step == steps, bits, self._skipped)
+        return Outcome(step, self._is_over(step), valid, self._skipped)
+
+    def _is_over(self, step: int) -> bool:
+        """Whether no step is due after `step` of them."""
+        given_up = self.best is not None and self.best.is_over
+        return step == self.recipe.optimizer.steps or given_up
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimizer step (0-based).
 
         Returns:
-            step (1-based), loss (nats) and bits (per base), both None for a skipped step,
+            step (1-based), loss (None for a skipped step) and what the objective says of it,
             learning_rate, gradient_norm, tokens (in total), seconds, rate and rate_per_gpu (tokens
             per second), mfu (if the peak of the GPU is known), memory_gib (the peak of a GPU),
             skipped (steps in total, if there are any), and with several ranks slowest_rank and
             slowest_over_median (by the time of their own work).
         """
         clock = Clock(self.ranks.device)
+        # Dropout depends on the step alone, so that a resumed run draws what a whole one does.
+        torch.manual_seed(keyed_number(self.recipe.seed, "dropout", step, self.ranks.group))
         with clock.own():
-            windows = self.loader.windows(step, self.ranks.share(self.recipe.batch.sequences))
-            ids, targets, weights = self._read(windows, self._weight_of_byte)
+            batch = self.objective.batch(step)
         rate = learning_rate(step, self.recipe.optimizer)
-        loss = self._differentiate(ids, targets, weights, clock).item()
+        loss = self._differentiate(batch, clock).item()
         norm = self.engine.step(rate)
         finite = math.isfinite(loss + norm)
         if not finite:
-            self._skip_or_stop(step + 1, loss, norm, ids)
+            self._skip_or_stop(step + 1, loss, norm, batch)
         return {
             "step": step + 1,
-            "loss": loss if finite else None,
-            "bits": loss / NATS_PER_BIT if finite else None,
+            **self.objective.describe(loss if finite else None),
             "learning_rate": rate,
             "gradient_norm": norm if finite else None,
             "tokens": (step + 1) * self.recipe.batch.tokens,
@@ -149,21 +160,21 @@ class Trainer:
             **({"skipped": self._skipped} if self._skipped else {}),
         }
 
-    def _differentiate(self, ids: Tensor, targets: Tensor, weights: Tensor, clock: Clock) -> Tensor:
-        """Accumulate the gradient of a step; returns the loss, in nats per unit of weight.
+    def _differentiate(self, batch: Batch, clock: Clock) -> Tensor:
+        """Accumulate the gradient of a step; returns the loss per unit of weight.
 
         Losses are divided by the total weight of all micro-batches on all ranks, so the result does
         not depend on how a step is divided.
         """
-        total_weight = self.ranks.sum(weights.sum()).clamp_min(1e-6)
+        total_weight = self.ranks.sum(batch.weights.sum()).clamp_min(1e-6)
         loss = torch.zeros((), device=self.ranks.device)
-        for start in range(0, len(ids), self.micro):
-            rows = slice(start, start + self.micro)
+        for start in range(0, len(batch), self.micro):
+            micro = batch[start : start + self.micro]
             with clock.own():
-                logits = self.engine.forward(ids[rows])
-                part = weighted_loss(logits, targets[rows], weights[rows]) / total_weight
-            del logits
-            self.engine.backward(part, last=start + self.micro >= len(ids))
+                outputs = self.engine.forward(*micro.inputs)
+                part = self.objective.loss(outputs, micro) / total_weight
+            del outputs
+            self.engine.backward(part, last=start + self.micro >= len(batch))
             loss += part.detach()
         return self.ranks.sum(loss)
 
@@ -176,7 +187,7 @@ class Trainer:
             "rate": round(rate),
             "rate_per_gpu": round(each),
         }
-        if self._peak is not None:
+        if self._peak is not None and self._flops is not None:
             speed["mfu"] = round(each * self._flops / self._peak, 4)
         if self.ranks.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
@@ -189,6 +200,8 @@ class Trainer:
 
     def _caption(self) -> str:
         """The formula of the panel's MFU."""
+        if self._flops is None:
+            return ""
         flops = f"{self._flops / 1e9:,.2f} GFLOP per token, forward and backward"
         if self._peak is None:
             return f"{flops}, without recomputation"
@@ -196,86 +209,37 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """Bits per base on the validation windows; A, C, G and T all count 1, in either case.
+        """What the objective finds on held-out data.
 
         The model is the one that a checkpoint of this step would have, so with averaged weights if
         the recipe keeps any.
 
-        Returns:
-            valid_bits over all held-out sets, and valid_bits_of each set if there are several;
-            nothing without held-out sets.
-
         Raises:
             UntrustedNumericsError: The loss is not finite.
         """
+        self.engine.model.eval()
         with self.engine.averaged():
-            totals = self.ranks.sum(self._sums())
-        if not totals[:, 1].any():
-            return {}
-        total, *each = torch.cat([totals.sum(dim=0, keepdim=True), totals]).unbind()
-        bits = [
-            (nats / weight).item() / NATS_PER_BIT if weight else None
-            for nats, weight in (total, *each)
-        ]
-        if not all(value is None or math.isfinite(value) for value in bits):
-            raise UntrustedNumericsError(f"validation: the loss is not finite; {_WAY_OUT}")
-        found = {"valid_bits": bits[0]}
-        if len(each) > 1:
-            found["valid_bits_of"] = dict(zip(self.valid, bits[1:], strict=True))
+            found = self.objective.validate()
+        self.engine.model.train()
         return found
 
-    def _sums(self) -> Tensor:
-        """Nats and weight, summed over this rank's share of every held-out set, [sets, 2]."""
-        weight_of_byte = target_weights(lowercase=1, end_of_document=0)
-        sums = torch.zeros(len(self.valid), 2, dtype=torch.float64, device=self.ranks.device)
-        for row, windows in zip(sums, self.valid.values(), strict=True):
-            share = windows.share(self.ranks.group, self.ranks.num_groups)
-            for start in range(0, -(-len(windows) // self.ranks.num_groups), self.micro):
-                part = share[start : start + self.micro]
-                # A rank without a window left still runs the model, for the others need its shard.
-                ids, targets, weights = self._read(part or windows[:1], weight_of_byte)
-                weights = weights if len(part) else torch.zeros_like(weights)
-                row[0] += weighted_loss(self.engine.forward(ids), targets, weights)
-                row[1] += weights.sum()
-        return sums
-
-    def _read(self, windows: Windows, weight_of_byte: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, targets and weights of the positions that this rank computes."""
-
-        def to_device(array: Any) -> Tensor:
-            tensor = torch.from_numpy(array)
-            if self.ranks.device.type == "cuda":
-                tensor = tensor.pin_memory()
-            return tensor.to(self.ranks.device, non_blocking=True)
-
-        ids_BT, targets_BT, weights_BT = read_windows(
-            to_device(windows.tokens),
-            to_device(windows.reverse),
-            to_device(windows.masked),
-            weight_of_byte,
-        )
-        own = slice(*self.engine.part)
-        return ids_BT[:, own], targets_BT[:, own], weights_BT[:, own]
-
-    def _skip_or_stop(self, step: int, loss: float, norm: float, ids: Tensor) -> None:
+    def _skip_or_stop(self, step: int, loss: float, norm: float, batch: Batch) -> None:
         guard = self.recipe.guard
         if guard.on_nonfinite == "stop":
-            self._stop(step, loss, norm, ids)
+            self._stop(step, loss, norm, batch)
         self._skipped += 1
         self.engine.nonfinite_gradient()
         if self._skipped > guard.skip_limit:
             raise UntrustedNumericsError(
                 f"step {step}: {self._skipped} steps were not finite, more than guard.skip_limit = "
-                f"{guard.skip_limit}; {_WAY_OUT}"
+                f"{guard.skip_limit}; {WAY_OUT}"
             )
 
-    def _stop(self, step: int, loss: float, norm: float, ids: Tensor) -> NoReturn:
+    def _stop(self, step: int, loss: float, norm: float, batch: Batch) -> NoReturn:
         """Stop the run with the rank and the layer, or else the gradient, that is not finite."""
         gradient = self.engine.nonfinite_gradient()
-        layers = [
-            first_nonfinite_layer(self.engine.model, part, self.engine.forward)
-            for part in torch.split(ids, self.micro)
-        ]
+        micros = [batch[i : i + self.micro] for i in range(0, len(batch), self.micro)]
+        layers = [self._first_nonfinite_layer(micro) for micro in micros]
         bad = [f"the output of {layer}" for layer in layers if layer]
         bad += [f"the gradient of {gradient}"] if gradient else []
         found = self.ranks.collect(bad[0] if bad else None)
@@ -285,7 +249,13 @@ class Trainer:
         where = f" on rank {rank}" if self.ranks.world > 1 and rank is not None else ""
         raise UntrustedNumericsError(
             f"step {step}: {what} is not finite{where} (loss {loss}, gradient norm {norm}); "
-            f"{_WAY_OUT}"
+            f"{WAY_OUT}"
+        )
+
+    def _first_nonfinite_layer(self, micro: Batch) -> str | None:
+        first, *others = micro.inputs
+        return first_nonfinite_layer(
+            self.engine.model, first, lambda ids: self.engine.forward(ids, *others)
         )
 
 

@@ -49,7 +49,9 @@ class MetricsLogger:
         self._folder.log(dict(record))
         self._panel.advance()
         if self._is_first:
-            self._panel.show(_shown(record), important="valid_bits" in record)
+            self._panel.show(
+                _shown(record), important=any(key.startswith("valid_") for key in record)
+            )
         for tracker in self._trackers:
             tracker.log(record)
 
@@ -61,6 +63,7 @@ def _shown(record: Record) -> dict[str, str]:
         ("loss", "loss", ".4f"),
         ("bits", "bits per base", ".4f"),
         ("valid_bits", "valid", ".4f"),
+        ("valid_loss", "valid loss", ".4f"),
         ("learning_rate", "rate", ".1e"),
         ("gradient_norm", "norm", ".2f"),
         ("rate_per_gpu", "tokens/s/GPU", ",.0f"),
@@ -85,11 +88,12 @@ def draw_curve(folder: RunFolder) -> Path | None:
     except UserError:  # without matplotlib
         return None
     axes = figure.subplots()
-    for key, label, style in (("bits", "training", "-"), ("valid_bits", "validation", "o-")):
+    name, unit = ("bits", "bits per base") if "bits" in records[0] else ("loss", "loss")
+    for key, label, style in ((name, "training", "-"), (f"valid_{name}", "validation", "o-")):
         points = [(r["tokens"], r[key]) for r in records if r.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, markersize=3, label=label)
-    axes.set(xlabel="tokens", ylabel="bits per base")
+    axes.set(xlabel="tokens", ylabel=unit)
     axes.grid(alpha=0.3)
     axes.legend()
     file = folder.path / "loss.png"

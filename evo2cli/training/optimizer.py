@@ -1,41 +1,66 @@
 """AdamW, and which parameters have weight decay."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from evo2cli.training.recipe import Optimizer
+from evo2cli.training.start import trunk_of
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.adapters.lora import is_adapter_parameter
 from stripedhyena2.mixer import folded_name
 
+HEAD = ("head.", "pooling.")  # names of what fine-tuning puts on top of a model
 MLP = ("mlp.gate.weight", "mlp.up.weight", "mlp.down.weight")
 
 
-def make_optimizer(model: StripedHyena2, recipe: Optimizer) -> torch.optim.AdamW:
-    """AdamW with two groups of parameters: with and without weight decay.
+def make_optimizer(
+    model: nn.Module, recipe: Optimizer, head_scale: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW with groups of parameters: with and without weight decay, and those of a head.
 
     By default ("matrices") only the weight matrices of projections and MLPs decay; decay would pull
     filters towards zero and the tied head towards a uniform prediction. "evo2-published" reproduces
-    the published runs, which also decayed filters and norms.
+    the published runs, which also decayed filters and norms. All that fine-tuning adds decays.
 
     Args:
-        model: In training form.
+        model: In training form; frozen parameters are left out.
         recipe: Its table [optimizer].
+        head_scale: The learning rate of a head over that of the rest.
     """
-    names = decaying(model, recipe)
+    trunk = trunk_of(model)
+    in_trunk = set() if trunk is None else decaying(trunk, recipe)
     with_decay: list[nn.Parameter] = []
     without: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (with_decay if name in names else without).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if name.startswith(HEAD):
+            head.append(parameter)
+        elif is_adapter_parameter(name) or name.removeprefix("trunk.") in in_trunk:
+            with_decay.append(parameter)
+        else:
+            without.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": with_decay, "weight_decay": recipe.weight_decay},
+        {"params": without, "weight_decay": 0.0},
+        {"params": head, "weight_decay": recipe.weight_decay, "scale": head_scale},
+    ]
     return torch.optim.AdamW(
-        [
-            {"params": with_decay, "weight_decay": recipe.weight_decay},
-            {"params": without, "weight_decay": 0.0},
-        ],
+        [group for group in groups if group["params"]],
         lr=recipe.learning_rate,
         betas=recipe.betas,
         eps=1e-8,
         fused=next(model.parameters()).is_cuda,
     )
+
+
+def set_rate(optimizer: Any, learning_rate: float) -> None:
+    """Set the learning rate of a step, which that of a head is a multiple of."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("scale", 1.0)
 
 
 def decaying(model: StripedHyena2, recipe: Optimizer) -> set[str]:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from evo2cli.data.cuts import Packing
 from evo2cli.lengths import parse_length
+from stripedhyena2.adapters import LoRA
 from stripedhyena2.extension import Extension, Scheme
 from stripedhyena2.parallelize import Schemes
 from stripedhyena2.values import number
@@ -230,6 +231,51 @@ class Tracking(Table):
         return self
 
 
+class Adapters(Table):
+    """LoRA on frozen projections; `stripedhyena2.adapters.lora` has the formulas."""
+
+    rank: Count = 16
+    alpha: Weight = 32.0
+    dropout: Beta = 0.0
+    targets: str = "all"  # all, mixer, attention, mlp, or a regular expression of module names
+    rslora: bool = False  # divide alpha by the square root of the rank
+    dora: bool = False  # train the magnitude of each output channel, too
+
+    @property
+    def lora(self) -> LoRA:
+        """As the model floor takes it."""
+        return LoRA(**self.model_dump())
+
+
+class Finetune(Table):
+    """Fine-tuning of the weights of `init`; `data.sources` are the labelled tables."""
+
+    task: Literal["lm", "classify", "multilabel", "regress", "tokens"]
+    method: Literal["lora", "full", "head"] = "lora"
+    labels: list[str] = []  # columns with labels; default: label, labels, target or y
+    group: str | None = None  # column with groups; default: group
+    reference: Path | None = None  # genome of a table of variants
+    test: Path | None = None  # a table that is looked at once, at the end
+    split: Literal["column", "chromosome", "group", "cluster", "random"] | None = None
+    fractions: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)  # train, valid, test
+    features: Path | None = None  # BED or GFF whose features label the bases of a FASTA
+    feature_type: str | None = None  # of a GFF; several are separated by commas
+    regions: Path | None = None  # BED or GFF of the parts of the FASTA that are used
+    region_type: str | None = None  # of a GFF
+    cut: Literal["centre", "start", "end"] = "centre"  # what is kept of longer sequences
+    layer: str | None = None  # that the head reads; default: the last block
+    pool: str = "mean"  # mean, last, max, attention, or center:W
+    strand: Literal["fwd", "both"] = "fwd"
+    head: Literal["linear", "mlp"] = "linear"
+    head_learning_rate: Rate | None = None  # default: as the rest
+    base: Literal["fp32", "bf16", "fp8"] = "fp32"  # precision of frozen weights
+    adapters: Adapters = Adapters()
+    weights: Literal["none", "balanced"] = "none"  # of classes in the loss
+    metric: str | None = None  # of validation, which chooses the best weights
+    patience: Count | None = None  # validations without a better one
+    scratch: bool = False  # start from random weights of the same shape instead
+
+
 class Recipe(Table):
     """A run, starting from random weights of a given shape (model) or from trained ones (init)."""
 
@@ -249,6 +295,13 @@ class Recipe(Table):
     parallel: Parallel = Parallel()
     guard: Guard = Guard()
     tracking: Tracking = Tracking()
+    finetune: Finetune | None = None
+
+    @property
+    def head_scale(self) -> float:
+        """The learning rate of a head over that of the rest."""
+        rate = self.finetune and self.finetune.head_learning_rate
+        return rate / self.optimizer.learning_rate if rate else 1.0
 
     def extension(self, context: int) -> Extension | None:
         """The extension of initial weights that have this context length; None if none is due."""
@@ -294,6 +347,8 @@ class Recipe(Table):
             raise ValueError("[shape] cannot change the weights that init names")
         if self.init is None and self.extend is not None:
             raise ValueError("[extend] needs init (weights to extend)")
+        if self.init is None and self.finetune is not None:
+            raise ValueError("[finetune] needs init (weights to start from)")
         if self.extend is not None and self.batch.length > self.extend.to:
             raise ValueError(
                 f"batch.length = {self.batch.length} is longer than extend.to = {self.extend.to}"

@@ -77,7 +77,20 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: With the file, the table and the key.
     """
-    values = _read_values(path)
+    return make_recipe(_read_values(path), path, settings)
+
+
+def make_recipe(values: dict[str, Any], path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Make and check a recipe.
+
+    Args:
+        values: Its tables and keys; `settings` change them in place.
+        path: Its file, for messages.
+        settings: As for `read_recipe`.
+
+    Raises:
+        UserError: With the file, the table and the key.
+    """
     for setting in settings:
         _set_value(values, setting)
     try:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from evo2cli import __version__
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, naming
-from stripedhyena2 import ModelConfig
-from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
+from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.assembly import Adopt, assemble
+from stripedhyena2.checkpoint import Checkpoint, read_checkpoint, save_weights
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.extension import Extension
 from stripedhyena2.fingerprint import fingerprint
@@ -19,7 +20,7 @@ from stripedhyena2.fingerprint import fingerprint
 
 @dataclass(frozen=True)
 class Start:
-    """The model that a run starts from.
+    """The model that a run starts from: how it is built, and how its trained weights are written.
 
     Attributes:
         config: Its shape.
@@ -29,6 +30,31 @@ class Start:
 
     config: ModelConfig
     weights: Mapping[str, Tensor] | None = None
+
+    def build(self, recipe: Recipe, adopt: Adopt) -> nn.Module:
+        """The model in training form.
+
+        Args:
+            recipe: The recipe.
+            adopt: As in `assemble`.
+        """
+        return assemble(
+            self.config,
+            seed=recipe.seed,
+            weights=self.weights,
+            published=recipe.optimizer.decay == "evo2-published",
+            adopt=adopt,
+        )
+
+    def write(self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]) -> None:
+        """Write trained weights, as `Engine.weights` returns them, into a new folder."""
+        save_weights(self.config, weights, folder, provenance)
+
+
+def trunk_of(model: nn.Module) -> StripedHyena2 | None:
+    """The StripedHyena 2 in a model that is trained: itself, its part `trunk`, or none."""
+    trunk = model if isinstance(model, StripedHyena2) else getattr(model, "trunk", None)
+    return trunk if isinstance(trunk, StripedHyena2) else None
 
 
 def read_start(recipe: Recipe, path: Path) -> tuple[Start, dict[str, Any]]:

@@ -21,7 +21,6 @@ from evo2cli.files import atomic_path, locked, writing
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from stripedhyena2.checkpoint import save_weights
 from stripedhyena2.checkpoint.files import UNREADABLE
 from stripedhyena2.config import current_keys
 from stripedhyena2.outputs import OutputInUseError, remove, replace
@@ -152,7 +151,7 @@ class RunFolder:
         with _first_alone(self.ranks, failure) as is_first:
             if is_first:
                 remove(partial)
-                save_weights(engine.model.config, weights, partial, {"step": step})
+                engine.start.write(weights, partial, {"step": step})
         with _explained(failure):
             engine.save(partial)
         with _first_alone(self.ranks, failure) as is_first:

@@ -131,8 +131,8 @@ class _WandB:
     def log(self, record: Record) -> None:
         if record["step"] >= self._first:
             values = {_wandb_name(name): value for name, value in _numbers(record).items()}
-            if "valid_bits" in record:
-                values["val/loss"] = record["valid_bits"] * math.log(2)  # in nats, as train/loss
+            if "val/bits" in values:
+                values["val/loss"] = values["val/bits"] * math.log(2)  # in nats, as train/loss
             self._run.log(values, step=record["step"])
 
     def close(self, *, failed: bool) -> None:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,9 +41,27 @@ def kernels_take(
     """
     if not z_BLC.is_cuda or z_BLC.numel() == 0:
         return False
+    reason = _reason_against(
+        HAS_TRITON, z_BLC.dtype, num_featurizer_taps, num_taps, num_modes, width
+    )
+    if reason:
+        warn_once(reason)
+    return not reason
+
+
+@cache
+def _reason_against(
+    has_triton: bool,
+    dtype: torch.dtype,
+    num_featurizer_taps: int,
+    num_taps: int,
+    num_modes: int,
+    width: int,
+) -> str:
+    """Why no kernel supports an input; empty if one does."""
     reasons = {
-        "triton is not installed": not HAS_TRITON,
-        f"{z_BLC.dtype} has no kernel": z_BLC.dtype not in KERNEL_DTYPES,
+        "triton is not installed": not has_triton,
+        f"{dtype} has no kernel": dtype not in KERNEL_DTYPES,
         f"featurizers of more than {MAX_FEATURIZER_TAPS} taps have no kernel": (
             num_featurizer_taps > MAX_FEATURIZER_TAPS
         ),
@@ -50,11 +69,7 @@ def kernels_take(
         f"filters of more than {MAX_MODES} modes have no kernel": num_modes > MAX_MODES,
         f"norms of more than {MAX_CHANNELS} channels have no kernel": width > MAX_CHANNELS,
     }
-    for reason, applies in reasons.items():
-        if applies:
-            warn_once(reason)
-            return False
-    return True
+    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
 def all_contiguous(*tensors: Tensor | None) -> bool:
@@ -79,9 +94,17 @@ def batch_stride(x_BLC: Tensor) -> int:
     return x_BLC.stride(0) if x_BLC.shape[0] > 1 else 0
 
 
-def last_rows(x_BLC: Tensor, past_BPC: Tensor) -> Tensor:
-    """The last P rows of `past` followed by `x`, as a copy: the past of the samples that follow."""
-    count, length = past_BPC.shape[1], x_BLC.shape[1]
+def last_rows(x_BLC: Tensor, past_BPC: Tensor | None, count: int) -> Tensor:
+    """The last rows of `past` followed by `x`, as a copy: the past of the samples that follow.
+
+    Args:
+        x_BLC: The samples.
+        past_BPC: The `count` rows before them; zeros when None.
+        count: Rows of a past.
+    """
+    length = x_BLC.shape[1]
     if length >= count:
         return x_BLC[:, length - count :].clone()
+    if past_BPC is None:
+        return pad(x_BLC, (0, 0, count - length, 0))
     return torch.cat([past_BPC[:, length:].to(x_BLC.dtype), x_BLC], dim=1)

@@ -112,6 +112,16 @@ _ANY_LONG_FIR = FirLaunch(block=32, rows=4, parts=1, num_warps=4)
 _ANY_ROWS = RowLaunch(block_d=64, rows=4, num_warps=2)
 
 
+def parts_of(total: int, size: int) -> int:
+    """How many parts of a size cover a total; `triton.cdiv` costs Python twenty times as much."""
+    return -(-total // size)
+
+
+def power_of_two(least: int) -> int:
+    """The smallest power of two that is not below `least`, 1 for 0."""
+    return 1 << max(least - 1, 0).bit_length()
+
+
 @cache
 def architecture() -> tuple[int, int]:
     """The compute capability of the GPU, (0, 0) without one."""
@@ -169,6 +179,7 @@ def modal_launch(which: ModalPass, dtype: torch.dtype) -> RowLaunch:
     return _ANY_ROWS if measured is None or dtype == torch.float32 else measured[which]
 
 
+@cache
 def norm_launch(which: NormPass, width: int) -> tuple[int, int]:
     """The warps per program and the number of programs, for every GPU and dtype.
 

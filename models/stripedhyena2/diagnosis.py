@@ -1,18 +1,15 @@
 """Finding the layer where NaN or infinity first appears."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from stripedhyena2.model import StripedHyena2
-
 
 @torch.no_grad()
 def first_nonfinite_layer(
-    model: "StripedHyena2", ids_BL: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module, ids_BL: Tensor, forward: Callable[[Tensor], Tensor] | None = None
 ) -> str | None:
     """The first module whose output is NaN or infinite, by name; None if there is none.
 

@@ -56,6 +56,8 @@ class Mixer(nn.Module):
         exchanges: Its operator on a sequence that several ranks share, by the name of the scheme.
         first_position: Position of the first token of sequences without a past; not 0 on ranks that
             hold a later part of a sequence.
+        keeps_fp32: Whether parameters among `fp32_tensors` stay wide when the module is cast. A
+            training engine that keeps fp32 masters of all parameters sets it to False.
     """
 
     letter: ClassVar[str]
@@ -82,6 +84,7 @@ class Mixer(nn.Module):
     def __init__(self, config: "ModelConfig", operator: nn.Module | None = None) -> None:
         super().__init__()
         self.first_position = 0
+        self.keeps_fp32 = True
         self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
         if operator is not None:  # between the two: seeds draw parameters in this order
             self.operator = operator
@@ -89,7 +92,8 @@ class Mixer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
         """What `to`, `bfloat16`, `cuda` and the like call: torch has no public hook for these."""
-        named = [*self.named_parameters(), *self.named_buffers()]
+        parameters = self.named_parameters() if self.keeps_fp32 else ()
+        named = [*parameters, *self.named_buffers()]
         wide = [tensor for name, tensor in named if folded_name(name) in self.fp32_tensors]
         wide += [tensor.grad for tensor in wide if tensor.grad is not None]
 

@@ -4,7 +4,8 @@ B batch, L tokens, D channels, V vocabulary. Source: arXiv:2503.01868.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -164,18 +165,22 @@ class StripedHyena2(Inference, nn.Module):
             mixer.require_room(past, ids_BL.shape[1])
         return self.unembed(self.through_blocks(self.embedding(ids_BL), cache))
 
-    def through_blocks(self, x_BLD: Tensor, cache: Cache | None = None) -> Tensor:
-        """All blocks; without a cache, the backward pass may recompute groups of them.
+    def through_blocks(
+        self, x_BLD: Tensor, cache: Cache | None = None, depth: int | None = None
+    ) -> Tensor:
+        """All blocks, or the first; without a cache, the backward pass may recompute groups.
 
         Args:
             x_BLD: Embedded tokens.
             cache: As for `forward`.
+            depth: The number of blocks, without a cache; None for all.
         """
         if cache is not None:
             for index, block in enumerate(self.blocks):
                 x_BLD, cache.pasts[index] = block(x_BLD, cache.pasts[index])
             cache.position += x_BLD.shape[1]
             return x_BLD
+        depth = len(self.blocks) if depth is None else depth
 
         def run(x_BLD: Tensor, first: int, last: int) -> Tensor:
             for block in self.blocks[first:last]:
@@ -184,16 +189,57 @@ class StripedHyena2(Inference, nn.Module):
 
         group = self.activation_checkpointing
         if not (group and torch.is_grad_enabled()):
-            return run(x_BLD, 0, len(self.blocks))
-        for first in range(0, len(self.blocks), group):
-            x_BLD = checkpoint(run, x_BLD, first, first + group, use_reentrant=False)
+            return run(x_BLD, 0, depth)
+        for first in range(0, depth, group):
+            last = min(first + group, depth)
+            x_BLD = checkpoint(run, x_BLD, first, last, use_reentrant=False)
         return x_BLD
+
+    def read_layers(self, ids_BL: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """The output of each layer at each position, [B, L, D]; deeper blocks are not computed.
+
+        Args:
+            ids_BL: int64 token ids in [0, V).
+            layers: Names of our modules.
+        """
+        outputs: dict[str, Tensor] = {}
+
+        def keep(layer: str, _module: nn.Module, _inputs: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            assert isinstance(first, Tensor)
+            outputs[layer] = first
+
+        hooks = [
+            self.get_submodule(layer).register_forward_hook(partial(keep, layer))
+            for layer in layers
+        ]
+        try:
+            depth = num_blocks(self.config, layers)
+            x_BLD = self.through_blocks(self.embedding(ids_BL), depth=depth)
+            if "norm" in layers:
+                self.norm(x_BLD)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [outputs[layer] for layer in layers]
 
     def unembed(self, x_BLD: Tensor) -> Tensor:
         """Final norm and the tied head, in fp32 or better whatever the model's dtype."""
         dtype = accumulation_dtype(x_BLD)
         with full_precision(x_BLD):
             return F.linear(self.norm(x_BLD.to(dtype)), self.embedding.weight.to(dtype))
+
+
+def num_blocks(config: ModelConfig, layers: Sequence[str]) -> int:
+    """The number of blocks that must be computed for the outputs of layers."""
+
+    def needed(layer: str) -> int:
+        part, _, rest = layer.partition(".")
+        if part == "blocks":
+            return int(rest.partition(".")[0]) + 1
+        return 0 if part == "embedding" else config.depth
+
+    return max(map(needed, layers))
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def test_quantization_is_close_at_any_scale(dtype: torch.dtype, scale: float) ->
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_zeros_stay_and_nan_is_not_hidden(dtype: torch.dtype) -> None:
-    for quantize in (reference.quantize, lambda x, dtype: op.fused(x, dtype, True, True)):
+    for quantize in (reference.quantize, lambda x, dtype: op.by_kernel(x, dtype, True, True)):
         values, _, factor = quantize(
             torch.zeros(16, 16, device=DEVICE, dtype=torch.bfloat16), dtype
         )
@@ -79,19 +79,23 @@ def test_the_kernel_is_the_reference(
         pytest.skip("the interpreter does not round to FP8 as a GPU does")
     x = (draw(*shape) if rounded else representable(*shape, dtype=dtype)).bfloat16()
     for mine, exact in zip(
-        op.fused(x, dtype, True, True), reference.quantize(x, dtype), strict=True
+        op.by_kernel(x, dtype, True, True), reference.quantize(x, dtype), strict=True
     ):
         assert same_bits(mine, exact)
     rows, columns, _ = reference.quantize(x, dtype)
-    assert same_bits(op.fused(x, dtype, True, False)[0], rows)
-    assert same_bits(op.fused(x, dtype, False, True)[1], columns)
-    assert same_bits(op.fused(x.T.contiguous().T, dtype, True, False)[0], rows)
+    assert same_bits(op.by_kernel(x, dtype, True, False)[0], rows)
+    assert same_bits(op.by_kernel(x, dtype, False, True)[1], columns)
+    assert same_bits(op.by_kernel(x.T.contiguous().T, dtype, True, False)[0], rows)
 
 
-def test_the_fake_has_the_shapes_of_the_kernel() -> None:
-    for rows, columns in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(
-            op.fused,
-            (draw(21, 32, dtype=torch.bfloat16), NARROW[0], rows, columns),
-            test_utils=("test_schema", "test_faketensor"),
-        )
+@pytest.mark.parametrize("takes", [True, False], ids=["kernel", "reference"])
+def test_the_fake_has_the_shapes(takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "kernels_take", lambda _: takes)
+    x, turned = (draw(*shape, dtype=torch.bfloat16) for shape in ((21, 32), (32, 48)))
+    for matrix in (x, turned.T):
+        for rows, columns in ((True, True), (True, False), (False, True)):
+            torch.library.opcheck(
+                op.traced,
+                (matrix, NARROW[0], rows, columns),
+                test_utils=("test_schema", "test_faketensor"),
+            )

@@ -65,7 +65,10 @@ def poison() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: `taps` > 0 is an FIR, `modes` > 0 a modal filter."""
+    """One problem: `taps` > 0 is an FIR, `modes` > 0 a modal filter.
+
+    `spread` poles lie between -10, which forgets within a row, and -1e-9, which never does.
+    """
 
     batch: int = 1
     length: int = 37
@@ -76,16 +79,22 @@ class Case:
     featurizer: int = 3
     past: bool = False
     skip: bool = True
+    spread: bool = False
     dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
         kind = f"K{self.taps}-G{self.groups}" if self.taps else f"S{self.modes}"
+        kind += "-spread" * self.spread
         flags = "-past" * self.past + "-noskip" * (not self.skip)
         size = f"B{self.batch}-L{self.length}-D{self.width}-F{self.featurizer}"
         return f"{kind}-{size}{flags}-{str(self.dtype)[6:]}"
 
 
 Inputs = list[Tensor | None]
+
+
+def spread_poles(width: int, modes: int) -> Tensor:
+    return -torch.logspace(1, -9, width * modes, device=DEVICE).view(width, modes)
 
 
 def filters_of(case: Case, tensors: Inputs) -> FIRFilters | ModalFilters:
@@ -110,6 +119,8 @@ def inputs_of(case: Case, seed: int = 0) -> Inputs:
         past = draw(case.batch, case.taps - 1, case.width, dtype=case.dtype)
     else:
         poles = -0.01 - 0.3 * draw(case.width, case.modes).abs()
+        if case.spread:
+            poles = spread_poles(case.width, case.modes)
         parameters = [poles, draw(case.width, case.modes)]
         past = draw(case.batch, case.modes, case.width)
     if not case.past:
@@ -227,6 +238,7 @@ MORE_MODAL_CASES = [
     Case(modes=16, length=21),
     Case(modes=3, length=37, batch=2, past=True),
     Case(modes=3, length=37, skip=False, dtype=torch.bfloat16, past=True),
+    Case(modes=1, length=1000, featurizer=1, past=True, spread=True),
 ]
 KERNEL_CASES = [*FIR_CASES, *GROUP_CASES, *MODAL_CASES]
 KERNEL_CASES += slow(*MORE_FIR_CASES, *MORE_GROUP_CASES, *MORE_MODAL_CASES)
@@ -267,6 +279,7 @@ def test_modal_segments_join_wherever_the_featurizer_reaches(length: int) -> Non
         Case(taps=128, length=500, width=8192, groups=512, batch=2),
         Case(modes=16, length=2111, width=1920),
         Case(modes=16, length=1111, width=4096, past=True),
+        Case(modes=16, length=4111, width=4096, past=True, spread=True),
     ],
     ids=str,
 )
@@ -384,22 +397,45 @@ def test_steps_are_the_sequence(case: Case) -> None:
     assert_close("y", found, whole, TOLERANCE[case.dtype])
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["states", "adjoints"])
+def test_a_scan_over_many_segments_keeps_its_precision(reverse: bool) -> None:
+    """As many as 256,000 rows have; poles from fast to slow."""
+    segments, segment, modes, width = 500, 512, 1, 64
+    poles, generator = spread_poles(width, modes), torch.Generator().manual_seed(0)
+    ends = torch.randn(1, segments, modes, width, generator=generator).to(DEVICE)
+    state = torch.randn(1, modes, width, generator=generator).to(DEVICE)
+    found = modal_kernel.scan(ends, state, poles, segment, reverse=reverse)
+    kept, last = torch.exp(poles.double() * segment).T, segments - 1
+    exact = torch.empty_like(ends, dtype=torch.float64)
+    exact[:, last if reverse else 0] = carried = state.double()
+    for n in range(last):
+        piece = last - n if reverse else n
+        # In reverse the last segment has begun at the given state.
+        carried = ends[:, piece] + (0 if reverse and n == 0 else kept * carried)
+        exact[:, piece - 1 if reverse else piece + 1] = carried
+    assert_close("states", found, exact, TOLERANCE[ends.dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("path", ["kernel", "reference"])
-def test_a_pole_near_one_keeps_its_precision(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After many steps in fp32 the state is that of the pole, not of the rounded pole."""
+def test_a_pole_near_one_keeps_its_precision(
+    path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After many steps the fp32 state is that of the pole, not of the rounded pole."""
     monkeypatch.setattr(modal, "kernels_take", lambda *_, **__: path == "kernel")
-    width, modes, steps = 4, 8, 400
+    width, modes, steps = 4, 8, 200
     poles = -torch.linspace(1e-5, 3e-5, width * modes, device=DEVICE).view(width, modes)
     filters = ModalFilters(torch.ones(3 * width, 1, device=DEVICE), poles, torch.ones_like(poles))
     state = torch.zeros(1, modes, width, device=DEVICE).transpose(1, 2)
-    z, z_ring = torch.ones(2, 1, 1, 3 * width, device=DEVICE)
+    z, z_ring = torch.ones(2, 1, 1, 3 * width, device=DEVICE, dtype=dtype)
     with torch.no_grad():
         for t in range(steps):
             lengths_1 = torch.tensor([t], device=DEVICE)
             y = hyena_modal_step(z, filters, HyenaSlots(z_ring, state, lengths_1))
     wide = poles.double()
-    exact = (torch.expm1(wide * steps) / torch.expm1(wide)).sum(dim=1)
-    assert_close("y", y[0, 0], exact, 1e-6)
+    exact = torch.expm1(wide * steps) / torch.expm1(wide)
+    assert_close("state", state[0], exact, 1e-6)
+    assert_close("y", y[0, 0], exact.sum(dim=1), TOLERANCE[dtype])
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
@@ -504,10 +540,27 @@ def test_nan_in_gives_nan_out(case: Case) -> None:
 
 def test_fakes_have_the_shapes_of_the_kernels() -> None:
     for case in (Case(taps=7, past=True), Case(modes=3)):
-        op = fir.fused if case.taps else modal.fused
+        op = (fir if case.taps else modal).fused.traced
         torch.library.opcheck(
             op, tuple(leaves(inputs_of(case))), test_utils=("test_schema", "test_faketensor")
         )
+
+
+@pytest.mark.parametrize("case", [Case(taps=7, length=9), Case(modes=3, length=9)], ids=str)
+def test_eager_calls_are_those_of_the_custom_operator(case: Case) -> None:
+    """The same bits and gradients, and no second derivative that is silently zero."""
+    op, results = (fir if case.taps else modal).fused, []
+    for run in (op, op.traced):
+        inputs = leaves(inputs_of(replace(case, past=True)))
+        y, past_after = run(*inputs)[:2]
+        given = [tensor for tensor in inputs if tensor is not None]
+        total = y.square().sum() + past_after.sum()
+        results.append([y, past_after, *torch.autograd.grad(total, given, retain_graph=True)])
+        first = torch.autograd.grad(total, given, create_graph=True)
+        with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+            (total + first[0].square().sum()).backward()
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.slow

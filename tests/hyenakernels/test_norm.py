@@ -276,13 +276,15 @@ def test_an_unused_output_has_no_gradient() -> None:
 def test_fakes_have_the_shapes_of_the_kernels(case: Case) -> None:
     for inputs in (inputs_of(case), leaves(inputs_of(case))):
         torch.library.opcheck(
-            norm.fused, (*inputs, EPS, case.out), test_utils=("test_schema", "test_faketensor")
+            norm.fused.traced,
+            (*inputs, EPS, case.out),
+            test_utils=("test_schema", "test_faketensor"),
         )
     normed, total, roots = norm.fused(*inputs_of(case), EPS, case.out)
     x, _, scale = inputs_of(case)
     for dtotal, dtype in ((None, None), (torch.ones_like(normed), NARROW)):
         torch.library.opcheck(
-            norm.fused_gradient,
+            norm.fused.traced_gradient,
             (x, scale, roots, torch.ones_like(normed), dtotal, EPS, dtype),
             test_utils=("test_schema", "test_faketensor"),
         )

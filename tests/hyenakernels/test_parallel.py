@@ -50,8 +50,8 @@ TAPS = random(3 * WIDTH, 3, seed=2)
 SKIP = random(WIDTH, seed=4)
 PAST = random(2, 2, 3 * WIDTH, seed=5)
 FIR = [TAPS, random(GROUPS, 7, seed=3), SKIP, PAST, random(2, 6, WIDTH, seed=6)]
-# From poles that decay within a row to some that span all shards.
-POLES = -torch.exp(2 * random(WIDTH, 3, seed=7) - 3)
+# From poles that decay within a row to some that never do.
+POLES = -torch.logspace(1, -9, 3 * WIDTH, dtype=torch.float64).view(WIDTH, 3)
 MODAL = [TAPS, POLES, random(WIDTH, 3, seed=8), SKIP, PAST, random(2, WIDTH, 3, seed=9)]
 
 
@@ -89,7 +89,7 @@ def check(case: str, sharding: cp.Sharding, dtype: torch.dtype, group: Any) -> N
     z, *filters = (x.detach() for x in whole)
     own = [x.clone().requires_grad_(True) for x in (sharding.cut(z, rank), *filters)]
     actual = scheme.run(scheme.parallel_op, *own, sharding=sharding, group=group)
-    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-6
 
     def same(found: Tensor, right: Tensor) -> None:
         bound = tolerance * max(float(right.detach().abs().max()), 1.0)

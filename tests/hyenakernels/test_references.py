@@ -85,6 +85,21 @@ def test_modal_conv_keeps_the_precision_of_a_pole_near_one() -> None:
     torch.testing.assert_close(y[0, -1].double(), exact.sum(1), rtol=5e-6, atol=0)
 
 
+def test_modal_conv_in_fp32_is_that_in_float64_for_every_pole() -> None:
+    """From poles that forget within a sample to those that never do, gradients included."""
+    log_poles = -torch.logspace(1, -9, 32).view(8, 4)
+    given = [random(2, 4000, 8, seed=1), log_poles, random(8, 4, seed=2), random(2, 8, 4, seed=3)]
+    weights = random(2, 4000, 8, seed=4), random(2, 8, 4, seed=5)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [x.float().to(dtype).requires_grad_() for x in given]
+        outputs = modal_conv(*inputs)
+        gradients = torch.autograd.grad(outputs, inputs, [w.float().to(dtype) for w in weights])
+        results.append([x.double() for x in (*outputs, *gradients)])
+    for found, exact in zip(*results, strict=True):
+        assert (found - exact).norm() <= 1e-6 * exact.norm()
+
+
 CASES = {
     "fir-short": (causal_fir, (random(4, 7, seed=2),)),
     "fir-medium": (causal_fir, (random(2, 128, seed=2),)),

@@ -22,6 +22,8 @@ def checkpoint_bytes(counts: Sizes, setup: Setup) -> int:
         setup: Which engine writes it, and how.
     """
     each = FP32 + MOMENTS
+    if setup.frozen is not None:
+        return (FP32 + each) * setup.frozen.trained
     if setup.averaged:
         each += FP32
     if setup.zero in (1, 2):

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from evo2cli.training.plan.disk import checkpoint_bytes
 from evo2cli.training.plan.flops import (
     Flops,
@@ -11,10 +13,11 @@ from evo2cli.training.plan.flops import (
     recomputed_flops_per_token,
 )
 from evo2cli.training.plan.hardware import Accelerator
-from evo2cli.training.plan.memory import Memory, Setup, Sizes, memory_per_gpu, sizes
+from evo2cli.training.plan.memory import Frozen, Memory, Setup, Sizes, memory_per_gpu, sizes
 from evo2cli.training.plan.step_time import StepTime, step_time
 from evo2cli.training.recipe import Batch, Recipe
-from stripedhyena2 import ModelConfig
+from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.adapters.lora import target_names
 from stripedhyena2.parallelize import check_schemes
 
 SECONDS_PER_DAY = 86_400
@@ -114,7 +117,7 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
     """
     _check(recipe, config, gpus, gpu)
     counts = count_sizes(recipe, config)
-    return _plan(recipe, config, counts, gpu, make_setup(recipe, gpus))
+    return _plan(recipe, config, counts, gpu, make_setup(recipe, config, gpus))
 
 
 def count_sizes(recipe: Recipe, config: ModelConfig) -> Sizes:
@@ -122,16 +125,38 @@ def count_sizes(recipe: Recipe, config: ModelConfig) -> Sizes:
     return sizes(config, published=recipe.optimizer.decay == "evo2-published")
 
 
-def make_setup(recipe: Recipe, gpus: int) -> Setup:
+def _frozen(recipe: Recipe, config: ModelConfig) -> Frozen | None:
+    """The base of a fine-tuning that does not train it."""
+    tuning = recipe.finetune
+    if tuning is None or tuning.method == "full":
+        return None
+    element = {"fp32": 4, "bf16": 2, "fp8": 1}[tuning.base]
+    if tuning.method == "head":
+        return Frozen(element, config.width, has_backward=False)
+    adapters = tuning.adapters
+    with torch.device("meta"):
+        model = StripedHyena2(config)
+    shapes: list[torch.Size] = [
+        model.get_parameter(f"{name}.weight").shape
+        for name in target_names(config, adapters.targets)
+    ]
+    trained = sum(adapters.rank * sum(shape) for shape in shapes)
+    trained += sum(shape[0] for shape in shapes) if adapters.dora else 0
+    return Frozen(element, trained, has_backward=True)
+
+
+def make_setup(recipe: Recipe, config: ModelConfig, gpus: int) -> Setup:
     """How a recipe uses a number of GPUs.
 
     Raises:
         ValueError: They cannot share a step evenly.
     """
     micro, context_parallel = recipe.micro(gpus), recipe.parallel.context
+    frozen = _frozen(recipe, config)
+    is_plain = gpus == 1 or frozen is not None
     return Setup(
         gpus=gpus,
-        zero=recipe.parallel.zero if gpus == 1 else max(1, recipe.parallel.zero),
+        zero=recipe.parallel.zero if is_plain else max(1, recipe.parallel.zero),
         length=recipe.batch.length,
         micro=micro,
         accumulation=recipe.batch.sequences // (gpus // context_parallel * micro),
@@ -141,6 +166,7 @@ def make_setup(recipe: Recipe, gpus: int) -> Setup:
         averaged=recipe.optimizer.ema is not None,
         context=context_parallel,
         schemes=recipe.parallel.schemes,
+        frozen=frozen,
     )
 
 
@@ -229,7 +255,8 @@ def advice(plan: Plan, recipe: Recipe) -> str:
     for gpus in possible_gpus(recipe):
         if gpus <= plan.setup.gpus:
             continue
-        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, make_setup(recipe, gpus))
+        setup = make_setup(recipe, plan.config, gpus)
+        larger = _plan(recipe, plan.config, plan.counts, plan.gpu, setup)
         if larger.fits:
             return f"use at least {gpus:,} GPUs"
         for change in _changes(larger, recipe):

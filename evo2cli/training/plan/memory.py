@@ -9,10 +9,12 @@ ZeRO 2          e             4 / w                 12 / w
 ZeRO 3          e / w         4 / w                 12 / w
 
 with e = 2 in bf16 and 4 in fp32. The plain engine also holds bf16 copies of what it multiplies.
+
+Frozen weights have 1, 2 or 4 bytes and nothing else, and what is trained beside them is plain.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from evo2cli.training.plan.activations import FP32, Dtypes, activations
 from evo2cli.training.plan.calibration import (
@@ -31,6 +33,20 @@ BF16 = 2
 MOMENTS = 2 * FP32
 
 
+class Frozen(NamedTuple):
+    """A base that is not trained.
+
+    Attributes:
+        element: Bytes of a weight of its projections.
+        trained: Parameters that are trained beside it.
+        has_backward: Whether gradients pass through it, to adapters.
+    """
+
+    element: int
+    trained: int
+    has_backward: bool
+
+
 @dataclass(frozen=True)
 class Setup:
     """How a run uses its GPUs.
@@ -47,6 +63,7 @@ class Setup:
         averaged: Whether averaged weights are kept too.
         context: GPUs that share a window, each a part of its positions.
         schemes: How they exchange.
+        frozen: The base, if it is not trained.
     """
 
     gpus: int
@@ -60,6 +77,11 @@ class Setup:
     averaged: bool = False
     context: int = 1
     schemes: Schemes = field(default_factory=Schemes)
+    frozen: Frozen | None = None
+
+    def trained(self, counts: "Sizes") -> int:
+        """Number of parameters that are trained."""
+        return counts.all if self.frozen is None else self.frozen.trained
 
     @property
     def is_plain(self) -> bool:
@@ -70,6 +92,8 @@ class Setup:
     def dtypes(self) -> Dtypes:
         """Bytes of numbers: the plain engine autocasts over fp32, DeepSpeed's weights are bf16."""
         compute = BF16 if self.compute == "bf16" else FP32
+        if self.frozen is not None:
+            return Dtypes(compute, max(compute, self.frozen.element))
         return Dtypes(compute, FP32 if self.is_plain else compute)
 
     @property
@@ -162,11 +186,16 @@ def memory_per_gpu(config: ModelConfig, counts: Sizes, setup: Setup) -> Memory:
     It can be at the loss, in the blocks, or at the end of the backward pass, when all gradients
     exist.
     """
-    kept = activations(config, setup.dtypes, tokens=setup.tokens, checkpointing=setup.checkpointing)
+    frozen = setup.frozen
+    # Without a backward pass a block at a time is in memory.
+    group = 1 if frozen is not None and not frozen.has_backward else setup.checkpointing
+    kept = activations(config, setup.dtypes, tokens=setup.tokens, checkpointing=group)
     held, grown = _gradients(counts, setup)
     element = setup.dtypes.compute
     casts = setup.dtypes.is_autocast
     in_flight = counts.largest * (element + FP32 if casts else element)
+    if frozen is not None:  # no gradient of a large weight; one of a byte is widened to multiply
+        in_flight = counts.largest * element if frozen.element == 1 else 0
     # Recomputation casts weights again; without it the casts of the forward pass are kept.
     copy = counts.products * BF16 / config.depth if casts else 0
     moments = [
@@ -183,6 +212,11 @@ def memory_per_gpu(config: ModelConfig, counts: Sizes, setup: Setup) -> Memory:
 
 def _states(counts: Sizes, setup: Setup) -> tuple[float, float]:
     """Bytes of weights, and of optimizer states."""
+    trained = setup.trained(counts)
+    if setup.frozen is not None:
+        others = (counts.all - counts.products) * max(BF16, setup.frozen.element)
+        weights = counts.products * setup.frozen.element + others + trained * FP32
+        return weights, trained * MOMENTS
     if setup.is_plain:
         return counts.all * FP32 * (2 if setup.averaged else 1), counts.all * MOMENTS
     weights = counts.all * setup.dtypes.compute
@@ -192,7 +226,7 @@ def _states(counts: Sizes, setup: Setup) -> tuple[float, float]:
 
 def _gradients(counts: Sizes, setup: Setup) -> tuple[float, float]:
     """Bytes of gradients before a step's last backward pass, and at its end."""
-    whole = counts.all * FP32
+    whole = setup.trained(counts) * FP32
     if setup.zero >= 2:
         return whole / setup.gpus, whole / setup.gpus
     if setup.zero == 1 and setup.compute == "bf16":

@@ -78,8 +78,9 @@ def step_time(
     memory = gpu.bandwidth * BANDWIDTH
     operators, elementwise = (tokens * each / memory for each in _moved(config, setup))
     each_pass = PLAIN_PARAMETER_BYTES if setup.is_plain else DEEPSPEED_PARAMETER_BYTES
-    own = counts.all if setup.is_plain else counts.all / setup.gpus
-    moved = setup.accumulation * counts.all * each_pass + own * OPTIMIZER_BYTES
+    trained = setup.trained(counts)
+    own = trained if setup.is_plain else trained / setup.gpus
+    moved = setup.accumulation * trained * each_pass + own * OPTIMIZER_BYTES
     transfers = _transfers(config, counts, setup, gpu)
     hidden = OVERLAP * min(transfers, products + attention + operators + elementwise)
     waiting = transfers - hidden if setup.zero == 3 else transfers
@@ -100,13 +101,20 @@ def step_time(
 
 def _passes(setup: Setup) -> int:
     """Forward passes over the blocks in a step."""
-    return 2 if setup.checkpointing else 1
+    return 2 if setup.checkpointing and _backward(setup) else 1
+
+
+def _backward(setup: Setup) -> int:
+    """Gradients of a product that are computed, each as large as itself."""
+    if setup.frozen is None:
+        return BACKWARD
+    return 1 if setup.frozen.has_backward else 0
 
 
 def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[float, float, float]:
     """Seconds a token of products, of attention and of the head."""
     flops = flops_per_token(config, setup.length)
-    times = BACKWARD + _passes(setup)
+    times = _backward(setup) + _passes(setup)
     fp32 = gpu.fp32 * FP32_MATMUL
     narrow = setup.compute == "bf16"
     rate = gpu.bf16 * MATMUL if narrow else fp32
@@ -114,8 +122,11 @@ def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[floa
         rate = gpu.fp8 * FP8_MATMUL
     return (
         times * flops.dense / rate,
-        times * flops.attention / (gpu.bf16 * ATTENTION if narrow else fp32),
-        (1 + BACKWARD) * flops.head / fp32,
+        # Queries, keys and values have gradients also where weights have none.
+        (times + (_backward(setup) == 1))
+        * flops.attention
+        / (gpu.bf16 * ATTENTION if narrow else fp32),
+        (1 + _backward(setup)) * flops.head / fp32,
     )
 
 
@@ -126,6 +137,8 @@ def _moved(config: ModelConfig, setup: Setup) -> tuple[float, float]:
     """
     recomputed = _passes(setup) - 1
     forward, backward = elementwise_bytes(config, setup.dtypes)
+    if not _backward(setup):
+        backward = 0
     elementwise: float = config.depth * (forward * (1 + recomputed) + backward)
     operators = 0.0
     for mixer in config.mixers:
@@ -159,8 +172,11 @@ def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerato
     """
     if setup.gpus == 1:
         return 0
-    gradients, weights = counts.all * FP32, counts.all * setup.dtypes.compute
-    buckets = -(-counts.all // BUCKET)
+    trained = setup.trained(counts)
+    gradients, weights = trained * FP32, counts.all * setup.dtypes.compute
+    buckets = -(-trained // BUCKET)
+    if setup.frozen is not None:
+        return 2 * _ring(gradients, buckets, setup, gpu)
     summed = _ring(gradients, buckets, setup, gpu)
     if setup.zero < 3:
         times = setup.accumulation if setup.zero == 2 else 1

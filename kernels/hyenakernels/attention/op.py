@@ -12,6 +12,7 @@ from hyenakernels.attention.block import block_forward, flash_takes, merge
 from hyenakernels.attention.float8 import Float8Rows, Rows
 from hyenakernels.dispatch import all_contiguous, kernels_take, warn_once
 from hyenakernels.float8.op import runs_float8
+from hyenakernels.gradients import Fused
 from hyenakernels.host_memory import prefetch
 from hyenakernels.precision import accumulation_dtype
 
@@ -51,24 +52,28 @@ def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
     return reference.rotary(x_BLHW, cos_BLV, sin_BLV)
 
 
-@torch.library.custom_op("hyenakernels::rotary", mutates_args=())
-def fused_rotary(
-    x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor, backward: bool = False
-) -> Tensor:
-    """`rotary` by the kernel, or its transpose."""
+def _rotate(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
+    """`rotary` by the kernel."""
     from hyenakernels.attention import kernel
 
     with torch.cuda.device_of(x_BLHW):
-        rotated: Tensor = kernel.rotary(x_BLHW, cos_BLV, sin_BLV, backward=backward)
+        rotated: Tensor = kernel.rotary(x_BLHW, cos_BLV, sin_BLV, backward=False)
     return rotated
 
 
-@fused_rotary.register_fake
-def _(
+def _rotate_back(dy_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
+    """The transpose of `_rotate`."""
+    from hyenakernels.attention import kernel
+
+    with torch.cuda.device_of(dy_BLHW):
+        rotated: Tensor = kernel.rotary(dy_BLHW, cos_BLV, sin_BLV, backward=True)
+    return rotated
+
+
+def _fake_rotation(
     x_BLHW: Tensor,
     cos_BLV: Tensor,  # noqa: ARG001 - the fake has the operator's signature
     sin_BLV: Tensor,  # noqa: ARG001
-    backward: bool = False,  # noqa: ARG001
 ) -> Tensor:
     return torch.empty(x_BLHW.shape, dtype=x_BLHW.dtype, device=x_BLHW.device)
 
@@ -77,12 +82,18 @@ def _save_angles(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  
     ctx.save_for_backward(inputs[1], inputs[2])
 
 
-def _rotate_back(ctx, dy_BLHW):  # type: ignore[no-untyped-def]
-    cos_BLV, sin_BLV = ctx.saved_tensors
-    return fused_rotary(dy_BLHW.contiguous(), cos_BLV, sin_BLV, True), None, None, None
+def _backward(gradient, ctx, dy_BLHW):  # type: ignore[no-untyped-def]
+    return gradient(dy_BLHW.contiguous(), *ctx.saved_tensors), None, None
 
 
-fused_rotary.register_autograd(_rotate_back, setup_context=_save_angles)
+fused_rotary = Fused(
+    "rotary",
+    _rotate,
+    _rotate_back,
+    fakes=(_fake_rotation, _fake_rotation),
+    save=_save_angles,
+    backward=_backward,
+)
 
 
 def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.attention.float8 import Float8Rows
+from hyenakernels.launch import parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 PART = 128  # keys that a program reads: few, so that short pasts occupy the whole GPU too
@@ -79,7 +80,7 @@ def append_token(qkv_BC, frequency_V, rotary_scale, keys_BHTW, values_BHTW, leng
         float(rotary_scale),
         H=heads,
         V=width // 2,
-        BLOCK_V=triton.next_power_of_2(width // 2),
+        BLOCK_V=power_of_two(width // 2),
         num_warps=1,
         **overlap_options(),
     )
@@ -192,11 +193,11 @@ def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
     """`reference.decode_attention` for contiguous keys and values, in FP8 or not."""
     batch, heads, room, width = keys_BHTW.shape
     scaled = isinstance(keys_BHTW, Float8Rows)
-    parts = triton.cdiv(room, PART)
+    parts = parts_of(room, PART)
     sums_BHNW = q_BHW.new_empty(batch, heads, parts, width, dtype=torch.float32)
     logarithms_BHN = q_BHW.new_empty(batch, heads, parts, dtype=torch.float32)
     y_BHW = torch.empty(q_BHW.shape, dtype=q_BHW.dtype, device=q_BHW.device)
-    sizes = {"H": heads, "W": width, "BLOCK_W": triton.next_power_of_2(width), "PART": PART}
+    sizes = {"H": heads, "W": width, "BLOCK_W": power_of_two(width), "PART": PART}
     sizes |= overlap_options()
     _part_kernel[(parts, heads, batch)](
         q_BHW,

@@ -25,6 +25,7 @@ from hyenakernels.fir.tiles import (
     toeplitz_tiles,
 )
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals
+from hyenakernels.launch import parts_of
 
 
 @triton.jit(do_not_specialize=["length", "segment"])
@@ -196,7 +197,8 @@ def filter_gradient(z_BLC, filters, past, dy):
         **sizes,
     )
     groups, num_taps = taps_GK.shape
-    parts = triton.cdiv(sizes["W"], sizes["PART"])
-    summed = shares.sum(dim=0)[: groups * parts].view(groups, parts, lags).sum(dim=1)
+    parts = parts_of(sizes["W"], sizes["PART"])
+    summed = shares.sum(dim=0)[: groups * parts].view(groups, parts, lags)
+    summed = summed[:, 0] if parts == 1 else summed.sum(dim=1)
     dskip = skips.sum(dim=0) if skip_D is not None else skips.new_empty(0)
     return dx2_BLD, summed[:, :num_taps], dskip

@@ -8,7 +8,7 @@ from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_take,
 from hyenakernels.filters import FIRFilters, HyenaPast
 from hyenakernels.fir import reference
 from hyenakernels.gate.reference import gated
-from hyenakernels.gradients import fake_gradients, given_gradients
+from hyenakernels.gradients import Fused, fake_gradients, given_gradients
 
 
 def causal_fir(
@@ -58,16 +58,13 @@ def hyena_fir(
     z_shape = _past_shape("hyena_fir", z_BLC, channels, featurizer_taps_CF, z_past)
     inner_shape = _past_shape("hyena_fir", z_BLC, channels // 3, taps_GK, inner_past)
     if kernels_take(z_BLC, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]):
-        if past is None:
-            y_BLD, inner_after = fused(contiguous_rows(z_BLC), *filters, None, None)
-            return y_BLD, HyenaPast(last_rows(z_BLC, z_BLC.new_zeros(z_shape)), inner_after)
         y_BLD, inner_after = fused(
             contiguous_rows(z_BLC),
             *filters,
-            past.featurizer_BPC.to(z_BLC.dtype).contiguous(),
-            past.inner.to(z_BLC.dtype).contiguous(),
+            None if z_past is None else z_past.to(z_BLC.dtype).contiguous(),
+            None if inner_past is None else inner_past.to(z_BLC.dtype).contiguous(),
         )
-        return y_BLD, HyenaPast(last_rows(z_BLC, past.featurizer_BPC), inner_after)
+        return y_BLD, HyenaPast(last_rows(z_BLC, z_past, z_shape[1]), inner_after)
     if past is None:
         past = HyenaPast(z_BLC.new_zeros(z_shape), z_BLC.new_zeros(inner_shape))
     before_BPD = past.inner
@@ -136,8 +133,7 @@ def _past_shape(
 # Custom operators take plain tensors, so records are unpacked here and made again inside.
 
 
-@torch.library.custom_op("hyenakernels::fir", mutates_args=())
-def fused(
+def _forward(
     z_BLC: Tensor,
     featurizer_taps_CF: Tensor,
     taps_GK: Tensor,
@@ -154,8 +150,7 @@ def fused(
     return y_BLD, past_after
 
 
-@fused.register_fake
-def _(
+def _fake(
     z_BLC: Tensor,
     featurizer_taps_CF: Tensor,  # noqa: ARG001 - the fake has the operator's signature
     taps_GK: Tensor,
@@ -169,8 +164,7 @@ def _(
     return y_BLD, z_BLC.new_empty(batch, taps_GK.shape[1] - 1, width)
 
 
-@torch.library.custom_op("hyenakernels::fir_gradient", mutates_args=())
-def fused_gradient(
+def _gradient(
     z_BLC: Tensor,
     featurizer_taps_CF: Tensor,
     taps_GK: Tensor,
@@ -196,15 +190,14 @@ def fused_gradient(
     return [
         dz_BLC,
         dfeaturizer.to(featurizer_taps_CF.dtype),
-        dtaps_GK.to(taps_GK.dtype, copy=True),
+        dtaps_GK.to(taps_GK.dtype).contiguous(),
         dskip_D,
         dz_past,
         dpast_BPD,
     ]
 
 
-@fused_gradient.register_fake
-def _(
+def _fake_gradient(
     z_BLC: Tensor,
     featurizer_taps_CF: Tensor,
     taps_GK: Tensor,
@@ -225,16 +218,22 @@ def _past(z_past_BPC: Tensor | None, past_BPD: Tensor | None) -> HyenaPast | Non
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, dy_BLD, dpast_after_BPD):  # type: ignore[no-untyped-def]
+def _backward(gradient, ctx, dy_BLD, dpast_after_BPD):  # type: ignore[no-untyped-def]
     inputs = ctx.saved_tensors
     if dy_BLD is None:
         z_BLC = inputs[0]
         dy_BLD = z_BLC.new_zeros(*z_BLC.shape[:2], z_BLC.shape[2] // 3)
-    return given_gradients(inputs, fused_gradient(*inputs, dy_BLD, dpast_after_BPD))
+    return given_gradients(inputs, gradient(*inputs, dy_BLD, dpast_after_BPD))
 
 
-fused.register_autograd(_backward, setup_context=_save)
+fused = Fused(
+    "fir",
+    _forward,
+    _gradient,
+    fakes=(_fake, _fake_gradient),
+    save=_save,
+    backward=_backward,
+)

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.step import gated_step
+from hyenakernels.launch import parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
@@ -63,7 +64,7 @@ def step(z_B1C, filters, slots):
     width, (groups, num_taps) = channels // 3, filters.taps_GK.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
     block_d = 32
-    _step_kernel[(triton.cdiv(width, block_d), batch)](
+    _step_kernel[(parts_of(width, block_d), batch)](
         z_B1C,
         slots.featurizer_BFC,
         *filters.launch_arguments(),
@@ -77,7 +78,7 @@ def step(z_B1C, filters, slots):
         W=width // groups,
         HAS_SKIP=filters.skip_D is not None,
         BLOCK_D=block_d,
-        BLOCK_K=triton.next_power_of_2(num_taps),
+        BLOCK_K=power_of_two(num_taps),
         num_warps=4,
         **overlap_options(),
     )

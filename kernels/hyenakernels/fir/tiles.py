@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.gate.rows import featurized
-from hyenakernels.launch import fir_launch, fir_segment
+from hyenakernels.launch import fir_launch, fir_segment, parts_of, power_of_two
 
 COLUMNS = 16
 
@@ -21,7 +21,7 @@ def tiling(which, z_BLC, filters):
     """The compile-time sizes that every kernel of this folder takes, for the pass `which`."""
     width = z_BLC.shape[2] // 3
     groups, num_taps = filters.taps_GK.shape
-    part = min(COLUMNS, triton.next_power_of_2(width // groups))
+    part = min(COLUMNS, power_of_two(width // groups))
     launch = fir_launch(which, num_taps, z_BLC.dtype, part)
     return {
         "row_stride": z_BLC.stride(1),
@@ -34,7 +34,7 @@ def tiling(which, z_BLC, filters):
         "SEGMENTS": COLUMNS // part,
         "BLOCK": launch.block,
         "ROWS": launch.rows,
-        "TILES": triton.cdiv(num_taps - 1, launch.block) + 1,
+        "TILES": parts_of(num_taps - 1, launch.block) + 1,
         "OPERAND": _operand_dtype(z_BLC.dtype),
         # TF32 would be less precise than fp32 inputs promise.
         "PRECISION": "ieee",
@@ -55,11 +55,11 @@ def _operand_dtype(dtype):
 def grid(z_BLC, sizes):
     """The programs along channels, sequence and batch, and the number of rows of a segment."""
     batch, length, _ = z_BLC.shape
-    parts = sizes["D"] // sizes["W"] * triton.cdiv(sizes["W"], sizes["PART"])
-    programs = triton.cdiv(parts, sizes["PARTS"])
+    parts = sizes["D"] // sizes["W"] * parts_of(sizes["W"], sizes["PART"])
+    programs = parts_of(parts, sizes["PARTS"])
     segments = sizes["SEGMENTS"]
-    segment = fir_segment(batch * programs, triton.cdiv(length, segments))
-    return (programs, triton.cdiv(length, segment * segments), batch), segment
+    segment = fir_segment(batch * programs, parts_of(length, segments))
+    return (programs, parts_of(length, segment * segments), batch), segment
 
 
 @triton.jit

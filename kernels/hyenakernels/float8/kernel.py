@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.float8.reference import MULTIPLE, SMALLEST
+from hyenakernels.launch import parts_of
 
 BLOCK = 64  # rows and columns of a program: lines of 64 bytes in FP8
 CHUNK, NUM_CHUNKS = 4096, 8  # numbers of which a program finds the largest: 8 times 4096
@@ -70,7 +71,7 @@ def _quantize_kernel(
 def _largest(x_MN):
     """The largest magnitude of a contiguous matrix as an fp32 scalar; NaN if it contains one."""
     largest = torch.zeros((), dtype=torch.float32, device=x_MN.device)
-    grid = (triton.cdiv(x_MN.numel(), CHUNK * NUM_CHUNKS),)
+    grid = (parts_of(x_MN.numel(), CHUNK * NUM_CHUNKS),)
     _largest_kernel[grid](
         x_MN, largest.view(torch.int32), x_MN.numel(), CHUNK=CHUNK, NUM_CHUNKS=NUM_CHUNKS
     )
@@ -87,7 +88,7 @@ def quantize(x_MN, factor, dtype, *, rows, columns):
         (width, padded) if columns else (0, 0), dtype=dtype, device=x_MN.device
     )
     scale = torch.empty((), dtype=torch.float32, device=x_MN.device)
-    grid = (triton.cdiv(padded, BLOCK), triton.cdiv(width, BLOCK))
+    grid = (parts_of(padded, BLOCK), parts_of(width, BLOCK))
     _quantize_kernel[grid](
         x_MN,
         _largest(x_MN) if factor is None else factor,

@@ -10,6 +10,7 @@ from torch.nn.functional import ScalingType
 from hyenakernels.dispatch import kernels_take
 from hyenakernels.float8 import reference
 from hyenakernels.float8.reference import E4M3
+from hyenakernels.gradients import is_traced
 
 
 def quantize(
@@ -30,17 +31,17 @@ def quantize(
         columns: Whether to return the matrix by columns, [N, P].
 
     Returns:
-        The matrix by rows, by columns, and 1 / factor in fp32; a layout that was not requested has
-        arbitrary contents.
+        The matrix by rows, by columns, and 1 / factor in fp32; a layout that was not requested
+        is empty.
     """
-    if x_MN.dtype != torch.bfloat16 or not kernels_take(x_MN):
-        return reference.quantize(x_MN, dtype, factor)
-    found: tuple[Tensor, Tensor, Tensor] = fused(x_MN, dtype, rows, columns, factor)
+    # The reference too is hidden from torch.compile, which would choose another memory layout for
+    # its results than FP8 products take.
+    run = traced if is_traced(x_MN) else _in_layouts
+    found: tuple[Tensor, Tensor, Tensor] = run(x_MN, dtype, rows, columns, factor)
     return found
 
 
-@torch.library.custom_op("hyenakernels::quantize", mutates_args=())
-def fused(
+def by_kernel(
     x_MN: Tensor, dtype: torch.dtype, rows: bool, columns: bool, factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`quantize` by the kernel: both layouts, each empty if not requested, and 1 / factor."""
@@ -53,7 +54,25 @@ def fused(
     return found
 
 
-@fused.register_fake
+def _in_layouts(
+    x_MN: Tensor, dtype: torch.dtype, rows: bool, columns: bool, factor: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`by_kernel` where the kernel takes `x`, else the same by the reference."""
+    if x_MN.dtype == torch.bfloat16 and kernels_take(x_MN):
+        return by_kernel(x_MN, dtype, rows, columns, factor)
+    rows_PN, columns_NP, scale = reference.quantize(x_MN, dtype, factor)
+    nothing = (0, 0)
+    return (
+        rows_PN if rows else rows_PN.new_empty(nothing),
+        columns_NP if columns else columns_NP.new_empty(nothing),
+        scale,
+    )
+
+
+traced = torch.library.custom_op("hyenakernels::quantize", _in_layouts, mutates_args=())
+
+
+@traced.register_fake
 def _(
     x_MN: Tensor,
     dtype: torch.dtype,

@@ -44,7 +44,7 @@ def quantize(
     values_MN = narrow(x_MN, factor, dtype)
     padding = -x_MN.shape[0] % MULTIPLE
     # PyTorch cannot pad FP8 tensors, but it can pad their bytes.
-    rows_PN = F.pad(values_MN.view(torch.uint8), (0, 0, 0, padding)).view(dtype)
+    rows_PN = F.pad(values_MN.view(torch.uint8), (0, 0, 0, padding)).contiguous().view(dtype)
     return rows_PN, rows_PN.T.contiguous(), scale
 
 

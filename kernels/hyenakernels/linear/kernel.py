@@ -10,7 +10,7 @@ I input channels, O output channels.
 import triton
 import triton.language as tl
 
-from hyenakernels.launch import linear_launch
+from hyenakernels.launch import linear_launch, parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
@@ -97,7 +97,7 @@ def linear(
     outputs, inputs = weight_OI.shape
     y_1O = x_1I.new_empty(1, outputs)
     launch = linear_launch(inputs, gated=up_OI is not None)
-    _linear_kernel[(triton.cdiv(outputs, launch.block_o),)](
+    _linear_kernel[(parts_of(outputs, launch.block_o),)](
         x_1I,
         x_1I if scale_I is None else scale_I,
         weight_OI,
@@ -114,7 +114,7 @@ def linear(
         HAS_BIAS=bias_O is not None,
         ADDED=added_1O is not None,
         BLOCK_O=launch.block_o,
-        BLOCK_I=min(launch.block_i, triton.next_power_of_2(inputs)),
+        BLOCK_I=min(launch.block_i, power_of_two(inputs)),
         num_warps=launch.num_warps,
         **overlap_options(),
     )

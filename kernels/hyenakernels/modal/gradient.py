@@ -17,7 +17,7 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, zero_rows
-from hyenakernels.launch import modal_launch, modal_segment
+from hyenakernels.launch import modal_launch, modal_segment, parts_of
 from hyenakernels.modal.adjoint import adjoints, input_gradient
 from hyenakernels.modal.kernel import sizes_of
 from hyenakernels.modal.modes import decayed, load_filter, load_modes, store_modes
@@ -205,7 +205,7 @@ def _parameter_gradients(z_BLC, filters, z_past_BPC, dy_BLD, starts_BNSD, adjoin
     dx2_BLD = z_BLC.new_empty(batch, z_BLC.shape[1], width)
     dpoles_BNSD, dresidues_BNSD = torch.empty_like(starts_BNSD), torch.empty_like(starts_BNSD)
     dskip_BND = starts_BNSD.new_empty(batch, num_segments, width)
-    _parameter_kernel[(triton.cdiv(width, launch.block_d), num_segments, batch)](
+    _parameter_kernel[(parts_of(width, launch.block_d), num_segments, batch)](
         z_BLC,
         z_past_BPC,
         *filters.launch_arguments(),

@@ -20,19 +20,31 @@ def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D:
 
 
 @triton.jit
+def two_part_exp(x):
+    """exp(x), as a number in fp32 and the remainder of rounding it, in fp32 too.
+
+    What is near 1 and multiplies a state again and again needs both: the rounding would add up to
+    the largest error in fp32.
+    """
+    wide = tl.exp(x.to(tl.float64))
+    rounded = wide.to(tl.float32)
+    return rounded, (wide - rounded.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
 def load_poles(log_poles, channel, inside, S: tl.constexpr, EXACT: tl.constexpr):
     """exp(log_poles) of each channel, and if EXACT the remainder of rounding it to fp32.
 
-    A pole near 1 is applied so often that its rounding would be the largest error in fp32.
+    A narrower dtype does without: a pole is applied once for each row of a segment at most.
     """
     poles = ()
     remainders = ()
     for s in tl.static_range(S):
         log_pole = tl.load(log_poles + channel * S + s, mask=inside, other=0.0)
         if EXACT:
-            pole = tl.exp(log_pole.to(tl.float64))
-            poles = poles + (pole.to(tl.float32),)
-            remainders = remainders + ((pole - poles[s].to(tl.float64)).to(tl.float32),)
+            pole, remainder = two_part_exp(log_pole)
+            poles = poles + (pole,)
+            remainders = remainders + (remainder,)
         else:
             poles = poles + (tl.exp(log_pole.to(tl.float32)),)
             remainders = poles

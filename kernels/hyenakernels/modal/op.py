@@ -7,7 +7,7 @@ from hyenakernels import rings
 from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_take, last_rows
 from hyenakernels.filters import HyenaPast, ModalFilters
 from hyenakernels.gate.reference import gated
-from hyenakernels.gradients import fake_gradients, given_gradients
+from hyenakernels.gradients import Fused, fake_gradients, given_gradients
 from hyenakernels.launch import modal_segment
 from hyenakernels.modal import reference
 from hyenakernels.precision import accumulation_dtype
@@ -83,7 +83,7 @@ def hyena_modal(
         z_past_BPC.to(z_BLC.dtype).contiguous(),
         state_BDS.to(torch.float32).transpose(1, 2).contiguous(),
     )
-    return y_BLD, HyenaPast(last_rows(z_BLC, z_past_BPC), final_BSD.transpose(1, 2))
+    return y_BLD, HyenaPast(last_rows(z_BLC, z_past_BPC, expected[1]), final_BSD.transpose(1, 2))
 
 
 def hyena_modal_step(z_B1C: Tensor, filters: ModalFilters, slots: rings.HyenaSlots) -> Tensor:
@@ -136,8 +136,9 @@ def _checked_state(
             f"got {tuple(log_poles_DS.shape)} and {tuple(residues_DS.shape)}"
         )
     expected = (x.shape[0], *log_poles_DS.shape)
-    if state_BDS is None:
-        return x.new_zeros(expected, dtype=accumulation_dtype(x))
+    if state_BDS is None:  # laid out as the kernels take it, [B, S, D]
+        batch, width, modes = expected
+        return x.new_zeros(batch, modes, width, dtype=accumulation_dtype(x)).transpose(1, 2)
     if state_BDS.shape != expected:
         raise ValueError(f"{op}: the state is {tuple(state_BDS.shape)}, expected {expected}")
     return state_BDS
@@ -146,8 +147,7 @@ def _checked_state(
 # Custom operators take plain tensors, so records are unpacked here and made again inside.
 
 
-@torch.library.custom_op("hyenakernels::modal", mutates_args=())
-def fused(
+def _forward(
     z_BLC: Tensor,
     featurizer_taps_CF: Tensor,
     log_poles_DS: Tensor,
@@ -165,8 +165,7 @@ def fused(
     return y_BLD, final_BSD, starts_BNSD
 
 
-@fused.register_fake
-def _(
+def _fake(
     z_BLC: Tensor,
     featurizer_taps_CF: Tensor,  # noqa: ARG001 - the fake has the operator's signature
     log_poles_DS: Tensor,
@@ -182,8 +181,7 @@ def _(
     return z_BLC.new_empty(batch, length, width), torch.empty_like(state_BSD), starts_BNSD
 
 
-@torch.library.custom_op("hyenakernels::modal_gradient", mutates_args=())
-def fused_gradient(
+def _gradient(
     z_BLC: Tensor,
     featurizer_taps_CF: Tensor,
     log_poles_DS: Tensor,
@@ -214,8 +212,7 @@ def fused_gradient(
     ]
 
 
-@fused_gradient.register_fake
-def _(
+def _fake_gradient(
     z_BLC: Tensor,
     featurizer_taps_CF: Tensor,
     log_poles_DS: Tensor,
@@ -233,18 +230,24 @@ def _(
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *parameters, _ = inputs
     _, _, starts_BNSD = output
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*parameters, starts_BNSD)
 
 
-def _backward(ctx, dy_BLD, dfinal_BSD, _):  # type: ignore[no-untyped-def]
+def _backward(gradient, ctx, dy_BLD, dfinal_BSD, _):  # type: ignore[no-untyped-def]
     inputs = ctx.saved_tensors
     z_BLC, starts_BNSD = inputs[0], inputs[-1]
     if dy_BLD is None:
         dy_BLD = z_BLC.new_zeros(*z_BLC.shape[:2], z_BLC.shape[2] // 3)
     if dfinal_BSD is None:
         dfinal_BSD = torch.zeros_like(starts_BNSD[:, 0])
-    return given_gradients(inputs, fused_gradient(*inputs, dy_BLD, dfinal_BSD))
+    return given_gradients(inputs, gradient(*inputs, dy_BLD, dfinal_BSD))
 
 
-fused.register_autograd(_backward, setup_context=_save)
+fused = Fused(
+    "modal",
+    _forward,
+    _gradient,
+    fakes=(_fake, _fake_gradient),
+    save=_save,
+    backward=_backward,
+)

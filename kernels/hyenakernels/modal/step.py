@@ -4,12 +4,13 @@ B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, S modes; `
 ring.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.step import gated_step
+from hyenakernels.launch import parts_of, power_of_two
+from hyenakernels.modal.modes import two_part_exp
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
@@ -29,7 +30,6 @@ def _step_kernel(
     F: tl.constexpr,
     S: tl.constexpr,
     HAS_SKIP: tl.constexpr,
-    EXACT: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     OVERLAPS: tl.constexpr,
@@ -51,13 +51,9 @@ def _step_kernel(
     residue = tl.load(residues + by_channel, mask=present, other=0.0).to(tl.float32)
     kept = tl.load(state + mode * D + channel[None, :], mask=present, other=0.0)
     moved = tl.broadcast_to(u[None, :], (BLOCK_S, BLOCK_D))
-    if EXACT:  # as in `modes.load_poles`
-        wide = tl.exp(log_pole.to(tl.float64))
-        pole = wide.to(tl.float32)
-        moved = tl.fma((wide - pole.to(tl.float64)).to(tl.float32), kept, moved)
-    else:
-        pole = tl.exp(log_pole.to(tl.float32))
-    moved = tl.fma(pole, kept, moved)
+    # Whatever the dtype: a pole is applied once for each token, without an end.
+    pole, remainder = two_part_exp(log_pole)
+    moved = tl.fma(pole, kept, tl.fma(remainder, kept, moved))
     convolved = tl.sum(residue * moved, axis=0)
     if HAS_SKIP:
         convolved += u * tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
@@ -71,7 +67,7 @@ def step(z_B1C, filters, slots):
     batch, (width, modes) = len(z_B1C), filters.log_poles_DS.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
     block_d = 32
-    _step_kernel[(triton.cdiv(width, block_d), batch)](
+    _step_kernel[(parts_of(width, block_d), batch)](
         z_B1C,
         slots.featurizer_BFC,
         *filters.launch_arguments(),
@@ -83,9 +79,8 @@ def step(z_B1C, filters, slots):
         F=filters.featurizer_taps_CF.shape[1],
         S=modes,
         HAS_SKIP=filters.skip_D is not None,
-        EXACT=z_B1C.dtype == torch.float32,
         BLOCK_D=block_d,
-        BLOCK_S=triton.next_power_of_2(modes),
+        BLOCK_S=power_of_two(modes),
         num_warps=4,
         **overlap_options(),
     )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hyenakernels.dispatch import kernels_take
+from hyenakernels.gradients import Fused
 from hyenakernels.norm import reference
 
 
@@ -73,8 +74,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-@torch.library.custom_op("hyenakernels::norm", mutates_args=())
-def fused(
+def _forward(
     x_BLD: Tensor, y_BLD: Tensor | None, scale_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By the kernel: normed rows in `dtype`, the sum (empty without y), the roots of the rows."""
@@ -85,8 +85,7 @@ def fused(
     return normed_BLD, total_BLD, roots_BL
 
 
-@fused.register_fake
-def _(
+def _fake(
     x_BLD: Tensor,
     y_BLD: Tensor | None,
     scale_D: Tensor,  # noqa: ARG001 - the fake has the operator's signature
@@ -98,8 +97,7 @@ def _(
     return x_BLD.new_empty(x_BLD.shape, dtype=dtype), total_BLD, roots_BL
 
 
-@torch.library.custom_op("hyenakernels::norm_gradient", mutates_args=())
-def fused_gradient(
+def _gradient(
     x_BLD: Tensor,
     scale_D: Tensor,
     roots_BL: Tensor,
@@ -118,8 +116,7 @@ def fused_gradient(
     return dx_BLD, dy_BLD, dscale_D.to(scale_D.dtype)
 
 
-@fused_gradient.register_fake
-def _(
+def _fake_gradient(
     x_BLD: Tensor,
     scale_D: Tensor,
     roots_BL: Tensor,  # noqa: ARG001
@@ -136,17 +133,16 @@ def _(
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x_BLD, y_BLD, scale_D, eps, _ = inputs
     _, total_BLD, roots_BL = output
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x_BLD if y_BLD is None else total_BLD, scale_D, roots_BL)
     ctx.eps, ctx.y_dtype = eps, None if y_BLD is None else y_BLD.dtype
 
 
-def _backward(ctx, dnormed_BLD, dtotal_BLD, _):  # type: ignore[no-untyped-def]
+def _backward(gradient, ctx, dnormed_BLD, dtotal_BLD, _):  # type: ignore[no-untyped-def]
     x_BLD, scale_D, roots_BL = ctx.saved_tensors
     if dnormed_BLD is None:
         dnormed_BLD = x_BLD.new_zeros(x_BLD.shape)
     has_y, is_same = ctx.y_dtype is not None, ctx.y_dtype == x_BLD.dtype
-    dx_BLD, dy_BLD, dscale_D = fused_gradient(
+    dx_BLD, dy_BLD, dscale_D = gradient(
         x_BLD,
         scale_D,
         roots_BL,
@@ -159,4 +155,11 @@ def _backward(ctx, dnormed_BLD, dtotal_BLD, _):  # type: ignore[no-untyped-def]
     return dx_BLD, dy_BLD, dscale_D, None, None
 
 
-fused.register_autograd(_backward, setup_context=_save)
+fused = Fused(
+    "norm",
+    _forward,
+    _gradient,
+    fakes=(_fake, _fake_gradient),
+    save=_save,
+    backward=_backward,
+)

@@ -8,6 +8,7 @@ scale_fwd[1], of its weight. Only the Hyena input projections ran in FP8.
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -62,7 +63,9 @@ def _read(record: bytes, name: str) -> Scales | None:
     try:
         require_sound_record(record, name)
         unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(record))
-        with safe_globals([(Inert, known) for known in unknown if known.startswith(_MAKER)]):
+        inert = [(Inert, known) for known in unknown if known.startswith(_MAKER)]
+        with safe_globals(inert), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
             state = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

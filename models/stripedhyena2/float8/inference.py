@@ -1,6 +1,7 @@
 """The Hyena input projections in FP8 with fixed scales, as the published models were trained.
 
-For inference only: weights are rounded once, at loading, and inputs at every product.
+Weights are rounded once, at loading, and inputs at every product. The weights cannot be trained,
+but gradients pass through the product to what comes before it, as if nothing were rounded.
 
 I input channels, O output channels.
 """
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hyenakernels.float8.op import quantize_weight, scaled_product
 from hyenakernels.float8.reference import MULTIPLE
+from stripedhyena2.float8.frozen import straight_through
 
 if TYPE_CHECKING:
     from stripedhyena2.model import StripedHyena2
@@ -41,8 +43,14 @@ class ScaledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (e4m3(x s) . e4m3(W t)^T) / (s t); the result has the dtype of `x`."""
-        y = scaled_product(x.flatten(0, -2), self.weight, self.scales.input, self.scales.weight)
+        y = straight_through(x.flatten(0, -2), self._product, self._dense)
         return y.view(*x.shape[:-1], -1)
+
+    def _product(self, x_MI: Tensor) -> Tensor:
+        return scaled_product(x_MI, self.weight, self.scales.input, self.scales.weight)
+
+    def _dense(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype) / self.scales.weight
 
 
 def use_scales(model: "StripedHyena2", scales: Mapping[str, Scales]) -> None:

@@ -14,6 +14,7 @@ from evo2cli.extend.checkpoint import extend_checkpoint
 from evo2cli.extend.options import Scheme as SchemeOption
 from evo2cli.lengths import parse_bytes, parse_length
 from evo2cli.training.engine import PlainEngine
+from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load, read_config, save
@@ -135,7 +136,7 @@ def test_filters_train_under_the_window_of_the_first_context(source: str, tmp_pa
             "precision": {"compute": "fp32"},
         }
     )
-    engine = PlainEngine(recipe, Start(long.config, long.tensors), torch.device("cpu"))
+    engine = PlainEngine(recipe, Start(long.config, long.tensors), Ranks.alone(torch.device("cpu")))
     for name, tensor in folded_state(engine.model).items():
         torch.testing.assert_close(tensor, long.tensors[name].float(), msg=name)
     windows = [m.window_GK for m in engine.model.modules() if isinstance(m, DecayWindow)]

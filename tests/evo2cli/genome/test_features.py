@@ -27,11 +27,12 @@ def test_lines_of_a_gff3_that_share_an_id_are_one_feature(tmp_path: Path) -> Non
         ]
     )
     path.write_bytes(gzip.compress(f"{text}##FASTA\n>chr1\nACGT\n".encode()))
-    coding = Feature("cds;1", "chr1", ((10, 24), (30, 40)))
+    coding = Feature("cds;1", "chr1", ((10, 24), (30, 40)), "CDS", "-")
     assert (coding.start, coding.end) == (10, 40)
-    exon = Feature("chr1:0-5", "chr1", ((0, 5),))
-    gene = Feature("gene1", "chr1", ((10, 40),))
-    assert read_features(path) == [coding, gene, Feature("cds;1", "chr2", ((0, 1),)), exon, exon]
+    exon = Feature("chr1:0-5", "chr1", ((0, 5),), "exon", "-")
+    gene = Feature("gene1", "chr1", ((10, 40),), "gene", "-")
+    other = Feature("cds;1", "chr2", ((0, 1),), "CDS", "-")
+    assert read_features(path) == [coding, gene, other, exon, exon]
     assert read_features(path, "gene") == [gene]
     with pytest.raises(UserError, match="has no feature of type tRNA"):
         read_features(path, "tRNA")
@@ -52,8 +53,8 @@ def test_every_line_of_a_gtf_and_of_a_bed_is_a_feature(tmp_path: Path) -> None:
     ]
     bed = tmp_path / "x.bed"
     bed.write_text("track name=all of it\tx\n1\t0\t9\tsome name\t0\t+\n1 3 4\n1\t3\t4\t.\n")
-    assert [(f.name, f.spans) for f in read_features(bed)] == [
-        ("some name", ((0, 9),)),
-        ("1:3-4", ((3, 4),)),
-        ("1:3-4", ((3, 4),)),
+    assert [(f.name, f.spans, f.strand) for f in read_features(bed)] == [
+        ("some name", ((0, 9),), "+"),
+        ("1:3-4", ((3, 4),), "."),
+        ("1:3-4", ((3, 4),), "."),
     ]

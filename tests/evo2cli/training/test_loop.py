@@ -19,6 +19,7 @@ from evo2cli.data.loader import WindowLoader, fixed_windows
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.training import state
 from evo2cli.training.engine import PlainEngine
+from evo2cli.training.language import NextBase
 from evo2cli.training.loop import Outcome, Trainer
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
@@ -75,7 +76,7 @@ def make_trainer(
     *,
     facts: dict[str, Any] | None = None,
 ) -> Trainer:
-    engine = PlainEngine(recipe, Start(SHAPE), torch.device("cpu"))
+    engine = PlainEngine(recipe, Start(SHAPE), Ranks.alone(torch.device("cpu")))
     folder = RunFolder(recipe, facts or {}, engine.ranks)
     batch = recipe.batch
     loader = WindowLoader(
@@ -85,7 +86,8 @@ def make_trainer(
         seed=recipe.seed,
     )
     windows = fixed_windows(documents("valid", valid), length=batch.length, limit=8)
-    return Trainer(recipe, engine, loader, {"valid": windows} if len(windows) else {}, folder)
+    held_out = {"valid": windows} if len(windows) else {}
+    return Trainer(recipe, engine, NextBase(recipe, engine, loader, held_out), folder)
 
 
 def engine_of(trainer: Trainer) -> PlainEngine:
@@ -244,7 +246,8 @@ def test_micro_batches_give_the_step_of_the_whole_batch(tmp_path: Path) -> None:
 def test_validation_is_the_mean_surprise_of_acgt_in_either_case(tmp_path: Path) -> None:
     trainer = make_trainer(make_recipe(tmp_path / "run"))
     surprises = []
-    for window in trainer.valid["valid"].tokens:
+    assert isinstance(trainer.objective, NextBase)
+    for window in trainer.objective.valid["valid"].tokens:
         ids = torch.tensor([list(bytes(window).upper())])
         with torch.no_grad():
             log_probabilities = engine_of(trainer).model(ids[:, :-1]).double().log_softmax(-1)
@@ -365,7 +368,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
     trainer = make_trainer(make_recipe(tmp_path / "run"))
     trainer.step(0)
     trainer.folder.save(1, trainer.engine, {})
-    for place in ("save_weights", "engine"):
+    for place in ("weights", "engine"):
         with monkeypatch.context() as patch:
 
             def full(*_: Any, **__: Any) -> None:
@@ -374,7 +377,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
             if place == "engine":
                 patch.setattr(PlainEngine, "save", full)
             else:
-                patch.setattr(state, "save_weights", full)
+                patch.setattr(Start, "write", full)
             with pytest.raises(UserError, match=r"cannot be written .*No space left"):
                 trainer.folder.save(2, trainer.engine, {})
         newest = make_trainer(trainer.recipe).folder.newest()

@@ -44,6 +44,25 @@ def test_a_layer_and_its_gradients(rows: int, *, bias: bool) -> None:
         torch.testing.assert_close(narrow[3], wide[3])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of the compiler itself
+def test_a_compiled_layer_is_the_layer() -> None:
+    """The compiler must hand FP8 products their operands in the layout that they take."""
+    torch.manual_seed(0)
+    linear = Float8Linear(64, 96).to(DEVICE, torch.bfloat16)
+    x = torch.randn(64, 48, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+
+    def turned(x_IM: Tensor) -> Tensor:
+        return linear(x_IM.T * 2)
+
+    results = []
+    for run in (turned, torch.compile(turned)):
+        y = run(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *linear.parameters()])])
+    for found, exact in zip(*results, strict=True):
+        assert error(found, exact) < 0.01
+
+
 def test_a_model_trains_in_fp8_under_autocast() -> None:
     ids = torch.randint(65, 85, (2, 65), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     curves = []

@@ -64,7 +64,8 @@ def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path, settings: tuple[str
     written = sum(part.stat().st_size for part in folder.rglob("*") if part.suffix != ".py")
 
     recipe = read_recipe(file, settings)
-    counts = count_sizes(recipe, read_shape(recipe, file))
-    planned = checkpoint_bytes(counts, make_setup(recipe, 1))
+    config = read_shape(recipe, file)
+    counts = count_sizes(recipe, config)
+    planned = checkpoint_bytes(counts, make_setup(recipe, config, 1))
     assert counts.all > counts.folded
     assert planned < written < 1.05 * planned

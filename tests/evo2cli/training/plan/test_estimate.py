@@ -12,6 +12,7 @@ from evo2cli.training.engine import PlainEngine
 from evo2cli.training.plan.estimate import Plan, advice, make_plan, possible_gpus
 from evo2cli.training.plan.hardware import find_accelerator
 from evo2cli.training.plan.memory import Memory, Setup, memory_per_gpu, sizes
+from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_recipe, read_shape
 from evo2cli.training.start import Start
@@ -61,7 +62,7 @@ def test_states_are_what_the_plain_engine_allocates(tiny_config: ModelConfig) ->
             "precision": {"compute": "fp32"},
         }
     )
-    engine = PlainEngine(recipe, Start(tiny_config), torch.device("cpu"))
+    engine = PlainEngine(recipe, Start(tiny_config), Ranks.alone(torch.device("cpu")))
     parameters = list(engine.model.parameters())
     counts = sizes(tiny_config, published=True)
     ids = torch.zeros(2, 32, dtype=torch.long)
@@ -164,3 +165,41 @@ def test_the_run_is_steps_times_a_step() -> None:
     assert large.days == 656_000 * large.time.total / 86_400
     assert large.gpu_hours == large.days * 24 * 1024
     assert large.utilization < 1
+
+
+def tuned(method: str, base: str) -> Plan:
+    """Fine-tuning of the 7B shape at 8,192 positions on one GPU."""
+    config = published_config("evo2_7b_base")
+    recipe = Recipe.model_validate(
+        {
+            "init": "evo2_7b_base",
+            "output": "run",
+            "data": {"sources": [{"path": "x.tsv"}]},
+            "batch": {"length": 8192, "sequences": 8, "micro_sequences": 1},
+            "optimizer": {
+                "steps": 10,
+                "warmup_steps": 0,
+                "learning_rate": 1e-4,
+                "min_learning_rate": 0,
+            },
+            "memory": {"activation_checkpointing": 1},
+            "finetune": {"task": "classify", "method": method, "base": base},
+        }
+    )
+    gpu = find_accelerator("h100-80gb")
+    assert gpu is not None
+    return make_plan(recipe, config, gpus=1, gpu=gpu)
+
+
+def test_fine_tuning_needs_less_the_less_is_trained() -> None:
+    full, lora = tuned("full", "fp32"), tuned("lora", "bf16")
+    rounded, head = tuned("lora", "fp8"), tuned("head", "bf16")
+    totals = [plan.memory.total for plan in (full, lora, rounded)]
+    assert totals == sorted(totals, reverse=True)
+    assert lora.memory.total < 80e9
+    assert rounded.memory.total < 48e9
+    assert head.memory.total < lora.memory.total
+    times = [plan.time.total for plan in (full, lora, head)]
+    assert times == sorted(times, reverse=True)
+    assert lora.time.total < 0.85 * full.time.total
+    assert lora.disk < full.disk / 100

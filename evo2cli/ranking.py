@@ -9,6 +9,7 @@ B rows, U distinct scores in ascending order.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)  # of the resamples: 95 % lie between
 MAX_COUNTS = 1 << 22  # entries of a matrix of resamples, which bounds memory
 
-Counts = NDArray[np.int64]
+Counts = NDArray[Any]  # whole numbers
 Values = NDArray[np.float64]
 
 
@@ -36,15 +37,6 @@ class Ranking:
 
     auroc: Estimate
     auprc: Estimate
-
-
-@dataclass(frozen=True)
-class Allele:
-    """A scored and labelled allele, and the groups (kind, name) that it belongs to."""
-
-    delta: float
-    positive: bool
-    groups: tuple[tuple[str, str], ...]
 
 
 def count_levels(scores: Sequence[float], positive: Sequence[bool]) -> tuple[Counts, Counts]:

@@ -1,0 +1,1 @@
+"""`evo2 finetune`: from a table of labelled DNA to a model that predicts the labels."""

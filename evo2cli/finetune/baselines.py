@@ -1,0 +1,204 @@
+"""What simple models reach on the same split, so that a number of a large model means something.
+
+A linear model on the frequencies of k-mers knows composition and no positions. A linear model on
+the one-hot bases around the centre is a position weight matrix: it knows positions and no context.
+Chance knows how frequent each class is. All are fitted on train alone. Models of classes are
+logistic regressions (L2) on standardized features, those of numbers ridge regressions.
+
+N sequences, L bases, F features, C classes or numbers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evo2cli.embed.probe import MAX_ITERATIONS, PENALTIES, import_sklearn
+from evo2cli.finetune.examples import Examples
+from evo2cli.finetune.splits import class_counts
+from evo2cli.finetune.tasks import Labels, Task
+
+MAX_ROWS = 20_000  # that a baseline is fitted on; more are drawn from, by a seed
+KMER = 4
+KMER_C = 0.01  # of the logistic regression: k-mers overlap, so they need a strong penalty
+CENTRE = 80  # bases
+CENTRE_C = 1.0
+AROUND = 10  # bases on each side of the one whose label is predicted
+
+Indices = NDArray[np.int64]
+Features = NDArray[np.float32]
+
+_CODE = np.full(256, 4, np.uint8)
+_CODE[np.frombuffer(b"ACGT", np.uint8)] = range(4)
+_ONE_HOT = np.eye(5, 4, dtype=np.float32)  # other letters than A, C, G and T are all zeros
+
+
+def chance_baseline(examples: Examples, labels: Labels, train: Indices, rows: Indices) -> Any:
+    """Predictions for `rows` that do not look at them: shares of the classes, or means."""
+    if labels.task is Task.REGRESS or labels.task is Task.MULTILABEL:
+        constant_C = np.asarray(examples.labels)[train].mean(axis=0)
+    else:
+        counts = np.array(list(class_counts(examples, labels, train).values()), np.float64)
+        constant_C = counts / counts.sum()
+    if labels.task is Task.TOKENS:
+        return [np.tile(constant_C, (len(examples.sequences[row]), 1)) for row in rows]
+    return np.tile(constant_C, (len(rows), 1))
+
+
+def kmer_baseline(
+    examples: Examples,
+    labels: Labels,
+    train: Indices,
+    rows: Indices,
+    *,
+    k: int = KMER,
+    seed: int = 0,
+) -> NDArray[np.float64] | None:
+    """Predictions for `rows` by the frequencies of k-mers; None for labels of bases.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    if labels.task is Task.TOKENS:
+        return None
+    train = _draw(train, seed)
+
+    def features(chosen: Indices) -> Features:
+        sides = [
+            np.stack([_kmer_frequencies(side[row], k) for row in chosen])
+            for side in _sides(examples)
+        ]
+        return _joined(sides)
+
+    return _fit(
+        _model(labels, KMER_C), labels, features(train), _labels_of(examples, train), features(rows)
+    )
+
+
+def position_baseline(
+    examples: Examples, labels: Labels, train: Indices, rows: Indices, *, seed: int = 0
+) -> Any:
+    """Predictions for `rows` by the one-hot bases around the centre, or around each labelled base.
+
+    Returns:
+        As `measure` takes them; None if not all sequences are equally long, so that they have no
+        common centre.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    if labels.task is Task.TOKENS:
+        return _token_baseline(examples, labels, train, rows, seed)
+    sides = _sides(examples)
+    if any(len({len(sequence) for sequence in side}) > 1 for side in sides):
+        return None
+    train = _draw(train, seed)
+
+    def features(chosen: Indices) -> Features:
+        return _joined([np.stack([_centre(side[row]) for row in chosen]) for side in sides])
+
+    return _fit(
+        _model(labels, CENTRE_C),
+        labels,
+        features(train),
+        _labels_of(examples, train),
+        features(rows),
+    )
+
+
+def _token_baseline(
+    examples: Examples, labels: Labels, train: Indices, rows: Indices, seed: int
+) -> list[NDArray[np.float64]]:
+    """Predictions for each base from the bases around it, fitted on bases drawn from train."""
+    assert isinstance(examples.labels, list)
+    generator = np.random.default_rng(seed)
+    share = MAX_ROWS / max(1, sum(len(examples.sequences[row]) for row in train))
+    features, values = [], []
+    for row in train:
+        is_drawn = (examples.labels[row] >= 0) & (
+            generator.random(len(examples.labels[row])) < share
+        )
+        features.append(_neighbours(examples.sequences[row])[is_drawn])
+        values.append(examples.labels[row][is_drawn])
+    model = _model(labels, CENTRE_C).fit(np.concatenate(features), np.concatenate(values))
+    return [_probabilities(model, labels, _neighbours(examples.sequences[row])) for row in rows]
+
+
+def _sides(examples: Examples) -> list[list[str]]:
+    return [examples.sequences] if examples.pairs is None else [examples.sequences, examples.pairs]
+
+
+def _joined(sides: Sequence[Features]) -> Features:
+    """Features of single sequences; of pairs, those of the first and the difference."""
+    return sides[0] if len(sides) == 1 else np.concatenate([sides[0], sides[1] - sides[0]], axis=1)
+
+
+def _labels_of(examples: Examples, rows: Indices) -> NDArray[Any]:
+    return np.asarray(examples.labels)[rows]
+
+
+def _draw(train: Indices, seed: int) -> Indices:
+    if len(train) <= MAX_ROWS:
+        return train
+    return np.sort(np.random.default_rng(seed).choice(train, MAX_ROWS, replace=False))
+
+
+def _codes(sequence: str) -> NDArray[np.uint8]:
+    return _CODE[np.frombuffer(sequence.encode(), np.uint8)]
+
+
+def _kmer_frequencies(sequence: str, k: int) -> Features:
+    """The share of each of the 4**k words among the words of a sequence."""
+    codes = _codes(sequence).astype(np.int64)
+    count = max(0, len(codes) - k + 1)
+    words = sum((codes[i : i + count] * 4 ** (k - 1 - i) for i in range(k)), np.int64(0))
+    is_word = np.all([codes[i : i + count] < 4 for i in range(k)], axis=0)
+    counts = np.bincount(np.broadcast_to(words, count)[is_word], minlength=4**k)
+    return (counts / max(1, count)).astype(np.float32)
+
+
+def _centre(sequence: str) -> Features:
+    start = max(0, (len(sequence) - CENTRE) // 2)
+    return _ONE_HOT[_codes(sequence)[start : start + CENTRE]].reshape(-1)
+
+
+def _neighbours(sequence: str) -> Features:
+    """One-hot bases [L, F] around each base; zeros beyond the ends."""
+    padded = np.pad(_codes(sequence), AROUND, constant_values=4)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1)
+    return _ONE_HOT[windows].reshape(len(sequence), -1)
+
+
+def _model(labels: Labels, c: float) -> Any:
+    sklearn = import_sklearn("a baseline")
+    linear = sklearn.linear_model
+    if labels.task is Task.REGRESS:
+        model = linear.RidgeCV(alphas=PENALTIES)
+    else:
+        model = linear.LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
+    return sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), model)
+
+
+def _fit(
+    model: Any, labels: Labels, train_NF: Features, values: NDArray[Any], rows_NF: Features
+) -> NDArray[np.float64]:
+    """Fit on train, and predict."""
+    if labels.task is Task.REGRESS:
+        return np.asarray(model.fit(train_NF, values).predict(rows_NF)).reshape(len(rows_NF), -1)
+    if labels.task is Task.CLASSIFY:
+        return _probabilities(model.fit(train_NF, values), labels, rows_NF)
+    columns = []
+    for values_N in values.T:  # of several classes, a model each
+        if (values_N == values_N[0]).all():
+            columns.append(np.full(len(rows_NF), float(values_N[0])))
+        else:
+            columns.append(model.fit(train_NF, values_N > 0).predict_proba(rows_NF)[:, 1])
+    return np.stack(columns, axis=1)
+
+
+def _probabilities(model: Any, labels: Labels, features_NF: Features) -> NDArray[np.float64]:
+    """Probabilities [N, C]; 0 for a class that no fitted row had."""
+    found = np.zeros((len(features_NF), len(labels.classes)))
+    found[:, model.classes_] = model.predict_proba(features_NF)
+    return found

@@ -1,0 +1,192 @@
+"""What runs on labels and runs on next bases have in common: folders, the best weights, reports."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evo2cli import __version__, console
+from evo2cli.errors import UserError
+from evo2cli.files import atomic_path, reading, writing
+from evo2cli.finetune.folder import FACTS, Description, read_facts
+from evo2cli.finetune.recipes import write_recipe
+from evo2cli.finetune.training import TunedStart
+from evo2cli.models import memory_explained
+from evo2cli.train.run import num_parameters
+from evo2cli.training.best import Best
+from evo2cli.training.engine import Engine
+from evo2cli.training.loop import Trainer
+from evo2cli.training.ranks import Ranks
+from evo2cli.training.recipe import Finetune, Recipe
+from evo2cli.training.state import RunFolder, open_run
+from stripedhyena2.checkpoint import Checkpoint
+from stripedhyena2.fingerprint import fingerprint
+
+REPORT = "report.json"
+
+
+@dataclass
+class Run:
+    """A fine-tuning run; every rank has one.
+
+    Attributes:
+        recipe: The recipe.
+        path: Its file.
+        ranks: The ranks.
+        stored: The base.
+        values: The tables of the recipe, if its file is to be written.
+        start: The model that it starts from; set by `trainer`.
+        description: What is trained; likewise.
+    """
+
+    recipe: Recipe
+    path: Path
+    ranks: Ranks
+    stored: Checkpoint
+    values: dict[str, Any] | None
+    start: TunedStart = field(init=False)
+    description: Description = field(init=False)
+
+    @property
+    def tuning(self) -> Finetune:
+        """The table [finetune]."""
+        assert self.recipe.finetune is not None
+        return self.recipe.finetune
+
+    @cached_property
+    def marks(self) -> str:
+        """The fingerprint of the base."""
+        return fingerprint(self.stored.config, self.stored.tensors)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed, beside its recipe."""
+        return {"shape": asdict(self.stored.config), "base": self.marks}
+
+    def trainer(self, folder: RunFolder) -> Trainer:
+        """What trains; sets `start` and `description`."""
+        raise NotImplementedError
+
+    def report(self, trainer: Trainer) -> dict[str, Any]:
+        """What the run found, on the first rank; all ranks call it together."""
+        raise NotImplementedError
+
+    def run(self) -> dict[str, Any]:
+        """Train, or go on; the result is described in `run.tune`."""
+        recipe, ranks = self.recipe, self.ranks
+        if recipe.batch.length > self.stored.config.context:
+            raise UserError(
+                f"{self.path}: batch.length = {recipe.batch.length} is longer than the model's "
+                f"context of {self.stored.config.context}; give a shorter --length"
+            )
+        with open_run(recipe, self.identity(), ranks) as folder:
+            return self._run_in(folder)
+
+    def _run_in(self, folder: RunFolder) -> dict[str, Any]:
+        recipe, ranks = self.recipe, self.ranks
+        of_run = {"output": str(recipe.output), "rank": ranks.rank}
+        if (folder.final / FACTS).is_file():
+            if ranks.is_first:
+                console.say(f"{recipe.output}: already finished; remove it to train again")
+            return {**of_run, "finished": True, **read_json(recipe.output / REPORT)}
+        if self.values is not None and ranks.is_first:
+            write_recipe(self.values, self.path)
+        trainer = self.trainer(folder)
+        way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
+        what = f"{self.path}: {trainer.micro} sequences on {ranks.device}"
+        with memory_explained(what, way_out):
+            outcome = trainer.run()
+        if not outcome.finished:
+            if ranks.is_first:
+                console.say(f"{recipe.output}: stopped; run the same command again to resume")
+            return {**of_run, "finished": False}
+        best = trainer.best
+        assert best is not None
+        if best.value is None:  # nothing to choose by: the last weights
+            best.step = outcome.step
+            self.keep(trainer.engine, outcome.step)
+        report = self.report(trainer)
+        if ranks.is_first:
+            records = folder.records()
+            memory = [record["memory_gib"] for record in records if "memory_gib" in record]
+            report |= {
+                "method": self.tuning.method,
+                "parameters": num_parameters(trainer.engine),
+                "steps": outcome.step,
+                "best": {"step": best.step, "metric": best.metric, "value": best.value},
+                "seconds": round(sum(record["seconds"] for record in records), 1),
+                "memory_gib": max(memory, default=None),
+            }
+            self._finish(report)
+        ranks.wait()
+        return {**of_run, "finished": True, **report}
+
+    def best(self, engine: Engine, metric: str, *, larger: bool) -> Best:
+        """Keeps the best weights by a metric of validation."""
+        return Best(
+            metric=f"valid_{metric}",
+            larger=larger,
+            patience=self.tuning.patience,
+            keep=lambda step: self.keep(engine, step),
+        )
+
+    def keep(self, engine: Engine, step: int) -> None:
+        """Write the weights of a step as the best so far; all ranks call it together."""
+        weights = engine.weights()
+        if self.ranks.is_first:
+            self._write(weights, {"step": step})
+        self.ranks.wait()
+
+    @property
+    def best_folder(self) -> Path:
+        """Where the best weights so far are."""
+        return self.recipe.output / "best"
+
+    def _write(self, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        folder = self.best_folder
+        partial = folder.with_name(".best.part")
+        with writing(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            self.start.write(weights, partial, facts)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+
+    def _finish(self, report: dict[str, Any]) -> None:
+        """Make the best weights the result, with all that is known about them."""
+        output = self.recipe.output
+        facts = {
+            **self.description.facts,
+            "trained_by": f"evo2cli {__version__}",
+            "step": read_facts(self.best_folder).get("step"),
+            "settings": self.recipe.model_dump(mode="json", exclude={"output"}),
+            "results": report["results"],
+        }
+        write_json(self.best_folder / FACTS, facts)
+        write_json(output / REPORT, report)
+        with writing(output / "final"):
+            self.best_folder.rename(output / "final")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    with reading(path):
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    with writing(path), atomic_path(path) as part:
+        part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

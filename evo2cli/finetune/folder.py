@@ -1,0 +1,303 @@
+"""The folder of a fine-tuned model, and the model in it.
+
+finetune.json       task, classes, what is read, base and its fingerprint, and how well it did
+head.safetensors    the head
+adapter/            the adapter, as the package `peft` writes it (method lora)
+model/              the whole model, as a native checkpoint (method full)
+
+The folder of a run has it as `final`, and while it trains as `best`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from evo2cli.errors import UserError
+from evo2cli.files import reading
+from evo2cli.finetune.heads import Head, Reading, TaskModel, padded
+from evo2cli.finetune.tasks import Labels, Task
+from evo2cli.models import open_model
+from evo2cli.options import ModelOptions
+from stripedhyena2 import StripedHyena2
+from stripedhyena2.adapters import Adapter, LoRA, check_base, read_adapter, write_adapter
+from stripedhyena2.checkpoint import read_checkpoint, save_weights
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.dna import as_read, strand_of
+
+FACTS, HEAD, ADAPTER, MODEL = "finetune.json", "head.safetensors", "adapter", "model"
+PAD = 0  # token id after the end of a sequence, which no base before it sees
+BATCH_TOKENS = 65_536  # positions of a forward pass without gradients on a GPU
+CPU_TOKENS = 8_192
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a fine-tuned model is.
+
+    Attributes:
+        labels: Task and classes.
+        method: "lora", "full" or "head".
+        base: Name of the model that it was trained on.
+        base_fingerprint: Fingerprint of the weights of that model as they are stored.
+        length: Bases of the longest sequence that it was trained on.
+        cut: What was kept of longer ones.
+        reading: What the head reads; None for lm.
+        head: "linear" or "mlp".
+        num_features: F.
+        scale: Mean and deviation of each number of a regression, by which outputs are scaled.
+        temperature: What outputs are divided by before they become probabilities.
+        adapters: What adapters look like; None without.
+    """
+
+    labels: Labels
+    method: str
+    base: str
+    base_fingerprint: str
+    length: int
+    cut: str = "centre"
+    reading: Reading | None = None
+    head: str = "linear"
+    num_features: int = 0
+    scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    temperature: float = 1.0
+    adapters: LoRA | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "task": str(self.labels.task),
+            "classes": list(self.labels.classes),
+            "method": self.method,
+            "base": self.base,
+            "base_fingerprint": self.base_fingerprint,
+            "length": self.length,
+            "cut": self.cut,
+            "reading": self.reading.facts if self.reading else None,
+            "head": self.head,
+            "num_features": self.num_features,
+            "scale": self.scale,
+            "temperature": self.temperature,
+            "adapters": vars(self.adapters) if self.adapters else None,
+        }
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> "Description":
+        """From JSON values."""
+        keys = ("method", "base", "base_fingerprint", "length", "cut", "head", "num_features")
+        return cls(
+            labels=Labels(Task(facts["task"]), tuple(facts["classes"])),
+            reading=Reading(**facts["reading"]) if facts["reading"] else None,
+            scale=tuple(map(tuple, facts["scale"])) if facts["scale"] else None,  # type: ignore[arg-type] # two rows
+            temperature=float(facts["temperature"]),
+            adapters=LoRA(**facts["adapters"]) if facts["adapters"] else None,
+            **{key: facts[key] for key in keys},
+        )
+
+    @property
+    def num_outputs(self) -> int:
+        """C."""
+        return len(self.labels.classes)
+
+
+def write_tuned(
+    description: Description,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write a fine-tuned model.
+
+    Args:
+        description: What it is.
+        config: The shape of the model.
+        weights: The trained weights by name, in fp32; those of a model below a head under `trunk`.
+        folder: A folder that does not exist yet.
+        provenance: Further facts, as JSON values.
+    """
+    folder.mkdir(parents=True)
+    own = {name.removeprefix("trunk."): tensor for name, tensor in weights.items()}
+    head = {n: own.pop(n).contiguous() for n in [*own] if n.startswith(("head.", "pooling."))}
+    if head:
+        save_file(head, folder / HEAD)
+    if description.adapters is not None:
+        adapters = {name: tensor for name, tensor in own.items() if "lora_" in name}
+        adapter = Adapter(
+            description.adapters, adapters, description.base, description.base_fingerprint
+        )
+        (folder / ADAPTER).mkdir()
+        write_adapter(adapter, folder / ADAPTER)
+    elif description.method == "full":
+        origin = {"trained_by": "evo2 finetune", "base": description.base}
+        save_weights(config, own, folder / MODEL, {**origin, **provenance})
+    text = json.dumps({**description.facts, **provenance}, indent=2) + "\n"
+    (folder / FACTS).write_text(text, encoding="utf-8")
+
+
+def find_tuned(run: Path) -> Path:
+    """The folder of the fine-tuned model in the folder of a run, or this folder itself.
+
+    Raises:
+        UserError: There is none.
+    """
+    for folder in (run, run / "final", run / "best"):
+        if (folder / FACTS).is_file():
+            return folder
+    raise UserError(
+        f"{run}: is not the folder of a run of evo2 finetune: {FACTS} is missing there, in final "
+        "and in best"
+    )
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What finetune.json says."""
+    with reading(folder / FACTS):
+        found: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return found
+
+
+@dataclass
+class Tuned:
+    """A fine-tuned model, ready to predict.
+
+    Attributes:
+        description: What it is.
+        model: The model and its head.
+    """
+
+    description: Description
+    model: TaskModel
+
+    @torch.inference_mode()
+    def outputs(
+        self, examples: Sequence[tuple[bytes, ...]], progress: Any = lambda _: None
+    ) -> list[Tensor]:
+        """The outputs of the head: [C] for each example, or [L, C] for tokens; fp32, on the CPU.
+
+        Args:
+            examples: The sequence of each, or both of a pair.
+            progress: Called with the number of examples done since the last call.
+        """
+        description = self.description
+        assert description.reading is not None
+        assert self.model.trunk is not None
+        device = self.model.trunk.embedding.weight.device
+        found: list[Tensor | None] = [None] * len(examples)
+        for rows in by_length(examples, device):
+            chosen = [examples[row] for row in rows]
+            inputs = read_inputs(chosen, description.reading)
+            outputs = self.model(*(tensor.to(device) for tensor in inputs)).cpu()
+            for row, group, output in zip(rows, chosen, outputs, strict=True):
+                found[row] = output[: len(group[0])] if description.reading.by_token else output
+            progress(len(rows))
+        return [output for output in found if output is not None]
+
+
+def read_inputs(
+    examples: Sequence[tuple[bytes, ...]], how: Reading, length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Token ids [N, S, L] and lengths [N, S] of examples, on the CPU.
+
+    Args:
+        examples: The sequence of each, or both of a pair.
+        how: What is read of them.
+        length: L; that of the longest if None.
+    """
+    strands = ("fwd", "rc") if how.strand == "both" else ("fwd",)
+    read = [
+        [strand_of(as_read(sequence), strand) for sequence in group for strand in strands]
+        for group in examples
+    ]
+    longest = max(len(letters) for group in read for letters in group)
+    return padded(read, length or longest, PAD)
+
+
+def by_length(examples: Sequence[tuple[bytes, ...]], device: torch.device) -> Iterator[list[int]]:
+    """Rows that are read together: of similar length, and as many as the memory holds easily."""
+    budget = BATCH_TOKENS if device.type == "cuda" else CPU_TOKENS
+    longest = [max(map(len, group)) for group in examples]
+    rows: list[int] = []
+    for row in sorted(range(len(examples)), key=lambda row: longest[row]):
+        if rows and (len(rows) + 1) * longest[row] * len(examples[row]) > budget:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows
+
+
+def open_tuned(run: Path, options: ModelOptions) -> Tuned:
+    """Load the fine-tuned model of a run.
+
+    Args:
+        run: The folder of the run.
+        options: Device and precision; the model is that of the run.
+
+    Raises:
+        UserError: It has no head, or the folder is damaged.
+        CheckpointError: The base cannot be loaded, or is another than it was.
+    """
+    folder = find_tuned(run)
+    description = Description.read(read_facts(folder))
+    how = description.reading
+    if how is None:
+        raise UserError(
+            f"{run}: was trained by --task lm and has no head to predict with; score and generate "
+            f"with it by --adapter {run}"
+        )
+    trunk = open_trunk(folder, description, options)
+    model = TaskModel(trunk, _new_head(description), how)
+    _load_head(folder, model)
+    for part in (model.head, model.pooling):
+        if part is not None:
+            part.to(trunk.embedding.weight.device)
+    return Tuned(description, model.eval())
+
+
+def open_head(folder: Path, description: Description) -> TaskModel:
+    """The head alone, which takes features, on the CPU.
+
+    Raises:
+        UserError: The folder is damaged.
+    """
+    assert description.reading is not None
+    model = TaskModel(None, _new_head(description), description.reading)
+    _load_head(folder, model)
+    return model.eval().requires_grad_(False)
+
+
+def _new_head(description: Description) -> Head:
+    return Head(description.num_features, description.num_outputs, description.head)
+
+
+def _load_head(folder: Path, model: TaskModel) -> None:
+    try:
+        tensors = load_file(folder / HEAD)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / HEAD}: cannot be read ({error})") from None
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if unexpected or any(name.startswith(("head.", "pooling.")) for name in missing):
+        raise UserError(f"{folder / HEAD}: is not the head that {FACTS} describes")
+
+
+def open_trunk(folder: Path, description: Description, options: ModelOptions) -> StripedHyena2:
+    """The model below the head, with its adapter if it has one."""
+    common = {"device": options.device, "dtype": options.dtype}
+    if description.method == "full":
+        return open_model(ModelOptions(model=str(folder / MODEL), **common))  # type: ignore[arg-type] # of their types
+    base = options.model if options.model != ModelOptions.model else description.base
+    trunk = open_model(ModelOptions(model=base, **common))  # type: ignore[arg-type] # of their types
+    stored = read_checkpoint(base)
+    of_base = (description.base, description.base_fingerprint)
+    check_base(*of_base, stored.config, stored.tensors, str(folder))
+    if description.adapters is not None:
+        read_adapter(folder / ADAPTER).put_on(trunk)
+    return trunk

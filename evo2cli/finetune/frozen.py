@@ -1,0 +1,235 @@
+"""The base before it is trained: its loss, its best layer, its features, and what a probe reads.
+
+What is found is kept in the folder of the run, so that a resumed run, and other ranks, need not
+compute it again.
+"""
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evo2cli import console
+from evo2cli.errors import UserError
+from evo2cli.files import atomic_path, reading, writing
+from evo2cli.finetune.data import Data
+from evo2cli.finetune.examples import Examples
+from evo2cli.finetune.features import (
+    MAX_TOKENS,
+    Cache,
+    all_rows,
+    base_loss,
+    best_layer,
+    letters_of,
+    probe,
+    read_features,
+    token_rows,
+)
+from evo2cli.finetune.heads import Pool, Reading
+from evo2cli.finetune.tasks import Task
+from evo2cli.models import DTYPES
+from evo2cli.options import DType
+from evo2cli.training.recipe import Finetune, Recipe
+from stripedhyena2 import ModelConfig, StripedHyena2, load
+from stripedhyena2.layers import default_layer, resolve_layers
+
+FACTS = "base.json"
+UNLOADED = 2.0  # nats per base: even guessing among A, C, G and T is better
+MAX_CACHED = (
+    2**31
+)  # bytes of the features of all bases, above which they are computed in every step
+MAX_PROBED = 5_000  # training examples that the probe of another method than head is fitted to
+
+
+@dataclass(frozen=True)
+class FrozenBase:
+    """The base of a run, which is loaded when something of it is not known yet.
+
+    Attributes:
+        recipe: The recipe.
+        data: The examples.
+        config: The shape of the base.
+        fingerprint: Of its weights.
+        device: Where it runs.
+    """
+
+    recipe: Recipe
+    data: Data
+    config: ModelConfig
+    fingerprint: str
+    device: torch.device
+
+    @property
+    def _tuning(self) -> Finetune:
+        assert self.recipe.finetune is not None
+        return self.recipe.finetune
+
+    @cached_property
+    def _model(self) -> StripedHyena2:
+        """The base in the precision in which it will stay frozen, or compute."""
+        narrow = self._tuning.base != "fp32" or self.recipe.precision.compute == "bf16"
+        dtype = DTYPES[DType.BF16 if narrow else DType.FP32]
+        assert self.recipe.init is not None
+        if self._tuning.scratch:
+            model = StripedHyena2.from_seed(self.config, self.recipe.seed)
+            return model.to(self.device, dtype).eval()
+        return load(self.recipe.init, device=self.device, dtype=dtype).eval()
+
+    def release(self) -> None:
+        """Free the memory of the model."""
+        self.__dict__.pop("_model", None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What is known of the base: layer, layers (if the best was searched) and loss.
+
+        Raises:
+            UserError: It looks as if its weights were not loaded, or there is no such layer.
+        """
+        path = self.recipe.output / FACTS
+        if path.is_file():
+            with reading(path):
+                found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        found = {"layer": self._layer_by_name()}
+        held_out = self.data.valid if len(self.data.split.valid) else self.data.train
+        found["loss"] = loss = base_loss(self._model, held_out)
+        console.say(f"the base predicts these sequences at {loss:.3f} nats per base (chance 1.386)")
+        if not loss < UNLOADED and not self._tuning.scratch:
+            raise UserError(
+                f"{self.recipe.init}: {loss:.2f} nats per base is worse than guessing; its weights "
+                "look as if they were not loaded, or were for another precision (--base fp32)"
+            )
+        if found["layer"] is None:
+            how = self._how("")
+            train = self.data.train
+            found["layer"], found["layers"] = best_layer(
+                self._model, train, self.data.labels, how, self.recipe.seed
+            )
+            console.say(f"the best layer for a linear probe is {found['layer']}")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as part:
+                part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        return found
+
+    def _layer_by_name(self) -> str | None:
+        """The layer that the recipe names; None if the best is to be found."""
+        tuning = self._tuning
+        if tuning.layer == "best":
+            return None
+        if tuning.layer is None and tuning.method == "head":
+            return default_layer(self.config)
+        if tuning.layer in (None, "last"):
+            return f"blocks.{self.config.depth - 1}"
+        with torch.device("meta"):
+            shape = StripedHyena2(self.config)
+        layers = resolve_layers(shape, tuning.layer)
+        if len(layers) != 1:
+            raise UserError(f"--layer {tuning.layer}: a head reads one layer, not {len(layers)}")
+        return layers[0]
+
+    def _how(self, layer: str) -> Reading:
+        is_tokens = self.data.labels.task is Task.TOKENS
+        pool = "none" if is_tokens else self._tuning.pool
+        return Reading(layer, pool, self._tuning.strand, self.data.examples.pairs is not None)
+
+    @cached_property
+    def how(self) -> Reading:
+        """What the head reads."""
+        found = self._how(self.facts["layer"])
+        if not found.by_token:
+            Pool.read(found.pool)
+        elif found.is_pair:
+            raise UserError("a task of tokens takes one sequence for each example, not a pair")
+        return found
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the head is trained on features that are computed once."""
+        if self._tuning.method != "head" or self.how.pool == "attention":
+            return False
+        bases = sum(map(len, self.data.examples.sequences)) if self.how.by_token else 0
+        return 4 * bases * self.config.width <= MAX_CACHED
+
+    @cached_property
+    def rows(self) -> dict[str, NDArray[np.int64]]:
+        """The rows of features of each part: examples, or for tokens some of their bases [N, 2]."""
+        found = {}
+        for part, examples in self._parts.items():
+            labels = examples.labels
+            if isinstance(labels, list) and self.is_cached:
+                found[part] = all_rows(examples.sequences)
+            elif isinstance(labels, list):
+                found[part] = token_rows(labels, self.recipe.seed)
+            else:
+                found[part] = np.arange(len(examples))
+        return found
+
+    @cached_property
+    def _parts(self) -> dict[str, Examples]:
+        train = self.data.train
+        if not self.is_cached and len(train) > MAX_PROBED:
+            chosen = np.random.default_rng(self.recipe.seed).permutation(len(train))[:MAX_PROBED]
+            train = train.take(np.sort(chosen))
+        return {"train": train, "valid": self.data.valid, "test": self.data.test}
+
+    @cached_property
+    def features(self) -> dict[str, Tensor]:
+        """Features [rows, F] of the rows of each part."""
+        how = self.how
+        # A query that is still zero weighs all positions alike.
+        how = replace(how, pool="mean") if how.pool == "attention" else how
+        narrow = self.recipe.precision.compute
+        settings = [self.fingerprint, self._tuning.scratch and self.recipe.seed, how.facts, narrow]
+        cache = Cache(self.recipe.output, settings)
+        found = {}
+        for part, examples in self._parts.items():
+            letters = letters_of(examples)
+            if not letters:
+                continue
+            tokens = self.rows[part] if how.by_token else None
+            with console.progress(f"features of {part}", len(letters), "examples") as bar:
+                found[part] = cache.recall(
+                    letters,
+                    lambda letters=letters, tokens=tokens, bar=bar: read_features(  # type: ignore[misc] # bound now
+                        self._model, letters, how, [how.layer], tokens, bar.advance
+                    ),
+                    b"" if tokens is None else tokens.tobytes(),
+                )[how.layer]
+        return found
+
+    def of_examples(self, part: str) -> Sequence[Tensor]:
+        """The features of each example of a part: [F], or [L, F] for tokens."""
+        features = self.features[part]
+        if not self.how.by_token:
+            return features.unbind()
+        return torch.split(features, [len(text) for text in self._parts[part].sequences])
+
+    def probed(self, part: str) -> tuple[Any, Any]:
+        """The labels of the rows of a part, and what a probe on frozen features predicts."""
+        labels = self.data.labels
+
+        def chosen(part: str) -> tuple[NDArray[np.float64], Any]:
+            features, values = self.features[part].double().numpy(), self._parts[part].labels
+            if not isinstance(values, list):
+                return features, values
+            own = np.array([values[i][j] for i, j in self.rows[part]], np.int64)
+            labelled = np.flatnonzero(own >= 0)
+            if len(labelled) > MAX_TOKENS:
+                generator = np.random.default_rng(self.recipe.seed)
+                labelled = generator.choice(labelled, MAX_TOKENS, replace=False)
+            return features[labelled], own[labelled]
+
+        (train, train_labels), (test, truth) = chosen("train"), chosen(part)
+        return truth, probe(labels.task, train, train_labels, test, len(labels.classes))

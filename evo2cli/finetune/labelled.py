@@ -1,0 +1,209 @@
+"""A run on labelled examples: from the frozen base to the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evo2cli import console
+from evo2cli.finetune.baselines import (
+    KMER,
+    chance_baseline,
+    kmer_baseline,
+    position_baseline,
+)
+from evo2cli.finetune.common import Run
+from evo2cli.finetune.data import Data
+from evo2cli.finetune.features import letters_of
+from evo2cli.finetune.folder import Description, open_head, open_tuned
+from evo2cli.finetune.frozen import FrozenBase
+from evo2cli.finetune.metrics import measure, primary_metric
+from evo2cli.finetune.predictions import fit_temperature, predictions
+from evo2cli.finetune.tasks import Task
+from evo2cli.finetune.training import FromLabels, Rows, TunedStart, class_weights
+from evo2cli.options import DType, ModelOptions
+from evo2cli.ranking import Estimate
+from evo2cli.train.run import devices_line, first_rank_first, make_engine, num_parameters
+from evo2cli.training.loop import Trainer
+from evo2cli.training.state import RunFolder
+
+
+@dataclass
+class LabelledRun(Run):
+    """A run on examples with labels.
+
+    Attributes:
+        data: The examples.
+    """
+
+    data: Data
+
+    def identity(self) -> dict[str, Any]:
+        """As `Run`."""
+        return {**super().identity(), "examples": self.data.digest}
+
+    def trainer(self, folder: RunFolder) -> Trainer:
+        """As `Run`."""
+        recipe, data, ranks = self.recipe, self.data, self.ranks
+        self.base = base = FrozenBase(recipe, data, self.stored.config, self.marks, ranks.device)
+        first_rank_first(ranks, lambda: (base.facts, base.features))
+        base.release()
+        self.description = self._describe()
+        self.start = TunedStart(
+            self.stored.config,
+            None if self.tuning.scratch else self.stored.tensors,
+            description=self.description,
+            device=str(ranks.device),
+            features=base.features["train"],
+            from_features=base.is_cached,
+        )
+        engine = make_engine(recipe, self.path, self.start, ranks)
+        train, valid = (
+            Rows(
+                letters_of(examples),
+                examples.labels,
+                base.of_examples(part) if base.is_cached and len(examples) else None,
+            )
+            for part, examples in (("train", data.train), ("valid", data.valid))
+        )
+        labels = data.labels
+        weights = class_weights(train.labels, labels.task, len(labels.classes), self.tuning.weights)
+        objective = FromLabels(
+            recipe, engine, self.description, train, valid, weights, self._measure
+        )
+        if ranks.is_first:
+            console.say(
+                f"{self.tuning.method}: {num_parameters(engine):,} parameters are trained on "
+                f"{len(train):,} examples; the head reads {base.how.layer}; on "
+                f"{devices_line(engine)}"
+            )
+            chance = self._chance()
+            console.say(f"a prediction without looking at the sequence has {chance}")
+        metric = self.tuning.metric or primary_metric(labels.task)
+        return Trainer(
+            recipe,
+            engine,
+            objective,
+            folder,
+            self.best(engine, metric, larger=metric != "loss"),
+        )
+
+    def _chance(self) -> str:
+        """What validation will find if nothing is learned."""
+        data = self.data
+        guess = chance_baseline(data.examples, data.labels, data.split.train, data.split.valid)
+        found = measure(data.labels, data.valid.labels, guess, bootstrap=0)
+        shown = [f"{name} {e.value:.3f}" for name, e in found.items() if " " not in name]
+        return ", ".join(shown) or "no score that is defined"
+
+    def _describe(self) -> Description:
+        tuning, base = self.tuning, self.base
+        scale = None
+        if self.data.labels.task is Task.REGRESS:
+            values = np.asarray(self.data.train.labels, np.float64)
+            deviation = np.maximum(values.std(axis=0), 1e-12)
+            scale = (tuple(values.mean(axis=0).tolist()), tuple(deviation.tolist()))
+        assert self.recipe.init is not None
+        return Description(
+            labels=self.data.labels,
+            method=tuning.method,
+            base=self.recipe.init,
+            base_fingerprint=self.marks,
+            length=self.recipe.batch.length,
+            cut=tuning.cut,
+            reading=base.how,
+            head=tuning.head,
+            num_features=base.features["train"].shape[1],
+            scale=scale,
+            adapters=tuning.adapters.lora if tuning.method == "lora" else None,
+        )
+
+    def _measure(self, outputs: Sequence[Tensor]) -> dict[str, float]:
+        """The metrics of outputs for the validation examples."""
+        predicted = predictions(self.description, outputs)
+        found = measure(self.data.labels, self.data.valid.labels, predicted, bootstrap=0)
+        return {name: estimate.value for name, estimate in found.items() if " " not in name}
+
+    def report(self, trainer: Trainer) -> dict[str, Any]:
+        """As `Run`: metrics on the test examples, or without any on those of validation."""
+        del trainer
+        if not self.ranks.is_first:
+            return {}
+        data = self.data
+        part = "test" if len(data.split.test) else "valid"
+        outputs = self._best_outputs({"valid", part})
+        if data.labels.task is not Task.REGRESS:
+            temperature = self._temperature(outputs["valid"])
+            self.description = replace(self.description, temperature=temperature)
+        truth = getattr(data, part).labels
+        predicted = predictions(self.description, outputs[part])
+        results = {
+            **self._baselines(part),
+            "model": measure(data.labels, truth, predicted, seed=self.recipe.seed),
+        }
+        return {
+            "task": str(data.labels.task),
+            "classes": list(data.labels.classes),
+            "examples": data.sizes,
+            "split": data.split.told,
+            "leaks": data.leaks.report,
+            "base": {"model": self.recipe.init, "fingerprint": self.marks, **self.base.facts},
+            "temperature": self.description.temperature,
+            "part": part,
+            "results": {
+                row: {name: [e.value, e.low, e.high] for name, e in metrics.items()}
+                for row, metrics in results.items()
+            },
+        }
+
+    def _best_outputs(self, parts: set[str]) -> dict[str, list[Tensor]]:
+        """The outputs of the best weights, read from disk, for the examples of some parts."""
+        if self.base.is_cached:
+            head = open_head(self.best_folder, self.description)
+            found = {}
+            for part in parts:
+                found[part] = [head(features) for features in self.base.of_examples(part)]
+            return found
+        exact = self.recipe.precision.compute == "fp32" and self.tuning.base == "fp32"
+        dtype = DType.FP32 if exact else DType.AUTO
+        options = ModelOptions(device=str(self.ranks.device), dtype=dtype)
+        tuned = open_tuned(self.best_folder, options)
+        found = {}
+        for part in sorted(parts):
+            letters = letters_of(getattr(self.data, part))
+            with console.progress(f"predict {part}", len(letters), "examples") as bar:
+                found[part] = tuned.outputs(letters, bar.advance)
+        return found
+
+    def _temperature(self, outputs: Sequence[Tensor]) -> float:
+        labels: Any = self.data.valid.labels
+        task = self.data.labels.task
+        if task is Task.TOKENS:
+            targets = torch.from_numpy(np.concatenate(labels))
+            return fit_temperature(task, torch.cat(list(outputs)), targets)
+        return fit_temperature(task, torch.stack(list(outputs)), torch.from_numpy(labels))
+
+    def _baselines(self, part: str) -> dict[str, dict[str, Estimate]]:
+        """Metrics of what is cheap, on the same examples."""
+        data, labels, seed = self.data, self.data.labels, self.recipe.seed
+        rows = getattr(data.split, part)
+        of_all = data.examples, labels, data.split.train, rows
+        truth = getattr(data, part).labels
+        predicted = {
+            "chance": chance_baseline(*of_all),
+            f"{KMER}-mers, linear": kmer_baseline(*of_all, seed=seed),
+            "positions, linear": position_baseline(*of_all, seed=seed),
+        }
+        found = {
+            name: measure(labels, truth, each, seed=seed)
+            for name, each in predicted.items()
+            if each is not None
+        }
+        truth, probed = self.base.probed(part)
+        if labels.task is Task.TOKENS:  # of some bases only
+            probed, truth = [probed], [truth]
+        found["frozen probe"] = measure(labels, truth, probed, seed=seed)
+        return found

@@ -1,0 +1,167 @@
+"""A run on next bases (`--task lm`): documents, replay, and what the model forgets."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evo2cli import console
+from evo2cli.data.jsonl import is_jsonl
+from evo2cli.data.sources import open_source
+from evo2cli.data.tokens import MANIFEST
+from evo2cli.errors import UserError
+from evo2cli.files import atomic_path, writing
+from evo2cli.finetune.common import Run, read_json, write_json
+from evo2cli.finetune.folder import Description
+from evo2cli.finetune.frozen import FACTS, UNLOADED
+from evo2cli.finetune.options import FinetuneOptions
+from evo2cli.finetune.tasks import Labels, Task
+from evo2cli.finetune.training import TunedStart
+from evo2cli.genome.fasta import read_records
+from evo2cli.genome.source import first_bytes
+from evo2cli.tokenize.options import TokenizeOptions
+from evo2cli.tokenize.run import tokenize_files
+from evo2cli.train.run import first_rank_first, make_trainer, open_sources
+from evo2cli.training.language import NATS_PER_BIT
+from evo2cli.training.loop import Trainer
+from evo2cli.training.state import RunFolder
+
+TOKENS = "tokens"  # folder of the tokens of a FASTA, in that of the run
+MAX_LENGTH = 8_192  # positions of a window unless the user says otherwise
+
+
+def is_language(options: FinetuneOptions) -> bool:
+    """Whether the data are texts without labels, for lm.
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    if options.task is not None or options.features is not None:
+        return options.task is Task.LM
+    path = options.data
+    if path.is_dir() or path.suffix in (".bin", ".idx"):
+        return True
+    start = first_bytes(path).lstrip()
+    if start.startswith(b">"):
+        return True
+    line = start.partition(b"\n")[0]
+    return is_jsonl(path) and b'"text"' in line
+
+
+def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any], int, int]:
+    """The table [data] of a recipe for lm; a FASTA is tokenized into the folder of the run.
+
+    Returns:
+        The table, windows to train on, and positions of a window.
+
+    Raises:
+        UserError: The documents cannot be read, or are shorter than a window.
+    """
+    length = options.length or min(context, MAX_LENGTH)
+    path = _tokens(options)
+    documents = open_source(path, "train")
+    if documents is None:
+        raise UserError(f"{path}: has no train split")
+    sources: list[dict[str, Any]] = [{"path": str(path)}]
+    if options.replay is not None:
+        sources[0]["weight"] = 1 - options.replay_share
+        sources.append({"path": str(options.replay), "weight": options.replay_share})
+    valid = [options.valid, *options.remember]
+    table: dict[str, Any] = {
+        "sources": sources,
+        "valid": [str(each) for each in valid if each is not None],
+        # One document in a window keeps its tag next to its bases.
+        "packing": "document" if options.tag else "stream",
+    }
+    console.say(f"lm: {documents.num_tokens:,} tokens of {options.data} have no labels")
+    return table, max(1, documents.num_tokens // length), length
+
+
+def _tokens(options: FinetuneOptions) -> Path:
+    """The documents as the training loop reads them."""
+    path, output = options.data, options.output
+    if path.is_dir() or not first_bytes(path).lstrip().startswith(b">"):
+        if options.tag is not None:
+            raise UserError(f"--tag {options.tag}: needs a FASTA; write tags into {path} itself")
+        return path
+    tokens = output / TOKENS
+    if (tokens / MANIFEST).is_file():  # of an earlier start of this run
+        return tokens
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    source = path
+    if options.tag is not None:
+        source = output / "tagged.jsonl"
+        with writing(source), atomic_path(source) as part, part.open("w", encoding="ascii") as file:
+            for record in read_records(path):
+                text = options.tag + record.sequence.decode("ascii", "replace")
+                file.write(json.dumps({"text": text}) + "\n")
+    tokenize_files(TokenizeOptions(files=(source,), output=tokens))
+    return tokens
+
+
+@dataclass
+class LanguageRun(Run):
+    """A run on documents."""
+
+    def trainer(self, folder: RunFolder) -> Trainer:
+        """As `Run`; measures the base on all held-out documents first."""
+        recipe, ranks = self.recipe, self.ranks
+        assert recipe.init is not None
+        lora = self.tuning.method == "lora"
+        self.description = Description(
+            labels=Labels(Task.LM, ()),
+            method=self.tuning.method,
+            base=recipe.init,
+            base_fingerprint=self.marks,
+            length=recipe.batch.length,
+            adapters=self.tuning.adapters.lora if lora else None,
+        )
+        self.start = TunedStart(
+            self.stored.config,
+            None if self.tuning.scratch else self.stored.tensors,
+            description=self.description,
+            device=str(ranks.device),
+        )
+        sources = first_rank_first(ranks, lambda: open_sources(recipe))
+        trainer = make_trainer(recipe, self.path, self.start, sources, folder)
+        trainer.best = self.best(trainer.engine, "bits", larger=False)
+        path = recipe.output / FACTS
+        if ranks.any(not path.is_file()):
+            found = trainer.validate()
+            if ranks.is_first:
+                self._check(found.get("valid_bits"))
+                write_json(path, found)
+            ranks.wait()
+        self.before = read_json(path)
+        return trainer
+
+    def _check(self, bits: float | None) -> None:
+        """Refuse a base that looks as if its weights were not loaded."""
+        if bits is None:
+            return
+        console.say(f"the base predicts held-out documents at {bits:.4f} bits per base")
+        if not bits * NATS_PER_BIT < UNLOADED and not self.tuning.scratch:
+            raise UserError(
+                f"{self.recipe.init}: {bits:.2f} bits per base is worse than guessing; its weights "
+                "look as if they were not loaded, or were for another precision (--base fp32)"
+            )
+
+    def report(self, trainer: Trainer) -> dict[str, Any]:
+        """As `Run`: bits per base of each held-out set, before and after."""
+        best = trainer.best
+        assert best is not None
+        records = trainer.folder.records()
+        after = next((r for r in records if r["step"] == best.step), {})
+        return {
+            "task": "lm",
+            "base": {"model": self.recipe.init, "fingerprint": self.marks},
+            "results": {"base": _bits(self.before), "model": _bits(after)},
+        }
+
+
+def _bits(found: dict[str, Any]) -> dict[str, Any]:
+    """Bits per base of each held-out set, and of all."""
+    each = {Path(name).name: bits for name, bits in found.get("valid_bits_of", {}).items()}
+    bits = {"bits per base": found.get("valid_bits"), **each}
+    return {name: [value] * 3 for name, value in bits.items() if value is not None}

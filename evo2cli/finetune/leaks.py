@@ -1,0 +1,149 @@
+"""Sequences of valid or test that training has seen: exact copies, and near copies, on any strand.
+
+A model that has seen a sequence may remember its label, so a score on it says nothing about new
+sequences. Exact copies are refused. Near copies (see `evo2cli.finetune.similarity`) are reported:
+whether they are leaks depends on what the model is for.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evo2cli.errors import UserError
+from evo2cli.finetune.examples import Examples, LabelArrays
+from evo2cli.finetune.similarity import NEAR, cluster, number_copies
+from evo2cli.finetune.splits import Split
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What one split shares with the splits before it.
+
+    Attributes:
+        name: "valid" or "test".
+        size: Number of its examples.
+        identical: How many are in an earlier split.
+        reverse: How many of the others are there as reverse complements.
+        near: How many of the others are near copies, directly or linked by others.
+        first: The first copy, in words; empty if there is none.
+        first_near: The first near copy, in words.
+    """
+
+    name: str
+    size: int
+    identical: int
+    reverse: int
+    near: int
+    first: str
+    first_near: str
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Leaks into valid and test.
+
+    Attributes:
+        found: What each of them shares with the splits before it.
+        similarity: Of near copies.
+        contradictions: Number of sequences that have copies, in any split, of another class.
+    """
+
+    found: tuple[Leak, ...]
+    similarity: float
+    contradictions: int = 0
+
+    def refuse(self) -> None:
+        """Refuse exact copies.
+
+        Raises:
+            UserError: There are some.
+        """
+        for leak in self.found:
+            if leak.identical or leak.reverse:
+                raise UserError(
+                    f"{leak.identical:,} of {leak.size:,} sequences of {leak.name} are copies, and "
+                    f"{leak.reverse:,} reverse complements, of sequences that come before it in "
+                    f"training or validation (the first: {leak.first}); remove them, or split by "
+                    "--split cluster"
+                )
+
+    @property
+    def report(self) -> list[str]:
+        """A sentence for each of valid and test, and one for contradictions."""
+        lines = []
+        if self.contradictions:
+            lines.append(
+                f"{self.contradictions:,} sequences have copies of another class, on any strand, "
+                "which no model can get right"
+            )
+        for leak in self.found:
+            line = (
+                f"{leak.name}: {leak.identical:,} copies, {leak.reverse:,} reverse complements and "
+                f"{leak.near:,} near copies (k-mer similarity {self.similarity:g} or more) of "
+                f"earlier sequences, of {leak.size:,}"
+            )
+            lines.append(f"{line}; the first: {leak.first_near}" if leak.near else line)
+        return lines
+
+
+def find_leaks(examples: Examples, split: Split, *, similarity: float = NEAR) -> Leaks:
+    """Find the sequences of valid that are in train, and those of test that are in either.
+
+    Args:
+        examples: The examples.
+        split: Their split.
+        similarity: Of near copies.
+    """
+    entries = examples.entries
+    copies = number_copies(entries)[0].tolist()
+    clusters = cluster(entries, similarity).tolist()
+    earlier_copies: dict[int, list[int]] = defaultdict(list)
+    earlier_clusters: dict[int, int] = {}
+    names = {int(row): name for name, rows in split.parts.items() for row in rows}
+    found = []
+
+    def pair(name: str, row: int, other: int) -> str:
+        return f"{examples.names[row]} of {name} and {examples.names[other]} of {names[other]}"
+
+    for name, rows in split.parts.items():
+        if name != "train" and len(rows):
+            identical, reverse, near = [], [], []
+            for row in rows.tolist():
+                same = [
+                    other for other in earlier_copies[copies[row]] if entries[other] == entries[row]
+                ]
+                if same:
+                    identical.append((row, same[0]))
+                elif earlier_copies[copies[row]]:
+                    reverse.append((row, earlier_copies[copies[row]][0]))
+                elif clusters[row] in earlier_clusters:
+                    near.append((row, earlier_clusters[clusters[row]]))
+            found.append(
+                Leak(
+                    name,
+                    len(rows),
+                    len(identical),
+                    len(reverse),
+                    len(near),
+                    *(
+                        pair(name, *pairs[0]) if pairs else ""
+                        for pairs in (identical + reverse, near)
+                    ),
+                )
+            )
+        for row in rows.tolist():
+            earlier_copies[copies[row]].append(row)
+            earlier_clusters.setdefault(clusters[row], row)
+    return Leaks(tuple(found), similarity, _count_contradictions(copies, examples.labels))
+
+
+def _count_contradictions(copies: Sequence[int], labels: LabelArrays | None) -> int:
+    """How many sequences have copies of another class; 0 where labels are not classes."""
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1:
+        return 0
+    classes: dict[int, set[int]] = defaultdict(set)
+    for number, label in zip(copies, labels.tolist(), strict=True):
+        classes[number].add(label)
+    return sum(len(classes[number]) > 1 for number in copies)

@@ -1,0 +1,123 @@
+"""From the options of `evo2 finetune` and its data to the recipe that is run and kept."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from evo2cli.errors import UserError
+from evo2cli.files import atomic_path, writing
+from evo2cli.finetune.options import Base, FinetuneOptions, Method
+from evo2cli.finetune.tasks import Task
+from evo2cli.models import pick_device
+
+NAME = "recipe.toml"  # in the folder of the run
+FEW_EXAMPLES = 1_000  # below, only a head is trained unless the user says otherwise
+RATES = {Method.LORA: 5e-4, Method.FULL: 1.5e-5, Method.HEAD: 3e-3}
+LM_RATE = 1e-4  # of adapters that predict the next base
+HEAD_RATE = 1e-3  # of a new head on weights that are all trained
+
+
+def choose_method(options: FinetuneOptions, task: Task, num_train: int) -> Method:
+    """The method that was asked for, or the one for this many examples."""
+    if options.method is not None:
+        if options.method is Method.HEAD and task is Task.LM:
+            raise UserError("--method head: lm has no head to train; use lora or full")
+        return options.method
+    return Method.LORA if task is Task.LM or num_train >= FEW_EXAMPLES else Method.HEAD
+
+
+def recipe_values(
+    options: FinetuneOptions,
+    task: Task,
+    method: Method,
+    num_train: int,
+    length: int,
+    data: dict[str, Any],
+) -> dict[str, Any]:
+    """The tables of the recipe of a run.
+
+    Args:
+        options: Options of the command.
+        task: The task.
+        method: What is trained.
+        num_train: Examples, or windows, to train on.
+        length: Bases of the longest window.
+        data: The table [data].
+    """
+    on_gpu = pick_device(options.device).type == "cuda"
+    is_head = method is Method.HEAD
+    batch = min(options.batch or (256 if is_head else 32), max(1, num_train))
+    epochs = (50 if is_head else 3) if options.epochs is None else options.epochs
+    fewest = 300 if is_head and options.epochs is None else 1  # such steps take a second
+    steps = options.steps or max(fewest, math.ceil(epochs * num_train / batch))
+    every = max(1, steps // options.validations)
+    rate = options.lr or (LM_RATE if task is Task.LM and method is Method.LORA else RATES[method])
+    head_rate = options.head_lr or (HEAD_RATE if method is Method.FULL else None)
+    base = options.base
+    if base is Base.AUTO:
+        base = Base.BF16 if on_gpu else Base.FP32
+    finetune = {
+        "task": str(task),
+        "method": str(method),
+        "labels": options.label_cols.split(",") if options.label_cols else [],
+        "group": options.group_col,
+        "reference": options.reference and str(options.reference),
+        "test": options.test and str(options.test),
+        "split": options.split and str(options.split),
+        "features": options.features and str(options.features),
+        "feature_type": options.feature_type,
+        "regions": options.regions and str(options.regions),
+        "region_type": options.region_type,
+        "cut": str(options.cut),
+        "layer": options.layer,
+        "pool": options.pool,
+        "strand": str(options.strand),
+        "head": str(options.head),
+        "head_learning_rate": head_rate if task is not Task.LM else None,
+        "base": str(base),
+        "adapters": {
+            key: getattr(options, key)
+            for key in ("rank", "alpha", "dropout", "targets", "rslora", "dora")
+        }
+        if method is Method.LORA
+        else None,
+        "weights": str(options.weights),
+        "metric": options.metric,
+        "patience": options.patience,
+        "scratch": options.scratch,
+    }
+    return {
+        "init": options.model,
+        "output": str(options.output),
+        "seed": options.seed,
+        "data": data,
+        "batch": {
+            "length": length,
+            "sequences": batch,
+            **({"micro_sequences": options.micro_batch} if options.micro_batch else {}),
+        },
+        "optimizer": {
+            "steps": steps,
+            "warmup_steps": int(options.warmup * steps),
+            "learning_rate": rate,
+            "min_learning_rate": rate / 10,
+            "weight_decay": options.weight_decay,
+        },
+        "validation": {"every": every},
+        "checkpoint": {"every": every, "keep": 1},
+        "precision": {"compute": "bf16" if on_gpu else "fp32"},
+        "finetune": {key: value for key, value in finetune.items() if value is not None},
+    }
+
+
+def write_recipe(values: dict[str, Any], path: Path) -> None:
+    """Write a recipe, whole or not at all.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    opening = "# Written by `evo2 finetune`; run it again with `evo2 train` or `evo2 launch`.\n"
+    with writing(path), atomic_path(path) as part:
+        part.write_text(opening + tomli_w.dumps(values), encoding="utf-8")

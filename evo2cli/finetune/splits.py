@@ -1,0 +1,262 @@
+"""Which examples are for training, which for validation and which for test.
+
+What belongs together (the same chromosome, group or cluster) is a unit and never in two splits. The
+units are taken in an order that the seed decides, each by the split that lacks the most examples,
+so that the sizes come close to the fractions wanted.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evo2cli.errors import UserError
+from evo2cli.finetune.examples import SPLITS, Examples
+from evo2cli.finetune.similarity import NEAR, cluster, number_copies
+from evo2cli.finetune.tasks import Labels, SplitBy, Task
+from evo2cli.genome.regions import plain_name
+
+FRACTIONS = (0.8, 0.1, 0.1)  # of train, valid and test
+MIN_CHROMOSOMES = 5  # fewer are too coarse to be split by without being told so
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the examples, ascending; together they are all rows, each once.
+
+    Attributes:
+        train: Rows to learn from.
+        valid: Rows to choose the best checkpoint by.
+        test: Rows to report on; may be empty if the data came with a split of its own.
+        told: A sentence that says how the rows were split.
+    """
+
+    train: Indices
+    valid: Indices
+    test: Indices
+    told: str = ""
+
+    @property
+    def parts(self) -> dict[str, Indices]:
+        """The rows by the name of their split."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+def split(
+    examples: Examples,
+    labels: Labels,
+    *,
+    by: SplitBy | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    similarity: float = NEAR,
+) -> Split:
+    """Split examples.
+
+    Args:
+        examples: The examples.
+        labels: What their labels mean.
+        by: What decides; None: the column `split` or else the groups, or at least
+            `MIN_CHROMOSOMES` chromosomes, or else clusters.
+        fractions: Wanted sizes of train, valid and test; their sum is 1.
+        seed: Another seed gives another split, except by column.
+        similarity: Of sequences in the same cluster (see `similarity`).
+
+    Raises:
+        UserError: The data does not have what they are to be split by, or a split is empty, or does
+            not have the classes that it needs.
+    """
+    if by is None:
+        by = usual_split(examples)
+    if by is SplitBy.COLUMN:
+        found = _by_column(examples, fractions, seed, similarity)
+    else:
+        units, named = units_of(examples, by, similarity)
+        strata = _strata(examples, labels) if by is SplitBy.RANDOM else None
+        parts = _assign(units, fractions, seed, strata)
+        train, valid, test = (np.flatnonzero(parts == part) for part in range(len(SPLITS)))
+        for name, fraction, rows in zip(SPLITS, fractions, (train, valid, test), strict=True):
+            if fraction > 0 and not len(rows):
+                raise UserError(
+                    f"--split {by}: {named} are too few to fill {name}; split by something else"
+                )
+        found = Split(train, valid, test, f"split by {by} (seed {seed}): {named}")
+    check_split(examples, labels, found)
+    return found
+
+
+def folds(
+    examples: Examples,
+    labels: Labels,
+    count: int,
+    *,
+    by: SplitBy | None = None,
+    seed: int = 0,
+    similarity: float = NEAR,
+) -> list[Split]:
+    """Cross-validation: each row is in the test of one fold, and in the valid of the one before.
+
+    Raises:
+        UserError: As for `split`; a column says only one split, so it gives no folds.
+    """
+    if by is None:
+        by = usual_split(examples)
+    if by is SplitBy.COLUMN:
+        raise UserError(f"--folds {count}: a column gives one split; choose another --split")
+    units, named = units_of(examples, by, similarity)
+    if count < 3 or len(np.unique(units)) < count:
+        raise UserError(f"--folds {count}: needs at least 3, and not more than {named}")
+    strata = _strata(examples, labels) if by is SplitBy.RANDOM else None
+    parts = _assign(units, [1 / count] * count, seed, strata)
+    found = []
+    for fold in range(count):
+        valid = (fold + 1) % count
+        train = np.flatnonzero((parts != fold) & (parts != valid))
+        told = f"fold {fold + 1} of {count} by {by} (seed {seed}): {named}"
+        found.append(
+            Split(train, np.flatnonzero(parts == valid), np.flatnonzero(parts == fold), told)
+        )
+        check_split(examples, labels, found[-1])
+    return found
+
+
+def usual_split(examples: Examples) -> SplitBy:
+    """What examples are split by if the user does not say."""
+    if examples.split is not None:
+        return SplitBy.COLUMN
+    if examples.groups is not None:
+        return SplitBy.GROUP
+    if examples.chromosomes is not None and len(set(examples.chromosomes)) >= MIN_CHROMOSOMES:
+        return SplitBy.CHROMOSOME
+    return SplitBy.CLUSTER
+
+
+def units_of(examples: Examples, by: SplitBy, similarity: float) -> tuple[Indices, str]:
+    """A number [N] for each example, the same within a unit; and their count, in words.
+
+    Raises:
+        UserError: There is no such column.
+    """
+    if by is SplitBy.RANDOM:
+        return number_copies(examples.entries)[0], f"{len(examples):,} sequences"
+    if by is SplitBy.CLUSTER:
+        units = cluster(examples.entries, similarity)
+        counts = np.bincount(units)
+        share = counts.max() / len(units)
+        return units, f"{len(counts):,} clusters, the largest with {share:.1%} of the sequences"
+    names = examples.groups
+    if by is SplitBy.CHROMOSOME:
+        chromosomes = examples.chromosomes
+        names = None if chromosomes is None else [plain_name(name) for name in chromosomes]
+    if names is None or "" in names:
+        column = "chrom" if by is SplitBy.CHROMOSOME else "group"
+        raise UserError(f"--split {by}: the table has no column {column!r}, or it has empty cells")
+    numbers: dict[str, int] = {}
+    units = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+    shown = ", ".join(list(numbers)[:5]) + (", ..." if len(numbers) > 5 else "")
+    return units, f"{len(numbers):,} {by}s ({shown})"
+
+
+def check_split(examples: Examples, labels: Labels, found: Split) -> None:
+    """Refuse a split that nothing can be learned from, or measured on.
+
+    Raises:
+        UserError: Train or valid is empty, train lacks a class, or only one class is in another.
+    """
+    for name, rows in found.parts.items():
+        if not len(rows):
+            if name == "test":
+                continue
+            raise UserError(f"no example is for {name}; {found.told}")
+        counts = class_counts(examples, labels, rows)
+        missing = [label for label, count in counts.items() if not count]
+        if name == "train" and missing:
+            raise UserError(
+                f"train has no example of {', '.join(missing[:8])}; a model cannot learn it: give "
+                "examples, or split in another way (--split, --seed)"
+            )
+        if labels.task is not Task.MULTILABEL and counts and len(missing) == len(counts) - 1:
+            present = next(label for label, count in counts.items() if count)
+            raise UserError(
+                f"{name} has examples of {present} only, and none of {', '.join(missing[:8])}; "
+                "split in another way (--split, --seed)"
+            )
+    if labels.task is Task.REGRESS and isinstance(examples.labels, np.ndarray):
+        for name, values in zip(labels.classes, examples.labels[found.train].T, strict=True):
+            if (values == values[0]).all():
+                raise UserError(f"{name} is {values[0]:g} in all of train; nothing can be learned")
+
+
+def class_counts(examples: Examples, labels: Labels, rows: Sequence[int] | Indices) -> Counter[str]:
+    """How many examples, or bases, of these rows have each class; empty for numbers."""
+    values = examples.labels
+    counts = np.zeros(len(labels.classes), np.int64)
+    if labels.task is Task.TOKENS and isinstance(values, list):
+        for row in rows:
+            counts += np.bincount(values[row][values[row] >= 0], minlength=len(counts))
+    elif labels.task is Task.CLASSIFY and isinstance(values, np.ndarray):
+        counts = np.bincount(values[rows], minlength=len(counts))
+    elif labels.task is Task.MULTILABEL and isinstance(values, np.ndarray):
+        counts = values[rows].sum(axis=0).astype(np.int64)
+    else:
+        return Counter()
+    return Counter(dict(zip(labels.classes, counts.tolist(), strict=True)))
+
+
+def _by_column(
+    examples: Examples, fractions: Sequence[float], seed: int, similarity: float
+) -> Split:
+    """The split that the data came with; valid is taken from train if it has none."""
+    if examples.split is None:
+        raise UserError("--split column: the table has no column 'split'")
+    names = np.array(examples.split)
+    train, valid, test = (np.flatnonzero(names == name) for name in SPLITS)
+    told = "split by column"
+    if not len(valid) and len(train):
+        rest = examples.take(train)
+        by = SplitBy.CLUSTER if rest.groups is None else SplitBy.GROUP
+        units, named = units_of(rest, by, similarity)
+        share = fractions[1] / (fractions[0] + fractions[1])
+        parts = _assign(units, [1 - share, share], seed, None)
+        told += (
+            f"; it has no valid, so {share:.0%} of train are taken by {by} (seed {seed}): {named}"
+        )
+        train, valid = train[parts == 0], train[parts == 1]
+    return Split(train, valid, test, told)
+
+
+def _strata(examples: Examples, labels: Labels) -> Indices | None:
+    """The class of each example, if it has one."""
+    if labels.task is Task.CLASSIFY and isinstance(examples.labels, np.ndarray):
+        return examples.labels
+    return None
+
+
+def _assign(
+    units: Indices, fractions: Sequence[float], seed: int, strata: Indices | None
+) -> Indices:
+    """The part [N] of each row: units are kept whole, and strata are split alike.
+
+    A unit belongs to the stratum of its first row.
+    """
+    sizes = np.bincount(units)
+    _, firsts = np.unique(units, return_index=True)
+    stratum = np.zeros(len(sizes), np.int64) if strata is None else strata[firsts]
+    parts = np.zeros(len(sizes), np.int64)
+    generator = np.random.default_rng(seed)
+    for chosen in np.unique(stratum):
+        members = generator.permutation(np.flatnonzero(stratum == chosen))
+        lacking = np.array(fractions) * sizes[members].sum()
+        is_empty = lacking > 0
+        for place, unit in enumerate(members):
+            remaining = len(members) - place
+            open_to = is_empty if remaining <= is_empty.sum() else lacking > -np.inf
+            part = int(np.argmax(np.where(open_to, lacking, -np.inf)))
+            parts[unit] = part
+            lacking[part] -= sizes[unit]
+            is_empty[part] = False
+    return parts[units]

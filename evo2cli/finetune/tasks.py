@@ -1,0 +1,317 @@
+"""The task and its classes, told from the labels, and choices about data. No torch, no numpy."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import isfinite
+
+from evo2cli.errors import UserError
+
+MAX_NUMBERED_CLASSES = 20  # more different whole numbers than this are measurements
+UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label
+_WAY_OUT = "--task classify, multilabel, regress or tokens says it otherwise"
+
+Cells = Sequence[str]  # the cells of one row in the columns of labels
+
+
+class Task(StrEnum):
+    """What a model is trained for.
+
+    LM: the next base.
+    CLASSIFY: one of several classes for a sequence.
+    MULTILABEL: any number of several classes for a sequence.
+    REGRESS: one or several numbers for a sequence.
+    TOKENS: one of several classes for each base.
+    """
+
+    LM = "lm"
+    CLASSIFY = "classify"
+    MULTILABEL = "multilabel"
+    REGRESS = "regress"
+    TOKENS = "tokens"
+
+
+class Cut(StrEnum):
+    """What is kept of a sequence that is longer than the window.
+
+    CENTRE: its central bases.
+    START: its first bases.
+    END: its last bases.
+    """
+
+    CENTRE = "centre"
+    START = "start"
+    END = "end"
+
+    def start(self, length: int, window: int) -> int:
+        """The first base that is kept."""
+        return {Cut.CENTRE: (length - window) // 2, Cut.START: 0, Cut.END: length - window}[self]
+
+
+class SplitBy(StrEnum):
+    """What decides whether a sequence is for training, validation or test.
+
+    COLUMN: the column `split`, or the file that it is in.
+    CHROMOSOME: its chromosome, which is never in two splits.
+    GROUP: its group, likewise.
+    CLUSTER: its cluster of copies and near copies, likewise.
+    RANDOM: chance, class by class; exact copies stay together.
+    """
+
+    COLUMN = "column"
+    CHROMOSOME = "chromosome"
+    GROUP = "group"
+    CLUSTER = "cluster"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a data set mean.
+
+    Attributes:
+        task: The task.
+        classes: Names of the classes, or of the numbers of a regression.
+        told: A sentence that says how the task was told from the data.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    told: str = ""
+
+
+def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
+    """Refuse cells that are no labels.
+
+    Raises:
+        UserError: One is empty, or begins as a list and is none.
+    """
+    for name, cell in zip(columns, cells, strict=True):
+        if not cell:
+            raise UserError(f"{origin}: {name} is empty; give it a value or remove the row")
+        try:
+            parse_list(cell)
+        except ValueError:
+            raise UserError(
+                f"{origin}: {name} {cell[:20]!r} begins as a list, but cannot be read as one"
+            ) from None
+
+
+def tell_labels(
+    rows: Sequence[Cells],
+    columns: Sequence[str],
+    lengths: Sequence[int],
+    origin: Callable[[int], str],
+    task: Task | None = None,
+) -> Labels:
+    """Tell the task and the classes from the cells of the columns of labels.
+
+    Args:
+        rows: The cells of each row, which `check_cells` has seen.
+        columns: Names of these columns.
+        lengths: Bases of each sequence.
+        origin: Says where a row is in its file, for messages.
+        task: The task, if the user said it.
+
+    Raises:
+        UserError: The labels do not fit the task, or there is only one class.
+    """
+    if task is Task.LM:
+        return Labels(task, (), "lm, as --task says; labels are not read")
+    if len(columns) > 1:
+        labels = _of_columns(rows, columns, origin, task)
+    else:
+        labels = _of_column([cells[0] for cells in rows], columns[0], lengths, origin, task)
+    if labels.task in (Task.CLASSIFY, Task.TOKENS) and len(labels.classes) < 2:
+        found = f"all labels are {labels.classes[0]!r}" if labels.classes else "no base has a label"
+        raise UserError(f"{columns[0]}: {found}; a model learns to tell at least two classes apart")
+    return labels
+
+
+def _of_columns(
+    rows: Sequence[Cells], columns: Sequence[str], origin: Callable[[int], str], task: Task | None
+) -> Labels:
+    """The labels of several columns: a number each."""
+    names = tuple(columns)
+    if task in (Task.CLASSIFY, Task.TOKENS):
+        raise UserError(f"--task {task} takes one column of labels, not {', '.join(names)}")
+    values = [parse_numbers(cells, origin(index)) for index, cells in enumerate(rows)]
+    are_flags = all(value in (0, 1) for row in values for value in row)
+    if task is Task.MULTILABEL and not are_flags:
+        raise UserError(f"--task multilabel: columns {', '.join(names)} must hold 0 and 1 only")
+    if task is Task.REGRESS or not are_flags:
+        return Labels(Task.REGRESS, names, f"regress: {len(names)} columns of numbers")
+    return Labels(
+        Task.MULTILABEL, names, f"multilabel: {len(names)} columns of 0 and 1; {_WAY_OUT}"
+    )
+
+
+def _of_column(
+    cells: Sequence[str],
+    column: str,
+    lengths: Sequence[int],
+    origin: Callable[[int], str],
+    task: Task | None,
+) -> Labels:
+    """The labels of one column."""
+    if task is Task.TOKENS or (task is None and _are_tokens(cells, lengths)):
+        found: set[str] = set()
+        for index, (cell, length) in enumerate(zip(cells, lengths, strict=True)):
+            found.update(parse_tokens(cell, length, origin(index)))
+        classes = sort_classes(found.difference(UNLABELLED))
+        told = f"tokens: every {column} is as long as its sequence, with {_listed(classes)}"
+        return Labels(Task.TOKENS, classes, told)
+    if task is not Task.CLASSIFY:
+        are_lists = all(cell.startswith("[") for cell in cells)
+        if are_lists or task is Task.MULTILABEL:
+            return _of_lists(cells, column, task)
+    if task is Task.REGRESS:
+        for index, cell in enumerate(cells):
+            parse_numbers([cell], origin(index))
+        return Labels(Task.REGRESS, (column,), f"regress: {column} is a number, as --task says")
+    counts = Counter(map(class_name, cells))
+    numbers = {name: value for name in counts if (value := _number(name)) is not None}
+    if task is None and numbers and not _look_like_classes(counts, numbers):
+        if len(numbers) == len(counts):
+            told = f"regress: {column} holds {len(counts):,} different numbers; {_WAY_OUT}"
+            return Labels(Task.REGRESS, (column,), told)
+        if sum(counts[name] for name in numbers) * 2 > len(cells):
+            index = next(i for i, cell in enumerate(cells) if _number(cell) is None)
+            raise UserError(
+                f"{origin(index)}: {column} {cells[index]!r} is not a number, as most are; remove "
+                "the row, or give --task classify"
+            )
+    classes = sort_classes(counts)
+    if task is None and len(counts) > max(2, len(cells) // 2):
+        raise UserError(
+            f"{column}: {len(counts):,} different labels in {len(cells):,} rows are too many for "
+            "classes; choose another column by --label-cols, or give --task classify"
+        )
+    told = f"classify: {column} is one of {_listed(classes)}"
+    if len(numbers) == len(counts):
+        told += f", whole numbers read as names of classes; {_WAY_OUT}"
+    return Labels(Task.CLASSIFY, classes, told)
+
+
+def _of_lists(cells: Sequence[str], column: str, task: Task | None) -> Labels:
+    """The labels of one column with several labels in a cell."""
+    rows = [parse_names(cell) for cell in cells]
+    numbers = [[_number(name) for name in row] for row in rows]
+    num_columns = len(rows[0])
+    if num_columns > 1 and all(len(row) == num_columns and None not in row for row in numbers):
+        names = tuple(f"{column}_{index}" for index in range(1, num_columns + 1))
+        are_flags = all(value in (0, 1) for row in numbers for value in row)
+        if are_flags and task is not Task.REGRESS:
+            told = f"multilabel: {column} lists {num_columns} flags of 0 and 1"
+            return Labels(Task.MULTILABEL, names, told)
+        if task is not Task.MULTILABEL:
+            return Labels(Task.REGRESS, names, f"regress: {column} lists {num_columns} numbers")
+    classes = sort_classes({name for row in rows for name in row})
+    return Labels(Task.MULTILABEL, classes, f"multilabel: {column} lists any of {_listed(classes)}")
+
+
+def _are_tokens(cells: Sequence[str], lengths: Sequence[int]) -> bool:
+    """Whether each cell has a label for each base of its sequence."""
+    return max(lengths, default=0) > 1 and all(
+        _num_tokens(cell) == length for cell, length in zip(cells, lengths, strict=True)
+    )
+
+
+def _num_tokens(cell: str) -> int:
+    entries = parse_list(cell)
+    return len(cell) if entries is None else len(entries)
+
+
+def _look_like_classes(counts: Counter[str], numbers: dict[str, float]) -> bool:
+    """Whether labels that are numbers are rather names of classes: few of them, and whole."""
+    if len(counts) <= 2:
+        return True
+    are_whole = all(value.is_integer() for value in numbers.values())
+    return (
+        len(numbers) == len(counts) <= MAX_NUMBERED_CLASSES
+        and are_whole
+        and counts.total() >= 2 * len(counts)
+    )
+
+
+def class_name(cell: str) -> str:
+    """The name of a class as labels are compared: 1 for 1.0, else the text."""
+    number = _number(cell)
+    return str(int(number)) if number is not None and number.is_integer() else cell
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Numbers by value, then words by letter."""
+
+    def key(name: str) -> tuple[bool, float, str]:
+        number = _number(name)
+        return number is None, number or 0.0, name
+
+    return tuple(sorted(names, key=key))
+
+
+def parse_list(cell: str) -> list[str] | None:
+    """The entries of a cell such as `[0, 1]` or `["a", "b"]`; None if it is not a list.
+
+    Raises:
+        ValueError: It begins as a list, but is none.
+    """
+    if not cell.startswith("["):
+        return None
+    entries = json.loads(cell.replace("'", '"'))
+    return [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+
+
+def parse_names(cell: str) -> list[str]:
+    """The labels of a cell with several: a list, or names with `;`, `|` or `,` between."""
+    entries = parse_list(cell)
+    if entries is None:
+        entries = cell.replace("|", ";").replace(",", ";").split(";")
+    return [class_name(entry.strip()) for entry in entries if entry.strip() not in UNLABELLED]
+
+
+def parse_tokens(cell: str, length: int, origin: str) -> Sequence[str]:
+    """The label of each base: the letters of the cell, or the entries of a list.
+
+    Raises:
+        UserError: There are more or fewer than bases.
+    """
+    tokens = parse_list(cell)
+    found: Sequence[str] = cell if tokens is None else [class_name(token) for token in tokens]
+    if len(found) != length:
+        raise UserError(
+            f"{origin}: {len(found):,} labels for {length:,} bases; a task of tokens needs one "
+            "digit, letter or entry of a list for each base"
+        )
+    return found
+
+
+def parse_numbers(cells: Iterable[str], origin: str) -> list[float]:
+    """The values of cells that are numbers, or lists of numbers.
+
+    Raises:
+        UserError: One is not a finite number.
+    """
+    found = []
+    for cell in cells:
+        for entry in parse_list(cell) or [cell]:
+            value = _number(entry)
+            if value is None:
+                raise UserError(f"{origin}: label {entry!r} is not a finite number")
+            found.append(value)
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
+
+
+def _listed(classes: Sequence[str]) -> str:
+    shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+    return f"{len(classes)} classes ({shown})"

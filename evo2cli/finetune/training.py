@@ -1,0 +1,308 @@
+"""Fine-tuning on the training loop: the model that starts, and labels as its objective.
+
+N examples, S sequences of an example, L positions, F features, C outputs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from evo2cli.data.order import OnePool
+from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.finetune.folder import Description, read_inputs, write_tuned
+from evo2cli.finetune.heads import SUMS, Head, Pool, TaskModel, task_loss
+from evo2cli.finetune.tasks import Task
+from evo2cli.models import DTYPES
+from evo2cli.options import DType
+from evo2cli.training.engine import Engine
+from evo2cli.training.objective import WAY_OUT, Batch, Objective
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.start import Start
+from stripedhyena2 import StripedHyena2, load
+from stripedhyena2.adapters import add_adapters
+from stripedhyena2.adapters.lora import target_names
+from stripedhyena2.assembly import Adopt
+from stripedhyena2.float8.frozen import freeze_float8
+from stripedhyena2.model import num_blocks
+
+NONE = -100  # class of a base without a label
+
+
+@dataclass(frozen=True)
+class TunedStart(Start):
+    """A trained model as the start, with what fine-tuning adds to it.
+
+    Attributes:
+        description: What is trained.
+        device: Where frozen weights go: the device of this rank.
+        features: Features of the frozen base for training examples, [N, F], which tell the head
+            how large features are; None for lm.
+        from_features: Whether the head alone is trained, on features that are known already.
+        provenance: What is written beside the description, as JSON values.
+    """
+
+    description: Description = None  # type: ignore[assignment] # a field after those with defaults
+    device: str = "cpu"
+    features: Tensor | None = None
+    from_features: bool = False
+    provenance: Callable[[], dict[str, Any]] = dict
+
+    def build(self, recipe: Recipe, adopt: Adopt) -> nn.Module:
+        """As `Start`: the model with adapters, a head, or both."""
+        description = self.description
+        trunk = None
+        if not self.from_features:
+            trunk = (
+                self._full(recipe, adopt) if description.method == "full" else self._frozen(recipe)
+            )
+            if description.reading is None:
+                return trunk
+        assert description.reading is not None
+        head = Head(description.num_features, description.num_outputs, description.head)
+        head.reset(recipe.seed)
+        if self.features is not None:
+            how = description.reading
+            frozen = description.method == "head"
+            head.scale_features(self.features, how.num_features, frozen=frozen)
+        model = TaskModel(trunk, head, description.reading)
+        for part in (model.head, model.pooling):
+            if part is not None:
+                adopt(part)
+        return model
+
+    def _depth(self) -> int:
+        """Blocks that are computed."""
+        how = self.description.reading
+        return self.config.depth if how is None else num_blocks(self.config, [how.layer])
+
+    def _full(self, recipe: Recipe, adopt: Adopt) -> StripedHyena2:
+        trunk = super().build(recipe, adopt)
+        assert isinstance(trunk, StripedHyena2)
+        how = self.description.reading
+        if how is not None:  # what is not computed is not trained
+            for block in trunk.blocks[self._depth() :]:
+                block.requires_grad_(False)
+            trunk.norm.requires_grad_(how.layer == "norm")
+        return trunk
+
+    def _frozen(self, recipe: Recipe) -> StripedHyena2:
+        assert recipe.init is not None
+        assert recipe.finetune is not None
+        base = recipe.finetune.base
+        dtype = DTYPES[DType.FP32 if base == "fp32" else DType.BF16]
+        trunk = load(recipe.init, device=self.device, dtype=dtype).requires_grad_(False)
+        if base == "fp8":
+            freeze_float8(trunk, target_names(self.config, "all"))
+        adapters = self.description.adapters
+        if adapters is not None:
+            names = target_names(self.config, adapters.targets, self._depth())
+            add_adapters(trunk, adapters, names, seed=recipe.seed)
+        return trunk
+
+    def write(self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]) -> None:
+        """As `Start`; what was not trained is taken from the base."""
+        description = self.description
+        if description.method == "full":
+            base = self.weights
+            if base is None:
+                base = StripedHyena2.from_seed(self.config, 0).state_dict()
+            prefix = "" if description.reading is None else "trunk."
+            weights = {**{f"{prefix}{name}": tensor for name, tensor in base.items()}, **weights}
+        facts = {**self.provenance(), **provenance}
+        write_tuned(description, self.config, weights, folder, facts)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled examples, as they are trained on.
+
+    Attributes:
+        letters: The sequence of each, or both of a pair.
+        labels: As in `Examples`.
+        features: The features of each, [F] or for tokens [L, F], if the head alone is trained.
+    """
+
+    letters: list[tuple[bytes, ...]]
+    labels: Any
+    features: Sequence[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.letters)
+
+
+class FromLabels(Objective):
+    """Predict the labels of examples.
+
+    Args:
+        recipe: The recipe.
+        engine: The model in training.
+        description: What is trained.
+        train: The training examples.
+        valid: The validation examples.
+        class_weights: The weight of each class in the loss, [C]; None if all are 1.
+        measure: The metrics of outputs for the validation examples, by name.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        description: Description,
+        train: Rows,
+        valid: Rows,
+        class_weights: NDArray[np.float64] | None,
+        measure: Callable[[list[Tensor]], dict[str, float]],
+    ) -> None:
+        self._recipe, self._engine, self._ranks = recipe, engine, engine.ranks
+        self._description, self._train, self._valid = description, train, valid
+        self._task = description.labels.task
+        self._measure = measure
+        self._order = OnePool([len(train)], recipe.seed)
+        self._class_weights = None
+        if class_weights is not None:
+            self._class_weights = torch.from_numpy(class_weights).float()
+        self._share_positions()
+
+    def _share_positions(self) -> None:
+        """Let pools sum over the ranks that hold parts of the same sequences."""
+        ranks, how = self._ranks, self._description.reading
+        assert how is not None
+        self._length: int | None = None
+        if ranks.context_parallel == 1 or self._train.features is not None:
+            return
+        self._length = self._recipe.batch.length
+        model = self._engine.model
+        pool = "tokens" if how.by_token else Pool.read(how.pool).kind
+        if pool not in (*SUMS, "tokens") or (how.by_token and how.strand == "both"):
+            raise UserError(
+                f"parallel.context = {ranks.context_parallel}: the pool {how.pool} on strand "
+                f"{how.strand} needs all positions; use mean, last or center:W, or strand fwd"
+            )
+        if isinstance(model, TaskModel) and model.pooling is not None:
+            model.pooling.group, model.pooling.first = ranks.neighbours, self._engine.part[0]
+
+    def batch(self, step: int) -> Batch:
+        """As `Objective`."""
+        share = self._ranks.share(self._recipe.batch.sequences)
+        samples = step * self._recipe.batch.sequences + np.arange(share.start, share.stop)
+        rows = self._order.locate(samples).window
+        return self._read(self._train, rows.tolist())
+
+    def _read(self, of: Rows, rows: list[int]) -> Batch:
+        """The examples of some rows, on the device."""
+        how, device = self._description.reading, self._ranks.device
+        assert how is not None
+        inputs: tuple[Tensor, ...]
+        if of.features is not None:
+            # Sequences of different lengths are padded at the end.
+            features = pad_sequence([of.features[row] for row in rows], batch_first=True)
+            inputs, length = (features.to(device),), features.shape[1]
+        else:
+            ids_NSL, lengths_NS = read_inputs([of.letters[row] for row in rows], how, self._length)
+            length = ids_NSL.shape[2]
+            own = slice(*self._engine.part) if self._length else slice(None)
+            inputs = (ids_NSL[:, :, own].to(device), lengths_NS.to(device))
+        targets, weights = self._targets(of, rows, length)
+        return Batch(inputs, targets.to(device), weights.to(device))
+
+    def _targets(self, of: Rows, rows: list[int], length: int) -> tuple[Tensor, Tensor]:
+        task, weights = self._task, self._class_weights
+        if task is Task.TOKENS:
+            targets = torch.full((len(rows), length), NONE)
+            for target, row in zip(targets, rows, strict=True):
+                target[: len(of.labels[row])] = torch.from_numpy(of.labels[row])
+            if self._length:
+                targets = targets[:, slice(*self._engine.part)]
+            ones = (targets >= 0).float()
+            return targets, ones if weights is None else ones * weights[targets.clamp_min(0)]
+        targets = torch.from_numpy(of.labels[rows])
+        shared = self._ranks.context_parallel  # ranks that all predict the same label
+        if task is Task.CLASSIFY:
+            own = torch.ones(len(rows)) if weights is None else weights[targets]
+            return targets, own / shared
+        if task is Task.REGRESS:
+            mean, deviation = (torch.tensor(row) for row in self._description.scale or ((0,), (1,)))
+            targets = (targets - mean) / deviation
+        own = torch.ones_like(targets)
+        if task is Task.MULTILABEL and weights is not None:
+            own = torch.where(targets > 0, weights, own)
+        return targets.float(), own / shared
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """As `Objective`; see `task_loss`."""
+        return task_loss(self._task, outputs, batch.targets, batch.weights)
+
+    def validate(self) -> dict[str, Any]:
+        """The loss and the metrics on the validation examples."""
+        if not len(self._valid):
+            return {}
+        loss, outputs = self.outputs(self._valid)
+        if not math.isfinite(loss):
+            raise UntrustedNumericsError(f"validation: the loss is not finite; {WAY_OUT}")
+        metrics = self._measure(outputs)
+        return {"valid_loss": loss, **{f"valid_{name}": value for name, value in metrics.items()}}
+
+    @torch.no_grad()
+    def outputs(self, of: Rows) -> tuple[float, list[Tensor]]:
+        """The mean loss of examples, and their outputs on the CPU: [C] each, or [L, C] for tokens.
+
+        All ranks call it together, and get the same.
+        """
+        ranks, micro = self._ranks, self._recipe.micro(self._ranks.world)
+        length = self._length or max((len(g[0]) for g in of.letters), default=0)
+        shape = [len(of), *([length] if self._task is Task.TOKENS else [])]
+        found = torch.zeros(*shape, self._description.num_outputs, device=ranks.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+        part = slice(*self._engine.part) if self._length else slice(None)
+        # Each sequence is computed once; ranks that share it hold parts of it, or the same outputs.
+        is_owner = ranks.rank % ranks.context_parallel == 0
+        every = list(range(len(of)))
+        own = every[ranks.group :: ranks.num_groups]
+        for start in range(0, -(-len(of) // ranks.num_groups), micro):
+            rows = own[start : start + micro]
+            # A rank without an example left still runs the model, for the others need its part.
+            batch = self._read(of, rows or every[:1])
+            outputs = self._engine.forward(*batch.inputs)
+            if not rows:
+                continue
+            sums[0] += self.loss(outputs, batch)
+            sums[1] += batch.weights.sum()
+            if self._length and self._task is Task.TOKENS:
+                found[rows, part] = outputs
+            elif is_owner and self._task is Task.TOKENS:
+                found[rows, : outputs.shape[1]] = outputs
+            elif is_owner:
+                found[rows] = outputs
+        loss, weight = ranks.sum(sums).tolist()
+        all_outputs = ranks.sum(found).cpu()
+        if self._task is not Task.TOKENS:
+            return loss / max(weight, 1e-6), list(all_outputs)
+        pairs = zip(all_outputs, of.letters, strict=True)
+        return loss / max(weight, 1e-6), [output[: len(group[0])] for output, group in pairs]
+
+
+def class_weights(
+    labels: Any, task: Task, num_classes: int, kind: str
+) -> NDArray[np.float64] | None:
+    """The weights of classes in the loss: "balanced" gives every class the same total weight.
+
+    For multilabel tasks it is the weight of a positive label: negatives over positives.
+    """
+    if kind == "none" or task is Task.REGRESS:
+        return None
+    if task is Task.MULTILABEL:
+        positives = labels.sum(axis=0)
+        weights: NDArray[np.float64] = (len(labels) - positives) / np.maximum(positives, 1)
+        return weights
+    found = np.concatenate(labels) if isinstance(labels, list) else labels
+    counts = np.bincount(found[found >= 0], minlength=num_classes)
+    balanced: NDArray[np.float64] = counts.sum() / (num_classes * np.maximum(counts, 1))
+    return balanced

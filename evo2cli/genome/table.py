@@ -1,0 +1,161 @@
+"""Tables: TSV, CSV, Parquet or JSON lines, recognised by their first bytes; text may be compressed.
+
+The first line of a TSV or CSV names the columns; `#` before it and lines with `##` above it are
+ignored. JSON lines are objects that all have the keys of the first. A list in a cell is JSON text.
+"""
+
+import csv
+import json
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from evo2cli.errors import UserError
+from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
+from evo2cli.genome.source import first_bytes, read_lines
+from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value
+
+Rows = Generator[tuple[int, Sequence[Value]], None, None]
+_LONGEST_CELL = (1 << 31) - 1  # characters; the usual limit of the module csv is 131,072
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is being read.
+
+    Attributes:
+        types: Names of the columns, and the types of their cells.
+        rows: The number of each row and its cells, read as they are needed. Closing it closes the
+            file.
+        unit: What the numbers count: "line" or "row", 1-based.
+    """
+
+    types: Mapping[str, type]
+    rows: Rows
+    unit: str
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.types)
+
+
+def open_table(path: Path) -> Table:
+    """Open a table (`-` is stdin) and read the names of its columns.
+
+    Raises:
+        UserError: Here or while rows are read: the file cannot be read, two columns have the same
+            name, or a row has more or fewer columns than the first line names.
+    """
+    start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
+    if start.startswith(PARQUET_MAGIC):
+        types, stored = read_parquet(path)
+        return Table(types, _numbered(stored), "row")
+    source = read_lines(path)
+    lines: Iterator[tuple[int, str]] = enumerate(map(decoded, source), start=1)
+    for number, line in lines:
+        if not line.strip() or line.startswith("##"):
+            continue
+        if line.lstrip().startswith("{"):
+            types = dict.fromkeys(_parsed(path, number, line), str)
+            lines = chain([(number, line)], lines)
+            return Table(types, _json_rows(path, list(types), lines, source), "line")
+        names = split_names(line)
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: two columns have the same name: {', '.join(names)}")
+        rows = _split((text for _, text in lines), delimiter_of(line), first=number + 1)
+        return Table(dict.fromkeys(names, str), _whole_rows(path, len(names), rows, source), "line")
+    raise UserError(f"{path}: has no line with the names of columns")
+
+
+def _numbered(stored: Generator[list[Any], None, None]) -> Rows:
+    with closing(stored):
+        yield from enumerate(stored, start=1)
+
+
+def _whole_rows(
+    path: Path,
+    num_columns: int,
+    rows: Iterator[tuple[int, list[str]]],
+    source: Generator[bytes, None, None],
+) -> Rows:
+    with closing(source):
+        try:
+            for number, row in rows:
+                if len(row) != num_columns:
+                    raise UserError(
+                        f"{path}: line {number}: {len(row)} columns, but the first line names "
+                        f"{num_columns}"
+                    )
+                yield number, row
+        except csv.Error as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def _json_rows(
+    path: Path,
+    names: list[str],
+    lines: Iterable[tuple[int, str]],
+    source: Generator[bytes, None, None],
+) -> Rows:
+    with closing(source):
+        for number, line in lines:
+            if not line.strip():
+                continue
+            record = _parsed(path, number, line)
+            for name in names:
+                if name not in record:
+                    raise UserError(f"{path}: line {number}: has no {name!r}, as the first has")
+            yield number, [_json_cell(record[name]) for name in names]
+
+
+def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}: line {number}: broken JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: line {number}: not a JSON object")
+    return record
+
+
+def _json_cell(value: Any) -> Value:
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
+        return value
+    return json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def _split(lines: Iterator[str], delimiter: str, *, first: int) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the number of their last line; blank lines are skipped."""
+    csv.field_size_limit(_LONGEST_CELL)  # of the process: a cell may hold a long sequence
+    if delimiter == "\t":
+        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter)
+    for row in reader:
+        if row:
+            yield reader.line_num + first - 1, row
+
+
+def split_names(line: str) -> list[str]:
+    """The names of columns in the first line of a table."""
+    text = line.strip("\r\n").removeprefix("#")
+    return [name.strip().strip('"') for name in text.split(delimiter_of(text))]
+
+
+def delimiter_of(line: str) -> str:
+    """What separates the columns: a tab if there is one, else a comma."""
+    return "\t" if "\t" in line else ","
+
+
+def decoded(line: bytes) -> str:
+    """A line as text, without a byte order mark."""
+    return line.removeprefix(BYTE_ORDER_MARK).decode(errors="surrogateescape")
+
+
+def cell_text(value: Value) -> str:
+    """A cell as text without white space around it; empty for a missing value."""
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,1 @@
+"""`evo2 predict`: predictions of a fine-tuned model for sequences, regions and variants."""

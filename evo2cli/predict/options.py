@@ -1,0 +1,79 @@
+"""Options of `evo2 predict`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evo2cli.errors import UserError
+from evo2cli.files import check_output
+from evo2cli.options import DeviceOptions, DType
+from evo2cli.track.options import BEDGRAPH, BIGWIG
+
+TABLES = (".tsv", ".tsv.gz")
+VCFS = (".vcf", ".vcf.gz")
+TRACKS = (*BEDGRAPH, *(f"{suffix}.gz" for suffix in BEDGRAPH), *BIGWIG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(DeviceOptions):
+    """Options of `evo2 predict`.
+
+    Raises:
+        UserError: The output cannot be written.
+    """
+
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that evo2 finetune wrote.")]
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="FASTA, a table with sequences, or with --reference BED or VCF; also gzipped.",
+        ),
+    ]
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", "-R", metavar="FASTA", help="Genome of the BED or VCF."),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-O",
+            metavar="FILE",
+            help="x.tsv; x.vcf for a VCF; for a task of tokens also x.bedgraph or x.bw; .gz too.",
+            show_default="stdout",
+        ),
+    ] = None
+    of_class: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="CLASS",
+            help="Class whose probability a bedGraph or bigWig shows.",
+            show_default="the last",
+        ),
+    ] = None
+    dtype: Annotated[
+        DType, typer.Option(help="Precision; auto is bf16 on a GPU and fp32 on a CPU.")
+    ] = DType.AUTO
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_output(self.output, self.source, self.reference)
+        known = (*TABLES, *VCFS, *TRACKS)
+        if self.output is not None and not self.output.name.endswith(known):
+            raise UserError(f"--output {self.output}: needs one of the suffixes {', '.join(known)}")
+        if self.of_class is not None and not self.is_track:
+            raise UserError(f"--class {self.of_class}: is for an output x.bedgraph or x.bw")
+
+    @property
+    def is_track(self) -> bool:
+        """Whether a track is written."""
+        return self.output is not None and self.output.name.endswith(TRACKS)
+
+    @property
+    def is_bigwig(self) -> bool:
+        """Whether that is a bigWig."""
+        return self.output is not None and self.output.suffix in BIGWIG

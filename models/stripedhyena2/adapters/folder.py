@@ -1,0 +1,193 @@
+"""The folder of an adapter, as the package `peft` writes and reads it.
+
+adapter_config.json        what the adapter looks like, and on which modules it is
+adapter_model.safetensors  its tensors; the metadata has the fingerprint of the base
+
+Names of tensors are `base_model.model.` and the path of the module in our class for Hugging Face,
+which holds a `StripedHyena2` as `ATTRIBUTE`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stripedhyena2.adapters.lora import LoRA, add_adapters, by_module, merged_weights, put_on
+from stripedhyena2.checkpoint.contents import CheckpointError
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.model import StripedHyena2
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ATTRIBUTE = "model"
+PREFIX = f"base_model.model.{ATTRIBUTE}."
+_BASE = "base_fingerprint"  # key in the metadata
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as a folder holds it.
+
+    Attributes:
+        lora: What it looks like.
+        tensors: Its tensors by their names in the model.
+        base: Name of the model that it was trained on.
+        base_fingerprint: Fingerprint of the weights of that model; None if unknown.
+    """
+
+    lora: LoRA
+    tensors: dict[str, Tensor]
+    base: str
+    base_fingerprint: str | None
+
+    def check_base(self, config: ModelConfig, weights: Mapping[str, Tensor], origin: str) -> None:
+        """Refuse a model that is not the one that the adapter was trained on.
+
+        Args:
+            config: The shape of the model.
+            weights: Its weights as they are stored.
+            origin: The adapter, for the message.
+
+        Raises:
+            CheckpointError: It is another model.
+        """
+        check_base(self.base, self.base_fingerprint, config, weights, origin)
+        for module, own in by_module(self.tensors).items():
+            weight = weights.get(f"{module}.weight")
+            width = own["lora_A.weight"].shape[1]
+            if weight is None or weight.shape[1] != width:
+                raise CheckpointError(
+                    f"{origin}: has an adapter of {width} channels for {module}, which this model "
+                    f"does not have; give --model {self.base}"
+                )
+
+    def merge_into(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the base with the adapter merged into them, in their own dtypes."""
+        return merged_weights(weights, self.lora, self.tensors)
+
+    def put_on(self, model: StripedHyena2) -> None:
+        """Let a model that was loaded for inference compute with the adapter; see `lora.put_on`."""
+        put_on(model, self.lora, self.tensors)
+
+    def attach_to(self, model: StripedHyena2) -> list[str]:
+        """Attach the adapter to a model for training; returns the names of its parameters."""
+        names = add_adapters(model, self.lora, by_module(self.tensors))
+        for name in names:
+            parameter = model.get_parameter(name)
+            parameter.data.copy_(self.tensors[name])
+        return names
+
+
+def check_base(
+    base: str,
+    base_fingerprint: str | None,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    origin: str,
+) -> None:
+    """Refuse a model that is not the one of a name and a fingerprint.
+
+    Raises:
+        CheckpointError: It is another model.
+    """
+    found = fingerprint(config, weights)
+    if base_fingerprint not in (None, found):
+        raise CheckpointError(
+            f"{origin}: belongs to the model {base} (fingerprint {base_fingerprint}), not to this "
+            f"one ({found}); give --model {base}"
+        )
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (folder / CONFIG).is_file()
+
+
+def write_adapter(adapter: Adapter, folder: Path) -> None:
+    """Write the two files of an adapter into an existing folder."""
+    lora = adapter.lora
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": adapter.base,
+        "revision": None,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        "use_dora": lora.dora,
+        "target_modules": list(by_module(adapter.tensors)),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in adapter.tensors.items()}
+    metadata = {"format": "pt"}
+    if adapter.base_fingerprint is not None:
+        metadata[_BASE] = adapter.base_fingerprint
+    save_file(tensors, folder / WEIGHTS, metadata)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read the folder of an adapter, ours or one that `peft` trained on our class.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or describes another kind of adapter.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            metadata = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{folder}: not a complete adapter ({error})") from None
+    lora = _lora(config, folder)
+    tensors = {}
+    for name, tensor in stored.items():
+        if not name.startswith(PREFIX) or "lora_" not in name:
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} is not a LoRA weight of this model; names begin with "
+                f"{PREFIX}blocks."
+            )
+        tensors[name.removeprefix(PREFIX)] = tensor
+    base = str(config.get("base_model_name_or_path") or "unknown")
+    return Adapter(lora, tensors, base, metadata.get(_BASE))
+
+
+_UNSUPPORTED = ("rank_pattern", "alpha_pattern", "modules_to_save")
+
+
+def _lora(config: Mapping[str, Any], folder: Path) -> LoRA:
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        kind = f"{config.get('peft_type')} with bias = {config.get('bias', 'none')!r}"
+        raise CheckpointError(f"{folder}: is {kind}; only LORA without bias can be read")
+    for key in _UNSUPPORTED:
+        if config.get(key):
+            raise CheckpointError(f"{folder}: {key} = {config[key]!r} is not supported")
+    try:
+        return LoRA(
+            rank=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config.get("lora_dropout", 0.0)),
+            rslora=bool(config.get("use_rslora", False)),
+            dora=bool(config.get("use_dora", False)),
+            targets="|".join(_names(config.get("target_modules"))) or "all",
+        )
+    except KeyError as missing:
+        raise CheckpointError(f"{folder / CONFIG}: the key {missing} is missing") from None
+
+
+def _names(targets: Any) -> list[str]:
+    return [targets] if isinstance(targets, str) else list(targets or ())

@@ -1,0 +1,263 @@
+"""LoRA: what trains is a product of two thin matrices beside each frozen projection.
+
+    y = W x + s B A x      with A [R, I], B [O, R], and s = alpha / R, or alpha / sqrt(R) (rsLoRA)
+
+DoRA also trains a magnitude m for each output channel of the sum of both:
+
+    y = m / ||W + s B A|| * (W + s B A) x      with the norm of each row, as a constant
+
+An adapter is attached to its projection: A and B are submodules of it, so their names are those of
+the package `peft`, and the module with the weight W stays what it was, whatever its precision.
+
+I input channels, O output channels, R the rank. Sources: arXiv:2106.09685 (LoRA), 2312.03732
+(rsLoRA), 2402.09353 (DoRA).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripedhyena2.config import ModelConfig
+from stripedhyena2.errors import InputError
+from stripedhyena2.float8.frozen import FrozenLinear
+from stripedhyena2.float8.inference import ScaledLinear
+from stripedhyena2.model import StripedHyena2
+
+MIXER, MLP = ("mixer.project_in", "mixer.project_out"), ("mlp.gate", "mlp.up", "mlp.down")
+SETS = ("all", "mixer", "attention", "mlp")
+A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """What adapters look like.
+
+    Attributes:
+        rank: Columns of B and rows of A.
+        alpha: What the product of both is multiplied by, divided by the rank.
+        dropout: Probability with which inputs of A are zeroed while training.
+        targets: "all" projections and MLPs, those of the "mixer", of "attention" or of the "mlp";
+            or a regular expression that matches the whole names of modules.
+        rslora: Divide alpha by the square root of the rank instead.
+        dora: Train the magnitude of each output channel as well.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str = "all"
+    rslora: bool = False
+    dora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A x."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def projections(config: ModelConfig) -> dict[str, frozenset[str]]:
+    """The modules that may have an adapter, in order, and the sets of `SETS` that each is in."""
+    found: dict[str, frozenset[str]] = {}
+    for index, mixer in enumerate(config.mixers):
+        kinds = {"all", "mixer"} | ({"attention"} if mixer.is_quadratic else set())
+        found |= {f"blocks.{index}.{name}": frozenset(kinds) for name in MIXER}
+        found |= {f"blocks.{index}.{name}": frozenset({"all", "mlp"}) for name in MLP}
+    return found
+
+
+def target_names(config: ModelConfig, targets: str, depth: int | None = None) -> list[str]:
+    """The modules that get an adapter.
+
+    Args:
+        config: The shape of the model.
+        targets: As `LoRA.targets`.
+        depth: Only the first blocks, because later ones are not computed.
+
+    Raises:
+        InputError: No module matches; the message lists those that could.
+    """
+    known = {
+        name: sets
+        for name, sets in projections(config).items()
+        if depth is None or int(name.split(".")[1]) < depth
+    }
+    if targets in SETS:
+        found = [name for name, sets in known.items() if targets in sets]
+    else:
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise InputError(f"targets {targets!r}: not a regular expression ({error})") from None
+        found = [name for name in known if pattern.fullmatch(name)]
+    if not found:
+        names = ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name, count=1) for name in known))
+        raise InputError(
+            f"targets {targets!r}: no module matches; choose {', '.join(SETS)}, or a regular "
+            f"expression for whole names among {names}, with N from 0 to "
+            f"{(depth or config.depth) - 1}"
+        )
+    return found
+
+
+def add_adapters(
+    model: StripedHyena2, lora: LoRA, names: Iterable[str], *, seed: int = 0
+) -> list[str]:
+    """Attach adapters in fp32 to modules of a model; its outputs do not change, because B is 0.
+
+    Args:
+        model: The model.
+        lora: What the adapters look like.
+        names: The modules.
+        seed: Of the values of A, which are drawn on the CPU, one module after the other.
+
+    Returns:
+        The names of the new parameters.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameters = []
+    for name in names:
+        linear: Any = model.get_submodule(name)
+        height, width = linear.weight.shape
+        device = linear.weight.device
+        bound = 1 / math.sqrt(width)  # as torch and peft start the weights of a layer
+        a_RI = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=generator)
+        linear.add_module(A, _linear(a_RI.to(device)))
+        linear.add_module(B, _linear(torch.zeros(height, lora.rank, device=device)))
+        parameters += [f"{name}.{A}.weight", f"{name}.{B}.weight"]
+        if lora.dora:
+            norms_O = dense_weight(linear).norm(dim=1)
+            linear.register_parameter(MAGNITUDE, nn.Parameter(norms_O))
+            parameters.append(f"{name}.{MAGNITUDE}")
+        linear.register_forward_hook(_Branch(lora))
+    return parameters
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight)
+    return layer
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """The forward hook of a projection with an adapter."""
+
+    lora: LoRA
+
+    def __call__(self, linear: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        x = inputs[0]
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(linear.lora_A.weight.dtype)
+        x = nn.functional.dropout(x, self.lora.dropout, linear.training)
+        a: Tensor = self.lora.scale * linear.lora_A(x)
+        b_OR: Tensor = linear.lora_B.weight
+        if not self.lora.dora:
+            # One pass over the output, which is much wider than the rank.
+            rows = output.to(a.dtype).flatten(0, -2)
+            return torch.addmm(rows, a.flatten(0, -2), b_OR.T).view_as(output).to(output.dtype)
+        added = nn.functional.linear(a, b_OR)
+        with torch.no_grad():
+            norms_O = (dense_weight(linear) + _product(linear, self.lora.scale)).norm(dim=1)
+        stored: Tensor | None = getattr(linear, "bias", None)
+        bias = output.new_zeros(()) if stored is None else stored
+        factor_O: Tensor = getattr(linear, MAGNITUDE) / norms_O
+        return (factor_O * (output - bias + added) + bias).to(output.dtype)
+
+
+def dense_weight(linear: Any) -> Tensor:
+    """The weight of a projection in fp32 or better, whatever it is stored in."""
+    weight: Tensor = linear.weight.detach()
+    if isinstance(linear, ScaledLinear):
+        return weight.float() / linear.scales.weight
+    if isinstance(linear, FrozenLinear):
+        return linear.dense(torch.float32)
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _product(linear: Any, scale: float) -> Tensor:
+    """The matrix s B A."""
+    a_RI: Tensor = linear.lora_A.weight.detach().float()
+    b_OR: Tensor = linear.lora_B.weight.detach().float()
+    return scale * (b_OR @ a_RI)
+
+
+def is_adapter_parameter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return any(part in (A, B, MAGNITUDE) for part in name.split("."))
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of all adapters of a model, by name."""
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if is_adapter_parameter(name)
+    }
+
+
+@torch.no_grad()
+def merged_weight(weight_OI: Tensor, lora: LoRA, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The weight that computes what a projection and its adapter compute, in fp32 or better.
+
+    Args:
+        weight_OI: The weight of the projection.
+        lora: What the adapter looks like.
+        tensors: Its tensors by their names within the projection.
+    """
+    wide = torch.promote_types(weight_OI.dtype, torch.float32)
+    a_RI, b_OR = (tensors[f"{part}.weight"].to(weight_OI.device, wide) for part in (A, B))
+    merged_OI = weight_OI.to(wide) + lora.scale * (b_OR @ a_RI)
+    if lora.dora:
+        magnitude_O = tensors[MAGNITUDE].to(weight_OI.device, wide)
+        merged_OI *= (magnitude_O / merged_OI.norm(dim=1))[:, None]
+    return merged_OI
+
+
+def merged_weights(
+    weights: Mapping[str, Tensor], lora: LoRA, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights of a model with its adapters merged into them, in the dtypes they had.
+
+    Args:
+        weights: Weights of the base by name.
+        lora: What the adapters look like.
+        tensors: The tensors of all adapters by name.
+    """
+    merged = dict(weights)
+    for module, own in by_module(tensors).items():
+        name = f"{module}.weight"
+        merged[name] = merged_weight(weights[name], lora, own).to(weights[name].dtype)
+    return merged
+
+
+def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of adapters by the module they are attached to, under their names within it."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        module, own = re.split(rf"\.(?=(?:{A}|{B}|{MAGNITUDE})(?:\.|$))", name, maxsplit=1)
+        found.setdefault(module, {})[own] = tensor
+    return found
+
+
+@torch.no_grad()
+def put_on(model: StripedHyena2, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
+    """Let a model that was loaded for inference compute with adapters.
+
+    They are merged into the weights, in the precision of the model; beside projections that are
+    stored in FP8 they stay what they are, in the dtype of the activations.
+    """
+    for module, own in by_module(tensors).items():
+        linear: Any = model.get_submodule(module)
+        if isinstance(linear, nn.Linear):
+            linear.weight.copy_(merged_weight(linear.weight, lora, own))
+            continue
+        add_adapters(model, lora, [module])
+        for name, tensor in own.items():
+            parameter = linear.get_parameter(name)
+            parameter.data = tensor.to(parameter.device, model.embedding.weight.dtype)
+            parameter.requires_grad_(False)

@@ -1,0 +1,320 @@
+"""`evo2 finetune`: every task and method from a table to a model that predicts, through kills."""
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evo2cli.errors import UserError
+from evo2cli.finetune import frozen
+from evo2cli.finetune.data import Source, read_data
+from evo2cli.finetune.folder import find_tuned, read_facts
+from evo2cli.finetune.metrics import measure
+from evo2cli.finetune.tasks import SplitBy
+from evo2cli.predict.run import predict_table
+from evo2cli.training.state import RunFolder
+from tests.evo2cli.finetune.conftest import SHAPE, Run, motifs, small_table, write_table
+from tests.ranks import World
+
+LABELS = {"multilabel": "y1,y2", "regress": "y1,y2"}
+METHODS = ["lora", "full", "head"]
+
+
+KINDS = ["classify", "multilabel", "regress", "tokens", "pairs"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        # What differs between tasks is the same for all methods.
+        pytest.param(kind, method, marks=[] if method == METHODS[i % 3] else pytest.mark.slow)
+        for i, kind in enumerate(KINDS)
+        for method in METHODS
+    ],
+)
+def test_a_table_becomes_a_model_that_predicts(
+    tune: Run, tmp_path: Path, kind: str, method: str
+) -> None:
+    table = small_table(tmp_path / "x.tsv", kind)
+    report = tune(table, method=method, label_cols=LABELS.get(kind))
+    assert report["finished"]
+    assert report["task"] == ("classify" if kind == "pairs" else kind)
+    assert {"chance", "frozen probe", "model"} <= report["results"].keys()
+    folder = tmp_path / "run" / "final"
+    assert (folder / "adapter").is_dir() == (method == "lora")
+    assert (folder / "model").is_dir() == (method == "full")
+
+    # What is on disk predicts what the report says.
+    labels = tuple(LABELS[kind].split(",")) if kind in LABELS else ()
+    data = read_data(Source(table, labels=labels, split=SplitBy.RANDOM), quiet=True)
+    predicted = predict_table(tmp_path / "run", data.test, device="cpu")
+    found = measure(data.labels, data.test.labels, predicted)
+    for name, estimate in found.items():
+        assert estimate.value == pytest.approx(report["results"]["model"][name][0], abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pool": "attention"},
+        {"pool": "max", "strand": "both"},
+        {"pool": "center:6", "layer": "blocks.1.mlp.up", "head": "mlp"},
+        {"base": "fp8", "rslora": True, "weights": "balanced", "targets": ".*project_in"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"pool": "last", "layer": "norm"},
+                {"layer": "0", "dora": True, "dropout": 0.2},
+                {"base": "bf16"},
+            )
+        ),
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_models_differ_as_asked_and_predict(
+    tune: Run, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    table = small_table(tmp_path / "x.tsv", "classify")
+    report = tune(table, method="lora", lr=1e-3, **options)
+    data = read_data(Source(table, split=SplitBy.RANDOM), quiet=True)
+    predicted = predict_table(tmp_path / "run", data.test, device="cpu")
+    found = measure(data.labels, data.test.labels, predicted)
+    within = 1e-4 if "base" not in options else 0.3
+    assert found["auroc"].value == pytest.approx(report["results"]["model"]["auroc"][0], abs=within)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pool"), [("classify", "mean"), ("classify", "center:5"), ("tokens", "mean")]
+)
+def test_both_strands_do_not_depend_on_the_strand_given(
+    tune: Run, tmp_path: Path, kind: str, pool: str
+) -> None:
+    table = small_table(tmp_path / "x.tsv", kind)
+    tune(table, method="lora", strand="both", pool=pool, lr=1e-2)
+    examples = read_data(Source(table), quiet=True).examples
+    complement = str.maketrans("ACGT", "TGCA")
+    mirrored = [sequence.translate(complement)[::-1] for sequence in examples.sequences]
+    turned = type(examples)(examples.names, mirrored)
+    forward, backward = (
+        predict_table(tmp_path / "run", each, device="cpu") for each in (examples, turned)
+    )
+    for one, other in zip(forward, backward, strict=True):
+        there = other[::-1] if kind == "tokens" else other
+        np.testing.assert_allclose(one, there, atol=1e-5)
+
+
+def test_the_best_layer_is_chosen_by_training_examples(tune: Run, tmp_path: Path) -> None:
+    report = tune(small_table(tmp_path / "x.tsv", "classify"), method="head", layer="best")
+    scores = {row["layer"]: row["score"] for row in report["base"]["layers"]}
+    assert list(scores) == [f"blocks.{index}" for index in range(SHAPE.depth)]
+    assert report["base"]["layer"] == max(scores, key=scores.__getitem__)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_goes_on_to_the_same_end(
+    tune: Run, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = small_table(tmp_path / "x.tsv", "classify")
+    options = {"method": method, "dropout": 0.2, "head": "mlp", "steps": 6, "validations": 3}
+    whole = tune(table, "whole", **options)
+    log, calls = RunFolder.log, iter(range(100))
+
+    def killed(folder: RunFolder, record: dict[str, Any]) -> None:
+        if next(calls) == 3:
+            raise KilledError
+        log(folder, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", killed)
+        with pytest.raises(KilledError):
+            tune(table, "cut", **options)
+    assert not (tmp_path / "cut" / "final").exists()
+    cut = tune(table, "cut", **options)
+    same(tmp_path / "cut", tmp_path / "whole")
+    assert {**cut, "output": 0, "seconds": 0} == {**whole, "output": 0, "seconds": 0}
+
+
+def same(one: Path, other: Path) -> None:
+    """Both runs have the same weights, bit for bit."""
+    files = sorted(file.relative_to(one / "final") for file in (one / "final").rglob("*.safe*"))
+    assert files
+    for file in files:
+        torch.testing.assert_close(
+            load_file(one / "final" / file), load_file(other / "final" / file), rtol=0, atol=0
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_kill_nine_and_the_same_command_give_the_same_weights(
+    base: str, tmp_path: Path, method: str
+) -> None:
+    small_table(tmp_path / "x.tsv", "classify", count=100)
+
+    def command(output: str) -> list[str]:
+        words = f"finetune x.tsv --model {base} --method {method} -O {output} --device cpu"
+        return [
+            *words.split(),
+            *["--split", "random", "--steps", "60", "--validations", "30", "--batch", "8"],
+        ]
+
+    killed = World(1, tmp_path, "killed", command("cut"))
+    while killed.is_running and not list(tmp_path.glob("cut/step-*/resume.json")):
+        time.sleep(0.01)
+    killed.signal(signal.SIGKILL)
+    assert killed.finish()[0] == [-signal.SIGKILL]
+    assert not (tmp_path / "cut" / "final").exists()
+    for output in ("cut", "whole"):
+        codes, said = World(1, tmp_path, f"{output}-log", command(output)).finish()
+        assert not any(codes), said
+        assert ("resuming from step" in said) == (output == "cut")
+    same(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_other_ranks_go_on_with_a_run(base: str, tmp_path: Path) -> None:
+    small_table(tmp_path / "x.tsv", "classify", count=100)
+    words = f"finetune x.tsv --model {base} --method lora -O run --device cpu --split random"
+    command = [*words.split(), "--steps", "60", "--validations", "30", "--batch", "8"]
+    killed = World(1, tmp_path, "killed", command)
+    while killed.is_running and not list(tmp_path.glob("run/step-*/resume.json")):
+        time.sleep(0.01)
+    killed.signal(signal.SIGKILL)
+    killed.finish()
+    codes, said = World(2, tmp_path, "two", command).finish()
+    assert not any(codes), said
+    assert "was written by 1 x plain with ZeRO 0, now 2 x plain" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lora", []),
+        ("lora", ["--set", "parallel.context=2"]),
+        ("full", []),
+        ("full", ["--set", "parallel.zero=3"]),
+    ],
+    ids=["data", "context", "zero1", "zero3"],
+)
+def test_two_ranks_are_one(base: str, tmp_path: Path, method: str, settings: list[str]) -> None:
+    if method == "full":
+        pytest.importorskip("deepspeed")
+    small_table(tmp_path / "x.tsv", "classify", count=100)
+    words = f"finetune x.tsv --model {base} --method {method} --device cpu --split random --steps 4"
+    command = [*words.split(), "--batch", "8", "--lr", "5e-4", "--validations", "2"]
+    codes, said = World(1, tmp_path, "one-log", [*command, "-O", "one"]).finish()
+    assert not any(codes), said
+    codes, said = World(2, tmp_path, "two-log", [*command, "-O", "two", *settings]).finish()
+    assert not any(codes), said
+    one, two = (json.loads((tmp_path / run / "report.json").read_text()) for run in ("one", "two"))
+    assert two["best"]["value"] == pytest.approx(one["best"]["value"], abs=1e-4)
+    heads = [load_file(tmp_path / run / "final" / "head.safetensors") for run in ("one", "two")]
+    torch.testing.assert_close(heads[1], heads[0], rtol=1e-3, atol=1e-5)
+
+
+def test_train_runs_the_recipe_that_was_written(
+    tune: Run, tmp_path: Path, command_line: Callable[..., tuple[int, str, str]]
+) -> None:
+    tune(small_table(tmp_path / "x.tsv", "classify"), method="lora")
+    recipe, again = tmp_path / "run" / "recipe.toml", tmp_path / "again"
+    arguments = ("train", str(recipe), "-O", str(again), "--device", "cpu", "--json")
+    code, out, err = command_line(*arguments)
+    assert code == 0, err
+    assert json.loads(out)["finished"]
+    same(again, tmp_path / "run")
+    code, out, err = command_line(*arguments)
+    assert "already finished" in err
+
+
+def test_the_best_weights_are_kept_and_a_run_gives_up(tune: Run, tmp_path: Path) -> None:
+    options = {"lr": 1e-9, "steps": 12, "validations": 12, "patience": 3}
+    report = tune(small_table(tmp_path / "x.tsv", "classify"), method="lora", **options)
+    assert report["steps"] == 4  # the first, and three that were not better
+    assert report["best"]["step"] == 1
+    assert read_facts(find_tuned(tmp_path / "run"))["step"] == 1
+
+
+@pytest.mark.slow
+def test_adapters_learn_what_a_frozen_probe_cannot(tune: Run, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "x.tsv", ["sequence", "label"], motifs(1000))
+    report = tune(table, method="lora", lr=5e-3, steps=400, batch=32, validations=10)
+    accuracy = {row: metrics["accuracy"][0] for row, metrics in report["results"].items()}
+    assert accuracy["frozen probe"] < 0.7
+    assert accuracy["model"] > 0.85
+
+
+def test_scratch_starts_from_other_weights(tune: Run, tmp_path: Path) -> None:
+    table = small_table(tmp_path / "x.tsv", "classify")
+    losses = {}
+    for scratch in (False, True):
+        report = tune(table, f"run-{scratch}", method="full", scratch=scratch)
+        losses[scratch] = report["base"]["loss"]
+    assert losses[False] < 1.6
+    assert losses[True] > 2
+
+
+def table_of(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "x.tsv").write_text(text)
+    return tmp_path / "x.tsv"
+
+
+SEQUENCES = ["ACGTTGCA", "TTGACCAG", "GGATCCAT", "CATTAGCA", "TGCCATTG", "AACCGTAT"] * 4
+
+
+def rows(labels: list[str]) -> str:
+    pairs = zip(SEQUENCES, labels * 30, strict=False)
+    return "sequence\tlabel\n" + "".join(
+        f"{'ACGT'[i % 4]}{'TGCA'[i // 4 % 4]}{'CA'[i // 16]}{s}\t{label}\n"
+        for i, (s, label) in enumerate(pairs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("seq_id\tlabel\na\tb\n", {}, "its columns: seq_id, label"),
+        (rows(["a"]), {}, "at least two classes"),
+        (rows(["a", "b"]), {"layer": "blocks.77"}, "no such layer"),
+        (rows(["a", "b"]), {"layer": "0,1"}, "reads one layer, not 2"),
+        (rows(["a", "b"]), {"pool": "median"}, "--pool median: must be one of mean"),
+        (rows(["a", "b"]), {"targets": "dense", "method": "lora"}, "no module matches"),
+        (rows(["a", "b"]), {"settings": ("batch.length=500",)}, "longer than the model's context"),
+    ],
+)
+def test_what_cannot_be_learned_is_said_in_one_line(
+    tune: Run, tmp_path: Path, text: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        tune(table_of(tmp_path, text), **{"method": "head", **options})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_base_that_was_not_loaded_is_noticed(
+    tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "base_loss", lambda *_: 6.24)
+    with pytest.raises(UserError, match=r"6.24 nats per base is worse than guessing"):
+        tune(small_table(tmp_path / "x.tsv", "classify"))
+
+
+def test_another_run_in_the_folder_stays_as_it_is(tune: Run, tmp_path: Path) -> None:
+    table = small_table(tmp_path / "x.tsv", "classify")
+    tune(table, method="head")
+    before = (tmp_path / "run" / "recipe.toml").read_bytes()
+    with pytest.raises(UserError, match=r"has a run with .*choose another"):
+        tune(table, method="head", seed=3)
+    assert (tmp_path / "run" / "recipe.toml").read_bytes() == before
+    shutil.rmtree(tmp_path / "run" / "final")

@@ -1,0 +1,159 @@
+"""Splits: each row once, units whole, fractions met, the same for the same seed."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evo2cli.errors import UserError
+from evo2cli.finetune.examples import Examples
+from evo2cli.finetune.similarity import cluster, similarities, sketch
+from evo2cli.finetune.splits import Split, folds, split
+from evo2cli.finetune.tasks import Labels, SplitBy, Task
+from tests.evo2cli.finetune.dna import draw, mutated, turned
+
+NUM = 300
+BINARY = Labels(Task.CLASSIFY, ("no", "yes"))
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    """Families of three near copies, on 10 chromosomes and in 60 groups."""
+    generator = np.random.default_rng(0)
+    parents = [draw(generator, 100) for _ in range(NUM // 3)]
+    sequences = [mutated(generator, parents[row % len(parents)], 1) for row in range(NUM)]
+    return Examples(
+        names=[str(row) for row in range(NUM)],
+        sequences=[turned(s) if row % 2 else s for row, s in enumerate(sequences)],
+        labels=generator.integers(0, 2, NUM),
+        chromosomes=[f"{('chr', '')[row % 3 > 0]}{row % 10}" for row in range(NUM)],
+        groups=[f"g{generator.integers(60)}" for row in range(NUM)],
+    )
+
+
+def check_whole(found: Split, num: int) -> None:
+    """Each row is in one part."""
+    rows = np.concatenate(list(found.parts.values()))
+    assert sorted(rows.tolist()) == list(range(num))
+
+
+@pytest.mark.parametrize("by", [b for b in SplitBy if b is not SplitBy.COLUMN])
+@pytest.mark.parametrize("seed", range(3))
+def test_units_are_whole_and_fractions_are_met(examples: Examples, by: SplitBy, seed: int) -> None:
+    found = split(examples, BINARY, by=by, seed=seed, fractions=(0.6, 0.2, 0.2))
+    check_whole(found, NUM)
+    for name, fraction in zip(found.parts, (0.6, 0.2, 0.2), strict=True):
+        assert len(found.parts[name]) == pytest.approx(fraction * NUM, abs=NUM // 10)
+    plain = [name.removeprefix("chr") for name in examples.chromosomes]
+    names = {SplitBy.CHROMOSOME: plain, SplitBy.GROUP: examples.groups}.get(by)
+    if names is not None:
+        parts = defaultdict(set)
+        for part, rows in found.parts.items():
+            for row in rows:
+                parts[names[row]].add(part)
+        assert all(len(owners) == 1 for owners in parts.values())
+    assert by in found.told
+
+
+def test_a_cluster_split_never_separates_similar_sequences(examples: Examples) -> None:
+    found = split(examples, BINARY, by=SplitBy.CLUSTER)
+    sketches = sketch(examples.sequences)
+    test = set(found.test.tolist())
+    pairs = np.array([(a, b) for a in test for b in range(NUM) if b not in test])
+    assert similarities(sketches, pairs).max() < 0.5
+    random = split(examples, BINARY, by=SplitBy.RANDOM)
+    test = set(random.test.tolist())
+    pairs = np.array([(a, b) for a in test for b in range(NUM) if b not in test])
+    assert similarities(sketches, pairs).max() > 0.5
+
+
+def test_a_random_split_is_stratified_and_keeps_copies_together(examples: Examples) -> None:
+    copied = replace(
+        examples,
+        sequences=[turned(s) for s in examples.sequences[:150]] + examples.sequences[:150],
+        labels=np.array(([0] * 9 + [1]) * 30),
+    )
+    found = split(copied, BINARY, by=SplitBy.RANDOM)
+    for rows in found.parts.values():
+        assert copied.labels[rows].mean() == pytest.approx(0.1, abs=0.04)
+        assert {row % 150 for row in rows.tolist()} == {row % 150 for row in [*rows, *(rows + 150)]}
+
+
+def test_the_seed_decides(examples: Examples) -> None:
+    first, same, other = (split(examples, BINARY, by=SplitBy.GROUP, seed=s) for s in (1, 1, 2))
+    assert first.test.tolist() == same.test.tolist() != other.test.tolist()
+
+
+def test_a_column_is_followed_and_a_missing_valid_is_taken_from_train(examples: Examples) -> None:
+    names = (["train"] * 8 + ["valid", "test"]) * 30
+    found = split(replace(examples, split=names), BINARY)
+    assert [names[row] for part in found.parts.values() for row in part] == (
+        ["train"] * 240 + ["valid"] * 30 + ["test"] * 30
+    )
+    names = ["train"] * 240 + ["test"] * 60
+    found = split(replace(examples, split=names, groups=None), BINARY)
+    check_whole(found, NUM)
+    assert found.test.tolist() == list(range(240, 300))
+    assert 15 <= len(found.valid) <= 40
+    clusters = cluster(examples.entries)
+    assert not set(clusters[found.train]) & set(clusters[found.valid])
+    assert "has no valid" in found.told
+
+
+def test_the_usual_split_is_the_safest_that_the_data_has(examples: Examples) -> None:
+    assert "by group" in split(examples, BINARY).told
+    without = replace(examples, groups=None)
+    assert "by chromosome" in split(without, BINARY).told
+    few = replace(without, chromosomes=["1", "2"] * 150)
+    assert "by cluster" in split(few, BINARY).told
+
+
+@pytest.mark.parametrize("by", [SplitBy.CHROMOSOME, SplitBy.CLUSTER, SplitBy.RANDOM])
+def test_folds_test_each_row_once(examples: Examples, by: SplitBy) -> None:
+    found = folds(examples, BINARY, 5, by=by)
+    for fold in found:
+        check_whole(fold, NUM)
+    assert sorted(np.concatenate([fold.test for fold in found]).tolist()) == list(range(NUM))
+    assert found[0].valid.tolist() == found[1].test.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "by", "message"),
+    [
+        ({"split": None}, SplitBy.COLUMN, "no column 'split'"),
+        ({"groups": None}, SplitBy.GROUP, "no column 'group'"),
+        ({"groups": ["", "b"] * 150}, SplitBy.GROUP, "no column 'group', or it has empty cells"),
+        ({"chromosomes": None}, SplitBy.CHROMOSOME, "no column 'chrom'"),
+        ({"groups": ["a", "b"] * 150}, SplitBy.GROUP, "2 groups .a, b. are too few to fill"),
+        ({"split": ["test"] * NUM}, SplitBy.COLUMN, "no example is for train"),
+        ({"split": ["train"] * 299 + ["valid"]}, SplitBy.COLUMN, "valid has examples of .* only"),
+        ({"labels": np.zeros(NUM, int)}, SplitBy.GROUP, "train has no example of yes"),
+    ],
+)
+def test_a_split_that_teaches_nothing_is_refused(
+    examples: Examples, changes: dict, by: SplitBy, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        split(replace(examples, **changes), BINARY, by=by)
+
+
+def test_other_tasks_are_checked_too(examples: Examples) -> None:
+    constant = replace(examples, labels=np.ones((NUM, 1), np.float32))
+    with pytest.raises(UserError, match="score is 1 in all of train"):
+        split(constant, Labels(Task.REGRESS, ("score",)))
+    with pytest.raises(UserError, match="train has no example of b"):
+        split(replace(examples, labels=np.eye(1, 2).repeat(NUM, 0)), Labels(Task.MULTILABEL, "ab"))
+    tokens = replace(examples, labels=[np.array([0, -100])] * NUM)
+    with pytest.raises(UserError, match="train has no example of exon"):
+        split(tokens, Labels(Task.TOKENS, ("none", "exon")))
+    with pytest.raises(UserError, match="a column gives one split"):
+        folds(examples, BINARY, 5, by=SplitBy.COLUMN)
+    with pytest.raises(UserError, match=r"--folds 11: .* 10 chromosomes"):
+        folds(examples, BINARY, 11, by=SplitBy.CHROMOSOME)
+
+
+def test_as_many_units_as_parts_fill_each_part(examples: Examples) -> None:
+    three = replace(examples, groups=["a", "b", "c"] * 100)
+    found = split(three, BINARY, by=SplitBy.GROUP)
+    assert [len(rows) for rows in found.parts.values()] == [100, 100, 100]

@@ -1,0 +1,230 @@
+"""`evo2 predict`: equal numbers whatever the input; lines of variants stay as they are."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evo2cli.finetune.examples import Examples
+from evo2cli.finetune.options import FinetuneOptions
+from evo2cli.finetune.run import finetune
+from evo2cli.predict.run import predict_table, tiles
+from tests.evo2cli.finetune.conftest import Run, base, small_table, tune
+
+__all__ = ["base", "tune"]  # fixtures
+
+ROOT = Path(__file__).parents[3]
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def runs(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each task that predictions differ by."""
+    folder = tmp_path_factory.mktemp("runs")
+    for kind in ("classify", "tokens", "regress", "pairs"):
+        options: dict[str, Any] = {
+            "data": small_table(folder / f"{kind}.tsv", kind, count=40),
+            "output": folder / kind,
+            "model": base,
+            "method": "lora" if kind == "tokens" else "head",
+            "device": "cpu",
+            "split": "random",
+            "steps": 3,
+            "validations": 1,
+            "label_cols": "y1,y2" if kind == "regress" else None,
+        }
+        finetune(FinetuneOptions(**options))
+    return {kind: folder / kind for kind in ("classify", "tokens", "regress", "pairs")}
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    header, *lines = (line.split("\t") for line in text.splitlines())
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+SEQUENCES = ["ACGTTGCAACGGTTACCAGT", "TTGACCAGTACCAGATAC", "GGATCCATTTACGGATCATC"]
+
+
+def test_a_fasta_and_a_table_give_what_python_gives(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    fasta, table = tmp_path / "x.fa", tmp_path / "x.tsv"
+    fasta.write_text("".join(f">s{i}\n{s.lower()}\n" for i, s in enumerate(SEQUENCES)))
+    table.write_text("name\tsequence\n" + "".join(f"s{i}\t{s}\n" for i, s in enumerate(SEQUENCES)))
+    expected = predict_table(
+        runs["classify"], Examples([str(i) for i in range(3)], SEQUENCES), device="cpu"
+    )
+    outputs = []
+    for path in (fasta, table):
+        code, out, err = command_line("predict", str(runs["classify"]), str(path))
+        assert code == 0, err
+        outputs.append(out)
+        found = rows(out)
+        assert [row["name"] for row in found] == ["s0", "s1", "s2"]
+        values = [[float(row["p_high"]), float(row["p_low"])] for row in found]
+        np.testing.assert_allclose(values, expected, atol=2e-6)
+        assert [row["prediction"] for row in found] == [
+            ("high", "low")[int(row.argmax())] for row in np.array(values)
+        ]
+    assert outputs[0] == outputs[1]
+
+
+def test_numbers_have_their_units(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    (tmp_path / "x.fa").write_text(f">s\n{SEQUENCES[0]}\n")
+    code, out, err = command_line("predict", str(runs["regress"]), str(tmp_path / "x.fa"))
+    assert code == 0, err
+    [row] = rows(out)
+    assert 3 < float(row["y1"]) < 7
+    assert -3.5 < float(row["y2"]) < -1.5
+
+
+def test_regions_are_sequences_of_the_genome_on_their_strand(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    genome, bed, fasta = tmp_path / "g.fa", tmp_path / "x.bed", tmp_path / "x.fa"
+    bases = "".join(SEQUENCES)
+    genome.write_text(f">c\n{bases}\n")
+    bed.write_text("c\t3\t20\tone\t0\t+\nc\t10\t30\ttwo\t0\t-\n")
+    reverse = bases[10:30].translate(str.maketrans("ACGT", "TGCA"))[::-1]
+    fasta.write_text(f">one\n{bases[3:20]}\n>two\n{reverse}\n")
+    run = str(runs["classify"])
+    _, of_regions, err = command_line("predict", run, str(bed), "-R", str(genome))
+    _, of_sequences, _ = command_line("predict", run, str(fasta))
+    assert of_regions == of_sequences, err
+
+
+def test_variants_keep_their_lines(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    vcf, genome = (ROOT / "examples" / name for name in ("phix174.vcf", "phix174.fa"))
+    output = tmp_path / "out.vcf"
+    arguments = ("predict", str(runs["classify"]), str(vcf), "-R", str(genome), "-O", str(output))
+    code, _, err = command_line(*arguments)
+    assert code == 0, err
+    before, after = (file.read_bytes().splitlines() for file in (vcf, output))
+    kept = [line for line in after if not line.startswith((b"##evo2", b"##INFO=<ID=EVO2"))]
+    assert len(kept) == len(before)
+    for old, new in zip(before, kept, strict=True):
+        if old.startswith(b"#"):
+            assert old == new
+            continue
+        old_cells, new_cells = old.split(b"\t"), new.split(b"\t")
+        assert [*old_cells[:7], *old_cells[8:]] == [*new_cells[:7], *new_cells[8:]]
+        assert new_cells[7].startswith(b"" if old_cells[7] == b"." else old_cells[7] + b";")
+    info = dict(
+        entry.split("=") for entry in kept[-1].decode().split("\t")[7].split(";") if "EVO2" in entry
+    )
+    ref, alt, difference = (float(info[f"EVO2_high_{kind}"]) for kind in ("REF", "ALT", "DIFF"))
+    assert difference == pytest.approx(alt - ref, abs=3e-6)
+    assert info["EVO2_PREDICT_STATUS"] in ("OK", "EDGE")
+
+
+def test_pairs_predict_variants_once(runs: dict[str, Path], command_line: Command) -> None:
+    vcf, genome = (ROOT / "examples" / name for name in ("phix174.vcf", "phix174.fa"))
+    code, out, err = command_line("predict", str(runs["pairs"]), str(vcf), "-R", str(genome))
+    assert code == 0, err
+    assert "EVO2_same=" in out
+    assert "EVO2_same_REF" not in out
+
+
+def test_tracks_have_the_values_of_tables(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    fasta, track = tmp_path / "x.fa", tmp_path / "x.bedgraph"
+    long = "".join(SEQUENCES)  # longer than the windows of the training
+    fasta.write_text(f">a\n{SEQUENCES[0]}\n>b\n{long}\n")
+    run = str(runs["tokens"])
+    code, out, err = command_line("predict", run, str(fasta))
+    assert code == 0, err
+    table = rows(out)
+    assert "".join(row["base"] for row in table) == SEQUENCES[0] + long
+    assert command_line("predict", run, str(fasta), "-O", str(track), "--class", "1")[0] == 0
+    lines = [line.split("\t") for line in track.read_text().splitlines()]
+    assert [(c, int(s) + 1) for c, s, *_ in lines] == [
+        (row["name"], int(row["position"])) for row in table
+    ]
+    assert [line[3] for line in lines] == [row["p_1"] for row in table]
+    pytest.importorskip("pyBigWig")
+    code, _, err = command_line("predict", run, str(fasta), "-O", str(tmp_path / "x.bw"))
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(("length", "window"), [(5, 8), (8, 8), (9, 8), (30, 8), (31, 7), (3, 1)])
+def test_tiles_cover_every_base_once(length: int, window: int) -> None:
+    found = tiles(length, window)
+    taken = [base for start, end, first, last in found for base in range(first, last)]
+    assert taken == list(range(length))
+    assert all(start <= first <= last <= end <= length for start, end, first, last in found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("classify", ["x.fa", "-O", "x.bw"], "a track has a value for each base"),
+        ("classify", ["x.vcf"], "give the genome of the variants"),
+        ("classify", ["x.bed"], "give the genome of these regions"),
+        ("tokens", ["x.vcf", "-R", "x.fa"], "no prediction for a variant"),
+        ("tokens", ["x.fa", "-O", "x.bedgraph", "--class", "7"], "--class 7: is none of 0, 1"),
+        ("pairs", ["x.fa"], "trained on pairs"),
+        ("classify", ["x.fa", "-O", "x.docx"], "needs one of the suffixes"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said(
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command_line: Command,
+    kind: str,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.fa").write_text(">c\nACGTACGTAA\n")
+    Path("x.bed").write_text("c\t1\t5\n")
+    header = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    Path("x.vcf").write_text(f"{header}c\t3\t.\tG\tA\t.\t.\t.\n")
+    code, _, err = command_line("predict", str(runs[kind]), *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_a_folder_without_a_run_is_said(tmp_path: Path, command_line: Command) -> None:
+    code, _, err = command_line("predict", str(tmp_path), "x.fa")
+    assert code == 2
+    assert "is not the folder of a run of evo2 finetune" in err
+
+
+def test_another_base_is_refused(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(runs["classify"] / "final", copy)
+    facts = json.loads((copy / "finetune.json").read_text())
+    (copy / "finetune.json").write_text(json.dumps({**facts, "base": "nano"}))
+    (tmp_path / "x.fa").write_text(">c\nACGTACGTAA\n")
+    code, _, err = command_line("predict", str(copy), str(tmp_path / "x.fa"))
+    assert code == 2
+    assert "belongs to the model nano (fingerprint" in err
+
+
+def test_eval_task_repeats_the_report(tmp_path: Path, tune: Run, command_line: Command) -> None:
+    table = small_table(tmp_path / "x.tsv", "classify")
+    lines = table.read_text().splitlines()
+    parts = {"train": lines[1:41], "valid": lines[41:51], "test": lines[51:]}
+    for part, own in parts.items():
+        (tmp_path / f"{part}.tsv").write_text("\n".join([lines[0], *own]) + "\n")
+    paths = {part: tmp_path / f"{part}.tsv" for part in parts}
+    report = tune(paths["train"], valid=paths["valid"], test=paths["test"], method="lora")
+    code, out, err = command_line(
+        "eval", "task", str(tmp_path / "run"), str(paths["test"]), "--json", "--device", "cpu"
+    )
+    assert code == 0, err
+    found = {row["metric"]: row["value"] for row in json.loads(out)["rows"]}
+    for name, (value, *_) in report["results"]["model"].items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
