@@ -4,26 +4,20 @@ One process then writes the output from these journals, as it would resume from 
 kill. So the output has the bytes of a run on one device, and a killed run resumes where it stopped.
 """
 
-import multiprocessing
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, replace
+from functools import partial
 from itertools import pairwise
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from evo2cli import console
-from evo2cli.errors import UserError, explain
+from evo2cli.errors import UserError
 from evo2cli.files import beside, temporary_folder
 from evo2cli.gpus import num_gpus
 from evo2cli.journal import journal_of
-from evo2cli.processes import end_with_parent, start_child
+from evo2cli.workers import Task, WorkerError, run_tasks
 from stripedhyena2.progress import Progress
 
 
@@ -139,63 +133,13 @@ def _run(
     compute: Callable[[T, Part, Progress], None],
     amount: tuple[int | None, str],
 ) -> None:
-    """Run a process for each job; the first that fails ends all."""
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    running: dict[Connection, tuple[str, BaseProcess]] = {}
+    """Run a process for each job, also for a single one; the first that fails ends all."""
+    devices: dict[Task, str] = {partial(compute, *job): job[0].device for job in jobs}
     with console.progress("score", *amount) as bar:
         try:
-            for options, part in jobs:
-                ours, theirs = context.Pipe(duplex=False)
-                process: BaseProcess = context.Process(
-                    target=_work, args=(compute, options, part, theirs), daemon=True
-                )
-                start_child(process)
-                theirs.close()
-                running[ours] = (options.device, process)
-            while running:
-                for pipe in wait(list(running)):
-                    assert isinstance(pipe, Connection)
-                    if (done := _receive(pipe, *running[pipe])) is None:
-                        del running[pipe]
-                    else:
-                        bar.advance(done)
-        finally:
-            for _, process in running.values():
-                process.terminate()
-                process.join()
-
-
-def _receive(pipe: Connection, device: str, process: BaseProcess) -> float | None:
-    """Amount of work that a process did since its last message; None when it has succeeded."""
-    try:
-        message = pipe.recv()
-    except EOFError:
-        process.join()
-        if process.exitcode:
-            how = f"exit code {process.exitcode}"
-            if process.exitcode < 0:
-                how = signal.Signals(-process.exitcode).name
-            reason = f"its process was ended by {how}; the same command resumes from there"
-            raise DeviceError(device, reason, 1) from None
-        return None
-    if isinstance(message, tuple):
-        raise DeviceError(device, *message)
-    return float(message)
-
-
-def _work(
-    compute: Callable[[T, Part, Progress], None], options: T, part: Part, pipe: Connection
-) -> None:
-    """Run `compute` in the process of a device, silently: only the parent process prints."""
-    end_with_parent()
-    with suppress(BrokenPipeError), Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
-        try:
-            compute(options, part, pipe.send)
-        except BrokenPipeError:
-            raise  # the parent is gone
-        except Exception as error:
-            explained = explain(error)
-            if explained is None:
-                traceback.print_exc(file=sys.__stderr__)
-                explained = f"{type(error).__name__}: {error}", 1
-            pipe.send(explained)
+            for _ in run_tasks(iter(devices), max(len(devices), 2), bar.advance):
+                pass
+        except WorkerError as error:
+            way_out = "; the same command resumes from there" if error.died else ""
+            reason = f"{error}{way_out}"
+            raise DeviceError(devices[error.task], reason, error.exit_code) from None

@@ -17,7 +17,7 @@ from evo2cli import console
 from evo2cli.data.documents import Bytes, IndexedDocuments, Integers
 from evo2cli.data.index_cache import cached_index
 from evo2cli.errors import UserError
-from evo2cli.genome.source import STDIN, TextLimit, first_bytes, read_blocks
+from evo2cli.genome.source import STDIN, WHOLE, Span, TextLimit, first_bytes, read_blocks
 
 _KEY = "text"
 
@@ -63,18 +63,19 @@ def is_jsonl(path: Path) -> bool:
 
 
 def read_texts(
-    path: Path, advance: Callable[[int], None] | None = None
+    path: Path, advance: Callable[[int], None] | None = None, span: Span = WHOLE
 ) -> Iterator[tuple[int, bytes]]:
     """Stream the texts of a .jsonl file, plain or compressed, with their 1-based line numbers.
 
     Args:
         path: The file; "-" is stdin.
         advance: Called with the number of stored bytes read since its last call.
+        span: The part of the file to read.
 
     Raises:
         UserError: The file cannot be read, or a line of it is broken.
     """
-    for number, _, line in _lines(path, advance):
+    for number, _, line in _lines(path, advance, span):
         try:
             text = decode(line)
         except ValueError as error:
@@ -106,13 +107,13 @@ def decode(line: bytes) -> bytes:
 
 
 def _lines(
-    path: Path, advance: Callable[[int], None] | None = None
+    path: Path, advance: Callable[[int], None] | None = None, span: Span = WHOLE
 ) -> Iterator[tuple[int, int, bytes]]:
     """Number, offset in the (decompressed) file, and bytes of each line that is not blank."""
-    number, offset, size = 1, 0, 0
+    number, offset, size = span.line, span.start, 0
     parts: list[bytes] = []
     limit = TextLimit(path)
-    for block in read_blocks(path, advance):
+    for block in read_blocks(path, advance, span):
         *ends, rest = block.split(b"\n") if block else (b"", b"")
         for end in ends:
             line = b"".join([*parts, end])

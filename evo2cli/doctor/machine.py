@@ -21,6 +21,7 @@ OPTIONAL = {
     "triton": "fused kernels on GPUs",
     "deepspeed": "training on several GPUs",
     "tensorboard": "curves of a training run",
+    "wandb": "the same in Weights & Biases",
     "matplotlib": "--plot",
     "pyarrow": "Parquet",
     "pyBigWig": "bigWig",

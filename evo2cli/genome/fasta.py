@@ -13,7 +13,15 @@ from pathlib import Path
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
 from evo2cli.genome.formats import recognised
-from evo2cli.genome.source import STDIN, TextLimit, closed_at_error, first_bytes, read_blocks
+from evo2cli.genome.source import (
+    STDIN,
+    WHOLE,
+    Span,
+    TextLimit,
+    closed_at_error,
+    first_bytes,
+    read_blocks,
+)
 
 _BLANKS = b" \t\r\n\v\f"
 _BAR = b"|"  # around a lineage tag
@@ -43,22 +51,23 @@ class Record:
 
 
 def read_records(
-    path: Path | str, advance: Callable[[int], None] | None = None
+    path: Path | str, advance: Callable[[int], None] | None = None, span: Span = WHOLE
 ) -> Iterator[Record]:
     """Stream the records of a FASTA file, one in memory at a time.
 
     Args:
         path: Plain, gzip, bgzip or bzip2, recognised by its first bytes; "-" is stdin.
         advance: Called with the number of stored bytes read since its last call.
+        span: The part of the file to read; begins at the > of a record.
 
     Raises:
         UserError: The file cannot be read, is incomplete, or is not FASTA.
     """
-    blocks = read_blocks(Path(path), advance)
+    blocks = read_blocks(Path(path), advance, span)
     with closed_at_error(blocks):
         opening = _opening(next(blocks))
         _require_header(Path(path), opening)
-    if b"\r" in opening and b"\n" not in opening:  # line ends of old Macs
+    if not span.start and has_old_line_ends(opening):
         opening = opening.replace(b"\r", b"\n")
         blocks = (block.replace(b"\r", b"\n") for block in blocks)
     sequence_limit, header_limit = TextLimit(Path(path)), TextLimit(Path(path), _MAX_HEADER)
@@ -67,6 +76,11 @@ def read_records(
         name, *description = header.decode("utf-8", "replace").split(maxsplit=1) or [""]
         sequence = b"".join([_letters(first), *texts[1:]])
         yield Record(name, "".join(description).rstrip(), sequence)
+
+
+def has_old_line_ends(opening: bytes) -> bool:
+    """Whether a text that begins like this has the line ends of old Macs."""
+    return b"\r" in opening and b"\n" not in opening
 
 
 def require_fasta(path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,26 +25,51 @@ _BGZIP_LENGTH = 14  # bytes of a gzip header up to the mark of bgzip's extra fie
 _BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _BLOCK = 1 << 20
 _SHARE = 8  # of the free memory: what is read is copied a few times on its way
+_readers = 1  # processes that read at the same time
 _MAX_LINE = 1 << 28  # bytes; a VCF of a million samples has lines of a tenth of it
 _LINE_BUFFER = 1 << 16  # bytes; lines of many samples are read 3 times as fast as with 8 KiB
 
 
+@dataclass(frozen=True)
+class Span:
+    """A part of a text that begins with one of its records or lines, and ends before another.
+
+    Attributes:
+        start: Offset of its first byte. Only a file that is not compressed has other parts than
+            its whole.
+        stop: Offset after its last byte; None for the end of the text.
+        line: 1-based number of its first line.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    line: int = 1
+
+
+WHOLE = Span()
+
+
 def read_blocks(
-    path: Path, advance: Callable[[int], None] | None = None
+    path: Path, advance: Callable[[int], None] | None = None, span: Span = WHOLE
 ) -> Generator[bytes, None, None]:
     """Stream the decompressed bytes of a text in large blocks; at least one, which may be empty.
 
     Args:
         path: File, or `-` for stdin.
         advance: Called with the number of stored (compressed) bytes read since its last call.
+        span: The part of the text to read.
 
     Raises:
         UserError: The file cannot be read, is damaged or incomplete; or it is binary after its
             first block, of which the caller can tell more.
     """
-    position = 0
+    position, left = span.start, sys.maxsize if span.stop is None else span.stop - span.start
     with _one_line_errors(path), _open_raw(path) as raw, _decompressed(raw) as stream:
-        block = stream.read(_BLOCK)
+        if span.start:
+            raw.seek(span.start)
+        block = stream.read(min(_BLOCK, left))
+        if span.start:
+            _require_text(path, block)
         while True:
             yield block
             if advance is not None and raw.seekable():
@@ -51,9 +77,14 @@ def read_blocks(
                 position = raw.tell()
             if not block:
                 return
-            block = stream.read(_BLOCK)
-            if b"\0" in block:
-                raise UserError(f"{path}: is not text: it contains the byte 0; get the file again")
+            left -= len(block)
+            block = stream.read(min(_BLOCK, left))
+            _require_text(path, block)
+
+
+def _require_text(path: Path, block: bytes) -> None:
+    if b"\0" in block:
+        raise UserError(f"{path}: is not text: it contains the byte 0; get the file again")
 
 
 def read_lines(path: Path) -> Generator[bytes, None, None]:
@@ -78,7 +109,8 @@ class TextLimit:
         most: Bytes.
 
     Attributes:
-        bytes: `most`, or less where that is more than an eighth of the memory that is free.
+        bytes: `most`, or less where that is more than an eighth of the memory that is free (of
+            this process's share of it, see `share_memory`).
     """
 
     def __init__(self, path: Path, most: int = sys.maxsize) -> None:
@@ -86,7 +118,7 @@ class TextLimit:
         from stripedhyena2.host import available_bytes
 
         self._path = path
-        self.bytes = min((available_bytes() or sys.maxsize) // _SHARE, most)
+        self.bytes = min((available_bytes() or sys.maxsize) // (_SHARE * _readers), most)
 
     def check(self, size: int, what: str) -> None:
         """Refuse a text of more than `bytes` bytes.
@@ -97,8 +129,14 @@ class TextLimit:
         if size > self.bytes:
             raise UserError(
                 f"{self._path}: {what} is longer than {self.bytes:,} bytes, which is too much for "
-                "the memory of this machine; cut it"
+                f"the memory of this machine; cut it{', or use fewer workers' * (_readers > 1)}"
             )
+
+
+def share_memory(readers: int) -> None:
+    """From now on, a `TextLimit` leaves room for as many processes that read at the same time."""
+    global _readers
+    _readers = readers
 
 
 @contextmanager
@@ -134,6 +172,23 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file, which can be read again, not stdin or a pipe."""
+    return path != STDIN and path.is_file()
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether `path` is a file that is not compressed, whose parts can be read by themselves.
+
+    Raises:
+        UserError: It cannot be read, or is cut off.
+    """
+    if not is_file(path):
+        return False
+    with _one_line_errors(path), _open_raw(path) as raw:
+        return not raw.peek(len(_BZIP2)).startswith((_GZIP, _BZIP2))
 
 
 def is_bgzip(path: Path) -> bool:

@@ -25,6 +25,10 @@ class TokenizeOptions(Options):
         bool,
         typer.Option("--reverse-complement", help="Write both strands of every sequence."),
     ] = False
+    workers: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Processes that share the files."),
+    ] = 1
     json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False
     valid: Annotated[
         tuple[Path, ...],

@@ -1,119 +1,29 @@
-"""Convert FASTA or JSON lines to a token set."""
+"""Convert FASTA or JSON lines to a token set, in one process or in several."""
 
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evo2cli import __version__, console
-from evo2cli.data.jsonl import is_jsonl, read_texts
-from evo2cli.data.letters import count_bytes
-from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
-from evo2cli.data.tags import find_tags
-from evo2cli.data.tokens import MANIFEST, Document, TokenSet, TokenWriter
+from evo2cli.data.splits import SPLITS, SplitRule
+from evo2cli.data.tokens import MANIFEST, PartWriter, TokenSet, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.files import locked, reading, writing
-from evo2cli.genome.alphabet import LETTERS, to_dna
-from evo2cli.genome.fasta import read_records, require_nucleotides
-from evo2cli.genome.source import STDIN
+from evo2cli.genome.source import STDIN, is_file, share_memory
 from evo2cli.tokenize.options import TokenizeOptions
+from evo2cli.tokenize.pieces import Piece, cut_into_pieces
+from evo2cli.tokenize.reader import PieceReader, Tally
+from evo2cli.workers import Advance, Task, WorkerError, run_tasks
 
 _DEFAULT_VALID_FRACTION = 0.05
-_NOT_DNA = ~np.isin(np.arange(256), list(LETTERS))
 _BLOCK = 1 << 20
-
-
-class DocumentReader:
-    """Reads the documents of FASTA and .jsonl files, and counts letters and oddities.
-
-    Args:
-        advance: Called with the number of stored bytes read since its last call.
-    """
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
-        self._letters = np.zeros(256, np.int64)
-        self._empty = self._rna = self._repeated_names = self._in_valid = 0
-
-    @property
-    def letters(self) -> dict[str, int]:
-        """Number of occurrences of each letter, with U counted as T."""
-        return {chr(byte): int(count) for byte, count in enumerate(self._letters) if count}
-
-    def distribute(
-        self, inputs: Sequence[Path], valid: Sequence[Path], rule: SplitRule
-    ) -> Iterator[tuple[str, Document]]:
-        """Every document with its split; what a `valid` file has is in no other split."""
-        held_out = set()
-        for path in valid:
-            for document in self.read(path):
-                held_out.add(document.sha256)
-                yield "valid", document
-        for path in inputs:
-            for document in self.read(path):
-                if document.sha256 in held_out:
-                    self._in_valid += 1
-                else:
-                    yield rule.split(document.sha256), document
-
-    def read(self, path: Path) -> Iterator[Document]:
-        """The documents of `path` that are not empty.
-
-        Raises:
-            UserError: It cannot be read, or is neither DNA nor JSON lines.
-        """
-        return self._read_jsonl(path) if is_jsonl(path) else self._read_fasta(path)
-
-    def _read_jsonl(self, path: Path) -> Iterator[Document]:
-        """The texts as they are, tags included, named by their line numbers."""
-        for number, text in read_texts(path, self._advance):
-            if not text:
-                self._empty += 1
-                continue
-            self._letters += count_bytes(text)
-            yield Document(str(number), path.name, "+", text, content_sha256(text))
-
-    def _read_fasta(self, path: Path) -> Iterator[Document]:
-        """The records, with T in place of U.
-
-        Raises:
-            UserError: A record has letters other than nucleotides.
-        """
-        names = set()
-        for record in read_records(path, self._advance):
-            self._repeated_names += record.name in names
-            names.add(record.name)
-            if not record.sequence:
-                self._empty += 1
-                continue
-            sequence = record.sequence
-            counts = count_bytes(sequence)
-            if counts[_NOT_DNA].any():
-                require_nucleotides(path, record)
-                self._rna += 1
-                sequence = to_dna(sequence)
-                counts = count_bytes(sequence)
-            self._letters += counts
-            yield Document(record.name, path.name, "+", sequence, content_sha256(sequence))
-
-    def report(self) -> None:
-        """Report oddities."""
-        if self._empty:
-            console.say(f"{self._empty:,} empty records skipped")
-        if self._rna:
-            console.say(f"{self._rna:,} RNA records: U written as T")
-        if self._repeated_names:
-            console.warn(f"{self._repeated_names:,} records repeat a name of their file")
-        if self._in_valid:
-            console.warn(
-                f"{self._in_valid:,} training sequences are in the validation files as well (or "
-                "their reverse complements are): left out of train"
-            )
+_Hashes = dict[Path, tuple[int, str]]  # size and SHA-256 of files
 
 
 def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
@@ -128,57 +38,196 @@ def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
     Raises:
         UserError: An input is broken or not DNA, an option is out of range, or the output exists.
     """
-    output = options.output
+    output, inputs = options.output, [*options.files, *options.valid]
     valid_fraction = options.valid_fraction
     if valid_fraction is None:
         valid_fraction = 0.0 if options.valid else _DEFAULT_VALID_FRACTION
     rule = SplitRule(valid_fraction, options.test_fraction)
+    facts = {
+        "made_by": f"evo2cli {__version__}",
+        "options": {**asdict(rule), "reverse_complement": options.reverse_complement},
+    }
     with writing(output):
         _check_free(output)
-        sources = _describe_sources({"train": options.files, "valid": options.valid})
-        facts = {
-            "made_by": f"evo2cli {__version__}",
-            "options": {**asdict(rule), "reverse_complement": options.reverse_complement},
-            "sources": sources,
-        }
-        earlier = _existing(output, facts)
-        if earlier is not None:
+        _check_inputs(inputs, options.workers)
+        if (output / MANIFEST).is_file():
+            manifest = _existing(options, facts)
             console.say(f"{output}: already exists, from the same files with the same options")
-            return earlier
-        size = sum(source["bytes"] or 0 for source in sources)
+            return manifest
+        size = _size(inputs)
         output.parent.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
         with (
             locked(output),
             TokenWriter(output) as writer,
             console.progress("tokenize", size or None, "bytes") as bar,
         ):
-            started, reader = time.perf_counter(), DocumentReader(bar.advance)
-            for split, document in reader.distribute(options.files, options.valid, rule):
-                writer.add(split, document)
-                if options.reverse_complement:
-                    _require_no_tags(document)
-                    writer.add(split, document.reverse_complement())
-            if not reader.letters:
-                names = ", ".join(map(str, [*options.files, *options.valid]))
+            run = _Run(options, rule, writer)
+            run.work(bar.advance)
+            if not run.tally.letters:
+                names = ", ".join(map(str, inputs))
                 raise UserError(f"{names}: no record has a base; give files with sequences")
-            manifest = writer.finish({**facts, "letters": reader.letters})
-    reader.report()
+            sources = _describe_sources(options, run.hashes)
+            manifest = writer.finish({**facts, "sources": sources, "letters": run.tally.letters})
+    _report_oddities(run.tally)
     _report(manifest, output, time.perf_counter() - started)
     return manifest
 
 
-def _require_no_tags(document: Document) -> None:
-    """Refuse to reverse complement a text with a tag, which has no reverse complement.
+@dataclass(frozen=True)
+class _Result:
+    """What a task found, or the error that ended it.
 
-    Raises:
-        UserError: It has a tag.
+    Attributes:
+        number: Number of the task, in the order of the inputs.
+        value: What it found.
     """
-    found = find_tags(np.frombuffer(document.sequence, np.uint8))
-    if found is not None and found[0].any():
-        raise UserError(
-            f"{document.source}: document {document.name} has a tag, which has no reverse "
-            "complement; drop --reverse-complement (training reverse complements windows itself)"
+
+    number: int
+    value: Tally | _Hashes | UserError
+
+
+class _Run:
+    """The tasks of a run, to hash and to read pieces of the inputs.
+
+    Their results are used in the order of the inputs. So the output, and the error of a run that
+    fails, are the same for every number of workers.
+
+    Attributes:
+        tally: Letters and oddities of what is written.
+        hashes: Size and hash of each file.
+    """
+
+    def __init__(self, options: TokenizeOptions, rule: SplitRule, writer: TokenWriter) -> None:
+        self.tally, self.hashes = Tally(), _Hashes()
+        self._options, self._rule, self._writer = options, rule, writer
+        self._held_out = writer.part("held-out")  # a file with what `tally.held_out` has
+        self._pieces: dict[int, Piece] = {}
+        self._results: dict[int, Tally | _Hashes | UserError] = {}  # not used yet
+        self._num_tasks = self._num_used = 0
+
+    def work(self, advance: Advance) -> None:
+        """Run all tasks.
+
+        Raises:
+            UserError: An input is broken or not DNA, or a worker died.
+        """
+        workers = self._options.workers
+        with (
+            _explained_death(workers),
+            closing(run_tasks(self._tasks(), workers, advance)) as results,
+        ):
+            for result in results:
+                self._results[result.number] = result.value
+                self._use_results()
+        self._use_results()
+        self._held_out.unlink(missing_ok=True)
+
+    def _tasks(self) -> Iterator[Task | None]:
+        options = self._options
+        for valid, paths in ((True, options.valid), (False, options.files)):
+            reader = PieceReader(self._rule, options.reverse_complement, valid)
+            try:
+                for piece in cut_into_pieces(paths):
+                    if files := [path for path in piece.first_files if is_file(path)]:
+                        yield self._numbered(partial(_hash_files, files, False))
+                    yield self._numbered(self._read_task(reader, piece))
+                    if any(isinstance(value, UserError) for value in self._results.values()):
+                        return
+            except UserError as error:
+                self._results[self._num_tasks] = error
+                return
+            while self._num_used < self._num_tasks:
+                yield None  # what is held out is known when all pieces have been read
+            if options.workers > 1 and self.tally.held_out:
+                self._held_out.write_text("\n".join(self.tally.held_out), encoding="ascii")
+
+    def _numbered(self, task: Task) -> Task:
+        self._num_tasks += 1
+        return partial(_run_numbered, self._num_tasks - 1, task)
+
+    def _read_task(self, reader: PieceReader, piece: Piece) -> Task:
+        number, options = self._num_tasks, self._options
+        self._pieces[number] = piece
+        if options.workers == 1:
+            return partial(reader.read, piece, self._writer, self.tally.held_out)
+        part = self._writer.part(str(number))
+        return partial(_read_part, reader, piece, part, self._held_out, options)
+
+    def _use_results(self) -> None:
+        """Use the results of the tasks before the first one that has not finished.
+
+        Raises:
+            UserError: One of these tasks failed.
+        """
+        while self._num_used in self._results:
+            number = self._num_used
+            value = self._results.pop(number)
+            self._num_used += 1
+            if isinstance(value, UserError):
+                raise value
+            if isinstance(value, dict):
+                self.hashes |= value
+                continue
+            self.tally.add(value, same_file=bool(self._pieces.pop(number).span.start))
+            if self._options.workers > 1:
+                self._writer.join(self._writer.part(str(number)))
+
+
+def _run_numbered(number: int, task: Task, advance: Advance) -> _Result:
+    try:
+        return _Result(number, task(advance))
+    except UserError as error:
+        return _Result(number, error)
+
+
+def _read_part(
+    reader: PieceReader,
+    piece: Piece,
+    part: Path,
+    held_out: Path,
+    options: TokenizeOptions,
+    advance: Advance,
+) -> Tally:
+    """Read a piece in a process of its own into the folder `part`."""
+    share_memory(options.workers)
+    with writing(options.output), PartWriter(part) as writer:
+        return reader.read(piece, writer, () if reader.valid else _lines_of(held_out), advance)
+
+
+@cache
+def _lines_of(file: Path) -> frozenset[str]:
+    return frozenset(file.read_text(encoding="ascii").split() if file.is_file() else ())
+
+
+def _hash_files(paths: Sequence[Path], is_shown: bool, advance: Advance) -> _Hashes:
+    """Size and hash of files; only what `is_shown` advances the progress bar."""
+    return {path: _file_sha256(path, advance if is_shown else None) for path in paths}
+
+
+def _file_sha256(path: Path, advance: Advance | None) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    with reading(path), path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+            if advance is not None:
+                advance(len(block))
+    return size, digest.hexdigest()
+
+
+@contextmanager
+def _explained_death(workers: int) -> Iterator[None]:
+    try:
+        yield
+    except WorkerError as error:
+        if not error.died:
+            raise
+        message = (
+            f"--workers {workers}: a worker failed: {error}; nothing was written; run the command "
+            "again, with fewer workers if memory ran out"
         )
+        raise WorkerError(error.task, message, error.exit_code) from None
 
 
 def _check_free(output: Path) -> None:
@@ -193,53 +242,73 @@ def _check_free(output: Path) -> None:
         raise UserError(f"{output}: exists and is not a token set; choose another --output")
 
 
-def _existing(output: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an earlier run on the same input; None if there is no token set.
+def _check_inputs(inputs: Sequence[Path], workers: int) -> None:
+    """Refuse inputs that cannot be read, or that several workers cannot share.
+
+    Raises:
+        UserError: There is one.
+    """
+    for path in inputs:
+        if path != STDIN and (path.is_dir() or not path.exists()):
+            reason = "it is a folder" if path.is_dir() else "no such file"
+            raise UserError(f"{path}: cannot be read ({reason})")
+        if workers > 1 and not is_file(path):
+            raise UserError(f"--workers {workers}: one process must read {path}; give a file")
+
+
+def _size(paths: Sequence[Path]) -> int:
+    """Bytes of all files, of pipes none."""
+    return sum(path.stat().st_size for path in paths if is_file(path))
+
+
+def _existing(options: TokenizeOptions, facts: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of an earlier run on the same input.
 
     Raises:
         UserError: `output` is a token set of other input.
     """
-    if not (output / MANIFEST).is_file():
-        return None
+    output = options.output
     manifest = TokenSet.open(output).manifest
-    is_known = all(source["sha256"] for source in facts["sources"])
-    if is_known and all(manifest.get(key) == facts[key] for key in ("options", "sources")):
+    files = {path for path in (*options.files, *options.valid) if is_file(path)}
+    tasks = (partial(_hash_files, [path], True) for path in files)
+    hashes = _Hashes()
+    with (
+        _explained_death(options.workers),
+        console.progress("hash", _size([*files]), "bytes") as bar,
+    ):
+        for found in run_tasks(tasks, options.workers, bar.advance):
+            hashes |= found
+    now = {**facts, "sources": _describe_sources(options, hashes)}
+    is_known = all(source["sha256"] for source in now["sources"])
+    if is_known and all(manifest.get(key) == now[key] for key in ("options", "sources")):
         return manifest
     raise UserError(
         f"{output}: has tokens of other files or options; remove it or choose another --output"
     )
 
 
-def _describe_sources(paths: dict[str, Sequence[Path]]) -> list[dict[str, Any]]:
-    """Name, role, size and hash of every input; for a pipe only name and role are known.
-
-    Raises:
-        UserError: One cannot be read.
-    """
-    roles = [(role, path) for role, group in paths.items() for path in group]
-    for _, path in roles:
-        if path != STDIN and (path.is_dir() or not path.exists()):
-            reason = "it is a folder" if path.is_dir() else "no such file"
-            raise UserError(f"{path}: cannot be read ({reason})")
-    files = {path for _, path in roles if path != STDIN and path.is_file()}
-    total = sum(path.stat().st_size for _, path in roles if path in files)
+def _describe_sources(options: TokenizeOptions, hashes: _Hashes) -> list[dict[str, Any]]:
+    """Name, role, size and hash of every input; for a pipe only name and role are known."""
     described = []
-    with console.progress("hash", total, "bytes") as bar:
-        for role, path in roles:
-            size, sha256 = _file_sha256(path, bar.advance) if path in files else (None, None)
+    for role, paths in (("train", options.files), ("valid", options.valid)):
+        for path in paths:
+            size, sha256 = hashes.get(path, (None, None))
             described.append({"name": path.name, "role": role, "bytes": size, "sha256": sha256})
     return described
 
 
-def _file_sha256(path: Path, advance: Callable[[int], None]) -> tuple[int, str]:
-    """Size and hash of a file."""
-    size, digest = 0, hashlib.sha256()
-    with reading(path), path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-            advance(len(block))
-    return size, digest.hexdigest()
+def _report_oddities(tally: Tally) -> None:
+    if tally.empty:
+        console.say(f"{tally.empty:,} empty records skipped")
+    if tally.rna:
+        console.say(f"{tally.rna:,} RNA records: U written as T")
+    if tally.repeated_names:
+        console.warn(f"{tally.repeated_names:,} records repeat a name of their file")
+    if tally.in_valid:
+        console.warn(
+            f"{tally.in_valid:,} training sequences are in the validation files as well (or "
+            "their reverse complements are): left out of train"
+        )
 
 
 def _report(manifest: dict[str, Any], output: Path, seconds: float) -> None:

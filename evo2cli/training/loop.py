@@ -96,9 +96,7 @@ class Trainer:
         if step and self.ranks.is_first:
             console.say(f"resuming from step {step:,} of {steps:,}")
         valid: dict[str, Any] = {}
-        logger = MetricsLogger(
-            self.folder, steps, step, self._caption(), tensorboard=recipe.log.tensorboard
-        )
+        logger = MetricsLogger(self.folder, steps, step, self._caption(), tracking=recipe.tracking)
         with (
             _stop_requests() as stop_requested,
             step_deadline(recipe.guard.step_deadline, self.folder.path, self.ranks) as restart,

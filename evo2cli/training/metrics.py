@@ -1,15 +1,13 @@
-"""Metrics of a run: a live panel, metrics.jsonl, TensorBoard, and the loss curve at the end."""
+"""Metrics of a run: a live panel, metrics.jsonl, trackers, and the loss curve at the end."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.figures import new_figure, save_figure
+from evo2cli.training.recipe import Tracking
 from evo2cli.training.state import RunFolder
-
-Record = Mapping[str, Any]
+from evo2cli.training.trackers import Record, open_trackers
 
 
 class MetricsLogger:
@@ -20,19 +18,19 @@ class MetricsLogger:
         steps: Number of steps of the whole run.
         done: Number of steps done before, which are logged already.
         caption: Text below the numbers of the panel.
-        tensorboard: Whether to write events to OUTPUT/tensorboard.
+        tracking: The trackers.
 
     Raises:
-        UserError: `tensorboard` is set, but TensorBoard is not installed.
+        UserError: A tracker is not installed, or cannot be started.
     """
 
     def __init__(
-        self, folder: RunFolder, steps: int, done: int, caption: str, *, tensorboard: bool
+        self, folder: RunFolder, steps: int, done: int, caption: str, *, tracking: Tracking
     ) -> None:
         self._folder, self._done = folder, done
         self._panel = console.Panel("train", steps, "steps", caption)
         self._is_first = folder.ranks.is_first
-        self._board = _open_board(folder.path, done) if tensorboard and self._is_first else None
+        self._trackers = open_trackers(tracking, folder, done) if self._is_first else []
 
     def __enter__(self) -> "MetricsLogger":
         if self._is_first:
@@ -43,8 +41,8 @@ class MetricsLogger:
     def __exit__(self, *reason: object) -> None:
         if self._is_first:
             self._panel.__exit__(*reason)
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close(failed=any(reason))
 
     def log(self, record: Record) -> None:
         """Log one step; `Trainer.step` describes the record."""
@@ -54,10 +52,8 @@ class MetricsLogger:
             self._panel.show(
                 _shown(record), important=any(key.startswith("valid_") for key in record)
             )
-        if self._board is not None:
-            for key, value in record.items():
-                if isinstance(value, int | float) and key != "step":
-                    self._board.add_scalar(key, value, record["step"])
+        for tracker in self._trackers:
+            tracker.log(record)
 
 
 def _shown(record: Record) -> dict[str, str]:
@@ -80,17 +76,6 @@ def _shown(record: Record) -> dict[str, str]:
     if record.get("slowest_over_median", 1) > 1.5:
         fields["slowest"] = f"rank {record['slowest_rank']} x {record['slowest_over_median']:.1f}"
     return fields
-
-
-def _open_board(output: Path, done: int) -> Any:
-    """A writer of events; it hides events of steps that a killed run did, but did not save."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "log.tensorboard = true needs TensorBoard; pip install 'evo2cli[train]', or set false"
-        ) from None
-    return SummaryWriter(output / "tensorboard", purge_step=done + 1)
 
 
 def draw_curve(folder: RunFolder) -> Path | None:

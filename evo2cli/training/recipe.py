@@ -211,10 +211,24 @@ class Guard(Table):
     step_deadline: Seconds | None = None  # a slower step dumps all stacks and ends the run
 
 
-class Log(Table):
-    """Trackers beside metrics.jsonl."""
+class Tracking(Table):
+    """Trackers beside metrics.jsonl; without a value, the variables WANDB_* of W&B count."""
 
     tensorboard: bool = False  # events in OUTPUT/tensorboard; needs the extra `train`
+    wandb: bool = False  # a run of Weights & Biases; needs the extra `wandb`
+    project: str | None = None
+    entity: str | None = None  # user or team
+    name: str | None = None  # of the run
+    group: str | None = None
+    tags: list[str] = []
+    mode: Literal["online", "offline", "disabled"] | None = None
+
+    @model_validator(mode="after")
+    def _only_for_wandb(self) -> Self:
+        given = self.model_fields_set - {"tensorboard", "wandb"}
+        if given and not self.wandb:
+            raise ValueError(f"{min(given)} is for Weights & Biases; set wandb = true")
+        return self
 
 
 class Adapters(Table):
@@ -280,7 +294,7 @@ class Recipe(Table):
     memory: Memory = Memory()
     parallel: Parallel = Parallel()
     guard: Guard = Guard()
-    log: Log = Log()
+    tracking: Tracking = Tracking()
     finetune: Finetune | None = None
 
     @property

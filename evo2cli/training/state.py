@@ -47,7 +47,7 @@ _SAVED, _VALUES = TypeAdapter(_Saved), TypeAdapter(dict[str, JsonValue])
 # Keys that may change when a run is resumed: they change neither the data nor their order.
 _MAY_CHANGE: Any = {
     **dict.fromkeys(
-        ("checkpoint", "guard", "log", "memory", "output", "parallel", "validation"), True
+        ("checkpoint", "guard", "memory", "output", "parallel", "tracking", "validation"), True
     ),
     "batch": {"micro_sequences"},
     "precision": {"compile"},
@@ -98,6 +98,7 @@ class RunFolder:
         self.path = recipe.output
         self.final = self.path / "final"
         self.metrics = self.path / "metrics.jsonl"
+        self.description = self.path / DESCRIPTION
         self.ranks = ranks
         self._checkpoint = recipe.checkpoint
         # `identity` has the whole shape, in place of the recipe's changes to it.
@@ -107,15 +108,14 @@ class RunFolder:
                 self._open(json.loads(json.dumps(values)))
 
     def _open(self, values: Mapping[str, Any]) -> None:
-        description = self.path / DESCRIPTION
         self.path.mkdir(parents=True, exist_ok=True)
-        if description.is_file():
-            before: dict[str, Any] = read_json(description, _VALUES, UserError)
+        if self.description.is_file():
+            before: dict[str, Any] = read_json(self.description, _VALUES, UserError)
             if isinstance(shape := before.get("shape"), dict):
-                before["shape"] = current_keys(shape, str(description))
+                before["shape"] = current_keys(shape, str(self.description))
             self._refuse_another(before, values)
         else:
-            _write_text(description, json.dumps(values, indent=2) + "\n")
+            _write_text(self.description, json.dumps(values, indent=2) + "\n")
         for unfinished in self.path.glob(".*step-*"):  # by a killed process
             remove(unfinished)
 

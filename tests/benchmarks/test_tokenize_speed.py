@@ -1,9 +1,11 @@
-"""How fast `evo2 tokenize` turns a plain FASTA into tokens, from start to exit.
+"""How fast `evo2 tokenize` turns a plain FASTA into tokens, from start to exit, and by workers.
 
 Run: pytest -m benchmark -s tests/benchmarks/test_tokenize_speed.py; results/tokenize.md keeps rows.
 """
 
+import gzip
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +16,8 @@ import pytest
 
 from evo2cli import console
 from evo2cli.data.tokens import TokenSet
+from evo2cli.tokenize.options import TokenizeOptions
+from evo2cli.tokenize.run import tokenize_files
 
 RUNS = 3
 
@@ -52,3 +56,33 @@ def test_speed(tmp_path: Path, num_records: int, record: int, width: int) -> Non
         f"| {num_records:,} x {record:,} bases, {width:,} a line | {min(seconds):.2f} "
         f"| {size / min(seconds):,.0f} | {min(processor):.2f} | {size / min(processor):,.0f} |\n"
     )
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("kind", ["chromosomes", "short-records", "json-lines"])
+def test_speed_by_workers(tmp_path: Path, shared: Path, kind: str) -> None:
+    """What workers do is shared; what the command itself does bounds how many of them help."""
+    file = tmp_path / "input"
+    if kind == "chromosomes":
+        human = shared / "data/corpus/train/vertebrate_Homo_sapiens_GRCh37_chr20.fa.gz"
+        file.write_bytes(gzip.decompress(human.read_bytes()) * 8)
+    else:
+        write_genome(file, 240_000, 1000, 1000)
+    if kind == "json-lines":
+        records = file.read_bytes().split(b"\n")[1::2]
+        file.write_bytes(b"".join(b'{"text": "%s"}\n' % record for record in records))
+    size = file.stat().st_size / 1e6
+    for workers in (1, 2, 4, 8):
+        if workers > (os.cpu_count() or 1):
+            continue
+        before, started = os.times(), time.perf_counter()
+        folder = tmp_path / f"by{workers}"
+        tokenize_files(TokenizeOptions(files=(file,), output=folder, workers=workers))
+        seconds = time.perf_counter() - started
+        spent = np.subtract(os.times(), before)
+        own, shared_out = spent[0] + spent[1], spent[2] + spent[3]
+        shutil.rmtree(folder)
+        console.write(
+            f"| {kind} | {workers} | {seconds:.2f} | {size / seconds:,.0f} | {own:.2f} "
+            f"| {size / own:,.0f} | {shared_out:.2f} |\n"
+        )

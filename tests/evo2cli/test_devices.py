@@ -1,9 +1,9 @@
 """`evo2 score --device a,b`: the bytes of one device, whatever was there before."""
 
+import os
 import signal
 from dataclasses import replace
 from functools import partial
-from multiprocessing import Pipe, Process
 from pathlib import Path
 
 import pytest
@@ -115,16 +115,15 @@ def test_a_process_that_fails_ends_the_run_by_one_line(tmp_path: Path) -> None:
         pytest.fail("is not reached")
 
 
-def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = Pipe(duplex=False)
-    theirs.close()
-    process = Process()
-    monkeypatch.setattr(process, "join", lambda: None)
-    monkeypatch.setattr(Process, "exitcode", -signal.SIGKILL)
-    with pytest.raises(DeviceError, match=r"--device cuda:1: .* ended by SIGKILL; the same comm"):
-        score_devices._receive(ours, "cuda:1", process)
-    monkeypatch.setattr(Process, "exitcode", 0)
-    assert score_devices._receive(ours, "cuda:1", process) is None
+def die(_options: ScoreOptions, _part: Part, _advance: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
+    options = ScoreOptions(inputs=("x",), output=tmp_path / "y.tsv", device="cuda:1")
+    told = r"^--device cuda:1: its process was ended by SIGKILL; the same command resumes from"
+    with pytest.raises(DeviceError, match=told):
+        score_devices._run([(options, Part(None, 0, 1))], die, (1, "records"))
 
 
 def test_devices_are_counted_and_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Tokens give the genome back, splits do not leak, and a second run changes nothing."""
 
+import bz2
 import errno
 import gzip
 import json
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -15,16 +17,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from Bio import bgzf
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from evo2cli.app import app
+from evo2cli.data.jsonl import read_texts
 from evo2cli.data.letters import count_bytes
 from evo2cli.data.tokens import TokenSet, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
+from evo2cli.processes import INTERRUPTED
+from evo2cli.tokenize import pieces
 from evo2cli.tokenize.options import TokenizeOptions
-from evo2cli.tokenize.run import tokenize_files
+from evo2cli.tokenize.pieces import Piece, cut_into_pieces
+from evo2cli.tokenize.reader import PieceReader
+from evo2cli.tokenize.run import _Run, tokenize_files
+from evo2cli.workers import Task
 
 
 def tokenize(files: Sequence[Path], output: Path, **options: Any) -> dict[str, Any]:
@@ -113,7 +124,9 @@ def test_json_lines_keep_case_and_tags(tmp_path: Path, name: str) -> None:
     assert manifest["sources"][0]["name"] == name
     assert manifest["letters"]["|"] == 2
     rows = (tmp_path / "t" / "documents.tsv").read_text().splitlines()[1:]
-    assert [row.split("\t")[2] for row in rows] == ["1", "2", "4"]
+    assert [row.split("\t")[:3] for row in rows] == [
+        ["train", str(index), line] for index, line in enumerate("124")
+    ]
 
 
 def test_json_lines_and_fasta_of_the_same_give_the_same_tokens(tmp_path: Path) -> None:
@@ -205,12 +218,14 @@ def test_letters_are_counted_in_any_mixture() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_starts_over_cleanly(tmp_path: Path) -> None:
-    file = write_fasta(tmp_path / "g.fa", random_sequences(20_000, length=1000))
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_run_starts_over_cleanly(tmp_path: Path, workers: str) -> None:
+    file = write_fasta(tmp_path / "g.fa", random_sequences(400, length=100_000))
     command = [sys.executable, "-m", "evo2cli", "tokenize", str(file), "-o", str(tmp_path / "t")]
+    command += ["--workers", workers]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     partial = tmp_path / ".t.partial"
-    while not (partial / "train.bin").exists() and process.poll() is None:
+    while not list(partial.rglob("train.bin")) and process.poll() is None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -315,3 +330,160 @@ def test_valid_takes_every_file_a_pattern_gives(tmp_path: Path) -> None:
         found = documents(folder)
         strands = 2 if "--reverse-complement" in order else 1
         assert [len(found[split]) for split in ("train", "valid")] == [2 * strands, 2 * strands]
+
+
+def mixed_inputs(folder: Path) -> list[Path]:
+    """Files of every kind, some of which are cut into many pieces of 1,000 bytes."""
+    few, many = random_sequences(3, 5000), random_sequences(60, 90, 60)
+    files = [
+        write_fasta(folder / "few.fa", few),
+        write_fasta(folder / "many.fa", {**many, "u": b"ACGUu", "empty": b""}),
+        write_fasta(folder / "windows.fa", {f"{n} {n}": s for n, s in many.items()}),
+        write_fasta(folder / "small.fa", {"a": b"ACGT"}),
+        write_jsonl(folder / "lines.jsonl", [f"|d__x;p__{n}|ACGT{'acgt' * n}" for n in range(50)]),
+        write_jsonl(folder / "lines.jsonl.gz", ["ACGT" * n for n in range(50)]),
+    ]
+    files[2].write_bytes(files[2].read_bytes().replace(b"\n", b"\r\n"))
+    with (folder / "few.fa").open("ab") as file:
+        file.write(b"".join(b">s0 again\n\n%s\n" % text for text in many.values()))
+    for name, compress in (("a.fa.gz", gzip.compress), ("b.fa.bz2", bz2.compress)):
+        (folder / name).write_bytes(compress(files[0].read_bytes()))
+    with bgzf.BgzfWriter(folder / "c.fa.gz") as compressed:
+        compressed.write(files[1].read_bytes())
+    old = b">a\r" + (b"ACGT" * 20 + b"\r") * 14_000 + b"\n>b\rGATTACA\r\n>c\rGGG\r"
+    (folder / "old.fa").write_bytes(old)
+    return [*files, *(folder / name for name in ("a.fa.gz", "b.fa.bz2", "c.fa.gz", "old.fa"))]
+
+
+def assert_same_files(folder: Path, other: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
+    for path in folder.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+
+
+def without_progress(messages: str) -> str:
+    lines = [line for line in messages.splitlines() if line.startswith("evo2: ")]
+    return "\n".join(line for line in lines if "per second" not in line)
+
+
+def test_workers_write_the_bytes_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And report the same, however the files are cut."""
+    files = mixed_inputs(tmp_path)
+    held_out = random_sequences(60, 90, 60)
+    kept = [held_out[f"s{n}"] for n in range(0, 60, 7)]
+    valid = [
+        write_fasta(tmp_path / "v.fa", dict(zip("abcdefghi", kept, strict=True))),
+        write_jsonl(tmp_path / "v.jsonl", ["ACGTACGT"]),
+    ]
+    usual = {"valid": valid, "valid_fraction": 0.1, "test_fraction": 0.2}
+    tokenize(files, tmp_path / "whole", **usual)
+    said = without_progress(capsys.readouterr().err)
+    assert "records repeat a name" in said
+    assert "in the validation files as well" in said
+    monkeypatch.setattr(pieces, "PIECE", 1000)
+    for workers in (1, 3):
+        folder = tmp_path / f"by{workers}"
+        tokenize(files, folder, **usual, workers=workers)
+        assert without_progress(capsys.readouterr().err) == said
+        assert_same_files(folder, tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+    assert tokenize(files, folder, **usual, workers=2) == TokenSet.open(folder).manifest
+
+
+@given(
+    st.lists(st.sampled_from([b">", b"\n", b"\r\n", b"a", b"ACGT", b"|x y|", b" ", b">b c"])),
+    st.integers(1, 9),
+)
+def test_pieces_have_the_records_of_the_whole(words: list[bytes], size: int) -> None:
+    text = b">x\n" + b"".join(words)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        file = Path(folder) / "g.fa"
+        file.write_bytes(text)
+        patch.setattr(pieces, "PIECE", size)
+        patch.setattr(pieces, "_BLOCK", 3)
+        spans = [piece.span for piece in cut_into_pieces([file])]
+        assert [record for span in spans for record in read_records(file, None, span)] == list(
+            read_records(file)
+        )
+
+
+@given(st.lists(st.sampled_from(["", " ", '{"text": "ACGT"}', '{"text": "a", "b": 1}'])))
+def test_pieces_have_the_lines_of_the_whole(lines: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        file = Path(folder) / "g.jsonl"
+        file.write_text("\n".join(['{"text": "first"}', *lines]))
+        patch.setattr(pieces, "PIECE", 20)
+        patch.setattr(pieces, "_BLOCK", 3)
+        spans = [piece.span for piece in cut_into_pieces([file])]
+        assert [text for span in spans for text in read_texts(file, None, span)] == list(
+            read_texts(file)
+        )
+
+
+@pytest.mark.parametrize("broken", ["g.fa", "g.jsonl", "g.fa.gz"])
+def test_workers_report_the_first_error_of_the_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 1000)
+    good = write_fasta(tmp_path / "good.fa", random_sequences(200))
+    if broken == "g.jsonl":
+        bad = write_jsonl(tmp_path / broken, ["ACGT"] * 999)
+        bad.write_bytes(bad.read_bytes() + b"\nno\n")
+    else:
+        bad = write_fasta(tmp_path / broken, {**random_sequences(20), "odd": b"AC?T"})
+    if broken == "g.fa.gz":
+        bad.write_bytes(gzip.compress(bad.read_bytes())[:-9])
+    worse = write_fasta(tmp_path / "worse.fa", {"worse": b"MELF"})
+    told = []
+    for workers in (1, 2):
+        with pytest.raises(UserError, match=broken) as caught:
+            tokenize([good, bad, worse], tmp_path / "t", workers=workers)
+        told.append(str(caught.value))
+        assert {path.name for path in tmp_path.iterdir()} == {"good.fa", broken, "worse.fa"}
+    assert told[0] == told[1]
+
+
+def die(_advance: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_fasta(tmp_path / "g.fa", random_sequences(100))
+    task_of = _Run._read_task
+
+    def some_die(run: _Run, reader: PieceReader, piece: Piece) -> Task:
+        task = task_of(run, reader, piece)
+        return die if run._num_tasks == 9 else task
+
+    monkeypatch.setattr(_Run, "_read_task", some_die)
+    monkeypatch.setattr(pieces, "PIECE", 1000)
+    told = "--workers 2: a worker failed: its process was ended by SIGKILL; nothing was written"
+    with pytest.raises(UserError, match=told) as caught:
+        tokenize([file], tmp_path / "t", workers=2)
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_workers_do_not_share_a_stream(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--workers 2: one process must read -; give a file"):
+        tokenize([Path("-")], tmp_path / "t", workers=2)
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_workers_is_quiet_and_leaves_nothing(tmp_path: Path) -> None:
+    file = write_fasta(tmp_path / "g.fa", random_sequences(400, length=100_000))
+    command = [sys.executable, "-m", "evo2cli", "tokenize", str(file), "-o", str(tmp_path / "t")]
+    command += ["--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    while not list(tmp_path.rglob("train.bin")) and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, told = process.communicate(timeout=60)  # the workers have closed it, too
+    assert process.returncode == INTERRUPTED
+    assert told.decode().splitlines()[-1] == "evo2: interrupted"
+    assert b"Traceback" not in told
+    assert list(tmp_path.iterdir()) == [file]

@@ -183,7 +183,18 @@ VALUES = tomllib.loads(GOOD)
 PLACES = [
     (table, key) for table, inner in VALUES.items() if isinstance(inner, dict) for key in inner
 ]
-TABLES = [*VALUES, "shape", "extend", "parallel", "memory", "guard", "log", "seed", "init", "base"]
+TABLES = [
+    *VALUES,
+    "shape",
+    "extend",
+    "parallel",
+    "memory",
+    "guard",
+    "tracking",
+    "seed",
+    "init",
+    "base",
+]
 
 
 @hostile
