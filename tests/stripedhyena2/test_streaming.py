@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stripedhyena2 import InputError, ModelConfig, StripedHyena2, host, load, scoring
-from stripedhyena2.streaming import MIN_CHUNK, Streaming, fastest_streaming, stream
+from stripedhyena2.streaming import Streaming, fastest_streaming, stream
 
 
 def random_ids(batch: int, length: int) -> Tensor:
