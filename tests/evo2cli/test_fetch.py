@@ -16,8 +16,9 @@ from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.fetch import fetch_model
 from stripedhyena2 import CheckpointError, ModelConfig, StripedHyena2, load
+from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.contents import Checkpoint
-from stripedhyena2.checkpoint.layouts import vortex
+from stripedhyena2.checkpoint.layouts import hf, vortex
 from stripedhyena2.checkpoint.published import PUBLISHED
 from stripedhyena2.parametrization import folded_state
 from tests.hub import LocalHub, serve
@@ -168,3 +169,45 @@ def test_what_cannot_be_had_is_one_line(
     assert "\n" not in str(caught.value)
     assert "evo2 fetch" not in str(caught.value)  # it is what has just failed
     assert not list(tmp_path.glob("bundle/*.pt*"))
+
+
+@pytest.mark.parametrize("revision", ["", "@main", f"@{COMMIT}"])
+def test_any_repository_of_the_hub_is_a_model(
+    tiny_model: StripedHyena2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    """It is fetched once, with what describes its shape and nothing else, and then is here."""
+    hf.write(Checkpoint(tiny_model.config, folded_state(tiny_model)), tmp_path / "hf")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "hf").iterdir()}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve("lab/tuned-evo2", COMMIT, {**files, "figure.png": b"a picture"}) as hub:
+        connect(monkeypatch, hub.address)
+        found = read_checkpoint(f"lab/tuned-evo2{revision}")
+        assert {line.split("/")[-1].split()[0] for line in hub.downloads()} >= {"config.json"}
+        assert not any("figure.png" in line for line in hub.downloads())
+    assert found.config == replace(tiny_model.config, base_context=found.config.base_context)
+    assert found.provenance["repository"] == "lab/tuned-evo2"
+    assert found.provenance["commit"] == COMMIT
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    again = load(f"lab/tuned-evo2{revision}", dtype=torch.float64)
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_the_repository_of_a_published_model_is_the_model(hub: LocalHub) -> None:
+    del hub
+    found = read_checkpoint(PUBLISHED[NAME].repository)
+    assert found.provenance["repository"] == PUBLISHED[NAME].repository
+    assert found.provenance["layout"] == "released"
+
+
+def test_a_repository_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve("lab/other", COMMIT, {}) as hub:
+        connect(monkeypatch, hub.address)
+        with pytest.raises(CheckpointError, match="lab/evo9 is not on the hub") as caught:
+            read_checkpoint("lab/evo9")
+    assert "\n" not in str(caught.value)

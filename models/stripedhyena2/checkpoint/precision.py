@@ -12,11 +12,16 @@ def precision_of(checkpoint: Checkpoint) -> Precision:
 
 
 def is_released(checkpoint: Checkpoint) -> bool:
-    """Whether its weights are those of a released file, perhaps with an extended context."""
+    """Whether its weights were trained elsewhere, perhaps with an extended context since."""
+    return _stored_as(checkpoint) in ("released", "savanna", "bridge", "hf")
+
+
+def _stored_as(checkpoint: Checkpoint) -> str | None:
+    """The layout of the file that its weights were first read from, if they were not trained here."""
     origin = checkpoint.provenance
-    while "trained_by" not in origin and isinstance(origin.get("before"), dict):
+    while "before" in origin and "trained_by" not in origin:
         origin = origin["before"]
-    return origin.get("layout") == "released"
+    return origin.get("layout")
 
 
 def doubt(checkpoint: Checkpoint, origin: str, device: torch.device, *, float8: bool) -> str | None:
@@ -24,6 +29,11 @@ def doubt(checkpoint: Checkpoint, origin: str, device: torch.device, *, float8: 
     precision = precision_of(checkpoint)
     if precision is Precision.BF16:
         return None
+    if not float8 and _stored_as(checkpoint) == "bridge":
+        return (
+            f"{origin}: has no FP8 scales, like all checkpoints of Megatron-Bridge; if its training "
+            "needed them, as that of the published model of this shape did, its numbers are wrong"
+        )
     if not float8:
         have = "" if checkpoint.extra_state else ", whose scales this file lacks"
         return (

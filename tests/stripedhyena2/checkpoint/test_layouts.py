@@ -14,8 +14,9 @@ from torch import Tensor
 
 from stripedhyena2 import CheckpointError, ModelConfig, load
 from stripedhyena2.assembly import assemble
-from stripedhyena2.checkpoint import files, read_checkpoint
+from stripedhyena2.checkpoint import Checkpoint, files, precision, read_checkpoint
 from stripedhyena2.checkpoint.layouts import hf, native, savanna, vortex
+from stripedhyena2.checkpoint.published import Precision
 from stripedhyena2.config import to_released
 from tests.stripedhyena2.checkpoint import foreign
 
@@ -262,3 +263,23 @@ def test_a_shape_that_fits_is_named(tmp_path: Path) -> None:
     torch.save({"embedding_layer.weight": torch.zeros(4, 4)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"unknown shape of a vortex checkpoint.*evo2_7b"):
         read_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        ("savanna", "was trained with FP8 input projections"),
+        ("bridge", "has no FP8 scales, like all checkpoints of Megatron-Bridge; if"),
+    ],
+)
+def test_missing_scales_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, told: str
+) -> None:
+    monkeypatch.setattr(precision, "needed_precision", lambda _: Precision.FP8)
+    source = Checkpoint(CONFIG, {}, provenance={"layout": layout})
+    for checkpoint in (source, replace(source, provenance={"before": source.provenance})):
+        line = precision.doubt(checkpoint, "x", torch.device("cpu"), float8=False)
+        assert line is not None
+        assert told in line
+    trained = replace(source, provenance={"trained_by": "us", "before": source.provenance})
+    assert precision.doubt(trained, "x", torch.device("cpu"), float8=False) is None
