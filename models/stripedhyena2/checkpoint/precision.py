@@ -17,7 +17,7 @@ def is_released(checkpoint: Checkpoint) -> bool:
 
 
 def _stored_as(checkpoint: Checkpoint) -> str | None:
-    """The layout of the file that its weights were first read from, if they were not trained here."""
+    """The layout of the file that its weights were read from; None if they were trained here."""
     origin = checkpoint.provenance
     while "before" in origin and "trained_by" not in origin:
         origin = origin["before"]
@@ -31,8 +31,8 @@ def doubt(checkpoint: Checkpoint, origin: str, device: torch.device, *, float8: 
         return None
     if not float8 and _stored_as(checkpoint) == "bridge":
         return (
-            f"{origin}: has no FP8 scales, like all checkpoints of Megatron-Bridge; if its training "
-            "needed them, as that of the published model of this shape did, its numbers are wrong"
+            f"{origin}: has no FP8 scales, like all checkpoints of Megatron-Bridge; if it was "
+            "trained with FP8, as the published model of this shape, its numbers are wrong"
         )
     if not float8:
         have = "" if checkpoint.extra_state else ", whose scales this file lacks"

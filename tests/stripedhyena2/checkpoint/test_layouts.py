@@ -272,9 +272,7 @@ def test_a_shape_that_fits_is_named(tmp_path: Path) -> None:
         ("bridge", "has no FP8 scales, like all checkpoints of Megatron-Bridge; if"),
     ],
 )
-def test_missing_scales_are_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, told: str
-) -> None:
+def test_missing_scales_are_said(monkeypatch: pytest.MonkeyPatch, layout: str, told: str) -> None:
     monkeypatch.setattr(precision, "needed_precision", lambda _: Precision.FP8)
     source = Checkpoint(CONFIG, {}, provenance={"layout": layout})
     for checkpoint in (source, replace(source, provenance={"before": source.provenance})):
