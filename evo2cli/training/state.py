@@ -21,7 +21,7 @@ from evo2cli.files import atomic_path, locked, writing
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from stripedhyena2.checkpoint.files import UNREADABLE
+from stripedhyena2.checkpoint.pickles import UNREADABLE
 from stripedhyena2.config import current_keys
 from stripedhyena2.outputs import OutputInUseError, remove, replace
 from stripedhyena2.values import read_json

@@ -21,7 +21,7 @@ from stripedhyena2 import (
     read_config,
     save,
 )
-from stripedhyena2.checkpoint import files, read_checkpoint
+from stripedhyena2.checkpoint import read_checkpoint, shards
 from stripedhyena2.checkpoint.contents import Checkpoint
 from stripedhyena2.checkpoint.layouts import native, vortex
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config
@@ -230,7 +230,7 @@ def test_saved_is_loaded(tiny_model: StripedHyena2, tmp_path: Path) -> None:
 def test_large_models_are_sharded(
     tiny_model: StripedHyena2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_SHARD", 100_000)
+    monkeypatch.setattr(shards, "MAX_SHARD", 100_000)
     save(tiny_model, tmp_path / "model", {})
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
     again = load(tmp_path / "model", dtype=torch.float64).state_dict()

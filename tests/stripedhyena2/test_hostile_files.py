@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stripedhyena2 import CheckpointError, ConfigError, InputError, ModelConfig, load, read_config
 from stripedhyena2 import values as value_files
-from stripedhyena2.checkpoint import files, read_checkpoint
+from stripedhyena2.checkpoint import read_checkpoint, shards
 from stripedhyena2.checkpoint.contents import Checkpoint, expected_shapes
 from stripedhyena2.checkpoint.layouts import native, vortex
 from stripedhyena2.checkpoint.scales import trained_scales
@@ -132,9 +132,9 @@ def test_texts_that_parsers_choke_on_are_one_line(tmp_path: Path, kind: str) -> 
 
 
 @hostile
-@given(st.sampled_from([files.INDEX, native.PROVENANCE]), values(st.none()), st.booleans())
+@given(st.sampled_from([shards.INDEX, native.PROVENANCE]), values(st.none()), st.booleans())
 def test_any_json_is_read_or_a_line(folder: Path, name: str, value: Any, nested: bool) -> None:
-    key = "weight_map" if name == files.INDEX else "before"
+    key = "weight_map" if name == shards.INDEX else "before"
     (folder / name).write_text(json.dumps({key: value} if nested else value))
     line = refusal(lambda: load(folder), CheckpointError)
     assert not line or line.startswith(str(folder))
@@ -151,7 +151,7 @@ def test_no_json_is_a_line(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/dev/zero"])
 def test_a_shard_lies_in_the_folder(folder: Path, name: str) -> None:
-    (folder / files.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    (folder / shards.INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(CheckpointError, match="must be a file in the same folder"):
         load(folder)
 
@@ -240,7 +240,7 @@ def test_a_file_without_checksums_is_read(pt_file: Path) -> None:
 @given(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=64))
 def test_a_damaged_safetensors_is_read_or_a_line(folder: Path, place: float, noise: bytes) -> None:
     """It has no checksums: damage of numbers is not seen."""
-    file = folder / files.WEIGHTS_FILE
+    file = folder / shards.WEIGHTS_FILE
     whole = file.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     at = int(place * header)
@@ -289,7 +289,7 @@ def test_a_pipe_is_not_waited_for(folder: Path, pt_file: Path, tmp_path: Path) -
         lambda: load(pt_file, config=tmp_path / "pipe.pt"),
     ):
         assert "is a pipe or a device" in refusal(use, InputError)
-    for name in (native.PROVENANCE, files.WEIGHTS_FILE):
+    for name in (native.PROVENANCE, shards.WEIGHTS_FILE):
         (folder / name).unlink()
         os.mkfifo(folder / name)
         assert "is a pipe or a device" in refusal(lambda: load(folder), InputError)

@@ -1,7 +1,10 @@
 """Checkpoints: found under a path or a name, read from any layout, and written in four.
 
 sources.py      from a path to named tensors, whatever program wrote them
-files.py        tensors in .pt, .partN and .safetensors files; nothing else is unpickled
+files.py        a file of tensors, whatever its format
+pickles.py      files of torch.save, of which only tensors and raw bytes are unpickled
+shards.py       files of safetensors, and models that are cut into several
+parts.py        files that were cut into .partN
 distributed.py  tensors in checkpoints of torch.distributed
 tensors.py      tensors that stay in their file until they are read, and tables that translate them
 layouts/        the names and forms of tensors in each layout

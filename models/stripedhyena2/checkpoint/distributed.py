@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError
-from stripedhyena2.checkpoint.files import UNREADABLE, Inert
+from stripedhyena2.checkpoint.pickles import UNREADABLE, Inert
 from stripedhyena2.checkpoint.tensors import Stored, Tensors
 from stripedhyena2.values import require_regular
 

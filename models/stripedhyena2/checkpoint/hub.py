@@ -18,7 +18,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from stripedhyena2.checkpoint.contents import CheckpointError
-from stripedhyena2.checkpoint.files import parts_of
+from stripedhyena2.checkpoint.parts import parts_of
 from stripedhyena2.checkpoint.published import PUBLISHED, Precision, Published, split_name
 
 _WEIGHTS = ("*.pt", "*.pt.part*")  # of the published models

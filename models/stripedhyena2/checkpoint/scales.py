@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError, kind_of
-from stripedhyena2.checkpoint.files import UNREADABLE, Inert, require_sound_record
+from stripedhyena2.checkpoint.pickles import UNREADABLE, Inert, require_sound_record
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.float8.inference import Scales
 

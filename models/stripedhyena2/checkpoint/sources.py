@@ -12,9 +12,11 @@ from pathlib import Path
 
 from stripedhyena2.checkpoint.contents import CheckpointError
 from stripedhyena2.checkpoint.distributed import is_distributed, open_distributed
-from stripedhyena2.checkpoint.files import open_tensors, shards_of
+from stripedhyena2.checkpoint.files import open_tensors
 from stripedhyena2.checkpoint.layouts.native import BESIDE
 from stripedhyena2.checkpoint.layouts.savanna import join_ranks
+from stripedhyena2.checkpoint.parts import is_part
+from stripedhyena2.checkpoint.shards import shards_of
 from stripedhyena2.checkpoint.tensors import Tensors
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -28,8 +30,7 @@ _OPTIMIZER = re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt"
 
 def looks_like_weights(path: Path) -> bool:
     """Whether a file has the name of one that holds weights."""
-    is_part = path.suffix.startswith(".part")
-    return path.suffix in SUFFIXES or is_part or path.name.endswith(INDEX)
+    return path.suffix in SUFFIXES or is_part(path) or path.name.endswith(INDEX)
 
 
 @dataclass(frozen=True)

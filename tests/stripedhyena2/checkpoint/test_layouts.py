@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stripedhyena2 import CheckpointError, ModelConfig, load
 from stripedhyena2.assembly import assemble
-from stripedhyena2.checkpoint import Checkpoint, files, precision, read_checkpoint
+from stripedhyena2.checkpoint import Checkpoint, precision, read_checkpoint, shards
 from stripedhyena2.checkpoint.layouts import hf, native, savanna, vortex
 from stripedhyena2.checkpoint.published import Precision
 from stripedhyena2.config import to_released
@@ -172,12 +172,12 @@ def test_a_file_is_found_by_the_name_of_its_parts_or_of_its_folder(
 def test_shards_are_one_model(
     tmp_path: Path, yml: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_SHARD", 20_000)
+    monkeypatch.setattr(shards, "MAX_SHARD", 20_000)
     hf.write(read_checkpoint(tmp_path / "released.pt", config=yml), tmp_path / "hf")
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
     assert torch.equal(logits(tmp_path / "hf"), expected)
     (tmp_path / "hf" / "config.json").unlink()
-    assert torch.equal(logits(tmp_path / "hf" / files.INDEX, yml), expected)
+    assert torch.equal(logits(tmp_path / "hf" / shards.INDEX, yml), expected)
 
 
 @pytest.mark.usefixtures("expected")
@@ -230,7 +230,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two": (two_files, r"a\.pt, b\.pt"),
     "shard": (
         lambda at: touch(
-            at / "x" / files.INDEX, json.dumps({"weight_map": {"a": "no.safetensors"}})
+            at / "x" / shards.INDEX, json.dumps({"weight_map": {"a": "no.safetensors"}})
         ),
         r"no\.safetensors: cannot be read",
     ),

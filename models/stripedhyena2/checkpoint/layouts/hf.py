@@ -15,10 +15,11 @@ from pydantic import JsonValue, TypeAdapter
 from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint
-from stripedhyena2.checkpoint.files import open_tensors, refuse_full, write_shards, writing
+from stripedhyena2.checkpoint.files import open_tensors, refuse_full, writing
 from stripedhyena2.checkpoint.layouts import native
 from stripedhyena2.checkpoint.layouts.vortex import HEAD, Vortex
 from stripedhyena2.checkpoint.scales import trained_scales
+from stripedhyena2.checkpoint.shards import write_shards
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.config import ConfigError, ModelConfig, from_released, make_config, to_released
 from stripedhyena2.outputs import atomic_path

@@ -21,14 +21,9 @@ from stripedhyena2.checkpoint.contents import (
     check_tensors,
     expected_shapes,
 )
-from stripedhyena2.checkpoint.files import (
-    open_shards,
-    open_tensors,
-    write_safetensors,
-    write_shards,
-    writing,
-)
+from stripedhyena2.checkpoint.files import open_shards, open_tensors, writing
 from stripedhyena2.checkpoint.layouts.base import Layout
+from stripedhyena2.checkpoint.shards import write_safetensors, write_shards
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.config import ModelConfig, read_config
 from stripedhyena2.outputs import atomic_path

@@ -14,8 +14,9 @@ import yaml
 from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint, check_tensors, expected_shapes
-from stripedhyena2.checkpoint.files import write_safetensors, writing
+from stripedhyena2.checkpoint.files import writing
 from stripedhyena2.checkpoint.layouts.base import Layout
+from stripedhyena2.checkpoint.shards import write_safetensors
 from stripedhyena2.checkpoint.tensors import Made, Tensors, translate
 from stripedhyena2.config import ModelConfig, to_released
 from stripedhyena2.layout import layout

@@ -1,0 +1,247 @@
+"""Files of `torch.save`: where their tensors lie, read without running anything.
+
+Only tensors and raw bytes are unpickled. The numbers of a tensor are read, and its checksum is
+compared, when it is asked for.
+"""
+
+import io
+import pickle
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError, kind_of
+from stripedhyena2.checkpoint.parts import opened
+from stripedhyena2.checkpoint.tensors import Stored, in_memory
+from stripedhyena2.values import shown
+
+_ZIP = b"PK\x03\x04"
+_MAX_PICKLE = 1 << 28  # bytes of an archive's data.pkl, which has the names but not the numbers
+_CHUNK = 1 << 24  # bytes of a storage whose checksum is computed at a time
+# Programs whose objects stand beside the tensors in the checkpoints of training runs.
+_TRAINERS = (
+    "argparse",
+    "deepspeed",
+    "lightning",
+    "megatron",
+    "omegaconf",
+    "pathlib",
+    "pytorch_lightning",
+    "savanna",
+)
+# What the readers of pickles, archives and safetensors raise for a file that is not sound.
+UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class Inert:
+    """Stands in for the classes of other programs: takes anything, does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> "Inert":  # noqa: D102 - takes anything
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+class NotWeights(str):
+    """The kind of a tensor that cannot be one of weights, in its place."""
+
+
+def open_pickle(path: Path) -> object:
+    """The contents of a file of `torch.save`, with a `Stored` in place of each tensor.
+
+    Only the archive's directory and its pickle are read. Files older than PyTorch 1.6 are no
+    archives and are read whole.
+    """
+    # PyTorch's documentation imports it from there; it loads a second's worth of modules.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with opened(path) as file:
+        archive = open_archive(file, path)
+        foreign = _stand_ins(file) if archive else []
+        file.seek(0)
+        with torch.serialization.safe_globals([io.BytesIO, *foreign]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
+            if archive is None:
+                return _stored(torch.load(file, map_location="cpu", weights_only=True), None)
+            try:
+                with FakeTensorMode():
+                    contents = torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                raise
+            except UNREADABLE:  # kinds of tensors that weights are not; read whole, they have names
+                file.seek(0)
+                contents, archive = torch.load(file, map_location="cpu", weights_only=True), None
+            return _stored(contents, archive)
+
+
+def _stand_ins(file: io.BufferedReader) -> list[tuple[Any, str]]:
+    file.seek(0)
+    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    return [(Inert, name) for name in unknown if name.partition(".")[0] in _TRAINERS]
+
+
+def _stored(contents: object, archive: "Archive | None") -> object:
+    """Every tensor in nested dictionaries becomes a `Stored`."""
+    if isinstance(contents, Mapping):
+        return {name: _stored(value, archive) for name, value in contents.items()}
+    if not isinstance(contents, Tensor):
+        return contents
+    if (kind := kind_of(contents)) not in WEIGHTS:
+        return NotWeights(kind)
+    if archive is None:
+        return in_memory(contents)
+    like = torch.empty_strided(
+        contents.shape, contents.stride(), dtype=contents.dtype, device="meta"
+    )
+    # PyTorch documents this mark of storages that are loaded in the mode for fake tensors.
+    offset = contents.untyped_storage()._checkpoint_offset
+    assert offset is not None
+    return Stored(like, partial(archive.read, offset, like, int(contents.storage_offset())))
+
+
+class Archive:
+    """The storages of a .pt archive: where they lie and what their checksums are."""
+
+    def __init__(self, path: Path, records: Mapping[int, tuple[str, int, int]]) -> None:
+        """Describe an archive.
+
+        Args:
+            path: Of the file, or of a part of it.
+            records: Name, bytes and CRC-32 (0: not computed) of each entry by its offset.
+        """
+        self._path, self._records = path, dict(records)
+        self._sound: set[int] = set()
+
+    def read(self, offset: int, like: Tensor, first: int) -> Tensor:
+        """Read a tensor.
+
+        Args:
+            offset: Of its storage in the file.
+            like: Its shape, strides and dtype.
+            first: Its first number in the storage.
+
+        Raises:
+            CheckpointError: The checksum of the storage is wrong, or the file was cut.
+        """
+        last = sum((n - 1) * stride for n, stride in zip(like.shape, like.stride(), strict=True))
+        count = last + 1 if like.numel() else 0
+        data = bytearray(count * like.itemsize)
+        if not data:
+            return torch.empty(like.shape, dtype=like.dtype)
+        with opened(self._path) as file:
+            file.seek(offset + first * like.itemsize)
+            if file.readinto(data) != len(data):
+                raise CheckpointError(f"{self._path}: ends in the middle of a tensor")
+            self._require_sound(file, offset, data)
+        numbers = torch.frombuffer(data, dtype=like.dtype)
+        return numbers.as_strided(like.shape, like.stride())
+
+    def _require_sound(self, file: io.BufferedReader, offset: int, data: bytearray) -> None:
+        """Compare the checksum of a storage, of which `data` was read, once."""
+        if offset not in self._records:
+            raise CheckpointError(f"{self._path}: damaged: a tensor lies where no entry is")
+        name, size, expected = self._records[offset]
+        if offset in self._sound or not expected:
+            return
+        if len(data) == size:
+            found = zlib.crc32(data)
+        else:  # a tensor that is a part of its storage
+            file.seek(offset)
+            found = 0
+            for start in range(0, size, _CHUNK):
+                found = zlib.crc32(file.read(min(_CHUNK, size - start)), found)
+        if found != expected:
+            raise CheckpointError(
+                f"{self._path}: damaged: the checksum of its entry {shown(name)} is wrong; get the "
+                "file again"
+            )
+        self._sound.add(offset)
+
+
+def open_archive(file: io.BufferedReader, path: Path) -> "Archive | None":
+    """The storages of a .pt archive; None for other formats.
+
+    Raises:
+        CheckpointError: An entry is compressed, which reading it in place would not notice; or its
+            pickle is too large.
+    """
+    file.seek(0)
+    if file.read(len(_ZIP)) != _ZIP:
+        return None
+    records = {}
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            require_plain_entry(entry, path)
+            if entry.CRC and "/data/" not in entry.filename:
+                archive.read(entry)  # compares its checksum
+            # The length of the name and of what pads an entry stand before it, not in the list.
+            file.seek(entry.header_offset + 26)
+            sizes = struct.unpack("<HH", file.read(4))
+            offset = entry.header_offset + 30 + sum(sizes)
+            records[offset] = (entry.filename, entry.file_size, entry.CRC)
+    return Archive(path, records)
+
+
+def require_plain_entry(entry: zipfile.ZipInfo, origin: Path | str) -> None:
+    """Refuse an entry of a .pt archive that is made to fill the memory.
+
+    Raises:
+        CheckpointError: It is compressed, or a pickle of more than names.
+    """
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(
+            f"{origin}: its entry {shown(entry.filename)} is compressed, which PyTorch does not "
+            "do; save the weights again with torch.save"
+        )
+    if entry.filename.endswith(".pkl") and entry.file_size > _MAX_PICKLE:
+        raise CheckpointError(
+            f"{origin}: its entry {shown(entry.filename)} has {entry.file_size:,} bytes; names of "
+            f"tensors take at most {_MAX_PICKLE:,}"
+        )
+
+
+def require_sound_record(record: bytes, origin: str) -> None:
+    """Refuse an archive within a file that is damaged, or made to fill the memory.
+
+    Raises:
+        CheckpointError: One of its entries is compressed, too large, or has a wrong checksum.
+    """
+    if not record.startswith(_ZIP):
+        return
+    with zipfile.ZipFile(io.BytesIO(record)) as archive:
+        for entry in archive.infolist():
+            require_plain_entry(entry, origin)
+        damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    if damaged is not None:
+        raise CheckpointError(
+            f"{origin}: damaged: the checksum of its entry {shown(damaged)} is wrong; get the file "
+            "again"
+        )
