@@ -5,8 +5,9 @@
 
 The networks are read from their Keras files, which h5py opens, and computed by PyTorch. They see
 the 600 bases of an example and nothing around them, as all other models of the table do; they were
-made for 10,000 bases of context. The class is that of the largest of three scores: the probability of an
-acceptor and of a donor near the middle (the largest within 2 bases), and of neither (1 less both).
+made for 10,000 bases of context. The class is that of the largest of three scores: the probability
+of an acceptor and of a donor near the middle (the largest within 2 bases), and of neither (1 less
+both).
 
 B sequences, L positions, C channels.
 """
