@@ -23,7 +23,7 @@ from evo2cli.training.engine import Engine
 from evo2cli.training.loop import Trainer
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Finetune, Recipe
-from evo2cli.training.state import RunFolder, open_run
+from evo2cli.training.state import RunFolder, open_run, stopped
 from stripedhyena2.checkpoint import Checkpoint
 from stripedhyena2.fingerprint import fingerprint
 
@@ -83,7 +83,7 @@ class Run:
                 f"{self.path}: batch.length = {recipe.batch.length} is longer than the model's "
                 f"context of {self.stored.config.context}; give a shorter --length"
             )
-        with open_run(recipe, self.identity(), ranks) as folder:
+        with open_run(recipe, self.stored.config, self.identity(), ranks) as folder:
             return self._run_in(folder)
 
     def _run_in(self, folder: RunFolder) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Run:
             outcome = trainer.run()
         if not outcome.finished:
             if ranks.is_first:
-                console.say(f"{recipe.output}: stopped; run the same command again to resume")
+                console.say(f"{recipe.output}: {stopped(resumable=recipe.checkpoint.optimizer)}")
             return {**of_run, "finished": False}
         best = trainer.best
         assert best is not None

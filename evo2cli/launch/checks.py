@@ -1,24 +1,15 @@
-"""Checks of recipe, machine and disk before any rank starts."""
+"""Checks of recipe and machine before any rank starts."""
 
 import errno
 import importlib.util
-import os
-import shutil
 import socket
 from pathlib import Path
 
 from evo2cli import gpus
 from evo2cli.errors import UserError
-from evo2cli.training.plan.disk import checkpoint_bytes
-from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe import Recipe
-from evo2cli.training.recipe_file import naming, read_shape
+from evo2cli.training.recipe_file import naming
 from evo2cli.training.state import locked_run
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space on the disk of a folder."""
-    return shutil.disk_usage(folder).free
 
 
 def count_processes(asked: str, device: str) -> int:
@@ -79,30 +70,6 @@ def check_rendezvous(endpoint: str) -> None:
                 raise UserError(
                     f"--rendezvous {endpoint}: the port is in use; choose another"
                 ) from None
-
-
-def check_output(recipe: Recipe, path: Path, world: int) -> None:
-    """Refuse an output folder that is not writable, or a disk without space for its checkpoints.
-
-    Raises:
-        UserError: One of these.
-    """
-    output = recipe.output
-    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{output}: {existing} is not a writable folder; choose another --output")
-    config = read_shape(recipe, path)
-    counts = count_sizes(recipe, config)
-    each = checkpoint_bytes(counts, make_setup(recipe, config, world))
-    keep = recipe.checkpoint.keep
-    missing = max(1, keep + 1 - len([*output.glob("step-*")]))
-    free = free_bytes(existing)
-    if missing * each > free:
-        raise UserError(
-            f"{output}: {missing} more checkpoints of {each / 1e9:,.2f} GB ({counts.all:,} "
-            f"parameters) need {missing * each / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB "
-            f"free; free some space, choose another --output, or lower checkpoint.keep = {keep}"
-        )
 
 
 def check_no_run(output: Path) -> None:

@@ -86,7 +86,7 @@ def _facts(plan: Mapping[str, Any]) -> Table:
         f"{plan['time']['total']:,.2f} s per step, MFU {run['mfu']:.0%}",
         "run": f"{run['steps']:,} steps, {run['tokens']:,} tokens, {run['days']:,.1f} days",
         "cost": cost,
-        "disk": f"{run['disk_bytes'] / 1e12:,.2f} TB of checkpoints at the end",
+        "disk": f"{run['disk_bytes'] / 1e12:,.2f} TB at the end",
     }.items():
         grid.add_row(label, value)
     return grid

@@ -93,7 +93,7 @@ def _run(plan: Plan, price: float | None) -> dict[str, Any]:
         "tokens_per_second_per_gpu": plan.tokens_per_second,
         "mfu": plan.utilization,
         "days": plan.days,
-        "disk_bytes": plan.disk,
+        "disk_bytes": plan.disk.at_end,
         "gpu_hours": plan.gpu_hours,
         "dollars": None if price is None else price * plan.gpu_hours,
     }

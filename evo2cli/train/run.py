@@ -29,7 +29,7 @@ from evo2cli.training.recipe_file import (
     read_shape,
 )
 from evo2cli.training.start import Start, extension_line, read_start
-from evo2cli.training.state import RunFolder, open_run
+from evo2cli.training.state import RunFolder, open_run, stopped
 from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import ModelConfig
 from stripedhyena2.values import read_json
@@ -56,8 +56,9 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
     Started by torchrun or `evo2 launch`, this process is one rank of many.
 
     Returns:
-        output, finished, steps (done), trained_tokens, parameters, valid_bits (bits per base at the
-        last validation, None without any), skipped (steps that were not finite), rank.
+        output, resumable (whether the run can go on after a stop), finished, steps (done),
+        trained_tokens, parameters, valid_bits (bits per base at the last validation, None without
+        any), skipped (steps that were not finite), rank.
 
     Raises:
         UserError: Recipe, data, device or output folder do not allow the run.
@@ -69,8 +70,12 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)
         sources = first_rank_first(ranks, lambda: open_sources(recipe))
-        folder = stack.enter_context(open_run(recipe, _identity(shape, sources), ranks))
-        of_run = {"output": str(recipe.output), "rank": ranks.rank}
+        folder = stack.enter_context(open_run(recipe, shape, _identity(shape, sources), ranks))
+        of_run = {
+            "output": str(recipe.output),
+            "resumable": recipe.checkpoint.optimizer,
+            "rank": ranks.rank,
+        }
         summary = _finished(folder.final)
         if summary is not None:
             if ranks.is_first:
@@ -116,7 +121,7 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     quality = "not validated" if bits is None else f"{bits:.4f} bits per base on validation"
     end = f"{summary['output']}/final"
     if not summary["finished"]:
-        end = "stopped; run the same command again to resume"
+        end = stopped(resumable=summary["resumable"])
     return f"{summary['steps']:,} steps, {summary['trained_tokens']:,} tokens, {quality}: {end}"
 
 

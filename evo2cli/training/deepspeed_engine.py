@@ -95,11 +95,13 @@ class DeepSpeedEngine(Engine):
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         with _quiet():
             self._deepspeed.init_distributed(backend, auto_mpi_discovery=False)
-            model = self._build(settings)
+            masters: list[tuple[nn.Parameter, Tensor]] = []
+            model = self._build(settings, masters)
             optimizer = make_optimizer(model, recipe.optimizer, recipe.head_scale)
             self._engine, *_ = self._deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings
             )
+            self._widen(masters)
         self.model = self._engine.module
 
     @property
@@ -112,16 +114,28 @@ class DeepSpeedEngine(Engine):
         """As `Engine`."""
         return {name: _whole_shape(tensor) for name, tensor in self.trained.items()}
 
-    def _build(self, settings: dict[str, Any]) -> nn.Module:
+    def _build(
+        self, settings: dict[str, Any], masters: list[tuple[nn.Parameter, Tensor]]
+    ) -> nn.Module:
+        """The model, before DeepSpeed takes it over.
+
+        Args:
+            settings: The configuration of DeepSpeed.
+            masters: Where parameters are narrowed, they are appended here with this rank's shard of
+                their fp32 values, so that all ranks together keep one copy.
+        """
+
         def adopt(part: nn.Module) -> None:
             for module in part.modules():
                 if isinstance(module, Mixer):
                     module.keeps_fp32 = False  # DeepSpeed narrows all parameters alike
+            if self._dtype != torch.float32:
+                for parameter in part.parameters():
+                    masters.append((parameter, self._shard(parameter.detach())))
+                    parameter.data = parameter.data.to(self._dtype)
             if self._stage < 3:
                 part.to(self.ranks.device)
                 return
-            for parameter in part.parameters():
-                parameter.data = parameter.data.to(self._dtype)
             for buffer in part.buffers():
                 buffer.data = buffer.data.to(self.ranks.device)
             self._deepspeed.zero.Init(module=part, config_dict_or_path=settings, dtype=self._dtype)
@@ -133,6 +147,21 @@ class DeepSpeedEngine(Engine):
             self._deepspeed.utils.set_z3_leaf_modules(model, [Block])
         self.part = prepare(model, self._recipe, self.ranks)
         return model
+
+    def _shard(self, whole: Tensor) -> Tensor:
+        """A copy of this rank's share of a tensor, flat and padded at the end, as ZeRO 3 has it."""
+        size = -(-whole.numel() // self.ranks.world)
+        own = whole.flatten()[self.ranks.rank * size :][:size]
+        return nn.functional.pad(own, (0, size - len(own))).clone()
+
+    def _widen(self, masters: list[tuple[nn.Parameter, Tensor]]) -> None:
+        """Give fp32 masters, which DeepSpeed made of bf16 weights, the digits that those lost."""
+        for parameter, shard in masters:
+            if parameter.requires_grad:
+                own = shard.to(self.ranks.device)
+                shards = [torch.empty_like(own) for _ in range(self.ranks.world)]
+                dist.all_gather(shards, own)
+                self._set(parameter, torch.cat(shards)[: _whole_shape(parameter).numel()])
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """As `Engine`."""
@@ -176,19 +205,36 @@ class DeepSpeedEngine(Engine):
         A step with learning rate 0, between setting weights and moments, copies the fp32 masters to
         the bf16 weights and creates the moments.
         """
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        own, device = self.trained, self.ranks.device
+        own = self.trained
         moments = []
         for parameter in parameters:
-            safe_set_full_fp32_param(own[parameter.name], parameter.value.to(device))
+            self._set(own[parameter.name], parameter.value)
             moments.append(parameter)
         self._idle_step()
         for parameter in moments:
-            target = own[parameter.name]
-            safe_set_full_optimizer_state(target, parameter.average.to(device), "exp_avg")
-            safe_set_full_optimizer_state(target, parameter.square.to(device), "exp_avg_sq")
+            self._set(own[parameter.name], parameter.average, "exp_avg")
+            self._set(own[parameter.name], parameter.square, "exp_avg_sq")
         _set_step_count(self._engine.optimizer, steps)
+
+    def _set(self, parameter: nn.Parameter, whole: Tensor, moment: str | None = None) -> None:
+        """Set the fp32 master of a parameter, or one of its moments, to values all ranks have.
+
+        Under ZeRO 3 each rank sets its shard: DeepSpeed 0.19 does not pad the last one itself.
+        """
+        from deepspeed import utils
+
+        if self._stage == 3:
+            own = self._shard(whole)
+            if moment is None:
+                utils.safe_set_local_fp32_param(parameter, own)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, own, moment)
+        else:
+            whole = whole.to(self.ranks.device)
+            if moment is None:
+                utils.safe_set_full_fp32_param(parameter, whole)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, whole, moment)
 
     def _idle_step(self) -> None:
         length = self.part[1] - self.part[0] if self.ranks.context_parallel > 1 else 1
@@ -207,7 +253,8 @@ class DeepSpeedEngine(Engine):
         for name, parameter in self.trained.items():
             value = safe_get_full_fp32_param(parameter)
             if self.ranks.is_first:
-                whole.append((name, value.cpu()))
+                # A copy on a CPU, too: it may be a view into a padded buffer.
+                whole.append((name, value.to("cpu", copy=True)))
         if not self.ranks.is_first:
             return {}
         return {name: tensor.cpu() for name, tensor in folded_state(self.model, whole).items()}

@@ -161,11 +161,12 @@ class Validation(Table):
 
 
 class Checkpoint(Table):
-    """The checkpoints that a killed run resumes from."""
+    """Checkpoints on the way, from the newest of which a killed run resumes."""
 
     every: Count = 500  # steps
     keep: Count = 2  # number of newest checkpoints to keep
     keep_every: Count | None = None  # steps; these checkpoints are never deleted
+    optimizer: bool = True  # false: weights only, a quarter of the bytes; no run resumes from them
 
 
 class Precision(Table):

@@ -2,7 +2,8 @@
 
 OUTPUT/run.json             recipe, shape and data of the run; resuming with others is refused
 OUTPUT/metrics.jsonl        one line per step
-OUTPUT/step-000000500/      a native checkpoint with the state of the engine; complete or absent
+OUTPUT/step-000000500/      a native checkpoint, with checkpoint.optimizer also the state of the
+                            engine; complete or absent
 OUTPUT/final/               the native checkpoint of a finished run
 """
 
@@ -21,6 +22,8 @@ from evo2cli.files import atomic_path, locked, writing
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
+from evo2cli.training.space import check_output
+from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint.pickles import UNREADABLE
 from stripedhyena2.config import current_keys
 from stripedhyena2.outputs import OutputInUseError, remove, replace
@@ -55,11 +58,13 @@ _MAY_CHANGE: Any = {
 
 
 @contextlib.contextmanager
-def open_run(recipe: Recipe, identity: Mapping[str, Any], ranks: Ranks) -> Iterator["RunFolder"]:
-    """The `RunFolder`, which no other run can use meanwhile.
+def open_run(
+    recipe: Recipe, config: ModelConfig, identity: Mapping[str, Any], ranks: Ranks
+) -> Iterator["RunFolder"]:
+    """The `RunFolder`, which no other run can use meanwhile; `config` is the model's shape.
 
     Raises:
-        UserError: Another process trains into the folder, or as `RunFolder`.
+        UserError: Another process trains into the folder, its disk has no room, or as `RunFolder`.
     """
     path = recipe.output
     if path.is_file():
@@ -67,9 +72,17 @@ def open_run(recipe: Recipe, identity: Mapping[str, Any], ranks: Ranks) -> Itera
     with contextlib.ExitStack() as stack:
         with _first_alone(ranks, _unusable(path)) as is_first:
             if is_first:
+                check_output(recipe, config, ranks.world)
                 path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked_run(path))
         yield RunFolder(recipe, identity, ranks)
+
+
+def stopped(*, resumable: bool) -> str:
+    """What to do after a run was stopped, for people."""
+    if resumable:
+        return "stopped; run the same command again to resume"
+    return "stopped; its last checkpoint has weights only, so it cannot be resumed"
 
 
 def locked_run(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -91,7 +104,7 @@ class RunFolder:
         ranks: The ranks.
 
     Raises:
-        UserError: The folder belongs to another run, or cannot be written.
+        UserError: The folder belongs to another run, cannot be written, or has weights only.
     """
 
     def __init__(self, recipe: Recipe, identity: Mapping[str, Any], ranks: Ranks) -> None:
@@ -116,6 +129,12 @@ class RunFolder:
             self._refuse_another(before, values)
         else:
             _write_text(self.description, json.dumps(values, indent=2) + "\n")
+        if self.newest() is None and not self.final.exists() and [*self.path.glob("step-*")]:
+            raise UserError(
+                f"{self.path}: its checkpoints have weights only (checkpoint.optimizer = false), "
+                "so the run cannot be resumed; begin another with one of them as init, or remove "
+                "them"
+            )
         for unfinished in self.path.glob(".*step-*"):  # by a killed process
             remove(unfinished)
 
@@ -129,7 +148,7 @@ class RunFolder:
                 )
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The newest complete checkpoint with the state of the engine."""
         complete = sorted(file.parent for file in self.path.glob(f"step-*/{RESUME}"))
         return complete[-1] if complete else None
 
@@ -152,12 +171,14 @@ class RunFolder:
             if is_first:
                 remove(partial)
                 engine.start.write(weights, partial, {"step": step})
-        with _explained(failure):
-            engine.save(partial)
+        if self._checkpoint.optimizer:
+            with _explained(failure):
+                engine.save(partial)
         with _first_alone(self.ranks, failure) as is_first:
             if is_first:
-                resume = {"step": step, **engine.layout, **facts}
-                (partial / RESUME).write_text(json.dumps(resume) + "\n", encoding="utf-8")
+                if self._checkpoint.optimizer:
+                    resume = {"step": step, **engine.layout, **facts}
+                    (partial / RESUME).write_text(json.dumps(resume) + "\n", encoding="utf-8")
                 replace(partial, folder)
                 self._delete_old()
 

@@ -1,11 +1,13 @@
 """A model for training, built part by part, so that no process ever holds a large one whole."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.initial import Uninitialized
 from stripedhyena2.model import Block, RMSNorm, StripedHyena2, initial_values
 from stripedhyena2.parametrization import restore_form, trainable
 
@@ -34,7 +36,9 @@ def assemble(
     with torch.device("meta"):
         model = StripedHyena2(config)
     values = initial_values(model, seed) if weights is None else None
-    for path, part in _parts(config):
+    for path, build in _parts(config):
+        with Uninitialized():
+            part = build()
         _fill(part, path, values, weights or {})
         trainable(part, config.original_context, published=published)
         restore_form(part, path, weights or {})
@@ -43,12 +47,12 @@ def assemble(
     return model
 
 
-def _parts(config: ModelConfig) -> Iterator[tuple[str, nn.Module]]:
-    """The parts in the order of the model's parameters, uninitialized."""
-    yield "embedding", nn.Embedding(config.vocabulary, config.width)
+def _parts(config: ModelConfig) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """The parts in the order of the model's parameters, and what makes them."""
+    yield "embedding", partial(nn.Embedding, config.vocabulary, config.width)
     for index in range(config.depth):
-        yield f"blocks.{index}", Block(config, index)
-    yield "norm", RMSNorm(config.width, config.norm_eps)
+        yield f"blocks.{index}", partial(Block, config, index)
+    yield "norm", partial(RMSNorm, config.width, config.norm_eps)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from stripedhyena2.cache import Cache, Past
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
 from stripedhyena2.inference import Inference
-from stripedhyena2.initial import Draw, constant, normal
+from stripedhyena2.initial import Draw, Uninitialized, constant, normal
 from stripedhyena2.operators import Mixer
 
 
@@ -111,7 +111,8 @@ class StripedHyena2(Inference, nn.Module):
     @classmethod
     def from_seed(cls, config: ModelConfig, seed: int) -> "StripedHyena2":
         """A model with fresh random weights, the same for the same seed."""
-        model = cls(config)
+        with Uninitialized():
+            model = cls(config)
         initialize(model, seed)
         return model
 
@@ -255,9 +256,9 @@ def initial_values(model: StripedHyena2, seed: int) -> Iterator[Tensor]:
     Embedding and MLP N(0, 2 / 5D); outputs of the MLP N(0, (2 / (depth * sqrt(D)))^2); norms 1;
     mixers as their `Mixer.initial` says.
 
-    They are drawn on the CPU in fp32, one after the other, so that a seed gives the same model
-    everywhere (to the last bit on CPUs with AVX2; others round the last bits otherwise). Only names
-    and shapes of `model` matter, which may be on the meta device.
+    They are drawn on the CPU in fp32, by threads with the numbers of a single one, so that a seed
+    gives the same model everywhere (to the last bit on CPUs with AVX2; others round the last bits
+    otherwise). Only names and shapes of `model` matter, which may be on the meta device.
 
     Source: the public Evo 2 training recipes; the skips, which they leave undefined, start at 0.
     """

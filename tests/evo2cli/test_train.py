@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
@@ -17,6 +18,7 @@ from evo2cli.commands.train import train
 from evo2cli.errors import UserError
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
+from evo2cli.training import space
 from evo2cli.training.engine import PlainEngine
 from stripedhyena2 import load
 from tests.evo2cli import tiny
@@ -111,6 +113,46 @@ def test_what_cannot_run_is_said_in_one_line(
     assert isinstance(result.exception, UserError), result.output
     assert re.search(message, str(result.exception))
     assert "\n" not in str(result.exception)
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `evo2 launch`, too; a finished run needs none."""
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: 1000)
+    result = run()
+    assert isinstance(result.exception, UserError), result.output
+    assert "and the final model need 0.00 GB" in str(result.exception)
+    assert not (place / "run").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert run().exit_code == 0
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: 0)
+    assert run().exit_code == 0
+
+
+def test_checkpoints_of_weights_only_are_models_that_no_run_resumes_from(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = ("--set", "checkpoint.optimizer=false")
+    assert run(*only).exit_code == 0
+    whole = load(place / "run" / "final").state_dict()
+    last = place / "run" / "step-000000008"
+    assert not (last / "resume.pt").exists()
+    assert all(torch.equal(x, whole[name]) for name, x in load(last).state_dict().items())
+    assert "already finished" in run(*only).stderr
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # cut between the last checkpoint and final/
+        patch.setattr("evo2cli.train.run._save_final", fail)
+        run("--output", "cut", *only)
+    before = (place / "cut" / "metrics.jsonl").read_bytes()
+    result = run("--output", "cut", *only)
+    assert isinstance(result.exception, UserError)
+    assert "cut: its checkpoints have weights only" in str(result.exception)
+    assert (place / "cut" / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.usefixtures("place")

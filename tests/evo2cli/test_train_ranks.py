@@ -182,6 +182,22 @@ def test_another_number_of_ranks_goes_on_with_the_same_windows(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world", [3, 5])
+def test_ranks_that_divide_no_parameter_evenly_are_one(place: Path, world: int) -> None:
+    """ZeRO 3 pads the last shard: it saves, resumes, and takes over what another layout saved."""
+    batch = f"batch.sequences={world}"
+    run(place, 1, f"alone{world}", batch)
+    alone = place / f"alone{world}"
+    for output, first, zero in ((f"odd{world}", world, 3), (f"taken{world}", 1, 0)):
+        world_of_first = start(place, first, output, batch, f"parallel.zero={zero}")
+        stop_after(place, output, world_of_first, signal.SIGTERM)
+        said = run(place, world, output, batch, "parallel.zero=3")
+        assert "resuming from step" in said
+        assert losses(place / output) == pytest.approx(losses(alone), rel=1e-4)
+        assert_same_model(place / output, alone)
+
+
+@pytest.mark.slow
 def test_one_process_may_shard_without_a_launcher(place: Path, alone: Path) -> None:
     said = run(place, 1, "single", "parallel.zero=2")
     assert "on cpu by DeepSpeed" in said

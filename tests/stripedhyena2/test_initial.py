@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2 import ModelConfig, StripedHyena2, initial
+from stripedhyena2.assembly import assemble
+from stripedhyena2.initial import Draw, normal, uniform
 from stripedhyena2.model import initial_values
+from stripedhyena2.twister import jump
 
 # Many values of every kind, and no two sizes equal.
 CONFIG = ModelConfig(
@@ -99,6 +102,45 @@ def test_filters_of_mr_start_as_the_first_context_says() -> None:
         "blocks.1.mixer.operator.taps_GK"
     ]
     assert torch.equal(taps, fresh()["blocks.1.mixer.operator.taps_GK"])
+
+
+@pytest.mark.parametrize("draw", [normal(2.0), uniform(-1.0, 3.0)], ids=["normal", "uniform"])
+@pytest.mark.parametrize("size", [1, 15, 2048, 8191, 8192, 10_007])
+def test_pieces_hold_the_numbers_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, draw: Draw, size: int
+) -> None:
+    """Drawn by threads or not; and the generator goes on from the same place."""
+    found = []
+    for piece in (2**40, 2048):
+        monkeypatch.setattr(initial, "PIECE", piece)
+        generator = torch.Generator().manual_seed(3)
+        values = torch.empty(size)
+        draw(torch.empty(5), generator)
+        draw(values, generator)
+        found.append(torch.cat([values, torch.empty(20).uniform_(generator=generator)]))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("count", [0, 1, 623, 624, 625, 20_000, 2**20])
+@pytest.mark.parametrize("used", [0, 1, 623, 624, 1000])
+def test_a_generator_jumps_where_draws_lead(count: int, used: int) -> None:
+    """Torch keeps the state where `twister` expects it."""
+    walking, jumping = (torch.Generator().manual_seed(5) for _ in range(2))
+    for generator, draws in ((walking, used + count), (jumping, used)):
+        torch.empty(draws, dtype=torch.int32).random_(generator=generator)
+    jump(jumping, count)
+    first, second = (torch.empty(2000).uniform_(generator=g) for g in (walking, jumping))
+    assert torch.equal(first, second)
+
+
+def test_layers_are_built_without_numbers_that_are_overwritten() -> None:
+    state = torch.get_rng_state()
+    with initial.Uninitialized():
+        nn.Linear(4, 4)
+        nn.Embedding(4, 4)
+    StripedHyena2.from_seed(CONFIG, 0)
+    assemble(CONFIG, adopt=lambda part: part)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_no_two_parameters_share_their_numbers() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from evo2cli.training.plan.disk import checkpoint_bytes
+from evo2cli.training.plan.disk import Disk, disk
 from evo2cli.training.plan.flops import (
     Flops,
     flops_per_token,
@@ -35,9 +35,9 @@ class Plan:
         setup: How the GPUs are used.
         batch: The batch of the recipe.
         steps: Steps of the whole run.
-        kept_checkpoints: Checkpoints on disk at its end.
         memory: Memory of one GPU.
         time: Time of a step.
+        disk: What the run writes.
     """
 
     config: ModelConfig
@@ -46,9 +46,9 @@ class Plan:
     setup: Setup
     batch: Batch
     steps: int
-    kept_checkpoints: int
     memory: Memory
     time: StepTime
+    disk: Disk
 
     @property
     def fits(self) -> bool:
@@ -91,11 +91,6 @@ class Plan:
     def days(self) -> float:
         """Days of the whole run, without validation, checkpoints and failures."""
         return self.steps * self.time.total / SECONDS_PER_DAY
-
-    @property
-    def disk(self) -> int:
-        """Bytes of all checkpoints that are kept."""
-        return checkpoint_bytes(self.counts, self.setup) * self.kept_checkpoints
 
     @property
     def gpu_hours(self) -> float:
@@ -174,18 +169,16 @@ def _plan(
     recipe: Recipe, config: ModelConfig, counts: Sizes, gpu: Accelerator, setup: Setup
 ) -> Plan:
     tokens = recipe.batch.tokens / setup.gpus
-    steps, checkpoint = recipe.optimizer.steps, recipe.checkpoint
-    kept_forever = steps // checkpoint.keep_every if checkpoint.keep_every else 0
     return Plan(
         config,
         counts,
         gpu,
         setup,
         recipe.batch,
-        steps,
-        checkpoint.keep + kept_forever,
+        recipe.optimizer.steps,
         memory_per_gpu(config, counts, setup),
         step_time(config, counts, setup, gpu, tokens=tokens),
+        disk(recipe, counts, setup),
     )
 
 

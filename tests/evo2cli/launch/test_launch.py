@@ -20,6 +20,7 @@ from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.launch import checks as launch_checks
 from evo2cli.launch.ranks import first_failure
+from evo2cli.training import space
 from stripedhyena2.outputs import OutputInUseError
 from tests.evo2cli.tiny import RECIPE, SHAPE
 
@@ -173,18 +174,25 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_disk_too_small_is_refused_with_both_numbers(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ("--local", "1", "--dry-run", "--set", "model='models/evo2_7b'")
+    asked = ("--local", "1", "--dry-run", "--set", "model='models/evo2_7b'")
+    settings = (*asked, "--set", "checkpoint.every=2")  # 4 checkpoints in all
     parameters = 6_581_722_880
     needed = 3 * 16 * parameters  # keep = 2 and the one being written
-    monkeypatch.setattr(launch_checks, "free_bytes", lambda _folder: needed)
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: needed)
     assert launch(*settings).exit_code == 0
-    monkeypatch.setattr(launch_checks, "free_bytes", lambda _folder: needed - 1)
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: needed - 1)
     message = refusal(*settings)
-    assert "3 more checkpoints of 105.31 GB (6,581,722,880 parameters) need 315.92 GB" in message
+    assert "3 checkpoints of 105.31 GB (6,581,722,880 parameters) and the final model" in message
+    assert "need 315.92 GB" in message
     assert "315.92 GB free" in message
     assert "checkpoint.keep = 2" in message
-    (place / "run" / "step-000000500").mkdir(parents=True)  # that one is there already
+    assert "checkpoint.optimizer = false" in message
+    assert launch(*settings, "--set", "checkpoint.optimizer=false").exit_code == 0
+    (place / "run" / "step-000000002").mkdir(parents=True)  # that one is there already
     assert launch(*settings).exit_code == 0
+    # 8 steps with a checkpoint every 500 write a single one, and final/.
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: (16 + 4) * parameters)
+    assert launch(*asked).exit_code == 0
 
 
 def script(*arguments: str) -> str:

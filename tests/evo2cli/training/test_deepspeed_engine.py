@@ -1,14 +1,32 @@
-"""The parts of DeepSpeed that the engine uses without a public interface are still there."""
+"""fp32 masters are fp32; and what DeepSpeed has without a public interface is still there."""
 
 import inspect
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("deepspeed", reason="needs the extra `train`")
 
-from evo2cli.training.deepspeed_engine import import_deepspeed
+from evo2cli.training.deepspeed_engine import DeepSpeedEngine, import_deepspeed
+from evo2cli.training.engine import PlainEngine
+from evo2cli.training.ranks import Ranks
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.start import Start
+from stripedhyena2 import ModelConfig
+from tests.ranks import Attempt, failures_on_ranks
+
+CONFIG = ModelConfig(
+    stripes="SMLA",
+    width=16,
+    num_heads=2,
+    mlp_width=24,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=256,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,3 +59,44 @@ def test_zero_3_keeps_the_whole_shape_under_this_name() -> None:
     from deepspeed.runtime.zero import partition_parameters
 
     assert "param.ds_shape = param.shape" in inspect.getsource(partition_parameters)
+
+
+def starts_from_fp32(rank: int, world: int, zero: int) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "model": "tiny",
+            "output": "run",
+            "data": {"sources": [{"path": "tokens"}]},
+            "batch": {"length": 32, "sequences": world},
+            "optimizer": {
+                "steps": 8,
+                "warmup_steps": 2,
+                "learning_rate": 1e-2,
+                "min_learning_rate": 1e-3,
+            },
+            "parallel": {"zero": zero},
+        }
+    )
+    assert recipe.precision.compute == "bf16"
+    ranks = Ranks(rank, world, torch.device("cpu"))
+    found = DeepSpeedEngine(recipe, Start(CONFIG), ranks).weights()
+    if ranks.is_first:
+        expected = PlainEngine(recipe, Start(CONFIG), Ranks.alone(ranks.device)).weights()
+        assert found.keys() == expected.keys()
+        different = [name for name in found if not torch.equal(found[name], expected[name])]
+        assert not different, different
+        views = [name for name, x in found.items() if x.untyped_storage().nbytes() != x.nbytes]
+        assert not views, views
+
+
+def checks_of_stages(rank: int, attempt: Attempt) -> None:
+    world = torch.distributed.get_world_size()
+    os.environ["LOCAL_RANK"] = str(rank)
+    for zero in (1, 2, 3):
+        attempt(f"ZeRO {zero}", starts_from_fp32, rank, world, zero)
+
+
+@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_masters_start_from_the_initial_weights_bit_for_bit(tmp_path: Path, world: int) -> None:
+    """Not from weights rounded to bf16; and `weights` returns no view into a padded buffer."""
+    assert failures_on_ranks(world, tmp_path, checks_of_stages) == {}

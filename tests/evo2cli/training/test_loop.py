@@ -431,10 +431,10 @@ def test_a_run_is_locked_before_its_folder_is_touched(tmp_path: Path) -> None:
     with (recipe.output / ".run.json.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         told = r"run\.json: is being written by another process"
-        with pytest.raises(UserError, match=told), state.open_run(recipe, {}, ranks):
+        with pytest.raises(UserError, match=told), state.open_run(recipe, SHAPE, {}, ranks):
             pass
     assert unfinished.is_dir()
-    with state.open_run(recipe, {}, ranks):
+    with state.open_run(recipe, SHAPE, {}, ranks):
         assert not unfinished.is_dir()
 
 

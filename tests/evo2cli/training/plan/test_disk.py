@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
-from evo2cli.training.plan.disk import checkpoint_bytes
+from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
+from evo2cli.training.plan.memory import Setup, Sizes
+from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_recipe, read_shape
 
+SIZES = Sizes(all=1100, folded=1000, block=500, products=900, largest=300)
 RECIPE = """
 model = "models/toy"
 output = "run"
@@ -42,6 +47,7 @@ needs_deepspeed = pytest.mark.skipif(
     [
         ("precision.compute='fp32'",),
         ("precision.compute='bf16'", "optimizer.ema=0.9"),
+        ("checkpoint.optimizer=false",),
         pytest.param(("precision.compute='fp32'", "parallel.zero=1"), marks=needs_deepspeed),
         pytest.param(("precision.compute='bf16'", "parallel.zero=2"), marks=needs_deepspeed),
         pytest.param(("precision.compute='bf16'", "parallel.zero=3"), marks=needs_deepspeed),
@@ -66,6 +72,48 @@ def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path, settings: tuple[str
     recipe = read_recipe(file, settings)
     config = read_shape(recipe, file)
     counts = count_sizes(recipe, config)
-    planned = checkpoint_bytes(counts, make_setup(recipe, config, 1))
+    planned = disk(recipe, counts, make_setup(recipe, config, 1))
     assert counts.all > counts.folded
-    assert planned < written < 1.05 * planned
+    assert planned.checkpoint < written < 1.05 * planned.checkpoint
+    (model,) = (tmp_path / "run" / "final").glob("*.safetensors")
+    assert planned.final < model.stat().st_size < 1.05 * planned.final
+
+
+@given(
+    steps=st.integers(1, 60),
+    every=st.integers(1, 20),
+    keep=st.integers(1, 8),
+    keep_every=st.none() | st.integers(1, 30),
+)
+def test_checkpoints_are_counted_as_they_are_kept(
+    steps: int, every: int, keep: int, keep_every: int | None
+) -> None:
+    there, most = [], 0
+    for step in sorted({*range(every, steps, every), steps}):
+        there.append(step)
+        most = max(most, len(there))
+        there = [
+            old for old in there[:-keep] if keep_every is not None and old % keep_every == 0
+        ] + there[-keep:]
+    recipe = Recipe.model_validate(
+        {
+            "model": "models/toy",
+            "output": "run",
+            "data": {"sources": [{"path": "tokens"}]},
+            "batch": {"length": 32, "sequences": 2},
+            "optimizer": {
+                "steps": steps,
+                "warmup_steps": 0,
+                "learning_rate": 1e-3,
+                "min_learning_rate": 1e-4,
+            },
+            "checkpoint": {"every": every, "keep": keep, "keep_every": keep_every},
+        }
+    )
+    setup = Setup(
+        gpus=1, zero=0, length=32, micro=2, accumulation=1, checkpointing=0, compute="fp32"
+    )
+    planned = disk(recipe, SIZES, setup)
+    assert (planned.kept, planned.most) == (len(there), most)
+    assert planned.checkpoint == 4 * SIZES.folded + 12 * SIZES.all
+    assert planned.at_end == planned.kept * planned.checkpoint + planned.final <= planned.peak

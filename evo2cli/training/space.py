@@ -1,0 +1,59 @@
+"""Room for what a run writes, looked at before it starts."""
+
+import os
+import shutil
+from pathlib import Path
+
+from evo2cli.errors import UserError
+from evo2cli.training.plan.disk import disk
+from evo2cli.training.plan.estimate import count_sizes, make_setup
+from evo2cli.training.recipe import Recipe
+from stripedhyena2 import ModelConfig
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk of a folder."""
+    return shutil.disk_usage(folder).free
+
+
+def check_output(recipe: Recipe, config: ModelConfig, world: int) -> None:
+    """Refuse an output folder that is not writable, or a disk without space for its checkpoints.
+
+    Args:
+        recipe: The recipe.
+        config: Shape of the model.
+        world: Number of ranks.
+
+    Raises:
+        UserError: One of these.
+    """
+    output = recipe.output
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{output}: {existing} is not a writable folder; choose another --output")
+    if (output / "final").exists():  # nothing more is written
+        return
+    counts = count_sizes(recipe, config)
+    needed = disk(recipe, counts, make_setup(recipe, config, world))
+    there = len([*output.glob("step-*")])
+    missing = max(needed.peak - there * needed.checkpoint, needed.final)
+    free = free_bytes(existing)
+    if missing > free:
+        have = f", of which {there:,} are there," if there else ""
+        raise UserError(
+            f"{output}: {needed.most:,} checkpoints of {needed.checkpoint / 1e9:,.2f} GB "
+            f"({counts.all:,} parameters){have} and the final model need {missing / 1e9:,.2f} GB, "
+            f"{existing} has {free / 1e9:,.2f} GB free; free some space, choose another --output, "
+            f"{_ways_out(recipe)}"
+        )
+
+
+def _ways_out(recipe: Recipe) -> str:
+    """What to change in a recipe, so that less is written."""
+    checkpoint = recipe.checkpoint
+    fewer = f"lower checkpoint.keep = {checkpoint.keep}"
+    if checkpoint.keep_every is not None:
+        fewer += f", raise checkpoint.keep_every = {checkpoint.keep_every}"
+    if checkpoint.optimizer:
+        fewer += ", or set checkpoint.optimizer = false (weights only, which no run resumes from)"
+    return fewer if checkpoint.optimizer else f"or {fewer}"
