@@ -6,7 +6,7 @@ is 0-based. A BCF is read as the VCF text that htslib writes for it.
 """
 
 import re
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -366,12 +366,3 @@ def _parse(line: bytes, num_columns: int) -> VariantRecord:
 def is_position(text: bytes) -> bool:
     """Whether a text is a whole number that fits into 64 bits."""
     return text.isdigit() and len(text) <= _POSITION_DIGITS
-
-
-def find_contig(name: str, known: Collection[str]) -> str | None:
-    """The name of a contig in `known`, or None: chr1 for 1 and back, chrM for MT and back."""
-    bare = name.removeprefix("chr")
-    spellings = [name, bare, f"chr{bare}"]
-    if bare in ("M", "MT"):
-        spellings += ["MT", "chrM", "M", "chrMT"]
-    return next((spelling for spelling in spellings if spelling in known), None)

@@ -47,7 +47,7 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
     def __post_init__(self) -> None:
         super().__post_init__()
         check_plot(self.plot)
-        check_output(self.output, self.reference, self.background)
+        check_output(self.output, self.reference, self.background, self.contig_names)
 
     @property
     def command(self) -> str:

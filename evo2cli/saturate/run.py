@@ -23,7 +23,7 @@ def saturate(options: SaturateOptions) -> None:
     if options.dry_run:
         estimate_cost(options, read)
         return
-    with Reference.open(options.reference) as genome:
+    with Reference.open(options.reference, options.names) as genome:
         regions = [locate_region(genome, region) for region in options.regions]
     score_to_output(options, read, partial(also_draw, options.plot, regions))
 
@@ -32,7 +32,7 @@ def read_snvs(options: SaturateOptions) -> Variants:
     """Start to read every SNV of the regions, in the order in which these are given."""
 
     def records() -> Iterator[VariantRecord]:
-        with Reference.open(options.reference) as genome:
+        with Reference.open(options.reference, options.names) as genome:
             for region in options.regions:
                 yield from snv_records(genome, locate_region(genome, region))
 

@@ -13,7 +13,6 @@ from evo2cli.genome.vcf import (
     Status,
     VariantRecord,
     allele_status,
-    find_contig,
     is_ambiguous,
     is_bases,
     with_note,
@@ -62,7 +61,6 @@ class VariantScorer:
     ) -> None:
         self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
         self._model, self._genome, self._options = model, genome, options
-        self._contigs = frozenset(genome.names)
         self._is_anchored = options.windows is Windows.ANCHORED
         step = max(anchor_step(self.window) // ANCHORED_CUTS, 1)
         self._strands: dict[Strand, WindowScorer] = {
@@ -123,7 +121,7 @@ class VariantScorer:
             return status
         if not is_bases(record.reference):
             return Status.INVALID_ALLELE
-        contig = find_contig(record.contig, self._contigs)
+        contig = self._genome.find(record.contig)
         if contig is None:
             return Status.CONTIG_MISSING
         if record.start < 0 or record.end > self._genome.length(contig):

@@ -10,6 +10,7 @@ import typer
 
 from evo2cli.errors import UserError
 from evo2cli.files import check_output
+from evo2cli.genome.contig_names import ContigNames, read_contig_names
 from evo2cli.genome.source import STDIN, exists
 from evo2cli.lengths import parse_bytes
 from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand, TagOptions, flag
@@ -251,6 +252,24 @@ class GenomeOptions(Options, panel="Input"):
             show_default="the ##reference of a VCF",
         ),
     ] = None
+    contig_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Further names of contigs: a line for each contig, with two or more names in "
+            "columns; or an assembly report of NCBI. chr17, 17, NC_000017.11 and CM000679.2 are "
+            "known.",
+        ),
+    ] = None
+
+    @property
+    def names(self) -> ContigNames:
+        """Tells which names mean the same contig.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        return read_contig_names(self.contig_names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,7 +441,9 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
     def __post_init__(self) -> None:
         super().__post_init__()
         files = filter(exists, map(Path, self.inputs))
-        check_output(self.output, *files, self.reference, self.bed, self.background)
+        check_output(
+            self.output, *files, self.reference, self.bed, self.background, self.contig_names
+        )
         if self.is_stdin and self.shard is not None:
             raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
         if self.is_stdin and self.precision_check is not None:

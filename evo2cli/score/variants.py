@@ -128,10 +128,9 @@ def score_variants(
         "on_ref_mismatch": on_ref_mismatch,
     }
     options = AlleleOptions(window=window, **choices)
-    if isinstance(variants, str | Path):
-        records = open_variants((str(variants),)).records
-    else:
-        records = (read_variant_name(v) if isinstance(v, str) else v for v in variants)
+    given: Iterable[VariantRecord | str] = (
+        open_variants((str(variants),)).records if isinstance(variants, str | Path) else variants
+    )
     opened = (
         nullcontext(reference)
         if isinstance(reference, Reference)
@@ -142,6 +141,7 @@ def score_variants(
         fields = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
         with opened as genome:
             scorer = VariantScorer(ready_model(model, device=device, dtype=dtype), genome, options)
+            records = (read_variant_name(v, genome) if isinstance(v, str) else v for v in given)
             for record, found in score_records(records, scorer, progress=progress):
                 yield from allele_rows(record, found, fields)
 
@@ -208,7 +208,7 @@ def score_to_output(
     """
     variants = read()
     layout = options.layout(Layout.VCF if variants.is_vcf else Layout.TSV, VARIANT_LAYOUTS)
-    with Reference.open(find_reference(options, variants.header)) as genome:
+    with Reference.open(find_reference(options, variants.header), options.names) as genome:
         check_contigs(variants.header, genome)
         if isinstance(options, ScoreOptions):
             check_places(options, genome)
@@ -292,7 +292,10 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
     if shard is not None:
         records, total = islice(records, shard.start, shard.stop), len(shard)
     counts: Counter[str] = Counter()
-    with Reference.open(path) as genome, console.progress("count", total, "records") as bar:
+    with (
+        Reference.open(path, options.names) as genome,
+        console.progress("count", total, "records") as bar,
+    ):
         if isinstance(options, ScoreOptions):
             check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
@@ -350,13 +353,15 @@ class _Run:
 @contextmanager
 def _open_scorer(options: VariantOptions, header: Header) -> Iterator[_Run]:
     path = find_reference(options, header)
-    with Reference.open(path) as genome:
+    with Reference.open(path, options.names) as genome:
         model = open_model(options)
         scorer = VariantScorer(model, genome, options)
         provenance = _provenance(options, path, scorer.window, model)
         status = path.stat()
         # A reference of another size or date is another genome.
         settings = [*provenance, str(path.absolute()), status.st_size, status.st_mtime_ns]
+        if options.contig_names is not None:
+            settings.append(options.contig_names.read_text(errors="surrogateescape"))
         way_out = f"try --window {max(scorer.window // 2, 2)}, or a smaller model"
         with memory_explained(f"--window {scorer.window} on {options.device}", way_out):
             yield _Run(options, genome, model, scorer, provenance, settings)
@@ -370,6 +375,7 @@ def _provenance(
         "model": Path(options.model).name,
         "adapter": options.adapter and options.adapter.name,
         "reference": reference.name,
+        "contig_names": options.contig_names and options.contig_names.name,
         "window": window,
         "windows": options.windows,
         "indel_mode": options.indel_mode,
