@@ -56,6 +56,8 @@ class Status(StrEnum):
     CONTIG_MISSING = "CONTIG_MISSING", "the reference has no such contig", False
     OUT_OF_RANGE = "OUT_OF_RANGE", "outside its contig", False
     REF_MISMATCH = "REF_MISMATCH", "REF is not what the reference has there", False
+    NOT_SNV = "NOT_SNV", "not one base for another, which --score next-base needs", False
+    NO_CONTEXT = "NO_CONTEXT", "no base before it, which --score next-base needs", False
     TOO_LONG = "TOO_LONG", "an allele is longer than half a window", False
 
     def __new__(cls, word: str, meaning: str, is_scored: bool) -> Self:

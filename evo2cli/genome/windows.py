@@ -2,7 +2,7 @@
 
 A centred window of width W starts W // 2 bases before the variant. An anchored window starts at a
 multiple of W // 4: the last one with at least W // 2 bases before the variant, so that neighbouring
-variants share a window.
+variants share a window. A window may also end a given number of bases after the variant.
 
 Both windows of an allele are equally long by default: the right border moves by as many bases as an
 insertion adds or a deletion removes (the left border where the contig ends on the right). Otherwise
@@ -83,15 +83,20 @@ def agrees(allele: bytes, genome: bytes) -> bool:
     )
 
 
-def centred(start: int, width: int) -> int:
-    """Start of the centred window of a variant at `start`; may be negative."""
+def centred(start: int, end: int, width: int) -> int:  # noqa: ARG001 - as all placings
+    """Start of the centred window of a variant from `start` to `end`; may be negative."""
     return start - width // 2
 
 
-def anchored(start: int, width: int) -> int:
-    """Start of the anchored window of a variant at `start`; may be negative."""
+def anchored(start: int, end: int, width: int) -> int:
+    """Start of the anchored window of a variant; may be negative."""
     step = anchor_step(width)
-    return centred(start, width) // step * step
+    return centred(start, end, width) // step * step
+
+
+def ending(after: int) -> "Placing":
+    """Places windows so that they end `after` bases after the variant; starts may be negative."""
+    return lambda _start, end, width: end + after - width
 
 
 def anchor_step(width: int) -> int:
@@ -99,7 +104,7 @@ def anchor_step(width: int) -> int:
     return max(width // 4, 1)
 
 
-Placing = Callable[[int, int], int]
+Placing = Callable[[int, int, int], int]
 
 
 def cut_windows(
@@ -119,7 +124,7 @@ def cut_windows(
         variant: The bases of REF; inside its contig.
         alternate: The ALT allele.
         width: Bases in a window, at least 2.
-        placing: `centred` or `anchored`.
+        placing: `centred`, `anchored` or an `ending`.
         from_right: Place windows and move borders as on the other strand, i.e. mirrored.
         equally_long: Move a border by as many bases as the allele adds or removes.
 
@@ -132,14 +137,15 @@ def cut_windows(
     length = min(width, contig, contig + growth)
     if max(len(variant), len(alternate)) > min(width // 2, length - 1):
         return None
+    first, last = variant.start, variant.end
     if from_right:
-        wanted = contig - placing(contig - variant.end, width) - length
-        start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
-        alternate_wanted = start + growth
-    else:
-        wanted = placing(variant.start, width)
-        start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
-        alternate_wanted = start
+        first, last = contig - variant.end, contig - variant.start
+    wanted = placing(first, last, width)
+    moved = placing(first, last + growth, width) - wanted  # by ALT, if it ends a window
+    if from_right:
+        wanted, moved = contig - wanted - length, growth - moved
+    start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
+    alternate_wanted = start + moved
     allele = (variant.start, variant.end + growth)
     alternate_start = _fitted_start(alternate_wanted, length, allele, contig + growth)
     end, alternate_end = start + length, alternate_start + length - growth

@@ -54,13 +54,15 @@ class Quantity(StrEnum):
     """Which log-likelihoods of the windows of an allele are written, in nats.
 
     DELTA: log P(window with ALT) - log P(window with REF), of each strand too if both are read.
-    REF, ALT: log P of one window. ALL: all of these.
+    REF, ALT: log P of one window. ALL: all of these. NEXT_BASE: log P(ALT) - log P(REF) of the one
+    base, given the bases before it, in the place of DELTA.
     """
 
     DELTA = "delta"
     REF = "ref"
     ALT = "alt"
     ALL = "all"
+    NEXT_BASE = "next-base"
 
 
 class Layout(StrEnum):
@@ -121,6 +123,15 @@ class WindowOptions(Options, panel="Windows"):
             "anchored: they end at the same base of the genome."
         ),
     ] = IndelMode.FIXED
+    after: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Windows end N bases after the variant, as the strand is read, so that nearly all "
+            "of a window is before it.",
+        ),
+    ] = None
     on_ref_mismatch: Annotated[
         OnRefMismatch,
         typer.Option(
@@ -129,10 +140,48 @@ class WindowOptions(Options, panel="Windows"):
         ),
     ] = OnRefMismatch.SKIP
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.after is not None and self.windows is Windows.ANCHORED:
+            raise UserError(f"--after {self.after}: --windows anchored have their own ends")
+        if self.after is not None and self.window is not None and self.after > self.window - 2:
+            raise UserError(
+                f"--after {self.after}: leaves no base before the variant in --window {self.window}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
-class AlleleOptions(WindowOptions, StrandOptions):
-    """All that decides the score of an allele, given a genome and a model."""
+class DefinitionOptions(Options, panel="Output"):
+    """What the score of an allele is."""
+
+    score: Annotated[
+        Quantity,
+        typer.Option(
+            "--score",
+            help="Log-likelihoods to write: delta is log P(window with ALT) - log P(window with "
+            "REF), ref and alt are the two terms. next-base: log P(ALT) - log P(REF) of the one "
+            "base, given the bases before it; SNVs only.",
+        ),
+    ] = Quantity.DELTA
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlleleOptions(WindowOptions, DefinitionOptions, StrandOptions):
+    """All that decides the score of an allele, given a genome and a model.
+
+    Raises:
+        UserError: Options contradict each other.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.is_next_base and self.after is not None:
+            raise UserError(f"--after {self.after}: --score next-base reads nothing after the base")
+
+    @property
+    def is_next_base(self) -> bool:
+        """Whether the predictions of the base alone are compared, not whole windows."""
+        return self.score is Quantity.NEXT_BASE
 
     @property
     def variant_strand(self) -> Strand:
@@ -141,7 +190,7 @@ class AlleleOptions(WindowOptions, StrandOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantityOptions(Options, panel="Output"):
+class QuantityOptions(DefinitionOptions, panel="Output"):
     """What is written about an allele.
 
     Raises:
@@ -150,14 +199,6 @@ class QuantityOptions(Options, panel="Output"):
 
     needs_delta: ClassVar[tuple[str, ...]] = ("background", "precision_check")
 
-    score: Annotated[
-        Quantity,
-        typer.Option(
-            "--score",
-            help="Log-likelihoods to write: delta is log P(window with ALT) - log P(window with "
-            "REF), ref and alt are the two terms.",
-        ),
-    ] = Quantity.DELTA
     precision_check: Annotated[
         int | None,
         typer.Option(
@@ -178,7 +219,7 @@ class QuantityOptions(Options, panel="Output"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score in (Quantity.DELTA, Quantity.ALL):
+        if self.score not in (Quantity.REF, Quantity.ALT):
             return
         for name in self.needs_delta:
             if getattr(self, name) is not None:
@@ -415,6 +456,7 @@ FOR_VARIANTS = (
     GenomeOptions,
     TableOptions,
     WindowOptions,
+    DefinitionOptions,
     QuantityOptions,
     ShardOptions,
 )

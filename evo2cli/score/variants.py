@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import torch
+
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
@@ -43,6 +45,7 @@ from evo2cli.score.options import (
     IndelMode,
     Layout,
     OnRefMismatch,
+    Quantity,
     ScoreOptions,
     VariantOptions,
     Windows,
@@ -81,7 +84,9 @@ def score_variants(
     windows: Windows | str = Windows.CENTRED,
     strand: Strand | str = Strand.BOTH,
     indel_mode: IndelMode | str = IndelMode.FIXED,
+    after: int | None = None,
     on_ref_mismatch: OnRefMismatch | str = OnRefMismatch.SKIP,
+    score: Quantity | str = Quantity.ALL,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress = ignore_progress,
@@ -112,7 +117,10 @@ def score_variants(
         windows: "centred" or "anchored".
         strand: "fwd", "rc" or "both".
         indel_mode: "fixed" or "anchored".
+        after: Number of bases after the variant with which windows end; None for half a window.
         on_ref_mismatch: "skip", "error" or "swap".
+        score: "all", or "next-base": then the three log-likelihoods are those of the one base,
+            given the bases before it.
         device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
         dtype: Its precision, e.g. "bf16".
         progress: Called with the number of records that have been scored since the last call.
@@ -126,8 +134,9 @@ def score_variants(
         "strand": strand,
         "indel_mode": indel_mode,
         "on_ref_mismatch": on_ref_mismatch,
+        "score": score,
     }
-    options = AlleleOptions(window=window, **choices)
+    options = AlleleOptions(window=window, after=after, **choices)
     given: Iterable[VariantRecord | str] = (
         open_variants((str(variants),)).records if isinstance(variants, str | Path) else variants
     )
@@ -326,7 +335,8 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
 
 def count_bases(state: ScoringState, bases: bytes) -> ScoringState:
     """A stand-in for `ScoringState.extend` that computes nothing."""
-    return replace(state, logprob=state.logprob + len(bases))
+    next_V = torch.zeros(state.model.config.vocabulary)
+    return replace(state, logprob=state.logprob + len(bases), next_V=next_V)
 
 
 @dataclass(frozen=True)
@@ -379,6 +389,7 @@ def _provenance(
         "window": window,
         "windows": options.windows,
         "indel_mode": options.indel_mode,
+        "after": options.after,
         "strand": options.variant_strand,
         "score": options.score,
         "on_ref_mismatch": options.on_ref_mismatch,
