@@ -67,6 +67,11 @@ class Reference:
         genome._names = names
         return genome
 
+    @classmethod
+    def none(cls) -> "Reference":
+        """The genome of variants that need none: it has no contigs."""
+        return _in_memory({})
+
     @property
     def names(self) -> tuple[str, ...]:
         """The contigs, in the order of the file."""
@@ -185,10 +190,13 @@ def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, i
 
 def _open_in_memory(path: Path) -> Reference:
     records = list(read_records(path))
-    lengths = _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
-    sequences = {record.name: record.sequence for record in records}
+    _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
+    return _in_memory({record.name: record.sequence for record in records})
+
+
+def _in_memory(sequences: dict[str, bytes]) -> Reference:
     return Reference(
-        lengths,
+        {name: len(sequence) for name, sequence in sequences.items()},
         lambda interval: sequences[interval.name][interval.start : interval.end],
         sequences.clear,
     )

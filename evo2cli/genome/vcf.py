@@ -121,6 +121,7 @@ class VariantRecord:
         reference: REF as written.
         alternates: ALT split at commas; empty for a blank line, which is only passed through.
         others: Cells of the further columns of a table; empty for a VCF.
+        sequences: The two sequences with REF and with ALT, if a table has them.
     """
 
     line: bytes
@@ -130,6 +131,7 @@ class VariantRecord:
     reference: bytes
     alternates: tuple[bytes, ...]
     others: tuple[Value, ...] = ()
+    sequences: tuple[bytes, bytes] | None = None
 
     @classmethod
     def from_columns(
@@ -141,6 +143,7 @@ class VariantRecord:
         *,
         identifier: str = ".",
         others: tuple[Value, ...] = (),
+        sequences: tuple[bytes, bytes] | None = None,
     ) -> "VariantRecord":
         """Make a record: `position` is 1-based, `alternates` are separated by commas."""
         text = f"{contig}\t{position}\t{identifier}\t{reference}\t{alternates}\t.\t.\t.\n"
@@ -152,6 +155,7 @@ class VariantRecord:
             reference.encode(errors="surrogateescape"),
             tuple(alternates.encode(errors="surrogateescape").split(b",")),
             others,
+            sequences,
         )
 
     def __str__(self) -> str:

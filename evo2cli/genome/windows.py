@@ -173,6 +173,24 @@ def cut_windows(
     )
 
 
+def window_pair(sequences: tuple[bytes, bytes]) -> WindowPair:
+    """The windows of two sequences; the allele is what differs between their common ends."""
+    one, other = map(upper_dna, sequences)
+    start = _num_shared(one, other)
+    end = _num_shared(one[start:][::-1], other[start:][::-1])
+    reference, alternate = (
+        Window(s[:start], s[start : len(s) - end], s[len(s) - end :]) for s in (one, other)
+    )
+    spans = Interval("", 0, len(one)), Interval("", 0, len(other))
+    return WindowPair(reference, alternate, *spans, at_edge=False)
+
+
+def _num_shared(one: bytes, other: bytes) -> int:
+    """Number of letters with which both begin."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 def _fitted_start(wanted: int, length: int, allele: tuple[int, int], contig: int) -> int:
     """The start nearest to `wanted` of a window that contains the allele and fits the contig."""
     start, end = allele

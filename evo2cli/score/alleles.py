@@ -28,6 +28,7 @@ from evo2cli.genome.windows import (
     cut_windows,
     ending,
     upper_dna,
+    window_pair,
 )
 from evo2cli.options import Strand
 from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
@@ -129,6 +130,8 @@ class VariantScorer:
         Raises:
             UserError: REF is not what the genome has, and `on_ref_mismatch` is ERROR.
         """
+        if record.sequences is not None and not self._genome.names:
+            return self._given_windows(record.sequences)
         status = allele_status(alternate)
         if status is not Status.OK:
             return status
@@ -177,6 +180,20 @@ class VariantScorer:
             if self._options.is_next_base and not before:
                 return Status.NO_CONTEXT
         return pairs
+
+    def _given_windows(self, sequences: tuple[bytes, bytes]) -> list[WindowPair] | Status:
+        """The windows of an allele whose two sequences are given, for each strand."""
+        pair = window_pair(sequences)
+        if self._options.is_next_base:
+            if not len(pair.reference.allele) == len(pair.alternate.allele) == 1:
+                return Status.NOT_SNV
+            context = {
+                Strand.FORWARD: pair.reference.before,
+                Strand.REVERSE: pair.reference.after,
+            }
+            if not all(context[strand] for strand in self._strands):
+                return Status.NO_CONTEXT
+        return [pair] * len(self._strands)
 
     def _scores(self, pairs: Sequence[WindowPair], name: str) -> Row:
         """The values of an allele that has windows; `name` is for error messages."""

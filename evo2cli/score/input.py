@@ -43,6 +43,7 @@ class Variants:
         is_table: Whether they come from a table.
         others: Further columns of a table, which are copied to tables, and the types of their
             cells.
+        has_sequences: Whether records have their two sequences, so that they need no genome.
     """
 
     records: Iterator[VariantRecord]
@@ -50,6 +51,7 @@ class Variants:
     is_vcf: bool = False
     is_table: bool = False
     others: Mapping[str, type] = field(default_factory=dict)
+    has_sequences: bool = False
 
 
 # Starts to read all variants of a command, whatever the shard; stdin allows one call only.
@@ -101,7 +103,12 @@ def open_variants(
     path = Path(inputs[0])
     if not names and is_table(path):
         table = read_table(path, shift=shift)
-        return Variants(table.records, is_table=True, others=table.others)
+        return Variants(
+            table.records,
+            is_table=True,
+            others=table.others,
+            has_sequences=table.has_sequences,
+        )
     if shift:
         raise UserError(f"--shift {shift}: only for tables; correct the positions of {path}")
     if names:
