@@ -9,11 +9,11 @@ from evo2cli.data.tags import read_tag, split_record
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.contig_names import find_contig
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import Feature, is_gff, read_features
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.vcf import find_contig
 from evo2cli.genome.windows import upper_dna
 from stripedhyena2.pooling import Spans
 

@@ -10,7 +10,7 @@ from evo2cli.errors import UserError
 from evo2cli.eval.labels import Labels, Preset
 from evo2cli.lengths import parse_length
 from evo2cli.options import DeviceOptions, DType, JSONOptions, ModelOptions, Options
-from evo2cli.score.options import AlleleOptions, GenomeOptions, TableOptions
+from evo2cli.score.options import AlleleOptions, GenomeOptions, Quantity, TableOptions
 
 MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
 
@@ -217,6 +217,8 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.score in (Quantity.REF, Quantity.ALT):
+            raise UserError(f"--score {self.score}: alleles are ranked by EVO2_DELTA; use delta")
         if both := self.labels.in_both:
             raise UserError(f"--positive and --negative both hold {', '.join(both)}")
 

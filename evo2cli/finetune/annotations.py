@@ -19,7 +19,6 @@ from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.features import Feature, read_features
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.vcf import find_contig
 from evo2cli.genome.windows import upper_dna
 
 NONE = "none"  # the class of bases without a feature
@@ -65,7 +64,7 @@ def read_annotated(
     with Reference.open(genome) as bases:
         by_contig = defaultdict(list)
         for feature in features:
-            if contig := find_contig(feature.contig, bases.names):
+            if contig := bases.find(feature.contig):
                 by_contig[contig].append(feature)
         if not by_contig:
             raise UserError(

@@ -16,7 +16,7 @@ from evo2cli.errors import UserError
 from evo2cli.finetune.examples import SPLITS, Examples
 from evo2cli.finetune.similarity import NEAR, cluster, number_copies
 from evo2cli.finetune.tasks import Labels, SplitBy, Task
-from evo2cli.genome.regions import plain_name
+from evo2cli.genome.contig_names import plain_name
 
 FRACTIONS = (0.8, 0.1, 0.1)  # of train, valid and test
 MIN_CHROMOSOMES = 5  # fewer are too coarse to be split by without being told so

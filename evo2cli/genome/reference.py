@@ -21,12 +21,12 @@ from pysam.utils import SamtoolsError
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, reading, temporary_folder, writing
+from evo2cli.genome.contig_names import KNOWN, ContigNames, describe_build, is_other_build
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.htslib import silent_htslib
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import read_region, whole_contig
 from evo2cli.genome.source import is_bgzip
-from evo2cli.genome.vcf import find_contig
 
 _LOOK = 1 << 16  # bases
 
@@ -47,25 +47,30 @@ class Reference:
         close: Callable[[], None],
     ) -> None:
         self._lengths, self._fetch, self.close = lengths, fetch, close
+        self._names = KNOWN
 
     @classmethod
-    def open(cls, path: Path | str) -> "Reference":
+    def open(cls, path: Path | str, names: ContigNames = KNOWN) -> "Reference":
         """Open a FASTA file: plain, bgzip, gzip or bzip2.
 
         An index (`.fai`, for bgzip also `.gzi`) is made beside the file if there is none.
+
+        Args:
+            path: The file.
+            names: Tells which names mean the same contig.
 
         Raises:
             UserError: The file cannot be read (stdin cannot), is not FASTA, or has two contigs of
                 the same name.
         """
-        path = Path(path)
-        if is_bgzip(path):
-            return _open_indexed(path, (".fai", ".gzi"))
-        with reading(path), path.open("rb") as file:
-            start = file.read(1)
-        if start == b">":
-            return _open_indexed(path, (".fai",))
-        return _open_in_memory(path)  # gzip, bzip2, comments, a byte order mark, or not FASTA
+        genome = _open(Path(path))
+        genome._names = names
+        return genome
+
+    @classmethod
+    def none(cls) -> "Reference":
+        """The genome of variants that need none: it has no contigs."""
+        return _in_memory({})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,8 +85,16 @@ class Reference:
         """
         return self._lengths[name]
 
+    def find(self, name: str) -> str | None:
+        """The name of a contig in this genome: chr1 for 1, 1 for NC_000001.11, and so on.
+
+        None if it has no such contig, or if that has the length of another build than `name`.
+        """
+        found = self._names.find(name, self._lengths)
+        return None if found is None or is_other_build(name, self._lengths[found]) else found
+
     def contig(self, name: str, origin: str) -> str:
-        """The name of a contig in this genome: chr1 for 1 and back, chrM for MT and back.
+        """As `find`, for a name that must be there.
 
         Args:
             name: Name of the contig, as written elsewhere.
@@ -90,14 +103,17 @@ class Reference:
         Raises:
             UserError: The genome does not have it.
         """
-        found = find_contig(name, self._lengths)
+        found = self.find(name)
         if found is None:
             raise UserError(f"{origin}: {self.missing_contig(name)}")
         return found
 
     def missing_contig(self, name: str) -> str:
         """The message that contig `name` is not in this genome."""
-        return f"the genome has no contig {name}; it has {', '.join(self.names[:5])}"
+        return (
+            f"the genome has no contig {name}; it has {', '.join(self.names[:5])}"
+            f"{describe_build(name, self._lengths)}"
+        )
 
     def region(self, text: str) -> Interval:
         """Read a region as `--regions` takes it; the name of a contig may contain colons.
@@ -105,7 +121,7 @@ class Reference:
         Raises:
             UserError: It is not a region, or its contig is not in this genome.
         """
-        is_name = find_contig(text, self._lengths) is not None
+        is_name = self.find(text) is not None
         region = whole_contig(text) if is_name else read_region(text)
         return replace(region, name=self.contig(region.name, f"--regions {text}"))
 
@@ -151,6 +167,16 @@ class Reference:
         self.close()
 
 
+def _open(path: Path) -> Reference:
+    if is_bgzip(path):
+        return _open_indexed(path, (".fai", ".gzi"))
+    with reading(path), path.open("rb") as file:
+        start = file.read(1)
+    if start == b">":
+        return _open_indexed(path, (".fai",))
+    return _open_in_memory(path)  # gzip, bzip2, comments, a byte order mark, or not FASTA
+
+
 def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     lengths: dict[str, int] = {}
     for name, length in pairs:
@@ -164,10 +190,13 @@ def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, i
 
 def _open_in_memory(path: Path) -> Reference:
     records = list(read_records(path))
-    lengths = _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
-    sequences = {record.name: record.sequence for record in records}
+    _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
+    return _in_memory({record.name: record.sequence for record in records})
+
+
+def _in_memory(sequences: dict[str, bytes]) -> Reference:
     return Reference(
-        lengths,
+        {name: len(sequence) for name, sequence in sequences.items()},
         lambda interval: sequences[interval.name][interval.start : interval.end],
         sequences.clear,
     )

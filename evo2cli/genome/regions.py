@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evo2cli.errors import UserError
+from evo2cli.genome.contig_names import KNOWN, ContigNames
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.source import numbered_lines
 
@@ -15,13 +16,19 @@ _RANGE = re.compile(r"(?P<start>[\d,]{1,30})(?P<dash>-(?P<end>[\d,]{1,30})?)?")
 
 
 class Regions:
-    """A set of intervals, to find out what overlaps them; chr1 and 1 are the same contig."""
+    """A set of intervals, to find out what overlaps them; chr1 and 1 are the same contig.
 
-    def __init__(self, intervals: Iterable[Interval]) -> None:
+    Args:
+        intervals: The intervals.
+        names: Tells which names mean the same contig.
+    """
+
+    def __init__(self, intervals: Iterable[Interval], names: ContigNames = KNOWN) -> None:
+        self._plain = names.plain
         by_contig: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for interval in intervals:
             if len(interval):
-                by_contig[plain_name(interval.name)].append((interval.start, interval.end))
+                by_contig[names.plain(interval.name)].append((interval.start, interval.end))
         self._borders = {name: merged(spans) for name, spans in by_contig.items()}
 
     def spans(self, contigs: Iterable[str], *, join: int = 0) -> list[Interval]:
@@ -33,7 +40,7 @@ class Regions:
         """
         spans: list[Interval] = []
         for name in contigs:
-            for start, end in zip(*self._borders.get(plain_name(name), ([], [])), strict=True):
+            for start, end in zip(*self._borders.get(self._plain(name), ([], [])), strict=True):
                 if spans and spans[-1].name == name and start <= spans[-1].end + join:
                     start = spans.pop().start
                 spans.append(Interval(name, start, end))
@@ -41,15 +48,9 @@ class Regions:
 
     def overlap(self, name: str, start: int, end: int) -> bool:
         """Whether bases `start` to `end` (0-based, half-open) of a contig overlap an interval."""
-        starts, ends = self._borders.get(plain_name(name), ([], []))
+        starts, ends = self._borders.get(self._plain(name), ([], []))
         first = bisect_right(ends, start)
         return first < len(starts) and starts[first] < end
-
-
-def plain_name(contig: str) -> str:
-    """The name of a contig without chr, and MT for M: the same in every build."""
-    bare = contig.removeprefix("chr")
-    return "MT" if bare == "M" else bare
 
 
 def read_region(text: str) -> Interval:

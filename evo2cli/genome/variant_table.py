@@ -1,7 +1,8 @@
 """Variants from a table: TSV, CSV or Parquet with the columns chrom, pos, ref and alt.
 
 Columns may come in any order and case, and the header may begin with `#`. A column `id` is read,
-too; all others are carried through. In the file positions are 1-based, alleles are anchored and
+too; all others are carried through. With columns `ref_seq` and `var_seq`, a record has its two
+sequences. In the file positions are 1-based, alleles are anchored and
 alternates are separated by commas, as in a VCF.
 """
 
@@ -14,10 +15,11 @@ from evo2cli.errors import UserError
 from evo2cli.genome.parquet import PARQUET_MAGIC
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.table import Table, cell_text, decoded, open_table, split_names
-from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value, VariantRecord, is_position
+from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value, VariantRecord, is_bases, is_position
 
 KEYS = ("chrom", "pos", "ref", "alt")
 IDENTIFIER = "id"
+SEQUENCES = ("ref_seq", "var_seq")
 _OF_A_VCF = {"filter", "info"}  # with these too, it is a VCF that has lost its ## lines
 _ENOUGH = 2  # of the four names make a file a table
 
@@ -29,10 +31,12 @@ class VariantTable:
     Attributes:
         others: Names of the columns that are carried through, and the types of their cells.
         records: A record for each row, read as they are needed.
+        has_sequences: Whether records have the two sequences.
     """
 
     others: Mapping[str, type]
     records: Iterator[VariantRecord]
+    has_sequences: bool
 
 
 def is_table(path: Path) -> bool:
@@ -71,7 +75,7 @@ def read_table(path: Path | str, *, shift: int = 0) -> VariantTable:
         table.rows.close()
         raise
     others = {name: table.types[name] for name in columns.others}
-    return VariantTable(others, _read_records(path, columns, table))
+    return VariantTable(others, _read_records(path, columns, table), bool(columns.sequences))
 
 
 class _Columns:
@@ -89,6 +93,9 @@ class _Columns:
                 )
         self.keys = [lower.index(key) for key in KEYS]
         self.identifier = lower.index(IDENTIFIER) if IDENTIFIER in lower else None
+        self.sequences = [lower.index(key) for key in SEQUENCES if lower.count(key) == 1]
+        if len(self.sequences) != len(SEQUENCES):
+            self.sequences = []
         taken = {*self.keys, self.identifier}
         self.others = {name: i for i, name in enumerate(names) if i not in taken}
 
@@ -115,7 +122,24 @@ class _Columns:
             alternates,
             identifier=identifier or ".",
             others=tuple(row[index] for index in self.others.values()),
+            sequences=self._sequences(row, alternates),
         )
+
+    def _sequences(self, row: Sequence[Value], alternates: str) -> tuple[bytes, bytes] | None:
+        """The two sequences of a row.
+
+        Raises:
+            ValueError: There are several alternate alleles, or a sequence is not DNA.
+        """
+        if not self.sequences:
+            return None
+        if "," in alternates:
+            raise ValueError(f"alt {alternates[:40]!r}: var_seq is of one allele; give each a row")
+        found = [cell_text(row[index]).encode(errors="surrogateescape") for index in self.sequences]
+        for name, sequence in zip(SEQUENCES, found, strict=True):
+            if not is_bases(sequence):
+                raise ValueError(f"{name} is not a sequence of DNA: {sequence[:40]!r}")
+        return found[0], found[1]
 
 
 def _read_records(path: Path, columns: _Columns, table: Table) -> Iterator[VariantRecord]:

@@ -6,7 +6,7 @@ is 0-based. A BCF is read as the VCF text that htslib writes for it.
 """
 
 import re
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -56,6 +56,8 @@ class Status(StrEnum):
     CONTIG_MISSING = "CONTIG_MISSING", "the reference has no such contig", False
     OUT_OF_RANGE = "OUT_OF_RANGE", "outside its contig", False
     REF_MISMATCH = "REF_MISMATCH", "REF is not what the reference has there", False
+    NOT_SNV = "NOT_SNV", "not one base for another, which --score next-base needs", False
+    NO_CONTEXT = "NO_CONTEXT", "no base before it, which --score next-base needs", False
     TOO_LONG = "TOO_LONG", "an allele is longer than half a window", False
 
     def __new__(cls, word: str, meaning: str, is_scored: bool) -> Self:
@@ -119,6 +121,7 @@ class VariantRecord:
         reference: REF as written.
         alternates: ALT split at commas; empty for a blank line, which is only passed through.
         others: Cells of the further columns of a table; empty for a VCF.
+        sequences: The two sequences with REF and with ALT, if a table has them.
     """
 
     line: bytes
@@ -128,6 +131,7 @@ class VariantRecord:
     reference: bytes
     alternates: tuple[bytes, ...]
     others: tuple[Value, ...] = ()
+    sequences: tuple[bytes, bytes] | None = None
 
     @classmethod
     def from_columns(
@@ -139,6 +143,7 @@ class VariantRecord:
         *,
         identifier: str = ".",
         others: tuple[Value, ...] = (),
+        sequences: tuple[bytes, bytes] | None = None,
     ) -> "VariantRecord":
         """Make a record: `position` is 1-based, `alternates` are separated by commas."""
         text = f"{contig}\t{position}\t{identifier}\t{reference}\t{alternates}\t.\t.\t.\n"
@@ -150,6 +155,7 @@ class VariantRecord:
             reference.encode(errors="surrogateescape"),
             tuple(alternates.encode(errors="surrogateescape").split(b",")),
             others,
+            sequences,
         )
 
     def __str__(self) -> str:
@@ -366,12 +372,3 @@ def _parse(line: bytes, num_columns: int) -> VariantRecord:
 def is_position(text: bytes) -> bool:
     """Whether a text is a whole number that fits into 64 bits."""
     return text.isdigit() and len(text) <= _POSITION_DIGITS
-
-
-def find_contig(name: str, known: Collection[str]) -> str | None:
-    """The name of a contig in `known`, or None: chr1 for 1 and back, chrM for MT and back."""
-    bare = name.removeprefix("chr")
-    spellings = [name, bare, f"chr{bare}"]
-    if bare in ("M", "MT"):
-        spellings += ["MT", "chrM", "M", "chrMT"]
-    return next((spelling for spelling in spellings if spelling in known), None)

@@ -2,7 +2,7 @@
 
 A centred window of width W starts W // 2 bases before the variant. An anchored window starts at a
 multiple of W // 4: the last one with at least W // 2 bases before the variant, so that neighbouring
-variants share a window.
+variants share a window. A window may also end a given number of bases after the variant.
 
 Both windows of an allele are equally long by default: the right border moves by as many bases as an
 insertion adds or a deletion removes (the left border where the contig ends on the right). Otherwise
@@ -83,15 +83,20 @@ def agrees(allele: bytes, genome: bytes) -> bool:
     )
 
 
-def centred(start: int, width: int) -> int:
-    """Start of the centred window of a variant at `start`; may be negative."""
+def centred(start: int, end: int, width: int) -> int:  # noqa: ARG001 - as all placings
+    """Start of the centred window of a variant from `start` to `end`; may be negative."""
     return start - width // 2
 
 
-def anchored(start: int, width: int) -> int:
-    """Start of the anchored window of a variant at `start`; may be negative."""
+def anchored(start: int, end: int, width: int) -> int:
+    """Start of the anchored window of a variant; may be negative."""
     step = anchor_step(width)
-    return centred(start, width) // step * step
+    return centred(start, end, width) // step * step
+
+
+def ending(after: int) -> "Placing":
+    """Places windows so that they end `after` bases after the variant; starts may be negative."""
+    return lambda _start, end, width: end + after - width
 
 
 def anchor_step(width: int) -> int:
@@ -99,7 +104,7 @@ def anchor_step(width: int) -> int:
     return max(width // 4, 1)
 
 
-Placing = Callable[[int, int], int]
+Placing = Callable[[int, int, int], int]
 
 
 def cut_windows(
@@ -119,7 +124,7 @@ def cut_windows(
         variant: The bases of REF; inside its contig.
         alternate: The ALT allele.
         width: Bases in a window, at least 2.
-        placing: `centred` or `anchored`.
+        placing: `centred`, `anchored` or an `ending`.
         from_right: Place windows and move borders as on the other strand, i.e. mirrored.
         equally_long: Move a border by as many bases as the allele adds or removes.
 
@@ -132,14 +137,15 @@ def cut_windows(
     length = min(width, contig, contig + growth)
     if max(len(variant), len(alternate)) > min(width // 2, length - 1):
         return None
+    first, last = variant.start, variant.end
     if from_right:
-        wanted = contig - placing(contig - variant.end, width) - length
-        start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
-        alternate_wanted = start + growth
-    else:
-        wanted = placing(variant.start, width)
-        start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
-        alternate_wanted = start
+        first, last = contig - variant.end, contig - variant.start
+    wanted = placing(first, last, width)
+    moved = placing(first, last + growth, width) - wanted  # by ALT, if it ends a window
+    if from_right:
+        wanted, moved = contig - wanted - length, growth - moved
+    start = _fitted_start(wanted, length, (variant.start, variant.end), contig)
+    alternate_wanted = start + moved
     allele = (variant.start, variant.end + growth)
     alternate_start = _fitted_start(alternate_wanted, length, allele, contig + growth)
     end, alternate_end = start + length, alternate_start + length - growth
@@ -165,6 +171,24 @@ def cut_windows(
         alternate_interval=Interval(variant.name, alternate_start, alternate_end),
         at_edge=start != wanted or alternate_start != alternate_wanted or length < width,
     )
+
+
+def window_pair(sequences: tuple[bytes, bytes]) -> WindowPair:
+    """The windows of two sequences; the allele is what differs between their common ends."""
+    one, other = map(upper_dna, sequences)
+    start = _num_shared(one, other)
+    end = _num_shared(one[start:][::-1], other[start:][::-1])
+    reference, alternate = (
+        Window(s[:start], s[start : len(s) - end], s[len(s) - end :]) for s in (one, other)
+    )
+    spans = Interval("", 0, len(one)), Interval("", 0, len(other))
+    return WindowPair(reference, alternate, *spans, at_edge=False)
+
+
+def _num_shared(one: bytes, other: bytes) -> int:
+    """Number of letters with which both begin."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _fitted_start(wanted: int, length: int, allele: tuple[int, int], contig: int) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from evo2cli.errors import UserError
 from evo2cli.figures import check_plot
 from evo2cli.files import check_output
 from evo2cli.score.options import QuantityOptions, VariantOptions
@@ -25,10 +26,19 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
     regions: Annotated[
         tuple[str, ...],
         typer.Argument(
-            metavar="REGION",
+            metavar="[REGION]",
             help="Regions of the genome: chr:from-to, 1-based, both ends included.",
         ),
-    ]
+    ] = ()
+    bed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of regions: every interval of this BED file, each position once, in the "
+            "order of the genome.",
+            rich_help_panel="Input",
+        ),
+    ] = None
     reference: Annotated[
         Path,
         typer.Option(
@@ -46,13 +56,16 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if bool(self.regions) == (self.bed is not None):
+            raise UserError("name regions, or a BED file by --bed" + ", not both" * bool(self.bed))
         check_plot(self.plot)
-        check_output(self.output, self.reference, self.background)
+        check_output(self.output, self.reference, self.bed, self.background, self.contig_names)
 
     @property
     def command(self) -> str:
         """How the header of the output names the command."""
-        return " ".join(["evo2 saturate", *self.regions])
+        named = self.regions if self.bed is None else ("--bed", self.bed.name)
+        return " ".join(["evo2 saturate", *named])
 
     @property
     def source(self) -> Path:

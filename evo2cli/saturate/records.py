@@ -1,11 +1,14 @@
 """Every single-nucleotide variant of regions of a genome, as records of a VCF."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from evo2cli.errors import UserError
+from evo2cli.genome.contig_names import ContigNames
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
+from evo2cli.genome.regions import Regions, read_bed
 from evo2cli.genome.vcf import VariantRecord
 from evo2cli.genome.windows import upper_dna
 
@@ -31,6 +34,25 @@ def snv_records(
             if base in BASES:
                 others = ",".join(chr(other) for other in BASES if other != base)
                 yield VariantRecord.from_columns(region.name, index + 1, chr(base), others)
+
+
+def locate_regions(
+    genome: Reference, regions: Iterable[str], bed: Path | None, names: ContigNames
+) -> list[Interval]:
+    """The regions as they are named; or those of a BED file, disjoint and in the genome's order.
+
+    Raises:
+        UserError: One is not valid, or not in the genome.
+    """
+    if bed is None:
+        return [locate_region(genome, region) for region in regions]
+    intervals = list(read_bed(bed))
+    for interval in intervals:
+        genome.resolve(interval, f"--bed {bed}: {interval}")
+    spans = Regions(intervals, names).spans(genome.names)
+    if not spans:
+        raise UserError(f"--bed {bed}: has no interval with a base")
+    return spans
 
 
 def locate_region(genome: Reference, region: str) -> Interval:

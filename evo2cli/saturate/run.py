@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from functools import partial
 
+from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
 from evo2cli.saturate.options import SaturateOptions
 from evo2cli.saturate.plot import also_draw
-from evo2cli.saturate.records import locate_region, snv_records
+from evo2cli.saturate.records import locate_regions, snv_records
 from evo2cli.score.input import Variants
 from evo2cli.score.variants import estimate_cost, score_to_output
 
@@ -23,17 +24,21 @@ def saturate(options: SaturateOptions) -> None:
     if options.dry_run:
         estimate_cost(options, read)
         return
-    with Reference.open(options.reference) as genome:
-        regions = [locate_region(genome, region) for region in options.regions]
+    with Reference.open(options.reference, options.names) as genome:
+        regions = _regions(options, genome)
     score_to_output(options, read, partial(also_draw, options.plot, regions))
 
 
 def read_snvs(options: SaturateOptions) -> Variants:
-    """Start to read every SNV of the regions, in the order in which these are given."""
+    """Start to read every SNV of the regions."""
 
     def records() -> Iterator[VariantRecord]:
-        with Reference.open(options.reference) as genome:
-            for region in options.regions:
-                yield from snv_records(genome, locate_region(genome, region))
+        with Reference.open(options.reference, options.names) as genome:
+            for region in _regions(options, genome):
+                yield from snv_records(genome, region)
 
     return Variants(records())
+
+
+def _regions(options: SaturateOptions, genome: Reference) -> list[Interval]:
+    return locate_regions(genome, options.regions, options.bed, options.names)

@@ -13,12 +13,12 @@ from evo2cli.genome.vcf import (
     Status,
     VariantRecord,
     allele_status,
-    find_contig,
     is_ambiguous,
     is_bases,
     with_note,
 )
 from evo2cli.genome.windows import (
+    Placing,
     Window,
     WindowPair,
     agrees,
@@ -26,7 +26,9 @@ from evo2cli.genome.windows import (
     anchored,
     centred,
     cut_windows,
+    ending,
     upper_dna,
+    window_pair,
 )
 from evo2cli.options import Strand
 from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
@@ -62,8 +64,18 @@ class VariantScorer:
     ) -> None:
         self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
         self._model, self._genome, self._options = model, genome, options
-        self._contigs = frozenset(genome.names)
         self._is_anchored = options.windows is Windows.ANCHORED
+        self._placing: Placing = anchored if self._is_anchored else centred
+        self._after = options.after  # None: windows are not placed by their ends
+        if options.is_next_base and not self._is_anchored:
+            self._after = 0
+        if self._after is not None:
+            self._placing = ending(self._after)
+            if self._after > self.window - 2:
+                raise UserError(
+                    f"--after {self._after}: leaves no base before the variant in a window of "
+                    f"{self.window} bases"
+                )
         step = max(anchor_step(self.window) // ANCHORED_CUTS, 1)
         self._strands: dict[Strand, WindowScorer] = {
             strand: AnchoredScorer(model, step, extend)
@@ -118,12 +130,14 @@ class VariantScorer:
         Raises:
             UserError: REF is not what the genome has, and `on_ref_mismatch` is ERROR.
         """
+        if record.sequences is not None and not self._genome.names:
+            return self._given_windows(record.sequences)
         status = allele_status(alternate)
         if status is not Status.OK:
             return status
         if not is_bases(record.reference):
             return Status.INVALID_ALLELE
-        contig = find_contig(record.contig, self._contigs)
+        contig = self._genome.find(record.contig)
         if contig is None:
             return Status.CONTIG_MISSING
         if record.start < 0 or record.end > self._genome.length(contig):
@@ -139,6 +153,11 @@ class VariantScorer:
             return Status.REF_MISMATCH
         if is_ambiguous(record.reference):
             return Status.AMBIGUOUS_ALLELE
+        longest = max(len(record.reference), len(alternate))
+        if self._options.is_next_base and longest > 1:
+            return Status.NOT_SNV
+        if self._after is not None and longest + self._after >= self.window:
+            return Status.TOO_LONG
         pairs = []
         for strand in self._strands:
             pair = cut_windows(
@@ -146,9 +165,9 @@ class VariantScorer:
                 variant,
                 alternate,
                 self.window,
-                anchored if self._is_anchored else centred,
-                # The context of an anchored window comes before the variant as the strand is read.
-                from_right=self._is_anchored and strand is Strand.REVERSE,
+                self._placing,
+                # All but centred windows lie as the strand is read.
+                from_right=self._placing is not centred and strand is Strand.REVERSE,
                 equally_long=self._options.indel_mode is IndelMode.FIXED,
             )
             if pair is None:
@@ -157,7 +176,24 @@ class VariantScorer:
             # model would find far less likely than any base.
             reference = replace(pair.reference, allele=upper_dna(record.reference))
             pairs.append(replace(pair, reference=reference))
+            before = reference.before if strand is Strand.FORWARD else reference.after
+            if self._options.is_next_base and not before:
+                return Status.NO_CONTEXT
         return pairs
+
+    def _given_windows(self, sequences: tuple[bytes, bytes]) -> list[WindowPair] | Status:
+        """The windows of an allele whose two sequences are given, for each strand."""
+        pair = window_pair(sequences)
+        if self._options.is_next_base:
+            if not len(pair.reference.allele) == len(pair.alternate.allele) == 1:
+                return Status.NOT_SNV
+            context = {
+                Strand.FORWARD: pair.reference.before,
+                Strand.REVERSE: pair.reference.after,
+            }
+            if not all(context[strand] for strand in self._strands):
+                return Status.NO_CONTEXT
+        return [pair] * len(self._strands)
 
     def _scores(self, pairs: Sequence[WindowPair], name: str) -> Row:
         """The values of an allele that has windows; `name` is for error messages."""
@@ -170,8 +206,11 @@ class VariantScorer:
 
         references, alternates = [], []
         for (strand, scorer), pair in zip(self._strands.items(), pairs, strict=True):
-            references.append(logprob(strand, scorer.reference, pair.reference))
-            alternates.append(logprob(strand, scorer.alternate, pair.alternate))
+            is_next = self._options.is_next_base
+            reference = scorer.next_base if is_next else scorer.reference
+            alternate = scorer.next_base if is_next else scorer.alternate
+            references.append(logprob(strand, reference, pair.reference))
+            alternates.append(logprob(strand, alternate, pair.alternate))
         deltas = [alt - ref for ref, alt in zip(references, alternates, strict=True)]
         windows = [window for pair in pairs for window in (pair.reference, pair.alternate)]
         num_other = max(len(window.sequence.translate(None, ACGT)) for window in windows)

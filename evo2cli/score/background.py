@@ -126,6 +126,7 @@ def open_background(
         f"model {fingerprint(model.config, model.state_dict())}",
         f"genome {zlib.crc32(contigs):08x}",
         f"{options.windows} windows of {scorer.window}, strand {options.variant_strand}, "
-        f"indels {options.indel_mode}",
+        f"indels {options.indel_mode}{', next base' * options.is_next_base}"
+        f"{'' if options.after is None else f', {options.after} bases after'}",
     ]
     return Background(path, settings, genome, scorer.score)

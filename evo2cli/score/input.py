@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -20,7 +21,6 @@ from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (
     Header,
     VariantRecord,
-    find_contig,
     is_variants,
     read_vcf,
     read_vcf_by_index,
@@ -43,6 +43,7 @@ class Variants:
         is_table: Whether they come from a table.
         others: Further columns of a table, which are copied to tables, and the types of their
             cells.
+        has_sequences: Whether records have their two sequences, so that they need no genome.
     """
 
     records: Iterator[VariantRecord]
@@ -50,6 +51,7 @@ class Variants:
     is_vcf: bool = False
     is_table: bool = False
     others: Mapping[str, type] = field(default_factory=dict)
+    has_sequences: bool = False
 
 
 # Starts to read all variants of a command, whatever the shard; stdin allows one call only.
@@ -83,12 +85,15 @@ def holds_variants(inputs: tuple[str, ...]) -> bool:
     return False
 
 
-def open_variants(inputs: tuple[str, ...], shift: int = 0) -> Variants:
+def open_variants(
+    inputs: tuple[str, ...], shift: int = 0, genome: Callable[[], Reference] | None = None
+) -> Variants:
     """Start to read variants: those written out, or those of a file.
 
     Args:
         inputs: Variants, or one file.
         shift: What to add to every position of a table.
+        genome: Opens the genome, which has the bases that names of variants may leave out.
 
     Raises:
         UserError: Here or while records are read: the input is not valid; or it is not a table,
@@ -98,11 +103,17 @@ def open_variants(inputs: tuple[str, ...], shift: int = 0) -> Variants:
     path = Path(inputs[0])
     if not names and is_table(path):
         table = read_table(path, shift=shift)
-        return Variants(table.records, is_table=True, others=table.others)
+        return Variants(
+            table.records,
+            is_table=True,
+            others=table.others,
+            has_sequences=table.has_sequences,
+        )
     if shift:
         raise UserError(f"--shift {shift}: only for tables; correct the positions of {path}")
     if names:
-        return Variants(iter([read_variant_name(name) for name in names]))
+        with genome() if genome else nullcontext() as bases:
+            return Variants(iter([read_variant_name(name, bases) for name in names]))
     vcf = read_vcf(path)
     return Variants(vcf.records, vcf.header, is_vcf=True)
 
@@ -113,7 +124,9 @@ def read_variants(options: ScoreOptions) -> Variants:
     Raises:
         UserError: As `open_variants`; or a filter needs a VCF.
     """
-    variants = _open_by_index(options) or open_variants(options.inputs, options.shift)
+    path, names = options.reference, options.names
+    genome = partial(Reference.open, path, names) if path else None
+    variants = _open_by_index(options) or open_variants(options.inputs, options.shift, genome)
     if not options.filters:
         return variants
     if not variants.is_vcf:
@@ -135,7 +148,7 @@ def _open_by_index(options: ScoreOptions) -> Variants | None:
         asked = read_bed(options.bed)
     else:  # with both, the BED file is a filter of what is read
         asked = read_regions(options.regions)
-    vcf = read_vcf_by_index(options.source, index, Regions(asked))
+    vcf = read_vcf_by_index(options.source, index, Regions(asked, options.names))
     return Variants(vcf.records, vcf.header, is_vcf=True)
 
 
@@ -175,9 +188,9 @@ def _conditions(options: ScoreOptions) -> Iterator[Callable[[VariantRecord], boo
         return quality is not None and quality >= minimum
 
     if options.regions:
-        yield partial(overlaps, Regions(read_regions(options.regions)))
+        yield partial(overlaps, Regions(read_regions(options.regions), options.names))
     if options.bed:
-        yield partial(overlaps, Regions(read_bed(options.bed)))
+        yield partial(overlaps, Regions(read_bed(options.bed), options.names))
     if options.pass_only:
         yield lambda record: record.passes
     if options.min_qual is not None:
@@ -220,7 +233,7 @@ def check_contigs(header: Header, genome: Reference) -> None:
     """Warn if the header of a VCF and the reference disagree about the length of a contig."""
     lengths = {}
     for name, length in header.contig_lengths().items():
-        known = find_contig(name, genome.names)
+        known = genome.find(name)
         if known is not None:
             lengths[known] = length
     if trouble := disagreement(lengths, {name: genome.length(name) for name in lengths}):
@@ -238,5 +251,5 @@ def check_places(options: ScoreOptions, genome: Reference) -> None:
     if options.bed is None:
         return
     contigs = dict.fromkeys(interval.name for interval in read_bed(options.bed))
-    if contigs and all(find_contig(name, genome.names) is None for name in contigs):
+    if contigs and all(genome.find(name) is None for name in contigs):
         raise UserError(f"--bed {options.bed}: {genome.missing_contig(next(iter(contigs)))}")

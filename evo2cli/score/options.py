@@ -10,6 +10,7 @@ import typer
 
 from evo2cli.errors import UserError
 from evo2cli.files import check_output
+from evo2cli.genome.contig_names import ContigNames, read_contig_names
 from evo2cli.genome.source import STDIN, exists
 from evo2cli.lengths import parse_bytes
 from evo2cli.options import DevicesOptions, Options, RegionOptions, Strand, TagOptions, flag
@@ -53,13 +54,15 @@ class Quantity(StrEnum):
     """Which log-likelihoods of the windows of an allele are written, in nats.
 
     DELTA: log P(window with ALT) - log P(window with REF), of each strand too if both are read.
-    REF, ALT: log P of one window. ALL: all of these.
+    REF, ALT: log P of one window. ALL: all of these. NEXT_BASE: log P(ALT) - log P(REF) of the one
+    base, given the bases before it, in the place of DELTA.
     """
 
     DELTA = "delta"
     REF = "ref"
     ALT = "alt"
     ALL = "all"
+    NEXT_BASE = "next-base"
 
 
 class Layout(StrEnum):
@@ -120,6 +123,15 @@ class WindowOptions(Options, panel="Windows"):
             "anchored: they end at the same base of the genome."
         ),
     ] = IndelMode.FIXED
+    after: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Windows end N bases after the variant, as the strand is read, so that nearly all "
+            "of a window is before it.",
+        ),
+    ] = None
     on_ref_mismatch: Annotated[
         OnRefMismatch,
         typer.Option(
@@ -128,10 +140,48 @@ class WindowOptions(Options, panel="Windows"):
         ),
     ] = OnRefMismatch.SKIP
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.after is not None and self.windows is Windows.ANCHORED:
+            raise UserError(f"--after {self.after}: --windows anchored have their own ends")
+        if self.after is not None and self.window is not None and self.after > self.window - 2:
+            raise UserError(
+                f"--after {self.after}: leaves no base before the variant in --window {self.window}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
-class AlleleOptions(WindowOptions, StrandOptions):
-    """All that decides the score of an allele, given a genome and a model."""
+class DefinitionOptions(Options, panel="Output"):
+    """What the score of an allele is."""
+
+    score: Annotated[
+        Quantity,
+        typer.Option(
+            "--score",
+            help="Log-likelihoods to write: delta is log P(window with ALT) - log P(window with "
+            "REF), ref and alt are the two terms. next-base: log P(ALT) - log P(REF) of the one "
+            "base, given the bases before it; SNVs only.",
+        ),
+    ] = Quantity.DELTA
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlleleOptions(WindowOptions, DefinitionOptions, StrandOptions):
+    """All that decides the score of an allele, given a genome and a model.
+
+    Raises:
+        UserError: Options contradict each other.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.is_next_base and self.after is not None:
+            raise UserError(f"--after {self.after}: --score next-base reads nothing after the base")
+
+    @property
+    def is_next_base(self) -> bool:
+        """Whether the predictions of the base alone are compared, not whole windows."""
+        return self.score is Quantity.NEXT_BASE
 
     @property
     def variant_strand(self) -> Strand:
@@ -140,7 +190,7 @@ class AlleleOptions(WindowOptions, StrandOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantityOptions(Options, panel="Output"):
+class QuantityOptions(DefinitionOptions, panel="Output"):
     """What is written about an allele.
 
     Raises:
@@ -149,14 +199,6 @@ class QuantityOptions(Options, panel="Output"):
 
     needs_delta: ClassVar[tuple[str, ...]] = ("background", "precision_check")
 
-    score: Annotated[
-        Quantity,
-        typer.Option(
-            "--score",
-            help="Log-likelihoods to write: delta is log P(window with ALT) - log P(window with "
-            "REF), ref and alt are the two terms.",
-        ),
-    ] = Quantity.DELTA
     precision_check: Annotated[
         int | None,
         typer.Option(
@@ -177,7 +219,7 @@ class QuantityOptions(Options, panel="Output"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score in (Quantity.DELTA, Quantity.ALL):
+        if self.score not in (Quantity.REF, Quantity.ALT):
             return
         for name in self.needs_delta:
             if getattr(self, name) is not None:
@@ -251,6 +293,24 @@ class GenomeOptions(Options, panel="Input"):
             show_default="the ##reference of a VCF",
         ),
     ] = None
+    contig_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Further names of contigs: a line for each contig, with two or more names in "
+            "columns; or an assembly report of NCBI. chr17, 17, NC_000017.11 and CM000679.2 are "
+            "known.",
+        ),
+    ] = None
+
+    @property
+    def names(self) -> ContigNames:
+        """Tells which names mean the same contig.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        return read_contig_names(self.contig_names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,6 +456,7 @@ FOR_VARIANTS = (
     GenomeOptions,
     TableOptions,
     WindowOptions,
+    DefinitionOptions,
     QuantityOptions,
     ShardOptions,
 )
@@ -422,7 +483,9 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
     def __post_init__(self) -> None:
         super().__post_init__()
         files = filter(exists, map(Path, self.inputs))
-        check_output(self.output, *files, self.reference, self.bed, self.background)
+        check_output(
+            self.output, *files, self.reference, self.bed, self.background, self.contig_names
+        )
         if self.is_stdin and self.shard is not None:
             raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
         if self.is_stdin and self.precision_check is not None:

@@ -22,7 +22,8 @@ FIELDS = {
     "EVO2_DELTA": (
         "Float",
         "log P(window with ALT) - log P(window with REF), in nats; negative: the alternate allele "
-        "is less likely",
+        "is less likely; with --score next-base log P(ALT) - log P(REF) of the base, given those "
+        "before it",
     ),
     "EVO2_REF": ("Float", "log P(window with REF), the log-likelihood of the window, in nats"),
     "EVO2_ALT": ("Float", "log P(window with ALT), the log-likelihood of the window, in nats"),
@@ -51,6 +52,7 @@ MARKS = "evo2"  # key of these lines in the first of JSON lines
 STRAND_FIELDS = {Strand.FORWARD: "EVO2_FWD", Strand.REVERSE: "EVO2_RC"}
 QUANTITIES = {
     Quantity.DELTA: {"EVO2_DELTA", *STRAND_FIELDS.values()},
+    Quantity.NEXT_BASE: {"EVO2_DELTA", *STRAND_FIELDS.values()},
     Quantity.REF: {"EVO2_REF"},
     Quantity.ALT: {"EVO2_ALT"},
     Quantity.ALL: {"EVO2_DELTA", "EVO2_REF", "EVO2_ALT", *STRAND_FIELDS.values()},

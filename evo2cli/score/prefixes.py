@@ -31,6 +31,16 @@ class WindowScorer(ABC):
         self.num_bases = 0
 
     @abstractmethod
+    def before(self, bases: bytes) -> ScoringState:
+        """The state after the bases before an allele, which all alleles of a site share."""
+
+    def next_base(self, window: Window) -> float:
+        """The log-probability of an allele of one base, given the bases before it, in nats."""
+        next_V = self.before(window.before).next_V
+        assert next_V is not None, "no base comes first"
+        return next_V[window.allele[0]].double().item()
+
+    @abstractmethod
     def reference(self, window: Window) -> float:
         """The log-likelihood of the window with the reference allele."""
 
@@ -52,14 +62,19 @@ class CentredScorer(WindowScorer):
         self._shared = ScoringState.start(model)
         self._totals: dict[bytes, float] = {}
 
+    def before(self, bases: bytes) -> ScoringState:
+        """As in `WindowScorer`."""
+        if bases != self._before:
+            self._shared = self._read(ScoringState.start(self._model), bases)
+            self._before, self._totals = bases, {}
+        return self._shared
+
     def reference(self, window: Window) -> float:
         """As in `WindowScorer`."""
-        if window.before != self._before:
-            self._shared = self._read(ScoringState.start(self._model), window.before)
-            self._before, self._totals = window.before, {}
+        shared = self.before(window.before)
         rest = window.allele + window.after
         if rest not in self._totals:
-            self._totals[rest] = self._read(self._shared, rest).logprob
+            self._totals[rest] = self._read(shared, rest).logprob
         return self._totals[rest]
 
     alternate = reference
@@ -97,9 +112,13 @@ class AnchoredScorer(WindowScorer):
 
     def alternate(self, window: Window) -> float:
         """As in `WindowScorer`."""
-        if self._site is None or self._site[0] != window.before:
-            self._site = (window.before, self._read_prefix(window.before))
-        return self._read(self._site[1], window.allele + window.after).logprob
+        return self._read(self.before(window.before), window.allele + window.after).logprob
+
+    def before(self, bases: bytes) -> ScoringState:
+        """As in `WindowScorer`."""
+        if self._site is None or self._site[0] != bases:
+            self._site = (bases, self._read_prefix(bases))
+        return self._site[1]
 
     def _read_prefix(self, letters: bytes) -> ScoringState:
         """The state after `letters`: whole chunks are cached, the rest is read at once."""

@@ -13,7 +13,6 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import (
     Status,
     VariantRecord,
-    find_contig,
     is_bases,
     is_scored,
     words_of,
@@ -48,7 +47,7 @@ class Tally:
         self.indels = Indels()
         self.missing: str | None = None
         self.dashes: str | None = None
-        self._genome, self._contigs = genome, frozenset(genome.names)
+        self._genome = genome
         self._shifts, self._num_placed = {-1, 1}, 0
 
     def add(self, record: VariantRecord, rows: Sequence[Row]) -> None:
@@ -58,7 +57,7 @@ class Tally:
         self.indels.count(record)
         if self.missing is None and Status.CONTIG_MISSING in statuses:
             self.missing = self._genome.missing_contig(record.contig)
-        contig = find_contig(record.contig, self._contigs)
+        contig = self._genome.find(record.contig)
         if contig is None:
             return
         if self._shifts and is_bases(record.reference) and record.start >= 0:

@@ -15,7 +15,7 @@ import numpy as np
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.vcf import VariantRecord, find_contig, is_bases
+from evo2cli.genome.vcf import VariantRecord, is_bases
 from evo2cli.genome.windows import upper_dna
 
 _PYRIMIDINES = b"CT"
@@ -32,7 +32,7 @@ def stratum(genome: Reference, record: VariantRecord, alternate: bytes) -> str |
         return f"{'insertion' if growth > 0 else 'deletion'} {_size(abs(growth))}"
     if len(reference) > 1:
         return f"MNV {_size(len(reference))}"
-    contig = find_contig(record.contig, genome.names)
+    contig = genome.find(record.contig)
     if contig is None or not 0 < record.start < genome.length(contig) - 1:
         return None
     around = upper_dna(genome.fetch(Interval(contig, record.start - 1, record.start + 2)))

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import torch
+
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
@@ -23,14 +25,15 @@ from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
-from evo2cli.genome.vcf import Header, VariantRecord, is_scored
+from evo2cli.genome.vcf import VariantRecord, is_scored
 from evo2cli.journal import Recall, keep_journal, open_journals
 from evo2cli.models import memory_explained, open_model, ready_model
-from evo2cli.options import Strand, flag
+from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
 from evo2cli.score.input import (
     Read,
+    Variants,
     check_contigs,
     check_places,
     count_shard,
@@ -43,8 +46,10 @@ from evo2cli.score.options import (
     IndelMode,
     Layout,
     OnRefMismatch,
+    Quantity,
     ScoreOptions,
     VariantOptions,
+    WindowOptions,
     Windows,
 )
 from evo2cli.score.output import (
@@ -74,14 +79,16 @@ MAX_BLOCK_BYTES = 2**26  # bytes of their lines, which may have many samples
 
 def score_variants(
     variants: Iterable[VariantRecord | str] | str | Path,
-    reference: Reference | str | Path,
+    reference: Reference | str | Path | None,
     model: StripedHyena2 | str | Path = "nano",
     *,
     window: int | None = None,
     windows: Windows | str = Windows.CENTRED,
     strand: Strand | str = Strand.BOTH,
     indel_mode: IndelMode | str = IndelMode.FIXED,
+    after: int | None = None,
     on_ref_mismatch: OnRefMismatch | str = OnRefMismatch.SKIP,
+    score: Quantity | str = Quantity.ALL,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress = ignore_progress,
@@ -105,14 +112,18 @@ def score_variants(
     Args:
         variants: A VCF, BCF or table of variants; or an iterable of records and of variants such as
             "chr22-1024-A-C", with 1-based positions.
-        reference: FASTA of the genome, or an open `Reference`, which stays open.
+        reference: FASTA of the genome, or an open `Reference`, which stays open; None for a table
+            with the columns ref_seq and var_seq.
         model: Name of a model, checkpoint folder or file, or a loaded model.
         window: Number of bases in a window, at least 2; None for 8192, or the context of the model
             if that is less.
         windows: "centred" or "anchored".
         strand: "fwd", "rc" or "both".
         indel_mode: "fixed" or "anchored".
+        after: Number of bases after the variant with which windows end; None for half a window.
         on_ref_mismatch: "skip", "error" or "swap".
+        score: "all", or "next-base": then the three log-likelihoods are those of the one base,
+            given the bases before it.
         device: Where a model that is not loaded yet will run, e.g. "cpu" or "cuda:1".
         dtype: Its precision, e.g. "bf16".
         progress: Called with the number of records that have been scored since the last call.
@@ -126,22 +137,25 @@ def score_variants(
         "strand": strand,
         "indel_mode": indel_mode,
         "on_ref_mismatch": on_ref_mismatch,
+        "score": score,
     }
-    options = AlleleOptions(window=window, **choices)
-    if isinstance(variants, str | Path):
-        records = open_variants((str(variants),)).records
-    else:
-        records = (read_variant_name(v) if isinstance(v, str) else v for v in variants)
+    options = AlleleOptions(window=window, after=after, **choices)
+    given: Iterable[VariantRecord | str] = (
+        open_variants((str(variants),)).records if isinstance(variants, str | Path) else variants
+    )
     opened = (
         nullcontext(reference)
         if isinstance(reference, Reference)
         else Reference.open(Path(reference))
+        if reference is not None
+        else Reference.none()
     )
 
     def rows() -> Iterator[Row]:
         fields = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
         with opened as genome:
             scorer = VariantScorer(ready_model(model, device=device, dtype=dtype), genome, options)
+            records = (read_variant_name(v, genome) if isinstance(v, str) else v for v in given)
             for record, found in score_records(records, scorer, progress=progress):
                 yield from allele_rows(record, found, fields)
 
@@ -208,9 +222,9 @@ def score_to_output(
     """
     variants = read()
     layout = options.layout(Layout.VCF if variants.is_vcf else Layout.TSV, VARIANT_LAYOUTS)
-    with Reference.open(find_reference(options, variants.header)) as genome:
+    with open_reference(find_reference(options, variants), options) as genome:
         check_contigs(variants.header, genome)
-        if isinstance(options, ScoreOptions):
+        if isinstance(options, ScoreOptions) and genome.names:
             check_places(options, genome)
     devices = pick_devices(options.device)
     shard = count_shard(options, read)
@@ -223,7 +237,7 @@ def score_to_output(
     compute = partial(score_part, read)
     with (
         open_parts(options, devices, borders, compute, (total, "records")) as parts,
-        _open_scorer(replace(options, device=devices[0]), variants.header) as run,
+        _open_scorer(replace(options, device=devices[0]), variants) as run,
     ):
         run.scorer.warn_of_extrapolation()
         noise = background = None
@@ -268,7 +282,7 @@ def score_part(read: Read, options: VariantOptions, part: Part, progress: Progre
     """
     variants = read()
     with (
-        _open_scorer(options, variants.header) as run,
+        _open_scorer(options, variants) as run,
         keep_journal(part.journal, run.settings) as recall,
     ):
         records = islice(variants.records, part.first, part.end)
@@ -286,14 +300,17 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
     """
     devices = pick_devices(options.device)
     variants = read()
-    path = find_reference(options, variants.header)
+    path = find_reference(options, variants)
     shard = count_shard(options, read)
     records, total = variants.records, None
     if shard is not None:
         records, total = islice(records, shard.start, shard.stop), len(shard)
     counts: Counter[str] = Counter()
-    with Reference.open(path) as genome, console.progress("count", total, "records") as bar:
-        if isinstance(options, ScoreOptions):
+    with (
+        open_reference(path, options) as genome,
+        console.progress("count", total, "records") as bar,
+    ):
+        if isinstance(options, ScoreOptions) and genome.names:
             check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
         scorer = VariantScorer(model, genome, options, count_bases)
@@ -314,16 +331,17 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         console.write_page(status_table(counts), stderr=True)
     if num_scored:
         whole = 2 * scorer.window * len(options.variant_strand.single) * num_scored
+        fewer = f"{whole / scorer.num_bases:.1f} times fewer than two windows an allele"
         console.say(
-            f"{scorer.num_bases:,} bases to compute, {whole / scorer.num_bases:.1f} times fewer "
-            f"than two windows an allele; at {rate:,.0f} bases a second here "
-            f"{timedelta(seconds=round(scorer.num_bases / rate))}"
+            f"{scorer.num_bases:,} bases to compute{f', {fewer}' * (path is not None)}; at "
+            f"{rate:,.0f} bases a second here {timedelta(seconds=round(scorer.num_bases / rate))}"
         )
 
 
 def count_bases(state: ScoringState, bases: bytes) -> ScoringState:
     """A stand-in for `ScoringState.extend` that computes nothing."""
-    return replace(state, logprob=state.logprob + len(bases))
+    next_V = torch.zeros(state.model.config.vocabulary)
+    return replace(state, logprob=state.logprob + len(bases), next_V=next_V)
 
 
 @dataclass(frozen=True)
@@ -348,34 +366,39 @@ class _Run:
 
 
 @contextmanager
-def _open_scorer(options: VariantOptions, header: Header) -> Iterator[_Run]:
-    path = find_reference(options, header)
-    with Reference.open(path) as genome:
+def _open_scorer(options: VariantOptions, variants: Variants) -> Iterator[_Run]:
+    path = find_reference(options, variants)
+    with open_reference(path, options) as genome:
         model = open_model(options)
         scorer = VariantScorer(model, genome, options)
         provenance = _provenance(options, path, scorer.window, model)
-        status = path.stat()
-        # A reference of another size or date is another genome.
-        settings = [*provenance, str(path.absolute()), status.st_size, status.st_mtime_ns]
+        # A file of another size or date has another genome, or other sequences.
+        source = path or options.source
+        status = source.stat()
+        settings = [*provenance, str(source.absolute()), status.st_size, status.st_mtime_ns]
+        if options.contig_names is not None:
+            settings.append(options.contig_names.read_text(errors="surrogateescape"))
         way_out = f"try --window {max(scorer.window // 2, 2)}, or a smaller model"
         with memory_explained(f"--window {scorer.window} on {options.device}", way_out):
             yield _Run(options, genome, model, scorer, provenance, settings)
 
 
 def _provenance(
-    options: VariantOptions, reference: Path, window: int, model: StripedHyena2
+    options: VariantOptions, reference: Path | None, window: int, model: StripedHyena2
 ) -> list[str]:
     """Header lines that tell what made the scores; the same on every machine and at any time."""
     values: dict[str, object] = {
         "model": Path(options.model).name,
         "adapter": options.adapter and options.adapter.name,
-        "reference": reference.name,
-        "window": window,
-        "windows": options.windows,
-        "indel_mode": options.indel_mode,
+        "reference": reference and reference.name,
+        "contig_names": options.contig_names and options.contig_names.name,
+        "window": reference and window,
+        "windows": reference and options.windows,
+        "indel_mode": reference and options.indel_mode,
+        "after": options.after,
         "strand": options.variant_strand,
         "score": options.score,
-        "on_ref_mismatch": options.on_ref_mismatch,
+        "on_ref_mismatch": reference and options.on_ref_mismatch,
         "precision_check": options.precision_check,
     }
     words = {
@@ -406,16 +429,34 @@ def _shard_marks(options: VariantOptions, read: Read) -> list[str]:
     return [f"{SHARD}{options.shard}", f"{SHARDED_INPUT}{input_digest(read)}"]
 
 
-def find_reference(options: VariantOptions, header: Header) -> Path:
+@contextmanager
+def open_reference(path: Path | None, options: VariantOptions) -> Iterator[Reference]:
+    """The genome at `path`; one without contigs if there is none."""
+    with Reference.open(path, options.names) if path else Reference.none() as genome:
+        yield genome
+
+
+def find_reference(options: VariantOptions, variants: Variants) -> Path | None:
     """The FASTA of `--reference`; else the one that `##reference=` names, relative to the VCF.
 
+    None if the variants are a table with their sequences, and `--reference` is not given.
+
     Raises:
-        UserError: None is named, or there is no such file.
+        UserError: None is named, there is no such file, or options need a genome.
     """
     if options.reference is not None:
         return options.reference
     source = options.source
-    named = header.value("reference")
+    if variants.has_sequences:
+        flags = given(options, WindowOptions)
+        flags += ["--background"] * (options.background is not None)
+        if flags:
+            raise UserError(
+                f"{', '.join(flags)}: only with a genome (-R); without one, {source} is scored by "
+                "its columns ref_seq and var_seq"
+            )
+        return None
+    named = variants.header.value("reference")
     if not named:
         raise UserError(f"{source}: names no genome (##reference); give its FASTA by --reference")
     text = unquote(urlsplit(named).path) if named.startswith("file:") else named

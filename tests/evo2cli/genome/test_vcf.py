@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
-from evo2cli.genome.vcf import Status, VariantRecord, allele_status, find_contig, read_vcf
+from evo2cli.genome.contig_names import find_contig
+from evo2cli.genome.vcf import Status, VariantRecord, allele_status, read_vcf
 
 HEADER = b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 OURS = "EVO2_DELTA=-1.5,.;EVO2_STATUS=OK,STAR"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
+<<<<<<< HEAD
 from evo2cli.genome.windows import (
     Placing,
     WindowPair,
@@ -17,6 +18,9 @@ from evo2cli.genome.windows import (
     cut_windows,
     upper_dna,
 )
+=======
+from evo2cli.genome.windows import WindowPair, agrees, anchored, cut_windows, ending, upper_dna
+>>>>>>> protocols
 
 CONTIG = (b"acgTTGCAnnGATTACAcatgRYACGTTTGACCAGTAGGCATCGATTAGCCATGGATCCA" * 3)[:170]
 
@@ -65,7 +69,7 @@ def test_anchored_windows_start_at_the_last_anchor_that_leaves_half(width: int, 
     """Anchors are a quarter of a window apart, and in windows of less than 8 bases 1 base."""
     step = width // 4 if width >= 8 else 1
     last = max(at for at in range(-step * 50, 201, step) if start - at >= width // 2)
-    assert anchored(start, width) == last
+    assert anchored(start, start + 1, width) == last
 
 
 @given(placed_alleles())
@@ -145,6 +149,18 @@ def test_the_alternate_window_lies_where_it_is_said_to(genome, placed, from_righ
     assert pair.alternate.sequence == upper_dna(
         CONTIG[start : variant.start] + alternate + CONTIG[variant.end : end]
     )
+
+
+@given(placed_alleles(), st.integers(0, 30), st.booleans())
+def test_both_windows_end_where_they_shall_as_the_strand_is_read(genome, placed, after, from_right):
+    variant, alternate, width = placed
+    placing = ending(after)
+    pair = cut_windows(genome, variant, alternate, width, placing, from_right=from_right)
+    if pair is None or pair.at_edge:
+        return
+    for window in (pair.reference, pair.alternate):
+        assert len(window.sequence) == width
+        assert len(window.before if from_right else window.after) == after
 
 
 @pytest.mark.parametrize(

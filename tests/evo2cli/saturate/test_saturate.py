@@ -1,9 +1,15 @@
 """`evo2 saturate`: the scores of a VCF of every SNV of the regions, and a heat map."""
 
+import gzip
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pysam
 import pytest
 from typer.testing import CliRunner
 
@@ -71,6 +77,75 @@ def test_shards_and_devices_make_the_same_bytes(genome: Path, checkpoint: str, c
     assert not genome.with_name("none.vcf").exists()
 
 
+def write_bed(genome: Path) -> Path:
+    """Intervals in any order, which overlap and touch, under any name of their contig."""
+    path = genome.with_name("x.bed")
+    path.write_text(
+        "track name=x\nchr2\t2\t4\tlast\n1\t45\t50\nNC_000001.11\t39\t46\n"
+        "chr1\t50\t51\nchr1\t9\t9\n"
+    )
+    return path
+
+
+def test_a_bed_file_is_its_regions_each_position_once_in_the_order_of_the_genome(
+    genome: Path, checkpoint: str
+) -> None:
+    common = {"model": checkpoint, "reference": genome, "window": 32, "device": "cpu"}
+    one, other = genome.with_name("one.tsv.gz"), genome.with_name("other.tsv.gz")
+    saturate(SaturateOptions(bed=write_bed(genome), output=one, **common))
+    saturate(SaturateOptions(regions=("1:40-51", "chr2:3-4"), output=other, **common))
+    assert gzip.decompress(one.read_bytes()) == gzip.decompress(other.read_bytes())
+    with pysam.TabixFile(str(one)) as table:
+        found = [line.split("\t")[1] for line in table.fetch("chr1", 44, 46)]
+    assert found == ["45"] * 3 + ["46"] * 3
+
+
+def test_shards_of_a_bed_file_and_devices_make_the_same_bytes(
+    genome: Path, checkpoint: str
+) -> None:
+    common = {"reference": genome, "window": 32, "model": checkpoint, "bed": write_bed(genome)}
+
+    def run(name: str, **words) -> bytes:
+        path = genome.with_name(name)
+        saturate(SaturateOptions(output=path, **({"device": "cpu"} | common | words)))
+        return path.read_bytes()
+
+    whole = run("whole.vcf")
+    for index in (1, 2, 3):
+        run(f"{index}.vcf", shard=f"{index}/3")
+    parts = [genome.with_name(f"{index}.vcf") for index in (1, 2, 3)]
+    merge_files(parts, genome.with_name("merged.vcf"))
+    assert genome.with_name("merged.vcf").read_bytes() == whole
+    assert run("two.vcf", device="cpu,cpu") == whole
+
+
+@pytest.mark.parametrize("score", ["delta", "next-base"])
+def test_a_killed_run_over_a_bed_file_resumes_to_the_same_bytes(
+    genome: Path, checkpoint: str, score: str
+) -> None:
+    output = genome.with_name("killed.tsv")
+    words = {"bed": write_bed(genome), "reference": genome, "model": checkpoint, "output": output}
+    words |= {"window": 32, "device": "cpu", "score": score}
+    arguments = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    saturate(SaturateOptions(**words))
+    whole = output.read_bytes()
+    output.unlink()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evo2cli", "saturate", *arguments],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    journal = output.with_name(f"{output.name}.journal")
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 2000):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saturate(SaturateOptions(**words))
+    assert output.read_bytes() == whole
+    assert not journal.exists()
+
+
 @pytest.mark.parametrize("length", [1, 120, 121, 3000], ids=lambda length: f"{length}bases")
 def test_a_figure_of_any_length_is_drawn(tmp_path: Path, length: int) -> None:
     sites = {}
@@ -88,6 +163,8 @@ def test_a_figure_of_any_length_is_drawn(tmp_path: Path, length: int) -> None:
     ("changes", "message"),
     [
         ({"regions": ("chr1",)}, "chr1: write a region as chr:from-to"),
+        ({"regions": ()}, "name regions, or a BED file by --bed"),
+        ({"bed": Path("x.bed")}, "name regions, or a BED file by --bed, not both"),
         ({"score": "ref", "plot": Path("x.png")}, "--plot needs EVO2_DELTA, which --score ref"),
         ({"plot": Path("x.gif")}, "--plot x.gif: needs the suffix .png or .pdf or .svg"),
     ],
@@ -97,6 +174,21 @@ def test_what_cannot_be_is_one_line(genome: Path, changes: dict, message: str) -
     with pytest.raises(UserError) as error:
         saturate(SaturateOptions(**words))
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("chr1\t90\t97\n", "reaches beyond base 96, where chr1 ends"),
+        ("chr7\t1\t2\n", "the genome has no contig chr7"),
+        ("chr1\t5\t5\n", "has no interval with a base"),
+    ],
+)
+def test_a_bed_file_of_another_genome_is_one_line(genome: Path, text: str, message: str) -> None:
+    bed = genome.with_name("x.bed")
+    bed.write_text(text)
+    with pytest.raises(UserError, match=f"^--bed {bed}: .*{message}"):
+        saturate(SaturateOptions(bed=bed, reference=genome))
 
 
 def test_without_matplotlib_there_is_no_figure(

@@ -270,6 +270,28 @@ def test_positions_that_are_all_off_by_one_are_said_to_be(tmp_path, checkpoint, 
         run(vcf, checkpoint, shift=by, **asked)
 
 
+def test_the_score_of_an_allele_is_the_same_under_every_name_of_its_contig(tmp_path, checkpoint):
+    (tmp_path / "g.fa").write_text(f">chr17\n{genome()[:90]}\n>I\n{genome()[90:200]}\n")
+    (tmp_path / "names.txt").write_text("# UCSC, RefSeq\nchrI\tNC_001133.9\n")
+
+    def deltas(*contigs: str) -> list[tuple]:
+        sites = [
+            (name, at, genome()[by + at - 1], "N")
+            for name, at, by in zip(contigs, (40, 50), (0, 90), strict=True)
+        ]
+        sites = [(c, p, r, "T" if r != "T" else "G") for c, p, r, _ in sites]
+        source = write_vcf(tmp_path / "x.vcf", *sites)
+        names = {"contig_names": tmp_path / "names.txt", "bed": tmp_path / "x.bed"}
+        (tmp_path / "x.bed").write_text("NC_000017.11\t0\t90\nchrI\t0\t90\n")
+        found = rows(run(source, checkpoint, window=32, reference=tmp_path / "g.fa", **names))
+        assert [row["chrom"] for row in found] == list(contigs)
+        return [(row["EVO2_DELTA"], row["EVO2_STATUS"]) for row in found]
+
+    expected = deltas("chr17", "I")
+    assert all(is_scored(status) for _, status in expected)
+    assert deltas("NC_000017.10", "NC_001133.9") == deltas("CM000679.2", "chrI") == expected
+
+
 def test_an_allele_written_as_a_dash_is_told_the_base_it_lacks(tmp_path, checkpoint, capsys):
     bases = genome()[:100]
     (tmp_path / "g.fa").write_text(f">1\n{bases}\n")

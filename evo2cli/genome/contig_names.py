@@ -1,0 +1,168 @@
+"""Names of the same contig: chr17, 17, NC_000017.11 and CM000679.2; and those of a user's file.
+
+A name with chr is the name without it, and M is MT. Accessions of RefSeq and GenBank name a
+chromosome of one build, so that two of different builds never name the same contig.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from evo2cli.errors import UserError
+from evo2cli.genome.builds import BUILDS, MITOCHONDRION, builds_of
+from evo2cli.genome.source import numbered_lines
+
+# Columns of an assembly report of NCBI that hold names: its own, GenBank's, RefSeq's and UCSC's.
+_REPORT, _REPORT_COLUMNS = "# Sequence-Name", (0, 4, 6, 9)
+_NO_NAME = "na"
+
+# The chromosome of an accession and the builds that use it; the accessions of a chromosome.
+_OF_ACCESSION: dict[str, tuple[str, set[str]]] = {}
+_ACCESSIONS: dict[str, list[str]] = defaultdict(list)
+for _build in BUILDS:
+    for _accession, _chromosome in _build.accessions.items():
+        if _accession not in _OF_ACCESSION:
+            _OF_ACCESSION[_accession] = (_chromosome, set())
+            _ACCESSIONS[_chromosome].append(_accession)
+        _OF_ACCESSION[_accession][1].add(_build.name)
+
+
+def plain_name(contig: str) -> str:
+    """The name of a contig without chr, MT for M, and 17 for an accession of chromosome 17."""
+    if contig in _OF_ACCESSION:
+        return _OF_ACCESSION[contig][0]
+    bare = contig.removeprefix("chr")
+    return MITOCHONDRION if bare == "M" else bare
+
+
+def builds_named(contig: str) -> set[str]:
+    """The builds that an accession belongs to; none for other names."""
+    return _OF_ACCESSION[contig][1] if contig in _OF_ACCESSION else set()
+
+
+def is_other_build(contig: str, length: int) -> bool:
+    """Whether a chromosome is so long that it belongs to another build than an accession does."""
+    actual = builds_of(plain_name(contig), length)
+    named = builds_named(contig)
+    return bool(named and actual) and named.isdisjoint(actual)
+
+
+@lru_cache(maxsize=1 << 14)
+def _spellings(name: str) -> tuple[str, ...]:
+    """All names of the contig `name`; itself first."""
+    plain, builds = plain_name(name), builds_named(name)
+    short = [plain, f"chr{plain}"]
+    if plain == MITOCHONDRION:
+        short += ["chrM", "M"]
+    accessions = [
+        accession
+        for accession in _ACCESSIONS.get(plain, ())
+        if not builds or builds & builds_named(accession)
+    ]
+    return tuple(dict.fromkeys([name, *short, *accessions]))
+
+
+class ContigNames:
+    """Finds contigs by any of their names.
+
+    Args:
+        groups: Further names, each group of the same contig.
+
+    Raises:
+        ValueError: A name is in two groups.
+    """
+
+    def __init__(self, groups: Iterable[Collection[str]] = ()) -> None:
+        self._group: dict[str, tuple[str, ...]] = {}
+        for group in groups:
+            for plain in dict.fromkeys(map(plain_name, group)):
+                if plain in self._group:
+                    raise ValueError(f"{plain} is a name of two contigs")
+                self._group[plain] = tuple(group)
+
+    def plain(self, name: str) -> str:
+        """The same text for all names of a contig, for comparisons."""
+        plain = plain_name(name)
+        return plain_name(self._group[plain][0]) if plain in self._group else plain
+
+    def find(self, name: str, known: Collection[str]) -> str | None:
+        """The name of a contig in `known`, or None if it has none, or several accessions fit."""
+        if name in known:
+            return name
+        names = (name, *self._group.get(plain_name(name), ()))
+        found = [spelling for each in names for spelling in _spellings(each) if spelling in known]
+        is_clear = len({each for each in found if each in _OF_ACCESSION}) <= 1
+        return found[0] if found and (is_clear or found[0] not in _OF_ACCESSION) else None
+
+
+KNOWN = ContigNames()
+
+
+def find_contig(name: str, known: Collection[str]) -> str | None:
+    """The name of a contig in `known`, or None: chr1 or NC_000001.11 for 1, and so on."""
+    return KNOWN.find(name, known)
+
+
+def read_contig_names(path: Path | None) -> ContigNames:
+    """Read names of contigs: a line for each, with two or more names; None is no further names.
+
+    Columns are separated by tabs, or else by commas or blanks, and may be empty; lines with `#` are
+    comments. Assembly reports of NCBI are read, too.
+
+    Raises:
+        UserError: The file cannot be read, a line has one name only, or a name is in two lines.
+    """
+    if path is None:
+        return KNOWN
+    lines_of: dict[str, int] = {}
+    groups = []
+    for number, names in _read_groups(path):
+        if len(names) == 1:
+            raise UserError(
+                f"{path}: line {number}: {names[0]!r} is alone; a line holds two or more names of "
+                "a contig, with tabs"
+            )
+        for plain in dict.fromkeys(map(plain_name, names)):
+            first = lines_of.setdefault(plain, number)
+            if first != number:
+                raise UserError(
+                    f"{path}: line {number}: {plain} is also in line {first}; a name belongs to "
+                    "one contig"
+                )
+        groups.append(names)
+    if not groups:
+        raise UserError(f"{path}: has no line with two or more names of a contig")
+    return ContigNames(groups)
+
+
+def _read_groups(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The number of each line with names, and its names."""
+    is_report = False
+    with numbered_lines(path) as lines:
+        for number, line in lines:
+            text = line.decode(errors="surrogateescape").strip("\r\n")
+            is_report = is_report or text.startswith(_REPORT)
+            if text.startswith("#") or not text.strip():
+                continue
+            columns = text.split("\t") if "\t" in text else text.replace(",", " ").split()
+            if is_report:
+                columns = [columns[index] for index in _REPORT_COLUMNS if index < len(columns)]
+                columns = [name for name in columns if name != _NO_NAME]
+            names = list(dict.fromkeys(name.strip() for name in columns if name.strip()))
+            if names and not (is_report and len(names) == 1):
+                yield number, names
+
+
+def describe_build(contig: str, lengths: Mapping[str, int]) -> str:
+    """What to add to the message that a genome does not have a contig; "" if nothing is known."""
+    named = builds_named(contig)
+    if not named:
+        return ""
+    plain = plain_name(contig)
+    text = f"; {contig} is chromosome {plain} of {' and '.join(sorted(named))}"
+    actual: set[str] = set()
+    for name, length in lengths.items():
+        if plain_name(name) == plain:
+            actual |= builds_named(name) or builds_of(plain, length)
+    return f"{text}, and the genome looks like {' or '.join(sorted(actual))}" if actual else text
