@@ -104,6 +104,11 @@ class Sample:
     stop_reason: str = ""
     problem: str = ""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no token will follow."""
+        return bool(self.stop_reason or self.problem)
+
 
 @dataclass(frozen=True)
 class GeneratedSequence:
@@ -369,8 +374,9 @@ class Rows:
         # Placed also if it ends here: idle rows are written to, beyond the sequence placed last.
         self._decoder.place(row, self._cache)
         growing = _Growing(Sample(index), request, sampler, keep_logits)
-        self._rows[row] = growing
         self._draw([growing], self._logits_1V)
+        if not growing.sample.has_ended:
+            self._rows[row] = growing
         return growing.sample
 
     def step(self) -> list[Sample]:
@@ -383,6 +389,9 @@ class Rows:
             by_sampler.setdefault(growing.sampler, []).append((row, growing))
         for group in by_sampler.values():
             self._draw([growing for _, growing in group], logits_BV[[row for row, _ in group]])
+        for row, growing in all_growing:
+            if growing.sample.has_ended:
+                self._rows[row] = None
         return [growing.sample for _, growing in all_growing]
 
     def remove(self, sample: Sample) -> None:
@@ -410,7 +419,6 @@ class Rows:
         are_finite = logits_BV.isfinite().all(1)
         for growing, is_finite in zip(group, are_finite.tolist(), strict=True):
             if not is_finite:
-                self.remove(growing.sample)
                 growing.sample.problem = self._not_finite(growing)
         group = [growing for growing in group if not growing.sample.problem]
         logits_BV = logits_BV[are_finite]
@@ -438,8 +446,6 @@ class Rows:
             reason = None if request.guide is None else request.guide.advance(token)
             is_full = len(sample.ids) == request.num_tokens
             sample.stop_reason = reason or ("length" if is_full else "")
-            if sample.stop_reason:
-                self.remove(sample)
 
     def _mask(self, guide: Guide | None) -> Tensor:
         """Tokens that may be drawn, [V]."""
