@@ -59,13 +59,15 @@ async def results(engine: Engine, job: Job, request: Request) -> list[Any]:
         gone.cancel()
 
 
-def event_stream(engine: Engine, job: Job, event: Callable[[Any], dict[str, Any]]) -> Response:
+def event_stream(
+    engine: Engine, job: Job, event: Callable[[Any], dict[str, Any] | None]
+) -> Response:
     """An answer of server-sent events: one for each result, and "[DONE]" at the end.
 
     Args:
         engine: Runs the job.
         job: The job.
-        event: What is sent of a result.
+        event: What is sent of a result, or None.
 
     Raises:
         Refusal: The job was not accepted.
@@ -75,7 +77,8 @@ def event_stream(engine: Engine, job: Job, event: Callable[[Any], dict[str, Any]
     async def lines() -> AsyncIterator[str]:
         try:
             async for result in job:
-                yield f"data: {to_json(event(result))}\n\n"
+                if (sent := event(result)) is not None:
+                    yield f"data: {to_json(sent)}\n\n"
         except Refusal as error:
             yield f"data: {to_json(refusal_of(error).body())}\n\n"
         else:

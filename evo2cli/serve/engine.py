@@ -53,6 +53,7 @@ class Drawn:
 
     Attributes:
         index: Index of the sequence in its request.
+        position: Number of tokens of the sequence before it.
         token: The token.
         logprob: Its log-probability under the model, in nats.
         seconds: When it was drawn, by the clock `time.monotonic`.
@@ -61,6 +62,7 @@ class Drawn:
     """
 
     index: int
+    position: int
     token: int
     logprob: float
     seconds: float
@@ -156,12 +158,12 @@ class Engine:
 
     Args:
         options: Options of the command.
-        on_failure: Called if the model cannot be opened.
+        on_failure: Called if there is a failure.
         on_ready: Called when jobs are accepted.
 
     Attributes:
         counts: What it has done.
-        failure: Why the model could not be opened.
+        failure: Why the model could not be opened, or is run no more.
     """
 
     def __init__(
@@ -258,18 +260,29 @@ class Engine:
             return
         self._served = served
         self._on_ready()
+        try:
+            self._serve(served)
+        except Exception as error:  # a defect of ours: no request may wait for ever
+            self.failure = error
+            self.close(0)
+            for job in self._jobs:
+                job.put(_End(refusal_of(error)))
+            self._on_failure()
+        if served.genome is not None:
+            served.genome.close()
+
+    def _serve(self, served: Served) -> None:
+        """Work until the engine is closed and no job is left."""
         while True:
             with self._changed:
                 while not self._jobs and self._closes_at is None:
                     self._changed.wait()
                 if not self._jobs:
-                    break
+                    return
             self._end_some()
             self._join_one()
             self._grow()
             self._work(served)
-        if served.genome is not None:
-            served.genome.close()
 
     def _open(self) -> Served:
         options = self._options
@@ -345,17 +358,18 @@ class Engine:
         """Hand over what is new of a sample, unless its job has just ended."""
         if sample.index not in self._growing:
             return
-        job, position = self._growing[sample.index]
+        job, index = self._growing[sample.index]
         if sample.has_ended:
             del self._growing[sample.index]
         if sample.problem:
-            self._end(job, NonFiniteError(f"sequence {position}: {sample.problem}"))
+            self._end(job, NonFiniteError(f"sequence {index}: {sample.problem}"))
             return
         self.counts.tokens += 1
         if job.each_token:
             job.put(
                 Drawn(
-                    position,
+                    index,
+                    len(sample.ids) - 1,
                     sample.ids[-1],
                     sample.logprobs[-1],
                     time.monotonic(),
@@ -364,7 +378,7 @@ class Engine:
                 )
             )
         if sample.has_ended:
-            job.put((position, sample))
+            job.put((index, sample))
             job.num_unfinished -= 1
             if job.num_unfinished == 0:
                 self._end(job)

@@ -2,7 +2,7 @@
 
 import hmac
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -70,7 +70,7 @@ class Guard:
 
     def __init__(self, app: App, keys: Sequence[bytes], host: str, max_body: int) -> None:
         self.answered: Counter[tuple[str, int]] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._app, self._keys, self._max_body = app, keys, max_body
         self._hosts = {"localhost", "127.0.0.1", "::1", host} if is_loopback(host) else None
 
@@ -100,7 +100,7 @@ class Guard:
             path = getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - started
             self.answered[path, status] += 1
-            self.seconds[path] += seconds  # type: ignore[assignment]
+            self.seconds[path] += seconds
             if path not in OPEN_PATHS:
                 console.say(f"{scope['method']} {path} {status} {1000 * seconds:.0f} ms")
 

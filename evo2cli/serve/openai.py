@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -129,7 +130,8 @@ def routes(engine: Engine, name: str) -> APIRouter:
         if asked.stream:
             if job is None or asked.echo:
                 raise Refusal(422, "stream: needs max_tokens above 0, and no echo")
-            return event_stream(engine, job, lambda found: whole | _chunk(asked, found))
+            starts = [len(prompt) for prompt in read for _ in range(num_samples)]
+            return event_stream(engine, job, partial(_chunk, whole, asked, starts))
         echoed = [_Tokens("", [], [])] * len(read)
         if asked.echo:
             echoed = await _echo(engine, asked, read, request)
@@ -275,19 +277,30 @@ def _token_name(token: int) -> str:
     return chr(token) if chr(token).isascii() and chr(token).isprintable() else f"<{token}>"
 
 
-def _chunk(asked: Completion, found: Drawn | tuple[int, Any]) -> dict[str, Any]:
-    """What an event of a stream says of a token; the end of a sequence adds nothing to it."""
+def _chunk(
+    whole: dict[str, Any], asked: Completion, starts: Sequence[int], found: Any
+) -> dict[str, Any] | None:
+    """What a stream says of a token; to the last one, the end of a sequence adds nothing.
+
+    Args:
+        whole: The same in all events.
+        asked: The request.
+        starts: Length of the prompt of each sequence.
+        found: A result of the job.
+    """
     if not isinstance(found, Drawn):
-        return {"choices": []}
+        return None
     tops = _tops([] if found.logits_V is None else [found.logits_V], asked.logprobs or 0) or [None]
     tokens = _Tokens(token_text([found.token]), [found.logprob], tops)
     choice = {
         "index": found.index,
         "text": tokens.text,
-        "logprobs": None if asked.logprobs is None else tokens.described(),
+        "logprobs": None
+        if asked.logprobs is None
+        else tokens.described(starts[found.index] + found.position),
         "finish_reason": found.stop_reason or None,
     }
-    return {"choices": [choice]}
+    return whole | {"choices": [choice]}
 
 
 def _usage(num_prompt: int, num_drawn: int) -> dict[str, int]:

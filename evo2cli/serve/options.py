@@ -71,7 +71,7 @@ class LimitOptions(Options, panel="Limits"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(LimitOptions, AddressOptions, ModelOptions):
+class ServeOptions(LimitOptions, AddressOptions, ModelOptions, panel="Input"):
     """All options of `evo2 serve`."""
 
     reference: Annotated[

@@ -104,7 +104,7 @@ def routes(engine: Engine) -> APIRouter:
                 rows = score_sequences([(name, text)], served.model, strand=asked.strand)
                 row: dict[str, Any] = dict(next(rows))
                 if asked.per_base:
-                    strand = "rc" if asked.strand == "rc" else "fwd"
+                    strand: Literal["fwd", "rc"] = "rc" if asked.strand == "rc" else "fwd"
                     (logprobs_L,) = served.model.score([text], reduce="none", strand=strand)
                     row["logprobs"] = [rounded(value) for value in logprobs_L.tolist()]
                 yield row
