@@ -229,8 +229,8 @@ class Engine:
         Raises:
             Refusal: There are too many, or none is accepted.
         """
-        _ = self.served
         with self._changed:
+            _ = self.served  # refuses
             if len(self._jobs) >= self._options.batch_size + self._options.queue:
                 raise Refusal(429, f"{len(self._jobs)} requests are being served; try again later")
             self._jobs.append(job)
