@@ -1,6 +1,6 @@
 """The web application: all paths, and one way to say no."""
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 
@@ -11,7 +11,7 @@ from evo2cli.serve.answers import Json, refused
 from evo2cli.serve.engine import Engine
 from evo2cli.serve.guard import Guard, read_keys
 from evo2cli.serve.options import ServeOptions
-from evo2cli.serve.refusal import Refusal, refusal_of
+from evo2cli.serve.refusal import DEFECT, Refusal, refusal_of
 from stripedhyena2.errors import InputError
 
 
@@ -34,7 +34,14 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
     app.include_router(openai.routes(engine, name))
     app.include_router(own.routes(engine))
     _add_state(app, options, engine, guard, name)
-    for kind in (Refusal, UserError, InputError, 404, 405, HTTPException, RequestValidationError):
+    for kind in (
+        Refusal,
+        UserError,
+        InputError,
+        RequestValidationError,
+        *range(400, 500),
+        Exception,
+    ):
         app.add_exception_handler(kind, _refuse)
     return guard
 
@@ -50,8 +57,9 @@ def _refuse(_request: Request, error: Exception) -> Response:
         return refused(Refusal(422, f"{where}: {first['msg']}", details))
     if isinstance(error, UserError | InputError | Refusal):
         return refused(refusal_of(error))
-    status = getattr(error, "status_code", 500)
-    return refused(Refusal(status, str(getattr(error, "detail", "an error"))))
+    # An HTTPException, of FastAPI or of Starlette below it; or a defect, which uvicorn logs.
+    status, message = getattr(error, "status_code", 500), getattr(error, "detail", DEFECT)
+    return refused(Refusal(status, str(message)))
 
 
 def _add_state(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from fastapi.responses import Response
 
 from evo2cli import console
@@ -137,7 +138,9 @@ class Guard:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_body:
-                raise self._too_large()
+                # Of all errors while a body is read, FastAPI passes on this one only.
+                refusal = self._too_large()
+                raise HTTPException(refusal.status, refusal.message)
             return message
 
         return bounded

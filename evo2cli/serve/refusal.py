@@ -8,6 +8,7 @@ from stripedhyena2.errors import InputError, InsufficientMemoryError, NonFiniteE
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
 RETRY_AFTER = 1  # seconds
+DEFECT = "an internal error; the server's log has more"
 
 
 class Refusal(Exception):  # noqa: N818 - most are no error of the server
@@ -54,4 +55,4 @@ def refusal_of(error: BaseException) -> Refusal:
     if is_out_of_memory(error):
         return Refusal(503, f"{out_of_memory(error)}; try again, or ask for less")
     console.say("".join(traceback.format_exception(error)).rstrip())
-    return Refusal(500, "an internal error; the server's log has more")
+    return Refusal(500, DEFECT)
