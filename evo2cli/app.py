@@ -22,6 +22,7 @@ from evo2cli.commands import (
     predict,
     saturate,
     score,
+    serve,
     tokenize,
     track,
     train,
@@ -67,6 +68,7 @@ app.command(cls=Command, rich_help_panel=_USE)(merge.merge)
 app.command(cls=Command, rich_help_panel=_USE)(embed.embed)
 app.command(cls=Command, rich_help_panel=_USE)(generate.generate)
 app.command(cls=Command, rich_help_panel=_USE)(predict.predict)
+app.command(cls=Command, rich_help_panel=_USE)(serve.serve)
 app.add_typer(evaluations.app, name="eval", rich_help_panel=_USE)
 app.command(cls=tokenize.Tokenize, rich_help_panel=_TRAIN)(tokenize.tokenize)
 app.command(cls=Command, rich_help_panel=_TRAIN)(plan.plan)

@@ -23,7 +23,7 @@ ROOMS = {
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("tokenize", "train", "score", "saturate", "track", "merge", "embed", "generate"),
         *("finetune", "predict", "eval", "extend", "info", "convert", "merge_adapter"),
-        *("fetch", "doctor", "compat", "hf"),
+        *("fetch", "doctor", "compat", "hf", "serve"),
         *("commands", "app", "__main__"),
     ],
 }

@@ -103,7 +103,7 @@ def test_dependencies_are_what_is_imported() -> None:
     extras = project["optional-dependencies"]
     optional = {
         line.partition(">")[0]
-        for name in ("train", "wandb", "plots", "parquet", "bigwig", "probe", "hf")
+        for name in ("train", "wandb", "plots", "parquet", "bigwig", "probe", "hf", "serve")
         for line in extras[name]
     }
     # Triton comes with the torch that needs it, and is imported only where there is a GPU; torch

@@ -302,7 +302,7 @@ def _read_spans(
         if span is not current:
             previous, current = current, span
         try:
-            record = _parse(line, num_columns)
+            record = read_line(line, num_columns)
         except ValueError as error:
             raise UserError(f"{path}: a line of {span.name}: {error}") from None
         if span.name == previous.name and record.start < previous.end:
@@ -336,14 +336,14 @@ def _read_records(
     """Parse numbered lines; a blank line becomes a record without alleles."""
     for number, line in lines:
         try:
-            record = _parse(line, num_columns)
+            record = read_line(line, num_columns)
         except ValueError as error:
             raise UserError(f"{path}: line {number}: {error}") from None
         yield record
 
 
-def _parse(line: bytes, num_columns: int) -> VariantRecord:
-    """Parse one line.
+def read_line(line: bytes, num_columns: int = FIRST_COLUMNS) -> VariantRecord:
+    """Read one line after the header; a blank line becomes a record without alleles.
 
     Raises:
         ValueError: It is not a record with `num_columns` columns, or was scored before.

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """An argument or a file cannot be used; the message names it, its value and the way out."""
 
 
+class InsufficientMemoryError(InputError):
+    """A sequence does not fit the memory that is free; the message says what would."""
+
+
 class NonFiniteError(FloatingPointError):
     """A result is NaN or infinite; the message names the layer in which that began, if one did."""
 

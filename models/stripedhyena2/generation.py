@@ -2,12 +2,14 @@
 
 The model reads one prompt after the other, chunk by chunk; then each sequence grows in a row of a
 `Decoder`. When a sequence ends, the next one takes its row. `generate_sequences` is
-`StripedHyena2.generate`; `generate` is the same for any tokens, rules and random numbers.
+`StripedHyena2.generate`; `generate` is the same for any tokens, rules and random numbers; `Rows`
+lets sequences join and leave at any time.
 
 B rows, L prompt length, V vocabulary.
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -91,6 +93,7 @@ class Sample:
         drawn_logprobs: Log-probability of each in the distribution it was drawn from, in nats.
         logits: Logits [V] that each was drawn from, if they are kept.
         stop_reason: "length", or what the guide said; empty while the sequence grows.
+        problem: Why the sequence cannot grow on: its logits are NaN or infinite. Otherwise empty.
     """
 
     index: int
@@ -99,6 +102,12 @@ class Sample:
     drawn_logprobs: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     stop_reason: str = ""
+    problem: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no token will follow."""
+        return bool(self.stop_reason or self.problem)
 
 
 @dataclass(frozen=True)
@@ -252,82 +261,145 @@ def generate(
         check_count(f"prompt {index}: num_tokens", request.num_tokens)
     if not requests:
         return
-    batch_size = min(batch_size, len(requests))
-    while True:
-        try:
-            batch = _Batch(model, requests, sampler, batch_size, float8, keep_logits, progress)
-            break
-        except RuntimeError as error:
-            if batch_size == 1 or not is_out_of_memory(error):
-                raise
-            batch_size //= 2
-            _LOG.warning("out of memory; generating %d sequences at a time instead", batch_size)
+    capacity = max(len(request.prompt_L) + request.num_tokens for request in requests)
+    rows = Rows.within_memory(
+        model,
+        min(batch_size, len(requests)),
+        capacity,
+        float8=float8,
+        prompt_L=requests[0].prompt_L,
+    )
+    waiting = deque(enumerate(requests))
     finished: dict[int, Sample] = {}
     next_index = 0
-    for sample in batch.run():
-        finished[sample.index] = sample
+    while waiting or rows.samples:
+        if waiting and rows.has_room:
+            index, request = waiting.popleft()
+            grown = [rows.add(request, sampler, index, keep_logits=keep_logits)]
+        else:
+            grown = rows.step()
+        for sample in grown:
+            if sample.problem:
+                raise NonFiniteLogitsError(sample.index, sample.problem)
+            if sample.stop_reason:
+                finished[sample.index] = sample
+        progress(len(grown))
         while next_index in finished:
             yield finished.pop(next_index)
             next_index += 1
 
 
-class _Batch:
-    """The sequences in the rows of a decoder."""
+class Rows:
+    """Sequences in the rows of a decoder, which join and leave between tokens.
+
+    The logits of a sequence do not depend on what grows beside it; the number of rows, which is
+    fixed, may show in their last bits.
+
+    Args:
+        model: On any device; random numbers are turned into tokens on the CPU, in fp64.
+        batch_size: Number of rows.
+        capacity: The most tokens of a sequence, with its prompt.
+        float8: Store keys and values in FP8.
+
+    Attributes:
+        batch_size: Number of rows.
+        capacity: The most tokens of a sequence, with its prompt.
+    """
 
     def __init__(
-        self,
-        model: "StripedHyena2",
-        requests: Sequence[Request],
-        sampler: Sampler,
-        batch_size: int,
-        float8: bool,
-        keep_logits: bool,
-        progress: Progress,
+        self, model: "StripedHyena2", batch_size: int, capacity: int, *, float8: bool = False
     ) -> None:
+        self.batch_size, self.capacity = batch_size, capacity
         self._model = model
         self._device = next(model.parameters()).device
-        self._requests = requests
-        self._sampler = sampler
-        self._keep_logits = keep_logits
-        self._progress = progress
-        self._waiting = iter(range(len(requests)))
-        self._rows: list[Sample | None] = [None] * batch_size
-        capacity = max(len(request.prompt_L) + request.num_tokens for request in requests)
-        self._decoder = Decoder(model, len(self._rows), capacity, float8=float8)
+        self._rows: list[_Growing | None] = [None] * batch_size
+        self._decoder = Decoder(model, batch_size, capacity, float8=float8)
         self._masks: dict[tuple[int, ...] | None, Tensor] = {}
         self._prompt_L: Tensor | None = None  # the prompt read last, with its logits and its cache
         self._logits_1V: Tensor
         self._cache: Cache
-        # All memory is allocated here, so that the caller can try again with fewer rows.
         self._decoder.step(torch.zeros(batch_size, dtype=torch.int64, device=self._device))
-        self._read(requests[0].prompt_L, row=0)
 
-    def run(self) -> Iterator[Sample]:
-        """Samples in the order in which they end."""
-        for row in range(len(self._rows)):
-            yield from self._fill(row)
-        while any(self._rows):
-            last = [sample.ids[-1] if sample else 0 for sample in self._rows]
-            logits_BV = self._decoder.step(torch.tensor(last, device=self._device)).cpu()
-            growing = [(row, sample) for row, sample in enumerate(self._rows) if sample]
-            self._draw([sample for _, sample in growing], logits_BV[[row for row, _ in growing]])
-            for row, sample in growing:
-                if sample.stop_reason:
-                    yield sample
-                    yield from self._fill(row)
+    @classmethod
+    def within_memory(
+        cls,
+        model: "StripedHyena2",
+        batch_size: int,
+        capacity: int,
+        *,
+        float8: bool = False,
+        prompt_L: Tensor,
+    ) -> "Rows":
+        """As many rows as the memory allows: `batch_size`, halved until a prompt can be read, too.
 
-    def _fill(self, row: int) -> Iterator[Sample]:
-        """Put the next sequence into a row; yields sequences that end with their first token."""
-        self._rows[row] = None
-        for index in self._waiting:
-            self._read(self._requests[index].prompt_L, row)
-            sample = Sample(index)
-            self._draw([sample], self._logits_1V)
-            if not sample.stop_reason:
-                self._decoder.place(row, self._cache)
-                self._rows[row] = sample
-                return
-            yield sample
+        Raises:
+            RuntimeError: Out of memory even for one row.
+        """
+        while True:
+            try:
+                rows = cls(model, batch_size, capacity, float8=float8)
+                rows._read(prompt_L, row=0)
+                return rows
+            except RuntimeError as error:
+                if batch_size == 1 or not is_out_of_memory(error):
+                    raise
+                batch_size //= 2
+                _LOG.warning("out of memory; generating %d sequences at a time instead", batch_size)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples that grow."""
+        return [growing.sample for growing in self._rows if growing is not None]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a row is free."""
+        return None in self._rows
+
+    def add(
+        self, request: Request, sampler: Sampler, index: int = 0, *, keep_logits: bool = False
+    ) -> Sample:
+        """Read a prompt into a free row, and draw the first token after it.
+
+        The prompt is not read again if it is the tensor that was read last.
+
+        Args:
+            request: What to generate; prompt and tokens must not be more than the capacity.
+            sampler: The distribution that tokens are drawn from.
+            index: The index of the sample.
+            keep_logits: Keep the logits of every token in the sample.
+        """
+        row = self._rows.index(None)
+        self._read(request.prompt_L, row)
+        # Placed also if it ends here: idle rows are written to, beyond the sequence placed last.
+        self._decoder.place(row, self._cache)
+        growing = _Growing(Sample(index), request, sampler, keep_logits)
+        self._draw([growing], self._logits_1V)
+        if not growing.sample.has_ended:
+            self._rows[row] = growing
+        return growing.sample
+
+    def step(self) -> list[Sample]:
+        """Draw a token for every sample; those that end, or have a problem, leave their rows."""
+        last = [growing.sample.ids[-1] if growing else 0 for growing in self._rows]
+        logits_BV = self._decoder.step(torch.tensor(last, device=self._device)).cpu()
+        all_growing = [(row, growing) for row, growing in enumerate(self._rows) if growing]
+        by_sampler: dict[Sampler, list[tuple[int, _Growing]]] = {}
+        for row, growing in all_growing:
+            by_sampler.setdefault(growing.sampler, []).append((row, growing))
+        for group in by_sampler.values():
+            self._draw([growing for _, growing in group], logits_BV[[row for row, _ in group]])
+        for row, growing in all_growing:
+            if growing.sample.has_ended:
+                self._rows[row] = None
+        return [growing.sample for _, growing in all_growing]
+
+    def remove(self, sample: Sample) -> None:
+        """Free the row of a sample, if it has one."""
+        self._rows = [
+            None if growing is not None and growing.sample is sample else growing
+            for growing in self._rows
+        ]
 
     def _read(self, prompt_L: Tensor, row: int) -> None:
         """Read a prompt into a row, unless it is the one read last.
@@ -336,40 +408,44 @@ class _Batch:
         other samples of the prompt copy them from there.
         """
         if prompt_L is not self._prompt_L:
+            self._prompt_L = None  # until it is read whole
             self._cache = self._decoder.new_cache(row)
             ids_1L = prompt_L[None].to(self._device)
             self._logits_1V = prefill(self._model, ids_1L, self._cache).cpu()
             self._prompt_L = prompt_L
 
-    def _draw(self, samples: Sequence[Sample], logits_BV: Tensor) -> None:
-        """Draw the next token of every sample from its row of logits."""
-        for sample, is_finite in zip(samples, logits_BV.isfinite().all(1).tolist(), strict=True):
+    def _draw(self, group: "Sequence[_Growing]", logits_BV: Tensor) -> None:
+        """Draw the next token of samples that share a sampler, each from its row of logits."""
+        are_finite = logits_BV.isfinite().all(1)
+        for growing, is_finite in zip(group, are_finite.tolist(), strict=True):
             if not is_finite:
-                raise self._not_finite(sample)
-        if self._keep_logits:
-            for sample, logits_V in zip(samples, logits_BV, strict=True):
-                sample.logits.append(logits_V.clone())
+                growing.sample.problem = self._not_finite(growing)
+        group = [growing for growing in group if not growing.sample.problem]
+        logits_BV = logits_BV[are_finite]
+        if not group:
+            return
+        for growing, logits_V in zip(group, logits_BV, strict=True):
+            if growing.keep_logits:
+                growing.sample.logits.append(logits_V.clone())
         logits_BV = logits_BV.double()
-        requests = [self._requests[sample.index] for sample in samples]
-        allowed_BV = torch.stack([self._mask(request.guide) for request in requests])
-        probabilities_BV = self._sampler.probabilities(logits_BV, allowed_BV)
-        ids_B = draw(probabilities_BV, [request.uniforms.draw() for request in requests])
+        allowed_BV = torch.stack([self._mask(growing.request.guide) for growing in group])
+        probabilities_BV = group[0].sampler.probabilities(logits_BV, allowed_BV)
+        ids_B = draw(probabilities_BV, [growing.request.uniforms.draw() for growing in group])
         drawn = zip(
-            samples,
-            requests,
+            group,
             ids_B.tolist(),
             _picked(torch.log_softmax(logits_BV, 1), ids_B),
             _picked(probabilities_BV.log(), ids_B),
             strict=True,
         )
-        for sample, request, token, logprob, drawn_logprob in drawn:
+        for growing, token, logprob, drawn_logprob in drawn:
+            sample, request = growing.sample, growing.request
             sample.ids.append(token)
             sample.logprobs.append(logprob)
             sample.drawn_logprobs.append(drawn_logprob)
             reason = None if request.guide is None else request.guide.advance(token)
             is_full = len(sample.ids) == request.num_tokens
             sample.stop_reason = reason or ("length" if is_full else "")
-        self._progress(len(samples))
 
     def _mask(self, guide: Guide | None) -> Tensor:
         """Tokens that may be drawn, [V]."""
@@ -382,10 +458,10 @@ class _Batch:
             self._masks[ids] = mask_V
         return mask_V
 
-    def _not_finite(self, sample: Sample) -> NonFiniteLogitsError:
-        """The error for logits that are not finite, with the layer where that began."""
-        prompt_L = self._requests[sample.index].prompt_L
-        ids_1L = torch.cat([prompt_L, torch.tensor(sample.ids, dtype=torch.int64)])[None]
+    def _not_finite(self, growing: "_Growing") -> str:
+        """The problem of logits that are not finite, with the layer where that began."""
+        ids = torch.tensor(growing.sample.ids, dtype=torch.int64)
+        ids_1L = torch.cat([growing.request.prompt_L, ids])[None]
         cache = self._model.new_cache(*ids_1L.shape)
         layer = first_nonfinite_layer(
             self._model,
@@ -393,11 +469,20 @@ class _Batch:
             lambda ids_BL: prefill(self._model, ids_BL, cache),
         )
         origin = f"first in layer {layer}" if layer else "in decoding alone"
-        return NonFiniteLogitsError(
-            sample.index,
-            f"the logits of token {len(sample.ids) + 1} after the prompt are not finite, {origin}; "
-            "compute in fp32 (--dtype fp32), or use other weights",
+        return (
+            f"the logits of token {len(ids) + 1} after the prompt are not finite, {origin}; "
+            "compute in fp32 (--dtype fp32), or use other weights"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Growing:
+    """What a row needs to know of its sequence."""
+
+    sample: Sample
+    request: Request
+    sampler: Sampler
+    keep_logits: bool
 
 
 def _picked(values_BV: Tensor, ids_B: Tensor) -> list[float]:

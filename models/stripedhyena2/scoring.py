@@ -26,7 +26,12 @@ from torch import Tensor
 from stripedhyena2.cache import Cache
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.dna import as_read, check_sequences, strand_of, strands_of
-from stripedhyena2.errors import InputError, NonFiniteError, check_choice
+from stripedhyena2.errors import (
+    InputError,
+    InsufficientMemoryError,
+    NonFiniteError,
+    check_choice,
+)
 from stripedhyena2.host import available_bytes
 from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.progress import Progress, ignore_progress
@@ -187,7 +192,7 @@ def sequence_logprob(
             tag. After it the first base has a prediction, too.
 
     Raises:
-        InputError: The memory does not suffice, even for the smallest chunks.
+        InsufficientMemoryError: The memory does not suffice, even for the smallest chunks.
     """
     letters = context + bases
 
@@ -254,7 +259,7 @@ def stream_within_memory(
         max_memory: As for `sequence_logprob`.
 
     Raises:
-        InputError: The memory does not suffice, even for the smallest chunks.
+        InsufficientMemoryError: The memory does not suffice, even for the smallest chunks.
     """
     streaming: Streaming | None = choose_streaming(model, num_bases, max_memory)
     while streaming is not None:
@@ -277,7 +282,7 @@ def stream_within_memory(
                 _LOG.warning(
                     "out of memory; retrying with chunks of %d bases%s", streaming.chunk, where
                 )
-    raise InputError(
+    raise InsufficientMemoryError(
         f"{num_bases:,} bases do not fit into the memory of {model.embedding.weight.device}, even "
         "in small chunks; free some of it, or cut the sequence"
     )
@@ -292,7 +297,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
         max_memory: None for the free memory of the device.
 
     Raises:
-        InputError: Every plan needs more memory.
+        InsufficientMemoryError: Every plan needs more memory.
     """
     weight = model.embedding.weight
     tensors = model.state_dict().values()
@@ -302,7 +307,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
         available = available_bytes()
         needed = Streaming().peak_memory(model.config, num_bases, weight.element_size())
         if available is not None and needed > available:
-            raise InputError(
+            raise InsufficientMemoryError(
                 f"{num_bases:,} tokens need {needed / 2**20:,.0f} MiB beside the weights, and "
                 f"{available / 2**20:,.0f} are free; free some, or cut the sequence"
             )
@@ -316,7 +321,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
             model.config, num_bases, weight.element_size(), weights, max_memory
         )
     except MemoryError as error:
-        raise InputError(f"{error}; {advice}, or cut the sequence") from error
+        raise InsufficientMemoryError(f"{error}; {advice}, or cut the sequence") from error
 
 
 def require_finite(logprob: float, model: "StripedHyena2", bases: bytes, name: str) -> None:

@@ -1,0 +1,17 @@
+"""`evo2 serve`."""
+
+from evo2cli.options import takes
+from evo2cli.serve.options import ServeOptions
+
+
+@takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
+    """Answer requests over HTTP: generate, score, embed; for one model and many clients.
+
+    Paths and fields are those of NVIDIA's Evo 2 NIM, those of OpenAI (completions, embeddings), and
+    our own for variants, saturation and tracks; /docs lists them. Needs the extra: pip install
+    'evo2cli[serve]'.
+    """
+    from evo2cli.serve.run import serve as run
+
+    run(options)

@@ -1,0 +1,91 @@
+"""From the results of a job to an answer: all at once, or as a stream of events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from evo2cli.serve.engine import Engine, Job
+from evo2cli.serve.refusal import Refusal, refusal_of
+
+CLIENT_CLOSED = 499  # for the log: the client has hung up
+
+
+class Json(JSONResponse):
+    """JSON in ASCII, which holds every text that a request can hold."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of `content`; NaN and infinity are refused."""
+        return to_json(content).encode()
+
+
+def to_json(content: Any) -> str:
+    """JSON in ASCII."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))
+
+
+def refused(refusal: Refusal) -> Response:
+    """The answer that says why there is no other."""
+    return Json(refusal.body(), refusal.status, refusal.headers)
+
+
+async def results(engine: Engine, job: Job, request: Request) -> list[Any]:
+    """All results of a job, unless the client hangs up before.
+
+    Raises:
+        Refusal: The job was not accepted, or has failed; or the client has hung up.
+    """
+    engine.submit(job)
+
+    async def collect() -> list[Any]:
+        return [result async for result in job]
+
+    async def hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    collected, gone = asyncio.ensure_future(collect()), asyncio.ensure_future(hang_up())
+    try:
+        await asyncio.wait({collected, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not collected.done():
+            raise Refusal(CLIENT_CLOSED, "the client has hung up")
+        return collected.result()
+    finally:
+        job.is_abandoned = True
+        collected.cancel()
+        gone.cancel()
+
+
+def event_stream(
+    engine: Engine, job: Job, event: Callable[[Any], dict[str, Any] | None]
+) -> Response:
+    """An answer of server-sent events: one for each result, and "[DONE]" at the end.
+
+    Args:
+        engine: Runs the job.
+        job: The job.
+        event: What is sent of a result, or None.
+
+    Raises:
+        Refusal: The job was not accepted.
+    """
+    engine.submit(job)
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for result in job:
+                if (sent := event(result)) is not None:
+                    yield f"data: {to_json(sent)}\n\n"
+        except Refusal as error:
+            yield f"data: {to_json(refusal_of(error).body())}\n\n"
+        else:
+            yield "data: [DONE]\n\n"
+        finally:
+            job.is_abandoned = True
+
+    return StreamingResponse(
+        lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )

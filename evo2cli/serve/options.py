@@ -1,0 +1,80 @@
+"""Options of `evo2 serve`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evo2cli.options import ModelOptions, Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddressOptions(Options, panel="Address"):
+    """Where the server listens, and whom it answers."""
+
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen at. The default answers this machine only; 0.0.0.0 answers "
+            "every network.",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answer only requests with one of these keys (one a line), sent as "
+            "'Authorization: Bearer KEY'.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions(Options, panel="Limits"):
+    """How much may be asked."""
+
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, help="Sequences that grow together; halved until the memory suffices."),
+    ] = 16
+    queue: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Requests that may wait beside as many as grow together; further ones are told to "
+            "come back later (429).",
+        ),
+    ] = 256
+    max_bases: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Bases of a sequence (with those generated after it), a window or a region.",
+            show_default="16384, or the model's context if that is less",
+        ),
+    ] = None
+    max_layers: Annotated[int, typer.Option(min=1, help="Layers that a request may ask for.")] = 100
+    max_body: Annotated[int, typer.Option(min=1, help="Size of a request in MiB.")] = 4
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds after which a request that is not done is ended.")
+    ] = 600.0
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="After SIGTERM or Ctrl-C, seconds for requests that have been accepted.",
+        ),
+    ] = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(LimitOptions, AddressOptions, ModelOptions, panel="Input"):
+    """All options of `evo2 serve`."""
+
+    reference: Annotated[
+        Path | None,
+        typer.Option("-R", "--reference", metavar="FASTA", help="Genome of variants and regions."),
+    ] = None

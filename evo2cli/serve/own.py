@@ -1,0 +1,220 @@
+"""Our own paths: scores of sequences and variants, saturation, and tracks."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from evo2cli.errors import UserError
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.reference import Reference
+from evo2cli.genome.variant_names import read_variant_name
+from evo2cli.genome.vcf import VariantRecord, read_line
+from evo2cli.genome.windows import upper_dna
+from evo2cli.saturate.records import locate_region, snv_records
+from evo2cli.score import score_sequences
+from evo2cli.score.alleles import VariantScorer
+from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
+from evo2cli.score.output import FIELDS, PERCENTILE, WINDOW_COLUMNS, allele_rows
+from evo2cli.serve.answers import Json, results
+from evo2cli.serve.engine import Engine, Served, Task
+from evo2cli.serve.reading import (
+    MAX_SEQUENCES,
+    check_length,
+    check_number,
+    read_dna,
+)
+from evo2cli.serve.refusal import Refusal
+from evo2cli.tables import Row, rounded
+from evo2cli.track.options import Value
+from evo2cli.track.run import DEFAULT_LEAD, Section, section_values
+
+MAX_VARIANTS = 10_000  # of a request
+ROW_FIELDS = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
+SEQUENCE = "sequence"  # the contig that the sequence of a request is
+
+
+class Score(BaseModel):
+    """A request for the log-likelihoods of sequences."""
+
+    sequences: list[str] = Field(min_length=1)
+    strand: Literal["fwd", "rc", "both"] = "fwd"
+    per_base: bool = Field(False, description="Also the log-probability of each base.")
+
+
+class WindowFields(BaseModel):
+    """Which windows an allele is scored by, as `evo2 score` has them."""
+
+    window: int | None = None
+    windows: Windows = Windows.CENTRED
+    strand: Literal["fwd", "rc", "both"] = "both"
+    indel_mode: IndelMode = IndelMode.FIXED
+    on_ref_mismatch: OnRefMismatch = OnRefMismatch.SKIP
+
+
+class Variants(WindowFields):
+    """A request for the scores of variants."""
+
+    variants: list[str] = Field(
+        min_length=1, description="chrom-pos-ref-alt, chrom:pos:ref>alt, or lines of a VCF."
+    )
+
+
+class Place(BaseModel):
+    """Either a region of the genome, or a sequence."""
+
+    region: str | None = Field(None, description="chr:from-to, 1-based, both ends included.")
+    sequence: str | None = None
+
+
+class Saturate(Place, WindowFields):
+    """A request for the scores of all SNVs of a region, or of a sequence."""
+
+
+class Track(Place):
+    """A request for a value of every base of a region, or of a sequence."""
+
+    value: Value = Value.LOGPROB
+    window: int | None = Field(
+        None, ge=0, description="Bases that are read before a region; 8192 by default."
+    )
+
+
+def routes(engine: Engine) -> APIRouter:
+    """The paths."""
+    router = APIRouter(prefix="/v1", tags=["evo2"])
+
+    @router.post("/score")
+    async def score(asked: Score, request: Request) -> Response:
+        """Log-likelihoods of sequences, in nats; rows are those of `evo2 score`."""
+        check_number("sequences", len(asked.sequences), MAX_SEQUENCES)
+        served = engine.served
+        names = [f"sequence {index}" for index in range(len(asked.sequences))]
+        for name, text in zip(names, asked.sequences, strict=True):
+            tag, bases = read_dna(served, name, text)
+            if asked.per_base and (tag or asked.strand == "both" or len(bases) < 2):
+                raise Refusal(
+                    422, f"{name}: per_base needs two bases or more, one strand and no lineage tag"
+                )
+
+        def work(served: Served) -> Iterator[dict[str, Any]]:
+            for name, text in zip(names, asked.sequences, strict=True):
+                rows = score_sequences([(name, text)], served.model, strand=asked.strand)
+                row: dict[str, Any] = dict(next(rows))
+                if asked.per_base:
+                    strand: Literal["fwd", "rc"] = "rc" if asked.strand == "rc" else "fwd"
+                    (logprobs_L,) = served.model.score([text], reduce="none", strand=strand)
+                    row["logprobs"] = [rounded(value) for value in logprobs_L.tolist()]
+                yield row
+
+        found = await results(engine, Task(work, engine.deadline()), request)
+        return Json({"scores": found})
+
+    @router.post("/variants")
+    async def variants(asked: Variants, request: Request) -> Response:
+        """Scores of variants against the genome; rows are those of `evo2 score`."""
+        check_number("variants", len(asked.variants), MAX_VARIANTS)
+        options = _options(asked, engine.served)
+        records = [_record(index, text) for index, text in enumerate(asked.variants)]
+
+        def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
+            yield from _score(VariantScorer(served.model, _genome(served), options), records)
+
+        return await _rows(engine, work, request)
+
+    @router.post("/saturate")
+    async def saturate(asked: Saturate, request: Request) -> Response:
+        """Scores of all SNVs of a region or a sequence; rows are those of `evo2 saturate`."""
+        options = _options(asked, engine.served)
+
+        def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
+            genome, region = _place(served, asked)
+            scorer = VariantScorer(served.model, genome, options)
+            yield from _score(scorer, list(snv_records(genome, region)))
+
+        return await _rows(engine, work, request)
+
+    @router.post("/track")
+    async def track(asked: Track, request: Request) -> Response:
+        """A value for every base: log-probability (nats) or entropy (bits), by `evo2 track`."""
+        if asked.window is not None:
+            check_length(engine.served, "window", asked.window)
+
+        def work(served: Served) -> Iterator[tuple[str, int, list[float]]]:
+            genome, region = _place(served, asked)
+            context = served.model.config.context
+            lead = min(DEFAULT_LEAD, context) if asked.window is None else asked.window
+            first = max(0, region.start - lead)
+            letters = upper_dna(genome.fetch(Interval(region.name, first, region.end)))
+            cut = region.start - first
+            section = Section(region.name, region.start, letters[:cut], letters[cut:])
+            for start, values in section_values(served.model, asked.value, section):
+                yield region.name, start, values
+
+        found = await results(engine, Task(work, engine.deadline()), request)
+        values = [rounded(value) for _, _, part in found for value in part]
+        return Json({"name": found[0][0], "start": found[0][1], "values": values})
+
+    return router
+
+
+async def _rows(engine: Engine, work: Any, request: Request) -> Response:
+    found = await results(engine, Task(work, engine.deadline()), request)
+    rows = [row for _, rows in sorted(found, key=lambda pair: pair[0]) for row in rows]
+    return Json({"variants": rows})
+
+
+def _options(asked: WindowFields, served: Served) -> AlleleOptions:
+    if asked.window is not None:
+        check_length(served, "window", asked.window)
+    fields: dict[str, Any] = {name: getattr(asked, name) for name in WindowFields.model_fields}
+    return AlleleOptions(**fields)
+
+
+def _genome(served: Served) -> Reference:
+    if served.genome is None:
+        raise UserError("this server has no genome; start it with --reference genome.fa")
+    return served.genome
+
+
+def _record(index: int, text: str) -> VariantRecord:
+    """A variant written as one word, or as a line of a VCF."""
+    clean = text.encode(errors="replace").decode().strip("\r\n")
+    if "\t" not in clean:
+        return read_variant_name(clean)
+    try:
+        return read_line(clean.encode())
+    except ValueError as error:
+        raise UserError(f"variant {index}: {error}") from None
+
+
+def _score(
+    scorer: VariantScorer, records: Sequence[VariantRecord]
+) -> Iterator[tuple[int, list[Row]]]:
+    """The rows of each record with its index, by position, so that neighbours share windows."""
+    for index in sorted(range(len(records)), key=lambda i: (records[i].contig, records[i].start)):
+        record = records[index]
+        yield index, list(allele_rows(record, scorer.score(record), ROW_FIELDS))
+
+
+def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:
+    """The genome and the region that a request means; a sequence is a genome of its own."""
+    if (asked.region is None) == (asked.sequence is None):
+        raise UserError("give either a region or a sequence")
+    if asked.region is not None:
+        genome = _genome(served)
+        region = locate_region(genome, asked.region)
+        check_length(served, asked.region, len(region))
+        return genome, region
+    tag, bases = read_dna(served, SEQUENCE, asked.sequence or "")
+    if tag or len(bases) < 2:
+        raise UserError("sequence: needs two bases or more, and no lineage tag")
+    whole = Interval(SEQUENCE, 0, len(bases))
+    genome = Reference(
+        {SEQUENCE: len(bases)},
+        lambda interval: bases[interval.start : interval.end],
+        lambda: None,
+    )
+    return genome, whole

@@ -1,0 +1,97 @@
+"""`evo2 serve`: starts the engine and the web server, and ends them in good order."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evo2cli import console
+from evo2cli.errors import UserError
+from evo2cli.serve.options import ServeOptions
+
+
+def serve(options: ServeOptions) -> None:
+    """Answer requests until SIGTERM or Ctrl-C.
+
+    Raises:
+        UserError: The extra is not installed, the address is taken, or the model cannot be opened.
+        InputError: The model cannot be loaded as asked.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"evo2 serve needs {error.name}: pip install 'evo2cli[serve]'") from None
+    from evo2cli.serve.app import make_app
+    from evo2cli.serve.engine import Engine
+    from evo2cli.serve.guard import is_loopback
+
+    class Server(uvicorn.Server):
+        """A server that ends without losing a request."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """At SIGTERM or Ctrl-C, accept nothing more and finish what has been accepted."""
+
+            def end() -> None:
+                engine.close(options.grace)
+                self.should_exit = True
+
+            loop = asyncio.get_running_loop()
+            signals = (signal.SIGTERM, signal.SIGINT)
+            for number in signals:
+                loop.add_signal_handler(number, end)
+            try:
+                yield
+            finally:
+                for number in signals:
+                    loop.remove_signal_handler(number)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    engine = Engine(options, stop, lambda: console.say(f"{name} is ready at {address}"))
+    name = Path(options.model).name
+    app = make_app(options, engine, name)
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{shown}:{options.port}"
+    if not is_loopback(options.host) and options.api_key_file is None:
+        console.warn(f"--host {options.host}: everyone who reaches it may ask; see --api-key-file")
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        # What is not over then has been refused by the engine before.
+        timeout_graceful_shutdown=round(options.grace) + 5,
+    )
+    server = Server(config)
+    with _listen(options) as listening:
+        engine.start()
+        server.run(sockets=[listening])
+    engine.close(0)
+    engine.join(5)
+    if engine.failure is not None:
+        raise engine.failure
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    """A socket that listens at the address.
+
+    Raises:
+        UserError: The address is not one of this machine, or is taken.
+    """
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"--host {options.host} --port {options.port}: {error.strerror or error}; "
+            "choose another port or address"
+        ) from None

@@ -1,0 +1,87 @@
+"""A server in a thread of this process, at a free port."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from evo2cli.serve.app import make_app
+from evo2cli.serve.engine import Engine
+from evo2cli.serve.options import ServeOptions
+from stripedhyena2 import StripedHyena2
+
+GENOME = b"ACGTTGCAGGCTTAACGGATCCATTGCAGTNACGGTTAACCGTAGGCATCGATTACAGCATGCCCGGAATTTAGC" * 4
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A server that runs."""
+
+    url: str
+    engine: Engine
+    client: httpx.Client
+
+    @property
+    def model(self) -> StripedHyena2:
+        return self.engine.served.model
+
+    def post(self, path: str, **body: Any) -> Any:
+        """The JSON of an answer that must be 200."""
+        answer = self.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until a condition holds; it is an error if it never does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextmanager
+def serving(**given: Any) -> Iterator[Serving]:
+    """A server with these options; it answers when the block begins."""
+    options = ServeOptions(**{"max_bases": 600, "batch_size": 4, **given})
+    engine = Engine(options)
+    app = make_app(options, engine, "nano")
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with listening, httpx.Client(base_url=url, timeout=60) as client:
+        engine.start()
+        thread.start()
+        try:
+            wait_until(lambda: engine.is_ready or engine.failure is not None)
+            yield Serving(url, engine, client)
+        finally:
+            server.should_exit = True
+            engine.close(0)
+            engine.join(60)
+            thread.join(60)
+    assert not thread.is_alive()
+    assert engine.failure is None
+
+
+@pytest.fixture(scope="package")
+def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("genome") / "genome.fa"
+    path.write_bytes(b">chr1\n" + GENOME + b"\n")
+    return path
+
+
+@pytest.fixture(scope="package")
+def server(genome: Path) -> Iterator[Serving]:
+    with serving(reference=genome) as running:
+        yield running

@@ -1,0 +1,333 @@
+"""One engine for many requests: nobody notices the others, and what fails harms nobody else."""
+
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from evo2cli.serve import engine as engines
+from evo2cli.serve import own
+from evo2cli.serve.engine import Served
+from stripedhyena2 import scoring
+from tests.evo2cli.serve.conftest import GENOME, Serving, serving, wait_until
+
+LONG = {"sequence": "ACGT", "num_tokens": 200, "random_seed": 0}
+GENERATE = "/biology/arc/evo2/generate"
+
+
+def requests(count: int, longest: int = 40) -> list[tuple[str, dict[str, Any]]]:
+    """Requests of all kinds, in no order."""
+    draw = random.Random(count)  # noqa: S311 - not for cryptography
+
+    def dna() -> str:
+        start = draw.randrange(100)
+        return GENOME[start : start + draw.randrange(2, longest)].decode()
+
+    kinds: list[Callable[[int], tuple[str, dict[str, Any]]]] = [
+        lambda i: (
+            GENERATE,
+            {
+                "sequence": dna(),
+                "num_tokens": draw.randrange(1, longest),
+                "random_seed": i,
+                "temperature": draw.choice([0.5, 1.0, 1.3]),
+                "top_k": draw.choice([0, 1, 3]),
+                "top_p": draw.choice([0.0, 0.9]),
+                "enable_logits": True,
+            },
+        ),
+        lambda i: (
+            "/v1/completions",
+            {
+                "model": "nano",
+                "prompt": [dna(), dna()],
+                "n": 2,
+                "seed": i,
+                "logprobs": 1,
+                "max_tokens": draw.randrange(longest),
+                "echo": True,
+            },
+        ),
+        lambda _: ("/v1/score", {"sequences": [dna(), dna()], "strand": "both"}),
+        lambda _: ("/v1/variants", {"variants": ["chr1-40-G-C", "chr1-90-A-T"], "window": 32}),
+        lambda _: ("/v1/embeddings", {"model": "nano", "input": dna()}),
+        lambda _: ("/v1/track", {"sequence": dna()}),
+        lambda _: (
+            "/biology/arc/evo2/forward",
+            {"sequence": dna(), "output_layers": ["blocks.1", "output_layer"]},
+        ),
+    ]
+    return [kinds[i % len(kinds)](i) for i in range(count)]
+
+
+def asked(client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer, without what differs each time."""
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return {key: found[key] for key in found if key not in ("id", "created", "elapsed_ms")}
+
+
+def test_together_is_alone(server: Serving) -> None:
+    """Every answer has the same bits, whoever else is served."""
+    jobs = requests(28)
+    alone = [asked(server.client, *job) for job in jobs]
+    with ThreadPoolExecutor(14) as pool:
+        together = list(pool.map(lambda job: asked(server.client, *job), jobs))
+    assert together == alone
+
+
+def test_a_late_request_joins_and_leaves_before_an_early_one(server: Serving) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(server.post, GENERATE, **LONG)
+        wait_until(lambda: server.engine.num_growing == 1)
+        server.post(GENERATE, sequence="A", num_tokens=3)
+        server.post("/v1/score", sequences=["ACGT"])
+        assert not early.done()
+        assert len(early.result()["sequence"]) == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_frees_the_row(server: Serving, stream: bool) -> None:
+    body = {"model": "nano", "prompt": "A", "max_tokens": 590, "stream": stream, "n": 9}
+    before = dict(server.engine.counts.ended)
+    request = server.client.build_request("POST", "/v1/completions", json=body)
+    host, port = str(request.url.host), request.url.port
+    assert port is not None
+    head = b"POST /v1/completions HTTP/1.1\r\n" + b"".join(
+        b"%s: %s\r\n" % pair for pair in request.headers.raw
+    )
+    with socket.create_connection((host, port)) as connection:
+        connection.sendall(head + b"\r\n" + request.content)
+        wait_until(lambda: server.engine.num_growing == 4)
+        if stream:
+            assert b"200 OK" in connection.recv(1000)
+    wait_until(lambda: server.engine.num_jobs == 0)
+    assert server.engine.num_growing == 0
+    assert server.engine.counts.ended == before | {"abandoned": before["abandoned"] + 1}
+
+
+def test_too_many_are_told_to_come_back() -> None:
+    with serving(batch_size=1, queue=1) as server, ThreadPoolExecutor(2) as pool:
+        accepted = [pool.submit(server.post, GENERATE, **LONG) for _ in range(2)]
+        wait_until(lambda: server.engine.num_jobs == 2)
+        for path, body in ((GENERATE, LONG), ("/v1/score", {"sequences": ["ACGT"]})):
+            answer = server.client.post(path, json=body)
+            assert answer.status_code == 429
+            assert int(answer.headers["retry-after"]) > 0
+        first, second = [each.result()["sequence"] for each in accepted]
+        assert first == second
+        server.post("/v1/score", sequences=["ACGT"])
+
+
+def test_a_deadline_ends_a_request() -> None:
+    with serving(timeout=0.5) as server:
+        answer = server.client.post(
+            "/v1/completions", json={"model": "nano", "prompt": "A", "max_tokens": 590, "n": 100}
+        )
+        assert answer.status_code == 504
+        assert "not done within 0.5 seconds" in answer.text
+        assert server.engine.num_jobs == server.engine.num_growing == 0
+
+
+def test_nan_names_its_layer_and_harms_nobody_else(server: Serving) -> None:
+    """Of a model that is broken for a while."""
+    calls = {
+        GENERATE: {"sequence": "ACGT", "num_tokens": 3},
+        "/v1/score": {"sequences": ["ACGT"]},
+        "/v1/track": {"sequence": "ACGT"},
+        "/v1/saturate": {"sequence": "ACGT"},
+        "/v1/embeddings": {"model": "nano", "input": "ACGT"},
+        "/v1/completions": {
+            "model": "nano",
+            "prompt": "ACGT",
+            "max_tokens": 0,
+            "echo": True,
+            "logprobs": 1,
+        },
+        "/biology/arc/evo2/forward": {"sequence": "ACGT", "output_layers": ["output_layer"]},
+    }
+    weight = server.model.blocks[2].mlp.down.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(torch.nan)
+    try:
+        for path, body in calls.items():
+            answer = server.client.post(path, json=body)
+            assert answer.status_code == 500, path
+            assert "first in layer blocks.2.mlp" in answer.json()["detail"], path
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    for path, body in calls.items():
+        server.post(path, **body)
+    assert server.engine.num_jobs == server.engine.num_growing == 0
+
+
+def test_nan_of_a_sequence_that_grows_ends_it_alone(server: Serving) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        growing = pool.submit(server.client.post, GENERATE, json=LONG)
+        wait_until(lambda: server.engine.num_growing == 1)
+        weight = server.model.blocks[2].mlp.down.weight
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.fill_(torch.nan)
+            answer = growing.result()
+            weight.copy_(kept)
+    assert answer.status_code == 500
+    assert "first in layer blocks.2.mlp" in answer.json()["detail"]
+    assert len(server.post(GENERATE, **LONG)["sequence"]) == 200
+
+
+def test_where_memory_is_short_a_request_may_come_again(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as short:
+        short.setattr(scoring, "available_bytes", lambda: 1)
+        answer = server.client.post("/v1/score", json={"sequences": ["ACGT"]})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "tokens need" in answer.text
+
+    def fails(*_: object, **__: object) -> Iterator[object]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as short:
+        short.setattr(own, "section_values", fails)
+        answer = server.client.post("/v1/track", json={"sequence": "ACGT"})
+        assert answer.status_code == 503
+        assert "out of memory (Tried to allocate 2.00 GiB)" in answer.text
+    with monkeypatch.context() as short:
+        short.setattr(engines.Rows, "add", fails)
+        assert server.client.post(GENERATE, json=LONG).status_code == 503
+    with monkeypatch.context() as short:
+        short.setattr(engines.Rows, "step", fails)
+        assert server.client.post(GENERATE, json=LONG).status_code == 503
+    assert server.engine.num_jobs == server.engine.num_growing == 0
+    server.post("/v1/score", sequences=["ACGT"])
+    assert len(server.post(GENERATE, **LONG)["sequence"]) == 200
+
+
+def test_a_defect_is_a_500_without_its_traceback(
+    server: Serving, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> Iterator[object]:
+        raise KeyError("our own fault")
+
+    monkeypatch.setattr(own, "section_values", fails)
+    answer = server.client.post("/v1/track", json={"sequence": "ACGT"})
+    assert answer.status_code == 500
+    assert "our own fault" not in answer.text
+    assert "our own fault" in capsys.readouterr().err
+
+
+def test_before_the_model_is_loaded_nothing_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, may_load = threading.Event(), threading.Event()
+    open_model = engines.open_model
+
+    def slow(options: Any) -> Any:
+        loading.set()
+        may_load.wait()
+        return open_model(options)
+
+    monkeypatch.setattr(engines, "open_model", slow)
+    found: list[httpx.Response] = []
+
+    def ask(url: str) -> None:
+        with httpx.Client(base_url=url) as client:
+            found.append(client.get("/v1/health/live"))
+            found.append(client.get("/v1/health/ready"))
+            found.append(client.post("/v1/score", json={"sequences": ["ACGT"]}))
+        may_load.set()
+
+    original = engines.Engine.start
+
+    def start(engine: engines.Engine) -> None:
+        original(engine)
+        loading.wait()
+
+    monkeypatch.setattr(engines.Engine, "start", start)
+    with pytest.MonkeyPatch.context() as patch:
+        create = socket.create_server
+
+        def listen(address: tuple[str, int]) -> socket.socket:
+            made = create(address)
+            url = f"http://127.0.0.1:{made.getsockname()[1]}"
+            threading.Thread(target=ask, args=[url]).start()
+            return made
+
+        patch.setattr(socket, "create_server", listen)
+        with serving() as server:
+            server.post("/v1/score", sequences=["ACGT"])
+    assert [answer.status_code for answer in found] == [200, 503, 503]
+
+
+def test_at_the_end_what_was_accepted_is_finished_or_refused() -> None:
+    for grace, status in ((60.0, 200), (0.0, 503)):
+        with serving() as server, ThreadPoolExecutor(1) as pool:
+            accepted = pool.submit(server.client.post, GENERATE, json=LONG)
+            wait_until(lambda engine=server.engine: engine.num_growing == 1)  # type: ignore[misc]
+            server.engine.close(grace)
+            late = server.client.post("/v1/score", json={"sequences": ["ACGT"]})
+            assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+            assert server.client.get("/v1/health/ready").status_code == 503
+            assert accepted.result().status_code == status
+
+
+def test_a_defect_of_the_engine_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("our own fault")
+
+    with serving() as server:
+        monkeypatch.setattr(engines.Engine, "_work", fails)
+        assert server.client.post("/v1/score", json={"sequences": ["ACGT"]}).status_code == 500
+        assert server.client.get("/v1/health/ready").status_code == 503
+        assert isinstance(server.engine.failure, KeyError)
+        server.engine.failure = None  # it is expected
+
+
+@pytest.mark.slow
+def test_under_load_no_answer_is_wrong_and_nothing_leaks(server: Serving) -> None:
+    """Mixed requests, hang-ups, garbage and large bodies; every answer is that of one alone."""
+    jobs = requests(140, longest=60)
+    alone = [asked(server.client, *job) for job in jobs]
+    stop = threading.Event()
+
+    def disturb(number: int) -> None:
+        draw = random.Random(number)  # noqa: S311 - not for cryptography
+        with httpx.Client(base_url=server.url, timeout=0.05) as client:
+            while not stop.is_set():
+                try:
+                    kind = draw.randrange(3)
+                    if kind == 0:
+                        client.post(GENERATE, json=LONG)
+                    elif kind == 1:
+                        client.post("/v1/score", content=draw.randbytes(1000))
+                    else:
+                        client.post("/v1/score", json={"sequences": ["A" * 4_000_000]})
+                except httpx.TimeoutException:
+                    pass
+                time.sleep(0.05)
+
+    disturbers = [threading.Thread(target=disturb, args=[number]) for number in range(3)]
+    for thread in disturbers:
+        thread.start()
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            together = list(pool.map(lambda job: asked(server.client, *job), jobs * 3))
+    finally:
+        stop.set()
+        for thread in disturbers:
+            thread.join()
+    assert together == alone * 3
+    wait_until(lambda: server.engine.num_jobs == 0)
+    assert server.engine.num_growing == 0
+    assert server.engine._rows.samples == []
+    served: Served = server.engine.served
+    assert served.model is server.model

@@ -1,0 +1,317 @@
+"""Every path gives what the command or the Python function gives, whichever dialect asks."""
+
+import base64
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import torch
+
+from evo2cli.genome.interval import Interval
+from evo2cli.genome.reference import Reference
+from evo2cli.saturate.records import snv_records
+from evo2cli.score import score_sequences, score_variants
+from evo2cli.track.options import Value
+from evo2cli.track.run import Section, section_values
+from tests.evo2cli.serve.conftest import GENOME, Serving
+
+PROMPT = "ACGTTGCAGGCTTAACGGAT"
+VARIANTS = ["chr1-40-G-C", "chr1:5:T>TAA", "1-90-A-T,C", "chr1-7-A-C", "chr2-1-A-C"]
+
+
+@pytest.fixture(scope="module")
+def client(server: Serving) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.mark.parametrize("strand", ["fwd", "rc", "both"])
+def test_scores_are_those_of_the_command(server: Serving, strand: str) -> None:
+    sequences = [PROMPT, "acguN", "|D__BACTERIA;P__BACILLOTA|" + PROMPT, "G"]
+    named = [(f"sequence {index}", text) for index, text in enumerate(sequences)]
+    expected = list(score_sequences(named, server.model, strand=strand))
+    assert server.post("/v1/score", sequences=sequences, strand=strand)["scores"] == expected
+
+
+@pytest.mark.parametrize("strand", ["fwd", "rc"])
+def test_scores_by_base_are_the_models(server: Serving, strand: Any) -> None:
+    (found,) = server.post("/v1/score", sequences=[PROMPT], strand=strand, per_base=True)["scores"]
+    (logprobs_L,) = server.model.score([PROMPT], reduce="none", strand=strand)
+    assert found["logprobs"] == [round(value, 6) for value in logprobs_L.tolist()]
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"windows": "anchored", "strand": "rc", "indel_mode": "anchored"}], ids=str
+)
+def test_variants_are_those_of_the_command(
+    server: Serving, genome: Path, given: dict[str, str]
+) -> None:
+    expected = list(score_variants(VARIANTS, genome, server.model, window=64, **given))  # type: ignore[arg-type]
+    found = server.post("/v1/variants", variants=VARIANTS, window=64, **given)["variants"]
+    assert found == expected
+    line = "chr1\t40\trs1\tG\tC\t.\t.\t.\n"
+    (row,) = server.post("/v1/variants", variants=[line], window=64, **given)["variants"]
+    assert row == expected[0] | {"id": "rs1"}
+
+
+def test_saturation_is_that_of_the_command(server: Serving, genome: Path) -> None:
+    with Reference.open(genome) as opened:
+        records = list(snv_records(opened, Interval("chr1", 28, 33)))  # one of them is N
+        expected = list(score_variants(records, opened, server.model, window=64))
+    found = server.post("/v1/saturate", region="chr1:29-33", window=64)["variants"]
+    assert found == expected
+    assert len(found) == 12
+
+
+def test_a_sequence_is_a_genome_of_its_own(server: Serving) -> None:
+    """Saturation of a sequence that is the whole genome is that of the genome."""
+    whole = server.post("/v1/saturate", sequence=GENOME[:20].decode(), window=64)["variants"]
+    assert {row["chrom"] for row in whole} == {"sequence"}
+    assert len(whole) == 3 * 20
+    (low, high) = (
+        server.post("/v1/score", sequences=[text], strand="both")["scores"][0]
+        for text in (GENOME[:20].decode(), "C" + GENOME[1:20].decode())
+    )
+    delta = high["sum_logprob"] - low["sum_logprob"]
+    assert whole[0]["alt"] == "C"
+    assert whole[0]["EVO2_DELTA"] == pytest.approx(delta, abs=1e-4)
+
+
+@pytest.mark.parametrize("value", list(Value))
+def test_tracks_are_those_of_the_command(server: Serving, value: Value) -> None:
+    found = server.post("/v1/track", region="chr1:101-150", value=value.value, window=30)
+    section = Section("chr1", 100, GENOME[70:100], GENOME[100:150])
+    ((start, values),) = section_values(server.model, value, section)
+    assert found == {"name": "chr1", "start": start, "values": [round(v, 6) + 0.0 for v in values]}
+    alone = server.post("/v1/track", sequence=GENOME[:50].decode(), value=value.value)
+    ((start, values),) = section_values(
+        server.model, value, Section("sequence", 0, b"", GENOME[:50])
+    )
+    assert (alone["start"], len(alone["values"])) == (1, 49)
+    assert alone["values"] == [round(v, 6) + 0.0 for v in values]
+
+
+@pytest.mark.parametrize("prefix", ["/biology/arc/evo2", "/v1/biology/arc/evo2-40b"])
+def test_nim_generates_what_the_command_generates(server: Serving, prefix: str) -> None:
+    (expected,) = server.model.generate(
+        PROMPT, num_tokens=30, temperature=0.7, top_k=3, seed=5, top_p=1.0
+    )
+    found = server.post(
+        f"{prefix}/generate",
+        sequence=PROMPT,
+        num_tokens=30,
+        random_seed=5,
+        enable_logits=True,
+        enable_sampled_probs=True,
+        enable_elapsed_ms_per_token=True,
+    )
+    assert found["sequence"] == expected.sequence
+    assert found["sampled_probs"] == pytest.approx([math.exp(x) for x in expected.logprobs])
+    logits = torch.tensor(found["logits"])
+    assert logits.shape == (30, 512)
+    picked = logits.log_softmax(1)[range(30), list(expected.ids)]
+    assert picked.tolist() == pytest.approx(list(expected.logprobs), abs=1e-5)
+    assert len(found["elapsed_ms_per_token"]) == 30
+    assert isinstance(found["elapsed_ms"], int)
+
+
+def test_nim_says_nothing_that_was_not_asked(server: Serving) -> None:
+    """Null stands for the default, and 0 and 1 both switch top_p off."""
+    asked = {"sequence": PROMPT, "random_seed": 1}
+    found = server.post("/biology/arc/evo2/generate", **asked)
+    assert len(found["sequence"]) == 100
+    assert found["logits"] is found["sampled_probs"] is found["elapsed_ms_per_token"] is None
+    nothing = dict.fromkeys(("temperature", "top_k", "top_p"))
+    for other in (nothing, {"top_p": 1.0}):
+        again = server.post("/biology/arc/evo2/generate", **asked, **other, num_tokens=10)
+        assert again["sequence"] == found["sequence"][:10]
+
+
+def test_nim_gives_layers_by_both_vocabularies(server: Serving) -> None:
+    names = {
+        "decoder.layers.1": ["blocks.1"],
+        "decoder.layers.3.self_attention": ["blocks.3.mixer"],
+        "decoder.layers.0.mixer": ["blocks.0.mixer"],
+        "decoder.layers.2.mlp": ["blocks.2.mlp"],
+        "decoder.layers.2.mlp.linear_fc1": ["blocks.2.mlp.gate", "blocks.2.mlp.up"],
+        "decoder.layers.2.mlp.linear_fc2": ["blocks.2.mlp.down"],
+        "blocks.2.mlp.l3": ["blocks.2.mlp.down"],
+        "decoder.final_norm": ["norm"],
+        "embedding": ["embedding"],
+    }
+    ours = sorted({each for modules in names.values() for each in modules})
+    expected = server.model.embed([PROMPT], layers=ours, pool="none")
+    with torch.no_grad():
+        logits_LV = server.model(torch.tensor(list(PROMPT.encode()))[None])[0]
+    layers = [*names, "output_layer", "unembed"]
+    first = second = None
+    for prefix, axis in (("/biology/arc/evo2", 1), ("/v1/biology/arc/evo2-7b", 0)):
+        answer = server.client.post(
+            f"{prefix}/forward", json={"sequence": PROMPT, "output_layers": layers}
+        )
+        assert "static table" in answer.headers["warning"]
+        data = np.load(io.BytesIO(base64.b64decode(answer.json()["data"])))
+        assert sorted(data) == sorted(f"{name}.output" for name in layers)
+        for name, modules in names.items():
+            want = torch.cat([expected[module][0] for module in modules], 1).unsqueeze(axis)
+            assert np.array_equal(data[f"{name}.output"], want.numpy()), name
+        for name in ("output_layer", "unembed"):
+            assert np.allclose(data[f"{name}.output"], logits_LV.unsqueeze(axis), atol=1e-4)
+        first, second = second, answer.json()["data"]
+    turned = server.client.post(
+        "/biology/arc/evo2/forward",
+        json={"sequence": PROMPT, "output_layers": layers},
+        headers={"X-Evo2-Layout": "batch-first"},
+    )
+    assert turned.json()["data"] == second != first
+
+
+def test_openai_generates_what_the_command_generates(
+    server: Serving, client: openai.OpenAI
+) -> None:
+    prompts = [PROMPT, "GGG"]
+    expected = server.model.generate(prompts, num_tokens=9, num_samples=2, seed=3)
+    found = client.completions.create(
+        model="nano", prompt=prompts, max_tokens=9, n=2, seed=3, logprobs=2
+    )
+    assert [choice.text for choice in found.choices] == [each.sequence for each in expected]
+    assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 36
+    for choice, each in zip(found.choices, expected, strict=True):
+        assert choice.finish_reason == "length"
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs == pytest.approx(list(each.logprobs), abs=1e-5)
+        assert all(len(top) == 2 for top in choice.logprobs.top_logprobs or [])
+
+
+def test_a_stream_is_the_same_text_in_pieces(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "evo2",
+        "prompt": [PROMPT, "AC"],
+        "max_tokens": 12,
+        "seed": 1,
+        "logprobs": 1,
+    }
+    whole = client.completions.create(**asked)
+    texts, logprobs, offsets = ["", ""], [[], []], [[], []]  # type: ignore[var-annotated]
+    ends = []
+    for event in client.completions.create(**asked, stream=True):
+        (choice,) = event.choices
+        texts[choice.index] += choice.text
+        logprobs[choice.index] += choice.logprobs.token_logprobs
+        offsets[choice.index] += choice.logprobs.text_offset
+        ends += [choice.finish_reason] if choice.finish_reason else []
+    assert texts == [choice.text for choice in whole.choices]
+    assert ends == ["length", "length"]
+    assert logprobs == [choice.logprobs.token_logprobs for choice in whole.choices]
+    assert offsets == [choice.logprobs.text_offset for choice in whole.choices]
+
+
+def test_echo_with_logprobs_scores(server: Serving, client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        model="nano", prompt=PROMPT, max_tokens=0, echo=True, logprobs=1
+    )
+    (choice,) = found.choices
+    assert choice.text == PROMPT
+    assert choice.logprobs is not None
+    first, *rest = choice.logprobs.token_logprobs or []
+    assert first is None
+    (expected,) = server.model.score([PROMPT], reduce="none")
+    assert rest == expected.tolist()
+    tops = choice.logprobs.top_logprobs or []
+    likeliest = [next(iter(top.values())) for top in tops[1:]]
+    assert all(top >= own - 1e-6 for top, own in zip(likeliest, rest, strict=True))
+    both = client.completions.create(
+        model="nano", prompt=PROMPT, max_tokens=3, echo=True, logprobs=1, seed=0
+    ).choices[0]
+    assert both.text[: len(PROMPT)] == PROMPT
+    assert both.logprobs is not None
+    assert len(both.logprobs.token_logprobs or []) == len(both.text) == len(PROMPT) + 3
+    assert both.logprobs.text_offset == list(range(len(both.text)))
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_embeddings_are_the_models(server: Serving, client: openai.OpenAI, encoding: Any) -> None:
+    texts = [PROMPT, "GATTACA"]
+    found = client.embeddings.create(model="nano", input=texts, encoding_format=encoding)
+    (vectors_ND,) = server.model.embed(texts).values()
+    for each, vector in zip(found.data, vectors_ND, strict=True):
+        got = each.embedding
+        if isinstance(got, str):
+            got = np.frombuffer(base64.b64decode(got), "<f4").tolist()
+        assert got == vector.tolist()
+
+
+def test_tokens_are_letters(client: openai.OpenAI) -> None:
+    as_text = client.embeddings.create(model="nano", input="GATTACA")
+    as_tokens = client.embeddings.create(model="nano", input=list(b"GATTACA"))
+    assert as_text.data == as_tokens.data
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/score", {"sequences": ["ACGX"]}, "'X' at position 4"),
+        ("/v1/score", {"sequences": [""]}, "sequence 0: is empty"),
+        ("/v1/score", {"sequences": ["A" * 601]}, "601 bases .* more than the 600"),
+        ("/v1/score", {"sequences": ["A"] * 1025}, "1,025 sequences at once"),
+        ("/v1/score", {"sequences": ["ACG"], "per_base": True, "strand": "both"}, "one strand"),
+        ("/v1/variants", {"variants": ["rs123"]}, "rs123: neither"),
+        ("/v1/variants", {"variants": ["chr1-1-A-C"], "window": 601}, "window: 601 bases"),
+        ("/v1/variants", {"variants": ["chr1-1-A-C"], "window": 1}, "must be at least 2"),
+        ("/v1/variants", {"variants": ["chr1\t1\t.\tA\tC"]}, "variant 0: 5 columns"),
+        ("/v1/saturate", {"region": "chr9:1-3"}, "no contig chr9"),
+        ("/v1/saturate", {"region": "chr1:1-3", "sequence": "ACG"}, "either a region or"),
+        ("/v1/track", {}, "either a region or"),
+        ("/biology/arc/evo2/generate", {"sequence": "A", "num_tokens": 600}, "601 bases"),
+        ("/biology/arc/evo2/generate", {"sequence": "A", "temperature": -1}, "temperature = -1.0"),
+        ("/biology/arc/evo2/generate", {"sequence": "A", "num_tokens": 0}, "body.num_tokens"),
+        (
+            "/biology/arc/evo2/forward",
+            {"sequence": "A", "output_layers": ["decoder.layers.99"]},
+            "layer 'blocks.99': the model has no such layer",
+        ),
+        (
+            "/biology/arc/evo2/forward",
+            {"sequence": "A", "output_layers": ["norm"] * 101},
+            "101 layers at once",
+        ),
+        ("/v1/completions", {"model": "nano", "prompt": "A", "stop": "T"}, "stop: not supported"),
+        ("/v1/completions", {"model": "nano", "prompt": [-1]}, "ASCII codes"),
+        ("/v1/completions", {"model": "nano", "prompt": ["A"] * 300}, "300 sequences at once"),
+        ("/v1/embeddings", {"model": "nano", "input": "A", "dimensions": 8}, "dimensions"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_a_line(
+    server: Serving, path: str, body: dict[str, Any], message: str
+) -> None:
+    answer = server.client.post(path, json=body)
+    assert answer.status_code == 422
+    said = answer.json()["error"]["message"]
+    assert "\n" not in said
+    assert re.search(message, said), said
+
+
+def test_another_model_is_not_served(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="this server has nano"):
+        client.completions.create(model="gpt-4", prompt="ACGT")
+    assert [model.id for model in client.models.list()] == ["nano"]
+
+
+def test_the_server_tells_of_itself(server: Serving) -> None:
+    assert server.client.get("/v1/health/live").status_code == 200
+    assert server.client.get("/v1/health/ready").json() == {"status": "ready"}
+    found = server.client.get("/v1/metadata").json()
+    assert (found["id"], found["reference"], found["max_bases"]) == ("nano", "genome.fa", 600)
+    server.post("/v1/score", sequences=["ACGT"])
+    metrics = server.client.get("/metrics").text
+    assert 'evo2_requests_total{path="/v1/score",status="200"}' in metrics
+    assert "evo2_ready 1" in metrics
+    paths = server.client.get("/openapi.json").json()["paths"]
+    assert {"/v1/score", "/v1/completions", "/biology/arc/evo2/forward"} <= paths.keys()
+    assert "swagger" in server.client.get("/docs").text

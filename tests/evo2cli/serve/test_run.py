@@ -1,0 +1,88 @@
+"""The command itself: how it starts, and how it ends."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.evo2cli.serve.conftest import wait_until
+
+CommandLine = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "evo2cli", "serve", "--port", str(port), "--max-bases", "300"]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        httpx.Client(base_url=url, timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def is_ready() -> bool:
+            try:
+                return client.get("/v1/health/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        try:
+            wait_until(is_ready)
+            body = {"sequence": "ACGT", "num_tokens": 290}
+            accepted = pool.submit(client.post, "/biology/arc/evo2/generate", json=body)
+            wait_until(lambda: "evo2_rows_growing 1" in client.get("/metrics").text)
+            process.send_signal(number)
+            assert len(accepted.result().json()["sequence"]) == 290
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+        assert process.stderr is not None
+        log = process.stderr.read()
+        assert f"nano is ready at {url}" in log
+        assert "Traceback" not in log
+
+
+def test_an_address_that_is_taken_is_said_before_the_model_is_loaded(
+    command_line: CommandLine,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, _, said = command_line("serve", "--port", port, "--model", "missing")
+    assert code == 2
+    assert said.startswith(f"evo2: --host 127.0.0.1 --port {port}: Address already in use")
+
+
+def test_a_model_that_cannot_be_opened_ends_it(command_line: CommandLine) -> None:
+    code, _, said = command_line("serve", "--port", "8001", "--model", "missing")
+    assert code == 2
+    assert said.count("\n") == 1
+    assert "missing" in said
+
+
+def test_keys_that_cannot_be_read_end_it(command_line: CommandLine, tmp_path: Path) -> None:
+    code, _, said = command_line("serve", "--api-key-file", str(tmp_path / "keys"))
+    assert code == 2
+    assert "keys" in said
+
+
+def test_without_the_extra_it_says_what_to_install(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, said = command_line("serve")
+    assert code == 2
+    assert said == "evo2: evo2 serve needs uvicorn: pip install 'evo2cli[serve]'\n"
+
+
+def test_an_open_address_without_keys_is_warned_of(command_line: CommandLine) -> None:
+    _, _, said = command_line("serve", "--host", "0.0.0.0", "--port", "8001", "--model", "missing")  # noqa: S104
+    assert "warning: --host 0.0.0.0: everyone who reaches it may ask; see --api-key-file" in said
