@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-<<<<<<< HEAD
 from evo2cli.genome.windows import (
     Placing,
     WindowPair,
@@ -16,11 +15,9 @@ from evo2cli.genome.windows import (
     anchored,
     centred,
     cut_windows,
+    ending,
     upper_dna,
 )
-=======
-from evo2cli.genome.windows import WindowPair, agrees, anchored, cut_windows, ending, upper_dna
->>>>>>> protocols
 
 CONTIG = (b"acgTTGCAnnGATTACAcatgRYACGTTTGACCAGTAGGCATCGATTAGCCATGGATCCA" * 3)[:170]
 
