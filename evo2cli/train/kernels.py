@@ -79,7 +79,9 @@ def _for_one_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
 def _step(
     make: MakeEngine, recipe: Recipe, path: Path, config: ModelConfig, device: str, _: Advance
 ) -> None:
-    """One step of a model of a single block."""
+    """One step of a model of a single block, in a process that no launcher started."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
     where = torch.device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
