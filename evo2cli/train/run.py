@@ -14,6 +14,7 @@ from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
 from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
 from evo2cli.models import memory_explained, pick_device
+from evo2cli.train.kernels import compile_kernels
 from evo2cli.training.engine import Engine, PlainEngine
 from evo2cli.training.language import NextBase
 from evo2cli.training.loop import Trainer
@@ -233,6 +234,7 @@ def make_trainer(
             mask_tags=data.mask_tags,
         )
     valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
+    compile_kernels(make_engine, recipe, path, start.config, ranks)
     engine = make_engine(recipe, path, start, ranks)
     if ranks.is_first:
         if not valid:

@@ -1,0 +1,123 @@
+"""Kernels are compiled before the first step: by the rank that should, once, and never fatally."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evo2cli.errors import UserError
+from evo2cli.train import kernels
+from evo2cli.train.run import make_engine
+from evo2cli.training.engine import Engine
+from evo2cli.training.ranks import Ranks
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.start import Start
+from stripedhyena2 import ModelConfig
+
+CONFIG = ModelConfig(
+    stripes="SMLASM",
+    width=16,
+    num_heads=2,
+    mlp_width=24,
+    num_short_filter_groups=4,
+    num_medium_filter_groups=4,
+    context=256,
+)
+GPU = torch.device("cuda", 0)
+
+
+def make_recipe(**tables: dict[str, Any]) -> Recipe:
+    values = {
+        "model": "tiny",
+        "output": "run",
+        "data": {"sources": [{"path": "tokens"}]},
+        "batch": {"length": 32, "sequences": 8, "micro_sequences": 2},
+        "optimizer": {
+            "steps": 8,
+            "warmup_steps": 2,
+            "learning_rate": 1e-2,
+            "min_learning_rate": 1e-3,
+        },
+        **tables,
+    }
+    return Recipe.model_validate(values)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Triton's cache on a machine with a GPU, which its processes replace by the CPU."""
+    monkeypatch.setattr(kernels, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "H200")
+    return tmp_path / "cache"
+
+
+def make_on_cpu(recipe: Recipe, path: Path, start: Start, _ranks: Ranks) -> Engine:
+    return make_engine(recipe, path, start, Ranks.alone(torch.device("cpu")))
+
+
+def fail(*_: object) -> Engine:
+    raise UserError("no memory")
+
+
+def compile_all(recipe: Recipe, ranks: Ranks, make: kernels.MakeEngine = make_on_cpu) -> None:
+    kernels.compile_kernels(make, recipe, Path("recipe.toml"), CONFIG, ranks)
+
+
+def run_here(tasks: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
+    """Stands for processes."""
+    assert count > 1
+    for task in tasks:
+        *arguments, device = task.args
+        assert device == "cuda:0"
+        yield task.func(*arguments, "cpu", advance)
+
+
+def test_each_kind_of_block_takes_a_step_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the windows of a forward pass of this run; another shape compiles anew."""
+    made = []
+
+    def make(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
+        made.append((start.config.stripes, recipe.batch.length, recipe.batch.sequences))
+        return make_on_cpu(recipe, path, start, ranks)
+
+    monkeypatch.setattr(kernels, "run_tasks", run_here)
+    for _ in range(2):
+        compile_all(make_recipe(), Ranks(0, 1, GPU), make)
+    assert made == [(kind, 32, 2) for kind in "ALMS"]
+    compile_all(make_recipe(batch={"length": 64, "sequences": 8}), Ranks(0, 1, GPU), make)
+    assert made[4:] == [(kind, 64, 8) for kind in "ALMS"]
+    assert len([*cache.iterdir()]) == 2
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cache")
+def test_other_ranks_and_machines_without_gpus_compile_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compile_all(make_recipe(), Ranks.alone(torch.device("cpu")), fail)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    compile_all(make_recipe(), Ranks(1, 2, GPU), fail)
+
+
+def test_ranks_that_share_windows_compile_for_their_part() -> None:
+    recipe = make_recipe(parallel={"context": 2})
+    alone = kernels._for_one_rank(recipe, Ranks(0, 4, GPU, context_parallel=2))
+    assert (alone.batch.length, alone.batch.sequences) == (16, 2)
+    assert (alone.parallel.zero, alone.parallel.context) == (1, 1)
+    assert alone.micro(1) == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_a_warning(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compile_all(make_recipe(), Ranks(0, 1, GPU), fail)
+    assert "compiled at the first step, not in advance: " in capsys.readouterr().err
+    assert not cache.exists()
+
+
+def test_triton_says_where_its_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert kernels._cache() == tmp_path
