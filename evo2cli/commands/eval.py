@@ -7,7 +7,13 @@ import typer
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Preset
-from evo2cli.eval.options import ContextOptions, NeedleOptions, TaskOptions, VariantsOptions
+from evo2cli.eval.options import (
+    ContextOptions,
+    NeedleOptions,
+    TaskOptions,
+    TraitGymOptions,
+    VariantsOptions,
+)
 from evo2cli.options import Command, Group, takes
 
 
@@ -88,6 +94,23 @@ def context(options: ContextOptions) -> None:
         console.write_json(result)
     else:
         console.write_page(context_page(result))
+
+
+@app.command(cls=Command)
+@takes(TraitGymOptions)
+def traitgym(options: TraitGymOptions) -> None:
+    """Measure how well features of variants tell causal ones from others, as TraitGym does.
+
+    AUPRC by chromosome, the mean weighted by variants, of each feature and of logistic regressions
+    that never saw the chromosome they predict, with 95 % bootstrap intervals over chromosomes.
+    """
+    from evo2cli.eval.traitgym import evaluate_traitgym, traitgym_page
+
+    result = evaluate_traitgym(options)
+    if options.json:
+        console.write_json(result)
+    else:
+        console.write_page(traitgym_page(result))
 
 
 @app.command(cls=Command)

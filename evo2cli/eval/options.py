@@ -240,6 +240,37 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureTableOptions(Options, panel="Labels"):
+    """A table of variants with labels and features."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            rich_help_panel="Arguments",
+            help="Table with chrom, a label and features, as evo2 score --features writes it.",
+        ),
+    ]
+    label: Annotated[
+        str,
+        typer.Option(metavar="COLUMN", help="Column of the label: true or false, or 1 or 0."),
+    ] = "label"
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Columns of features, with commas; embedding stands for embedding_0, ...",
+            show_default="llr, absllr and embedding, or EVO2_DELTA",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraitGymOptions(EvalOptions, FeatureTableOptions, without=("plot",)):
+    """Options of `evo2 eval traitgym`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledOptions(Options, panel="Labels"):
     """A run of `evo2 finetune`, and sequences with labels."""
 

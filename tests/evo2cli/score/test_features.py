@@ -47,11 +47,11 @@ def pooled(model: StripedHyena2, sequence: str, layer: str, span: slice) -> torc
 def test_the_embedding_is_the_mean_with_alt_minus_that_with_ref(
     tmp_path,
     checkpoint,
-    tiny_model,
+    model,
     pool,
 ):
     words = {"features": "embedding", "pool": pool, "layer": "blocks.4", "strand": "fwd"}
-    for row in rows(run(tmp_path, checkpoint, dtype="fp64", **words)):
+    for row in rows(run(tmp_path, checkpoint, **words)):
         at, ref, alt = row["pos"] - 1, row["ref"], row["alt"]
         windows = []
         for allele, start, end in (
@@ -61,13 +61,13 @@ def test_the_embedding_is_the_mean_with_alt_minus_that_with_ref(
             sequence = CONTIG[start:at] + allele + CONTIG[at + len(ref) : end]
             first = at - start + (len(allele) - 7) // 2
             span = slice(None) if pool == "whole" else slice(first, first + 7)
-            windows.append(pooled(tiny_model, sequence, "blocks.4", span))
+            windows.append(pooled(model, sequence, "blocks.4", span))
         expected = (windows[1] - windows[0]).float()
         found = torch.tensor([row[f"embedding_{channel}"] for channel in range(len(expected))])
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_scalars_are_those_of_the_delta_and_shards_are_the_whole(
+def test_scalars_are_those_of_the_delta_in_every_format(
     tmp_path,
     checkpoint,
 ):
@@ -79,8 +79,13 @@ def test_scalars_are_those_of_the_delta_and_shards_are_the_whole(
         assert row["absllr"] == abs(row["EVO2_DELTA"])
     types, cells = read_parquet(run(tmp_path, checkpoint, ".parquet", **words))
     assert [dict(zip(types, row, strict=True)) for row in cells] == found
-    two = run(tmp_path, checkpoint, device="cpu,cpu", **words)
-    assert rows(two) == found
+
+
+@pytest.mark.slow
+def test_two_devices_compute_the_same_features(tmp_path, checkpoint):
+    words = {"features": "llr,embedding"}
+    found = rows(run(tmp_path, checkpoint, **words))
+    assert rows(run(tmp_path, checkpoint, device="cpu,cpu", **words)) == found
 
 
 def test_an_allele_without_a_score_has_no_features(tmp_path, checkpoint):
