@@ -18,7 +18,7 @@ from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
 from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
-from stripedhyena2.checkpoint.published import PUBLISHED, published_config, split_name
+from stripedhyena2.checkpoint.published import LICENSE, PUBLISHED, published_config, split_name
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.checkpoint.sources import looks_like_weights
 from stripedhyena2.checkpoint.tensors import Tensors
@@ -31,7 +31,6 @@ LENGTHS = (8_192, 131_072, 1_048_576)
 BYTES = 2  # of a bf16 number
 _KINDS = ("snvs", "mnvs", "insertions", "deletions")
 _NOT_BASES = "not_spelled_in_bases"
-LICENSE = "Apache-2.0"  # of the published Evo 2 weights
 
 
 def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:

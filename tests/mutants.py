@@ -26,7 +26,7 @@ SECONDS = 200  # a fault that never ends is noticed
 # File: functions (of a class: all) > the tests that should notice, cheap ones first.
 TARGETS = """
 models/stripedhyena2/sampling.py: Uniforms Sampler draw > stripedhyena2/test_sampling.py
-evo2cli/genome/windows.py: agrees centred anchored anchor_step cut_windows _fitted_start
+evo2cli/genome/windows.py: agrees centred anchored ending anchor_step cut_windows _fitted_start
     > evo2cli/genome/test_windows.py evo2cli/score/test_windows.py
 evo2cli/score/prefixes.py: CentredScorer AnchoredScorer > evo2cli/score/test_windows.py
 evo2cli/training/loss.py: target_weights read_windows weighted_loss
@@ -35,15 +35,15 @@ evo2cli/training/schedule.py: learning_rate > evo2cli/training/test_schedule.py
 evo2cli/data/splits.py: content_sha256 SplitRule > evo2cli/data/test_tokens.py
 evo2cli/data/order.py: hashed shuffled _feistel OnePool Mixture _floor_sum
     > evo2cli/data/test_order.py
-evo2cli/eval/ranking.py: count_levels area_under_roc average_precision rank roc_curve
-    > evo2cli/eval/test_variants.py
+evo2cli/ranking.py: count_levels area_under_roc average_precision rank roc_curve
+    > evo2cli/test_ranking.py
 models/stripedhyena2/model.py: initial_values > stripedhyena2/test_initial.py
 models/stripedhyena2/mixer.py: initial _apply
     > stripedhyena2/test_initial.py stripedhyena2/test_model.py
 models/stripedhyena2/operators/hyena.py: initial _draw_log_poles > stripedhyena2/test_initial.py
 models/stripedhyena2/parametrization.py: DecayingPoles PublishedPoles DecayWindow
     > stripedhyena2/test_model.py
-models/stripedhyena2/model.py: forward _through_blocks unembed
+models/stripedhyena2/model.py: forward through_blocks unembed
     > stripedhyena2/test_model.py stripedhyena2/test_decoding.py
 models/stripedhyena2/operators/attention.py: PreallocatedKV AttentionSlots rotary_frequencies
     forward step require_room > stripedhyena2/test_model.py stripedhyena2/test_decoding.py

@@ -26,7 +26,8 @@ def convert(options: ConvertOptions) -> None:
     rate = summary["bytes"] / 1e6 / max(summary["seconds"], 1e-3)
     console.say(
         f"{summary['destination']}: {summary['layout']} layout, {summary['tensors']} tensors, "
-        f"{summary['parameters']:,} parameters, {summary['bytes']:,} bytes, {rate:,.0f} MB/s"
+        f"{summary['parameters']:,} parameters, {summary['bytes']:,} bytes, {rate:,.0f} MB/s, "
+        f"from the {summary['source_layout']} layout"
     )
     if found := summary["verification"]:
         console.say(

@@ -127,9 +127,9 @@ class DeepSpeedEngine(Engine):
             self._deepspeed.zero.Init(module=part, config_dict_or_path=settings, dtype=self._dtype)
 
         model = self.start.build(self._recipe, adopt).train()
-        if (
-            self._stage == 3
-        ):  # a block is gathered as one: its Python hooks cost more than its bytes
+        # A block is gathered as one, because hooks cost more than its bytes. On CPUs DeepSpeed asks
+        # for the stream of gradients that such a module got without being trained.
+        if self._stage == 3 and self.ranks.device.type == "cuda":
             self._deepspeed.utils.set_z3_leaf_modules(model, [Block])
         self.part = prepare(model, self._recipe, self.ranks)
         return model

@@ -15,6 +15,7 @@ from stripedhyena2.checkpoint.layouts.base import Layout
 from stripedhyena2.checkpoint.precision import doubt, precision_of
 from stripedhyena2.checkpoint.published import (
     BUILT_IN,
+    LICENSE,
     PUBLISHED,
     Precision,
     published_config,
@@ -210,6 +211,8 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
         )
     shape = _shape(path_or_name, source, config, layout)
     provenance: dict[str, Any] = {"source": source.path.name, "layout": layout.stored_as, **origin}
+    if before := native.provenance_of(source.path.parent):  # of a folder that we wrote
+        provenance["before"] = before
     if source.unwrapped:
         provenance["unwrapped"] = list(source.unwrapped)
         _say_once(f"{source.path}: taken out of {' and '.join(source.unwrapped)}")
@@ -235,7 +238,8 @@ def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
         folder = hub.fetch(name)
         published = PUBLISHED.get(model)
         repository = published.repository if published else model
-        return folder, {"repository": repository, "commit": folder.name}
+        license_of = {"license": LICENSE} if published else {}
+        return folder, {"repository": repository, "commit": folder.name, **license_of}
     names = ", ".join([*sorted(folder.name for folder in BUILT_IN.glob("[a-z]*")), *PUBLISHED])
     raise CheckpointError(
         f"no model {name!r}: no such file or folder, not one of {names}, and not the owner/name of "

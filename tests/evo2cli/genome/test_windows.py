@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.windows import WindowPair, agrees, anchored, cut_windows, ending, upper_dna
+from evo2cli.genome.windows import (
+    Placing,
+    WindowPair,
+    agrees,
+    anchored,
+    centred,
+    cut_windows,
+    ending,
+    upper_dna,
+)
 
 CONTIG = (b"acgTTGCAnnGATTACAcatgRYACGTTTGACCAGTAGGCATCGATTAGCCATGGATCCA" * 3)[:170]
 
@@ -17,6 +26,13 @@ CONTIG = (b"acgTTGCAnnGATTACAcatgRYACGTTTGACCAGTAGGCATCGATTAGCCATGGATCCA" * 3)[:
 def genome(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     path: Path = tmp_path_factory.mktemp("genome") / "one.fa"
     path.write_bytes(b">one\n" + CONTIG + b"\n")
+    return Reference.open(path)
+
+
+@pytest.fixture(scope="module")
+def mirrored_genome(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    path: Path = tmp_path_factory.mktemp("mirrored") / "one.fa"
+    path.write_bytes(b">one\n" + CONTIG[::-1] + b"\n")
     return Reference.open(path)
 
 
@@ -194,3 +210,45 @@ def test_ref_agrees_with_the_genome_or_with_n_or_the_first_base_a_code_stands_fo
     allele, letters, expected
 ):
     assert agrees(allele, letters) is expected
+
+
+@given(placed_alleles(), st.sampled_from([centred, anchored, ending(7)]), st.booleans())
+def test_from_right_is_from_left_in_the_mirror(
+    genome: Reference,
+    mirrored_genome: Reference,
+    placed: tuple[Interval, bytes, int],
+    placing: Placing,
+    equally_long: bool,
+) -> None:
+    variant, alternate, width = placed
+    room = len(CONTIG)
+
+    def mirrored(interval: Interval) -> Interval:
+        return Interval("one", room - interval.end, room - interval.start)
+
+    pair = cut_windows(
+        genome,
+        variant,
+        alternate,
+        width,
+        placing,
+        from_right=True,
+        equally_long=equally_long,
+    )
+    image = cut_windows(
+        mirrored_genome,
+        mirrored(variant),
+        alternate[::-1],
+        width,
+        placing,
+        equally_long=equally_long,
+    )
+    if pair is None or image is None:
+        assert pair is image
+        return
+    assert pair.at_edge == image.at_edge
+    assert pair.interval == mirrored(image.interval)
+    assert pair.alternate_interval == mirrored(image.alternate_interval)
+    for window, other in ((pair.reference, image.reference), (pair.alternate, image.alternate)):
+        assert window.sequence == other.sequence[::-1]
+        assert window.before == other.after[::-1]

@@ -281,3 +281,32 @@ def test_missing_scales_are_said(monkeypatch: pytest.MonkeyPatch, layout: str, t
         assert told in line
     trained = replace(source, provenance={"trained_by": "us", "before": source.provenance})
     assert precision.doubt(trained, "x", torch.device("cpu"), float8=False) is None
+
+
+@pytest.mark.parametrize("name", ["tiny-7b-1m", "tiny-1b-base", "tiny-40b-1m"])
+def test_a_golden_comes_back_bit_for_bit(shared: Path, tmp_path: Path, name: str) -> None:
+    """The released layout through the native one, Hugging Face's, and the native one again."""
+    golden = shared / "goldens" / name
+    source = read_checkpoint(golden / "weights.safetensors", config=golden / "config.yml")
+    native.write(source, tmp_path / "native")
+    hf.write(read_checkpoint(tmp_path / "native"), tmp_path / "hf")
+    native.write(read_checkpoint(tmp_path / "hf"), tmp_path / "again")
+    vortex.write(read_checkpoint(tmp_path / "again"), tmp_path / "back.safetensors")
+    before, after = (
+        load_file(golden / "weights.safetensors"),
+        load_file(tmp_path / "back.safetensors"),
+    )
+    for tensor, value in before.items():
+        assert value.dtype == after[tensor].dtype
+        assert torch.equal(value, after[tensor]), tensor
+
+
+def test_where_weights_come_from_travels(tmp_path: Path, yml: Path, expected: Tensor) -> None:
+    del expected  # its fixture writes the file
+    checkpoint = read_checkpoint(tmp_path / "released.pt", config=yml)
+    trained = replace(checkpoint, provenance={"trained_by": "us", "license": "MIT"})
+    hf.write(trained, tmp_path / "hf")
+    found = read_checkpoint(tmp_path / "hf")
+    assert found.provenance["before"] == trained.provenance
+    assert not precision.is_released(found)
+    assert "MIT" in (tmp_path / "hf" / hf.CARD).read_text()
