@@ -10,6 +10,7 @@ from evo2cli.eval.labels import Preset
 from evo2cli.eval.options import (
     ContextOptions,
     NeedleOptions,
+    PairsOptions,
     TaskOptions,
     TraitGymOptions,
     VariantsOptions,
@@ -94,6 +95,24 @@ def context(options: ContextOptions) -> None:
         console.write_json(result)
     else:
         console.write_page(context_page(result))
+
+
+@app.command(cls=Command)
+@takes(PairsOptions)
+def pairs(options: PairsOptions) -> None:
+    """Measure how often a real sequence is likelier than a perturbed one.
+
+    The share of pairs in which the log-likelihood of the real sequence is higher, 0.5 by chance,
+    with a 95 % bootstrap interval, and the same by the means per base, which do not depend on
+    lengths.
+    """
+    from evo2cli.eval.pairs import evaluate_pairs, pairs_page
+
+    result = evaluate_pairs(options)
+    if options.json:
+        console.write_json(result)
+    else:
+        console.write_page(pairs_page(result))
 
 
 @app.command(cls=Command)
