@@ -142,7 +142,7 @@ def score_variants(
         "score": score,
     }
     options = AlleleOptions(window=window, after=after, **choices)
-    given: Iterable[VariantRecord | str] = (
+    source: Iterable[VariantRecord | str] = (
         open_variants((str(variants),)).records if isinstance(variants, str | Path) else variants
     )
     opened = (
@@ -157,7 +157,7 @@ def score_variants(
         fields = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
         with opened as genome:
             scorer = VariantScorer(ready_model(model, device=device, dtype=dtype), genome, options)
-            records = (read_variant_name(v, genome) if isinstance(v, str) else v for v in given)
+            records = (read_variant_name(v, genome) if isinstance(v, str) else v for v in source)
             for record, found in score_records(records, scorer, progress=progress):
                 yield from allele_rows(record, found, fields)
 
