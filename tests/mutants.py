@@ -26,7 +26,7 @@ SECONDS = 200  # a fault that never ends is noticed
 # File: functions (of a class: all) > the tests that should notice, cheap ones first.
 TARGETS = """
 models/stripedhyena2/sampling.py: Uniforms Sampler draw > stripedhyena2/test_sampling.py
-evo2cli/genome/windows.py: agrees centred anchored anchor_step cut_windows _fitted_start
+evo2cli/genome/windows.py: agrees centred anchored ending anchor_step cut_windows _fitted_start
     > evo2cli/genome/test_windows.py evo2cli/score/test_windows.py
 evo2cli/score/prefixes.py: CentredScorer AnchoredScorer > evo2cli/score/test_windows.py
 evo2cli/training/loss.py: target_weights read_windows weighted_loss

@@ -7,7 +7,14 @@ import typer
 from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Preset
-from evo2cli.eval.options import ContextOptions, NeedleOptions, TaskOptions, VariantsOptions
+from evo2cli.eval.options import (
+    ContextOptions,
+    NeedleOptions,
+    PairsOptions,
+    TaskOptions,
+    TraitGymOptions,
+    VariantsOptions,
+)
 from evo2cli.options import Command, Group, takes
 
 
@@ -88,6 +95,41 @@ def context(options: ContextOptions) -> None:
         console.write_json(result)
     else:
         console.write_page(context_page(result))
+
+
+@app.command(cls=Command)
+@takes(PairsOptions)
+def pairs(options: PairsOptions) -> None:
+    """Measure how often a real sequence is likelier than a perturbed one.
+
+    The share of pairs in which the log-likelihood of the real sequence is higher, 0.5 by chance,
+    with a 95 % bootstrap interval, and the same by the means per base, which do not depend on
+    lengths.
+    """
+    from evo2cli.eval.pairs import evaluate_pairs, pairs_page
+
+    result = evaluate_pairs(options)
+    if options.json:
+        console.write_json(result)
+    else:
+        console.write_page(pairs_page(result))
+
+
+@app.command(cls=Command)
+@takes(TraitGymOptions)
+def traitgym(options: TraitGymOptions) -> None:
+    """Measure how well features of variants tell causal ones from others, as TraitGym does.
+
+    AUPRC by chromosome, the mean weighted by variants, of each feature and of logistic regressions
+    that never saw the chromosome they predict, with 95 % bootstrap intervals over chromosomes.
+    """
+    from evo2cli.eval.traitgym import evaluate_traitgym, traitgym_page
+
+    result = evaluate_traitgym(options)
+    if options.json:
+        console.write_json(result)
+    else:
+        console.write_page(traitgym_page(result))
 
 
 @app.command(cls=Command)

@@ -9,7 +9,7 @@ import typer
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Labels, Preset
 from evo2cli.lengths import parse_length
-from evo2cli.options import DeviceOptions, DType, JSONOptions, ModelOptions, Options
+from evo2cli.options import DeviceOptions, DType, JSONOptions, ModelOptions, Options, Strand
 from evo2cli.score.options import AlleleOptions, GenomeOptions, Quantity, TableOptions
 
 MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
@@ -237,6 +237,69 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
                 "or all of --label, --positive and --negative"
             )
         return labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTableOptions(Options, panel="Pairs"):
+    """A table of real and perturbed sequences."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            rich_help_panel="Arguments",
+            help="Table (TSV, CSV, Parquet, JSON lines) with a real and a perturbed sequence.",
+        ),
+    ]
+    real: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the real sequence.")] = (
+        "original_sequence"
+    )
+    perturbed: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of the perturbed sequence.")
+    ] = "sequence"
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Also each group, by this column."),
+    ] = None
+    strand: Annotated[
+        Strand, typer.Option(help="Strand to read; both takes the mean of the two.")
+    ] = Strand.FORWARD
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsOptions(EvalOptions, ModelOptions, PairTableOptions, without=("plot",)):
+    """Options of `evo2 eval pairs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTableOptions(Options, panel="Labels"):
+    """A table of variants with labels and features."""
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            rich_help_panel="Arguments",
+            help="Table with chrom, a label and features, as evo2 score --features writes it.",
+        ),
+    ]
+    label: Annotated[
+        str,
+        typer.Option(metavar="COLUMN", help="Column of the label: true or false, or 1 or 0."),
+    ] = "label"
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Columns of features, with commas; embedding stands for embedding_0, ...",
+            show_default="llr, absllr and embedding, or EVO2_DELTA",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraitGymOptions(EvalOptions, FeatureTableOptions, without=("plot",)):
+    """Options of `evo2 eval traitgym`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from evo2cli.genome.windows import (
     window_pair,
 )
 from evo2cli.options import Strand
+from evo2cli.score.features import Features
 from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
 from evo2cli.score.output import FIELDS, NUM_OTHER, STRAND_FIELDS, WINDOW_COLUMNS
 from evo2cli.score.prefixes import AnchoredScorer, CentredScorer, Extend, WindowScorer
@@ -50,6 +51,7 @@ class VariantScorer:
         genome: Genome that the positions of records refer to.
         options: Windows, strands, and what happens if REF is not what the genome has.
         extend: Runs bases through the model; `count_bases` only counts them.
+        features: Computes further values of each allele.
 
     Attributes:
         window: Number of bases in a window.
@@ -61,9 +63,11 @@ class VariantScorer:
         genome: Reference,
         options: AlleleOptions,
         extend: Extend = ScoringState.extend,
+        features: Features | None = None,
     ) -> None:
         self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
         self._model, self._genome, self._options = model, genome, options
+        self._features = features
         self._is_anchored = options.windows is Windows.ANCHORED
         self._placing: Placing = anchored if self._is_anchored else centred
         self._after = options.after  # None: windows are not placed by their ends
@@ -104,18 +108,21 @@ class VariantScorer:
         """
         rows = []
         for alternate in record.alternates:
-            row: Row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS))
+            features = self._features.names if self._features else ()
+            row: Row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS, *features))
             found = self.windows(record, alternate)
             may_swap = self._options.on_ref_mismatch is OnRefMismatch.SWAP
             if found is Status.REF_MISMATCH and may_swap:
                 swapped = self.windows(replace(record, reference=alternate), record.reference)
                 if not isinstance(swapped, Status):
-                    rows.append(row | _swap_back(self._scores(swapped, str(record))))
+                    row |= _swap_back(self._scores(swapped, str(record)))
+                    rows.append(row | self._further(row, swapped, -1, str(record)))
                     continue
             if isinstance(found, Status):
                 row["EVO2_STATUS"] = found.value
             else:
                 row |= self._scores(found, str(record))
+                row |= self._further(row, found, 1, str(record))
             rows.append(row)
         return rows
 
@@ -180,6 +187,12 @@ class VariantScorer:
             if self._options.is_next_base and not before:
                 return Status.NO_CONTEXT
         return pairs
+
+    def _further(self, row: Row, pairs: Sequence[WindowPair], sign: int, name: str) -> Row:
+        """The features of an allele that has scores; `sign` as in `Features.of`."""
+        if self._features is None:
+            return {}
+        return self._features.of(row, dict(zip(self._strands, pairs, strict=True)), sign, name)
 
     def _given_windows(self, sequences: tuple[bytes, bytes]) -> list[WindowPair] | Status:
         """The windows of an allele whose two sequences are given, for each strand."""

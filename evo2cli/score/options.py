@@ -65,6 +65,18 @@ class Quantity(StrEnum):
     NEXT_BASE = "next-base"
 
 
+class Feature(StrEnum):
+    """A feature of an allele for other programs; its value is the name of its column.
+
+    LLR: EVO2_DELTA. ABSLLR: its absolute value. EMBEDDING: the mean of the vectors of the window
+    with ALT minus that of the window with REF, a column for each channel.
+    """
+
+    LLR = "llr"
+    ABSLLR = "absllr"
+    EMBEDDING = "embedding"
+
+
 class Layout(StrEnum):
     """Format of an output file; its value is the suffix."""
 
@@ -227,6 +239,77 @@ class QuantityOptions(DefinitionOptions, panel="Output"):
                     f"{flag(type(self), name)} needs EVO2_DELTA, which --score {self.score} does "
                     "not write; use --score all"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(Options, panel="Output"):
+    """Features of each allele for other programs.
+
+    Raises:
+        UserError: A feature or a pooling is not known, or an option needs a feature.
+    """
+
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Add columns to a table, with commas: llr is EVO2_DELTA, absllr its absolute "
+            "value; embedding is the mean vector of the window with ALT minus that with REF.",
+        ),
+    ] = None
+    pool: Annotated[
+        str,
+        typer.Option(
+            metavar="whole|center:W",
+            help="Positions of a window that --features embedding is the mean of: all, or W around "
+            "the variant.",
+        ),
+    ] = "whole"
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Layer of --features embedding, as in evo2 embed.",
+            show_default="the block at 26/32 of the depth",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_pooled = self.pool != "whole" or self.layer is not None
+        if is_pooled and Feature.EMBEDDING not in self.wanted_features:
+            raise UserError("--pool and --layer are of --features embedding")
+        if self.center is not None and self.center < 1:
+            raise UserError(f"--pool {self.pool}: W must be at least 1")
+
+    @property
+    def wanted_features(self) -> list[Feature]:
+        """The features, each once.
+
+        Raises:
+            UserError: One is not known.
+        """
+        words = dict.fromkeys(self.features.split(",") if self.features else [])
+        try:
+            return [Feature(word.strip()) for word in words]
+        except ValueError:
+            raise UserError(
+                f"--features {self.features}: must be of {', '.join(Feature)}, with commas"
+            ) from None
+
+    @property
+    def center(self) -> int | None:
+        """Number of positions around the variant that are pooled; None for the whole window.
+
+        Raises:
+            UserError: `pool` is neither.
+        """
+        if self.pool == "whole":
+            return None
+        word, _, number = self.pool.partition(":")
+        if word != "center" or not (number.isascii() and number.isdecimal() and len(number) < 10):
+            raise UserError(f"--pool {self.pool}: must be whole, or center:W, e.g. center:64")
+        return int(number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,7 +508,13 @@ class SequenceOptions(TagOptions, panel="Run"):
 
 @dataclass(frozen=True, kw_only=True)
 class VariantOptions(
-    ShardOptions, DevicesOptions, OutputOptions, QuantityOptions, AlleleOptions, GenomeOptions
+    ShardOptions,
+    DevicesOptions,
+    OutputOptions,
+    FeatureOptions,
+    QuantityOptions,
+    AlleleOptions,
+    GenomeOptions,
 ):
     """What `evo2 score` and `evo2 saturate` need for scoring variants."""
 
@@ -458,6 +547,7 @@ FOR_VARIANTS = (
     WindowOptions,
     DefinitionOptions,
     QuantityOptions,
+    FeatureOptions,
     ShardOptions,
 )
 FOR_SEQUENCES = (SequenceOptions,)

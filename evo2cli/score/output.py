@@ -159,7 +159,7 @@ class VariantWriter:
 
     Args:
         layout: Format of the output.
-        fields: INFO fields to write.
+        fields: INFO fields to write, and features, which are numbers.
         others: Further columns of the input table, and the types of their cells.
 
     Attributes:
@@ -175,7 +175,7 @@ class VariantWriter:
         self.layout, self._fields, self._others = layout, fields, dict(others or {})
         own = {
             **_VARIANT_COLUMNS,
-            **{name: _TYPES[kind] for name, (kind, _) in FIELDS.items() if name in fields},
+            **{name: _TYPES[FIELDS[name][0]] if name in FIELDS else float for name in fields},
             **dict.fromkeys(WINDOW_COLUMNS, int),
         }
         for name in self._others:

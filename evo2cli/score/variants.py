@@ -31,6 +31,7 @@ from evo2cli.models import memory_explained, open_model, ready_model
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
+from evo2cli.score.features import Features, make_features
 from evo2cli.score.input import (
     Read,
     Variants,
@@ -43,6 +44,7 @@ from evo2cli.score.input import (
 from evo2cli.score.options import (
     VARIANT_LAYOUTS,
     AlleleOptions,
+    Feature,
     IndelMode,
     Layout,
     OnRefMismatch,
@@ -140,7 +142,7 @@ def score_variants(
         "score": score,
     }
     options = AlleleOptions(window=window, after=after, **choices)
-    given: Iterable[VariantRecord | str] = (
+    source: Iterable[VariantRecord | str] = (
         open_variants((str(variants),)).records if isinstance(variants, str | Path) else variants
     )
     opened = (
@@ -155,7 +157,7 @@ def score_variants(
         fields = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
         with opened as genome:
             scorer = VariantScorer(ready_model(model, device=device, dtype=dtype), genome, options)
-            records = (read_variant_name(v, genome) if isinstance(v, str) else v for v in given)
+            records = (read_variant_name(v, genome) if isinstance(v, str) else v for v in source)
             for record, found in score_records(records, scorer, progress=progress):
                 yield from allele_rows(record, found, fields)
 
@@ -226,6 +228,7 @@ def score_to_output(
         check_contigs(variants.header, genome)
         if isinstance(options, ScoreOptions) and genome.names:
             check_places(options, genome)
+    _check_features(options, layout)
     devices = pick_devices(options.device)
     shard = count_shard(options, read)
     total, borders = None, list[int]()
@@ -247,7 +250,8 @@ def score_to_output(
             background = open_background(
                 options.background, options, run.model, run.genome, run.scorer
             )
-        writer = VariantWriter(layout, written_fields(options), variants.others)
+        fields = [*written_fields(options), *(run.features.names if run.features else ())]
+        writer = VariantWriter(layout, fields, variants.others)
         provenance = [
             *run.provenance,
             *([noise.header_line] if noise else []),
@@ -271,6 +275,23 @@ def score_to_output(
                     put(record, rows)
                     tally.add(record, rows)
     report(options, tally, is_table=variants.is_table)
+
+
+def _check_features(options: VariantOptions, layout: Layout) -> None:
+    """Refuse a format that cannot hold the features.
+
+    Raises:
+        UserError: It is not a table, or has too few digits for an embedding.
+    """
+    if not options.wanted_features:
+        return
+    if layout in (Layout.VCF, Layout.BCF):
+        raise UserError("--features: are columns of a table; give --output x.parquet or x.jsonl")
+    if layout is Layout.TSV and Feature.EMBEDDING in options.wanted_features:
+        raise UserError(
+            "--features embedding: six decimals of a TSV are too few for differences of vectors; "
+            "give --output x.parquet or x.jsonl"
+        )
 
 
 def score_part(read: Read, options: VariantOptions, part: Part, progress: Progress) -> None:
@@ -329,6 +350,8 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
     console.say(f"{num_scored:,} of {counts.total():,} alleles would be scored")
     if counts:
         console.write_page(status_table(counts), stderr=True)
+    if num_scored and Feature.EMBEDDING in options.wanted_features:
+        console.warn("the vectors of --features embedding, two windows an allele, are not counted")
     if num_scored:
         whole = 2 * scorer.window * len(options.variant_strand.single) * num_scored
         fewer = f"{whole / scorer.num_bases:.1f} times fewer than two windows an allele"
@@ -355,6 +378,7 @@ class _Run:
         scorer: Scores records.
         provenance: Header lines that tell what made the scores.
         settings: Everything but the records that decides the scores.
+        features: Computes the features; None if none were asked for.
     """
 
     options: VariantOptions
@@ -363,6 +387,7 @@ class _Run:
     scorer: VariantScorer
     provenance: list[str]
     settings: list[object]
+    features: Features | None
 
 
 @contextmanager
@@ -370,7 +395,8 @@ def _open_scorer(options: VariantOptions, variants: Variants) -> Iterator[_Run]:
     path = find_reference(options, variants)
     with open_reference(path, options) as genome:
         model = open_model(options)
-        scorer = VariantScorer(model, genome, options)
+        features = make_features(options, model)
+        scorer = VariantScorer(model, genome, options, features=features)
         provenance = _provenance(options, path, scorer.window, model)
         # A file of another size or date has another genome, or other sequences.
         source = path or options.source
@@ -380,7 +406,7 @@ def _open_scorer(options: VariantOptions, variants: Variants) -> Iterator[_Run]:
             settings.append(options.contig_names.read_text(errors="surrogateescape"))
         way_out = f"try --window {max(scorer.window // 2, 2)}, or a smaller model"
         with memory_explained(f"--window {scorer.window} on {options.device}", way_out):
-            yield _Run(options, genome, model, scorer, provenance, settings)
+            yield _Run(options, genome, model, scorer, provenance, settings, features)
 
 
 def _provenance(
@@ -398,6 +424,9 @@ def _provenance(
         "after": options.after,
         "strand": options.variant_strand,
         "score": options.score,
+        "features": options.features,
+        "pool": options.features and options.pool,
+        "layer": options.layer,
         "on_ref_mismatch": reference and options.on_ref_mismatch,
         "precision_check": options.precision_check,
     }

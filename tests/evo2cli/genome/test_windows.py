@@ -212,7 +212,7 @@ def test_ref_agrees_with_the_genome_or_with_n_or_the_first_base_a_code_stands_fo
     assert agrees(allele, letters) is expected
 
 
-@given(placed_alleles(), st.sampled_from([centred, anchored]), st.booleans())
+@given(placed_alleles(), st.sampled_from([centred, anchored, ending(7)]), st.booleans())
 def test_from_right_is_from_left_in_the_mirror(
     genome: Reference,
     mirrored_genome: Reference,

@@ -100,6 +100,7 @@ def test_a_bed_file_is_its_regions_each_position_once_in_the_order_of_the_genome
     assert found == ["45"] * 3 + ["46"] * 3
 
 
+@pytest.mark.slow
 def test_shards_of_a_bed_file_and_devices_make_the_same_bytes(
     genome: Path, checkpoint: str
 ) -> None:

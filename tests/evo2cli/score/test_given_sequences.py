@@ -13,7 +13,7 @@ from evo2cli.score import score_variants
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions, ScoreOptions
 from evo2cli.score.run import score
-from tests.evo2cli.score.test_windows import checkpoint, letters, variants, write  # noqa: F401
+from tests.evo2cli.score.test_windows import letters, variants, write
 
 WINDOW = 48
 CONTIG = letters(160)
@@ -64,7 +64,7 @@ def test_the_next_base_of_given_windows_is_that_of_a_genome(table, tiny_model):
     assert compared
 
 
-def test_the_command_needs_no_genome_and_copies_the_columns(table, checkpoint):  # noqa: F811
+def test_the_command_needs_no_genome_and_copies_the_columns(table, checkpoint):
     output = table.with_name("out.jsonl")
     words = {"inputs": (table,), "model": checkpoint, "device": "cpu", "output": output}
     score(ScoreOptions(**words))
@@ -87,7 +87,7 @@ def test_the_command_needs_no_genome_and_copies_the_columns(table, checkpoint): 
         ("1,5,A,C,ACT,", "line 2: var_seq is not a sequence of DNA"),
     ],
 )
-def test_what_is_no_pair_is_one_line(tmp_path, checkpoint, row, message):  # noqa: F811
+def test_what_is_no_pair_is_one_line(tmp_path, checkpoint, row, message):
     path = tmp_path / "x.csv"
     path.write_text(f"chrom,pos,ref,alt,ref_seq,var_seq\n{row}\n")
     with pytest.raises(UserError, match=message):

@@ -15,7 +15,7 @@ from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions, ScoreOptions
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2
-from tests.evo2cli.score.test_windows import checkpoint, letters, variants, write  # noqa: F401
+from tests.evo2cli.score.test_windows import letters, variants, write
 
 WINDOW = 64
 CONTIG = letters(200)
@@ -101,7 +101,7 @@ def test_bases_beyond_the_end_of_a_window_do_not_matter(tiny_model, tmp_path, st
     assert deltas(sequence) == deltas("".join(other))
 
 
-def test_what_has_no_next_base_says_so(tmp_path, checkpoint):  # noqa: F811
+def test_what_has_no_next_base_says_so(tmp_path, checkpoint):
     records = [(0, CONTIG[0], "ACGT"["ACGT".index(CONTIG[0]) - 1]), *variants(CONTIG, 30)]
     source = write(tmp_path, CONTIG, records)
     output = tmp_path / "out.jsonl"

@@ -1,0 +1,185 @@
+"""`evo2 eval pairs`: is a real sequence likelier than a perturbed one? docs/eval.md defines it."""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evo2cli import __version__, console
+from evo2cli.errors import UserError
+from evo2cli.eval.options import PairsOptions
+from evo2cli.eval.report import check_outputs, write_table
+from evo2cli.files import locks_output
+from evo2cli.genome.table import cell_text, open_table
+from evo2cli.genome.vcf import is_bases
+from evo2cli.genome.windows import upper_dna
+from evo2cli.journal import open_journal
+from evo2cli.models import open_model
+from evo2cli.ranking import PERCENTILES, RESAMPLES
+from evo2cli.tables import Row, rounded
+from stripedhyena2.dna import strand_of
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.scoring import mean_logprob, sequence_logprob
+
+MIN_BASES = 2  # the first base has no prediction
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A real and a perturbed sequence in upper-case DNA, and the group that they belong to."""
+
+    real: bytes
+    perturbed: bytes
+    group: str
+
+
+@locks_output
+def evaluate_pairs(options: PairsOptions) -> dict[str, Any]:
+    """Compare the log-likelihoods of both sequences of each pair.
+
+    Returns:
+        evaluation, source, model, fingerprint, strand, by, seed, resamples; rows for all pairs and
+        for each group: see `group_row`.
+
+    Raises:
+        UserError: The table or the model cannot be used.
+        NonFiniteError: A log-likelihood is not a finite number.
+    """
+    check_outputs(options)
+    pairs = read_pairs(options)
+    model = open_model(options)
+    identity = fingerprint(model.config, model.state_dict())
+    total = partial(sequence_logprob, model)
+    differences: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    settings = ["evo2 eval pairs", __version__, identity, options.strand]
+    with (
+        open_journal(options.output, settings) as recall,
+        console.progress("pairs", len(pairs), "pairs") as bar,
+    ):
+        for number, pair in enumerate(pairs, start=1):
+
+            def logprobs(pair: Pair = pair, number: int = number) -> list[float]:
+                return [
+                    mean_logprob(
+                        model,
+                        [strand_of(bases, strand) for strand in options.strand.single],
+                        f"pair {number}",
+                        total,
+                    )
+                    for bases in (pair.real, pair.perturbed)
+                ]
+
+            key = f"{zlib.crc32(pair.real):08x} {zlib.crc32(pair.perturbed):08x}"
+            real, perturbed = recall(key, logprobs)
+            by_base = real / (len(pair.real) - 1) - perturbed / (len(pair.perturbed) - 1)
+            for group in dict.fromkeys(("all", pair.group)):
+                differences[group].append((real - perturbed, by_base))
+            bar.advance()
+    rows = [group_row(name, found, options.seed) for name, found in differences.items()]
+    result = {
+        "evaluation": "pairs",
+        "evo2cli": __version__,
+        "source": str(options.source),
+        "model": options.model,
+        "fingerprint": identity,
+        "strand": options.strand,
+        "by": options.by,
+        "seed": options.seed,
+        "resamples": RESAMPLES,
+        "rows": rows,
+    }
+    write_table(options.output, result, rows)
+    return result
+
+
+def read_pairs(options: PairsOptions) -> list[Pair]:
+    """Read the table.
+
+    Raises:
+        UserError: It lacks a column, has no rows, or a cell is not a sequence of DNA.
+    """
+    path = options.source
+    table = open_table(path)
+    pairs = []
+    with closing(table.rows):
+        columns = [options.real, options.perturbed, *([options.by] if options.by else [])]
+        if missing := [name for name in columns if name not in table.names]:
+            raise UserError(
+                f"{path}: has no column {missing[0]!r}; its columns: {', '.join(table.names)}; "
+                "name them by --real, --perturbed and --by"
+            )
+        index = [table.names.index(name) for name in columns]
+        for number, row in table.rows:
+            cells = [cell_text(row[at]) for at in index]
+            sequences = [text.encode(errors="surrogateescape") for text in cells[:2]]
+            for name, text, sequence in zip(columns, cells, sequences, strict=False):
+                if len(sequence) < MIN_BASES or not is_bases(sequence):
+                    raise UserError(
+                        f"{path}: {table.unit} {number}: {name} {text[:40]!r} is not "
+                        f"a sequence of at least {MIN_BASES} bases"
+                    )
+            real, perturbed = map(upper_dna, sequences)
+            pairs.append(Pair(real, perturbed, cells[2] if options.by else "all"))
+    if not pairs:
+        raise UserError(f"{path}: has no pairs")
+    return pairs
+
+
+def group_row(name: str, differences: Sequence[tuple[float, float]], seed: int) -> Row:
+    """The results of one group.
+
+    Args:
+        name: Its name.
+        differences: Log-likelihood of the real minus that of the perturbed sequence of each pair,
+            in nats, and the same of their means per base.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        group, pairs; share, the share of pairs whose real sequence is likelier (ties count half),
+        with its 95 % interval; share_per_base, the same by the means per base; difference, the mean
+        difference in nats.
+    """
+    values = np.asarray(differences)
+    wins = (np.sign(values) + 1) / 2
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
+    counts = [np.count_nonzero(wins[:, 0] == level) for level in (0, 0.5, 1)]
+    draws = generator.multinomial(len(wins), np.asarray(counts) / len(wins), size=RESAMPLES)
+    low, high = np.percentile(draws @ [0, 0.5, 1] / len(wins), PERCENTILES)
+    return {
+        "group": name,
+        "pairs": len(wins),
+        "share": rounded(float(wins[:, 0].mean())),
+        "share_low": rounded(float(low)),
+        "share_high": rounded(float(high)),
+        "share_per_base": rounded(float(wins[:, 1].mean())),
+        "difference": rounded(float(values[:, 0].mean())),
+    }
+
+
+def pairs_page(result: dict[str, Any]) -> RenderableType:
+    """Lay out the result of `evaluate_pairs`."""
+    table = Table(box=None)
+    table.add_column(result["by"] or "")
+    for name in ("pairs", "share", "95 %", "per base", "nats"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        interval = f"{row['share_low']:.3f}-{row['share_high']:.3f}"
+        values = (row["share"], interval, row["share_per_base"], row["difference"])
+        table.add_row(
+            Text(row["group"]),
+            f"{row['pairs']:,}",
+            *(value if isinstance(value, str) else f"{value:.3f}" for value in values),
+        )
+    return Group(
+        Text(f"{result['model']}: real against perturbed sequences of {result['source']}", "bold"),
+        Text("share of pairs whose real sequence is likelier, 0.5 by chance\n"),
+        table,
+    )
