@@ -80,7 +80,7 @@ def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
     return path, json.dumps(body).encode()
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies())
 def test_whatever_is_sent_is_answered(server: Serving, asked: tuple[str, bytes]) -> None:
     path, body = asked
