@@ -9,8 +9,8 @@ def serve(options: ServeOptions) -> None:
     """Answer requests over HTTP: generate, score, embed; for one model and many clients.
 
     Paths and fields are those of NVIDIA's Evo 2 NIM, those of OpenAI (completions, embeddings), and
-    our own for variants, saturation and tracks; /docs lists them. Needs the extra: pip install
-    'evo2cli[serve]'.
+    our own for variants, saturation and tracks; /docs lists them. Needs fastapi and uvicorn, which
+    are the extra "serve".
     """
     from evo2cli.serve.run import serve as run
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evo2cli.genome.reference import Reference
-from evo2cli.models import open_model
+from evo2cli.models import memory_explained, open_model
 from evo2cli.serve.options import ServeOptions
 from evo2cli.serve.refusal import Refusal, refusal_of
 from stripedhyena2 import Request, Sample, Sampler, StripedHyena2
@@ -290,7 +290,8 @@ class Engine:
         model = open_model(options).requires_grad_(False)
         max_bases = options.max_bases or min(DEFAULT_MAX_BASES, model.config.context)
         probe_L = torch.full((min(PREFILL_CHUNK, max_bases - 1),), ord("A"))
-        self._rows = Rows.within_memory(model, options.batch_size, max_bases, prompt_L=probe_L)
+        with memory_explained(f"sequences of --max-bases {max_bases}", "lower it"):
+            self._rows = Rows.within_memory(model, options.batch_size, max_bases, prompt_L=probe_L)
         return Served(model, genome, max_bases)
 
     def _end_some(self) -> None:

@@ -21,7 +21,13 @@ from evo2cli.errors import UserError
 from evo2cli.serve.answers import Json, event_stream, results
 from evo2cli.serve.engine import Drawn, Engine, Generation, Served, Task
 from evo2cli.serve.nim import MODELS, modules_of
-from evo2cli.serve.reading import MAX_SEQUENCES, check_number, read_dna, sample_requests
+from evo2cli.serve.reading import (
+    MAX_SEQUENCES,
+    check_answer,
+    check_number,
+    read_dna,
+    sample_requests,
+)
 from evo2cli.serve.refusal import Refusal
 from stripedhyena2 import Sampler
 from stripedhyena2.generation import token_text
@@ -30,6 +36,8 @@ from stripedhyena2.scoring import CHUNK, ScoringState, require_finite, token_log
 
 Texts = str | list[str] | list[int] | list[list[int]]
 Top = dict[str, float]  # the likeliest tokens and their log-probabilities
+
+VALUES_OF_TOP = 16  # an entry of it takes the memory of as many numbers
 
 
 class Completion(BaseModel):
@@ -107,7 +115,11 @@ def routes(engine: Engine, name: str) -> APIRouter:
         prompts = _texts("prompt", asked.prompt)
         num_tokens = 16 if asked.max_tokens is None else asked.max_tokens
         num_samples = asked.n or 1
+        check_number("choices", len(prompts) * num_samples, MAX_SEQUENCES)
         read = [b"".join(read_dna(served, f"prompt {i}", text)) for i, text in enumerate(prompts)]
+        if asked.logprobs:
+            num_logits = num_tokens * len(prompts) * num_samples * served.model.config.vocabulary
+            check_answer(num_logits + sum(map(len, read)) * asked.logprobs * VALUES_OF_TOP)
         whole = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",

@@ -1,6 +1,7 @@
 """Our own paths: scores of sequences and variants, saturation, and tracks."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -118,6 +119,7 @@ def routes(engine: Engine) -> APIRouter:
         check_number("variants", len(asked.variants), MAX_VARIANTS)
         options = _options(asked, engine.served)
         records = [_record(index, text) for index, text in enumerate(asked.variants)]
+        check_number("alleles", sum(len(record.alternates) for record in records), MAX_VARIANTS)
 
         def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
             yield from _score(VariantScorer(served.model, _genome(served), options), records)
@@ -193,10 +195,14 @@ def _record(index: int, text: str) -> VariantRecord:
 def _score(
     scorer: VariantScorer, records: Sequence[VariantRecord]
 ) -> Iterator[tuple[int, list[Row]]]:
-    """The rows of each record with its index, by position, so that neighbours share windows."""
+    """The rows of each allele with the index of its record, one after the other.
+
+    They come by position, so that neighbours share windows.
+    """
     for index in sorted(range(len(records)), key=lambda i: (records[i].contig, records[i].start)):
-        record = records[index]
-        yield index, list(allele_rows(record, scorer.score(record), ROW_FIELDS))
+        for alternate in records[index].alternates:
+            record = replace(records[index], alternates=(alternate,))
+            yield index, list(allele_rows(record, scorer.score(record), ROW_FIELDS))
 
 
 def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:

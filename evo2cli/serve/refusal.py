@@ -8,6 +8,7 @@ from stripedhyena2.errors import InputError, InsufficientMemoryError, NonFiniteE
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
 RETRY_AFTER = 1  # seconds
+MAX_MESSAGE = 500  # characters
 DEFECT = "an internal error; the server's log has more"
 
 
@@ -24,6 +25,8 @@ class Refusal(Exception):  # noqa: N818 - most are no error of the server
         self, status: int, message: str, details: list[dict[str, object]] | None = None
     ) -> None:
         super().__init__(message)
+        if len(message) > MAX_MESSAGE:  # it may quote what was sent
+            message = f"{message[:MAX_MESSAGE]}..."
         self.status, self.message, self.details = status, message, details
 
     @property

@@ -20,6 +20,7 @@ from stripedhyena2 import (
     generation,
 )
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.generation import Rows
 
 PROMPTS = [b"A", b"ACGTTGCAACGGT" * 11, b"GT", b"CCATG", b"TTTACGA" * 5]
 SAMPLER = Sampler(temperature=0.8, top_k=0, top_p=0.95)
@@ -177,3 +178,32 @@ def test_broken_logits_are_not_sampled(tiny_config: ModelConfig) -> None:
     with pytest.raises(NonFiniteLogitsError, match="token 1 after the prompt are not finite") as it:
         list(generate(model, requests([b"A"], 1), SAMPLER))
     assert it.value.index == 0
+
+
+def test_who_joins_and_leaves_in_between_does_not_matter(model: StripedHyena2) -> None:
+    """Sequences that join at any time, with samplers of their own, are those alone in the rows."""
+    samplers = [SAMPLER, Sampler(0.7, 2), Sampler(temperature=0)]
+
+    def alone(index: int, request: Request) -> Sample:
+        rows = Rows(model, 3, 160)
+        sample = rows.add(request, samplers[index % 3], index)
+        while rows.samples:
+            rows.step()
+        return sample
+
+    expected = [alone(*pair) for pair in enumerate(requests(PROMPTS, 2))]
+    rows, found = Rows(model, 3, 160), []
+    for index, request in enumerate(requests(PROMPTS, 2)):
+        while not rows.has_room:
+            rows.step()
+        found.append(rows.add(request, samplers[index % 3], index))
+        if rows.has_room:  # somebody who hangs up after a token
+            gone = rows.add(requests([b"GATTACA"], 1)[0], SAMPLER)
+            rows.step()
+            rows.remove(gone)
+            assert all(sample is not gone for sample in rows.samples)
+    while rows.samples:
+        rows.step()
+    for sample, same in zip(found, expected, strict=True):
+        assert (sample.ids, sample.logprobs) == (same.ids, same.logprobs)
+        assert sample.stop_reason == same.stop_reason

@@ -49,8 +49,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @contextmanager
-def serving(**given: Any) -> Iterator[Serving]:
-    """A server with these options; it answers when the block begins."""
+def serving(*, wait: bool = True, **given: Any) -> Iterator[Serving]:
+    """A server with these options; it answers when the block begins, unless told not to wait."""
     options = ServeOptions(**{"max_bases": 600, "batch_size": 4, **given})
     engine = Engine(options)
     app = make_app(options, engine, "nano")
@@ -63,7 +63,7 @@ def serving(**given: Any) -> Iterator[Serving]:
         engine.start()
         thread.start()
         try:
-            wait_until(lambda: engine.is_ready or engine.failure is not None)
+            wait_until(lambda: engine.is_ready or engine.failure is not None or not wait)
             yield Serving(url, engine, client)
         finally:
             server.should_exit = True

@@ -80,7 +80,7 @@ def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
     return path, json.dumps(body).encode()
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies())
 def test_whatever_is_sent_is_answered(server: Serving, asked: tuple[str, bytes]) -> None:
     path, body = asked
@@ -183,6 +183,10 @@ def test_pages_of_other_sites_may_not_read_it(server: Serving) -> None:
     for each in (preflight, answer):
         assert not [name for name in each.headers if name.startswith("access-control")]
     assert preflight.status_code == 405
+    # What a page may send without asking first is not read as JSON.
+    simple = {**origin, "Content-Type": "text/plain"}
+    body = '{"sequences": ["ACGT"]}'
+    assert server.client.post("/v1/score", content=body, headers=simple).status_code == 422
 
 
 def test_what_is_not_there_is_said_in_the_same_way(server: Serving) -> None:

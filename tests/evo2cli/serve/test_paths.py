@@ -16,6 +16,7 @@ from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.saturate.records import snv_records
 from evo2cli.score import score_sequences, score_variants
+from evo2cli.serve import reading
 from evo2cli.track.options import Value
 from evo2cli.track.run import Section, section_values
 from tests.evo2cli.serve.conftest import GENOME, Serving
@@ -284,6 +285,13 @@ def test_tokens_are_letters(client: openai.OpenAI) -> None:
         ("/v1/completions", {"model": "nano", "prompt": "A", "stop": "T"}, "stop: not supported"),
         ("/v1/completions", {"model": "nano", "prompt": [-1]}, "ASCII codes"),
         ("/v1/completions", {"model": "nano", "prompt": ["A"] * 300}, "300 sequences at once"),
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": "A", "max_tokens": 0, "n": 2**40},
+            "1,099,511,627,776 choices at once",
+        ),
+        ("/v1/variants", {"variants": ["1-3-G-" + "A,C," * 6000 + "T"]}, "12,001 alleles at once"),
+        ("/v1/variants", {"variants": ["x" * 10_000]}, r"^x{500}\.\.\.$"),
         ("/v1/embeddings", {"model": "nano", "input": "A", "dimensions": 8}, "dimensions"),
     ],
 )
@@ -295,6 +303,39 @@ def test_what_cannot_be_answered_is_said_in_a_line(
     said = answer.json()["error"]["message"]
     assert "\n" not in said
     assert re.search(message, said), said
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/completions",
+            {"model": "nano", "prompt": "A", "n": 256, "max_tokens": 599, "logprobs": 1},
+        ),
+        (
+            "/v1/completions",
+            {
+                "model": "nano",
+                "prompt": ["A" * 599] * 1024,
+                "max_tokens": 0,
+                "echo": True,
+                "logprobs": 20,
+            },
+        ),
+        (
+            "/biology/arc/evo2/forward",
+            {"sequence": "A" * 600, "output_layers": ["output_layer"] * 100},
+        ),
+    ],
+)
+def test_an_answer_that_would_be_too_large_is_not_computed(
+    server: Serving, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_ANSWER", 2**26)
+    answer = server.client.post(path, json=body)
+    assert answer.status_code == 413
+    assert "MiB, more than 64" in answer.json()["error"]["message"]
+    assert server.engine.num_jobs == 0
 
 
 def test_another_model_is_not_served(client: openai.OpenAI) -> None:
