@@ -51,6 +51,7 @@ def test_what_is_in_the_cache_needs_no_network(
         "layout": "released",
         "repository": repository,
         "commit": COMMIT,
+        "license": "Apache-2.0",
     }
 
 

@@ -262,7 +262,7 @@ def test_tokens_are_letters(client: openai.OpenAI) -> None:
         ("/v1/score", {"sequences": ["A" * 601]}, "601 bases .* more than the 600"),
         ("/v1/score", {"sequences": ["A"] * 1025}, "1,025 sequences at once"),
         ("/v1/score", {"sequences": ["ACG"], "per_base": True, "strand": "both"}, "one strand"),
-        ("/v1/variants", {"variants": ["rs123"]}, "rs123: neither"),
+        ("/v1/variants", {"variants": ["rs123"]}, "rs123: is an rs number of dbSNP"),
         ("/v1/variants", {"variants": ["chr1-1-A-C"], "window": 601}, "window: 601 bases"),
         ("/v1/variants", {"variants": ["chr1-1-A-C"], "window": 1}, "must be at least 2"),
         ("/v1/variants", {"variants": ["chr1\t1\t.\tA\tC"]}, "variant 0: 5 columns"),
