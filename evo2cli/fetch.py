@@ -1,15 +1,12 @@
 """Download the files of a published model and verify their checksum."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.files import sha256 as sha256_of
 from stripedhyena2.checkpoint import hub
 from stripedhyena2.checkpoint.published import PUBLISHED, split_name
-
-CHUNK = 1 << 24  # bytes read at once
 
 
 def fetch_model(name: str, folder: Path | None) -> dict[str, Any]:
@@ -35,7 +32,7 @@ def fetch_model(name: str, folder: Path | None) -> dict[str, Any]:
     files = hub.weight_files(location)
     if not files:
         raise UserError(f"{location}: holds more than one .pt file; fetch into another folder")
-    sha256, recorded = _sha256(files), hub.known_hash(name)
+    sha256, recorded = sha256_of(files), hub.known_hash(name)
     if recorded is not None and sha256 != recorded:
         raise UserError(
             f"{files[0]}: SHA-256 {sha256} is not the recorded {recorded}; delete the folder "
@@ -49,16 +46,3 @@ def fetch_model(name: str, folder: Path | None) -> dict[str, Any]:
         "verified": recorded is not None,
         "use": name if folder is None else str(location),
     }
-
-
-def _sha256(files: list[Path]) -> str:
-    """SHA-256 of the files joined."""
-    digest = hashlib.sha256()
-    total = sum(file.stat().st_size for file in files)
-    with console.progress("check", total, "bytes") as bar:
-        for path in files:
-            with path.open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
-                    bar.advance(len(chunk))
-    return digest.hexdigest()

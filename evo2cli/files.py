@@ -3,17 +3,20 @@
 `stripedhyena2.outputs` says how: locks, partial files, links, devices and pipes.
 """
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from evo2cli import console
 from evo2cli.errors import UserError
 
 Write = Callable[[bytes], object]
+_CHUNK = 1 << 24  # bytes that are hashed at once
 
 
 class OutputOptions(Protocol):
@@ -90,6 +93,19 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 of files joined, with a bar: a model is read for minutes."""
+    digest = hashlib.sha256()
+    total = sum(path.stat().st_size for path in paths)
+    with console.progress("check", total, "bytes") as bar:
+        for path in paths:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    bar.advance(len(chunk))
+    return digest.hexdigest()
 
 
 # The functions below import `stripedhyena2` late: options of commands import this module, and

@@ -1,6 +1,7 @@
 """`evo2 eval`: a group with one command for each evaluation."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,6 +17,9 @@ from evo2cli.eval.options import (
     VariantsOptions,
 )
 from evo2cli.options import Command, Group, takes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class Evaluations(Group):
@@ -43,6 +47,16 @@ app = typer.Typer(
 )
 
 
+def _show(
+    result: dict[str, Any], page: "Callable[[dict[str, Any]], RenderableType]", *, as_json: bool
+) -> None:
+    """Write a result to stdout, as JSON or as a page."""
+    if as_json:
+        console.write_json(result)
+    else:
+        console.write_page(page(result))
+
+
 @app.command(cls=Command)
 @takes(VariantsOptions)
 def variants(options: VariantsOptions) -> None:
@@ -55,10 +69,7 @@ def variants(options: VariantsOptions) -> None:
     from evo2cli.eval.variants import evaluate_variants, variants_page
 
     result = evaluate_variants(options)
-    if options.json:
-        console.write_json(result)
-    else:
-        console.write_page(variants_page(result))
+    _show(result, variants_page, as_json=options.json)
 
 
 @app.command(cls=Command)
@@ -73,10 +84,7 @@ def needle(options: NeedleOptions) -> None:
     from evo2cli.eval.needle import find_needles, needle_page
 
     result = find_needles(options)
-    if options.json:
-        console.write_json(result)
-    else:
-        console.write_page(needle_page(result))
+    _show(result, needle_page, as_json=options.json)
 
 
 @app.command(cls=Command)
@@ -91,10 +99,7 @@ def context(options: ContextOptions) -> None:
     from evo2cli.eval.context import context_page, read_context
 
     result = read_context(options)
-    if options.json:
-        console.write_json(result)
-    else:
-        console.write_page(context_page(result))
+    _show(result, context_page, as_json=options.json)
 
 
 @app.command(cls=Command)
@@ -109,10 +114,7 @@ def pairs(options: PairsOptions) -> None:
     from evo2cli.eval.pairs import evaluate_pairs, pairs_page
 
     result = evaluate_pairs(options)
-    if options.json:
-        console.write_json(result)
-    else:
-        console.write_page(pairs_page(result))
+    _show(result, pairs_page, as_json=options.json)
 
 
 @app.command(cls=Command)
@@ -126,10 +128,7 @@ def traitgym(options: TraitGymOptions) -> None:
     from evo2cli.eval.traitgym import evaluate_traitgym, traitgym_page
 
     result = evaluate_traitgym(options)
-    if options.json:
-        console.write_json(result)
-    else:
-        console.write_page(traitgym_page(result))
+    _show(result, traitgym_page, as_json=options.json)
 
 
 @app.command(cls=Command)
@@ -151,7 +150,4 @@ def task(options: TaskOptions) -> None:
             options.run, examples, device=options.device, dtype=options.dtype
         ),
     )
-    if options.json:
-        console.write_json(result)
-    else:
-        console.write_page(task_page(result))
+    _show(result, task_page, as_json=options.json)

@@ -1,6 +1,5 @@
 """Convert a checkpoint from any layout into one that is written."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from evo2cli import __version__, console
 from evo2cli.convert.options import Target
 from evo2cli.convert.verify import verify
 from evo2cli.errors import UserError
+from evo2cli.files import sha256
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
 from stripedhyena2.checkpoint.layouts import hf, native, savanna, vortex
 from stripedhyena2.checkpoint.tensors import Tensors
@@ -118,13 +118,8 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     """The provenance of the source, with its SHA-256 where it does not have one yet."""
     provenance = {"converted_by": f"evo2cli {__version__}", **checkpoint.provenance}
     if checkpoint.files and "sha256" not in provenance:
-        provenance["sha256"] = {file.name: _sha256(file) for file in checkpoint.files}
+        provenance["sha256"] = {file.name: sha256([file]) for file in checkpoint.files}
     return provenance
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bytes(destination: Path) -> int:

@@ -8,6 +8,7 @@ holds the norm's weights.
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from stripedhyena2.checkpoint.layouts.named import Named, computed_frequencies
 from stripedhyena2.checkpoint.layouts.savanna import Savanna
 from stripedhyena2.checkpoint.tensors import Made, Table
 from stripedhyena2.config import ConfigError, ModelConfig, make_config
-from stripedhyena2.values import read_values
+from stripedhyena2.values import read_values, shown
 
 _BLOCK = re.compile(r"sequential\.(\d+)\.(.+)")
 _FIRST_MATRICES = re.compile(r"(.*mlp\.)w([12])\.weight")
@@ -138,20 +139,42 @@ def read_run_config(file: Path) -> ModelConfig:
     missing = [key for key in ("hybrid_override_pattern", *_KEYS) if model.get(key) is None]
     if missing:
         raise ConfigError(f"{file}: the key {missing[0]!r} is missing; give --config")
-    pattern = str(model["hybrid_override_pattern"])
+    shape = {ours: model[theirs] for theirs, ours in _KEYS.items()}
+    stripes = stripes_of(model["hybrid_override_pattern"], str(file))
+    scale = model.get("seq_len_interpolation_factor") or 1
+    positions = interpolated(shape["context"], scale, str(file))
+    return make_config({**shape, "stripes": stripes, **positions}, str(file))
+
+
+def stripes_of(pattern: object, origin: str) -> str:
+    """The stripes that a `hybrid_override_pattern` stands for.
+
+    Raises:
+        ConfigError: It has another letter, or is not text.
+    """
+    if not isinstance(pattern, str):
+        raise ConfigError(f"{origin}: hybrid_override_pattern = {shown(pattern)} is not text")
     if unknown := sorted(set(pattern) - set(_LETTERS)):
         raise ConfigError(
-            f"{file}: hybrid_override_pattern = {pattern!r} has the letter {unknown[0]!r}; known "
-            f"are {' '.join(_LETTERS)}"
+            f"{origin}: hybrid_override_pattern has the letter {unknown[0]!r}; known are "
+            f"{', '.join(_LETTERS)}"
         )
-    shape = {ours: model[theirs] for theirs, ours in _KEYS.items()}
-    scale = model.get("seq_len_interpolation_factor") or 1
-    return make_config(
-        {
-            **shape,
-            "stripes": "".join(_LETTERS[letter] for letter in pattern),
-            "rotary_scale": scale,
-            "base_context": None if scale == 1 else int(shape["context"] // scale),
-        },
-        str(file),
-    )
+    return "".join(_LETTERS[letter] for letter in pattern)
+
+
+def interpolated(context: object, factor: object, origin: str) -> dict[str, Any]:
+    """The keys of a shape of which positions are divided by a factor.
+
+    Raises:
+        ConfigError: One of both is not a number.
+    """
+    for value in (context, factor):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ConfigError(
+                f"{origin}: a context of {shown(context)} positions, interpolated by "
+                f"{shown(factor)}: both must be positive numbers"
+            )
+    assert isinstance(context, int | float)
+    assert isinstance(factor, int | float)
+    base = None if factor == 1 or context % factor else int(context / factor)
+    return {"context": context, "rotary_scale": factor, "base_context": base}

@@ -17,6 +17,7 @@ from torch import Tensor
 from stripedhyena2.checkpoint.contents import Checkpoint
 from stripedhyena2.checkpoint.files import open_tensors, refuse_full, writing
 from stripedhyena2.checkpoint.layouts import native
+from stripedhyena2.checkpoint.layouts.bridge import interpolated, stripes_of
 from stripedhyena2.checkpoint.layouts.vortex import HEAD, Vortex
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.checkpoint.shards import write_shards
@@ -43,7 +44,6 @@ OTHER_KEYS = (
     *("layer_types", "hyena_filters", "hyena_order", "hyena_kernel_size"),
     *("rope_scaling", "rope_parameters"),
 )
-_LETTERS = {"S": "S", "D": "M", "H": "L", "*": "A"}  # of hybrid_override_pattern, and ours
 _HYENAS = "SML"  # the order in which Hyena blocks follow each other in every Evo 2
 
 
@@ -94,18 +94,15 @@ def read_hf_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
 def _from_pattern(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The dialect of BioNeMo's export for vLLM."""
     _check_fixed(values, origin, remove_activation_post_first_layer=True)
-    pattern = values["hybrid_override_pattern"]
-    unknown = sorted(set(pattern) - set(_LETTERS))
-    if unknown:
-        raise ConfigError(
-            f"{origin}: hybrid_override_pattern has the letter {unknown[0]!r}; known are "
-            f"{', '.join(_LETTERS)}"
-        )
     theta = values["rotary_base"] if "rotary_base" in values else values["rope_theta"]
     return {
         **_widths(values, origin),
-        **_positions(values, values.get("seq_len_interpolation_factor") or 1),
-        "stripes": "".join(_LETTERS[letter] for letter in pattern),
+        **interpolated(
+            values["max_position_embeddings"],
+            values.get("seq_len_interpolation_factor") or 1,
+            origin,
+        ),
+        "stripes": stripes_of(values["hybrid_override_pattern"], origin),
         "num_short_filter_groups": values["num_groups_hyena_short"],
         "num_medium_filter_groups": values["num_groups_hyena_medium"],
         "rotary_base": theta,
@@ -135,7 +132,7 @@ def _from_layer_types(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         )
     return {
         **_widths(values, origin),
-        **_positions(values, factor),
+        **interpolated(values["max_position_embeddings"], factor, origin),
         "stripes": stripes,
         "num_short_filter_groups": values["hyena_filters"],
         "num_medium_filter_groups": values["hyena_filters"],
@@ -153,13 +150,6 @@ def _widths(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         "vocabulary": values.get("vocab_size", 512),
         "norm_eps": values.get("rms_norm_eps", 1e-6),
     }
-
-
-def _positions(values: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The context, and how its positions are interpolated."""
-    context = values["max_position_embeddings"]
-    base = None if factor == 1 or context % factor else int(context / factor)
-    return {"context": context, "rotary_scale": factor, "base_context": base}
 
 
 def _check_fixed(values: Mapping[str, Any], origin: str, **fixed: Any) -> None:
