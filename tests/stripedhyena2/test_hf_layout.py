@@ -21,6 +21,7 @@ from stripedhyena2.checkpoint.layouts.hf import (
     write_beside,
 )
 from stripedhyena2.checkpoint.published import PUBLISHED, published_config
+from tests.hostile import refusal
 
 # As the exporters of other projects write them, for the shape of evo2_7b; written down by hand.
 PATTERN: dict[str, Any] = {
@@ -186,3 +187,17 @@ def test_the_card_says_where_weights_come_from(tiny_config: ModelConfig, tmp_pat
     (tmp_path / CARD).write_text("mine")
     write_beside(tmp_path, tiny_config, {})
     assert (tmp_path / CARD).read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [5, "x", [], {}, None, True, [None]], ids=repr)
+@pytest.mark.parametrize("dialect", ["released", "pattern", "layer types"])
+def test_a_value_of_any_type_is_read_or_one_line(dialect: str, value: object) -> None:
+    values = {
+        "released": hf_config(published_config("evo2_7b"), torch.float32),
+        "pattern": PATTERN,
+        "layer types": LAYER_TYPES,
+    }[dialect]
+    for key in values:
+        changed = {**values, key: value}
+        line = refusal(lambda changed=changed: read_hf_config(changed, "config.json"), ConfigError)
+        assert not line or line.startswith("config.json: ")

@@ -88,6 +88,8 @@ def read_hf_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
             shape = _from_layer_types(values, origin)
     except KeyError as missing:
         raise ConfigError(f"{origin}: the key {missing} is missing") from None
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{origin}: a value is of another type than expected ({error})") from None
     return make_config(shape, origin)
 
 
