@@ -144,12 +144,13 @@ class TaskOptions(Options, panel="Task"):
     """What is learned, and what of the model is trained."""
 
     task: Annotated[
-        Task | None, typer.Option(help="What is learned.", show_default="told from the data")
+        Task | None, typer.Option(help="Kind of task.", show_default="told from the data")
     ] = None
     method: Annotated[
         Method | None,
         typer.Option(
-            help="What is trained.", show_default="lora; head below 1,000 training examples"
+            help="Which parameters are trained.",
+            show_default="lora; head below 1,000 training examples",
         ),
     ] = None
     layer: Annotated[

@@ -44,8 +44,8 @@ class LimitOptions(Options, panel="Limits"):
         int,
         typer.Option(
             min=0,
-            help="Requests that may wait beside as many as grow together; further ones are told to "
-            "come back later (429).",
+            help="Requests that may wait in the queue; further ones are answered with 429 and "
+            "Retry-After.",
         ),
     ] = 256
     max_bases: Annotated[
