@@ -18,7 +18,7 @@ FLOORS = {
 # From the bottom to the top: a room may import from those before it, and from no other.
 ROOMS = {
     "evo2cli": [
-        *("errors", "processes", "workers", "console", "options", "lengths", "files", "tables"),
+        *("errors", "processes", "workers", "console", "options", "lengths", "files", "tables", "pages"),
         *("ranking", "journal", "figures"),
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("tokenize", "train", "score", "saturate", "track", "merge", "embed", "generate"),

@@ -7,7 +7,7 @@ windows and strand. A kind that is not in the file yet is scored when it is firs
 import json
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -78,21 +78,33 @@ class Background:
         kind = stratum(self._genome, record, alternate)
         if kind is None:
             return None
-        if kind not in self._deltas:
-            self._add(kind)
+        for _ in self._add(kind):
+            pass
         deltas = self._deltas[kind]
         if len(deltas) < MIN_NULLS:
             return None
         below = (bisect_left(deltas, delta) + bisect_right(deltas, delta)) / 2
         return rounded(100 * below / len(deltas))
 
-    def _add(self, kind: str) -> None:
-        """Score random variants of a kind, and add them to the file."""
+    def prepare(self, record: VariantRecord) -> Iterator[None]:
+        """Score the random variants that percentiles of a record need, one between two steps."""
+        for alternate in record.alternates:
+            kind = stratum(self._genome, record, alternate)
+            if kind is not None:
+                yield from self._add(kind)
+
+    def _add(self, kind: str) -> Iterator[None]:
+        """Score random variants of a kind, unless they are known, and add them to the file."""
         found = []
         for record in islice(random_variants(self._genome, kind), NULLS):
+            if kind in self._deltas:  # already, or meanwhile by another caller
+                return
             for row in self._score(record):
                 if isinstance(row["EVO2_DELTA"], float):
                     found.append(row["EVO2_DELTA"])
+            yield
+        if kind in self._deltas:
+            return
         self._deltas[kind] = sorted(found)
         console.say(f"background: {len(found):,} random variants like {kind} scored")
         with writing(self._path), self._path.open("a") as file:

@@ -20,7 +20,7 @@ from evo2cli.genome.vcf import Status, VariantRecord, with_note
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions, shared
 from evo2cli.score.alleles import VariantScorer
-from evo2cli.score.options import VariantOptions
+from evo2cli.score.options import AlleleOptions
 from evo2cli.tables import Row, cell, rounded
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.float8.inference import has_scales
@@ -67,13 +67,22 @@ class Noise:
 
 
 def measure_noise(
-    options: VariantOptions,
+    options: ModelOptions,
+    alleles: AlleleOptions,
+    count: int,
     records: Iterable[VariantRecord],
     model: StripedHyena2,
     genome: Reference,
-    scorer: VariantScorer,
 ) -> Noise | None:
-    """Measure the noise on `options.precision_check` of the records, and print it to stderr.
+    """Measure the noise on some of the records, and print it to stderr.
+
+    Args:
+        options: Which model it is, to open it again at a higher precision.
+        alleles: What decides the score of an allele.
+        count: How many alleles are scored twice.
+        records: What they are chosen from.
+        model: The model at the precision of the run.
+        genome: The genome of the records.
 
     Returns:
         None if no allele can be scored.
@@ -81,7 +90,6 @@ def measure_noise(
     Raises:
         UserError: There is no higher precision.
     """
-    assert options.precision_check is not None
     name = str(model.embedding.weight.dtype).removeprefix("torch.")
     if name not in _NEXT_HIGHER:
         raise UserError(
@@ -89,9 +97,10 @@ def measure_noise(
         )
     lower, higher = _NEXT_HIGHER[name]
     device = "cpu" if higher == "fp64" else options.device
-    chosen = choose_alleles(records, scorer, options.precision_check)
+    scorer = VariantScorer(model, genome, alleles)
+    chosen = choose_alleles(records, scorer, count)
     precise = open_model(shared(options, ModelOptions, device=device, dtype=higher))
-    precise_scorer = VariantScorer(precise, genome, options)
+    precise_scorer = VariantScorer(precise, genome, alleles)
     differences = []
     with console.progress("check", len(chosen), "alleles") as bar:
         for record in chosen:

@@ -245,7 +245,14 @@ def score_to_output(
         run.scorer.warn_of_extrapolation()
         noise = background = None
         if options.precision_check is not None:
-            noise = measure_noise(run.options, read().records, run.model, run.genome, run.scorer)
+            noise = measure_noise(
+                run.options,
+                run.options,
+                options.precision_check,
+                read().records,
+                run.model,
+                run.genome,
+            )
         if options.background is not None:
             background = open_background(
                 options.background, options, run.model, run.genome, run.scorer

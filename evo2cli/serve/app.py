@@ -1,12 +1,15 @@
 """The web application: all paths, and one way to say no."""
 
+from dataclasses import asdict
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
-from evo2cli.serve import nim, openai, own
+from evo2cli.score.output import FIELDS
+from evo2cli.serve import generate, nim, openai, own, page
 from evo2cli.serve.answers import Json, refused
 from evo2cli.serve.engine import Engine
 from evo2cli.serve.guard import Guard, read_keys
@@ -33,6 +36,8 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
     app.include_router(nim.routes(engine, options.max_layers))
     app.include_router(openai.routes(engine, name))
     app.include_router(own.routes(engine))
+    app.include_router(generate.routes(engine))
+    app.include_router(page.routes())
     _add_state(app, options, engine, guard, name)
     for kind in (
         Refusal,
@@ -96,6 +101,13 @@ def _add_state(
                 "dtype": str(served.model.embedding.weight.dtype).removeprefix("torch."),
                 "max_bases": served.max_bases,
                 "max_layers": options.max_layers,
+                "genes": None if served.genes is None else len(served.genes),
+                "background": served.background is not None,
+                "noise": served.noise and asdict(served.noise),
+                "fields": {
+                    name: {"type": kind, "description": what}
+                    for name, (kind, what) in FIELDS.items()
+                },
             }
         )
 
