@@ -18,11 +18,11 @@ FLOORS = {
 # From the bottom to the top: a room may import from those before it, and from no other.
 ROOMS = {
     "evo2cli": [
-        *("errors", "processes", "workers", "console", "options", "lengths", "files", "tables", "pages"),
-        *("ranking", "journal", "figures"),
+        *("errors", "processes", "workers", "console", "options", "lengths", "files", "tables"),
+        *("pages", "ranking", "journal", "figures"),
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("tokenize", "train", "score", "saturate", "track", "merge", "embed", "generate"),
-        *("finetune", "predict", "eval", "extend", "info", "convert", "merge_adapter"),
+        *("finetune", "predict", "eval", "report", "extend", "info", "convert", "merge_adapter"),
         *("fetch", "doctor", "compat", "hf", "serve"),
         *("commands", "app", "__main__"),
     ],

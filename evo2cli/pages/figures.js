@@ -126,8 +126,9 @@ const MAX_LANES = 6;
  *   tracks: [{ label, unit, start, values, low, high }],
  *   layers: [{ label, deltas: { A, C, G, T } }], a delta or null for each column,
  * }
+ * at: 0-based position where the cursor is at first, or null.
  */
-function regionFigure(data, title, file) {
+function regionFigure(data, title, file, at = null) {
   const step = data.step ?? 1;
   const length = data.bases.length;
   let [from, to] = [0, length]; // columns that are shown
@@ -385,6 +386,7 @@ function regionFigure(data, title, file) {
     },
     drag: (pixels, width) => show(from - pixels / across(width), to - from),
   });
+  if (at !== null) moveTo(Math.floor((at - data.start) / step));
   return view.element;
 }
 

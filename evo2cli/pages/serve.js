@@ -102,13 +102,14 @@ async function score(say, signal, place = null) {
   const [whole, below] = [find("results"), find("place")];
   below.replaceChildren();
   let shownPlace = place;
+  let asked = {};
   if (!place) {
     whole.replaceChildren();
-    const asked = understood(find("asked").value);
+    asked = understood(find("asked").value);
     shownPlace = asked;
     if (asked.variants) {
       say("Variants are scored …");
-      const { variants } = await ask("/v1/variants", { ...asked, ...windowFields() }, signal);
+      const { variants } = await ask("/v1/variants", { ...asked, ...windowFields(), percentiles: false }, signal);
       whole.append(...shownVariants(variants, true));
       const isOne = variants.every((row) => row.window_end !== null && row.pos === variants[0].pos);
       shownPlace = isOne ? around(variants[0]) : null;
@@ -120,13 +121,18 @@ async function score(say, signal, place = null) {
     }
   }
   if (shownPlace) below.append(...await shownAt(shownPlace, say, signal));
+  if (asked.variants && server.background) {
+    say("For percentiles, random variants of the same kinds are scored …");
+    const { variants } = await ask("/v1/variants", { ...asked, ...windowFields() }, signal);
+    whole.replaceChildren(...shownVariants(variants, true));
+  }
 }
 
 /** The region around a variant, within its window and so within its contig. */
 function around(row) {
   const first = Math.max(row.pos - AROUND, row.window_start + 1);
   const last = Math.min(row.pos + row.ref.length - 1 + AROUND, row.window_end);
-  return { region: `${row.chrom}:${first}-${last}` };
+  return { region: `${row.chrom}:${first}-${last}`, at: row.pos - 1 };
 }
 
 /** The table of variants, what the numbers mean, their strips, and the VCF. */
@@ -189,7 +195,7 @@ function asVcf(variants) {
 }
 
 /** Tracks, genes and the heat map of a region or a sequence. */
-async function shownAt(place, say, signal) {
+async function shownAt({ at = null, ...place }, say, signal) {
   const data = { name: "", start: 0, bases: "", genes: [], tracks: [], layers: [] };
   if (place.region && server.genes !== null) data.genes = (await ask("/v1/genes", place, signal)).genes;
   const found = [];
@@ -223,7 +229,7 @@ async function shownAt(place, say, signal) {
   data.layers = layersOf(rows, first, letters.length);
   const title = `${data.name}:${shown(first + 1)}-${shown(last)}` +
     (rows.length ? "; red: less likely with that base; reference cells are blank" : "");
-  const shownHere = [regionFigure(data, title, `${data.name}_${first + 1}-${last}`)];
+  const shownHere = [regionFigure(data, title, `${data.name}_${first + 1}-${last}`, at)];
   const saves = found.map((track) => make("button", {
     type: "button",
     click: () => download(`${track.value}_${track.strand}.bedgraph`, asBedGraph(track)),
@@ -249,7 +255,7 @@ function asBedGraph({ name, start, values }) {
   return values.map((value, at) => `${name}\t${start + at}\t${start + at + 1}\t${value.toFixed(6)}\n`).join("");
 }
 
-const LEVELS = 8; // of probability, as classes .p0 to .p7
+const LEVELS = [0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9]; // where the classes .p0 to .p7 begin; chance is in .p3
 
 /** Bases, coloured by their probability. */
 class Colored {
@@ -261,7 +267,7 @@ class Colored {
   }
 
   add(base, logprob) {
-    const level = Math.min(LEVELS - 1, Math.floor(LEVELS * Math.exp(logprob)));
+    const level = LEVELS.findLastIndex((low) => low <= Math.exp(logprob));
     if (this.last?.className !== `p${level}`) {
       this.last = make("span", { class: `p${level}` });
       this.letters.append(this.last);
@@ -312,8 +318,8 @@ async function generate(say, signal) {
 }
 
 function legend() {
-  const steps = Array.from({ length: LEVELS }, (_, level) =>
-    make("span", { class: `p${level}` }, `${shown(level / LEVELS, 2)}\u2013${shown((level + 1) / LEVELS, 2)}`));
+  const steps = LEVELS.map((low, level) =>
+    make("span", { class: `p${level}` }, `${low}\u2013${LEVELS[level + 1] ?? 1}`));
   return make("p", { class: "legend" }, "Probability of each base under the model: ", ...steps);
 }
 

@@ -66,6 +66,9 @@ class Variants(WindowFields):
     variants: list[str] = Field(
         min_length=1, description="chrom-pos-ref-alt, chrom:pos:ref>alt, or lines of a VCF."
     )
+    percentiles: bool = Field(
+        True, description="With EVO2_PCT, if the server has a background and windows are default."
+    )
 
 
 class Place(BaseModel):
@@ -165,7 +168,8 @@ def routes(engine: Engine) -> APIRouter:
 
         def work(served: Served) -> Iterator[Scored]:
             scorer = VariantScorer(served.model, _genome(served), options)
-            yield from _score(scorer, records, _marks(served, options))
+            marks = _marks(served, options, asked.percentiles)
+            yield from _score(scorer, records, marks)
 
         return await _rows(engine, work, request)
 
@@ -177,7 +181,8 @@ def routes(engine: Engine) -> APIRouter:
         def work(served: Served) -> Iterator[Scored]:
             genome, region = _place(served, asked)
             scorer = VariantScorer(served.model, genome, options)
-            marks = _marks(served, options) if genome is served.genome else Marks()
+            # Without percentiles: random variants of 96 kinds would take longer than any request.
+            marks = _marks(served, options, False) if genome is served.genome else Marks()
             yield from _score(scorer, list(snv_records(genome, region)), marks)
 
         return await _rows(engine, work, request)
@@ -244,17 +249,16 @@ def _options(asked: WindowFields, served: Served) -> AlleleOptions:
     return AlleleOptions(**fields)
 
 
-def _marks(served: Served, options: AlleleOptions) -> Marks:
+def _marks(served: Served, options: AlleleOptions, has_percentiles: bool) -> Marks:
     """What is added to rows; noise and percentiles are known for default windows only."""
-    fields = ROW_FIELDS
-    if served.background is not None:
-        fields = (*FIELDS, *WINDOW_COLUMNS)
+    background = served.background if has_percentiles else None
+    fields = ROW_FIELDS if background is None else (*FIELDS, *WINDOW_COLUMNS)
     usual = AlleleOptions(on_ref_mismatch=options.on_ref_mismatch, strand=Strand.BOTH)
     default_window = min(DEFAULT_WINDOW, served.model.config.context)
     given = replace(options, window=None if options.window == default_window else options.window)
     if given != usual:
         return Marks(fields=fields)
-    return Marks(served.background, served.noise, fields)
+    return Marks(background, served.noise, fields)
 
 
 def _genome(served: Served) -> Reference:
