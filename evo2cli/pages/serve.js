@@ -167,7 +167,7 @@ function shownVariants(variants, hasPlaces = false) {
   }
   if (names.includes("EVO2_PCT")) found.push(make("p", { class: "muted" }, server.fields.EVO2_PCT.description));
   const kinds = Map.groupBy(variants.filter((row) => row.EVO2_DELTA !== null), kindOf);
-  if (variants.length >= 5 && kinds.size) {
+  if (hasPlaces && variants.length >= 5 && kinds.size) {
     const groups = [...kinds].map(([kind, members]) => group(kind, members.map((row) => row.EVO2_DELTA)));
     found.push(stripFigure(groups, "Deltas by kind of variant", "deltas"));
   }

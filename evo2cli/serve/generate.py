@@ -21,7 +21,7 @@ from evo2cli.serve.reading import MAX_SAMPLES, check_number, read_dna
 from stripedhyena2 import Request, Sampler, Uniforms
 
 MAX_PATTERNS = 100  # of a kind, in a request
-NAME = "prompt"
+NAME = "prompt1"  # as the command calls the first prompt
 
 
 class Generate(BaseModel):
