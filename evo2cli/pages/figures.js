@@ -4,7 +4,7 @@
 
 const BASES = "ACGT";
 const NAMES_OF_COLOURS = ["text", "muted", "surface", "raised", "line", "accent", "harmful", "favoured",
-  "neutral", "missing", "gene", "track1", "track2", "track3"];
+  "neutral", "missing", "gene", "track1", "track2"];
 
 /** The colours of style.css, in the theme that is shown. */
 function colours() {
@@ -208,7 +208,7 @@ function regionFigure(data, title, file, at = null) {
       top += LANE;
     }
     data.tracks.forEach((track, index) => {
-      drawTrack(context, track, top, width, palette, palette[`track${(index % 3) + 1}`]);
+      drawTrack(context, track, top, width, palette, palette[`track${(index % 2) + 1}`]);
       top += TRACK;
     });
     if (layer) {

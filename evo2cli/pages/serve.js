@@ -18,7 +18,7 @@ async function send(path, body, signal) {
   const how = body === null ? { headers, signal } : { method: "POST", headers, signal, body: JSON.stringify(body) };
   const answer = await fetch(path, how);
   if (answer.ok) return answer;
-  if (answer.status === 401) find("access").open = true;
+  if (answer.status === 401) Object.assign(find("access"), { hidden: false, open: true });
   let line = `${answer.status} ${answer.statusText}`;
   try {
     line = (await answer.json()).error.message;
@@ -201,7 +201,8 @@ async function shownAt({ at = null, ...place }, say, signal) {
   const found = [];
   if (find("wants-tracks").checked) {
     for (const [label, value, strand] of [["log P, forward", "logprob", "fwd"],
-      ["log P, reverse", "logprob", "rc"], ["entropy, forward", "entropy", "fwd"]]) {
+      ["log P, reverse", "logprob", "rc"], ["entropy, forward", "entropy", "fwd"],
+      ["entropy, reverse", "entropy", "rc"]]) {
       say(`Track: ${label} …`);
       found.push({ label, value, strand, ...await ask("/v1/track", { ...place, value, strand }, signal) });
     }

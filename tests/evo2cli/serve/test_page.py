@@ -92,7 +92,8 @@ def test_a_variant_is_shown_with_what_is_around_it(shown: Shown, server: Serving
     said = figure.get_by_role("status")
     assert re.match(
         r"chr1:40 C; both strands: A .*, G .*, T .* nats; log P, forward: .* nats; "
-        r"log P, reverse: .* nats; entropy, forward: .* bits; genes: ABC1 \(-\)$",
+        r"log P, reverse: .* nats; entropy, forward: .* bits; entropy, reverse: .* bits; "
+        r"genes: ABC1 \(-\)$",
         str(said.text_content()),
     )
     canvas.press("Shift+ArrowLeft")
