@@ -3,7 +3,6 @@
 
 const NUMBERS = new Set(["pos", "EVO2_DELTA", "EVO2_FWD", "EVO2_RC", "EVO2_PCT", "from", "to", "alleles",
   "lowest", "median", "coding", "lowest coding"]);
-const POSITIONS = new Set(["pos", "from", "to"]);
 
 function section(id, title, ...content) {
   return make("section", { "aria-labelledby": `${id}-title` },

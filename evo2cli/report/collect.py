@@ -29,7 +29,7 @@ MAX_GROUPS = 25  # groups of a figure; the smallest of more are one
 MAX_POINTS = 400  # of a group
 MAX_ALLELE = 30  # letters of an allele that the table shows
 LOOK_AHEAD = 1_000  # records by which keys are found that no header declares
-KIND, CONSEQUENCE = "kind of variant", "consequence"
+KIND = "kind of variant"
 NONE, OTHERS = "none", "others"
 
 Numbers = dict[str, "array[float]"]
@@ -101,7 +101,7 @@ class Collected:
 
     @property
     def num_genes(self) -> int:
-        """Number of genes with an allele."""
+        """Number of genes with a scored allele."""
         return len(self._genes)
 
     @property
@@ -149,11 +149,11 @@ def collect(
     label = _find_key(options.group, "--group", labels, known, header.place)
     effect = _find_key(options.consequence, "--consequence", KEYS, known, header.place, label)
     scores = [name for name in (DELTA, "EVO2_FWD", "EVO2_RC", PERCENTILE) if name in known]
-    found = Collected(groupings={KIND: defaultdict(_numbers)})
-    for name in filter(None, (CONSEQUENCE if effect else None, label)):
-        found.groupings[name] = defaultdict(_numbers)
+    by_effect = f"consequence ({effect})"
+    groupings = [KIND, *([by_effect] if effect else []), *([label] if label else [])]
+    found = Collected(groupings={name: defaultdict(_numbers) for name in groupings})
     found.columns = ["chrom", "pos", "id", "ref", "alt", *scores, STATUS]
-    found.columns += list(found.groupings)[1:] + ["genes"] * (genes is not None)
+    found.columns += groupings[1:] + ["genes"] * (genes is not None)
     for record in chain(first, records):
         found.has_delta = found.has_delta or DELTA in record.info
         end = record.start + len(record.reference)
@@ -172,7 +172,7 @@ def collect(
             groups = {KIND: _kind(record.reference, alternate)}
             if effect:
                 term = effects[index]
-                groups[CONSEQUENCE] = NONE if term is None else term.name
+                groups[by_effect] = NONE if term is None else term.name
             if label:
                 groups[label] = values[label][index] or NONE
             if not math.isnan(delta):

@@ -8,6 +8,7 @@ from evo2cli.console import ProgressBar
 from evo2cli.eval.annotations import Annotated, AnnotatedHeader, open_annotated
 from evo2cli.files import locks_output, open_output
 from evo2cli.genome.genes import read_genes
+from evo2cli.genome.source import STDIN
 from evo2cli.genome.vcf import Status
 from evo2cli.report.collect import (
     GENE_COLUMNS,
@@ -36,9 +37,12 @@ def report(options: ReportOptions) -> None:
         console.progress("read", None, "records") as bar,
     ):
         found = collect(options, header, _counted(records, bar), genes)
+    if genes is not None and not found.num_genes:
+        console.warn(f"--gff {options.gff}: no scored allele is in a gene; is it another genome's?")
     regions = heat_maps(found.saturation, genes)
+    title = "stdin" if options.source == STDIN else options.source.name
     data = {
-        "title": options.source.name,
+        "title": title,
         "facts": _facts(header, found),
         "statuses": [
             [status, count, _meaning(status)] for status, count in found.statuses.most_common()
@@ -54,7 +58,7 @@ def report(options: ReportOptions) -> None:
         "rules": _rules(found, max((region["step"] for region in regions), default=1)),
     }
     with open_output(options.output) as write:
-        write(report_page(options.source.name, data).encode())
+        write(report_page(title, data).encode())
     console.say(f"{options.output}: {found.num_alleles:,} alleles")
 
 

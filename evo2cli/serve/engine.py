@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo2cli.errors import UserError
 from evo2cli.genome.genes import Genes, read_genes
 from evo2cli.genome.reference import Reference
 from evo2cli.models import memory_explained, open_model
@@ -299,7 +300,14 @@ class Engine:
     def _open(self) -> Served:
         options = self._options
         genome = None if options.reference is None else Reference.open(options.reference)
-        genes = None if options.gff is None else read_genes(options.gff)
+        genes = None
+        if genome is not None and options.gff is not None:
+            genes = read_genes(options.gff)
+            if not any(genes.overlapping(name, 0, genome.length(name)) for name in genome.names):
+                raise UserError(
+                    f"--gff {options.gff}: has no gene on a contig of {options.reference}; give "
+                    "the genes of the same genome"
+                )
         model = open_model(options).requires_grad_(False)
         background = noise = None
         if genome is not None and options.background is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from fastapi import APIRouter
@@ -20,8 +20,13 @@ from evo2cli.serve.engine import Drawn, Engine, Generation
 from evo2cli.serve.reading import MAX_SAMPLES, check_number, read_dna
 from stripedhyena2 import Request, Sampler, Uniforms
 
-MAX_PATTERNS = 100  # of a kind, in a request
+MAX_PATTERNS, MAX_PATTERN = 100, 1_000  # of a kind, in a request; and characters of one
 NAME = "prompt1"  # as the command calls the first prompt
+
+
+Patterns = Annotated[
+    list[Annotated[str, Field(max_length=MAX_PATTERN)]], Field(max_length=MAX_PATTERNS)
+]
 
 
 class Generate(BaseModel):
@@ -36,11 +41,11 @@ class Generate(BaseModel):
     top_p: float = Field(1.0, ge=0, le=1)
     min_length: int = Field(1, ge=1)
     stop_codon: Literal["prompt", "generated"] | None = None
-    stop_motif: list[str] = Field([], max_length=MAX_PATTERNS)
-    forbid: list[str] = Field([], max_length=MAX_PATTERNS)
+    stop_motif: Patterns = []
+    forbid: Patterns = []
     both_strands: bool = False
     max_homopolymer: int | None = Field(None, ge=1)
-    fix: list[str] = Field([], max_length=MAX_PATTERNS)
+    fix: Patterns = []
     gc: str | None = None
     gc_window: int | None = Field(None, ge=1)
     stream: bool = Field(False, description="An event for every base, and one for every sequence.")

@@ -114,7 +114,7 @@ def test_numbers_are_those_of_the_alleles(tmp_path: Path) -> None:
     assert "REF is not what the reference has" in data["statuses"][1][2]
     names = {
         "kind of variant": kind,
-        "consequence": lambda allele: allele["effect"].partition("&")[0],
+        "consequence (CSQ)": lambda allele: allele["effect"].partition("&")[0],
         "CLASS": lambda allele: allele["class"] or "none",
     }
     assert [grouping["name"] for grouping in data["groupings"]] == list(names)
