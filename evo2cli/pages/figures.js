@@ -119,7 +119,7 @@ const MAX_LANES = 6;
  * Genes, tracks and the heat map of a region, one below the other on one axis.
  *
  * data: {
- *   name, start: contig and 0-based position of the first column,
+ *   name, start, end: contig and positions [start, end), 0-based,
  *   bases: a letter for each column ("." if unknown),
  *   step: positions of a column, 1 if missing,
  *   genes: [{ name, strand, spans, exons, coding }], spans as [start, end),
@@ -134,7 +134,7 @@ function regionFigure(data, title, file, at = null) {
   let [from, to] = [0, length]; // columns that are shown
   let cursor = null;
   let layer = data.layers[0] ?? null;
-  const lanes = inLanes(data.genes, data.start, data.start + length * step);
+  const lanes = inLanes(data.genes, data.start, data.end);
   const limits = new Map(data.layers.map((each) => [each, deepest(each)]));
 
   function deepest({ deltas }) {
@@ -171,7 +171,7 @@ function regionFigure(data, title, file, at = null) {
   function described(column) {
     const first = position(column);
     const where = step === 1 ? place(data.name, first)
-      : `${place(data.name, first)} to ${(first + step).toLocaleString("en")}`;
+      : `${place(data.name, first)} to ${Math.min(first + step, data.end).toLocaleString("en")}`;
     const parts = [step === 1 ? `${where} ${data.bases[column]}` : where];
     if (layer) {
       const deltas = [...BASES].filter((base) => layer.deltas[base][column] !== null)

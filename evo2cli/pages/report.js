@@ -33,11 +33,11 @@ function show(data) {
   const parts = [make("h1", {}, data.title), facts(data.facts)];
   const scored = data.groupings.filter(({ groups }) => groups.length);
   if (data.regions.length) {
-    const names = data.regions.map(({ name, start, bases, step }) =>
-      `${name}:${shown(start + 1)}-${shown(start + bases.length * step)}`);
+    const names = data.regions.map(({ name, start, end }) => `${name}:${shown(start + 1)}-${shown(end)}`);
+    const blank = data.regions[0].step === 1 ? "; reference cells are blank" : "";
     parts.push(section("map", "Every single-nucleotide variant", rule(data.rules.regions),
       ...choice("Region", names, (index) => regionFigure(data.regions[index],
-        `${names[index]}; red: less likely with that base; reference cells are blank`,
+        `${names[index]}; red: less likely with that base${blank}`,
         names[index].replace(/[:,]/g, "_")))));
   }
   if (scored.length) {

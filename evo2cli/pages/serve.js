@@ -196,7 +196,7 @@ function asVcf(variants) {
 
 /** Tracks, genes and the heat map of a region or a sequence. */
 async function shownAt({ at = null, ...place }, say, signal) {
-  const data = { name: "", start: 0, bases: "", genes: [], tracks: [], layers: [] };
+  const data = { genes: [], tracks: [], layers: [] };
   if (place.region && server.genes !== null) data.genes = (await ask("/v1/genes", place, signal)).genes;
   const found = [];
   if (find("wants-tracks").checked) {
@@ -216,7 +216,7 @@ async function shownAt({ at = null, ...place }, say, signal) {
   const first = Math.min(...found.map((track) => track.start), ...rows.slice(0, 1).map((row) => row.pos - 1));
   const last = Math.max(...found.map((track) => track.start + track.values.length), ...rows.slice(-1).map((row) => row.pos));
   data.name = found[0]?.name ?? rows[0].chrom;
-  data.start = first;
+  [data.start, data.end] = [first, last];
   const letters = new Array(last - first).fill(".");
   for (const track of found) [...track.bases].forEach((base, at) => { letters[track.start - first + at] = base; });
   for (const row of rows) letters[row.pos - 1 - first] = row.ref;
@@ -331,7 +331,8 @@ function finish(view, row) {
     facts([["Bases", row.sequence.length], ["Mean log P, nats", row.mean_logprob], ["GC", row.gc],
       ["Longest run", row.longest_run], ["Ended by", row.stop], ["Satisfies", row.passed.join(", ")],
       ["Seed", String(row.seed)]]),
-    regionFigure({ name: row.name, start: 0, bases: row.sequence, genes: [], tracks, layers: [] },
+    regionFigure(
+      { name: row.name, start: 0, end: row.sequence.length, bases: row.sequence, genes: [], tracks, layers: [] },
       `Sequence ${row.sample}, generated bases`, row.name));
 }
 

@@ -289,7 +289,6 @@ def heat_maps(saturation: Saturation, genes: Genes | None) -> list[dict[str, Any
     if genes is None:
         return maps
     for region in maps:
-        end = region["start"] + len(region["bases"]) * region["step"]
-        near = genes.overlapping(region["name"], region["start"], end)
+        near = genes.overlapping(region["name"], region["start"], region["end"])
         region["genes"] = [asdict(gene) for gene in near]
     return maps

@@ -133,6 +133,7 @@ def _described(region: Region, step: int) -> dict[str, Any]:
     return {
         "name": region.contig,
         "start": first,
+        "end": end,
         "step": step,
         "bases": "".join(letters),
         "genes": [],

@@ -243,7 +243,8 @@ def test_a_saturation_has_a_heat_map(tmp_path: Path) -> None:
     alleles[7]["delta"] = None
     (tmp_path / "g.gff3").write_text(GFF)
     (region,) = reported(write_vcf(tmp_path / "x.vcf", alleles), gff=tmp_path / "g.gff3")["regions"]
-    assert (region["name"], region["start"], region["step"]) == ("chr1", 99, 1)
+    place = [region[key] for key in ("name", "start", "end", "step")]
+    assert place == ["chr1", 99, 139, 1]
     assert [gene["name"] for gene in region["genes"]] == ["ONE"]
     layers = {layer["label"]: layer["deltas"] for layer in region["layers"]}
     assert list(layers) == ["both strands", "forward strand", "reverse strand"]
@@ -269,7 +270,8 @@ def test_regions_are_apart_and_long_ones_share_columns(
     monkeypatch.setattr(saturation, "MAX_COLUMNS", 17)
     data = reported(source)
     assert data["rules"]["regions"] == "Each column is the mean of 3 neighbouring positions."
-    assert [(r["step"], len(r["bases"])) for r in data["regions"]] == [(3, 10), (3, 7)]
+    places = [(r["step"], len(r["bases"]), r["end"]) for r in data["regions"]]
+    assert places == [(3, 10, 129), (3, 7, 649)]
     for base in "ACGT":
         column = data["regions"][0]["layers"][0]["deltas"][base][4]
         deltas = [a["delta"] for a in alleles if 112 <= a["pos"] < 115 and a["alt"] == base]
