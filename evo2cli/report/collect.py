@@ -32,7 +32,10 @@ LOOK_AHEAD = 1_000  # records by which keys are found that no header declares
 KIND = "kind of variant"
 NONE, OTHERS = "none", "others"
 
-Numbers = dict[str, "array[float]"]
+GENE_COLUMNS = [
+    *("gene", "contig", "from", "to", "strand", "alleles", "lowest", "median"),
+    *("coding", "lowest coding"),
+]
 
 
 @dataclass
@@ -124,12 +127,6 @@ class Collected:
         ]
         lowest = GENE_COLUMNS.index("lowest")
         return sorted(rows, key=lambda row: (row[lowest], row[1], row[2], row[0]))[:MAX_ROWS]
-
-
-GENE_COLUMNS = [
-    *("gene", "contig", "from", "to", "strand", "alleles", "lowest", "median"),
-    *("coding", "lowest coding"),
-]
 
 
 def collect(
