@@ -29,7 +29,8 @@ def command_line(
     return run
 
 
-@pytest.fixture(scope="session")
+# Of a module: as long as playwright runs, no test can start an event loop of its own.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A headless Chromium, driven by playwright; its own or one of the system."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
