@@ -47,6 +47,7 @@ async function introduce() {
 function understood(text) {
   const lines = text.split(/\r?\n/).map((line) => line.trim()).filter((line) => line && !line.startsWith("#"));
   if (!lines.length) throw new Error("paste a variant, a region or a sequence");
+  if (lines.filter((line) => line.startsWith(">")).length > 1) throw new Error("paste one sequence at a time");
   const bases = lines.filter((line) => !line.startsWith(">")).join("").replace(/\s/g, "");
   if (/^[ACGTUNRYSWKMBDHV]+$/i.test(bases)) return { sequence: bases };
   if (lines.length === 1 && /^\S+:[\d,]+-[\d,]+$/.test(lines[0])) return { region: lines[0] };

@@ -13,6 +13,7 @@ import pysam
 import pytest
 from PIL import Image
 
+from evo2cli.score import background as score_background
 from evo2cli.serve.page import FILES
 from evo2cli.tables import cell
 from tests.evo2cli.serve.conftest import GENOME, Serving, serving
@@ -239,6 +240,7 @@ def test_generation_obeys_and_colours(shown: Shown, server: Serving) -> None:
         ("chr1:9-3", "needs 1 <= from <= to"),
         ("<img src=x onerror=alert(1)>", "<img"),
         ("#only a comment", "paste a variant, a region or a sequence"),
+        (">a\nACGT\n>b\nACGT", "paste one sequence at a time"),
     ],
 )
 def test_a_refusal_is_shown_as_text(shown: Shown, text: str, message: str) -> None:
@@ -256,6 +258,30 @@ def test_names_of_genes_and_variants_are_text(shown: Shown) -> None:
     said = shown.page.locator("#place [role=status]")
     assert "genes: <b>XYZ2</b> (-)" in str(said.text_content())
     assert shown.page.locator("#results b, #place b").count() == 0
+
+
+def test_noise_and_percentiles_are_shown(
+    chromium: Any, genome: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_background, "NULLS", 20)
+    given = {"background": tmp_path / "bg.jsonl", "precision_check": 2}
+    with serving(reference=genome, **given) as running:
+        shown = Shown(chromium, running.url)
+        shown.wait_for("#about", "nano")
+        shown.page.get_by_label("Every single-nucleotide").uncheck()
+        shown.score("chr1-40-C-G")
+        (row,) = running.post("/v1/variants", variants=["chr1-40-C-G"])["variants"]
+        heads = shown.page.locator("#results th").all_text_contents()
+        cells = shown.page.locator("#results tbody td").all_text_contents()
+        percentile = cells[heads.index("EVO2_PCT")]
+        assert float(percentile) == pytest.approx(row["EVO2_PCT"], abs=1e-3)
+        noise = running.client.get("/v1/metadata").json()["noise"]
+        assert f"at most {noise['largest']:.6f} nats" in str(
+            shown.page.locator("#results").text_content()
+        )
+        assert shown.page.locator("#place canvas").count() == 1
+        assert shown.problems == []
+        shown.context.close()
 
 
 def test_a_key_is_asked_for(chromium: Any, tmp_path: Path) -> None:
