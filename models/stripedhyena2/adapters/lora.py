@@ -162,15 +162,21 @@ class _AdaptedLinear(nn.Linear):
         is_autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if is_autocast else x.dtype
         own: Any = self
-        a_RI, b_OR = self.scale * own.lora_A.weight, own.lora_B.weight
-        tensors = (x, self.weight, self.bias, a_RI, b_OR)
+        bias_O: Tensor | None = self.bias
         product: Any = _AdaptedProduct.apply
-        y: Tensor = product(*(None if tensor is None else tensor.to(dtype) for tensor in tensors))
+        y: Tensor = product(
+            x.to(dtype),
+            self.weight.to(dtype),
+            None if bias_O is None else bias_O.to(dtype),
+            own.lora_A.weight,
+            own.lora_B.weight,
+            self.scale,
+        )
         return y
 
 
 class _AdaptedProduct(torch.autograd.Function):
-    """x W^T + bias + (x A^T) B^T, with gradients for x, A and B; W and the bias are frozen.
+    """x W^T + bias + s (x A^T) B^T in the dtype of x, with gradients for x, A and B alone.
 
     A product with a thin matrix is bound by memory: it reads or writes all of x or y. So none of
     them is added to another afterwards. The large product adds its own result to that of the thin
@@ -179,16 +185,22 @@ class _AdaptedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scale: float,
     ) -> Tensor:
-        rows_NI = x.flatten(0, -2)
-        inner_NR = rows_NI @ a_RI.T
+        ctx.shape, ctx.scale, ctx.dtype = x.shape, scale, a_RI.dtype
+        a_RI, b_OR, rows_NI = a_RI.to(x.dtype), b_OR.to(x.dtype), x.flatten(0, -2)
+        inner_NR = (rows_NI @ a_RI.T).mul_(scale)
         y_NO = inner_NR @ b_OR.T
         y_NO.addmm_(rows_NI, weight_OI.T)
         if bias_O is not None:
             y_NO += bias_O
         ctx.save_for_backward(rows_NI, weight_OI, a_RI, b_OR, inner_NR)
-        ctx.shape = x.shape
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -196,11 +208,12 @@ class _AdaptedProduct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows_NI, weight_OI, a_RI, b_OR, inner_NR = ctx.saved_tensors
         dy_NO = dy.flatten(0, -2)
-        dinner_NR = dy_NO @ b_OR
+        dinner_NR = (dy_NO @ b_OR).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = (dinner_NR @ a_RI).addmm_(dy_NO, weight_OI).view(ctx.shape)
-        return dx, None, None, dinner_NR.T @ rows_NI, dy_NO.T @ inner_NR
+        da_RI, db_OR = dinner_NR.T @ rows_NI, dy_NO.T @ inner_NR
+        return dx, None, None, da_RI.to(ctx.dtype), db_OR.to(ctx.dtype), None
 
 
 @dataclass(frozen=True)
