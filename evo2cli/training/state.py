@@ -53,6 +53,7 @@ _MAY_CHANGE: Any = {
         ("checkpoint", "guard", "memory", "output", "parallel", "tracking", "validation"), True
     ),
     "batch": {"micro_sequences"},
+    "data": {"corpus": {"path"}},  # hashes of its files are among the facts of the tokens
     "precision": {"compile"},
 }
 
