@@ -221,6 +221,8 @@ def make_trainer(
             packing=data.packing,
             reverse_complement=data.reverse_complement,
             mask_tags=data.mask_tags,
+            repeats=data.repeats,
+            inverted_repeats=data.inverted_repeats,
         )
     valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
     compile_kernels(make_engine, recipe, path, start.config, ranks)

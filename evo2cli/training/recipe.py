@@ -92,6 +92,8 @@ class Data(Table):
     lowercase_weight: Fraction = 0.1  # loss weight of soft-masked (repeat) bases
     end_of_document_weight: Fraction = 1.0
     mask_tags: bool = True  # phylogenetic tags, @ and # are inputs but not targets
+    repeats: Fraction = 0.0  # probability that a window gets a copy of an earlier piece of itself
+    inverted_repeats: Fraction = 0.25  # share of these copies that are reverse complements
 
     @property
     def train_sources(self) -> list[Source]:
