@@ -26,11 +26,15 @@ _BLOCK = 1 << 20
 _Hashes = dict[Path, tuple[int, str]]  # size and SHA-256 of files
 
 
-def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
+def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str, Any]:
     """Write the sequences of FASTA files, or the texts of .jsonl files, as a token set.
 
     An existing token set of files with the same names and hashes and with the same options is left
     unchanged. FASTA can also come from stdin (`-`) and pipes.
+
+    Args:
+        options: Options of the command.
+        quiet: Say nothing of a token set that exists.
 
     Returns:
         The manifest.
@@ -52,7 +56,8 @@ def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
         _check_inputs(inputs, options.workers)
         if (output / MANIFEST).is_file():
             manifest = _existing(options, facts)
-            console.say(f"{output}: already exists, from the same files with the same options")
+            if not quiet:
+                console.say(f"{output}: already exists, from the same files with the same options")
             return manifest
         size = _size(inputs)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +288,7 @@ def _existing(options: TokenizeOptions, facts: dict[str, Any]) -> dict[str, Any]
     if is_known and all(manifest.get(key) == now[key] for key in ("options", "sources")):
         return manifest
     raise UserError(
-        f"{output}: has tokens of other files or options; remove it or choose another --output"
+        f"{output}: has tokens of other files or options; remove it or choose another folder"
     )
 
 

@@ -14,6 +14,7 @@ from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
 from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
 from evo2cli.models import memory_explained, pick_device
+from evo2cli.train.corpus import write_corpus
 from evo2cli.train.kernels import compile_kernels
 from evo2cli.training.engine import Engine, PlainEngine
 from evo2cli.training.language import NextBase
@@ -22,13 +23,7 @@ from evo2cli.training.options import RunOptions
 from evo2cli.training.plan.estimate import check_context_parallel
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from evo2cli.training.recipe_file import (
-    find_initial_weights,
-    find_recipe,
-    naming,
-    read_recipe,
-    read_shape,
-)
+from evo2cli.training.recipe_file import find_initial_weights, naming, read_run, read_shape
 from evo2cli.training.start import Start, extension_line, read_start
 from evo2cli.training.state import RunFolder, open_run, stopped
 from hyenakernels.float8.op import runs_float8
@@ -70,7 +65,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)
-        sources = first_rank_first(ranks, lambda: open_sources(recipe))
+        sources = open_sources(recipe, ranks)
         folder = stack.enter_context(open_run(recipe, shape, _identity(shape, sources), ranks))
         of_run = {
             "output": str(recipe.output),
@@ -101,19 +96,6 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
             provenance = _provenance(recipe, path, options.settings, sources)
             _save_final(trainer, {**summary, **provenance, **extension})
         return {**of_run, "finished": outcome.finished, **summary}
-
-
-def read_run(options: RunOptions) -> tuple[Recipe, Path]:
-    """The recipe of a run, with its output folder, and its file.
-
-    Raises:
-        UserError: There is no such recipe, or it is not valid.
-    """
-    path = find_recipe(options.recipe)
-    recipe = read_recipe(path, options.settings)
-    if options.output is not None:
-        recipe = recipe.model_copy(update={"output": options.output})
-    return recipe, path
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
@@ -187,15 +169,22 @@ def _shape(recipe: Recipe, path: Path) -> ModelConfig:
     return shape
 
 
-def open_sources(recipe: Recipe) -> list[Documents]:
-    """The training documents, in the order of the recipe."""
-    sources = []
-    for source in recipe.data.sources:
-        documents = open_source(source.path, "train")
-        if documents is None:
-            raise UserError(f"{source.path}: has no train split; tokenize with less held out")
-        sources.append(documents)
-    return sources
+def open_sources(recipe: Recipe, ranks: Ranks) -> list[Documents]:
+    """The training documents, in the order of the recipe; genomes are converted to tokens."""
+
+    def work() -> list[Documents]:
+        if recipe.data.corpus is not None and ranks.is_first:
+            write_corpus(recipe.data.corpus)
+        return [_open_train(source.path) for source in recipe.data.train_sources]
+
+    return first_rank_first(ranks, work)
+
+
+def _open_train(path: Path) -> Documents:
+    documents = open_source(path, "train")
+    if documents is None:
+        raise UserError(f"{path}: has no train split; tokenize with less held out")
+    return documents
 
 
 def _identity(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any]:
@@ -232,6 +221,8 @@ def make_trainer(
             packing=data.packing,
             reverse_complement=data.reverse_complement,
             mask_tags=data.mask_tags,
+            repeats=data.repeats,
+            inverted_repeats=data.inverted_repeats,
         )
     valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
     compile_kernels(make_engine, recipe, path, start.config, ranks)
@@ -248,11 +239,11 @@ def make_trainer(
 
 
 def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
-    """The validation windows: of the valid splits of the sources, and of `data.valid`."""
+    """The validation windows: of the valid splits of the sources, and of what else is held out."""
     data = recipe.data
-    splits = [open_source(source.path, "valid") for source in data.sources]
+    splits = [open_source(source.path, "valid") for source in data.train_sources]
     held_out = [documents for documents in splits if documents is not None]
-    held_out += [open_held_out(path) for path in data.valid]
+    held_out += [open_held_out(path) for path in data.held_out]
     windows = {
         documents.name: fixed_windows(
             documents,
