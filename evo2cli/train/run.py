@@ -130,17 +130,13 @@ def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
 
 def check_ranks(recipe: Recipe, path: Path, ranks: Ranks) -> None:
     """Refuse a recipe that these ranks cannot run."""
-    sharded = _needs_deepspeed(recipe, ranks)
+    sharded = _needs_deepspeed(recipe)
     with naming(path):
         recipe.micro(ranks.world)
-    if recipe.optimizer.ema is not None and sharded:
-        raise UserError(
-            f"{path}: optimizer.ema needs whole weights in one process, but this run has "
-            f"{ranks.world}"
-        )
     if recipe.guard.on_nonfinite == "skip" and sharded and recipe.precision.compute == "fp32":
         raise UserError(
-            f'{path}: guard.on_nonfinite = "skip" on several GPUs needs precision.compute = "bf16"'
+            f'{path}: guard.on_nonfinite = "skip" with parallel.zero = {recipe.parallel.zero} '
+            'needs precision.compute = "bf16"'
         )
     if recipe.precision.fp8 and not runs_float8(ranks.device):
         if ranks.device.type == "cuda":
@@ -149,10 +145,10 @@ def check_ranks(recipe: Recipe, path: Path, ranks: Ranks) -> None:
         console.warn("precision.fp8 = true: FP8 is emulated slowly on a CPU")
 
 
-def _needs_deepspeed(recipe: Recipe, ranks: Ranks) -> bool:
+def _needs_deepspeed(recipe: Recipe) -> bool:
     if recipe.finetune is not None and recipe.finetune.method != "full":
         return False  # the few trained weights are not worth sharding
-    return ranks.world > 1 or recipe.parallel.zero > 0
+    return recipe.parallel.zero > 0
 
 
 def _shape(recipe: Recipe, path: Path) -> ModelConfig:
@@ -265,7 +261,7 @@ def make_engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engin
     """
     way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {path}` shows what is needed"
     with memory_explained(f"{path}: the model on {ranks.device}", way_out), naming(path):
-        if not _needs_deepspeed(recipe, ranks):
+        if not _needs_deepspeed(recipe):
             return PlainEngine(recipe, start, ranks)
         from evo2cli.training.deepspeed_engine import DeepSpeedEngine
 
@@ -279,7 +275,8 @@ def devices_line(engine: Engine) -> str:
         return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
     context_parallel = engine.ranks.context_parallel
     per_window = f", {context_parallel} per window" if context_parallel > 1 else ""
-    return f"{world} x {device.type}{per_window}, ZeRO {engine.layout['zero']}"
+    zero = engine.layout["zero"]
+    return f"{world} x {device.type}{per_window}{f', ZeRO {zero}' if zero else ''}"
 
 
 def num_parameters(engine: Engine) -> int:
