@@ -289,7 +289,6 @@ def describe(parts: dict[str, Windows]) -> str:
 def main() -> None:
     """Build the data, or fine-tune on them and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("exons.npz"))
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build")
     building.add_argument("annotation", type=Path, help="grch37.txt of SpliceAI")
@@ -307,6 +306,8 @@ def main() -> None:
     running.add_argument("--batch", type=int, default=32)
     running.add_argument("--lr", type=float, default=None)
     running.add_argument("--set", dest="settings", action="append", default=[])
+    for command in (building, running):
+        command.add_argument("--data", type=Path, default=Path("exons.npz"))
     arguments = parser.parse_args()
     console.show_warnings()
     if arguments.command == "build":
