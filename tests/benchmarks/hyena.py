@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hyenakernels import FIRFilters, ModalFilters, hyena_fir, hyena_modal
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.initial import Uninitialized
+from stripedhyena2.parametrization import trainable
 from tests.benchmarks.gpu import DEVICE
 
 KINDS = ("SE", "MR", "LI")
@@ -72,8 +73,8 @@ class Mixer(nn.Module):
 
 
 @torch.no_grad()
-def random_model(config: ModelConfig) -> StripedHyena2:
-    """A model in bf16 with random weights, drawn on the device; filters are in fp32."""
+def random_model(config: ModelConfig, *, trains: bool = False) -> StripedHyena2:
+    """A model in bf16 with random weights, drawn on the device, perhaps in its training form."""
     with Uninitialized(), DEVICE:
         model = StripedHyena2(config)
     for name, parameter in model.named_parameters():
@@ -81,4 +82,6 @@ def random_model(config: ModelConfig) -> StripedHyena2:
             parameter.uniform_(-0.1, -0.001)
         else:
             parameter.normal_(std=0.01)
+    if trains:
+        trainable(model, config.original_context)
     return model.bfloat16()
