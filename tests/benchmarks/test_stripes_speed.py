@@ -42,7 +42,8 @@ loss included, the optimizer not; one GPU. Of 7 blocks one is attention, of the 
 A step is one forward and one backward pass, of windows of at least 16,384 tokens together.
 "recomputed" says that the backward pass recomputed every block, because the activations would not
 fit: for all models of a length or for none. TFLOP/s counts the model's operations and not what is
-recomputed. Times are medians of steps in a row, the first of which was not counted.
+recomputed. Times are medians of the steps of a second, the first one aside, or of a single longer
+one; before it, a pass through the first blocks has compiled the kernels.
 
 ![tokens a second, and time over that of StripedHyena 2](stripes.png)
 
