@@ -123,7 +123,8 @@ def measure(case: Case, tokens: Path, folder: Path, device: str = "auto") -> Mea
     """
     output, log = folder / "run", folder / "log"
     settings = [*case.all_settings, f'data.sources=[{{path="{tokens}"}}]']
-    command = ["train", str(ROOT / case.recipe), "--output", str(output), "--device", device]
+    command = ["train", str(ROOT / case.recipe), "--output", str(output)]
+    command += [] if device == "auto" else ["--device", device]
     command += [word for setting in settings for word in ("--set", setting)]
     begun = time.monotonic()
     measured = Measured()
