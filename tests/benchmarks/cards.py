@@ -6,7 +6,7 @@ With --weights, the weights are first written in bf16 to models/stripedhyena2/bu
 makes the folder a built-in model. Its card is card.json there, and README.md, written from it.
 Measured are bits per base on the validation genomes of FOLDER, each beside the best Markov model of
 results/markov.json; recall; and BRCA1 saturation genome editing, whose reference slice,
-brca1_region.fa, lies beside the VCF. On a GPU this takes minutes; on a CPU --windows keeps it short.
+brca1_region.fa, lies beside the VCF. On a GPU this takes minutes; --windows makes it short.
 """
 
 import argparse
