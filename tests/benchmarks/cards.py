@@ -296,7 +296,11 @@ def page(card: dict[str, Any]) -> str:
         _table(
             ["length", "texts", "copy accuracy", "at the worst depth", "gap, nats per base"],
             [
-                [row["length"], row["texts"], row["accuracy"], row["worst_depth"], row["gap"]]
+                [
+                    row["length"],
+                    row["texts"],
+                    *(f"{row[key]:.3f}" for key in ("accuracy", "worst_depth", "gap")),
+                ]
                 for row in card["recall"]
             ],
         ),

@@ -113,7 +113,7 @@ def test_a_run_goes_on_with_the_same_genomes_elsewhere_and_with_no_others(place:
     second = run("--data", "moved", "--json")
     assert second.exit_code == 0, second.output
     assert "already finished" in second.stderr
-    assert "tokenize" not in second.stderr
+    assert not re.search("tokenize|hash|already exists", second.stderr)
     write_fasta(place / "moved" / "train" / "plant.fa.gz", dna(99))
     assert_refused(run("--data", "moved"), "tokens/train/plant: has tokens of other files")
     shutil.rmtree("tokens")
