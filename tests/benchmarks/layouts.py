@@ -70,6 +70,8 @@ def run(recipe: Path, seed: int, arguments: argparse.Namespace) -> Run:
             settings=(f"seed={seed}", *arguments.settings),
         )
     )
+    if not summary["finished"]:
+        raise SystemExit(f"{output}: stopped; give the command again to resume")
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     last = next(record for record in reversed(records) if "valid_bits" in record)
     seconds = [record["seconds"] for record in records]
