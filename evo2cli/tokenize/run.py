@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.pieces import Piece, cut_into_pieces
 from evo2cli.tokenize.reader import PieceReader, Tally
 from evo2cli.workers import Advance, Task, WorkerError, run_tasks
+from stripedhyena2.progress import ignore_progress
 
 _DEFAULT_VALID_FRACTION = 0.05
 _BLOCK = 1 << 20
@@ -55,7 +56,7 @@ def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str
         _check_free(output)
         _check_inputs(inputs, options.workers)
         if (output / MANIFEST).is_file():
-            manifest = _existing(options, facts)
+            manifest = _existing(options, facts, quiet=quiet)
             if not quiet:
                 console.say(f"{output}: already exists, from the same files with the same options")
             return manifest
@@ -266,8 +267,8 @@ def _size(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths if is_file(path))
 
 
-def _existing(options: TokenizeOptions, facts: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of an earlier run on the same input.
+def _existing(options: TokenizeOptions, facts: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """The manifest of an earlier run on the same input; with a bar unless `quiet`.
 
     Raises:
         UserError: `output` is a token set of other input.
@@ -277,11 +278,13 @@ def _existing(options: TokenizeOptions, facts: dict[str, Any]) -> dict[str, Any]
     files = {path for path in (*options.files, *options.valid) if is_file(path)}
     tasks = (partial(_hash_files, [path], True) for path in files)
     hashes = _Hashes()
-    with (
-        _explained_death(options.workers),
-        console.progress("hash", _size([*files]), "bytes") as bar,
-    ):
-        for found in run_tasks(tasks, options.workers, bar.advance):
+    with ExitStack() as stack:
+        stack.enter_context(_explained_death(options.workers))
+        advance: Advance = ignore_progress
+        if not quiet:
+            bar = console.progress("hash", _size([*files]), "bytes")
+            advance = stack.enter_context(bar).advance
+        for found in run_tasks(tasks, options.workers, advance):
             hashes |= found
     now = {**facts, "sources": _describe_sources(options, hashes)}
     is_known = all(source["sha256"] for source in now["sources"])

@@ -15,7 +15,7 @@ from evo2cli.training.recipe import WHOLE, Corpus
 
 OTHER = "other"  # files of no domain
 _GENOME = re.compile(r"[^.].*\.(fa|fasta|fna)(\.(gz|bgz|bz2))?", re.IGNORECASE)
-_Groups = dict[str, list[Path]]
+Files = dict[str, list[Path]]
 
 
 def write_corpus(corpus: Corpus) -> None:
@@ -30,8 +30,8 @@ def write_corpus(corpus: Corpus) -> None:
         raise UserError(
             f"{corpus.path}: no such folder of genomes; name it with --data or data.corpus.path"
         )
-    train = _train_groups(corpus)
-    valid = _grouped(_genomes(corpus.path / "valid"), corpus.domains)
+    train = train_files(corpus)
+    valid = by_domain(genomes(corpus.path / "valid"), corpus.domains)
     for stored in corpus.valid:
         if stored.name not in valid:
             raise UserError(
@@ -46,17 +46,17 @@ def write_corpus(corpus: Corpus) -> None:
         _refuse_held_out(corpus, _write(corpus.tokens / "train" / name, files), held_out)
 
 
-def _genomes(folder: Path) -> list[Path]:
+def genomes(folder: Path) -> list[Path]:
     """The FASTA files of a folder, by name; none if there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(file for file in folder.iterdir() if _GENOME.fullmatch(file.name))
 
 
-def _train_groups(corpus: Corpus) -> _Groups:
+def train_files(corpus: Corpus) -> Files:
     """The files of each domain of `train`; those of no domain are left out, which is said."""
     folder = corpus.path / "train"
-    files = _genomes(folder)
+    files = genomes(folder)
     if not files:
         raise UserError(
             f"{corpus.path}: has no genomes; put FASTA files (.fa, .fna, .fasta, also .gz) into "
@@ -64,7 +64,7 @@ def _train_groups(corpus: Corpus) -> _Groups:
         )
     if not corpus.domains:
         return {WHOLE: files}
-    groups = _grouped(files, corpus.domains)
+    groups = by_domain(files, corpus.domains)
     left_out = groups.pop(OTHER, [])
     if left_out:
         names = ", ".join(file.name for file in left_out)
@@ -78,7 +78,7 @@ def _train_groups(corpus: Corpus) -> _Groups:
     return groups
 
 
-def _grouped(files: Iterable[Path], domains: Collection[str]) -> _Groups:
+def by_domain(files: Iterable[Path], domains: Collection[str]) -> Files:
     """Files by the longest domain that their names begin with; `OTHER` has those of none."""
     groups = defaultdict(list)
     for file in files:

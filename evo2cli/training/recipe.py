@@ -70,9 +70,9 @@ class Corpus(Table):
 
     @property
     def sources(self) -> list[Source]:
-        """The token set of each domain, with its weight."""
-        folder = self.tokens / "train"
-        weighted = [Source(path=folder / name, weight=w) for name, w in self.domains.items()]
+        """The token set of each domain, with its weight, sorted by name."""
+        folder, domains = self.tokens / "train", sorted(self.domains.items())
+        weighted = [Source(path=folder / name, weight=weight) for name, weight in domains]
         return weighted or [Source(path=folder / WHOLE)]
 
     @property
