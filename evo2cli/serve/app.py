@@ -4,14 +4,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
-from evo2cli.serve import nim, openai, own
+from evo2cli.serve import mcp, nim, openai, own
 from evo2cli.serve.answers import Json, refused
 from evo2cli.serve.engine import Engine
 from evo2cli.serve.guard import Guard, read_keys
-from evo2cli.serve.mcp import Tools, over_http
 from evo2cli.serve.options import ServeOptions
 from evo2cli.serve.refusal import DEFECT, Refusal, refusal_of
 from stripedhyena2.errors import InputError
@@ -29,7 +29,12 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
         UserError: The file of keys is not valid, or the folder of files is none.
     """
     max_body = options.max_body * 2**20
-    tools, manager = over_http(Tools(engine, name, options.mcp_root), max_body)
+    # Every request stands for itself: there are no sessions that could be left open.
+    manager = StreamableHTTPSessionManager(
+        mcp.Tools(engine, name, options.mcp_root).server(),
+        stateless=True,
+        max_request_body_size=max_body,
+    )
     app = FastAPIOffline(
         title="evo2 serve",
         version=__version__,
@@ -40,7 +45,7 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
         swagger_ui_parameters={"validatorUrl": None},  # would ask a server elsewhere
     )
     guard = Guard(app, read_keys(options.api_key_file), options.host, max_body)
-    app.router.routes.append(tools)
+    app.include_router(mcp.routes(manager))
     app.include_router(nim.routes(engine, options.max_layers))
     app.include_router(openai.routes(engine, name))
     app.include_router(own.routes(engine))

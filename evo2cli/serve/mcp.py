@@ -24,13 +24,14 @@ from typing import Any, Literal
 
 import anyio
 import torch
+from fastapi import APIRouter
+from fastapi.responses import Response
 from mcp import types
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
-from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.message import SessionMessage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.routing import Route
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
@@ -247,14 +248,12 @@ class Tools:
         if self._root is None:
             raise UserError(f"{name}: this server reads no files; start it with --mcp-root FOLDER")
         root = self._root.resolve()
-        try:
+        with suppress(OSError, RuntimeError, ValueError):  # a circle of links is a RuntimeError
             path = (root / name).resolve()
-        except (OSError, ValueError):
-            path = root
-        # One message, so that nothing is told of what lies elsewhere.
-        if not path.is_relative_to(root) or not path.is_file():
-            raise UserError(f"{name}: not a file below --mcp-root; name one relative to it")
-        return path
+            if path.is_relative_to(root) and path.is_file():
+                return path
+        # One message for all, so that nothing is told of what lies elsewhere.
+        raise UserError(f"{name}: not a file below --mcp-root; name one relative to it")
 
     async def _score_sequence(self, served: Served, asked: ScoreSequence) -> Answer:
         _check_one(sequence=asked.sequence, fasta=asked.fasta)
@@ -423,15 +422,27 @@ def _records(served: Served, path: Path, name: str) -> Iterator[tuple[str, str]]
         yield record.name, record.sequence.decode()
 
 
-def over_http(tools: Tools, max_body: int) -> tuple[Route, StreamableHTTPSessionManager]:
-    """The path /mcp, and the manager that must run while it is served.
+class _Exchange(Response):
+    """An answer that the SDK writes, who also reads the request."""
 
-    Every request stands for itself: there are no sessions that could be left open.
-    """
-    manager = StreamableHTTPSessionManager(
-        tools.server(), stateless=True, max_request_body_size=max_body
-    )
-    return Route("/mcp", StreamableHTTPASGIApp(manager), methods=["POST"]), manager
+    def __init__(self, manager: StreamableHTTPSessionManager) -> None:
+        super().__init__()
+        self._manager = manager
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._manager.handle_request(scope, receive, send)
+
+
+def routes(manager: StreamableHTTPSessionManager) -> APIRouter:
+    """The path, which is answered while `manager` runs."""
+    router = APIRouter()
+
+    @router.post("/mcp", include_in_schema=False)  # its schemas are those of the tools
+    async def mcp() -> Response:
+        """Messages of agents."""
+        return _Exchange(manager)
+
+    return router
 
 
 async def over_stdio(
