@@ -4,7 +4,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
@@ -28,24 +27,16 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
     Raises:
         UserError: The file of keys is not valid, or the folder of files is none.
     """
-    max_body = options.max_body * 2**20
-    # Every request stands for itself: there are no sessions that could be left open.
-    manager = StreamableHTTPSessionManager(
-        mcp.Tools(engine, name, options.mcp_root).server(),
-        stateless=True,
-        max_request_body_size=max_body,
-    )
     app = FastAPIOffline(
         title="evo2 serve",
         version=__version__,
         description="An Evo 2 model behind an address.",
         redoc_url=None,
-        lifespan=lambda _app: manager.run(),
         static_url="/docs/static",
         swagger_ui_parameters={"validatorUrl": None},  # would ask a server elsewhere
     )
-    guard = Guard(app, read_keys(options.api_key_file), options.host, max_body)
-    app.include_router(mcp.routes(manager))
+    guard = Guard(app, read_keys(options.api_key_file), options.host, options.max_body * 2**20)
+    app.include_router(mcp.routes(engine, name, options))
     app.include_router(nim.routes(engine, options.max_layers))
     app.include_router(openai.routes(engine, name))
     app.include_router(own.routes(engine))

@@ -44,6 +44,7 @@ from evo2cli.score.options import AlleleOptions
 from evo2cli.serve.answers import collect, to_json
 from evo2cli.serve.engine import Engine, Generation, Served, Task
 from evo2cli.serve.nim import MODELS, modules_of
+from evo2cli.serve.options import ServeOptions
 from evo2cli.serve.own import SEQUENCE, genome_of, in_order, read_variant, score_in_pieces
 from evo2cli.serve.reading import (
     check_length,
@@ -433,9 +434,19 @@ class _Exchange(Response):
         await self._manager.handle_request(scope, receive, send)
 
 
-def routes(manager: StreamableHTTPSessionManager) -> APIRouter:
-    """The path, which is answered while `manager` runs."""
-    router = APIRouter()
+def routes(engine: Engine, name: str, options: ServeOptions) -> APIRouter:
+    """The path.
+
+    Raises:
+        UserError: The folder of files is none.
+    """
+    # Every request stands for itself: there are no sessions that could be left open.
+    manager = StreamableHTTPSessionManager(
+        Tools(engine, name, options.mcp_root).server(),
+        stateless=True,
+        max_request_body_size=options.max_body * 2**20,
+    )
+    router = APIRouter(lifespan=lambda _app: manager.run())
 
     @router.post("/mcp", include_in_schema=False)  # its schemas are those of the tools
     async def mcp() -> Response:
