@@ -214,6 +214,8 @@ class Tools:
             text = Refusal(422, f"{where}: {problem['msg']}").message
         except Exception as error:
             text = refusal_of(error).message
+            if self._root is not None:  # messages call a file by its whole path
+                text = text.replace(f"{self._root.resolve()}/", "")
         finally:
             self.num_running -= 1
         # No text of a client gets into the log.

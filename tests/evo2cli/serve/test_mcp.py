@@ -71,6 +71,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
         "chr1\t90\trs1\tA\tT,C\t.\t.\t.\nchr1\t5\t.\tT\tTAA\t.\t.\t.\n"
     )
+    (folder / "bad.fa").write_text("ACGT\n")
+    (folder / "bad.vcf").write_text("chr1\t90\n")
     (folder / "inside.fa").symlink_to("some.fa")
     (folder / "outside.fa").symlink_to(beside / "secret.fa")
     (folder / "out").symlink_to(beside)
@@ -316,6 +318,8 @@ def test_limits_hold(server: Serving, root: Path, monkeypatch: pytest.MonkeyPatc
         ("score_snp", {"sequence": "ACG", "alternative_allele": "T", "window": 9}, "only with"),
         ("score_snp", {"variant": "chr1-4-G-C", "alternative_allele": "C"}, "only with sequence"),
         ("score_snp", {"variant": "what"}, "what"),
+        ("score_snp", {"vcf": "bad.vcf"}, "bad.vcf"),
+        ("score_sequence", {"fasta": "bad.fa"}, "bad.fa: is not FASTA"),
         ("embed_sequence", {"sequence": "ACGT", "layer_name": "blocks.99"}, "no such layer"),
         ("generate_sequence", {"prompt": "ACGT", "temperature": -1.0}, "temperature"),
         ("generate_sequence", {"prompt": "ACGT", "top_k": -1}, "top_k"),
@@ -324,9 +328,11 @@ def test_limits_hold(server: Serving, root: Path, monkeypatch: pytest.MonkeyPatc
     ids=str,
 )
 def test_what_cannot_be_answered_is_said_in_one_line(
-    server: Serving, tool: str, arguments: dict[str, Any], told: str
+    server: Serving, root: Path, tool: str, arguments: dict[str, Any], told: str
 ) -> None:
-    assert told in problem(server, tool, **arguments)
+    found = problem(server, tool, **arguments)
+    assert told in found
+    assert str(root) not in found
 
 
 def test_a_defect_is_no_secret_of_the_log(
