@@ -38,6 +38,7 @@ from evo2cli.errors import UserError
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord, read_vcf
+from evo2cli.options import Strand
 from evo2cli.score import score_sequences
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions
@@ -203,11 +204,12 @@ class Tools:
         self, _context: Any, params: types.CallToolRequestParams
     ) -> types.CallToolResult:
         """The answer of a tool, or an error in one line."""
-        started, found = time.monotonic(), None
+        started = time.monotonic()
+        found: Answer | None = None
         self.num_running += 1
         try:
-            found = await self._answer(params.name, params.arguments or {})
-            text = to_json(found)
+            answer = await self._answer(params.name, params.arguments or {})
+            text, found = to_json(answer), answer
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(map(str, problem["loc"]))
@@ -223,7 +225,8 @@ class Tools:
         seconds = time.monotonic() - started
         console.say(f"{name} {'failed' if found is None else 'done'} {1000 * seconds:.0f} ms")
         return types.CallToolResult(
-            content=[types.TextContent(type="text", text=text)],
+            # An error may quote an argument of several lines.
+            content=[types.TextContent(type="text", text=" ".join(text.splitlines()))],
             structured_content=found,
             is_error=found is None,
         )
@@ -270,12 +273,14 @@ class Tools:
             read = partial(iter, [(SEQUENCE, whole["sequence"])])
 
         def work(served: Served) -> Iterator[Row]:
+            for _ in read():
+                pass  # a file that is refused is refused before anything is scored
             for named in read():
                 yield from score_sequences([named], served.model, strand=asked.strand)
 
         rows = await self._run(work)
         if asked.fasta is not None:
-            whole |= {"names": [row["name"] for row in rows], "length": [r["length"] for r in rows]}
+            whole |= {f"{column}s": [row[column] for row in rows] for column in ("name", "length")}
         scores = [row[f"{asked.reduce_method}_logprob"] for row in rows]
         return whole | {"reduce_method": asked.reduce_method, "scores": scores}
 
@@ -320,7 +325,7 @@ class Tools:
         )
 
         def work(served: Served) -> Iterator[Row]:
-            options = AlleleOptions(strand="fwd")  # type: ignore[arg-type]
+            options = AlleleOptions(strand=Strand.FORWARD)
             yield from VariantScorer(served.model, Reference.none(), options).score(record)
 
         (row,) = await self._run(work)
@@ -484,7 +489,7 @@ async def over_stdio(
     async def watch() -> None:
         while not has_failed.is_set():
             await asyncio.sleep(0.05)
-        ours.shutdown(socket.SHUT_WR)
+        await end()
 
     loop = asyncio.get_running_loop()
     tasks = [asyncio.create_task(watch())]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
@@ -168,7 +169,7 @@ def test_scores_of_a_file_are_those_of_the_command(server: Serving, root: Path) 
     for name in ("some.fa", "inside.fa", "deep/../some.fa", str(root / "some.fa")):
         found = answer(server, "score_sequence", fasta=name, reduce_method="sum")
         assert found["names"] == ["one", "two", "three"]
-        assert found["length"] == [row["length"] for row in rows]
+        assert found["lengths"] == [row["length"] for row in rows]
         assert found["scores"] == [row["sum_logprob"] for row in rows]
     assert found["scores"][2] is None  # one base has no prediction
 
@@ -323,7 +324,9 @@ def test_limits_hold(server: Serving, root: Path, monkeypatch: pytest.MonkeyPatc
         ("embed_sequence", {"sequence": "ACGT", "layer_name": "blocks.99"}, "no such layer"),
         ("generate_sequence", {"prompt": "ACGT", "temperature": -1.0}, "temperature"),
         ("generate_sequence", {"prompt": "ACGT", "top_k": -1}, "top_k"),
+        ("generate_sequence", {"prompt": "ACGT", "temperature": math.inf}, "temperature"),
         ("evo2_forward", {}, "not a tool"),
+        ("evo2\nforward", {}, "evo2 forward: not a tool"),
     ],
     ids=str,
 )
@@ -379,15 +382,18 @@ def messages(draw: st.DrawFn) -> bytes:
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(messages())
-def test_whatever_is_sent_is_answered(server: Serving, message: bytes) -> None:
+@given(messages(), st.sampled_from([None, "2025-06-18", "2026-07-28", "x"]))
+def test_whatever_is_sent_is_answered(server: Serving, message: bytes, version: str | None) -> None:
     headers = HEADERS | {"Content-Type": "application/json"}
+    if version is not None:
+        headers["MCP-Protocol-Version"] = version
     found = server.client.post("/mcp", content=message, headers=headers)
-    assert found.status_code in (200, 202, 400, 413), (found.status_code, found.text)
+    assert found.status_code in (200, 202, 400, 404, 413), (found.status_code, found.text)
     assert "Traceback" not in found.text
+    # An answer is JSON, or an event that holds it.
     for line in found.text.splitlines():
-        if line.startswith("data: ") and "result" in (body := json.loads(line[6:])):
-            for content in body["result"].get("content", []):
+        if (text := line.removeprefix("data: ")).startswith("{"):
+            for content in json.loads(text).get("result", {}).get("content", []):
                 assert "\n" not in content["text"]
     assert server.engine.num_jobs == 0
     assert server.engine.num_growing == 0
@@ -587,6 +593,7 @@ def test_stdio_has_no_address(command_line: CommandLine) -> None:
     assert said.startswith("evo2: --mcp answers over stdin and stdout, not at an address; drop --")
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_opened_ends_stdio() -> None:
     started = command("--model", "missing")
     environment = {**os.environ, **(started.env or {})}
