@@ -13,6 +13,7 @@ from evo2cli.models import open_model
 from evo2cli.options import ModelOptions
 from tests.evo2cli.finetune.conftest import Run, base, small_table, tune
 from tests.evo2cli.serve.conftest import GENOME, Serving, serving
+from tests.evo2cli.serve.test_mcp import ask, over_http
 
 __all__ = ["base", "tune"]  # fixtures
 
@@ -78,12 +79,21 @@ def test_a_model_with_an_adapter_is_that_of_the_command(
     assert variants != scored(*of_variants)
     model = open_model(ModelOptions(model=base, adapter=run, device="cpu"))
     [sample] = model.generate(PROMPT, num_tokens=20, seed=3)
-    with serving(model=base, adapter=run, reference=genome, device="cpu", max_bases=250) as server:
+    given = {"model": base, "adapter": run, "reference": genome, "device": "cpu"}
+    with serving(**given, max_bases=250, mcp_root=tmp_path) as server:
         assert server.client.get("/v1/metadata").json()["adapter"] == "run"
         found = server.post("/v1/score", sequences=[PROMPT, GENOME[:150].decode()])["scores"]
         named = ["chr1-40-G-C", "chr1-90-A-T"]
         rows = server.post("/v1/variants", variants=named, window=64)["variants"]
         grown = server.post("/v1/completions", model="evo2", prompt=PROMPT, max_tokens=20, seed=3)
+        [scores, deltas] = ask(
+            over_http(server),
+            ("score_sequence", {"fasta": "x.fa"}),
+            ("score_snp", {"vcf": "x.vcf", "window": 64}),
+        )
+    assert scores.structured_content is not None
+    assert scores.structured_content["scores"] == [row["mean_logprob"] for row in sequences]
+    assert deltas.structured_content == {"checkpoint": "nano", "variants": rows}
     for one, other in zip(found, sequences, strict=True):
         assert one["sum_logprob"] == other["sum_logprob"]
         assert one["mean_logprob"] == other["mean_logprob"]
