@@ -196,10 +196,8 @@ class _AdaptedProduct(torch.autograd.Function):
         ctx.shape, ctx.scale, ctx.dtype = x.shape, scale, a_RI.dtype
         a_RI, b_OR, rows_NI = a_RI.to(x.dtype), b_OR.to(x.dtype), x.flatten(0, -2)
         inner_NR = (rows_NI @ a_RI.T).mul_(scale)
-        y_NO = inner_NR @ b_OR.T
+        y_NO = inner_NR @ b_OR.T if bias_O is None else torch.addmm(bias_O, inner_NR, b_OR.T)
         y_NO.addmm_(rows_NI, weight_OI.T)
-        if bias_O is not None:
-            y_NO += bias_O
         ctx.save_for_backward(rows_NI, weight_OI, a_RI, b_OR, inner_NR)
         return y_NO.view(*x.shape[:-1], -1)
 
