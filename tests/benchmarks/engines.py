@@ -3,8 +3,9 @@
     torchrun --nproc_per_node 2 -m tests.benchmarks.engines --zero 3
     python -m tests.benchmarks.engines --zero 0                         # one GPU, the plain engine
 
-`--micro N` takes micro-batches of N windows (2), `--zero-setting KEY=VALUE` changes a key of DeepSpeed's zero_optimization, `--fsdp` takes FSDP2 of
-PyTorch on the same model instead, `--profile FILE` writes the profile of the last step.
+`--micro N` takes micro-batches of N windows (default: 2), `--zero-setting KEY=VALUE` changes a key
+of DeepSpeed's zero_optimization, `--fsdp` takes FSDP2 of PyTorch on the same model instead,
+`--profile FILE` writes the profile of the last step.
 """
 
 import argparse
@@ -74,7 +75,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ranks = Ranks.join(torch.device("cuda"))
     path = Path("recipes/1b.toml")
-    settings = [f"batch.sequences={WINDOWS * ranks.world}", f"batch.micro_sequences={arguments.micro}"]
+    settings = [f"batch.sequences={WINDOWS * ranks.world}"]
+    settings += [f"batch.micro_sequences={arguments.micro}"]
     settings += [f"parallel.zero={arguments.zero}"]
     settings += ["precision.fp8=true"] if arguments.fp8 else []
     recipe = read_recipe(path, settings)
