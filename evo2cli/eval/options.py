@@ -196,6 +196,19 @@ class LabelOptions(Options, panel="Labels"):
             show_default="the first of CSQ, ANN, BCSQ, MC, CONSEQUENCE, EFFECT",
         ),
     ] = None
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEYS",
+            help="Also each group by these INFO keys, or columns, with commas, e.g. "
+            "region,variant_type.",
+        ),
+    ] = None
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The keys of `by`, each once."""
+        return tuple(dict.fromkeys(self.by.split(","))) if self.by else ()
 
 
 @dataclass(frozen=True, kw_only=True)

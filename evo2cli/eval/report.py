@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from evo2cli.eval.options import EvalOptions
 from evo2cli.figures import check_plot
 from evo2cli.files import check_file, open_output
+from evo2cli.ranking import Estimate
 from evo2cli.tables import Row, mean_and_error, rounded, table_line
 
 
@@ -43,6 +45,22 @@ def mean_columns(name: str, values: Sequence[float]) -> Row:
     """Two columns of a table: `name`, the mean of `values`, and `name`_se, its standard error."""
     mean, error = mean_and_error(values)
     return {name: rounded(mean), f"{name}_se": None if error is None else rounded(error)}
+
+
+def estimate_columns(name: str, estimate: Estimate | None) -> Row:
+    """Three columns: `name`, `name`_low and `name`_high, its 95 % interval; None without one."""
+    names = (name, f"{name}_low", f"{name}_high")
+    if estimate is None:
+        return dict.fromkeys(names)
+    return dict(zip(names, map(rounded, astuple(estimate)), strict=True))
+
+
+def format_estimate(row: Mapping[str, Any], name: str, digits: int = 3) -> tuple[str, str]:
+    """An estimate of a row and its interval for people; a dash if it has none."""
+    value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
+    if value is None:
+        return "-", ""
+    return f"{value:z.{digits}f}", f"{low:z.{digits}f}-{high:z.{digits}f}"
 
 
 def format_length(length: int) -> str:
