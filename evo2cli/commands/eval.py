@@ -10,6 +10,7 @@ from evo2cli.errors import UserError
 from evo2cli.eval.labels import Preset
 from evo2cli.eval.options import (
     ContextOptions,
+    ContinuationOptions,
     NeedleOptions,
     PairsOptions,
     TaskOptions,
@@ -100,6 +101,21 @@ def context(options: ContextOptions) -> None:
 
     result = read_context(options)
     _show(result, context_page, as_json=options.json)
+
+
+@app.command(cls=Command)
+@takes(ContinuationOptions)
+def continuation(options: ContinuationOptions) -> None:
+    """Measure how many of the next bases a model finds, by the length of the context.
+
+    The model reads a context and writes the likeliest bases after it; shown is the share that
+    equals what follows, for each group, with 95 % bootstrap intervals over windows, beside a Markov
+    model that is counted from the context alone. --plot draws the curves.
+    """
+    from evo2cli.eval.continuation import continuation_page, evaluate_continuation
+
+    result = evaluate_continuation(options)
+    _show(result, continuation_page, as_json=options.json)
 
 
 @app.command(cls=Command)

@@ -12,6 +12,7 @@ from evo2cli.lengths import parse_length
 from evo2cli.options import DeviceOptions, DType, JSONOptions, ModelOptions, Options, Strand
 from evo2cli.score.options import AlleleOptions, GenomeOptions, Quantity, TableOptions
 
+DEFAULT_WINDOWS = 100  # of `evo2 eval continuation`, from each FASTA
 MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
 
 
@@ -282,6 +283,63 @@ class PairTableOptions(Options, panel="Pairs"):
 @dataclass(frozen=True, kw_only=True)
 class PairsOptions(EvalOptions, ModelOptions, PairTableOptions, without=("plot",)):
     """Options of `evo2 eval pairs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuedOptions(Options, panel="Windows"):
+    """The windows that a model continues."""
+
+    sources: Annotated[
+        tuple[Path, ...],
+        typer.Argument(
+            metavar="FILE",
+            rich_help_panel="Arguments",
+            help="FASTA files to draw windows from, each a group; or tables (TSV, CSV, Parquet, "
+            "JSON lines) of sequences, whose last bases are to be found.",
+        ),
+    ]
+    contexts: Annotated[
+        str,
+        typer.Option(
+            metavar="LENGTHS", help="Bases that the model reads first, with commas: 512,1k,15000."
+        ),
+    ] = "256,512,1k"
+    bases: Annotated[int, typer.Option(min=1, help="Bases to find.")] = 30
+    windows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows from each FASTA.", show_default=str(DEFAULT_WINDOWS)),
+    ] = None
+    column: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of the sequences in a table.")
+    ] = "sequence"
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Also each group, by this column of a table.",
+            show_default="by file",
+        ),
+    ] = None
+
+    @property
+    def context_lengths(self) -> tuple[int, ...]:
+        """`contexts`, ascending and each once."""
+        return tuple(sorted({parse_length(t, "--contexts") for t in self.contexts.split(",")}))
+
+    @property
+    def window_length(self) -> int:
+        """Bases of the longest context and of what is to be found."""
+        return max(self.context_lengths) + self.bases
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationOptions(EvalOptions, ModelOptions, ContinuedOptions):
+    """Options of `evo2 eval continuation`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise UserError("evo2 eval continuation needs a FASTA or a table")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ def evaluate_pairs(options: PairsOptions) -> dict[str, Any]:
         UserError: The table or the model cannot be used.
         NonFiniteError: A log-likelihood is not a finite number.
     """
-    check_outputs(options)
+    check_outputs(options, options.source)
     pairs = read_pairs(options)
     model = open_model(options)
     identity = fingerprint(model.config, model.state_dict())

@@ -81,6 +81,35 @@ def draw_context(path: Path, result: Mapping[str, Any]) -> None:
     save_figure(figure, path)
 
 
+def draw_continuation(path: Path, result: Mapping[str, Any]) -> None:
+    """Share of right bases against the length of the context, with its interval as a band.
+
+    Raises:
+        UserError: The figure cannot be written.
+    """
+    figure = new_figure(1 + PANEL[0], PANEL[1])
+    axes = figure.subplots()
+    groups = list(dict.fromkeys(row["group"] for row in result["rows"]))[:MAX_CURVES]
+    for group in groups:
+        rows = [row for row in result["rows"] if row["group"] == group]
+        contexts = [row["context"] for row in rows]
+        [line] = axes.plot(contexts, [row["accuracy"] for row in rows], marker="o", label=group)
+        low, high = ([row[f"accuracy_{end}"] for row in rows] for end in ("low", "high"))
+        axes.fill_between(contexts, low, high, alpha=0.2, color=line.get_color())
+        markov = [row["markov"] for row in rows]
+        axes.plot(contexts, markov, color=line.get_color(), linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(contexts, [format_length(length) for length in contexts])
+    axes.set(
+        xlabel="context, bases",
+        ylabel=f"share of the next {result['bases']} bases",
+        title=f"{result['model']}; dotted: Markov model of the context",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
 def draw_ranking(path: Path, result: Mapping[str, Any], alleles: Sequence[Allele]) -> None:
     """ROC curves of all alleles and of each consequence, and the deltas of both labels.
 

@@ -8,19 +8,21 @@ from typing import Any
 
 from evo2cli.eval.options import EvalOptions
 from evo2cli.figures import check_plot
-from evo2cli.files import check_file, open_output
+from evo2cli.files import check_file, check_output, open_output
 from evo2cli.ranking import Estimate
 from evo2cli.tables import Row, mean_and_error, rounded, table_line
 
 
-def check_outputs(options: EvalOptions) -> None:
+def check_outputs(options: EvalOptions, *inputs: Path) -> None:
     """Refuse output files that could not be written, before any work.
 
     Raises:
-        UserError: A suffix is unknown, a folder is missing, or matplotlib is not installed.
+        UserError: A suffix is unknown, a folder is missing, matplotlib is not installed, or the
+            output would overwrite an input.
     """
     if options.output is not None:
         check_file(options.output, "--output", (".tsv", ".json"))
+        check_output(options.output, *inputs)
     check_plot(options.plot)
 
 

@@ -66,7 +66,7 @@ def evaluate_traitgym(options: TraitGymOptions) -> dict[str, Any]:
     Raises:
         UserError: The table cannot be used, or scikit-learn is not installed.
     """
-    check_outputs(options)
+    check_outputs(options, options.source)
     found = read_labelled(options)
     chosen = [
         name for name in np.unique(found.chromosomes)

@@ -49,7 +49,7 @@ def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
         UserError: The variants cannot be used, or no allele is positive, or none negative.
         UntrustedNumericsError: A log-likelihood is not a finite number.
     """
-    check_outputs(options)
+    check_outputs(options, options.source)
     suffix = ".tsv" if is_table(options.source) else ".vcf"  # a table keeps its columns in a table
     if options.scored is not None and not options.scored.name.endswith((suffix, f"{suffix}.gz")):
         raise UserError(f"--scored {options.scored}: needs the suffix {suffix} or {suffix}.gz")
@@ -239,8 +239,8 @@ def _row(group: tuple[str, str], alleles: Sequence[Allele], seed: int) -> Row:
     if min(num_positive, num_negative) >= MIN_CLASS:
         scores = [-allele.delta for allele in alleles]
         ranking = rank(scores, positive, seed=seed, name=":".join(group))
-    row |= estimate_columns("auroc", ranking and ranking.auroc)
-    return row | estimate_columns("auprc", ranking and ranking.auprc)
+    row |= estimate_columns("auroc", ranking.auroc if ranking else None)
+    return row | estimate_columns("auprc", ranking.auprc if ranking else None)
 
 
 def variants_page(result: dict[str, Any]) -> RenderableType:
