@@ -1,8 +1,10 @@
 """Options of `evo2 eval`."""
 
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -13,7 +15,36 @@ from evo2cli.options import DeviceOptions, DType, JSONOptions, ModelOptions, Opt
 from evo2cli.score.options import AlleleOptions, GenomeOptions, Quantity, TableOptions
 
 DEFAULT_WINDOWS = 100  # of `evo2 eval continuation`, from each FASTA
-MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
+MIN_KEY = 16  # bases, which are by chance nowhere in a million random bases
+MUTATION_RATE = 0.1
+
+
+class Hidden(StrEnum):
+    """What the haystack holds of a needle.
+
+    EXACT: the needle. REVCOMP: its reverse complement. MUTATED: the needle with substitutions.
+    """
+
+    EXACT = "exact"
+    REVCOMP = "revcomp"
+    MUTATED = "mutated"
+
+
+class Distractors(NamedTuple):
+    """Near copies of the key in a haystack, each with a value of its own.
+
+    Attributes:
+        number: How many there are.
+        distance: Hamming distance of their keys from that of the needle; None without any.
+    """
+
+    number: int
+    distance: int | None
+
+    def __str__(self) -> str:
+        if not self.number:
+            return "no distractors"
+        return f"{self.number} distractors at Hamming distance {self.distance}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +88,35 @@ class TextOptions(Options, panel="Needles and haystacks"):
         ),
     ] = None
     needle_length: Annotated[
-        int, typer.Option(help="Bases of a needle; the first half is the key.")
+        int, typer.Option(help="Bases of a needle: a key, and the value that is asked for.")
     ] = 100
+    key_length: Annotated[
+        int | None,
+        typer.Option(min=MIN_KEY, help="Bases of the key.", show_default="half of the needle"),
+    ] = None
+    hidden: Annotated[
+        Hidden,
+        typer.Option(
+            help="What the haystack holds: the needle, its reverse complement, or a mutated copy."
+        ),
+    ] = Hidden.EXACT
+    mutation_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the bases that --hidden mutated substitutes.",
+            show_default=str(MUTATION_RATE),
+        ),
+    ] = None
+    distractors: Annotated[
+        str,
+        typer.Option(
+            metavar="N:D",
+            help="Near copies of the key in the haystack, as number:Hamming distance, with commas: "
+            "0,8:4,8:2.",
+        ),
+    ] = "0"
     repeats: Annotated[int, typer.Option(min=1, help="Haystacks for each length.")] = 10
 
 
@@ -68,16 +126,27 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.needle_length < MIN_NEEDLE:
+        if self.key_length is None and self.needle_length < 2 * MIN_KEY:
             raise UserError(
                 f"--needle-length {self.needle_length}: half of it must be unique in a haystack; "
-                f"give {MIN_NEEDLE} or more"
+                f"give {2 * MIN_KEY} or more"
             )
+        if self.num_key >= self.needle_length:
+            raise UserError(
+                f"--key-length {self.key_length}: leaves no value in a needle of "
+                f"{self.needle_length} bases; raise --needle-length"
+            )
+        if self.mutation_rate is not None and self.hidden is not Hidden.MUTATED:
+            raise UserError(f"--mutation-rate {self.mutation_rate}: is of --hidden mutated")
+        most = max(each.number for each in self.distractor_sets)
+        # Distractors stand in places of the size of a needle to its left and right: two borders.
+        least = (most + 3 if most else 2) * self.needle_length
         for length in self.text_lengths:
-            if length < 2 * self.needle_length:
+            if length < least:
+                others = f", {most} distractors" if most else ""
                 raise UserError(
-                    f"--lengths {length}: too short for a needle of {self.needle_length} bases and "
-                    f"its copy; give {2 * self.needle_length} or more"
+                    f"--lengths {length}: too short for a needle of {self.needle_length} bases"
+                    f"{others} and its copy; give {least} or more"
                 )
         for depth in self.needle_depths:
             if not 0 <= depth <= 100:
@@ -87,6 +156,32 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
     def text_lengths(self) -> tuple[int, ...]:
         """`lengths`, ascending and each once."""
         return tuple(sorted({parse_length(text, "--lengths") for text in self.lengths.split(",")}))
+
+    @property
+    def num_key(self) -> int:
+        """Bases of the key."""
+        return self.key_length or self.needle_length - self.needle_length // 2
+
+    @property
+    def distractor_sets(self) -> tuple[Distractors, ...]:
+        """`distractors`, each once."""
+        found = {}
+        for text in self.distractors.split(","):
+            match = re.fullmatch(r"0|([1-9]\d{0,5}):(\d{1,5})", text.strip())
+            if match is None:
+                raise UserError(
+                    f"--distractors {text}: must be 0, or a number and a Hamming distance such as "
+                    "8:4"
+                )
+            number, distance = match[1], match[2]
+            if number and not 1 <= int(distance) <= self.num_key:
+                raise UserError(
+                    f"--distractors {text}: a key of {self.num_key} bases has copies at Hamming "
+                    f"distances from 1 to {self.num_key}"
+                )
+            each = Distractors(int(number), int(distance)) if number else Distractors(0, None)
+            found[each] = True
+        return tuple(found)
 
     @property
     def needle_depths(self) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from evo2cli.eval.options import EvalOptions
+from evo2cli.eval.options import Distractors, EvalOptions
 from evo2cli.figures import check_plot
 from evo2cli.files import check_file, check_output, open_output
 from evo2cli.ranking import Estimate
@@ -63,6 +63,17 @@ def format_estimate(row: Mapping[str, Any], name: str, digits: int = 3) -> tuple
     if value is None:
         return "-", ""
     return f"{value:z.{digits}f}", f"{low:z.{digits}f}-{high:z.{digits}f}"
+
+
+def cells_by_distractors(
+    cells: Sequence[dict[str, Any]],
+) -> dict[Distractors, list[dict[str, Any]]]:
+    """The cells of `evo2 eval needle`, by their distractors."""
+    found: dict[Distractors, list[dict[str, Any]]] = {}
+    for cell in cells:
+        distractors = Distractors(cell["distractors"], cell["distance"])
+        found.setdefault(distractors, []).append(cell)
+    return found
 
 
 def format_length(length: int) -> str:
