@@ -11,6 +11,7 @@ from evo2cli.eval.labels import Preset
 from evo2cli.eval.options import (
     ContextOptions,
     ContinuationOptions,
+    DMSOptions,
     NeedleOptions,
     PairsOptions,
     TaskOptions,
@@ -131,6 +132,21 @@ def pairs(options: PairsOptions) -> None:
 
     result = evaluate_pairs(options)
     _show(result, pairs_page, as_json=options.json)
+
+
+@app.command(cls=Command)
+@takes(DMSOptions)
+def dms(options: DMSOptions) -> None:
+    """Measure how well deltas of a coding sequence follow a deep mutational scan.
+
+    Variants of a protein, such as A123T, are put into its coding sequence as codons. EVO2_DELTA is
+    the log-likelihood with them minus that without. Spearman's correlation with the measured scores
+    and AUROC of the labels, each with a 95 % bootstrap interval, as ProteinGym defines them.
+    """
+    from evo2cli.eval.dms import dms_page, evaluate_dms
+
+    result = evaluate_dms(options)
+    _show(result, dms_page, as_json=options.json)
 
 
 @app.command(cls=Command)

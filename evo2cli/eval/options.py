@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import typer
 
@@ -435,6 +435,122 @@ class ContinuationOptions(EvalOptions, ModelOptions, ContinuedOptions):
         super().__post_init__()
         if not self.sources:
             raise UserError("evo2 eval continuation needs a FASTA or a table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutantTableOptions(TableOptions, panel="Measurements"):
+    """A table of protein variants and what was measured of them."""
+
+    usual_label: ClassVar[str] = "DMS_score_bin"
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            rich_help_panel="Arguments",
+            help="Table (TSV, CSV, Parquet, JSON lines) of protein variants; scored first if it "
+            "has no EVO2_DELTA.",
+        ),
+    ]
+    mutant: Annotated[
+        str,
+        typer.Option(metavar="COLUMN", help="Column of the variants: A123T, or several, with ':'."),
+    ] = "mutant"
+    measured: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of the measured scores.")
+    ] = "DMS_score"
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of labels: 1 for high scores, 0 for low ones.",
+            show_default="DMS_score_bin, if there is one",
+        ),
+    ] = None
+
+
+class CodonChoice(StrEnum):
+    """Which codons stand for a new amino acid.
+
+    NEAREST: the one that changes the fewest bases; of several the first in the alphabet. ALL: every
+    one but that which is there, whose deltas are averaged.
+    """
+
+    NEAREST = "nearest"
+    ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodingOptions(Options, panel="Coding sequence"):
+    """The coding sequence of the protein, alone or in its genome."""
+
+    cds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="FASTA of the coding sequence; with --reference, GFF3 with its lines of type CDS.",
+        ),
+    ] = None
+    cds_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the record, or ID of the CDS.",
+            show_default="the only one",
+        ),
+    ] = None
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "-R",
+            "--reference",
+            metavar="FASTA",
+            help="Genome of the GFF3, for windows.",
+        ),
+    ] = None
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Bases in a window of the genome.",
+            show_default="8192, or the model's context if that is less",
+        ),
+    ] = None
+    codons: Annotated[
+        CodonChoice,
+        typer.Option(
+            help="Codons of a new amino acid: the one that changes the fewest bases, or the mean "
+            "over all."
+        ),
+    ] = CodonChoice.NEAREST
+    strand: Annotated[
+        Strand,
+        typer.Option(help="fwd reads as the gene is read; both takes the mean of the two."),
+    ] = Strand.FORWARD
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMSOptions(EvalOptions, ModelOptions, CodingOptions, MutantTableOptions, without=("plot",)):
+    """Options of `evo2 eval dms`."""
+
+    scored: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="Keep the table with EVO2_DELTA, as x.tsv.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window is not None and self.reference is None:
+            raise UserError(
+                f"--window {self.window}: is cut from a genome (--reference); a coding sequence "
+                "alone is read whole"
+            )
+        if self.scored is not None and self.scored == self.output:
+            raise UserError(f"--scored {self.scored}: is --output too; name another file")
 
 
 @dataclass(frozen=True, kw_only=True)
