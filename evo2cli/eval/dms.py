@@ -384,6 +384,8 @@ def dms_page(result: dict[str, Any]) -> RenderableType:
         title += f" of {result['model']}, {result['codons']} codon"
         title += "s" * (result["codons"] == "all")
     notes = ["95 %: bootstrap intervals over variants; by chance Spearman is 0 and AUROC 0.5"]
+    if any(row[name] is None for row in result["rows"] for name in ("spearman", "auroc")):
+        notes.append(f"-: fewer than {MIN_CLASS} variants, or of the labels of a kind")
     for count, why in (
         (result["left_out"], "without a measurement"),
         (result["unscored"], "without a score"),

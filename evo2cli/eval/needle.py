@@ -357,8 +357,9 @@ def needle_page(result: dict[str, Any]) -> RenderableType:
     }[Hidden(result["hidden"])]
     if hidden:
         parts.append(Text(f"hidden: {hidden}"))
-    for kind, own in cells_by_distractors(cells).items():
-        if kind.number:
+    sets = cells_by_distractors(cells)
+    for kind, own in sets.items():
+        if kind.number or len(sets) > 1:
             parts.append(Text(f"\n{kind}", style="bold"))
         parts += [
             Text(f"\ncopy accuracy, chance 0.25{_errors('accuracy', own)}"),

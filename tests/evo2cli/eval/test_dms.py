@@ -38,7 +38,7 @@ def mutants() -> list[str]:
     found = []
     for number in range(24):
         sites = draw.choice(30, size=1 + (number % 4 == 0), replace=False)
-        letters = [(site, draw.choice([a for a in "ACDEFGHIKLM*" if a != PROTEIN[site]]))
+        letters = [(site, draw.choice([a for a in "ADEFHIKM*" if a != PROTEIN[site]]))
                    for site in sites]  # fmt: skip
         found.append(":".join(f"{PROTEIN[site]}{site + 1}{new}" for site, new in letters))
     return found
@@ -83,8 +83,7 @@ def ranks(values: list[float]) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("choice", ["nearest", "all"])
-@pytest.mark.parametrize("strand", ["fwd", "both"])
+@pytest.mark.parametrize(("choice", "strand"), [("nearest", "fwd"), ("all", "both")])
 def test_scores_and_correlations_are_those_of_the_logits(
     tiny_model: StripedHyena2, table: Path, choice: str, strand: str
 ) -> None:
