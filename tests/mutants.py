@@ -35,8 +35,11 @@ evo2cli/training/schedule.py: learning_rate > evo2cli/training/test_schedule.py
 evo2cli/data/splits.py: content_sha256 SplitRule > evo2cli/data/test_tokens.py
 evo2cli/data/order.py: hashed shuffled _feistel OnePool Mixture _floor_sum
     > evo2cli/data/test_order.py
-evo2cli/ranking.py: count_levels area_under_roc average_precision rank roc_curve
-    > evo2cli/test_ranking.py
+evo2cli/ranking.py: count_levels area_under_roc average_precision rank mean_estimate
+    roc_curve > evo2cli/test_ranking.py
+evo2cli/genome/coding.py: CodingSequence parse_mutant > evo2cli/genome/test_coding.py
+evo2cli/eval/continuation.py: continue_by_counts _count_followers share_equal
+    > evo2cli/eval/test_continuation.py
 models/stripedhyena2/model.py: initial_values > stripedhyena2/test_initial.py
 models/stripedhyena2/mixer.py: initial _apply
     > stripedhyena2/test_initial.py stripedhyena2/test_model.py

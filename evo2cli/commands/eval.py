@@ -79,9 +79,10 @@ def variants(options: VariantsOptions) -> None:
 def needle(options: NeedleOptions) -> None:
     """Recall of a needle in a haystack, by length and depth.
 
-    A random needle replaces bases of a haystack. At the end of the text its first half is given
-    again, and the model predicts the second half. Copy accuracy is 0.25 by chance; the likelihood
-    gap, in nats per base, is how much having read the needle helps, 0 by chance.
+    A random needle, a key and a value, replaces bases of a haystack. At the end of the text the key
+    is given again, and the model predicts the value. Copy accuracy is 0.25 by chance; the
+    likelihood gap, in nats per base, is how much having read the needle helps, 0 by chance. The
+    haystack may hold near copies of the key, and the needle mutated or as its reverse complement.
     """
     from evo2cli.eval.needle import find_needles, needle_page
 

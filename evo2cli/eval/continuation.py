@@ -43,7 +43,7 @@ from evo2cli.genome.table import cell_text, open_table
 from evo2cli.genome.vcf import is_bases
 from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import open_journal
-from evo2cli.models import open_model
+from evo2cli.models import memory_explained, open_model
 from evo2cli.ranking import RESAMPLES, mean_estimate
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
@@ -113,6 +113,7 @@ def evaluate_continuation(
     settings = ["evo2 eval continuation", __version__, identity, options.bases]
     total = len(windows) * sum(length + options.bases for length in options.context_lengths)
     with (
+        memory_explained(f"--contexts {options.contexts} on {options.device}", "shorten them"),
         open_journal(options.output, settings) as recall,
         console.progress("continuation", total, "bases") as bar,
     ):

@@ -35,7 +35,7 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.table import cell_flag, cell_number, cell_text, open_table
 from evo2cli.genome.vcf import Value
 from evo2cli.journal import open_journal
-from evo2cli.models import open_model
+from evo2cli.models import memory_explained, open_model
 from evo2cli.options import Strand
 from evo2cli.ranking import RESAMPLES, Estimate, rank
 from evo2cli.score.alleles import DEFAULT_WINDOW
@@ -81,18 +81,19 @@ def evaluate_dms(
         open_model: Opens the model, once everything else has been found to be in order.
 
     Returns:
-        evaluation, source, cds and codons (None if the table had EVO2_DELTA), model, fingerprint,
-        strand, seed, resamples; left_out (variants without a measurement) and unscored (their
+        evaluation, source; cds, codons, model, fingerprint and strand, None if the table had
+        EVO2_DELTA; seed, resamples; left_out (variants without a measurement) and unscored (their
         codons are farther apart than half a window); rows: see `group_row`.
 
     Raises:
         UserError: The table, the coding sequence, the model or an output cannot be used.
         NonFiniteError: A log-likelihood is not a finite number.
     """
-    check_outputs(options, options.source)
+    inputs = [path for path in (options.source, options.cds, options.reference) if path]
+    check_outputs(options, *inputs)
     if options.scored is not None:
         check_file(options.scored, "--scored", (".tsv",))
-        check_output(options.scored, options.source, *filter(None, [options.cds]))
+        check_output(options.scored, *inputs)
     names, variants = read_measured(options)
     identity = None
     if DELTA in names:
@@ -118,7 +119,6 @@ def evaluate_dms(
     if options.scored is not None:
         write_scored(options.scored, names, variants, deltas)
     rows = group_rows(variants, deltas, options.seed)
-    num_unscored = sum(map(math.isnan, deltas))
     result = {
         "evaluation": "dms",
         "evo2cli": __version__,
@@ -127,11 +127,11 @@ def evaluate_dms(
         "codons": None if identity is None else options.codons,
         "model": None if identity is None else options.model,
         "fingerprint": identity,
-        "strand": options.strand,
+        "strand": None if identity is None else options.strand,
         "seed": options.seed,
         "resamples": RESAMPLES,
         "left_out": sum(math.isnan(variant.score) for variant in variants),
-        "unscored": num_unscored,
+        "unscored": sum(map(math.isnan, deltas)),
         "rows": rows,
     }
     write_table(options.output, result, rows)
@@ -287,6 +287,7 @@ def score_all(
     order = sorted(range(len(variants)), key=lambda index: [*choices[index][0]])
     kept = options.scored if options.output is None else options.output
     with (
+        memory_explained(f"{options.source} on {options.device}", "use a genome and --window"),
         open_journal(kept, settings) as recall,
         console.progress("dms", len(variants), "variants") as bar,
     ):
