@@ -115,6 +115,8 @@ def test_a_change_in_the_genome_is_that_of_the_spliced_gene(tmp_path: Path, stra
             reference, alternate = windows
             assert len(reference.sequence) == len(alternate.sequence) == 800
             assert (reference.before, reference.after) == (alternate.before, alternate.after)
+            places = [sequence.positions[3 * site + index] for site in sites for index in range(3)]
+            assert len(reference.allele) == max(places) - min(places) + 1
             plain, changed = (
                 window.sequence if strand == "+" else reverse_complement(window.sequence)
                 for window in windows
@@ -145,7 +147,21 @@ def test_alone_the_whole_sequence_is_read() -> None:
     edited = bytearray(sequence.bases)
     edited[9:12], edited[24:27] = b"AAA", b"TTT"
     assert alternate.sequence == bytes(edited)
-    assert reference.before == sequence.bases[:9]
+    assert (reference.before, reference.after) == (sequence.bases[:9], sequence.bases[27:])
+    assert (alternate.before, alternate.after) == (sequence.bases[:9], sequence.bases[27:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Change(1, "W", "A"), r"codon 2 of x is AAA \(K\), not W; is this its coding sequence\?"),
+        (Change(2, "K", "A"), "x has 2 codons"),
+        (Change(0, "M", "M"), "no other codon than ATG stands for M"),
+    ],
+)
+def test_a_change_of_another_sequence_is_told(change: Change, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CodingSequence("x", b"ATGAAA").new_codons(change, nearest=True)
 
 
 @pytest.mark.parametrize(
