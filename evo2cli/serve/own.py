@@ -1,6 +1,6 @@
 """Our own paths: scores of sequences and variants, saturation, tracks, and genes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -128,6 +128,9 @@ class Marks:
         return list(allele_rows(record, rows, self.fields))
 
 
+PLAIN = Marks()  # adds nothing
+
+
 def routes(engine: Engine) -> APIRouter:
     """The paths."""
     router = APIRouter(prefix="/v1", tags=["evo2"])
@@ -163,13 +166,13 @@ def routes(engine: Engine) -> APIRouter:
         """Scores of variants against the genome; rows are those of `evo2 score`."""
         check_number("variants", len(asked.variants), MAX_VARIANTS)
         options = _options(asked, engine.served)
-        records = [_record(index, text) for index, text in enumerate(asked.variants)]
+        records = [read_variant(index, text) for index, text in enumerate(asked.variants)]
         check_number("alleles", sum(len(record.alternates) for record in records), MAX_VARIANTS)
 
         def work(served: Served) -> Iterator[Scored]:
-            scorer = VariantScorer(served.model, _genome(served), options)
+            scorer = VariantScorer(served.model, genome_of(served), options)
             marks = _marks(served, options, asked.percentiles)
-            yield from _score(scorer, records, marks)
+            yield from score_in_pieces(scorer, records, marks)
 
         return await _rows(engine, work, request)
 
@@ -182,8 +185,8 @@ def routes(engine: Engine) -> APIRouter:
             genome, region = _place(served, asked)
             scorer = VariantScorer(served.model, genome, options)
             # Without percentiles: random variants of 96 kinds would take longer than any request.
-            marks = _marks(served, options, False) if genome is served.genome else Marks()
-            yield from _score(scorer, list(snv_records(genome, region)), marks)
+            marks = _marks(served, options, False) if genome is served.genome else PLAIN
+            yield from score_in_pieces(scorer, list(snv_records(genome, region)), marks)
 
         return await _rows(engine, work, request)
 
@@ -226,7 +229,7 @@ def routes(engine: Engine) -> APIRouter:
     async def genes(asked: InRegion) -> Response:
         """Genes of a region, with all their exons and coding parts: [start, end), 0-based."""
         served = engine.served
-        region = locate_region(_genome(served), asked.region)
+        region = locate_region(genome_of(served), asked.region)
         check_length(served, asked.region, len(region))
         if served.genes is None:
             raise UserError("this server has no genes; start it with --gff genes.gff3")
@@ -238,8 +241,13 @@ def routes(engine: Engine) -> APIRouter:
 
 async def _rows(engine: Engine, work: Any, request: Request) -> Response:
     found = await results(engine, Task(work, engine.deadline()), request)
+    return Json({"variants": in_order(found)})
+
+
+def in_order(found: Iterable[Scored]) -> list[Row]:
+    """The rows of alleles, in the order of the records."""
     scored = sorted(filter(None, found), key=lambda pair: pair[0])
-    return Json({"variants": [row for _, rows in scored for row in rows]})
+    return [row for _, rows in scored for row in rows]
 
 
 def _options(asked: WindowFields, served: Served) -> AlleleOptions:
@@ -261,14 +269,23 @@ def _marks(served: Served, options: AlleleOptions, has_percentiles: bool) -> Mar
     return Marks(background, served.noise, fields)
 
 
-def _genome(served: Served) -> Reference:
+def genome_of(served: Served) -> Reference:
+    """The genome that is served.
+
+    Raises:
+        UserError: There is none.
+    """
     if served.genome is None:
         raise UserError("this server has no genome; start it with --reference genome.fa")
     return served.genome
 
 
-def _record(index: int, text: str) -> VariantRecord:
-    """A variant written as one word, or as a line of a VCF."""
+def read_variant(index: int, text: str) -> VariantRecord:
+    """A variant written as one word, or as a line of a VCF.
+
+    Raises:
+        UserError: It is neither; a line is called by its index.
+    """
     clean = text.encode(errors="replace").decode().strip("\r\n")
     if "\t" not in clean:
         return read_variant_name(clean)
@@ -278,8 +295,8 @@ def _record(index: int, text: str) -> VariantRecord:
         raise UserError(f"variant {index}: {error}") from None
 
 
-def _score(
-    scorer: VariantScorer, records: Sequence[VariantRecord], marks: Marks
+def score_in_pieces(
+    scorer: VariantScorer, records: Sequence[VariantRecord], marks: Marks = PLAIN
 ) -> Iterator[Scored]:
     """The rows of each allele with the index of its record, one after the other; None in between.
 
@@ -297,7 +314,7 @@ def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:
     if (asked.region is None) == (asked.sequence is None):
         raise UserError("give either a region or a sequence")
     if asked.region is not None:
-        genome = _genome(served)
+        genome = genome_of(served)
         region = locate_region(genome, asked.region)
         check_length(served, asked.region, len(region))
         return genome, region
