@@ -16,7 +16,7 @@ from evo2cli.errors import UntrustedNumericsError
 from evo2cli.models import open_model, pick_device
 from evo2cli.options import ModelOptions
 from stripedhyena2 import load
-from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.float8.inference import float8_parts
 
 
 def examine(options: DoctorOptions) -> dict[str, Any]:
@@ -46,7 +46,10 @@ def examine(options: DoctorOptions) -> dict[str, Any]:
         model.requires_grad_(False)
         for outcome in check_model(model):
             outcomes.append(replace(outcome, name=f"{options.model}: {outcome.name}"))
-        result["model"] = {"name": options.model, "fp8_projections": has_scales(model)}
+        result["model"] = {
+            "name": options.model,
+            "fp8_projections": float8_parts(model) is not None,
+        }
         if prompts is not None:
             published = PUBLISHED_LOSSES.get(published_name(options.model) or "")
             result["losses"] = measure_losses(model, prompts, published)

@@ -66,12 +66,12 @@ from evo2cli.score.output import (
     open_variant_output,
     written_fields,
 )
-from evo2cli.score.precision import measure_noise
+from evo2cli.score.precision import Noise, measure_noise
 from evo2cli.score.report import Tally, report, status_table
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState
 
@@ -243,9 +243,9 @@ def score_to_output(
         _open_scorer(replace(options, device=devices[0]), variants) as run,
     ):
         run.scorer.warn_of_extrapolation()
-        noise = background = None
+        background, noises = None, list[Noise]()
         if options.precision_check is not None:
-            noise = measure_noise(run.options, read().records, run.model, run.genome, run.scorer)
+            noises = measure_noise(run.options, read().records, run.model, run.genome, run.scorer)
         if options.background is not None:
             background = open_background(
                 options.background, options, run.model, run.genome, run.scorer
@@ -254,7 +254,7 @@ def score_to_output(
         writer = VariantWriter(layout, fields, variants.others)
         provenance = [
             *run.provenance,
-            *([noise.header_line] if noise else []),
+            *(noise.header_line for noise in noises),
             *_shard_marks(options, read),
         ]
         tally = Tally(run.genome)
@@ -270,8 +270,8 @@ def score_to_output(
                     rows: Sequence[Row] = found
                     if background is not None:
                         rows = background.add_percentiles(record, rows)
-                    if noise is not None:
-                        rows = noise.mark(rows)
+                    if noises:
+                        rows = noises[-1].mark(rows)
                     put(record, rows)
                     tally.add(record, rows)
     report(options, tally, is_table=variants.is_table)
@@ -441,8 +441,8 @@ def _provenance(
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    if has_scales(model):
-        dtype += " with FP8 projections"
+    if narrow := float8_parts(model):
+        dtype += f" with {narrow}"
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command={command}",

@@ -34,6 +34,17 @@ def same_bits(mine: Tensor, exact: Tensor) -> bool:
     return torch.equal(mine.reshape(-1).view(torch.uint8), exact.reshape(-1).view(torch.uint8))
 
 
+def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row by itself in float64, rounded to e4m3 as its definition says, and its scale."""
+    wide = x.double().cpu()
+    scale = wide.abs().amax(dim=1, keepdim=True) / 448
+    scaled = wide / scale
+    # 3 bits of mantissa above 2^-6, multiples of 2^-9 below.
+    exponent = torch.floor(torch.log2(scaled.abs().clamp_min(2.0**-6)))
+    unit = torch.exp2(exponent - 3)
+    return torch.round(scaled / unit) * unit, scale  # torch rounds halves to even
+
+
 def representable(*shape: int, dtype: torch.dtype) -> Tensor:
     """Numbers that FP8 represents exactly with the scale 1 / 8."""
     values = draw(*shape).clamp(-4, 4).to(dtype).float()
@@ -99,3 +110,109 @@ def test_the_fake_has_the_shapes(takes: bool, monkeypatch: pytest.MonkeyPatch) -
                 (matrix, NARROW[0], rows, columns),
                 test_utils=("test_schema", "test_faketensor"),
             )
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_row_is_rounded_with_a_scale_of_its_own(size: float) -> None:
+    x = size * draw(37, 48) * torch.logspace(-3, 3, 37, device=DEVICE)[:, None]
+    values, scale = reference.quantize_rows(x)
+    assert (values.shape, scale.shape) == ((48, 48), (48, 1))
+    right, right_scale = rounded_rows(x)
+    torch.testing.assert_close(scale[:37].cpu().double(), right_scale, rtol=1e-6, atol=0)
+    held = values[:37].cpu().double()
+    # A number within 1e-6 of the middle between two of e4m3 may fall to either side.
+    assert (held != right).float().mean() < 0.001
+    assert torch.equal(held.abs().amax(dim=1), torch.full((37,), 448.0, dtype=torch.float64))
+    assert not values[37:].float().any()
+
+
+def test_a_row_does_not_see_its_neighbours() -> None:
+    x = draw(20, 64)
+    x[3, 5], x[7] = float("nan"), 0
+    values, scale = reference.quantize_rows(x)
+    held = values.float() * scale
+    assert held.isnan().any(dim=1).nonzero().flatten().tolist() == [3]
+    assert held[3].isnan().all()
+    assert not held[7].any()
+    for row in (0, 7, 19):
+        alone, its_scale = reference.quantize_rows(x[row : row + 1])
+        assert same_bits(alone[:1], values[row : row + 1])
+        assert torch.equal(its_scale[0], scale[row])
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (16, 80), (37, 512), (5, 1500)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_kernel_rounds_rows_as_the_reference(
+    shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Numbers of e4m3 in rows of any scale: the interpreter does not round to FP8 as a GPU does.
+    x = representable(*shape, dtype=torch.float8_e4m3fn) * 8
+    x[:, -1] = 448
+    x = (x * torch.exp2(torch.arange(shape[0], device=DEVICE) % 9 - 4)[:, None]).to(dtype)
+    x[-1, 2] = float("nan")
+    monkeypatch.setattr(op, "kernels_take", lambda _: True)
+    (values, scale), (exact, exact_scale) = op.quantize_rows(x), reference.quantize_rows(x)
+    torch.testing.assert_close(scale, exact_scale, rtol=0, atol=0, equal_nan=True)
+    assert scale[shape[0] - 1].isnan()
+    torch.testing.assert_close(
+        values.float() * scale, exact.float() * exact_scale, rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 37])
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
+def test_a_product_is_that_of_rounded_operands(
+    rows: int, dtype: torch.dtype, *, has_bias: bool
+) -> None:
+    x, dense = draw(rows, 64, dtype=dtype), (0.05 * draw(96, 64)).to(dtype)
+    bias = draw(96, dtype=dtype) if has_bias else None
+    weight = reference.Float8Weight.rounded(dense)
+    assert (weight.values_OI.dtype, weight.shape) == (torch.float8_e4m3fn, (96, 64))
+    assert torch.equal(torch.log2(weight.scale_O1) % 1, torch.zeros_like(weight.scale_O1))
+    held = weight.values_OI.double().abs().amax(dim=1)
+    assert held.min() >= 224  # just above may be rounded to it
+    assert held.max() <= 448
+    assert (weight.dense(torch.float64) - dense).norm() < 0.04 * dense.double().norm()
+
+    values, scale = rounded_rows(x)
+    right = values @ weight.dense(torch.float64).cpu().T * scale
+    if bias is not None:
+        right += bias.double().cpu()
+    (found,) = op.rows_products(x, weight, bias_O=bias)
+    assert found.dtype == dtype
+    error = float((found.double().cpu() - right).norm() / right.norm())
+    # The ratio of two bf16 numbers is often the middle between two of e4m3, to within fp32.
+    assert error < (8e-3 if dtype == torch.bfloat16 else 1e-3 if DEVICE == "cuda" else 1e-6)
+    exact = x.double() @ dense.double().T + (0 if bias is None else bias.double())
+    assert (found.double() - exact).norm() > 0.01 * exact.norm()  # operands are rounded
+
+
+def test_the_tensor_cores_product_is_the_reference() -> None:
+    """What a GPU computes, by PyTorch's product for CPUs: scales by row, and the bias."""
+    x, dense, bias = draw(37, 64), 0.05 * draw(96, 64), draw(96)
+    weight = reference.Float8Weight.rounded(dense)
+    values, scale = (part.cpu() for part in reference.quantize_rows(x))
+    # The public F.scaled_mm has no implementation for CPUs.
+    units = torch._scaled_mm(
+        values,
+        weight.values_OI.cpu().T,
+        scale_a=scale,
+        scale_b=weight.scale_O1.cpu().T,
+        out_dtype=torch.float32,
+        use_fast_accum=True,
+    )
+    right = reference.rows_product(x, weight, bias)
+    torch.testing.assert_close(units[:37] + bias.cpu(), right.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_several_weights_share_the_rounded_rows() -> None:
+    x = draw(5, 64)
+    weights = [reference.Float8Weight.rounded(draw(size, 64)) for size in (32, 48)]
+    for found, weight in zip(op.rows_products(x, *weights), weights, strict=True):
+        torch.testing.assert_close(found, op.rows_products(x, weight)[0])
+
+
+def test_no_rows_have_no_products() -> None:
+    weight = reference.Float8Weight.rounded(draw(96, 64))
+    assert op.rows_products(draw(0, 64), weight)[0].shape == (0, 96)

@@ -9,8 +9,10 @@ from torch.nn.functional import ScalingType
 
 from hyenakernels.dispatch import kernels_take
 from hyenakernels.float8 import reference
-from hyenakernels.float8.reference import E4M3
+from hyenakernels.float8.reference import E4M3, MULTIPLE, Float8Weight
 from hyenakernels.gradients import is_traced
+
+MAX_ROW = 32_768  # numbers of a row that a program rounds at once
 
 
 def quantize(
@@ -81,11 +83,64 @@ def _(
     factor: Tensor | None = None,  # noqa: ARG001 - no shape depends on it
 ) -> tuple[Tensor, Tensor, Tensor]:
     height, width = x_MN.shape
-    padded = -(-height // reference.MULTIPLE) * reference.MULTIPLE
+    padded = -(-height // MULTIPLE) * MULTIPLE
     return (
         x_MN.new_empty((padded, width) if rows else (0, 0), dtype=dtype),
         x_MN.new_empty((width, padded) if columns else (0, 0), dtype=dtype),
         x_MN.new_empty((), dtype=torch.float32),
+    )
+
+
+def quantize_rows(x_MN: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to e4m3 with a scale of its own; see `float8.reference.quantize_rows`."""
+    if x_MN.shape[1] <= MAX_ROW and kernels_take(x_MN):
+        from hyenakernels.float8 import kernel
+
+        with torch.cuda.device_of(x_MN):
+            found: tuple[Tensor, Tensor] = kernel.quantize_rows(x_MN)
+        return found
+    return reference.quantize_rows(x_MN)
+
+
+def rows_products(
+    x_MI: Tensor, *weights: Float8Weight, bias_O: Tensor | None = None
+) -> list[Tensor]:
+    """Multiply rows, each rounded to e4m3 once, by weights; see `float8.reference.rows_product`.
+
+    In FP8 the sums stay in the tensor cores, as in `scaled_product`: promoting partial sums to fp32
+    takes longer, and what it corrects is far below the rounding of the operands to 4 digits.
+    """
+    if not _multiplies(x_MI, *weights):
+        return [reference.rows_product(x_MI, weight, bias_O) for weight in weights]
+    values_PI, scale_P1 = quantize_rows(x_MI)
+    products: list[Tensor] = [
+        F.scaled_mm(
+            values_PI,
+            weight.values_OI.T,
+            scale_P1,
+            ScalingType.RowWise,
+            weight.scale_O1.T,
+            ScalingType.RowWise,
+            bias=bias_O,
+            output_dtype=x_MI.dtype,
+            use_fast_accum=True,
+        )
+        for weight in weights
+    ]
+    return [y_PO[: len(x_MI)] for y_PO in products]
+
+
+def _multiplies(x_MI: Tensor, *weights: Float8Weight) -> bool:
+    """Whether tensor cores compute this: with a scale for each row, results are in bf16."""
+    return (
+        x_MI.is_cuda
+        and x_MI.numel() > 0
+        and x_MI.dtype == torch.bfloat16
+        and runs_float8(x_MI.device)
+        and all(
+            weight.values_OI.dtype == E4M3 and not any(size % MULTIPLE for size in weight.shape)
+            for weight in weights
+        )
     )
 
 

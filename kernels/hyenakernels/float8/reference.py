@@ -3,6 +3,8 @@
 M rows, N columns; P, M padded to a multiple of 16; I input channels, O output channels.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,37 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 MULTIPLE = 16  # of which the sizes of products on tensor cores are multiples
 SMALLEST = torch.finfo(torch.float32).tiny
 E4M3 = torch.float8_e4m3fn
+
+
+@dataclass(frozen=True)
+class Float8Weight:
+    """A weight at a byte a number: W = values * scale.
+
+    Attributes:
+        values_OI: e4m3.
+        scale_O1: A scale for each output channel, fp32. Powers of two change no digit of a weight
+            in any dtype.
+    """
+
+    values_OI: Tensor
+    scale_O1: Tensor
+
+    @classmethod
+    def rounded(cls, weight_OI: Tensor) -> "Float8Weight":
+        """The nearest such weight, whose largest magnitude of a row is between 224 and 448."""
+        wide_OI = weight_OI.float()
+        largest_O1 = wide_OI.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
+        scale_O1 = torch.exp2(torch.ceil(torch.log2(largest_O1 / torch.finfo(E4M3).max)))
+        return cls((wide_OI / scale_O1).to(E4M3), scale_O1)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[O, I]."""
+        return self.values_OI.shape
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight that products multiply by."""
+        return self.values_OI.to(dtype).mul_(self.scale_O1.to(dtype))
 
 
 def largest(x: Tensor) -> Tensor:
@@ -46,6 +79,43 @@ def quantize(
     # PyTorch cannot pad FP8 tensors, but it can pad their bytes.
     rows_PN = F.pad(values_MN.view(torch.uint8), (0, 0, 0, padding)).contiguous().view(dtype)
     return rows_PN, rows_PN.T.contiguous(), scale
+
+
+def quantize_rows(x_MN: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to e4m3 with a scale of its own, which makes its largest magnitude 448.
+
+    Returns:
+        The values [P, N], padded with rows of zeros, and the scales [P, 1] in fp32: x = values *
+        scale. A NaN in a row makes the row NaN, and no other.
+    """
+    values_MN, scale_M1 = _rounded_rows(x_MN)
+    padding = -x_MN.shape[0] % MULTIPLE
+    values_PN = F.pad(values_MN.view(torch.uint8), (0, 0, 0, padding)).view(E4M3)
+    return values_PN, F.pad(scale_M1, (0, 0, 0, padding), value=SMALLEST)
+
+
+def _rounded_rows(x_MN: Tensor) -> tuple[Tensor, Tensor]:
+    limit = torch.finfo(E4M3).max
+    scale_M1 = (x_MN.float().abs().amax(dim=1, keepdim=True) * (1 / limit)).clamp_min(SMALLEST)
+    return narrow(x_MN, 1 / scale_M1, E4M3), scale_M1
+
+
+def rows_product(x_MI: Tensor, weight: Float8Weight, bias_O: Tensor | None = None) -> Tensor:
+    """Multiply rows, each rounded to e4m3 with a scale of its own, by a weight kept in e4m3.
+
+    y = (values_x . values_W^T) * scale_x * scale_W + bias, summed in fp32 or better.
+
+    Args:
+        x_MI: Any float dtype, which the result has too.
+        weight: W.
+        bias_O: For each output channel; None for no bias.
+    """
+    dtype = accumulation_dtype(x_MI)
+    values_MI, scale_M1 = _rounded_rows(x_MI)
+    with full_precision(x_MI):
+        sums_MO = values_MI.to(dtype) @ weight.values_OI.to(dtype).T
+    y_MO = sums_MO * scale_M1 * weight.scale_O1.to(dtype).T
+    return (y_MO if bias_O is None else y_MO + bias_O.to(dtype)).to(x_MI.dtype)
 
 
 def scaled_product(
