@@ -34,15 +34,19 @@ def same_bits(mine: Tensor, exact: Tensor) -> bool:
     return torch.equal(mine.reshape(-1).view(torch.uint8), exact.reshape(-1).view(torch.uint8))
 
 
-def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row by itself in float64, rounded to e4m3 as its definition says, and its scale."""
-    wide = x.double().cpu()
-    scale = wide.abs().amax(dim=1, keepdim=True) / 448
-    scaled = wide / scale
+def nearest(x: Tensor) -> Tensor:
+    """The numbers of e4m3 next to float64 ones up to 448, as the format says."""
     # 3 bits of mantissa above 2^-6, multiples of 2^-9 below.
-    exponent = torch.floor(torch.log2(scaled.abs().clamp_min(2.0**-6)))
+    exponent = torch.floor(torch.log2(x.abs().clamp_min(2.0**-6)))
     unit = torch.exp2(exponent - 3)
-    return torch.round(scaled / unit) * unit, scale  # torch rounds halves to even
+    return torch.round(x / unit) * unit  # torch rounds halves to even
+
+
+def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row by itself in float64 on the CPU, rounded to e4m3, and its scale."""
+    wide = x.detach().double().cpu()
+    scale = wide.abs().amax(dim=1, keepdim=True) / 448
+    return nearest(wide / scale), scale
 
 
 def representable(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -210,7 +210,9 @@ class Attention(Mixer, letter="A"):
 
         On the host it is pinned and ordered [T, B, H, W], so that some tokens are one piece of it.
         """
-        like = self.project_out.bias  # in the dtype of the activations, where weights are in FP8 too
+        like = (
+            self.project_out.bias
+        )  # in the dtype of the activations, where weights are in FP8 too
         width = len(like) // self.num_heads
         heads, dtype = self.num_heads, like.dtype
 
