@@ -15,6 +15,8 @@ from stripedhyena2.adapters import LoRA, adapter_tensors, add_adapters
 from stripedhyena2.adapters.lora import put_on
 from stripedhyena2.checkpoint import precision
 from stripedhyena2.checkpoint.layouts import native
+from stripedhyena2.checkpoint.published import published_config
+from stripedhyena2.costs import weight_bytes
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.float8 import inference
 from stripedhyena2.float8.frozen import FrozenLinear, RoundedLinear, freeze_float8
@@ -109,6 +111,12 @@ def test_weights_take_a_byte(narrow: StripedHyena2) -> None:
     names = {f"{name}.weight" for name in projection_names(SHAPE)}
     found = {name for name, tensor in narrow.named_parameters() if tensor.element_size() == 1}
     assert found == names
+    scales = [tensor for name, tensor in narrow.named_buffers() if name.endswith("scale_O1")]
+    stored = sum(tensor.nbytes for tensor in (*narrow.parameters(), *scales))
+    assert stored == weight_bytes(SHAPE, 4, float8=True)
+    assert weight_bytes(published_config("evo2_7b"), float8=True) < 0.52 * weight_bytes(
+        published_config("evo2_7b")
+    )
     assert narrow.embedding.weight.dtype == torch.float32
     assert narrow.blocks[0].mixer.project_out.bias.dtype == torch.float32
     assert not any(parameter.requires_grad for parameter in narrow.parameters())
