@@ -163,6 +163,22 @@ def test_the_kernel_rounds_rows_as_the_reference(
     )
 
 
+def test_normed_rows_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel as by a norm and a rounding after it."""
+    # Rows of 1 and -1, halved by the norm if eps is outside the root; numbers of e4m3 as its scale.
+    x = draw(5, 48).sign()
+    scale_D = representable(1, 48, dtype=torch.float8_e4m3fn)[0]
+    right, right_scale = reference.quantize_rows(x / 2 * scale_D)
+    for takes in (True, False):
+        monkeypatch.setattr(op, "kernels_take", lambda _, takes=takes: takes)
+        values, scale = op.quantize_rows(x, (scale_D, 1.0))
+        assert torch.equal(values.float(), right.float())
+        assert torch.equal(scale, right_scale)
+    weight = reference.Float8Weight.rounded(draw(32, 48))
+    (found,) = op.rows_products(x, weight, norm=(scale_D, 1.0))
+    torch.testing.assert_close(found, op.rows_products(x / 2 * scale_D, weight)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [1, 37])
 @pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])

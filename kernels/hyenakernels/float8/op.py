@@ -11,6 +11,7 @@ from hyenakernels.dispatch import kernels_take
 from hyenakernels.float8 import reference
 from hyenakernels.float8.reference import E4M3, MULTIPLE, Float8Weight
 from hyenakernels.gradients import is_traced
+from hyenakernels.norm.op import rms_norm
 
 MAX_ROW = 32_768  # numbers of a row that a program rounds at once
 
@@ -91,28 +92,54 @@ def _(
     )
 
 
-def quantize_rows(x_MN: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row to e4m3 with a scale of its own; see `float8.reference.quantize_rows`."""
+Norm = tuple[Tensor, float]  # the scale [N] of an RMS norm, and its eps
+
+
+def quantize_rows(x_MN: Tensor, norm: Norm | None = None) -> tuple[Tensor, Tensor]:
+    """Round each row to e4m3 with a scale of its own; see `float8.reference.quantize_rows`.
+
+    Args:
+        x_MN: The rows.
+        norm: The rows are normed before they are rounded; None for rows as they are.
+    """
     if x_MN.shape[1] <= MAX_ROW and kernels_take(x_MN):
         from hyenakernels.float8 import kernel
 
+        scale_N, eps = (None, 0.0) if norm is None else (norm[0].contiguous(), norm[1])
         with torch.cuda.device_of(x_MN):
-            found: tuple[Tensor, Tensor] = kernel.quantize_rows(x_MN)
+            found: tuple[Tensor, Tensor] = kernel.quantize_rows(x_MN, scale_N, eps)
         return found
-    return reference.quantize_rows(x_MN)
+    return reference.quantize_rows(_normed(x_MN, norm))
+
+
+def _normed(x_MN: Tensor, norm: Norm | None) -> Tensor:
+    return x_MN if norm is None else rms_norm(x_MN[None], *norm)[0]
 
 
 def rows_products(
-    x_MI: Tensor, *weights: Float8Weight, bias_O: Tensor | None = None
+    x_MI: Tensor,
+    *weights: Float8Weight,
+    bias_O: Tensor | None = None,
+    norm: Norm | None = None,
 ) -> list[Tensor]:
     """Multiply rows, each rounded to e4m3 once, by weights; see `float8.reference.rows_product`.
 
     In FP8 the sums stay in the tensor cores, as in `scaled_product`: promoting partial sums to fp32
     takes longer, and what it corrects is far below the rounding of the operands to 4 digits.
+
+    Args:
+        x_MI: Any float dtype, which the results have too.
+        weights: At least one.
+        bias_O: Is added to every product; None for no bias.
+        norm: The rows are normed before they are rounded; None for rows as they are.
+
+    Returns:
+        A product [M, O] for each weight.
     """
     if not _multiplies(x_MI, *weights):
+        x_MI = _normed(x_MI, norm)
         return [reference.rows_product(x_MI, weight, bias_O) for weight in weights]
-    values_PI, scale_P1 = quantize_rows(x_MI)
+    values_PI, scale_P1 = quantize_rows(x_MI, norm)
     products: list[Tensor] = [
         F.scaled_mm(
             values_PI,

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.float8.kernel import row_scale
+from hyenakernels.float8.kernel import normed_row, row_scale
 from hyenakernels.float8.reference import E4M3, SMALLEST
 from hyenakernels.launch import float8_linear_launch, parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
@@ -55,10 +55,7 @@ def _linear_kernel(
     wait_for_previous(OVERLAPS)
     x_I = tl.load(x + lane, mask=inside, other=0.0).to(tl.float32)
     if NORMED:
-        factor = 1.0 / (tl.sqrt_rn(tl.sum(x_I * x_I, axis=0) / I) + eps)
-        scales_I = tl.load(norm_scale + lane, mask=inside, other=0.0).to(tl.float32)
-        # Rounded as the norm stores it.
-        x_I = (scales_I * (x_I * factor)).to(x.dtype.element_ty).to(tl.float32)
+        x_I = normed_row(x_I, norm_scale, eps, I, BLOCK_I, x.dtype.element_ty)
     x_scale = row_scale(x_I, LIMIT, SMALLEST)
     x_I *= tl.div_rn(1.0, x_scale)
     x_I = tl.clamp(x_I, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)

@@ -9,7 +9,7 @@ B batch, L rows of a sequence, I input channels, O output channels.
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyenakernels.float8.op import rows_products
+from hyenakernels.float8.op import Norm, rows_products
 from hyenakernels.float8.reference import Float8Weight
 from hyenakernels.norm.op import rms_norm
 
@@ -18,14 +18,14 @@ Weight = Tensor | Float8Weight
 
 def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight: Weight) -> Tensor:
     """Compute norm(x) W^T."""
-    return _products(rms_norm(x_BLI, scale_I, eps), weight)[0]
+    return _products(x_BLI, weight, norm=(scale_I, eps))[0]
 
 
 def gated_linear(
     x_BLI: Tensor, scale_I: Tensor, eps: float, gate: Weight, up: Weight, *, gelu: bool
 ) -> Tensor:
     """Compute act(norm(x) G^T) * (norm(x) U^T)."""
-    gate_BLO, up_BLO = _products(rms_norm(x_BLI, scale_I, eps), gate, up)
+    gate_BLO, up_BLO = _products(x_BLI, gate, up, norm=(scale_I, eps))
     return (F.gelu(gate_BLO) if gelu else gate_BLO) * up_BLO
 
 
@@ -34,11 +34,14 @@ def added_linear(x_BLI: Tensor, weight: Weight, bias_O: Tensor | None, added_BLO
     return added_BLO + _products(x_BLI, weight, bias_O=bias_O)[0]
 
 
-def _products(x_BLI: Tensor, *weights: Weight, bias_O: Tensor | None = None) -> list[Tensor]:
-    """Compute x W^T + bias with each weight; all are in FP8, or none."""
+def _products(
+    x_BLI: Tensor, *weights: Weight, bias_O: Tensor | None = None, norm: Norm | None = None
+) -> list[Tensor]:
+    """Compute norm(x) W^T + bias with each weight; all are in FP8, or none."""
     wide = [weight for weight in weights if isinstance(weight, Tensor)]
     if wide:
+        x_BLI = x_BLI if norm is None else rms_norm(x_BLI, *norm)
         return [F.linear(x_BLI, weight_OI, bias_O) for weight_OI in wide]
     narrow = [weight for weight in weights if isinstance(weight, Float8Weight)]
-    rows = rows_products(x_BLI.flatten(0, -2), *narrow, bias_O=bias_O)
+    rows = rows_products(x_BLI.flatten(0, -2), *narrow, bias_O=bias_O, norm=norm)
     return [y_MO.view(*x_BLI.shape[:-1], -1) for y_MO in rows]
