@@ -221,10 +221,13 @@ def linear_launch(inputs: int, *, gated: bool) -> LinearLaunch:
 def float8_linear_launch(block_i: int, *, gated: bool) -> Float8LinearLaunch:
     """The sizes of a layer whose program holds `block_i` input channels, for every GPU.
 
-    A multiprocessor runs 16 warps, which read 32 KiB of weights ahead of those they multiply; less
-    where rows are short, of which there are too few otherwise to give every program some.
+    A multiprocessor runs 16 warps, which read 32 KiB of weights ahead of those they multiply. That
+    leaves registers for the next launch, which reads its first weights meanwhile; layers of long
+    rows take so long that 64 KiB are worth more. Short rows are read by fewer at a time, so that
+    every program has some.
     """
     num_warps = 8 if block_i <= 8192 else 16
     programs = 16 // num_warps
-    block_o = 32_768 // (block_i * programs * (2 if gated else 1))
+    ahead = 32_768 if num_warps == 8 else 65_536
+    block_o = ahead // (block_i * programs * (2 if gated else 1))
     return Float8LinearLaunch(min(max(block_o, 1), 8), num_warps, programs * _multiprocessors())

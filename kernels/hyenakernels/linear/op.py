@@ -122,6 +122,7 @@ def _reads_float8(x_BLI: Tensor, weights: list[Float8Weight]) -> bool:
     """Whether the kernel for weights in FP8 supports them; in the interpreter it always runs."""
     return (
         x_BLI.shape[2] <= MAX_ROW
+        and x_BLI.shape[2] % 4 == 0  # weights in a word
         and all(weight.values_OI.dtype == E4M3 for weight in weights)
         and (not x_BLI.is_cuda or runs_float8(x_BLI.device))
     )
