@@ -162,3 +162,17 @@ def test_a_row_in_float8_is_rounded_alone_and_beside_others(
         added_linear(drawn, each, bias, added) for each in (weight, weight.dense(torch.float32))
     )
     assert 0.01 < (rounded - wide).norm() / (wide - added).norm() < 0.1
+
+
+def test_every_number_of_e4m3_is_read_as_it_is() -> None:
+    numbers = torch.arange(256, dtype=torch.uint8, device=DEVICE).view(E4M3).float()
+    numbers = numbers[numbers.isfinite()]
+    rows = torch.arange(len(numbers), device=DEVICE)
+    dense = torch.zeros(len(numbers), 16, device=DEVICE)
+    dense[rows, rows % 16] = numbers  # in every byte of a word
+    weight = Float8Weight(dense.to(E4M3), torch.full((len(numbers), 1), 0.5, device=DEVICE))
+    x, nothing = torch.full((1, 1, 16), 448.0, device=DEVICE), torch.zeros(1, 1, len(numbers))
+    found = added_linear(x, weight, None, nothing.to(DEVICE))
+    assert torch.equal(found[0, 0], numbers * 224)
+    x[0, 0, 3] = float("nan")
+    assert added_linear(x, weight, None, nothing.to(DEVICE)).isnan().all()
