@@ -27,7 +27,7 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, is_scored
 from evo2cli.journal import Recall, keep_journal, open_journals
-from evo2cli.models import memory_explained, open_model, ready_model
+from evo2cli.models import memory_explained, open_model, precision_name, ready_model
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
@@ -71,7 +71,6 @@ from evo2cli.score.report import Tally, report, status_table
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState
 
@@ -440,13 +439,10 @@ def _provenance(
         [options.command, *(f"{name} {value}".rstrip() for name, value in words.items())]
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    if narrow := float8_parts(model):
-        dtype += f" with {narrow}"
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command={command}",
-        f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
+        f"##evo2Model={model.config.stripes}, {parameters} parameters, {precision_name(model)}, "
         f"fingerprint {fingerprint(model.config, model.state_dict())}",
     ]
 

@@ -6,6 +6,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
+from evo2cli.models import precision_name
 from evo2cli.serve import nim, openai, own
 from evo2cli.serve.answers import Json, refused
 from evo2cli.serve.engine import Engine
@@ -93,7 +94,7 @@ def _add_state(
                 "blocks": config.depth,
                 "width": config.width,
                 "context": config.context,
-                "dtype": str(served.model.embedding.weight.dtype).removeprefix("torch."),
+                "dtype": precision_name(served.model),
                 "max_bases": served.max_bases,
                 "max_layers": options.max_layers,
             }

@@ -18,8 +18,8 @@ from hyenakernels.float8.reference import E4M3, SMALLEST
 from hyenakernels.launch import float8_linear_launch, parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
-# The bits of an e4m3 number, as part of an fp32 number, mean an exponent that is 127 - 7 too low. The
-# row makes up for half of that and the sum for the other half, so that both stay in range.
+# The bits of an e4m3 number, as part of an fp32 number, mean an exponent that is 127 - 7 too low.
+# The row makes up for half of that and the sum for the other half, so that both stay in range.
 _HALF = 2.0**60
 
 
