@@ -20,7 +20,7 @@ from hyenakernels import (
     hyena_modal,
     rms_norm,
 )
-from hyenakernels.float8.op import quantize_weight, rows_products, scaled_product
+from hyenakernels.float8.op import quantize_weight, round_rows, rows_product, scaled_product
 from hyenakernels.float8.reference import E4M3, Float8Weight, narrow
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.decoding import Decoder
@@ -213,7 +213,7 @@ def _rows_product(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
     """A product of `--dtype fp8`."""
     if not rounding:
         return x_MI @ weight_OI.T
-    return rows_products(x_MI, Float8Weight.rounded(weight_OI))[0]
+    return rows_product(round_rows(x_MI), Float8Weight.rounded(weight_OI))
 
 
 def _token_product(x_1I: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.checkpoint.published import published_config
-from stripedhyena2.float8.frozen import RoundedLinear, freeze_float8
+from stripedhyena2.float8.inference import round_products
 from stripedhyena2.layers import projection_names
 from tests.benchmarks.gpu import DEVICE
 
@@ -36,7 +36,7 @@ def model_of(name: str, *, float8: bool = False) -> StripedHyena2:
         if not path.endswith(tuple(wide)):
             parameter.data = parameter.to(torch.bfloat16)
     if float8:
-        freeze_float8(model, projection_names(model.config), RoundedLinear)
+        round_products(model, projection_names(model.config))
     return model
 
 

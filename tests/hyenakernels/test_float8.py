@@ -119,29 +119,46 @@ def test_the_fake_has_the_shapes(takes: bool, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_a_row_is_rounded_with_a_scale_of_its_own(size: float) -> None:
     x = size * draw(37, 48) * torch.logspace(-3, 3, 37, device=DEVICE)[:, None]
-    values, scale = reference.quantize_rows(x)
-    assert (values.shape, scale.shape) == ((48, 48), (48, 1))
+    rows = reference.round_rows(x)
+    assert (rows.values_PN.shape, rows.scale_P1.shape) == ((48, 48), (48, 1))
     right, right_scale = rounded_rows(x)
-    torch.testing.assert_close(scale[:37].cpu().double(), right_scale, rtol=1e-6, atol=0)
-    held = values[:37].cpu().double()
+    torch.testing.assert_close(rows.scale_P1[:37].cpu().double(), right_scale, rtol=1e-6, atol=0)
+    held = rows.values_PN[:37].cpu().double()
     # A number within 1e-6 of the middle between two of e4m3 may fall to either side.
     assert (held != right).float().mean() < 0.001
     assert torch.equal(held.abs().amax(dim=1), torch.full((37,), 448.0, dtype=torch.float64))
-    assert not values[37:].float().any()
+    assert not rows.values_PN[37:].float().any()
 
 
 def test_a_row_does_not_see_its_neighbours() -> None:
     x = draw(20, 64)
     x[3, 5], x[7] = float("nan"), 0
-    values, scale = reference.quantize_rows(x)
-    held = values.float() * scale
+    rows = reference.round_rows(x)
+    held = rows.values_PN.float() * rows.scale_P1
     assert held.isnan().any(dim=1).nonzero().flatten().tolist() == [3]
     assert held[3].isnan().all()
     assert not held[7].any()
     for row in (0, 7, 19):
-        alone, its_scale = reference.quantize_rows(x[row : row + 1])
-        assert same_bits(alone[:1], values[row : row + 1])
-        assert torch.equal(its_scale[0], scale[row])
+        alone = reference.round_rows(x[row : row + 1])
+        assert same_bits(alone.values_PN[:1], rows.values_PN[row : row + 1])
+        assert torch.equal(alone.scale_P1[0], rows.scale_P1[row])
+
+
+def numbers(*shape: int) -> Tensor:
+    """Numbers of e4m3 in rows of any scale: the interpreter does not round to FP8 as a GPU does."""
+    x = representable(*shape, dtype=torch.float8_e4m3fn) * 8
+    x[:, -1] = 448
+    return x * torch.exp2(torch.arange(shape[0], device=DEVICE) % 9 - 4)[:, None]
+
+
+def assert_same_rows(found: reference.RoundedRows, right: reference.RoundedRows) -> None:
+    assert (found.sizes, found.dtype) == (right.sizes, right.dtype)
+    count = right.sizes.numel()
+    mine, exact = ((rows.values_PN.float() * rows.scale_P1)[:count] for rows in (found, right))
+    torch.testing.assert_close(mine, exact, rtol=0, atol=0, equal_nan=True)
+    assert not found.values_PN[count:].float().any()
+    scales = (found.scale_P1[:count], right.scale_P1[:count])
+    torch.testing.assert_close(*scales, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (16, 80), (37, 512), (5, 1500)], ids=str)
@@ -149,34 +166,32 @@ def test_a_row_does_not_see_its_neighbours() -> None:
 def test_the_kernel_rounds_rows_as_the_reference(
     shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Numbers of e4m3 in rows of any scale: the interpreter does not round to FP8 as a GPU does.
-    x = representable(*shape, dtype=torch.float8_e4m3fn) * 8
-    x[:, -1] = 448
-    x = (x * torch.exp2(torch.arange(shape[0], device=DEVICE) % 9 - 4)[:, None]).to(dtype)
+    x = numbers(*shape).to(dtype)
     x[-1, 2] = float("nan")
     monkeypatch.setattr(op, "kernels_take", lambda _: True)
-    (values, scale), (exact, exact_scale) = op.quantize_rows(x), reference.quantize_rows(x)
-    torch.testing.assert_close(scale, exact_scale, rtol=0, atol=0, equal_nan=True)
-    assert scale[shape[0] - 1].isnan()
-    torch.testing.assert_close(
-        values.float() * scale, exact.float() * exact_scale, rtol=0, atol=0, equal_nan=True
-    )
+    found = op.round_rows(x[:, None])
+    assert found.scale_P1[shape[0] - 1].isnan()
+    assert_same_rows(found, reference.round_rows(x[:, None]))
 
 
-def test_normed_rows_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the kernel as by a norm and a rounding after it."""
+@pytest.mark.parametrize("takes", [True, False], ids=["kernel", "reference"])
+def test_normed_rows_are_rounded(monkeypatch: pytest.MonkeyPatch, *, takes: bool) -> None:
     # Rows of 1 and -1, halved by the norm if eps is outside the root; numbers of e4m3 as its scale.
-    x = draw(5, 48).sign()
-    scale_D = representable(1, 48, dtype=torch.float8_e4m3fn)[0]
-    right, right_scale = reference.quantize_rows(x / 2 * scale_D)
-    for takes in (True, False):
-        monkeypatch.setattr(op, "kernels_take", lambda _, takes=takes: takes)
-        values, scale = op.quantize_rows(x, (scale_D, 1.0))
-        assert torch.equal(values.float(), right.float())
-        assert torch.equal(scale, right_scale)
-    weight = reference.Float8Weight.rounded(draw(32, 48))
-    (found,) = op.rows_products(x, weight, norm=(scale_D, 1.0))
-    torch.testing.assert_close(found, op.rows_products(x / 2 * scale_D, weight)[0])
+    x, scale_D = draw(5, 2, 48).sign(), numbers(1, 48)[0]
+    monkeypatch.setattr(op, "kernels_take", lambda _: takes)
+    assert_same_rows(op.round_rows(x, (scale_D, 1.0)), reference.round_rows(x / 2 * scale_D))
+
+
+@pytest.mark.parametrize("gelu", [False, True], ids=["bilinear", "gelu"])
+@pytest.mark.parametrize("takes", [True, False], ids=["kernel", "reference"])
+def test_gated_rows_are_rounded(
+    monkeypatch: pytest.MonkeyPatch, *, takes: bool, gelu: bool
+) -> None:
+    # GELU leaves 16 as it is, to the last digit of fp32.
+    gate, up = torch.full((5, 2, 48), 16.0, device=DEVICE), numbers(10, 48).view(5, 2, 48)
+    gate[1, 1] = 0
+    monkeypatch.setattr(op, "kernels_take", lambda _: takes)
+    assert_same_rows(op.round_gated(gate, up, gelu=gelu), reference.round_rows(gate * up))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -199,7 +214,7 @@ def test_a_product_is_that_of_rounded_operands(
     right = values @ weight.dense(torch.float64).cpu().T * scale
     if bias is not None:
         right += bias.double().cpu()
-    (found,) = op.rows_products(x, weight, bias_O=bias)
+    found = op.rows_product(op.round_rows(x), weight, bias)
     assert found.dtype == dtype
     error = float((found.double().cpu() - right).norm() / right.norm())
     # The ratio of two bf16 numbers is often the middle between two of e4m3, to within fp32.
@@ -208,31 +223,23 @@ def test_a_product_is_that_of_rounded_operands(
     assert (found.double() - exact).norm() > 0.01 * exact.norm()  # operands are rounded
 
 
-def test_the_tensor_cores_product_is_the_reference() -> None:
-    """What a GPU computes, by PyTorch's product for CPUs: scales by row, and the bias."""
-    x, dense, bias = draw(37, 64), 0.05 * draw(96, 64), draw(96)
-    weight = reference.Float8Weight.rounded(dense)
-    values, scale = (part.cpu() for part in reference.quantize_rows(x))
+def test_the_product_of_tensor_cores_is_the_reference() -> None:
+    """What a GPU computes, by PyTorch's product for CPUs, with a scale for each row and channel."""
+    rows = reference.round_rows(draw(37, 64))
+    weight, bias = reference.Float8Weight.rounded(0.05 * draw(96, 64)), draw(96)
     # The public F.scaled_mm has no implementation for CPUs.
     units = torch._scaled_mm(
-        values,
+        rows.values_PN.cpu(),
         weight.values_OI.cpu().T,
-        scale_a=scale,
+        scale_a=rows.scale_P1.cpu(),
         scale_b=weight.scale_O1.cpu().T,
         out_dtype=torch.float32,
         use_fast_accum=True,
     )
-    right = reference.rows_product(x, weight, bias)
+    right = reference.rows_product(rows, weight, bias)
     torch.testing.assert_close(units[:37] + bias.cpu(), right.cpu(), rtol=1e-5, atol=1e-5)
-
-
-def test_several_weights_share_the_rounded_rows() -> None:
-    x = draw(5, 64)
-    weights = [reference.Float8Weight.rounded(draw(size, 64)) for size in (32, 48)]
-    for found, weight in zip(op.rows_products(x, *weights), weights, strict=True):
-        torch.testing.assert_close(found, op.rows_products(x, weight)[0])
 
 
 def test_no_rows_have_no_products() -> None:
     weight = reference.Float8Weight.rounded(draw(96, 64))
-    assert op.rows_products(draw(0, 64), weight)[0].shape == (0, 96)
+    assert op.rows_product(op.round_rows(draw(2, 0, 64)), weight).shape == (2, 0, 96)

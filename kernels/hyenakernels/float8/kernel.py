@@ -39,24 +39,18 @@ def row_scale(x_N, LIMIT: tl.constexpr, SMALLEST: tl.constexpr):
     return tl.maximum(largest * (1 / LIMIT), SMALLEST, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit
-def normed_row(x_N, norm_scale, eps, N: tl.constexpr, BLOCK_N: tl.constexpr, dtype: tl.constexpr):
-    """The RMS norm of a row in fp32, rounded to the dtype in which the norm stores it."""
-    column = tl.arange(0, BLOCK_N)
-    scales_N = tl.load(norm_scale + column, mask=column < N, other=0.0).to(tl.float32)
-    factor = 1.0 / (tl.sqrt_rn(tl.sum(x_N * x_N, axis=0) / N) + eps)
-    return (scales_N * (x_N * factor)).to(dtype).to(tl.float32)
-
-
 @triton.jit(do_not_specialize=["M"])
-def _quantize_rows_kernel(
+def _round_rows_kernel(
     x,
     norm_scale,
+    up,
     values,
     scale,
     eps,
     M,
     NORMED: tl.constexpr,
+    GATED: tl.constexpr,
+    GELU: tl.constexpr,
     N: tl.constexpr,
     LIMIT: tl.constexpr,
     SMALLEST: tl.constexpr,
@@ -67,7 +61,16 @@ def _quantize_rows_kernel(
     width = tl.where(row < M, N, 0)  # rows of padding are zeros
     x_N = tl.load(x + row * N + column, mask=column < width, other=0.0).to(tl.float32)
     if NORMED:
-        x_N = normed_row(x_N, norm_scale, eps, N, BLOCK_N, x.dtype.element_ty)
+        # As the norm stores it.
+        scales_N = tl.load(norm_scale + column, mask=column < N, other=0.0).to(tl.float32)
+        factor = 1.0 / (tl.sqrt_rn(tl.sum(x_N * x_N, axis=0) / N) + eps)
+        x_N = (scales_N * (x_N * factor)).to(x.dtype.element_ty).to(tl.float32)
+    if GATED:
+        up_N = tl.load(up + row * N + column, mask=column < width, other=0.0).to(tl.float32)
+        if GELU:
+            x_N = 0.5 * x_N * (1.0 + tl.erf(x_N * 0.7071067811865476))
+            x_N = x_N.to(x.dtype.element_ty).to(tl.float32)
+        x_N = (x_N * up_N).to(x.dtype.element_ty).to(tl.float32)
     inverse = row_scale(x_N, LIMIT, SMALLEST)
     scaled = x_N * tl.div_rn(1.0, inverse)
     limited = tl.clamp(scaled, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
@@ -155,21 +158,24 @@ def quantize(x_MN, factor, dtype, *, rows, columns):
     return rows_PN, columns_NP, scale
 
 
-def quantize_rows(x_MN, norm_scale_N, eps):
-    """The rows, normed if there is a scale for that, in e4m3 [P, N] and their scales [P, 1]."""
+def round_rows(x_MN, *, norm_scale_N=None, eps=0.0, up_MN=None, gelu=False):
+    """The rows of x, of norm(x), or of act(x) * up in e4m3 [P, N], and their scales [P, 1]."""
     height, width = x_MN.shape
     padded = height + -height % MULTIPLE
     values_PN = torch.empty((padded, width), dtype=E4M3, device=x_MN.device)
     scale_P1 = torch.empty((padded, 1), dtype=torch.float32, device=x_MN.device)
     block = max(power_of_two(width), 32)
-    _quantize_rows_kernel[(padded,)](
+    _round_rows_kernel[(padded,)](
         x_MN.contiguous(),
-        x_MN if norm_scale_N is None else norm_scale_N,
+        x_MN if norm_scale_N is None else norm_scale_N.contiguous(),
+        x_MN if up_MN is None else up_MN.contiguous(),
         values_PN,
         scale_P1,
         eps,
         height,
         NORMED=norm_scale_N is not None,
+        GATED=up_MN is not None,
+        GELU=gelu,
         N=width,
         LIMIT=torch.finfo(E4M3).max,
         SMALLEST=SMALLEST,

@@ -1,6 +1,7 @@
 """The public functions for quantizing to FP8, and for products with a weight kept in FP8."""
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch.nn.functional import ScalingType
 
 from hyenakernels.dispatch import kernels_take
 from hyenakernels.float8 import reference
-from hyenakernels.float8.reference import E4M3, MULTIPLE, Float8Weight
+from hyenakernels.float8.reference import E4M3, MULTIPLE, Float8Weight, RoundedRows
 from hyenakernels.gradients import is_traced
 from hyenakernels.norm.op import rms_norm
 
@@ -95,79 +96,72 @@ def _(
 Norm = tuple[Tensor, float]  # the scale [N] of an RMS norm, and its eps
 
 
-def quantize_rows(x_MN: Tensor, norm: Norm | None = None) -> tuple[Tensor, Tensor]:
-    """Round each row to e4m3 with a scale of its own; see `float8.reference.quantize_rows`.
+def round_rows(x: Tensor, norm: Norm | None = None) -> RoundedRows:
+    """Round each row to e4m3 with a scale of its own; see `float8.reference.round_rows`.
 
     Args:
-        x_MN: The rows.
+        x: Rows [..., N].
         norm: The rows are normed before they are rounded; None for rows as they are.
     """
-    if x_MN.shape[1] <= MAX_ROW and kernels_take(x_MN):
-        from hyenakernels.float8 import kernel
-
-        scale_N, eps = (None, 0.0) if norm is None else (norm[0].contiguous(), norm[1])
-        with torch.cuda.device_of(x_MN):
-            found: tuple[Tensor, Tensor] = kernel.quantize_rows(x_MN, scale_N, eps)
-        return found
-    return reference.quantize_rows(_normed(x_MN, norm))
+    if _rounds(x):
+        scale_N, eps = (None, 0.0) if norm is None else norm
+        return _by_kernel(x, norm_scale_N=scale_N, eps=eps)
+    if norm is not None:
+        x = rms_norm(x.flatten(0, -2)[None], *norm).view(x.shape)
+    return reference.round_rows(x)
 
 
-def _normed(x_MN: Tensor, norm: Norm | None) -> Tensor:
-    return x_MN if norm is None else rms_norm(x_MN[None], *norm)[0]
+def round_gated(gate: Tensor, up: Tensor, *, gelu: bool) -> RoundedRows:
+    """Round the rows of act(gate) * up, where act is GELU or the identity."""
+    if _rounds(gate) and up.dtype == gate.dtype:
+        return _by_kernel(gate, up_MN=up.flatten(0, -2), gelu=gelu)
+    return reference.round_rows(reference.gated(gate, up, gelu=gelu))
 
 
-def rows_products(
-    x_MI: Tensor,
-    *weights: Float8Weight,
-    bias_O: Tensor | None = None,
-    norm: Norm | None = None,
-) -> list[Tensor]:
-    """Multiply rows, each rounded to e4m3 once, by weights; see `float8.reference.rows_product`.
+def _rounds(x: Tensor) -> bool:
+    return x.shape[-1] <= MAX_ROW and kernels_take(x)
+
+
+def _by_kernel(x: Tensor, **others: Any) -> RoundedRows:
+    from hyenakernels.float8 import kernel
+
+    with torch.cuda.device_of(x):
+        values_PN, scale_P1 = kernel.round_rows(x.flatten(0, -2), **others)
+    return RoundedRows(values_PN, scale_P1, x.shape[:-1], x.dtype)
+
+
+def rows_product(rows: RoundedRows, weight: Float8Weight, bias_O: Tensor | None = None) -> Tensor:
+    """Multiply rounded rows by a weight kept in e4m3; see `float8.reference.rows_product`.
 
     In FP8 the sums stay in the tensor cores, as in `scaled_product`: promoting partial sums to fp32
     takes longer, and what it corrects is far below the rounding of the operands to 4 digits.
-
-    Args:
-        x_MI: Any float dtype, which the results have too.
-        weights: At least one.
-        bias_O: Is added to every product; None for no bias.
-        norm: The rows are normed before they are rounded; None for rows as they are.
-
-    Returns:
-        A product [M, O] for each weight.
     """
-    if not _multiplies(x_MI, *weights):
-        x_MI = _normed(x_MI, norm)
-        return [reference.rows_product(x_MI, weight, bias_O) for weight in weights]
-    values_PI, scale_P1 = quantize_rows(x_MI, norm)
-    products: list[Tensor] = [
-        F.scaled_mm(
-            values_PI,
-            weight.values_OI.T,
-            scale_P1,
-            ScalingType.RowWise,
-            weight.scale_O1.T,
-            ScalingType.RowWise,
-            bias=bias_O,
-            output_dtype=x_MI.dtype,
-            use_fast_accum=True,
-        )
-        for weight in weights
-    ]
-    return [y_PO[: len(x_MI)] for y_PO in products]
+    if not _multiplies(rows, weight):
+        return reference.rows_product(rows, weight, bias_O)
+    y_PO: Tensor = F.scaled_mm(
+        rows.values_PN,
+        weight.values_OI.T,
+        rows.scale_P1,
+        ScalingType.RowWise,
+        weight.scale_O1.T,
+        ScalingType.RowWise,
+        bias=bias_O,
+        output_dtype=rows.dtype,
+        use_fast_accum=True,
+    )
+    return rows.unpadded(y_PO)
 
 
-def _multiplies(x_MI: Tensor, *weights: Float8Weight) -> bool:
+def _multiplies(rows: RoundedRows, weight: Float8Weight) -> bool:
     """Whether tensor cores compute this: with a scale for each row, results are in bf16."""
+    values_PN = rows.values_PN
     return (
-        x_MI.is_cuda
-        and x_MI.numel() > 0
-        and x_MI.dtype == torch.bfloat16
-        and runs_float8(x_MI.device)
-        and all(
-            weight.values_OI.dtype == E4M3 and not any(size % MULTIPLE for size in weight.shape)
-            for weight in weights
-        )
+        values_PN.is_cuda
+        and values_PN.numel() > 0
+        and rows.dtype == torch.bfloat16
+        and runs_float8(values_PN.device)
+        and weight.values_OI.dtype == E4M3
+        and not any(size % MULTIPLE for size in weight.shape)
     )
 
 

@@ -47,6 +47,27 @@ class Float8Weight:
         return self.values_OI.to(dtype).mul_(self.scale_O1.to(dtype))
 
 
+@dataclass(frozen=True)
+class RoundedRows:
+    """The rows of a tensor [..., N] in FP8: x = values * scale.
+
+    Attributes:
+        values_PN: e4m3, padded with rows of zeros to a multiple of 16.
+        scale_P1: A scale for each row, fp32.
+        sizes: Those of the tensor, without N.
+        dtype: That of the tensor.
+    """
+
+    values_PN: Tensor
+    scale_P1: Tensor
+    sizes: torch.Size
+    dtype: torch.dtype
+
+    def unpadded(self, y_PO: Tensor) -> Tensor:
+        """Something computed for each row, without the padding, in the sizes of the tensor."""
+        return y_PO[: self.sizes.numel()].view(*self.sizes, y_PO.shape[1])
+
+
 def largest(x: Tensor) -> Tensor:
     """The largest magnitude in fp32; NaN if `x` contains one."""
     found: Tensor = torch.linalg.vector_norm(x, float("inf"))
@@ -81,41 +102,43 @@ def quantize(
     return rows_PN, rows_PN.T.contiguous(), scale
 
 
-def quantize_rows(x_MN: Tensor) -> tuple[Tensor, Tensor]:
+def round_rows(x: Tensor) -> RoundedRows:
     """Round each row to e4m3 with a scale of its own, which makes its largest magnitude 448.
 
-    Returns:
-        The values [P, N], padded with rows of zeros, and the scales [P, 1] in fp32: x = values *
-        scale. A NaN in a row makes the row NaN, and no other.
+    A NaN in a row makes the row NaN, and no other.
     """
-    values_MN, scale_M1 = _rounded_rows(x_MN)
-    padding = -x_MN.shape[0] % MULTIPLE
-    values_PN = F.pad(values_MN.view(torch.uint8), (0, 0, 0, padding)).view(E4M3)
-    return values_PN, F.pad(scale_M1, (0, 0, 0, padding), value=SMALLEST)
+    x_MN = x.flatten(0, -2)
+    largest_M1 = x_MN.float().abs().amax(dim=1, keepdim=True)
+    scale_M1 = (largest_M1 * (1 / torch.finfo(E4M3).max)).clamp_min(SMALLEST)
+    values_MN = narrow(x_MN, 1 / scale_M1, E4M3)
+    padding = (0, 0, 0, -len(x_MN) % MULTIPLE)
+    values_PN = F.pad(values_MN.view(torch.uint8), padding).view(E4M3)
+    return RoundedRows(values_PN, F.pad(scale_M1, padding), x.shape[:-1], x.dtype)
 
 
-def _rounded_rows(x_MN: Tensor) -> tuple[Tensor, Tensor]:
-    limit = torch.finfo(E4M3).max
-    scale_M1 = (x_MN.float().abs().amax(dim=1, keepdim=True) * (1 / limit)).clamp_min(SMALLEST)
-    return narrow(x_MN, 1 / scale_M1, E4M3), scale_M1
+def gated(gate: Tensor, up: Tensor, *, gelu: bool) -> Tensor:
+    """Compute act(gate) * up, where act is GELU or the identity."""
+    return (F.gelu(gate) if gelu else gate) * up
 
 
-def rows_product(x_MI: Tensor, weight: Float8Weight, bias_O: Tensor | None = None) -> Tensor:
-    """Multiply rows, each rounded to e4m3 with a scale of its own, by a weight kept in e4m3.
+def rows_product(rows: RoundedRows, weight: Float8Weight, bias_O: Tensor | None = None) -> Tensor:
+    """Multiply rounded rows by a weight kept in e4m3.
 
     y = (values_x . values_W^T) * scale_x * scale_W + bias, summed in fp32 or better.
 
     Args:
-        x_MI: Any float dtype, which the result has too.
+        rows: x.
         weight: W.
         bias_O: For each output channel; None for no bias.
+
+    Returns:
+        [..., O] in the dtype of x.
     """
-    dtype = accumulation_dtype(x_MI)
-    values_MI, scale_M1 = _rounded_rows(x_MI)
-    with full_precision(x_MI):
-        sums_MO = values_MI.to(dtype) @ weight.values_OI.to(dtype).T
-    y_MO = sums_MO * scale_M1 * weight.scale_O1.to(dtype).T
-    return (y_MO if bias_O is None else y_MO + bias_O.to(dtype)).to(x_MI.dtype)
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    with full_precision(rows.values_PN):
+        sums_PO = rows.values_PN.to(dtype) @ weight.values_OI.to(dtype).T
+    y_PO = sums_PO * rows.scale_P1 * weight.scale_O1.to(dtype).T
+    return rows.unpadded((y_PO if bias_O is None else y_PO + bias_O.to(dtype)).to(rows.dtype))
 
 
 def scaled_product(

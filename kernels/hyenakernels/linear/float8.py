@@ -2,7 +2,7 @@
 
 As many programs as fit the GPU at once each take every n-th block of whole rows of the weight. A
 program normalizes the row of x and rounds it to e4m3 once, then holds it in registers. So the
-numbers are those of a norm, `quantize_rows` and a product, up to the order of sums.
+numbers are those of a norm, `round_rows` and a product, up to the order of sums.
 
 Weights are read as words of four. A word is a quarter of the registers that four bytes would take
 in a loop, and three instructions make a byte of it an fp32 number.

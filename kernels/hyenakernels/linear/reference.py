@@ -9,8 +9,8 @@ B batch, L rows of a sequence, I input channels, O output channels.
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyenakernels.float8.op import Norm, rows_products
-from hyenakernels.float8.reference import Float8Weight
+from hyenakernels.float8.op import Norm, round_rows, rows_product
+from hyenakernels.float8.reference import Float8Weight, gated
 from hyenakernels.norm.op import rms_norm
 
 Weight = Tensor | Float8Weight
@@ -26,7 +26,7 @@ def gated_linear(
 ) -> Tensor:
     """Compute act(norm(x) G^T) * (norm(x) U^T)."""
     gate_BLO, up_BLO = _products(x_BLI, gate, up, norm=(scale_I, eps))
-    return (F.gelu(gate_BLO) if gelu else gate_BLO) * up_BLO
+    return gated(gate_BLO, up_BLO, gelu=gelu)
 
 
 def added_linear(x_BLI: Tensor, weight: Weight, bias_O: Tensor | None, added_BLO: Tensor) -> Tensor:
@@ -38,10 +38,9 @@ def _products(
     x_BLI: Tensor, *weights: Weight, bias_O: Tensor | None = None, norm: Norm | None = None
 ) -> list[Tensor]:
     """Compute norm(x) W^T + bias with each weight; all are in FP8, or none."""
-    wide = [weight for weight in weights if isinstance(weight, Tensor)]
-    if wide:
-        x_BLI = x_BLI if norm is None else rms_norm(x_BLI, *norm)
-        return [F.linear(x_BLI, weight_OI, bias_O) for weight_OI in wide]
     narrow = [weight for weight in weights if isinstance(weight, Float8Weight)]
-    rows = rows_products(x_BLI.flatten(0, -2), *narrow, bias_O=bias_O, norm=norm)
-    return [y_MO.view(*x_BLI.shape[:-1], -1) for y_MO in rows]
+    if narrow:
+        rows = round_rows(x_BLI, norm)
+        return [rows_product(rows, weight, bias_O) for weight in narrow]
+    x_BLI = x_BLI if norm is None else rms_norm(x_BLI, *norm)
+    return [F.linear(x_BLI, weight, bias_O) for weight in weights if isinstance(weight, Tensor)]

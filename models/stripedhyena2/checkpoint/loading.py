@@ -35,11 +35,11 @@ from stripedhyena2.device_map import (
     move_activations,
 )
 from stripedhyena2.errors import InputError
-from stripedhyena2.float8.frozen import RoundedLinear, freeze_float8
 from stripedhyena2.float8.inference import (
     Scales,
     float8_parts,
     require_float8,
+    round_products,
     scaled_weight,
     use_scales,
 )
@@ -95,11 +95,9 @@ def load(
     rounded: set[str] = set()
     if float8:
         names = projection_names(checkpoint.config)
-        wide_names = [name for name in names if f"{name}.weight" not in scales]
         for each in [device] if isinstance(device, str | torch.device) else device:
-            require_float8(model, wide_names, torch.device(each))
-        freeze_float8(model, wide_names, RoundedLinear)
-        rounded = {f"{name}.weight" for name in wide_names}
+            require_float8(model, names, torch.device(each))
+        rounded = {f"{name}.weight" for name in round_products(model, names)}
     blocks = _device_map(checkpoint, device, dtype, rounded | set(scales), str(path_or_name))
     _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
     wide = torch.promote_types(dtype, torch.float32)

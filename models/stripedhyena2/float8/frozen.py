@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenakernels.float8.op import rows_products
-from hyenakernels.float8.reference import Float8Weight
+from hyenakernels.float8.op import round_rows, rows_product
+from hyenakernels.float8.reference import Float8Weight, RoundedRows
 
 if TYPE_CHECKING:
     from stripedhyena2.model import StripedHyena2
@@ -66,13 +66,17 @@ class FrozenLinear(nn.Module):
 class RoundedLinear(FrozenLinear):
     """x W^T + b with both operands rounded to e4m3, each token of x with a scale of its own."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute `hyenakernels.float8.reference.rows_product`; in the dtype of `x`."""
+    def forward(self, x: Tensor | RoundedRows) -> Tensor:
+        """Compute `hyenakernels.float8.reference.rows_product`; in the dtype of `x`.
+
+        Rows that are rounded already pass no gradient on.
+        """
+        if isinstance(x, RoundedRows):
+            return rows_product(x, self.operand, self.bias)
         return straight_through(x, self._product, self.dense)
 
     def _product(self, x: Tensor) -> Tensor:
-        (y_MO,) = rows_products(x.flatten(0, -2), self.operand, bias_O=self.bias)
-        return y_MO.view(*x.shape[:-1], -1)
+        return rows_product(round_rows(x), self.operand, self.bias)
 
 
 def straight_through(x: Tensor, forward: Forward, dense: Dense) -> Tensor:

@@ -11,18 +11,27 @@ I input channels, O output channels.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenakernels.float8.op import quantize_weight, runs_float8, scaled_product
+from hyenakernels.float8.op import (
+    quantize_weight,
+    round_gated,
+    round_rows,
+    runs_float8,
+    scaled_product,
+)
 from hyenakernels.float8.reference import MULTIPLE
 from stripedhyena2.errors import InputError
-from stripedhyena2.float8.frozen import FrozenLinear, RoundedLinear, straight_through
-
-if TYPE_CHECKING:
-    from stripedhyena2.model import StripedHyena2
+from stripedhyena2.float8.frozen import (
+    FrozenLinear,
+    RoundedLinear,
+    freeze_float8,
+    straight_through,
+)
+from stripedhyena2.model import GatedMLP, StripedHyena2
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class ScaledLinear(nn.Module):
         return self.weight.to(dtype) / self.scales.weight
 
 
-def use_scales(model: "StripedHyena2", scales: Mapping[str, Scales]) -> None:
+def use_scales(model: StripedHyena2, scales: Mapping[str, Scales]) -> None:
     """Replace projections by FP8 ones, whose weights `scaled_weight` makes and the caller loads.
 
     Args:
@@ -80,7 +89,39 @@ def use_scales(model: "StripedHyena2", scales: Mapping[str, Scales]) -> None:
         model.set_submodule(path, ScaledLinear(linear.weight.detach(), pair))
 
 
-def require_float8(model: "StripedHyena2", names: Iterable[str], device: torch.device) -> None:
+class RoundedMLP(GatedMLP):
+    """A gated MLP of `RoundedLinear` layers, each of whose inputs is rounded once."""
+
+    def _mix(self, x_BLD: Tensor) -> Tensor:
+        layers = (self.gate, self.up, self.down)
+        # Gradients, and adapters beside a layer, need its input as it was.
+        if torch.is_grad_enabled() or any(any(layer.children()) for layer in layers):
+            return super()._mix(x_BLD)
+        rows = round_rows(x_BLD)
+        gate_BLM, up_BLM = self.gate(rows), self.up(rows)
+        rows = round_gated(gate_BLM, up_BLM, gelu=self.activation is F.gelu)
+        y_BLD: Tensor = self.down(rows)
+        return y_BLD
+
+
+def round_products(model: StripedHyena2, names: Iterable[str]) -> list[str]:
+    """Compute projections and MLPs in FP8, those that are not computed so already.
+
+    Args:
+        model: Also on the meta device, to load rounded weights later.
+        names: Projections; the MLPs of all blocks are among them.
+
+    Returns:
+        The names of the projections whose weights are rounded now.
+    """
+    rounded = freeze_float8(model, names, RoundedLinear)
+    for module in model.blocks.modules():
+        if type(module) is GatedMLP:
+            module.__class__ = RoundedMLP
+    return rounded
+
+
+def require_float8(model: StripedHyena2, names: Iterable[str], device: torch.device) -> None:
     """Refuse products in FP8 that a GPU cannot compute; on a CPU the definition computes any.
 
     Raises:
@@ -94,12 +135,11 @@ def require_float8(model: "StripedHyena2", names: Iterable[str], device: torch.d
             "capability 8.9 (Ada, Hopper or newer); use bf16"
         )
     for name in names:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
+        outputs, inputs = model.get_parameter(f"{name}.weight").shape
+        if inputs % MULTIPLE or outputs % MULTIPLE:
             raise InputError(
                 f"fp8: GPUs multiply widths that are multiples of {MULTIPLE}, but {name} has "
-                f"{linear.in_features} and {linear.out_features} channels; use bf16"
+                f"{inputs} and {outputs} channels; use bf16"
             )
 
 

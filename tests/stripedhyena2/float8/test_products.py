@@ -83,6 +83,17 @@ def test_a_model_is_the_wide_one_with_rounded_products(
     assert float((narrow(IDS) - expected(IDS)).norm()) < 0.1 * effect
 
 
+def test_rounding_once_is_rounding_each_time(narrow: StripedHyena2) -> None:
+    """Without gradients the layers of an MLP share rounded inputs; the numbers are the same."""
+    block = narrow.blocks[0]
+    x = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    separate = block.mlp(x)
+    with torch.no_grad():
+        torch.testing.assert_close(block.mlp(x), separate)
+        outputs = narrow.read_layers(IDS, ["blocks.0.mlp.gate", "blocks.0.mlp.down"])
+    assert [y.shape[-1] for y in outputs] == [SHAPE.mlp_width, SHAPE.width]
+
+
 def test_a_sequence_may_be_read_in_any_way(narrow: StripedHyena2, effect: float) -> None:
     logits = narrow(IDS)
     cache = narrow.new_cache(2)
