@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from hyenakernels import added_linear, gated_linear, normed_linear, rms_norm
 from hyenakernels.linear.reference import Weight
 from stripedhyena2.cache import Cache, Slots
-from stripedhyena2.float8.frozen import RoundedLinear
 
 if TYPE_CHECKING:
     from stripedhyena2.model import Block, StripedHyena2
@@ -176,8 +175,9 @@ def _through_block(block: "Block", x_B1D: Tensor, slots: Slots) -> Tensor:
 def _weight(layer: nn.Module) -> Weight | None:
     """The weight of a layer that is no more than its product; None if it must be called as it is.
 
-    The latter is what stands in for a linear layer, or has an adapter beside a weight in FP8.
+    The latter is what stands in for a linear layer, unless it tells the operand of its product.
     """
-    if isinstance(layer, RoundedLinear) and not any(layer.children()):
-        return layer.operand
-    return layer.weight if isinstance(layer, nn.Linear) else None
+    if isinstance(layer, nn.Linear):
+        return layer.weight
+    operand: Weight | None = getattr(layer, "operand", None)
+    return operand

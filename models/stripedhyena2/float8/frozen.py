@@ -44,13 +44,13 @@ class FrozenLinear(nn.Module):
         self.register_buffer("scale_O1", weight.scale_O1)
 
     @property
-    def operand(self) -> Float8Weight:
-        """The weight as the kernels take it."""
+    def rounded(self) -> Float8Weight:
+        """The weight as kernels take it."""
         return Float8Weight(self.weight.detach(), self.scale_O1)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight that it multiplies by."""
-        return self.operand.dense(dtype)
+        return self.rounded.dense(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + b; the result has the dtype of autocast if it is on, else that of `x`."""
@@ -66,17 +66,22 @@ class FrozenLinear(nn.Module):
 class RoundedLinear(FrozenLinear):
     """x W^T + b with both operands rounded to e4m3, each token of x with a scale of its own."""
 
+    @property
+    def operand(self) -> Float8Weight | None:
+        """The weight, if the layer is no more than its product; None beside an adapter."""
+        return None if any(self.children()) else self.rounded
+
     def forward(self, x: Tensor | RoundedRows) -> Tensor:
         """Compute `hyenakernels.float8.reference.rows_product`; in the dtype of `x`.
 
         Rows that are rounded already pass no gradient on.
         """
         if isinstance(x, RoundedRows):
-            return rows_product(x, self.operand, self.bias)
+            return rows_product(x, self.rounded, self.bias)
         return straight_through(x, self._product, self.dense)
 
     def _product(self, x: Tensor) -> Tensor:
-        return rows_product(round_rows(x), self.operand, self.bias)
+        return rows_product(round_rows(x), self.rounded, self.bias)
 
 
 def straight_through(x: Tensor, forward: Forward, dense: Dense) -> Tensor:

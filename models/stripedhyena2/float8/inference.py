@@ -11,6 +11,7 @@ I input channels, O output channels.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,9 +94,9 @@ class RoundedMLP(GatedMLP):
     """A gated MLP of `RoundedLinear` layers, each of whose inputs is rounded once."""
 
     def _mix(self, x_BLD: Tensor) -> Tensor:
-        layers = (self.gate, self.up, self.down)
-        # Gradients, and adapters beside a layer, need its input as it was.
-        if torch.is_grad_enabled() or any(any(layer.children()) for layer in layers):
+        layers: Any = (self.gate, self.up, self.down)
+        # Gradients, and an adapter beside a layer, need its input as it was.
+        if torch.is_grad_enabled() or any(layer.operand is None for layer in layers):
             return super()._mix(x_BLD)
         rows = round_rows(x_BLD)
         gate_BLM, up_BLM = self.gate(rows), self.up(rows)
