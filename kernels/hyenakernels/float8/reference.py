@@ -1,4 +1,4 @@
-"""The definitions of FP8 quantization, and of products with a quantized weight, in plain PyTorch.
+"""The definitions of rounding to FP8, and of products with a rounded weight, in plain PyTorch.
 
 M rows, N columns; P, M padded to a multiple of 16; I input channels, O output channels.
 """
@@ -44,7 +44,7 @@ class Float8Weight:
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight that products multiply by."""
-        return self.values_OI.to(dtype).mul_(self.scale_O1.to(dtype))
+        return self.values_OI.to(dtype) * self.scale_O1.to(dtype)
 
 
 @dataclass(frozen=True)
