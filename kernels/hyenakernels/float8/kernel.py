@@ -31,10 +31,14 @@ def _largest_kernel(x, largest, count, CHUNK: tl.constexpr, NUM_CHUNKS: tl.const
 
 
 @triton.jit
-def row_scale(x_N, LIMIT: tl.constexpr, SMALLEST: tl.constexpr):
+def largest_bits(x_N):
+    """The bits of the largest magnitude: in the order of magnitudes, with NaN above infinity."""
+    return tl.max(tl.abs(x_N).to(tl.int32, bitcast=True), axis=0)
+
+
+@triton.jit
+def row_scale(bits, LIMIT: tl.constexpr, SMALLEST: tl.constexpr):
     """What makes the largest magnitude of a row LIMIT when the row is divided by it."""
-    # The bits of magnitudes are in the order of the magnitudes, with NaN above infinity.
-    bits = tl.max(tl.abs(x_N).to(tl.int32, bitcast=True), axis=0)
     largest = bits.to(tl.float32, bitcast=True)
     return tl.maximum(largest * (1 / LIMIT), SMALLEST, propagate_nan=tl.PropagateNan.ALL)
 
@@ -71,7 +75,7 @@ def _round_rows_kernel(
             x_N = 0.5 * x_N * (1.0 + tl.erf(x_N * 0.7071067811865476))
             x_N = x_N.to(x.dtype.element_ty).to(tl.float32)
         x_N = (x_N * up_N).to(x.dtype.element_ty).to(tl.float32)
-    inverse = row_scale(x_N, LIMIT, SMALLEST)
+    inverse = row_scale(largest_bits(x_N), LIMIT, SMALLEST)
     scaled = x_N * tl.div_rn(1.0, inverse)
     limited = tl.clamp(scaled, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
     tl.store(values + row * N + column, limited.to(values.dtype.element_ty), mask=column < N)

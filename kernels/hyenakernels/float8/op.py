@@ -119,7 +119,9 @@ def round_gated(gate: Tensor, up: Tensor, *, gelu: bool) -> RoundedRows:
 
 
 def _rounds(x: Tensor) -> bool:
-    return x.shape[-1] <= MAX_ROW and kernels_take(x)
+    """Whether a kernel rounds the rows of `x`; in the interpreter it always does."""
+    on_device = not x.is_cuda or runs_float8(x.device)
+    return x.shape[-1] <= MAX_ROW and kernels_take(x) and on_device
 
 
 def _by_kernel(x: Tensor, **others: Any) -> RoundedRows:

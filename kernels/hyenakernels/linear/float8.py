@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.float8.kernel import largest_bits, row_scale
 from hyenakernels.float8.reference import E4M3, SMALLEST
 from hyenakernels.launch import float8_linear_launch, parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
@@ -51,12 +52,6 @@ def _load(x, lane, I: tl.constexpr, BYTE: tl.constexpr):  # noqa: E741
 def _normed(x_W, scale_W, factor, dtype: tl.constexpr):
     """Rounded as the norm stores it."""
     return (scale_W * (x_W * factor)).to(dtype).to(tl.float32)
-
-
-@triton.jit
-def _largest_bits(x_W):
-    # The bits of magnitudes are in the order of the magnitudes, with NaN above infinity.
-    return tl.max(tl.abs(x_W).to(tl.int32, bitcast=True), axis=0)
 
 
 @triton.jit
@@ -113,11 +108,11 @@ def _linear_kernel(
         x_1 = _normed(x_1, _load(norm_scale, lane, I, 1), factor, x.dtype.element_ty)
         x_2 = _normed(x_2, _load(norm_scale, lane, I, 2), factor, x.dtype.element_ty)
         x_3 = _normed(x_3, _load(norm_scale, lane, I, 3), factor, x.dtype.element_ty)
-    largest = tl.maximum(
-        tl.maximum(_largest_bits(x_0), _largest_bits(x_1)),
-        tl.maximum(_largest_bits(x_2), _largest_bits(x_3)),
-    ).to(tl.float32, bitcast=True)
-    x_scale = tl.maximum(largest * (1 / LIMIT), SMALLEST, propagate_nan=tl.PropagateNan.ALL)
+    bits = tl.maximum(
+        tl.maximum(largest_bits(x_0), largest_bits(x_1)),
+        tl.maximum(largest_bits(x_2), largest_bits(x_3)),
+    )
+    x_scale = row_scale(bits, LIMIT, SMALLEST)
     factor = tl.div_rn(1.0, x_scale)
     x_0 = _rounded(x_0, factor, HALF, LIMIT)
     x_1 = _rounded(x_1, factor, HALF, LIMIT)
