@@ -197,6 +197,11 @@ class Engine:
         return self._served is not None and self._closes_at is None
 
     @property
+    def is_loading(self) -> bool:
+        """Whether jobs will be accepted once the model is loaded."""
+        return self._served is None and self._closes_at is None and self.failure is None
+
+    @property
     def served(self) -> Served:
         """What requests are answered by.
 

@@ -71,7 +71,28 @@ class LimitOptions(Options, panel="Limits"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(LimitOptions, AddressOptions, ModelOptions, panel="Input"):
+class McpOptions(Options, panel="MCP"):
+    """The tools for agents."""
+
+    mcp: Annotated[
+        bool,
+        typer.Option(
+            "--mcp",
+            help="Answer one agent over stdin and stdout. Without this, the same tools are at "
+            "/mcp of the address.",
+        ),
+    ] = False
+    mcp_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Tools may read FASTA and VCF files below this folder; without it, none.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(McpOptions, LimitOptions, AddressOptions, ModelOptions, panel="Input"):
     """All options of `evo2 serve`."""
 
     reference: Annotated[

@@ -118,11 +118,12 @@ def routes(engine: Engine) -> APIRouter:
         """Scores of variants against the genome; rows are those of `evo2 score`."""
         check_number("variants", len(asked.variants), MAX_VARIANTS)
         options = _options(asked, engine.served)
-        records = [_record(index, text) for index, text in enumerate(asked.variants)]
+        records = [read_variant(index, text) for index, text in enumerate(asked.variants)]
         check_number("alleles", sum(len(record.alternates) for record in records), MAX_VARIANTS)
 
         def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
-            yield from _score(VariantScorer(served.model, _genome(served), options), records)
+            scorer = VariantScorer(served.model, genome_of(served), options)
+            yield from score_in_pieces(scorer, records)
 
         return await _rows(engine, work, request)
 
@@ -134,7 +135,7 @@ def routes(engine: Engine) -> APIRouter:
         def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
             genome, region = _place(served, asked)
             scorer = VariantScorer(served.model, genome, options)
-            yield from _score(scorer, list(snv_records(genome, region)))
+            yield from score_in_pieces(scorer, list(snv_records(genome, region)))
 
         return await _rows(engine, work, request)
 
@@ -164,8 +165,12 @@ def routes(engine: Engine) -> APIRouter:
 
 async def _rows(engine: Engine, work: Any, request: Request) -> Response:
     found = await results(engine, Task(work, engine.deadline()), request)
-    rows = [row for _, rows in sorted(found, key=lambda pair: pair[0]) for row in rows]
-    return Json({"variants": rows})
+    return Json({"variants": in_order(found)})
+
+
+def in_order(found: list[tuple[int, list[Row]]]) -> list[Row]:
+    """The rows of alleles, in the order of the records."""
+    return [row for _, rows in sorted(found, key=lambda pair: pair[0]) for row in rows]
 
 
 def _options(asked: WindowFields, served: Served) -> AlleleOptions:
@@ -175,14 +180,23 @@ def _options(asked: WindowFields, served: Served) -> AlleleOptions:
     return AlleleOptions(**fields)
 
 
-def _genome(served: Served) -> Reference:
+def genome_of(served: Served) -> Reference:
+    """The genome that is served.
+
+    Raises:
+        UserError: There is none.
+    """
     if served.genome is None:
         raise UserError("this server has no genome; start it with --reference genome.fa")
     return served.genome
 
 
-def _record(index: int, text: str) -> VariantRecord:
-    """A variant written as one word, or as a line of a VCF."""
+def read_variant(index: int, text: str) -> VariantRecord:
+    """A variant written as one word, or as a line of a VCF.
+
+    Raises:
+        UserError: It is neither; a line is called by its index.
+    """
     clean = text.encode(errors="replace").decode().strip("\r\n")
     if "\t" not in clean:
         return read_variant_name(clean)
@@ -192,7 +206,7 @@ def _record(index: int, text: str) -> VariantRecord:
         raise UserError(f"variant {index}: {error}") from None
 
 
-def _score(
+def score_in_pieces(
     scorer: VariantScorer, records: Sequence[VariantRecord]
 ) -> Iterator[tuple[int, list[Row]]]:
     """The rows of each allele with the index of its record, one after the other.
@@ -210,7 +224,7 @@ def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:
     if (asked.region is None) == (asked.sequence is None):
         raise UserError("give either a region or a sequence")
     if asked.region is not None:
-        genome = _genome(served)
+        genome = genome_of(served)
         region = locate_region(genome, asked.region)
         check_length(served, asked.region, len(region))
         return genome, region

@@ -11,12 +11,12 @@ import torch
 from hyenakernels.float8.op import runs_float8
 from hyenakernels.float8.reference import Float8Weight
 from stripedhyena2.checkpoint import hub
+from stripedhyena2.checkpoint.built_in import built_in_models, find_built_in
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
 from stripedhyena2.checkpoint.layouts import LAYOUTS, bridge, hf, layout_of, native
 from stripedhyena2.checkpoint.layouts.base import Layout
 from stripedhyena2.checkpoint.precision import doubt, precision_of
 from stripedhyena2.checkpoint.published import (
-    BUILT_IN,
     LICENSE,
     PUBLISHED,
     Precision,
@@ -64,7 +64,8 @@ def load(
 
     Args:
         path_or_name: A native folder; a released .pt, one of its .partN files, or a safetensors
-            file with the same keys; "nano"; or a published name such as "evo2_7b".
+            file with the same keys; a built-in model such as "nano"; or a published one such as
+            "evo2_7b".
         config: The shape of a released file: its yml, our TOML, or a published name. Not needed
             if the folder has a yml or the file a published name.
         device: Where the weights go; of several devices, the smallest number that holds them is
@@ -248,8 +249,8 @@ def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
     path, name = Path(path_or_name), str(path_or_name)
     if name and (path.exists() or path.with_name(f"{path.name}.part0").exists()):
         return path, {}
-    if name and native.is_native(BUILT_IN / name):
-        return BUILT_IN / name, {}
+    if (built_in := find_built_in(name)) is not None:
+        return built_in, {}
     model, _ = split_name(name)
     if model in PUBLISHED or hub.is_repository(name):
         folder = hub.fetch(name)
@@ -257,7 +258,7 @@ def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
         repository = published.repository if published else model
         license_of = {"license": LICENSE} if published else {}
         return folder, {"repository": repository, "commit": folder.name, **license_of}
-    names = ", ".join([*sorted(folder.name for folder in BUILT_IN.glob("[a-z]*")), *PUBLISHED])
+    names = ", ".join([*built_in_models(), *PUBLISHED])
     raise CheckpointError(
         f"no model {name!r}: no such file or folder, not one of {names}, and not the owner/name of "
         "a repository on the hub"
@@ -271,8 +272,8 @@ def _shape(
     if config is not None:
         if str(config) in PUBLISHED:
             return published_config(str(config))
-        built_in = BUILT_IN / str(config) / native.CONFIG
-        return read_config(built_in if built_in.is_file() else Path(config))
+        built_in = find_built_in(config)
+        return read_config(Path(config) if built_in is None else built_in / native.CONFIG)
     if source.shape is not None:
         return _described(source.shape)
     for name in (split_name(str(path_or_name))[0], source.path.name.partition(".")[0]):

@@ -54,7 +54,7 @@ def serving(*, wait: bool = True, **given: Any) -> Iterator[Serving]:
     options = ServeOptions(**{"max_bases": 600, "batch_size": 4, **given})
     engine = Engine(options)
     app = make_app(options, engine, "nano")
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    config = uvicorn.Config(app, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
