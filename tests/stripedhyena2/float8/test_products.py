@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stripedhyena2 import InputError, ModelConfig, StripedHyena2, load, save
+from stripedhyena2 import CheckpointError, InputError, ModelConfig, StripedHyena2, load, save
 from stripedhyena2.adapters import LoRA, adapter_tensors, add_adapters
 from stripedhyena2.adapters.lora import put_on
-from stripedhyena2.checkpoint import precision
+from stripedhyena2.checkpoint import loading, precision
 from stripedhyena2.checkpoint.layouts import native
 from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.costs import weight_bytes
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.device_map import WEIGHT_FRACTION
 from stripedhyena2.float8 import inference
 from stripedhyena2.float8.frozen import FrozenLinear, RoundedLinear, freeze_float8
 from stripedhyena2.float8.inference import (
@@ -147,6 +148,16 @@ def test_weights_take_a_byte(narrow: StripedHyena2) -> None:
     assert narrow.embedding.weight.dtype == torch.float32
     assert narrow.blocks[0].mixer.project_out.bias.dtype == torch.float32
     assert not any(parameter.requires_grad for parameter in narrow.parameters())
+
+
+def test_devices_need_room_for_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = weight_bytes(SHAPE, 4, float8=True) / WEIGHT_FRACTION
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(needed), 0))
+    monkeypatch.setattr(loading, "runs_float8", lambda _: True)
+    place = [torch.device("cpu")]
+    assert float8_parts(load(folder, float8=True, device=place)) == PRODUCTS
+    with pytest.raises(CheckpointError, match="need more than 1 devices"):
+        load(folder, device=place)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16], ids=str)
