@@ -27,7 +27,7 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, is_scored
 from evo2cli.journal import Recall, keep_journal, open_journals
-from evo2cli.models import memory_explained, open_model, ready_model
+from evo2cli.models import memory_explained, open_model, precision_name, ready_model
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
@@ -66,12 +66,11 @@ from evo2cli.score.output import (
     open_variant_output,
     written_fields,
 )
-from evo2cli.score.precision import measure_noise
+from evo2cli.score.precision import Noise, measure_noise
 from evo2cli.score.report import Tally, report, status_table
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState
 
@@ -243,9 +242,9 @@ def score_to_output(
         _open_scorer(replace(options, device=devices[0]), variants) as run,
     ):
         run.scorer.warn_of_extrapolation()
-        noise = background = None
+        background, noises = None, list[Noise]()
         if options.precision_check is not None:
-            noise = measure_noise(
+            noises = measure_noise(
                 run.options,
                 run.options,
                 options.precision_check,
@@ -261,7 +260,7 @@ def score_to_output(
         writer = VariantWriter(layout, fields, variants.others)
         provenance = [
             *run.provenance,
-            *([noise.header_line] if noise else []),
+            *(noise.header_line for noise in noises),
             *_shard_marks(options, read),
         ]
         tally = Tally(run.genome)
@@ -277,8 +276,8 @@ def score_to_output(
                     rows: Sequence[Row] = found
                     if background is not None:
                         rows = background.add_percentiles(record, rows)
-                    if noise is not None:
-                        rows = noise.mark(rows)
+                    if noises:
+                        rows = noises[-1].mark(rows)
                     put(record, rows)
                     tally.add(record, rows)
     report(options, tally, is_table=variants.is_table)
@@ -447,13 +446,10 @@ def _provenance(
         [options.command, *(f"{name} {value}".rstrip() for name, value in words.items())]
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    if has_scales(model):
-        dtype += " with FP8 projections"
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command={command}",
-        f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
+        f"##evo2Model={model.config.stripes}, {parameters} parameters, {precision_name(model)}, "
         f"fingerprint {fingerprint(model.config, model.state_dict())}",
     ]
 

@@ -24,7 +24,8 @@ Attention, for heads [B, H, L, W]:
     append_token      stores the key and value of a new token, and returns its rotated query
     decode_attention  attention of one new token of each sequence
 
-Norms, and the linear layers of a decoding step, for rows x [B, L, D]:
+Norms, and the linear layers of a decoding step, for rows x [B, L, D]; their weights may be in FP8
+(`float8.reference.Float8Weight`):
 
     rms_norm          scale * x / (rms(x) + eps)
     add_rms_norm      rms_norm(x + y), and x + y
