@@ -12,7 +12,7 @@ half-open; letters are upper case with T for U.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evo2cli.genome.alphabet import reverse_complement, to_dna
 from evo2cli.genome.interval import Interval
@@ -63,6 +63,14 @@ class WindowPair:
     interval: Interval
     alternate_interval: Interval
     at_edge: bool
+
+    def reverse_complement(self) -> "WindowPair":
+        """The same windows read from the other strand; intervals stay those of the genome."""
+        return replace(
+            self,
+            reference=self.reference.reverse_complement(),
+            alternate=self.alternate.reverse_complement(),
+        )
 
 
 def upper_dna(sequence: bytes) -> bytes:

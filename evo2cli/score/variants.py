@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import torch
-
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
@@ -181,14 +179,33 @@ def score_records(
         progress: Called with the number of records that have been scored since the last call.
     """
     for block in _blocks(records):
+        order = sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start))
+        together = _Together(scorer, [block[index] for index in order])
         found: dict[int, list[Row]] = {}
         num_done = 0
-        for index in sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start)):
-            found[index] = recall(str(block[index]), partial(scorer.score, block[index]))
+        for place, index in enumerate(order):
+            found[index] = recall(str(block[index]), partial(together.score, place))
             progress(1)
             while num_done in found:
                 yield block[num_done], found.pop(num_done)
                 num_done += 1
+
+
+class _Together:
+    """Scores records that are asked for in order, each with those after it that are read with it.
+
+    What is not asked for comes first: a journal recalls the beginning.
+    """
+
+    def __init__(self, scorer: VariantScorer, records: Sequence[VariantRecord]) -> None:
+        self._scorer, self._records = scorer, records
+        self._rows: Iterator[list[Row]] | None = None
+
+    def score(self, place: int) -> list[Row]:
+        """The rows of the record at a place in the order."""
+        if self._rows is None:
+            self._rows = self._scorer.score_all(self._records[place:])
+        return next(self._rows)
 
 
 def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
@@ -334,7 +351,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         if isinstance(options, ScoreOptions) and genome.names:
             check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
-        scorer = VariantScorer(model, genome, options, count_bases)
+        scorer = VariantScorer(model, genome, options, counts_only=True)
         scorer.warn_of_extrapolation()
         for record in records:
             counts.update(str(row["EVO2_STATUS"]) for row in scorer.score(record))
@@ -359,12 +376,6 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
             f"{scorer.num_bases:,} bases to compute{f', {fewer}' * (path is not None)}; at "
             f"{rate:,.0f} bases a second here {timedelta(seconds=round(scorer.num_bases / rate))}"
         )
-
-
-def count_bases(state: ScoringState, bases: bytes) -> ScoringState:
-    """A stand-in for `ScoringState.extend` that computes nothing."""
-    next_V = torch.zeros(state.model.config.vocabulary)
-    return replace(state, logprob=state.logprob + len(bases), next_V=next_V)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,9 @@ def routes(engine: Engine) -> APIRouter:
         check_number("alleles", sum(len(record.alternates) for record in records), MAX_VARIANTS)
 
         def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
-            yield from _score(VariantScorer(served.model, _genome(served), options), records)
+            yield from _score(
+                VariantScorer(served.model, _genome(served), options, brief=True), records
+            )
 
         return await _rows(engine, work, request)
 
@@ -133,7 +135,7 @@ def routes(engine: Engine) -> APIRouter:
 
         def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
             genome, region = _place(served, asked)
-            scorer = VariantScorer(served.model, genome, options)
+            scorer = VariantScorer(served.model, genome, options, brief=True)
             yield from _score(scorer, list(snv_records(genome, region)))
 
         return await _rows(engine, work, request)
@@ -195,14 +197,15 @@ def _record(index: int, text: str) -> VariantRecord:
 def _score(
     scorer: VariantScorer, records: Sequence[VariantRecord]
 ) -> Iterator[tuple[int, list[Row]]]:
-    """The rows of each allele with the index of its record, one after the other.
+    """The rows of each allele with the index of its record.
 
     They come by position, so that neighbours share windows.
     """
-    for index in sorted(range(len(records)), key=lambda i: (records[i].contig, records[i].start)):
-        for alternate in records[index].alternates:
-            record = replace(records[index], alternates=(alternate,))
-            yield index, list(allele_rows(record, scorer.score(record), ROW_FIELDS))
+    order = sorted(range(len(records)), key=lambda i: (records[i].contig, records[i].start))
+    alleles = [(index, alternate) for index in order for alternate in records[index].alternates]
+    single = [replace(records[index], alternates=(alternate,)) for index, alternate in alleles]
+    for (index, _), record, rows in zip(alleles, single, scorer.score_all(single), strict=True):
+        yield index, list(allele_rows(record, rows, ROW_FIELDS))
 
 
 def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:

@@ -27,7 +27,7 @@ from hyenakernels import (
 )
 from hyenakernels.launch import modal_segment
 from hyenakernels.precision import accumulation_dtype
-from stripedhyena2.cache import Slots
+from stripedhyena2.cache import Launch, Pool, Slots, with_room
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.initial import Draw, constant, normal, uniform
 from stripedhyena2.layout import Entry, by_owner, by_part, newest_first, newest_last
@@ -78,6 +78,48 @@ class HyenaSlots(hyenakernels.HyenaSlots, Slots):
     def state(self) -> tuple[Tensor, ...]:
         """As `Slots`: rings store a sample twice in the same slot, but modal states advance."""
         return (self.inner,)
+
+
+class HyenaPool(Pool):
+    """The pasts of many prefixes, by their slots; slot 0 is zeros, as before the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_slots = 1
+        self._pasts: HyenaPast | None = None
+
+    def reserve(self, num_slots: int, num_places: int) -> None:
+        """As `Pool`."""
+        del num_places
+        self._num_slots = max(num_slots, self._num_slots)
+        if self._pasts is not None:
+            self._pasts = self._with_room(self._pasts)
+
+    def _with_room(self, pasts: HyenaPast) -> HyenaPast:
+        return HyenaPast(
+            with_room(pasts.featurizer_BPC, self._num_slots),
+            with_room(pasts.inner, self._num_slots),
+        )
+
+    def gather(self, sources_B: Tensor) -> HyenaPast | None:
+        """The pasts in some slots; None as long as nothing is stored."""
+        if self._pasts is None:
+            return None
+        return HyenaPast(
+            self._pasts.featurizer_BPC.index_select(0, sources_B),
+            self._pasts.inner.index_select(0, sources_B),
+        )
+
+    def store(self, targets_N: Tensor | None, past: HyenaPast) -> None:
+        """Keep the pasts of the first N sequences in these slots."""
+        if targets_N is None:
+            return
+        count = len(targets_N)
+        if self._pasts is None:
+            none = HyenaPast(past.featurizer_BPC[:0], past.inner[:0])
+            self._pasts = self._with_room(none)
+        self._pasts.featurizer_BPC.index_copy_(0, targets_N, past.featurizer_BPC[:count])
+        self._pasts.inner.index_copy_(0, targets_N, past.inner[:count])
 
 
 class HyenaOperator(nn.Module):
@@ -181,6 +223,17 @@ class Hyena(Mixer):
     def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
         """As `Mixer`."""
         return self.operator.step(z_B1C, slots)
+
+    def new_pool(self) -> HyenaPool:
+        """As `Mixer`."""
+        return HyenaPool()
+
+    def read_rows(self, x_BLD: Tensor, pool: HyenaPool, launch: Launch) -> Tensor:
+        """As `Mixer`."""
+        y_BLD, past = self.operator(self.project_in(x_BLD), pool.gather(launch.sources_B))
+        pool.store(launch.targets_N, past)
+        projected_BLD: Tensor = self.project_out(y_BLD)
+        return projected_BLD
 
     def new_slots(
         self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False
