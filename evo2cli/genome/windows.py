@@ -12,7 +12,7 @@ half-open; letters are upper case with T for U.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from evo2cli.genome.alphabet import reverse_complement, to_dna
 from evo2cli.genome.interval import Interval
@@ -64,12 +64,11 @@ class WindowPair:
     alternate_interval: Interval
     at_edge: bool
 
-    def reverse_complement(self) -> "WindowPair":
-        """The same windows read from the other strand; intervals stay those of the genome."""
-        return replace(
-            self,
-            reference=self.reference.reverse_complement(),
-            alternate=self.alternate.reverse_complement(),
+    def with_alternate(self, allele: bytes) -> "WindowPair":
+        """The windows of another alternate allele, of the same length."""
+        window = Window(self.alternate.before, allele, self.alternate.after)
+        return WindowPair(
+            self.reference, window, self.interval, self.alternate_interval, self.at_edge
         )
 
 
@@ -164,16 +163,13 @@ def cut_windows(
     def between(left: int, right: int) -> bytes:
         return letters[left - first : right - first]
 
+    before, after = between(start, variant.start), between(variant.end, end)
     return WindowPair(
-        reference=Window(
-            between(start, variant.start),
-            between(variant.start, variant.end),
-            between(variant.end, end),
-        ),
+        reference=Window(before, between(variant.start, variant.end), after),
         alternate=Window(
-            between(alternate_start, variant.start),
+            before if alternate_start == start else between(alternate_start, variant.start),
             upper_dna(alternate),
-            between(variant.end, alternate_end),
+            after if alternate_end == end else between(variant.end, alternate_end),
         ),
         interval=Interval(variant.name, start, end),
         alternate_interval=Interval(variant.name, alternate_start, alternate_end),

@@ -1,13 +1,14 @@
 """Scores of alleles: the log-likelihoods of their windows, of each strand."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import fsum, isfinite
 from typing import Any
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import (
@@ -20,6 +21,7 @@ from evo2cli.genome.vcf import (
 )
 from evo2cli.genome.windows import (
     Placing,
+    Window,
     WindowPair,
     agrees,
     anchored,
@@ -36,10 +38,25 @@ from evo2cli.score.output import FIELDS, NUM_OTHER, STRAND_FIELDS, WINDOW_COLUMN
 from evo2cli.score.prefixes import Pair, WindowReader
 from evo2cli.tables import Row, rounded
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.errors import NonFiniteError
+from stripedhyena2.packing import Batch
 from stripedhyena2.scoring import require_finite
 
 DEFAULT_WINDOW = 8192
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Records whose alleles are read together.
+
+    Attributes:
+        asked: Each with its alleles, or with what is wrong with it.
+        batch: What reads them.
+        end: The place behind them among all records.
+    """
+
+    asked: "list[tuple[VariantRecord, list[_Asked] | UserError]]"
+    batch: Batch
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +115,9 @@ class VariantScorer:
         features_named = features.names if features else ()
         self._empty: Row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS, *features_named))
         self._reader = WindowReader(model, self.window, is_anchored=self._is_anchored, **settings)
+        # What neighbouring alleles have in common: the windows of a site, and of its other strand.
+        self._site: tuple[tuple[Interval, bytes, int] | None, list[WindowPair]] = (None, [])
+        self._turned: tuple[Window | None, Window] = (None, Window(b"", b"", b""))
 
     def warn_of_extrapolation(self) -> None:
         """Warn if windows are longer than the context that the model was trained on."""
@@ -126,37 +146,39 @@ class VariantScorer:
         on a CPU usually those of one.
 
         Raises:
-            UserError: As `score`, after the rows of all records before.
+            UserError: As `score`, after the rows of the records before.
             NonFiniteError: Likewise.
         """
-        place = 0
-        while place < len(records):
-            found = self._score_first(records[index] for index in range(place, len(records)))
-            yield from found
-            place += len(found)
+        place, waiting = 0, deque[_Together]()
+        while place < len(records) or waiting:
+            if place < len(records):
+                waiting.append(self._ask_together(records, place))
+                place = waiting[-1].end
+                runs_ahead = self._reader.packer.runs_ahead and place < len(records)
+                if runs_ahead and len(waiting) == 1:
+                    continue  # a GPU reads while the next are asked for
+            together = waiting.popleft()
+            together.batch.collect()
+            for record, alleles in together.asked:
+                if isinstance(alleles, UserError):
+                    raise alleles
+                yield [self._row(allele, record) for allele in alleles]
 
-    def _score_first(self, records: Iterable[VariantRecord]) -> list[list[Row]]:
-        """The rows of the first records; one that raises an error is the first of the next call."""
-        asked: list[tuple[VariantRecord, list[_Asked]]] = []
-        for record in records:
+    def _ask_together(self, records: Sequence[VariantRecord], place: int) -> "_Together":
+        """Ask for the windows of as many records as are read together, from a place on."""
+        asked: list[tuple[VariantRecord, list[_Asked] | UserError]] = []
+        end = len(records)
+        for index in range(place, len(records)):
+            record = records[index]
             try:
                 asked.append((record, [self._ask(record, alt) for alt in record.alternates]))
-            except UserError:
-                if not asked:
-                    raise
+            except UserError as error:
+                asked.append((record, error))
                 break
             if self._reader.packer.is_full:
+                end = index + 1
                 break
-        self._reader.packer.read()
-        found: list[list[Row]] = []
-        for record, alleles in asked:
-            try:
-                found.append([self._row(allele, record) for allele in alleles])
-            except NonFiniteError:
-                if not found:
-                    raise
-                break
-        return found
+        return _Together(asked, self._reader.packer.read(), end)
 
     def _ask(self, record: VariantRecord, alternate: bytes) -> _Asked:
         """Ask for the windows of an allele."""
@@ -170,8 +192,10 @@ class VariantScorer:
         ask = self._reader.next_base if self._options.is_next_base else self._reader.windows
         pairs = []
         for strand, pair in zip(self._strands, windows, strict=True):
-            read = pair if strand is Strand.FORWARD else pair.reverse_complement()
-            pairs.append(ask(read.reference, read.alternate))
+            if strand is Strand.FORWARD:
+                pairs.append(ask(pair.reference, pair.alternate))
+            else:
+                pairs.append(ask(*self._reverse_complements(pair)))
         return _Asked(windows, pairs, is_swapped)
 
     def _row(self, allele: _Asked, record: VariantRecord) -> Row:
@@ -226,28 +250,48 @@ class VariantScorer:
             return Status.NOT_SNV
         if self._after is not None and longest + self._after >= self.window:
             return Status.TOO_LONG
-        pairs = []
+        site = (variant, record.reference, len(alternate))
+        if site == self._site[0]:
+            letters = upper_dna(alternate)
+            return [pair.with_alternate(letters) for pair in self._site[1]]
+        pairs: list[WindowPair] = []
         for strand in self._strands:
-            pair = cut_windows(
-                self._genome,
-                variant,
-                alternate,
-                self.window,
-                self._placing,
-                # All but centred windows lie as the strand is read.
-                from_right=self._placing is not centred and strand is Strand.REVERSE,
-                equally_long=self._options.indel_mode is IndelMode.FIXED,
-            )
-            if pair is None:
-                return Status.TOO_LONG
-            # The window has the base of REF even where the genome has an ambiguity code, which the
-            # model would find far less likely than any base.
-            reference = replace(pair.reference, allele=upper_dna(record.reference))
-            pairs.append(replace(pair, reference=reference))
+            if pairs and self._placing is centred:  # they lie alike for both strands
+                pairs.append(pairs[0])
+            else:
+                pair = cut_windows(
+                    self._genome,
+                    variant,
+                    alternate,
+                    self.window,
+                    self._placing,
+                    # All but centred windows lie as the strand is read.
+                    from_right=self._placing is not centred and strand is Strand.REVERSE,
+                    equally_long=self._options.indel_mode is IndelMode.FIXED,
+                )
+                if pair is None:
+                    return Status.TOO_LONG
+                # The window has the base of REF even where the genome has an ambiguity code, which
+                # the model would find far less likely than any base.
+                window = pair.reference
+                written = Window(window.before, upper_dna(record.reference), window.after)
+                pairs.append(replace(pair, reference=written))
+            reference = pairs[-1].reference
             before = reference.before if strand is Strand.FORWARD else reference.after
             if self._options.is_next_base and not before:
                 return Status.NO_CONTEXT
+        self._site = site, pairs
         return pairs
+
+    def _reverse_complements(self, pair: WindowPair) -> tuple[Window, Window]:
+        """Both windows of a pair read from the other strand; those of a site share their bytes."""
+        one, other = pair.reference, pair.alternate
+        if self._turned[0] is not one:
+            self._turned = one, one.reverse_complement()
+        turned = self._turned[1]
+        if other.before is one.before and other.after is one.after:
+            return turned, Window(turned.before, reverse_complement(other.allele), turned.after)
+        return turned, other.reverse_complement()
 
     def _given_windows(self, sequences: tuple[bytes, bytes]) -> list[WindowPair] | Status:
         """The windows of an allele whose two sequences are given, for each strand."""
@@ -273,7 +317,8 @@ class VariantScorer:
         references, alternates = zip(*logprobs, strict=True)
         deltas = [alt - ref for ref, alt in logprobs]
         count = len(logprobs)
-        num_other = max(map(_num_other, allele.windows))
+        pairs = {id(pair): pair for pair in allele.windows}  # centred strands have the same
+        num_other = max(map(_num_other, pairs.values()))
         at_edge = any(pair.at_edge for pair in allele.windows)
         notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(num_other)
         first = allele.windows[0]
@@ -301,15 +346,22 @@ class VariantScorer:
         """
         assert not isinstance(allele.windows, Status)
         for strand, pair, both in zip(self._strands, allele.windows, logprobs, strict=True):
-            read = pair if strand is Strand.FORWARD else pair.reverse_complement()
-            for window, value in zip((read.reference, read.alternate), both, strict=True):
-                require_finite(value, self._model, window.sequence, name)
+            for window, value in zip((pair.reference, pair.alternate), both, strict=True):
+                read = window if strand is Strand.FORWARD else window.reverse_complement()
+                require_finite(value, self._model, read.sequence, name)
 
 
 def _num_other(pair: WindowPair) -> int:
     """Letters other than ACGT in the window that has more of them."""
-    windows = pair.reference, pair.alternate
-    return max(len(window.sequence.translate(None, ACGT)) for window in windows)
+
+    def count(letters: bytes) -> int:
+        return len(letters.translate(None, ACGT))
+
+    one, other = pair.reference, pair.alternate
+    if other.before is one.before and other.after is one.after:
+        around = count(one.before) + count(one.after)
+        return around + max(count(one.allele), count(other.allele))
+    return max(count(one.sequence), count(other.sequence))
 
 
 def _swap_back(row: Row) -> Row:

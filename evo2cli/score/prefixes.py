@@ -12,6 +12,7 @@ difference.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from evo2cli.genome.windows import Window
@@ -71,6 +72,9 @@ class WindowReader:
     ) -> None:
         self.packer = Packer(model, **settings)
         self._width, self._is_anchored = width, is_anchored
+        # Most alleles are cut alike.
+        self._ends = lru_cache(1 << 12)(self._ends_of)
+        self._cut = lru_cache(1 << 12)(self._cut_of)
 
     def windows(self, reference: Window, alternate: Window) -> Pair:
         """Ask for the log-likelihoods of the windows of an allele."""
@@ -115,11 +119,15 @@ class WindowReader:
 
     def _prefix(self, letters: bytes, cut: int) -> Prefix:
         """The first `cut` of the bases before an allele."""
-        shapes, first = self.packer.shapes, min(self._first(len(letters)), cut)
-        ends = shapes.whole(first) if shapes.is_whole(first) else shapes.pieces(0, first)
-        return self.packer.prefix(letters, (*ends, *shapes.pieces(first, cut)))
+        return self.packer.prefix(letters, self._ends(len(letters), cut))
 
-    def _cut(self, before: int, rest: int) -> int:
+    def _ends_of(self, before: int, cut: int) -> tuple[int, ...]:
+        """The ends of the pieces in which a prefix is read."""
+        shapes, first = self.packer.shapes, min(self._first(before), cut)
+        ends = shapes.whole(first) if shapes.is_whole(first) else shapes.pieces(0, first)
+        return (*ends, *shapes.pieces(first, cut))
+
+    def _cut_of(self, before: int, rest: int) -> int:
         return self.packer.shapes.cut(self._first(before), before, rest)
 
     def _first(self, before: int) -> int:

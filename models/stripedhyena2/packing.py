@@ -180,13 +180,13 @@ class Suffix:
         last: Log-probability of the last base, given all before, in nats; likewise.
     """
 
-    __slots__ = ("bases", "batch", "before", "last", "logprob", "logprobs")
+    __slots__ = ("bases", "batch", "before", "cumulated", "last", "logprob", "logprobs")
 
-    def __init__(self, before: Prefix, bases: bytes) -> None:
-        self.before, self.bases = before, bases
+    def __init__(self, before: Prefix, bases: bytes, *, cumulated: bool) -> None:
+        self.before, self.bases, self.cumulated = before, bases, cumulated
         self.batch = 0  # the last one that asked for it
         self.logprob = self.last = float("nan")
-        self.logprobs: Floats | None = None  # up to each of its bases; if wanted
+        self.logprobs: Floats | None = None  # up to each of its bases; if `cumulated`
 
     def logprob_until(self, length: int) -> float:
         """Log-likelihood of the first `length` bases of the sequence, in nats.
@@ -206,8 +206,8 @@ class Suffix:
 class Packer:
     """Reads sequences side by side.
 
-    Sequences are asked for first (`prefix`, `suffix`). Then `read` reads all of them, after which
-    they have their log-likelihoods. Prefixes that the next batch asks for again stay in memory.
+    Sequences are asked for first (`prefix`, `suffix`). Then `read` reads all of them, and `collect`
+    gives them their log-likelihoods. Prefixes that the next batch asks for again stay in memory.
 
     Args:
         model: Model in inference mode.
@@ -233,7 +233,7 @@ class Packer:
         self.start = Prefix(None, b"")
         self.start.slot = 0
         self.num_bases = 0
-        self._model, self._counts_only = model, counts_only
+        self._model, self._counts_only, self._brief = model, counts_only, brief
         self._device = model.embedding.weight.device
         self._pools = [mixer.new_pool() for mixer in model.mixers]
         self._uses_places = any(pool.uses_places for pool in self._pools)
@@ -258,7 +258,6 @@ class Packer:
         self._batch += 1
         self._prefixes: list[Prefix] = []  # to read
         self._suffixes: list[Suffix] = []
-        self._cumulated: set[Suffix] = set()
         self._tokens = self._used_slots = self._used_places = 0
         self._most_bytes = math.inf
         if self._device.type == "cuda":
@@ -312,25 +311,27 @@ class Packer:
             cumulated: Whether `Suffix.logprob_until` will be called.
         """
         found = before.suffixes.get(bases)
-        if found and (not cumulated or found in self._cumulated or found.logprobs is not None):
+        if found and found.cumulated >= cumulated:
             found.batch = self._batch
             return found
         prefix, rest = before, bases
         while len(rest) > CHUNK:
             prefix, rest = self._piece(prefix, rest[:CHUNK]), rest[CHUNK:]
-        found = before.suffixes[bases] = Suffix(prefix, rest)
+        found = before.suffixes[bases] = Suffix(prefix, rest, cumulated=cumulated)
         found.batch = self._batch
         self._suffixes.append(found)
         self._tokens += len(rest)
-        if cumulated:
-            self._cumulated.add(found)
         return found
 
     @torch.inference_mode()
-    def read(self) -> None:
-        """Read everything that has been asked for since the last call."""
+    def read(self) -> "Batch":
+        """Read all that has been asked for since the last call; numbers are there after `collect`.
+
+        A GPU may still be at work when this returns.
+        """
         self._forget()
         self.num_bases += self._tokens
+        batch = Batch([], [], None)
         if self._counts_only:
             for prefix in self._prefixes:
                 prefix.slot = 0
@@ -339,8 +340,11 @@ class Packer:
                 suffix.logprobs = np.zeros(len(suffix.bases))
         else:
             self._reserve()
-            self._collect([*self._read_prefixes(), *self._read_suffixes()])
+            reads = [*self._read_prefixes(), *self._read_suffixes()]
+            single = [suffix for suffix in self._suffixes if len(suffix.bases) == 1]
+            batch = Batch(reads, single, self._read_single(single))
         self._begin()
+        return batch
 
     def _forget(self) -> None:
         """Drop what this batch has not asked for."""
@@ -381,6 +385,11 @@ class Packer:
         if self._next_SV is not None:
             self._next_SV = with_room(self._next_SV, num_slots)
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `read` leaves work to a GPU that may go on while more is asked for."""
+        return self._device.type == "cuda" and not self._brief
+
     def _read_prefixes(self) -> Iterator["_Read"]:
         """Read pieces whose beginning has been read, the longest first."""
         waiting = self._prefixes
@@ -404,9 +413,7 @@ class Packer:
             for first in range(0, len(suffixes), num_rows):
                 yield self._launch(suffixes[first : first + num_rows], length, num_rows)
 
-    def _launch(
-        self, rows: "Sequence[Prefix] | Sequence[Suffix]", length: int, num_rows: int
-    ) -> "_Read":
+    def _launch(self, rows: Sequence[Prefix | Suffix], length: int, num_rows: int) -> "_Read":
         """Read rows in one launch, and keep what follows if they are prefixes."""
         ids_BL = np.full((num_rows, length), PADDING, np.uint8)
         # Tokens of the row; slot and tokens of what comes before.
@@ -436,7 +443,15 @@ class Packer:
         launch = Launch(sources_B, pasts_B.int(), self._on_device(places_BT), targets_N, places_NL)
         logprobs_BL = self._logprobs(self._on_device(ids_BL).long(), lengths_B, launch)
         last_B = logprobs_BL.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
-        return _Read(rows, logprobs_BL.cumsum(1), last_B)
+        logprobs_BL = logprobs_BL.cumsum(1)
+        totals_B2 = torch.stack([logprobs_BL[:, -1], last_B], dim=1)
+        kept = [index for index, row in enumerate(rows) if _keeps_all(row)]
+        return _Read(
+            rows,
+            totals_B2[: len(rows)],
+            logprobs_BL[kept] if kept else None,
+            [rows[index] for index in kept],
+        )
 
     def _on_device(self, numbers: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(numbers).to(self._device)
@@ -459,42 +474,13 @@ class Packer:
         positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
         return logprobs_BL.masked_fill(positions_L >= lengths_B[:, None], 0)
 
-    def _collect(self, reads: "Sequence[_Read]") -> None:
-        """Give all rows their log-likelihoods, in the order in which they were read."""
-        rows: list[Prefix | Suffix] = [row for read in reads for row in read.rows]
-        values_N2 = [
-            torch.stack([read.logprobs_BL[:, -1], read.last_B], dim=1)[: len(read.rows)]
-            for read in reads
-        ]
-        values = torch.cat(values_N2).tolist() if reads else []
-        for row, (logprob, last) in zip(rows, values, strict=True):
-            assert row.before is not None
-            row.logprob = row.before.logprob + logprob
-            if isinstance(row, Suffix):
-                row.last = last
-        for read in reads:
-            kept = [
-                index
-                for index, row in enumerate(read.rows)
-                if row in self._cumulated or (isinstance(row, Prefix) and len(row.bases) == CHUNK)
-            ]
-            if kept:
-                logprobs_BL = read.logprobs_BL.cpu().numpy()
-                for index in kept:
-                    row = read.rows[index]
-                    row.logprobs = logprobs_BL[index, : len(row.bases)].copy()
-        single = [suffix for suffix in self._suffixes if len(suffix.bases) == 1]
-        if single:
-            slots = self._on_device(np.array([suffix.before.slot for suffix in single]))
-            letters = self._on_device(np.array([suffix.bases[0] for suffix in single]))
-            found = (
-                [0.0] * len(single)  # of a sequence of one base
-                if self._next_SV is None
-                else self._next_SV[slots, letters].double().tolist()
-            )
-            for suffix, value in zip(single, found, strict=True):
-                suffix.last, suffix.logprob = value, suffix.before.logprob + value
-                suffix.logprobs = np.array([value])
+    def _read_single(self, suffixes: list[Suffix]) -> Tensor | None:
+        """Log-probabilities of suffixes of one base, from the predictions of their prefixes."""
+        if not suffixes or self._next_SV is None:
+            return None
+        slots = self._on_device(np.array([suffix.before.slot for suffix in suffixes]))
+        letters = self._on_device(np.array([suffix.bases[0] for suffix in suffixes]))
+        return self._next_SV[slots, letters].double()
 
 
 @dataclass(frozen=True)
@@ -503,13 +489,53 @@ class _Read:
 
     Attributes:
         rows: Its rows, without those that fill it up.
-        logprobs_BL: Log-likelihood of the bases up to each, fp64.
-        last_B: Log-probability of the last base.
+        totals_N2: Log-likelihood of the bases of each, and the log-probability of its last, fp64.
+        logprobs_KL: Log-likelihood of the bases up to each, of the rows that are to keep it.
+        kept: These rows.
     """
 
-    rows: "Sequence[Prefix] | Sequence[Suffix]"
-    logprobs_BL: Tensor
-    last_B: Tensor
+    rows: "Sequence[Prefix | Suffix]"
+    totals_N2: Tensor
+    logprobs_KL: Tensor | None
+    kept: "Sequence[Prefix | Suffix]"
+
+
+@dataclass
+class Batch:
+    """What has been read together, on the device until it is collected.
+
+    Attributes:
+        reads: The launches, in their order.
+        single: Suffixes of one base.
+        values_N: Their log-probabilities; None: they are first bases, which have none.
+    """
+
+    reads: list[_Read]
+    single: list[Suffix]
+    values_N: Tensor | None
+
+    def collect(self) -> None:
+        """Give prefixes and suffixes their numbers, after those of all batches before."""
+        rows = [row for read in self.reads for row in read.rows]
+        totals = torch.cat([read.totals_N2 for read in self.reads]).tolist() if rows else []
+        for row, (logprob, last) in zip(rows, totals, strict=True):
+            assert row.before is not None
+            row.logprob = row.before.logprob + logprob
+            if isinstance(row, Suffix):
+                row.last = last
+        for read in self.reads:
+            if read.logprobs_KL is not None:
+                for row, logprobs_L in zip(read.kept, read.logprobs_KL.cpu().numpy(), strict=True):
+                    row.logprobs = logprobs_L[: len(row.bases)].copy()
+        values = [0.0] * len(self.single) if self.values_N is None else self.values_N.tolist()
+        for suffix, value in zip(self.single, values, strict=True):
+            suffix.last, suffix.logprob = value, suffix.before.logprob + value
+            suffix.logprobs = np.array([value])
+
+
+def _keeps_all(row: Prefix | Suffix) -> bool:
+    """Whether its log-likelihoods up to each base are kept; a chunk may be part of a suffix."""
+    return row.cumulated if isinstance(row, Suffix) else len(row.bases) == CHUNK
 
 
 def _split(things: Any, count: int) -> tuple[Any, Any]:

@@ -116,7 +116,7 @@ def test_any_windows_in_any_order_have_their_totals(
                 reference.before[moved:], data.draw(st.sampled_from([b"A", b"GT"])), reference.after
             )
             asked.append((reader.windows(reference, alternate), reference, alternate))
-        reader.packer.read()
+        reader.packer.read().collect()
         for pair, *windows in asked:
             expected = [
                 sequence_logprob(tiny_model, window.sequence) if len(window.sequence) > 1 else 0
@@ -133,7 +133,7 @@ def test_sequences_that_end_with_what_they_share_have_their_totals(
     for shapes in SHAPES:
         reader = WindowReader(tiny_model, 200, is_anchored=False, shapes=shapes)
         pair = reader.windows(Window(whole, b"G", b""), Window(whole, b"", b""))
-        reader.packer.read()
+        reader.packer.read().collect()
         expected = [sequence_logprob(tiny_model, each) for each in (whole + b"G", whole)]
         assert pair.logprobs == pytest.approx(expected, rel=0, abs=1e-8)
 
@@ -147,7 +147,7 @@ def test_a_base_given_those_before_it_is_the_last_term_of_its_sequence(
     reader = WindowReader(tiny_model, 400, is_anchored=is_anchored, shapes=shapes)
     ats = (1, 70, 200, 201, 333)
     pairs = [reader.next_base(*snv(genome, 0, at, 400, b"C")) for at in ats]
-    reader.packer.read()
+    reader.packer.read().collect()
     for at, pair in zip(ats, pairs, strict=True):
         found = zip(pair.lasts, (genome[at : at + 1], b"C"), strict=True)
         before = sequence_logprob(tiny_model, genome[:at]) if at > 1 else 0
@@ -172,7 +172,7 @@ def test_windows_have_the_same_bits_whoever_was_there(
 
     def scores(reader: WindowReader, wanted: list[tuple[Window, Window]]) -> list[object]:
         pairs = [reader.windows(*windows) for windows in wanted]
-        reader.packer.read()
+        reader.packer.read().collect()
         return [pair.logprobs for pair in pairs]
 
     together = scores(reader(), asked)
@@ -196,7 +196,7 @@ def test_numbers_of_threads_change_the_last_digits_at_most(
         torch.set_num_threads(threads)
         reader = WindowReader(model, 128, is_anchored=is_anchored)
         pair = reader.windows(*snv(genome, 0, 70, 128, b"G"))
-        reader.packer.read()
+        reader.packer.read().collect()
         return pair.logprobs
 
     before = torch.get_num_threads()
@@ -215,7 +215,7 @@ def test_neighbours_are_computed_once(tiny_model: StripedHyena2) -> None:
     for at in range(130, 150):
         for letter in b"AC":
             reader.windows(*snv(genome, 0, at, 256, bytes([letter])))
-            reader.packer.read()
+            reader.packer.read().collect()
     suffixes = 2 * sum(256 - at for at in range(130, 150))
     sites = sum(at - 128 for at in range(130, 150))  # fewer than a piece behind half a window
     assert reader.packer.num_bases == 256 + sites + suffixes
@@ -227,7 +227,7 @@ def test_a_site_is_read_once_also_if_every_allele_has_its_record(tiny_model: Str
     for letter in (b"A", b"C", b"G", b"T"):
         if letter != genome[128:129]:
             reader.windows(*snv(genome, 0, 128, 256, letter))
-            reader.packer.read()
+            reader.packer.read().collect()
     assert reader.packer.num_bases == 128 + 4 * 128
 
 
