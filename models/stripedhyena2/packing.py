@@ -38,7 +38,7 @@ GRAIN = 64  # tokens; the shortest row of a packed launch, and of a piece of a p
 STEPS = 16  # lengths of suffixes between a power of two and the next, which bounds the padding
 WORK = 1e16  # multiply-adds of sequences that are packed together: seconds on a GPU
 MEMORY = 0.35  # of what is free on a GPU, for prefixes; a pool is copied when it grows
-PADDING = ord("N")  # any letter will do
+PADDING = ord("A")  # any will do of which a model's numbers are finite: 0 * inf would spread
 NOT_READ = -1  # in place of a slot
 NO_PLACES = np.zeros(0, np.int32)
 
