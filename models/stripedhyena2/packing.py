@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 GRAIN = 64  # tokens; the shortest row of a packed launch, and of a piece of a prefix in it
+SHORT = 512  # tokens; shorter rows are no more, since each may bring a prefix that takes memory
 STEPS = 16  # lengths of suffixes between a power of two and the next, which bounds the padding
-WORK = 1e16  # multiply-adds of sequences that are packed together: seconds on a GPU
+WORK = 1e16  # multiply-adds of a batch at most: half a minute of a GPU
+MOST_TOKENS = 1 << 22  # of a batch
 MEMORY = 0.35  # of what is free on a GPU, for prefixes; a pool is copied when it grows
 PADDING = ord("A")  # any will do of which a model's numbers are finite: 0 * inf would spread
 NOT_READ = -1  # in place of a slot
@@ -61,8 +63,8 @@ class Shapes:
         return cls(min(max(_power_below(2**25 // model.config.width), 4096), 65_536))
 
     def rows(self, length: int) -> int:
-        """Rows of a launch; few of short ones, since each may bring a prefix that takes memory."""
-        return max(self.tokens // max(length, self.tokens // 512), 1)
+        """Rows of a launch."""
+        return max(self.tokens // max(length, SHORT), 1)
 
     def padded(self, length: int) -> int:
         """The length of the row of a suffix of this many bases.
@@ -248,8 +250,8 @@ class Packer:
         )
         self._bytes = fixed, growing - fixed  # of a slot, of a place
         multiply_adds = sum(parameter.numel() for parameter in model.parameters())
-        work = 0 if brief or not self.shapes.tokens else WORK / multiply_adds
-        self._most_tokens = max(work, self.shapes.tokens, 1)
+        most = 0 if brief or not self.shapes.tokens else min(WORK / multiply_adds, MOST_TOKENS)
+        self._most_tokens = max(most, self.shapes.tokens, 1)
         self._batch = 0
         self._begin()
 
@@ -443,8 +445,7 @@ class Packer:
         launch = Launch(sources_B, pasts_B.int(), self._on_device(places_BT), targets_N, places_NL)
         logprobs_BL = self._logprobs(self._on_device(ids_BL).long(), lengths_B, launch)
         last_B = logprobs_BL.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
-        logprobs_BL = logprobs_BL.cumsum(1)
-        totals_B2 = torch.stack([logprobs_BL[:, -1], last_B], dim=1)
+        totals_B2 = torch.stack([logprobs_BL.sum(dim=1), last_B], dim=1)
         kept = [index for index, row in enumerate(rows) if _keeps_all(row)]
         return _Read(
             rows,
@@ -490,7 +491,7 @@ class _Read:
     Attributes:
         rows: Its rows, without those that fill it up.
         totals_N2: Log-likelihood of the bases of each, and the log-probability of its last, fp64.
-        logprobs_KL: Log-likelihood of the bases up to each, of the rows that are to keep it.
+        logprobs_KL: Log-probability of each base of the rows that keep them, fp64.
         kept: These rows.
     """
 
@@ -525,8 +526,9 @@ class Batch:
                 row.last = last
         for read in self.reads:
             if read.logprobs_KL is not None:
+                # Summed here, since a GPU may sum a single row in any order.
                 for row, logprobs_L in zip(read.kept, read.logprobs_KL.cpu().numpy(), strict=True):
-                    row.logprobs = logprobs_L[: len(row.bases)].copy()
+                    row.logprobs = np.cumsum(logprobs_L[: len(row.bases)])
         values = [0.0] * len(self.single) if self.values_N is None else self.values_N.tolist()
         for suffix, value in zip(self.single, values, strict=True):
             suffix.last, suffix.logprob = value, suffix.before.logprob + value

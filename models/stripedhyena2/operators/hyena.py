@@ -101,10 +101,15 @@ class HyenaPool(Pool):
             with_room(pasts.inner, self._num_slots),
         )
 
-    def gather(self, sources_B: Tensor) -> HyenaPast | None:
-        """The pasts in some slots; None as long as nothing is stored."""
+    def gather(self, sources_B: Tensor, none: HyenaPast) -> HyenaPast:
+        """The pasts in some slots.
+
+        Args:
+            sources_B: The slots.
+            none: Pasts of no sequence, after which memory is shaped.
+        """
         if self._pasts is None:
-            return None
+            self._pasts = self._with_room(none)
         return HyenaPast(
             self._pasts.featurizer_BPC.index_select(0, sources_B),
             self._pasts.inner.index_select(0, sources_B),
@@ -114,10 +119,8 @@ class HyenaPool(Pool):
         """Keep the pasts of the first N sequences in these slots."""
         if targets_N is None:
             return
+        assert self._pasts is not None, "what is read comes after what was gathered"
         count = len(targets_N)
-        if self._pasts is None:
-            none = HyenaPast(past.featurizer_BPC[:0], past.inner[:0])
-            self._pasts = self._with_room(none)
         self._pasts.featurizer_BPC.index_copy_(0, targets_N, past.featurizer_BPC[:count])
         self._pasts.inner.index_copy_(0, targets_N, past.inner[:count])
 
@@ -155,6 +158,12 @@ class HyenaOperator(nn.Module):
         """The past of the inner convolution before the first token, as `HyenaSlots` keep it."""
         raise NotImplementedError
 
+    def start(self, batch_size: int, like: Tensor) -> HyenaPast:
+        """The past before the first token: zeros."""
+        channels, num_taps = self.featurizer_taps_CK.shape
+        featurizer_BPC = like.new_zeros(batch_size, num_taps - 1, channels)
+        return HyenaPast(featurizer_BPC, self.new_inner(batch_size, like))
+
 
 class HyenaFIR(HyenaOperator):
     """A FIR with the taps of the channel's group, and perhaps a skip per channel."""
@@ -176,6 +185,11 @@ class HyenaFIR(HyenaOperator):
         """A ring of samples."""
         sizes = (batch_size, self.taps_GK.shape[1], self.featurizer_taps_CK.shape[0] // 3)
         return like.new_zeros(sizes)
+
+    def start(self, batch_size: int, like: Tensor) -> HyenaPast:
+        """As `HyenaOperator`; a past has a sample less than a ring."""
+        past = super().start(batch_size, like)
+        return HyenaPast(past.featurizer_BPC, past.inner[:, 1:])
 
 
 class HyenaModal(HyenaOperator):
@@ -230,7 +244,9 @@ class Hyena(Mixer):
 
     def read_rows(self, x_BLD: Tensor, pool: HyenaPool, launch: Launch) -> Tensor:
         """As `Mixer`."""
-        y_BLD, past = self.operator(self.project_in(x_BLD), pool.gather(launch.sources_B))
+        z_BLC = self.project_in(x_BLD)
+        past = pool.gather(launch.sources_B, self.operator.start(0, z_BLC))
+        y_BLD, past = self.operator(z_BLC, past)
         pool.store(launch.targets_N, past)
         projected_BLD: Tensor = self.project_out(y_BLD)
         return projected_BLD
