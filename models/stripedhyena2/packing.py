@@ -322,7 +322,7 @@ class Packer:
         found = before.suffixes[bases] = Suffix(prefix, rest, cumulated=cumulated)
         found.batch = self._batch
         self._suffixes.append(found)
-        self._tokens += len(rest)
+        self._tokens += len(rest) if len(rest) > 1 else 0  # a single base is not read
         return found
 
     @torch.inference_mode()

@@ -1,4 +1,5 @@
-"""How long `evo2 score` takes on 3,893 real variants, and what nano can tell of them.
+"""How long `evo2 score` takes on 3,893 real variants, what of it the model does not take, and what
+nano can tell of them.
 
 Run: pytest -m benchmark -s tests/benchmarks/test_score_speed.py; results/score.md keeps the rows.
 """
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from evo2cli import console
 from evo2cli.genome.reference import Reference
@@ -18,6 +21,8 @@ from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, load
+from stripedhyena2.cache import Launch
+from stripedhyena2.packing import Packer, Shapes
 from stripedhyena2.scoring import ScoringState
 
 NUM_SHARED = 60  # of the variants, for each kind of windows
@@ -90,3 +95,38 @@ def test_windows_of_8192(shared: Path, windows: str) -> None:
         f"{windows}: {NUM_SHARED} SNVs, forward strand, {bases:,} bases in {seconds:.0f} seconds "
         "of CPU"
     )
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("windows", ["centred", "anchored"])
+def test_all_but_the_model(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: str
+) -> None:
+    """A whole run whose rows are packed as for a GPU, and answered by zeros."""
+    source = shared / "data" / "variants" / "brca1_sge.vcf"
+
+    def nothing(packer: Packer, ids_BL: Tensor, _lengths_B: Tensor, _launch: Launch) -> Tensor:
+        packer._next_SV = torch.zeros(packer._num_slots, 512)
+        return torch.zeros(ids_BL.shape, dtype=torch.float64)
+
+    monkeypatch.setattr(Packer, "_logprobs", nothing)
+    monkeypatch.setattr(Shapes, "of", lambda _: Shapes(65_536))
+
+    def seconds(limit: int) -> float:
+        reference, output = source.with_name("brca1_region.fa"), tmp_path / "x.vcf"
+        started = time.process_time()  # other work on the machine does not count
+        score(
+            ScoreOptions(
+                inputs=(source,),
+                reference=reference,
+                output=output,
+                windows=windows,
+                device="cpu",
+                limit=limit,
+            )
+        )
+        return time.process_time() - started
+
+    seconds(100)
+    few, many = (min(seconds(limit) for _ in range(3)) for limit in (100, 3100))
+    console.say(f"{windows}: {(many - few) / 3:.3f} milliseconds of CPU a variant")
