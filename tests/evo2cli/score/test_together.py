@@ -42,6 +42,7 @@ def records(count: int) -> list[VariantRecord]:
     plain = [
         VariantRecord.from_columns("one", at + 1, *rest) for at, *rest in variants(GENOME, count)
     ]
+    two = ",".join("ACGT".replace(GENOME[450], "")[:2])
     others = [
         VariantRecord.from_columns("one", 451, GENOME[450], two),
         VariantRecord.from_columns("one", 452, GENOME[451], "<DEL>"),
