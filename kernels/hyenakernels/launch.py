@@ -223,8 +223,10 @@ def pooled_launch(dtype: torch.dtype, width: int) -> PooledLaunch:
     """The sizes of the attention to a pool, for heads of `width` channels.
 
     fp32 runs without tensor cores and takes small tiles, and so do heads that fill more registers.
-    They decide the order of the sums, so nothing but the model decides them.
+    They decide the order of the sums, so nothing else but the GPU may decide them. `block_l` is a
+    multiple of `block_t`.
     """
     if dtype == torch.float32 or width > 128:
         return PooledLaunch(block_l=32, block_t=32, num_warps=4, num_stages=1)
-    return PooledLaunch(block_l=128, block_t=64, num_warps=8, num_stages=2)
+    stages = 3 if architecture() >= (9, 0) else 2  # as many as the shared memory holds
+    return PooledLaunch(block_l=128, block_t=64, num_warps=8, num_stages=stages)

@@ -19,25 +19,47 @@ LOG2_E = 1.4426950408889634
 @triton.jit
 def _attend(
     query,
-    key,
-    value,
+    keys,
+    values,
+    key_at,
+    value_at,
+    seen,
     visible,
-    maximum,
-    total,
-    summed,
+    state,
     scale,
+    CHECKED: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_W: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take more keys [W, N] and values [N, W] into the softmax, whose exponents are of base 2."""
-    score = tl.dot(query, key, input_precision=PRECISION) * scale
-    score = tl.where(visible, score, -float("inf"))
+    """Take more keys and values into the softmax, whose exponents are of base 2.
+
+    They begin at `key_at` and `value_at`; unless CHECKED all of them are there, and visible.
+    """
+    maximum, total, summed = state
+    channel = tl.arange(0, BLOCK_W)
+    inside = channel < W
+    keys += channel[:, None] + key_at[None, :]
+    values += value_at[:, None] + channel[None, :]
+    if CHECKED:
+        key = tl.load(keys, mask=inside[:, None] & seen[None, :], other=0.0)
+        value = tl.load(values, mask=seen[:, None] & inside[None, :], other=0.0)
+    elif W < BLOCK_W:
+        key = tl.load(keys, mask=inside[:, None], other=0.0)
+        value = tl.load(values, mask=inside[None, :], other=0.0)
+    else:
+        key = tl.load(keys)
+        value = tl.load(values)
+    score = tl.dot(query, key.to(OPERAND), input_precision=PRECISION) * scale
+    if CHECKED:
+        score = tl.where(visible, score, -float("inf"))
     new_maximum = tl.maximum(maximum, tl.max(score, axis=1))
     rescale = tl.exp2(maximum - new_maximum)
     weight = tl.exp2(score - new_maximum[:, None])
     total = total * rescale + tl.sum(weight, axis=1)
     summed = summed * rescale[:, None]
-    summed += tl.dot(weight.to(OPERAND), value, input_precision=PRECISION)
+    summed += tl.dot(weight.to(OPERAND), value.to(OPERAND), input_precision=PRECISION)
     return new_maximum, total, summed
 
 
@@ -81,54 +103,47 @@ def _pooled_kernel(
     y += (batch * length * H + head) * W
     at = row.to(tl.int64)[:, None] * q_row_stride + channel[None, :]
     query = tl.load(q + at, mask=present, other=0.0).to(OPERAND)
-    maximum = tl.full((BLOCK_L,), -float("inf"), tl.float32)
-    total = tl.zeros((BLOCK_L,), tl.float32)
-    summed = tl.zeros((BLOCK_L, BLOCK_W), tl.float32)
+    state = (
+        tl.full((BLOCK_L,), -float("inf"), tl.float32),
+        tl.zeros((BLOCK_L,), tl.float32),
+        tl.zeros((BLOCK_L, BLOCK_W), tl.float32),
+    )
+    step = tl.arange(0, BLOCK_T)
 
     past = tl.load(pasts + batch)
-    for first in range(0, past, BLOCK_T):
-        position = first + tl.arange(0, BLOCK_T)
-        seen = position < past
-        place = tl.load(places + batch * room + position, mask=seen, other=0).to(tl.int64)
-        start = (place * H + head) * W
-        mask = inside[:, None] & seen[None, :]
-        key = tl.load(keys + channel[:, None] + start[None, :], mask=mask, other=0.0)
-        mask = seen[:, None] & inside[None, :]
-        value = tl.load(values + start[:, None] + channel[None, :], mask=mask, other=0.0)
-        maximum, total, summed = _attend(
-            query,
-            key.to(OPERAND),
-            value.to(OPERAND),
-            seen[None, :],
-            maximum,
-            total,
-            summed,
-            scale,
-            OPERAND,
-            PRECISION,
-        )
-    for first in range(0, tl.minimum((block + 1) * BLOCK_L, length), BLOCK_T):
-        position = first + tl.arange(0, BLOCK_T)
-        seen = position < length
-        start = position.to(tl.int64)
-        mask = inside[:, None] & seen[None, :]
-        at = channel[:, None] + start[None, :] * k_row_stride
-        key = tl.load(k + at, mask=mask, other=0.0)
-        mask = seen[:, None] & inside[None, :]
-        at = start[:, None] * v_row_stride + channel[None, :]
-        value = tl.load(v + at, mask=mask, other=0.0)
-        maximum, total, summed = _attend(
-            query,
-            key.to(OPERAND),
-            value.to(OPERAND),
-            position[None, :] <= row[:, None],
-            maximum,
-            total,
-            summed,
-            scale,
-            OPERAND,
-            PRECISION,
-        )
+    places += batch * room
+    in_blocks = past // BLOCK_T * BLOCK_T
+    for first in range(0, in_blocks, BLOCK_T):
+        place = tl.load(places + first + step).to(tl.int64)
+        lane = (place * H + head) * W
+        state = _attend(
+            query, keys, values, lane, lane, step, step, state, scale,
+            False, W, BLOCK_W, OPERAND, PRECISION,
+        )  # fmt: skip
+    for first in range(in_blocks, past, BLOCK_T):
+        seen = first + step < past
+        place = tl.load(places + first + step, mask=seen, other=0).to(tl.int64)
+        lane = (place * H + head) * W
+        state = _attend(
+            query, keys, values, lane, lane, seen, seen[None, :], state, scale,
+            True, W, BLOCK_W, OPERAND, PRECISION,
+        )  # fmt: skip
+
+    start = block * BLOCK_L  # all queries see the keys before it
+    for first in range(0, start, BLOCK_T):
+        position = (first + step).to(tl.int64)
+        state = _attend(
+            query, k, v, position * k_row_stride, position * v_row_stride, step, step, state, scale,
+            False, W, BLOCK_W, OPERAND, PRECISION,
+        )  # fmt: skip
+    for first in range(start, tl.minimum(start + BLOCK_L, length), BLOCK_T):
+        position = (first + step).to(tl.int64)
+        visible = position[None, :] <= row[:, None]
+        state = _attend(
+            query, k, v, position * k_row_stride, position * v_row_stride, position < length,
+            visible, state, scale, True, W, BLOCK_W, OPERAND, PRECISION,
+        )  # fmt: skip
+    _, total, summed = state
     at = row.to(tl.int64)[:, None] * (H * W) + channel[None, :]
     tl.store(y + at, (summed / total[:, None]).to(y.dtype.element_ty), mask=present)
 
