@@ -6,7 +6,7 @@ B batch, L new tokens, T tokens seen.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Launch:
         places_BT: Their places, int32; those from `pasts` on mean nothing.
         targets_N: Slots for what follows the first N sequences, int64; None keeps nothing.
         places_NL: Places for the new tokens of these, int64.
+        copies: The same on other devices.
     """
 
     sources_B: Tensor
@@ -58,14 +59,17 @@ class Launch:
     places_BT: Tensor
     targets_N: Tensor | None = None
     places_NL: Tensor | None = None
+    copies: dict[torch.device, "Launch"] = field(default_factory=dict, init=False)
 
     def to(self, device: torch.device) -> "Launch":
         """The same on the device of a block."""
         if self.sources_B.device == device:
             return self
-        tensors = (getattr(self, field.name) for field in fields(self))
-        moved: list[Any] = [None if x is None else x.to(device) for x in tensors]
-        return Launch(*moved)
+        if device not in self.copies:
+            tensors = (getattr(self, each.name) for each in fields(self) if each.init)
+            moved: list[Any] = [None if x is None else x.to(device) for x in tensors]
+            self.copies[device] = Launch(*moved)
+        return self.copies[device]
 
 
 class Pool:
@@ -159,7 +163,7 @@ def _mapped(function: Callable[..., Tensor], pasts: Sequence[Past | None]) -> Pa
     if isinstance(first, Tensor):
         return function(*pasts)
     if is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in fields(first)]
+        names = [each.name for each in fields(first)]
         return replace(
             first, **{name: _mapped(function, [getattr(p, name) for p in pasts]) for name in names}
         )

@@ -166,10 +166,17 @@ class Prefix:
         self.logprob = 0.0
         self.logprobs: Floats | None = None  # up to each base of this piece; only of chunks
         self.slot = NOT_READ
-        self.places = NO_PLACES  # of all tokens
+        self.places = NO_PLACES  # of the tokens of this piece
         self.batch = 0  # the last one that asked for it
         self.children: dict[bytes, Prefix] = {}
         self.suffixes: dict[bytes, Suffix] = {}
+
+    def put_places(self, places_T: npt.NDArray[np.int32]) -> None:
+        """Write the places of all its tokens to the beginning of an array."""
+        piece: Prefix = self
+        while piece.before is not None:
+            places_T[piece.before.length : piece.length] = piece.places
+            piece = piece.before
 
 
 class Suffix:
@@ -361,7 +368,7 @@ class Packer:
                 gone += child.children.values()
                 if child.slot > 0:
                     self._free_slots.append(child.slot)
-                    free.append(child.places[child.length - len(child.bases) :])
+                    free.append(child.places)
             stale = [each for each in prefix.suffixes.items() if each[1].batch != self._batch]
             for bases, _ in stale:
                 del prefix.suffixes[bases]
@@ -427,7 +434,10 @@ class Packer:
         for index, (bases, before) in enumerate(zip(letters, befores, strict=True)):
             ids_BL[index, : len(bases)] = np.frombuffer(bases, np.uint8)
             numbers_3B[:, index] = len(bases), before.slot, before.length
-            places_BT[index, : len(before.places)] = before.places
+            if index and before is befores[index - 1]:
+                places_BT[index] = places_BT[index - 1]
+            elif self._uses_places:
+                before.put_places(places_BT[index])
         targets_N = places_NL = None
         prefixes = [row for row in rows if isinstance(row, Prefix)]
         if prefixes:
@@ -439,8 +449,8 @@ class Packer:
             taken, self._free_places = _split(self._free_places, len(prefixes) * length)
             own_NL = taken.reshape(len(prefixes), length)
             places_NL = self._on_device(own_NL.astype(np.int64))
-            for prefix, before, own_L in zip(prefixes, befores, own_NL, strict=True):
-                prefix.places = np.concatenate([before.places, own_L])
+            for prefix, own_L in zip(prefixes, own_NL, strict=True):
+                prefix.places = own_L
         lengths_B, sources_B, pasts_B = self._on_device(numbers_3B)
         launch = Launch(sources_B, pasts_B.int(), self._on_device(places_BT), targets_N, places_NL)
         logprobs_BL = self._logprobs(self._on_device(ids_BL).long(), lengths_B, launch)

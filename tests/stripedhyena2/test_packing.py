@@ -173,6 +173,7 @@ def test_a_launch_follows_a_block_to_its_device() -> None:
     launch = Launch(numbers, numbers.int(), numbers[None].int())
     assert launch.to(torch.device("cpu")) is launch
     moved = launch.to(torch.device("meta"))
+    assert launch.to(torch.device("meta")) is moved
     assert moved.places_BT.is_meta
     assert moved.targets_N is None
 
