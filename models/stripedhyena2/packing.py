@@ -366,6 +366,8 @@ class Packer:
             while gone:
                 child = gone.pop()
                 gone += child.children.values()
+                child.children.clear()  # so that nothing refers to itself, and memory is free now
+                child.suffixes.clear()
                 if child.slot > 0:
                     self._free_slots.append(child.slot)
                     free.append(child.places)

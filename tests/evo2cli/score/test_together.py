@@ -78,6 +78,8 @@ def test_a_gpu_that_reads_while_more_is_asked_for_changes_nothing(
     monkeypatch.setattr(Packer, "runs_ahead", True)
     monkeypatch.setattr("stripedhyena2.packing.MOST_TOKENS", 0)  # a few launches are a batch
     assert list(score_records(some, scorer_of(model, genome, windows))) == at_once
+    monkeypatch.setattr(Packer, "is_full", True)  # nor does a memory that holds one record
+    assert list(score_records(some, scorer_of(model, genome, windows))) == at_once
 
 
 def test_a_run_that_is_resumed_reads_the_rest_together(
