@@ -8,9 +8,9 @@ what follows it and rows do not see each other.
 
 The shape depends on the length of the row alone, and a row has the same bits wherever it stands in
 a launch of a shape: the kernels compute rows apart, and the matrix products of a GPU sum every row
-in the same order. So a log-likelihood does not depend on what else is read. Products on a CPU may
-not have that property (MKL's fp64 ones have it where rows start at multiples of 8, but not at 17),
-and a short row keeps a CPU busy: there every launch is one sequence, and nothing is padded.
+in the same order. So a log-likelihood does not depend on what else is read. Products on a CPU do not
+all have that property (in fp64, a row of 17 tokens among five has other bits at other places by
+MKL), and a short row keeps a CPU busy: there every launch is one sequence, and nothing is padded.
 
 B sequences of a launch, L tokens of a row, V vocabulary.
 """
