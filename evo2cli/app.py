@@ -20,6 +20,7 @@ from evo2cli.commands import (
     merge_adapter,
     plan,
     predict,
+    report,
     saturate,
     score,
     serve,
@@ -65,6 +66,7 @@ app.command(cls=score.Score, rich_help_panel=_USE)(score.score)
 app.command(cls=Command, rich_help_panel=_USE)(saturate.saturate)
 app.command(cls=Command, rich_help_panel=_USE)(track.track)
 app.command(cls=Command, rich_help_panel=_USE)(merge.merge)
+app.command(cls=Command, rich_help_panel=_USE)(report.report)
 app.command(cls=Command, rich_help_panel=_USE)(embed.embed)
 app.command(cls=Command, rich_help_panel=_USE)(generate.generate)
 app.command(cls=Command, rich_help_panel=_USE)(predict.predict)

@@ -1,7 +1,8 @@
 """How well scores separate positives from negatives: AUROC and average precision, with intervals.
 
 Both depend only on how many positives and negatives have each distinct score, so they are computed
-from these counts: one row for what was measured, and one for each bootstrap resample.
+from these counts: one row for what was measured, and one for each bootstrap resample. A mean of any
+values has its interval by `mean_estimate`.
 
 B rows, U distinct scores in ascending order.
 """
@@ -93,7 +94,7 @@ def rank(
     """
     positives_U, negatives_U = count_levels(scores, positive)
     areas, precisions = [], []
-    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    generator = _generator(seed, name)
     batch = max(1, max_counts // len(positives_U))
     for start in range(0, RESAMPLES, batch):
         size = min(batch, RESAMPLES - start)
@@ -109,6 +110,32 @@ def rank(
         _estimate(area_under_roc(*measured), areas),
         _estimate(average_precision(*measured), precisions),
     )
+
+
+def mean_estimate(values: Sequence[float], *, seed: int = 0, name: str = "") -> Estimate:
+    """The mean of values, with the 95 % interval of a bootstrap of them.
+
+    The order of the values does not matter.
+
+    Args:
+        values: At least one finite number.
+        seed: Seed of the resamples.
+        name: Different names give different resamples.
+    """
+    levels_U, counts_U = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    generator = _generator(seed, name)
+    batch = max(1, MAX_COUNTS // len(levels_U))
+    means = []
+    for start in range(0, RESAMPLES, batch):
+        size = min(batch, RESAMPLES - start)
+        counts_BU = generator.multinomial(len(values), counts_U / len(values), size=size)
+        means.append(counts_BU @ levels_U / len(values))
+    return _estimate(np.array([counts_U @ levels_U / len(values)]), means)
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    """Random numbers that depend on the seed and the name alone."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
 
 
 def _estimate(measured_B: Values, resampled: Sequence[Values]) -> Estimate:

@@ -19,10 +19,10 @@ FLOORS = {
 ROOMS = {
     "evo2cli": [
         *("errors", "processes", "workers", "console", "options", "lengths", "files", "tables"),
-        *("ranking", "journal", "figures"),
+        *("pages", "ranking", "journal", "figures"),
         *("genome", "data", "models", "gpus", "devices", "training", "plan", "launch"),
         *("tokenize", "train", "score", "saturate", "track", "merge", "embed", "generate"),
-        *("finetune", "predict", "eval", "extend", "info", "convert", "merge_adapter"),
+        *("finetune", "predict", "eval", "report", "extend", "info", "convert", "merge_adapter"),
         *("fetch", "doctor", "compat", "hf", "serve"),
         *("commands", "app", "__main__"),
     ],

@@ -203,6 +203,8 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
         "assert stripedhyena2.load('nano').config == shape\n"
         "from stripedhyena2.checkpoint.published import published_config\n"
         "assert published_config('evo2_40b').depth == 50\n"
+        "from evo2cli.pages import read_asset\n"
+        "assert all(map(read_asset, ('serve.html', 'report.html', 'style.css', 'dom.js')))\n"
         "print(evo2cli.__file__)\n"
     )
     result = subprocess.run(

@@ -10,6 +10,8 @@ from evo2cli.errors import UserError
 from evo2cli.eval.labels import Preset
 from evo2cli.eval.options import (
     ContextOptions,
+    ContinuationOptions,
+    DMSOptions,
     NeedleOptions,
     PairsOptions,
     TaskOptions,
@@ -77,9 +79,10 @@ def variants(options: VariantsOptions) -> None:
 def needle(options: NeedleOptions) -> None:
     """Recall of a needle in a haystack, by length and depth.
 
-    A random needle replaces bases of a haystack. At the end of the text its first half is given
-    again, and the model predicts the second half. Copy accuracy is 0.25 by chance; the likelihood
-    gap, in nats per base, is how much having read the needle helps, 0 by chance.
+    A random needle, a key and a value, replaces bases of a haystack. At the end of the text the key
+    is given again, and the model predicts the value. Copy accuracy is 0.25 by chance; the
+    likelihood gap, in nats per base, is how much having read the needle helps, 0 by chance. The
+    haystack may hold near copies of the key, and the needle mutated or as its reverse complement.
     """
     from evo2cli.eval.needle import find_needles, needle_page
 
@@ -103,6 +106,21 @@ def context(options: ContextOptions) -> None:
 
 
 @app.command(cls=Command)
+@takes(ContinuationOptions)
+def continuation(options: ContinuationOptions) -> None:
+    """Measure how many of the next bases a model finds, by the length of the context.
+
+    The model reads a context and writes the likeliest bases after it; shown is the share that
+    equals what follows, for each group, with 95 % bootstrap intervals over windows, beside a Markov
+    model that is counted from the context alone. --plot draws the curves.
+    """
+    from evo2cli.eval.continuation import continuation_page, evaluate_continuation
+
+    result = evaluate_continuation(options)
+    _show(result, continuation_page, as_json=options.json)
+
+
+@app.command(cls=Command)
 @takes(PairsOptions)
 def pairs(options: PairsOptions) -> None:
     """Measure how often a real sequence is likelier than a perturbed one.
@@ -115,6 +133,21 @@ def pairs(options: PairsOptions) -> None:
 
     result = evaluate_pairs(options)
     _show(result, pairs_page, as_json=options.json)
+
+
+@app.command(cls=Command)
+@takes(DMSOptions)
+def dms(options: DMSOptions) -> None:
+    """Measure how well deltas of a coding sequence follow a deep mutational scan.
+
+    Variants of a protein, such as A123T, are put into its coding sequence as codons. EVO2_DELTA is
+    the log-likelihood with them minus that without. Spearman's correlation with the measured scores
+    and AUROC of the labels, each with a 95 % bootstrap interval, as ProteinGym defines them.
+    """
+    from evo2cli.eval.dms import dms_page, evaluate_dms
+
+    result = evaluate_dms(options)
+    _show(result, dms_page, as_json=options.json)
 
 
 @app.command(cls=Command)

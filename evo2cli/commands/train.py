@@ -14,7 +14,8 @@ def train(options: TrainOptions) -> None:
         write_plan(options)
         return
     from evo2cli.finetune.run import tune
-    from evo2cli.train.run import read_run, summary_line, train_recipe
+    from evo2cli.train.run import summary_line, train_recipe
+    from evo2cli.training.recipe_file import read_run
 
     recipe, path = read_run(options)
     if recipe.finetune is not None:

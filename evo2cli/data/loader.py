@@ -13,6 +13,7 @@ import numpy as np
 from evo2cli.data.cuts import Cut, DocumentCut, Packing, StreamCut
 from evo2cli.data.documents import PAD, Bytes, Documents
 from evo2cli.data.order import Mixture, OnePool, Order, hashed, keyed_number
+from evo2cli.data.repeats import MIN_LENGTH, Repeats
 from evo2cli.data.tags import Flags, find_tags
 
 # Number of bytes before and after a window in which the rest of its first and last piece of text is
@@ -61,9 +62,12 @@ class WindowLoader:
         packing: Whether windows run across documents.
         reverse_complement: Whether each window is reverse complemented with probability 1/2.
         mask_tags: Whether bytes of tags are excluded as targets.
+        repeats: Probability that a window gets a copy of an earlier piece of itself, see `Repeats`.
+        inverted_repeats: Share of the copies that are reverse complements of their piece.
 
     Raises:
-        ValueError: A source has no window, or there are not as many weights as sources.
+        ValueError: A source has no window, there are not as many weights as sources, or a window
+            is too short for a repeat.
     """
 
     def __init__(
@@ -77,12 +81,17 @@ class WindowLoader:
         packing: Packing = "stream",
         reverse_complement: bool = True,
         mask_tags: bool = True,
+        repeats: float = 0.0,
+        inverted_repeats: float = 0.0,
     ) -> None:
         if weights is not None and len(documents) != len(weights):
             raise ValueError(f"{len(documents)} sources, but {len(weights)} weights")
         self._documents = list(documents)
         self._length, self._sequences, self._seed = length, sequences, seed
         self._reverse_complement, self._mask_tags = reverse_complement, mask_tags
+        self._repeats = Repeats(repeats, inverted_repeats, seed) if repeats else None
+        if repeats and length < MIN_LENGTH:
+            raise ValueError(f"a window of {length} is too short for repeats; {MIN_LENGTH} is not")
         self._cuts = [_cut(source, packing, length, shifted=True) for source in documents]
         counts = [cut.count for cut in self._cuts]
         if not all(counts):
@@ -127,6 +136,8 @@ class WindowLoader:
             length=self._length,
             mask_tags=self._mask_tags,
         )
+        if self._repeats is not None:
+            self._repeats.put(windows.tokens, windows.masked, samples)
         if self._reverse_complement:
             coins = hashed(np.uint64(keyed_number(self._seed, "strand")), samples)
             windows.reverse[coins % 2 == 0] = False

@@ -12,6 +12,7 @@ import json
 import shutil
 from array import array
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -78,6 +79,21 @@ class Split:
     offsets: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class DocumentFacts:
+    """What is recorded of a document.
+
+    Attributes:
+        name: Name of its record.
+        source: Name of its file.
+        sha256: Its `content_sha256`.
+    """
+
+    name: str
+    source: str
+    sha256: str
+
+
 class TokenSet:
     """A folder that `evo2 tokenize` wrote.
 
@@ -139,6 +155,22 @@ class TokenSet:
                 f"says {size:,} in {documents:,}; tokenize again"
             )
         return Split(np.memmap(file, np.uint8, "r"), offsets)
+
+    def documents(self) -> Iterator["DocumentFacts"]:
+        """What is recorded of each document, in the order of the inputs.
+
+        Raises:
+            UserError: The record cannot be read.
+        """
+        file = self.folder / DOCUMENTS
+        try:
+            with file.open(encoding="utf-8", newline="\n") as rows:
+                next(rows)
+                for row in rows:
+                    _, _, name, source, _, _, sha256 = row.rstrip("\n").split("\t")
+                    yield DocumentFacts(name, source, sha256)
+        except (OSError, ValueError, StopIteration) as error:
+            raise UserError(f"{file}: cannot be read ({error}); tokenize again") from None
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,18 @@
-"""Variants and what is known of them, read into memory; they may be scored or not.
+"""Variants and what is known of them, read one by one or into memory; they may be scored or not.
 
 `evo2cli.genome.vcf` reads VCFs that will be written again, and refuses those that were scored.
 """
 
 import re
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.formats import recognised
 from evo2cli.genome.source import first_bytes
-from evo2cli.genome.variant_table import is_table, read_table
+from evo2cli.genome.variant_table import VariantTable, is_table, read_table
 from evo2cli.genome.vcf import is_variants, read_vcf_lines
 
 _COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO
@@ -36,6 +37,7 @@ class Annotated:
         reference: REF.
         alternates: Alleles of ALT.
         info: Values by INFO key, or by column of a table, as text; "" for a flag.
+        identifier: ID; "." if there is none.
     """
 
     contig: str
@@ -43,6 +45,7 @@ class Annotated:
     reference: str
     alternates: tuple[str, ...]
     info: dict[str, str]
+    identifier: str = "."
 
     def values(self, key: str, declared: Declaration | None) -> list[str | None]:
         """The value of each alternate allele; None where it is missing or a dot.
@@ -63,19 +66,28 @@ class Annotated:
 
 
 @dataclass
-class AnnotatedFile:
-    """A VCF or a table in memory.
+class AnnotatedHeader:
+    """What a VCF or a table says before its records.
 
     Attributes:
         place: Where the values of a record stand: INFO, or the table.
         meta: Values of `##key=value` lines; the last one of each key.
-        declared: Declarations of INFO keys.
-        records: Records in the order of the file.
+        declared: Declarations of INFO keys, or the columns of a table.
     """
 
     place: str = "INFO"
     meta: dict[str, str] = field(default_factory=dict)
     declared: dict[str, Declaration] = field(default_factory=dict)
+
+
+@dataclass
+class AnnotatedFile(AnnotatedHeader):
+    """A VCF or a table in memory.
+
+    Attributes:
+        records: Records in the order of the file.
+    """
+
     records: list[Annotated] = field(default_factory=list)
 
     def has(self, key: str) -> bool:
@@ -97,52 +109,65 @@ def read_annotated(path: Path, *, shift: int = 0) -> AnnotatedFile:
     Raises:
         UserError: The file cannot be read, or is none of these.
     """
+    with open_annotated(path, shift=shift) as (header, records):
+        return AnnotatedFile(header.place, header.meta, header.declared, list(records))
+
+
+@contextmanager
+def open_annotated(
+    path: Path, *, shift: int = 0
+) -> Iterator[tuple[AnnotatedHeader, Iterator[Annotated]]]:
+    """As `read_annotated`, but yield what stands before the records, and the records one by one.
+
+    Raises:
+        UserError: Here or while records are read, as there.
+    """
     if is_table(path):
-        return _read_table(path, shift)
+        table = read_table(path, shift=shift)
+        declared = dict.fromkeys(table.others, Declaration("1", ""))
+        yield AnnotatedHeader("the table", declared=declared), _read_rows(table)
+        return
     if not is_variants(path):
         verdict = recognised(first_bytes(path).lstrip())
         raise UserError(f"{path}: {verdict or 'is neither a VCF nor a table of variants'}")
-    file, in_body = AnnotatedFile(), False
     with closing(read_vcf_lines(path)) as lines:
-        for number, line in enumerate(lines, start=1):
-            text = line.decode(errors="replace").rstrip("\r\n")
-            if in_body:
-                if text.strip():
-                    file.records.append(_parse_record(path, number, text))
-            elif text.startswith("#CHROM\t"):
-                in_body = True
-            elif text.lstrip("\ufeff").startswith("##"):
-                _parse_header_line(file, text)
-            else:
-                raise UserError(f"{path}: line {number} is neither a ## line nor #CHROM; not a VCF")
-    if not in_body:
-        raise UserError(f"{path}: has no #CHROM line, so this is not a complete VCF")
-    return file
+        numbered = enumerate((line.decode(errors="replace").rstrip("\r\n") for line in lines), 1)
+        header = _read_header(path, numbered)
+        yield header, (_parse_record(path, *line) for line in numbered if line[1].strip())
 
 
-def _read_table(path: Path, shift: int) -> AnnotatedFile:
+def _read_header(path: Path, lines: Iterator[tuple[int, str]]) -> AnnotatedHeader:
+    """Read up to the line of column names."""
+    header = AnnotatedHeader()
+    for number, text in lines:
+        if text.startswith("#CHROM\t"):
+            return header
+        if not text.lstrip("\ufeff").startswith("##"):
+            raise UserError(f"{path}: line {number} is neither a ## line nor #CHROM; not a VCF")
+        _parse_header_line(header, text)
+    raise UserError(f"{path}: has no #CHROM line, so this is not a complete VCF")
+
+
+def _read_rows(table: VariantTable) -> Generator[Annotated, None, None]:
     """All rows of a table; a cell holds one value, which all alleles of the row share."""
-    table = read_table(path, shift=shift)
-    file = AnnotatedFile("the table", declared=dict.fromkeys(table.others, Declaration("1", "")))
     for record in table.records:
         cells = zip(table.others, record.others, strict=True)
         info = {name: str(cell) for name, cell in cells if cell not in (None, "")}
         reference, *alternates = (
             allele.decode(errors="replace") for allele in (record.reference, *record.alternates)
         )
-        file.records.append(
-            Annotated(record.contig, record.start, reference, tuple(alternates), info)
+        yield Annotated(
+            record.contig, record.start, reference, tuple(alternates), info, record.identifier
         )
-    return file
 
 
-def _parse_header_line(file: AnnotatedFile, line: str) -> None:
+def _parse_header_line(header: AnnotatedHeader, line: str) -> None:
     if declared := _DECLARED.match(line):
-        file.declared[declared[1]] = Declaration(declared[2], declared[3])
+        header.declared[declared[1]] = Declaration(declared[2], declared[3])
         return
     key, _, value = line[2:].partition("=")
     if not value.startswith("<"):
-        file.meta[key] = value
+        header.meta[key] = value
 
 
 def _parse_record(path: Path, number: int, line: str) -> Annotated:
@@ -157,4 +182,4 @@ def _parse_record(path: Path, number: int, line: str) -> Annotated:
         if key not in ("", "."):
             info[key] = value
     alternates = tuple(columns[4].split(","))
-    return Annotated(columns[0], int(columns[1]) - 1, columns[3], alternates, info)
+    return Annotated(columns[0], int(columns[1]) - 1, columns[3], alternates, info, columns[2])

@@ -71,7 +71,7 @@ def read_context(
         UserError: The genome, a model or an output cannot be used.
         NonFiniteError: A log-likelihood is not a finite number.
     """
-    check_outputs(options)
+    check_outputs(options, options.genome)
     other_identity: str | None = None
     other_losses: list[list[float]] | None = None
     with Reference.open(options.genome) as genome:

@@ -1,4 +1,4 @@
-"""Reproducible random DNA: random bases, and random windows of a genome.
+"""Reproducible random DNA: random bases, substitutions, and random windows of a genome.
 
 A draw is a function of its labels alone: it is read from a hash of them, so it is the same on every
 machine and with every library version, and no draw depends on another.
@@ -27,6 +27,22 @@ def draw_bases(count: int, *labels: Label) -> bytes:
     octets = np.frombuffer(digest, np.uint8)
     codes = octets[:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
     return bytes(np.frombuffer(ACGT, np.uint8)[codes.reshape(-1)[:count]])
+
+
+def draw_substitutions(bases: bytes, count: int, *labels: Label) -> bytes:
+    """The bases with `count` of them replaced by others: at Hamming distance `count`.
+
+    Args:
+        bases: A, C, G and T.
+        count: At most as many as there are bases.
+        labels: Different labels give different places and bases.
+    """
+    places = sorted(range(len(bases)), key=lambda place: keyed_number(*labels, "place", place))
+    found = bytearray(bases)
+    for place in places[:count]:
+        others = ACGT.replace(bases[place : place + 1], b"")
+        found[place] = others[keyed_number(*labels, "base", place) % len(others)]
+    return bytes(found)
 
 
 def draw_window(genome: Reference, path: Path, length: int, *labels: Label) -> bytes:

@@ -1,7 +1,11 @@
 """`evo2 eval needle`: does a model recall a needle from its haystack? docs/eval.md defines it.
 
-    text  = haystack that contains the needle + the needle again        `length` bases in all
-    asked : the last bases of the second needle, each given everything before it
+    needle = key + value
+    text   = haystack that contains the needle + the needle again       `length` bases in all
+    asked  : the value of the second needle, each base given everything before it
+
+The haystack may hold the needle as its reverse complement or mutated, and near copies of the key
+with other values.
 
 L tokens, V vocabulary.
 """
@@ -9,8 +13,8 @@ L tokens, V vocabulary.
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -19,15 +23,24 @@ from rich.text import Text
 from torch import Tensor
 
 from evo2cli import __version__, console
-from evo2cli.eval.draws import draw_bases, draw_window
-from evo2cli.eval.options import NeedleOptions
+from evo2cli.data.order import keyed_number
+from evo2cli.eval.draws import Label, draw_bases, draw_substitutions, draw_window
+from evo2cli.eval.options import MUTATION_RATE, Distractors, Hidden, NeedleOptions
 from evo2cli.eval.plots import draw_needle
-from evo2cli.eval.report import check_outputs, format_length, mean_columns, write_table
+from evo2cli.eval.report import (
+    cells_by_distractors,
+    check_outputs,
+    estimate_columns,
+    format_length,
+    mean_columns,
+    write_table,
+)
 from evo2cli.files import locks_output
-from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import open_journal
 from evo2cli.models import open_model
+from evo2cli.ranking import RESAMPLES, mean_estimate
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2, scoring
 from stripedhyena2.fingerprint import fingerprint
@@ -39,15 +52,19 @@ DrawHaystack = Callable[[int, int], bytes]  # called with a length and the index
 
 @dataclass(frozen=True)
 class Trial:
-    """A haystack, and a needle that is hidden in it and repeated behind it."""
+    """A haystack, and a needle that is hidden in it and repeated behind it.
+
+    Attributes:
+        haystack: Bases before the second needle.
+        needle: Key and value.
+        num_asked: Bases of the value, which is predicted; the key is given.
+        hidden: What the haystack holds in the place of the first needle, as long as it.
+    """
 
     haystack: bytes
     needle: bytes
-
-    @property
-    def num_asked(self) -> int:
-        """Bases to predict: the second half of the needle. The first half, the key, is given."""
-        return len(self.needle) // 2
+    num_asked: int
+    hidden: bytes
 
     @property
     def control(self) -> bytes:
@@ -63,10 +80,29 @@ class Trial:
         return round(depth / 100 * (len(self.haystack) - len(self.needle)))
 
     def text(self, depth: float) -> bytes:
-        """What the model reads: `control` with the needle in place of bases of the haystack."""
+        """What the model reads: `control` with `hidden` in place of bases of the haystack."""
         start = self.start(depth)
-        after = self.haystack[start + len(self.needle) :]
-        return self.haystack[:start] + self.needle + after + self.needle
+        after = self.haystack[start + len(self.hidden) :]
+        return self.haystack[:start] + self.hidden + after + self.needle
+
+    def distracted(self, depth: float, distractors: Sequence[bytes], *labels: Label) -> "Trial":
+        """The trial with distractors in the haystack, beside the place of the needle at a depth.
+
+        They replace bases at places that are multiples of their length away from the needle.
+
+        Args:
+            depth: Percent of the rest of the haystack that precedes the needle.
+            distractors: Each as long as the needle.
+            labels: Different labels give different places.
+        """
+        size, start = len(self.needle), self.start(depth)
+        before = range(start - size, -1, -size)
+        after = range(start + size, len(self.haystack) - size + 1, size)
+        places = sorted([*before, *after], key=lambda place: keyed_number(*labels, place))
+        haystack = bytearray(self.haystack)
+        for place, distractor in zip(places, distractors, strict=False):
+            haystack[place : place + size] = distractor
+        return replace(self, haystack=bytes(haystack))
 
 
 @locks_output
@@ -80,9 +116,11 @@ def find_needles(
         open_model: Opens the model, once everything else has been found to be in order.
 
     Returns:
-        evaluation, model, fingerprint, haystack, needle_length, key_length, repeats, seed, and
-        cells: for each length and depth the means of copy accuracy and of the likelihood gap (nats
-        per base) over the repeats, with standard errors (None for a single repeat).
+        evaluation, model, fingerprint, haystack, needle_length, key_length, hidden, mutation_rate
+        (None if not mutated), repeats, seed, resamples, and cells: for each length, set of
+        distractors and depth the means over the repeats of copy accuracy, of exact match (whether
+        all bases of a value are right) and of the likelihood gap (nats per base), with standard
+        errors (None for a single repeat) and 95 % bootstrap intervals.
 
     Raises:
         UserError: The haystack's genome does not suffice, or a file cannot be written.
@@ -108,9 +146,12 @@ def find_needles(
         "fingerprint": identity,
         "haystack": str(options.haystack) if options.haystack else "random DNA",
         "needle_length": options.needle_length,
-        "key_length": options.needle_length - options.needle_length // 2,
+        "key_length": options.num_key,
+        "hidden": options.hidden,
+        "mutation_rate": _mutation_rate(options),
         "repeats": options.repeats,
         "seed": options.seed,
+        "resamples": RESAMPLES,
         "cells": cells,
     }
     write_table(options.output, result, cells)
@@ -131,37 +172,116 @@ def _open_haystacks(options: NeedleOptions) -> Iterator[DrawHaystack]:
         )
 
 
+def _mutation_rate(options: NeedleOptions) -> float | None:
+    if options.hidden is not Hidden.MUTATED:
+        return None
+    return MUTATION_RATE if options.mutation_rate is None else options.mutation_rate
+
+
+def draw_trial(options: NeedleOptions, haystack: bytes, length: int, repeat: int) -> Trial:
+    """The trial of a repeat: a random needle for a haystack, and what of it is hidden there."""
+    labels = ("needle", options.seed, length, repeat)
+    needle = draw_bases(options.needle_length, *labels)
+    hidden = needle
+    if (rate := _mutation_rate(options)) is not None:
+        hidden = draw_substitutions(needle, round(rate * len(needle)), "mutated", *labels)
+    elif options.hidden is Hidden.REVCOMP:
+        hidden = reverse_complement(needle)
+    return Trial(haystack, needle, options.needle_length - options.num_key, hidden)
+
+
+def add_distractors(
+    trial: Trial, depth: float, distractors: Distractors, options: NeedleOptions, *labels: Label
+) -> Trial:
+    """The trial with near copies of the key in its haystack, each with a random value behind it.
+
+    They are reverse complements if the hidden needle is one.
+
+    Args:
+        trial: The trial without them.
+        depth: Where the needle will be.
+        distractors: How many, and how far from the key.
+        options: Of the needle.
+        labels: Different labels give different distractors.
+    """
+    key = trial.needle[: options.num_key]
+    copies = []
+    for index in range(distractors.number):
+        own = ("distractor", *labels, distractors.distance or 0, index)
+        other = draw_substitutions(key, distractors.distance or 0, *own)
+        copy = other + draw_bases(trial.num_asked, *own)
+        copies.append(reverse_complement(copy) if options.hidden is Hidden.REVCOMP else copy)
+    return trial.distracted(depth, copies, "place", *labels)
+
+
 def _measure_cells(
     model: StripedHyena2, identity: str, options: NeedleOptions, draw_haystack: DrawHaystack
 ) -> Iterator[Row]:
-    """Measure every cell; all depths of a length share haystacks, needles and controls."""
+    """Measure every cell.
+
+    Without distractors all depths of a length share haystacks, needles and controls. With them,
+    each depth has its own haystack and control, because a needle must not lie on a distractor.
+    """
     size, seed, depths = options.needle_length, options.seed, options.needle_depths
-    num_bases = 0
-    for length in options.text_lengths:
-        blank = Trial(bytes(length - size), bytes(size))
-        num_bases += length + sum(length - _branch(blank, depth) for depth in depths)
-    settings = ["evo2 eval needle", __version__, identity, size, seed, depths]
+    settings = [
+        *("evo2 eval needle", __version__, identity, size, seed, depths),
+        *(options.num_key, options.hidden, _mutation_rate(options)),
+    ]
     with (
         open_journal(options.output, settings) as recall,
-        console.progress("needle", num_bases * options.repeats, "bases") as bar,
+        console.progress("needle", _num_bases(options), "bases") as bar,
     ):
-        for length in options.text_lengths:
+        for length, distractors in product(options.text_lengths, options.distractor_sets):
             measured = []
             for repeat in range(options.repeats):
-                haystack = draw_haystack(length - size, repeat)
-                trial = Trial(haystack, draw_bases(size, "needle", seed, length, repeat))
-                key = f"{length} {repeat} {zlib.crc32(trial.control):08x}"
-                measured.append(recall(key, partial(measure, model, trial, depths, bar.advance)))
+                trial = draw_trial(options, draw_haystack(length - size, repeat), length, repeat)
+
+                def compute(
+                    trial: Trial = trial,
+                    labels: tuple[int, ...] = (seed, length, repeat),
+                    distractors: Distractors = distractors,
+                ) -> list[tuple[float, float]]:
+                    if not distractors.number:
+                        return measure(model, trial, depths, bar.advance)
+                    found = []
+                    for depth in depths:
+                        own = add_distractors(trial, depth, distractors, options, *labels)
+                        found += measure(model, own, [depth], bar.advance)
+                    return found
+
+                kind = f"{distractors.number}:{distractors.distance}"
+                key = f"{length} {kind} {repeat} {zlib.crc32(trial.control):08x}"
+                measured.append(recall(key, compute))
                 bar.note({"length": f"{length:,}", "repeat": f"{repeat + 1}/{options.repeats}"})
             for depth, pairs in zip(depths, zip(*measured, strict=True), strict=True):
                 accuracies, gaps = zip(*pairs, strict=True)
-                yield {
+                columns = {
+                    "accuracy": accuracies,
+                    "exact": [float(accuracy == 1) for accuracy in accuracies],
+                    "gap": gaps,
+                }
+                row: Row = {
                     "length": length,
                     "depth": depth,
+                    "distractors": distractors.number,
+                    "distance": distractors.distance,
                     "repeats": options.repeats,
-                    **mean_columns("accuracy", accuracies),
-                    **mean_columns("gap", gaps),
                 }
+                for column, values in columns.items():
+                    estimate = mean_estimate(values, seed=seed, name=f"{length} {depth} {kind}")
+                    row |= estimate_columns(column, estimate) | mean_columns(column, values)
+                yield row
+
+
+def _num_bases(options: NeedleOptions) -> int:
+    """Bases that all cells take to read."""
+    size, depths = options.needle_length, options.needle_depths
+    total = 0
+    for length, distractors in product(options.text_lengths, options.distractor_sets):
+        blank = Trial(bytes(length - size), bytes(size), 1, bytes(size))
+        texts = sum(length - _branch(blank, depth) for depth in depths)
+        total += texts + length * (len(depths) if distractors.number else 1)
+    return total * options.repeats
 
 
 def measure(
@@ -229,13 +349,27 @@ def needle_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `find_needles`: a row for each depth, a column for each length."""
     cells, repeats = result["cells"], result["repeats"]
     title = f"{result['model']}, {repeats} haystacks for each length, of {result['haystack']}"
-    return Group(
-        Text(title, style="bold"),
-        Text(f"\ncopy accuracy, chance 0.25{_errors('accuracy', cells)}"),
-        _grid("accuracy", cells),
-        Text(f"\nlikelihood gap, nats per base, chance 0{_errors('gap', cells)}"),
-        _grid("gap", cells),
-    )
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    hidden = {
+        Hidden.EXACT: "",
+        Hidden.REVCOMP: "reverse complement of the needle",
+        Hidden.MUTATED: f"needle with {result['mutation_rate']} of its bases substituted",
+    }[Hidden(result["hidden"])]
+    if hidden:
+        parts.append(Text(f"hidden: {hidden}"))
+    sets = cells_by_distractors(cells)
+    for kind, own in sets.items():
+        if kind.number or len(sets) > 1:
+            parts.append(Text(f"\n{kind}", style="bold"))
+        parts += [
+            Text(f"\ncopy accuracy, chance 0.25{_errors('accuracy', own)}"),
+            _grid("accuracy", own),
+            Text(f"\nexact match{_errors('exact', own)}"),
+            _grid("exact", own),
+            Text(f"\nlikelihood gap, nats per base, chance 0{_errors('gap', own)}"),
+            _grid("gap", own),
+        ]
+    return Group(*parts)
 
 
 def _errors(name: str, cells: Sequence[dict[str, Any]]) -> str:

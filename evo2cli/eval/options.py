@@ -1,8 +1,10 @@
 """Options of `evo2 eval`."""
 
+import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar, NamedTuple
 
 import typer
 
@@ -12,7 +14,37 @@ from evo2cli.lengths import parse_length
 from evo2cli.options import DeviceOptions, DType, JSONOptions, ModelOptions, Options, Strand
 from evo2cli.score.options import AlleleOptions, GenomeOptions, Quantity, TableOptions
 
-MIN_NEEDLE = 32  # bases; its first half, 16, is by chance nowhere in a million random bases
+DEFAULT_WINDOWS = 100  # of `evo2 eval continuation`, from each FASTA
+MIN_KEY = 16  # bases, which are by chance nowhere in a million random bases
+MUTATION_RATE = 0.1
+
+
+class Hidden(StrEnum):
+    """What the haystack holds of a needle.
+
+    EXACT: the needle. REVCOMP: its reverse complement. MUTATED: the needle with substitutions.
+    """
+
+    EXACT = "exact"
+    REVCOMP = "revcomp"
+    MUTATED = "mutated"
+
+
+class Distractors(NamedTuple):
+    """Near copies of the key in a haystack, each with a value of its own.
+
+    Attributes:
+        number: How many there are.
+        distance: Hamming distance of their keys from that of the needle; None without any.
+    """
+
+    number: int
+    distance: int | None
+
+    def __str__(self) -> str:
+        if not self.number:
+            return "no distractors"
+        return f"{self.number} distractors at Hamming distance {self.distance}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +88,35 @@ class TextOptions(Options, panel="Needles and haystacks"):
         ),
     ] = None
     needle_length: Annotated[
-        int, typer.Option(help="Bases of a needle; the first half is the key.")
+        int, typer.Option(help="Bases of a needle: a key, and the value that is asked for.")
     ] = 100
+    key_length: Annotated[
+        int | None,
+        typer.Option(min=MIN_KEY, help="Bases of the key.", show_default="half of the needle"),
+    ] = None
+    hidden: Annotated[
+        Hidden,
+        typer.Option(
+            help="What the haystack holds: the needle, its reverse complement, or a mutated copy."
+        ),
+    ] = Hidden.EXACT
+    mutation_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the bases that --hidden mutated substitutes.",
+            show_default=str(MUTATION_RATE),
+        ),
+    ] = None
+    distractors: Annotated[
+        str,
+        typer.Option(
+            metavar="N:D",
+            help="Near copies of the key in the haystack, as number:Hamming distance, with commas: "
+            "0,8:4,8:2.",
+        ),
+    ] = "0"
     repeats: Annotated[int, typer.Option(min=1, help="Haystacks for each length.")] = 10
 
 
@@ -67,16 +126,27 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.needle_length < MIN_NEEDLE:
+        if self.key_length is None and self.needle_length < 2 * MIN_KEY:
             raise UserError(
                 f"--needle-length {self.needle_length}: half of it must be unique in a haystack; "
-                f"give {MIN_NEEDLE} or more"
+                f"give {2 * MIN_KEY} or more"
             )
+        if self.num_key >= self.needle_length:
+            raise UserError(
+                f"--key-length {self.key_length}: leaves no value in a needle of "
+                f"{self.needle_length} bases; raise --needle-length"
+            )
+        if self.mutation_rate is not None and self.hidden is not Hidden.MUTATED:
+            raise UserError(f"--mutation-rate {self.mutation_rate}: is of --hidden mutated")
+        most = max(each.number for each in self.distractor_sets)
+        # Distractors stand in places of the size of a needle to its left and right: two borders.
+        least = (most + 3 if most else 2) * self.needle_length
         for length in self.text_lengths:
-            if length < 2 * self.needle_length:
+            if length < least:
+                others = f", {most} distractors" if most else ""
                 raise UserError(
-                    f"--lengths {length}: too short for a needle of {self.needle_length} bases and "
-                    f"its copy; give {2 * self.needle_length} or more"
+                    f"--lengths {length}: too short for a needle of {self.needle_length} bases"
+                    f"{others} and its copy; give {least} or more"
                 )
         for depth in self.needle_depths:
             if not 0 <= depth <= 100:
@@ -86,6 +156,32 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
     def text_lengths(self) -> tuple[int, ...]:
         """`lengths`, ascending and each once."""
         return tuple(sorted({parse_length(text, "--lengths") for text in self.lengths.split(",")}))
+
+    @property
+    def num_key(self) -> int:
+        """Bases of the key."""
+        return self.key_length or self.needle_length - self.needle_length // 2
+
+    @property
+    def distractor_sets(self) -> tuple[Distractors, ...]:
+        """`distractors`, each once."""
+        found = {}
+        for text in self.distractors.split(","):
+            match = re.fullmatch(r"0|([1-9]\d{0,5}):(\d{1,5})", text.strip())
+            if match is None:
+                raise UserError(
+                    f"--distractors {text}: must be 0, or a number and a Hamming distance such as "
+                    "8:4"
+                )
+            number, distance = match[1], match[2]
+            if number and not 1 <= int(distance) <= self.num_key:
+                raise UserError(
+                    f"--distractors {text}: a key of {self.num_key} bases has copies at Hamming "
+                    f"distances from 1 to {self.num_key}"
+                )
+            each = Distractors(int(number), int(distance)) if number else Distractors(0, None)
+            found[each] = True
+        return tuple(found)
 
     @property
     def needle_depths(self) -> tuple[float, ...]:
@@ -196,6 +292,19 @@ class LabelOptions(Options, panel="Labels"):
             show_default="the first of CSQ, ANN, BCSQ, MC, CONSEQUENCE, EFFECT",
         ),
     ] = None
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEYS",
+            help="Also each group by these INFO keys, or columns, with commas, e.g. "
+            "region,variant_type.",
+        ),
+    ] = None
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The keys of `by`, each once."""
+        return tuple(dict.fromkeys(self.by.split(","))) if self.by else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +378,179 @@ class PairTableOptions(Options, panel="Pairs"):
 @dataclass(frozen=True, kw_only=True)
 class PairsOptions(EvalOptions, ModelOptions, PairTableOptions, without=("plot",)):
     """Options of `evo2 eval pairs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuedOptions(Options, panel="Windows"):
+    """The windows that a model continues."""
+
+    sources: Annotated[
+        tuple[Path, ...],
+        typer.Argument(
+            metavar="FILE",
+            rich_help_panel="Arguments",
+            help="FASTA files to draw windows from, each a group; or tables (TSV, CSV, Parquet, "
+            "JSON lines) of sequences, whose last bases are to be found.",
+        ),
+    ]
+    contexts: Annotated[
+        str,
+        typer.Option(
+            metavar="LENGTHS", help="Bases that the model reads first, with commas: 512,1k,15000."
+        ),
+    ] = "256,512,1k"
+    bases: Annotated[int, typer.Option(min=1, help="Bases to find.")] = 30
+    windows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows from each FASTA.", show_default=str(DEFAULT_WINDOWS)),
+    ] = None
+    column: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of the sequences in a table.")
+    ] = "sequence"
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Also each group, by this column of a table.",
+            show_default="by file",
+        ),
+    ] = None
+
+    @property
+    def context_lengths(self) -> tuple[int, ...]:
+        """`contexts`, ascending and each once."""
+        return tuple(sorted({parse_length(t, "--contexts") for t in self.contexts.split(",")}))
+
+    @property
+    def window_length(self) -> int:
+        """Bases of the longest context and of what is to be found."""
+        return max(self.context_lengths) + self.bases
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationOptions(EvalOptions, ModelOptions, ContinuedOptions):
+    """Options of `evo2 eval continuation`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources:
+            raise UserError("evo2 eval continuation needs a FASTA or a table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutantTableOptions(TableOptions, panel="Measurements"):
+    """A table of protein variants and what was measured of them."""
+
+    usual_label: ClassVar[str] = "DMS_score_bin"
+
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            rich_help_panel="Arguments",
+            help="Table (TSV, CSV, Parquet, JSON lines) of protein variants; scored first if it "
+            "has no EVO2_DELTA.",
+        ),
+    ]
+    mutant: Annotated[
+        str,
+        typer.Option(metavar="COLUMN", help="Column of the variants: A123T, or several, with ':'."),
+    ] = "mutant"
+    measured: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of the measured scores.")
+    ] = "DMS_score"
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of labels: 1 for high scores, 0 for low ones.",
+            show_default="DMS_score_bin, if there is one",
+        ),
+    ] = None
+
+
+class CodonChoice(StrEnum):
+    """Which codons stand for a new amino acid.
+
+    NEAREST: the one that changes the fewest bases; of several the first in the alphabet. ALL: every
+    one but that which is there, whose deltas are averaged.
+    """
+
+    NEAREST = "nearest"
+    ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodingOptions(Options, panel="Coding sequence"):
+    """The coding sequence of the protein, alone or in its genome."""
+
+    cds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="FASTA of the coding sequence; with --reference, GFF3 with its lines of type CDS.",
+        ),
+    ] = None
+    cds_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the record, or ID of the CDS.",
+            show_default="the only one",
+        ),
+    ] = None
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "-R",
+            "--reference",
+            metavar="FASTA",
+            help="Genome of the GFF3, for windows.",
+        ),
+    ] = None
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Bases in a window of the genome.",
+            show_default="8192, or the model's context if that is less",
+        ),
+    ] = None
+    codons: Annotated[
+        CodonChoice,
+        typer.Option(
+            help="Codons of a new amino acid: the one that changes the fewest bases, or the mean "
+            "over all."
+        ),
+    ] = CodonChoice.NEAREST
+    strand: Annotated[
+        Strand,
+        typer.Option(help="fwd reads as the gene is read; both takes the mean of the two."),
+    ] = Strand.FORWARD
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMSOptions(EvalOptions, ModelOptions, CodingOptions, MutantTableOptions, without=("plot",)):
+    """Options of `evo2 eval dms`."""
+
+    scored: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="Keep the table with EVO2_DELTA, as x.tsv.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window is not None and self.reference is None:
+            raise UserError(
+                f"--window {self.window}: is cut from a genome (--reference); a coding sequence "
+                "alone is read whole"
+            )
+        if self.scored is not None and self.scored == self.output:
+            raise UserError(f"--scored {self.scored}: is --output too; name another file")
 
 
 @dataclass(frozen=True, kw_only=True)

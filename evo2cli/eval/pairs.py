@@ -16,14 +16,14 @@ from rich.text import Text
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.eval.options import PairsOptions
-from evo2cli.eval.report import check_outputs, write_table
+from evo2cli.eval.report import check_outputs, estimate_columns, write_table
 from evo2cli.files import locks_output
 from evo2cli.genome.table import cell_text, open_table
 from evo2cli.genome.vcf import is_bases
 from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import open_journal
 from evo2cli.models import open_model
-from evo2cli.ranking import PERCENTILES, RESAMPLES
+from evo2cli.ranking import RESAMPLES, mean_estimate
 from evo2cli.tables import Row, rounded
 from stripedhyena2.dna import strand_of
 from stripedhyena2.fingerprint import fingerprint
@@ -53,7 +53,7 @@ def evaluate_pairs(options: PairsOptions) -> dict[str, Any]:
         UserError: The table or the model cannot be used.
         NonFiniteError: A log-likelihood is not a finite number.
     """
-    check_outputs(options)
+    check_outputs(options, options.source)
     pairs = read_pairs(options)
     model = open_model(options)
     identity = fingerprint(model.config, model.state_dict())
@@ -149,16 +149,11 @@ def group_row(name: str, differences: Sequence[tuple[float, float]], seed: int) 
     """
     values = np.asarray(differences)
     wins = (np.sign(values) + 1) / 2
-    generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
-    counts = [np.count_nonzero(wins[:, 0] == level) for level in (0, 0.5, 1)]
-    draws = generator.multinomial(len(wins), np.asarray(counts) / len(wins), size=RESAMPLES)
-    low, high = np.percentile(draws @ [0, 0.5, 1] / len(wins), PERCENTILES)
+    share = mean_estimate(wins[:, 0], seed=seed, name=name)
     return {
         "group": name,
         "pairs": len(wins),
-        "share": rounded(float(wins[:, 0].mean())),
-        "share_low": rounded(float(low)),
-        "share_high": rounded(float(high)),
+        **estimate_columns("share", share),
         "share_per_base": rounded(float(wins[:, 1].mean())),
         "difference": rounded(float(values[:, 0].mean())),
     }

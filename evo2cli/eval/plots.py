@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evo2cli.eval.labels import Allele
-from evo2cli.eval.report import format_length
+from evo2cli.eval.report import cells_by_distractors, format_length
 from evo2cli.figures import new_figure, save_figure
 from evo2cli.ranking import roc_curve
 
@@ -18,25 +18,33 @@ MAX_CURVES = 7  # more cannot be told apart in one panel
 
 
 def draw_needle(path: Path, result: Mapping[str, Any]) -> None:
-    """Two heat maps, depth by length: copy accuracy and likelihood gap.
+    """Two heat maps, depth by length, for each set of distractors: copy accuracy, likelihood gap.
 
     Raises:
         UserError: The figure cannot be written.
     """
-    figure = new_figure(1 + 2 * PANEL[0], PANEL[1])
-    left, right = figure.subplots(1, 2)
-    _heat_map(left, result, "accuracy", "copy accuracy", (0.25, 1))
-    # Perfect recall of one of four equally likely bases gains ln 4.
-    _heat_map(right, result, "gap", "likelihood gap, nats per base", (0, math.log(4)))
+    sets = cells_by_distractors(result["cells"])
+    figure = new_figure(1 + 2 * PANEL[0], PANEL[1] * len(sets))
+    panels = figure.subplots(len(sets), 2, squeeze=False)
+    for (left, right), (distractors, cells) in zip(panels, sets.items(), strict=True):
+        under = f"\n{distractors}" if len(sets) > 1 else ""
+        _heat_map(left, cells, "accuracy", f"copy accuracy{under}", (0.25, 1))
+        # Perfect recall of one of four equally likely bases gains ln 4.
+        title = f"likelihood gap, nats per base{under}"
+        _heat_map(right, cells, "gap", title, (0, math.log(4)))
     figure.suptitle(f"{result['model']}: needle in {result['haystack']}")
     save_figure(figure, path)
 
 
 def _heat_map(
-    axes: "Axes", result: Mapping[str, Any], name: str, title: str, limits: tuple[float, float]
+    axes: "Axes",
+    cells: Sequence[Mapping[str, Any]],
+    name: str,
+    title: str,
+    limits: tuple[float, float],
 ) -> None:
     """One heat map with its numbers; colours range from chance to perfect recall."""
-    values = {(cell["depth"], cell["length"]): cell[name] for cell in result["cells"]}
+    values = {(cell["depth"], cell["length"]): cell[name] for cell in cells}
     depths, lengths = (sorted({key[axis] for key in values}) for axis in (0, 1))
     rows = [[values[depth, length] for length in lengths] for depth in depths]
     image = axes.imshow(rows, aspect="auto", cmap="viridis", vmin=limits[0], vmax=limits[1])
@@ -76,6 +84,35 @@ def draw_context(path: Path, result: Mapping[str, Any]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(borders[1:], [format_length(border) for border in borders[1:]])
     axes.set(xlabel="position in the window", ylabel="loss, nats per base", title=result["genome"])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def draw_continuation(path: Path, result: Mapping[str, Any]) -> None:
+    """Share of right bases against the length of the context, with its interval as a band.
+
+    Raises:
+        UserError: The figure cannot be written.
+    """
+    figure = new_figure(1 + PANEL[0], PANEL[1])
+    axes = figure.subplots()
+    groups = list(dict.fromkeys(row["group"] for row in result["rows"]))[:MAX_CURVES]
+    for group in groups:
+        rows = [row for row in result["rows"] if row["group"] == group]
+        contexts = [row["context"] for row in rows]
+        [line] = axes.plot(contexts, [row["accuracy"] for row in rows], marker="o", label=group)
+        low, high = ([row[f"accuracy_{end}"] for row in rows] for end in ("low", "high"))
+        axes.fill_between(contexts, low, high, alpha=0.2, color=line.get_color())
+        markov = [row["markov"] for row in rows]
+        axes.plot(contexts, markov, color=line.get_color(), linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(contexts, [format_length(length) for length in contexts])
+    axes.set(
+        xlabel="context, bases",
+        ylabel=f"share of the next {result['bases']} bases",
+        title=f"{result['model']}; dotted: Markov model of the context",
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)

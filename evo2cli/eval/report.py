@@ -2,23 +2,27 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from evo2cli.eval.options import EvalOptions
+from evo2cli.eval.options import Distractors, EvalOptions
 from evo2cli.figures import check_plot
-from evo2cli.files import check_file, open_output
+from evo2cli.files import check_file, check_output, open_output
+from evo2cli.ranking import Estimate
 from evo2cli.tables import Row, mean_and_error, rounded, table_line
 
 
-def check_outputs(options: EvalOptions) -> None:
+def check_outputs(options: EvalOptions, *inputs: Path) -> None:
     """Refuse output files that could not be written, before any work.
 
     Raises:
-        UserError: A suffix is unknown, a folder is missing, or matplotlib is not installed.
+        UserError: A suffix is unknown, a folder is missing, matplotlib is not installed, or the
+            output would overwrite an input.
     """
     if options.output is not None:
         check_file(options.output, "--output", (".tsv", ".json"))
+        check_output(options.output, *inputs)
     check_plot(options.plot)
 
 
@@ -43,6 +47,33 @@ def mean_columns(name: str, values: Sequence[float]) -> Row:
     """Two columns of a table: `name`, the mean of `values`, and `name`_se, its standard error."""
     mean, error = mean_and_error(values)
     return {name: rounded(mean), f"{name}_se": None if error is None else rounded(error)}
+
+
+def estimate_columns(name: str, estimate: Estimate | None) -> Row:
+    """Three columns: `name`, `name`_low and `name`_high, its 95 % interval; None without one."""
+    names = (name, f"{name}_low", f"{name}_high")
+    if estimate is None:
+        return dict.fromkeys(names)
+    return dict(zip(names, map(rounded, astuple(estimate)), strict=True))
+
+
+def format_estimate(row: Mapping[str, Any], name: str, digits: int = 3) -> tuple[str, str]:
+    """An estimate of a row and its interval for people; a dash if it has none."""
+    value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
+    if value is None:
+        return "-", ""
+    return f"{value:z.{digits}f}", f"{low:z.{digits}f}-{high:z.{digits}f}"
+
+
+def cells_by_distractors(
+    cells: Sequence[dict[str, Any]],
+) -> dict[Distractors, list[dict[str, Any]]]:
+    """The cells of `evo2 eval needle`, by their distractors."""
+    found: dict[Distractors, list[dict[str, Any]]] = {}
+    for cell in cells:
+        distractors = Distractors(cell["distractors"], cell["distance"])
+        found.setdefault(distractors, []).append(cell)
+    return found
 
 
 def format_length(length: int) -> str:

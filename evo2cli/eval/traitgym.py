@@ -25,14 +25,12 @@ from evo2cli.errors import UserError
 from evo2cli.eval.options import TraitGymOptions
 from evo2cli.eval.report import check_outputs, write_table
 from evo2cli.genome.contig_names import plain_name
-from evo2cli.genome.table import cell_text, open_table
-from evo2cli.genome.vcf import Value
+from evo2cli.genome.table import cell_flag, cell_number, cell_text, open_table
 from evo2cli.ranking import PERCENTILES, RESAMPLES, area_under_roc, average_precision, count_levels
 from evo2cli.tables import Row, rounded
 
 EMBEDDING = "embedding_"
 SIGNS = {"llr": -1.0, "EVO2_DELTA": -1.0}  # the less likely, the more likely causal; others: +1
-_TRUE, _FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}
 PENALTIES = tuple(10.0**exponent for exponent in range(-8, 1))  # C of logistic regression
 FOLDS = 3  # of chromosomes, among those fitted on, to choose C
 MAX_ITERATIONS = 1000
@@ -66,7 +64,7 @@ def evaluate_traitgym(options: TraitGymOptions) -> dict[str, Any]:
     Raises:
         UserError: The table cannot be used, or scikit-learn is not installed.
     """
-    check_outputs(options)
+    check_outputs(options, options.source)
     found = read_labelled(options)
     chosen = [
         name for name in np.unique(found.chromosomes)
@@ -117,8 +115,8 @@ def read_labelled(options: TraitGymOptions) -> Labelled:
         chromosomes, positive, values, num_left_out = [], [], [], 0
         for number, row in table.rows:
             where = f"{path}: {table.unit} {number}"
-            is_positive = _label(where, options.label, row[index[options.label]])
-            numbers = [_number(where, name, row[index[name]]) for name in features]
+            is_positive = cell_flag(where, options.label, row[index[options.label]])
+            numbers = [cell_number(where, name, row[index[name]]) for name in features]
             if not all(map(math.isfinite, numbers)):
                 num_left_out += 1
                 continue
@@ -167,24 +165,6 @@ def _feature_columns(path: Path, names: Sequence[str], options: TraitGymOptions)
 
 def _of_embedding(names: Sequence[str], word: str) -> list[str]:
     return [name for name in names if word == "embedding" and name.startswith(EMBEDDING)]
-
-
-def _label(where: str, name: str, value: Value) -> bool:
-    text = cell_text(value).lower()
-    if text not in _TRUE | _FALSE:
-        raise UserError(f"{where}: {name} {text[:40]!r} is not a label: true or false, or 1 or 0")
-    return text in _TRUE
-
-
-def _number(where: str, name: str, value: Value) -> float:
-    """The number in a cell; NaN if it is missing."""
-    text = cell_text(value)
-    if text in ("", "."):
-        return math.nan
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{where}: {name} {text[:40]!r} is not a number") from None
 
 
 def _predictors(found: Labelled, chosen: Sequence[str]) -> dict[str, NDArray[np.float64]]:

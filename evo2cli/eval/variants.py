@@ -6,7 +6,6 @@ docs/eval.md defines it. The score of an allele is -EVO2_DELTA: the less likely,
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from evo2cli.eval.consequences import Consequence, consequences, find_key
 from evo2cli.eval.labels import Allele, Labels
 from evo2cli.eval.options import VariantsOptions
 from evo2cli.eval.plots import draw_ranking
-from evo2cli.eval.report import check_outputs, write_table
+from evo2cli.eval.report import check_outputs, estimate_columns, format_estimate, write_table
 from evo2cli.files import locks_output, temporary_folder
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.variant_table import is_table
@@ -29,7 +28,7 @@ from evo2cli.options import shared
 from evo2cli.ranking import RESAMPLES, rank
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
-from evo2cli.tables import Row, rounded
+from evo2cli.tables import Row
 
 DELTA = "EVO2_DELTA"
 MIN_CLASS = 5  # positives, and negatives, that a group needs for statistics
@@ -41,16 +40,16 @@ def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
 
     Returns:
         evaluation, preset, source, model and command (as a scored VCF names them; None for a
-        table), label, its positive and negative values, consequence (its key), seed, resamples; how
-        many alleles were left_out because of their label, and unscored by their status; and rows,
-        one for each group: counts, AUROC and AUPRC with their intervals, None where the group is
-        too small.
+        table), label, its positive and negative values, consequence (its key), by (keys of further
+        groups), seed, resamples; how many alleles were left_out because of their label, and
+        unscored by their status; and rows, one for each group: counts, AUROC and AUPRC with their
+        intervals, None where the group is too small.
 
     Raises:
         UserError: The variants cannot be used, or no allele is positive, or none negative.
         UntrustedNumericsError: A log-likelihood is not a finite number.
     """
-    check_outputs(options)
+    check_outputs(options, options.source)
     suffix = ".tsv" if is_table(options.source) else ".vcf"  # a table keeps its columns in a table
     if options.scored is not None and not options.scored.name.endswith((suffix, f"{suffix}.gz")):
         raise UserError(f"--scored {options.scored}: needs the suffix {suffix} or {suffix}.gz")
@@ -67,10 +66,10 @@ def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
             _score(options, scored)
             file = read_annotated(scored)
     key = options.consequence or find_key(file, beside=labels.key)
-    alleles, unscored = collect_alleles(file, labels, key)
+    alleles, unscored = collect_alleles(file, labels, key, options.groups)
     if not alleles:
         raise UserError(f"{options.source}: no labelled allele has a score")
-    rows = group_rows(alleles, options.seed)
+    rows = group_rows(alleles, options.seed, options.groups)
     result = {
         "evaluation": "variants",
         "evo2cli": __version__,
@@ -82,6 +81,7 @@ def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
         "positive": list(labels.positive),
         "negative": list(labels.negative),
         "consequence": key,
+        "by": list(options.groups),
         "score": f"-{DELTA}",
         "seed": options.seed,
         "resamples": RESAMPLES,
@@ -113,18 +113,20 @@ def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, in
             f"{source}: no record has {labels.key} in {file.place}, which holds {keys}; choose a "
             "key by --label"
         )
-    if options.consequence and not file.has(options.consequence):
-        raise UserError(
-            f"{source}: no record has {options.consequence} in {file.place}; choose another "
-            "--consequence"
-        )
+    wanted = [("--consequence", options.consequence), *(("--by", key) for key in options.groups)]
+    for flag, key in wanted:
+        if key and not file.has(key):
+            raise UserError(
+                f"{source}: no record has {key} in {file.place}, which holds "
+                f"{', '.join(file.keys()[:12])}; choose another {flag}"
+            )
     values = [
         value
         for record in file.records
         for value in record.values(labels.key, file.declared.get(labels.key))
     ]
     classes = Counter(map(labels.classify, values))
-    for is_positive, name, wanted in (
+    for is_positive, name, terms in (
         (True, "positive", labels.positive),
         (False, "negative", labels.negative),
     ):
@@ -133,21 +135,29 @@ def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, in
                 f"{value or '.'} ({count:,})" for value, count in Counter(values).most_common(8)
             )
             raise UserError(
-                f"{source}: no allele is {name} ({', '.join(wanted)}); the values of {labels.key} "
+                f"{source}: no allele is {name} ({', '.join(terms)}); the values of {labels.key} "
                 f"are {common}; choose among them by --{name}"
             )
     return _count(value or "no label" for value in values if labels.classify(value) is None)
 
 
 def collect_alleles(
-    file: AnnotatedFile, labels: Labels, consequence: str | None
+    file: AnnotatedFile, labels: Labels, consequence: str | None, by: Sequence[str] = ()
 ) -> tuple[list[Allele], dict[str, int]]:
-    """The alleles with a label and a score; how many with a label have no score, by status."""
+    """The alleles with a label and a score; how many with a label have no score, by status.
+
+    Args:
+        file: The scored variants.
+        labels: What is positive, and what negative.
+        consequence: INFO key, or column, of consequences.
+        by: INFO keys, or columns, of further groups.
+    """
     alleles, unscored = [], []
     for record in file.records:
         deltas, statuses, values = (
             record.values(key, file.declared.get(key)) for key in (DELTA, "EVO2_STATUS", labels.key)
         )
+        others = [(key, record.values(key, file.declared.get(key))) for key in by]
         effects: Sequence[Consequence | None] = [None] * len(record.alternates)
         if consequence is not None:
             effects = consequences(record, consequence, file.declared.get(consequence))
@@ -158,7 +168,9 @@ def collect_alleles(
             if delta is None:
                 unscored.append(statuses[index] or "no status")
                 continue
-            groups = _groups(record.reference, alternate, effects[index])
+            own = [(key, value) for key, found in others if (value := found[index]) is not None]
+            usual = _groups(record.reference, alternate, effects[index])
+            groups = (*(group for group in usual if group[0] not in by), *own)
             alleles.append(Allele(_parse_delta(record, delta), is_positive, groups))
     return alleles, _count(unscored)
 
@@ -190,10 +202,10 @@ def _groups(
     return tuple(groups)
 
 
-def group_rows(alleles: Sequence[Allele], seed: int) -> list[Row]:
+def group_rows(alleles: Sequence[Allele], seed: int, by: Sequence[str] = ()) -> list[Row]:
     """A row for all alleles, then one for each group, the largest of a kind first.
 
-    A kind with a single group has no row.
+    A kind with a single group has no row. Kinds are consequence, class and region, then `by`.
     """
     members: dict[tuple[str, str], list[Allele]] = defaultdict(list)
     for allele in alleles:
@@ -201,7 +213,7 @@ def group_rows(alleles: Sequence[Allele], seed: int) -> list[Row]:
             members[group].append(allele)
     groups = [
         group
-        for kind in ("consequence", "class", "region")
+        for kind in dict.fromkeys(("consequence", "class", "region", *by))
         for group in sorted(
             (g for g in members if g[0] == kind), key=lambda g: (-len(members[g]), g)
         )
@@ -223,12 +235,12 @@ def _row(group: tuple[str, str], alleles: Sequence[Allele], seed: int) -> Row:
         "num_positive": num_positive,
         "num_negative": num_negative,
     }
-    names = [f"{name}{part}" for name in ("auroc", "auprc") for part in ("", "_low", "_high")]
-    if min(num_positive, num_negative) < MIN_CLASS:
-        return row | dict.fromkeys(names)
-    ranking = rank([-allele.delta for allele in alleles], positive, seed=seed, name=":".join(group))
-    values = [*asdict(ranking.auroc).values(), *asdict(ranking.auprc).values()]
-    return row | {name: rounded(value) for name, value in zip(names, values, strict=True)}
+    ranking = None
+    if min(num_positive, num_negative) >= MIN_CLASS:
+        scores = [-allele.delta for allele in alleles]
+        ranking = rank(scores, positive, seed=seed, name=":".join(group))
+    row |= estimate_columns("auroc", ranking.auroc if ranking else None)
+    return row | estimate_columns("auprc", ranking.auprc if ranking else None)
 
 
 def variants_page(result: dict[str, Any]) -> RenderableType:
@@ -244,8 +256,7 @@ def variants_page(result: dict[str, Any]) -> RenderableType:
             table.add_row(f"by {kind}")
         cells = [f"{row['num_positive']:,}", f"{row['num_negative']:,}"]
         for name in ("auroc", "auprc"):
-            value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
-            cells += ["-", ""] if value is None else [f"{value:.3f}", f"{low:.3f}-{high:.3f}"]
+            cells += format_estimate(row, name)
         table.add_row(row["group"] if kind == "all" else f"  {row['group']}", *cells)
     title = (
         f"{result['label']} {', '.join(result['positive'])} (positive) against "

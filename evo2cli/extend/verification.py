@@ -140,9 +140,9 @@ def held_out_windows(recipe: Recipe, length: int, count: int) -> list[bytes]:
 
     Windows do not overlap; they are taken end to end from documents that are long enough.
     """
-    splits = [open_source(source.path, "valid") for source in recipe.data.sources]
+    splits = [open_source(source.path, "valid") for source in recipe.data.train_sources]
     held_out = [documents for documents in splits if documents is not None]
-    held_out += [open_held_out(path) for path in recipe.data.valid]
+    held_out += [open_held_out(path) for path in recipe.data.held_out]
     starts = [
         (documents, start) for documents in held_out for start in _window_starts(documents, length)
     ]

@@ -21,7 +21,7 @@ from evo2cli.genome.fasta import read_records
 from evo2cli.genome.source import first_bytes
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
-from evo2cli.train.run import first_rank_first, make_trainer, open_sources
+from evo2cli.train.run import make_trainer, open_sources
 from evo2cli.training.language import NATS_PER_BIT
 from evo2cli.training.loop import Trainer
 from evo2cli.training.state import RunFolder
@@ -123,7 +123,7 @@ class LanguageRun(Run):
             description=self.description,
             device=str(ranks.device),
         )
-        sources = first_rank_first(ranks, lambda: open_sources(recipe))
+        sources = open_sources(recipe, ranks)
         trainer = make_trainer(recipe, self.path, self.start, sources, folder)
         trainer.best = self.best(trainer.engine, "bits", larger=False)
         path = recipe.output / FACTS

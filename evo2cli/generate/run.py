@@ -17,7 +17,7 @@ from evo2cli.generate.options import GenerateOptions, KVCache
 from evo2cli.generate.output import as_fasta, describe
 from evo2cli.generate.prompts import Prompt, read_prompts
 from evo2cli.journal import Recall, open_journal
-from evo2cli.models import open_model
+from evo2cli.models import open_model, say_demonstration
 from evo2cli.tables import json_line
 from stripedhyena2 import (
     NonFiniteLogitsError,
@@ -62,6 +62,7 @@ def generate(options: GenerateOptions) -> None:
     prompts = read_prompts(options.prompt, options.prompts, options.tag)
     make_guide = guides(options, prompts)
     model = open_model(options)
+    say_demonstration(options.model)
     longest = max(len(prompt.text) for prompt in prompts) + options.tokens
     if longest > model.config.context:
         console.warn(

@@ -1,4 +1,10 @@
-"""Builds of the human and the mouse genome: lengths and accessions of their chromosomes."""
+"""Builds of the human and the mouse genome: lengths and accessions of their chromosomes.
+
+Source: the assembly reports of NCBI: GCF_000001405.25 (GRCh37.p13), GCF_000001405.39 (GRCh38.p13),
+GCF_009914755.1 (T2T-CHM13v2.0), GCF_000001635.26 (GRCm38.p6) and GCF_000001635.27 (GRCm39). A test
+compares every row of a chromosome; patches leave chromosomes as they are. Of NCBI36
+(GCF_000001405.12) only the mitochondrion is known by its accession, as UCSC has it in hg19, too.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -58,8 +64,6 @@ def _genbank(first: int, version: int, count: int) -> list[str]:
     return [f"CM{number:06}.{version}" for number in range(first, first + count)]
 
 
-# Source: the assembly reports of NCBI, GCF_000001405.12, .25 and .26, GCF_009914755.1 and
-# GCA_009914755.4, GCF_000001635.20 and .27.
 BUILDS = (
     _build(
         "NCBI36 (hg18)",

@@ -2,6 +2,9 @@
 
 A name with chr is the name without it, and M is MT. Accessions of RefSeq and GenBank name a
 chromosome of one build, so that two of different builds never name the same contig.
+
+Source: the columns Sequence-Name, GenBank-Accn and RefSeq-Accn of the assembly reports of NCBI that
+`evo2cli.genome.builds` lists. The name of the mitochondrion, MT or chrM, is that of all of them.
 """
 
 from collections import defaultdict

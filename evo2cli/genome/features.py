@@ -79,8 +79,8 @@ def read_features(path: Path, kind: str | None = None) -> list[Feature]:
 
 
 def _read_gff(path: Path, kind: str | None) -> list[Feature]:
-    grouped: dict[tuple[str, ...], list[_GffLine]] = {}
-    for line in _gff_lines(path):
+    grouped: dict[tuple[str, ...], list[GffLine]] = {}
+    for line in read_gff_lines(path):
         if kind not in (None, line.kind):
             continue
         name = next((line.attributes[key] for key in _NAMES if key in line.attributes), None)
@@ -99,7 +99,9 @@ def _read_gff(path: Path, kind: str | None) -> list[Feature]:
     ]
 
 
-class _GffLine(NamedTuple):
+class GffLine(NamedTuple):
+    """A feature line of a GFF3 or GTF; `number` is 1-based."""
+
     number: int
     interval: Interval
     kind: str
@@ -107,7 +109,12 @@ class _GffLine(NamedTuple):
     attributes: dict[str, str]
 
 
-def _gff_lines(path: Path) -> Iterator[_GffLine]:
+def read_gff_lines(path: Path) -> Iterator[GffLine]:
+    """Stream the feature lines of a GFF3 or GTF file; .gz is read too.
+
+    Raises:
+        UserError: The file cannot be read, or a line is not valid.
+    """
     with numbered_lines(path) as lines:
         for number, line in lines:
             text = line.decode(errors="surrogateescape").rstrip("\r\n")
@@ -126,7 +133,7 @@ def _gff_lines(path: Path) -> Iterator[_GffLine]:
                     f"{_COLUMNS} columns separated by tabs; 4 and 5 are start (1-based) and end"
                 ) from None
             strand = columns[6] if columns[6] in ("+", "-") else "."
-            yield _GffLine(number, interval, columns[2], strand, _attributes(columns[8]))
+            yield GffLine(number, interval, columns[2], strand, _attributes(columns[8]))
 
 
 def _attributes(text: str) -> dict[str, str]:

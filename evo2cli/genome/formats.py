@@ -43,6 +43,8 @@ def _recognised_row(cells: list[str]) -> str | None:
         return f"is a MAF of mutations; convert it first (maf2vcf): {_RENAME}"
     if any(name.startswith("hgvs_") for name in names):
         return f"is a table of MaveDB, which names variants by HGVS; {_RENAME}"
+    if "mutant" in names:
+        return "is a table of variants of a protein; evo2 eval dms scores it, and --scored keeps it"
     is_record = len(cells) > 1 and cells[1].isdecimal()
     if is_record and len(cells) >= 8 and _BASES.fullmatch(cells[3]):
         return (

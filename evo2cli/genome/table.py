@@ -6,6 +6,7 @@ ignored. JSON lines are objects that all have the keys of the first. A list in a
 
 import csv
 import json
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from evo2cli.genome.source import first_bytes, read_lines
 from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value
 
 Rows = Generator[tuple[int, Sequence[Value]], None, None]
+_TRUE, _FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}
 _LONGEST_CELL = (1 << 31) - 1  # characters; the usual limit of the module csv is 131,072
 
 
@@ -159,3 +161,35 @@ def decoded(line: bytes) -> str:
 def cell_text(value: Value) -> str:
     """A cell as text without white space around it; empty for a missing value."""
     return "" if value is None else str(value).strip()
+
+
+def cell_flag(where: str, name: str, value: Value) -> bool:
+    """A cell that says true or false, or 1 or 0.
+
+    Args:
+        where: File and row, which begin the error message.
+        name: The column.
+        value: The cell.
+
+    Raises:
+        UserError: It says neither.
+    """
+    text = cell_text(value).lower()
+    if text not in _TRUE | _FALSE:
+        raise UserError(f"{where}: {name} {text[:40]!r} is not a label: true or false, or 1 or 0")
+    return text in _TRUE
+
+
+def cell_number(where: str, name: str, value: Value) -> float:
+    """The number in a cell; NaN if it is missing. Arguments are those of `cell_flag`.
+
+    Raises:
+        UserError: It is not a number.
+    """
+    text = cell_text(value)
+    if text in ("", "."):
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{where}: {name} {text[:40]!r} is not a number") from None

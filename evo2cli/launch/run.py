@@ -13,7 +13,7 @@ from evo2cli.launch.slurm import slurm_script
 from evo2cli.options import arguments, refuse
 from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe import Recipe
-from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
+from evo2cli.training.recipe_file import read_run, read_shape
 from evo2cli.training.space import check_output
 
 
@@ -27,10 +27,7 @@ def launch_recipe(options: LaunchOptions) -> None:
     """
     if (options.local is not None) == options.slurm:
         raise UserError("evo2 launch: give either --local N or --slurm")
-    path = find_recipe(options.recipe)
-    recipe = read_recipe(path, options.settings)
-    if options.output is not None:
-        recipe = recipe.model_copy(update={"output": options.output})
+    recipe, path = read_run(options)
     if options.local is None:
         refuse(options, "--slurm only writes a script", LocalOptions)
         _write_script(options, recipe, path)

@@ -101,10 +101,11 @@ def _run(plan: Plan, price: float | None) -> dict[str, Any]:
 
 def _sources(recipe: Recipe, tokens: int) -> list[dict[str, Any]]:
     """Share of the windows, size and epochs of each source; None for what is not known."""
-    sizes = [_tokens(source.path) for source in recipe.data.sources]
+    sources = recipe.data.train_sources
+    sizes = [_tokens(source.path) for source in sources]
     shares = _shares(recipe.data, sizes)
     entries = []
-    for source, share, size in zip(recipe.data.sources, shares, sizes, strict=True):
+    for source, share, size in zip(sources, shares, sizes, strict=True):
         epochs = share * tokens / size if share is not None and size else None
         entries.append(
             {

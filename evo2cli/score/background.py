@@ -7,7 +7,7 @@ windows and strand. A kind that is not in the file yet is scored when it is firs
 import json
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -78,19 +78,33 @@ class Background:
         kind = stratum(self._genome, record, alternate)
         if kind is None:
             return None
-        if kind not in self._deltas:
-            self._add(kind)
+        for _ in self._add(kind):
+            pass
         deltas = self._deltas[kind]
         if len(deltas) < MIN_NULLS:
             return None
         below = (bisect_left(deltas, delta) + bisect_right(deltas, delta)) / 2
         return rounded(100 * below / len(deltas))
 
-    def _add(self, kind: str) -> None:
-        """Score random variants of a kind, and add them to the file."""
+    def prepare(self, record: VariantRecord) -> Iterator[None]:
+        """Score the random variants that percentiles of a record need, one between two steps."""
+        for alternate in record.alternates:
+            kind = stratum(self._genome, record, alternate)
+            if kind is not None:
+                yield from self._add(kind)
+
+    def _add(self, kind: str) -> Iterator[None]:
+        """Score random variants of a kind, unless they are known, and add them to the file."""
+        if kind in self._deltas:
+            return
         records = list(islice(random_variants(self._genome, kind), NULLS))
-        deltas = [row["EVO2_DELTA"] for rows in self._score_all(records) for row in rows]
-        found = [delta for delta in deltas if isinstance(delta, float)]
+        found = []
+        for rows in self._score_all(records):
+            deltas = [row["EVO2_DELTA"] for row in rows]
+            found += [delta for delta in deltas if isinstance(delta, float)]
+            yield
+            if kind in self._deltas:  # meanwhile by another caller
+                return
         self._deltas[kind] = sorted(found)
         console.say(f"background: {len(found):,} random variants like {kind} scored")
         with writing(self._path), self._path.open("a") as file:

@@ -5,6 +5,7 @@ from functools import partial
 
 from evo2cli.errors import UserError
 from evo2cli.gpus import check_communication
+from evo2cli.models import say_demonstration
 from evo2cli.options import arguments, given
 from evo2cli.score.input import holds_variants, read_variants, warn_of_stale_index
 from evo2cli.score.options import FOR_SEQUENCES, FOR_VARIANTS, ScoreOptions
@@ -20,6 +21,12 @@ def score(options: ScoreOptions) -> None:
         TooManySkippedError: The output is complete, but too many records have no score.
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
+    _score(options)
+    if "WORLD_SIZE" not in os.environ:  # else one of several ranks
+        say_demonstration(options.model)
+
+
+def _score(options: ScoreOptions) -> None:
     if holds_variants(options.inputs):
         if flags := given(options, *FOR_SEQUENCES):
             raise UserError(

@@ -57,6 +57,25 @@ def random_variants(genome: Reference, kind: str) -> Iterator[VariantRecord]:
             yield record
 
 
+def random_snvs(genome: Reference, count: int) -> Iterator[VariantRecord]:
+    """Random SNVs of any kind, uniform over the genome; fewer where it has too few of A, C, G, T.
+
+    The same genome gives the same variants.
+    """
+    draw = np.random.default_rng(0)
+    ends = list(accumulate(genome.length(name) for name in genome.names))
+    for _ in range(_MAX_TRIES):
+        if count == 0:
+            return
+        interval, base = _random_bases(genome, ends, draw, 1)
+        if interval is not None:
+            others = [chr(other) for other in ACGT if other != base[0]]
+            yield VariantRecord.from_columns(
+                interval.name, interval.start + 1, base.decode(), str(draw.choice(others))
+            )
+            count -= 1
+
+
 def _snv(
     genome: Reference, ends: list[int], draw: np.random.Generator, kind: str
 ) -> VariantRecord | None:

@@ -24,8 +24,8 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, is_scored
-from evo2cli.journal import Recall, keep_journal, open_journals
-from evo2cli.models import memory_explained, open_model, ready_model
+from evo2cli.journal import Recall, Together, keep_journal, open_journals
+from evo2cli.models import memory_explained, open_model, precision_name, ready_model
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
@@ -64,12 +64,11 @@ from evo2cli.score.output import (
     open_variant_output,
     written_fields,
 )
-from evo2cli.score.precision import measure_noise
+from evo2cli.score.precision import Noise, measure_noise
 from evo2cli.score.report import Tally, report, status_table
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState
 
@@ -180,32 +179,22 @@ def score_records(
     """
     for block in _blocks(records):
         order = sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start))
-        together = _Together(scorer, [block[index] for index in order])
+        ordered = [block[index] for index in order]
+        together = Together(partial(_score_from, scorer, ordered))
         found: dict[int, list[Row]] = {}
         num_done = 0
         for place, index in enumerate(order):
-            found[index] = recall(str(block[index]), partial(together.score, place))
+            found[index] = recall(str(block[index]), partial(together.result, place))
             progress(1)
             while num_done in found:
                 yield block[num_done], found.pop(num_done)
                 num_done += 1
 
 
-class _Together:
-    """Scores records that are asked for in order, each with those after it that are read with it.
-
-    What is not asked for comes first: a journal recalls the beginning.
-    """
-
-    def __init__(self, scorer: VariantScorer, records: Sequence[VariantRecord]) -> None:
-        self._scorer, self._records = scorer, records
-        self._rows: Iterator[list[Row]] | None = None
-
-    def score(self, place: int) -> list[Row]:
-        """The rows of the record at a place in the order."""
-        if self._rows is None:
-            self._rows = self._scorer.score_all(self._records[place:])
-        return next(self._rows)
+def _score_from(
+    scorer: VariantScorer, records: Sequence[VariantRecord], place: int
+) -> Iterator[list[Row]]:
+    return scorer.score_all(records[place:])
 
 
 def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
@@ -260,9 +249,16 @@ def score_to_output(
         _open_scorer(replace(options, device=devices[0]), variants) as run,
     ):
         run.scorer.warn_of_extrapolation()
-        noise = background = None
+        background, noises = None, list[Noise]()
         if options.precision_check is not None:
-            noise = measure_noise(run.options, read().records, run.model, run.genome, run.scorer)
+            noises = measure_noise(
+                run.options,
+                run.options,
+                options.precision_check,
+                read().records,
+                run.model,
+                run.genome,
+            )
         if options.background is not None:
             background = open_background(
                 options.background, options, run.model, run.genome, run.scorer
@@ -271,7 +267,7 @@ def score_to_output(
         writer = VariantWriter(layout, fields, variants.others)
         provenance = [
             *run.provenance,
-            *([noise.header_line] if noise else []),
+            *(noise.header_line for noise in noises),
             *_shard_marks(options, read),
         ]
         tally = Tally(run.genome)
@@ -287,8 +283,8 @@ def score_to_output(
                     rows: Sequence[Row] = found
                     if background is not None:
                         rows = background.add_percentiles(record, rows)
-                    if noise is not None:
-                        rows = noise.mark(rows)
+                    if noises:
+                        rows = noises[-1].mark(rows)
                     put(record, rows)
                     tally.add(record, rows)
     report(options, tally, is_table=variants.is_table)
@@ -451,13 +447,10 @@ def _provenance(
         [options.command, *(f"{name} {value}".rstrip() for name, value in words.items())]
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    if has_scales(model):
-        dtype += " with FP8 projections"
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command={command}",
-        f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
+        f"##evo2Model={model.config.stripes}, {parameters} parameters, {precision_name(model)}, "
         f"fingerprint {fingerprint(model.config, model.state_dict())}",
     ]
 

@@ -32,29 +32,38 @@ def refused(refusal: Refusal) -> Response:
     return Json(refusal.body(), refusal.status, refusal.headers)
 
 
+async def collect(engine: Engine, job: Job) -> list[Any]:
+    """All results of a job, which is abandoned if this is cancelled.
+
+    Raises:
+        Refusal: The job was not accepted, or has failed.
+    """
+    engine.submit(job)
+    try:
+        return [result async for result in job]
+    finally:
+        job.is_abandoned = True
+
+
 async def results(engine: Engine, job: Job, request: Request) -> list[Any]:
     """All results of a job, unless the client hangs up before.
 
     Raises:
         Refusal: The job was not accepted, or has failed; or the client has hung up.
     """
-    engine.submit(job)
-
-    async def collect() -> list[Any]:
-        return [result async for result in job]
 
     async def hang_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    collected, gone = asyncio.ensure_future(collect()), asyncio.ensure_future(hang_up())
+    collected = asyncio.ensure_future(collect(engine, job))
+    gone = asyncio.ensure_future(hang_up())
     try:
         await asyncio.wait({collected, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not collected.done():
             raise Refusal(CLIENT_CLOSED, "the client has hung up")
         return collected.result()
     finally:
-        job.is_abandoned = True
         collected.cancel()
         gone.cancel()
 

@@ -1,12 +1,17 @@
 """The web application: all paths, and one way to say no."""
 
+from dataclasses import asdict
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
+from fastapi_offline import FastAPIOffline
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
-from evo2cli.serve import nim, openai, own
+from evo2cli.models import precision_name
+from evo2cli.score.output import FIELDS
+from evo2cli.serve import generate, mcp, nim, openai, own, page
 from evo2cli.serve.answers import Json, refused
 from evo2cli.serve.engine import Engine
 from evo2cli.serve.guard import Guard, read_keys
@@ -24,15 +29,23 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
         name: The name of the model.
 
     Raises:
-        UserError: The file of keys is not valid.
+        UserError: The file of keys is not valid, or the folder of files is none.
     """
-    app = FastAPI(
-        title="evo2 serve", version=__version__, description="An Evo 2 model behind an address."
+    app = FastAPIOffline(
+        title="evo2 serve",
+        version=__version__,
+        description="An Evo 2 model behind an address.",
+        redoc_url=None,
+        static_url="/docs/static",
+        swagger_ui_parameters={"validatorUrl": None},  # would ask a server elsewhere
     )
     guard = Guard(app, read_keys(options.api_key_file), options.host, options.max_body * 2**20)
+    app.include_router(mcp.routes(engine, name, options))
     app.include_router(nim.routes(engine, options.max_layers))
     app.include_router(openai.routes(engine, name))
     app.include_router(own.routes(engine))
+    app.include_router(generate.routes(engine))
+    app.include_router(page.routes())
     _add_state(app, options, engine, guard, name)
     for kind in (
         Refusal,
@@ -93,9 +106,16 @@ def _add_state(
                 "blocks": config.depth,
                 "width": config.width,
                 "context": config.context,
-                "dtype": str(served.model.embedding.weight.dtype).removeprefix("torch."),
+                "dtype": precision_name(served.model),
                 "max_bases": served.max_bases,
                 "max_layers": options.max_layers,
+                "genes": None if served.genes is None else len(served.genes),
+                "background": served.background is not None,
+                "noise": served.noise and asdict(served.noise),
+                "fields": {
+                    name: {"type": kind, "description": what}
+                    for name, (kind, what) in FIELDS.items()
+                },
             }
         )
 

@@ -17,8 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo2cli.errors import UserError
+from evo2cli.genome.genes import Genes, read_genes
 from evo2cli.genome.reference import Reference
 from evo2cli.models import memory_explained, open_model
+from evo2cli.score.alleles import VariantScorer
+from evo2cli.score.background import Background, open_background
+from evo2cli.score.options import AlleleOptions
+from evo2cli.score.precision import Noise, measure_noise
+from evo2cli.score.strata import random_snvs
 from evo2cli.serve.options import ServeOptions
 from evo2cli.serve.refusal import Refusal, refusal_of
 from stripedhyena2 import Request, Sample, Sampler, StripedHyena2
@@ -36,11 +43,17 @@ class Served:
         model: The model.
         genome: The genome of `--reference`, if it is given.
         max_bases: The most bases of a sequence, a window or a region.
+        genes: The genes of `--gff`, if it is given.
+        background: Percentiles of deltas by default windows, with `--background`.
+        noise: Rounding noise of deltas by default windows, with `--precision-check`.
     """
 
     model: StripedHyena2
     genome: Reference | None
     max_bases: int
+    genes: Genes | None
+    background: Background | None
+    noise: Noise | None
 
 
 # Starts an iterator whose every step is a piece of work, and yields what belongs into the answer.
@@ -197,6 +210,11 @@ class Engine:
         return self._served is not None and self._closes_at is None
 
     @property
+    def is_loading(self) -> bool:
+        """Whether jobs will be accepted once the model is loaded."""
+        return self._served is None and self._closes_at is None and self.failure is None
+
+    @property
     def served(self) -> Served:
         """What requests are answered by.
 
@@ -287,12 +305,29 @@ class Engine:
     def _open(self) -> Served:
         options = self._options
         genome = None if options.reference is None else Reference.open(options.reference)
+        genes = None
+        if genome is not None and options.gff is not None:
+            genes = read_genes(options.gff)
+            if not any(genes.overlapping(name, 0, genome.length(name)) for name in genome.names):
+                raise UserError(
+                    f"--gff {options.gff}: has no gene on a contig of {options.reference}; give "
+                    "the genes of the same genome"
+                )
         model = open_model(options).requires_grad_(False)
+        background = noise = None
+        if genome is not None and options.background is not None:
+            scorer = VariantScorer(model, genome, AlleleOptions(), brief=True)
+            background = open_background(options.background, AlleleOptions(), model, genome, scorer)
+        if genome is not None and options.precision_check is not None:
+            count = options.precision_check
+            records = random_snvs(genome, count)
+            noises = measure_noise(options, AlleleOptions(), count, records, model, genome)
+            noise = noises[-1] if noises else None  # against the highest precision
         max_bases = options.max_bases or min(DEFAULT_MAX_BASES, model.config.context)
         probe_L = torch.full((min(PREFILL_CHUNK, max_bases - 1),), ord("A"))
         with memory_explained(f"sequences of --max-bases {max_bases}", "lower it"):
             self._rows = Rows.within_memory(model, options.batch_size, max_bases, prompt_L=probe_L)
-        return Served(model, genome, max_bases)
+        return Served(model, genome, max_bases, genes, background, noise)
 
     def _end_some(self) -> None:
         """End jobs that nobody waits for, or that take too long."""

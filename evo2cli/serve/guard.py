@@ -16,6 +16,7 @@ from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.files import reading
 from evo2cli.serve.answers import refused
+from evo2cli.serve.page import FILES
 from evo2cli.serve.refusal import Refusal
 
 Scope = MutableMapping[str, Any]
@@ -24,7 +25,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/v1/health/live", "/v1/health/ready")  # answered without a key
+HEALTH = ("/v1/health/live", "/v1/health/ready")
+OPEN_PATHS = (*HEALTH, *FILES)  # answered without a key: they hold nothing but what we wrote
 MAX_KEYS = 1000
 
 
@@ -102,7 +104,7 @@ class Guard:
             seconds = time.monotonic() - started
             self.answered[path, status] += 1
             self.seconds[path] += seconds
-            if path not in OPEN_PATHS:
+            if path not in HEALTH:
                 console.say(f"{scope['method']} {path} {status} {1000 * seconds:.0f} ms")
 
     def _refusal(self, scope: Scope) -> Refusal | None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from evo2cli.options import ModelOptions, Options
+from evo2cli.errors import UserError
+from evo2cli.options import ModelOptions, Options, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +72,62 @@ class LimitOptions(Options, panel="Limits"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(LimitOptions, AddressOptions, ModelOptions, panel="Input"):
-    """All options of `evo2 serve`."""
+class McpOptions(Options, panel="MCP"):
+    """The tools for agents."""
+
+    mcp: Annotated[
+        bool,
+        typer.Option(
+            "--mcp",
+            help="Answer one agent over stdin and stdout. Without this, the same tools are at "
+            "/mcp of the address.",
+        ),
+    ] = False
+    mcp_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Tools may read FASTA and VCF files below this folder; without it, none.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(McpOptions, LimitOptions, AddressOptions, ModelOptions, panel="Input"):
+    """All options of `evo2 serve`.
+
+    Raises:
+        UserError: An option needs a genome, and none is given.
+    """
 
     reference: Annotated[
         Path | None,
         typer.Option("-R", "--reference", metavar="FASTA", help="Genome of variants and regions."),
     ] = None
+    gff: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Genes of the genome: a GFF3 or GTF; .gz is read too."),
+    ] = None
+    background: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Add EVO2_PCT, the percentile among random variants of the same kind, as in "
+            "evo2 score. The file keeps their scores, and is created if it is missing.",
+        ),
+    ] = None
+    precision_check: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="At the start, score N random SNVs also at a higher precision to measure the "
+            "rounding noise, and mark every EVO2_DELTA that is smaller.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gff", "background", "precision_check"):
+            if self.reference is None and getattr(self, name) is not None:
+                raise UserError(f"{flag(type(self), name)}: needs the genome; give --reference")

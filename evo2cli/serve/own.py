@@ -1,7 +1,7 @@
-"""Our own paths: scores of sequences and variants, saturation, and tracks."""
+"""Our own paths: scores of sequences and variants, saturation, tracks, and genes."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -9,16 +9,20 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, read_line
 from evo2cli.genome.windows import upper_dna
+from evo2cli.options import Strand
 from evo2cli.saturate.records import locate_region, snv_records
 from evo2cli.score import score_sequences
-from evo2cli.score.alleles import VariantScorer
+from evo2cli.score.alleles import DEFAULT_WINDOW, VariantScorer
+from evo2cli.score.background import Background
 from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
 from evo2cli.score.output import FIELDS, PERCENTILE, WINDOW_COLUMNS, allele_rows
+from evo2cli.score.precision import Noise
 from evo2cli.serve.answers import Json, results
 from evo2cli.serve.engine import Engine, Served, Task
 from evo2cli.serve.reading import (
@@ -33,7 +37,8 @@ from evo2cli.track.options import Value
 from evo2cli.track.run import DEFAULT_LEAD, Section, section_values
 
 MAX_VARIANTS = 10_000  # of a request
-ROW_FIELDS = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
+ROW_FIELDS = tuple(field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE)
+Scored = tuple[int, list[Row]] | None  # the index of a record, and the rows of an allele of it
 SEQUENCE = "sequence"  # the contig that the sequence of a request is
 
 
@@ -61,6 +66,9 @@ class Variants(WindowFields):
     variants: list[str] = Field(
         min_length=1, description="chrom-pos-ref-alt, chrom:pos:ref>alt, or lines of a VCF."
     )
+    percentiles: bool = Field(
+        True, description="With EVO2_PCT, if the server has a background and windows are default."
+    )
 
 
 class Place(BaseModel):
@@ -78,9 +86,49 @@ class Track(Place):
     """A request for a value of every base of a region, or of a sequence."""
 
     value: Value = Value.LOGPROB
+    strand: Literal["fwd", "rc"] = Field(
+        "fwd", description="rc reads the reverse complement: each base given those to its right."
+    )
     window: int | None = Field(
         None, ge=0, description="Bases that are read before a region; 8192 by default."
     )
+
+
+class InRegion(BaseModel):
+    """A request for the genes of a region."""
+
+    region: str = Field(description="chr:from-to, 1-based, both ends included.")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is added to scores by default windows.
+
+    Attributes:
+        background: Percentiles.
+        noise: Rounding noise.
+        fields: Fields of a row.
+    """
+
+    background: Background | None = None
+    noise: Noise | None = None
+    fields: Sequence[str] = ROW_FIELDS
+
+    def steps(self, record: VariantRecord) -> Iterator[None]:
+        """Do what is needed before a record gets its marks, a piece of work between two steps."""
+        if self.background is not None:
+            yield from self.background.prepare(record)
+
+    def rows(self, record: VariantRecord, rows: Sequence[Row]) -> list[Row]:
+        """A row of the answer for each allele of a record."""
+        if self.background is not None:
+            rows = self.background.add_percentiles(record, rows)
+        if self.noise is not None:
+            rows = self.noise.mark(rows)
+        return list(allele_rows(record, rows, self.fields))
+
+
+PLAIN = Marks()  # adds nothing
 
 
 def routes(engine: Engine) -> APIRouter:
@@ -118,13 +166,13 @@ def routes(engine: Engine) -> APIRouter:
         """Scores of variants against the genome; rows are those of `evo2 score`."""
         check_number("variants", len(asked.variants), MAX_VARIANTS)
         options = _options(asked, engine.served)
-        records = [_record(index, text) for index, text in enumerate(asked.variants)]
+        records = [read_variant(index, text) for index, text in enumerate(asked.variants)]
         check_number("alleles", sum(len(record.alternates) for record in records), MAX_VARIANTS)
 
-        def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
-            yield from _score(
-                VariantScorer(served.model, _genome(served), options, brief=True), records
-            )
+        def work(served: Served) -> Iterator[Scored]:
+            scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
+            marks = _marks(served, options, asked.percentiles)
+            yield from score_in_pieces(scorer, records, marks)
 
         return await _rows(engine, work, request)
 
@@ -133,10 +181,12 @@ def routes(engine: Engine) -> APIRouter:
         """Scores of all SNVs of a region or a sequence; rows are those of `evo2 saturate`."""
         options = _options(asked, engine.served)
 
-        def work(served: Served) -> Iterator[tuple[int, list[Row]]]:
+        def work(served: Served) -> Iterator[Scored]:
             genome, region = _place(served, asked)
             scorer = VariantScorer(served.model, genome, options, brief=True)
-            yield from _score(scorer, list(snv_records(genome, region)))
+            # Without percentiles: random variants of 96 kinds would take longer than any request.
+            marks = _marks(served, options, False) if genome is served.genome else PLAIN
+            yield from score_in_pieces(scorer, list(snv_records(genome, region)), marks)
 
         return await _rows(engine, work, request)
 
@@ -146,28 +196,58 @@ def routes(engine: Engine) -> APIRouter:
         if asked.window is not None:
             check_length(engine.served, "window", asked.window)
 
-        def work(served: Served) -> Iterator[tuple[str, int, list[float]]]:
+        is_forward = asked.strand == "fwd"
+
+        def work(served: Served) -> Iterator[Section | list[float]]:
             genome, region = _place(served, asked)
             context = served.model.config.context
             lead = min(DEFAULT_LEAD, context) if asked.window is None else asked.window
-            first = max(0, region.start - lead)
-            letters = upper_dna(genome.fetch(Interval(region.name, first, region.end)))
-            cut = region.start - first
+            first, end = max(0, region.start - lead), region.end
+            if not is_forward:
+                first, end = region.start, min(region.end + lead, genome.length(region.name))
+            letters = upper_dna(genome.fetch(Interval(region.name, first, end)))
+            if not is_forward:
+                letters = reverse_complement(letters)
+            cut = len(letters) - len(region)
             section = Section(region.name, region.start, letters[:cut], letters[cut:])
-            for start, values in section_values(served.model, asked.value, section):
-                yield region.name, start, values
+            yield section
+            for _, values in section_values(served.model, asked.value, section):
+                yield values
 
-        found = await results(engine, Task(work, engine.deadline()), request)
-        values = [rounded(value) for _, _, part in found for value in part]
-        return Json({"name": found[0][0], "start": found[0][1], "values": values})
+        section, *parts = await results(engine, Task(work, engine.deadline()), request)
+        values = [rounded(value) for part in parts for value in part]
+        # The first base that is read has no value if nothing is read before it.
+        missing = len(section.bases) - len(values)
+        bases, start = section.bases[missing:], section.start + missing
+        if not is_forward:
+            values, bases, start = values[::-1], reverse_complement(bases), section.start
+        return Json(
+            {"name": section.name, "start": start, "bases": bases.decode(), "values": values}
+        )
+
+    @router.post("/genes")
+    async def genes(asked: InRegion) -> Response:
+        """Genes of a region, with all their exons and coding parts: [start, end), 0-based."""
+        served = engine.served
+        region = locate_region(genome_of(served), asked.region)
+        check_length(served, asked.region, len(region))
+        if served.genes is None:
+            raise UserError("this server has no genes; start it with --gff genes.gff3")
+        found = served.genes.overlapping(region.name, region.start, region.end)
+        return Json({"genes": [asdict(gene) for gene in found]})
 
     return router
 
 
 async def _rows(engine: Engine, work: Any, request: Request) -> Response:
     found = await results(engine, Task(work, engine.deadline()), request)
-    rows = [row for _, rows in sorted(found, key=lambda pair: pair[0]) for row in rows]
-    return Json({"variants": rows})
+    return Json({"variants": in_order(found)})
+
+
+def in_order(found: Iterable[Scored]) -> list[Row]:
+    """The rows of alleles, in the order of the records."""
+    scored = sorted(filter(None, found), key=lambda pair: pair[0])
+    return [row for _, rows in scored for row in rows]
 
 
 def _options(asked: WindowFields, served: Served) -> AlleleOptions:
@@ -177,14 +257,35 @@ def _options(asked: WindowFields, served: Served) -> AlleleOptions:
     return AlleleOptions(**fields)
 
 
-def _genome(served: Served) -> Reference:
+def _marks(served: Served, options: AlleleOptions, has_percentiles: bool) -> Marks:
+    """What is added to rows; noise and percentiles are known for default windows only."""
+    background = served.background if has_percentiles else None
+    fields = ROW_FIELDS if background is None else (*FIELDS, *WINDOW_COLUMNS)
+    usual = AlleleOptions(on_ref_mismatch=options.on_ref_mismatch, strand=Strand.BOTH)
+    default_window = min(DEFAULT_WINDOW, served.model.config.context)
+    given = replace(options, window=None if options.window == default_window else options.window)
+    if given != usual:
+        return Marks(fields=fields)
+    return Marks(background, served.noise, fields)
+
+
+def genome_of(served: Served) -> Reference:
+    """The genome that is served.
+
+    Raises:
+        UserError: There is none.
+    """
     if served.genome is None:
         raise UserError("this server has no genome; start it with --reference genome.fa")
     return served.genome
 
 
-def _record(index: int, text: str) -> VariantRecord:
-    """A variant written as one word, or as a line of a VCF."""
+def read_variant(index: int, text: str) -> VariantRecord:
+    """A variant written as one word, or as a line of a VCF.
+
+    Raises:
+        UserError: It is neither; a line is called by its index.
+    """
     clean = text.encode(errors="replace").decode().strip("\r\n")
     if "\t" not in clean:
         return read_variant_name(clean)
@@ -194,10 +295,10 @@ def _record(index: int, text: str) -> VariantRecord:
         raise UserError(f"variant {index}: {error}") from None
 
 
-def _score(
-    scorer: VariantScorer, records: Sequence[VariantRecord]
-) -> Iterator[tuple[int, list[Row]]]:
-    """The rows of each allele with the index of its record.
+def score_in_pieces(
+    scorer: VariantScorer, records: Sequence[VariantRecord], marks: Marks = PLAIN
+) -> Iterator[Scored]:
+    """The rows of each allele with the index of its record, one after the other; None in between.
 
     They come by position, so that neighbours share windows.
     """
@@ -205,7 +306,8 @@ def _score(
     alleles = [(index, alternate) for index in order for alternate in records[index].alternates]
     single = [replace(records[index], alternates=(alternate,)) for index, alternate in alleles]
     for (index, _), record, rows in zip(alleles, single, scorer.score_all(single), strict=True):
-        yield index, list(allele_rows(record, rows, ROW_FIELDS))
+        yield from marks.steps(record)
+        yield index, marks.rows(record, rows)
 
 
 def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:
@@ -213,7 +315,7 @@ def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:
     if (asked.region is None) == (asked.sequence is None):
         raise UserError("give either a region or a sequence")
     if asked.region is not None:
-        genome = _genome(served)
+        genome = genome_of(served)
         region = locate_region(genome, asked.region)
         check_length(served, asked.region, len(region))
         return genome, region

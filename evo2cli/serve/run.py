@@ -3,13 +3,16 @@
 import asyncio
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.serve.options import ServeOptions
+from evo2cli.options import refuse
+from evo2cli.serve.options import AddressOptions, ServeOptions
 
 
 def serve(options: ServeOptions) -> None:
@@ -20,10 +23,14 @@ def serve(options: ServeOptions) -> None:
         InputError: The model cannot be loaded as asked.
     """
     try:
-        import fastapi  # noqa: F401
+        import fastapi_offline  # noqa: F401
+        import mcp  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise UserError(f"evo2 serve needs {error.name}: pip install 'evo2cli[serve]'") from None
+    if options.mcp:
+        _serve_stdio(options)
+        return
     from evo2cli.serve.app import make_app
     from evo2cli.serve.engine import Engine
     from evo2cli.serve.guard import is_loopback
@@ -66,7 +73,6 @@ def serve(options: ServeOptions) -> None:
         log_config=None,
         log_level="warning",
         access_log=False,
-        lifespan="off",
         server_header=False,
         # What is not over then has been refused by the engine before.
         timeout_graceful_shutdown=round(options.grace) + 5,
@@ -77,6 +83,28 @@ def serve(options: ServeOptions) -> None:
         server.run(sockets=[listening])
     engine.close(0)
     engine.join(5)
+    if engine.failure is not None:
+        raise engine.failure
+
+
+def _serve_stdio(options: ServeOptions) -> None:
+    """Answer one agent over stdin and stdout."""
+    from evo2cli.serve.engine import Engine
+    from evo2cli.serve.mcp import Tools, over_stdio
+
+    refuse(options, "--mcp answers over stdin and stdout, not at an address", AddressOptions)
+    if sys.stdin is None:
+        raise UserError("--mcp: stdin is closed; let the agent start this command")
+    has_failed = threading.Event()
+    name = Path(options.model).name
+    engine = Engine(options, has_failed.set, lambda: console.say(f"{name} is ready"))
+    tools = Tools(engine, name, options.mcp_root)
+    engine.start()
+    try:
+        asyncio.run(over_stdio(tools, engine, options.grace, has_failed))
+    finally:
+        engine.close(0)
+        engine.join(5)
     if engine.failure is not None:
         raise engine.failure
 

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,17 +20,22 @@ from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.pieces import Piece, cut_into_pieces
 from evo2cli.tokenize.reader import PieceReader, Tally
 from evo2cli.workers import Advance, Task, WorkerError, run_tasks
+from stripedhyena2.progress import ignore_progress
 
 _DEFAULT_VALID_FRACTION = 0.05
 _BLOCK = 1 << 20
 _Hashes = dict[Path, tuple[int, str]]  # size and SHA-256 of files
 
 
-def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
+def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str, Any]:
     """Write the sequences of FASTA files, or the texts of .jsonl files, as a token set.
 
     An existing token set of files with the same names and hashes and with the same options is left
     unchanged. FASTA can also come from stdin (`-`) and pipes.
+
+    Args:
+        options: Options of the command.
+        quiet: Say nothing of a token set that exists.
 
     Returns:
         The manifest.
@@ -51,8 +56,9 @@ def tokenize_files(options: TokenizeOptions) -> dict[str, Any]:
         _check_free(output)
         _check_inputs(inputs, options.workers)
         if (output / MANIFEST).is_file():
-            manifest = _existing(options, facts)
-            console.say(f"{output}: already exists, from the same files with the same options")
+            manifest = _existing(options, facts, quiet=quiet)
+            if not quiet:
+                console.say(f"{output}: already exists, from the same files with the same options")
             return manifest
         size = _size(inputs)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -261,8 +267,8 @@ def _size(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths if is_file(path))
 
 
-def _existing(options: TokenizeOptions, facts: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of an earlier run on the same input.
+def _existing(options: TokenizeOptions, facts: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """The manifest of an earlier run on the same input; with a bar unless `quiet`.
 
     Raises:
         UserError: `output` is a token set of other input.
@@ -272,18 +278,20 @@ def _existing(options: TokenizeOptions, facts: dict[str, Any]) -> dict[str, Any]
     files = {path for path in (*options.files, *options.valid) if is_file(path)}
     tasks = (partial(_hash_files, [path], True) for path in files)
     hashes = _Hashes()
-    with (
-        _explained_death(options.workers),
-        console.progress("hash", _size([*files]), "bytes") as bar,
-    ):
-        for found in run_tasks(tasks, options.workers, bar.advance):
+    with ExitStack() as stack:
+        stack.enter_context(_explained_death(options.workers))
+        advance: Advance = ignore_progress
+        if not quiet:
+            bar = console.progress("hash", _size([*files]), "bytes")
+            advance = stack.enter_context(bar).advance
+        for found in run_tasks(tasks, options.workers, advance):
             hashes |= found
     now = {**facts, "sources": _describe_sources(options, hashes)}
     is_known = all(source["sha256"] for source in now["sources"])
     if is_known and all(manifest.get(key) == now[key] for key in ("options", "sources")):
         return manifest
     raise UserError(
-        f"{output}: has tokens of other files or options; remove it or choose another --output"
+        f"{output}: has tokens of other files or options; remove it or choose another folder"
     )
 
 

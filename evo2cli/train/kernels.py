@@ -67,11 +67,10 @@ def _for_one_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
     micro, parallel = recipe.micro(ranks.world), recipe.parallel
     length = -(-recipe.batch.length // parallel.context)
     batch = {"length": length, "sequences": micro, "micro_sequences": micro}
-    zero = max(1, parallel.zero) if ranks.world > 1 else parallel.zero
     return recipe.model_copy(
         update={
             "batch": recipe.batch.model_copy(update=batch),
-            "parallel": parallel.model_copy(update={"zero": zero, "context": 1}),
+            "parallel": parallel.model_copy(update={"context": 1}),
         }
     )
 

@@ -14,6 +14,7 @@ from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
 from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
 from evo2cli.models import memory_explained, pick_device
+from evo2cli.train.corpus import write_corpus
 from evo2cli.train.kernels import compile_kernels
 from evo2cli.training.engine import Engine, PlainEngine
 from evo2cli.training.language import NextBase
@@ -22,13 +23,7 @@ from evo2cli.training.options import RunOptions
 from evo2cli.training.plan.estimate import check_context_parallel
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from evo2cli.training.recipe_file import (
-    find_initial_weights,
-    find_recipe,
-    naming,
-    read_recipe,
-    read_shape,
-)
+from evo2cli.training.recipe_file import find_initial_weights, naming, read_run, read_shape
 from evo2cli.training.start import Start, extension_line, read_start
 from evo2cli.training.state import RunFolder, open_run, stopped
 from hyenakernels.float8.op import runs_float8
@@ -70,7 +65,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)
-        sources = first_rank_first(ranks, lambda: open_sources(recipe))
+        sources = open_sources(recipe, ranks)
         folder = stack.enter_context(open_run(recipe, shape, _identity(shape, sources), ranks))
         of_run = {
             "output": str(recipe.output),
@@ -101,19 +96,6 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
             provenance = _provenance(recipe, path, options.settings, sources)
             _save_final(trainer, {**summary, **provenance, **extension})
         return {**of_run, "finished": outcome.finished, **summary}
-
-
-def read_run(options: RunOptions) -> tuple[Recipe, Path]:
-    """The recipe of a run, with its output folder, and its file.
-
-    Raises:
-        UserError: There is no such recipe, or it is not valid.
-    """
-    path = find_recipe(options.recipe)
-    recipe = read_recipe(path, options.settings)
-    if options.output is not None:
-        recipe = recipe.model_copy(update={"output": options.output})
-    return recipe, path
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
@@ -148,17 +130,13 @@ def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
 
 def check_ranks(recipe: Recipe, path: Path, ranks: Ranks) -> None:
     """Refuse a recipe that these ranks cannot run."""
-    sharded = _needs_deepspeed(recipe, ranks)
+    sharded = _needs_deepspeed(recipe)
     with naming(path):
         recipe.micro(ranks.world)
-    if recipe.optimizer.ema is not None and sharded:
-        raise UserError(
-            f"{path}: optimizer.ema needs whole weights in one process, but this run has "
-            f"{ranks.world}"
-        )
     if recipe.guard.on_nonfinite == "skip" and sharded and recipe.precision.compute == "fp32":
         raise UserError(
-            f'{path}: guard.on_nonfinite = "skip" on several GPUs needs precision.compute = "bf16"'
+            f'{path}: guard.on_nonfinite = "skip" with parallel.zero = {recipe.parallel.zero} '
+            'needs precision.compute = "bf16"'
         )
     if recipe.precision.fp8 and not runs_float8(ranks.device):
         if ranks.device.type == "cuda":
@@ -167,10 +145,10 @@ def check_ranks(recipe: Recipe, path: Path, ranks: Ranks) -> None:
         console.warn("precision.fp8 = true: FP8 is emulated slowly on a CPU")
 
 
-def _needs_deepspeed(recipe: Recipe, ranks: Ranks) -> bool:
+def _needs_deepspeed(recipe: Recipe) -> bool:
     if recipe.finetune is not None and recipe.finetune.method != "full":
         return False  # the few trained weights are not worth sharding
-    return ranks.world > 1 or recipe.parallel.zero > 0
+    return recipe.parallel.zero > 0
 
 
 def _shape(recipe: Recipe, path: Path) -> ModelConfig:
@@ -187,15 +165,22 @@ def _shape(recipe: Recipe, path: Path) -> ModelConfig:
     return shape
 
 
-def open_sources(recipe: Recipe) -> list[Documents]:
-    """The training documents, in the order of the recipe."""
-    sources = []
-    for source in recipe.data.sources:
-        documents = open_source(source.path, "train")
-        if documents is None:
-            raise UserError(f"{source.path}: has no train split; tokenize with less held out")
-        sources.append(documents)
-    return sources
+def open_sources(recipe: Recipe, ranks: Ranks) -> list[Documents]:
+    """The training documents, in the order of the recipe; genomes are converted to tokens."""
+
+    def work() -> list[Documents]:
+        if recipe.data.corpus is not None and ranks.is_first:
+            write_corpus(recipe.data.corpus)
+        return [_open_train(source.path) for source in recipe.data.train_sources]
+
+    return first_rank_first(ranks, work)
+
+
+def _open_train(path: Path) -> Documents:
+    documents = open_source(path, "train")
+    if documents is None:
+        raise UserError(f"{path}: has no train split; tokenize with less held out")
+    return documents
 
 
 def _identity(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any]:
@@ -232,6 +217,8 @@ def make_trainer(
             packing=data.packing,
             reverse_complement=data.reverse_complement,
             mask_tags=data.mask_tags,
+            repeats=data.repeats,
+            inverted_repeats=data.inverted_repeats,
         )
     valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
     compile_kernels(make_engine, recipe, path, start.config, ranks)
@@ -248,11 +235,11 @@ def make_trainer(
 
 
 def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
-    """The validation windows: of the valid splits of the sources, and of `data.valid`."""
+    """The validation windows: of the valid splits of the sources, and of what else is held out."""
     data = recipe.data
-    splits = [open_source(source.path, "valid") for source in data.sources]
+    splits = [open_source(source.path, "valid") for source in data.train_sources]
     held_out = [documents for documents in splits if documents is not None]
-    held_out += [open_held_out(path) for path in data.valid]
+    held_out += [open_held_out(path) for path in data.held_out]
     windows = {
         documents.name: fixed_windows(
             documents,
@@ -274,7 +261,7 @@ def make_engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engin
     """
     way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {path}` shows what is needed"
     with memory_explained(f"{path}: the model on {ranks.device}", way_out), naming(path):
-        if not _needs_deepspeed(recipe, ranks):
+        if not _needs_deepspeed(recipe):
             return PlainEngine(recipe, start, ranks)
         from evo2cli.training.deepspeed_engine import DeepSpeedEngine
 
@@ -288,7 +275,8 @@ def devices_line(engine: Engine) -> str:
         return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
     context_parallel = engine.ranks.context_parallel
     per_window = f", {context_parallel} per window" if context_parallel > 1 else ""
-    return f"{world} x {device.type}{per_window}, ZeRO {engine.layout['zero']}"
+    zero = engine.layout["zero"]
+    return f"{world} x {device.type}{per_window}{f', ZeRO {zero}' if zero else ''}"
 
 
 def num_parameters(engine: Engine) -> int:

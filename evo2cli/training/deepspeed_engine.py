@@ -70,9 +70,6 @@ def _quiet() -> Iterator[None]:
 class DeepSpeedEngine(Engine):
     """A model whose optimizer, gradients or weights are sharded over the ranks.
 
-    Several ranks always shard the optimizer, even with parallel.zero = 0: this changes no number,
-    and a whole optimizer on every rank would have no advantage.
-
     Args:
         recipe: The recipe.
         start: The model that the run starts from.
@@ -85,7 +82,7 @@ class DeepSpeedEngine(Engine):
         self.ranks, self.start = ranks, start
         self._recipe = recipe
         self._deepspeed = import_deepspeed(ranks.device)
-        self._stage = max(1, recipe.parallel.zero)
+        self._stage = recipe.parallel.zero
         self._dtype = torch.bfloat16 if recipe.precision.compute == "bf16" else torch.float32
         settings = deepspeed_settings(recipe, ranks.world)
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
@@ -269,7 +266,7 @@ def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": recipe.batch.sequences // (groups * micro),
         "gradient_clipping": recipe.optimizer.clip,
-        "zero_optimization": _zero_settings(max(1, recipe.parallel.zero)),
+        "zero_optimization": _zero_settings(recipe.parallel.zero),
         "zero_allow_untested_optimizer": True,
         # Gradients are summed and communicated in fp32, whatever the dtype of the weights.
         "communication_data_type": "fp32",

@@ -6,9 +6,10 @@ bf16 weights), and gradients are summed in fp32.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Engine(ABC):
         assert trunk is not None
         return trunk
 
-    @property
+    @cached_property
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -137,10 +138,26 @@ class Engine(ABC):
         """
 
 
+BUCKET = 100_000_000  # numbers of a transfer, unless one parameter has more
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters in their order, in groups of up to `BUCKET` numbers."""
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if bucket and size + parameter.numel() > BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.numel()
+    yield bucket
+
+
 class PlainEngine(Engine):
     """Whole weights on one device, in autocast over fp32 parameters.
 
-    Several ranks each hold all weights, and sum their gradients: worth it where few are trained.
+    Several ranks each hold all weights, and sum their gradients once a step.
 
     Args:
         recipe: The recipe.
@@ -174,14 +191,14 @@ class PlainEngine(Engine):
             self._sum_gradients()
 
     def _sum_gradients(self) -> None:
-        """Sum the gradients of all ranks, in one transfer."""
-        parameters = list(self.trained.values())
-        # A gradient is missing where no example of this rank needed it.
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        whole = self.ranks.sum(torch.cat([gradient.flatten() for gradient in found]))
-        parts = torch.split(whole, [p.numel() for p in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+        """Sum the gradients of all ranks, many in one transfer."""
+        for bucket in _buckets(self.trained.values()):
+            # A gradient is missing where no example of this rank needed it.
+            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            whole = self.ranks.sum(torch.cat([gradient.flatten() for gradient in found]))
+            parts = torch.split(whole, [p.numel() for p in bucket])
+            for parameter, part in zip(bucket, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def step(self, learning_rate: float) -> float:
         """As `Engine`; a gradient that is not finite is kept for `nonfinite_gradient`."""

@@ -42,3 +42,12 @@ class RunOptions(DeviceOptions, RecipeOptions):
             show_default="the recipe's output",
         ),
     ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Folder of genomes: FASTA files in its folders train and valid.",
+            show_default="the recipe's data.corpus.path",
+        ),
+    ] = None

@@ -36,6 +36,7 @@ Beta = Annotated[float, Field(ge=0, lt=1), _Number]
 Seconds = Annotated[float, Field(gt=0), _Number]
 Weight = Annotated[float, Field(gt=0), _Number]
 Positions = Annotated[Count, BeforeValidator(_positions)]
+WHOLE = "all"  # name of the one source of a corpus without domains
 
 
 class Table(BaseModel):
@@ -58,21 +59,63 @@ class Extend(Table):
     scheme: Scheme = Scheme.INTERPOLATION  # for rotary positions, as `evo2 extend --scheme`
 
 
-class Data(Table):
-    """The sources of a run, and how their bases count in the loss."""
+class Corpus(Table):
+    """A folder of genomes: FASTA files in its folders `train` and `valid`."""
 
-    sources: Annotated[list[Source], Field(min_length=1)]
+    path: File
+    tokens: File  # folder for its token sets, which the first run writes
+    # Share of the windows of the files in `train` whose names begin like this, relative to the
+    # others; without any, all files are one source.
+    domains: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], Weight] = {}
+
+    @property
+    def sources(self) -> list[Source]:
+        """The token set of each domain, with its weight, sorted by name."""
+        folder, domains = self.tokens / "train", sorted(self.domains.items())
+        weighted = [Source(path=folder / name, weight=weight) for name, weight in domains]
+        return weighted or [Source(path=folder / WHOLE)]
+
+    @property
+    def valid(self) -> list[Path]:
+        """The token sets of the files in `valid`, as far as they have been written."""
+        return sorted((self.tokens / "valid").glob("[!.]*"))
+
+
+class Data(Table):
+    """What a run is trained on, and how its bases count in the loss."""
+
+    sources: Annotated[list[Source], Field(min_length=1)] = []
     valid: list[File] = []  # held-out documents, beside the valid splits of the sources
+    corpus: Corpus | None = None  # genomes, instead of sources
     packing: Packing = "stream"  # whether windows run across documents
     reverse_complement: bool = True  # reverse complement each window with probability 1/2
     lowercase_weight: Fraction = 0.1  # loss weight of soft-masked (repeat) bases
     end_of_document_weight: Fraction = 1.0
     mask_tags: bool = True  # phylogenetic tags, @ and # are inputs but not targets
+    repeats: Fraction = 0.0  # probability that a window gets a copy of an earlier piece of itself
+    inverted_repeats: Fraction = 0.25  # share of these copies that are reverse complements
+
+    @property
+    def train_sources(self) -> list[Source]:
+        """The sources, or those of the corpus."""
+        return self.sources if self.corpus is None else self.corpus.sources
+
+    @property
+    def held_out(self) -> list[Path]:
+        """What is held out beside the valid splits of the sources."""
+        return [*self.valid, *(self.corpus.valid if self.corpus else ())]
 
     @property
     def weights(self) -> list[float] | None:
         """Weight of each source; None if no source has one."""
-        return [source.weight for source in self.sources if source.weight is not None] or None
+        weights = [source.weight for source in self.train_sources]
+        return [weight for weight in weights if weight is not None] or None
+
+    @model_validator(mode="after")
+    def _sources_or_corpus(self) -> Self:
+        if bool(self.sources) == (self.corpus is not None):
+            raise ValueError("needs either sources or corpus (a folder of genomes)")
+        return self
 
     @model_validator(mode="after")
     def _all_weighted_or_none(self) -> Self:
@@ -350,6 +393,8 @@ class Recipe(Table):
             raise ValueError("[extend] needs init (weights to extend)")
         if self.init is None and self.finetune is not None:
             raise ValueError("[finetune] needs init (weights to start from)")
+        if self.finetune is not None and self.finetune.task != "lm" and self.data.corpus:
+            raise ValueError("[finetune] needs data.sources (labelled tables), not data.corpus")
         if self.extend is not None and self.batch.length > self.extend.to:
             raise ValueError(
                 f"batch.length = {self.batch.length} is longer than extend.to = {self.extend.to}"

@@ -1,6 +1,7 @@
 """Find, read and check recipe files, with the recipes they are based on."""
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from evo2cli.errors import UserError
+from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig, read_config
 from stripedhyena2.checkpoint import read_checkpoint
@@ -97,6 +99,25 @@ def make_recipe(values: dict[str, Any], path: Path, settings: Sequence[str] = ()
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def read_run(options: RunOptions) -> tuple[Recipe, Path]:
+    """The recipe of a run, with the output folder and the genomes that its options name; its file.
+
+    Raises:
+        UserError: There is no such recipe, or it is not valid.
+    """
+    path = find_recipe(options.recipe)
+    values = _read_values(path)
+    if options.data is not None:
+        data = values.get("data")
+        if not (isinstance(data, dict) and "corpus" in data):
+            raise UserError(f"--data {options.data}: {path} has no table [data.corpus]")
+        _set_value(values, f"data.corpus.path={json.dumps(str(options.data))}")
+    recipe = make_recipe(values, path, options.settings)
+    if options.output is not None:
+        recipe = recipe.model_copy(update={"output": options.output})
+    return recipe, path
 
 
 def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:

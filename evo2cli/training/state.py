@@ -8,6 +8,7 @@ OUTPUT/final/               the native checkpoint of a finished run
 """
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ class _Saved(BaseModel):
     world: int
     zero: int
     skipped: int = 0
+    run: str | None = None  # SHA-256 of run.json; before 0.3.0 it was not recorded
 
 
 _SAVED, _VALUES = TypeAdapter(_Saved), TypeAdapter(dict[str, JsonValue])
@@ -53,6 +55,7 @@ _MAY_CHANGE: Any = {
         ("checkpoint", "guard", "memory", "output", "parallel", "tracking", "validation"), True
     ),
     "batch": {"micro_sequences"},
+    "data": {"corpus": {"path"}},  # hashes of its files are among the facts of the tokens
     "precision": {"compile"},
 }
 
@@ -147,6 +150,9 @@ class RunFolder:
                     f"{is_now.get(key)!r}; choose another --output, or change it back"
                 )
 
+    def _identity(self) -> str:
+        return hashlib.sha256(self.description.read_bytes()).hexdigest()
+
     def newest(self) -> Path | None:
         """The newest complete checkpoint with the state of the engine."""
         complete = sorted(file.parent for file in self.path.glob(f"step-*/{RESUME}"))
@@ -177,7 +183,7 @@ class RunFolder:
         with _first_alone(self.ranks, failure) as is_first:
             if is_first:
                 if self._checkpoint.optimizer:
-                    resume = {"step": step, **engine.layout, **facts}
+                    resume = {"step": step, **engine.layout, **facts, "run": self._identity()}
                     (partial / RESUME).write_text(json.dumps(resume) + "\n", encoding="utf-8")
                 replace(partial, folder)
                 self._delete_old()
@@ -195,7 +201,7 @@ class RunFolder:
             step (the number of steps done, 0 without a checkpoint), and the facts given to `save`.
 
         Raises:
-            UserError: The checkpoint is damaged.
+            UserError: The checkpoint is damaged, or of another run.
         """
         folder = self.newest()
         self.ranks.wait()  # all ranks must look before one of them writes
@@ -205,6 +211,11 @@ class RunFolder:
             return {"step": 0}
         with _explained(f"{folder}: damaged; delete it to resume from the checkpoint before"):
             saved = read_json(folder / RESUME, _SAVED).model_dump()
+            if saved.pop("run") not in (None, self._identity()):
+                raise UserError(
+                    f"{folder}: is a checkpoint of another recipe than {self.description}; remove "
+                    "it, or give it as init of a new run"
+                )
             self._load(folder, saved, engine)
             if self.ranks.is_first:
                 self._cut_metrics(saved["step"])

@@ -25,7 +25,8 @@ Attention, for heads [B, H, L, W]:
     decode_attention  attention of one new token of each sequence
     pooled_attention  attention of new tokens of many sequences, whose pasts share a pool
 
-Norms, and the linear layers of a decoding step, for rows x [B, L, D]:
+Norms, and the linear layers of a decoding step, for rows x [B, L, D]; their weights may be in FP8
+(`float8.reference.Float8Weight`):
 
     rms_norm          scale * x / (rms(x) + eps)
     add_rms_norm      rms_norm(x + y), and x + y

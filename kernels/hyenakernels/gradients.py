@@ -96,11 +96,9 @@ def fake_gradients(inputs: Sequence[Tensor | None], like: Tensor) -> list[Tensor
     ]
 
 
-def given_gradients(
-    inputs: Sequence[Tensor | None], gradients: Sequence[Tensor]
-) -> tuple[Tensor | None, ...]:
-    """The gradients as autograd takes them: None where an input is None."""
+def given_gradients(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients as autograd takes them: None where no gradient is wanted."""
     return tuple(
-        None if tensor is None else gradient
-        for tensor, gradient in zip(inputs, gradients, strict=True)
+        gradient if wanted else None
+        for wanted, gradient in zip(ctx.needs_input_grad, gradients, strict=True)
     )

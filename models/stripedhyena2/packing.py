@@ -8,8 +8,8 @@ what follows it and rows do not see each other.
 
 The shape depends on the length of the row alone, and a row has the same bits wherever it stands in
 a launch of a shape: the kernels compute rows apart, and the matrix products of a GPU sum every row
-in the same order. So a log-likelihood does not depend on what else is read. Products on a CPU do not
-all have that property (in fp64, a row of 17 tokens among five has other bits at other places by
+in the same order. So a log-likelihood does not depend on what else is read. Products on a CPU do
+not all have that property (in fp64, a row of 17 tokens among five has other bits at other places by
 MKL), and a short row keeps a CPU busy: there every launch is one sequence, and nothing is padded.
 
 B sequences of a launch, L tokens of a row, V vocabulary.
@@ -260,6 +260,7 @@ class Packer:
         most = 0 if brief or not self.shapes.tokens else min(WORK / multiply_adds, MOST_TOKENS)
         self._most_tokens = max(most, self.shapes.tokens, 1)
         self._batch = 0
+        self._last: Batch | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -340,7 +341,7 @@ class Packer:
         """
         self._forget()
         self.num_bases += self._tokens
-        batch = Batch([], [], None)
+        batch = Batch([], [], None, self._last)
         if self._counts_only:
             for prefix in self._prefixes:
                 prefix.slot = 0
@@ -351,7 +352,8 @@ class Packer:
             self._reserve()
             reads = [*self._read_prefixes(), *self._read_suffixes()]
             single = [suffix for suffix in self._suffixes if len(suffix.bases) == 1]
-            batch = Batch(reads, single, self._read_single(single))
+            batch = Batch(reads, single, self._read_single(single), self._last)
+        self._last = batch
         self._begin()
         return batch
 
@@ -521,14 +523,19 @@ class Batch:
         reads: The launches, in their order.
         single: Suffixes of one base.
         values_N: Their log-probabilities; None: they are first bases, which have none.
+        earlier: The batch before, whose prefixes may be continued here; None: it is collected.
     """
 
     reads: list[_Read]
     single: list[Suffix]
     values_N: Tensor | None
+    earlier: "Batch | None"
 
     def collect(self) -> None:
         """Give prefixes and suffixes their numbers, after those of all batches before."""
+        if self.earlier is not None:
+            self.earlier.collect()
+            self.earlier = None
         rows = [row for read in self.reads for row in read.rows]
         totals = torch.cat([read.totals_N2 for read in self.reads]).tolist() if rows else []
         for row, (logprob, last) in zip(rows, totals, strict=True):
@@ -545,6 +552,7 @@ class Batch:
         for suffix, value in zip(self.single, values, strict=True):
             suffix.last, suffix.logprob = value, suffix.before.logprob + value
             suffix.logprobs = np.array([value])
+        self.reads, self.single, self.values_N = [], [], None  # once is enough
 
 
 def _keeps_all(row: Prefix | Suffix) -> bool:

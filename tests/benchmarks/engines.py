@@ -1,10 +1,11 @@
-"""Steps of the 1B recipe by engine: 8 windows of 8,192 bases a GPU and step, in micro-batches of 2.
+"""Steps of the 1B recipe by engine: 8 windows of 8,192 bases a GPU and step, in micro-batches.
 
     torchrun --nproc_per_node 2 -m tests.benchmarks.engines --zero 3
     python -m tests.benchmarks.engines --zero 0                         # one GPU, the plain engine
 
-`--zero-setting KEY=VALUE` changes a key of DeepSpeed's zero_optimization, `--fsdp` takes FSDP2 of
-PyTorch on the same model instead, `--profile FILE` writes the profile of the last step.
+`--micro N` takes micro-batches of N windows (default: 2), `--zero-setting KEY=VALUE` changes a key
+of DeepSpeed's zero_optimization, `--fsdp` takes FSDP2 of PyTorch on the same model instead,
+`--profile FILE` writes the profile of the last step.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_recipe, read_shape
 from evo2cli.training.start import Start
 
-WINDOWS, MICRO, LENGTH = 8, 2, 8192  # of a GPU and step; of a micro-batch; bases
+WINDOWS, LENGTH = 8, 8192  # of a GPU and step; bases
 
 
 class FSDP2:
@@ -65,6 +66,7 @@ def main() -> None:
     """Print one row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--zero", type=int, default=0)
+    parser.add_argument("--micro", type=int, default=2)
     parser.add_argument("--fp8", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--steps", type=int, default=8)
@@ -73,7 +75,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ranks = Ranks.join(torch.device("cuda"))
     path = Path("recipes/1b.toml")
-    settings = [f"batch.sequences={WINDOWS * ranks.world}", f"batch.micro_sequences={MICRO}"]
+    settings = [f"batch.sequences={WINDOWS * ranks.world}"]
+    settings += [f"batch.micro_sequences={arguments.micro}"]
     settings += [f"parallel.zero={arguments.zero}"]
     settings += ["precision.fp8=true"] if arguments.fp8 else []
     recipe = read_recipe(path, settings)
@@ -87,10 +90,10 @@ def main() -> None:
     begun = time.perf_counter()
     engine = (FSDP2 if arguments.fsdp else kind)(recipe, Start(read_shape(recipe, path)), ranks)
     built = time.perf_counter() - begun
-    seconds = [_step(engine, ranks, index) for index in range(arguments.steps - 1)]
+    seconds = [_step(engine, ranks, arguments.micro, index) for index in range(arguments.steps - 1)]
     with torch.profiler.profile() as profile:
         if arguments.profile:
-            _step(engine, ranks, arguments.steps)
+            _step(engine, ranks, arguments.micro, arguments.steps)
     if ranks.is_first:
         if arguments.profile:
             table = profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=60)
@@ -107,18 +110,18 @@ def main() -> None:
     ranks.leave()
 
 
-def _step(engine: Any, ranks: Ranks, index: int) -> float:
+def _step(engine: Any, ranks: Ranks, windows: int, index: int) -> float:
     """Seconds of a step on random bases."""
     generator = torch.Generator("cuda").manual_seed(index * ranks.world + ranks.rank)
     bases = torch.tensor([*b"ACGT"], device="cuda")
     torch.cuda.synchronize()
     begun = time.perf_counter()
-    for micro in range(WINDOWS // MICRO):
-        drawn = torch.randint(4, (MICRO, LENGTH + 1), device="cuda", generator=generator)
+    for micro in range(WINDOWS // windows):
+        drawn = torch.randint(4, (windows, LENGTH + 1), device="cuda", generator=generator)
         ids_BT = bases[drawn]
         logits_BLV = engine.forward(ids_BT[:, :-1])
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), ids_BT[:, 1:].flatten())
-        engine.backward(loss * MICRO / WINDOWS, last=(micro + 1) * MICRO == WINDOWS)
+        engine.backward(loss * windows / WINDOWS, last=(micro + 1) * windows == WINDOWS)
     engine.step(1e-4)
     torch.cuda.synchronize()
     return time.perf_counter() - begun

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SECONDS = 0.25  # of device time that a reading may take, its warm-up aside
 MOST_CALLS = 20  # their kernels should fit the launch queue, which holds about a thousand
 SPIN_SECONDS = 0.05  # at least, for the clocks to rise
@@ -167,8 +167,9 @@ class Report:
         self.path.write_text(str(self))
 
     def __str__(self) -> str:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         made = (
-            f"{datetime.now(UTC):%Y-%m-%d}, {torch.cuda.get_device_name()}, "
+            f"{datetime.now(UTC):%Y-%m-%d}, {device}, "
             f"torch {torch.__version__}, Triton {version('triton')}, CUDA {torch.version.cuda}, "
             f"Python {platform.python_version()}"
         )

@@ -1,4 +1,4 @@
-"""Hyena operators with random parameters, and the mixers around them, as the benchmarks run them.
+"""Hyena operators, mixers around them, and models, with random weights, for the benchmarks.
 
 B batch, L length, D channels, C = 3D channels [x2 | x1 | v], F featurizer taps, S modes.
 """
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hyenakernels import FIRFilters, ModalFilters, hyena_fir, hyena_modal
+from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.initial import Uninitialized
+from stripedhyena2.parametrization import trainable
 from tests.benchmarks.gpu import DEVICE
 
 KINDS = ("SE", "MR", "LI")
@@ -67,3 +70,18 @@ class Mixer(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Mix along L; returns the shape it was given."""
         return self.project_out(self.operator(self.project_in(x_BLD), *self.filters))
+
+
+@torch.no_grad()
+def random_model(config: ModelConfig, *, trains: bool = False) -> StripedHyena2:
+    """A model in bf16 with random weights, drawn on the device, perhaps in its training form."""
+    with Uninitialized(), DEVICE:
+        model = StripedHyena2(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("log_poles_DS"):
+            parameter.uniform_(-0.1, -0.001)
+        else:
+            parameter.normal_(std=0.01)
+    if trains:
+        trainable(model, config.original_context)
+    return model.bfloat16()

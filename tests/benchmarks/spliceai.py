@@ -3,11 +3,11 @@
     pip download --no-deps spliceai && unzip spliceai-*.whl   # never a dependency of this project
     python -m tests.benchmarks.spliceai spliceai/models
 
-The networks are read from their Keras files, which h5py opens, and computed by PyTorch. They see
-the 600 bases of an example and nothing around them, as all other models of the table do; they were
-made for 10,000 bases of context. The class is that of the largest of three scores: the probability
-of an acceptor and of a donor near the middle (the largest within 2 bases), and of neither (1 less
-both).
+The networks are read from their Keras files, which h5py opens, and computed by PyTorch in fp32; on
+32 examples of the test set, Keras 3.15 finds the same probabilities within 2e-6. They see the 600
+bases of an example and nothing around them, as all other models of the table do; they were made for
+10,000 bases of context. The class is that of the largest of three scores: the probability of an
+acceptor and of a donor near the middle (the largest within 2 bases), and of neither (1 less both).
 
 B sequences, L positions, C channels.
 """
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = False
     networks = [read_network(path, device) for path in sorted(arguments.models.glob("*.h5"))]
     with gzip.open(arguments.data / "test.tsv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))[: arguments.limit]

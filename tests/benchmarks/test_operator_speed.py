@@ -2,14 +2,22 @@
 
 Run: pytest -m benchmark -s tests/benchmarks/test_operator_speed.py; results/operators.md and .png
 keep what it writes into the folder EVO2_BENCHMARK_RESULTS. The linear mixers are the layers of
-flash-linear-attention; `-k` leaves some out, as in `-k "4096 and not GLA"`.
+flash-linear-attention; `-k` leaves some out, as in `-k "4096 and not GLA"`. Kernels are compiled
+first, by a process for each mixer and width.
+
+    pip install --no-deps flash-linear-attention fla-core
+    MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-deps \
+        --no-build-isolation mamba-ssm              # pure Python: its Triton kernels suffice
 
 B batch, L length, D channels, H heads, W channels a head.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 import pytest
@@ -18,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo2cli import console
+from evo2cli.workers import Advance, run_tasks
 from tests.benchmarks.gpu import DEVICE, PASSES, Reading, Report, cell, measure_passes, needs_gpu
 from tests.benchmarks.hyena import Mixer, projections
 
@@ -65,13 +74,25 @@ class Attention(nn.Module):
 
 def linear_mixer(layer: str, width: int, **options: int) -> nn.Module:
     """A layer of flash-linear-attention, in bf16."""
+    find_mamba()
     reason = "flash-linear-attention is not installed"
     layers = pytest.importorskip("fla.layers", reason=reason, exc_type=ImportError)
     with DEVICE:
         return getattr(layers, layer)(hidden_size=width, **options).to(torch.bfloat16)
 
 
+def find_mamba() -> None:
+    """Let the Triton kernels of mamba_ssm be imported.
+
+    Importing the package itself would ask for its compiled extension, which Mamba-1 needs alone.
+    """
+    spec = find_spec("mamba_ssm") if "mamba_ssm" not in sys.modules else None
+    if spec is not None:
+        sys.modules["mamba_ssm"] = module_from_spec(spec)
+
+
 def mamba2(width: int) -> nn.Module:
+    find_mamba()
     reason = "without the Triton kernels of mamba_ssm, Mamba-2 would run unfused"
     pytest.importorskip("mamba_ssm.ops.triton.ssd_combined", reason=reason, exc_type=ImportError)
     return linear_mixer("Mamba2", width).eval()  # in training mode it asks for causal_conv1d
@@ -91,6 +112,9 @@ MIXERS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+LINEAR = [*MIXERS][4:]  # their kernels have many candidates
+
+
 @pytest.fixture(scope="module")
 def readings() -> Readings:
     return {}
@@ -105,6 +129,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Report]:
 
 @pytest.fixture
 def quick_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune_quickly(monkeypatch)
+
+
+def tune_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Triton's autotuners try a few candidates, compiled side by side and timed briefly.
 
     The linear mixers list some 800 kernels; all of them would take longer than all the rest.
@@ -126,6 +154,25 @@ def quick_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotuner, "do_bench", property(lambda _: time_briefly))
 
 
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> None:
+    """Compile the kernels of the linear mixers that were chosen, all at once."""
+    chosen = []
+    for item in request.session.items:
+        found = item.callspec.params if isinstance(item, pytest.Function) else {}
+        if found.get("name") in LINEAR:
+            chosen.append((found["name"], found["width"]))
+    tasks = (partial(_compile, name, width) for name, width in chosen)
+    for _ in run_tasks(tasks, max(2, len(chosen)), lambda _: None):
+        pass
+
+
+def _compile(name: str, width: int, _: Advance) -> None:
+    with suppress(pytest.skip.Exception), pytest.MonkeyPatch.context() as patches:
+        tune_quickly(patches)
+        read_passes(MIXERS[name](width), width, TUNED_AT)
+
+
 def spread(candidates: list[Any]) -> list[Any]:
     """At most MOST_CANDIDATES of them, evenly."""
     step = -(-len(candidates) // MOST_CANDIDATES) or 1
@@ -135,26 +182,31 @@ def spread(candidates: list[Any]) -> list[Any]:
 @needs_gpu
 @pytest.mark.benchmark
 @pytest.mark.filterwarnings("default")  # other people's packages
-@pytest.mark.usefixtures("quick_tuning")
+@pytest.mark.usefixtures("quick_tuning", "compiled")
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_mixers(name: str, width: int, readings: Readings, report: Report) -> None:
     mixer = MIXERS[name](width)
-
-    def run(x_BLD: Tensor) -> Tensor:
-        y = mixer(x_BLD)
-        return y[0] if isinstance(y, tuple) else y
-
     for length in sorted(LENGTHS, key=lambda length: length != TUNED_AT):
-        shapes = [(1, length, width)]
-        readings[width, name, length] = measure_passes(
-            run, mixer.parameters(), shapes, shapes, backward=length <= LONGEST_BACKWARD
-        )
+        readings[width, name, length] = read_passes(mixer, width, length)
     weights = cell(sum(weight.numel() for weight in mixer.parameters()) / width**2, digits=1)
     for index in range(len(PASSES)):
         add_rows(report, readings, width, index, name, weights)
     failures = [reading.failure for length in LENGTHS for reading in readings[width, name, length]]
     assert not name.startswith("Hyena") or not any(failures)
+
+
+def read_passes(mixer: nn.Module, width: int, length: int) -> tuple[Reading, Reading]:
+    """Read the passes of a mixer over one sequence."""
+
+    def run(x_BLD: Tensor) -> Tensor:
+        y = mixer(x_BLD)
+        return y[0] if isinstance(y, tuple) else y
+
+    shapes = [(1, length, width)]
+    return measure_passes(
+        run, mixer.parameters(), shapes, shapes, backward=length <= LONGEST_BACKWARD
+    )
 
 
 def add_rows(

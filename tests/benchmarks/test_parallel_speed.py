@@ -25,12 +25,12 @@ from torch import Tensor
 from evo2cli import console
 from hyenakernels import FIRFilters, ModalFilters, causal_attention, hyena_fir, hyena_modal
 from hyenakernels.parallel import Sharding
-from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2 import ModelConfig
 from stripedhyena2.operators import Attention, HyenaLI, HyenaSE
 from stripedhyena2.parallelize import SharedSequence
 from stripedhyena2.streaming import stream
 from tests.benchmarks.gpu import Report, cell
-from tests.benchmarks.hyena import draw_parameters
+from tests.benchmarks.hyena import draw_parameters, random_model
 
 ABOUT = """\
 # Speed of shared sequences
@@ -195,15 +195,7 @@ def read_operators(say: Callable[[dict[str, Any]], None]) -> None:
 
 def read_model(say: Callable[[dict[str, Any]], None]) -> None:
     """A training step's passes over the slice: shared, and on one GPU where it fits."""
-    with torch.device("cuda"):
-        model = StripedHyena2(SLICE).train()
-    for name, parameter in model.named_parameters():
-        if name.endswith("log_poles_DS"):
-            torch.nn.init.uniform_(parameter, -0.1, -0.001)
-        else:
-            torch.nn.init.normal_(parameter, std=0.01)
-        if ".operator." not in name:  # as autocast has it: filters stay as they are
-            parameter.data = parameter.to(torch.bfloat16)
+    model = random_model(SLICE)
     model.activation_checkpointing = 1
     shared = SharedSequence(None)
     shared.put_on(model)

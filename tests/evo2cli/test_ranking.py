@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evo2cli import ranking
-from evo2cli.ranking import MAX_COUNTS, Counts, Values, area_under_roc, rank, roc_curve
+from evo2cli.ranking import (
+    MAX_COUNTS,
+    Counts,
+    Estimate,
+    Values,
+    area_under_roc,
+    mean_estimate,
+    rank,
+    roc_curve,
+)
 
 SCORES = st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=40).filter(
     lambda pairs: len({label for _, label in pairs}) == 2
@@ -118,3 +127,20 @@ def test_a_thousand_resamples_come_in_pieces_that_fit(
     assert measured == (1, 200)
     assert max(pieces) == (rows, 200)
     assert sum(count for count, _ in pieces) == 1000
+
+
+@pytest.mark.parametrize("shares", [(1, 1, 2), (5, 1, 1)])
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution(shares) -> None:
+    draw = np.random.default_rng(0)
+    values = draw.choice([0.0, 0.25, 1.0], size=900, p=np.array(shares) / sum(shares))
+    found = mean_estimate(values.tolist())
+    assert found.value == pytest.approx(values.mean())
+    error = 1.96 * values.std() / 30
+    assert found.low == pytest.approx(found.value - error, abs=0.1 * error)
+    assert found.high == pytest.approx(found.value + error, abs=0.1 * error)
+    assert mean_estimate(draw.permutation(values).tolist()) == found
+    assert mean_estimate(values.tolist(), name="other") != found
+
+
+def test_the_mean_of_equal_values_is_certain() -> None:
+    assert mean_estimate([0.7]) == mean_estimate([0.7] * 5) == Estimate(0.7, 0.7, 0.7)

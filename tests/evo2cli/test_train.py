@@ -192,6 +192,28 @@ def test_other_tokens_or_another_shape_do_not_go_on(place: Path) -> None:
     assert "has a run with shape.stripes = 'SMLA', not 'SMLL'" in str(run().exception)
 
 
+@pytest.mark.parametrize("change", ["shape.width=32", "seed=1", "optimizer.clip=0.5"])
+def test_a_checkpoint_of_another_recipe_is_refused(place: Path, change: str) -> None:
+    """Also one of the same shape, from which a run could go on without a word."""
+    assert run("--output", "other", "--set", change).exit_code == 0
+    assert run().exit_code == 0
+    for part in ("final", "step-000000006", "step-000000008"):
+        shutil.rmtree(place / "run" / part)
+    shutil.copytree(place / "other" / "step-000000006", place / "run" / "step-000000006")
+    result = run()
+    assert isinstance(result.exception, UserError)
+    assert re.fullmatch(
+        r"run/step-000000006: is a checkpoint of another recipe than run/run\.json; remove it, .*",
+        str(result.exception),
+    )
+    shutil.rmtree(place / "run" / "step-000000006")
+    assert run("--output", "twin").exit_code == 0
+    shutil.copytree(place / "twin" / "step-000000006", place / "run" / "step-000000006")
+    result = run("--json")
+    assert result.exit_code == 0, result.output
+    assert "resuming from step 6" in result.stderr
+
+
 @pytest.mark.slow
 def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None:
     arguments = ["--device", "cpu", "--set", "optimizer.steps=40"]

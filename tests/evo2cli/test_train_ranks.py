@@ -131,10 +131,13 @@ def ranks_of(folder: Path) -> list[int]:
     return found
 
 
-def test_two_ranks_are_one(place: Path, alone: Path) -> None:
-    run(place, 2, "zero2", "parallel.zero=2")
-    assert losses(place / "zero2") == pytest.approx(losses(alone), rel=1e-5)
-    assert_same_model(place / "zero2", alone)
+@pytest.mark.parametrize("zero", [0, 2])
+def test_two_ranks_are_one(place: Path, alone: Path, zero: int) -> None:
+    output = f"zero{zero}"
+    said = run(place, 2, output, f"parallel.zero={zero}")
+    assert ("on 2 x cpu, ZeRO" in said) == bool(zero)
+    assert losses(place / output) == pytest.approx(losses(alone), rel=1e-5)
+    assert_same_model(place / output, alone)
 
 
 @pytest.mark.slow
@@ -167,7 +170,7 @@ def test_two_ranks_of_zero_3_are_one_also_after_a_kill(place: Path, alone: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "zero", "after"), [(1, 0, 2), (2, 1, 1), (2, 3, 1)])
+@pytest.mark.parametrize(("before", "zero", "after"), [(1, 0, 2), (2, 0, 1), (2, 1, 1), (2, 3, 1)])
 def test_another_number_of_ranks_goes_on_with_the_same_windows(
     place: Path, alone: Path, before: int, zero: int, after: int
 ) -> None:
@@ -218,7 +221,7 @@ def test_bf16_weights_have_fp32_masters(place: Path, alone: Path) -> None:
 @pytest.mark.parametrize(
     ("world", "context", "settings"),
     [
-        (2, 2, ("parallel.zero=1", "parallel.attention='zigzag'")),
+        (2, 2, ("parallel.attention='zigzag'",)),
         (4, 2, ("parallel.zero=3", "memory.activation_checkpointing=2")),
     ],
     ids=["2 to a window", "2 to each of 2 windows"],

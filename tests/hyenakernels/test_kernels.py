@@ -538,6 +538,28 @@ def test_nan_in_gives_nan_out(case: Case) -> None:
         assert past_after[0, :, 0].isnan().all()  # the state keeps it
 
 
+@pytest.mark.parametrize(
+    "case",
+    [Case(taps=7, past=True), Case(taps=40, length=70), Case(modes=3, past=True)],
+    ids=str,
+)
+def test_frozen_filters_change_no_gradient_of_the_inputs(case: Case) -> None:
+    results = []
+    for frozen in (False, True):
+        inputs = leaves(inputs_of(case))
+        for tensor in inputs[2:-2] if frozen else []:
+            assert tensor is not None
+            tensor.requires_grad_(False)
+        y, past_after = by_kernel(case, inputs)
+        (y.square().sum() + past_after.sum()).backward()
+        results.append([None if tensor is None else tensor.grad for tensor in inputs])
+    trained, kept = results
+    assert all(gradient is None for gradient in kept[2:-2])
+    for first, second in zip(trained[:2] + trained[-2:], kept[:2] + kept[-2:], strict=True):
+        assert (first is None) == (second is None)
+        assert first is None or torch.equal(first, second)
+
+
 def test_fakes_have_the_shapes_of_the_kernels() -> None:
     for case in (Case(taps=7, past=True), Case(modes=3)):
         op = (fir if case.taps else modal).fused.traced

@@ -20,6 +20,7 @@ _SETS = dict(
 )
 _REPEATS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _MAX_REPEATS = 1000  # of one {} operator
+_MAX_DEPTH = 20  # of parentheses, and of operators on one part: patterns are read recursively
 
 
 class PatternError(ValueError):
@@ -84,11 +85,12 @@ def reverse_complemented(pattern: Pattern) -> Pattern:
 
 
 class _Parser:
-    """Recursive descent; `_at` is the index of the next character."""
+    """Recursive descent; `_at` is the index of the next character, `_depth` of parentheses."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
+        self._depth = 0
 
     def pattern(self) -> Pattern:
         pattern = self._choice()
@@ -112,7 +114,11 @@ class _Parser:
 
     def _repeat(self) -> Pattern:
         part = self._atom()
+        num_operators = 0
         while (operator := self._next()) and operator in "*+?{":
+            num_operators += 1
+            if num_operators > _MAX_DEPTH:
+                raise self._error(f"more than {_MAX_DEPTH} operators on one part")
             self._at += 1
             least, most = _REPEATS[operator] if operator in _REPEATS else self._count()
             part = Repeat(part, least, most)
@@ -143,9 +149,13 @@ class _Parser:
 
     def _atom(self) -> Pattern:
         if self._take("("):
+            self._depth += 1
+            if self._depth > _MAX_DEPTH:
+                raise self._error(f"parentheses are more than {_MAX_DEPTH} deep")
             inner = self._choice()
             if not self._take(")"):
                 raise self._error("expected )")
+            self._depth -= 1
             return inner
         if not self._take("["):
             return Letter(self._letter())

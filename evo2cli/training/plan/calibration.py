@@ -30,8 +30,8 @@ GPUS_PER_NODE = 8
 
 # DeepSpeed's defaults (deepspeed/runtime/zero/config.py, 0.19), in elements.
 BUCKET = 500_000_000  # gradients reduced together
-LIVE = 1_000_000_000  # gathered parameters kept under ZeRO 3
-PREFETCH = 50_000_000  # parameters gathered together under ZeRO 3
+LIVE = 3_000_000_000  # gathered parameters kept under ZeRO 3, as deepspeed_engine.py asks
+PREFETCH = 200_000_000  # parameters gathered together under ZeRO 3, likewise
 
 # Memory beside what torch's allocator counts.
 CONTEXT = 1.0 * GIB  # assumed: CUDA, cuBLAS and compiled kernels

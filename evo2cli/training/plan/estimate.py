@@ -148,10 +148,9 @@ def make_setup(recipe: Recipe, config: ModelConfig, gpus: int) -> Setup:
     """
     micro, context_parallel = recipe.micro(gpus), recipe.parallel.context
     frozen = _frozen(recipe, config)
-    is_plain = gpus == 1 or frozen is not None
     return Setup(
         gpus=gpus,
-        zero=recipe.parallel.zero if is_plain else max(1, recipe.parallel.zero),
+        zero=0 if frozen is not None else recipe.parallel.zero,
         length=recipe.batch.length,
         micro=micro,
         accumulation=recipe.batch.sequences // (gpus // context_parallel * micro),
@@ -278,7 +277,8 @@ def _changes(plan: Plan, recipe: Recipe) -> Iterator[str]:
 
 
 def _alternatives(setup: Setup) -> Iterator[Setup]:
-    stages = [setup.zero] if setup.is_plain else range(setup.zero, 4)
+    is_alone = setup.gpus == 1 or setup.frozen is not None
+    stages = [setup.zero] if is_alone else range(setup.zero, 4)
     each = setup.micro * setup.accumulation
     for zero in stages:
         for checkpointing in {setup.checkpointing, *CHECKPOINTING}:

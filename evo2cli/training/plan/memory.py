@@ -16,6 +16,7 @@ Frozen weights have 1, 2 or 4 bytes and nothing else, and what is trained beside
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from evo2cli.training.engine import BUCKET as PLAIN_BUCKET
 from evo2cli.training.plan.activations import FP32, Dtypes, activations
 from evo2cli.training.plan.calibration import (
     BUCKET,
@@ -53,7 +54,7 @@ class Setup:
 
     Attributes:
         gpus: Number of GPUs.
-        zero: ZeRO stage; 0 for the plain engine, in one process.
+        zero: ZeRO stage; 0 for the plain engine.
         length: Positions of a window.
         micro: Windows a forward pass on one GPU, or on those that share them.
         accumulation: Forward passes a step.
@@ -236,9 +237,9 @@ def _gradients(counts: Sizes, setup: Setup) -> tuple[float, float]:
 
 
 def _communication(counts: Sizes, setup: Setup) -> float:
-    """DeepSpeed's buffers. A bucket has its maximum size, whatever the model's size."""
+    """Buffers of sums. DeepSpeed's buckets have their maximum size, whatever the model's size."""
     if setup.is_plain:
-        return 0
+        return min(PLAIN_BUCKET, setup.trained(counts)) * FP32 if setup.gpus > 1 else 0
     narrow = setup.compute == "bf16"
     sent = min(BUCKET, counts.all) * FP32  # a bucket's copy in what is sent
     if setup.zero == 1:

@@ -166,18 +166,18 @@ def elementwise_bytes(config: ModelConfig, dtypes: Dtypes) -> tuple[int, int]:
 def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerator) -> float:
     """Seconds that a step's collectives take.
 
-    ZeRO 1 sums fp32 gradients over all GPUs once a step (an all-reduce: two rings) and gathers
-    weights; ZeRO 2 sums them at every micro-batch; ZeRO 3 leaves each GPU its part of the sum (one
-    ring), and gathers the weights for every pass of every micro-batch.
+    Fp32 gradients are summed over all GPUs once a step (an all-reduce: two rings). ZeRO 1 also
+    gathers weights; ZeRO 2 sums at every micro-batch; ZeRO 3 leaves each GPU its part of the sum
+    (one ring), and gathers the weights for every pass of every micro-batch.
     """
     if setup.gpus == 1:
         return 0
     trained = setup.trained(counts)
     gradients, weights = trained * FP32, counts.all * setup.dtypes.compute
     buckets = -(-trained // BUCKET)
-    if setup.frozen is not None:
-        return 2 * _ring(gradients, buckets, setup, gpu)
     summed = _ring(gradients, buckets, setup, gpu)
+    if setup.is_plain:
+        return 2 * summed
     if setup.zero < 3:
         times = setup.accumulation if setup.zero == 2 else 1
         return 2 * times * summed + _ring(weights, buckets, setup, gpu)

@@ -2,7 +2,7 @@
 
 The pass is that of forward. It also sums Gram tiles G_m = sum_n g_n u_(n-m)^T, g = dy * x2, whose
 diagonals are the gradients of the taps. Each program writes its share, and the shares are added in
-a fixed order.
+a fixed order. Filters that are frozen cost none of this.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 """
@@ -56,10 +56,14 @@ def _filter_gradient_kernel(
     TILES: tl.constexpr,
     HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    FROZEN: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Compute dx2 = dy * (conv(u) + skip * u), and this segment's share of the taps' gradients."""
+    """Compute dx2 = dy * (conv(u) + skip * u), and this segment's share of the taps' gradients.
+
+    FROZEN filters get no gradients.
+    """
     T: tl.constexpr = PARTS * PART
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
@@ -107,28 +111,30 @@ def _filter_gradient_kernel(
         for i in tl.static_range(ROWS):
             u = gate_input(x1, v, taps_x1, taps_v, past, first, channel, inside, i, D, F, PAST_ROWS)
             gate = rows_dy[i].to(tl.float32)
-            # Rows before the segment belong to another program.
-            g = tl.where(block >= 0, featurized(x2, taps_x2, i, F) * gate, 0.0)
-            if HAS_SKIP:
-                sum_skip += g * u
             rows_u = rows_u + (u,)
-            rows_g = rows_g + (g,)
+            if not FROZEN:
+                # Rows before the segment belong to another program.
+                g = tl.where(block >= 0, featurized(x2, taps_x2, i, F) * gate, 0.0)
+                if HAS_SKIP:
+                    sum_skip += g * u
+                rows_g = rows_g + (g,)
             rows_gate = rows_gate + (gate,)
         u = stack(rows_u, ROWS)
         operand = to_operand(u.to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
-        operand_g = to_operand(stack(rows_g, ROWS).to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
-        turned = tl.trans(operand) if PARTS == 1 else tl.permute(operand, (0, 2, 1))
         complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
-        summed = (tl.dot(operand_g, turned, grams[0], input_precision=PRECISION),)
-        for m in tl.static_range(1, TILES):
-            gram = tl.dot(operand_g, earlier[m - 1], grams[m], input_precision=PRECISION)
-            summed = summed + (gram,)
-        grams = summed
-        if TILES > 1:
-            shifted = (turned,)
-            for m in tl.static_range(TILES - 2):
-                shifted = shifted + (earlier[m],)
-            earlier = shifted
+        if not FROZEN:
+            operand_g = to_operand(stack(rows_g, ROWS).to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
+            turned = tl.trans(operand) if PARTS == 1 else tl.permute(operand, (0, 2, 1))
+            summed = (tl.dot(operand_g, turned, grams[0], input_precision=PRECISION),)
+            for m in tl.static_range(1, TILES):
+                gram = tl.dot(operand_g, earlier[m - 1], grams[m], input_precision=PRECISION)
+                summed = summed + (gram,)
+            grams = summed
+            if TILES > 1:
+                shifted = (turned,)
+                for m in tl.static_range(TILES - 2):
+                    shifted = shifted + (earlier[m],)
+                earlier = shifted
         convolved = from_operand(complete, SEGMENTS, BLOCK, PARTS, PART)
         if HAS_SKIP:
             convolved += skips * u
@@ -140,6 +146,8 @@ def _filter_gradient_kernel(
         x2, x1, v = next_x2, next_x1, next_v
         rows_dy = next_dy
 
+    if FROZEN:
+        return
     index = (batch * tl.num_programs(1) + piece).to(tl.int64)
     if HAS_SKIP:
         sums = tl.sum(sum_skip, axis=0)[None, :]
@@ -167,8 +175,11 @@ def _diagonals(gram, PARTS: tl.constexpr, BLOCK: tl.constexpr, BELOW: tl.constex
     return tl.sum(tl.reshape(skewed, (PARTS, BLOCK, BLOCK)), axis=1)
 
 
-def filter_gradient(z_BLC, filters, past, dy):
-    """Gradients of the featurized x2, of the taps, and of the skip (empty without a skip)."""
+def filter_gradient(z_BLC, filters, past, dy, frozen):
+    """Gradients of the featurized x2, of the taps, and of the skip (empty without a skip).
+
+    Those of taps and skip are empty if the filters are frozen.
+    """
     taps_GK, skip_D = filters.taps_GK, filters.skip_D
     batch, length, _ = z_BLC.shape
     sizes = tiling("filter gradient", z_BLC, filters)
@@ -177,9 +188,9 @@ def filter_gradient(z_BLC, filters, past, dy):
     lags = sizes["TILES"] * sizes["BLOCK"]
     dx2_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     shares = taps_GK.new_empty(
-        batch * pieces, along_channels * sizes["PARTS"], lags, dtype=torch.float32
+        0 if frozen else batch * pieces, along_channels * sizes["PARTS"], lags, dtype=torch.float32
     )
-    skips = taps_GK.new_empty(batch * pieces, sizes["D"], dtype=torch.float32)
+    skips = taps_GK.new_empty(len(shares), sizes["D"], dtype=torch.float32)
     _filter_gradient_kernel[programs](
         z_BLC,
         z_BLC if past is None else past.featurizer_BPC,
@@ -194,8 +205,11 @@ def filter_gradient(z_BLC, filters, past, dy):
         batch_stride(z_BLC),
         HAS_PAST=past is not None,
         HAS_SKIP=skip_D is not None,
+        FROZEN=frozen,
         **sizes,
     )
+    if frozen:
+        return dx2_BLD, taps_GK.new_empty(0), skips.new_empty(0)
     groups, num_taps = taps_GK.shape
     parts = parts_of(sizes["W"], sizes["PART"])
     summed = shares.sum(dim=0)[: groups * parts].view(groups, parts, lags)

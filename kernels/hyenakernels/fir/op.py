@@ -173,8 +173,12 @@ def _gradient(
     past_BPD: Tensor | None,
     dy_BLD: Tensor,
     dpast_after_BPD: Tensor | None,
+    frozen: bool,
 ) -> list[Tensor]:
-    """Gradients of the inputs of `fused`, in their order; arbitrary where an input is None."""
+    """Gradients of the inputs of `fused`, in their order; arbitrary where an input is None.
+
+    Those of taps and skip are empty if the filters are frozen.
+    """
     from hyenakernels.fir import adjoint, gradient
 
     filters = FIRFilters(featurizer_taps_CF, taps_GK, skip_D).contiguous()
@@ -182,7 +186,7 @@ def _gradient(
     if dpast_after_BPD is not None:
         dpast_after_BPD = dpast_after_BPD.contiguous()
     with torch.cuda.device_of(z_BLC):
-        dx2_BLD, dtaps_GK, dskip_D = gradient.filter_gradient(z_BLC, filters, past, dy_BLD)
+        dx2_BLD, dtaps_GK, dskip_D = gradient.filter_gradient(z_BLC, filters, past, dy_BLD, frozen)
         dz_BLC, dfeaturizer, dz_past, dpast_BPD = adjoint.input_gradient(
             z_BLC, filters, past, dy_BLD, dpast_after_BPD, dx2_BLD
         )
@@ -206,8 +210,10 @@ def _fake_gradient(
     past_BPD: Tensor | None,
     dy_BLD: Tensor,  # noqa: ARG001
     dpast_after_BPD: Tensor | None,  # noqa: ARG001
+    frozen: bool,
 ) -> list[Tensor]:
-    inputs = (z_BLC, featurizer_taps_CF, taps_GK, skip_D, z_past_BPC, past_BPD)
+    trained = (None, None) if frozen else (taps_GK, skip_D)
+    inputs = (z_BLC, featurizer_taps_CF, *trained, z_past_BPC, past_BPD)
     return fake_gradients(inputs, z_BLC)
 
 
@@ -226,7 +232,9 @@ def _backward(gradient, ctx, dy_BLD, dpast_after_BPD):  # type: ignore[no-untype
     if dy_BLD is None:
         z_BLC = inputs[0]
         dy_BLD = z_BLC.new_zeros(*z_BLC.shape[:2], z_BLC.shape[2] // 3)
-    return given_gradients(inputs, gradient(*inputs, dy_BLD, dpast_after_BPD))
+    frozen = not any(ctx.needs_input_grad[2:4])
+    gradients = gradient(*inputs, dy_BLD, dpast_after_BPD, frozen)
+    return given_gradients(ctx, gradients)
 
 
 fused = Fused(

@@ -6,7 +6,8 @@ With g = dy * x2, S the states and A their adjoints (`modal.adjoint`),
     dR = sum_t g[t] S[t],    dexp(p) = R sum_t g[t] Q[t] + sum_n A_n Q_n,
 
 where Q[t] = exp(p) Q[t - 1] + S[t - 1] is the derivative of the state with respect to exp(p) inside
-a segment, Q_n its value after segment n, and A_n the adjoint at the end of segment n.
+a segment, Q_n its value after segment n, and A_n the adjoint at the end of segment n. Filters that
+are frozen need dx2 alone.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
 """
@@ -38,6 +39,7 @@ def _parameter_rows(
     F: tl.constexpr,
     S: tl.constexpr,
     EXACT: tl.constexpr,
+    FROZEN: tl.constexpr,
     NUM_ROWS: tl.constexpr,
 ):
     x2, x1, v = signals
@@ -55,18 +57,20 @@ def _parameter_rows(
         residue_sums = ()
         pole_sums = ()
         for s in tl.static_range(S):
-            slope = decayed(poles, remainders, slopes, states[s], s, EXACT)
             state = decayed(poles, remainders, states, u, s, EXACT)
             convolved += residues[s] * state
-            sloped = sloped + (slope,)
             following = following + (state,)
-            residue_sums = residue_sums + (sum_residues[s] + g * state,)
-            pole_sums = pole_sums + (sum_poles[s] + g * slope,)
+            if not FROZEN:
+                slope = decayed(poles, remainders, slopes, states[s], s, EXACT)
+                sloped = sloped + (slope,)
+                residue_sums = residue_sums + (sum_residues[s] + g * state,)
+                pole_sums = pole_sums + (sum_poles[s] + g * slope,)
         states = following
-        slopes = sloped
-        sum_residues = residue_sums
-        sum_poles = pole_sums
-        sum_skip += g * u
+        if not FROZEN:
+            slopes = sloped
+            sum_residues = residue_sums
+            sum_poles = pole_sums
+            sum_skip += g * u
         tl.store(at + i * D, (gate * convolved).to(dx2.dtype.element_ty), mask=inside)
     return states, slopes, sum_residues, sum_poles, sum_skip
 
@@ -96,10 +100,14 @@ def _parameter_kernel(
     S: tl.constexpr,
     EXACT: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    FROZEN: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Compute dx2 of a segment, and its share of the gradients of poles, residues and skip."""
+    """Compute dx2 of a segment, and its share of the gradients of poles, residues and skip.
+
+    FROZEN filters get no gradients.
+    """
     HALO: tl.constexpr = F - 1
     piece, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -144,6 +152,7 @@ def _parameter_kernel(
             F,
             S,
             EXACT,
+            FROZEN,
             ROWS,
         )
         first = after
@@ -155,10 +164,26 @@ def _parameter_kernel(
         )
         row_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
         carry = _parameter_rows(
-            dx2, row, row_dy, taps, filters, carry, first, channel, inside, D, F, S, EXACT, 1
+            dx2,
+            row,
+            row_dy,
+            taps,
+            filters,
+            carry,
+            first,
+            channel,
+            inside,
+            D,
+            F,
+            S,
+            EXACT,
+            FROZEN,
+            1,
         )
         first += 1
 
+    if FROZEN:
+        return
     poles, _, weights, _ = filters
     _, slopes, sum_residues, sum_poles, sum_skip = carry
     at_end = load_modes(adjoints + index * S * D, channel, inside, S, False, D)
@@ -172,7 +197,7 @@ def _parameter_kernel(
         tl.store(partial_skip + index * D + channel, sum_skip, mask=inside)
 
 
-def gradients(z_BLC, filters, z_past_BPC, starts_BNSD, dy_BLD, dfinal_BSD):
+def gradients(z_BLC, filters, z_past_BPC, starts_BNSD, dy_BLD, dfinal_BSD, frozen):
     """Gradients of all inputs of `forward`.
 
     Args:
@@ -182,6 +207,7 @@ def gradients(z_BLC, filters, z_past_BPC, starts_BNSD, dy_BLD, dfinal_BSD):
         starts_BNSD: The state before each segment, as `forward` returned it.
         dy_BLD: The gradient of y.
         dfinal_BSD: The gradient of the state after the last row.
+        frozen: Whether poles, residues and skip need no gradient; theirs are empty then.
 
     Returns:
         Gradients of z, featurizer taps, poles, residues, skip (empty without one), past and state:
@@ -190,7 +216,7 @@ def gradients(z_BLC, filters, z_past_BPC, starts_BNSD, dy_BLD, dfinal_BSD):
     segment = modal_segment(filters.log_poles_DS.shape[0])
     adjoints_BNSD = adjoints(z_BLC, filters, dy_BLD, dfinal_BSD, segment)
     dx2_BLD, dpoles_DS, dresidues_DS, dskip_D = _parameter_gradients(
-        z_BLC, filters, z_past_BPC, dy_BLD, starts_BNSD, adjoints_BNSD, segment
+        z_BLC, filters, z_past_BPC, dy_BLD, starts_BNSD, adjoints_BNSD, segment, frozen
     )
     dz_BLC, dfeaturizer_CF, dz_past_BPC, dstate_BSD = input_gradient(
         z_BLC, filters, z_past_BPC, dy_BLD, dx2_BLD, adjoints_BNSD, segment
@@ -198,13 +224,16 @@ def gradients(z_BLC, filters, z_past_BPC, starts_BNSD, dy_BLD, dfinal_BSD):
     return dz_BLC, dfeaturizer_CF, dpoles_DS, dresidues_DS, dskip_D, dz_past_BPC, dstate_BSD
 
 
-def _parameter_gradients(z_BLC, filters, z_past_BPC, dy_BLD, starts_BNSD, adjoints_BNSD, segment):
+def _parameter_gradients(
+    z_BLC, filters, z_past_BPC, dy_BLD, starts_BNSD, adjoints_BNSD, segment, frozen
+):
     """Gradients of the featurized x2, and of poles, residues and skip."""
     batch, num_segments, _, width = starts_BNSD.shape
     launch, has_skip = modal_launch("parameters", z_BLC.dtype), filters.skip_D is not None
     dx2_BLD = z_BLC.new_empty(batch, z_BLC.shape[1], width)
-    dpoles_BNSD, dresidues_BNSD = torch.empty_like(starts_BNSD), torch.empty_like(starts_BNSD)
-    dskip_BND = starts_BNSD.new_empty(batch, num_segments, width)
+    sums = starts_BNSD[:0] if frozen else starts_BNSD
+    dpoles_BNSD, dresidues_BNSD = torch.empty_like(sums), torch.empty_like(sums)
+    dskip_BND = starts_BNSD.new_empty(len(sums), num_segments, width)
     _parameter_kernel[(parts_of(width, launch.block_d), num_segments, batch)](
         z_BLC,
         z_past_BPC,
@@ -221,7 +250,10 @@ def _parameter_gradients(z_BLC, filters, z_past_BPC, dy_BLD, starts_BNSD, adjoin
         num_segments,
         batch_stride(z_BLC),
         HAS_SKIP=has_skip,
+        FROZEN=frozen,
         **sizes_of(z_BLC, filters, launch),
     )
+    if frozen:
+        return dx2_BLD, *(dskip_BND.new_empty(0) for _ in range(3))
     dskip_D = dskip_BND.sum(dim=(0, 1)) if has_skip else dskip_BND.new_empty(0)
     return dx2_BLD, dpoles_BNSD.sum(dim=(0, 1)).T, dresidues_BNSD.sum(dim=(0, 1)).T, dskip_D

@@ -191,14 +191,24 @@ def _gradient(
     starts_BNSD: Tensor,
     dy_BLD: Tensor,
     dfinal_BSD: Tensor,
+    frozen: bool,
 ) -> list[Tensor]:
-    """Gradients of the inputs of `fused`, in their order; arbitrary where an input is None."""
+    """Gradients of the inputs of `fused`, in their order; arbitrary where an input is None.
+
+    Those of poles, residues and skip are empty if the filters are frozen.
+    """
     from hyenakernels.modal import gradient
 
     filters = ModalFilters(featurizer_taps_CF, log_poles_DS, residues_DS, skip_D).contiguous()
     with torch.cuda.device_of(z_BLC):
         dz_BLC, dfeaturizer, dpoles, dresidues, dskip_D, dz_past, dstate_BSD = gradient.gradients(
-            z_BLC, filters, z_past_BPC, starts_BNSD, dy_BLD.contiguous(), dfinal_BSD.contiguous()
+            z_BLC,
+            filters,
+            z_past_BPC,
+            starts_BNSD,
+            dy_BLD.contiguous(),
+            dfinal_BSD.contiguous(),
+            frozen,
         )
     dskip_D = dskip_D if skip_D is None else dskip_D.to(skip_D.dtype)
     return [
@@ -222,9 +232,11 @@ def _fake_gradient(
     starts_BNSD: Tensor,
     dy_BLD: Tensor,  # noqa: ARG001
     dfinal_BSD: Tensor,  # noqa: ARG001
+    frozen: bool,
 ) -> list[Tensor]:
-    filters = (featurizer_taps_CF, log_poles_DS, residues_DS, skip_D)
-    return fake_gradients((z_BLC, *filters, z_past_BPC, starts_BNSD[:, 0]), z_BLC)
+    trained = (None, None, None) if frozen else (log_poles_DS, residues_DS, skip_D)
+    inputs = (z_BLC, featurizer_taps_CF, *trained, z_past_BPC, starts_BNSD[:, 0])
+    return fake_gradients(inputs, z_BLC)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -240,7 +252,8 @@ def _backward(gradient, ctx, dy_BLD, dfinal_BSD, _):  # type: ignore[no-untyped-
         dy_BLD = z_BLC.new_zeros(*z_BLC.shape[:2], z_BLC.shape[2] // 3)
     if dfinal_BSD is None:
         dfinal_BSD = torch.zeros_like(starts_BNSD[:, 0])
-    return given_gradients(inputs, gradient(*inputs, dy_BLD, dfinal_BSD))
+    frozen = not any(ctx.needs_input_grad[2:5])
+    return given_gradients(ctx, gradient(*inputs, dy_BLD, dfinal_BSD, frozen))
 
 
 fused = Fused(

@@ -26,9 +26,9 @@ from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
 from stripedhyena2.float8.frozen import FrozenLinear
 from stripedhyena2.float8.inference import ScaledLinear
+from stripedhyena2.layers import MIXER_PROJECTIONS, MLP_PROJECTIONS
 from stripedhyena2.model import StripedHyena2
 
-MIXER, MLP = ("mixer.project_in", "mixer.project_out"), ("mlp.gate", "mlp.up", "mlp.down")
 SETS = ("all", "mixer", "attention", "mlp")
 A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
 
@@ -65,8 +65,8 @@ def projections(config: ModelConfig) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for index, mixer in enumerate(config.mixers):
         kinds = {"all", "mixer"} | ({"attention"} if mixer.is_quadratic else set())
-        found |= {f"blocks.{index}.{name}": frozenset(kinds) for name in MIXER}
-        found |= {f"blocks.{index}.{name}": frozenset({"all", "mlp"}) for name in MLP}
+        found |= {f"blocks.{index}.{name}": frozenset(kinds) for name in MIXER_PROJECTIONS}
+        found |= {f"blocks.{index}.{name}": frozenset({"all", "mlp"}) for name in MLP_PROJECTIONS}
     return found
 
 
@@ -122,6 +122,11 @@ def add_adapters(
     parameters = []
     for name in names:
         linear: Any = model.get_submodule(name)
+        if type(linear) is nn.Linear and not (lora.dora or lora.dropout):
+            linear = _AdaptedLinear(linear, lora.scale)
+            model.set_submodule(name, linear)
+        else:
+            linear.register_forward_hook(_Branch(lora))
         height, width = linear.weight.shape
         device = linear.weight.device
         bound = 1 / math.sqrt(width)  # as torch and peft start the weights of a layer
@@ -133,7 +138,6 @@ def add_adapters(
             norms_O = dense_weight(linear).norm(dim=1)
             linear.register_parameter(MAGNITUDE, nn.Parameter(norms_O))
             parameters.append(f"{name}.{MAGNITUDE}")
-        linear.register_forward_hook(_Branch(lora))
     return parameters
 
 
@@ -143,9 +147,76 @@ def _linear(weight: Tensor) -> nn.Linear:
     return layer
 
 
+class _AdaptedLinear(nn.Linear):
+    """A dense projection with an adapter, as one operation: `_AdaptedProduct`."""
+
+    def __init__(self, linear: nn.Linear, scale: float) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.requires_grad_(False).train(linear.training)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute x W^T + s (x A^T) B^T in the dtype of autocast if it is on, else that of `x`."""
+        kind = x.device.type
+        is_autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if is_autocast else x.dtype
+        own: Any = self
+        bias_O: Tensor | None = self.bias
+        product: Any = _AdaptedProduct.apply
+        y: Tensor = product(
+            x.to(dtype),
+            self.weight.to(dtype),
+            None if bias_O is None else bias_O.to(dtype),
+            own.lora_A.weight,
+            own.lora_B.weight,
+            self.scale,
+        )
+        return y
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """x W^T + bias + s (x A^T) B^T in the dtype of x, with gradients for x, A and B alone.
+
+    A product with a thin matrix is bound by memory: it reads or writes all of x or y. So none of
+    them is added to another afterwards. The large product adds its own result to that of the thin
+    one, while it computes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scale: float,
+    ) -> Tensor:
+        ctx.shape, ctx.scale, ctx.dtype = x.shape, scale, a_RI.dtype
+        a_RI, b_OR, rows_NI = a_RI.to(x.dtype), b_OR.to(x.dtype), x.flatten(0, -2)
+        inner_NR = (rows_NI @ a_RI.T).mul_(scale)
+        y_NO = inner_NR @ b_OR.T if bias_O is None else torch.addmm(bias_O, inner_NR, b_OR.T)
+        y_NO.addmm_(rows_NI, weight_OI.T)
+        ctx.save_for_backward(rows_NI, weight_OI, a_RI, b_OR, inner_NR)
+        return y_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        rows_NI, weight_OI, a_RI, b_OR, inner_NR = ctx.saved_tensors
+        dy_NO = dy.flatten(0, -2)
+        dinner_NR = (dy_NO @ b_OR).mul_(ctx.scale)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dinner_NR @ a_RI).addmm_(dy_NO, weight_OI).view(ctx.shape)
+        da_RI, db_OR = dinner_NR.T @ rows_NI, dy_NO.T @ inner_NR
+        return dx, None, None, da_RI.to(ctx.dtype), db_OR.to(ctx.dtype), None
+
+
 @dataclass(frozen=True)
 class _Branch:
-    """The forward hook of a projection with an adapter."""
+    """The forward hook of a projection with any other adapter, or one that is not dense."""
 
     lora: LoRA
 
@@ -172,9 +243,7 @@ class _Branch:
 def dense_weight(linear: Any) -> Tensor:
     """The weight of a projection in fp32 or better, whatever it is stored in."""
     weight: Tensor = linear.weight.detach()
-    if isinstance(linear, ScaledLinear):
-        return weight.float() / linear.scales.weight
-    if isinstance(linear, FrozenLinear):
+    if isinstance(linear, FrozenLinear | ScaledLinear):
         return linear.dense(torch.float32)
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 

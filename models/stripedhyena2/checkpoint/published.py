@@ -12,7 +12,6 @@ from pathlib import Path
 from stripedhyena2.config import ModelConfig, read_config
 
 LICENSE = "Apache-2.0"  # of the published weights
-BUILT_IN = Path(__file__).parents[1] / "builtin"
 
 
 class Precision(StrEnum):

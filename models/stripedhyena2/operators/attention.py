@@ -269,7 +269,10 @@ class Attention(Mixer, letter="A"):
 
         On the host it is pinned and ordered [T, B, H, W], so that some tokens are one piece of it.
         """
-        like, width = self.project_out.weight, self.project_out.in_features // self.num_heads
+        like = (
+            self.project_out.bias
+        )  # in the dtype of the activations, where weights are in FP8 too
+        width = len(like) // self.num_heads
         heads, dtype = self.num_heads, like.dtype
 
         def allocate() -> Rows:

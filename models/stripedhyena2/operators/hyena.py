@@ -256,7 +256,9 @@ class Hyena(Mixer):
     ) -> HyenaSlots:
         """As `Mixer`; the memory does not grow with the capacity."""
         del capacity, float8
-        like = self.project_out.weight
+        like = (
+            self.project_out.bias
+        )  # in the dtype of the activations, where weights are in FP8 too
         channels, num_taps = self.operator.featurizer_taps_CK.shape
         ring_BFC = like.new_zeros(batch_size, num_taps, channels)
         inner = self.operator.new_inner(batch_size, like)

@@ -23,6 +23,7 @@ from evo2cli.eval.draws import draw_bases, draw_window
 from evo2cli.eval.needle import Trial, find_needles, measure
 from evo2cli.eval.options import ContextOptions, NeedleOptions
 from evo2cli.eval.report import format_length
+from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.reference import Reference
 from evo2cli.lengths import parse_length
 from evo2cli.options import ModelOptions
@@ -107,7 +108,8 @@ def by_cell(result: dict) -> dict:
 
 @pytest.fixture
 def trial() -> Trial:
-    return Trial(draw_bases(430, "haystack"), draw_bases(70, "needle"))
+    needle = draw_bases(70, "needle")
+    return Trial(draw_bases(430, "haystack"), needle, num_asked=35, hidden=needle)
 
 
 @pytest.fixture
@@ -230,6 +232,166 @@ def test_haystacks_of_a_genome_are_its_windows(genome: Path) -> None:
     assert result["haystack"] == str(genome)
     assert len(texts) == 6  # with and without, three times
     assert all(text[:400] in draw_bases(1000, 3) for text in texts)
+
+
+def whole_texts(length: int, **options: Any) -> list[bytes]:
+    """What a model is asked, in order; the texts of a trial come before their control."""
+    texts: list[bytes] = []
+
+    def following(text: bytes) -> bytes:
+        if len(text) == length:
+            texts.append(text)
+        return b""
+
+    needles(Fake(following), str(length), **options)
+    return texts
+
+
+def distance(one: bytes, other: bytes) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [
+        ({}, lambda needle: needle),
+        ({"hidden": "revcomp"}, reverse_complement),
+        ({"hidden": "mutated", "mutation_rate": 0.0}, lambda needle: needle),
+        ({"hidden": "mutated", "mutation_rate": 0.25}, None),
+    ],
+)
+def test_the_haystack_holds_what_is_asked_for(hidden: dict[str, Any], expected: Any) -> None:
+    first, last, control = whole_texts(300, depths="0,100", repeats=1, needle_length=60, **hidden)
+    needle = control[-60:]
+    assert first[-60:] == last[-60:] == needle
+    assert first[60:] == control[60:]
+    assert last[:180] == control[:180]
+    for held in (first[:60], last[180:240]):
+        if expected:
+            assert held == expected(needle)
+        assert distance(held, needle) == (15 if expected is None else distance(held, needle))
+    assert first[:60] == last[180:240]
+
+
+@pytest.mark.parametrize("hidden", ["exact", "revcomp"])
+@pytest.mark.parametrize("depth", [0, 37, 100])
+def test_distractors_are_near_copies_of_the_key_beside_the_needle(depth: int, hidden: str) -> None:
+    words = {"needle_length": 48, "key_length": 24, "distractors": "8:4", "repeats": 1}
+    text, control = whole_texts(1000, depths=str(depth), hidden=hidden, **words)
+    needle = control[-48:]
+    turn = reverse_complement if hidden == "revcomp" else bytes
+    haystacks = [turn(whole[:-48]) for whole in (text, control)]
+
+    def places(haystack: bytes, far: int) -> list[int]:
+        key = needle[:24]
+        ends = range(len(haystack) - 23)
+        return [at for at in ends if distance(haystack[at : at + 24], key) == far]
+
+    start = round(depth / 100 * (952 - 48))
+    start = 952 - 48 - start if hidden == "revcomp" else start
+    assert places(haystacks[0], 0) == [start]
+    assert not places(haystacks[1], 0)
+    near = places(haystacks[0], 4)
+    assert near == places(haystacks[1], 4)
+    assert len(near) == 8
+    assert all(abs(one - other) >= 48 for one in near for other in [*near, start] if one != other)
+    values = {haystacks[0][at + 24 : at + 48] for at in near}
+    assert len(values) == 8
+    assert all(distance(value, needle[24:]) > 8 for value in values)
+    # Apart from the needle and the distractors, nothing differs from the haystack.
+    [_, plain] = whole_texts(1000, depths=str(depth), **words | {"distractors": "0"})
+    touched = {at + step for at in near for step in range(48)}
+    for at, (one, other) in enumerate(zip(haystacks[1], turn(plain[:-48]), strict=True)):
+        assert one == other or at in touched
+
+
+def remembers(is_key: Callable[[bytes, bytes], bool]) -> Callable[[bytes], bytes]:
+    """Copies what followed the first 24 bases that look to it like the key, 24 bases at a time."""
+
+    def following(text: bytes) -> bytes:
+        asked = len(text) - (512 - 48 + 24)
+        if asked < 0:
+            return b""
+        key = text[512 - 48 : 512 - 24]
+        for at in range(512 - 96 + 1):
+            if is_key(text[at : at + 24], key):
+                return text[at + 24 + asked : at + 25 + asked]
+        return b""
+
+    return following
+
+
+def test_distractors_confuse_those_who_do_not_look_closely() -> None:
+    words = {"needle_length": 48, "key_length": 24, "distractors": "0,6:2,6:6", "repeats": 6}
+    exactly, roughly = (
+        {
+            cell["distance"]: cell
+            for cell in needles(Fake(remembers(rule)), "512", "100", **words)["cells"]
+        }
+        for rule in (bytes.__eq__, lambda one, other: distance(one, other) <= 4)
+    )
+    for far in (None, 2, 6):
+        assert exactly[far]["accuracy"] == exactly[far]["exact"] == exactly[far]["exact_low"] == 1
+        assert exactly[far]["gap"] == pytest.approx(LN4, abs=1e-5)
+    assert roughly[None]["exact"] == roughly[6]["exact"] == 1
+    assert roughly[2]["exact"] < 0.5
+    assert roughly[2]["accuracy"] < 0.7
+    assert [exactly[far]["distractors"] for far in (None, 2, 6)] == [0, 6, 6]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"hidden": "revcomp"},
+        {"hidden": "mutated"},
+        {"distractors": "3:5", "key_length": 20},
+        {"distractors": "2:1", "hidden": "revcomp"},
+    ],
+)
+def test_cells_are_computed_from_the_logits_of_their_texts(
+    tiny_model: StripedHyena2, words: dict[str, Any]
+) -> None:
+    words = {"needle_length": 40, "repeats": 3} | words
+    num_asked = 40 - words.get("key_length", 20)
+    texts = whole_texts(300, depths="25", **words)
+
+    def losses(text: bytes) -> torch.Tensor:
+        ids = torch.tensor([list(text)])
+        logits = tiny_model(ids)[0, :-1]
+        return nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")[-num_asked:]
+
+    def right(text: bytes) -> torch.Tensor:
+        logits = tiny_model(torch.tensor([list(text)]))[0, -num_asked - 1 : -1, list(b"ACGT")]
+        return (
+            torch.tensor(list(b"ACGT"))[logits.argmax(1)] == torch.tensor(list(text))[-num_asked:]
+        )
+
+    with torch.no_grad():
+        gaps = [
+            (losses(control) - losses(text)).mean().item()
+            for text, control in zip(texts[::2], texts[1::2], strict=True)
+        ]
+        accuracies = [right(text).double().mean().item() for text in texts[::2]]
+    [cell] = needles(tiny_model, "300", "25", **words)["cells"]
+    assert cell["gap"] == pytest.approx(np.mean(gaps), abs=1e-6)
+    assert cell["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-6)
+    assert cell["exact"] == np.mean([one == 1 for one in accuracies])
+    assert min(gaps) - 1e-6 <= cell["gap_low"] <= cell["gap"] <= cell["gap_high"]
+    assert cell["gap_high"] <= max(gaps) + 1e-6
+
+
+def test_no_cell_with_distractors_depends_on_others(tiny_model: StripedHyena2) -> None:
+    words = {"needle_length": 40, "repeats": 2}
+
+    def kind(cell: dict[str, Any]) -> str:
+        return f"{cell['distractors']}:{cell['distance']}" if cell["distractors"] else "0"
+
+    cells = needles(tiny_model, "300", "0,60", distractors="0,3:4,2:4", **words)["cells"]
+    assert len(cells) == 6
+    for cell in cells:
+        place = str(cell["length"]), str(cell["depth"])
+        [alone] = needles(tiny_model, *place, distractors=kind(cell), **words)["cells"]
+        assert alone == cell
 
 
 def test_errors_are_those_of_repeats() -> None:
@@ -411,6 +573,18 @@ def test_lengths_are_shown_as_they_are_given(length: str) -> None:
         ({"depths": "nan"}, "--depths nan: must be a percentage"),
         ({"depths": "half"}, "--depths half: not a percentage such as 50"),
         ({"needle_length": 31}, "--needle-length 31: half of it must be unique"),
+        ({"key_length": 15}, "--key-length 15: must be at least 16"),
+        ({"key_length": 100}, "--key-length 100: leaves no value in a needle of 100 bases"),
+        ({"mutation_rate": 0.1}, "--mutation-rate 0.1: is of --hidden mutated"),
+        ({"hidden": "mutated", "mutation_rate": 1.5}, "--mutation-rate 1.5: must be at most 1"),
+        ({"hidden": "other"}, "--hidden other: must be one of exact, revcomp, mutated"),
+        ({"distractors": "8"}, "--distractors 8: must be 0, or a number and a Hamming distance"),
+        ({"distractors": "8:51"}, "a key of 50 bases has copies at Hamming distances from 1 to 50"),
+        (
+            {"distractors": "0,8:4"},
+            "--lengths 512: too short for a needle of 100 bases, 8 distractors and its copy; give "
+            "1100 or more",
+        ),
         ({"repeats": 0}, "--repeats 0: must be at least 1"),
         ({"seed": -1}, "--seed -1: must be at least 0"),
         ({"output": Path("x.csv")}, "--output x.csv: needs the suffix .tsv or .json"),

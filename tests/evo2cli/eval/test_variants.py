@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.eval.labels import Preset
 from evo2cli.eval.options import VariantsOptions
-from evo2cli.eval.variants import evaluate_variants
+from evo2cli.eval.variants import evaluate_variants, variants_page
 from evo2cli.genome.htslib import write_bcf
 from stripedhyena2 import save
 
@@ -156,6 +157,48 @@ def test_order_changes_nothing_and_seeds_only_intervals(scored: Path, tmp_path: 
     assert [row["auroc"] for row in reseeded] == [row["auroc"] for row in rows]
 
 
+def test_groups_by_columns_are_those_of_their_rows(tmp_path: Path) -> None:
+    """A table as ClinVar's is given by others, with a label, a region and a type of variant."""
+    draw = np.random.default_rng(3)
+    lines, found = ["chrom\tpos\tref\talt\tlabel\tregion\tvariant_type\tEVO2_DELTA"], []
+    for at in range(1, 241):
+        label, region = draw.choice(["1", "0"]), draw.choice(["exon", "intron", "utr", ""])
+        kind, delta = draw.choice(["SNV", "indel"]), round(float(draw.normal()), 1)
+        found.append((label == "1", str(region), str(kind), delta))
+        alternate = "C" if kind == "SNV" else "AG"
+        lines.append(f"c\t{at}\tA\t{alternate}\t{label}\t{region}\t{kind}\t{delta}")
+    table = tmp_path / "clinvar.tsv"
+    table.write_text("\n".join(lines) + "\n")
+    asked = {"preset": None, "label": "label", "positive": "1", "negative": "0"}
+    result = evaluate(table, by="region,variant_type", **asked)
+    rows = {(row["kind"], row["group"]): row for row in result["rows"]}
+    wanted = {("region", name) for name in ("exon", "intron", "utr")}
+    wanted |= {("variant_type", name) for name in ("SNV", "indel")}
+    wanted |= {("class", name) for name in ("SNV", "insertion")}
+    assert set(rows) == wanted | {("all", "all")}
+    for (kind, name), row in rows.items():
+        at = {"region": 1, "variant_type": 2}.get(kind)
+        own = [one for one in found if at is None or one[at] == name]
+        if kind == "class":
+            own = [one for one in found if (one[2] == "SNV") == (name == "SNV")]
+        harmful = [-delta for is_harmful, *_, delta in own if is_harmful]
+        harmless = [-delta for is_harmful, *_, delta in own if not is_harmful]
+        assert (row["num_positive"], row["num_negative"]) == (len(harmful), len(harmless))
+        wins = sum((a > b) + (a == b) / 2 for a in harmful for b in harmless)
+        assert row["auroc"] == pytest.approx(wins / len(harmful) / len(harmless), abs=1e-6)
+        assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
+        assert row["auprc_low"] < row["auprc_high"]
+    assert "by variant_type" in shown(result)
+    assert [row["kind"] for row in evaluate(table, **asked)["rows"]] == ["all", "class", "class"]
+
+
+def shown(result: dict[str, Any]) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(variants_page(result))
+    return captured.get()
+
+
 # --- the command
 
 
@@ -255,7 +298,8 @@ def test_the_command_writes_a_page_json_tables_and_a_figure(scored: Path, tmp_pa
         ),
         ({"negative": "Func"}, None),
         ({"negative": "lof"}, "--positive and --negative both hold lof"),
-        ({"consequence": "MC"}, "no record has MC in INFO; choose another --consequence"),
+        ({"consequence": "MC"}, "no record has MC in INFO, which holds CLASS, CSQ,"),
+        ({"by": "CSQ,region"}, "EVO2_STATUS; choose another --by"),
         ({"preset": "brca2"}, "--preset brca2: must be one of brca1, clinvar"),
         (
             {"preset": None},

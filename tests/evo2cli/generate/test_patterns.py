@@ -119,6 +119,9 @@ def test_an_unknown_letter_ends_a_match() -> None:
         ("A{0}", "{0,0} matches nothing"),
         ("*A", "'*' at position 1"),
         ("^A", "'^' at position 1"),
+        ("(" * 21 + "A" + ")" * 21, "position 22: parentheses are more than 20 deep"),
+        ("(" * 10**5, "parentheses are more than 20 deep"),
+        ("A" + "?" * 21, "position 22: more than 20 operators on one part"),
     ],
 )
 def test_a_text_that_is_not_a_pattern_is_refused_with_the_position(text: str, message: str) -> None:
@@ -129,6 +132,16 @@ def test_a_text_that_is_not_a_pattern_is_refused_with_the_position(text: str, me
 def test_the_size_of_a_pattern_is_limited() -> None:
     with pytest.raises(PatternError, match="more than 20,000 letters"):
         Automaton().add(parse_pattern("(A{1000}){1000}"), "long")
+
+
+def test_the_deepest_patterns_are_read() -> None:
+    deepest = parse_pattern("(" * 20 + "AC" + (")" + "{1}" * 20) * 20)
+    automaton = Automaton()
+    automaton.add(deepest, "deep")
+    automaton.add(reverse_complemented(deepest), "reverse")
+    assert automaton.labels(automaton.read(automaton.EMPTY, base_codes(b"AC"))) == ["deep"]
+    assert automaton.labels(automaton.read(automaton.EMPTY, base_codes(b"GT"))) == ["reverse"]
+    assert parse_pattern("(A)" * 30)  # side by side is not deep
 
 
 def test_the_number_of_states_is_limited() -> None:

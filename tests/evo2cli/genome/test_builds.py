@@ -1,11 +1,24 @@
 """Which build a set of contigs is."""
 
+from pathlib import Path
+
 import pytest
 
 from evo2cli.genome.builds import BUILDS, build_of, disagreement
 
 GRCH37 = {"chr1": 249_250_621, "chr17": 81_195_210}
 GRCH38 = {"chr1": 248_956_422, "chr17": 83_257_441}
+REPORTS = Path(__file__).with_name("assembly_reports.tsv")
+
+
+@pytest.mark.parametrize("build", BUILDS[1:], ids=lambda build: build.name)
+def test_lengths_and_accessions_are_those_of_the_assembly_report(build):
+    rows = [line.split("\t") for line in REPORTS.read_text().splitlines()[1:]]
+    own = [row[1:] for row in rows if row[0] == build.name.split()[0]]
+    assert build.lengths == {name: int(length) for name, *_, length in own}
+    assert build.accessions == {
+        accession: name for name, *both, _ in own for accession in both if accession != "na"
+    }
 
 
 def test_no_length_of_a_chromosome_is_in_two_builds():

@@ -54,7 +54,7 @@ def serving(*, wait: bool = True, **given: Any) -> Iterator[Serving]:
     options = ServeOptions(**{"max_bases": 600, "batch_size": 4, **given})
     engine = Engine(options)
     app = make_app(options, engine, "nano")
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    config = uvicorn.Config(app, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -82,6 +82,22 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def server(genome: Path) -> Iterator[Serving]:
-    with serving(reference=genome) as running:
+def annotation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("annotation") / "genes.gff3"
+    lines = [
+        ("gene", 11, 60, "ID=g1;Name=ABC1"),
+        ("mRNA", 11, 60, "ID=t1;Parent=g1"),
+        ("exon", 11, 35, "Parent=t1"),
+        ("exon", 50, 60, "Parent=t1"),
+        ("CDS", 20, 35, "Parent=t1"),
+        ("gene", 100, 200, "ID=g2;Name=<b>XYZ2</b>"),
+    ]
+    text = [f"chr1\tx\t{kind}\t{a}\t{b}\t.\t-\t.\t{more}\n" for kind, a, b, more in lines]
+    path.write_text("##gff-version 3\n" + "".join(text))
+    return path
+
+
+@pytest.fixture(scope="package")
+def server(genome: Path, annotation: Path) -> Iterator[Serving]:
+    with serving(reference=genome, gff=annotation) as running:
         yield running

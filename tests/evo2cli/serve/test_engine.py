@@ -3,7 +3,6 @@
 import random
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 
 from evo2cli.serve import engine as engines
 from evo2cli.serve import own
-from evo2cli.serve.engine import Served
 from stripedhyena2 import scoring
 from tests.evo2cli.serve.conftest import GENOME, Serving, serving, wait_until
 
@@ -269,44 +267,3 @@ def test_a_defect_of_the_engine_leaves_nobody_waiting(monkeypatch: pytest.Monkey
         assert server.client.get("/v1/health/ready").status_code == 503
         assert isinstance(server.engine.failure, KeyError)
         server.engine.failure = None  # it is expected
-
-
-@pytest.mark.slow
-def test_under_load_no_answer_is_wrong_and_nothing_leaks(server: Serving) -> None:
-    """Mixed requests, hang-ups, garbage and large bodies; every answer is that of one alone."""
-    jobs = requests(70, longest=60)
-    alone = [asked(server.client, *job) for job in jobs]
-    stop = threading.Event()
-
-    def disturb(number: int) -> None:
-        draw = random.Random(number)  # noqa: S311 - not for cryptography
-        with httpx.Client(base_url=server.url, timeout=0.05) as client:
-            while not stop.is_set():
-                try:
-                    kind = draw.randrange(3)
-                    if kind == 0:
-                        client.post(GENERATE, json=LONG)
-                    elif kind == 1:
-                        client.post("/v1/score", content=draw.randbytes(1000))
-                    else:
-                        client.post("/v1/score", json={"sequences": ["A" * 4_000_000]})
-                except httpx.TimeoutException:
-                    pass
-                time.sleep(0.05)
-
-    disturbers = [threading.Thread(target=disturb, args=[number]) for number in range(3)]
-    for thread in disturbers:
-        thread.start()
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            together = list(pool.map(lambda job: asked(server.client, *job), jobs * 2))
-    finally:
-        stop.set()
-        for thread in disturbers:
-            thread.join()
-    assert together == alone * 2
-    wait_until(lambda: server.engine.num_jobs == 0)
-    assert server.engine.num_growing == 0
-    assert server.engine._rows.samples == []
-    served: Served = server.engine.served
-    assert served.model is server.model

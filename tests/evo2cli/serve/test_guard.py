@@ -30,7 +30,13 @@ PATHS = {
     "/v1/score": ["sequences", "strand", "per_base"],
     "/v1/variants": ["variants", "window", "windows", "strand", "on_ref_mismatch"],
     "/v1/saturate": ["region", "sequence", "window"],
-    "/v1/track": ["region", "sequence", "value", "window"],
+    "/v1/track": ["region", "sequence", "value", "strand", "window"],
+    "/v1/genes": ["region"],
+    "/v1/generate": [
+        *("prompt", "tokens", "num_samples", "seed", "temperature", "top_k", "top_p", "stream"),
+        *("min_length", "stop_codon", "stop_motif", "forbid", "both_strands", "max_homopolymer"),
+        *("fix", "gc", "gc_window"),
+    ],
 }
 TEXTS = st.one_of(
     st.text("ACGTN|_;acgu", max_size=20),
@@ -72,7 +78,7 @@ def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
         return path, draw(st.binary(max_size=50))
     fields = draw(st.lists(st.sampled_from(PATHS[path]), unique=True))
     body = {field: draw(VALUES) for field in fields}
-    for field in ("sequence", "prompt", "input"):
+    for field in ("sequence", "prompt", "input"):  # sometimes what is valid
         if field in PATHS[path] and draw(st.booleans()):
             body[field] = draw(st.text("ACGT", min_size=1, max_size=9))
     if "model" in PATHS[path]:
@@ -148,6 +154,7 @@ def test_a_key_is_needed(guarded: Serving, header: str | None, status: int) -> N
     assert guarded.client.get("/metrics", headers=headers).status_code == status
     assert guarded.client.get("/docs", headers=headers).status_code == status
     assert guarded.client.get("/v1/health/ready").status_code == 200
+    assert guarded.client.get("/", headers=headers).status_code == 200  # it asks for the key
 
 
 def test_a_body_has_a_limit(guarded: Serving) -> None:

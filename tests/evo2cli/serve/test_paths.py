@@ -2,8 +2,10 @@
 
 import base64
 import io
+import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ import openai
 import pytest
 import torch
 
+from evo2cli.generate.options import GenerateOptions
+from evo2cli.generate.run import generate
+from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.genes import read_genes
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.saturate.records import snv_records
@@ -87,13 +93,89 @@ def test_tracks_are_those_of_the_command(server: Serving, value: Value) -> None:
     found = server.post("/v1/track", region="chr1:101-150", value=value.value, window=30)
     section = Section("chr1", 100, GENOME[70:100], GENOME[100:150])
     ((start, values),) = section_values(server.model, value, section)
-    assert found == {"name": "chr1", "start": start, "values": [round(v, 6) + 0.0 for v in values]}
+    expected = {"name": "chr1", "start": start, "bases": GENOME[100:150].decode()}
+    assert found == expected | {"values": [round(v, 6) + 0.0 for v in values]}
     alone = server.post("/v1/track", sequence=GENOME[:50].decode(), value=value.value)
     ((start, values),) = section_values(
         server.model, value, Section("sequence", 0, b"", GENOME[:50])
     )
     assert (alone["start"], len(alone["values"])) == (1, 49)
     assert alone["values"] == [round(v, 6) + 0.0 for v in values]
+
+
+@pytest.mark.parametrize("value", list(Value))
+@pytest.mark.parametrize("end", [250, len(GENOME)])
+def test_a_reverse_track_is_the_track_of_the_reverse_complement(
+    server: Serving, value: Value, end: int
+) -> None:
+    """Each base, given those to its right; the last of a contig has no value."""
+    found = server.post(
+        "/v1/track", region=f"chr1:201-{end}", value=value.value, strand="rc", window=40
+    )
+    turned = reverse_complement(GENOME[200 : end + 40])
+    cut = len(turned) - (end - 200)
+    ((_, values),) = section_values(
+        server.model, value, Section("x", 0, turned[:cut], turned[cut:])
+    )
+    assert found["start"] == 200
+    assert found["values"] == [round(v, 6) + 0.0 for v in values[::-1]]
+    assert found["bases"] == GENOME[200 : 200 + len(values)].decode()
+    assert len(values) == end - 200 - (end == len(GENOME))
+
+
+def test_constrained_sequences_are_those_of_the_command(server: Serving, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "tokens": 40,
+        "num_samples": 3,
+        "seed": 7,
+        "forbid": ["EcoRI", "GCC"],
+        "max_homopolymer": 3,
+        "fix": ["1:ATG"],
+        "gc": "0.4-0.6",
+    }
+    output = tmp_path / "x.jsonl"
+    generate(GenerateOptions(prompt=(PROMPT,), json=True, device="cpu", output=output, **asked))
+    expected = [json.loads(line) for line in output.read_text().splitlines()]
+    found = server.post("/v1/generate", prompt=PROMPT, **asked)["sequences"]
+    assert len(found) == 3
+    for row, want in zip(found, expected, strict=True):
+        for name in ("logprobs", "drawn_logprobs", "mean_logprob"):
+            assert row.pop(name) == pytest.approx(want.pop(name), abs=1e-4)
+        assert row == want
+        assert row["sequence"].startswith("ATG")
+        assert 0.4 <= row["gc"] <= 0.6
+        assert not re.search("GCC|GAATTC|(.)\\1\\1\\1", row["sequence"])
+
+
+def test_a_stream_of_generation_is_the_whole_in_bases(server: Serving) -> None:
+    asked = {"prompt": PROMPT, "tokens": 30, "num_samples": 2, "seed": 1, "stop_codon": "prompt"}
+    whole = server.post("/v1/generate", **asked)["sequences"]
+    answer = server.client.post("/v1/generate", json={**asked, "stream": True})
+    *events, end = [line for line in answer.text.split("\n\n") if line]
+    assert end == "data: [DONE]"
+    texts: dict[int, str] = {1: "", 2: ""}
+    logprobs: dict[int, list[float]] = {1: [], 2: []}
+    rows = {}
+    for event in events:
+        found = json.loads(event.removeprefix("data: "))
+        if "base" in found:
+            texts[found["sample"]] += found["base"]
+            logprobs[found["sample"]].append(found["logprob"])
+        else:
+            rows[found["sequence"]["sample"]] = found["sequence"]
+    assert [rows[number] for number in (1, 2)] == whole
+    for row in whole:
+        assert texts[row["sample"]] == row["sequence"]
+        assert logprobs[row["sample"]] == pytest.approx(row["logprobs"], abs=1e-6)
+
+
+def test_genes_of_a_region_are_those_of_the_file(server: Serving, annotation: Path) -> None:
+    genes = read_genes(annotation)
+    found = server.post("/v1/genes", region="1:21-40")["genes"]
+    assert found == json.loads(json.dumps([asdict(g) for g in genes.overlapping("chr1", 20, 40)]))
+    assert [gene["name"] for gene in found] == ["ABC1"]
+    assert server.post("/v1/genes", region="chr1:250-260")["genes"] == []
+    assert server.client.get("/v1/metadata").json()["genes"] == len(genes) == 2
 
 
 @pytest.mark.parametrize("prefix", ["/biology/arc/evo2", "/v1/biology/arc/evo2-40b"])
@@ -269,6 +351,15 @@ def test_tokens_are_letters(client: openai.OpenAI) -> None:
         ("/v1/saturate", {"region": "chr9:1-3"}, "no contig chr9"),
         ("/v1/saturate", {"region": "chr1:1-3", "sequence": "ACG"}, "either a region or"),
         ("/v1/track", {}, "either a region or"),
+        ("/v1/genes", {"region": "chr1:0-3"}, "needs 1 <= from"),
+        ("/v1/generate", {"prompt": "A", "tokens": 600}, "601 bases"),
+        ("/v1/generate", {"prompt": "A", "num_samples": 257}, "257 sequences at once"),
+        ("/v1/generate", {"prompt": "A", "forbid": ["A|C|G|T"]}, "no sequence of 1 to 100 bases"),
+        ("/v1/generate", {"prompt": "A", "forbid": ["(" * 21]}, "more than 20 deep"),
+        ("/v1/generate", {"prompt": "A", "forbid": ["A" * 1001]}, "at most 1000 characters"),
+        ("/v1/generate", {"prompt": "A", "fix": ["A"] * 101}, "at most 100 items"),
+        ("/v1/generate", {"prompt": "A", "fix": ["x"]}, "--fix x: must be a position"),
+        ("/v1/generate", {"prompt": "A", "gc_window": 5}, "--gc-window needs --gc"),
         ("/biology/arc/evo2/generate", {"sequence": "A", "num_tokens": 600}, "601 bases"),
         ("/biology/arc/evo2/generate", {"sequence": "A", "temperature": -1}, "temperature = -1.0"),
         ("/biology/arc/evo2/generate", {"sequence": "A", "num_tokens": 0}, "body.num_tokens"),

@@ -26,7 +26,7 @@ def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals) -> Non
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
         httpx.Client(base_url=url, timeout=60) as client,
-        ThreadPoolExecutor(1) as pool,
+        ThreadPoolExecutor(2) as pool,
     ):
 
         def is_ready() -> bool:
@@ -39,9 +39,14 @@ def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals) -> Non
             wait_until(is_ready)
             body = {"sequence": "ACGT", "num_tokens": 290}
             accepted = pool.submit(client.post, "/biology/arc/evo2/generate", json=body)
-            wait_until(lambda: "evo2_rows_growing 1" in client.get("/metrics").text)
+            call = {"name": "generate_sequence", "arguments": {"prompt": "ACGT", "n_tokens": 290}}
+            message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+            accept = {"Accept": "application/json, text/event-stream"}
+            of_agent = pool.submit(client.post, "/mcp", json=message, headers=accept)
+            wait_until(lambda: "evo2_rows_growing 2" in client.get("/metrics").text)
             process.send_signal(number)
             assert len(accepted.result().json()["sequence"]) == 290
+            assert '"n_tokens":290' in of_agent.result().text
             assert process.wait(60) == 0
         finally:
             process.kill()

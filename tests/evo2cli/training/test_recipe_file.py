@@ -68,9 +68,37 @@ def test_every_shipped_recipe_reads_and_its_shape_builds(path: Path) -> None:
     assert num_parameters(path) > 0
 
 
-def test_the_built_in_model_and_the_toy_are_as_small_as_promised() -> None:
-    assert num_parameters(RECIPES / "nano.toml") <= 4_000_000
+def test_the_built_in_models_and_the_toy_are_as_small_as_promised() -> None:
+    assert num_parameters(RECIPES / "nano.toml") <= 2_000_000  # 4 MB in bf16
+    assert 12_000_000 <= num_parameters(RECIPES / "mini.toml") <= 16_000_000  # 32 MB
     assert num_parameters(RECIPES / "toy.toml") <= 300_000
+
+
+def test_layouts_that_are_compared_differ_in_layout_alone() -> None:
+    """As many parameters within 1 %, the same depth, and the same run."""
+    names = ("se-mr-li", "li-li-li", "se-se-li", "mr", "transformer")
+    paths = [RECIPES / "ablations" / f"mini-{name}.toml" for name in names]
+    sizes = [num_parameters(path) for path in paths]
+    assert max(sizes) <= 1.01 * min(sizes)
+    assert sizes[0] == num_parameters(RECIPES / "mini.toml")
+    recipes = [read_recipe(path) for path in paths]
+    stripes = {read_shape(*pair).stripes for pair in zip(recipes, paths, strict=True)}
+    assert len(stripes) == len(names)
+    assert len({len(text) for text in stripes}) == 1
+    rest = [recipe.model_dump(exclude={"output", "shape"}) for recipe in recipes]
+    assert all(values == rest[0] for values in rest)
+    assert recipes[0].optimizer.steps * recipes[0].batch.tokens >= 500_000_000
+
+
+@pytest.mark.parametrize(("name", "millions"), [("1.5m", 1.5), ("5m", 5), ("15m", 15)])
+def test_the_sizes_of_the_scaling_line_are_as_named_on_equal_tokens(
+    name: str, millions: float
+) -> None:
+    path = RECIPES / "ablations" / f"scale-{name}.toml"
+    assert num_parameters(path) == pytest.approx(millions * 1e6, rel=0.03)
+    recipe, first = read_recipe(path), read_recipe(RECIPES / "ablations" / "mini-se-mr-li.toml")
+    assert (recipe.batch, recipe.data) == (first.batch, first.data)
+    assert recipe.optimizer.steps == first.optimizer.steps
 
 
 def test_a_recipe_is_found_by_path_and_else_among_the_shipped(

@@ -1,0 +1,423 @@
+"""`evo2 eval dms`: do deltas of coding sequences follow a deep mutational scan?
+
+docs/eval.md defines it. The score of a protein variant is EVO2_DELTA: the log-likelihood of the
+coding sequence with its new codons minus that without, in nats.
+
+V variants.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evo2cli import __version__, console
+from evo2cli.errors import UserError
+from evo2cli.eval.options import CodonChoice, DMSOptions
+from evo2cli.eval.report import check_outputs, estimate_columns, format_estimate, write_table
+from evo2cli.eval.variants import DELTA, MIN_CLASS
+from evo2cli.files import check_file, check_output, locks_output, open_output
+from evo2cli.finetune.metrics import measure
+from evo2cli.finetune.tasks import Labels, Task
+from evo2cli.genome.coding import Change, CodingSequence, parse_mutant, read_coding_sequence
+from evo2cli.genome.reference import Reference
+from evo2cli.genome.table import cell_flag, cell_number, cell_text, open_table
+from evo2cli.genome.vcf import Value
+from evo2cli.genome.windows import Window
+from evo2cli.journal import Together, open_journal
+from evo2cli.models import memory_explained, open_model
+from evo2cli.options import Strand
+from evo2cli.ranking import RESAMPLES, Estimate, rank
+from evo2cli.score.alleles import DEFAULT_WINDOW
+from evo2cli.score.prefixes import Pair, WindowReader
+from evo2cli.tables import Row, cell, rounded, table_line
+from stripedhyena2 import StripedHyena2
+from stripedhyena2.fingerprint import fingerprint
+from stripedhyena2.scoring import require_finite
+
+MAX_CHOICES = 256  # combinations of codons of one variant
+Choices = Sequence[dict[int, bytes]]  # combinations of new codons, by their sites
+_NUMBERS = Labels(Task.REGRESS, ("score",))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the table.
+
+    Attributes:
+        mutant: The changes as they are written.
+        changes: The changes.
+        score: What was measured; NaN if it is missing.
+        is_fit: The label; None without one.
+        delta: EVO2_DELTA of the table; NaN if it is missing.
+        cells: All cells of the row.
+    """
+
+    mutant: str
+    changes: Sequence[Change]
+    score: float
+    is_fit: bool | None
+    delta: float
+    cells: Sequence[Value]
+
+
+@locks_output
+def evaluate_dms(
+    options: DMSOptions, open_model: Callable[..., StripedHyena2] = open_model
+) -> dict[str, Any]:
+    """Score the variants, unless the table has EVO2_DELTA, and compare with what was measured.
+
+    Args:
+        options: Table, coding sequence, model and output.
+        open_model: Opens the model, once everything else has been found to be in order.
+
+    Returns:
+        evaluation, source; cds, codons, model, fingerprint and strand, None if the table had
+        EVO2_DELTA; seed, resamples; left_out (variants without a measurement) and unscored (their
+        codons are farther apart than half a window); rows: see `group_row`.
+
+    Raises:
+        UserError: The table, the coding sequence, the model or an output cannot be used.
+        NonFiniteError: A log-likelihood is not a finite number.
+    """
+    inputs = [path for path in (options.source, options.cds, options.reference) if path]
+    check_outputs(options, *inputs)
+    if options.scored is not None:
+        check_file(options.scored, "--scored", (".tsv",))
+        check_output(options.scored, *inputs)
+    names, variants = read_measured(options)
+    identity = None
+    if DELTA in names:
+        console.say(f"{options.source}: already has {DELTA}; nothing is scored")
+        if options.scored is not None:
+            raise UserError(f"--scored {options.scored}: {options.source} already has {DELTA}")
+        deltas = [variant.delta for variant in variants]
+    else:
+        with ExitStack() as stack:
+            genome = None
+            if options.reference is not None:
+                genome = stack.enter_context(Reference.open(options.reference))
+            if options.cds is None:
+                raise UserError(
+                    f"{options.source}: has no {DELTA}; give the coding sequence by --cds"
+                )
+            sequence = read_coding_sequence(options.cds, options.cds_name, genome)
+            choices = codons_of(options, sequence, variants)
+            model = open_model(options)
+            identity = fingerprint(model.config, model.state_dict())
+            scorer = MutantScorer(model, sequence, genome, options)
+            deltas = score_all(options, identity, scorer, variants, choices)
+    if options.scored is not None:
+        write_scored(options.scored, names, variants, deltas)
+    rows = group_rows(variants, deltas, options.seed)
+    result = {
+        "evaluation": "dms",
+        "evo2cli": __version__,
+        "source": str(options.source),
+        "cds": None if identity is None else str(options.cds),
+        "codons": None if identity is None else options.codons,
+        "model": None if identity is None else options.model,
+        "fingerprint": identity,
+        "strand": None if identity is None else options.strand,
+        "seed": options.seed,
+        "resamples": RESAMPLES,
+        "left_out": sum(math.isnan(variant.score) for variant in variants),
+        "unscored": sum(map(math.isnan, deltas)),
+        "rows": rows,
+    }
+    write_table(options.output, result, rows)
+    return result
+
+
+def read_measured(options: DMSOptions) -> tuple[list[str], list[Measured]]:
+    """The names of the columns, and the rows.
+
+    Raises:
+        UserError: The table lacks a column or has no rows, or a cell cannot be read.
+    """
+    path, table = options.source, open_table(options.source)
+    variants = []
+    with closing(table.rows):
+        index = {name: at for at, name in enumerate(table.names)}
+        wanted = [("--mutant", options.mutant), ("--measured", options.measured)]
+        if options.label is not None:
+            wanted.append(("--label", options.label))
+        for flag, name in wanted:
+            if name not in index:
+                raise UserError(
+                    f"{path}: has no column {name!r}; its columns: "
+                    f"{', '.join(table.names[:12])}; name it by {flag}"
+                )
+        label = index.get(options.label or options.usual_label)
+        for number, row in table.rows:
+            where = f"{path}: {table.unit} {number}"
+            mutant = cell_text(row[index[options.mutant]])
+            try:
+                changes = parse_mutant(mutant, options.shift)
+            except ValueError as error:
+                raise UserError(f"{where}: {options.mutant} {error}") from None
+            is_fit = None
+            if label is not None and cell_text(row[label]):
+                is_fit = cell_flag(where, table.names[label], row[label])
+            score = cell_number(where, options.measured, row[index[options.measured]])
+            delta = cell_number(where, DELTA, row[index[DELTA]]) if DELTA in index else math.nan
+            for name, value in ((options.measured, score), (DELTA, delta)):
+                if math.isinf(value):
+                    raise UserError(f"{where}: {name} {value} is not a finite number")
+            variants.append(Measured(mutant, changes, score, is_fit, delta, row))
+    if not variants:
+        raise UserError(f"{path}: has no variants")
+    return table.names, variants
+
+
+def codons_of(
+    options: DMSOptions, sequence: CodingSequence, variants: Sequence[Measured]
+) -> list[list[dict[int, bytes]]]:
+    """For each variant all combinations of new codons, by their sites.
+
+    Raises:
+        UserError: A variant does not fit the sequence, or has more than `MAX_CHOICES` combinations.
+    """
+    is_nearest = options.codons is CodonChoice.NEAREST
+    found = []
+    for variant in variants:
+        where = f"{options.source}: {options.mutant} {variant.mutant}"
+        try:
+            codons = [sequence.new_codons(c, nearest=is_nearest) for c in variant.changes]
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+        count = math.prod(map(len, codons))
+        if count > MAX_CHOICES:
+            raise UserError(
+                f"{where}: has {count:,} combinations of codons, more than {MAX_CHOICES}; use "
+                "--codons nearest"
+            )
+        sites = [change.site for change in variant.changes]
+        found.append([dict(zip(sites, chosen, strict=True)) for chosen in product(*codons)])
+    return found
+
+
+class MutantScorer:
+    """The delta of new codons: log P(sequence with them) - log P(sequence), in nats.
+
+    Args:
+        model: In inference mode.
+        sequence: The coding sequence.
+        genome: The genome that it is in; None for a sequence alone.
+        options: Strand and window.
+
+    Attributes:
+        sequence: The coding sequence.
+        window: Bases of a window of the genome.
+    """
+
+    def __init__(
+        self,
+        model: StripedHyena2,
+        sequence: CodingSequence,
+        genome: Reference | None,
+        options: DMSOptions,
+    ) -> None:
+        self.sequence = sequence
+        self._model, self._genome = model, genome
+        self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
+        self._strands = options.strand.single
+        self._reader = WindowReader(model, self.window, is_anchored=False)
+        length = self.window if genome else len(sequence.bases)
+        if length > model.config.context:
+            console.warn(
+                f"{length:,} bases are read at once: the model was trained on windows of "
+                f"{model.config.context:,} bases; beyond them it extrapolates"
+            )
+
+    def deltas(self, variants: Sequence[tuple[Choices, str]]) -> Iterator[float | None]:
+        """The mean delta over combinations of codons and over strands, of each variant.
+
+        On a GPU many are read side by side.
+
+        Args:
+            variants: Combinations of new codons, by their sites; and what an error message calls
+                the variant.
+
+        Yields:
+            The delta; None if the codons are farther apart than half a window of the genome.
+
+        Raises:
+            NonFiniteError: A log-likelihood is NaN or infinite.
+        """
+        place = 0
+        while place < len(variants):
+            asked: list[tuple[str, list[tuple[Pair, Window]] | None]] = []
+            for choices, name in islice(variants, place, None):
+                asked.append((name, self._ask(choices)))
+                if self._reader.packer.is_full:
+                    break
+            place += len(asked)
+            self._reader.packer.read().collect()
+            for name, pairs in asked:
+                yield None if pairs is None else self._mean(pairs, name)
+
+    def _ask(self, choices: Choices) -> list[tuple[Pair, Window]] | None:
+        """Ask for the windows of a variant; each pair comes with the window that it changes to."""
+        pairs = []
+        for codons in choices:
+            windows = self.sequence.windows(codons, self._genome, self.window)
+            if windows is None:
+                return None
+            for strand in self._strands:
+                reads = windows
+                if strand is Strand.REVERSE:
+                    reads = windows[0].reverse_complement(), windows[1].reverse_complement()
+                pairs.append((self._reader.windows(*reads), reads[1]))
+        return pairs
+
+    def _mean(self, pairs: Sequence[tuple[Pair, Window]], name: str) -> float:
+        """The mean difference of windows that have been read."""
+        deltas = []
+        for pair, window in pairs:
+            reference, alternate = pair.logprobs
+            require_finite(alternate - reference, self._model, window.sequence, name)
+            deltas.append(alternate - reference)
+        return fmean(deltas)
+
+
+def score_all(
+    options: DMSOptions,
+    identity: str,
+    scorer: MutantScorer,
+    variants: Sequence[Measured],
+    choices: Sequence[list[dict[int, bytes]]],
+) -> list[float]:
+    """The delta of each variant in nats; NaN where there is none.
+
+    They are scored by their sites, so that those of a site share what is read before it.
+    """
+    settings = [
+        *("evo2 eval dms", __version__, identity, options.codons, options.strand),
+        *(scorer.window, options.shift),
+        zlib.crc32(scorer.sequence.bases),
+        [scorer.sequence.contig, *scorer.sequence.positions[:1], str(options.reference)],
+    ]
+    deltas = [math.nan] * len(variants)
+    order = sorted(range(len(variants)), key=lambda index: [*choices[index][0]])
+    kept = options.scored if options.output is None else options.output
+    with (
+        memory_explained(f"{options.source} on {options.device}", "use a genome and --window"),
+        open_journal(kept, settings) as recall,
+        console.progress("dms", len(variants), "variants") as bar,
+    ):
+        wanted = [(choices[index], variants[index].mutant) for index in order]
+        together = Together(lambda place: scorer.deltas(wanted[place:]))
+        for place, index in enumerate(order):
+            delta = recall(variants[index].mutant, partial(together.result, place))
+            deltas[index] = math.nan if delta is None else rounded(delta)
+            bar.advance()
+    return deltas
+
+
+def write_scored(
+    path: Path, names: Sequence[str], variants: Sequence[Measured], deltas: Sequence[float]
+) -> None:
+    """Write the rows of the table, with EVO2_DELTA as the last column.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with open_output(path) as write:
+        write(table_line([*names, DELTA]))
+        for variant, delta in zip(variants, deltas, strict=True):
+            texts = [cell_text(value) for value in variant.cells]
+            write(table_line([*texts, cell(None if math.isnan(delta) else delta)]))
+
+
+def group_rows(variants: Sequence[Measured], deltas: Sequence[float], seed: int) -> list[Row]:
+    """A row for all variants, and, if there are several kinds, for each number of changes.
+
+    Raises:
+        UserError: No variant has both a measurement and a delta.
+    """
+    found: dict[str, list[tuple[Measured, float]]] = {"all": []}
+    pairs = sorted(zip(variants, deltas, strict=True), key=lambda pair: len(pair[0].changes))
+    for variant, delta in pairs:
+        if math.isnan(delta) or math.isnan(variant.score):
+            continue
+        count = len(variant.changes)
+        for group in ("all", f"{count} change{'s' * (count > 1)}"):
+            found.setdefault(group, []).append((variant, delta))
+    if not found["all"]:
+        raise UserError("no variant has both a measurement and a delta")
+    if len(found) == 2:
+        found = {"all": found["all"]}
+    return [group_row(name, own, seed) for name, own in found.items()]
+
+
+def group_row(name: str, pairs: Sequence[tuple[Measured, float]], seed: int) -> Row:
+    """The results of one group.
+
+    Args:
+        name: Its name.
+        pairs: Variants that have a measurement, and their deltas.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        group, variants; spearman, the correlation of the ranks of deltas and measurements; positive
+        and negative, the numbers of labels; auroc, of the deltas; None where there are fewer than
+        `MIN_CLASS` variants, or labels of a kind. Each with its 95 % interval.
+    """
+    spearman: Estimate | None = None
+    if len(pairs) >= MIN_CLASS:
+        truth, predicted = (
+            np.array(values, np.float64)[:, None]
+            for values in zip(*((variant.score, delta) for variant, delta in pairs), strict=True)
+        )
+        spearman = measure(_NUMBERS, truth, predicted, seed=seed)["spearman"]
+    labelled = [(delta, variant.is_fit) for variant, delta in pairs if variant.is_fit is not None]
+    num_positive = sum(is_fit for _, is_fit in labelled)
+    num_negative = len(labelled) - num_positive
+    auroc: Estimate | None = None
+    if min(num_positive, num_negative) >= MIN_CLASS:
+        auroc = rank(*zip(*labelled, strict=True), seed=seed, name=name).auroc
+    return {
+        "group": name,
+        "variants": len(pairs),
+        **estimate_columns("spearman", spearman),
+        "positive": num_positive,
+        "negative": num_negative,
+        **estimate_columns("auroc", auroc),
+    }
+
+
+def dms_page(result: dict[str, Any]) -> RenderableType:
+    """Lay out the result of `evaluate_dms`."""
+    table = Table(box=None)
+    table.add_column("")
+    for name in ("variants", "Spearman", "95 %", "AUROC", "95 %"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        estimates = [text for name in ("spearman", "auroc") for text in format_estimate(row, name)]
+        table.add_row(row["group"], f"{row['variants']:,}", *estimates)
+    title = f"{result['source']}: measured against {DELTA}"
+    if result["model"] is not None:
+        title += f" of {result['model']}, {result['codons']} codon"
+        title += "s" * (result["codons"] == "all")
+    notes = ["95 %: bootstrap intervals over variants; by chance Spearman is 0 and AUROC 0.5"]
+    if any(row[name] is None for row in result["rows"] for name in ("spearman", "auroc")):
+        notes.append(f"-: fewer than {MIN_CLASS} variants, or of the labels of a kind")
+    for count, why in (
+        (result["left_out"], "without a measurement"),
+        (result["unscored"], "without a score"),
+    ):
+        if count:
+            notes.append(f"left out, {why}: {count:,}")
+    return Group(Text(title, style="bold"), Text(), table, Text("\n" + "\n".join(notes)))

@@ -1,0 +1,291 @@
+"""What a report shows of scored variants, from one pass over them.
+
+Memory holds a few numbers for each allele, and the text of those that the table shows.
+"""
+
+import heapq
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+
+from evo2cli.errors import UserError
+from evo2cli.eval.annotations import Annotated, AnnotatedHeader
+from evo2cli.eval.consequences import KEYS, consequences
+from evo2cli.eval.labels import Preset
+from evo2cli.genome.genes import Gene, Genes
+from evo2cli.report.options import ReportOptions
+from evo2cli.report.saturation import LAYERS, Saturation, described
+from evo2cli.tables import rounded
+
+DELTA, STATUS, PERCENTILE = "EVO2_DELTA", "EVO2_STATUS", "EVO2_PCT"
+MAX_ROWS = 5_000  # alleles, and genes, of a table
+MAX_GROUPS = 25  # groups of a figure; the smallest of more are one
+MAX_POINTS = 400  # of a group
+MAX_ALLELE = 30  # letters of an allele that the table shows
+LOOK_AHEAD = 1_000  # records by which keys are found that no header declares
+KIND = "kind of variant"
+NONE, OTHERS = "none", "others"
+
+GENE_COLUMNS = [
+    *("gene", "contig", "from", "to", "strand", "alleles", "lowest", "median"),
+    *("coding", "lowest coding"),
+]
+
+
+@dataclass
+class _OfGene:
+    """What is known of the alleles in a gene."""
+
+    gene: Gene
+    deltas: "array[float]" = field(default_factory=lambda: array("d"))
+    coding: "array[float]" = field(default_factory=lambda: array("d"))
+
+
+@dataclass
+class Collected:
+    """What a report shows.
+
+    Attributes:
+        columns: Columns of the table of alleles.
+        statuses: Number of alleles by status.
+        has_delta: Whether any record has EVO2_DELTA.
+        groupings: Deltas by group, of each way to group them.
+        saturation: The heat map, if all alleles are one.
+    """
+
+    columns: list[str] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    has_delta: bool = False
+    groupings: dict[str, defaultdict[str, "array[float]"]] = field(default_factory=dict)
+    saturation: Saturation = field(default_factory=Saturation)
+    _rows: list[tuple[float, int, list[Any]]] = field(default_factory=list)
+    _genes: dict[int, _OfGene] = field(default_factory=dict)
+
+    @property
+    def num_alleles(self) -> int:
+        """Number of alleles."""
+        return self.statuses.total()
+
+    @property
+    def deltas(self) -> "array[float]":
+        """All deltas, in nats."""
+        return array("d", chain.from_iterable(self.groupings[KIND].values()))
+
+    def keep(self, delta: float, row: list[Any]) -> None:
+        """Keep a row for the table while it is among those with the lowest deltas.
+
+        Alleles without a delta (NaN) come last, and of equal ones the first come first.
+        """
+        order = math.inf if math.isnan(delta) else delta
+        entry = (-order, -self.num_alleles, row)
+        if len(self._rows) < MAX_ROWS:
+            heapq.heappush(self._rows, entry)
+        else:
+            heapq.heappushpop(self._rows, entry)
+
+    def count_in_genes(self, genes: Sequence[Gene], start: int, end: int, delta: float) -> None:
+        """Count an allele with a delta in the genes that it overlaps."""
+        for gene in genes:
+            found = self._genes.setdefault(id(gene), _OfGene(gene))
+            found.deltas.append(delta)
+            if any(first < end and start < last for first, last in gene.coding):
+                found.coding.append(delta)
+
+    @property
+    def rows(self) -> list[list[Any]]:
+        """The rows of the table, the lowest delta first."""
+        return [row for _, _, row in sorted(self._rows, key=lambda e: (-e[0], -e[1]))]
+
+    @property
+    def num_genes(self) -> int:
+        """Number of genes with a scored allele."""
+        return len(self._genes)
+
+    @property
+    def gene_rows(self) -> list[list[Any]]:
+        """A row of `GENE_COLUMNS` for each gene, the one with the lowest delta first."""
+        rows = [
+            [
+                found.gene.name,
+                found.gene.contig,
+                found.gene.spans[0][0] + 1,
+                found.gene.spans[-1][1],
+                found.gene.strand,
+                len(found.deltas),
+                rounded(min(found.deltas)),
+                rounded(float(np.median(found.deltas))),
+                len(found.coding),
+                rounded(min(found.coding)) if found.coding else None,
+            ]
+            for found in self._genes.values()
+        ]
+        lowest = GENE_COLUMNS.index("lowest")
+        return sorted(rows, key=lambda row: (row[lowest], row[1], row[2], row[0]))[:MAX_ROWS]
+
+
+def collect(
+    options: ReportOptions,
+    header: AnnotatedHeader,
+    records: Iterator[Annotated],
+    genes: Genes | None,
+) -> Collected:
+    """Read all records.
+
+    Raises:
+        UserError: No record has EVO2_DELTA, or the key that was asked for; or a delta is no number.
+    """
+    first = list(islice(records, LOOK_AHEAD))
+    known = set(header.declared).union(*(record.info for record in first))
+    labels = [preset.labels.key for preset in Preset]
+    label = _find_key(options.group, "--group", labels, known, header.place)
+    effect = _find_key(options.consequence, "--consequence", KEYS, known, header.place, label)
+    scores = [name for name in (DELTA, "EVO2_FWD", "EVO2_RC", PERCENTILE) if name in known]
+    by_effect = f"consequence ({effect})"
+    groupings = [KIND, *([by_effect] if effect else []), *([label] if label else [])]
+    found = Collected(groupings={name: defaultdict(_numbers) for name in groupings})
+    found.columns = ["chrom", "pos", "id", "ref", "alt", *scores, STATUS]
+    found.columns += groupings[1:] + ["genes"] * (genes is not None)
+    for record in chain(first, records):
+        found.has_delta = found.has_delta or DELTA in record.info
+        end = record.start + len(record.reference)
+        near = [] if genes is None else genes.overlapping(record.contig, record.start, end)
+        values = {
+            name: record.values(name, header.declared.get(name))
+            for name in dict.fromkeys([DELTA, *LAYERS, PERCENTILE, STATUS, *filter(None, [label])])
+        }
+        effects = consequences(record, effect, header.declared.get(effect)) if effect else []
+        for index, alternate in enumerate(record.alternates):
+            numbers = {
+                name: _number(record, name, values[name][index]) for name in (*LAYERS, PERCENTILE)
+            }
+            delta, status = numbers[DELTA], values[STATUS][index] or "no status"
+            found.statuses[status] += 1
+            groups = {KIND: _kind(record.reference, alternate)}
+            if effect:
+                term = effects[index]
+                groups[by_effect] = NONE if term is None else term.name
+            if label:
+                groups[label] = values[label][index] or NONE
+            if not math.isnan(delta):
+                for name, group in groups.items():
+                    found.groupings[name][group].append(delta)
+                found.count_in_genes(near, record.start, end, delta)
+            found.saturation.add(
+                record.contig,
+                record.start,
+                record.reference,
+                alternate,
+                [numbers[name] for name in LAYERS],
+            )
+            row: list[Any] = [record.contig, record.start + 1, record.identifier]
+            row += [_short(record.reference), _short(alternate)]
+            row += [None if math.isnan(numbers[name]) else numbers[name] for name in scores]
+            row += [status, *list(groups.values())[1:]]
+            row += [", ".join(gene.name for gene in near)] if genes is not None else []
+            found.keep(delta, row)
+    if not found.has_delta:
+        raise UserError(
+            f"{options.source}: no record has {DELTA} in {header.place}; score it first "
+            "(evo2 score)"
+        )
+    return found
+
+
+def _numbers() -> "array[float]":
+    return array("d")
+
+
+def _find_key(
+    given: str | None,
+    option: str,
+    usual: Iterable[str],
+    known: set[str],
+    place: str,
+    beside: str | None = None,
+) -> str | None:
+    """The key that is given, or the first usual one that the file has.
+
+    Raises:
+        UserError: The file does not have the one that is given.
+    """
+    if given is None:
+        return next((key for key in usual if key in known and key != beside), None)
+    if given not in known:
+        listed = ", ".join(sorted(known)[:12]) or "nothing"
+        raise UserError(f"{option} {given}: {place} has no such key; it holds {listed}")
+    return given
+
+
+def _number(record: Annotated, name: str, text: str | None) -> float:
+    """A number; NaN for none.
+
+    Raises:
+        UserError: It is another text, or not finite.
+    """
+    if text is None:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(
+            f"{record.contig}:{record.start + 1}: {name}={text[:40]} is not a finite number; score "
+            "the variants again (evo2 score)"
+        )
+    return value
+
+
+def _kind(reference: str, alternate: str) -> str:
+    if len(alternate) != len(reference):
+        return "insertion" if len(alternate) > len(reference) else "deletion"
+    return "SNV" if len(reference) == 1 else "MNV"
+
+
+def _short(allele: str) -> str:
+    if len(allele) <= MAX_ALLELE:
+        return allele
+    return f"{allele[:MAX_ALLELE]}... ({len(allele):,} letters)"
+
+
+def strips(by_group: dict[str, "array[float]"]) -> list[dict[str, Any]]:
+    """The groups of a figure, the lowest median first, as `stripFigure` of the page draws them.
+
+    The quartiles are those of all deltas. Of more than `MAX_POINTS`, the points are evenly spaced
+    by rank, with the lowest and the highest.
+    """
+    largest = sorted(by_group, key=lambda name: (-len(by_group[name]), name))
+    groups = {name: by_group[name] for name in largest}
+    if len(largest) > MAX_GROUPS:
+        rest = [groups.pop(name) for name in largest[MAX_GROUPS - 1 :]]
+        groups[f"{OTHERS} ({len(rest)} groups)"] = array("d", chain.from_iterable(rest))
+    found = []
+    for name, deltas in groups.items():
+        sorted_N = np.sort(np.asarray(deltas))
+        ranks = np.unique(np.linspace(0, len(sorted_N) - 1, MAX_POINTS).round().astype(int))
+        found.append(
+            {
+                "name": name,
+                "count": len(deltas),
+                "points": [round(value, 4) for value in sorted_N[ranks].tolist()],
+                "quartiles": [round(v, 6) for v in np.quantile(sorted_N, [0, 0.25, 0.5, 0.75, 1])],
+            }
+        )
+    return sorted(found, key=lambda group: (group["quartiles"][2], group["name"]))
+
+
+def heat_maps(saturation: Saturation, genes: Genes | None) -> list[dict[str, Any]]:
+    """The regions of a saturation with their genes."""
+    maps = described(saturation.regions)
+    if genes is None:
+        return maps
+    for region in maps:
+        near = genes.overlapping(region["name"], region["start"], region["end"])
+        region["genes"] = [asdict(gene) for gene in near]
+    return maps

@@ -1,0 +1,110 @@
+"""Our own path of generation: `evo2 generate` with its constraints, at once or as a stream."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from fastapi import APIRouter
+from fastapi import Request as WebRequest
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from evo2cli.generate.constraints.build import MakeGuide, guides
+from evo2cli.generate.options import GenerateOptions
+from evo2cli.generate.output import describe
+from evo2cli.generate.prompts import Prompt
+from evo2cli.serve.answers import Json, event_stream, results
+from evo2cli.serve.engine import Drawn, Engine, Generation
+from evo2cli.serve.reading import MAX_SAMPLES, check_number, read_dna
+from stripedhyena2 import Request, Sampler, Uniforms
+
+MAX_PATTERNS, MAX_PATTERN = 100, 1_000  # of a kind, in a request; and characters of one
+NAME = "prompt1"  # as the command calls the first prompt
+
+
+Patterns = Annotated[
+    list[Annotated[str, Field(max_length=MAX_PATTERN)]], Field(max_length=MAX_PATTERNS)
+]
+
+
+class Generate(BaseModel):
+    """A request to continue a prompt; the fields are the options of `evo2 generate`."""
+
+    prompt: str = Field(min_length=1, description="DNA; it may begin with a lineage tag.")
+    tokens: int = Field(100, ge=1, description="Bases to generate, at most.")
+    num_samples: int = Field(1, ge=1)
+    seed: int | None = Field(None, description="None for a random one.")
+    temperature: float = Field(1.0, ge=0)
+    top_k: int = Field(4, ge=0)
+    top_p: float = Field(1.0, ge=0, le=1)
+    min_length: int = Field(1, ge=1)
+    stop_codon: Literal["prompt", "generated"] | None = None
+    stop_motif: Patterns = []
+    forbid: Patterns = []
+    both_strands: bool = False
+    max_homopolymer: int | None = Field(None, ge=1)
+    fix: Patterns = []
+    gc: str | None = None
+    gc_window: int | None = Field(None, ge=1)
+    stream: bool = Field(False, description="An event for every base, and one for every sequence.")
+
+
+def routes(engine: Engine) -> APIRouter:
+    """The path."""
+    router = APIRouter(prefix="/v1", tags=["evo2"])
+    one_at_a_time = asyncio.Lock()  # to look ahead may need a GiB
+
+    @router.post("/generate")
+    async def generate(asked: Generate, request: WebRequest) -> Response:
+        """Continue a prompt under constraints; sequences are those of `evo2 generate --json`."""
+        served = engine.served
+        check_number("sequences", asked.num_samples, MAX_SAMPLES)
+        tag, bases = read_dna(served, NAME, asked.prompt, asked.tokens)
+        prompt = Prompt(NAME, tag.decode(), bases)
+        fields = asked.model_dump(exclude={"prompt", "stream"})
+        seed = secrets.randbits(63) if asked.seed is None else asked.seed
+        options = GenerateOptions(**fields | {"seed": seed, "json": True})
+        async with one_at_a_time:
+            make_guide = await asyncio.to_thread(guides, options, [prompt])
+        job = Generation(
+            _requests(options, prompt, make_guide, served.model.config.vocabulary),
+            Sampler(options.temperature, options.top_k, options.top_p),
+            engine.deadline(),
+            each_token=asked.stream,
+        )
+        if asked.stream:
+            return event_stream(engine, job, _event(options, prompt))
+        found = dict(await results(engine, job, request))
+        rows = [describe(options, prompt, index + 1, found[index]) for index in sorted(found)]
+        return Json({"sequences": rows})
+
+    return router
+
+
+def _requests(
+    options: GenerateOptions, prompt: Prompt, make_guide: MakeGuide, vocabulary: int
+) -> list[Request]:
+    prompt_L = torch.tensor(list(prompt.text))
+    return [
+        Request(
+            prompt_L,
+            options.tokens,
+            Uniforms.of_sample(options.seed, prompt.text, number),
+            make_guide(prompt, vocabulary),
+        )
+        for number in range(1, options.num_samples + 1)
+    ]
+
+
+def _event(options: GenerateOptions, prompt: Prompt) -> Callable[[Any], dict[str, Any]]:
+    """What a stream says of a base, or of a sequence that has ended."""
+
+    def event(found: Any) -> dict[str, Any]:
+        if isinstance(found, Drawn):
+            return {"sample": found.index + 1, "base": chr(found.token), "logprob": found.logprob}
+        index, sample = found
+        return {"sequence": describe(options, prompt, index + 1, sample)}
+
+    return event

@@ -1,0 +1,539 @@
+"""Tools for agents by the Model Context Protocol, at /mcp of the address or over stdin and stdout.
+
+Names of tools, arguments and results are those of evo2-mcp (https://evo2-mcp.readthedocs.io), with
+one model instead of a choice of checkpoints. The jobs are those of the other paths.
+
+L bases, D channels of a layer.
+"""
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import torch
+from fastapi import APIRouter
+from fastapi.responses import Response
+from mcp import types
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.message import SessionMessage
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evo2cli import __version__, console
+from evo2cli.errors import UserError
+from evo2cli.genome.fasta import read_records
+from evo2cli.genome.reference import Reference
+from evo2cli.genome.vcf import VariantRecord, read_vcf
+from evo2cli.options import Strand
+from evo2cli.score import score_sequences
+from evo2cli.score.alleles import VariantScorer
+from evo2cli.score.options import AlleleOptions
+from evo2cli.serve.answers import collect, to_json
+from evo2cli.serve.engine import Engine, Generation, Served, Task
+from evo2cli.serve.nim import MODELS, modules_of
+from evo2cli.serve.options import ServeOptions
+from evo2cli.serve.own import (
+    SEQUENCE,
+    Scored,
+    genome_of,
+    in_order,
+    read_variant,
+    score_in_pieces,
+)
+from evo2cli.serve.reading import (
+    check_length,
+    read_dna,
+    sample_requests,
+)
+from evo2cli.serve.refusal import Refusal, refusal_of
+from evo2cli.tables import Row
+from stripedhyena2 import Sampler
+from stripedhyena2.generation import token_text
+from stripedhyena2.layers import default_layer, layer_widths, part_names
+
+MAX_RECORDS = 1000  # of a file that a tool reads
+MAX_VALUES = 2**18  # numbers in an embedding, which an agent has to read as text
+STDIN = 0  # its file descriptor
+EXTRA_GRACE = 5  # seconds between the refusal of what is not over and the end
+
+Answer = dict[str, Any]
+
+
+class Asked(BaseModel):
+    """Arguments of every tool."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: str | None = Field(
+        None, description="A name of list_available_checkpoints; by default the model served."
+    )
+
+
+class ScoreSequence(Asked):
+    """Log-likelihood of DNA or RNA under the model, in nats: a sequence, or every record of a file.
+
+    Higher is likelier. 'mean' divides by the number of predicted bases, all but the first.
+    """
+
+    sequence: str | None = Field(None, description="DNA or RNA, IUPAC letters.")
+    fasta: str | None = Field(None, description="A FASTA file below the server's --mcp-root.")
+    reduce_method: Literal["mean", "sum"] = "mean"
+    strand: Literal["fwd", "rc", "both"] = "fwd"
+
+
+class ScoreSnp(Asked):
+    """Effect of a single-nucleotide variant: how much less likely the sequence becomes, in nats.
+
+    Either a sequence and the allele that replaces its central base; or a variant, or a VCF file,
+    with positions in the server's genome, where insertions and deletions are scored as well.
+    Negative: the alternative allele is less likely.
+    """
+
+    sequence: str | None = Field(None, description="3 bases or more; the central one varies.")
+    alternative_allele: str | None = Field(None, description="A, C, G or T.")
+    reduce_method: Literal["mean", "sum"] = Field(
+        "mean", description="Of a sequence: over its bases but the first."
+    )
+    variant: str | None = Field(None, description="chrom-pos-ref-alt, e.g. chr17-43106487-A-C.")
+    vcf: str | None = Field(None, description="A VCF or BCF file below the server's --mcp-root.")
+    window: int | None = Field(None, ge=2, description="Bases around a variant of the genome.")
+
+
+class EmbedSequence(Asked):
+    """Outputs of a layer for DNA or RNA: a vector for each base, or one vector by pooling."""
+
+    sequence: str
+    layer_name: str | None = Field(
+        None, description="A name of get_embedding_layers, or of the released models."
+    )
+    pool: Literal["none", "mean", "last", "max"] = "none"
+
+
+class GenerateSequence(Asked):
+    """Continue DNA by sampling A, C, G and T from the model."""
+
+    prompt: str
+    n_tokens: int = Field(100, ge=1, description="Bases to generate.")
+    temperature: float = 1.0
+    top_k: int = Field(4, description="Sample from the k likeliest; 1 takes the likeliest.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Repeats the same sample.")
+
+
+class GetEmbeddingLayers(Asked):
+    """Names of layers for embed_sequence."""
+
+    which: Literal["recommended", "all"] = "recommended"
+
+
+class ListAvailableCheckpoints(BaseModel):
+    """The model that this server runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class _Tool:
+    """What a tool is asked, and how it answers."""
+
+    asked: type[BaseModel]
+    answer: Callable[[Served, Any], Awaitable[Answer]]
+
+
+class Tools:
+    """The tools, answered by an engine.
+
+    Args:
+        engine: Runs the model.
+        name: The name of the model.
+        root: The folder whose files tools may read; None for no files.
+
+    Attributes:
+        num_running: Number of calls that are not answered yet.
+
+    Raises:
+        UserError: `root` is not a folder.
+    """
+
+    def __init__(self, engine: Engine, name: str, root: Path | None) -> None:
+        if root is not None and not root.is_dir():
+            raise UserError(f"--mcp-root {root}: is not a folder; name the folder of your files")
+        self.num_running = 0
+        self._engine, self._name, self._root = engine, name, root
+        self._tools = {
+            "score_sequence": _Tool(ScoreSequence, self._score_sequence),
+            "score_snp": _Tool(ScoreSnp, self._score_snp),
+            "embed_sequence": _Tool(EmbedSequence, self._embed_sequence),
+            "generate_sequence": _Tool(GenerateSequence, self._generate_sequence),
+            "get_embedding_layers": _Tool(GetEmbeddingLayers, self._get_embedding_layers),
+            "list_available_checkpoints": _Tool(ListAvailableCheckpoints, self._list_checkpoints),
+        }
+
+    def server(self) -> "Server[Any]":
+        """A server that offers the tools over any transport."""
+        # Its messages may quote what a client sent.
+        logging.getLogger("mcp").addHandler(logging.NullHandler())
+        return Server(
+            "evo2",
+            version=__version__,
+            instructions="An Evo 2 genomic language model. Log-likelihoods are in nats.",
+            on_list_tools=self._list,
+            on_call_tool=self._call,
+        )
+
+    async def _list(self, _context: Any, _params: Any) -> types.ListToolsResult:
+        tools = []
+        for name, tool in self._tools.items():
+            schema = tool.asked.model_json_schema()
+            description = " ".join(schema.pop("description").split())
+            hints = types.ToolAnnotations(read_only_hint=True, open_world_hint=False)
+            tools.append(
+                types.Tool(
+                    name=name, description=description, input_schema=schema, annotations=hints
+                )
+            )
+        return types.ListToolsResult(tools=tools)
+
+    async def _call(
+        self, _context: Any, params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        """The answer of a tool, or an error in one line."""
+        started = time.monotonic()
+        found: Answer | None = None
+        self.num_running += 1
+        try:
+            answer = await self._answer(params.name, params.arguments or {})
+            text, found = to_json(answer), answer
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(map(str, problem["loc"]))
+            text = Refusal(422, f"{where}: {problem['msg']}").message
+        except Exception as error:
+            text = refusal_of(error).message
+            if self._root is not None:  # messages call a file by its whole path
+                text = text.replace(f"{self._root.resolve()}/", "")
+        finally:
+            self.num_running -= 1
+        # No text of a client gets into the log.
+        name = params.name if params.name in self._tools else "other"
+        seconds = time.monotonic() - started
+        console.say(f"{name} {'failed' if found is None else 'done'} {1000 * seconds:.0f} ms")
+        return types.CallToolResult(
+            # An error may quote an argument of several lines.
+            content=[types.TextContent(type="text", text=" ".join(text.splitlines()))],
+            structured_content=found,
+            is_error=found is None,
+        )
+
+    async def _answer(self, name: str, arguments: dict[str, Any]) -> Answer:
+        if name not in self._tools:
+            raise UserError(f"{name}: not a tool; these are: {', '.join(self._tools)}")
+        asked = self._tools[name].asked.model_validate(arguments)
+        if getattr(asked, "checkpoint", None) not in (None, self._name, *MODELS):
+            raise UserError(f"checkpoint: this server has {self._name} only; leave it out")
+        deadline = self._engine.deadline()
+        while self._engine.is_loading and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        return await self._tools[name].answer(self._engine.served, asked)
+
+    async def _run(self, work: Callable[[Served], Iterator[Any]]) -> list[Any]:
+        return await collect(self._engine, Task(work, self._engine.deadline()))
+
+    def _file(self, name: str) -> Path:
+        """A file that a tool may read.
+
+        Raises:
+            UserError: It is not below the root once links are followed, or there is none.
+        """
+        if self._root is None:
+            raise UserError(f"{name}: this server reads no files; start it with --mcp-root FOLDER")
+        root = self._root.resolve()
+        with suppress(OSError, RuntimeError, ValueError):  # a circle of links is a RuntimeError
+            path = (root / name).resolve()
+            if path.is_relative_to(root) and path.is_file():
+                return path
+        # One message for all, so that nothing is told of what lies elsewhere.
+        raise UserError(f"{name}: not a file below --mcp-root; name one relative to it")
+
+    async def _score_sequence(self, served: Served, asked: ScoreSequence) -> Answer:
+        _check_one(sequence=asked.sequence, fasta=asked.fasta)
+        whole: Answer = {"checkpoint": self._name}
+        read: Callable[[], Iterator[tuple[str, str]]]
+        if asked.fasta is not None:
+            read = partial(_records, served, self._file(asked.fasta), asked.fasta)
+        else:
+            tag, bases = read_dna(served, SEQUENCE, asked.sequence or "")
+            whole["sequence"] = (tag + bases).decode()
+            read = partial(iter, [(SEQUENCE, whole["sequence"])])
+
+        def work(served: Served) -> Iterator[Row]:
+            for _ in read():
+                pass  # a file that is refused is refused before anything is scored
+            for named in read():
+                yield from score_sequences([named], served.model, strand=asked.strand)
+
+        rows = await self._run(work)
+        if asked.fasta is not None:
+            whole |= {f"{column}s": [row[column] for row in rows] for column in ("name", "length")}
+        scores = [row[f"{asked.reduce_method}_logprob"] for row in rows]
+        return whole | {"reduce_method": asked.reduce_method, "scores": scores}
+
+    async def _score_snp(self, served: Served, asked: ScoreSnp) -> Answer:
+        _check_one(sequence=asked.sequence, variant=asked.variant, vcf=asked.vcf)
+        if asked.sequence is not None:
+            return await self._score_central_base(served, asked)
+        if asked.alternative_allele is not None:
+            raise UserError("alternative_allele: only with sequence")
+        if asked.window is not None:
+            check_length(served, "window", asked.window)
+        options = AlleleOptions(window=asked.window)
+        path = None if asked.vcf is None else self._file(asked.vcf)
+
+        def work(served: Served) -> Iterator[Scored]:
+            scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
+            if path is None:
+                records = [read_variant(0, asked.variant or "")]
+            else:
+                records = list(_bounded(read_vcf(path).records, asked.vcf or ""))
+            yield from score_in_pieces(scorer, records)
+
+        return {"checkpoint": self._name, "variants": in_order(await self._run(work))}
+
+    async def _score_central_base(self, served: Served, asked: ScoreSnp) -> Answer:
+        """The two sequences as `evo2 score` compares those of a table, on the forward strand."""
+        if asked.window is not None:
+            raise UserError("window: only with variant or vcf")
+        tag, bases = read_dna(served, SEQUENCE, asked.sequence or "")
+        if tag or len(bases) < 3:
+            raise UserError("sequence: needs 3 bases or more, and no lineage tag")
+        allele = (asked.alternative_allele or "").upper().replace("U", "T")
+        middle = len(bases) // 2
+        central = chr(bases[middle])
+        if allele not in ("A", "C", "G", "T") or allele == central:
+            raise UserError(
+                f"alternative_allele: must be A, C, G or T, and not {central}, the central base"
+            )
+        mutated = bases[:middle] + allele.encode() + bases[middle + 1 :]
+        record = VariantRecord.from_columns(
+            SEQUENCE, middle + 1, central, allele, sequences=(bases, mutated)
+        )
+
+        def work(served: Served) -> Iterator[Row]:
+            options = AlleleOptions(strand=Strand.FORWARD)
+            yield from VariantScorer(served.model, Reference.none(), options).score(record)
+
+        (row,) = await self._run(work)
+        divisor = len(bases) - 1 if asked.reduce_method == "mean" else 1
+        return {
+            "checkpoint": self._name,
+            "original_sequence": bases.decode(),
+            "mutated_sequence": mutated.decode(),
+            "position": middle + 1,
+            "reference_allele": central,
+            "alternative_allele": allele,
+            "reduce_method": asked.reduce_method,
+            "original_score": row["EVO2_REF"] / divisor,
+            "mutated_score": row["EVO2_ALT"] / divisor,
+            "score_delta": row["EVO2_DELTA"] / divisor,
+        }
+
+    async def _embed_sequence(self, served: Served, asked: EmbedSequence) -> Answer:
+        letters = b"".join(read_dna(served, SEQUENCE, asked.sequence))
+        layer = asked.layer_name or default_layer(served.model.config)
+
+        def work(served: Served) -> Iterator[list[Any]]:
+            modules = modules_of(served.model, layer)
+            num_values = sum(layer_widths(served.model, modules).values())
+            if asked.pool == "none" and num_values * len(letters) > MAX_VALUES:
+                raise Refusal(
+                    413,
+                    f"the embedding would have {num_values * len(letters):,} numbers, more than "
+                    f"{MAX_VALUES:,}; ask for pool 'mean', or for a shorter sequence",
+                )
+            found = served.model.embed([letters], layers=modules, pool=asked.pool)
+            yield torch.cat([found[module][0] for module in modules], dim=-1).float().tolist()
+
+        (embedding,) = await self._run(work)
+        return {
+            "checkpoint": self._name,
+            "sequence": letters.decode(),
+            "layer_name": layer,
+            "pool": asked.pool,
+            "embedding": embedding,
+        }
+
+    async def _generate_sequence(self, served: Served, asked: GenerateSequence) -> Answer:
+        seed = secrets.randbits(63) if asked.seed is None else asked.seed
+        requests = sample_requests(served, [asked.prompt], 1, asked.n_tokens, seed)
+        sampler = Sampler(asked.temperature, asked.top_k, 1.0)
+        job = Generation(requests, sampler, self._engine.deadline())
+        ((_, sample),) = await collect(self._engine, job)
+        return {
+            "checkpoint": self._name,
+            "prompt": bytes(requests[0].prompt_L.tolist()).decode(),
+            "generated_sequence": token_text(sample.ids),
+            "n_tokens": len(sample.ids),
+            "temperature": asked.temperature,
+            "top_k": asked.top_k,
+            "seed": seed,
+        }
+
+    async def _get_embedding_layers(self, served: Served, asked: GetEmbeddingLayers) -> Answer:
+        config = served.model.config
+        every = asked.which == "all"
+        return {
+            "checkpoint": self._name,
+            "layers": part_names(config) if every else [default_layer(config)],
+            "info": "The block at 26/32 of the depth is the one that published classifiers and "
+            "autoencoders of Evo 2 read. Blocks also have the parts .mixer and .mlp.",
+        }
+
+    async def _list_checkpoints(self, served: Served, _asked: ListAvailableCheckpoints) -> Answer:
+        config = served.model.config
+        description = (
+            f"{config.depth} blocks of width {config.width}, trained on windows of "
+            f"{config.context:,} bases; sequences may have {served.max_bases:,}"
+        )
+        return {"result": [{"name": self._name, "description": description}]}
+
+
+def _check_one(**inputs: str | None) -> None:
+    """Refuse none or several of the inputs that exclude each other.
+
+    Raises:
+        UserError: Not exactly one is given.
+    """
+    if sum(value is not None for value in inputs.values()) != 1:
+        raise UserError(f"give one of {', '.join(inputs)}")
+
+
+def _bounded(records: Iterator[Any], name: str) -> Iterator[Any]:
+    """The records of a file, which is refused if they are too many for one call."""
+    for number, record in enumerate(records, start=1):
+        if number > MAX_RECORDS:
+            raise Refusal(
+                413, f"{name}: has more than {MAX_RECORDS:,} records; score it by evo2 score"
+            )
+        yield record
+
+
+def _records(served: Served, path: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Names and sequences of a FASTA file."""
+    for record in _bounded(read_records(path), name):
+        check_length(served, record.name, len(record.sequence))
+        yield record.name, record.sequence.decode()
+
+
+class _Exchange(Response):
+    """An answer that the SDK writes, who also reads the request."""
+
+    def __init__(self, manager: StreamableHTTPSessionManager) -> None:
+        super().__init__()
+        self._manager = manager
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._manager.handle_request(scope, receive, send)
+
+
+def routes(engine: Engine, name: str, options: ServeOptions) -> APIRouter:
+    """The path.
+
+    Raises:
+        UserError: The folder of files is none.
+    """
+    # Every request stands for itself: there are no sessions that could be left open.
+    manager = StreamableHTTPSessionManager(
+        Tools(engine, name, options.mcp_root).server(),
+        stateless=True,
+        max_request_body_size=options.max_body * 2**20,
+    )
+    router = APIRouter(lifespan=lambda _app: manager.run())
+
+    @router.post("/mcp", include_in_schema=False)  # its schemas are those of the tools
+    async def mcp() -> Response:
+        """Messages of agents."""
+        return _Exchange(manager)
+
+    return router
+
+
+async def over_stdio(
+    tools: Tools, engine: Engine, grace: float, has_failed: threading.Event
+) -> None:
+    """Answer over stdin and stdout until stdin ends, the engine fails, or SIGTERM or Ctrl-C.
+
+    Args:
+        tools: What is offered.
+        engine: What answers; after a signal it accepts nothing more.
+        grace: Seconds after a signal for calls that have been accepted.
+        has_failed: Is set if the engine fails.
+    """
+    # Nothing interrupts a thread that reads stdin. What it reads goes through a pair of sockets, of
+    # which this end can be closed; to the server that is the end of stdin.
+    ours, theirs = socket.socketpair()
+    threading.Thread(target=_forward_stdin, args=[ours], name="stdin", daemon=True).start()
+
+    async def end() -> None:
+        engine.close(grace)
+        latest = time.monotonic() + grace + EXTRA_GRACE
+        while tools.num_running and time.monotonic() < latest:
+            await asyncio.sleep(0.02)
+        ours.shutdown(socket.SHUT_WR)
+
+    async def watch() -> None:
+        while not has_failed.is_set():
+            await asyncio.sleep(0.05)
+        await end()
+
+    loop = asyncio.get_running_loop()
+    tasks = [asyncio.create_task(watch())]
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, lambda: tasks.append(asyncio.create_task(end())))
+    try:
+        with ours, theirs, theirs.makefile(encoding="utf-8", errors="replace") as lines:
+            await _speak(tools.server(), anyio.wrap_file(lines))
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+        for task in tasks:
+            task.cancel()
+
+
+def _forward_stdin(to: socket.socket) -> None:
+    with suppress(OSError):  # the server has ended
+        # Not by sys.stdin, whose lock would be held when the process ends.
+        while data := os.read(STDIN, 1 << 16):
+            to.sendall(data)
+        to.shutdown(socket.SHUT_WR)
+
+
+async def _speak(server: "Server[Any]", lines: "anyio.AsyncFile[str]") -> None:
+    """Answer messages until the lines end; every answer that was given before is written."""
+    # The SDK cancels at the end what waits to be written; here nothing waits.
+    answers, written = anyio.create_memory_object_stream[SessionMessage](math.inf)
+    try:
+        async with stdio_server(lines) as (read, write), anyio.create_task_group() as group:
+
+            async def forward() -> None:
+                async with write, written:
+                    async for message in written:
+                        await write.send(message)
+
+            group.start_soon(forward)
+            await server.run(read, answers, server.create_initialization_options())
+    except* BrokenPipeError:
+        pass  # nobody reads stdout any more
