@@ -109,8 +109,8 @@ def measure_noise(
 
         def deltas(by: VariantScorer) -> list[float]:
             found = []
-            for record in chosen:
-                delta = by.score(record)[0]["EVO2_DELTA"]
+            for [row] in by.score_all(chosen):
+                delta = row["EVO2_DELTA"]
                 assert isinstance(delta, float)
                 found.append(delta)
                 bar.advance()

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import torch
-
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
@@ -26,7 +24,7 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, is_scored
-from evo2cli.journal import Recall, keep_journal, open_journals
+from evo2cli.journal import Recall, Together, keep_journal, open_journals
 from evo2cli.models import memory_explained, open_model, precision_name, ready_model
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
@@ -180,14 +178,23 @@ def score_records(
         progress: Called with the number of records that have been scored since the last call.
     """
     for block in _blocks(records):
+        order = sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start))
+        ordered = [block[index] for index in order]
+        together = Together(partial(_score_from, scorer, ordered))
         found: dict[int, list[Row]] = {}
         num_done = 0
-        for index in sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start)):
-            found[index] = recall(str(block[index]), partial(scorer.score, block[index]))
+        for place, index in enumerate(order):
+            found[index] = recall(str(block[index]), partial(together.result, place))
             progress(1)
             while num_done in found:
                 yield block[num_done], found.pop(num_done)
                 num_done += 1
+
+
+def _score_from(
+    scorer: VariantScorer, records: Sequence[VariantRecord], place: int
+) -> Iterator[list[Row]]:
+    return scorer.score_all(records[place:])
 
 
 def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
@@ -340,7 +347,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         if isinstance(options, ScoreOptions) and genome.names:
             check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
-        scorer = VariantScorer(model, genome, options, count_bases)
+        scorer = VariantScorer(model, genome, options, counts_only=True)
         scorer.warn_of_extrapolation()
         for record in records:
             counts.update(str(row["EVO2_STATUS"]) for row in scorer.score(record))
@@ -365,12 +372,6 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
             f"{scorer.num_bases:,} bases to compute{f', {fewer}' * (path is not None)}; at "
             f"{rate:,.0f} bases a second here {timedelta(seconds=round(scorer.num_bases / rate))}"
         )
-
-
-def count_bases(state: ScoringState, bases: bytes) -> ScoringState:
-    """A stand-in for `ScoringState.extend` that computes nothing."""
-    next_V = torch.zeros(state.model.config.vocabulary)
-    return replace(state, logprob=state.logprob + len(bases), next_V=next_V)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """One model for many requests: a thread of its own runs it, a piece of work at a time.
 
 Between two tokens of the sequences that grow, another sequence may join them or leave, and one
-piece of other work is done: a sequence, a variant or a chunk is scored. Every piece is computed by
-the function that the command calls, alone, so that no result depends on what else is asked.
+piece of other work is done: a sequence, some alleles or a chunk are scored. Every piece is computed
+by the function that the command calls, so that no result depends on what else is asked.
 """
 
 import asyncio
@@ -316,7 +316,7 @@ class Engine:
         model = open_model(options).requires_grad_(False)
         background = noise = None
         if genome is not None and options.background is not None:
-            scorer = VariantScorer(model, genome, AlleleOptions())
+            scorer = VariantScorer(model, genome, AlleleOptions(), brief=True)
             background = open_background(options.background, AlleleOptions(), model, genome, scorer)
         if genome is not None and options.precision_check is not None:
             count = options.precision_check

@@ -71,6 +71,23 @@ class LinearLaunch:
 
 
 @dataclass(frozen=True)
+class PooledLaunch:
+    """Sizes of the attention to a pool.
+
+    Attributes:
+        block_l: Queries per program.
+        block_t: Keys per iteration.
+        num_warps: Warps per program.
+        num_stages: Iterations whose loads are under way.
+    """
+
+    block_l: int
+    block_t: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
 class Float8LinearLaunch:
     """Sizes of the linear layers of one row with weights in FP8.
 
@@ -215,6 +232,19 @@ def linear_launch(inputs: int, *, gated: bool) -> LinearLaunch:
     if gated and inputs <= 2048:
         return LinearLaunch(block_o=2, block_i=2048, num_warps=8)
     return LinearLaunch(block_o=2, block_i=1024, num_warps=4)
+
+
+def pooled_launch(dtype: torch.dtype, width: int) -> PooledLaunch:
+    """The sizes of the attention to a pool, for heads of `width` channels.
+
+    fp32 runs without tensor cores and takes small tiles, and so do heads that fill more registers.
+    They decide the order of the sums, so nothing else but the GPU may decide them. `block_l` is a
+    multiple of `block_t`.
+    """
+    if dtype == torch.float32 or width > 128:
+        return PooledLaunch(block_l=32, block_t=32, num_warps=4, num_stages=1)
+    stages = 3 if architecture() >= (9, 0) else 2  # as many as the shared memory holds
+    return PooledLaunch(block_l=128, block_t=64, num_warps=8, num_stages=stages)
 
 
 @cache
