@@ -401,13 +401,13 @@ def test_resume(case: Case, tokens: Path, tmp_path: Path, report: Report) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CHECKPOINTS, ids=str)
 def test_a_toy_resumes(case: Case, tokens: Path, tmp_path: Path) -> None:
-    """On two CPU ranks; the second run starts where the first one was."""
+    """On two CPU ranks; the second run goes on, and does not begin with the loss of a new model."""
     pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
     settings = ("parallel.zero=3", "batch.length=64", "batch.sequences=2", "checkpoint.every=2")
     settings += tuple(s for s in case.settings if s == "checkpoint.optimizer=true")
     toy = replace(case, recipe="recipes/toy.toml", gpus=2, settings=settings)
     cells = resumed(toy, tokens, tmp_path, device="cpu")
-    assert float(cells["loss after"]) == pytest.approx(float(cells["loss before"]), rel=0.05)
+    assert float(cells["loss after"]) < float(cells["loss before"]) - 0.1
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
