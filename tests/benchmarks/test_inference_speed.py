@@ -119,7 +119,7 @@ def spread_40b(count: int) -> StripedHyena2:
 
 @pytest.mark.benchmark
 @pytest.mark.parametrize("length", [8_192, 131_072, 1_048_576])
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("count", [2, 4, 8], ids="x{}".format)
 def test_spread(count: int, length: int, report: Report) -> None:
     if torch.cuda.device_count() < count:
         pytest.skip(f"it needs {count} GPUs")

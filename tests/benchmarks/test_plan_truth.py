@@ -2,7 +2,7 @@
 
 Run: pytest -m benchmark -s tests/benchmarks/test_plan_truth.py; it writes results/plan.md,
 or into the folder EVO2_BENCHMARK_RESULTS, after every row. A row that needs more GPUs than there
-are is skipped; `-k` leaves some out, as in `-k "7B and FP8"`. Without a GPU,
+are is skipped; `-k` leaves some out, as in `-k "7B and x4 and FP8"`. Without a GPU,
 pytest -s -k plans tests/benchmarks/test_plan_truth.py prints the plan of every row for H200s.
 """
 
@@ -96,7 +96,9 @@ class Case:
         )
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.precision}"
+        """Words for `-k`, such as 7B-ZeRO-3-x4-bf16."""
+        words = self.name.replace(", ", " ").replace(",", "").replace(" ", "-")
+        return f"{words}-x{self.gpus}-{self.precision}"
 
 
 def _shared_window(length: int, gpus: int, groups: int = 1, **others: Any) -> Case:
@@ -132,7 +134,7 @@ _SETTINGS = [
     _shared_window(524_288, 4, warm=1, fewest=2),
     _shared_window(1_048_576, 4, fits=False, **_FEW_SLOW_STEPS),
     _shared_window(1_048_576, 8, **_FEW_SLOW_STEPS),
-    Case("40B, ZeRO 3", "recipes/40b.toml", 8, ("batch.sequences=8",), fewest=18),
+    Case("40B, ZeRO 3", "recipes/40b.toml", 8, ("batch.sequences=8",), fewest=18, limit=420),
 ]
 CASES = [replace(case, precision=precision) for case in _SETTINGS for precision in ("bf16", "FP8")]
 # All state of 40B is more than the disks of many machines hold: 645 GB.
@@ -153,6 +155,7 @@ CHECKPOINTS = [
         "recipes/40b.toml",
         8,
         ("batch.sequences=8", "checkpoint.every=2"),
+        limit=420,
     ),
 ]
 

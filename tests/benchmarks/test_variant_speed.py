@@ -4,6 +4,7 @@ Run: pytest -m benchmark -s tests/benchmarks/test_variant_speed.py; results/vari
 it writes into the folder EVO2_BENCHMARK_RESULTS.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -83,11 +84,12 @@ def read_command(
 ) -> tuple[float, bytes]:
     """Variants a second of a command, and the bytes of its longer output."""
     took, scored, output = [], [], folder / f"{name}.{device}.tsv"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for count in (FEW, MANY):
         command = genome.command(name, count, folder)
         command += ["--output", str(output), "--device", device, *model]
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "evo2cli", *command], check=True, cwd=folder)
+        subprocess.run([sys.executable, "-m", "evo2cli", *command], check=True, env=environment)
         took.append(time.perf_counter() - started)
         found = output.read_bytes()
         output.unlink()
