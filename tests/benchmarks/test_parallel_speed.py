@@ -1,6 +1,7 @@
 """What sharing a sequence costs: each exchange against the operator on one GPU, and a whole model.
 
-Run on a machine with several GPUs: pytest -m benchmark -s tests/benchmarks/test_parallel_speed.py;
+Run on a machine with several GPUs:
+pytest -n 0 -m benchmark -s tests/benchmarks/test_parallel_speed.py;
 results/parallel.md keeps what it writes into the folder EVO2_BENCHMARK_RESULTS. It reads 2, 4 and 8
 GPUs, as far as the machine has them; `-k` leaves some out, as in `-k "model or x8"`.
 

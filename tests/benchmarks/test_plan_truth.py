@@ -1,9 +1,9 @@
 """What `evo2 plan` predicts of a step against what `evo2 train` measures, from 1B to 40B.
 
-Run: pytest -m benchmark -s tests/benchmarks/test_plan_truth.py; it writes results/plan.md,
+Run: pytest -n 0 -m benchmark -s tests/benchmarks/test_plan_truth.py; it writes results/plan.md,
 or into the folder EVO2_BENCHMARK_RESULTS, after every row. A row that needs more GPUs than there
 are is skipped; `-k` leaves some out, as in `-k "7B and x4 and FP8"`. Without a GPU,
-pytest -s -k plans tests/benchmarks/test_plan_truth.py prints the plan of every row for H200s.
+pytest -n 0 -s -k plans tests/benchmarks/test_plan_truth.py prints the plan of every row for H200s.
 """
 
 import json
