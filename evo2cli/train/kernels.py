@@ -16,6 +16,8 @@ import torch
 
 from evo2cli import __version__, console
 from evo2cli.training.engine import Engine
+from evo2cli.training.plan.estimate import count_sizes, make_setup
+from evo2cli.training.plan.memory import memory_per_gpu
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
@@ -49,11 +51,14 @@ def compile_kernels(
         partial(_step, make, alone, path, replace(config, stripes=kind), str(ranks.device))
         for kind in sorted(set(config.stripes))
     ]
+    together = _num_together(alone, config, ranks.device)
     try:
         with console.progress("compile kernels", len(steps), "kinds of blocks") as bar:
-            # More than one process, even for one kind: this one's memory stays as it is.
-            for _ in run_tasks(iter(steps), max(2, len(steps)), bar.advance):
-                bar.advance()
+            for first in range(0, len(steps), together):
+                # More than one process, even for one kind: this one's memory stays as it is.
+                some = steps[first : first + together]
+                for _ in run_tasks(iter(some), max(2, together), bar.advance):
+                    bar.advance()
     except WorkerError as error:
         console.warn(f"kernels are compiled at the first step, not in advance: {error}")
         return
@@ -73,6 +78,18 @@ def _for_one_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
             "parallel": parallel.model_copy(update={"context": 1}),
         }
     )
+
+
+def _num_together(recipe: Recipe, config: ModelConfig, device: torch.device) -> int:
+    """How many kinds of blocks take their step at once: as many as fit the GPU, at least one."""
+    needed = 0.0
+    for kind in set(config.stripes):
+        single = replace(config, stripes=kind)
+        setup = make_setup(recipe, single, 1)
+        memory = memory_per_gpu(single, count_sizes(recipe, single), setup)
+        needed = max(needed, memory.total)
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, int(free // needed))
 
 
 def _step(

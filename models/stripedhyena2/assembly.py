@@ -60,7 +60,10 @@ def _fill(
     part: nn.Module, path: str, values: Iterator[Tensor] | None, weights: Mapping[str, Tensor]
 ) -> None:
     for name, parameter in part.named_parameters():
-        parameter.copy_(weights[f"{path}.{name}"] if values is None else next(values))
+        if values is None:
+            parameter.copy_(weights[f"{path}.{name}"])
+        else:  # the drawn tensor itself: a copy costs a large model as much as the drawing
+            parameter.data = next(values)
     for name, buffer in part.named_buffers():
         if f"{path}.{name}" in weights:  # released checkpoints carry rounded frequencies
             buffer.copy_(weights[f"{path}.{name}"])

@@ -7,7 +7,8 @@ B sequences side by side, L tokens, D channels.
 """
 
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import replace
+from functools import cache, lru_cache
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from stripedhyena2.checkpoint.published import published_config
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.streaming import Streaming, stream
 from tests.benchmarks.gpu import Report, cell, draw_bf16, measure, needs_gpu
-from tests.benchmarks.inference import ids_of, model_of, seconds
+from tests.benchmarks.inference import ids_of, model_of, seconds, spread_model
 
 ABOUT = """\
 # Speed of inference
@@ -32,6 +33,8 @@ projections, MLPs, attention and head at the rate that an 8,192 x 8,192 x 8,192 
 numbers reached in the same run. Streamed: the same, layer by layer in pieces, as `evo2 score` reads
 a FASTA; "host" keeps what grows with the length in the host's memory. The peak counts everything,
 weights included.
+
+Spread: 40B with its blocks on several GPUs, which compute one after the other.
 
 Decode: one token of every sequence, sampling left out, after a prompt of 2,048 tokens. The bound
 reads every weight once a step, and every key, value and state, at the rate of a device-to-device
@@ -109,8 +112,67 @@ def test_a_million_bases(name: str, way: Streaming, how: str, report: Report) ->
     _add_forward(report, name, ids.shape[1], how, seconds(run, 1))
 
 
+@lru_cache(maxsize=1)
+def spread_40b(count: int) -> StripedHyena2:
+    """Over the first GPUs."""
+    model_of.cache_clear()
+    devices = [torch.device("cuda", index) for index in range(count)]
+    return spread_model(published_config("evo2_40b"), devices)
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("length", [8_192, 131_072, 1_048_576])
+@pytest.mark.parametrize("count", [2, 4, 8], ids="x{}".format)
+def test_spread(count: int, length: int, report: Report) -> None:
+    if torch.cuda.device_count() < count:
+        pytest.skip(f"it needs {count} GPUs")
+    model, ids = spread_40b(count), ids_of(1, length)
+    took = seconds_of_forward(model, ids, streamed=length > 131_072)
+    how = "streamed" if length > 131_072 else "whole"
+    _add_forward(report, "evo2_40b", length, f"{how}, {count} GPUs", took)
+
+
+def seconds_of_forward(model: StripedHyena2, ids: Tensor, *, streamed: bool) -> float:
+    """Of a warm pass over all positions; only the first chunks of a streamed one warm up."""
+
+    @torch.inference_mode()
+    def whole(ids: Tensor = ids) -> None:
+        assert model(ids).isfinite().all()
+
+    def pieces(ids: Tensor = ids) -> None:
+        for _, logits in stream(model, ids):
+            assert logits is None or logits.isfinite().all()
+
+    run = pieces if streamed else whole
+    run(ids[:, : 3 * Streaming().chunk])
+    torch.cuda.empty_cache()
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(index)
+    return seconds(run, 1 if streamed else 3)
+
+
+@pytest.mark.slow
+def test_a_toy_is_spread() -> None:
+    """Blocks on their devices, here a CPU under two names, and every way to read it."""
+    config = replace(published_config("evo2_1b_base"), width=256, num_heads=4, mlp_width=128)
+    config = replace(config, num_short_filter_groups=16, num_medium_filter_groups=16)
+    devices = [torch.device("cpu"), torch.device("cpu", 0)]
+    model = spread_model(config, devices)
+    alone = spread_model(config, devices[:1])
+    alone.load_state_dict(model.state_dict())
+    ids = torch.randint(65, 85, (1, 200))
+    with torch.inference_mode():
+        assert torch.equal(model(ids), alone(ids))
+    dtypes = {name: tensor.dtype for name, tensor in alone.named_parameters()}
+    assert dtypes["blocks.0.mlp.up.weight"] == torch.bfloat16
+    assert {t.dtype for n, t in model.named_parameters() if "poles" in n} == {torch.float32}
+    for streamed in (False, True):
+        assert seconds_of_forward(model, ids, streamed=streamed) > 0
+
+
 def _add_forward(report: Report, name: str, length: int, how: str, took: float) -> None:
-    peak = torch.cuda.max_memory_allocated()  # before the rate is read, which forgets it
+    # Of the fullest GPU, before the rate is read, which forgets it.
+    peak = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
     flops = length * flops_per_token(published_config(name), length).forward
     bound = flops / product_rate()
     columns = ["model", "L", "how", "seconds", "bound", "bound / seconds", "GiB", "tokens/s"]

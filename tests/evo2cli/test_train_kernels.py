@@ -50,6 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Triton's cache on a machine with a GPU, which its processes replace by the CPU."""
     monkeypatch.setattr(kernels, "_cache", lambda: tmp_path / "cache")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "H200")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (140 * 2**30, 141 * 2**30))
     return tmp_path / "cache"
 
 
@@ -95,6 +96,25 @@ def test_each_kind_of_block_takes_a_step_once(
 
 
 @pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("gib", "batches"), [(140, ["ALMS"]), (32, ["AL", "MS"]), (1, [*"ALMS"])])
+def test_only_as_many_steps_as_fit_are_taken_at_once(
+    gib: float, batches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of this width needs 15 GiB for two windows of 2^20 positions."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (int(gib * 2**30), 2**40))
+    taken = []
+
+    def run(tasks: Iterator[Any], _count: int, _advance: Any) -> Iterator[Any]:
+        taken.append("".join(task.args[3].stripes for task in tasks))
+        yield from taken[-1]
+
+    monkeypatch.setattr(kernels, "run_tasks", run)
+    batch = {"length": 2**20, "sequences": 8, "micro_sequences": 2}
+    compile_all(make_recipe(batch=batch), Ranks(0, 1, GPU))
+    assert taken == batches
+
+
+@pytest.mark.usefixtures("cache")
 def test_other_ranks_and_machines_without_gpus_compile_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -104,7 +124,7 @@ def test_other_ranks_and_machines_without_gpus_compile_nothing(
 
 
 def test_ranks_that_share_windows_compile_for_their_part() -> None:
-    recipe = make_recipe(parallel={"context": 2})
+    recipe = make_recipe(parallel={"context": 2, "zero": 1})
     alone = kernels._for_one_rank(recipe, Ranks(0, 4, GPU, context_parallel=2))
     assert (alone.batch.length, alone.batch.sequences) == (16, 2)
     assert (alone.parallel.zero, alone.parallel.context) == (1, 1)
