@@ -155,7 +155,7 @@ class Holder(nn.Module):
         self.projection = projection
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function:DeprecationWarning")  # by the compiler
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function:DeprecationWarning")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("rounded", [False, True])
