@@ -20,7 +20,12 @@ from evo2cli.finetune.folder import find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
 from evo2cli.finetune.tasks import SplitBy
 from evo2cli.predict.run import predict_table
+from evo2cli.training import space
+from evo2cli.training.plan.disk import disk
+from evo2cli.training.plan.estimate import count_sizes, make_setup
+from evo2cli.training.recipe_file import read_recipe
 from evo2cli.training.state import RunFolder
+from stripedhyena2.checkpoint import read_checkpoint
 from tests.evo2cli.finetune.conftest import SHAPE, Run, motifs, small_table, write_table
 from tests.ranks import World
 
@@ -318,3 +323,24 @@ def test_another_run_in_the_folder_stays_as_it_is(tune: Run, tmp_path: Path) -> 
         tune(table, method="head", seed=3)
     assert (tmp_path / "run" / "recipe.toml").read_bytes() == before
     shutil.rmtree(tmp_path / "run" / "final")
+
+
+def test_the_best_weights_are_counted_before_a_run_starts(
+    tune: Run, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large as they are on disk, and not again once they are there."""
+    table = small_table(tmp_path / "x.tsv", "classify")
+    tune(table, method="lora")
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    config = read_checkpoint(base).config
+    needed = disk(recipe, count_sizes(recipe, config), make_setup(recipe, config, 1))
+    file = tmp_path / "run" / "final" / "adapter" / "adapter_model.safetensors"
+    assert needed.best == sum(tensor.nbytes for tensor in load_file(file).values())
+    again = recipe.model_copy(update={"output": tmp_path / "again"})
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: needed.peak)
+    space.check_output(again, config, 1)
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: needed.peak - 1)
+    with pytest.raises(UserError, match="and the best model need"):
+        space.check_output(again, config, 1)
+    (again.output / "best").mkdir(parents=True)
+    space.check_output(again, config, 1)
