@@ -47,8 +47,8 @@ def check_output(recipe: Recipe, config: ModelConfig, world: int) -> None:
         raise UserError(
             f"{output}: {needed.most:,} checkpoints of {needed.checkpoint / 1e9:,.2f} GB "
             f"({counts.all:,} parameters){have} and the {which} model need "
-            f"{missing / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB free; free some space, choose another --output, "
-            f"{_ways_out(recipe)}"
+            f"{missing / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB free; free some space, "
+            f"choose another --output, {_ways_out(recipe)}"
         )
 
 
