@@ -79,8 +79,8 @@ def split(
         by = usual_split(examples)
     if any(contigs.values()):
         named = ", ".join(f"{','.join(own)} for {part}" for part, own in contigs.items() if own)
-        parts = _parts_by_contig(examples, contigs)
-        found = _as_named(examples, parts, f"split by contig: {named}", fractions, seed, similarity)
+        given = _parts_by_contig(examples, contigs)
+        found = _as_named(examples, given, f"split by contig: {named}", fractions, seed, similarity)
     elif by is SplitBy.COLUMN:
         if examples.split is None:
             raise UserError("--split column: the table has no column 'split'")
@@ -243,14 +243,14 @@ def _parts_by_contig(examples: Examples, contigs: Mapping[str, Sequence[str]]) -
 
 def _as_named(
     examples: Examples,
-    parts: Sequence[str],
+    given: Sequence[str],
     told: str,
     fractions: Sequence[float],
     seed: int,
     similarity: float,
 ) -> Split:
     """The split that the part of each example names; valid is taken from train if none is named."""
-    names = np.array(parts)
+    names = np.array(given)
     train, valid, test = (np.flatnonzero(names == name) for name in SPLITS)
     if not len(valid) and len(train):
         rest = examples.take(train)
