@@ -23,12 +23,11 @@ from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.checkpoint.sources import looks_like_weights
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.config import read_config
-from stripedhyena2.costs import count_parameters, state_bytes
+from stripedhyena2.costs import count_parameters, state_bytes, weight_bytes
 from stripedhyena2.mixer import MIXERS
 from stripedhyena2.values import read_values
 
 LENGTHS = (8_192, 131_072, 1_048_576)
-BYTES = 2  # of a bf16 number
 _KINDS = ("snvs", "mnvs", "insertions", "deletions")
 _NOT_BASES = "not_spelled_in_bases"
 
@@ -103,12 +102,12 @@ def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 def _model(config: ModelConfig) -> dict[str, Any]:
     """Shape, size, and the memory of weights and of the state at several lengths."""
-    parameters = count_parameters(config)
     return {
         **asdict(config),
         "depth": config.depth,
-        "parameters": parameters,
-        "weights_bytes_bf16": parameters * BYTES,
+        "parameters": count_parameters(config),
+        "weights_bytes_bf16": weight_bytes(config),
+        "weights_bytes_fp8": weight_bytes(config, float8=True),
         "state_bytes_bf16": {str(length): state_bytes(config, length) for length in LENGTHS},
     }
 

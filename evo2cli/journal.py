@@ -13,6 +13,26 @@ from stripedhyena2 import outputs
 Recall = Callable[[str, Callable[[], Any]], Any]
 
 
+class Together:
+    """Results that are computed together, but asked for one after the other by a `recall`.
+
+    A journal recalls the beginning, so what is asked for comes behind it, without gaps.
+
+    Args:
+        start: Begins to compute all results from a place in their order on.
+    """
+
+    def __init__(self, start: Callable[[int], Iterator[Any]]) -> None:
+        self._start = start
+        self._results: Iterator[Any] | None = None
+
+    def result(self, place: int) -> Any:
+        """The result at a place."""
+        if self._results is None:
+            self._results = self._start(place)
+        return next(self._results)
+
+
 @contextmanager
 def open_journal(
     output: Path | None, settings: Sequence[object], *, anew: bool = False

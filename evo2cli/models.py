@@ -13,6 +13,7 @@ from stripedhyena2 import StripedHyena2, load
 from stripedhyena2.adapters import Adapter, is_adapter, read_adapter
 from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.built_in import find_built_in
+from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
 DTYPES = {DType.FP32: torch.float32, DType.FP64: torch.float64, DType.BF16: torch.bfloat16}
@@ -82,6 +83,13 @@ def open_model(options: ModelOptions) -> StripedHyena2:
         adapter.check_base(stored.config, stored.tensors, f"--adapter {options.adapter}")
         adapter.put_on(model)
     return model
+
+
+def precision_name(model: StripedHyena2) -> str:
+    """The dtype of weights and activations, and what is computed in FP8, if anything."""
+    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
+    narrow = float8_parts(model)
+    return f"{dtype} with {narrow}" if narrow else dtype
 
 
 def say_demonstration(model: str) -> None:

@@ -369,7 +369,8 @@ class ModelOptions(DeviceOptions, ConfigOptions, NamedModelOptions, panel="Model
         DType,
         typer.Option(
             help="Precision. auto is bf16 on a GPU and fp32 on a CPU, with FP8 projections where a "
-            "published model needs them (1B, 20B, 40B)."
+            "published model needs them (1B, 20B, 40B). fp8 computes all projections and MLPs of "
+            "any model in FP8, with a byte a weight."
         ),
     ] = DType.AUTO
     adapter: Annotated[

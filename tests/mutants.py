@@ -28,7 +28,8 @@ TARGETS = """
 models/stripedhyena2/sampling.py: Uniforms Sampler draw > stripedhyena2/test_sampling.py
 evo2cli/genome/windows.py: agrees centred anchored ending anchor_step cut_windows _fitted_start
     > evo2cli/genome/test_windows.py evo2cli/score/test_windows.py
-evo2cli/score/prefixes.py: CentredScorer AnchoredScorer > evo2cli/score/test_windows.py
+evo2cli/score/prefixes.py: WindowReader Pair > evo2cli/score/test_windows.py
+models/stripedhyena2/packing.py: Shapes Suffix Packer Batch > stripedhyena2/test_packing.py
 evo2cli/training/loss.py: target_weights read_windows weighted_loss
     > evo2cli/training/test_loss.py
 evo2cli/training/schedule.py: learning_rate > evo2cli/training/test_schedule.py

@@ -14,19 +14,22 @@ from hyenakernels import (
     FIRFilters,
     ModalFilters,
     add_rms_norm,
+    added_linear,
     causal_attention,
     hyena_fir,
     hyena_modal,
     rms_norm,
 )
-from hyenakernels.float8.op import quantize_weight, scaled_product
-from hyenakernels.float8.reference import E4M3, narrow
+from hyenakernels.float8.op import quantize_weight, round_rows, rows_product, scaled_product
+from hyenakernels.float8.reference import E4M3, Float8Weight, narrow
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.decoding import Decoder
 
 LENGTH, WIDTH, GROUPS, MODES = 600, 64, 4, 16
 REPEAT_UNIT = 32  # bases of the tandem repeat that models read
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # on ||x - exact|| / ||exact||
+FLOAT8_TOLERANCE = 1e-2  # FP8 units sum with fewer bits than fp32 has
+UNROUNDED = "operands not rounded"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MODEL_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # through all layers
 
@@ -98,8 +101,12 @@ class Check:
         )
 
 
-def checks() -> Iterator[Check]:
-    """A check of every operator of a model."""
+def checks(*, float8: bool = True) -> Iterator[Check]:
+    """A check of every operator of a model.
+
+    Args:
+        float8: Whether to check the products of `--dtype fp8`.
+    """
     draw = partial(_draw, torch.Generator().manual_seed(0))
     z_BLC, featurizer_CF = draw(1, LENGTH, 3 * WIDTH), draw(3 * WIDTH, 3)
     for name, num_taps in (("Hyena-SE", 7), ("Hyena-MR", 128)):
@@ -136,6 +143,20 @@ def checks() -> Iterator[Check]:
         lambda q, k, v: (q, k, v.roll(1, dims=2)),
     )
     yield _float8_check(draw(LENGTH, WIDTH), draw(3 * WIDTH, WIDTH))
+    if float8:
+        for name, run, length in (
+            ("FP8 products", _rows_product, LENGTH),
+            ("FP8, one token", _token_product, 1),
+        ):
+            yield Check(
+                name,
+                (draw(length, WIDTH), draw(3 * WIDTH, WIDTH), torch.ones(())),
+                run,
+                _rows_product,
+                UNROUNDED,
+                _leave_unrounded,
+                tolerance=FLOAT8_TOLERANCE,
+            )
 
 
 def _draw(generator: torch.Generator, *shape: int) -> Tensor:
@@ -178,10 +199,27 @@ def _float8_check(x_MI: Tensor, weight_OI: Tensor) -> Check:
         (x_MI, weight_OI, torch.ones(())),
         run,
         exact,
-        "operands not rounded",
-        lambda x, weight, rounding: (x, weight, 0 * rounding),
-        tolerance=1e-2,  # FP8 units sum with fewer bits than fp32 has
+        UNROUNDED,
+        _leave_unrounded,
+        tolerance=FLOAT8_TOLERANCE,
     )
+
+
+def _leave_unrounded(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> tuple[Tensor, ...]:
+    return x_MI, weight_OI, 0 * rounding
+
+
+def _rows_product(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
+    """A product of `--dtype fp8`."""
+    if not rounding:
+        return x_MI @ weight_OI.T
+    return rows_product(round_rows(x_MI), Float8Weight.rounded(weight_OI))
+
+
+def _token_product(x_1I: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
+    """The same as a step of decoding computes it."""
+    weight = Float8Weight.rounded(weight_OI) if rounding else weight_OI
+    return added_linear(x_1I[None], weight, None, x_1I.new_zeros(1, 1, len(weight_OI)))[0]
 
 
 @torch.inference_mode()

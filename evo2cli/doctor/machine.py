@@ -78,7 +78,7 @@ def _gpu(index: int) -> dict[str, Any]:
     device = torch.device("cuda", index)
     facts = torch.cuda.get_device_properties(device)
     free, _ = torch.cuda.mem_get_info(device)
-    fp8 = "simulated"
+    fp8 = "simulated for models trained so, --dtype fp8 refused"
     if runs_float8(device):
         fp8 = "yes, Hopper's sums" if sums_like_hopper(device) else "yes, other sums than Hopper's"
     return {

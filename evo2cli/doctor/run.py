@@ -15,8 +15,9 @@ from evo2cli.doctor.options import DoctorOptions
 from evo2cli.errors import UntrustedNumericsError
 from evo2cli.models import open_model, pick_device
 from evo2cli.options import ModelOptions
+from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import load
-from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.float8.inference import float8_parts
 
 
 def examine(options: DoctorOptions) -> dict[str, Any]:
@@ -46,7 +47,10 @@ def examine(options: DoctorOptions) -> dict[str, Any]:
         model.requires_grad_(False)
         for outcome in check_model(model):
             outcomes.append(replace(outcome, name=f"{options.model}: {outcome.name}"))
-        result["model"] = {"name": options.model, "fp8_projections": has_scales(model)}
+        result["model"] = {
+            "name": options.model,
+            "fp8_projections": float8_parts(model) is not None,
+        }
         if prompts is not None:
             published = PUBLISHED_LOSSES.get(published_name(options.model) or "")
             result["losses"] = measure_losses(model, prompts, published)
@@ -57,7 +61,11 @@ def examine(options: DoctorOptions) -> dict[str, Any]:
 def _check_device(device: torch.device) -> list[Outcome]:
     """Test operators and the built-in model in the precisions that `device` is used with."""
     dtypes = [torch.float32, *([torch.bfloat16] if device.type == "cuda" else [])]
-    tests, outcomes = list(checks()), []
+    float8 = device.type != "cuda" or runs_float8(device)
+    if not float8:
+        name = torch.cuda.get_device_name(device)
+        console.warn(f"FP8 products are not tested: {name} has none, and --dtype fp8 is refused")
+    tests, outcomes = list(checks(float8=float8)), []
     with console.progress("self-test", len(dtypes) * (len(tests) + 1), "checks") as bar:
         exact = load("nano", dtype=torch.float64)
         for dtype in dtypes:

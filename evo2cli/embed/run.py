@@ -28,7 +28,7 @@ from evo2cli.models import DTYPES, open_model
 from evo2cli.options import DType
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.layers import layer_widths, resolve_layers
 
 
@@ -143,7 +143,7 @@ def _contents(options: EmbedOptions, model: StripedHyena2, summary: InputSummary
             "evo2cli": __version__,
             "model": options.model,
             "fingerprint": fingerprint(model.config, model.state_dict()),
-            "dtype": DType.FP8 if has_scales(model) else names.get(dtype, str(dtype)),
+            "dtype": DType.FP8 if float8_parts(model) else names.get(dtype, str(dtype)),
             "layers": json.dumps(layers),
             "pooling": options.pooling,
             "strand": options.strand,

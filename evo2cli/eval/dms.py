@@ -8,11 +8,11 @@ V variants.
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,18 +34,20 @@ from evo2cli.genome.coding import Change, CodingSequence, parse_mutant, read_cod
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.table import cell_flag, cell_number, cell_text, open_table
 from evo2cli.genome.vcf import Value
-from evo2cli.journal import open_journal
+from evo2cli.genome.windows import Window
+from evo2cli.journal import Together, open_journal
 from evo2cli.models import memory_explained, open_model
 from evo2cli.options import Strand
 from evo2cli.ranking import RESAMPLES, Estimate, rank
 from evo2cli.score.alleles import DEFAULT_WINDOW
-from evo2cli.score.prefixes import CentredScorer
+from evo2cli.score.prefixes import Pair, WindowReader
 from evo2cli.tables import Row, cell, rounded, table_line
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.scoring import require_finite
 
 MAX_CHOICES = 256  # combinations of codons of one variant
+Choices = Sequence[dict[int, bytes]]  # combinations of new codons, by their sites
 _NUMBERS = Labels(Task.REGRESS, ("score",))
 
 
@@ -230,7 +232,8 @@ class MutantScorer:
         self.sequence = sequence
         self._model, self._genome = model, genome
         self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
-        self._strands = {strand: CentredScorer(model) for strand in options.strand.single}
+        self._strands = options.strand.single
+        self._reader = WindowReader(model, self.window, is_anchored=False)
         length = self.window if genome else len(sequence.bases)
         if length > model.config.context:
             console.warn(
@@ -238,31 +241,54 @@ class MutantScorer:
                 f"{model.config.context:,} bases; beyond them it extrapolates"
             )
 
-    def delta(self, choices: Sequence[dict[int, bytes]], name: str) -> float | None:
-        """The mean delta over combinations of codons and over strands.
+    def deltas(self, variants: Sequence[tuple[Choices, str]]) -> Iterator[float | None]:
+        """The mean delta over combinations of codons and over strands, of each variant.
+
+        On a GPU many are read side by side.
 
         Args:
-            choices: Combinations of new codons, by their sites.
-            name: What an error message calls the variant.
+            variants: Combinations of new codons, by their sites; and what an error message calls
+                the variant.
 
-        Returns:
+        Yields:
             The delta; None if the codons are farther apart than half a window of the genome.
 
         Raises:
             NonFiniteError: A log-likelihood is NaN or infinite.
         """
-        deltas = []
+        place = 0
+        while place < len(variants):
+            asked: list[tuple[str, list[tuple[Pair, Window]] | None]] = []
+            for choices, name in islice(variants, place, None):
+                asked.append((name, self._ask(choices)))
+                if self._reader.packer.is_full:
+                    break
+            place += len(asked)
+            self._reader.packer.read().collect()
+            for name, pairs in asked:
+                yield None if pairs is None else self._mean(pairs, name)
+
+    def _ask(self, choices: Choices) -> list[tuple[Pair, Window]] | None:
+        """Ask for the windows of a variant; each pair comes with the window that it changes to."""
+        pairs = []
         for codons in choices:
             windows = self.sequence.windows(codons, self._genome, self.window)
             if windows is None:
                 return None
-            for strand, scorer in self._strands.items():
+            for strand in self._strands:
                 reads = windows
                 if strand is Strand.REVERSE:
                     reads = windows[0].reverse_complement(), windows[1].reverse_complement()
-                reference, alternate = map(scorer.reference, reads)
-                require_finite(alternate - reference, self._model, reads[1].sequence, name)
-                deltas.append(alternate - reference)
+                pairs.append((self._reader.windows(*reads), reads[1]))
+        return pairs
+
+    def _mean(self, pairs: Sequence[tuple[Pair, Window]], name: str) -> float:
+        """The mean difference of windows that have been read."""
+        deltas = []
+        for pair, window in pairs:
+            reference, alternate = pair.logprobs
+            require_finite(alternate - reference, self._model, window.sequence, name)
+            deltas.append(alternate - reference)
         return fmean(deltas)
 
 
@@ -291,9 +317,10 @@ def score_all(
         open_journal(kept, settings) as recall,
         console.progress("dms", len(variants), "variants") as bar,
     ):
-        for index in order:
-            mutant = variants[index].mutant
-            delta = recall(mutant, partial(scorer.delta, choices[index], mutant))
+        wanted = [(choices[index], variants[index].mutant) for index in order]
+        together = Together(lambda place: scorer.deltas(wanted[place:]))
+        for place, index in enumerate(order):
+            delta = recall(variants[index].mutant, partial(together.result, place))
             deltas[index] = math.nan if delta is None else rounded(delta)
             bar.advance()
     return deltas

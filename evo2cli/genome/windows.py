@@ -64,6 +64,13 @@ class WindowPair:
     alternate_interval: Interval
     at_edge: bool
 
+    def with_alternate(self, allele: bytes) -> "WindowPair":
+        """The windows of another alternate allele, of the same length."""
+        window = Window(self.alternate.before, allele, self.alternate.after)
+        return WindowPair(
+            self.reference, window, self.interval, self.alternate_interval, self.at_edge
+        )
+
 
 def upper_dna(sequence: bytes) -> bytes:
     """The sequence in the letters that the model was trained on: upper case, T for U."""
@@ -156,16 +163,13 @@ def cut_windows(
     def between(left: int, right: int) -> bytes:
         return letters[left - first : right - first]
 
+    before, after = between(start, variant.start), between(variant.end, end)
     return WindowPair(
-        reference=Window(
-            between(start, variant.start),
-            between(variant.start, variant.end),
-            between(variant.end, end),
-        ),
+        reference=Window(before, between(variant.start, variant.end), after),
         alternate=Window(
-            between(alternate_start, variant.start),
+            before if alternate_start == start else between(alternate_start, variant.start),
             upper_dna(alternate),
-            between(variant.end, alternate_end),
+            after if alternate_end == end else between(variant.end, alternate_end),
         ),
         interval=Interval(variant.name, start, end),
         alternate_interval=Interval(variant.name, alternate_start, alternate_end),

@@ -37,7 +37,7 @@ from stripedhyena2.checkpoint.layouts.hf import GENERATION, head_tensors, is_hf,
 from stripedhyena2.checkpoint.layouts.vortex import Vortex
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.device_map import to_own_device
-from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.layout import layout
 from stripedhyena2.parametrization import folded_state
 
@@ -366,7 +366,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         Raises:
             UserError: Weights of the model were rounded to FP8.
         """
-        if has_scales(self.model):
+        if float8_parts(self.model):
             raise UserError(
                 f"{save_directory}: weights rounded to FP8 are not saved; load with float8=False"
             )

@@ -1,12 +1,14 @@
 """Scores of alleles: the log-likelihoods of their windows, of each strand."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from statistics import mean
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import fsum, isfinite
+from typing import Any
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import (
@@ -22,7 +24,6 @@ from evo2cli.genome.windows import (
     Window,
     WindowPair,
     agrees,
-    anchor_step,
     anchored,
     centred,
     cut_windows,
@@ -34,13 +35,43 @@ from evo2cli.options import Strand
 from evo2cli.score.features import Features
 from evo2cli.score.options import AlleleOptions, IndelMode, OnRefMismatch, Windows
 from evo2cli.score.output import FIELDS, NUM_OTHER, STRAND_FIELDS, WINDOW_COLUMNS
-from evo2cli.score.prefixes import AnchoredScorer, CentredScorer, Extend, WindowScorer
+from evo2cli.score.prefixes import Pair, WindowReader
 from evo2cli.tables import Row, rounded
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.scoring import ScoringState, require_finite
+from stripedhyena2.packing import Batch
+from stripedhyena2.scoring import require_finite
 
 DEFAULT_WINDOW = 8192
-ANCHORED_CUTS = 8  # cached states between the starts of two neighbouring anchored windows
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Records whose alleles are read together.
+
+    Attributes:
+        asked: Each with its alleles, or with what is wrong with it.
+        batch: What reads them.
+        end: The place behind them among all records.
+    """
+
+    asked: "list[tuple[VariantRecord, list[_Asked] | UserError]]"
+    batch: Batch
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An allele whose windows have been asked for.
+
+    Attributes:
+        windows: Its windows for each strand; or the reason why it has none.
+        pairs: What reads them, for each strand.
+        is_swapped: Whether REF and ALT of the windows are exchanged.
+    """
+
+    windows: list[WindowPair] | Status
+    pairs: Sequence[Pair] = ()
+    is_swapped: bool = False
 
 
 class VariantScorer:
@@ -50,8 +81,8 @@ class VariantScorer:
         model: Model in inference mode.
         genome: Genome that the positions of records refer to.
         options: Windows, strands, and what happens if REF is not what the genome has.
-        extend: Runs bases through the model; `count_bases` only counts them.
         features: Computes further values of each allele.
+        settings: Of the `Packer` that reads the windows.
 
     Attributes:
         window: Number of bases in a window.
@@ -62,8 +93,8 @@ class VariantScorer:
         model: StripedHyena2,
         genome: Reference,
         options: AlleleOptions,
-        extend: Extend = ScoringState.extend,
         features: Features | None = None,
+        **settings: Any,
     ) -> None:
         self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
         self._model, self._genome, self._options = model, genome, options
@@ -80,13 +111,13 @@ class VariantScorer:
                     f"--after {self._after}: leaves no base before the variant in a window of "
                     f"{self.window} bases"
                 )
-        step = max(anchor_step(self.window) // ANCHORED_CUTS, 1)
-        self._strands: dict[Strand, WindowScorer] = {
-            strand: AnchoredScorer(model, step, extend)
-            if self._is_anchored
-            else CentredScorer(model, extend)
-            for strand in options.variant_strand.single
-        }
+        self._strands = options.variant_strand.single
+        features_named = features.names if features else ()
+        self._empty: Row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS, *features_named))
+        self._reader = WindowReader(model, self.window, is_anchored=self._is_anchored, **settings)
+        # What neighbouring alleles have in common: the windows of a site, and of its other strand.
+        self._site: tuple[tuple[Interval, bytes, int] | None, list[WindowPair]] = (None, [])
+        self._turned: tuple[Window | None, Window] = (None, Window(b"", b"", b""))
 
     def warn_of_extrapolation(self) -> None:
         """Warn if windows are longer than the context that the model was trained on."""
@@ -106,30 +137,84 @@ class VariantScorer:
             UserError: REF is not what the genome has, and `on_ref_mismatch` is ERROR.
             NonFiniteError: A log-likelihood is NaN or infinite.
         """
-        rows = []
-        for alternate in record.alternates:
-            features = self._features.names if self._features else ()
-            row: Row = dict.fromkeys((*FIELDS, *WINDOW_COLUMNS, *features))
-            found = self.windows(record, alternate)
-            may_swap = self._options.on_ref_mismatch is OnRefMismatch.SWAP
-            if found is Status.REF_MISMATCH and may_swap:
-                swapped = self.windows(replace(record, reference=alternate), record.reference)
-                if not isinstance(swapped, Status):
-                    row |= _swap_back(self._scores(swapped, str(record)))
-                    rows.append(row | self._further(row, swapped, -1, str(record)))
-                    continue
-            if isinstance(found, Status):
-                row["EVO2_STATUS"] = found.value
+        return next(self.score_all([record]))
+
+    def score_all(self, records: Sequence[VariantRecord]) -> Iterator[list[Row]]:
+        """The rows of each record, as `score` gives them.
+
+        Alleles of as many records are read side by side as keep the device busy and fit its memory;
+        on a CPU usually those of one.
+
+        Raises:
+            UserError: As `score`, after the rows of the records before.
+            NonFiniteError: Likewise.
+        """
+        place, waiting = 0, deque[_Together]()
+        while place < len(records) or waiting:
+            if place < len(records):
+                waiting.append(self._ask_together(records, place))
+                place = waiting[-1].end
+                runs_ahead = self._reader.packer.runs_ahead and place < len(records)
+                if runs_ahead and len(waiting) == 1:
+                    continue  # a GPU reads while the next are asked for
+            together = waiting.popleft()
+            together.batch.collect()
+            for record, alleles in together.asked:
+                if isinstance(alleles, UserError):
+                    raise alleles
+                yield [self._row(allele, record) for allele in alleles]
+
+    def _ask_together(self, records: Sequence[VariantRecord], place: int) -> "_Together":
+        """Ask for the windows of as many records as are read together, from a place on."""
+        asked: list[tuple[VariantRecord, list[_Asked] | UserError]] = []
+        end = len(records)
+        for index in range(place, len(records)):
+            record = records[index]
+            try:
+                asked.append((record, [self._ask(record, alt) for alt in record.alternates]))
+            except UserError as error:
+                asked.append((record, error))
+                break
+            if self._reader.packer.is_full:
+                end = index + 1
+                break
+        return _Together(asked, self._reader.packer.read(), end)
+
+    def _ask(self, record: VariantRecord, alternate: bytes) -> _Asked:
+        """Ask for the windows of an allele."""
+        windows, is_swapped = self.windows(record, alternate), False
+        if windows is Status.REF_MISMATCH and self._options.on_ref_mismatch is OnRefMismatch.SWAP:
+            swapped = self.windows(replace(record, reference=alternate), record.reference)
+            if not isinstance(swapped, Status):
+                windows, is_swapped = swapped, True
+        if isinstance(windows, Status):
+            return _Asked(windows)
+        ask = self._reader.next_base if self._options.is_next_base else self._reader.windows
+        pairs = []
+        for strand, pair in zip(self._strands, windows, strict=True):
+            if strand is Strand.FORWARD:
+                pairs.append(ask(pair.reference, pair.alternate))
             else:
-                row |= self._scores(found, str(record))
-                row |= self._further(row, found, 1, str(record))
-            rows.append(row)
-        return rows
+                pairs.append(ask(*self._reverse_complements(pair)))
+        return _Asked(windows, pairs, is_swapped)
+
+    def _row(self, allele: _Asked, record: VariantRecord) -> Row:
+        """The values of an allele whose windows have been read."""
+        row: Row = dict(self._empty)
+        if isinstance(allele.windows, Status):
+            row["EVO2_STATUS"] = allele.windows.value
+            return row
+        scores = self._scores(allele, record)
+        row |= _swap_back(scores) if allele.is_swapped else scores
+        if self._features is not None:
+            pairs = dict(zip(self._strands, allele.windows, strict=True))
+            row |= self._features.of(row, pairs, -1 if allele.is_swapped else 1, str(record))
+        return row
 
     @property
     def num_bases(self) -> int:
         """Number of bases that ran through the model."""
-        return sum(scorer.num_bases for scorer in self._strands.values())
+        return self._reader.packer.num_bases
 
     def windows(self, record: VariantRecord, alternate: bytes) -> list[WindowPair] | Status:
         """The windows of an allele for each strand, or the reason why it has none.
@@ -165,34 +250,48 @@ class VariantScorer:
             return Status.NOT_SNV
         if self._after is not None and longest + self._after >= self.window:
             return Status.TOO_LONG
-        pairs = []
+        site = (variant, record.reference, len(alternate))
+        if site == self._site[0]:
+            letters = upper_dna(alternate)
+            return [pair.with_alternate(letters) for pair in self._site[1]]
+        pairs: list[WindowPair] = []
         for strand in self._strands:
-            pair = cut_windows(
-                self._genome,
-                variant,
-                alternate,
-                self.window,
-                self._placing,
-                # All but centred windows lie as the strand is read.
-                from_right=self._placing is not centred and strand is Strand.REVERSE,
-                equally_long=self._options.indel_mode is IndelMode.FIXED,
-            )
-            if pair is None:
-                return Status.TOO_LONG
-            # The window has the base of REF even where the genome has an ambiguity code, which the
-            # model would find far less likely than any base.
-            reference = replace(pair.reference, allele=upper_dna(record.reference))
-            pairs.append(replace(pair, reference=reference))
+            if pairs and self._placing is centred:  # they lie alike for both strands
+                pairs.append(pairs[0])
+            else:
+                pair = cut_windows(
+                    self._genome,
+                    variant,
+                    alternate,
+                    self.window,
+                    self._placing,
+                    # All but centred windows lie as the strand is read.
+                    from_right=self._placing is not centred and strand is Strand.REVERSE,
+                    equally_long=self._options.indel_mode is IndelMode.FIXED,
+                )
+                if pair is None:
+                    return Status.TOO_LONG
+                # The window has the base of REF even where the genome has an ambiguity code, which
+                # the model would find far less likely than any base.
+                window = pair.reference
+                written = Window(window.before, upper_dna(record.reference), window.after)
+                pairs.append(replace(pair, reference=written))
+            reference = pairs[-1].reference
             before = reference.before if strand is Strand.FORWARD else reference.after
             if self._options.is_next_base and not before:
                 return Status.NO_CONTEXT
+        self._site = site, pairs
         return pairs
 
-    def _further(self, row: Row, pairs: Sequence[WindowPair], sign: int, name: str) -> Row:
-        """The features of an allele that has scores; `sign` as in `Features.of`."""
-        if self._features is None:
-            return {}
-        return self._features.of(row, dict(zip(self._strands, pairs, strict=True)), sign, name)
+    def _reverse_complements(self, pair: WindowPair) -> tuple[Window, Window]:
+        """Both windows of a pair read from the other strand; those of a site share their bytes."""
+        one, other = pair.reference, pair.alternate
+        if self._turned[0] is not one:
+            self._turned = one, one.reverse_complement()
+        turned = self._turned[1]
+        if other.before is one.before and other.after is one.after:
+            return turned, Window(turned.before, reverse_complement(other.allele), turned.after)
+        return turned, other.reverse_complement()
 
     def _given_windows(self, sequences: tuple[bytes, bytes]) -> list[WindowPair] | Status:
         """The windows of an allele whose two sequences are given, for each strand."""
@@ -208,32 +307,25 @@ class VariantScorer:
                 return Status.NO_CONTEXT
         return [pair] * len(self._strands)
 
-    def _scores(self, pairs: Sequence[WindowPair], name: str) -> Row:
-        """The values of an allele that has windows; `name` is for error messages."""
-
-        def logprob(strand: Strand, score: Callable[[Window], float], window: Window) -> float:
-            read = window if strand is Strand.FORWARD else window.reverse_complement()
-            value = score(read)
-            require_finite(value, self._model, read.sequence, name)
-            return value
-
-        references, alternates = [], []
-        for (strand, scorer), pair in zip(self._strands.items(), pairs, strict=True):
-            is_next = self._options.is_next_base
-            reference = scorer.next_base if is_next else scorer.reference
-            alternate = scorer.next_base if is_next else scorer.alternate
-            references.append(logprob(strand, reference, pair.reference))
-            alternates.append(logprob(strand, alternate, pair.alternate))
-        deltas = [alt - ref for ref, alt in zip(references, alternates, strict=True)]
-        windows = [window for pair in pairs for window in (pair.reference, pair.alternate)]
-        num_other = max(len(window.sequence.translate(None, ACGT)) for window in windows)
-        at_edge = any(pair.at_edge for pair in pairs)
+    def _scores(self, allele: _Asked, record: VariantRecord) -> Row:
+        """The values of an allele that has windows."""
+        assert not isinstance(allele.windows, Status)
+        is_next = self._options.is_next_base
+        logprobs = [pair.lasts if is_next else pair.logprobs for pair in allele.pairs]
+        if not all(isfinite(value) for both in logprobs for value in both):
+            self._refuse(allele, logprobs, str(record))
+        references, alternates = zip(*logprobs, strict=True)
+        deltas = [alt - ref for ref, alt in logprobs]
+        count = len(logprobs)
+        pairs = {id(pair): pair for pair in allele.windows}  # centred strands have the same
+        num_other = max(map(_num_other, pairs.values()))
+        at_edge = any(pair.at_edge for pair in allele.windows)
         notes = [Status.EDGE] * at_edge + [Status.NONACGT] * bool(num_other)
-        first = pairs[0]
+        first = allele.windows[0]
         return {
-            "EVO2_DELTA": rounded(mean(deltas)),
-            "EVO2_REF": rounded(mean(references)),
-            "EVO2_ALT": rounded(mean(alternates)),
+            "EVO2_DELTA": rounded(fsum(deltas) / count),
+            "EVO2_REF": rounded(fsum(references) / count),
+            "EVO2_ALT": rounded(fsum(alternates) / count),
             **{
                 STRAND_FIELDS[strand]: rounded(delta)
                 for strand, delta in zip(self._strands, deltas, strict=True)
@@ -245,6 +337,31 @@ class VariantScorer:
             "alt_window_start": first.alternate_interval.start,
             "alt_window_end": first.alternate_interval.end,
         }
+
+    def _refuse(self, allele: _Asked, logprobs: Sequence[tuple[float, float]], name: str) -> None:
+        """Name the first log-likelihood that is NaN or infinite.
+
+        Raises:
+            NonFiniteError: Always.
+        """
+        assert not isinstance(allele.windows, Status)
+        for strand, pair, both in zip(self._strands, allele.windows, logprobs, strict=True):
+            for window, value in zip((pair.reference, pair.alternate), both, strict=True):
+                read = window if strand is Strand.FORWARD else window.reverse_complement()
+                require_finite(value, self._model, read.sequence, name)
+
+
+def _num_other(pair: WindowPair) -> int:
+    """Letters other than ACGT in the window that has more of them."""
+
+    def count(letters: bytes) -> int:
+        return len(letters.translate(None, ACGT))
+
+    one, other = pair.reference, pair.alternate
+    if other.before is one.before and other.after is one.after:
+        around = count(one.before) + count(one.after)
+        return around + max(count(one.allele), count(other.allele))
+    return max(count(one.sequence), count(other.sequence))
 
 
 def _swap_back(row: Row) -> Row:

@@ -7,7 +7,7 @@ windows and strand. A kind that is not in the file yet is scored when it is firs
 import json
 import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from stripedhyena2.fingerprint import fingerprint
 NULLS = 200  # random variants of each kind
 MIN_NULLS = 20  # fewer that have a score give no percentile
 
-Score = Callable[[VariantRecord], list[Row]]
+ScoreAll = Callable[[Sequence[VariantRecord]], Iterable[list[Row]]]
 
 
 class Background:
@@ -37,16 +37,16 @@ class Background:
         path: The file; it is created if it is missing.
         settings: Everything that decides the deltas.
         genome: Genome from which random variants are drawn.
-        score: Scores a record.
+        score_all: The rows of each of some records.
 
     Raises:
         UserError: The file cannot be read or written, or was made with other settings.
     """
 
     def __init__(
-        self, path: Path, settings: Sequence[str], genome: Reference, score: Score
+        self, path: Path, settings: Sequence[str], genome: Reference, score_all: ScoreAll
     ) -> None:
-        self._path, self._genome, self._score = path, genome, score
+        self._path, self._genome, self._score_all = path, genome, score_all
         self._deltas: dict[str, list[float]] = {}
         first = json.dumps({"background": list(settings), "nulls": NULLS})
         try:
@@ -95,16 +95,16 @@ class Background:
 
     def _add(self, kind: str) -> Iterator[None]:
         """Score random variants of a kind, unless they are known, and add them to the file."""
-        found = []
-        for record in islice(random_variants(self._genome, kind), NULLS):
-            if kind in self._deltas:  # already, or meanwhile by another caller
-                return
-            for row in self._score(record):
-                if isinstance(row["EVO2_DELTA"], float):
-                    found.append(row["EVO2_DELTA"])
-            yield
         if kind in self._deltas:
             return
+        records = list(islice(random_variants(self._genome, kind), NULLS))
+        found = []
+        for rows in self._score_all(records):
+            deltas = [row["EVO2_DELTA"] for row in rows]
+            found += [delta for delta in deltas if isinstance(delta, float)]
+            yield
+            if kind in self._deltas:  # meanwhile by another caller
+                return
         self._deltas[kind] = sorted(found)
         console.say(f"background: {len(found):,} random variants like {kind} scored")
         with writing(self._path), self._path.open("a") as file:
@@ -141,4 +141,4 @@ def open_background(
         f"indels {options.indel_mode}{', next base' * options.is_next_base}"
         f"{'' if options.after is None else f', {options.after} bases after'}",
     ]
-    return Background(path, settings, genome, scorer.score)
+    return Background(path, settings, genome, scorer.score_all)

@@ -1,7 +1,8 @@
 """`--precision-check`: how much rounding changes EVO2_DELTA, and which deltas are smaller.
 
-Some alleles are scored twice: at the precision of the run, and at the next higher one (fp32 on the
-same device for bf16, fp64 on the CPU for fp32). The largest difference of EVO2_DELTA is the noise.
+Some alleles are scored again: at the next precision above that of the run (fp32 on the same device
+for bf16, fp64 on the CPU for fp32), and for fp8 at bf16 and at fp32. The largest difference of
+EVO2_DELTA from that at the highest is the noise.
 
 The alleles are those that can be scored and whose hash of contig, position, REF and ALT is lowest
 among all that pass the filters, whatever the shard. So neither the order of the records nor the
@@ -23,9 +24,10 @@ from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions
 from evo2cli.tables import Row, cell, rounded
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.float8.inference import PRODUCTS, float8_parts
 
-_NEXT_HIGHER = {"bfloat16": ("bf16", "fp32"), "float32": ("fp32", "fp64")}
+_NAMES = {"bfloat16": "bf16", "float32": "fp32"}
+_HIGHER = {"fp8": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ("fp64",)}
 
 
 @dataclass(frozen=True)
@@ -73,53 +75,65 @@ def measure_noise(
     records: Iterable[VariantRecord],
     model: StripedHyena2,
     genome: Reference,
-) -> Noise | None:
+) -> list[Noise]:
     """Measure the noise on some of the records, and print it to stderr.
 
     Args:
         options: Which model it is, to open it again at a higher precision.
         alleles: What decides the score of an allele.
-        count: How many alleles are scored twice.
+        count: How many alleles are scored again.
         records: What they are chosen from.
         model: The model at the precision of the run.
         genome: The genome of the records.
 
     Returns:
-        None if no allele can be scored.
+        The noise against each higher precision, the highest last; none if no allele can be scored.
 
     Raises:
         UserError: There is no higher precision.
     """
     name = str(model.embedding.weight.dtype).removeprefix("torch.")
-    if name not in _NEXT_HIGHER:
+    if name not in _NAMES:
         raise UserError(
             f"--precision-check: --dtype {options.dtype} is already the highest precision"
         )
-    lower, higher = _NEXT_HIGHER[name]
-    device = "cpu" if higher == "fp64" else options.device
+    narrow = float8_parts(model)
+    lower = "fp8" if narrow == PRODUCTS else _NAMES[name]
     scorer = VariantScorer(model, genome, alleles)
     chosen = choose_alleles(records, scorer, count)
-    precise = open_model(shared(options, ModelOptions, device=device, dtype=higher))
-    precise_scorer = VariantScorer(precise, genome, alleles)
-    differences = []
-    with console.progress("check", len(chosen), "alleles") as bar:
-        for record in chosen:
-            one, other = (by.score(record)[0]["EVO2_DELTA"] for by in (scorer, precise_scorer))
-            assert isinstance(one, float)
-            assert isinstance(other, float)
-            differences.append(abs(one - other))
-            bar.advance()
-    if not differences:
+    if not chosen:
         console.warn("--precision-check: no allele can be scored")
-        return None
-    noise = Noise(
-        len(differences),
-        rounded(median(differences)),
-        rounded(max(differences)),
-        (f"{lower} with FP8" if has_scales(model) else lower, higher),
-    )
-    console.say(str(noise))
-    return noise
+        return []
+    noises = []
+    with console.progress("check", (1 + len(_HIGHER[lower])) * len(chosen), "alleles") as bar:
+
+        def deltas(by: VariantScorer) -> list[float]:
+            found = []
+            for [row] in by.score_all(chosen):
+                delta = row["EVO2_DELTA"]
+                assert isinstance(delta, float)
+                found.append(delta)
+                bar.advance()
+            return found
+
+        coarse = deltas(scorer)
+        for higher in _HIGHER[lower]:
+            device = "cpu" if higher == "fp64" else options.device
+            asked = shared(options, ModelOptions, device=device, dtype=higher)
+            # No name is bound to the model, so that it is gone before the next is loaded.
+            fine = deltas(VariantScorer(open_model(asked), genome, alleles))
+            differences = [abs(one - other) for one, other in zip(coarse, fine, strict=True)]
+            noises.append(
+                Noise(
+                    len(differences),
+                    rounded(median(differences)),
+                    rounded(max(differences)),
+                    (f"{lower} with {narrow}" if narrow and lower != "fp8" else lower, higher),
+                )
+            )
+    for noise in noises:
+        console.say(str(noise))
+    return noises
 
 
 def choose_alleles(

@@ -1,154 +1,150 @@
-"""Log-likelihoods of the windows of alleles; prefixes that windows share are computed once.
+"""Log-likelihoods of the windows of alleles; what windows share is read once.
 
-The score of a window depends on the window alone, bit for bit: its bases are always computed in the
-same chunks, whether or not the state after the first chunks is still cached.
+The score of an allele depends on its windows alone, bit for bit: where a window is cut into the
+prefix that it shares and its own suffix depends on the two windows alone, and so does the shape of
+the launch that reads a part (`stripedhyena2.packing`).
+
+Centred windows of a site share the bases before the alleles. Anchored windows of neighbouring sites
+share their beginning: the reference window is read once, from the least context of such windows on,
+and an allele starts at one of few cuts before it. There the log-likelihood of the bases up to the
+cut is that of the reference window, for both alleles, so its rounding leaves no trace in the
+difference.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from evo2cli.genome.windows import Window
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.scoring import ScoringState
-
-Extend = Callable[[ScoringState, bytes], ScoringState]
+from stripedhyena2.packing import GRAIN, Packer, Prefix, Suffix
 
 
-class WindowScorer(ABC):
-    """Log-likelihoods of windows, in nats: the sum over all bases but the first.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two windows that have been asked for; they have numbers as soon as they are read.
+
+    Attributes:
+        reference: The window with the reference allele.
+        alternate: The window with an alternate allele.
+        cut: What the alternate window begins with, if that has the log-likelihood that it has in
+            the reference window; None: the alternate window stands alone.
+    """
+
+    reference: Suffix
+    alternate: Suffix
+    cut: Prefix | None = None
+
+    @property
+    def logprobs(self) -> tuple[float, float]:
+        """Log-likelihoods of both windows, in nats: the sums over all bases but the first."""
+        alternate = self.alternate.logprob
+        if self.cut is not None:
+            alternate += self.reference.logprob_until(self.cut.length) - self.cut.logprob
+        return self.reference.logprob, alternate
+
+    @property
+    def lasts(self) -> tuple[float, float]:
+        """Log-probabilities of the last base of both, in nats."""
+        return self.reference.last, self.alternate.last
+
+
+class WindowReader:
+    """Reads pairs of windows that have been asked for.
 
     Args:
         model: Model in inference mode.
-        extend: `ScoringState.extend`, or a function that only counts bases.
+        width: Number of bases in a window.
+        is_anchored: Whether neighbouring sites share windows.
+        settings: Of the `Packer`.
 
     Attributes:
-        num_bases: Number of bases that ran through the model.
-    """
-
-    def __init__(self, model: StripedHyena2, extend: Extend = ScoringState.extend) -> None:
-        self._model, self._extend = model, extend
-        self.num_bases = 0
-
-    @abstractmethod
-    def before(self, bases: bytes) -> ScoringState:
-        """The state after the bases before an allele, which all alleles of a site share."""
-
-    def next_base(self, window: Window) -> float:
-        """The log-probability of an allele of one base, given the bases before it, in nats."""
-        next_V = self.before(window.before).next_V
-        assert next_V is not None, "no base comes first"
-        return next_V[window.allele[0]].double().item()
-
-    @abstractmethod
-    def reference(self, window: Window) -> float:
-        """The log-likelihood of the window with the reference allele."""
-
-    @abstractmethod
-    def alternate(self, window: Window) -> float:
-        """The log-likelihood of the window with an alternate allele."""
-
-    def _read(self, state: ScoringState, bases: bytes) -> ScoringState:
-        self.num_bases += len(bases)
-        return self._extend(state, bases)
-
-
-class CentredScorer(WindowScorer):
-    """For centred windows: all alleles of a site share the bases before them."""
-
-    def __init__(self, model: StripedHyena2, extend: Extend = ScoringState.extend) -> None:
-        super().__init__(model, extend)
-        self._before = b""
-        self._shared = ScoringState.start(model)
-        self._totals: dict[bytes, float] = {}
-
-    def before(self, bases: bytes) -> ScoringState:
-        """As in `WindowScorer`."""
-        if bases != self._before:
-            self._shared = self._read(ScoringState.start(self._model), bases)
-            self._before, self._totals = bases, {}
-        return self._shared
-
-    def reference(self, window: Window) -> float:
-        """As in `WindowScorer`."""
-        shared = self.before(window.before)
-        rest = window.allele + window.after
-        if rest not in self._totals:
-            self._totals[rest] = self._read(shared, rest).logprob
-        return self._totals[rest]
-
-    alternate = reference
-
-
-class AnchoredScorer(WindowScorer):
-    """For anchored windows, which neighbouring sites share.
-
-    The reference window is read once, in chunks of `step` bases, and the state after each chunk is
-    cached. A site starts at the last cached state before it, and each of its alleles then reads the
-    rest of the window.
-
-    Args:
-        model: As in `WindowScorer`.
-        step: Number of bases in a chunk.
-        extend: As in `WindowScorer`.
+        packer: What reads them.
     """
 
     def __init__(
-        self, model: StripedHyena2, step: int, extend: Extend = ScoringState.extend
+        self,
+        model: StripedHyena2,
+        width: int,
+        *,
+        is_anchored: bool,
+        **settings: Any,
     ) -> None:
-        super().__init__(model, extend)
-        self._step = step
-        self._letters = b""  # the prefix of a window that the cached states have read
-        self._states = [ScoringState.start(model)]  # before the first chunk, and after each
-        self._site: tuple[bytes, ScoringState] | None = None  # bases before an allele, and after
-        self._totals: dict[bytes, float] = {}  # by reference window
+        self.packer = Packer(model, **settings)
+        self._width, self._is_anchored = width, is_anchored
+        # Most alleles are cut alike.
+        self._ends = lru_cache(1 << 12)(self._ends_of)
+        self._cut = lru_cache(1 << 12)(self._cut_of)
 
-    def reference(self, window: Window) -> float:
-        """As in `WindowScorer`."""
-        letters = window.sequence
-        if letters not in self._totals:
-            self._totals[letters] = self._read_prefix(letters).logprob
-        return self._totals[letters]
+    def windows(self, reference: Window, alternate: Window) -> Pair:
+        """Ask for the log-likelihoods of the windows of an allele."""
+        if not (reference.allele + reference.after and alternate.allele + alternate.after):
+            reference, alternate = map(_with_base, (reference, alternate))
+        before, rest = alternate.before, len(alternate.allele) + len(alternate.after)
+        if self._is_anchored:
+            whole = self._whole(reference)
+            first, cut = self._first(len(reference.before)), self._cut(len(before), rest)
+            if cut < first or not reference.before.startswith(before[:cut]):
+                return Pair(whole, self._whole(alternate))
+            prefix = self._prefix(before, cut)
+            return Pair(whole, self._rest(prefix, alternate), prefix)
+        if reference.before != before:
+            return Pair(self._whole(reference), self._whole(alternate))
+        longest = max(rest, len(reference.allele) + len(reference.after))
+        prefix = self._prefix(before, self._cut(len(before), longest))
+        return Pair(self._rest(prefix, reference), self._rest(prefix, alternate))
 
-    def alternate(self, window: Window) -> float:
-        """As in `WindowScorer`."""
-        return self._read(self.before(window.before), window.allele + window.after).logprob
+    def next_base(self, reference: Window, alternate: Window) -> Pair:
+        """Ask for the log-probabilities of alleles of one base, given the same bases before."""
+        before = reference.before
+        prefix = self._prefix(before, self._cut(len(before), 1))
+        seen = before[prefix.length :]
+        one, other = (
+            self.packer.suffix(prefix, seen + window.allele) for window in (reference, alternate)
+        )
+        return Pair(one, other)
 
-    def before(self, bases: bytes) -> ScoringState:
-        """As in `WindowScorer`."""
-        if self._site is None or self._site[0] != bases:
-            self._site = (bases, self._read_prefix(bases))
-        return self._site[1]
+    def _whole(self, window: Window) -> Suffix:
+        """A window by itself; an anchored one is cut where the alleles of no site are."""
+        before = len(window.before)
+        if self._is_anchored:
+            cut = self._first(before)
+        else:
+            cut = self._cut(before, len(window.allele) + len(window.after))
+        return self._rest(self._prefix(window.before, cut), window, cumulated=self._is_anchored)
 
-    def _read_prefix(self, letters: bytes) -> ScoringState:
-        """The state after `letters`: whole chunks are cached, the rest is read at once."""
-        num_chunks = len(letters) // self._step
-        whole = num_chunks * self._step
-        shared = self._letters[:whole]
-        if letters[: len(shared)] != shared:
-            self._letters, self._states, self._totals = b"", [ScoringState.start(self._model)], {}
-        while len(self._states) <= num_chunks:
-            start = (len(self._states) - 1) * self._step
-            chunk = letters[start : start + self._step]
-            self._states.append(self._read(self._states[-1], chunk))
-            self._states = _share_keys(self._states)
-            self._letters = letters[: start + self._step]
-        state = self._states[num_chunks]
-        return self._read(state, letters[whole:]) if whole < len(letters) else state
+    def _rest(self, prefix: Prefix, window: Window, *, cumulated: bool = False) -> Suffix:
+        rest = window.before[prefix.length :] + window.allele + window.after
+        return self.packer.suffix(prefix, rest, cumulated=cumulated)
+
+    def _prefix(self, letters: bytes, cut: int) -> Prefix:
+        """The first `cut` of the bases before an allele."""
+        return self.packer.prefix(letters, self._ends(len(letters), cut))
+
+    def _ends_of(self, before: int, cut: int) -> tuple[int, ...]:
+        """The ends of the pieces in which a prefix is read."""
+        shapes, first = self.packer.shapes, min(self._first(before), cut)
+        ends = shapes.whole(first) if shapes.is_whole(first) else shapes.pieces(0, first)
+        return (*ends, *shapes.pieces(first, cut))
+
+    def _cut_of(self, before: int, rest: int) -> int:
+        return self.packer.shapes.cut(self._first(before), before, rest)
+
+    def _first(self, before: int) -> int:
+        """The length of what the windows of neighbours or of a site share in any case.
+
+        Args:
+            before: Bases before the allele.
+        """
+        shapes = self.packer.shapes
+        if not self._is_anchored:
+            return before if shapes.is_whole(before) else 0
+        least = self._width // 2
+        if before < least:  # at the beginning of a contig
+            least = before and 1 << before.bit_length() - 1
+        return least if shapes.is_whole(least) else least // GRAIN * GRAIN
 
 
-def _share_keys(states: list[ScoringState]) -> list[ScoringState]:
-    """Replace the keys and values of all states by views of those of the last one.
-
-    Each state is a prefix of the last one, so its keys and values are as well.
-    """
-    mixers, longest = states[-1].model.mixers, states[-1].cache.pasts
-
-    def share(state: ScoringState) -> ScoringState:
-        pasts = [
-            mixer.share_past(past, last) if past and last else past
-            for mixer, past, last in zip(mixers, state.cache.pasts, longest, strict=True)
-        ]
-        return replace(state, cache=replace(state.cache, pasts=pasts))
-
-    return [share(state) for state in states]
+def _with_base(window: Window) -> Window:
+    """A window whose allele begins a base earlier: a suffix has a base."""
+    return Window(window.before[:-1], window.before[-1:] + window.allele, window.after)

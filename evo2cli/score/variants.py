@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import torch
-
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
@@ -26,8 +24,8 @@ from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, is_scored
-from evo2cli.journal import Recall, keep_journal, open_journals
-from evo2cli.models import memory_explained, open_model, ready_model
+from evo2cli.journal import Recall, Together, keep_journal, open_journals
+from evo2cli.models import memory_explained, open_model, precision_name, ready_model
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
@@ -66,12 +64,11 @@ from evo2cli.score.output import (
     open_variant_output,
     written_fields,
 )
-from evo2cli.score.precision import measure_noise
+from evo2cli.score.precision import Noise, measure_noise
 from evo2cli.score.report import Tally, report, status_table
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
-from stripedhyena2.float8.inference import has_scales
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState
 
@@ -181,14 +178,23 @@ def score_records(
         progress: Called with the number of records that have been scored since the last call.
     """
     for block in _blocks(records):
+        order = sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start))
+        ordered = [block[index] for index in order]
+        together = Together(partial(_score_from, scorer, ordered))
         found: dict[int, list[Row]] = {}
         num_done = 0
-        for index in sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start)):
-            found[index] = recall(str(block[index]), partial(scorer.score, block[index]))
+        for place, index in enumerate(order):
+            found[index] = recall(str(block[index]), partial(together.result, place))
             progress(1)
             while num_done in found:
                 yield block[num_done], found.pop(num_done)
                 num_done += 1
+
+
+def _score_from(
+    scorer: VariantScorer, records: Sequence[VariantRecord], place: int
+) -> Iterator[list[Row]]:
+    return scorer.score_all(records[place:])
 
 
 def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
@@ -243,9 +249,9 @@ def score_to_output(
         _open_scorer(replace(options, device=devices[0]), variants) as run,
     ):
         run.scorer.warn_of_extrapolation()
-        noise = background = None
+        background, noises = None, list[Noise]()
         if options.precision_check is not None:
-            noise = measure_noise(
+            noises = measure_noise(
                 run.options,
                 run.options,
                 options.precision_check,
@@ -261,7 +267,7 @@ def score_to_output(
         writer = VariantWriter(layout, fields, variants.others)
         provenance = [
             *run.provenance,
-            *([noise.header_line] if noise else []),
+            *(noise.header_line for noise in noises),
             *_shard_marks(options, read),
         ]
         tally = Tally(run.genome)
@@ -277,8 +283,8 @@ def score_to_output(
                     rows: Sequence[Row] = found
                     if background is not None:
                         rows = background.add_percentiles(record, rows)
-                    if noise is not None:
-                        rows = noise.mark(rows)
+                    if noises:
+                        rows = noises[-1].mark(rows)
                     put(record, rows)
                     tally.add(record, rows)
     report(options, tally, is_table=variants.is_table)
@@ -341,7 +347,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         if isinstance(options, ScoreOptions) and genome.names:
             check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
-        scorer = VariantScorer(model, genome, options, count_bases)
+        scorer = VariantScorer(model, genome, options, counts_only=True)
         scorer.warn_of_extrapolation()
         for record in records:
             counts.update(str(row["EVO2_STATUS"]) for row in scorer.score(record))
@@ -366,12 +372,6 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
             f"{scorer.num_bases:,} bases to compute{f', {fewer}' * (path is not None)}; at "
             f"{rate:,.0f} bases a second here {timedelta(seconds=round(scorer.num_bases / rate))}"
         )
-
-
-def count_bases(state: ScoringState, bases: bytes) -> ScoringState:
-    """A stand-in for `ScoringState.extend` that computes nothing."""
-    next_V = torch.zeros(state.model.config.vocabulary)
-    return replace(state, logprob=state.logprob + len(bases), next_V=next_V)
 
 
 @dataclass(frozen=True)
@@ -447,13 +447,10 @@ def _provenance(
         [options.command, *(f"{name} {value}".rstrip() for name, value in words.items())]
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    if has_scales(model):
-        dtype += " with FP8 projections"
     return [
         f"##evo2Version={__version__}",
         f"##evo2Command={command}",
-        f"##evo2Model={model.config.stripes}, {parameters} parameters, {dtype}, "
+        f"##evo2Model={model.config.stripes}, {parameters} parameters, {precision_name(model)}, "
         f"fingerprint {fingerprint(model.config, model.state_dict())}",
     ]
 

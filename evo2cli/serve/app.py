@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 
 from evo2cli import __version__
 from evo2cli.errors import UserError
+from evo2cli.models import precision_name
 from evo2cli.score.output import FIELDS
 from evo2cli.serve import generate, mcp, nim, openai, own, page
 from evo2cli.serve.answers import Json, refused
@@ -105,7 +106,7 @@ def _add_state(
                 "blocks": config.depth,
                 "width": config.width,
                 "context": config.context,
-                "dtype": str(served.model.embedding.weight.dtype).removeprefix("torch."),
+                "dtype": precision_name(served.model),
                 "max_bases": served.max_bases,
                 "max_layers": options.max_layers,
                 "genes": None if served.genes is None else len(served.genes),

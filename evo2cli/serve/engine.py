@@ -1,8 +1,8 @@
 """One model for many requests: a thread of its own runs it, a piece of work at a time.
 
 Between two tokens of the sequences that grow, another sequence may join them or leave, and one
-piece of other work is done: a sequence, a variant or a chunk is scored. Every piece is computed by
-the function that the command calls, alone, so that no result depends on what else is asked.
+piece of other work is done: a sequence, some alleles or a chunk are scored. Every piece is computed
+by the function that the command calls, so that no result depends on what else is asked.
 """
 
 import asyncio
@@ -316,12 +316,13 @@ class Engine:
         model = open_model(options).requires_grad_(False)
         background = noise = None
         if genome is not None and options.background is not None:
-            scorer = VariantScorer(model, genome, AlleleOptions())
+            scorer = VariantScorer(model, genome, AlleleOptions(), brief=True)
             background = open_background(options.background, AlleleOptions(), model, genome, scorer)
         if genome is not None and options.precision_check is not None:
             count = options.precision_check
             records = random_snvs(genome, count)
-            noise = measure_noise(options, AlleleOptions(), count, records, model, genome)
+            noises = measure_noise(options, AlleleOptions(), count, records, model, genome)
+            noise = noises[-1] if noises else None  # against the highest precision
         max_bases = options.max_bases or min(DEFAULT_MAX_BASES, model.config.context)
         probe_L = torch.full((min(PREFILL_CHUNK, max_bases - 1),), ord("A"))
         with memory_explained(f"sequences of --max-bases {max_bases}", "lower it"):

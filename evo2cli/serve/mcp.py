@@ -303,7 +303,7 @@ class Tools:
         path = None if asked.vcf is None else self._file(asked.vcf)
 
         def work(served: Served) -> Iterator[Scored]:
-            scorer = VariantScorer(served.model, genome_of(served), options)
+            scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
             if path is None:
                 records = [read_variant(0, asked.variant or "")]
             else:

@@ -170,7 +170,7 @@ def routes(engine: Engine) -> APIRouter:
         check_number("alleles", sum(len(record.alternates) for record in records), MAX_VARIANTS)
 
         def work(served: Served) -> Iterator[Scored]:
-            scorer = VariantScorer(served.model, genome_of(served), options)
+            scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
             marks = _marks(served, options, asked.percentiles)
             yield from score_in_pieces(scorer, records, marks)
 
@@ -183,7 +183,7 @@ def routes(engine: Engine) -> APIRouter:
 
         def work(served: Served) -> Iterator[Scored]:
             genome, region = _place(served, asked)
-            scorer = VariantScorer(served.model, genome, options)
+            scorer = VariantScorer(served.model, genome, options, brief=True)
             # Without percentiles: random variants of 96 kinds would take longer than any request.
             marks = _marks(served, options, False) if genome is served.genome else PLAIN
             yield from score_in_pieces(scorer, list(snv_records(genome, region)), marks)
@@ -302,11 +302,12 @@ def score_in_pieces(
 
     They come by position, so that neighbours share windows.
     """
-    for index in sorted(range(len(records)), key=lambda i: (records[i].contig, records[i].start)):
-        for alternate in records[index].alternates:
-            record = replace(records[index], alternates=(alternate,))
-            yield from marks.steps(record)
-            yield index, marks.rows(record, scorer.score(record))
+    order = sorted(range(len(records)), key=lambda i: (records[i].contig, records[i].start))
+    alleles = [(index, alternate) for index in order for alternate in records[index].alternates]
+    single = [replace(records[index], alternates=(alternate,)) for index, alternate in alleles]
+    for (index, _), record, rows in zip(alleles, single, scorer.score_all(single), strict=True):
+        yield from marks.steps(record)
+        yield index, marks.rows(record, rows)
 
 
 def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:

@@ -23,8 +23,10 @@ Attention, for heads [B, H, L, W]:
     causal_attention  softmax(q k^T / sqrt(W)) v of the last L of T positions
     append_token      stores the key and value of a new token, and returns its rotated query
     decode_attention  attention of one new token of each sequence
+    pooled_attention  attention of new tokens of many sequences, whose pasts share a pool
 
-Norms, and the linear layers of a decoding step, for rows x [B, L, D]:
+Norms, and the linear layers of a decoding step, for rows x [B, L, D]; their weights may be in FP8
+(`float8.reference.Float8Weight`):
 
     rms_norm          scale * x / (rms(x) + eps)
     add_rms_norm      rms_norm(x + y), and x + y
@@ -70,6 +72,7 @@ from hyenakernels.attention.op import (
     append_token,
     causal_attention,
     decode_attention,
+    pooled_attention,
     rotary,
 )
 from hyenakernels.filters import FIRFilters, HyenaPast, ModalFilters
@@ -99,6 +102,7 @@ __all__ = [
     "long_conv",
     "modal_conv",
     "normed_linear",
+    "pooled_attention",
     "rms_norm",
     "rotary",
 ]

@@ -70,6 +70,38 @@ class LinearLaunch:
     num_warps: int
 
 
+@dataclass(frozen=True)
+class PooledLaunch:
+    """Sizes of the attention to a pool.
+
+    Attributes:
+        block_l: Queries per program.
+        block_t: Keys per iteration.
+        num_warps: Warps per program.
+        num_stages: Iterations whose loads are under way.
+    """
+
+    block_l: int
+    block_t: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Float8LinearLaunch:
+    """Sizes of the linear layers of one row with weights in FP8.
+
+    Attributes:
+        block_o: Output channels per iteration.
+        num_warps: Warps per program.
+        programs: Programs at most.
+    """
+
+    block_o: int
+    num_warps: int
+    programs: int
+
+
 FirPass = Literal["forward", "input gradient", "filter gradient"]
 ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 NormPass = Literal["forward", "backward"]
@@ -200,3 +232,32 @@ def linear_launch(inputs: int, *, gated: bool) -> LinearLaunch:
     if gated and inputs <= 2048:
         return LinearLaunch(block_o=2, block_i=2048, num_warps=8)
     return LinearLaunch(block_o=2, block_i=1024, num_warps=4)
+
+
+def pooled_launch(dtype: torch.dtype, width: int) -> PooledLaunch:
+    """The sizes of the attention to a pool, for heads of `width` channels.
+
+    fp32 runs without tensor cores and takes small tiles, and so do heads that fill more registers.
+    They decide the order of the sums, so nothing else but the GPU may decide them. `block_l` is a
+    multiple of `block_t`.
+    """
+    if dtype == torch.float32 or width > 128:
+        return PooledLaunch(block_l=32, block_t=32, num_warps=4, num_stages=1)
+    stages = 3 if architecture() >= (9, 0) else 2  # as many as the shared memory holds
+    return PooledLaunch(block_l=128, block_t=64, num_warps=8, num_stages=stages)
+
+
+@cache
+def float8_linear_launch(block_i: int, *, gated: bool) -> Float8LinearLaunch:
+    """The sizes of a layer whose program holds `block_i` input channels, for every GPU.
+
+    A multiprocessor runs 16 warps, which read 32 KiB of weights ahead of those they multiply. That
+    leaves registers for the next launch, which reads its first weights meanwhile; layers of long
+    rows take so long that 64 KiB are worth more. Short rows are read by fewer at a time, so that
+    every program has some.
+    """
+    num_warps = 8 if block_i <= 8192 else 16
+    programs = 16 // num_warps
+    ahead = 32_768 if num_warps == 8 else 65_536
+    block_o = ahead // (block_i * programs * (2 if gated else 1))
+    return Float8LinearLaunch(min(max(block_o, 1), 8), num_warps, programs * _multiprocessors())

@@ -1,10 +1,12 @@
 """What a model remembers of the tokens it has seen: one past for each block.
 
-Every operator has pasts and slots of its own.
+Every operator has pasts, slots and pools of its own.
+
+B batch, L new tokens, T tokens seen.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +36,76 @@ class Slots:
     def state(self) -> tuple[Tensor, ...]:
         """The tensors that computing a step twice would change twice."""
         return ()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Sequences that are read side by side, each after a prefix of its own.
+
+    Pools keep what a block remembers of a prefix in a slot, and of each of its tokens, where an
+    operator needs that, in a place. Slot 0 is that of no token.
+
+    Attributes:
+        sources_B: The slot of the prefix of each sequence, int64.
+        pasts_B: The number of its tokens, int32.
+        places_BT: Their places, int32; those from `pasts` on mean nothing.
+        targets_N: Slots for what follows the first N sequences, int64; None keeps nothing.
+        places_NL: Places for the new tokens of these, int64.
+        copies: The same on other devices.
+    """
+
+    sources_B: Tensor
+    pasts_B: Tensor
+    places_BT: Tensor
+    targets_N: Tensor | None = None
+    places_NL: Tensor | None = None
+    copies: dict[torch.device, "Launch"] = field(default_factory=dict, init=False)
+
+    def to(self, device: torch.device) -> "Launch":
+        """The same on the device of a block."""
+        if self.sources_B.device == device:
+            return self
+        if device not in self.copies:
+            tensors = (getattr(self, each.name) for each in fields(self) if each.init)
+            moved: list[Any] = [None if x is None else x.to(device) for x in tensors]
+            self.copies[device] = Launch(*moved)
+        return self.copies[device]
+
+
+class Pool:
+    """What a block remembers of many prefixes.
+
+    These are the pools of an operator that defines none: pasts of any kind, one for each slot.
+
+    Attributes:
+        uses_places: Whether it remembers every token.
+        pasts: By slot.
+    """
+
+    uses_places = False
+
+    def __init__(self) -> None:
+        self.pasts: dict[int, Past] = {}
+
+    def reserve(self, num_slots: int, num_places: int) -> None:
+        """Make room for at least so many slots, slot 0 included, and places."""
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What stands for the past of a block whose sequences are read side by side."""
+
+    pool: Pool
+    launch: Launch
+
+
+def with_room(x_NX: Tensor, size: int) -> Tensor:
+    """`x` if it has at least `size` rows; else a longer copy, whose further rows are zeros."""
+    if len(x_NX) >= size:
+        return x_NX
+    longer_NX = x_NX.new_zeros(size, *x_NX.shape[1:])
+    longer_NX[: len(x_NX)] = x_NX
+    return longer_NX
 
 
 @dataclass
@@ -91,7 +163,7 @@ def _mapped(function: Callable[..., Tensor], pasts: Sequence[Past | None]) -> Pa
     if isinstance(first, Tensor):
         return function(*pasts)
     if is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in fields(first)]
+        names = [each.name for each in fields(first)]
         return replace(
             first, **{name: _mapped(function, [getattr(p, name) for p in pasts]) for name in names}
         )

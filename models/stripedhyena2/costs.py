@@ -3,6 +3,7 @@
 import torch
 
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.layers import projection_names
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import trainable
 
@@ -27,6 +28,24 @@ def parameter_counts(
 def count_parameters(config: ModelConfig) -> int:
     """The number of parameters of a model of this shape, in inference form."""
     return sum(parameter_counts(config).values())
+
+
+def weight_bytes(config: ModelConfig, element: int = 2, *, float8: bool = False) -> int:
+    """Bytes of the weights of a model of this shape.
+
+    Args:
+        config: Shape of the model.
+        element: Bytes of a parameter.
+        float8: Whether projections and MLPs are in FP8: a byte a weight, and a scale in fp32 for
+            each output channel.
+    """
+    total = element * count_parameters(config)
+    if not float8:
+        return total
+    with torch.device("meta"):
+        model = StripedHyena2(config)
+    shapes = [model.get_parameter(f"{name}.weight").shape for name in projection_names(config)]
+    return total - sum((element - 1) * shape.numel() - 4 * shape[0] for shape in shapes)
 
 
 def state_bytes(config: ModelConfig, length: int, element: int = 2) -> int:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyenakernels import added_linear, gated_linear, normed_linear, rms_norm
+from hyenakernels.linear.reference import Weight
 from stripedhyena2.cache import Cache, Slots
 
 if TYPE_CHECKING:
@@ -152,20 +153,31 @@ def _through_block(block: "Block", x_B1D: Tensor, slots: Slots) -> Tensor:
     norm, mlp = block.post_norm, block.mlp
     mixer: Any = block.mixer  # its slots are of its kind
     x_B1D = x_B1D.to(norm.scale.device)
-    if isinstance(mixer.project_in, nn.Linear):
-        before = block.pre_norm
-        z_B1C = normed_linear(x_B1D, before.scale, before.eps, mixer.project_in.weight)
+    before = block.pre_norm
+    if (weight := _weight(mixer.project_in)) is not None:
+        z_B1C = normed_linear(x_B1D, before.scale, before.eps, weight)
     else:
-        z_B1C = mixer.project_in(block.pre_norm(x_B1D))
+        z_B1C = mixer.project_in(before(x_B1D))
     y_B1D = mixer.step(z_B1C, slots)
-    if isinstance(mixer.project_out, nn.Linear):
-        x_B1D = added_linear(y_B1D, mixer.project_out.weight, mixer.project_out.bias, x_B1D)
+    if (weight := _weight(mixer.project_out)) is not None:
+        x_B1D = added_linear(y_B1D, weight, mixer.project_out.bias, x_B1D)
     else:
         x_B1D = x_B1D + mixer.project_out(y_B1D)
-    # What stands in for a linear layer, such as one with an adapter, is called as it is.
-    if not all(isinstance(layer, nn.Linear) for layer in (mlp.gate, mlp.up, mlp.down)):
+    gate, up, down = (_weight(layer) for layer in (mlp.gate, mlp.up, mlp.down))
+    if gate is None or up is None or down is None:
         mixed_B1D: Tensor = mlp(rms_norm(x_B1D, norm.scale, norm.eps))
         return x_B1D + mixed_B1D
-    weights = mlp.gate.weight, mlp.up.weight
-    y_B1M = gated_linear(x_B1D, norm.scale, norm.eps, *weights, gelu=mlp.activation is F.gelu)
-    return added_linear(y_B1M, mlp.down.weight, None, x_B1D)
+    is_gelu = mlp.activation is F.gelu
+    y_B1M = gated_linear(x_B1D, norm.scale, norm.eps, gate, up, gelu=is_gelu)
+    return added_linear(y_B1M, down, None, x_B1D)
+
+
+def _weight(layer: nn.Module) -> Weight | None:
+    """The weight of a layer that is no more than its product; None if it must be called as it is.
+
+    The latter is what stands in for a linear layer, unless it tells the operand of its product.
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.weight
+    operand: Weight | None = getattr(layer, "operand", None)
+    return operand

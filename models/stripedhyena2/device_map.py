@@ -7,7 +7,7 @@ for models that do not fit one device; it is not faster.
 A device map is a sequence with the device of each block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,13 +66,23 @@ def device_of(name: str, blocks: Sequence[torch.device]) -> torch.device:
     return blocks[int(rest.partition(".")[0])] if part == "blocks" else blocks[0]
 
 
-def block_sizes(tensors: Mapping[str, Tensor], depth: int, element_size: int) -> list[int]:
-    """Bytes of each block, with `element_size` bytes for every element."""
+def block_sizes(
+    tensors: Mapping[str, Tensor], depth: int, element_size: int, float8: Collection[str] = ()
+) -> list[int]:
+    """Bytes of each block.
+
+    Args:
+        tensors: The model's tensors by name, on any device.
+        depth: The number of blocks.
+        element_size: Bytes of every element.
+        float8: Names of weights that take a byte an element instead.
+    """
     sizes = [0] * depth
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part == "blocks":
-            sizes[int(rest.partition(".")[0])] += tensor.numel() * element_size
+            size = 1 if name in float8 else element_size
+            sizes[int(rest.partition(".")[0])] += tensor.numel() * size
     return sizes
 
 

@@ -22,12 +22,21 @@ from stripedhyena2.streaming import Streaming, stream
 if TYPE_CHECKING:
     from stripedhyena2.model import StripedHyena2
 
+MIXER_PROJECTIONS = ("mixer.project_in", "mixer.project_out")
+MLP_PROJECTIONS = ("mlp.gate", "mlp.up", "mlp.down")
+
 Listener = Callable[[int, Tensor], object]  # a position, and the outputs [L, D] from there on
 
 
 def part_names(config: ModelConfig) -> list[str]:
     """The layers that "all" stands for: the embedding, each block, the final norm."""
     return ["embedding", *(f"blocks.{index}" for index in range(config.depth)), "norm"]
+
+
+def projection_names(config: ModelConfig) -> list[str]:
+    """The linear layers of every block: the projections of its mixer, and those of its MLP."""
+    names = (*MIXER_PROJECTIONS, *MLP_PROJECTIONS)
+    return [f"blocks.{index}.{name}" for index in range(config.depth) for name in names]
 
 
 def default_layer(config: ModelConfig) -> str:

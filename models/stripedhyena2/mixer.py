@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from hyenakernels.precision import accumulation_dtype
-from stripedhyena2.cache import Past, Slots
+from stripedhyena2.cache import Launch, Past, Pool, Slots
 from stripedhyena2.initial import Draw, constant, normal
 from stripedhyena2.layout import Entry
 
@@ -33,7 +34,8 @@ class Mixer(nn.Module):
 
         class HyenaSE(Hyena, letter="S"): ...
 
-    It defines `forward` and `step`, and `new_slots` if it remembers anything. It also carries every
+    It defines `forward` and `step`, and `new_slots` if it remembers anything; `new_pool` and
+    `read_rows` make it fast where many sequences are read side by side. It also carries every
     fact about itself that training, planning, checkpoints and printing need; the defaults here
     suit an operator without a state and without parameters between the projections. Names of
     tensors are relative to the mixer. An element is a number in the dtype of the activations.
@@ -144,10 +146,31 @@ class Mixer(nn.Module):
             InputError: Names the numbers of tokens.
         """
 
-    def share_past(self, past: Any, later: Any) -> Any:
-        """`past` as a view of a later past of the same sequences, if that contains it."""
-        del later
-        return past
+    def new_pool(self) -> Any:
+        """Memory for the pasts of many prefixes, before the first."""
+        return Pool()
+
+    def read_rows(self, x_BLD: Tensor, pool: Any, launch: Launch) -> Tensor:
+        """Mix sequences side by side, each after a prefix of its own, along L.
+
+        Operators that do not define it read one sequence after the other.
+
+        Args:
+            x_BLD: New tokens.
+            pool: From `new_pool`; what follows is stored where the launch wants it.
+            launch: The prefixes, on the device of the tokens.
+
+        Returns:
+            The shape it was given.
+        """
+        targets = [] if launch.targets_N is None else launch.targets_N.tolist()
+        rows = []
+        for row, source in enumerate(launch.sources_B.tolist()):
+            y_1LD, past = self(x_BLD[row : row + 1], pool.pasts.get(source))
+            rows.append(y_1LD)
+            if row < len(targets):
+                pool.pasts[targets[row]] = past
+        return torch.cat(rows)
 
     def new_slots(
         self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hyenakernels import add_rms_norm, rms_norm
 from hyenakernels.precision import accumulation_dtype, full_precision
-from stripedhyena2.cache import Cache, Past
+from stripedhyena2.cache import Cache, Past, Pooled
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
 from stripedhyena2.inference import Inference
@@ -82,8 +82,16 @@ class Block(nn.Module):
         self.mlp = GatedMLP(config, gelu=index == 0)
 
     def forward(self, x_BLD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
-        """Returns the residual stream, and the past for the tokens that follow."""
-        mixed_BLD, following = self.mixer(self.pre_norm(x_BLD), past)
+        """Returns the residual stream, and the past for the tokens that follow.
+
+        Sequences that are read side by side have a `Pooled` past, which stays what it is.
+        """
+        if isinstance(past, Pooled):
+            launch = past.launch.to(x_BLD.device)
+            mixed_BLD = self.mixer.read_rows(self.pre_norm(x_BLD), past.pool, launch)
+            following: Past = past
+        else:
+            mixed_BLD, following = self.mixer(self.pre_norm(x_BLD), past)
         normed_BLD, x_BLD = self.post_norm(x_BLD, mixed_BLD)
         return x_BLD + self.mlp(normed_BLD), following
 

@@ -10,12 +10,19 @@ from torch import Tensor
 
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.checkpoint.published import published_config
+from stripedhyena2.float8.inference import round_products
+from stripedhyena2.layers import projection_names
 from tests.benchmarks.gpu import DEVICE
 
 
 @lru_cache(maxsize=1)  # memory is read too
-def model_of(name: str) -> StripedHyena2:
-    """Weights like those of a trained model in size, so that nothing overflows."""
+def model_of(name: str, *, float8: bool = False) -> StripedHyena2:
+    """Weights like those of a trained model in size, so that nothing overflows.
+
+    Args:
+        name: A published shape.
+        float8: Whether projections and MLPs are in FP8, as `load(..., float8=True)` leaves them.
+    """
     with DEVICE:
         model = StripedHyena2(published_config(name)).requires_grad_(False).eval()
     wide = {name for mixer in model.mixers for name in mixer.fp32_tensors}
@@ -28,6 +35,8 @@ def model_of(name: str) -> StripedHyena2:
             parameter.normal_(0, 0.02)
         if not path.endswith(tuple(wide)):
             parameter.data = parameter.to(torch.bfloat16)
+    if float8:
+        round_products(model, projection_names(model.config))
     return model
 
 

@@ -37,6 +37,9 @@ Decode: one token of every sequence, sampling left out, after a prompt of 2,048 
 reads every weight once a step, and every key, value and state, at the rate of a device-to-device
 copy in the same run.
 
+FP8: the same model as `--dtype fp8` loads it, beside bf16 in the same run; also with keys and
+values in FP8. `-k float8` runs this table alone, which takes about two minutes.
+
 Command: `pytest -m benchmark -s tests/benchmarks/test_inference_speed.py`"""
 
 MODELS = ["evo2_1b_base", "evo2_7b"]
@@ -124,13 +127,9 @@ def _add_forward(report: Report, name: str, length: int, how: str, took: float) 
     report.add("Forward", columns, row)
 
 
-@pytest.mark.benchmark
-@needs_gpu
-@pytest.mark.parametrize("batch", [1, 8, 64])
-@pytest.mark.parametrize("name", MODELS)
-def test_decode(name: str, batch: int, report: Report) -> None:
-    model = model_of(name)
-    decoder, cache = Decoder(model, batch, CAPACITY), model.new_cache(1)
+def _step_seconds(model: StripedHyena2, batch: int, *, float8: bool = False) -> float:
+    """Seconds of a step of decoding; `float8` is for keys and values."""
+    decoder, cache = Decoder(model, batch, CAPACITY, float8=float8), model.new_cache(1)
     with torch.inference_mode():
         model(ids_of(1, PROMPT), cache=cache)
     for row in range(batch):
@@ -142,7 +141,51 @@ def test_decode(name: str, batch: int, report: Report) -> None:
         for _ in range(STEPS):
             decoder.step(ids_B)
 
-    took = seconds(run, 5) / STEPS
+    return seconds(run, 5) / STEPS
+
+
+@pytest.mark.benchmark
+@needs_gpu
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+def test_float8_beside_bf16(name: str, dtype: str, report: Report) -> None:
+    model, ids = model_of(name, float8=dtype == "fp8"), ids_of(1, 8_192)
+    torch.cuda.empty_cache()
+    weights = torch.cuda.memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model(ids)
+
+    assert run().isfinite().all()
+    forward = seconds(run, 10)
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    alone, eight, many = (_step_seconds(model, batch) for batch in (1, 8, 64))
+    narrow = _step_seconds(model, 64, float8=True)
+    columns = [
+        "model",
+        "dtype",
+        "GiB of weights",
+        "peak of 8,192, GiB",
+        "8,192 bases, ms",
+        "a base alone, ms",
+        "bases/s of 8",
+        "bases/s of 64",
+        "with fp8 keys",
+    ]
+    row = [name, dtype, cell(weights, 1), cell(peak, 1), cell(1e3 * forward, 1)]
+    row += [cell(1e3 * alone, 3), cell(8 / eight, 0), cell(64 / many, 0), cell(64 / narrow, 0)]
+    report.add("FP8", columns, row)
+
+
+@pytest.mark.benchmark
+@needs_gpu
+@pytest.mark.parametrize("batch", [1, 8, 64])
+@pytest.mark.parametrize("name", MODELS)
+def test_decode(name: str, batch: int, report: Report) -> None:
+    model = model_of(name)
+    took = _step_seconds(model, batch)
     bound = _decode_bytes(model, batch) / copy_rate()
     columns = ["model", "B", "ms a step", "bound", "bound / ms", "tokens/s"]
     row = [name, str(batch), cell(1e3 * took, 3), cell(1e3 * bound, 3)]

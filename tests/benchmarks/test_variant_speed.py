@@ -1,9 +1,10 @@
-"""Variants a second on a GPU with a model of 7B's shape, and how busy they keep it.
+"""Variants a second with models of 1B's and 7B's shape and with nano, and how busy they keep a GPU.
 
-Run: pytest -m benchmark -s tests/benchmarks/test_variant_speed.py; results/variants.md keeps what
-it writes into the folder EVO2_BENCHMARK_RESULTS.
+Run: pytest -n 0 -m benchmark -s tests/benchmarks/test_variant_speed.py; about three minutes on an
+H200. results/variants.md keeps what it writes into the folder EVO2_BENCHMARK_RESULTS.
 """
 
+import statistics
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -14,23 +15,38 @@ import torch
 
 from evo2cli import console
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.vcf import read_vcf
+from evo2cli.genome.vcf import VariantRecord, read_vcf
 from evo2cli.score.alleles import VariantScorer
-from evo2cli.score.options import ScoreOptions
+from evo2cli.score.options import AlleleOptions, ScoreOptions
+from evo2cli.score.run import score
+from stripedhyena2 import StripedHyena2, load
+from stripedhyena2.packing import Shapes
 from tests.benchmarks.gpu import Report, cell, needs_gpu
-from tests.benchmarks.inference import ids_of, model_of, seconds
+from tests.benchmarks.inference import model_of
+from tests.evo2cli.score.test_windows import letters, variants
 
 ABOUT = """\
 # Speed of variant scoring
 
-Random weights of published shapes, bf16, one GPU. The variants are the first of 3,893 SNVs of BRCA1
-(`brca1_sge.vcf`), in windows of 8,192 bases, both strands. "computed" is what ran through the
-model, a variant; "of a forward" is bases a second over those of one plain forward pass of 8,192
-bases in the same run. Two windows a variant on both strands would be 32,768 bases.
+Random weights of published shapes, and the built-in nano; bf16, one GPU. The variants are the first
+of 3,893 SNVs of BRCA1 (`brca1_sge.vcf`), in windows of 8,192 bases (nano: 2,048), both strands,
+from the genome to the row; "VCF" is a whole run of `evo2 score`, from loading the model to the last
+byte. "computed" is what ran through the model, a variant, without padding. "forward" is one plain
+forward pass in the same run: a sequence of 8,192 bases, or 32 of 2,048 for nano; "of a forward" is
+the ratio of the two rates. Two windows a variant on both strands would be 32,768 bases (8,192).
 
-Command: `pytest -m benchmark -s tests/benchmarks/test_variant_speed.py`"""
+Command: `pytest -n 0 -m benchmark -s tests/benchmarks/test_variant_speed.py`"""
 
-WINDOW, WARM, TIMED = 8_192, 12, 200
+COLUMNS = ["model", "windows", "variants", "variants/s", "computed", "bases/s", "forward", "ratio"]
+# Variants to time: about ten seconds of an H200.
+VARIANTS = {
+    ("evo2_1b_base", "centred"): 180,
+    ("evo2_1b_base", "anchored"): 400,
+    ("evo2_7b", "centred"): 36,
+    ("evo2_7b", "anchored"): 96,
+    ("nano", "centred"): 3893,
+    ("nano", "anchored"): 3893,
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,28 +56,92 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     console.say(f"{report.path}\n{report}")
 
 
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def forward_rate(model: StripedHyena2, rows: int, window: int) -> float:
+    """Bases a second of a plain forward pass: the median of five, after one."""
+    ids = torch.randint(65, 85, (rows, window), device=model.embedding.weight.device)
+    times = []
+    with torch.inference_mode():
+        for _ in range(6):
+            wait()
+            started = time.perf_counter()
+            model(ids)
+            wait()
+            times.append(time.perf_counter() - started)
+    return ids.numel() / statistics.median(times[1:])
+
+
+def measured(scorer: VariantScorer, records: list[VariantRecord], plain: float) -> list[str]:
+    """The cells of a row behind the model and the windows."""
+    before = scorer.num_bases
+    wait()
+    started = time.perf_counter()
+    for rows in scorer.score_all(records):
+        assert all(row["EVO2_DELTA"] is not None for row in rows)
+    took = time.perf_counter() - started
+    bases, count = scorer.num_bases - before, len(records)
+    rates = [cell(count / took, 1), cell(bases / count, 0), cell(bases / took, 0), cell(plain, 0)]
+    return [cell(count, 0), *rates, cell(bases / took / plain, 2)]
+
+
+@pytest.mark.benchmark
+@needs_gpu
+@pytest.mark.parametrize(("name", "windows"), VARIANTS, ids=" ".join)
+def test_variants(shared: Path, name: str, windows: str, report: Report) -> None:
+    folder, is_nano = shared / "data" / "variants", name == "nano"
+    model = load("nano", device="cuda", dtype=torch.bfloat16).eval() if is_nano else model_of(name)
+    window = min(model.config.context, 8192)
+    options = AlleleOptions(window=window, windows=windows)
+    records = list(islice(read_vcf(folder / "brca1_sge.vcf").records, VARIANTS[name, windows]))
+    with Reference.open(folder / "brca1_region.fa") as genome:
+        # Compiles, and grows the pools; a part of the same variants, so all lengths occur.
+        warm = VariantScorer(model, genome, options)
+        for _ in warm.score_all(records[:: max(len(records) // 6, 1)]):
+            pass
+        plain = forward_rate(model, 32 if is_nano else 1, window)
+        row = measured(VariantScorer(model, genome, options), records, plain)
+    report.add("Variants", COLUMNS, [name, windows, *row])
+
+
 @pytest.mark.benchmark
 @needs_gpu
 @pytest.mark.parametrize("windows", ["centred", "anchored"])
-@pytest.mark.parametrize("name", ["evo2_1b_base", "evo2_7b"])
-def test_variants(shared: Path, name: str, windows: str, report: Report) -> None:
-    folder, model, ids = shared / "data" / "variants", model_of(name), ids_of(1, WINDOW)
-    source = folder / "brca1_sge.vcf"
-    options = ScoreOptions(inputs=(source,), window=WINDOW, windows=windows)
-    with torch.inference_mode():
-        plain = WINDOW / min(seconds(lambda: model(ids), 5), seconds(lambda: model(ids), 5))
-    with Reference.open(folder / "brca1_region.fa") as genome:
-        scorer = VariantScorer(model, genome, options)
-        records = read_vcf(source).records
-        for record in islice(records, WARM):
-            scorer.score(record)
-        before = scorer.num_bases
-        torch.cuda.synchronize()
+def test_a_whole_run(shared: Path, tmp_path: Path, windows: str, report: Report) -> None:
+    """`evo2 score` with nano, after a run that compiles."""
+    source = shared / "data" / "variants" / "brca1_sge.vcf"
+    took = 0.0
+    for number in range(2):
+        options = ScoreOptions(
+            inputs=(source,),
+            reference=source.with_name("brca1_region.fa"),
+            output=tmp_path / f"{number}.vcf",
+            windows=windows,
+        )
         started = time.perf_counter()
-        for record in islice(records, TIMED):
-            assert scorer.score(record)[0]["EVO2_DELTA"] is not None
+        score(options)
         took = time.perf_counter() - started
-    bases = scorer.num_bases - before
-    columns = ["model", "windows", "variants/s", "computed", "bases/s", "of a forward"]
-    row = [name, windows, cell(TIMED / took, 1), cell(bases / TIMED, 0), cell(bases / took, 0)]
-    report.add("Variants", columns, [*row, cell(bases / took / plain, 2)])
+    count = VARIANTS["nano", windows]
+    row = ["nano", f"{windows}, VCF", cell(count, 0), cell(count / took, 1), "", "", "", ""]
+    report.add("Variants", COLUMNS, row)
+
+
+@pytest.mark.parametrize("windows", ["centred", "anchored"])
+def test_a_row_of_a_tiny_model(tiny_model: StripedHyena2, windows: str) -> None:
+    """On any device: the cells are there, and count what was computed."""
+    sequence = letters(500)
+    records = [
+        VariantRecord.from_columns("one", at + 1, ref, alt)
+        for at, ref, alt in variants(sequence, 12)
+    ]
+    lengths = {"one": len(sequence)}
+    genome = Reference(lengths, lambda each: sequence[each.start : each.end].encode(), lambda: None)
+    options = AlleleOptions(window=256, windows=windows)
+    scorer = VariantScorer(tiny_model, genome, options, shapes=Shapes(1024))
+    row = measured(scorer, records, forward_rate(tiny_model, 1, 256))
+    assert len(["tiny", windows, *row]) == len(COLUMNS)
+    assert float(row[2].replace(",", "")) == pytest.approx(scorer.num_bases / len(records), abs=1)
+    assert all(float(each.replace(",", "")) > 0 for each in row)

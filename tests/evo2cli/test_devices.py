@@ -154,7 +154,7 @@ def test_memory_that_runs_out_is_one_line_and_leaves_nothing_half_written(
         def exhausted(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(StripedHyena2, "forward", exhausted)
+        monkeypatch.setattr(StripedHyena2, "unembed", exhausted)
         with pytest.raises(UserError, match=rf"^--window 64 .*{detail}.*--window 32") as caught:
             run(source, checkpoint, "out.vcf", "cpu")
         assert caught.value.exit_code == 2
@@ -168,6 +168,6 @@ def test_other_errors_of_torch_stay_what_they_are(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(StripedHyena2, "forward", broken)
+    monkeypatch.setattr(StripedHyena2, "unembed", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         run(source, checkpoint, "out.vcf", "cpu")

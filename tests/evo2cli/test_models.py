@@ -1,4 +1,4 @@
-"""`--dtype` on a checkpoint with FP8 scales, and the models inside the package."""
+"""`--dtype` on models with FP8 scales and without, and the models inside the package."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from stripedhyena2 import ModelConfig, StripedHyena2, load, save
 from stripedhyena2.checkpoint import Checkpoint, built_in, precision
 from stripedhyena2.checkpoint.layouts import native
 from stripedhyena2.errors import InputError
-from stripedhyena2.float8.inference import has_scales
+from stripedhyena2.float8.inference import PRODUCTS, PROJECTIONS, float8_parts
 from stripedhyena2.parametrization import folded_state
 from tests.stripedhyena2.float8.test_inference import record
 
@@ -61,15 +61,19 @@ def test_fp8_is_for_those_that_need_it_or_are_asked(
     model = open_model(ModelOptions(model=folder, device="cpu", dtype=word))
     assert model.embedding.weight.dtype == dtype
     needs = needed is precision.Precision.FP8
-    assert has_scales(model) == (word == "fp8" or (word == "auto" and needs))
+    expected = {"fp8": PRODUCTS, "auto": PROJECTIONS if needs else None}
+    assert float8_parts(model) == expected.get(word)
     assert torch.isfinite(model(torch.arange(65, 95)[None])).all()
 
 
 def test_a_word_that_is_none_is_named(folder: str) -> None:
     with pytest.raises(UserError, match="--dtype int4: must be one of auto, fp8, bf16, fp32, fp64"):
         ModelOptions(model=folder, device="cpu", dtype="int4")
-    with pytest.raises(InputError, match="nano: has no FP8 scales"):
-        open_model(ModelOptions(device="cpu", dtype="fp8"))
+
+
+def test_any_model_computes_in_fp8_on_a_cpu() -> None:
+    assert float8_parts(open_model(ModelOptions(device="cpu", dtype="fp8"))) == PRODUCTS
+    assert float8_parts(open_model(ModelOptions(device="cpu"))) is None  # auto never chooses it
 
 
 def test_a_folder_of_the_package_is_a_built_in_model(

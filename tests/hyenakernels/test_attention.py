@@ -9,7 +9,13 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from hyenakernels import append_token, causal_attention, decode_attention, rotary
+from hyenakernels import (
+    append_token,
+    causal_attention,
+    decode_attention,
+    pooled_attention,
+    rotary,
+)
 from hyenakernels.attention import op, reference
 from hyenakernels.attention.float8 import Float8Rows
 
@@ -110,6 +116,76 @@ def test_decode_attention_does_not_depend_on_the_batch_or_on_unused_memory() -> 
     together = decode_attention(q, keys, values, lengths_B)
     room = [F.pad(x[2:], (0, 0, 0, 900)) for x in (keys, values)]
     assert torch.equal(decode_attention(q[2:], *room, lengths_B[2:]), together[2:])
+
+
+def pool_of(pasts: list[int], heads: int, width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Keys and values [N, H, W] scattered over a pool, and where each sequence has its own, [B, T].
+
+    What no sequence has is NaN; entries behind a past point anywhere.
+    """
+    order = torch.randperm(sum(pasts) + 7, generator=torch.Generator().manual_seed(5))
+    pool = torch.full((2, len(order), heads, width), torch.nan, dtype=dtype, device=DEVICE)
+    places_BT = torch.full((len(pasts), max(pasts) + 1), 3, dtype=torch.int32)
+    for row, past in enumerate(pasts):
+        own = order[sum(pasts[:row]) :][:past]
+        places_BT[row, :past] = own
+        pool[:, own] = random(2, past, heads, width, seed=row, dtype=dtype)
+    return (*pool, places_BT.to(DEVICE), torch.tensor(pasts, dtype=torch.int32, device=DEVICE))
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "one by one"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+def test_pooled_attention_is_that_of_each_sequence(
+    dtype: torch.dtype, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op, "kernels_take", lambda *_, **__: kernel)
+    pasts, length, heads, width = [0, 1, 130, 64], 70, 2, 12
+    qkv = random(len(pasts), length, 3 * heads, width, seed=9, dtype=dtype)
+    q, k, v = qkv.split(heads, dim=2)  # heads of a wider projection
+    keys, values, places_BT, pasts_B = pool_of(pasts, heads, width, dtype)
+    rows = []
+    for row, past in enumerate(pasts):
+        own = places_BT[row, :past].long()
+        seen = [torch.cat([x[own], y[row]]).double() for x, y in ((keys, k), (values, v))]
+        heads_first = (x.transpose(0, 1)[None] for x in (q[row].double(), *seen))
+        visible = torch.ones(length, past + length, dtype=torch.bool, device=DEVICE).tril(past)
+        y = F.scaled_dot_product_attention(*heads_first, attn_mask=visible)
+        rows.append(y[0].transpose(0, 1))
+    right, pool = torch.stack(rows), (keys, values, places_BT, pasts_B)
+    assert_close(pooled_attention(q, k, v, *pool), right, TOLERANCE[dtype])
+    wide = (x.double() for x in (q, k, v, keys, values))
+    assert_close(reference.pooled_attention(*wide, places_BT, pasts_B), right, 1e-12)
+
+
+def test_pooled_attention_depends_neither_on_the_batch_nor_on_the_places() -> None:
+    pasts, heads, width = [100, 37, 130], 2, 16
+    q, k, v = (random(3, 40, heads, width, seed=s) for s in (1, 2, 3))
+    keys, values, places_BT, pasts_B = pool_of(pasts, heads, width, torch.float32)
+    together = pooled_attention(q, k, v, keys, values, places_BT, pasts_B)
+    moved = places_BT[2:, :130].long()[0]
+    alone = pooled_attention(
+        *(x[2:] for x in (q, k, v)),
+        *(x[moved] for x in (keys, values)),
+        torch.arange(130, dtype=torch.int32, device=DEVICE)[None],
+        pasts_B[2:],
+    )
+    assert torch.equal(alone, together[2:])
+
+
+def test_what_pads_a_row_reaches_nothing_before_it() -> None:
+    q, k, v = (random(1, 50, 2, 16, seed=s) for s in (1, 2, 3))
+    pool = pool_of([20], 2, 16, torch.float32)
+    clean = pooled_attention(q, k, v, *pool)
+    for x in (q, k, v):
+        x[:, 33:] = 1e4 * random(1, 17, 2, 16, seed=4)
+    assert torch.equal(pooled_attention(q, k, v, *pool)[:, :33], clean[:, :33])
+
+
+def test_shapes_that_do_not_fit_a_pool_are_refused() -> None:
+    q, k, v = (random(1, 5, 2, 16, seed=s) for s in (1, 2, 3))
+    keys, values, places_BT, pasts_B = pool_of([4], 3, 16, torch.float32)
+    with pytest.raises(ValueError, match=r"do not fit a pool \(11, 3, 16\)"):
+        pooled_attention(q, k, v, keys, values, places_BT, pasts_B)
 
 
 def in_float8(x_BHTW: Tensor) -> Float8Rows:

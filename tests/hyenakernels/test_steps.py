@@ -1,5 +1,6 @@
-"""A decoding step with all kernels at once computes what the model computes for the sequence."""
+"""All kernels at once compute what the model computes, in a decoding step and side by side."""
 
+import random
 from copy import deepcopy
 
 import pytest
@@ -10,6 +11,8 @@ pytest.importorskip("triton")
 
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.decoding import Decoder
+from stripedhyena2.packing import Packer, Shapes
+from stripedhyena2.scoring import sequence_logprob
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NEW = 3  # steps: enough to read what the first of them has stored in a ring
@@ -20,11 +23,8 @@ def sequence(length: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("lengths", [[140], [3, 140]], ids=["one-row", "two-rows"])
-def test_steps_by_kernels_are_whole_sequences(
-    lengths: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All kernels of a step at once, interpreted where there is no GPU."""
+def small_models() -> tuple[StripedHyena2, StripedHyena2]:
+    """A random model whose every weight matters, in fp64 and in fp32."""
     shape = ModelConfig(
         "SMLA",
         width=16,
@@ -40,6 +40,16 @@ def test_steps_by_kernels_are_whole_sequences(
             drawn = torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
             parameter.add_(0.2 * drawn)
     model = deepcopy(exact).to(DEVICE, torch.float32)
+    return exact, model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [[140], [3, 140]], ids=["one-row", "two-rows"])
+def test_steps_by_kernels_are_whole_sequences(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All kernels of a step at once, interpreted where there is no GPU."""
+    exact, model = small_models()
     whole = [sequence(length + NEW, seed=length) for length in lengths]
     decoder = Decoder(model, len(lengths), max(lengths) + NEW)
     for row, (ids, length) in enumerate(zip(whole, lengths, strict=True)):
@@ -56,3 +66,21 @@ def test_steps_by_kernels_are_whole_sequences(
     for row, expected in enumerate(right):
         mine = torch.stack([logits[row] for logits in found]).cpu()
         assert float((mine - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.slow
+def test_rows_by_kernels_are_whole_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefix that two sequences share, a row beside them, and padding."""
+    exact, model = small_models()
+    shared, alone = (bytes(random.Random(s).choices(b"ACGT", k=n)) for s, n in ((0, 70), (1, 9)))  # noqa: S311 - a test
+    wanted = [(shared, 64), (shared[:65] + b"GG", 64), (alone, 0)]
+    right = [sequence_logprob(exact, bases) for bases, _ in wanted]
+    for name in ("attention", "fir", "modal", "norm"):
+        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_take", lambda *_, **__: True)
+    packer = Packer(model, Shapes(1024))
+    asked = []
+    for bases, cut in wanted:
+        prefix = packer.prefix(bases, [cut] * bool(cut))
+        asked.append(packer.suffix(prefix, bases[cut:]))
+    packer.read().collect()
+    assert [suffix.logprob for suffix in asked] == pytest.approx(right, rel=1e-5)

@@ -41,6 +41,12 @@ def test_as_few_devices_as_hold_the_weights() -> None:
 def test_a_tensor_goes_where_its_block_is(tiny_model: StripedHyena2) -> None:
     sizes = block_sizes(tiny_model.state_dict(), tiny_model.config.depth, 2)
     assert sizes == [2 * sum(x.numel() for x in b.state_dict().values()) for b in tiny_model.blocks]
+    narrow = block_sizes(
+        tiny_model.state_dict(), tiny_model.config.depth, 2, {"blocks.1.mlp.up.weight"}
+    )
+    saved = [whole - part for whole, part in zip(sizes, narrow, strict=True)]
+    up = tiny_model.blocks[1].mlp.up.weight
+    assert saved == [up.numel() if index == 1 else 0 for index in range(len(sizes))]
     blocks = [DEVICES[index % 3] for index in range(12)]
     for name, index in {"embedding.weight": 0, "norm.scale": 0, "blocks.11.mlp.up": 2}.items():
         assert device_of(name, blocks).index == index

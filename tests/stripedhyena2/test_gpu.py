@@ -7,6 +7,9 @@ from torch import Tensor
 from hyenakernels.fir import op as fir
 from hyenakernels.modal import op as modal
 from stripedhyena2 import StripedHyena2, load
+from stripedhyena2.packing import Packer, Shapes
+from stripedhyena2.scoring import sequence_logprob
+from tests.stripedhyena2.test_packing import logprobs, many
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -66,3 +69,23 @@ def test_compile_changes_nothing() -> None:
     ids = torch.randint(65, 85, (1, 200), generator=torch.Generator().manual_seed(0)).cuda()
     expected = model(ids)
     torch.testing.assert_close(torch.compile(model)(ids), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_rows_of_a_launch_have_the_bits_that_they_have_alone(dtype: torch.dtype) -> None:
+    """Whatever else is read, in any order: a matrix product sums all of its rows alike."""
+    model, wanted = load("nano", device="cuda", dtype=dtype).eval(), many(150)
+    shapes = Shapes.of(model)
+    assert shapes == Shapes(65_536)
+    together = logprobs(Packer(model), wanted)
+    assert logprobs(Packer(model), wanted[::-1])[::-1] == together
+    busy = Packer(model)
+    in_parts = [value for part in range(5) for value in logprobs(busy, wanted[30 * part :][:30])]
+    assert in_parts == together
+    for place in range(0, 150, 13):
+        assert logprobs(Packer(model), [wanted[place]]) == [together[place]]
+    exact = load("nano").double().eval()
+    noise = 1e-3 if dtype == torch.float32 else 2.0
+    for (bases, _), value in list(zip(wanted, together, strict=True))[:40]:
+        if len(bases) > 1:
+            assert value == pytest.approx(sequence_logprob(exact, bases), rel=0, abs=noise)

@@ -253,3 +253,64 @@ def decode_attention(
         x.to(x.device) if isinstance(x, Float8Rows) else x for x in (keys_BHTW, values_BHTW)
     )
     return reference.decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B)
+
+
+def pooled_attention(
+    q_BLHW: Tensor,
+    k_BLHW: Tensor,
+    v_BLHW: Tensor,
+    keys_NHW: Tensor,
+    values_NHW: Tensor,
+    places_BT: Tensor,
+    pasts_B: Tensor,
+) -> Tensor:
+    """Attention of sequences side by side, whose pasts lie in one pool; without gradients.
+
+    No result depends on the other sequences, and no past is copied by the kernel.
+
+    Args:
+        q_BLHW: Rotated queries of the new tokens.
+        k_BLHW: Their rotated keys.
+        v_BLHW: Their values.
+        keys_NHW: The pool: rotated keys of earlier tokens, in any order.
+        values_NHW: Their values.
+        places_BT: Where the past keys of each sequence lie in the pool, in the order of their
+            positions, int32; only the first `pasts` of a row are read.
+        pasts_B: Earlier tokens of each sequence, 0 to T, int32.
+
+    Returns:
+        [B, L, H, W], as defined by `attention.reference.pooled_attention`.
+
+    Raises:
+        ValueError: The shapes do not fit each other.
+    """
+    batch, length, heads, width = q_BLHW.shape
+    if (
+        {k_BLHW.shape, v_BLHW.shape} != {q_BLHW.shape}
+        or {keys_NHW.shape[1:], values_NHW.shape[1:]} != {(heads, width)}
+        or (len(places_BT), len(pasts_B)) != (batch, batch)
+    ):
+        raise ValueError(
+            f"pooled_attention: heads {tuple(q_BLHW.shape)} and {tuple(k_BLHW.shape)} do not fit a "
+            f"pool {tuple(keys_NHW.shape)} and places {tuple(places_BT.shape)}"
+        )
+    if length and kernels_take(q_BLHW, width=width):
+        from hyenakernels.attention import pooled
+
+        q_BLHW, k_BLHW, v_BLHW = (
+            x if x.stride(3) == 1 and x.stride(2) == width else x.contiguous()
+            for x in (q_BLHW, k_BLHW, v_BLHW)
+        )
+        with torch.cuda.device_of(q_BLHW):
+            y_BLHW: Tensor = pooled.pooled_attention(
+                q_BLHW, k_BLHW, v_BLHW, keys_NHW, values_NHW, places_BT.contiguous(), pasts_B
+            )
+        return y_BLHW
+    rows = []
+    for row, past in enumerate(pasts_B.tolist()):
+        own, this = places_BT[row, :past], slice(row, row + 1)
+        k_1THW = torch.cat([keys_NHW[own][None], k_BLHW[this]], dim=1)
+        v_1THW = torch.cat([values_NHW[own][None], v_BLHW[this]], dim=1)
+        heads_first = (x.transpose(1, 2) for x in (q_BLHW[this], k_1THW, v_1THW))
+        rows.append(causal_attention(*heads_first).transpose(1, 2))
+    return torch.cat(rows)

@@ -67,3 +67,35 @@ def decode_attention(
         values_BHTW = values_BHTW.to(dtype).masked_fill(masked_BT[:, None, :, None], 0)
         y_BH1W: Tensor = weights_BHT[:, :, None] @ values_BHTW
     return y_BH1W[:, :, 0].to(q_BHW.dtype)
+
+
+def pooled_attention(
+    q_BLHW: Tensor,
+    k_BLHW: Tensor,
+    v_BLHW: Tensor,
+    keys_NHW: Tensor,
+    values_NHW: Tensor,
+    places_BT: Tensor,
+    pasts_B: Tensor,
+) -> Tensor:
+    """Softmax attention of new tokens to those before them, of sequences with pasts of their own.
+
+    The keys of sequence b are keys[places[b, t]] for t < pasts[b], then k[b, 0], k[b, 1], ...;
+    query t sees pasts[b] + t + 1 of them. y = softmax(q k^T / sqrt(W)) v, in fp32 or better,
+    returned in the dtype of q. Places from `pasts` on have no influence.
+    """
+    dtype, length = accumulation_dtype(q_BLHW), q_BLHW.shape[1]
+    rows = []
+    with full_precision(q_BLHW):
+        for q_LHW, k_LHW, v_LHW, places_T, past in zip(
+            q_BLHW, k_BLHW, v_BLHW, places_BT, pasts_B.tolist(), strict=True
+        ):
+            own = places_T[:past].long()
+            q_HLW = q_LHW.to(dtype).transpose(0, 1)
+            k_HTW = torch.cat([keys_NHW[own], k_LHW]).to(dtype).transpose(0, 1)
+            v_HTW = torch.cat([values_NHW[own], v_LHW]).to(dtype).transpose(0, 1)
+            scores_HLT = q_HLW @ k_HTW.mT * q_LHW.shape[2] ** -0.5
+            unseen_LT = torch.ones(length, past + length, dtype=torch.bool, device=q_LHW.device)
+            scores_HLT = scores_HLT.masked_fill(unseen_LT.triu(past + 1), -torch.inf)
+            rows.append((scores_HLT.softmax(dim=2) @ v_HTW).transpose(0, 1))
+    return torch.stack(rows).to(q_BLHW.dtype)

@@ -1,1 +1,1 @@
-"""Tensors in FP8 with one scale each, in the layouts that tensor cores multiply."""
+"""Tensors in FP8, with one scale or a scale for each row, and products with weights in FP8."""

@@ -1,6 +1,8 @@
-"""Quantize a matrix to FP8: two reads of it, and one write in each requested layout.
+"""Quantize a matrix to FP8: with one scale, or with a scale for each row.
 
-The first read finds the largest magnitude; it is not needed when the factor is given.
+With one scale: two reads of it, and one write in each requested layout. The first read finds the
+largest magnitude; it is not needed when the factor is given. With a scale for each row: one read
+and one write, a row a program.
 
 M rows, N columns; P, M padded to a multiple of 16.
 """
@@ -9,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.float8.reference import MULTIPLE, SMALLEST
-from hyenakernels.launch import parts_of
+from hyenakernels.float8.reference import E4M3, MULTIPLE, SMALLEST
+from hyenakernels.launch import parts_of, power_of_two
 
 BLOCK = 64  # rows and columns of a program: lines of 64 bytes in FP8
 CHUNK, NUM_CHUNKS = 4096, 8  # numbers of which a program finds the largest: 8 times 4096
@@ -26,6 +28,58 @@ def _largest_kernel(x, largest, count, CHUNK: tl.constexpr, NUM_CHUNKS: tl.const
         bits = tl.abs(values.to(tl.float32)).to(tl.int32, bitcast=True)
         found = tl.maximum(found, bits)
     tl.atomic_max(largest, tl.max(found, axis=0), sem="relaxed")
+
+
+@triton.jit
+def largest_bits(x_N):
+    """The bits of the largest magnitude: in the order of magnitudes, with NaN above infinity."""
+    return tl.max(tl.abs(x_N).to(tl.int32, bitcast=True), axis=0)
+
+
+@triton.jit
+def row_scale(bits, LIMIT: tl.constexpr, SMALLEST: tl.constexpr):
+    """What makes the largest magnitude of a row LIMIT when the row is divided by it."""
+    largest = bits.to(tl.float32, bitcast=True)
+    return tl.maximum(largest * (1 / LIMIT), SMALLEST, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _round_rows_kernel(
+    x,
+    norm_scale,
+    up,
+    values,
+    scale,
+    eps,
+    M,
+    NORMED: tl.constexpr,
+    GATED: tl.constexpr,
+    GELU: tl.constexpr,
+    N: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_N)
+    width = tl.where(row < M, N, 0)  # rows of padding are zeros
+    x_N = tl.load(x + row * N + column, mask=column < width, other=0.0).to(tl.float32)
+    if NORMED:
+        # As the norm stores it.
+        scales_N = tl.load(norm_scale + column, mask=column < N, other=0.0).to(tl.float32)
+        factor = 1.0 / (tl.sqrt_rn(tl.sum(x_N * x_N, axis=0) / N) + eps)
+        x_N = (scales_N * (x_N * factor)).to(x.dtype.element_ty).to(tl.float32)
+    if GATED:
+        up_N = tl.load(up + row * N + column, mask=column < width, other=0.0).to(tl.float32)
+        if GELU:
+            x_N = 0.5 * x_N * (1.0 + tl.erf(x_N * 0.7071067811865476))
+            x_N = x_N.to(x.dtype.element_ty).to(tl.float32)
+        x_N = (x_N * up_N).to(x.dtype.element_ty).to(tl.float32)
+    inverse = row_scale(largest_bits(x_N), LIMIT, SMALLEST)
+    scaled = x_N * tl.div_rn(1.0, inverse)
+    limited = tl.clamp(scaled, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(values + row * N + column, limited.to(values.dtype.element_ty), mask=column < N)
+    tl.store(scale + row, inverse)
 
 
 @triton.jit
@@ -106,3 +160,30 @@ def quantize(x_MN, factor, dtype, *, rows, columns):
         BLOCK=BLOCK,
     )
     return rows_PN, columns_NP, scale
+
+
+def round_rows(x_MN, *, norm_scale_N=None, eps=0.0, up_MN=None, gelu=False):
+    """The rows of x, of norm(x), or of act(x) * up in e4m3 [P, N], and their scales [P, 1]."""
+    height, width = x_MN.shape
+    padded = height + -height % MULTIPLE
+    values_PN = torch.empty((padded, width), dtype=E4M3, device=x_MN.device)
+    scale_P1 = torch.empty((padded, 1), dtype=torch.float32, device=x_MN.device)
+    block = max(power_of_two(width), 32)
+    _round_rows_kernel[(padded,)](
+        x_MN.contiguous(),
+        x_MN if norm_scale_N is None else norm_scale_N.contiguous(),
+        x_MN if up_MN is None else up_MN.contiguous(),
+        values_PN,
+        scale_P1,
+        eps,
+        height,
+        NORMED=norm_scale_N is not None,
+        GATED=up_MN is not None,
+        GELU=gelu,
+        N=width,
+        LIMIT=torch.finfo(E4M3).max,
+        SMALLEST=SMALLEST,
+        BLOCK_N=block,
+        num_warps=min(max(block // 512, 1), 16),  # 16 to 64 numbers a thread
+    )
+    return values_PN, scale_P1

@@ -1,6 +1,7 @@
 """The public functions for quantizing to FP8, and for products with a weight kept in FP8."""
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,11 @@ from torch.nn.functional import ScalingType
 
 from hyenakernels.dispatch import kernels_take
 from hyenakernels.float8 import reference
-from hyenakernels.float8.reference import E4M3
+from hyenakernels.float8.reference import E4M3, MULTIPLE, Float8Weight, RoundedRows
 from hyenakernels.gradients import is_traced
+from hyenakernels.norm.op import rms_norm
+
+MAX_ROW = 32_768  # numbers of a row that a program rounds at once
 
 
 def quantize(
@@ -81,11 +85,85 @@ def _(
     factor: Tensor | None = None,  # noqa: ARG001 - no shape depends on it
 ) -> tuple[Tensor, Tensor, Tensor]:
     height, width = x_MN.shape
-    padded = -(-height // reference.MULTIPLE) * reference.MULTIPLE
+    padded = -(-height // MULTIPLE) * MULTIPLE
     return (
         x_MN.new_empty((padded, width) if rows else (0, 0), dtype=dtype),
         x_MN.new_empty((width, padded) if columns else (0, 0), dtype=dtype),
         x_MN.new_empty((), dtype=torch.float32),
+    )
+
+
+Norm = tuple[Tensor, float]  # the scale [N] of an RMS norm, and its eps
+
+
+def round_rows(x: Tensor, norm: Norm | None = None) -> RoundedRows:
+    """Round each row to e4m3 with a scale of its own; see `float8.reference.round_rows`.
+
+    Args:
+        x: Rows [..., N].
+        norm: The rows are normed before they are rounded; None for rows as they are.
+    """
+    if _rounds(x):
+        scale_N, eps = (None, 0.0) if norm is None else norm
+        return _by_kernel(x, norm_scale_N=scale_N, eps=eps)
+    if norm is not None:
+        x = rms_norm(x.flatten(0, -2)[None], *norm).view(x.shape)
+    return reference.round_rows(x)
+
+
+def round_gated(gate: Tensor, up: Tensor, *, gelu: bool) -> RoundedRows:
+    """Round the rows of act(gate) * up, where act is GELU or the identity."""
+    if _rounds(gate) and up.dtype == gate.dtype:
+        return _by_kernel(gate, up_MN=up.flatten(0, -2), gelu=gelu)
+    return reference.round_rows(reference.gated(gate, up, gelu=gelu))
+
+
+def _rounds(x: Tensor) -> bool:
+    """Whether a kernel rounds the rows of `x`; in the interpreter it always does."""
+    on_device = not x.is_cuda or runs_float8(x.device)
+    return x.shape[-1] <= MAX_ROW and kernels_take(x) and on_device
+
+
+def _by_kernel(x: Tensor, **others: Any) -> RoundedRows:
+    from hyenakernels.float8 import kernel
+
+    with torch.cuda.device_of(x):
+        values_PN, scale_P1 = kernel.round_rows(x.flatten(0, -2), **others)
+    return RoundedRows(values_PN, scale_P1, x.shape[:-1], x.dtype)
+
+
+def rows_product(rows: RoundedRows, weight: Float8Weight, bias_O: Tensor | None = None) -> Tensor:
+    """Multiply rounded rows by a weight kept in e4m3; see `float8.reference.rows_product`.
+
+    In FP8 the sums stay in the tensor cores, as in `scaled_product`: promoting partial sums to fp32
+    takes longer, and what it corrects is far below the rounding of the operands to 4 digits.
+    """
+    if not _multiplies(rows, weight):
+        return reference.rows_product(rows, weight, bias_O)
+    y_PO: Tensor = F.scaled_mm(
+        rows.values_PN,
+        weight.values_OI.T,
+        rows.scale_P1,
+        ScalingType.RowWise,
+        weight.scale_O1.T,
+        ScalingType.RowWise,
+        bias=bias_O,
+        output_dtype=rows.dtype,
+        use_fast_accum=True,
+    )
+    return rows.unpadded(y_PO)
+
+
+def _multiplies(rows: RoundedRows, weight: Float8Weight) -> bool:
+    """Whether tensor cores compute this: with a scale for each row, results are in bf16."""
+    values_PN = rows.values_PN
+    return (
+        values_PN.is_cuda
+        and values_PN.numel() > 0
+        and rows.dtype == torch.bfloat16
+        and runs_float8(values_PN.device)
+        and weight.values_OI.dtype == E4M3
+        and not any(size % MULTIPLE for size in weight.shape)
     )
 
 

@@ -88,7 +88,7 @@ def linear(
     *,
     scale_I=None,
     eps=0.0,
-    up_OI=None,
+    up=None,
     gelu=False,
     bias_O=None,
     added_1O=None,
@@ -96,12 +96,12 @@ def linear(
     """Compute act(norm(x) W^T + bias) * (norm(x) U^T) + added, without the parts not given."""
     outputs, inputs = weight_OI.shape
     y_1O = x_1I.new_empty(1, outputs)
-    launch = linear_launch(inputs, gated=up_OI is not None)
+    launch = linear_launch(inputs, gated=up is not None)
     _linear_kernel[(parts_of(outputs, launch.block_o),)](
         x_1I,
         x_1I if scale_I is None else scale_I,
         weight_OI,
-        weight_OI if up_OI is None else up_OI,
+        weight_OI if up is None else up,
         x_1I if bias_O is None else bias_O,
         x_1I if added_1O is None else added_1O,
         y_1O,
@@ -109,7 +109,7 @@ def linear(
         O=outputs,
         I=inputs,
         NORMED=scale_I is not None,
-        GATED=up_OI is not None,
+        GATED=up is not None,
         GELU=gelu,
         HAS_BIAS=bias_O is not None,
         ADDED=added_1O is not None,

@@ -2,6 +2,8 @@
 
 For a single row each is one launch, which takes as long as reading its weights; without gradients.
 For more rows `linear.reference`, which defines them, computes them: PyTorch's products are as fast.
+By a weight in FP8, every row is rounded to e4m3 too, also if it is the only one: a sequence has the
+same numbers alone and beside others, up to the order of sums.
 
 B batch, L rows of a sequence, I input channels, O output channels.
 """
@@ -12,17 +14,20 @@ import torch
 from torch import Tensor
 
 from hyenakernels.dispatch import all_contiguous, kernels_take
+from hyenakernels.float8.op import MAX_ROW, runs_float8
+from hyenakernels.float8.reference import E4M3, Float8Weight
 from hyenakernels.linear import reference
+from hyenakernels.linear.reference import Weight
 
 
-def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight_OI: Tensor) -> Tensor:
+def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight: Weight) -> Tensor:
     """Compute norm(x) W^T.
 
     Args:
         x_BLI: The rows.
         scale_I: The scale of the RMS norm.
         eps: Added to the root, not inside it.
-        weight_OI: W.
+        weight: W [O, I], in the dtype of `x` or in FP8.
 
     Returns:
         [B, L, O], in the dtype of `x`.
@@ -30,14 +35,14 @@ def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight_OI: Tensor)
     Raises:
         ValueError: The shapes do not fit each other.
     """
-    _check("normed_linear", x_BLI, weight_OI, scale_I)
-    if _is_one_row(x_BLI, scale_I, weight_OI):
-        return _by_kernel(x_BLI, weight_OI, scale_I=scale_I, eps=eps)
-    return reference.normed_linear(x_BLI, scale_I, eps, weight_OI)
+    _check("normed_linear", x_BLI, weight, scale_I)
+    if _is_one_row(x_BLI, scale_I, weight):
+        return _by_kernel(x_BLI, weight, scale_I=scale_I, eps=eps)
+    return reference.normed_linear(x_BLI, scale_I, eps, weight)
 
 
 def gated_linear(
-    x_BLI: Tensor, scale_I: Tensor, eps: float, gate_OI: Tensor, up_OI: Tensor, *, gelu: bool
+    x_BLI: Tensor, scale_I: Tensor, eps: float, gate: Weight, up: Weight, *, gelu: bool
 ) -> Tensor:
     """Compute act(norm(x) G^T) * (norm(x) U^T).
 
@@ -45,8 +50,8 @@ def gated_linear(
         x_BLI: The rows.
         scale_I: The scale of the RMS norm.
         eps: Added to the root, not inside it.
-        gate_OI: G.
-        up_OI: U.
+        gate: G [O, I], in the dtype of `x` or in FP8.
+        up: U, likewise.
         gelu: Whether act is GELU; else it is the identity.
 
     Returns:
@@ -55,21 +60,19 @@ def gated_linear(
     Raises:
         ValueError: The shapes do not fit each other.
     """
-    _check("gated_linear", x_BLI, gate_OI, scale_I)
-    _check("gated_linear", x_BLI, up_OI, scale_I)
-    if _is_one_row(x_BLI, scale_I, gate_OI, up_OI):
-        return _by_kernel(x_BLI, gate_OI, up_OI=up_OI, gelu=gelu, scale_I=scale_I, eps=eps)
-    return reference.gated_linear(x_BLI, scale_I, eps, gate_OI, up_OI, gelu=gelu)
+    _check("gated_linear", x_BLI, gate, scale_I)
+    _check("gated_linear", x_BLI, up, scale_I)
+    if _is_one_row(x_BLI, scale_I, gate, up):
+        return _by_kernel(x_BLI, gate, up=up, gelu=gelu, scale_I=scale_I, eps=eps)
+    return reference.gated_linear(x_BLI, scale_I, eps, gate, up, gelu=gelu)
 
 
-def added_linear(
-    x_BLI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, added_BLO: Tensor
-) -> Tensor:
+def added_linear(x_BLI: Tensor, weight: Weight, bias_O: Tensor | None, added_BLO: Tensor) -> Tensor:
     """Compute added + (x W^T + bias).
 
     Args:
         x_BLI: The rows.
-        weight_OI: W.
+        weight: W [O, I], in the dtype of `x` or in FP8.
         bias_O: For each output channel; None for no bias.
         added_BLO: The product is added to it.
 
@@ -79,21 +82,21 @@ def added_linear(
     Raises:
         ValueError: The shapes do not fit each other.
     """
-    _check("added_linear", x_BLI, weight_OI)
-    if added_BLO.shape != (*x_BLI.shape[:2], len(weight_OI)):
+    _check("added_linear", x_BLI, weight)
+    if added_BLO.shape != (*x_BLI.shape[:2], weight.shape[0]):
         raise ValueError(
-            f"added_linear: the product is {(*x_BLI.shape[:2], len(weight_OI))}, but added is "
+            f"added_linear: the product is {(*x_BLI.shape[:2], weight.shape[0])}, but added is "
             f"{tuple(added_BLO.shape)}"
         )
-    if _is_one_row(x_BLI, None, weight_OI, bias_O, added_BLO):
-        return _by_kernel(x_BLI, weight_OI, bias_O=bias_O, added_1O=added_BLO[0])
-    return reference.added_linear(x_BLI, weight_OI, bias_O, added_BLO)
+    if _is_one_row(x_BLI, None, weight, bias_O, added_BLO):
+        return _by_kernel(x_BLI, weight, bias_O=bias_O, added_1O=added_BLO[0])
+    return reference.added_linear(x_BLI, weight, bias_O, added_BLO)
 
 
-def _check(op: str, x_BLI: Tensor, weight_OI: Tensor, scale_I: Tensor | None = None) -> None:
-    if weight_OI.shape[1:] != x_BLI.shape[2:]:
+def _check(op: str, x_BLI: Tensor, weight: Weight, scale_I: Tensor | None = None) -> None:
+    if weight.shape[1:] != x_BLI.shape[2:]:
         raise ValueError(
-            f"{op}: x is {tuple(x_BLI.shape)}, but the weight is {tuple(weight_OI.shape)}"
+            f"{op}: x is {tuple(x_BLI.shape)}, but the weight is {tuple(weight.shape)}"
         )
     if scale_I is not None and scale_I.shape != x_BLI.shape[2:]:
         raise ValueError(
@@ -101,20 +104,34 @@ def _check(op: str, x_BLI: Tensor, weight_OI: Tensor, scale_I: Tensor | None = N
         )
 
 
-def _is_one_row(x_BLI: Tensor, scale_I: Tensor | None, *others: Tensor | None) -> bool:
-    """Whether the kernel supports this: one row, all contiguous, all but scales in one dtype."""
+def _is_one_row(x_BLI: Tensor, scale_I: Tensor | None, *others: Weight | None) -> bool:
+    """Whether a kernel supports this: one row, all contiguous, all but scales in one dtype."""
+    narrow = [x for x in others if isinstance(x, Float8Weight)]
+    tensors = [x for x in others if isinstance(x, Tensor)]
     return (
         x_BLI.shape[:2] == (1, 1)
-        and all(x is None or x.dtype == x_BLI.dtype for x in others)
-        and all_contiguous(scale_I, *others)
+        and all(x.dtype == x_BLI.dtype for x in tensors)
+        and all_contiguous(scale_I, *tensors, *(x.values_OI for x in narrow))
         and not torch.is_grad_enabled()
         and kernels_take(x_BLI)
+        and (not narrow or _reads_float8(x_BLI, narrow))
     )
 
 
-def _by_kernel(x_BLI: Tensor, weight_OI: Tensor, **others: Any) -> Tensor:
-    from hyenakernels.linear import kernel
+def _reads_float8(x_BLI: Tensor, weights: list[Float8Weight]) -> bool:
+    """Whether the kernel for weights in FP8 supports them; in the interpreter it always runs."""
+    return (
+        x_BLI.shape[2] <= MAX_ROW
+        and x_BLI.shape[2] % 4 == 0  # weights in a word
+        and all(weight.values_OI.dtype == E4M3 for weight in weights)
+        and (not x_BLI.is_cuda or runs_float8(x_BLI.device))
+    )
 
+
+def _by_kernel(x_BLI: Tensor, weight: Weight, **others: Any) -> Tensor:
+    from hyenakernels.linear import float8, kernel
+
+    kernels: Any = float8 if isinstance(weight, Float8Weight) else kernel
     with torch.cuda.device_of(x_BLI):
-        y_1O: Tensor = kernel.linear(x_BLI[0].contiguous(), weight_OI, **others)
+        y_1O: Tensor = kernels.linear(x_BLI[0].contiguous(), weight, **others)
     return y_1O[None]

@@ -1,6 +1,7 @@
 """The definitions of a decoding step's linear layers in plain PyTorch: any dtype, differentiable.
 
-They also compute the layers for more than one row.
+They also compute the layers for more than one row. By a weight in FP8, rows are multiplied as
+`float8.reference.rows_product` says.
 
 B batch, L rows of a sequence, I input channels, O output channels.
 """
@@ -8,25 +9,38 @@ B batch, L rows of a sequence, I input channels, O output channels.
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyenakernels.float8.op import Norm, round_rows, rows_product
+from hyenakernels.float8.reference import Float8Weight, gated
 from hyenakernels.norm.op import rms_norm
 
+Weight = Tensor | Float8Weight
 
-def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight_OI: Tensor) -> Tensor:
+
+def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight: Weight) -> Tensor:
     """Compute norm(x) W^T."""
-    return F.linear(rms_norm(x_BLI, scale_I, eps), weight_OI)
+    return _products(x_BLI, weight, norm=(scale_I, eps))[0]
 
 
 def gated_linear(
-    x_BLI: Tensor, scale_I: Tensor, eps: float, gate_OI: Tensor, up_OI: Tensor, *, gelu: bool
+    x_BLI: Tensor, scale_I: Tensor, eps: float, gate: Weight, up: Weight, *, gelu: bool
 ) -> Tensor:
     """Compute act(norm(x) G^T) * (norm(x) U^T)."""
-    normed_BLI = rms_norm(x_BLI, scale_I, eps)
-    gate_BLO = F.linear(normed_BLI, gate_OI)
-    return (F.gelu(gate_BLO) if gelu else gate_BLO) * F.linear(normed_BLI, up_OI)
+    gate_BLO, up_BLO = _products(x_BLI, gate, up, norm=(scale_I, eps))
+    return gated(gate_BLO, up_BLO, gelu=gelu)
 
 
-def added_linear(
-    x_BLI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, added_BLO: Tensor
-) -> Tensor:
+def added_linear(x_BLI: Tensor, weight: Weight, bias_O: Tensor | None, added_BLO: Tensor) -> Tensor:
     """Compute added + (x W^T + bias)."""
-    return added_BLO + F.linear(x_BLI, weight_OI, bias_O)
+    return added_BLO + _products(x_BLI, weight, bias_O=bias_O)[0]
+
+
+def _products(
+    x_BLI: Tensor, *weights: Weight, bias_O: Tensor | None = None, norm: Norm | None = None
+) -> list[Tensor]:
+    """Compute norm(x) W^T + bias with each weight; all are in FP8, or none."""
+    narrow = [weight for weight in weights if isinstance(weight, Float8Weight)]
+    if narrow:
+        rows = round_rows(x_BLI, norm)
+        return [rows_product(rows, weight, bias_O) for weight in narrow]
+    x_BLI = x_BLI if norm is None else rms_norm(x_BLI, *norm)
+    return [F.linear(x_BLI, weight, bias_O) for weight in weights if isinstance(weight, Tensor)]

@@ -26,9 +26,9 @@ from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
 from stripedhyena2.float8.frozen import Dense, FrozenLinear
 from stripedhyena2.float8.inference import ScaledLinear
+from stripedhyena2.layers import MIXER_PROJECTIONS, MLP_PROJECTIONS
 from stripedhyena2.model import StripedHyena2
 
-MIXER, MLP = ("mixer.project_in", "mixer.project_out"), ("mlp.gate", "mlp.up", "mlp.down")
 SETS = ("all", "mixer", "attention", "mlp")
 A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
 
@@ -65,8 +65,8 @@ def projections(config: ModelConfig) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for index, mixer in enumerate(config.mixers):
         kinds = {"all", "mixer"} | ({"attention"} if mixer.is_quadratic else set())
-        found |= {f"blocks.{index}.{name}": frozenset(kinds) for name in MIXER}
-        found |= {f"blocks.{index}.{name}": frozenset({"all", "mlp"}) for name in MLP}
+        found |= {f"blocks.{index}.{name}": frozenset(kinds) for name in MIXER_PROJECTIONS}
+        found |= {f"blocks.{index}.{name}": frozenset({"all", "mlp"}) for name in MLP_PROJECTIONS}
     return found
 
 
@@ -259,9 +259,7 @@ class _Branch:
 def dense_weight(linear: Any) -> Tensor:
     """The weight of a projection in fp32 or better, whatever it is stored in."""
     weight: Tensor = linear.weight.detach()
-    if isinstance(linear, ScaledLinear):
-        return weight.float() / linear.scales.weight
-    if isinstance(linear, FrozenLinear):
+    if isinstance(linear, FrozenLinear | ScaledLinear):
         return linear.dense(torch.float32)
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hyenakernels.float8.op import runs_float8
+from hyenakernels.float8.reference import Float8Weight
 from stripedhyena2.checkpoint import hub
 from stripedhyena2.checkpoint.built_in import built_in_models, find_built_in
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
@@ -33,7 +35,15 @@ from stripedhyena2.device_map import (
     move_activations,
 )
 from stripedhyena2.errors import InputError
-from stripedhyena2.float8.inference import Scales, has_scales, scaled_weight, use_scales
+from stripedhyena2.float8.inference import (
+    Scales,
+    float8_parts,
+    require_float8,
+    round_products,
+    scaled_weight,
+    use_scales,
+)
+from stripedhyena2.layers import projection_names
 from stripedhyena2.model import StripedHyena2
 from stripedhyena2.parametrization import folded_state
 
@@ -62,39 +72,52 @@ def load(
             used, block after block.
         dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
             or better, and so do final norm and head. None is the dtype of the stored embedding.
-        float8: Whether the Hyena input projections compute in FP8, with the scales in the
-            checkpoint; by default if a published model needs it (1B, 20B, 40B).
+        float8: True: all projections and MLPs compute in FP8, with weights of a byte each. None:
+            only the Hyena input projections of published models that need it (1B, 20B, 40B), with
+            the scales they were trained with, which True keeps too. False: nothing does.
 
     Raises:
         CheckpointError: The checkpoint is missing, incomplete, or does not fit its config or the
-            devices; or FP8 is requested and it has no scales.
+            devices.
         ConfigError: The config is invalid.
-        InputError: A device cannot be used here, or the dtype is not a `torch.dtype` of weights.
+        InputError: A device cannot be used here, or the dtype is not a `torch.dtype` of weights; or
+            FP8 is requested of a GPU that does not multiply it, or not these widths.
     """
     check_placement(device, dtype)
     checkpoint = read_checkpoint(path_or_name, config=config)
     dtype = dtype or checkpoint.tensors["embedding.weight"].dtype
-    blocks = _device_map(checkpoint, device, dtype, str(path_or_name))
-    scales = _scales(checkpoint, str(path_or_name), float8)
-    _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
+    scales = {} if float8 is False else _scales(checkpoint, str(path_or_name))
     with torch.device("meta"):
         model = StripedHyena2(checkpoint.config)
     try:
         use_scales(model, scales)
     except ValueError as error:
         raise CheckpointError(f"{path_or_name}: {error}") from None
+    rounded: set[str] = set()
+    if float8:
+        names = projection_names(checkpoint.config)
+        for each in [device] if isinstance(device, str | torch.device) else device:
+            require_float8(model, names, torch.device(each))
+        rounded = {f"{name}.weight" for name in round_products(model, names)}
+    blocks = _device_map(checkpoint, device, dtype, rounded | set(scales), str(path_or_name))
+    _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
     wide = torch.promote_types(dtype, torch.float32)
     fp32_tensors = {
         f"blocks.{index}.mixer.{name}"
         for index, mixer in enumerate(checkpoint.config.mixers)
         for name in mixer.fp32_tensors
     }
-    state = {
-        name: scaled_weight(tensor, scales[name], device_of(name, blocks))
-        if name in scales
-        else tensor.to(device_of(name, blocks), wide if name in fp32_tensors else dtype, copy=True)
-        for name, tensor in checkpoint.tensors.items()
-    }
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        place = device_of(name, blocks)
+        if name in scales:
+            state[name] = scaled_weight(tensor, scales[name], place)
+        elif name in rounded:
+            weight = Float8Weight.rounded(tensor.to(place))
+            state[name] = weight.values_OI
+            state[f"{name.removesuffix('weight')}scale_O1"] = weight.scale_O1
+        else:
+            state[name] = tensor.to(place, wide if name in fp32_tensors else dtype, copy=True)
     model.load_state_dict(state, assign=True)
     if len(set(blocks)) > 1:
         move_activations(model)
@@ -128,13 +151,15 @@ def _device_map(
     checkpoint: Checkpoint,
     device: str | torch.device | Sequence[torch.device],
     dtype: torch.dtype,
+    float8: set[str],
     origin: str,
 ) -> list[torch.device]:
-    """A device for each block."""
+    """A device for each block; weights named in `float8` take a byte each, if the devices can."""
     depth = checkpoint.config.depth
     if isinstance(device, str | torch.device):
         return [torch.device(device)] * depth
-    sizes = block_sizes(Tensors.of(checkpoint.tensors).like, depth, dtype.itemsize)
+    narrow = float8 if all(runs_float8(each) for each in device) else set()
+    sizes = block_sizes(Tensors.of(checkpoint.tensors).like, depth, dtype.itemsize, narrow)
     try:
         chosen = choose_devices(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
     except MemoryError as error:
@@ -146,19 +171,11 @@ def _device_map(
     return device_map(sizes, [device[index] for index in chosen])
 
 
-def _scales(checkpoint: Checkpoint, origin: str, float8: bool | None) -> dict[str, Scales]:
-    """The scales to compute with: as requested, or as a published model needs."""
-    if float8 is None:
-        float8 = precision_of(checkpoint) is not Precision.BF16
-        required = False
-    else:
-        required = float8
-    if not float8:
+def _scales(checkpoint: Checkpoint, origin: str) -> dict[str, Scales]:
+    """The scales that a published model was trained with, if it needs them."""
+    if precision_of(checkpoint) is Precision.BF16:
         return {}
-    scales = trained_scales(checkpoint.extra_state, checkpoint.config, origin)
-    if required and not scales:
-        raise CheckpointError(f"{origin}: has no FP8 scales; load it without fp8")
-    return scales
+    return trained_scales(checkpoint.extra_state, checkpoint.config, origin)
 
 
 @cache
@@ -174,7 +191,7 @@ def save(model: StripedHyena2, folder: Path, provenance: dict[str, Any]) -> None
         CheckpointError: The folder exists and is not a checkpoint, or cannot be written; or weights
             of the model were rounded to FP8.
     """
-    if has_scales(model):
+    if float8_parts(model):
         raise CheckpointError(f"{folder}: weights rounded to FP8 are not saved; load without fp8")
     save_weights(model.config, folded_state(model), folder, provenance)
 

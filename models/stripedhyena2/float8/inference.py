@@ -1,24 +1,38 @@
-"""The Hyena input projections in FP8 with fixed scales, as the published models were trained.
+"""Loading a model in FP8: with the scales it was trained with, or with those of its weights.
 
-Weights are rounded once, at loading, and inputs at every product. The weights cannot be trained,
-but gradients pass through the product to what comes before it, as if nothing were rounded.
+The Hyena input projections of the published models were trained in FP8 with fixed scales, and some
+models need them. Any model can compute all projections and MLPs in FP8, with a scale for each
+output channel of a weight and for each token. Weights are rounded once, at loading, and inputs at
+every product. The weights cannot be trained, but gradients pass through the product to what comes
+before it, as if nothing were rounded.
 
 I input channels, O output channels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyenakernels.float8.op import quantize_weight, scaled_product
+from hyenakernels.float8.op import (
+    quantize_weight,
+    round_gated,
+    round_rows,
+    runs_float8,
+    scaled_product,
+)
 from hyenakernels.float8.reference import MULTIPLE
-from stripedhyena2.float8.frozen import straight_through
-
-if TYPE_CHECKING:
-    from stripedhyena2.model import StripedHyena2
+from stripedhyena2.errors import InputError
+from stripedhyena2.float8.frozen import (
+    FrozenLinear,
+    RoundedLinear,
+    freeze_float8,
+    straight_through,
+)
+from stripedhyena2.model import GatedMLP, StripedHyena2
 
 
 @dataclass(frozen=True)
@@ -43,17 +57,18 @@ class ScaledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (e4m3(x s) . e4m3(W t)^T) / (s t); the result has the dtype of `x`."""
-        y = straight_through(x.flatten(0, -2), self._product, self._dense)
+        y = straight_through(x.flatten(0, -2), self._product, self.dense)
         return y.view(*x.shape[:-1], -1)
 
     def _product(self, x_MI: Tensor) -> Tensor:
         return scaled_product(x_MI, self.weight, self.scales.input, self.scales.weight)
 
-    def _dense(self, dtype: torch.dtype) -> Tensor:
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight that it multiplies by."""
         return self.weight.to(dtype) / self.scales.weight
 
 
-def use_scales(model: "StripedHyena2", scales: Mapping[str, Scales]) -> None:
+def use_scales(model: StripedHyena2, scales: Mapping[str, Scales]) -> None:
     """Replace projections by FP8 ones, whose weights `scaled_weight` makes and the caller loads.
 
     Args:
@@ -75,9 +90,76 @@ def use_scales(model: "StripedHyena2", scales: Mapping[str, Scales]) -> None:
         model.set_submodule(path, ScaledLinear(linear.weight.detach(), pair))
 
 
-def has_scales(model: nn.Module) -> bool:
-    """Whether projections of `model` are computed in FP8 with fixed scales."""
-    return any(isinstance(module, ScaledLinear) for module in model.modules())
+class RoundedMLP(GatedMLP):
+    """A gated MLP of `RoundedLinear` layers, each of whose inputs is rounded once."""
+
+    def _mix(self, x_BLD: Tensor) -> Tensor:
+        layers: Any = (self.gate, self.up, self.down)
+        # Gradients, and an adapter beside a layer, need its input as it was.
+        if torch.is_grad_enabled() or any(layer.operand is None for layer in layers):
+            return super()._mix(x_BLD)
+        rows = round_rows(x_BLD)
+        gate_BLM, up_BLM = self.gate(rows), self.up(rows)
+        rows = round_gated(gate_BLM, up_BLM, gelu=self.activation is F.gelu)
+        y_BLD: Tensor = self.down(rows)
+        return y_BLD
+
+
+def round_products(model: StripedHyena2, names: Iterable[str]) -> list[str]:
+    """Compute projections and MLPs in FP8, those that are not computed so already.
+
+    Args:
+        model: Also on the meta device, to load rounded weights later.
+        names: Projections; the MLPs of all blocks are among them.
+
+    Returns:
+        The names of the projections whose weights are rounded now.
+    """
+    rounded = freeze_float8(model, names, RoundedLinear)
+    for module in model.blocks.modules():
+        if type(module) is GatedMLP:
+            module.__class__ = RoundedMLP
+    return rounded
+
+
+def require_float8(model: StripedHyena2, names: Iterable[str], device: torch.device) -> None:
+    """Refuse products in FP8 that a GPU cannot compute; on a CPU the definition computes any.
+
+    Raises:
+        InputError: The GPU does not multiply FP8, or a width is not a multiple of 16.
+    """
+    if device.type != "cuda":
+        return
+    if not runs_float8(device):
+        raise InputError(
+            f"fp8: {torch.cuda.get_device_name(device)} does not multiply FP8, which needs compute "
+            "capability 8.9 (Ada, Hopper or newer); use bf16"
+        )
+    for name in names:
+        outputs, inputs = model.get_parameter(f"{name}.weight").shape
+        if inputs % MULTIPLE or outputs % MULTIPLE:
+            raise InputError(
+                f"fp8: GPUs multiply widths that are multiples of {MULTIPLE}, but {name} has "
+                f"{inputs} and {outputs} channels; use bf16"
+            )
+
+
+PRODUCTS, PROJECTIONS, WEIGHTS = "FP8 products", "FP8 projections", "FP8 weights"
+
+
+def float8_parts(model: nn.Module) -> str | None:
+    """What `model` computes in FP8: all its products, the projections trained so, or nothing.
+
+    Returns:
+        `PRODUCTS`, `PROJECTIONS`, `WEIGHTS` if it multiplies rounded weights in a wider dtype, or
+        None.
+    """
+    modules = [*model.modules()]
+    if any(isinstance(module, RoundedLinear) for module in modules):
+        return PRODUCTS
+    if any(isinstance(module, ScaledLinear) for module in modules):
+        return PROJECTIONS
+    return WEIGHTS if any(isinstance(module, FrozenLinear) for module in modules) else None
 
 
 def scaled_weight(weight_OI: Tensor, scales: Scales, device: torch.device) -> Tensor:

@@ -10,11 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenakernels import append_token, causal_attention, decode_attention, host_memory, rotary
+from hyenakernels import (
+    append_token,
+    causal_attention,
+    decode_attention,
+    host_memory,
+    pooled_attention,
+    rotary,
+)
 from hyenakernels.attention.float8 import Float8Rows, Rows
 from hyenakernels.attention.reference import rotary_angles
 from hyenakernels.parallel import attention_all_to_all, attention_ring, attention_zigzag
-from stripedhyena2.cache import Slots
+from stripedhyena2.cache import Launch, Pool, Slots, with_room
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
 from stripedhyena2.layout import Entry, by_owner, by_part
@@ -109,6 +116,47 @@ class AttentionSlots(Slots):
         return PreallocatedKV.empty((self.keys_BHTW[own], self.values_BHTW[own]))
 
 
+class AttentionPool(Pool):
+    """Keys and values of the tokens of many prefixes, by their places.
+
+    Attributes:
+        keys_NHW: Rotated keys; None before the first tokens are read.
+        values_NHW: Values.
+    """
+
+    uses_places = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_places = 1
+        self.keys_NHW: Tensor | None = None
+        self.values_NHW: Tensor | None = None
+
+    def reserve(self, num_slots: int, num_places: int) -> None:
+        """As `Pool`."""
+        del num_slots
+        self._num_places = max(num_places, self._num_places)
+        if self.keys_NHW is not None and self.values_NHW is not None:
+            self.keys_NHW = with_room(self.keys_NHW, self._num_places)
+            self.values_NHW = with_room(self.values_NHW, self._num_places)
+
+    def rows(self, like_BLHW: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, in memory that is allocated when the first are read."""
+        if self.keys_NHW is None or self.values_NHW is None:
+            none_NHW = like_BLHW.new_zeros(0, *like_BLHW.shape[2:])
+            self.keys_NHW = with_room(none_NHW, self._num_places)
+            self.values_NHW = with_room(none_NHW, self._num_places)
+        return self.keys_NHW, self.values_NHW
+
+    def store(self, launch: Launch, k_BLHW: Tensor, v_BLHW: Tensor) -> None:
+        """Keep the keys and values of the sequences that the launch wants kept."""
+        if launch.places_NL is None:
+            return
+        count, places = len(launch.places_NL), launch.places_NL.flatten()
+        for memory_NHW, x_BLHW in zip(self.rows(k_BLHW), (k_BLHW, v_BLHW), strict=True):
+            memory_NHW.index_copy_(0, places, x_BLHW[:count].flatten(0, 1))
+
+
 def rotary_frequencies(config: ModelConfig) -> Tensor:
     """Radians a position, rotary_base^(-2i / head width) for each pair i of a head, in fp32."""
     evens = range(0, config.width // config.num_heads, 2)
@@ -155,15 +203,33 @@ class Attention(Mixer, letter="A"):
     def forward(self, x_BLD: Tensor, past: AttentionPast | None) -> tuple[Tensor, AttentionPast]:
         """As `Mixer`."""
         length, device = x_BLD.shape[1], x_BLD.device
-        qkv_BLHW = self.project_in(x_BLD).unflatten(2, (3 * self.num_heads, -1))
-        qk_BLHW, v_BLHW = qkv_BLHW.split([2 * self.num_heads, self.num_heads], dim=2)
         first = past.keys_BHTW.shape[2] if past else self.first_position
         positions_1L = torch.arange(first, first + length, device=device)[None]
-        q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_1L).chunk(2, dim=2)
+        q_BLHW, k_BLHW, v_BLHW = self._heads(x_BLD, positions_1L)
         q, k, v = (part.transpose(1, 2) for part in (q_BLHW, k_BLHW, v_BLHW))
         past = past.extended(k, v) if past else AttentionPast(k, v)
         y_BHLW = self.attend(q, past.keys_BHTW, past.values_BHTW)
         return self.project_out(y_BHLW.transpose(1, 2).flatten(2)), past
+
+    def _heads(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries, rotated keys and values, [B, L, H, W]; B of the positions may be 1."""
+        qkv_BLHW = self.project_in(x_BLD).unflatten(2, (3 * self.num_heads, -1))
+        qk_BLHW, v_BLHW = qkv_BLHW.split([2 * self.num_heads, self.num_heads], dim=2)
+        return *self.rotate(qk_BLHW, positions_BL).chunk(2, dim=2), v_BLHW
+
+    def new_pool(self) -> AttentionPool:
+        """As `Mixer`."""
+        return AttentionPool()
+
+    def read_rows(self, x_BLD: Tensor, pool: AttentionPool, launch: Launch) -> Tensor:
+        """As `Mixer`."""
+        new_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
+        q_BLHW, k_BLHW, v_BLHW = self._heads(x_BLD, launch.pasts_B[:, None] + new_L)
+        rows = *pool.rows(k_BLHW), launch.places_BT, launch.pasts_B
+        y_BLHW = pooled_attention(q_BLHW, k_BLHW, v_BLHW, *rows)
+        pool.store(launch, k_BLHW, v_BLHW)
+        projected_BLD: Tensor = self.project_out(y_BLHW.flatten(2))
+        return projected_BLD
 
     def step(self, z_B1C: Tensor, slots: AttentionSlots) -> Tensor:
         """As `Mixer`."""
@@ -181,13 +247,6 @@ class Attention(Mixer, letter="A"):
                     f"{seen} tokens seen and {num_tokens} new ones exceed the capacity of "
                     f"{capacity} tokens"
                 )
-
-    def share_past(self, past: AttentionPast, later: AttentionPast) -> AttentionPast:
-        """As `Mixer`: the first keys and values of the later past."""
-        num_tokens = past.keys_BHTW.shape[2]
-        return AttentionPast(
-            later.keys_BHTW[:, :, :num_tokens], later.values_BHTW[:, :, :num_tokens]
-        )
 
     def new_past(
         self, batch_size: int, num_tokens: int, *, on_host: bool = False, float8: bool = False
@@ -210,7 +269,10 @@ class Attention(Mixer, letter="A"):
 
         On the host it is pinned and ordered [T, B, H, W], so that some tokens are one piece of it.
         """
-        like, width = self.project_out.weight, self.project_out.in_features // self.num_heads
+        like = (
+            self.project_out.bias
+        )  # in the dtype of the activations, where weights are in FP8 too
+        width = len(like) // self.num_heads
         heads, dtype = self.num_heads, like.dtype
 
         def allocate() -> Rows:

@@ -27,7 +27,7 @@ from hyenakernels import (
 )
 from hyenakernels.launch import modal_segment
 from hyenakernels.precision import accumulation_dtype
-from stripedhyena2.cache import Slots
+from stripedhyena2.cache import Launch, Pool, Slots, with_room
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.initial import Draw, constant, normal, uniform
 from stripedhyena2.layout import Entry, by_owner, by_part, newest_first, newest_last
@@ -80,6 +80,51 @@ class HyenaSlots(hyenakernels.HyenaSlots, Slots):
         return (self.inner,)
 
 
+class HyenaPool(Pool):
+    """The pasts of many prefixes, by their slots; slot 0 is zeros, as before the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_slots = 1
+        self._pasts: HyenaPast | None = None
+
+    def reserve(self, num_slots: int, num_places: int) -> None:
+        """As `Pool`."""
+        del num_places
+        self._num_slots = max(num_slots, self._num_slots)
+        if self._pasts is not None:
+            self._pasts = self._with_room(self._pasts)
+
+    def _with_room(self, pasts: HyenaPast) -> HyenaPast:
+        return HyenaPast(
+            with_room(pasts.featurizer_BPC, self._num_slots),
+            with_room(pasts.inner, self._num_slots),
+        )
+
+    def gather(self, sources_B: Tensor, none: HyenaPast) -> HyenaPast:
+        """The pasts in some slots.
+
+        Args:
+            sources_B: The slots.
+            none: Pasts of no sequence, after which memory is shaped.
+        """
+        if self._pasts is None:
+            self._pasts = self._with_room(none)
+        return HyenaPast(
+            self._pasts.featurizer_BPC.index_select(0, sources_B),
+            self._pasts.inner.index_select(0, sources_B),
+        )
+
+    def store(self, targets_N: Tensor | None, past: HyenaPast) -> None:
+        """Keep the pasts of the first N sequences in these slots."""
+        if targets_N is None:
+            return
+        assert self._pasts is not None, "what is read comes after what was gathered"
+        count = len(targets_N)
+        self._pasts.featurizer_BPC.index_copy_(0, targets_N, past.featurizer_BPC[:count])
+        self._pasts.inner.index_copy_(0, targets_N, past.inner[:count])
+
+
 class HyenaOperator(nn.Module):
     """What stands between the projections of a Hyena mixer: featurizer, gate, convolution, gate.
 
@@ -113,6 +158,12 @@ class HyenaOperator(nn.Module):
         """The past of the inner convolution before the first token, as `HyenaSlots` keep it."""
         raise NotImplementedError
 
+    def start(self, batch_size: int, like: Tensor) -> HyenaPast:
+        """The past before the first token: zeros."""
+        channels, num_taps = self.featurizer_taps_CK.shape
+        featurizer_BPC = like.new_zeros(batch_size, num_taps - 1, channels)
+        return HyenaPast(featurizer_BPC, self.new_inner(batch_size, like))
+
 
 class HyenaFIR(HyenaOperator):
     """A FIR with the taps of the channel's group, and perhaps a skip per channel."""
@@ -134,6 +185,11 @@ class HyenaFIR(HyenaOperator):
         """A ring of samples."""
         sizes = (batch_size, self.taps_GK.shape[1], self.featurizer_taps_CK.shape[0] // 3)
         return like.new_zeros(sizes)
+
+    def start(self, batch_size: int, like: Tensor) -> HyenaPast:
+        """As `HyenaOperator`; a past has a sample less than a ring."""
+        past = super().start(batch_size, like)
+        return HyenaPast(past.featurizer_BPC, past.inner[:, 1:])
 
 
 class HyenaModal(HyenaOperator):
@@ -182,12 +238,27 @@ class Hyena(Mixer):
         """As `Mixer`."""
         return self.operator.step(z_B1C, slots)
 
+    def new_pool(self) -> HyenaPool:
+        """As `Mixer`."""
+        return HyenaPool()
+
+    def read_rows(self, x_BLD: Tensor, pool: HyenaPool, launch: Launch) -> Tensor:
+        """As `Mixer`."""
+        z_BLC = self.project_in(x_BLD)
+        past = pool.gather(launch.sources_B, self.operator.start(0, z_BLC))
+        y_BLD, past = self.operator(z_BLC, past)
+        pool.store(launch.targets_N, past)
+        projected_BLD: Tensor = self.project_out(y_BLD)
+        return projected_BLD
+
     def new_slots(
         self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False
     ) -> HyenaSlots:
         """As `Mixer`; the memory does not grow with the capacity."""
         del capacity, float8
-        like = self.project_out.weight
+        like = (
+            self.project_out.bias
+        )  # in the dtype of the activations, where weights are in FP8 too
         channels, num_taps = self.operator.featurizer_taps_CK.shape
         ring_BFC = like.new_zeros(batch_size, num_taps, channels)
         inner = self.operator.new_inner(batch_size, like)

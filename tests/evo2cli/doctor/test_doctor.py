@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.doctor import checks as doctor_checks
+from evo2cli.doctor import run as doctor_run
 from evo2cli.doctor.checks import Outcome, check_model, checks
 from evo2cli.doctor.losses import measure_losses, read_prompts
 from evo2cli.doctor.models import describe_models, inference_bytes, published_name, trust
@@ -48,7 +49,9 @@ def test_a_sound_machine_passes(checkpoint: str, prompts: Path) -> None:
         "Hyena-LI",
         "norm",
         "attention",
-        "FP8",
+        "FP8 projection",
+        "FP8 products",
+        "FP8, one token",
         "cut",
         "base by base",
         "tiny: ",
@@ -76,10 +79,10 @@ def test_a_wrong_kernel_is_code_4(monkeypatch: pytest.MonkeyPatch) -> None:
     error = result.exception
     assert isinstance(error, UntrustedNumericsError)
     assert error.exit_code == 4
-    assert "1 of 9 self-tests failed: Hyena-LI, fp32 has an error of" in str(error)
+    assert "1 of 11 self-tests failed: Hyena-LI, fp32 has an error of" in str(error)
 
 
-@pytest.mark.parametrize("index", range(6), ids=[check.name for check in checks()])
+@pytest.mark.parametrize("index", range(8), ids=[check.name for check in checks()])
 def test_a_test_that_notices_nothing_fails(index: int) -> None:
     check = list(checks())[index]
     assert check.outcome(CPU, torch.float32).passed
@@ -87,6 +90,21 @@ def test_a_test_that_notices_nothing_fails(index: int) -> None:
     assert not blind.outcome(CPU, torch.float32).passed
     with pytest.raises(UntrustedNumericsError, match="does not notice"):
         require_health({"checks": [{**vars(blind.outcome(CPU, torch.float32)), "passed": False}]})
+
+
+def test_a_gpu_without_fp8_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor_run, "runs_float8", lambda _: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    monkeypatch.setattr(doctor_run, "load", lambda *_, **__: None)
+    monkeypatch.setattr(doctor_run, "check_model", lambda *_: iter(()))
+    monkeypatch.setattr(doctor_checks.Check, "outcome", lambda self, *_: self.name)
+    tested = doctor_run._check_device(CUDA)
+    assert "FP8 projection" in tested
+    assert not {"FP8 products", "FP8, one token"} & set(map(str, tested))
+    line = "FP8 products are not tested: NVIDIA A100 has none, and --dtype fp8 is refused"
+    assert line in " ".join(capsys.readouterr().err.split())
 
 
 def test_nan_is_no_success() -> None:

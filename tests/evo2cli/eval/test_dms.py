@@ -181,15 +181,15 @@ def test_a_killed_run_resumes_with_the_same_bytes(
 ) -> None:
     whole, output = table.with_name("whole.tsv"), table.with_name("x.tsv")
     evaluate(tiny_model, table, scored=whole)
-    delta, calls = MutantScorer.delta, []
+    mean, calls = MutantScorer._mean, []
 
-    def watched(self: MutantScorer, choices: Any, name: str) -> float | None:
+    def watched(self: MutantScorer, pairs: Any, name: str) -> float:
         calls.append(name)
         if len(calls) == 10:
             raise KeyboardInterrupt
-        return delta(self, choices, name)
+        return mean(self, pairs, name)
 
-    monkeypatch.setattr(MutantScorer, "delta", watched)
+    monkeypatch.setattr(MutantScorer, "_mean", watched)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny_model, table, scored=output)
     assert not output.exists()

@@ -67,6 +67,34 @@ def test_noise_is_the_difference_and_marks_what_is_no_larger(
     assert 0 < found < len(differences)
 
 
+def test_fp8_is_checked_against_bf16_and_fp32(source: Path, checkpoint: str, capsys) -> None:
+    deltas = {
+        dtype: [
+            row["EVO2_DELTA"]
+            for row in rows(
+                run(source, checkpoint, f"{dtype}.jsonl", precision_check=None, dtype=dtype)
+            )
+            if row["EVO2_DELTA"] is not None
+        ]
+        for dtype in ("fp8", "bf16", "fp32")
+    }
+    capsys.readouterr()
+    marked = run(source, checkpoint, "marked.vcf", precision_check=100, dtype="fp8").read_text()
+    said = capsys.readouterr().err
+    largest = {}
+    for higher in ("bf16", "fp32"):
+        differences = [abs(x - y) for x, y in zip(deltas["fp8"], deltas[higher], strict=True)]
+        largest[higher] = max(differences)
+        line = (
+            f"EVO2_DELTA of {len(differences)} alleles in fp8 differs from that in {higher} by "
+            f"{median(differences):.6f} nats (median), {max(differences):.6f} at most"
+        )
+        assert line in said
+        assert f"##evo2Noise={line}\n" in marked
+    noisy = sum(abs(delta) <= largest["fp32"] for delta in deltas["fp8"])
+    assert sum(line.endswith("NOISE") for line in marked.splitlines()) == noisy > 0
+
+
 def test_neither_order_nor_shards_change_a_byte(source: Path, checkpoint: str) -> None:
     whole = run(source, checkpoint).read_text()
     assert "##evo2Noise=EVO2_DELTA of 4 alleles in bf16 differs" in whole

@@ -2,8 +2,6 @@
 
 import json
 import random
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +15,11 @@ from evo2cli.genome.vcf import read_vcf
 from evo2cli.genome.windows import Window
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import ScoreOptions
-from evo2cli.score.prefixes import AnchoredScorer, CentredScorer, WindowScorer
+from evo2cli.score.prefixes import Pair, WindowReader
 from evo2cli.score.run import score
-from evo2cli.score.variants import count_bases
 from stripedhyena2 import StripedHyena2, load, save
-from stripedhyena2.scoring import ScoringState, sequence_logprob
+from stripedhyena2.packing import Shapes
+from stripedhyena2.scoring import sequence_logprob
 from tests.evo2cli.score.test_score import VCF_HEADER
 
 CONTIG, WIDTH = 500, 128
@@ -75,60 +73,131 @@ def run(source: Path, checkpoint: str, **options: str) -> list[dict[str, float]]
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
+SHAPES = [Shapes(0), Shapes(2048)]  # one at a time, and side by side
+each_shapes = pytest.mark.parametrize("shapes", SHAPES, ids=["one at a time", "side by side"])
+both_kinds = pytest.mark.parametrize("is_anchored", [False, True], ids=["centred", "anchored"])
+
+
+def single_precision(model: StripedHyena2) -> StripedHyena2:
+    narrow = StripedHyena2(model.config).eval()
+    narrow.load_state_dict(model.state_dict())
+    return narrow
+
+
+def snv(genome: bytes, start: int, at: int, end: int, letter: bytes) -> tuple[Window, Window]:
+    """The windows from `start` to `end` with the genome's base at `at`, and with another."""
+    reference = Window(genome[start:at], genome[at : at + 1], genome[at + 1 : end])
+    return reference, Window(reference.before, letter, reference.after)
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_any_windows_in_any_order_have_their_totals(
     tiny_model: StripedHyena2, data: st.DataObject
 ) -> None:
-    """Whatever is still at hand, and wherever the windows differ."""
-    scorers: list[WindowScorer] = [AnchoredScorer(tiny_model, 16), CentredScorer(tiny_model)]
-    genome = letters(400).encode()
-    for _ in range(data.draw(st.integers(1, 5))):
-        start, before = data.draw(st.sampled_from([0, 32, 64])), data.draw(st.integers(0, 90))
-        after = data.draw(st.integers(1, 40))
-        at = start + before
-        reference = Window(genome[start:at], genome[at : at + 1], genome[at + 1 : at + after])
-        alternate = Window(
-            reference.before, data.draw(st.sampled_from([b"A", b"GT"])), reference.after
-        )
-        for scorer in scorers:
-            for score_of, window in ((scorer.reference, reference), (scorer.alternate, alternate)):
-                expected = sequence_logprob(tiny_model, window.sequence)
-                assert score_of(window) == pytest.approx(expected, abs=1e-8)
+    """However many are read together, whatever is still at hand, and wherever windows differ."""
+    reader = WindowReader(
+        tiny_model,
+        data.draw(st.sampled_from([128, 300, 640])),
+        is_anchored=data.draw(st.booleans()),
+        shapes=data.draw(st.sampled_from(SHAPES)),
+    )
+    genome = letters(900).encode()
+    for _ in range(data.draw(st.integers(1, 3))):
+        asked: list[tuple[Pair, Window, Window]] = []
+        for _ in range(data.draw(st.integers(1, 6))):
+            start, before = data.draw(st.sampled_from([0, 32, 64])), data.draw(st.integers(0, 400))
+            at, after = start + before, data.draw(st.integers(0, 300))
+            reference = Window(
+                genome[start:at], genome[at : at + 1], genome[at + 1 : at + 1 + after]
+            )
+            moved = data.draw(st.sampled_from([0, 0, 0, 3]))  # bases on the left of ALT's window
+            alternate = Window(
+                reference.before[moved:], data.draw(st.sampled_from([b"A", b"GT"])), reference.after
+            )
+            asked.append((reader.windows(reference, alternate), reference, alternate))
+        reader.packer.read().collect()
+        for pair, *windows in asked:
+            expected = [
+                sequence_logprob(tiny_model, window.sequence) if len(window.sequence) > 1 else 0
+                for window in windows
+            ]
+            assert pair.logprobs == pytest.approx(expected, rel=0, abs=1e-8)
 
 
-def test_cuts_and_their_keys_are_the_same_whoever_was_there(tiny_model: StripedHyena2) -> None:
-    """Bit for bit in fp32: alone, after neighbours, and after another place."""
-    model = StripedHyena2(tiny_model.config).eval()
-    model.load_state_dict(tiny_model.state_dict())
-    genome = letters(400).encode()
-
-    def window(start: int, at: int) -> Window:
-        return Window(genome[start:at], b"G", genome[at + 1 : start + 128])
-
-    alone = AnchoredScorer(model, 16)
-    expected = [alone.alternate(window(64, 150)), alone.reference(window(64, 150))]
-    busy = AnchoredScorer(model, 16)
-    for start, at in ((64, 130), (64, 180), (0, 70), (64, 131)):
-        busy.alternate(window(start, at))
-        busy.reference(window(start, at))
-    assert [busy.alternate(window(64, 150)), busy.reference(window(64, 150))] == expected
+def test_sequences_that_end_with_what_they_share_have_their_totals(
+    tiny_model: StripedHyena2,
+) -> None:
+    """As tables may give them: one is the beginning of the other."""
+    whole = letters(200).encode()
+    for shapes in SHAPES:
+        reader = WindowReader(tiny_model, 200, is_anchored=False, shapes=shapes)
+        pair = reader.windows(Window(whole, b"G", b""), Window(whole, b"", b""))
+        reader.packer.read().collect()
+        expected = [sequence_logprob(tiny_model, each) for each in (whole + b"G", whole)]
+        assert pair.logprobs == pytest.approx(expected, rel=0, abs=1e-8)
 
 
-@pytest.mark.parametrize("scorer_of", [CentredScorer, partial(AnchoredScorer, step=16)])
+@each_shapes
+@both_kinds
+def test_a_base_given_those_before_it_is_the_last_term_of_its_sequence(
+    tiny_model: StripedHyena2, is_anchored: bool, shapes: Shapes
+) -> None:
+    genome = letters(600).encode()
+    reader = WindowReader(tiny_model, 400, is_anchored=is_anchored, shapes=shapes)
+    ats = (1, 70, 200, 201, 333)
+    pairs = [reader.next_base(*snv(genome, 0, at, 400, b"C")) for at in ats]
+    reader.packer.read().collect()
+    for at, pair in zip(ats, pairs, strict=True):
+        found = zip(pair.lasts, (genome[at : at + 1], b"C"), strict=True)
+        before = sequence_logprob(tiny_model, genome[:at]) if at > 1 else 0
+        for value, letter in found:
+            whole = sequence_logprob(tiny_model, genome[:at] + letter)
+            assert value == pytest.approx(whole - before, rel=0, abs=1e-8)
+
+
+@each_shapes
+@both_kinds
+def test_windows_have_the_same_bits_whoever_was_there(
+    tiny_model: StripedHyena2, is_anchored: bool, shapes: Shapes
+) -> None:
+    """In fp32: alone, beside others in any order, after neighbours, and after another place."""
+    model, genome = single_precision(tiny_model), letters(900).encode()
+    starts, ats = (64, 320), range(330, 420, 7)
+    places = [(start, at, letter) for start in starts for at in ats for letter in (b"G", b"A")]
+    asked = [snv(genome, start, at, start + 400, letter) for start, at, letter in places]
+
+    def reader() -> WindowReader:
+        return WindowReader(model, 400, is_anchored=is_anchored, shapes=shapes)
+
+    def scores(reader: WindowReader, wanted: list[tuple[Window, Window]]) -> list[object]:
+        pairs = [reader.windows(*windows) for windows in wanted]
+        reader.packer.read().collect()
+        return [pair.logprobs for pair in pairs]
+
+    together = scores(reader(), asked)
+    backwards = scores(reader(), asked[::-1])[::-1]
+    busy = reader()
+    in_turn = [scores(busy, [windows])[0] for windows in asked[::3]]
+    alone = [scores(reader(), [windows])[0] for windows in asked[::9]]
+    assert backwards == together
+    assert in_turn == together[::3]
+    assert alone == together[::9]
+
+
+@both_kinds
 def test_numbers_of_threads_change_the_last_digits_at_most(
-    tiny_model: StripedHyena2, scorer_of: Callable[[StripedHyena2], WindowScorer]
+    tiny_model: StripedHyena2, is_anchored: bool
 ) -> None:
     """As docs/variants.md says; with the same number, not even these."""
-    model = StripedHyena2(tiny_model.config).eval()
-    model.load_state_dict(tiny_model.state_dict())
-    genome = letters(128).encode()
-    window = Window(genome[:70], b"G", genome[71:])
+    model, genome = single_precision(tiny_model), letters(128).encode()
 
-    def scores(threads: int) -> list[float]:
+    def scores(threads: int) -> tuple[float, float]:
         torch.set_num_threads(threads)
-        scorer = scorer_of(model)
-        return [scorer.reference(window), scorer.alternate(window)]
+        reader = WindowReader(model, 128, is_anchored=is_anchored)
+        pair = reader.windows(*snv(genome, 0, 70, 128, b"G"))
+        reader.packer.read().collect()
+        return pair.logprobs
 
     before = torch.get_num_threads()
     try:
@@ -140,21 +209,26 @@ def test_numbers_of_threads_change_the_last_digits_at_most(
 
 
 def test_neighbours_are_computed_once(tiny_model: StripedHyena2) -> None:
-    seen = []
-
-    def extend(state: ScoringState, bases: bytes) -> ScoringState:
-        seen.append(len(bases))
-        return state.extend(bases)
-
-    scorer = AnchoredScorer(tiny_model, 16, extend)
-    genome = letters(200).encode()
-    for at in range(70, 90):
-        scorer.reference(Window(genome[:at], genome[at : at + 1], genome[at + 1 : 128]))
+    """One at a time: the reference window once, and for an allele what is behind it."""
+    genome = letters(300).encode()
+    reader = WindowReader(tiny_model, 256, is_anchored=True)
+    for at in range(130, 150):
         for letter in b"AC":
-            scorer.alternate(Window(genome[:at], bytes([letter]), genome[at + 1 : 128]))
-    suffixes = 2 * sum(128 - at for at in range(70, 90))
-    sites = sum(at % 16 for at in range(70, 90))
-    assert sum(seen) == scorer.num_bases == 128 + sites + suffixes
+            reader.windows(*snv(genome, 0, at, 256, bytes([letter])))
+            reader.packer.read().collect()
+    suffixes = 2 * sum(256 - at for at in range(130, 150))
+    sites = sum(at - 128 for at in range(130, 150))  # fewer than a piece behind half a window
+    assert reader.packer.num_bases == 256 + sites + suffixes
+
+
+def test_a_site_is_read_once_also_if_every_allele_has_its_record(tiny_model: StripedHyena2) -> None:
+    genome = letters(300).encode()
+    reader = WindowReader(tiny_model, 256, is_anchored=False)
+    for letter in (b"A", b"C", b"G", b"T"):
+        if letter != genome[128:129]:
+            reader.windows(*snv(genome, 0, 128, 256, letter))
+            reader.packer.read().collect()
+    assert reader.packer.num_bases == 128 + 4 * 128
 
 
 @pytest.mark.parametrize("strand", ["fwd", "rc", "both"])
@@ -253,18 +327,6 @@ def test_a_record_has_the_same_bytes_alone_and_among_others(
         assert alone == [together[place]]
 
 
-def test_letters_are_cut_for_the_cache_not_for_the_score(tiny_model: StripedHyena2) -> None:
-    """Keys of earlier cuts are views of the last one's."""
-    scorer = AnchoredScorer(tiny_model, 16)
-    genome = letters(128).encode()
-    scorer.reference(Window(genome[:70], genome[70:71], genome[71:]))
-    attention = tiny_model.config.stripes.index("A")
-    keys = [cut.cache.pasts[attention].keys_BHTW for cut in scorer._states[1:]]
-    assert [each.shape[2] for each in keys] == list(range(16, 129, 16))
-    assert len({each.untyped_storage().data_ptr() for each in keys}) == 1
-    torch.testing.assert_close(keys[0], keys[-1][:, :, :16], rtol=0, atol=0)
-
-
 @pytest.mark.parametrize(("windows", "factor"), [("centred", 2.3), ("anchored", 5)])
 def test_real_variants_cost_a_fraction(shared: Path, windows: str, factor: float) -> None:
     """Against a reference and an alternate window for each of 3,893 SNVs; nothing is computed."""
@@ -275,7 +337,7 @@ def test_real_variants_cost_a_fraction(shared: Path, windows: str, factor: float
     )
     num_alleles = 0
     with Reference.open(folder / "brca1_region.fa") as genome:
-        scorer = VariantScorer(load("nano"), genome, options, count_bases)
+        scorer = VariantScorer(load("nano"), genome, options, counts_only=True)
         for record in read_vcf(options.source).records:
             num_alleles += len(scorer.score(record))
     assert num_alleles == 3893

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from hyenakernels.float8.reference import Float8Weight
 from stripedhyena2 import InputError, ModelConfig, StripedHyena2
 from stripedhyena2.adapters import LoRA, adapter_tensors, add_adapters, merged_weights
 from stripedhyena2.adapters.lora import dense_weight, put_on, target_names
-from stripedhyena2.float8.frozen import FrozenLinear, freeze_float8
+from stripedhyena2.float8.frozen import FrozenLinear, RoundedLinear, freeze_float8
 from stripedhyena2.float8.inference import ScaledLinear, Scales, scaled_weight
 
 KINDS = [LoRA(rank=3), LoRA(rank=3, alpha=5, rslora=True), LoRA(rank=3, dora=True)]
@@ -206,13 +207,13 @@ def test_the_wide_copy_of_a_rounded_weight_is_not_kept() -> None:
     assert torch.Size([64, 64]) not in kept
 
 
-@pytest.mark.parametrize("kind", ["frozen", "scaled"])
-def test_the_gradient_of_a_rounded_product_is_that_of_its_weight(kind: str) -> None:
+@pytest.mark.parametrize("kind", [FrozenLinear, RoundedLinear, ScaledLinear])
+def test_the_gradient_of_a_rounded_product_is_that_of_its_weight(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(16, 32, bias=False)
     layer: nn.Module
-    if kind == "frozen":
-        layer = FrozenLinear(linear)
+    if issubclass(kind, FrozenLinear):
+        layer = kind(Float8Weight.rounded(linear.weight.detach()), None)
         weight = layer.dense(torch.float32)
     else:
         scales = Scales(input=8.0, weight=300.0)

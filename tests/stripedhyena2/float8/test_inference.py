@@ -72,6 +72,12 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture
+def needs_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of this shape need the projections that they were trained with."""
+    monkeypatch.setattr(precision, "needed_precision", lambda _: precision.Precision.FP8)
+
+
+@pytest.fixture
 def file(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     vortex.write(checkpoint, tmp_path / "model.pt")
     return tmp_path / "model.pt"
@@ -232,9 +238,10 @@ def test_the_shared_record_is_read(shared: Path) -> None:
     assert len(trained_scales(found.extra_state, found.config, "here")) == 3
 
 
+@pytest.mark.usefixtures("needs_fp8")
 def test_a_model_in_fp8_is_the_wide_one_with_rounded_projections(file: Path) -> None:
     config = file.with_suffix(".yml")
-    narrow = load(file, config=config, float8=True, device=DEVICE)
+    narrow = load(file, config=config, device=DEVICE)
     wide = load(file, config=config, float8=False, dtype=torch.float64, device=DEVICE)
     kinds = [type(block.mixer.project_in) for block in narrow.blocks]
     assert kinds == [ScaledLinear, ScaledLinear, ScaledLinear, nn.Linear]
@@ -271,6 +278,7 @@ def test_a_model_in_fp8_is_the_wide_one_with_rounded_projections(file: Path) -> 
     assert (steps - logits[:1, 20:]).norm() < 0.05 * of_rounding
 
 
+@pytest.mark.usefixtures("needs_fp8")
 def test_records_survive_conversion_bit_for_bit(
     checkpoint: Checkpoint, file: Path, tmp_path: Path
 ) -> None:
@@ -281,27 +289,22 @@ def test_records_survive_conversion_bit_for_bit(
     assert again.extra_state == checkpoint.extra_state
     ids = torch.arange(65, 95)[None]
     direct, converted = (
-        load(path, config=shape, float8=True)(ids)
+        load(path, config=shape)(ids)
         for path, shape in ((file, config), (tmp_path / "native", None))
     )
     assert torch.equal(direct, converted)
 
 
-def test_a_model_in_fp8_is_not_saved(file: Path, tmp_path: Path) -> None:
-    model = load(file, config=file.with_suffix(".yml"), float8=True)
+@pytest.mark.usefixtures("needs_fp8")
+@pytest.mark.parametrize("float8", [None, True], ids=["projections", "products"])
+def test_a_model_in_fp8_is_not_saved(file: Path, tmp_path: Path, float8: bool | None) -> None:
+    model = load(file, config=file.with_suffix(".yml"), float8=float8)
     with pytest.raises(CheckpointError, match="rounded to FP8 are not saved"):
         save(model, tmp_path / "saved", {})
     assert not (tmp_path / "saved").exists()
 
 
-def test_scales_that_are_not_there_cannot_be_asked_for(
-    tiny_model: StripedHyena2, tmp_path: Path
-) -> None:
-    save(tiny_model, tmp_path / "model", {})
-    with pytest.raises(CheckpointError, match="has no FP8 scales"):
-        load(tmp_path / "model", float8=True)
-
-
+@pytest.mark.usefixtures("needs_fp8")
 def test_a_width_that_fp8_cannot_take_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     config = replace(SHAPE, width=40, num_short_filter_groups=4, num_medium_filter_groups=4)
     model = StripedHyena2.from_seed(config, seed=0)
@@ -309,7 +312,7 @@ def test_a_width_that_fp8_cannot_take_is_named(checkpoint: Checkpoint, tmp_path:
         replace(checkpoint, config=config, tensors=folded_state(model)), tmp_path / "model"
     )
     with pytest.raises(CheckpointError, match=r"multiples of 16, but blocks\.0\.mixer\.project_in"):
-        load(tmp_path / "model", float8=True)
+        load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("needed", list(precision.Precision), ids=str)

@@ -131,7 +131,8 @@ def test_where_no_change_helps_more_gpus_are_advised() -> None:
     tight, recipe = plan("7b.toml", 1)
     assert not tight.fits
     assert advice(tight, recipe).startswith("use at least 2 GPUs")
-    alone, recipe = plan("nano.toml", 1, 'shape.stripes="SMLA"', "shape.width=65536")
+    too_wide = ('shape.stripes="SMLA"', "shape.width=65536", "batch.sequences=4")
+    alone, recipe = plan("nano.toml", 1, *too_wide)
     assert not alone.fits
     assert advice(alone, recipe) == "use GPUs with more memory, or a shorter batch.length"
 
