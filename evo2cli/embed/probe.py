@@ -112,6 +112,7 @@ def import_sklearn(needed_by: str) -> Any:
         UserError: It is not installed; the message says what needs it.
     """
     try:
+        import sklearn.dummy
         import sklearn.linear_model
         import sklearn.model_selection
         import sklearn.pipeline

@@ -2,13 +2,14 @@
 
 A linear model on the frequencies of k-mers knows composition and no positions. A linear model on
 the one-hot bases around the centre is a position weight matrix: it knows positions and no context.
-Chance knows how frequent each class is. All are fitted on train alone. Models of classes are
-logistic regressions (L2) on standardized features, those of numbers ridge regressions.
+For labels of bases the second reads the bases around each base, and the first also the k-mers in a
+wider window. Chance knows how frequent each class is. All are fitted on train alone. Models of
+classes are logistic regressions (L2) on standardized features, those of numbers ridge regressions.
 
 N sequences, L bases, F features, C classes or numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ KMER_C = 0.01  # of the logistic regression: k-mers overlap, so they need a stro
 CENTRE = 80  # bases
 CENTRE_C = 1.0
 AROUND = 10  # bases on each side of the one whose label is predicted
+AROUND_KMERS = 50  # bases on each side whose k-mers are counted for that label
+MAX_BASES = 4_096  # whose features are in memory at once
 
 Indices = NDArray[np.int64]
 Features = NDArray[np.float32]
@@ -54,14 +57,25 @@ def kmer_baseline(
     *,
     k: int = KMER,
     seed: int = 0,
-) -> NDArray[np.float64] | None:
-    """Predictions for `rows` by the frequencies of k-mers; None for labels of bases.
+) -> Any:
+    """Predictions for `rows` by the frequencies of k-mers.
+
+    For labels of bases, of those in the `AROUND_KMERS` bases on both sides of each, beside what
+    `position_baseline` knows.
+
+    Returns:
+        As `measure` takes them.
 
     Raises:
         UserError: scikit-learn is not installed.
     """
     if labels.task is Task.TOKENS:
-        return None
+
+        def around(sequence: str, places: Indices) -> Features:
+            near = _neighbours(sequence, places)
+            return np.concatenate([near, _kmers_around(sequence, k, places)], axis=1)
+
+        return _token_baseline(examples, labels, train, rows, seed, around, KMER_C)
     train = _draw(train, seed)
 
     def features(chosen: Indices) -> Features:
@@ -89,7 +103,7 @@ def position_baseline(
         UserError: scikit-learn is not installed.
     """
     if labels.task is Task.TOKENS:
-        return _token_baseline(examples, labels, train, rows, seed)
+        return _token_baseline(examples, labels, train, rows, seed, _neighbours, CENTRE_C)
     sides = _sides(examples)
     if any(len({len(sequence) for sequence in side}) > 1 for side in sides):
         return None
@@ -108,21 +122,48 @@ def position_baseline(
 
 
 def _token_baseline(
-    examples: Examples, labels: Labels, train: Indices, rows: Indices, seed: int
+    examples: Examples,
+    labels: Labels,
+    train: Indices,
+    rows: Indices,
+    seed: int,
+    features: Callable[[str, Indices], Features],
+    c: float,
 ) -> list[NDArray[np.float64]]:
-    """Predictions for each base from the bases around it, fitted on bases drawn from train."""
+    """Predictions for each base, by a model that is fitted on bases drawn from train.
+
+    Args:
+        examples: The examples.
+        labels: What their labels mean.
+        train: The rows whose bases are drawn from.
+        rows: The rows to predict.
+        seed: Of the draw.
+        features: Features of some bases of a sequence.
+        c: The inverse of the penalty.
+    """
     assert isinstance(examples.labels, list)
     generator = np.random.default_rng(seed)
-    share = MAX_ROWS / max(1, sum(len(examples.sequences[row]) for row in train))
-    features, values = [], []
+    share = MAX_ROWS / max(1, sum(int((examples.labels[row] >= 0).sum()) for row in train))
+    drawn, values = [], []
     for row in train:
-        is_drawn = (examples.labels[row] >= 0) & (
-            generator.random(len(examples.labels[row])) < share
-        )
-        features.append(_neighbours(examples.sequences[row])[is_drawn])
-        values.append(examples.labels[row][is_drawn])
-    model = _model(labels, CENTRE_C).fit(np.concatenate(features), np.concatenate(values))
-    return [_probabilities(model, labels, _neighbours(examples.sequences[row])) for row in rows]
+        own = examples.labels[row]
+        places = np.flatnonzero((own >= 0) & (generator.random(len(own)) < share))
+        drawn.append(features(examples.sequences[row], places))
+        values.append(own[places])
+    values_N = np.concatenate(values)
+    model = _model(labels, c)
+    if (values_N == values_N[0]).all():  # the bases of a rare class are in no draw
+        model = import_sklearn("a baseline").dummy.DummyClassifier()
+    model.fit(np.concatenate(drawn), values_N)
+
+    def predicted(sequence: str) -> Iterator[NDArray[np.float64]]:
+        for start in range(0, len(sequence), MAX_BASES):
+            end = min(start + MAX_BASES, len(sequence))
+            first = max(0, start - AROUND_KMERS)
+            part = sequence[first : end + AROUND_KMERS]
+            yield _probabilities(model, labels, features(part, np.arange(start, end) - first))
+
+    return [np.concatenate(list(predicted(examples.sequences[row]))) for row in rows]
 
 
 def _sides(examples: Examples) -> list[list[str]]:
@@ -148,14 +189,30 @@ def _codes(sequence: str) -> NDArray[np.uint8]:
     return _CODE[np.frombuffer(sequence.encode(), np.uint8)]
 
 
+def _words(codes: NDArray[np.uint8], k: int) -> Indices:
+    """The number of the word that begins at each base; 4**k if it has a letter that is no base."""
+    count = max(0, len(codes) - k + 1)
+    letters_NK = np.stack([codes[i : i + count] for i in range(k)], axis=1).astype(np.int64)
+    words = letters_NK @ 4 ** np.arange(k - 1, -1, -1)
+    return np.where((letters_NK < 4).all(axis=1), words, 4**k)
+
+
 def _kmer_frequencies(sequence: str, k: int) -> Features:
     """The share of each of the 4**k words among the words of a sequence."""
-    codes = _codes(sequence).astype(np.int64)
-    count = max(0, len(codes) - k + 1)
-    words = sum((codes[i : i + count] * 4 ** (k - 1 - i) for i in range(k)), np.int64(0))
-    is_word = np.all([codes[i : i + count] < 4 for i in range(k)], axis=0)
-    counts = np.bincount(np.broadcast_to(words, count)[is_word], minlength=4**k)
-    return (counts / max(1, count)).astype(np.float32)
+    words = _words(_codes(sequence), k)
+    counts = np.bincount(words, minlength=4**k + 1)[:-1]
+    return (counts / max(1, len(words))).astype(np.float32)
+
+
+def _kmers_around(sequence: str, k: int, places: Indices) -> Features:
+    """The share of each word [N, 4**k] among those around each place; none is beyond the ends."""
+    padded = np.pad(_codes(sequence), AROUND_KMERS, constant_values=4)
+    count = 2 * AROUND_KMERS + 2 - k
+    windows_NW = np.lib.stride_tricks.sliding_window_view(_words(padded, k), count)[places]
+    size = 4**k + 1
+    cells_NW = windows_NW + size * np.arange(len(places))[:, None]
+    counts_NF = np.bincount(cells_NW.ravel(), minlength=len(places) * size).reshape(-1, size)
+    return (counts_NF[:, :-1] / count).astype(np.float32)
 
 
 def _centre(sequence: str) -> Features:
@@ -163,11 +220,11 @@ def _centre(sequence: str) -> Features:
     return _ONE_HOT[_codes(sequence)[start : start + CENTRE]].reshape(-1)
 
 
-def _neighbours(sequence: str) -> Features:
-    """One-hot bases [L, F] around each base; zeros beyond the ends."""
+def _neighbours(sequence: str, places: Indices) -> Features:
+    """One-hot bases [N, F] around each place; zeros beyond the ends."""
     padded = np.pad(_codes(sequence), AROUND, constant_values=4)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1)
-    return _ONE_HOT[windows].reshape(len(sequence), -1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1)[places]
+    return _ONE_HOT[windows].reshape(len(places), -1)
 
 
 def _model(labels: Labels, c: float) -> Any:

@@ -23,6 +23,7 @@ from evo2cli.training.engine import Engine
 from evo2cli.training.loop import Trainer
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Finetune, Recipe
+from evo2cli.training.space import BEST
 from evo2cli.training.state import RunFolder, open_run, stopped
 from stripedhyena2.checkpoint import Checkpoint
 from stripedhyena2.fingerprint import fingerprint
@@ -144,7 +145,7 @@ class Run:
     @property
     def best_folder(self) -> Path:
         """Where the best weights so far are."""
-        return self.recipe.output / "best"
+        return self.recipe.output / BEST
 
     def _write(self, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
         folder = self.best_folder

@@ -93,6 +93,8 @@ class Source:
         group: Column with groups.
         reference: Genome of a table of variants.
         split: What decides on which side an example is.
+        valid_contigs: Contigs whose examples are for validation, instead of `split`.
+        test_contigs: Contigs whose examples are for testing, likewise.
         fractions: Sizes of train, valid and test.
         cut: What is kept of sequences longer than the window.
         seed: Of the division.
@@ -100,6 +102,9 @@ class Source:
         feature_types: Their types.
         regions: BED or GFF of the parts of the FASTA that are used.
         region_type: Their type.
+
+    Raises:
+        UserError: It is divided in two ways at once, or has further tables beside a FASTA.
     """
 
     train: Path
@@ -110,6 +115,8 @@ class Source:
     group: str | None = None
     reference: Path | None = None
     split: SplitBy | None = None
+    valid_contigs: tuple[str, ...] = ()
+    test_contigs: tuple[str, ...] = ()
     fractions: tuple[float, ...] = FRACTIONS
     cut: Cut = Cut.CENTRE
     seed: int = 0
@@ -117,6 +124,20 @@ class Source:
     feature_types: tuple[str, ...] = ()
     regions: Path | None = None
     region_type: str | None = None
+
+    def __post_init__(self) -> None:
+        contigs = ",".join((*self.valid_contigs, *self.test_contigs))
+        tables = {"--valid": self.valid, "--test": self.test}
+        option, table = next((pair for pair in tables.items() if pair[1]), (None, None))
+        if contigs and self.split is not None:
+            raise UserError(f"--split {self.split}: contigs ({contigs}) divide the data; give one")
+        if contigs and option:
+            raise UserError(f"{option} {table}: contigs ({contigs}) divide the data; give one")
+        if self.features is not None and option:
+            raise UserError(
+                f"{option} {table}: --features labels the bases of one FASTA, {self.train}; divide "
+                "it by --valid-contigs and --test-contigs"
+            )
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> "Source":
@@ -142,6 +163,8 @@ class Source:
             group=tuning.group,
             reference=tuning.reference,
             split=SplitBy(tuning.split) if tuning.split else None,
+            valid_contigs=tuple(tuning.valid_contigs),
+            test_contigs=tuple(tuning.test_contigs),
             fractions=tuning.fractions,
             cut=Cut(tuning.cut),
             seed=recipe.seed,
@@ -169,7 +192,14 @@ def read_data(source: Source, length: int | None = None, *, quiet: bool = False)
         UserError: A table cannot be read, a part is empty, or parts share examples.
     """
     examples, labels, cut_line = _read(source, length)
-    divided = split(examples, labels, by=source.split, fractions=source.fractions, seed=source.seed)
+    divided = split(
+        examples,
+        labels,
+        by=source.split,
+        contigs={"valid": source.valid_contigs, "test": source.test_contigs},
+        fractions=source.fractions,
+        seed=source.seed,
+    )
     leaks = find_leaks(examples, divided)
     found = Data(examples, labels, divided, leaks)
     if not quiet:

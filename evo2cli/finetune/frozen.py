@@ -39,6 +39,7 @@ from evo2cli.options import DType
 from evo2cli.training.recipe import Finetune, Recipe
 from stripedhyena2 import ModelConfig, StripedHyena2, load
 from stripedhyena2.layers import default_layer, resolve_layers
+from stripedhyena2.scoring import sequence_logprob
 
 FACTS = "base.json"
 UNLOADED = 2.0  # nats per base: even guessing among A, C, G and T is better
@@ -73,9 +74,8 @@ class FrozenBase:
 
     @cached_property
     def _model(self) -> StripedHyena2:
-        """The base in the precision in which it will stay frozen, or compute."""
-        narrow = self._tuning.base != "fp32" or self.recipe.precision.compute == "bf16"
-        dtype = DTYPES[DType.BF16 if narrow else DType.FP32]
+        """The base."""
+        dtype = _dtype(self.recipe)
         assert self.recipe.init is not None
         if self._tuning.scratch:
             model = StripedHyena2.from_seed(self.config, self.recipe.seed)
@@ -111,7 +111,7 @@ class FrozenBase:
                 "look as if they were not loaded, or were for another precision (--base fp32)"
             )
         if found["layer"] is None:
-            how = self._how("")
+            how = self.read_at("")
             train = self.data.train
             found["layer"], found["layers"] = best_layer(
                 self._model, train, self.data.labels, how, self.recipe.seed
@@ -122,6 +122,15 @@ class FrozenBase:
             with atomic_path(path) as part:
                 part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return found
+
+    def check(self) -> None:
+        """Refuse what the recipe says of layer and pool, before anything is computed.
+
+        Raises:
+            UserError: There is no such layer or pool.
+        """
+        self._layer_by_name()
+        self.read_at("")
 
     def _layer_by_name(self) -> str | None:
         """The layer that the recipe names; None if the best is to be found."""
@@ -139,27 +148,33 @@ class FrozenBase:
             raise UserError(f"--layer {tuning.layer}: a head reads one layer, not {len(layers)}")
         return layers[0]
 
-    def _how(self, layer: str) -> Reading:
+    def read_at(self, layer: str) -> Reading:
+        """What the head reads, if it reads this layer.
+
+        Raises:
+            UserError: There is no such pool, or bases of pairs are to be labelled.
+        """
         is_tokens = self.data.labels.task is Task.TOKENS
         pool = "none" if is_tokens else self._tuning.pool
-        return Reading(layer, pool, self._tuning.strand, self.data.examples.pairs is not None)
-
-    @cached_property
-    def how(self) -> Reading:
-        """What the head reads."""
-        found = self._how(self.facts["layer"])
+        found = Reading(layer, pool, self._tuning.strand, self.data.examples.pairs is not None)
         if not found.by_token:
             Pool.read(found.pool)
         elif found.is_pair:
             raise UserError("a task of tokens takes one sequence for each example, not a pair")
         return found
 
+    @cached_property
+    def how(self) -> Reading:
+        """What the head reads."""
+        return self.read_at(self.facts["layer"])
+
     @property
     def is_cached(self) -> bool:
         """Whether the head is trained on features that are computed once."""
-        if self._tuning.method != "head" or self.how.pool == "attention":
+        how = self.read_at("")
+        if self._tuning.method != "head" or how.pool == "attention":
             return False
-        bases = sum(map(len, self.data.examples.sequences)) if self.how.by_token else 0
+        bases = sum(map(len, self.data.examples.sequences)) if how.by_token else 0
         return 4 * bases * self.config.width <= MAX_CACHED
 
     @cached_property
@@ -187,9 +202,7 @@ class FrozenBase:
     @cached_property
     def features(self) -> dict[str, Tensor]:
         """Features [rows, F] of the rows of each part."""
-        how = self.how
-        # A query that is still zero weighs all positions alike.
-        how = replace(how, pool="mean") if how.pool == "attention" else how
+        how = _untrained(self.how)
         narrow = self.recipe.precision.compute
         settings = [self.fingerprint, self._tuning.scratch and self.recipe.seed, how.facts, narrow]
         cache = Cache(self.recipe.output, settings)
@@ -233,3 +246,24 @@ class FrozenBase:
 
         (train, train_labels), (test, truth) = chosen("train"), chosen(part)
         return truth, probe(labels.task, train, train_labels, test, len(labels.classes))
+
+
+def try_base(recipe: Recipe, config: ModelConfig, how: Reading, device: torch.device) -> None:
+    """Do what is done with the base before it is trained, with random weights of this shape."""
+    model = StripedHyena2.from_seed(config, recipe.seed).to(device, _dtype(recipe)).eval()
+    letters = b"A" * recipe.batch.length
+    pair = 2 if how.is_pair else 1
+    sequence_logprob(model, letters)
+    read_features(model, [(letters,) * pair] * recipe.batch.sequences, _untrained(how), [how.layer])
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    """The precision in which the base will stay frozen, or compute."""
+    tuning = recipe.finetune
+    narrow = (tuning and tuning.base != "fp32") or recipe.precision.compute == "bf16"
+    return DTYPES[DType.BF16 if narrow else DType.FP32]
+
+
+def _untrained(how: Reading) -> Reading:
+    """The pool before it is trained: a query that is still zero weighs all positions alike."""
+    return replace(how, pool="mean") if how.pool == "attention" else how

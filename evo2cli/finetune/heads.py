@@ -84,6 +84,11 @@ class Reading:
         return 2 if self.is_pair else 1
 
     @property
+    def num_sequences(self) -> int:
+        """Sequences that are read for an example: of a pair, of both strands."""
+        return (2 if self.is_pair else 1) * (2 if self.strand == "both" else 1)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,20 @@ from evo2cli.finetune.common import Run
 from evo2cli.finetune.data import Data
 from evo2cli.finetune.features import letters_of
 from evo2cli.finetune.folder import Description, open_head, open_tuned
-from evo2cli.finetune.frozen import FrozenBase
+from evo2cli.finetune.frozen import FrozenBase, try_base
+from evo2cli.finetune.heads import Reading
 from evo2cli.finetune.metrics import measure, primary_metric
 from evo2cli.finetune.predictions import fit_temperature, predictions
 from evo2cli.finetune.tasks import Task
 from evo2cli.finetune.training import FromLabels, Rows, TunedStart, class_weights
 from evo2cli.options import DType, ModelOptions
 from evo2cli.ranking import Estimate
+from evo2cli.train.kernels import compile_kernels, take_step
 from evo2cli.train.run import devices_line, first_rank_first, make_engine, num_parameters
 from evo2cli.training.loop import Trainer
+from evo2cli.training.ranks import Ranks
+from evo2cli.training.recipe import Recipe
+from evo2cli.training.start import Start
 from evo2cli.training.state import RunFolder
 
 
@@ -49,9 +55,18 @@ class LabelledRun(Run):
         """As `Run`."""
         recipe, data, ranks = self.recipe, self.data, self.ranks
         self.base = base = FrozenBase(recipe, data, self.stored.config, self.marks, ranks.device)
+        base.check()
+        how = base.read_at(f"blocks.{self.stored.config.depth - 1}")
+        trial = TunedStart(
+            self.stored.config,
+            description=self._describe(how, self.stored.config.width * how.num_features),
+            device=str(ranks.device),
+            from_features=base.is_cached,
+        )
+        compile_kernels(try_block, recipe, self.path, trial, ranks)
         first_rank_first(ranks, lambda: (base.facts, base.features))
         base.release()
-        self.description = self._describe()
+        self.description = self._describe(base.how, base.features["train"].shape[1])
         self.start = TunedStart(
             self.stored.config,
             None if self.tuning.scratch else self.stored.tensors,
@@ -99,8 +114,8 @@ class LabelledRun(Run):
         shown = [f"{name} {e.value:.3f}" for name, e in found.items() if " " not in name]
         return ", ".join(shown) or "no score that is defined"
 
-    def _describe(self) -> Description:
-        tuning, base = self.tuning, self.base
+    def _describe(self, how: Reading, num_features: int) -> Description:
+        tuning = self.tuning
         scale = None
         if self.data.labels.task is Task.REGRESS:
             values = np.asarray(self.data.train.labels, np.float64)
@@ -114,9 +129,9 @@ class LabelledRun(Run):
             base_fingerprint=self.marks,
             length=self.recipe.batch.length,
             cut=tuning.cut,
-            reading=base.how,
+            reading=how,
             head=tuning.head,
-            num_features=base.features["train"].shape[1],
+            num_features=num_features,
             scale=scale,
             adapters=tuning.adapters.lora if tuning.method == "lora" else None,
         )
@@ -207,3 +222,12 @@ class LabelledRun(Run):
             probed, truth = [probed], [truth]
         found["frozen probe"] = measure(labels, truth, probed, seed=seed)
         return found
+
+
+def try_block(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
+    """What a run does with the base, and unless a head is trained on its features, a step."""
+    assert isinstance(start, TunedStart)
+    assert start.description.reading is not None
+    try_base(recipe, start.config, start.description.reading, ranks.device)
+    if not start.from_features:
+        take_step(make_engine, recipe, path, start, ranks)

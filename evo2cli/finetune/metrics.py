@@ -7,7 +7,7 @@ single bases of one: bases of the same sequence are not independent.
 N items, C classes or numbers, B resamples, S sequences, U distinct scores in ascending order.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from evo2cli.ranking import (
 )
 
 MAX_WEIGHTS = 1 << 22  # entries of a matrix of resamples, which bounds memory
+F1 = "f1 "  # before the name of a class
 LEVELS = 512  # that scores of bases are rounded to, for the intervals
 
 Floats = NDArray[np.float64]
@@ -65,9 +66,9 @@ def measure(
 
     Returns:
         classify, tokens: accuracy, balanced_accuracy, macro_f1, mcc, auroc, auprc. multilabel:
-        macro_f1, auroc, auprc. regress: pearson, spearman, r2. Of two classes, auroc and auprc are
-        those of the second. Of several classes or numbers they are a mean, and those of each
-        follow, as `auroc donor`.
+        macro_f1, auroc, auprc. regress: pearson, spearman, r2. The F1 of each class is `f1 donor`
+        and so on. Of two classes, auroc and auprc are those of the second. Of several classes or
+        numbers they are a mean, and those of each follow, as `auroc donor`.
     """
     num_units = len(truth)
     if len(predicted) != num_units or not num_units:
@@ -170,12 +171,13 @@ def _of_classes(
                 for weights_S in weights_BS
             ]
         ).reshape(-1, size, size)
-        return _of_confusion(confusion_BCC.astype(np.float64)) | _ranking(levels, weights_BS)
+        of_cells = _of_confusion(confusion_BCC.astype(np.float64), labels.classes)
+        return of_cells | _ranking(levels, weights_BS)
 
     return measures
 
 
-def _of_confusion(confusion_BCC: Floats) -> Metrics:
+def _of_confusion(confusion_BCC: Floats, names: Sequence[str]) -> Metrics:
     right_BC = np.diagonal(confusion_BCC, axis1=1, axis2=2)
     true_BC, called_BC = confusion_BCC.sum(axis=2), confusion_BCC.sum(axis=1)
     right_B, total_B = right_BC.sum(axis=1), true_BC.sum(axis=1)
@@ -190,7 +192,13 @@ def _of_confusion(confusion_BCC: Floats) -> Metrics:
         "balanced_accuracy": _mean(_ratio(right_BC, true_BC)),
         "macro_f1": _mean(f1_BC),
         "mcc": mcc_B,
+        **_f1_of_each(f1_BC, names),
     }
+
+
+def _f1_of_each(f1_BC: Floats, names: Sequence[str]) -> Metrics:
+    """F1 of each class; not a number where no item is of it or is called it."""
+    return {f"{F1}{name}": f1_B for name, f1_B in zip(names, f1_BC.T, strict=True)}
 
 
 def _of_flags(labels: Labels, truth_NC: NDArray[np.bool_], predicted_NC: Floats) -> Measures:
@@ -206,8 +214,9 @@ def _of_flags(labels: Labels, truth_NC: NDArray[np.bool_], predicted_NC: Floats)
 
     def measures(weights_BS: Floats) -> Metrics:
         right_BC, true_BC, called_BC = (weights_BS @ flags_NC for flags_NC in counted)
-        macro_f1_B = _mean(_ratio(2 * right_BC, true_BC + called_BC))
-        return {"macro_f1": macro_f1_B} | _ranking(levels, weights_BS)
+        f1_BC = _ratio(2 * right_BC, true_BC + called_BC)
+        of_cells = {"macro_f1": _mean(f1_BC), **_f1_of_each(f1_BC, labels.classes)}
+        return of_cells | _ranking(levels, weights_BS)
 
     return measures
 

@@ -126,6 +126,20 @@ class DataOptions(Options, panel="Data"):
             show_default="column if there is one, or files; else chromosome, group, cluster",
         ),
     ] = None
+    valid_contigs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONTIGS",
+            help="Contigs whose sequences are for validation, separated by commas, instead of "
+            "--split.",
+        ),
+    ] = None
+    test_contigs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONTIGS", help="Contigs whose sequences are for the final test, likewise."
+        ),
+    ] = None
     length: Annotated[
         int | None,
         typer.Option(

@@ -8,6 +8,7 @@ import tomli_w
 
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, writing
+from evo2cli.finetune.data import words
 from evo2cli.finetune.options import Base, FinetuneOptions, Method
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import pick_device
@@ -61,11 +62,13 @@ def recipe_values(
     finetune = {
         "task": str(task),
         "method": str(method),
-        "labels": options.label_cols.split(",") if options.label_cols else [],
+        "labels": list(words(options.label_cols)),
         "group": options.group_col,
         "reference": options.reference and str(options.reference),
         "test": options.test and str(options.test),
         "split": options.split and str(options.split),
+        "valid_contigs": list(words(options.valid_contigs)),
+        "test_contigs": list(words(options.test_contigs)),
         "features": options.features and str(options.features),
         "feature_type": options.feature_type,
         "regions": options.regions and str(options.regions),

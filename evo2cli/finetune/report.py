@@ -1,28 +1,32 @@
 """The results of a run, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evo2cli.finetune.metrics import F1
+
 MAX_METRICS = 6
 
 
 def report_page(report: Mapping[str, Any]) -> RenderableType:
-    """The metrics of the model beside those of the baselines, with their 95 % intervals."""
+    """The metrics of the model beside those of the baselines, with their 95 % intervals.
+
+    The F1 of each class is a table of its own.
+    """
     results, best, base = report["results"], report["best"], report["base"]
     names = [name for name in results["model"] if report["task"] == "lm" or " " not in name]
-    table = Table(box=None, pad_edge=False)
     what = "held-out documents"
     if report["task"] != "lm":
         what = f"{report['examples'][report['part']]:,} {report['part']} examples"
-    table.add_column(f"on {what}")
-    for name in names[:MAX_METRICS]:
-        table.add_column(name, justify="right")
-    for row, metrics in results.items():
-        table.add_row(row, *(_estimate(metrics.get(name)) for name in names[:MAX_METRICS]))
+    parts: list[RenderableType] = [_table(f"on {what}", results, names)]
+    if of_classes := [name for name in results["model"] if name.startswith(F1)]:
+        parts += [Text(), _table("F1 of each class", results, of_classes)]
+        if len(of_classes) > MAX_METRICS:
+            parts.append(Text(f"{len(of_classes) - MAX_METRICS:,} more classes: report.json"))
     memory = f", {report['memory_gib']:.1f} GiB" if report["memory_gib"] else ""
     layer = f", layer {base['layer']}" if "layer" in base else ""
     line = (
@@ -31,7 +35,18 @@ def report_page(report: Mapping[str, Any]) -> RenderableType:
         f"{report['seconds']:,.0f} s{memory}; the weights after step {best['step']:,} are kept in "
         f"{report['output']}/final"
     )
-    return Group(table, Text(line))
+    return Group(*parts, Text(line))
+
+
+def _table(title: str, results: Mapping[str, Any], names: Sequence[str]) -> Table:
+    """Some metrics, a row each for the model and what it is compared with."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(title)
+    for name in names[:MAX_METRICS]:
+        table.add_column(name.removeprefix(F1), justify="right")
+    for row, metrics in results.items():
+        table.add_row(row, *(_estimate(metrics.get(name)) for name in names[:MAX_METRICS]))
+    return table
 
 
 def _estimate(value: Any) -> str:

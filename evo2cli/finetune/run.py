@@ -61,6 +61,11 @@ def prepare(
     data = None
     if is_language(options):
         task = Task.LM
+        if given := options.valid_contigs or options.test_contigs:
+            raise UserError(
+                f"{given}: --valid-contigs and --test-contigs divide labelled sequences; for lm, "
+                "give held-out documents by --valid"
+            )
         table, num_train, length = language_data(options, context)
     else:
         table = {"sources": [{"path": str(options.data)}]}
@@ -86,6 +91,8 @@ def _source(options: FinetuneOptions) -> Source:
         group=options.group_col,
         reference=options.reference,
         split=options.split,
+        valid_contigs=words(options.valid_contigs),
+        test_contigs=words(options.test_contigs),
         cut=options.cut,
         seed=options.seed,
         features=options.features,

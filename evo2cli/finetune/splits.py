@@ -6,8 +6,9 @@ so that the sizes come close to the fractions wanted.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from evo2cli.genome.contig_names import plain_name
 
 FRACTIONS = (0.8, 0.1, 0.1)  # of train, valid and test
 MIN_CHROMOSOMES = 5  # fewer are too coarse to be split by without being told so
+NO_CONTIGS: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 Indices = NDArray[np.int64]
 
@@ -51,6 +53,7 @@ def split(
     labels: Labels,
     *,
     by: SplitBy | None = None,
+    contigs: Mapping[str, Sequence[str]] = NO_CONTIGS,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     similarity: float = NEAR,
@@ -62,6 +65,8 @@ def split(
         labels: What their labels mean.
         by: What decides; None: the column `split` or else the groups, or at least
             `MIN_CHROMOSOMES` chromosomes, or else clusters.
+        contigs: Contigs, under any of their names, of "valid" and of "test". If there are any, they
+            decide, and all other examples are for train.
         fractions: Wanted sizes of train, valid and test; their sum is 1.
         seed: Another seed gives another split, except by column.
         similarity: Of sequences in the same cluster (see `similarity`).
@@ -72,8 +77,14 @@ def split(
     """
     if by is None:
         by = usual_split(examples)
-    if by is SplitBy.COLUMN:
-        found = _by_column(examples, fractions, seed, similarity)
+    if any(contigs.values()):
+        named = ", ".join(f"{','.join(own)} for {part}" for part, own in contigs.items() if own)
+        given = _parts_by_contig(examples, contigs)
+        found = _as_named(examples, given, f"split by contig: {named}", fractions, seed, similarity)
+    elif by is SplitBy.COLUMN:
+        if examples.split is None:
+            raise UserError("--split column: the table has no column 'split'")
+        found = _as_named(examples, examples.split, "split by column", fractions, seed, similarity)
     else:
         units, named = units_of(examples, by, similarity)
         strata = _strata(examples, labels) if by is SplitBy.RANDOM else None
@@ -207,15 +218,40 @@ def class_counts(examples: Examples, labels: Labels, rows: Sequence[int] | Indic
     return Counter(dict(zip(labels.classes, counts.tolist(), strict=True)))
 
 
-def _by_column(
-    examples: Examples, fractions: Sequence[float], seed: int, similarity: float
+def _parts_by_contig(examples: Examples, contigs: Mapping[str, Sequence[str]]) -> list[str]:
+    """The part of each example: that which its contig was given for, or else train.
+
+    Raises:
+        UserError: The examples have no contigs, or not this one; or one is given for two parts.
+    """
+    names = examples.chromosomes or []
+    plain_names = [plain_name(name) for name in names]
+    known = set(plain_names)
+    of_contig: dict[str, str] = {}
+    for part, name in ((part, name) for part, own in contigs.items() for name in own):
+        option, plain = f"--{part}-contigs {name}", plain_name(name)
+        if not known or "" in known:
+            raise UserError(f"{option}: the table has no column 'chrom', or it has empty cells")
+        if plain not in known:
+            distinct = list(dict.fromkeys(names))
+            shown = ", ".join(distinct[:5]) + (", ..." if len(distinct) > 5 else "")
+            raise UserError(f"{option}: no sequence is on this contig; they are on {shown}")
+        if of_contig.setdefault(plain, part) != part:
+            raise UserError(f"{option}: is for {of_contig[plain]} already; give it for one of them")
+    return [of_contig.get(plain, "train") for plain in plain_names]
+
+
+def _as_named(
+    examples: Examples,
+    given: Sequence[str],
+    told: str,
+    fractions: Sequence[float],
+    seed: int,
+    similarity: float,
 ) -> Split:
-    """The split that the data came with; valid is taken from train if it has none."""
-    if examples.split is None:
-        raise UserError("--split column: the table has no column 'split'")
-    names = np.array(examples.split)
+    """The split that the part of each example names; valid is taken from train if none is named."""
+    names = np.array(given)
     train, valid, test = (np.flatnonzero(names == name) for name in SPLITS)
-    told = "split by column"
     if not len(valid) and len(train):
         rest = examples.take(train)
         by = SplitBy.CLUSTER if rest.groups is None else SplitBy.GROUP

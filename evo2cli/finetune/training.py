@@ -5,9 +5,9 @@ N examples, S sequences of an example, L positions, F features, C outputs.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class TunedStart(Start):
             how large features are; None for lm.
         from_features: Whether the head alone is trained, on features that are known already.
         provenance: What is written beside the description, as JSON values.
+        is_random: Whether frozen weights are random, too.
     """
 
     description: Description = None  # type: ignore[assignment] # a field after those with defaults
@@ -54,6 +55,7 @@ class TunedStart(Start):
     features: Tensor | None = None
     from_features: bool = False
     provenance: Callable[[], dict[str, Any]] = dict
+    is_random: bool = False
 
     def build(self, recipe: Recipe, adopt: Adopt) -> nn.Module:
         """As `Start`: the model with adapters, a head, or both."""
@@ -98,7 +100,11 @@ class TunedStart(Start):
         assert recipe.finetune is not None
         base = recipe.finetune.base
         dtype = DTYPES[DType.FP32 if base == "fp32" else DType.BF16]
-        trunk = load(recipe.init, device=self.device, dtype=dtype).requires_grad_(False)
+        if self.is_random:
+            trunk = StripedHyena2.from_seed(self.config, recipe.seed).to(self.device, dtype).eval()
+        else:
+            trunk = load(recipe.init, device=self.device, dtype=dtype)
+        trunk.requires_grad_(False)
         if base == "fp8":
             freeze_float8(trunk, target_names(self.config, "all"))
         adapters = self.description.adapters
@@ -106,6 +112,37 @@ class TunedStart(Start):
             names = target_names(self.config, adapters.targets, self._depth())
             add_adapters(trunk, adapters, names, seed=recipe.seed)
         return trunk
+
+    def of_block(self, kind: str) -> Self:
+        """As `Start`; adapters are beside every projection, so that gradients reach all kernels.
+
+        Beside a frozen base there are two blocks, because nothing before the first one needs a
+        gradient.
+        """
+        description = self.description
+        depth = 1 if description.method == "full" else 2
+        how, adapters = description.reading, description.adapters
+        description = replace(
+            description,
+            reading=None if how is None else replace(how, layer=f"blocks.{depth - 1}"),
+            adapters=None if adapters is None else replace(adapters, targets="all"),
+        )
+        return replace(
+            super().of_block(depth * kind),
+            description=description,
+            features=None,
+            provenance=dict,
+            is_random=True,
+        )
+
+    def inputs(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, ...]:
+        """As `Start`; for a head also the lengths of the sequences."""
+        (ids_NL,) = super().inputs(recipe, device)
+        how = self.description.reading
+        if how is None:
+            return (ids_NL,)
+        ids_NSL = ids_NL[:, None].expand(-1, how.num_sequences, -1)
+        return ids_NSL, torch.full(ids_NSL.shape[:2], ids_NL.shape[1], device=device)
 
     def write(self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]) -> None:
         """As `Start`; what was not trained is taken from the base."""

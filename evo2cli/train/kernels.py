@@ -1,4 +1,4 @@
-"""Kernels of a run, compiled before its first step by a process for each kind of block.
+"""Kernels of a run, compiled before they are needed by a process for each kind of block.
 
 Triton keeps them in its cache on disk, where the ranks of a machine find them.
 """
@@ -8,9 +8,10 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,36 +23,37 @@ from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from evo2cli.workers import Advance, WorkerError, run_tasks
-from stripedhyena2 import ModelConfig
 
 MakeEngine = Callable[[Recipe, Path, Start, Ranks], Engine]
+Trial = Callable[[Recipe, Path, Start, Ranks], None]
+
+# What of [finetune] decides which kernels a run needs.
+_TUNING = {"task", "method", "base", "adapters", "pool", "strand"}
 
 
-def compile_kernels(
-    make: MakeEngine, recipe: Recipe, path: Path, config: ModelConfig, ranks: Ranks
-) -> None:
+def compile_kernels(trial: Trial, recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
     """Compile what is not yet in the cache; only the first rank of a machine with GPUs does.
 
     A failure is a warning: the first step compiles what is missing.
 
     Args:
-        make: Makes the engine of the run; a function of a module.
+        trial: Does what the run will do, with a model of one kind of block; a function of a module.
         recipe: The recipe.
         path: Its file.
-        config: Shape of the model.
+        start: The model that the run starts from.
         ranks: The ranks of the run.
     """
     if ranks.device.type != "cuda" or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     alone = _for_one_rank(recipe, ranks)
-    mark = _cache() / f"evo2-{_key(alone, config, ranks.device)}"
+    mark = _cache() / f"evo2-{_key(alone, start, ranks.device)}"
     if mark.exists():
         return
     steps = [
-        partial(_step, make, alone, path, replace(config, stripes=kind), str(ranks.device))
-        for kind in sorted(set(config.stripes))
+        partial(_run, trial, alone, path, start.of_block(kind), str(ranks.device))
+        for kind in sorted(set(start.config.stripes))
     ]
-    together = _num_together(alone, config, ranks.device)
+    together = _num_together(alone, start, ranks.device)
     try:
         with console.progress("compile kernels", len(steps), "kinds of blocks") as bar:
             for first in range(0, len(steps), together):
@@ -80,11 +82,11 @@ def _for_one_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
     )
 
 
-def _num_together(recipe: Recipe, config: ModelConfig, device: torch.device) -> int:
+def _num_together(recipe: Recipe, start: Start, device: torch.device) -> int:
     """How many kinds of blocks take their step at once: as many as fit the GPU, at least one."""
     needed = 0.0
-    for kind in set(config.stripes):
-        single = replace(config, stripes=kind)
+    for kind in set(start.config.stripes):
+        single = start.of_block(kind).config
         setup = make_setup(recipe, single, 1)
         memory = memory_per_gpu(single, count_sizes(recipe, single), setup)
         needed = max(needed, memory.total)
@@ -92,29 +94,43 @@ def _num_together(recipe: Recipe, config: ModelConfig, device: torch.device) -> 
     return max(1, int(free // needed))
 
 
-def _step(
-    make: MakeEngine, recipe: Recipe, path: Path, config: ModelConfig, device: str, _: Advance
-) -> None:
-    """One step of a model of a single block, in a process that no launcher started."""
+def take_step(make: MakeEngine, recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
+    """One step of training, and a forward pass as in validation.
+
+    Args:
+        make: Makes the engine.
+        recipe: The recipe.
+        path: Its file.
+        start: The model.
+        ranks: This process alone.
+    """
+    engine = make(recipe, path, start, ranks)
+    inputs = start.inputs(recipe, ranks.device)
+    engine.backward(engine.forward(*inputs).mean(), last=True)
+    engine.step(0.0)
+    engine.model.eval()
+    with torch.no_grad():
+        engine.forward(*inputs)
+
+
+def _run(trial: Trial, recipe: Recipe, path: Path, start: Start, device: str, _: Advance) -> None:
+    """Run a trial in a process that no launcher started."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     where = torch.device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    engine = make(recipe, path, Start(config), Ranks.alone(where))
-    batch = recipe.batch
-    ids_BL = torch.zeros(batch.sequences, batch.length, dtype=torch.long, device=where)
-    engine.backward(engine.forward(ids_BL).mean(), last=True)
-    engine.step(0.0)
+    trial(recipe, path, start, Ranks.alone(where))
 
 
-def _key(recipe: Recipe, config: ModelConfig, device: torch.device) -> str:
+def _key(recipe: Recipe, start: Start, device: torch.device) -> str:
     """What decides which kernels a run needs."""
+    tables: Any = dict.fromkeys(("batch", "memory", "parallel", "precision"), True)
     facts = {
         "versions": [__version__, torch.__version__],
         "device": torch.cuda.get_device_name(device),
-        "shape": asdict(config),
-        **recipe.model_dump(mode="json", include={"batch", "memory", "parallel", "precision"}),
+        "shape": asdict(start.config),
+        **recipe.model_dump(mode="json", include={**tables, "finetune": _TUNING}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
 from evo2cli.models import memory_explained, pick_device
 from evo2cli.train.corpus import write_corpus
-from evo2cli.train.kernels import compile_kernels
+from evo2cli.train.kernels import compile_kernels, take_step
 from evo2cli.training.engine import Engine, PlainEngine
 from evo2cli.training.language import NextBase
 from evo2cli.training.loop import Trainer
@@ -221,7 +222,7 @@ def make_trainer(
             inverted_repeats=data.inverted_repeats,
         )
     valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
-    compile_kernels(make_engine, recipe, path, start.config, ranks)
+    compile_kernels(partial(take_step, make_engine), recipe, path, start, ranks)
     engine = make_engine(recipe, path, start, ranks)
     if ranks.is_first:
         if not valid:

@@ -302,6 +302,8 @@ class Finetune(Table):
     test: Path | None = None  # a table that is looked at once, at the end
     split: Literal["column", "chromosome", "group", "cluster", "random"] | None = None
     fractions: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)  # train, valid, test
+    valid_contigs: list[str] = []  # whose sequences are for validation, instead of split
+    test_contigs: list[str] = []  # likewise
     features: Path | None = None  # BED or GFF whose features label the bases of a FASTA
     feature_type: str | None = None  # of a GFF; several are separated by commas
     regions: Path | None = None  # BED or GFF of the parts of the FASTA that are used

@@ -10,6 +10,8 @@ from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig
 
+BEST = "best"  # folder of the best weights so far, in that of a fine-tuning run
+
 
 def free_bytes(folder: Path) -> int:
     """Free space on the disk of a folder."""
@@ -36,15 +38,17 @@ def check_output(recipe: Recipe, config: ModelConfig, world: int) -> None:
     counts = count_sizes(recipe, config)
     needed = disk(recipe, counts, make_setup(recipe, config, world))
     there = len([*output.glob("step-*")])
-    missing = max(needed.peak - there * needed.checkpoint, needed.final)
+    best_there = needed.best if (output / BEST).is_dir() else 0
+    missing = max(needed.peak - there * needed.checkpoint - best_there, needed.final)
     free = free_bytes(existing)
     if missing > free:
+        which = "best" if needed.best else "final"
         have = f", of which {there:,} are there," if there else ""
         raise UserError(
             f"{output}: {needed.most:,} checkpoints of {needed.checkpoint / 1e9:,.2f} GB "
-            f"({counts.all:,} parameters){have} and the final model need {missing / 1e9:,.2f} GB, "
-            f"{existing} has {free / 1e9:,.2f} GB free; free some space, choose another --output, "
-            f"{_ways_out(recipe)}"
+            f"({counts.all:,} parameters){have} and the {which} model need "
+            f"{missing / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB free; free some space, "
+            f"choose another --output, {_ways_out(recipe)}"
         )
 
 

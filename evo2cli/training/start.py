@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from evo2cli import __version__
@@ -45,6 +46,15 @@ class Start:
             published=recipe.optimizer.decay == "evo2-published",
             adopt=adopt,
         )
+
+    def of_block(self, kind: str) -> Self:
+        """A model of one kind of block, with random weights: it needs the same kernels."""
+        return replace(self, config=replace(self.config, stripes=kind), weights=None)
+
+    def inputs(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, ...]:
+        """Inputs of the model for a batch of a recipe, as they are in training but all zero."""
+        batch = recipe.batch
+        return (torch.zeros(batch.sequences, batch.length, dtype=torch.long, device=device),)
 
     def write(self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]) -> None:
         """Write trained weights, as `Engine.weights` returns them, into a new folder."""

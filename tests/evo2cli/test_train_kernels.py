@@ -1,6 +1,7 @@
 """Kernels are compiled before the first step: by the rank that should, once, and never fatally."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def fail(*_: object) -> Engine:
 
 
 def compile_all(recipe: Recipe, ranks: Ranks, make: kernels.MakeEngine = make_on_cpu) -> None:
-    kernels.compile_kernels(make, recipe, Path("recipe.toml"), CONFIG, ranks)
+    trial = partial(kernels.take_step, make)
+    kernels.compile_kernels(trial, recipe, Path("recipe.toml"), Start(CONFIG), ranks)
 
 
 def run_here(tasks: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
@@ -127,7 +129,7 @@ def test_ranks_that_share_windows_compile_for_their_part() -> None:
     recipe = make_recipe(parallel={"context": 2, "zero": 1})
     alone = kernels._for_one_rank(recipe, Ranks(0, 4, GPU, context_parallel=2))
     assert (alone.batch.length, alone.batch.sequences) == (16, 2)
-    assert (alone.parallel.zero, alone.parallel.context) == (1, 1)
+    assert (alone.parallel.zero, alone.parallel.context) == (0, 1)
     assert alone.micro(1) == 2
 
 

@@ -9,6 +9,8 @@ besides                              4                      e, its copy of the w
 
 The exported weights are in inference form, the others in training form. With
 checkpoint.optimizer = false there are the exported weights only, as in final/.
+
+Fine-tuning keeps the best weights so far in best/, which becomes final/.
 """
 
 import math
@@ -26,12 +28,14 @@ class Disk:
     Attributes:
         checkpoint: Bytes of a checkpoint, the files of all ranks together.
         final: Bytes of the model of the finished run.
+        best: Bytes of the best weights so far; 0 if the run does not keep them.
         kept: Checkpoints at its end.
         most: Checkpoints at any time, with the one that is being written.
     """
 
     checkpoint: int
     final: int
+    best: int
     kept: int
     most: int
 
@@ -42,8 +46,12 @@ class Disk:
 
     @property
     def peak(self) -> int:
-        """Bytes at any time; old checkpoints are deleted before final/ is written."""
-        return max(self.most * self.checkpoint, self.at_end)
+        """Bytes at any time; old checkpoints are deleted before final/ is written.
+
+        Better weights are written beside those that they replace, but no checkpoint is written
+        then, and one is at least as large.
+        """
+        return max(self.most * self.checkpoint + self.best, self.at_end)
 
 
 def disk(recipe: Recipe, counts: Sizes, setup: Setup) -> Disk:
@@ -59,7 +67,8 @@ def disk(recipe: Recipe, counts: Sizes, setup: Setup) -> Disk:
     each = final + (_engine_bytes(counts, setup) if checkpoint.optimizer else 0)
     written = -(-recipe.optimizer.steps // checkpoint.every)  # the last step always has one
     before_last = _num_kept(checkpoint, written - 1)
-    return Disk(each, final, _num_kept(checkpoint, written), before_last + 1)
+    best = 0 if recipe.finetune is None else final
+    return Disk(each, final, best, _num_kept(checkpoint, written), before_last + 1)
 
 
 def _engine_bytes(counts: Sizes, setup: Setup) -> int:

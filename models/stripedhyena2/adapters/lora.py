@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
-from stripedhyena2.float8.frozen import FrozenLinear
+from stripedhyena2.float8.frozen import Dense, FrozenLinear
 from stripedhyena2.float8.inference import ScaledLinear
 from stripedhyena2.layers import MIXER_PROJECTIONS, MLP_PROJECTIONS
 from stripedhyena2.model import StripedHyena2
@@ -122,9 +122,10 @@ def add_adapters(
     parameters = []
     for name in names:
         linear: Any = model.get_submodule(name)
-        if type(linear) is nn.Linear and not (lora.dora or lora.dropout):
-            linear = _AdaptedLinear(linear, lora.scale)
-            model.set_submodule(name, linear)
+        kind = _ADAPTED.get(type(linear))
+        if kind is not None and not (lora.dora or lora.dropout):
+            linear.__class__, linear.scale = kind, lora.scale
+            linear.requires_grad_(False)
         else:
             linear.register_forward_hook(_Branch(lora))
         height, width = linear.weight.shape
@@ -147,14 +148,8 @@ def _linear(weight: Tensor) -> nn.Linear:
     return layer
 
 
-class _AdaptedLinear(nn.Linear):
-    """A dense projection with an adapter, as one operation: `_AdaptedProduct`."""
-
-    def __init__(self, linear: nn.Linear, scale: float) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
-        self.requires_grad_(False).train(linear.training)
-        self.scale = scale
+class _Adapted(nn.Module):
+    """A projection with an adapter, as one operation: `_AdaptedProduct`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + s (x A^T) B^T in the dtype of autocast if it is on, else that of `x`."""
@@ -162,21 +157,42 @@ class _AdaptedLinear(nn.Linear):
         is_autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if is_autocast else x.dtype
         own: Any = self
-        bias_O: Tensor | None = self.bias
+        bias_O: Tensor | None = own.bias
         product: Any = _AdaptedProduct.apply
         y: Tensor = product(
             x.to(dtype),
-            self.weight.to(dtype),
+            own.dense,
             None if bias_O is None else bias_O.to(dtype),
             own.lora_A.weight,
             own.lora_B.weight,
-            self.scale,
+            own.scale,
         )
         return y
 
 
+class _AdaptedLinear(_Adapted, nn.Linear):
+    """A dense one."""
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight in another dtype."""
+        return self.weight.to(dtype)
+
+
+class _AdaptedFrozenLinear(_Adapted, FrozenLinear):
+    """One whose weight is stored in FP8."""
+
+
+_ADAPTED: dict[type[nn.Module], type[_Adapted]] = {
+    nn.Linear: _AdaptedLinear,
+    FrozenLinear: _AdaptedFrozenLinear,
+}
+
+
 class _AdaptedProduct(torch.autograd.Function):
     """x W^T + bias + s (x A^T) B^T in the dtype of x, with gradients for x, A and B alone.
+
+    `dense` gives W in a dtype. The backward pass asks for it again, so that of a weight in FP8 no
+    wide copy is kept.
 
     A product with a thin matrix is bound by memory: it reads or writes all of x or y. So none of
     them is added to another afterwards. The large product adds its own result to that of the thin
@@ -187,36 +203,36 @@ class _AdaptedProduct(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight_OI: Tensor,
+        dense: Dense,
         bias_O: Tensor | None,
         a_RI: Tensor,
         b_OR: Tensor,
         scale: float,
     ) -> Tensor:
-        ctx.shape, ctx.scale, ctx.dtype = x.shape, scale, a_RI.dtype
+        ctx.shape, ctx.scale, ctx.dtype, ctx.dense = x.shape, scale, a_RI.dtype, dense
         a_RI, b_OR, rows_NI = a_RI.to(x.dtype), b_OR.to(x.dtype), x.flatten(0, -2)
         inner_NR = (rows_NI @ a_RI.T).mul_(scale)
         y_NO = inner_NR @ b_OR.T if bias_O is None else torch.addmm(bias_O, inner_NR, b_OR.T)
-        y_NO.addmm_(rows_NI, weight_OI.T)
-        ctx.save_for_backward(rows_NI, weight_OI, a_RI, b_OR, inner_NR)
+        y_NO.addmm_(rows_NI, dense(x.dtype).T)
+        ctx.save_for_backward(rows_NI, a_RI, b_OR, inner_NR)
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows_NI, weight_OI, a_RI, b_OR, inner_NR = ctx.saved_tensors
+        rows_NI, a_RI, b_OR, inner_NR = ctx.saved_tensors
         dy_NO = dy.flatten(0, -2)
         dinner_NR = (dy_NO @ b_OR).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dinner_NR @ a_RI).addmm_(dy_NO, weight_OI).view(ctx.shape)
+            dx = (dinner_NR @ a_RI).addmm_(dy_NO, ctx.dense(dy.dtype)).view(ctx.shape)
         da_RI, db_OR = dinner_NR.T @ rows_NI, dy_NO.T @ inner_NR
         return dx, None, None, da_RI.to(ctx.dtype), db_OR.to(ctx.dtype), None
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """The forward hook of a projection with any other adapter, or one that is not dense."""
+    """The forward hook of a projection with any other adapter, or any other projection."""
 
     lora: LoRA
 

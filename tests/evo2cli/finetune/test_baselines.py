@@ -1,6 +1,8 @@
 """Each baseline finds what it can know, and is at chance for what it cannot."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,12 +110,87 @@ def test_labels_of_bases_are_predicted_from_their_neighbours() -> None:
     ]
     examples = Examples(sequences, sequences, labels=tokens)
     labels = Labels(Task.TOKENS, ("no", "after AG"))
-    assert kmer_baseline(examples, labels, TRAIN, TEST) is None
-    found = position_baseline(examples, labels, TRAIN, TEST)
     truth = [tokens[row] for row in TEST]
-    assert measure(labels, truth, found, bootstrap=0)["auprc"].value > 0.99
+    for baseline in (position_baseline, kmer_baseline):
+        found = baseline(examples, labels, TRAIN, TEST)
+        assert measure(labels, truth, found, bootstrap=0)["auprc"].value > 0.99
     chance = chance_baseline(examples, labels, TRAIN, TEST)
     assert [len(p) for p in chance] == [len(t) for t in truth]
+
+
+def islands(num: int) -> tuple[Examples, Labels]:
+    """Sequences of which a stretch, whose bases are labelled, has more C and G."""
+    generator = np.random.default_rng(4)
+    sequences, tokens = [], []
+    for _ in range(num):
+        start = int(generator.integers(50, 350))
+        text = [*draw(generator, 500)]
+        text[start : start + 100] = generator.choice([*"ACGT"], 100, p=[0.2, 0.3, 0.3, 0.2])
+        sequences.append("".join(text))
+        tokens.append(np.array([int(start <= i < start + 100) for i in range(500)]))
+    return Examples(sequences, sequences, labels=tokens), Labels(Task.TOKENS, ("sea", "island"))
+
+
+def test_kmers_around_a_base_tell_more_than_its_neighbours() -> None:
+    examples, labels = islands(300)
+    train, test = np.arange(200), np.arange(200, 300)
+    found = {}
+    for baseline in (position_baseline, kmer_baseline):
+        predicted = baseline(examples, labels, train, test)
+        metrics = measure(labels, [examples.labels[r] for r in test], predicted, bootstrap=0)
+        found[baseline] = metrics["auroc"].value
+    assert found[kmer_baseline] > found[position_baseline] + 0.05
+
+
+@pytest.mark.parametrize("baseline", [position_baseline, kmer_baseline])
+def test_long_sequences_are_predicted_in_pieces(
+    baseline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, labels = islands(12)
+    train, test = np.arange(8), np.arange(8, 12)
+    whole = baseline(examples, labels, train, test)
+    monkeypatch.setattr(baselines, "MAX_BASES", 37)
+    for one, other in zip(whole, baseline(examples, labels, train, test), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_class_that_is_too_rare_to_be_drawn_has_probability_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    examples, labels = islands(6)
+    rare = [np.where(np.arange(500) == 7, row == 0, 0).astype(np.int64) for row in range(6)]
+    monkeypatch.setattr(baselines, "MAX_ROWS", 20)
+    for predicted in kmer_baseline(replace(examples, labels=rare), labels, np.arange(3), [3, 5]):
+        assert predicted.tolist() == [[1, 0]] * 500
+
+
+def test_bases_without_a_label_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few labels give the same model whatever stands around them without a label."""
+    examples, labels = islands(6)
+    hidden = [np.where(np.arange(500) % 10 == 0, own, -100) for own in examples.labels]
+    monkeypatch.setattr(baselines, "MAX_ROWS", 6 * 50)
+    found = position_baseline(replace(examples, labels=hidden), labels, np.arange(6), [0])
+    monkeypatch.setattr(baselines, "MAX_ROWS", 20_000)
+    again = position_baseline(replace(examples, labels=hidden), labels, np.arange(6), [0])
+    np.testing.assert_array_equal(found, again)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_kmers_around_a_place_are_those_of_its_window(k: int) -> None:
+    generator = np.random.default_rng(6)
+    text = draw(generator, 230)
+    text = text[:100] + "N" + text[101:]
+    places = np.array([0, 1, 60, 100, 103, 229])
+    found = baselines._kmers_around(text, k, places)
+    side = baselines.AROUND_KMERS
+    for place, own in zip(places, found, strict=True):
+        window = text[max(0, place - side) : place + side + 1]
+        wanted = np.zeros(4**k)
+        for start in range(len(window) - k + 1):
+            word = window[start : start + k]
+            if "N" not in word:
+                wanted[int("".join(str("ACGT".index(base)) for base in word), 4)] += 1
+        np.testing.assert_allclose(own, wanted / (2 * side + 2 - k), rtol=1e-6)
 
 
 def test_kmers_are_counted_as_they_are_read() -> None:

@@ -18,9 +18,14 @@ from evo2cli.finetune import frozen
 from evo2cli.finetune.data import Source, read_data
 from evo2cli.finetune.folder import find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
-from evo2cli.finetune.tasks import SplitBy
+from evo2cli.finetune.tasks import SplitBy, Task
 from evo2cli.predict.run import predict_table
+from evo2cli.training import space
+from evo2cli.training.plan.disk import disk
+from evo2cli.training.plan.estimate import count_sizes, make_setup
+from evo2cli.training.recipe_file import read_recipe
 from evo2cli.training.state import RunFolder
+from stripedhyena2.checkpoint import read_checkpoint
 from tests.evo2cli.finetune.conftest import SHAPE, Run, motifs, small_table, write_table
 from tests.ranks import World
 
@@ -302,6 +307,56 @@ def test_what_cannot_be_learned_is_said_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+@pytest.fixture
+def genome(tmp_path: Path) -> Path:
+    """Three contigs, of which each run of G and C is a feature of genes.bed."""
+    random, lines = np.random.default_rng(3), []
+    with (tmp_path / "genome.fa").open("w") as file:
+        for name in ("chr1", "chr2", "chr3"):
+            text = "".join(random.choice(list("ACGT"), 900))
+            file.write(f">{name}\n{text}\n")
+            lines += [f"{name}\t{i}\t{i + 1}\n" for i, base in enumerate(text) if base in "GC"]
+    (tmp_path / "genes.bed").write_text("".join(lines))
+    return tmp_path / "genome.fa"
+
+
+def test_contigs_of_an_annotated_genome_are_held_out(
+    tune: Run, tmp_path: Path, genome: Path
+) -> None:
+    options = {"features": tmp_path / "genes.bed", "length": 30, "method": "head", "split": None}
+    report = tune(genome, **options, valid_contigs="2", test_contigs="chr3")
+    assert report["examples"] == {"train": 30, "valid": 30, "test": 30}
+    assert report["split"] == "split by contig: 2 for valid, chr3 for test"
+    # Everything is told by the base itself, which a baseline sees.
+    assert report["results"]["4-mers, linear"]["f1 feature"][0] > 0.95
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    data = read_data(Source.of_recipe(recipe), recipe.batch.length, quiet=True)
+    assert set(data.test.chromosomes or []) == {"chr3"}
+    assert set(data.valid.chromosomes or []) == {"chr2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": SplitBy.RANDOM}, "--split random: contigs .2,3. divide the data; give one"),
+        ({"test": Path("x.tsv")}, "--test x.tsv: contigs .2,3. divide the data; give one"),
+        (
+            {"valid": Path("x.tsv"), "valid_contigs": None, "test_contigs": None},
+            "--valid x.tsv: --features labels the bases of one FASTA, .*genome.fa; divide it by",
+        ),
+        ({"features": None, "task": Task.LM}, "2: --valid-contigs and .* for lm, give held-out"),
+    ],
+)
+def test_a_genome_is_divided_in_one_way(
+    tune: Run, tmp_path: Path, genome: Path, options: dict[str, Any], message: str
+) -> None:
+    usual = {"features": tmp_path / "genes.bed", "valid_contigs": "2", "test_contigs": "3"}
+    with pytest.raises(UserError, match=message) as raised:
+        tune(genome, **{**usual, "split": None, **options})
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_base_that_was_not_loaded_is_noticed(
     tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,3 +373,24 @@ def test_another_run_in_the_folder_stays_as_it_is(tune: Run, tmp_path: Path) -> 
         tune(table, method="head", seed=3)
     assert (tmp_path / "run" / "recipe.toml").read_bytes() == before
     shutil.rmtree(tmp_path / "run" / "final")
+
+
+def test_the_best_weights_are_counted_before_a_run_starts(
+    tune: Run, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large as they are on disk, and not again once they are there."""
+    table = small_table(tmp_path / "x.tsv", "classify")
+    tune(table, method="lora")
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    config = read_checkpoint(base).config
+    needed = disk(recipe, count_sizes(recipe, config), make_setup(recipe, config, 1))
+    file = tmp_path / "run" / "final" / "adapter" / "adapter_model.safetensors"
+    assert needed.best == sum(tensor.nbytes for tensor in load_file(file).values())
+    again = recipe.model_copy(update={"output": tmp_path / "again"})
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: needed.peak)
+    space.check_output(again, config, 1)
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: needed.peak - 1)
+    with pytest.raises(UserError, match="and the best model need"):
+        space.check_output(again, config, 1)
+    (again.output / "best").mkdir(parents=True)
+    space.check_output(again, config, 1)

@@ -45,21 +45,23 @@ def values(labels: Labels, truth: Any, predicted: Any) -> dict[str, float]:
     return {k: v.value for k, v in measure(labels, truth, predicted, bootstrap=0).items()}
 
 
-def of_classes(truth: Any, scores: Any) -> dict[str, float]:
+def of_classes(truth: Any, scores: Any, names: tuple[str, ...]) -> dict[str, float]:
     called = scores.argmax(axis=1)
     size = scores.shape[1]
+    f1 = reference.f1_score(truth, called, average=None)
     found = {
         "accuracy": reference.accuracy_score(truth, called),
         "balanced_accuracy": reference.balanced_accuracy_score(truth, called),
         "macro_f1": reference.f1_score(truth, called, average="macro"),
         "mcc": reference.matthews_corrcoef(truth, called),
+        **{f"f1 {name}": value for name, value in zip(names, f1, strict=True)},
     }
     if size == 2:
         return found | {
             "auroc": reference.roc_auc_score(truth, scores[:, 1]),
             "auprc": reference.average_precision_score(truth, scores[:, 1]),
         }
-    return found | of_flags(np.eye(size)[truth], scores, THREE.classes)
+    return found | of_flags(np.eye(size)[truth], scores, names)
 
 
 def of_flags(truth: Any, scores: Any, names: tuple[str, ...]) -> dict[str, float]:
@@ -92,16 +94,18 @@ def of_numbers(truth: Any, predicted: Any) -> dict[str, float]:
 @pytest.mark.parametrize("labels", [TWO, THREE, FLAGS, NUMBERS, EXONS], ids=lambda x: x.classes[0])
 def test_metrics_are_those_of_scikit_learn(labels: Labels, seed: int) -> None:
     truth, predicted = draw(labels, seed)
+    names = labels.classes
     if labels.task is Task.TOKENS:
         bases = np.concatenate(truth)
-        wanted = of_classes(bases[bases >= 0], np.concatenate(predicted)[bases >= 0])
+        wanted = of_classes(bases[bases >= 0], np.concatenate(predicted)[bases >= 0], names)
     elif labels.task is Task.CLASSIFY:
-        wanted = of_classes(truth, predicted)
+        wanted = of_classes(truth, predicted, names)
     elif labels.task is Task.REGRESS:
         wanted = of_numbers(truth.astype(float), predicted)
     else:
-        f1 = reference.f1_score(truth, predicted > 0.5, average="macro")
-        wanted = {"macro_f1": f1} | of_flags(truth, predicted, labels.classes)
+        f1 = reference.f1_score(truth, predicted > 0.5, average=None)
+        each = {f"f1 {name}": value for name, value in zip(names, f1, strict=True)}
+        wanted = {"macro_f1": f1.mean()} | each | of_flags(truth, predicted, names)
     assert values(labels, truth, predicted) == pytest.approx(wanted, abs=1e-9)
     assert primary_metric(labels.task) in wanted
 

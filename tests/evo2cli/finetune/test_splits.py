@@ -118,6 +118,50 @@ def test_folds_test_each_row_once(examples: Examples, by: SplitBy) -> None:
     assert found[0].valid.tolist() == found[1].test.tolist()
 
 
+def test_contigs_are_divided_as_they_are_named(examples: Examples) -> None:
+    """Under any of their names, and whatever a column says."""
+    named = replace(examples, split=["test"] * NUM)
+    found = split(named, BINARY, contigs={"valid": ["chr3", "5"], "test": ["4"]})
+    parts = {"3": "valid", "5": "valid", "4": "test"}
+    wanted = [parts.get(name.removeprefix("chr"), "train") for name in examples.chromosomes]
+    for part, own in found.parts.items():
+        assert own.tolist() == [row for row in range(NUM) if wanted[row] == part]
+    assert found.told == "split by contig: chr3,5 for valid, 4 for test"
+    alone = split(examples, BINARY, contigs={"valid": ["1"], "test": []})
+    assert (len(alone.valid), len(alone.test)) == (30, 0)
+
+
+def test_without_valid_contigs_groups_of_train_are_for_validation(examples: Examples) -> None:
+    found = split(examples, BINARY, contigs={"valid": [], "test": ["chr2"]})
+    check_whole(found, NUM)
+    assert found.test.tolist() == list(range(2, NUM, 10))
+    sides = [{examples.groups[row] for row in rows} for rows in (found.train, found.valid)]
+    assert not sides[0] & sides[1]
+    assert "it has no valid, so 11% of train are taken by group" in found.told
+
+
+@pytest.mark.parametrize(
+    ("changes", "contigs", "message"),
+    [
+        ({"chromosomes": None}, {"test": ["1"]}, "--test-contigs 1: .* no column 'chrom'"),
+        ({"chromosomes": ["", "1"] * 150}, {"test": ["1"]}, "or it has empty cells"),
+        (
+            {},
+            {"valid": ["chr11"]},
+            "--valid-contigs chr11: no sequence .* chr0, 1, 2, chr3, 4, ",
+        ),
+        ({}, {"valid": ["1"], "test": ["chr1"]}, "--test-contigs chr1: is for valid already"),
+        ({}, {"valid": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]}, "no example is for tr"),
+    ],
+)
+def test_contigs_that_cannot_be_divided_are_refused(
+    examples: Examples, changes: dict, contigs: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        split(replace(examples, **changes), BINARY, contigs=contigs)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "by", "message"),
     [

@@ -1,5 +1,7 @@
 """Adapters: nothing at the start, all of them learn, and merged they compute the same."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from hyenakernels.float8.reference import Float8Weight
 from stripedhyena2 import InputError, ModelConfig, StripedHyena2
 from stripedhyena2.adapters import LoRA, adapter_tensors, add_adapters, merged_weights
-from stripedhyena2.adapters.lora import put_on, target_names
+from stripedhyena2.adapters.lora import dense_weight, put_on, target_names
 from stripedhyena2.float8.frozen import FrozenLinear, RoundedLinear, freeze_float8
 from stripedhyena2.float8.inference import ScaledLinear, Scales, scaled_weight
 
@@ -144,6 +146,65 @@ def test_a_frozen_base_in_float8_is_close_and_passes_gradients(
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
+
+
+class Holder(nn.Module):
+    """Stands for a model, around one projection."""
+
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.projection = projection
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function:DeprecationWarning")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_product_and_gradients_are_those_of_the_sum_of_both_weights(
+    rounded: bool, has_bias: bool, compiled: bool
+) -> None:
+    linear = nn.Linear(16, 32, bias=has_bias).requires_grad_(False)
+    dense = linear.weight.clone()
+    holder: Any = Holder(linear)
+    if rounded:
+        freeze_float8(holder, ["projection"])
+    lora = LoRA(rank=3, alpha=5)
+    add_adapters(holder, lora, ["projection"])
+    randomize(holder)
+    layer = holder.projection
+    a, b = (layer.get_parameter(f"lora_{part}.weight") for part in "AB")
+    x, dy = torch.randn(2, 5, 16, requires_grad=True), torch.randn(2, 5, 32)
+    wide = dense_weight(layer).double()
+    assert torch.equal(wide.float(), dense) is not rounded
+    wanted = [tensor.detach().double().requires_grad_() for tensor in (x, a, b)]
+    y = wanted[0] @ (wide + lora.scale * (wanted[2] @ wanted[1])).T
+    y = y if linear.bias is None else y + linear.bias.double()
+    y.backward(dy.double())
+    found = torch.compile(layer, backend="eager")(x) if compiled else layer(x)
+    found.backward(dy)
+    torch.testing.assert_close(found.double(), y, rtol=1e-5, atol=1e-5)
+    for own, tensor in zip((x, a, b), wanted, strict=True):
+        torch.testing.assert_close(own.grad.double(), tensor.grad, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = layer(x)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.double(), y, rtol=0.03, atol=0.1)
+
+
+def test_the_wide_copy_of_a_rounded_weight_is_not_kept() -> None:
+    holder: Any = Holder(nn.Linear(64, 64, bias=False))
+    freeze_float8(holder, ["projection"])
+    add_adapters(holder, LoRA(rank=2), ["projection"])
+    kept: list[torch.Size] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        holder.projection(torch.randn(3, 64, requires_grad=True))
+    assert kept
+    assert torch.Size([64, 64]) not in kept
 
 
 @pytest.mark.parametrize("kind", [FrozenLinear, RoundedLinear, ScaledLinear])

@@ -36,6 +36,7 @@ decay = "evo2-published"
 [validation]
 windows = 1
 """
+FULL = {"task": "lm", "method": "full"}
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs the extra `train`"
 )
@@ -84,20 +85,29 @@ def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path, settings: tuple[str
     every=st.integers(1, 20),
     keep=st.integers(1, 8),
     keep_every=st.none() | st.integers(1, 30),
+    tuned=st.booleans(),
 )
 def test_checkpoints_are_counted_as_they_are_kept(
-    steps: int, every: int, keep: int, keep_every: int | None
+    steps: int, every: int, keep: int, keep_every: int | None, tuned: bool
 ) -> None:
-    there, most = [], 0
-    for step in sorted({*range(every, steps, every), steps}):
+    """Of a fine-tuning also the best weights, which at worst every step improves."""
+    model, checkpoint = 4 * SIZES.folded, 4 * SIZES.folded + 12 * SIZES.all
+    there, most, peak = [], 0, 0
+    for step in range(1, steps + 1):
+        if tuned:
+            peak = max(peak, len(there) * checkpoint + (model if step == 1 else 2 * model))
+        if step % every and step != steps:
+            continue
         there.append(step)
         most = max(most, len(there))
+        peak = max(peak, len(there) * checkpoint + (model if tuned else 0))
         there = [
             old for old in there[:-keep] if keep_every is not None and old % keep_every == 0
         ] + there[-keep:]
+    peak = max(peak, len(there) * checkpoint + model)
     recipe = Recipe.model_validate(
         {
-            "model": "models/toy",
+            **({"init": "nano", "finetune": FULL} if tuned else {"model": "models/toy"}),
             "output": "run",
             "data": {"sources": [{"path": "tokens"}]},
             "batch": {"length": 32, "sequences": 2},
@@ -115,5 +125,7 @@ def test_checkpoints_are_counted_as_they_are_kept(
     )
     planned = disk(recipe, SIZES, setup)
     assert (planned.kept, planned.most) == (len(there), most)
-    assert planned.checkpoint == 4 * SIZES.folded + 12 * SIZES.all
-    assert planned.at_end == planned.kept * planned.checkpoint + planned.final <= planned.peak
+    assert (planned.checkpoint, planned.final) == (checkpoint, model)
+    assert planned.best == (model if tuned else 0)
+    assert planned.at_end == planned.kept * planned.checkpoint + planned.final
+    assert planned.peak == peak
