@@ -107,7 +107,7 @@ def test_only_as_many_steps_as_fit_are_taken_at_once(
     taken = []
 
     def run(tasks: Iterator[Any], _count: int, _advance: Any) -> Iterator[Any]:
-        taken.append("".join(task.args[3].stripes for task in tasks))
+        taken.append("".join(task.args[3].config.stripes for task in tasks))
         yield from taken[-1]
 
     monkeypatch.setattr(kernels, "run_tasks", run)
@@ -129,7 +129,7 @@ def test_ranks_that_share_windows_compile_for_their_part() -> None:
     recipe = make_recipe(parallel={"context": 2, "zero": 1})
     alone = kernels._for_one_rank(recipe, Ranks(0, 4, GPU, context_parallel=2))
     assert (alone.batch.length, alone.batch.sequences) == (16, 2)
-    assert (alone.parallel.zero, alone.parallel.context) == (0, 1)
+    assert (alone.parallel.zero, alone.parallel.context) == (1, 1)
     assert alone.micro(1) == 2
 
 
