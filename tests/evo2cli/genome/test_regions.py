@@ -49,7 +49,19 @@ def test_open_regions_reach_to_the_end():
 @pytest.mark.parametrize(
     "text",
     [
-        *("chr1:9-5", "chr1:0-5", "chr1:a-b", ":1-2", "", "chr1:", "1:,", "{a:1", "{}:2"),
+        *(
+            "chr1:9-5",
+            "chr1:0-5",
+            "chr1:a-b",
+            ":1-2",
+            "",
+            "chr1:",
+            "1:,",
+            "1:,-,",
+            "1:٢-٥",
+            "{a:1",
+            "{}:2",
+        ),
         *(f"chr1:1-{'9' * 22}", f"chr1:{'9' * 5000}"),
     ],
 )
