@@ -65,7 +65,7 @@ PIPE_WIDTH = 200  # columns of a page that is not written to a terminal
 
 
 def printable(text: str) -> str:
-    """A text as UTF-8 has it: bytes of a file's name that are not become a replacement character."""
+    """A text that UTF-8 can hold: other bytes of a file's name become replacement characters."""
     return text.encode(errors="surrogateescape").decode(errors="replace")
 
 

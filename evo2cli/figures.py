@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evo2cli.errors import UserError
 from evo2cli.console import printable
+from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, check_file, writing
 
 if TYPE_CHECKING:

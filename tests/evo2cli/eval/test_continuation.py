@@ -210,7 +210,7 @@ def test_a_group_may_be_called_all(tiny_model: StripedHyena2, table: Path) -> No
 
 
 def test_a_file_is_named_once(tiny_model: StripedHyena2, table: Path) -> None:
-    with pytest.raises(UserError, match="windows.tsv: is named twice; name it once"):
+    with pytest.raises(UserError, match=r"windows\.tsv: is named twice; name it once"):
         evaluate(tiny_model, table, table)
 
 

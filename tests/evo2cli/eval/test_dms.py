@@ -280,7 +280,7 @@ def test_what_cannot_be_is_one_line(
 
 def test_a_scored_table_never_replaces_its_input(tiny_model: StripedHyena2, table: Path) -> None:
     source = table.rename(table.with_suffix(".tsv"))
-    with pytest.raises(UserError, match="^--scored .*: would overwrite"):
+    with pytest.raises(UserError, match=r"^--scored .*: would overwrite"):
         evaluate(tiny_model, source, scored=source)
 
 

@@ -58,7 +58,7 @@ def test_open_regions_reach_to_the_end():
             "chr1:",
             "1:,",
             "1:,-,",
-            "1:٢-٥",
+            "1:\u0662-\u0665",
             "{a:1",
             "{}:2",
         ),
