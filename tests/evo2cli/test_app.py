@@ -131,7 +131,7 @@ def test_streams_that_are_closed_or_full(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["score", "x.fa", "--window", "nan"], "--window nan: Input should be a valid integer"),
+        (["score", "x.fa", "--window", "nan"], "--window nan: must be a valid integer"),
         (["score", "x.fa", "-R"], "Option '-R' requires an argument"),
         (["generate", "--json=yes"], "Option '--json' does not take a value"),
     ],
