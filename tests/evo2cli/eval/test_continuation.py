@@ -209,7 +209,7 @@ def test_a_group_may_be_called_all(tiny_model: StripedHyena2, table: Path) -> No
     assert [(row["group"], row["windows"]) for row in rows] == [("all", 9), ("all", 5), ("k1", 4)]
 
 
-def test_windows_have_a_bound(command_line) -> None:  # type: ignore[no-untyped-def]
+def test_windows_have_a_bound(command_line) -> None:
     code, _, errors = command_line("eval", "continuation", "x.fa", "--windows", "100000000000")
     assert code == 2
     assert "--windows 100000000000: must be less than or equal to 1000000" in errors
