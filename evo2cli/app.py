@@ -117,7 +117,8 @@ def _with_value(error: Any) -> str:
     if not isinstance(error.__cause__, ValidationError):
         return message
     value, reason = (error.__cause__.errors()[0][key] for key in ("input", "msg"))
-    return f"{error.param.opts[0]} {value}: {reason.removeprefix('Value error, ').rstrip('.')}"
+    reason = reason.removeprefix("Value error, ").replace("Input should", "must").rstrip(".")
+    return f"{error.param.opts[0]} {value}: {reason}"
 
 
 def _run() -> int:

@@ -64,6 +64,11 @@ def show_warnings() -> None:
 PIPE_WIDTH = 200  # columns of a page that is not written to a terminal
 
 
+def printable(text: str) -> str:
+    """A text that UTF-8 can hold: other bytes of a file's name become replacement characters."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
     """Write a rich renderable to stdout, or to stderr if it is a message rather than data.
 
@@ -71,7 +76,7 @@ def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
     """
     from rich.console import Console
 
-    out = Console(highlight=False, stderr=stderr)
+    out = Console(highlight=False, markup=False, emoji=False, stderr=stderr)
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = PIPE_WIDTH
     out.print(page)

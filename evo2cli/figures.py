@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evo2cli.console import printable
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, check_file, writing
 
@@ -42,8 +43,16 @@ def new_figure(width: float, height: float) -> "Figure":
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure file whole or not at all.
 
+    Its texts are plain: a $ in the name of a file begins no formula.
+
     Raises:
         UserError: It cannot be written.
     """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
     with writing(path), atomic_path(path) as part:
         figure.savefig(part, format=path.suffix[1:], dpi=110)

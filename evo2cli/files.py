@@ -55,18 +55,19 @@ def check_folder(path: Path, option: str) -> None:
         raise UserError(f"{option} {path}: the folder {path.parent} is missing")
 
 
-def check_output(output: Path | None, *inputs: Path | None) -> None:
-    """Refuse an `--output` as `check_folder` does, or one that is also an input (links followed).
+def check_output(output: Path | None, *inputs: Path | None, option: str = "--output") -> None:
+    """Refuse an output as `check_folder` does, or one that is also an input (links followed).
 
     Raises:
-        UserError: The output cannot be written, or would overwrite an input.
+        UserError: The output cannot be written, or would overwrite an input; the message names
+            `option`.
     """
     if output is None:
         return
-    check_folder(output, "--output")
+    check_folder(output, option)
     for path in inputs:
         if path and output.exists() and path.exists() and output.samefile(path):
-            raise UserError(f"--output {output}: would overwrite {path}; name another file")
+            raise UserError(f"{option} {output}: would overwrite {path}; name another file")
 
 
 @contextmanager

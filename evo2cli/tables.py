@@ -7,6 +7,9 @@ from statistics import fmean, stdev
 
 Row = dict[str, str | int | float | None]
 
+# What a number of a table may be at most: far above any score, and means and squares stay finite.
+LARGEST = 1e30
+
 
 def rounded(nats: float) -> float:
     """Round to 6 decimals, which is finer than fp32 resolves; never -0."""

@@ -109,7 +109,7 @@ def evaluate_continuation(
             "beyond them it extrapolates"
         )
     identity = fingerprint(model.config, model.state_dict())
-    found: dict[tuple[str, int], list[Found]] = defaultdict(list)
+    found: dict[tuple[str | None, int], list[Found]] = defaultdict(list)  # None: all windows
     settings = ["evo2 eval continuation", __version__, identity, options.bases]
     total = len(windows) * sum(length + options.bases for length in options.context_lengths)
     with (
@@ -130,13 +130,13 @@ def evaluate_continuation(
                     markov = continue_by_counts(text[:length], options.bases)
                     truth = text[length:]
                     one = Found(share_equal(answer.encode(), truth), share_equal(markov, truth))
-                    for group in dict.fromkeys(("all", window.group)):
+                    for group in (None, window.group):
                         found[group, length].append(one)
-    names = dict.fromkeys(["all", *(window.group for window in windows)])
-    if len(names) == 2:  # one group is all there is
-        del names["all"]
+    names: list[str | None] = [*dict.fromkeys(window.group for window in windows)]
+    if len(names) > 1:  # one group is all there is
+        names.insert(0, None)
     rows = [
-        group_row(name, length, found[name, length], options.seed)
+        group_row("all" if name is None else name, length, found[name, length], options.seed)
         for name in names
         for length in options.context_lengths
     ]

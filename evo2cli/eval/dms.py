@@ -41,7 +41,7 @@ from evo2cli.options import Strand
 from evo2cli.ranking import RESAMPLES, Estimate, rank
 from evo2cli.score.alleles import DEFAULT_WINDOW
 from evo2cli.score.prefixes import Pair, WindowReader
-from evo2cli.tables import Row, cell, rounded, table_line
+from evo2cli.tables import LARGEST, Row, cell, rounded, table_line
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.scoring import require_finite
@@ -95,7 +95,7 @@ def evaluate_dms(
     check_outputs(options, *inputs)
     if options.scored is not None:
         check_file(options.scored, "--scored", (".tsv",))
-        check_output(options.scored, *inputs)
+        check_output(options.scored, *inputs, option="--scored")
     names, variants = read_measured(options)
     identity = None
     if DELTA in names:
@@ -173,8 +173,10 @@ def read_measured(options: DMSOptions) -> tuple[list[str], list[Measured]]:
             score = cell_number(where, options.measured, row[index[options.measured]])
             delta = cell_number(where, DELTA, row[index[DELTA]]) if DELTA in index else math.nan
             for name, value in ((options.measured, score), (DELTA, delta)):
-                if math.isinf(value):
-                    raise UserError(f"{where}: {name} {value} is not a finite number")
+                if abs(value) > LARGEST:
+                    raise UserError(
+                        f"{where}: {name} {value} is not a finite number of at most {LARGEST:g}"
+                    )
             variants.append(Measured(mutant, changes, score, is_fit, delta, row))
     if not variants:
         raise UserError(f"{path}: has no variants")

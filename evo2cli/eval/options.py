@@ -167,7 +167,7 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
         """`distractors`, each once."""
         found = {}
         for text in self.distractors.split(","):
-            match = re.fullmatch(r"0|([1-9]\d{0,5}):(\d{1,5})", text.strip())
+            match = re.fullmatch(r"0|([1-9][0-9]{0,5}):([0-9]{1,5})", text.strip())
             if match is None:
                 raise UserError(
                     f"--distractors {text}: must be 0, or a number and a Hamming distance such as "
@@ -402,7 +402,12 @@ class ContinuedOptions(Options, panel="Windows"):
     bases: Annotated[int, typer.Option(min=1, help="Bases to find.")] = 30
     windows: Annotated[
         int | None,
-        typer.Option(min=1, help="Windows from each FASTA.", show_default=str(DEFAULT_WINDOWS)),
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="Windows from each FASTA.",
+            show_default=str(DEFAULT_WINDOWS),
+        ),
     ] = None
     column: Annotated[
         str, typer.Option(metavar="COLUMN", help="Column of the sequences in a table.")
@@ -435,6 +440,9 @@ class ContinuationOptions(EvalOptions, ModelOptions, ContinuedOptions):
         super().__post_init__()
         if not self.sources:
             raise UserError("evo2 eval continuation needs a FASTA or a table")
+        for source in self.sources:
+            if self.sources.count(source) > 1:
+                raise UserError(f"{source}: is named twice; name it once")
 
 
 @dataclass(frozen=True, kw_only=True)

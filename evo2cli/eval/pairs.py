@@ -34,11 +34,11 @@ MIN_BASES = 2  # the first base has no prediction
 
 @dataclass(frozen=True)
 class Pair:
-    """A real and a perturbed sequence in upper-case DNA, and the group that they belong to."""
+    """A real and a perturbed sequence in upper-case DNA, and their group; None for none."""
 
     real: bytes
     perturbed: bytes
-    group: str
+    group: str | None
 
 
 @locks_output
@@ -58,7 +58,7 @@ def evaluate_pairs(options: PairsOptions) -> dict[str, Any]:
     model = open_model(options)
     identity = fingerprint(model.config, model.state_dict())
     total = partial(sequence_logprob, model)
-    differences: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    differences: dict[str | None, list[tuple[float, float]]] = defaultdict(list)
     settings = ["evo2 eval pairs", __version__, identity, options.strand]
     with (
         open_journal(options.output, settings) as recall,
@@ -80,10 +80,13 @@ def evaluate_pairs(options: PairsOptions) -> dict[str, Any]:
             key = f"{zlib.crc32(pair.real):08x} {zlib.crc32(pair.perturbed):08x}"
             real, perturbed = recall(key, logprobs)
             by_base = real / (len(pair.real) - 1) - perturbed / (len(pair.perturbed) - 1)
-            for group in dict.fromkeys(("all", pair.group)):
+            for group in dict.fromkeys((None, pair.group)):  # None: all pairs
                 differences[group].append((real - perturbed, by_base))
             bar.advance()
-    rows = [group_row(name, found, options.seed) for name, found in differences.items()]
+    rows = [
+        group_row("all" if name is None else name, found, options.seed)
+        for name, found in differences.items()
+    ]
     result = {
         "evaluation": "pairs",
         "evo2cli": __version__,
@@ -127,7 +130,7 @@ def read_pairs(options: PairsOptions) -> list[Pair]:
                         f"a sequence of at least {MIN_BASES} bases"
                     )
             real, perturbed = map(upper_dna, sequences)
-            pairs.append(Pair(real, perturbed, cells[2] if options.by else "all"))
+            pairs.append(Pair(real, perturbed, cells[2] if options.by else None))
     if not pairs:
         raise UserError(f"{path}: has no pairs")
     return pairs

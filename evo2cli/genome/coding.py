@@ -35,7 +35,7 @@ CODONS: dict[str, list[bytes]] = defaultdict(list)
 for _codon, _amino_acid in AMINO_ACIDS.items():
     CODONS[_amino_acid].append(_codon)
 _LETTERS = re.escape("".join(CODONS))
-_CHANGE = re.compile(rf"([{_LETTERS}])(\d{{1,9}})([{_LETTERS}])")
+_CHANGE = re.compile(rf"([{_LETTERS}])([0-9]{{1,9}})([{_LETTERS}])")
 _SHOWN = 5  # names in a message
 
 
@@ -156,14 +156,19 @@ def parse_mutant(text: str, shift: int = 0) -> list[Change]:
         shift: What to add to every position.
 
     Raises:
-        ValueError: It is not of this form, or changes a site twice.
+        ValueError: It is not of this form, is shifted to before the first site, or changes a site
+            twice.
     """
     changes = {}
     for word in text.split(":"):
         match = _CHANGE.fullmatch(word.strip())
-        if match is None or int(match[2]) + shift < 1:
+        if match is None or int(match[2]) < 1:
             raise ValueError(f"{word[:40]!r} is not a change of amino acids such as A123T")
         change = Change(int(match[2]) + shift - 1, match[1], match[3])
+        if change.site < 0:
+            raise ValueError(
+                f"{word!r} is at {change.site + 1} by --shift {shift}; the first position is 1"
+            )
         if change.site in changes:
             raise ValueError(f"{text[:40]!r} changes site {match[2]} twice")
         changes[change.site] = change

@@ -12,7 +12,7 @@ from evo2cli.genome.contig_names import KNOWN, ContigNames
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.source import numbered_lines
 
-_RANGE = re.compile(r"(?P<start>[\d,]{1,30})(?P<dash>-(?P<end>[\d,]{1,30})?)?")
+_RANGE = re.compile(r"(?P<start>[0-9][0-9,]{0,29})(?P<dash>-(?P<end>[0-9][0-9,]{0,29})?)?")
 
 
 class Regions:

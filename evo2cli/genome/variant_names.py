@@ -16,11 +16,11 @@ from evo2cli.genome.windows import upper_dna
 
 _BASES = f"[Uu{LETTERS.decode()}]+"
 _VARIANT = re.compile(
-    rf"(?P<contig>\S+)[-:](?:[gm]\.)?(?P<position>\d{{1,18}})[-:]?"
+    rf"(?P<contig>\S+)[-:](?:[gm]\.)?(?P<position>[0-9]{{1,18}})[-:]?"
     rf"(?P<reference>{_BASES})[->:](?P<alternates>{_BASES}(?:,{_BASES})*)"
 )
 _HGVS = re.compile(
-    r"(?P<contig>\S+):[gm]\.(?P<first>\d{1,18})(?:_(?P<last>\d{1,18}))?"
+    r"(?P<contig>\S+):[gm]\.(?P<first>[0-9]{1,18})(?:_(?P<last>[0-9]{1,18}))?"
     rf"(?:(?P<kind>del|dup|inv)(?P<old>{_BASES})?|(?P<changed>ins|delins)(?P<new>{_BASES}))"
 )
 _OTHER_HGVS = re.compile(r"\S+:[gm]\.\S+")

@@ -21,7 +21,7 @@ from evo2cli.eval.labels import Preset
 from evo2cli.genome.genes import Gene, Genes
 from evo2cli.report.options import ReportOptions
 from evo2cli.report.saturation import LAYERS, Saturation, described
-from evo2cli.tables import rounded
+from evo2cli.tables import LARGEST, rounded
 
 DELTA, STATUS, PERCENTILE = "EVO2_DELTA", "EVO2_STATUS", "EVO2_PCT"
 MAX_ROWS = 5_000  # alleles, and genes, of a table
@@ -226,7 +226,7 @@ def _number(record: Annotated, name: str, text: str | None) -> float:
     """A number; NaN for none.
 
     Raises:
-        UserError: It is another text, or not finite.
+        UserError: It is another text, or not between -`LARGEST` and `LARGEST`.
     """
     if text is None:
         return math.nan
@@ -234,10 +234,10 @@ def _number(record: Annotated, name: str, text: str | None) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         raise UserError(
-            f"{record.contig}:{record.start + 1}: {name}={text[:40]} is not a finite number; score "
-            "the variants again (evo2 score)"
+            f"{record.contig}:{record.start + 1}: {name}={text[:40]} is not a finite number of at "
+            f"most {LARGEST:g}; score the variants again (evo2 score)"
         )
     return value
 

@@ -46,8 +46,8 @@ class ReportOptions(Options):
         str | None,
         typer.Option(
             metavar="KEY",
-            help="INFO key or column of consequences, as VEP, SnpEff, bcftools csq or ClinVar "
-            "write them, or a term.",
+            help="INFO key or column of consequences: as VEP, SnpEff, bcftools csq or ClinVar "
+            "write them, or single terms such as missense_variant.",
             show_default="CSQ, ANN, BCSQ, MC, ..., if there is one",
         ),
     ] = None

@@ -40,7 +40,7 @@ def report(options: ReportOptions) -> None:
     if genes is not None and not found.num_genes:
         console.warn(f"--gff {options.gff}: no scored allele is in a gene; is it another genome's?")
     regions = heat_maps(found.saturation, genes)
-    title = "stdin" if options.source == STDIN else options.source.name
+    title = "stdin" if options.source == STDIN else console.printable(options.source.name)
     data = {
         "title": title,
         "facts": _facts(header, found),

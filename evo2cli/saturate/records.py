@@ -13,7 +13,7 @@ from evo2cli.genome.vcf import VariantRecord
 from evo2cli.genome.windows import upper_dna
 
 BASES = b"ACGT"
-_REGION = re.compile(r"(?P<name>.+):(?P<start>[\d,]{1,30})-(?P<end>[\d,]{1,30})")
+_REGION = re.compile(r"(?P<name>.+):(?P<start>[0-9][0-9,]{0,29})-(?P<end>[0-9][0-9,]{0,29})")
 
 
 def snv_records(

@@ -287,7 +287,7 @@ def read_variant(index: int, text: str) -> VariantRecord:
         UserError: It is neither; a line is called by its index.
     """
     clean = text.encode(errors="replace").decode().strip("\r\n")
-    if "\t" not in clean:
+    if "\t" not in clean.strip():
         return read_variant_name(clean)
     try:
         return read_line(clean.encode())

@@ -84,6 +84,7 @@ def _for_one_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
 
 def _num_together(recipe: Recipe, start: Start, device: torch.device) -> int:
     """How many kinds of blocks take their step at once: as many as fit the GPU, at least one."""
+    recipe = recipe.model_copy(update={"finetune": None})  # whatever is frozen takes less
     needed = 0.0
     for kind in set(start.config.stripes):
         single = start.of_block(kind).config

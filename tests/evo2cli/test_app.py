@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.table import Table
 from typer.testing import CliRunner
 
 from evo2cli import __version__, console
@@ -130,7 +131,7 @@ def test_streams_that_are_closed_or_full(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["score", "x.fa", "--window", "nan"], "--window nan: Input should be a valid integer"),
+        (["score", "x.fa", "--window", "nan"], "--window nan: must be a valid integer"),
         (["score", "x.fa", "-R"], "Option '-R' requires an argument"),
         (["generate", "--json=yes"], "Option '--json' does not take a value"),
     ],
@@ -163,3 +164,11 @@ def test_a_reader_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert len(result.stdout.splitlines()) == 2
     assert "Traceback" not in result.stderr
+
+
+def test_a_page_shows_brackets_and_colons_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(box=None)
+    table.add_column("[b]")
+    table.add_row("[/red] :smile:")
+    console.write_page(table)
+    assert capsys.readouterr().out.split() == ["[b]", "[/red]", ":smile:"]

@@ -1,6 +1,7 @@
 """`evo2 eval continuation`: the bases that a model writes, by a plain loop over its logits."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,33 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(tiny_model, table, **words)
+
+
+def test_a_group_may_be_called_all(tiny_model: StripedHyena2, table: Path) -> None:
+    table.write_text(table.read_text().replace("k0", "all"))
+    rows = evaluate(tiny_model, table, contexts="20", by="kind")["rows"]
+    assert [(row["group"], row["windows"]) for row in rows] == [("all", 9), ("all", 5), ("k1", 4)]
+
+
+def test_windows_have_a_bound(command_line) -> None:
+    code, _, errors = command_line("eval", "continuation", "x.fa", "--windows", "100000000000")
+    assert code == 2
+    assert "--windows 100000000000: must be less than or equal to 1000000" in errors
+
+
+def test_a_file_is_named_once(tiny_model: StripedHyena2, table: Path) -> None:
+    with pytest.raises(UserError, match=r"windows\.tsv: is named twice; name it once"):
+        evaluate(tiny_model, table, table)
+
+
+def test_names_are_text_in_figures_and_pages(tiny_model: StripedHyena2, table: Path) -> None:
+    """A $ begins no formula, a bracket no style, and a byte that is no UTF-8 is shown as such."""
+    name = b"$\\frac$ [/b] \xff"
+    table.write_bytes(table.read_bytes().replace(b"k0", name))
+    plot = table.with_name("x.svg")
+    result = evaluate(tiny_model, table, by="kind", plot=plot)
+    assert os.fsdecode(name) in {row["group"] for row in result["rows"]}
+    assert plot.stat().st_size > 0
 
 
 def test_an_output_never_replaces_its_input(tiny_model: StripedHyena2, table: Path) -> None:

@@ -240,6 +240,7 @@ def test_what_is_not_a_number_is_not_counted(tiny_model: StripedHyena2, table: P
         ("{other}1A,,1,1", "codon 1 of .*cds.fa: gene is .*, not {other}; is this its coding"),
         ("{wild}1A,,high,1", "line 2: DMS_score 'high' is not a number"),
         ("{wild}1A,,inf,1", "line 2: DMS_score inf is not a finite number"),
+        ("{wild}1A,,-1e308,1", "line 2: DMS_score -1e[+]308 is not a finite number of at most"),
         ("{wild}1A,,1,2", "line 2: DMS_score_bin '2' is not a label"),
         ("{wild}1A,,,", "no variant has both a measurement and a delta"),
         ("", "has no variants"),
@@ -275,6 +276,12 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(tiny_model, table, **words)
+
+
+def test_a_scored_table_never_replaces_its_input(tiny_model: StripedHyena2, table: Path) -> None:
+    source = table.rename(table.with_suffix(".tsv"))
+    with pytest.raises(UserError, match=r"^--scored .*: would overwrite"):
+        evaluate(tiny_model, source, scored=source)
 
 
 def test_too_many_codons_are_told(tiny_model: StripedHyena2, table: Path) -> None:

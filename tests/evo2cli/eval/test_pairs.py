@@ -53,6 +53,16 @@ def test_a_longer_sequence_of_the_same_bases_is_less_likely_but_not_per_base() -
     assert row["difference"] == pytest.approx(5 / 3, abs=1e-6)
 
 
+def test_a_group_may_be_called_all(table: Path, checkpoint: str) -> None:
+    table.write_text(table.read_text().replace("codon", "all"))
+    words = {"source": table, "model": checkpoint, "device": "cpu", "by": "kind"}
+    rows = evaluate_pairs(PairsOptions(**words))["rows"]
+    assert sorted((row["group"], row["pairs"]) for row in rows) == [
+        *(("all", 6), ("all", 12)),
+        ("repeat", 6),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -78,11 +78,18 @@ def test_changes_are_read_in_the_order_of_their_sites() -> None:
         ("A1T:", "'' is not"),
         ("p.Ala1Thr", "is not"),
         ("A1T:A1S", "changes site 1 twice"),
+        ("A\u0662T", "is not"),  # an Arabic digit
     ],
 )
 def test_what_is_no_change_is_told(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_mutant(text)
+
+
+def test_a_shift_to_before_the_sequence_is_told() -> None:
+    assert parse_mutant("A6T", shift=-5) == [Change(0, "A", "T")]
+    with pytest.raises(ValueError, match="'A5T' is at 0 by --shift -5; the first position is 1"):
+        parse_mutant("A5T", shift=-5)
 
 
 @pytest.mark.parametrize("strand", ["+", "-"])

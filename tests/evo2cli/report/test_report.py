@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+import os
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -363,6 +364,11 @@ def test_text_of_the_input_stays_text(tmp_path: Path) -> None:
     assert "connect-src" not in policy[1]
 
 
+def test_a_file_may_have_any_name(tmp_path: Path) -> None:
+    source = write_vcf(tmp_path / "x.vcf", draw(5)).rename(tmp_path / os.fsdecode(b"x\xff$y.vcf"))
+    assert reported(source)["title"] == "x\ufffd$y.vcf"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words", "message"),
     [
@@ -384,6 +390,12 @@ def test_text_of_the_input_stays_text(tmp_path: Path) -> None:
             HEADER + "chr1\t5\t.\tA\tC\t.\t.\tEVO2_DELTA=nan\n",
             (),
             "chr1:5: EVO2_DELTA=nan is",
+        ),
+        (
+            "x.vcf",
+            HEADER + "chr1\t5\t.\tA\tC\t.\t.\tEVO2_DELTA=-1e308\n",
+            (),
+            "chr1:5: EVO2_DELTA=-1e308 is not a finite number of at most 1e+30",
         ),
         (
             "x.vcf",

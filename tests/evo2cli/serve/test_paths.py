@@ -348,6 +348,7 @@ def test_tokens_are_letters(client: openai.OpenAI) -> None:
         ("/v1/variants", {"variants": ["chr1-1-A-C"], "window": 601}, "window: 601 bases"),
         ("/v1/variants", {"variants": ["chr1-1-A-C"], "window": 1}, "must be at least 2"),
         ("/v1/variants", {"variants": ["chr1\t1\t.\tA\tC"]}, "variant 0: 5 columns"),
+        ("/v1/variants", {"variants": ["\t\t"]}, "neither a file nor a variant"),
         ("/v1/saturate", {"region": "chr9:1-3"}, "no contig chr9"),
         ("/v1/saturate", {"region": "chr1:1-3", "sequence": "ACG"}, "either a region or"),
         ("/v1/track", {}, "either a region or"),
