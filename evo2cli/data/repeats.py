@@ -48,7 +48,7 @@ class Repeats:
         """Put the copies into windows, in place.
 
         A window keeps its own bases if piece or place have anything but A, C, G and T (N, the end
-        of a document, a tag): there is no copy across documents, and none of a gap.
+        of a document, a tag): nothing is copied across documents or from a gap.
 
         Args:
             tokens: The windows, case kept, [W, T] with T of at least `MIN_LENGTH`.

@@ -81,7 +81,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DocumentFacts:
-    """What is recorded of a document.
+    """Name, file and hash of a document.
 
     Attributes:
         name: Name of its record.
@@ -157,7 +157,7 @@ class TokenSet:
         return Split(np.memmap(file, np.uint8, "r"), offsets)
 
     def documents(self) -> Iterator["DocumentFacts"]:
-        """What is recorded of each document, in the order of the inputs.
+        """Name, file and hash of each document, in the order of the inputs.
 
         Raises:
             UserError: The record cannot be read.

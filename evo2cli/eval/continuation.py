@@ -80,7 +80,7 @@ class Found:
 def evaluate_continuation(
     options: ContinuationOptions, open_model: Callable[..., StripedHyena2] = open_model
 ) -> dict[str, Any]:
-    """Let a model continue windows, and compare with what follows in truth.
+    """Let a model continue windows, and compare with the bases that really follow.
 
     Args:
         options: Windows, model and output.

@@ -148,7 +148,7 @@ def collect_alleles(
 
     Args:
         file: The scored variants.
-        labels: What is positive, and what negative.
+        labels: Which variants are positive and which are negative.
         consequence: INFO key, or column, of consequences.
         by: INFO keys, or columns, of further groups.
     """

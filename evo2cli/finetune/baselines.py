@@ -190,7 +190,7 @@ def _codes(sequence: str) -> NDArray[np.uint8]:
 
 
 def _words(codes: NDArray[np.uint8], k: int) -> Indices:
-    """The number of the word that begins at each base; 4**k if it has a letter that is no base."""
+    """Index of the k-mer at each base; 4**k if it has a letter other than A, C, G and T."""
     count = max(0, len(codes) - k + 1)
     letters_NK = np.stack([codes[i : i + count] for i in range(k)], axis=1).astype(np.int64)
     words = letters_NK @ 4 ** np.arange(k - 1, -1, -1)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from evo2cli.errors import UserError
 from evo2cli.training.engine import Engine, Parameter, prepare
 from evo2cli.training.optimizer import make_optimizer, set_rate
+from evo2cli.training.plan.calibration import LIVE, PREFETCH
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
@@ -285,9 +286,9 @@ def _zero_settings(stage: int) -> dict[str, Any]:
         "stage": stage,
         # Parameters of up to so many numbers (norms, filters, biases) are not sharded at all.
         "stage3_param_persistence_threshold": 1_000_000,
-        "stage3_prefetch_bucket_size": 200_000_000,
-        "stage3_max_live_parameters": 3_000_000_000,
-        "stage3_max_reuse_distance": 3_000_000_000,
+        "stage3_prefetch_bucket_size": PREFETCH,
+        "stage3_max_live_parameters": LIVE,
+        "stage3_max_reuse_distance": LIVE,
     }
 
 

@@ -19,25 +19,23 @@ N windows, W bases of a window.
 import argparse
 import gzip
 import json
-import platform
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from evo2cli import __version__, console
+from evo2cli import console
 from evo2cli.embed.probe import import_sklearn
 from evo2cli.finetune.annotations import read_annotated
 from evo2cli.finetune.metrics import measure
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.run import finetune
 from evo2cli.finetune.tasks import Labels, Task
+from tests.benchmarks.gpu import opening
 
 CORPUS = Path(__file__).parents[3] / "shared" / "data" / "corpus"
 PREFIX = "vertebrate_Homo_sapiens_GRCh37"
@@ -333,14 +331,7 @@ def main() -> None:
                 rest = (f"{report['parameters']:,}", f"{report['seconds']:,.0f}")
             if owner or (owner, label) not in [row[:2] for row in rows]:
                 rows.append((owner, label, measured, *rest))
-        machine = platform.processor() or platform.machine()
-        if torch.cuda.is_available():
-            machine = torch.cuda.get_device_name()
-        opening = (
-            f"evo2cli {__version__}, torch {torch.__version__}, {machine}, "
-            f"{datetime.now(UTC):%Y-%m-%d}. {describe(parts)}.\n\n"
-        )
-        arguments.out.write_text(opening + table(rows), encoding="utf-8")
+        arguments.out.write_text(opening() + table(rows), encoding="utf-8")
         arguments.out.with_suffix(".json").write_text(json.dumps(rows), encoding="utf-8")
 
 

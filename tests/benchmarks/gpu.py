@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from evo2cli import __version__
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SECONDS = 0.25  # of device time that a reading may take, its warm-up aside
 MOST_CALLS = 20  # their kernels should fit the launch queue, which holds about a thousand
@@ -169,12 +171,28 @@ class Report:
     def __str__(self) -> str:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         made = (
-            f"{datetime.now(UTC):%Y-%m-%d}, {device}, "
+            f"{_today()}, {device}, "
             f"torch {torch.__version__}, Triton {version('triton')}, CUDA {torch.version.cuda}, "
             f"Python {platform.python_version()}"
         )
         tables = (_table(title, *lines) for title, lines in self.tables.items())
         return f"{self.about}\n\n{made}.\n{''.join(tables)}"
+
+
+def machine() -> str:
+    """The GPU, or the processor where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
+
+
+def opening() -> str:
+    """What stands above tables of whole runs: versions, machine and date."""
+    return f"evo2cli {__version__}, torch {torch.__version__}, {machine()}, {_today()}\n\n"
+
+
+def _today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 def _table(title: str, *lines: Sequence[str]) -> str:

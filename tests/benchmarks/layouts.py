@@ -13,21 +13,18 @@ the seeds. A step's seconds are the median.
 import argparse
 import json
 import math
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
-from evo2cli import __version__, console
+from evo2cli import console
 from evo2cli.eval.needle import find_needles
 from evo2cli.eval.options import NeedleOptions
 from evo2cli.train.run import train_recipe
 from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe_file import find_recipe
+from tests.benchmarks.gpu import opening
 
 FAMILIES = {
     "mini": ("se-mr-li", "li-li-li", "se-se-li", "mr", "transformer"),
@@ -163,14 +160,7 @@ def main() -> None:
         for name in names:
             recipe = find_recipe(Path(f"recipes/ablations/{arguments.family}-{name}.toml"))
             results.setdefault(recipe.stem, {})[seed] = run(recipe, seed, arguments)
-            machine = platform.processor() or platform.machine()
-            if torch.cuda.is_available():
-                machine = torch.cuda.get_device_name()
-            opening = (
-                f"evo2cli {__version__}, torch {torch.__version__}, {machine}, "
-                f"{datetime.now(UTC):%Y-%m-%d}\n\n"
-            )
-            arguments.out.write_text(opening + table(results), encoding="utf-8")
+            arguments.out.write_text(opening() + table(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

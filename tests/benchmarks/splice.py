@@ -10,17 +10,14 @@ hardware only by rounding, seconds and memory are those of the machine that is n
 
 import argparse
 import json
-import platform
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from evo2cli import __version__, console
+from evo2cli import console
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.run import finetune
+from tests.benchmarks.gpu import opening
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "tasks" / "splice"
@@ -141,14 +138,7 @@ def main() -> None:
         for setting in settings(arguments.epochs):
             if arguments.only in setting.name:
                 results.append((Path(base).name, setting.name, run(base, setting, arguments)))
-                machine = platform.processor() or platform.machine()
-                if torch.cuda.is_available():
-                    machine = torch.cuda.get_device_name()
-                opening = (
-                    f"evo2cli {__version__}, torch {torch.__version__}, {machine}, "
-                    f"{datetime.now(UTC):%Y-%m-%d}\n\n"
-                )
-                arguments.out.write_text(opening + table(results), encoding="utf-8")
+                arguments.out.write_text(opening() + table(results), encoding="utf-8")
                 reports = [report for *_, report in results]
                 arguments.out.with_suffix(".json").write_text(json.dumps(reports), encoding="utf-8")
 

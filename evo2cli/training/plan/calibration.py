@@ -28,10 +28,11 @@ LINKS = 0.8  # assumed: share of the slower of NVLink and the node's network por
 OVERLAP = 0.7  # assumed: share of a computation that transfers (ZeRO 3, ring) hide behind, at most
 GPUS_PER_NODE = 8
 
-# DeepSpeed's defaults (deepspeed/runtime/zero/config.py, 0.19), in elements.
+# Sizes of DeepSpeed's buffers, in elements: its default (deepspeed/runtime/zero/config.py, 0.19),
+# and what the engine asks of it.
 BUCKET = 500_000_000  # gradients reduced together
-LIVE = 3_000_000_000  # gathered parameters kept under ZeRO 3, as deepspeed_engine.py asks
-PREFETCH = 200_000_000  # parameters gathered together under ZeRO 3, likewise
+LIVE = 3_000_000_000  # gathered parameters kept under ZeRO 3
+PREFETCH = 200_000_000  # parameters gathered together under ZeRO 3
 
 # Memory beside what torch's allocator counts.
 CONTEXT = 1.0 * GIB  # assumed: CUDA, cuBLAS and compiled kernels

@@ -17,6 +17,7 @@ import triton.language as tl
 from hyenakernels.float8.kernel import largest_bits, row_scale
 from hyenakernels.float8.reference import E4M3, SMALLEST
 from hyenakernels.launch import float8_linear_launch, parts_of, power_of_two
+from hyenakernels.linear.kernel import activated
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 # The bits of an e4m3 number, as part of an fp32 number, mean an exponent that is 127 - 7 too low.
@@ -127,10 +128,7 @@ def _linear_kernel(
         next_OW = tl.load(weight + at, mask=present, other=0)
         scale_O = x_scale * tl.load(weight_scale + out, mask=is_out, other=0.0)
         y_O = _product(words_OW, x_0, x_1, x_2, x_3) * HALF * scale_O
-        if HAS_BIAS:
-            y_O += tl.load(bias + out, mask=is_out, other=0.0).to(tl.float32)
-        if GELU:
-            y_O = 0.5 * y_O * (1.0 + tl.erf(y_O * 0.7071067811865476))
+        y_O = activated(y_O, bias, out, is_out, HAS_BIAS, GELU)
         if GATED:
             words_OW = next_up_OW
             next_up_OW = tl.load(up + at, mask=present, other=0)

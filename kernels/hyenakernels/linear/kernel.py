@@ -15,6 +15,16 @@ from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
 @triton.jit
+def activated(y_O, bias, out, is_out, HAS_BIAS: tl.constexpr, GELU: tl.constexpr):
+    """act(y + bias), without the parts that are not asked for."""
+    if HAS_BIAS:
+        y_O += tl.load(bias + out, mask=is_out, other=0.0).to(tl.float32)
+    if GELU:
+        y_O = 0.5 * y_O * (1.0 + tl.erf(y_O * 0.7071067811865476))
+    return y_O
+
+
+@triton.jit
 def _linear_kernel(
     x,
     scale,
@@ -68,10 +78,7 @@ def _linear_kernel(
     if NORMED:
         factor = 1.0 / (tl.sqrt_rn(tl.sum(squares_I, axis=0) / I) + eps)
         y_O *= factor
-    if HAS_BIAS:
-        y_O += tl.load(bias + out, mask=is_out, other=0.0).to(tl.float32)
-    if GELU:
-        y_O = 0.5 * y_O * (1.0 + tl.erf(y_O * 0.7071067811865476))
+    y_O = activated(y_O, bias, out, is_out, HAS_BIAS, GELU)
     if GATED:
         up_O = tl.sum(up_sums_OI, axis=1)
         if NORMED:

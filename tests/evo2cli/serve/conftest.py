@@ -48,6 +48,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+def is_ready(client: httpx.Client) -> bool:
+    """Whether a server that was started as a command answers already."""
+    try:
+        return client.get("/v1/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @contextmanager
 def serving(*, wait: bool = True, **given: Any) -> Iterator[Serving]:
     """A server with these options; it answers when the block begins, unless told not to wait."""

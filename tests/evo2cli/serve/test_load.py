@@ -25,7 +25,7 @@ from evo2cli.track.options import Value
 from evo2cli.track.run import Section, section_values
 from stripedhyena2 import load
 from stripedhyena2.layers import default_layer
-from tests.evo2cli.serve.conftest import GENOME, wait_until
+from tests.evo2cli.serve.conftest import GENOME, is_ready, wait_until
 
 NUM_CLIENTS, NUM_DISTURBERS = 6, 3
 SECONDS = 10  # of load, before and after the restart
@@ -226,15 +226,8 @@ def command(port: int, genome: Path, log: Path) -> Iterator[subprocess.Popen[byt
         ) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
-
-        def is_ready() -> bool:
-            try:
-                return client.get("/v1/health/ready").status_code == 200
-            except httpx.TransportError:
-                return False
-
         try:
-            wait_until(is_ready)
+            wait_until(lambda: is_ready(client))
             yield process
         finally:
             process.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.evo2cli.serve.conftest import wait_until
+from tests.evo2cli.serve.conftest import is_ready, wait_until
 
 CommandLine = Callable[..., tuple[int, str, str]]
 
@@ -28,15 +28,8 @@ def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals) -> Non
         httpx.Client(base_url=url, timeout=60) as client,
         ThreadPoolExecutor(2) as pool,
     ):
-
-        def is_ready() -> bool:
-            try:
-                return client.get("/v1/health/ready").status_code == 200
-            except httpx.TransportError:
-                return False
-
         try:
-            wait_until(is_ready)
+            wait_until(lambda: is_ready(client))
             body = {"sequence": "ACGT", "num_tokens": 290}
             accepted = pool.submit(client.post, "/biology/arc/evo2/generate", json=body)
             call = {"name": "generate_sequence", "arguments": {"prompt": "ACGT", "n_tokens": 290}}
