@@ -12,19 +12,21 @@ import torch
 
 @dataclass(frozen=True)
 class FirLaunch:
-    """Sizes of the two-stage block convolution.
+    """Sizes of the block convolution.
 
     Attributes:
-        block: Rows of a Toeplitz tile.
-        rows: Rows per thread, a divisor of `block`.
         parts: Parts of at most 16 channels of a filter group that a program processes.
-        num_warps: Warps per program.
+        tiles: Tiles of 16 rows of a block, 1 or 2.
+        rows: Consecutive rows per thread, a divisor of the block.
+        num_warps: Warps per program; on tensor cores each has a part to itself.
+        resident: Programs that a multiprocessor of an H200 holds at the same time.
     """
 
-    block: int
-    rows: int
     parts: int
+    tiles: int
+    rows: int
     num_warps: int
+    resident: int
 
 
 @dataclass(frozen=True)
@@ -102,28 +104,28 @@ class Float8LinearLaunch:
     programs: int
 
 
-FirPass = Literal["forward", "input gradient", "filter gradient"]
+FirPass = Literal["forward", "backward"]
 ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 NormPass = Literal["forward", "backward"]
 
-MAX_SHORT_TAPS = 16  # up to here small blocks, with many groups in a program, are the fastest
-MIN_LONG_PART = 8  # channels of a part that the large tiles of longer filters need
+MAX_SHORT_TAPS = 16  # up to here sums and tiles fill few registers
+LONGEST_SEGMENT = 2560  # rows; short enough that the last programs leave few multiprocessors idle
 
+# Measured on an H200: tests/benchmarks/results/kernels_log.md. They fit every GPU.
+_SHORT_FIR: dict[FirPass, FirLaunch] = {
+    "forward": FirLaunch(parts=4, tiles=2, rows=8, num_warps=4, resident=3),
+    "backward": FirLaunch(parts=4, tiles=1, rows=4, num_warps=4, resident=2),
+}
+_LONG_FIR: dict[FirPass, FirLaunch] = {
+    "forward": FirLaunch(parts=2, tiles=2, rows=8, num_warps=2, resident=4),
+    "backward": FirLaunch(parts=2, tiles=1, rows=4, num_warps=2, resident=4),
+}
+# fp32, without tensor cores.
+_FULL_FIR: dict[FirPass, FirLaunch] = {
+    "forward": FirLaunch(parts=4, tiles=1, rows=4, num_warps=4, resident=2),
+    "backward": FirLaunch(parts=4, tiles=1, rows=4, num_warps=8, resident=1),
+}
 # Measured on an H200 and an H100 (compute capability 9.0): tests/benchmarks/results/kernels.md.
-_SHORT_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
-    (9, 0): {
-        "forward": FirLaunch(block=16, rows=8, parts=8, num_warps=4),
-        "input gradient": FirLaunch(block=16, rows=8, parts=8, num_warps=4),
-        "filter gradient": FirLaunch(block=32, rows=8, parts=4, num_warps=4),
-    }
-}
-_LONG_FIR: dict[tuple[int, int], dict[FirPass, FirLaunch]] = {
-    (9, 0): {
-        "forward": FirLaunch(block=64, rows=4, parts=1, num_warps=4),
-        "input gradient": FirLaunch(block=64, rows=4, parts=1, num_warps=4),
-        "filter gradient": FirLaunch(block=64, rows=4, parts=1, num_warps=4),
-    }
-}
 _MODAL: dict[tuple[int, int], dict[ModalPass, RowLaunch]] = {
     (9, 0): {
         "forward": RowLaunch(block_d=128, rows=8, num_warps=2),
@@ -139,8 +141,6 @@ _NORM: dict[NormPass, NormLaunch] = {
 }
 
 # Small tiles that fit every GPU Triton supports, fp32, and the interpreter.
-_ANY_SHORT_FIR = FirLaunch(block=16, rows=4, parts=4, num_warps=4)
-_ANY_LONG_FIR = FirLaunch(block=32, rows=4, parts=1, num_warps=4)
 _ANY_ROWS = RowLaunch(block_d=64, rows=4, num_warps=2)
 
 
@@ -167,31 +167,25 @@ def _multiprocessors() -> int:
     return torch.cuda.get_device_properties().multi_processor_count
 
 
-def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype, part: int) -> FirLaunch:
-    """The sizes of one pass of the FIR, for filter groups cut into parts of `part` channels.
-
-    fp32 runs without tensor cores and takes the small tiles. So do long filters of very narrow
-    groups, whose products Triton 3.6 cannot lay out on the large tiles.
-    """
-    is_short = num_taps <= MAX_SHORT_TAPS
-    table, small = (_SHORT_FIR, _ANY_SHORT_FIR) if is_short else (_LONG_FIR, _ANY_LONG_FIR)
-    measured = table.get(architecture())
-    if measured is None or dtype == torch.float32 or (part < MIN_LONG_PART and not is_short):
-        return small
-    return measured[which]
+def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype) -> FirLaunch:
+    """The sizes of one pass of the FIR."""
+    if dtype == torch.float32:
+        return _FULL_FIR[which]
+    return (_SHORT_FIR if num_taps <= MAX_SHORT_TAPS else _LONG_FIR)[which]
 
 
-def fir_segment(programs: int, length: int) -> int:
+def fir_segment(programs: int, length: int, resident: int) -> int:
     """The number of rows of a segment, which one program of the FIR processes in order.
 
-    Each segment takes `programs` programs, for all channels and sequences. Segments are as long as
-    possible while the GPU stays full, because each of them reads the rows before its first block
-    again. Outputs and input gradients have the same bits however the sequence is cut.
+    Each segment takes `programs` programs, for all channels and sequences. As many segments as fill
+    the GPU, with `resident` programs on a multiprocessor, a whole number of times. Each of them
+    reads the rows before its first block again, so they are not short. Outputs and input gradients
+    have the same bits however the sequence is cut.
     """
-    segment = 2048
-    while segment > 256 and programs * -(-length // segment) < 4 * _multiprocessors():
-        segment //= 2
-    return segment
+    places = resident * _multiprocessors()
+    waves = parts_of(parts_of(length, LONGEST_SEGMENT) * programs, places)
+    rows = parts_of(length, max(waves * places // programs, 1))
+    return max(parts_of(rows, 32) * 32, 256)
 
 
 def modal_segment(width: int) -> int:

@@ -50,7 +50,7 @@ TOLERANCE = {
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sequences of these tests are short; cut them into several segments nevertheless."""
-    monkeypatch.setattr(tiles, "fir_segment", lambda programs, length: 64)  # noqa: ARG005
+    monkeypatch.setattr(tiles, "fir_segment", lambda *_: 64)
     for module in (modal_kernel, modal_gradient, modal):
         monkeypatch.setattr(module, "modal_segment", lambda width: 16)  # noqa: ARG005
 

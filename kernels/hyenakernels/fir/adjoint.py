@@ -1,4 +1,4 @@
-"""The adjoint of the fused two-stage block convolution: from the last row to the first, to dz.
+"""The backward pass of the block convolution: from the last row to the first, to dz and all filters.
 
 With g = dy * x2 and transposed tiles this is the pass of forward in reverse order,
 
@@ -6,8 +6,11 @@ With g = dy * x2 and transposed tiles this is the pass of forward in reverse ord
 
 The gates and the transposed featurizer follow at once: du is never written to memory. A row of dz
 needs the F - 1 rows after it, which the thread with the next run of rows holds; `rows_after` hands
-them over once a block. Each segment starts one block later than its products need, to have the rows
-after its last one.
+them over once a block. Each segment starts early enough to have the rows after its last one.
+
+The same pass sums Gram tiles G_m = sum_n g_(n+m) u_n', whose diagonals are the gradients of the
+taps. Each program writes its share, and the shares are added in a fixed order. Filters that are
+frozen cost none of this.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 """
@@ -18,21 +21,27 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.fir.tiles import (
+    TILE,
     channels_of,
-    from_operand,
+    from_operands,
+    gate_input,
     grid,
-    part_zeros,
+    identity,
+    load_skips,
+    multiply,
     push,
     rotation_of,
     rows_after,
     stack,
     tiling,
-    to_operand,
+    to_operands,
     toeplitz_tiles,
     unstack,
+    zero_tiles,
 )
 from hyenakernels.gate.gradient import add_taps, store_sums, store_transposed, zero_sums
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows
+from hyenakernels.launch import parts_of
 
 
 @triton.jit
@@ -142,6 +151,35 @@ def _store_rows(
         store_transposed(at + i * 3 * D, gradients, taps, i, present, D, F)
 
 
+@triton.jit
+def _own_inputs(
+    x1,
+    v,
+    taps,
+    past,
+    first,
+    start,
+    stop,
+    channel,
+    inside,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    PAST_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Rows of u, zero where they belong to another program; those of the past to the first."""
+    _, taps_x1, taps_v = taps
+    rows = ()
+    for i in tl.static_range(ROWS):
+        u = gate_input(x1, v, taps_x1, taps_v, past, first, channel, inside, i, D, F, PAST_ROWS)
+        row = first + i
+        own = row < stop
+        if PAST_ROWS > 0:
+            own = own & ((row >= start) | (start == 0))
+        rows = rows + (tl.where(own, u, 0.0),)
+    return rows
+
+
 @triton.jit(do_not_specialize=["length", "segment"])
 def _adjoint_kernel(
     z,
@@ -149,13 +187,16 @@ def _adjoint_kernel(
     featurizer_taps,
     taps,
     skip,
+    past,
     dy,
     dtail,
     dx2,
     dz,
     dz_past,
     dpast,
+    partial_featurizer,
     partial_taps,
+    partial_skip,
     length,
     segment,
     batch_stride,
@@ -166,22 +207,28 @@ def _adjoint_kernel(
     W: tl.constexpr,
     PART: tl.constexpr,
     PARTS: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    SUB: tl.constexpr,
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
     HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_TAIL: tl.constexpr,
+    FROZEN: tl.constexpr,
     OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     C: tl.constexpr = 3 * D
+    BLOCK: tl.constexpr = SUB * TILE
     P: tl.constexpr = F - 1
+    # Blocks after a segment: for the products, and for the transposed featurizer.
+    LATE: tl.constexpr = (TILES + SUB - 2 + (1 if P > 0 else 0)) // SUB
+    FURTHEST: tl.constexpr = K if K > F else F
+    EARLY: tl.constexpr = (FURTHEST + BLOCK - 2) // BLOCK if HAS_PAST else 0
+    SEGMENTS: tl.constexpr = TILE // PART
     Q: tl.constexpr = P if HAS_PAST else 0
+    PAST_ROWS: tl.constexpr = K - 1 if HAS_PAST else 0
     N: tl.constexpr = ROWS + P
     RUNS: tl.constexpr = BLOCK // ROWS
-    R: tl.constexpr = SEGMENTS * RUNS
+    COUNT: tl.constexpr = 0 if FROZEN else TILES
     program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     z += batch.to(tl.int64) * batch_stride
     dy += batch.to(tl.int64) * length * D
@@ -189,25 +236,29 @@ def _adjoint_kernel(
     dz += batch.to(tl.int64) * length * C
     z_past += batch * P * C
     dz_past += (batch + 1) * P * C
+    past += batch.to(tl.int64) * (K - 1) * D
     dpast += batch.to(tl.int64) * (K - 1) * D
     dtail += batch.to(tl.int64) * (K - 1) * D
 
-    channel, inside = channels_of(program, D, W, PART, PARTS)
-    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, True, OPERAND)
-    waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
+    channel, lane_segment, inside = channels_of(program, D, W, PART, PARTS)
+    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, TILES, True, False, OPERAND)
+    waiting = zero_tiles(TILES - 1, PARTS, tl.float32)
+    grams = zero_tiles(COUNT, PARTS, tl.float32)
+    later = zero_tiles(COUNT - 1, PARTS, OPERAND)
     taps_z = load_featurizer(featurizer_taps, channel, inside, D, F)
-    sums = zero_sums(tl.zeros((R, PARTS * PART), tl.float32), F)
-    kept, rotation = rotation_of(R, PARTS * PART, RUNS, P)
+    sums = zero_sums(tl.zeros((RUNS, PARTS * TILE), tl.float32), F)
+    kept, rotation = rotation_of(RUNS, PARTS * TILE, RUNS, P)
+    eye = identity(PARTS, OPERAND)
     if HAS_SKIP:
-        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+        skips = load_skips(skip, channel, inside, PARTS)
+        sum_skip = tl.zeros((RUNS, PARTS * TILE), tl.float32)
 
-    run = tl.arange(0, R)[:, None]
-    start = (piece * SEGMENTS + run // RUNS) * segment
+    start = (piece * SEGMENTS + lane_segment) * segment
     stop = tl.minimum(start + segment, length)
     blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
-    last = blocks + TILES - (2 if P == 0 else 1)
-    lowest = tl.where(piece == 0, tl.minimum(1 - TILES, -1), 0) if HAS_PAST else 0
-    first = start + (run % RUNS) * ROWS + last * BLOCK
+    last = blocks + LATE - 1
+    lowest = tl.where(piece == 0, -EARLY, 0)
+    first = start + tl.arange(0, RUNS)[:, None] * ROWS + last * BLOCK
     x2 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, P, Q, N)
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for back in range(last - lowest + 1):
@@ -220,14 +271,33 @@ def _adjoint_kernel(
             z, z_past, dx2, first, channel, inside, length, row_stride, D, N, P, Q
         )
         rows_g = _gated_rows(x2, rows_dy, taps_z, F)
-        operand = to_operand(stack(rows_g, ROWS).to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
-        complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
-        rows_du = unstack(from_operand(complete, SEGMENTS, BLOCK, PARTS, PART), ROWS)
-        if HAS_SKIP:
-            skipped = ()
-            for i in tl.static_range(ROWS):
-                skipped = skipped + (rows_du[i] + skips * rows_g[i],)
-            rows_du = skipped
+        operands = to_operands(stack(rows_g, ROWS).to(OPERAND), PARTS, SUB)
+        if not FROZEN:
+            rows_u = _own_inputs(
+                x1, v, taps_z, past, first, start, stop, channel, inside, D, F, PAST_ROWS, ROWS
+            )
+            if HAS_SKIP:
+                for i in tl.static_range(ROWS):
+                    sum_skip = tl.fma(rows_g[i], rows_u[i], sum_skip)
+            operands_u = to_operands(stack(rows_u, ROWS).to(OPERAND), PARTS, SUB)
+        summed = ()
+        for n in tl.static_range(SUB):
+            operand = operands[SUB - 1 - n]
+            complete, waiting = push(tiles, operand, waiting, TILES)
+            # A product with the identity brings g to where sums and left operands are.
+            copied = multiply(eye, operand)
+            if HAS_SKIP:
+                complete = tl.fma(skips, copied, complete)
+            summed = (complete,) + summed
+            if not FROZEN:
+                own = tl.permute(operands_u[SUB - 1 - n], (0, 2, 1))
+                held = (copied.to(OPERAND),) + later
+                added = ()
+                for m in tl.static_range(TILES):
+                    added = added + (multiply(held[m], own, grams[m]),)
+                grams = added
+                later = held[: TILES - 1]
+        rows_du = unstack(from_operands(summed, PARTS, SUB), ROWS)
         rows_du = _with_pasts(
             rows_du, dtail, dpast, first, start, length, channel, inside, D, K, HAS_PAST, HAS_TAIL
         )
@@ -245,48 +315,98 @@ def _adjoint_kernel(
         x2, rows_dy = next_x2, next_dy
 
     index = (batch * tl.num_programs(1) + piece).to(tl.int64)
-    store_sums(partial_taps + index * C * F, sums, channel, inside, D, F)
+    share = index * SEGMENTS + lane_segment
+    store_sums(partial_featurizer + share * C * F, sums, channel, inside, D, F)
+    if FROZEN:
+        return
+    if HAS_SKIP:
+        added = tl.sum(sum_skip, axis=0)[None, :]
+        tl.store(partial_skip + share * D + channel, added, mask=inside)
+    part = tl.arange(0, PARTS)[:, None]
+    parts = index * tl.num_programs(0) * PARTS + program * PARTS + part
+    at = partial_taps + parts * TILES * TILE + tl.arange(0, TILE)[None, :]
+    for m in tl.static_range(TILES):
+        # Lag m N + l lies below the diagonal of Gram tile m and above that of tile m + 1.
+        lags = _diagonals(grams[m], PARTS, True)
+        if m + 1 < TILES:
+            lags += _diagonals(grams[m + 1], PARTS, False)
+        tl.store(at + m * TILE, lags)
 
 
-def input_gradient(z_BLC, filters, past, dy, dtail, dx2):
-    """Gradients of z, of the featurizer's taps, and of both pasts (empty without a past).
+@triton.jit
+def _diagonals(gram, PARTS: tl.constexpr, BELOW: tl.constexpr):
+    """sum_i gram[:, i, i - l] for l = 0 .. TILE - 1, or of gram[:, i, i - l + TILE] above."""
+    i = tl.arange(0, PARTS * TILE)[:, None] % TILE
+    lag = tl.arange(0, TILE)[None, :]
+    skewed = tl.gather(tl.reshape(gram, (PARTS * TILE, TILE)), (i - lag + TILE) % TILE, axis=1)
+    wanted = (i >= lag) if BELOW else (i < lag)
+    skewed = tl.where(wanted, skewed, 0.0)
+    return tl.sum(tl.reshape(skewed, (PARTS, TILE, TILE)), axis=1)
+
+
+def gradients(z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, frozen):
+    """Gradients of z, of the featurizer's taps, taps and skip (fp32), and of both pasts.
+
+    Those of the pasts are empty without a past, that of the skip without one, and those of taps and
+    skip if the filters are frozen.
 
     Args:
         z_BLC: The projections, contiguous along C.
         filters: Contiguous `FIRFilters`.
         past: A contiguous `HyenaPast`, or None for zeros.
-        dy: The gradient of y.
-        dtail: The gradient of the returned inner past, or None.
-        dx2: The gradient of the featurized x2, from `gradient.filter_gradient`.
+        dy_BLD: The gradient of y.
+        dtail_BPD: The gradient of the returned inner past, or None.
+        dx2_BLD: The gradient of the featurized x2, from `kernel.gate_gradient`.
+        frozen: Whether taps and skip need no gradient.
     """
-    sizes = tiling("input gradient", z_BLC, filters)
-    programs, segment = grid(z_BLC, sizes)
-    _, pieces, batch = programs
+    featurizer_taps_CF, taps_GK, skip_D = filters
+    sizes = tiling("backward", z_BLC, filters)
+    programs, segment = grid("backward", z_BLC, sizes)
+    along_channels, pieces, batch = programs
     dz_BLC = torch.empty_like(z_BLC, memory_format=torch.contiguous_format)
     dz_past_BPC, dpast_BPD = (
         (z_BLC.new_empty(0), z_BLC.new_empty(0))
         if past is None
         else (torch.empty_like(past.featurizer_BPC), torch.empty_like(past.inner))
     )
-    featurizer_taps_CF = filters.featurizer_taps_CF
-    shares = z_BLC.new_empty(batch * pieces, *featurizer_taps_CF.shape, dtype=torch.float32)
+
+    def shares(count, *shape):
+        return z_BLC.new_empty(count, *shape, dtype=torch.float32)
+
+    segments = batch * pieces * (TILE.value // sizes["PART"])
+    lags = sizes["TILES"] * TILE.value
+    dfeaturizer_NCF = shares(segments, *featurizer_taps_CF.shape)
+    dtaps_NPK = shares(0 if frozen else batch * pieces, along_channels * sizes["PARTS"], lags)
+    dskip_ND = shares(0 if frozen else segments, sizes["D"])
     _adjoint_kernel[programs](
         z_BLC,
         z_BLC if past is None else past.featurizer_BPC,
         *filters.launch_arguments(),
-        dy,
-        dtail if dtail is not None else dy,
-        dx2,
+        z_BLC if past is None else past.inner,
+        dy_BLD,
+        dtail_BPD if dtail_BPD is not None else dy_BLD,
+        dx2_BLD,
         dz_BLC,
         dz_past_BPC,
         dpast_BPD,
-        shares,
+        dfeaturizer_NCF,
+        dtaps_NPK,
+        dskip_ND,
         z_BLC.shape[1],
         segment,
         batch_stride(z_BLC),
         HAS_PAST=past is not None,
-        HAS_SKIP=filters.skip_D is not None,
-        HAS_TAIL=dtail is not None,
+        HAS_SKIP=skip_D is not None,
+        HAS_TAIL=dtail_BPD is not None,
+        FROZEN=frozen,
         **sizes,
     )
-    return dz_BLC, shares.sum(dim=0), dz_past_BPC, dpast_BPD
+    dtaps_GK, dskip_D = dskip_ND.new_empty(0), dskip_ND.new_empty(0)
+    if not frozen:
+        groups, num_taps = taps_GK.shape
+        parts = parts_of(sizes["W"], sizes["PART"])
+        dtaps_PK = dtaps_NPK.sum(dim=0)[: groups * parts]
+        dtaps_GK = dtaps_PK.view(groups, parts, lags).sum(dim=1)[:, :num_taps]
+        if skip_D is not None:
+            dskip_D = dskip_ND.sum(dim=0)
+    return dz_BLC, dfeaturizer_NCF.sum(dim=0), dtaps_GK, dskip_D, dz_past_BPC, dpast_BPD

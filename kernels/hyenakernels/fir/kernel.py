@@ -1,12 +1,13 @@
-"""Two-stage block convolution on tensor cores, fused with featurizer, gates and skip.
+"""Block convolution on tensor cores, fused with featurizer, gates and skip.
 
-A filter of K taps over blocks of N rows is ceil((K - 1) / N) + 1 Toeplitz tiles,
+A filter of K taps over tiles of N = 16 rows is M + 1 = ceil((K - 1) / N) + 1 Toeplitz tiles,
 
-    y_n = T_0 u_n + T_1 u_(n-1) + ...,    T_m[i, j] = taps[m N + i - j],
+    y_n = T_0 u_n + T_1 u_(n-1) + ... + T_M u_(n-M),    T_m[i, j] = taps[m N + i - j],
 
-shared by the channels of a group. A program processes the blocks of a segment in order and adds
-each block's products to the blocks that follow, so a block is read once and its operand is built
-once.
+shared by the channels of a group. A program processes the rows of a segment in order and adds the
+products of each tile of rows to the sums of those that follow, so a row is read once and its operand
+is built once. A warp has a group, or a part of one, to itself: warps meet only where rows are read
+and written.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 Source: arXiv:2503.01868, section 3 and appendix A.1.
@@ -17,28 +18,69 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.fir.tiles import (
+    TILE,
     channels_of,
-    from_operand,
+    from_operands,
     gate_input,
     grid,
-    part_zeros,
+    identity,
+    load_skips,
+    multiply,
     push,
     stack,
     tiling,
-    to_operand,
+    to_operands,
     toeplitz_tiles,
+    zero_tiles,
 )
-from hyenakernels.gate.rows import featurized, load_featurizer, load_signals
+from hyenakernels.gate.rows import featurized, load_featurizer, load_rows
+
+MOST_IN_REGISTERS = tl.constexpr(9)  # tiles; those of 128 taps
+
+
+@triton.jit
+def _load_signals(
+    z,
+    z_past,
+    gate,
+    first,
+    channel,
+    inside,
+    length,
+    row_stride: tl.constexpr,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    PAST_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    GRADIENT: tl.constexpr,
+):
+    """Rows of x2, or of its gradient's gate dy, and of x1 and v."""
+    C: tl.constexpr = 3 * D
+    HALO: tl.constexpr = F - 1
+    N: tl.constexpr = ROWS + HALO
+    P: tl.constexpr = PAST_ROWS
+    if GRADIENT:
+        gates = load_rows(gate, gate, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
+    else:
+        gates = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, P, N)
+    z += D
+    z_past += D
+    x1 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, P, N)
+    z += D
+    z_past += D
+    v = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, P, N)
+    return gates, x1, v
 
 
 @triton.jit(do_not_specialize=["length", "segment"])
-def _forward_kernel(
+def _convolution_kernel(
     z,
     z_past,
     featurizer_taps,
     taps,
     skip,
     past,
+    gate,
     y,
     tail,
     length,
@@ -51,74 +93,111 @@ def _forward_kernel(
     W: tl.constexpr,
     PART: tl.constexpr,
     PARTS: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    SUB: tl.constexpr,
     ROWS: tl.constexpr,
     TILES: tl.constexpr,
     HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    GRADIENT: tl.constexpr,
     OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
+    """Gate times conv(u) + skip u: y with the gate x2, the GRADIENT of x2 with the gate dy."""
     C: tl.constexpr = 3 * D
-    HALO: tl.constexpr = F - 1
-    COUNT: tl.constexpr = ROWS + HALO
-    Z_PAST: tl.constexpr = HALO if HAS_PAST else 0
+    BLOCK: tl.constexpr = SUB * TILE
+    EARLY: tl.constexpr = (TILES + SUB - 2) // SUB
+    SEGMENTS: tl.constexpr = TILE // PART
+    Z_PAST: tl.constexpr = F - 1 if HAS_PAST else 0
     PAST_ROWS: tl.constexpr = K - 1 if HAS_PAST else 0
     RUNS: tl.constexpr = BLOCK // ROWS
     dtype: tl.constexpr = z.dtype.element_ty
     program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     z += batch.to(tl.int64) * batch_stride
+    gate += batch.to(tl.int64) * length * D
     y += batch.to(tl.int64) * length * D
-    z_past += batch * HALO * C
+    z_past += batch * (F - 1) * C
     past += batch.to(tl.int64) * (K - 1) * D
     tail += batch.to(tl.int64) * (K - 1) * D
 
-    channel, inside = channels_of(program, D, W, PART, PARTS)
-    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, BLOCK, TILES, False, OPERAND)
-    waiting = part_zeros(TILES - 1, PARTS, BLOCK, SEGMENTS * PART, tl.float32)
+    channel, lane_segment, inside = channels_of(program, D, W, PART, PARTS)
+    KEPT: tl.constexpr = TILES <= MOST_IN_REGISTERS and OPERAND != tl.float32
+    tiles = toeplitz_tiles(
+        taps, program, D // W, K, W, PART, PARTS, TILES, False, KEPT, OPERAND
+    )
+    waiting = zero_tiles(TILES - 1, PARTS, tl.float32)
     taps_x2, taps_x1, taps_v = load_featurizer(featurizer_taps, channel, inside, D, F)
     if HAS_SKIP:
-        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+        eye = identity(PARTS, OPERAND)
+        skips = load_skips(skip, channel, inside, PARTS)
 
-    run = tl.arange(0, SEGMENTS * RUNS)[:, None]
-    line = tl.arange(0, SEGMENTS * BLOCK)[:, None]
-    first = (piece * SEGMENTS + run // RUNS) * segment + (run % RUNS) * ROWS + (1 - TILES) * BLOCK
-    start = (piece * SEGMENTS + line // BLOCK) * segment
+    start = (piece * SEGMENTS + lane_segment) * segment
     stop = tl.minimum(start + segment, length)
-    x2, x1, v = load_signals(
-        z, z_past, first, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST, COUNT
+    run = tl.arange(0, RUNS)[:, None]
+    line = tl.arange(0, BLOCK)[:, None]
+    first = start + run * ROWS - EARLY * BLOCK
+    gates, x1, v = _load_signals(
+        z, z_past, gate, first, channel, inside, length, row_stride, D, F, Z_PAST, ROWS, GRADIENT
     )
     blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
     last_start = ((piece + 1) * SEGMENTS - 1) * segment
-    for block in range(1 - TILES, blocks):
+    for block in range(-EARLY, blocks):
         after = first + BLOCK
-        next_x2, next_x1, next_v = load_signals(
-            z, z_past, after, channel, inside, length, row_stride, D, COUNT, HALO, Z_PAST, COUNT
+        following = _load_signals(
+            z, z_past, gate, after, channel, inside, length, row_stride, D, F, Z_PAST, ROWS, GRADIENT
         )
         rows_u = ()
-        rows_x2 = ()
+        rows_gate = ()
         for i in tl.static_range(ROWS):
             u = gate_input(x1, v, taps_x1, taps_v, past, first, channel, inside, i, D, F, PAST_ROWS)
             rows_u = rows_u + (u,)
-            rows_x2 = rows_x2 + (featurized(x2, taps_x2, i, F),)
+            if GRADIENT:
+                rows_gate = rows_gate + (gates[i].to(tl.float32),)
+            else:
+                rows_gate = rows_gate + (featurized(gates, taps_x2, i, F),)
         u = stack(rows_u, ROWS)
-        operand = to_operand(u.to(OPERAND), SEGMENTS, BLOCK, PARTS, PART)
-        complete, waiting = push(tiles, operand, waiting, TILES, PRECISION)
-        convolved = from_operand(complete, SEGMENTS, BLOCK, PARTS, PART)
-        if HAS_SKIP:
-            convolved += skips * u
-        row = start + block * BLOCK + line % BLOCK
+        operands = to_operands(u.to(OPERAND), PARTS, SUB)
+        convolved = ()
+        for n in tl.static_range(SUB):
+            complete, waiting = push(tiles, operands[n], waiting, TILES)
+            if HAS_SKIP:
+                # A product with the identity brings u to where the sums are.
+                complete = tl.fma(skips, multiply(eye, operands[n]), complete)
+            convolved = convolved + (complete,)
+        gated = stack(rows_gate, ROWS) * from_operands(convolved, PARTS, SUB)
+        row = start + block * BLOCK + line
         present = (block >= 0) & (row < stop) & inside
-        gated = stack(rows_x2, ROWS) * convolved
         tl.store(y + row.to(tl.int64) * D + channel, gated.to(dtype), mask=present)
-        if last_start + (block + 1) * BLOCK > length - K + 1:
-            # The last K - 1 rows of u are the next past; some may be rows of the given past.
-            index = row - (length - K + 1)
-            own = ((block >= 0) & (row < stop)) | (row < 0)
-            tl.store(tail + index * D + channel, u.to(dtype), mask=own & (index >= 0) & inside)
+        if not GRADIENT:
+            if last_start + (block + 1) * BLOCK > length - K + 1:
+                # The last K - 1 rows of u are the next past; some may be rows of the given past.
+                index = row - (length - K + 1)
+                own = ((block >= 0) & (row < stop)) | (row < 0)
+                tl.store(tail + index * D + channel, u.to(dtype), mask=own & (index >= 0) & inside)
         first = after
-        x2, x1, v = next_x2, next_x1, next_v
+        gates, x1, v = following
+
+
+def _convolve(which, z_BLC, filters, past, gate_BLD, tail_BPD):
+    batch, length, _ = z_BLC.shape
+    sizes = tiling(which, z_BLC, filters)
+    programs, segment = grid(which, z_BLC, sizes)
+    y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
+    _convolution_kernel[programs](
+        z_BLC,
+        z_BLC if past is None else past.featurizer_BPC,
+        *filters.launch_arguments(),
+        z_BLC if past is None else past.inner,
+        z_BLC if gate_BLD is None else gate_BLD,
+        y_BLD,
+        y_BLD if tail_BPD is None else tail_BPD,
+        length,
+        segment,
+        batch_stride(z_BLC),
+        HAS_PAST=past is not None,
+        HAS_SKIP=filters.skip_D is not None,
+        GRADIENT=gate_BLD is not None,
+        **sizes,
+    )
+    return y_BLD
 
 
 def forward(z_BLC, filters, past):
@@ -132,23 +211,11 @@ def forward(z_BLC, filters, past):
     Returns:
         y [B, L, D], and the last K - 1 rows of u, both in the dtype of `z`.
     """
-    batch, length, _ = z_BLC.shape
-    sizes = tiling("forward", z_BLC, filters)
-    programs, segment = grid(z_BLC, sizes)
-    y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
-    tail_BPD = z_BLC.new_empty(batch, sizes["K"] - 1, sizes["D"])
-    _forward_kernel[programs](
-        z_BLC,
-        z_BLC if past is None else past.featurizer_BPC,
-        *filters.launch_arguments(),
-        z_BLC if past is None else past.inner,
-        y_BLD,
-        tail_BPD,
-        length,
-        segment,
-        batch_stride(z_BLC),
-        HAS_PAST=past is not None,
-        HAS_SKIP=filters.skip_D is not None,
-        **sizes,
-    )
-    return y_BLD, tail_BPD
+    width, num_taps = z_BLC.shape[2] // 3, filters.taps_GK.shape[1]
+    tail_BPD = z_BLC.new_empty(z_BLC.shape[0], num_taps - 1, width)
+    return _convolve("forward", z_BLC, filters, past, None, tail_BPD), tail_BPD
+
+
+def gate_gradient(z_BLC, filters, past, dy_BLD):
+    """The gradient of the featurized x2, dy * (conv(u) + skip * u): forward with another gate."""
+    return _convolve("forward", z_BLC, filters, past, dy_BLD, None)

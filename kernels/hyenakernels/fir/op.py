@@ -179,16 +179,16 @@ def _gradient(
 
     Those of taps and skip are empty if the filters are frozen.
     """
-    from hyenakernels.fir import adjoint, gradient
+    from hyenakernels.fir import adjoint, kernel
 
     filters = FIRFilters(featurizer_taps_CF, taps_GK, skip_D).contiguous()
     past, dy_BLD = _past(z_past_BPC, past_BPD), dy_BLD.contiguous()
     if dpast_after_BPD is not None:
         dpast_after_BPD = dpast_after_BPD.contiguous()
     with torch.cuda.device_of(z_BLC):
-        dx2_BLD, dtaps_GK, dskip_D = gradient.filter_gradient(z_BLC, filters, past, dy_BLD, frozen)
-        dz_BLC, dfeaturizer, dz_past, dpast_BPD = adjoint.input_gradient(
-            z_BLC, filters, past, dy_BLD, dpast_after_BPD, dx2_BLD
+        dx2_BLD = kernel.gate_gradient(z_BLC, filters, past, dy_BLD)
+        dz_BLC, dfeaturizer, dtaps_GK, dskip_D, dz_past, dpast_BPD = adjoint.gradients(
+            z_BLC, filters, past, dy_BLD, dpast_after_BPD, dx2_BLD, frozen
         )
     dskip_D = dskip_D if skip_D is None else dskip_D.to(skip_D.dtype)
     return [

@@ -1,4 +1,4 @@
-"""Tiles of the two-stage block convolution: channels of a program, Toeplitz tiles, products.
+"""Tiles of the block convolution: channels of a program, Toeplitz tiles, products.
 
 Groups are cut into parts of at most 16 channels. The columns of a product are the channels of a
 part. Where groups are narrower, several segments are placed next to each other to fill the minimum
@@ -14,30 +14,29 @@ import triton.language as tl
 from hyenakernels.gate.rows import featurized
 from hyenakernels.launch import fir_launch, fir_segment, parts_of, power_of_two
 
-COLUMNS = 16
+# Rows and columns of a tile: the smallest of a tensor core, with the least work outside 0 .. K - 1.
+TILE = tl.constexpr(16)
 
 
 def tiling(which, z_BLC, filters):
     """The compile-time sizes that every kernel of this folder takes, for the pass `which`."""
     width = z_BLC.shape[2] // 3
     groups, num_taps = filters.taps_GK.shape
-    part = min(COLUMNS, power_of_two(width // groups))
-    launch = fir_launch(which, num_taps, z_BLC.dtype, part)
+    num_featurizer_taps = filters.featurizer_taps_CF.shape[1]
+    launch = fir_launch(which, num_taps, z_BLC.dtype)
     return {
         "row_stride": z_BLC.stride(1),
         "D": width,
-        "F": filters.featurizer_taps_CF.shape[1],
+        "F": num_featurizer_taps,
         "K": num_taps,
         "W": width // groups,
-        "PART": part,
+        "PART": min(TILE.value, power_of_two(width // groups)),
         "PARTS": launch.parts,
-        "SEGMENTS": COLUMNS // part,
-        "BLOCK": launch.block,
-        "ROWS": launch.rows,
-        "TILES": parts_of(num_taps - 1, launch.block) + 1,
+        "SUB": launch.tiles,
+        # Without a featurizer no row needs its neighbours, and a thread reads whole 16 bytes.
+        "ROWS": 1 if num_featurizer_taps == 1 else launch.rows,
+        "TILES": parts_of(num_taps - 1, TILE.value) + 1,
         "OPERAND": _operand_dtype(z_BLC.dtype),
-        # TF32 would be less precise than fp32 inputs promise.
-        "PRECISION": "ieee",
         "num_warps": launch.num_warps,
         "num_stages": 1,
     }
@@ -52,32 +51,62 @@ def _operand_dtype(dtype):
     ]
 
 
-def grid(z_BLC, sizes):
+def grid(which, z_BLC, sizes):
     """The programs along channels, sequence and batch, and the number of rows of a segment."""
     batch, length, _ = z_BLC.shape
     parts = sizes["D"] // sizes["W"] * parts_of(sizes["W"], sizes["PART"])
     programs = parts_of(parts, sizes["PARTS"])
-    segments = sizes["SEGMENTS"]
-    segment = fir_segment(batch * programs, parts_of(length, segments))
+    segments = TILE.value // sizes["PART"]
+    resident = fir_launch(which, sizes["K"], z_BLC.dtype).resident
+    segment = fir_segment(batch * programs, parts_of(length, segments), resident)
     return (programs, parts_of(length, segment * segments), batch), segment
 
 
 @triton.jit
 def channels_of(program, D: tl.constexpr, W: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
-    """The channel of each lane of a [1, PARTS * PART] tile, and whether it exists."""
-    lane = tl.arange(0, PARTS * PART)
-    if W % PART == 0:
-        channel = program * PARTS * PART + lane
+    """The channel of each lane of a [1, PARTS * TILE] tile, its segment, and whether it exists.
+
+    If segments do not lie next to each other, the segment is [1, 1].
+    """
+    lane = tl.arange(0, PARTS * TILE)
+    column = lane % TILE
+    segment = tl.zeros((1,), tl.int32)
+    if PART < TILE:
+        segment = column // PART
+        column = column % PART
+    if PART == TILE and W % PART == 0:
+        channel = program * PARTS * TILE + lane
         inside = channel < D
-        if D % (PARTS * PART) == 0:
-            inside = tl.full((PARTS * PART,), 1, tl.int1)
+        if D // (PARTS * TILE) * (PARTS * TILE) == D:
+            inside = tl.full((PARTS * TILE,), 1, tl.int1)
     else:
         parts_a_group: tl.constexpr = (W + PART - 1) // PART
-        part = program * PARTS + lane // PART
-        within = (part % parts_a_group) * PART + lane % PART
+        part = program * PARTS + lane // TILE
+        within = (part % parts_a_group) * PART + column
         channel = (part // parts_a_group) * W + within
         inside = (within < W) & (channel < D)
-    return channel[None, :], inside[None, :]
+    return channel[None, :], segment[None, :], inside[None, :]
+
+
+@triton.jit
+def identity(PARTS: tl.constexpr, dtype: tl.constexpr):
+    """An identity matrix for each part."""
+    i = tl.arange(0, TILE)
+    eye = tl.where(i[:, None] == i[None, :], 1.0, 0.0)[None, :, :]
+    return tl.broadcast_to(eye, (PARTS, TILE, TILE)).to(dtype)
+
+
+@triton.jit
+def load_skips(skip, channel, inside, PARTS: tl.constexpr):
+    """The skip of each column of the parts' tiles."""
+    skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    return tl.reshape(skips, (PARTS, 1, TILE))
+
+
+@triton.jit
+def multiply(x, y, start=None):
+    """Products of tiles of every part, added to `start`; TF32 would break the promise of fp32."""
+    return tl.dot(x, y, start, input_precision="ieee")
 
 
 @triton.jit
@@ -89,24 +118,32 @@ def toeplitz_tiles(
     W: tl.constexpr,
     PART: tl.constexpr,
     PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
     TILES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Tiles T_0, T_1, ... of each part's group, [PARTS, BLOCK, BLOCK]; [BLOCK, BLOCK] for one."""
+    """Tiles T_0, T_1, ... of each part's group, [PARTS, TILE, TILE].
+
+    They stay in shared memory, from which every block loads them again, unless IN_REGISTERS: the
+    results of a product are where the left operands of the next are.
+    """
     parts_a_group: tl.constexpr = (W + PART - 1) // PART
-    group = ((program * PARTS + tl.arange(0, PARTS)) // parts_a_group)[:, None, None]
-    down = tl.arange(0, BLOCK)[None, :, None] - tl.arange(0, BLOCK)[None, None, :]
-    if TRANSPOSED:
-        down = -down
+    # Two axes: from a load of three, Triton would place tiles in shared memory part by part within
+    # each row, and reading one would meet bank conflicts.
+    line = tl.arange(0, PARTS * TILE)[:, None]
+    group = (program * PARTS + line // TILE) // parts_a_group
+    ahead = tl.arange(0, TILE)[None, :] - line % TILE
     tiles = ()
     for m in tl.static_range(TILES):
-        lag = m * BLOCK + down
+        lag = m * TILE + ahead
         present = (lag >= 0) & (lag < K) & (group < NUM_GROUPS)
         tile = tl.load(taps + group * K + lag, mask=present, other=0.0).to(dtype)
-        if PARTS == 1:
-            tile = tl.reshape(tile, (BLOCK, BLOCK))
+        tile = tl.reshape(tile, (PARTS, TILE, TILE))
+        if not TRANSPOSED:
+            tile = tl.permute(tile, (0, 2, 1))
+        if IN_REGISTERS:
+            tile = multiply(identity(PARTS, dtype), tile).to(dtype)
         tiles = tiles + (tile,)
     return tiles
 
@@ -191,69 +228,54 @@ def rows_after(x, y, kept, rotation, COUNT: tl.constexpr):
 
 
 @triton.jit
-def to_operand(
-    tile, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
-):
-    """[SEGMENTS * BLOCK, PARTS * PART] to [PARTS, BLOCK, SEGMENTS * PART], an operand of each part.
-
-    For a single part the first axis is left out: only plain, not batched, products compile to the
-    fastest instructions.
-    """
-    if PARTS == 1:
-        if SEGMENTS > 1:
-            tile = tl.permute(tl.reshape(tile, (SEGMENTS, BLOCK, PART)), (1, 0, 2))
-            tile = tl.reshape(tile, (BLOCK, SEGMENTS * PART))
+def to_operands(tile, PARTS: tl.constexpr, SUB: tl.constexpr):
+    """A block [SUB * TILE, PARTS * TILE] as SUB operands [PARTS, TILE, TILE], first rows first."""
+    # The sum of one term hides from Triton that rows were joined: for joined tensors it would expect
+    # 8-bit numbers, and read both operands in smaller pieces.
+    tile = tl.sum(tl.reshape(tile, (1, SUB * TILE, PARTS * TILE)), axis=0)
+    x = tl.permute(tl.reshape(tile, (SUB, TILE, PARTS, TILE)), (2, 1, 0, 3))
+    if SUB == 1:
+        operands = (tl.reshape(x, (PARTS, TILE, TILE)),)
     else:
-        tile = tl.permute(tl.reshape(tile, (SEGMENTS, BLOCK, PARTS, PART)), (2, 1, 0, 3))
-        tile = tl.reshape(tile, (PARTS, BLOCK, SEGMENTS * PART))
-    return tile
+        tl.static_assert(SUB == 2, "a block has 1 or 2 tiles")
+        x = tl.permute(tl.reshape(x, (PARTS, TILE, 2, TILE)), (0, 1, 3, 2))
+        first, second = tl.split(x)
+        operands = (first, second)
+    return operands
 
 
 @triton.jit
-def from_operand(
-    x, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr
-):
-    """The inverse of `to_operand`."""
-    if PARTS == 1:
-        if SEGMENTS > 1:
-            x = tl.permute(tl.reshape(x, (BLOCK, SEGMENTS, PART)), (1, 0, 2))
-            x = tl.reshape(x, (SEGMENTS * BLOCK, PART))
+def from_operands(operands, PARTS: tl.constexpr, SUB: tl.constexpr):
+    """The inverse of `to_operands`."""
+    if SUB == 1:
+        x = operands[0]
     else:
-        x = tl.permute(tl.reshape(x, (PARTS, BLOCK, SEGMENTS, PART)), (2, 1, 0, 3))
-        x = tl.reshape(x, (SEGMENTS * BLOCK, PARTS * PART))
-    return x
+        x = tl.permute(tl.join(operands[0], operands[1]), (0, 1, 3, 2))
+    x = tl.permute(tl.reshape(x, (PARTS, TILE, SUB, TILE)), (2, 1, 0, 3))
+    return tl.reshape(x, (SUB * TILE, PARTS * TILE))
 
 
 @triton.jit
-def part_zeros(
-    COUNT: tl.constexpr,
-    PARTS: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    dtype: tl.constexpr,
-):
-    """COUNT zero tensors [PARTS, M, N]."""
+def zero_tiles(COUNT: tl.constexpr, PARTS: tl.constexpr, dtype: tl.constexpr):
+    """COUNT zero tensors [PARTS, TILE, TILE]."""
     tensors = ()
     for _ in tl.static_range(COUNT):
-        if PARTS == 1:
-            tensors = tensors + (tl.zeros((M, N), dtype),)
-        else:
-            tensors = tensors + (tl.zeros((PARTS, M, N), dtype),)
+        tensors = tensors + (tl.zeros((PARTS, TILE, TILE), dtype),)
     return tensors
 
 
 @triton.jit
-def push(tiles, operand, waiting, TILES: tl.constexpr, PRECISION: tl.constexpr):
-    """Multiply a block by every tile; returns the complete block, and the sums still waiting."""
+def push(tiles, operand, waiting, TILES: tl.constexpr):
+    """Multiply TILE rows by every tile; returns their complete sums, and those still waiting."""
     if TILES == 1:
-        complete = tl.dot(tiles[0], operand, input_precision=PRECISION)
+        complete = multiply(tiles[0], operand)
     else:
-        complete = tl.dot(tiles[0], operand, waiting[0], input_precision=PRECISION)
+        complete = multiply(tiles[0], operand, waiting[0])
     moved = ()
     for m in tl.static_range(1, TILES - 1):
-        moved = moved + (tl.dot(tiles[m], operand, waiting[m], input_precision=PRECISION),)
+        moved = moved + (multiply(tiles[m], operand, waiting[m]),)
     if TILES > 1:
-        moved = moved + (tl.dot(tiles[TILES - 1], operand, input_precision=PRECISION),)
+        moved = moved + (multiply(tiles[TILES - 1], operand),)
     return complete, moved
 
 
