@@ -104,7 +104,7 @@ class Float8LinearLaunch:
     programs: int
 
 
-FirPass = Literal["forward", "backward"]
+FirPass = Literal["forward", "input gradient", "filter gradient"]
 ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 NormPass = Literal["forward", "backward"]
 
@@ -113,17 +113,19 @@ LONGEST_SEGMENT = 2560  # rows; short enough that the last programs leave few mu
 
 # Measured on an H200: tests/benchmarks/results/kernels_log.md. They fit every GPU.
 _SHORT_FIR: dict[FirPass, FirLaunch] = {
-    "forward": FirLaunch(parts=4, tiles=2, rows=8, num_warps=4, resident=3),
-    "backward": FirLaunch(parts=4, tiles=1, rows=4, num_warps=4, resident=2),
+    "forward": FirLaunch(parts=8, tiles=2, rows=8, num_warps=8, resident=2),
+    "input gradient": FirLaunch(parts=4, tiles=2, rows=8, num_warps=4, resident=2),
 }
 _LONG_FIR: dict[FirPass, FirLaunch] = {
-    "forward": FirLaunch(parts=2, tiles=2, rows=8, num_warps=2, resident=4),
-    "backward": FirLaunch(parts=2, tiles=1, rows=4, num_warps=2, resident=4),
+    "forward": FirLaunch(parts=4, tiles=2, rows=8, num_warps=4, resident=2),
+    "input gradient": FirLaunch(parts=4, tiles=1, rows=4, num_warps=4, resident=2),
+    "filter gradient": FirLaunch(parts=4, tiles=2, rows=8, num_warps=4, resident=2),
 }
 # fp32, without tensor cores.
 _FULL_FIR: dict[FirPass, FirLaunch] = {
     "forward": FirLaunch(parts=4, tiles=1, rows=4, num_warps=4, resident=2),
-    "backward": FirLaunch(parts=4, tiles=1, rows=4, num_warps=8, resident=1),
+    "input gradient": FirLaunch(parts=4, tiles=1, rows=4, num_warps=8, resident=1),
+    "filter gradient": FirLaunch(parts=4, tiles=1, rows=4, num_warps=8, resident=1),
 }
 # Measured on an H200 and an H100 (compute capability 9.0): tests/benchmarks/results/kernels.md.
 _MODAL: dict[tuple[int, int], dict[ModalPass, RowLaunch]] = {

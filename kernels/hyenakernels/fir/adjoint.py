@@ -1,4 +1,4 @@
-"""The backward pass of the block convolution: from the last row to the first, to dz and all filters.
+"""The backward pass of the block convolution: from the last row to the first, to all gradients.
 
 With g = dy * x2 and transposed tiles this is the pass of forward in reverse order,
 
@@ -8,9 +8,9 @@ The gates and the transposed featurizer follow at once: du is never written to m
 needs the F - 1 rows after it, which the thread with the next run of rows holds; `rows_after` hands
 them over once a block. Each segment starts early enough to have the rows after its last one.
 
-The same pass sums Gram tiles G_m = sum_n g_(n+m) u_n', whose diagonals are the gradients of the
-taps. Each program writes its share, and the shares are added in a fixed order. Filters that are
-frozen cost none of this.
+The same pass, or for long filters a pass of its own, sums Gram tiles G_m = sum_n g_(n+m) u_n',
+whose diagonals are the gradients of the taps. Each program writes its share, and the shares are
+added in a fixed order. Filters that are frozen cost none of this.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 """
@@ -41,14 +41,13 @@ from hyenakernels.fir.tiles import (
 )
 from hyenakernels.gate.gradient import add_taps, store_sums, store_transposed, zero_sums
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows
-from hyenakernels.launch import parts_of
+from hyenakernels.launch import MAX_SHORT_TAPS, parts_of
 
 
 @triton.jit
 def _load_gates(
     z,
     z_past,
-    dx2,
     first,
     channel,
     inside,
@@ -59,7 +58,7 @@ def _load_gates(
     P: tl.constexpr,
     Q: tl.constexpr,
 ):
-    """Rows of x1 and v, and those of dx2 in fp32."""
+    """Rows of x1 and v."""
     C: tl.constexpr = 3 * D
     z += D
     z_past += D
@@ -67,11 +66,17 @@ def _load_gates(
     z += D
     z_past += D
     v = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, P, Q, N)
+    return x1, v
+
+
+@triton.jit
+def _load_gradient(dx2, first, channel, inside, length, D: tl.constexpr, N: tl.constexpr):
+    """Rows of dx2 in fp32."""
     rows = load_rows(dx2, dx2, first, channel, inside, length, D, D, N, 0, 0, 0)
     d_x2 = ()
     for i in tl.static_range(N):
         d_x2 = d_x2 + (rows[i].to(tl.float32),)
-    return x1, v, d_x2
+    return d_x2
 
 
 @triton.jit
@@ -213,9 +218,11 @@ def _adjoint_kernel(
     HAS_PAST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_TAIL: tl.constexpr,
-    FROZEN: tl.constexpr,
+    DZ: tl.constexpr,
+    GRAMS: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
+    """DZ: gradients of z, of the featurizer's taps and the pasts. GRAMS: those of taps and skip."""
     C: tl.constexpr = 3 * D
     BLOCK: tl.constexpr = SUB * TILE
     P: tl.constexpr = F - 1
@@ -228,7 +235,7 @@ def _adjoint_kernel(
     PAST_ROWS: tl.constexpr = K - 1 if HAS_PAST else 0
     N: tl.constexpr = ROWS + P
     RUNS: tl.constexpr = BLOCK // ROWS
-    COUNT: tl.constexpr = 0 if FROZEN else TILES
+    COUNT: tl.constexpr = TILES if GRAMS else 0
     program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     z += batch.to(tl.int64) * batch_stride
     dy += batch.to(tl.int64) * length * D
@@ -241,14 +248,17 @@ def _adjoint_kernel(
     dtail += batch.to(tl.int64) * (K - 1) * D
 
     channel, lane_segment, inside = channels_of(program, D, W, PART, PARTS)
-    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, TILES, True, False, OPERAND)
-    waiting = zero_tiles(TILES - 1, PARTS, tl.float32)
     grams = zero_tiles(COUNT, PARTS, tl.float32)
     later = zero_tiles(COUNT - 1, PARTS, OPERAND)
-    taps_z = load_featurizer(featurizer_taps, channel, inside, D, F)
-    sums = zero_sums(tl.zeros((RUNS, PARTS * TILE), tl.float32), F)
-    kept, rotation = rotation_of(RUNS, PARTS * TILE, RUNS, P)
     eye = identity(PARTS, OPERAND)
+    taps_z = load_featurizer(featurizer_taps, channel, inside, D, F)
+    if DZ:
+        tiles = toeplitz_tiles(
+            taps, program, D // W, K, W, PART, PARTS, TILES, True, False, OPERAND
+        )
+        waiting = zero_tiles(TILES - 1, PARTS, tl.float32)
+        sums = zero_sums(tl.zeros((RUNS, PARTS * TILE), tl.float32), F)
+        kept, rotation = rotation_of(RUNS, PARTS * TILE, RUNS, P)
     if HAS_SKIP:
         skips = load_skips(skip, channel, inside, PARTS)
         sum_skip = tl.zeros((RUNS, PARTS * TILE), tl.float32)
@@ -267,12 +277,10 @@ def _adjoint_kernel(
         before = first - BLOCK
         next_x2 = load_rows(z, z_past, before, channel, inside, length, row_stride, C, N, P, Q, N)
         next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
-        x1, v, d_x2 = _load_gates(
-            z, z_past, dx2, first, channel, inside, length, row_stride, D, N, P, Q
-        )
+        x1, v = _load_gates(z, z_past, first, channel, inside, length, row_stride, D, N, P, Q)
         rows_g = _gated_rows(x2, rows_dy, taps_z, F)
         operands = to_operands(stack(rows_g, ROWS).to(OPERAND), PARTS, SUB)
-        if not FROZEN:
+        if GRAMS:
             rows_u = _own_inputs(
                 x1, v, taps_z, past, first, start, stop, channel, inside, D, F, PAST_ROWS, ROWS
             )
@@ -283,13 +291,14 @@ def _adjoint_kernel(
         summed = ()
         for n in tl.static_range(SUB):
             operand = operands[SUB - 1 - n]
-            complete, waiting = push(tiles, operand, waiting, TILES)
             # A product with the identity brings g to where sums and left operands are.
             copied = multiply(eye, operand)
-            if HAS_SKIP:
-                complete = tl.fma(skips, copied, complete)
-            summed = (complete,) + summed
-            if not FROZEN:
+            if DZ:
+                complete, waiting = push(tiles, operand, waiting, TILES)
+                if HAS_SKIP:
+                    complete = tl.fma(skips, copied, complete)
+                summed = (complete,) + summed
+            if GRAMS:
                 own = tl.permute(operands_u[SUB - 1 - n], (0, 2, 1))
                 held = (copied.to(OPERAND),) + later
                 added = ()
@@ -297,40 +306,53 @@ def _adjoint_kernel(
                     added = added + (multiply(held[m], own, grams[m]),)
                 grams = added
                 later = held[: TILES - 1]
-        rows_du = unstack(from_operands(summed, PARTS, SUB), ROWS)
-        rows_du = _with_pasts(
-            rows_du, dtail, dpast, first, start, length, channel, inside, D, K, HAS_PAST, HAS_TAIL
-        )
-        d_x1, d_v = _gate_rows(rows_du, x1, v, taps_z, F)
-        after_x1, after_v, kept = rows_after(d_x1, d_v, kept, rotation, P)
-        gradients = (d_x2, d_x1 + after_x1, d_v + after_v)
-        _store_rows(dz, gradients, taps_z, first, start, stop, channel, inside, D, F, ROWS)
-        if (block >= 0) & (block < blocks):
-            for i in tl.static_range(ROWS):
-                sums = add_taps(sums, (d_x2[i], d_x1[i], d_v[i]), (x2, x1, v), i, F)
-        if HAS_PAST and block == -1:
-            low = tl.where(start == 0, -P, 0)
-            _store_rows(dz_past, gradients, taps_z, first, low, 0, channel, inside, D, F, ROWS)
+        if DZ:
+            d_x2 = _load_gradient(dx2, first, channel, inside, length, D, N)
+            rows_du = unstack(from_operands(summed, PARTS, SUB), ROWS)
+            rows_du = _with_pasts(
+                rows_du,
+                dtail,
+                dpast,
+                first,
+                start,
+                length,
+                channel,
+                inside,
+                D,
+                K,
+                HAS_PAST,
+                HAS_TAIL,
+            )
+            d_x1, d_v = _gate_rows(rows_du, x1, v, taps_z, F)
+            after_x1, after_v, kept = rows_after(d_x1, d_v, kept, rotation, P)
+            gradients = (d_x2, d_x1 + after_x1, d_v + after_v)
+            _store_rows(dz, gradients, taps_z, first, start, stop, channel, inside, D, F, ROWS)
+            if (block >= 0) & (block < blocks):
+                for i in tl.static_range(ROWS):
+                    sums = add_taps(sums, (d_x2[i], d_x1[i], d_v[i]), (x2, x1, v), i, F)
+            if HAS_PAST and block == -1:
+                low = tl.where(start == 0, -P, 0)
+                _store_rows(dz_past, gradients, taps_z, first, low, 0, channel, inside, D, F, ROWS)
         first = before
         x2, rows_dy = next_x2, next_dy
 
     index = (batch * tl.num_programs(1) + piece).to(tl.int64)
     share = index * SEGMENTS + lane_segment
-    store_sums(partial_featurizer + share * C * F, sums, channel, inside, D, F)
-    if FROZEN:
-        return
-    if HAS_SKIP:
-        added = tl.sum(sum_skip, axis=0)[None, :]
-        tl.store(partial_skip + share * D + channel, added, mask=inside)
-    part = tl.arange(0, PARTS)[:, None]
-    parts = index * tl.num_programs(0) * PARTS + program * PARTS + part
-    at = partial_taps + parts * TILES * TILE + tl.arange(0, TILE)[None, :]
-    for m in tl.static_range(TILES):
-        # Lag m N + l lies below the diagonal of Gram tile m and above that of tile m + 1.
-        lags = _diagonals(grams[m], PARTS, True)
-        if m + 1 < TILES:
-            lags += _diagonals(grams[m + 1], PARTS, False)
-        tl.store(at + m * TILE, lags)
+    if DZ:
+        store_sums(partial_featurizer + share * C * F, sums, channel, inside, D, F)
+    if GRAMS:
+        if HAS_SKIP:
+            added = tl.sum(sum_skip, axis=0)[None, :]
+            tl.store(partial_skip + share * D + channel, added, mask=inside)
+        part = tl.arange(0, PARTS)[:, None]
+        parts = index * tl.num_programs(0) * PARTS + program * PARTS + part
+        at = partial_taps + parts * TILES * TILE + tl.arange(0, TILE)[None, :]
+        for m in tl.static_range(TILES):
+            # Lag m N + l lies below the diagonal of Gram tile m and above that of tile m + 1.
+            lags = _diagonals(grams[m], PARTS, True)
+            if m + 1 < TILES:
+                lags += _diagonals(grams[m + 1], PARTS, False)
+            tl.store(at + m * TILE, lags)
 
 
 @triton.jit
@@ -359,25 +381,44 @@ def gradients(z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, frozen):
         dx2_BLD: The gradient of the featurized x2, from `kernel.gate_gradient`.
         frozen: Whether taps and skip need no gradient.
     """
-    featurizer_taps_CF, taps_GK, skip_D = filters
-    sizes = tiling("backward", z_BLC, filters)
-    programs, segment = grid("backward", z_BLC, sizes)
-    along_channels, pieces, batch = programs
+    taps_GK = filters.taps_GK
+    groups, num_taps = taps_GK.shape
     dz_BLC = torch.empty_like(z_BLC, memory_format=torch.contiguous_format)
     dz_past_BPC, dpast_BPD = (
         (z_BLC.new_empty(0), z_BLC.new_empty(0))
         if past is None
         else (torch.empty_like(past.featurizer_BPC), torch.empty_like(past.inner))
     )
+    arguments = (z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, dz_BLC, dz_past_BPC, dpast_BPD)
+    # Of a long filter, the sums of both would not fit in the registers.
+    together = num_taps <= MAX_SHORT_TAPS and not frozen
+    dfeaturizer_CF, dtaps_GK, dskip_D = _launch("input gradient", *arguments, True, together)
+    if not together and not frozen:
+        _, dtaps_GK, dskip_D = _launch("filter gradient", *arguments, False, True)
+    if not frozen:
+        dtaps_GK = dtaps_GK.view(groups, -1, dtaps_GK.shape[1]).sum(dim=1)[:, :num_taps]
+    return dz_BLC, dfeaturizer_CF, dtaps_GK, dskip_D, dz_past_BPC, dpast_BPD
+
+
+def _launch(which, z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, *outputs_and_flags):
+    """Write dz and the gradients of the pasts if asked; return the other gradients, empty if not.
+
+    Those of the taps are of every part of a group, with lags up to a multiple of TILE.
+    """
+    dz_BLC, dz_past_BPC, dpast_BPD, with_dz, with_grams = outputs_and_flags
+    sizes = tiling(which, z_BLC, filters)
+    programs, segment = grid(which, z_BLC, sizes)
+    along_channels, pieces, batch = programs
+    segments = batch * pieces * (TILE.value // sizes["PART"])
+    lags = sizes["TILES"] * TILE.value
+    has_skip = filters.skip_D is not None
 
     def shares(count, *shape):
         return z_BLC.new_empty(count, *shape, dtype=torch.float32)
 
-    segments = batch * pieces * (TILE.value // sizes["PART"])
-    lags = sizes["TILES"] * TILE.value
-    dfeaturizer_NCF = shares(segments, *featurizer_taps_CF.shape)
-    dtaps_NPK = shares(0 if frozen else batch * pieces, along_channels * sizes["PARTS"], lags)
-    dskip_ND = shares(0 if frozen else segments, sizes["D"])
+    dfeaturizer_NCF = shares(segments if with_dz else 0, *filters.featurizer_taps_CF.shape)
+    dtaps_NPK = shares(batch * pieces if with_grams else 0, along_channels * sizes["PARTS"], lags)
+    dskip_ND = shares(segments if with_grams and has_skip else 0, sizes["D"])
     _adjoint_kernel[programs](
         z_BLC,
         z_BLC if past is None else past.featurizer_BPC,
@@ -396,17 +437,15 @@ def gradients(z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, frozen):
         segment,
         batch_stride(z_BLC),
         HAS_PAST=past is not None,
-        HAS_SKIP=skip_D is not None,
+        HAS_SKIP=has_skip,
         HAS_TAIL=dtail_BPD is not None,
-        FROZEN=frozen,
+        DZ=with_dz,
+        GRAMS=with_grams,
         **sizes,
     )
-    dtaps_GK, dskip_D = dskip_ND.new_empty(0), dskip_ND.new_empty(0)
-    if not frozen:
-        groups, num_taps = taps_GK.shape
-        parts = parts_of(sizes["W"], sizes["PART"])
-        dtaps_PK = dtaps_NPK.sum(dim=0)[: groups * parts]
-        dtaps_GK = dtaps_PK.view(groups, parts, lags).sum(dim=1)[:, :num_taps]
-        if skip_D is not None:
-            dskip_D = dskip_ND.sum(dim=0)
-    return dz_BLC, dfeaturizer_NCF.sum(dim=0), dtaps_GK, dskip_D, dz_past_BPC, dpast_BPD
+    parts = filters.taps_GK.shape[0] * parts_of(sizes["W"], sizes["PART"])
+
+    def added(shares):
+        return shares.sum(dim=0) if len(shares) else shares.new_empty(0)
+
+    return added(dfeaturizer_NCF), added(dtaps_NPK)[:parts], added(dskip_ND)

@@ -5,9 +5,9 @@ A filter of K taps over tiles of N = 16 rows is M + 1 = ceil((K - 1) / N) + 1 To
     y_n = T_0 u_n + T_1 u_(n-1) + ... + T_M u_(n-M),    T_m[i, j] = taps[m N + i - j],
 
 shared by the channels of a group. A program processes the rows of a segment in order and adds the
-products of each tile of rows to the sums of those that follow, so a row is read once and its operand
-is built once. A warp has a group, or a part of one, to itself: warps meet only where rows are read
-and written.
+products of each tile of rows to the sums of those that follow, so a row is read once and its
+operand is built once. A warp has a group, or a part of one, to itself: warps meet only where rows
+are read and written.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 Source: arXiv:2503.01868, section 3 and appendix A.1.
@@ -119,10 +119,8 @@ def _convolution_kernel(
     tail += batch.to(tl.int64) * (K - 1) * D
 
     channel, lane_segment, inside = channels_of(program, D, W, PART, PARTS)
-    KEPT: tl.constexpr = TILES <= MOST_IN_REGISTERS and OPERAND != tl.float32
-    tiles = toeplitz_tiles(
-        taps, program, D // W, K, W, PART, PARTS, TILES, False, KEPT, OPERAND
-    )
+    KEPT: tl.constexpr = TILES <= MOST_IN_REGISTERS and OPERAND != tl.float32  # noqa: SIM300 - a constant of the kernel
+    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, TILES, False, KEPT, OPERAND)
     waiting = zero_tiles(TILES - 1, PARTS, tl.float32)
     taps_x2, taps_x1, taps_v = load_featurizer(featurizer_taps, channel, inside, D, F)
     if HAS_SKIP:
@@ -142,7 +140,19 @@ def _convolution_kernel(
     for block in range(-EARLY, blocks):
         after = first + BLOCK
         following = _load_signals(
-            z, z_past, gate, after, channel, inside, length, row_stride, D, F, Z_PAST, ROWS, GRADIENT
+            z,
+            z_past,
+            gate,
+            after,
+            channel,
+            inside,
+            length,
+            row_stride,
+            D,
+            F,
+            Z_PAST,
+            ROWS,
+            GRADIENT,
         )
         rows_u = ()
         rows_gate = ()
@@ -166,7 +176,7 @@ def _convolution_kernel(
         row = start + block * BLOCK + line
         present = (block >= 0) & (row < stop) & inside
         tl.store(y + row.to(tl.int64) * D + channel, gated.to(dtype), mask=present)
-        if not GRADIENT:
+        if not GRADIENT:  # noqa: SIM102 - known when the kernel is compiled
             if last_start + (block + 1) * BLOCK > length - K + 1:
                 # The last K - 1 rows of u are the next past; some may be rows of the given past.
                 index = row - (length - K + 1)

@@ -230,8 +230,8 @@ def rows_after(x, y, kept, rotation, COUNT: tl.constexpr):
 @triton.jit
 def to_operands(tile, PARTS: tl.constexpr, SUB: tl.constexpr):
     """A block [SUB * TILE, PARTS * TILE] as SUB operands [PARTS, TILE, TILE], first rows first."""
-    # The sum of one term hides from Triton that rows were joined: for joined tensors it would expect
-    # 8-bit numbers, and read both operands in smaller pieces.
+    # The sum of one term hides from Triton that rows were joined. It would take joined tensors for
+    # numbers of 8 bits, and read both operands of a product in smaller pieces.
     tile = tl.sum(tl.reshape(tile, (1, SUB * TILE, PARTS * TILE)), axis=0)
     x = tl.permute(tl.reshape(tile, (SUB, TILE, PARTS, TILE)), (2, 1, 0, 3))
     if SUB == 1:
@@ -247,10 +247,9 @@ def to_operands(tile, PARTS: tl.constexpr, SUB: tl.constexpr):
 @triton.jit
 def from_operands(operands, PARTS: tl.constexpr, SUB: tl.constexpr):
     """The inverse of `to_operands`."""
-    if SUB == 1:
-        x = operands[0]
-    else:
-        x = tl.permute(tl.join(operands[0], operands[1]), (0, 1, 3, 2))
+    x = operands[0]
+    if SUB > 1:
+        x = tl.permute(tl.join(x, operands[1]), (0, 1, 3, 2))
     x = tl.permute(tl.reshape(x, (PARTS, TILE, SUB, TILE)), (2, 1, 0, 3))
     return tl.reshape(x, (SUB * TILE, PARTS * TILE))
 

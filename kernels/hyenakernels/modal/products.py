@@ -92,36 +92,24 @@ def _matrices(
     memory.
     """
     T: tl.constexpr = CHANNELS * TILE
-    column = tl.arange(0, TILE)[None, :]
-    line = tl.arange(0, T)[:, None] % TILE
-    lines_channel = tl.reshape(
-        tl.broadcast_to(tl.reshape(channel, (CHANNELS, 1)), (CHANNELS, TILE)), (T, 1)
-    )
-    exists = lines_channel < D
-    # Modes in columns, then in lines.
-    there = exists & (column < S)
-    poles = tl.load(log_poles + lines_channel * S + column, mask=there, other=0.0).to(tl.float32)
-    into = tl.exp(poles * (TILE - 1 - line))
-    there = exists & (line < S)
-    poles = tl.load(log_poles + lines_channel * S + line, mask=there, other=0.0).to(tl.float32)
-    weights = tl.load(residues + lines_channel * S + line, mask=there, other=0.0).to(tl.float32)
-    decays = weights * tl.exp(poles * column)
-    out_of = decays * tl.exp(poles)
-    taps = tl.sum(tl.reshape(decays, (CHANNELS, TILE, TILE)), axis=1)
+    i = tl.arange(0, TILE)
+    at = channel[:, None] * S + i[None, :]
+    there = (channel[:, None] < D) & (i[None, :] < S)
+    poles = tl.load(log_poles + at, mask=there, other=0.0).to(tl.float32)
+    weights = tl.load(residues + at, mask=there, other=0.0).to(tl.float32)
+    into = tl.exp(poles[:, None, :] * (tl.arange(0, TILE) * -1 + (TILE - 1))[None, :, None])
+    decays = weights[:, :, None] * tl.exp(poles[:, :, None] * i[None, None, :])
+    out_of = weights[:, :, None] * tl.exp(poles[:, :, None] * (i + 1)[None, None, :])
+    taps = tl.sum(decays, axis=1)
     if HAS_SKIP:
         skips = tl.load(skip + channel, mask=channel < D, other=0.0).to(tl.float32)
-        taps += tl.where(column == 0, 1.0, 0.0) * skips[:, None]
-    taps = tl.broadcast_to(tl.reshape(taps, (CHANNELS, 1, TILE)), (CHANNELS, TILE, TILE))
-    lag = tl.broadcast_to(column - line, (T, TILE))
-    toeplitz = tl.gather(tl.reshape(taps, (T, TILE)), tl.maximum(lag, 0), axis=1)
+        taps += tl.where(i == 0, 1.0, 0.0)[None, :] * skips[:, None]
+    lag = tl.broadcast_to(i[None, :] - tl.arange(0, T)[:, None] % TILE, (T, TILE))
+    taps = tl.reshape(tl.broadcast_to(taps[:, None, :], (CHANNELS, TILE, TILE)), (T, TILE))
+    toeplitz = tl.gather(taps, tl.maximum(lag, 0), axis=1)
     toeplitz = tl.where(lag >= 0, toeplitz, 0.0).to(OPERAND)
-
-    shape: tl.constexpr = (CHANNELS, TILE, TILE)
-    into_high, into_low = _two_parts(into, OPERAND)
-    out_high, out_low = _two_parts(out_of, OPERAND)
-    into = (tl.reshape(into_high, shape), tl.reshape(into_low, shape))
-    out_of = (tl.reshape(out_high, shape), tl.reshape(out_low, shape))
-    return into, out_of, tl.reshape(toeplitz, shape)
+    toeplitz = tl.reshape(toeplitz, (CHANNELS, TILE, TILE))
+    return _two_parts(into, OPERAND), _two_parts(out_of, OPERAND), toeplitz, tl.exp(poles * TILE)
 
 
 @triton.jit(do_not_specialize=["length", "num_segments"])
@@ -147,6 +135,7 @@ def _product_kernel(
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    LOW: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
     """All rows of y, the states before each segment, and the state after the last whole block."""
@@ -164,12 +153,11 @@ def _product_kernel(
     known = (mode < S) & (lane[:, None] < D)
 
     taps_x2, taps_x1, taps_v = load_featurizer(featurizer_taps, channel, inside, D, F)
-    into, out_of, toeplitz = _matrices(
+    into, out_of, toeplitz, decay = _matrices(
         log_poles, residues, skip, lane, D, S, CHANNELS, HAS_SKIP, OPERAND
     )
-    poles = tl.load(log_poles + lane[:, None] * S + mode, mask=known, other=0.0)
-    decay = tl.exp(TILE * poles.to(tl.float32))
-    state = tl.load(initial + batch * S * D + of_state, mask=known, other=0.0)
+    by_channel = (batch * D + lane[:, None]) * S + mode
+    state = tl.load(initial + by_channel, mask=known, other=0.0)
 
     first = tl.arange(0, BLOCK // ROWS)[:, None] * ROWS
     line = tl.arange(0, BLOCK)[:, None]
@@ -181,8 +169,8 @@ def _product_kernel(
             z, z_past, first + BLOCK, channel, inside, length, row_stride, D, ROWS + HALO, HALO, 0, 0
         )
         if begin % SEGMENT == 0:
-            at = starts + (begin // SEGMENT).to(tl.int64) * S * D + of_state
-            tl.store(at, state, mask=known)
+            tl.store(starts + of_state, state, mask=known)
+            starts += S * D
         if begin + BLOCK > length:
             tl.store(final + batch * S * D + of_state, state, mask=known)
         x2, x1, v = signals
@@ -194,13 +182,18 @@ def _product_kernel(
             rows_x2 = rows_x2 + (featurized(x2, taps_x2, i, F),)
         u = tl.reshape(stack(rows_u, ROWS).to(OPERAND), (1, TILE, TILE, CHANNELS))
         u = tl.permute(tl.sum(u, axis=0), (2, 0, 1))
-        added = _chunks_of(_multiply(u, into[1], _multiply(u, into[0])), CHANNELS)
+        added = _multiply(u, into[0])
+        if LOW:
+            added = _multiply(u, into[1], added)
+        added = _chunks_of(added, CHANNELS)
         states = ()
         for c in tl.static_range(TILE):
             states = states + (state,)
             state = tl.fma(decay, state, added[c])
         high, low = _two_parts(_of_chunks(states, CHANNELS), OPERAND)
-        out = _multiply(high, out_of[1], _multiply(low, out_of[0], _multiply(u, toeplitz)))
+        out = _multiply(u, toeplitz)
+        if LOW:
+            out = _multiply(high, out_of[1], _multiply(low, out_of[0], out))
         out = tl.permute(_multiply(high, out_of[0], out), (1, 2, 0))
         out = tl.reshape(out, (BLOCK, CHANNELS))
         gated = stack(rows_x2, ROWS) * out
