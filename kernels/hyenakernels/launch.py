@@ -170,7 +170,7 @@ def _multiprocessors() -> int:
 
 
 def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype) -> FirLaunch:
-    """The sizes of one pass of the FIR."""
+    """The sizes of one pass of the FIR; short filters have no filter gradient of its own."""
     if dtype == torch.float32:
         return _FULL_FIR[which]
     return (_SHORT_FIR if num_taps <= MAX_SHORT_TAPS else _LONG_FIR)[which]
