@@ -6,14 +6,17 @@ second how much memory it holds.
 
 import argparse
 import json
+import os
 import random
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from evo2cli import console
 from evo2cli.models import open_model
@@ -24,7 +27,7 @@ from evo2cli.serve.run import serve
 from stripedhyena2 import Request, Sampler, StripedHyena2, Uniforms
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.dna import ACGT
-from stripedhyena2.generation import Alphabet, generate, prefill
+from stripedhyena2.generation import Alphabet, Rows, prefill
 from tests.benchmarks.inference import model_of, synchronize
 from tests.evo2cli.serve.load import resident
 
@@ -37,7 +40,7 @@ class Rates:
 
     Attributes:
         steps: Of steps that follow each other, with nothing drawn from their logits.
-        generation: Of `generate`: prompts are read, and tokens are drawn.
+        generation: Of prompts that are read, and tokens that are drawn.
     """
 
     steps: float
@@ -75,18 +78,10 @@ def decoder_rates(model: StripedHyena2, batch: int, length: int, tokens: int) ->
     draw = random.Random(0)  # noqa: S311 - not for cryptography
     prompts = [torch.tensor(list(random_dna(draw, length).encode())) for _ in range(batch)]
 
-    def whole(num_tokens: int) -> float:
-        requests = [
-            Request(prompt_L, num_tokens, Uniforms(index), Alphabet(tuple(ACGT)))
-            for index, prompt_L in enumerate(prompts)
-        ]
-        started = time.perf_counter()
-        for _ in generate(model, requests, SAMPLER, batch_size=batch):
-            pass
-        return time.perf_counter() - started
-
-    whole(2)  # compiles
-    generation = batch * tokens / whole(tokens)
+    rows = Rows.within_memory(model, batch, length + tokens, prompt_L=prompts[0])
+    _seconds_to_grow(rows, prompts, 2)  # compiles
+    generation = batch * tokens / _seconds_to_grow(rows, prompts, tokens)
+    del rows  # its memory is needed
     with torch.inference_mode():
         decoder = Decoder(model, batch, length + tokens)
         ids_B = prompts[0][:batch].new_full((batch,), ord("A")).to(model.embedding.weight.device)
@@ -101,6 +96,18 @@ def decoder_rates(model: StripedHyena2, batch: int, length: int, tokens: int) ->
             decoder.step(ids_B)
         synchronize()
     return Rates(batch * (tokens - 1) / (time.perf_counter() - started), generation)
+
+
+def _seconds_to_grow(rows: Rows, prompts: Sequence[Tensor], num_tokens: int) -> float:
+    """Of one sequence for each prompt, as `evo2 generate` has them grow."""
+    started = time.perf_counter()
+    for index, prompt_L in enumerate(prompts):
+        prompt_L = prompt_L.clone()  # the one read last is not read again
+        request = Request(prompt_L, num_tokens, Uniforms(index), Alphabet(tuple(ACGT)))
+        rows.add(request, SAMPLER, index)
+    while rows.samples:
+        rows.step()
+    return time.perf_counter() - started
 
 
 def watch_memory(path: Path, pid: int) -> None:
@@ -141,8 +148,6 @@ def main() -> None:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return model
-
-    import os
 
     threading.Thread(target=watch_memory, args=[asked.memory, os.getpid()], daemon=True).start()
     with mock.patch.object(engine, "open_model", opened):

@@ -195,8 +195,12 @@ class Load:
         """No more requests are sent."""
         self._stop.set()
 
-    def wait(self, seconds: float) -> None:
-        """Until that time has gone by and every job has been answered again.
+    def wait(self, seconds: float, *, for_all: bool = True) -> None:
+        """Until that time has gone by or something goes wrong.
+
+        Args:
+            seconds: The time.
+            for_all: Also until every job has been answered again.
 
         Raises:
             BaseException: What went wrong first.
@@ -209,7 +213,8 @@ class Load:
                 return True
             if time.monotonic() < earliest:
                 return False
-            return all(self.answered[i] > before[i] for i in range(len(self._jobs)))
+            jobs = range(len(self._jobs))
+            return not for_all or all(self.answered[index] > before[index] for index in jobs)
 
         wait_until(is_done, seconds=seconds + 600)
         if self.problems:
@@ -262,6 +267,9 @@ class Load:
     ) -> None:
         try:
             answer = disturb(client)
+        except httpx.ConnectError:
+            self.disturbed[name, "away"] += 1
+            return
         except httpx.TransportError:
             answer = None
         if answer is None:
