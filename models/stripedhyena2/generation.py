@@ -318,7 +318,7 @@ class Rows:
         self._prompt_L: Tensor | None = None  # the prompt read last, with its logits and its cache
         self._logits_1V: Tensor
         self._cache: Cache
-        self._ahead: tuple[list[tuple[int, _Growing]], Tensor] | None = None  # as of `_launched`
+        self._begun: _Step | None = None
         self._decoder.step(torch.zeros(batch_size, dtype=torch.int64, device=self._device))
 
     @classmethod
@@ -383,15 +383,14 @@ class Rows:
     def step(self) -> list[Sample]:
         """Draw a token for every sample; those that end, or have a problem, leave their rows.
 
-        A GPU computes the next step while the caller does something with this one. A sample that
-        is added then takes part from the step after it.
+        The next step of the decoder is then begun at once: a GPU computes it while the caller
+        handles these tokens. A sample that is added meanwhile takes part in the step after it, and
+        what is computed for one that is removed meanwhile is dropped.
         """
-        if self._ahead is None:
-            self._ahead = self._launched()
-        growing, logits_BV = self._ahead
-        self._ahead = None
-        kept = [(row, each) for row, each in growing if self._rows[row] is each]
-        logits_BV = logits_BV.cpu()
+        step = self._begun or self._begin()
+        self._begun = None
+        kept = [(row, each) for row, each in step.growing if self._rows[row] is each]
+        logits_BV = step.logits_BV.cpu()
         if len(kept) < len(logits_BV):
             logits_BV = logits_BV[[row for row, _ in kept]]
         self._draw([each for _, each in kept], logits_BV)
@@ -399,14 +398,14 @@ class Rows:
             if each.sample.has_ended:
                 self._rows[row] = None
         if any(self._rows):
-            self._ahead = self._launched()
+            self._begun = self._begin()
         return [each.sample for _, each in kept]
 
-    def _launched(self) -> "tuple[list[tuple[int, _Growing]], Tensor]":
-        """Start a step of the decoder: which samples take part, with their rows, and its logits."""
+    def _begin(self) -> "_Step":
+        """Begin a step of the decoder."""
         growing = [(row, each) for row, each in enumerate(self._rows) if each is not None]
         last_B = [0 if each is None else each.sample.ids[-1] for each in self._rows]
-        return growing, self._decoder.step(torch.tensor(last_B, device=self._device))
+        return _Step(growing, self._decoder.step(torch.tensor(last_B, device=self._device)))
 
     def remove(self, sample: Sample) -> None:
         """Free the row of a sample, if it has one."""
@@ -477,13 +476,18 @@ class Rows:
         """The problem of logits that are not finite, with the layer where that began."""
         ids = torch.tensor(growing.sample.ids, dtype=torch.int64)
         ids_1L = torch.cat([growing.request.prompt_L, ids])[None]
-        cache = self._model.new_cache(*ids_1L.shape)
-        layer = first_nonfinite_layer(
-            self._model,
-            ids_1L.to(self._device),
-            lambda ids_BL: prefill(self._model, ids_BL, cache),
-        )
-        origin = f"first in layer {layer}" if layer else "in decoding alone"
+        try:
+            cache = self._model.new_cache(*ids_1L.shape)
+            layer = first_nonfinite_layer(
+                self._model,
+                ids_1L.to(self._device),
+                lambda ids_BL: prefill(self._model, ids_BL, cache),
+            )
+            origin = f"first in layer {layer}" if layer else "in decoding alone"
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            origin = "in a layer that the memory is too short to find"
         return (
             f"the logits of token {len(ids) + 1} after the prompt are not finite, {origin}; "
             "compute in fp32 (--dtype fp32), or use other weights"
@@ -500,8 +504,21 @@ class _Growing:
     keep_logits: bool
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step of the decoder that has begun.
+
+    Attributes:
+        growing: The sequences that take part, each with its row.
+        logits_BV: Logits of the next token of every row, idle ones included.
+    """
+
+    growing: list[tuple[int, _Growing]]
+    logits_BV: Tensor
+
+
 def _probabilities(samplers: Sequence[Sampler], logits_BV: Tensor, allowed_BV: Tensor) -> Tensor:
-    """The distributions of rows with a sampler each, [B, V]; rows that share one go together."""
+    """The distributions of rows, each by its sampler, [B, V]; equal samplers work together."""
     rows_of: dict[Sampler, list[int]] = {}
     for row, sampler in enumerate(samplers):
         rows_of.setdefault(sampler, []).append(row)
