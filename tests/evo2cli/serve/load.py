@@ -65,6 +65,8 @@ def ask(client: httpx.Client, path: str, body: Mapping[str, Any], *, may_be_late
     allowed = (*BUSY, 504) if may_be_late else BUSY
     try:
         answer = client.post(path, json=body, headers=ACCEPT)
+    except httpx.TimeoutException as error:
+        raise WrongAnswerError(f"{path}: no answer within the client's time") from error
     except httpx.TransportError:
         raise BusyError("away") from None
     if answer.status_code in allowed:
@@ -195,28 +197,30 @@ class Load:
         """No more requests are sent."""
         self._stop.set()
 
-    def wait(self, seconds: float, *, for_all: bool = True) -> None:
-        """Until that time has gone by or something goes wrong.
-
-        Args:
-            seconds: The time.
-            for_all: Also until every job has been answered again.
+    def wait(self, seconds: float) -> None:
+        """Until that time has gone by and every job has been answered again.
 
         Raises:
+            WrongAnswerError: A job is not answered for ten minutes more.
             BaseException: What went wrong first.
         """
         before = self.answered.copy()
         earliest = time.monotonic() + seconds
 
-        def is_done() -> bool:
-            if self.problems:
-                return True
-            if time.monotonic() < earliest:
-                return False
-            jobs = range(len(self._jobs))
-            return not for_all or all(self.answered[index] > before[index] for index in jobs)
+        def unanswered() -> list[str]:
+            return [
+                job.path
+                for index, job in enumerate(self._jobs)
+                if self.answered[index] == before[index]
+            ]
 
-        wait_until(is_done, seconds=seconds + 600)
+        def is_over() -> bool:
+            return bool(self.problems) or (time.monotonic() >= earliest and not unanswered())
+
+        try:
+            wait_until(is_over, seconds=seconds + 600)
+        except AssertionError:
+            raise WrongAnswerError(f"no answer: {unanswered()}; {dict(self.busy)}") from None
         if self.problems:
             raise self.problems[0]
 
