@@ -5,7 +5,7 @@ work may be done: a sequence, some alleles or a chunk are scored. Every piece is
 function that the command calls, so that no result depends on what else is asked.
 
 While the GPU computes a step, the tokens of the step before are handed over to the thread of the
-event loop, which then has time to send them.
+event loop, which has the time to send them.
 """
 
 import asyncio
@@ -37,8 +37,9 @@ from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.generation import PREFILL_CHUNK, Rows
 
 DEFAULT_MAX_BASES = 16_384
-# Seconds between two tokens in which further prompts are begun. Where many come at once, the rows
-# are full soon; those that grow already wait for no longer than this and a prompt.
+# Seconds between two tokens in which prompts are begun: sequences that grow wait no longer than this
+# and a prompt. With one prompt between two tokens, a burst of requests would fill the rows as slowly
+# as one a step, and requests of few tokens would never fill them.
 JOINING_SECONDS = 0.1
 
 
@@ -114,7 +115,7 @@ class Job:
                 yield result
 
     async def batches(self) -> AsyncIterator[list[Any]]:
-        """The results, each time all that there are."""
+        """The results in lists, each of all that have come since the last."""
         end = None
         while end is None:
             found = [await self.results.get()]
@@ -407,7 +408,7 @@ class Engine:
         self._outbox.put(job, _End(refusal))
 
     def _join_some(self) -> None:
-        """Let sequences grow while rows are free and time is left."""
+        """Let the next sequences grow, while rows are free and time is left."""
         until = time.monotonic() + JOINING_SECONDS
         while self._to_grow and self._rows.has_room and time.monotonic() < until:
             self._join_one()
