@@ -37,9 +37,9 @@ from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.generation import PREFILL_CHUNK, Rows
 
 DEFAULT_MAX_BASES = 16_384
-# Seconds between two tokens in which prompts are begun: sequences that grow wait no longer than this
-# and a prompt. With one prompt between two tokens, a burst of requests would fill the rows as slowly
-# as one a step, and requests of few tokens would never fill them.
+# Seconds between two tokens in which prompts are begun: sequences that grow wait no longer than
+# this and a prompt. With one prompt between two tokens, a burst of requests would fill the rows as
+# slowly as one a step, and requests of few tokens would never fill them.
 JOINING_SECONDS = 0.1
 
 
