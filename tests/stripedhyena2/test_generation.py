@@ -20,6 +20,7 @@ from stripedhyena2 import (
     Uniforms,
     generate,
     generation,
+    load,
 )
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.generation import Rows
@@ -212,15 +213,21 @@ def assert_same_bits(found: Sample, expected: Sample) -> None:
         assert torch.equal(logits_V, same_V)
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("seed", range(6), ids=lambda seed: f"seed{seed}")
 def test_who_joins_and_leaves_during_a_step_leaves_no_trace(
-    model: StripedHyena2, seed: int
+    model: StripedHyena2, seed: int, device: str
 ) -> None:
     """Sequences that join at any time, with samplers of their own, are those alone in the rows.
 
     Others leave before they have ended, and the next ones take their rows, while a step that they
     take part in has begun.
     """
+    if device == "cuda":  # where a step that has begun is not over
+        model = load("nano", device=device, dtype=torch.bfloat16).requires_grad_(False)
     draw = random.Random(seed)  # noqa: S311 - not for cryptography
     rows, waiting = Rows(model, 3, 180), list(range(14))
     found: list[Sample] = []
