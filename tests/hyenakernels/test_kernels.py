@@ -267,6 +267,26 @@ def test_modal_segments_join_wherever_the_featurizer_reaches(length: int) -> Non
     assert_kernel_is_reference(Case(modes=1, length=length, featurizer=4, past=True, width=4))
 
 
+def test_the_adjoint_of_a_slow_mode_decays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By less than a digit of fp32 in a row, but in many rows."""
+    for module in (modal_kernel, modal_gradient, modal):
+        monkeypatch.setattr(module, "modal_segment", lambda width: 128)  # noqa: ARG005
+    case = Case(modes=1, length=300, width=2, featurizer=1)
+    inputs = inputs_of(case)
+    inputs[2] = torch.full((2, 1), -5e-8, device=DEVICE)
+    mine, exact = leaves(inputs), leaves(inputs, torch.float64)
+    weights = torch.randn(1, 300, 2, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for run, tensors in ((by_kernel, mine), (by_reference, exact)):
+        y, past_after = run(case, tensors)
+        ((weights * y).sum() + 100 * past_after.sum()).backward()
+    for name, tensor, reference in zip(("z", "state"), mine[::6], exact[::6], strict=True):
+        assert tensor is not None
+        assert tensor.grad is not None
+        assert reference is not None
+        assert reference.grad is not None
+        assert_close(f"gradient of {name}", tensor.grad, reference.grad, TOLERANCE[torch.float32])
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(
