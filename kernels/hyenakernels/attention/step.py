@@ -105,45 +105,34 @@ def _part_kernel(
     SCALED: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PART: tl.constexpr,
-    BLOCK_T: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
     """Attention to the keys of one part: its output, and the logarithm of its denominator."""
     wait_for_previous(OVERLAPS)
     part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    end = tl.minimum(tl.load(lengths + batch).to(tl.int32), (part + 1) * PART)
-    first = part * PART
-    if first < end:
+    end = tl.load(lengths + batch).to(tl.int32)
+    if part * PART < end:
         lane = batch.to(tl.int64) * H + head
         channel = tl.arange(0, BLOCK_W)
         inside = channel < W
+        position = part * PART + tl.arange(0, PART)
+        seen = position < end
+        at = (lane * room + position)[:, None] * W + channel[None, :]
+        present = seen[:, None] & inside[None, :]
+        # Both are on their way before either is used.
+        k = tl.load(keys + at, mask=present, other=0.0)
+        v = tl.load(values + at, mask=present, other=0.0)
         query = tl.load(q + lane * W + channel, mask=inside, other=0.0).to(tl.float32) * scale
-        keys += lane * room * W
-        values += lane * room * W
-        key_scales += lane * room
-        value_scales += lane * room
-        maximum = tl.full((), -float("inf"), tl.float32)
-        total = tl.zeros((), tl.float32)
-        summed = tl.zeros((BLOCK_W,), tl.float32)
-        for start in range(first, end, BLOCK_T):
-            position = start + tl.arange(0, BLOCK_T)
-            seen = position < end
-            at = position.to(tl.int64)[:, None] * W + channel[None, :]
-            present = seen[:, None] & inside[None, :]
-            k = tl.load(keys + at, mask=present, other=0.0).to(tl.float32)
-            score = tl.sum(k * query[None, :], axis=1)
-            if SCALED:
-                score *= tl.load(key_scales + position, mask=seen, other=0.0)
-            score = tl.where(seen, score, -float("inf"))
-            new_maximum = tl.maximum(maximum, tl.max(score, axis=0))
-            rescale = tl.exp(maximum - new_maximum)
-            weight = tl.exp(score - new_maximum)
-            v = tl.load(values + at, mask=present, other=0.0).to(tl.float32)
-            total = total * rescale + tl.sum(weight, axis=0)
-            if SCALED:
-                weight *= tl.load(value_scales + position, mask=seen, other=0.0)
-            summed = summed * rescale + tl.sum(weight[:, None] * v, axis=0)
-            maximum = new_maximum
+        score = tl.sum(k.to(tl.float32) * query[None, :], axis=1)
+        if SCALED:
+            score *= tl.load(key_scales + lane * room + position, mask=seen, other=0.0)
+        score = tl.where(seen, score, -float("inf"))
+        maximum = tl.max(score, axis=0)
+        weight = tl.exp(score - maximum)
+        total = tl.sum(weight, axis=0)
+        if SCALED:
+            weight *= tl.load(value_scales + lane * room + position, mask=seen, other=0.0)
+        summed = tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
         out = lane * parts + part
         tl.store(sums + out * W + channel, summed / total, mask=inside)
         tl.store(logarithms + out, maximum + tl.log(total))
@@ -212,8 +201,7 @@ def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
         parts,
         width**-0.5,
         SCALED=scaled,
-        BLOCK_T=64,
-        num_warps=4,
+        num_warps=8,
         **sizes,
     )
     _merge_kernel[(heads, batch)](
