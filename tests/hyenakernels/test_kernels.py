@@ -417,6 +417,35 @@ def test_steps_are_the_sequence(case: Case) -> None:
     assert_close("y", found, whole, TOLERANCE[case.dtype])
 
 
+@pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.parametrize(
+    "case",
+    [Case(taps=7, dtype=torch.bfloat16), Case(taps=33, width=48, groups=3), Case(modes=4)],
+    ids=str,
+)
+def test_a_step_is_the_same_alone_and_among_many(case: Case) -> None:
+    """More sequences than programs take at a time: each as if it were alone, bit for bit."""
+    count, generator = 39, torch.Generator().manual_seed(3)
+    z, *filters, _, _ = inputs_of(replace(case, batch=count, length=1))
+    assert z is not None
+    z_ring = torch.randn(count, case.featurizer, 3 * case.width, generator=generator).to(z)
+    past = torch.randn(count, case.taps or case.modes, case.width, generator=generator).to(DEVICE)
+    past = past.to(z.dtype) if case.taps else past.transpose(1, 2)
+    lengths_B = torch.randint(0, 500, (count,), generator=generator).to(DEVICE)
+    step = hyena_fir_step if case.taps else hyena_modal_step
+
+    def stepped(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        inner = past[rows].clone(memory_format=torch.preserve_format)
+        slots = HyenaSlots(z_ring[rows].clone(), inner, lengths_B[rows].clone())
+        with torch.no_grad():
+            return step(z[rows], filters_of(case, filters), slots), slots.featurizer_BFC, inner
+
+    together = stepped(slice(None))
+    for row in (0, 1, 16, count - 1):
+        for mine, all_of_it in zip(stepped(slice(row, row + 1)), together, strict=True):
+            assert torch.equal(mine[0], all_of_it[row])
+
+
 @pytest.mark.parametrize("reverse", [False, True], ids=["states", "adjoints"])
 def test_a_scan_over_many_segments_keeps_its_precision(reverse: bool) -> None:
     """As many as 256,000 rows have; poles from fast to slow."""

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from hyenakernels.attention.float8 import LARGEST as LARGEST_FLOAT8
 from hyenakernels.attention.float8 import Float8Rows
-from hyenakernels.float8.kernel import largest_bits
+from hyenakernels.float8.kernel import largest_bits, row_scale
 from hyenakernels.float8.reference import SMALLEST as SMALLEST_SCALE
 from hyenakernels.launch import parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
@@ -29,9 +29,8 @@ def _store_row(rows, scales, row, a, b, pair, V: tl.constexpr, SCALED: tl.conste
     inside = pair < V
     if SCALED:
         a, b = a.to(tl.float32), b.to(tl.float32)
-        largest = largest_bits(tl.maximum(tl.abs(a), tl.abs(b), tl.PropagateNan.ALL))
-        largest = tl.div_rn(largest.to(tl.float32, bitcast=True), LARGEST)
-        scale = tl.maximum(largest, SMALLEST, tl.PropagateNan.ALL)
+        largest = tl.maximum(tl.abs(a), tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+        scale = row_scale(largest_bits(largest), LARGEST, SMALLEST)
         tl.store(scales + row, scale)
         a, b = tl.div_rn(a, scale), tl.div_rn(b, scale)
     rows += row * 2 * V
@@ -232,7 +231,8 @@ def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
         parts,
         width**-0.5,
         SCALED=isinstance(keys_BHTW, Float8Rows),
-        num_warps=8,
+        # So that a thread holds 256 bytes of keys and as many of values.
+        num_warps=min(max(PART * sizes["BLOCK_W"] * keys.element_size() // 8192, 1), 32),
         **sizes,
     )
     _merge_kernel[(heads, batch)](

@@ -12,7 +12,7 @@ import triton.language as tl
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import load_featurizer
 from hyenakernels.gate.step import gated_step
-from hyenakernels.launch import parts_of, power_of_two
+from hyenakernels.launch import MAX_SHORT_TAPS, parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
@@ -71,7 +71,8 @@ def step(z_B1C, filters, slots):
     batch, _, channels = z_B1C.shape
     width, (groups, num_taps) = channels // 3, filters.taps_GK.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
-    block_d, num_warps = 64, 1 if num_taps <= 16 else 4
+    block_k = power_of_two(num_taps)
+    block_d = 128 if num_taps <= MAX_SHORT_TAPS else 64
     _step_kernel[(parts_of(width, block_d), batch)](
         z_B1C,
         slots.featurizer_BFC,
@@ -87,8 +88,8 @@ def step(z_B1C, filters, slots):
         SHARE=math.gcd(width // groups, 8),
         HAS_SKIP=filters.skip_D is not None,
         BLOCK_D=block_d,
-        BLOCK_K=power_of_two(num_taps),
-        num_warps=num_warps,
+        BLOCK_K=block_k,
+        num_warps=max(block_k // 64, 1),
         **overlap_options(),
     )
     return y_B1D

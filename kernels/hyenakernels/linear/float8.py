@@ -23,7 +23,6 @@ from hyenakernels.overlap import overlap_options, wait_for_previous
 # The bits of an e4m3 number, as part of an fp32 number, mean an exponent that is 127 - 7 too low.
 # The row makes up for half of that and the sum for the other half, so that both stay in range.
 _HALF = 2.0**60
-_AHEAD = 0
 
 
 @triton.jit
@@ -36,9 +35,8 @@ def _number(words, BYTE: tl.constexpr):
 @triton.jit
 def _converted(words):
     """The numbers in the four bytes of each word, by the conversions of Ada and Hopper."""
-    # ptxas 12.8 makes the high half of a word that it knows to be 0 a NaN, so no thread may have a
-    # word that is padding in every launch: each part of a row has a word for every thread, or ends
-    # at one.
+    # ptxas 12.8 makes the high half of a word that it knows to be 0 a NaN. It knows none: a part of
+    # a row is a few words of every thread, and at least one of them is a weight.
     return tl.inline_asm_elementwise(
         """
         {
@@ -156,23 +154,6 @@ def _load_words(
 
 
 @triton.jit
-def _prefetch(weight, start, O: tl.constexpr, I: tl.constexpr, BLOCK_O: tl.constexpr):  # noqa: E741
-    """Bring a block of rows, which are next to each other, from memory to the L2."""
-    LINES: tl.constexpr = triton.next_power_of_2(BLOCK_O * I // 128)
-    word = tl.cast(start, tl.int64) * (I // 4) + 32 * tl.arange(0, LINES)
-    last = tl.minimum((tl.cast(start, tl.int64) + BLOCK_O), O) * (I // 4) - 1
-    at = weight + tl.minimum(word, last)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [at.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def _linear_kernel(
     x,
     norm_scale,
@@ -199,17 +180,12 @@ def _linear_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PARTS: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     ROWS: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
     first = tl.program_id(0) * BLOCK_O
     step = tl.num_programs(0) * BLOCK_O
     # Weights are loaded one block ahead, the first block while the previous launch still runs.
     following = _load_words(weight, up, first, O, I, ROWS, GATED, BLOCK_W, PARTS)
-    for block in tl.static_range(1, AHEAD + 1):
-        _prefetch(weight, first + block * step, O, I, BLOCK_O)
-        if GATED:
-            _prefetch(up, first + block * step, O, I, BLOCK_O)
     scales = ()
     if NORMED:
         scales = _row(norm_scale, I, BLOCK_W, PARTS)
@@ -283,7 +259,6 @@ def linear(
         BLOCK_O=launch.block_o,
         BLOCK_W=launch.block_w,
         PARTS=parts_of(inputs // 4, launch.block_w),
-        AHEAD=_AHEAD,
         num_warps=launch.num_warps,
         **overlap_options(),
     )
