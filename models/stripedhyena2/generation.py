@@ -23,6 +23,7 @@ from stripedhyena2.decoding import Decoder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.dna import ACGT, as_read, check_sequences
 from stripedhyena2.errors import InputError, NonFiniteError, check_choice, check_count
+from stripedhyena2.ids import check_range
 from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.sampling import Sampler, Uniforms, draw
@@ -252,13 +253,15 @@ def generate(
         A sample for each request, in their order, as soon as it and all before it are complete.
 
     Raises:
-        InputError: A prompt is empty, or its number of tokens is below 1.
+        InputError: A prompt is empty, or its number of tokens is below 1; or a token of a prompt or
+            of a guide is not in the vocabulary.
         NonFiniteLogitsError: The logits of a sequence are NaN or infinite.
     """
     for index, request in enumerate(requests):
         if len(request.prompt_L) == 0:
             raise InputError(f"prompt {index} is empty; give at least one token")
         check_count(f"prompt {index}: num_tokens", request.num_tokens)
+        check_range(request.prompt_L, model.config.vocabulary, f"prompt {index}: token id")
     if not requests:
         return
     capacity = max(len(request.prompt_L) + request.num_tokens for request in requests)
@@ -318,7 +321,7 @@ class Rows:
         self._prompt_L: Tensor | None = None  # the prompt read last, with its logits and its cache
         self._logits_1V: Tensor
         self._cache: Cache
-        self._decoder.step(torch.zeros(batch_size, dtype=torch.int64, device=self._device))
+        self._decoder.step(torch.zeros(batch_size, dtype=torch.int64))
 
     @classmethod
     def within_memory(
@@ -382,7 +385,7 @@ class Rows:
     def step(self) -> list[Sample]:
         """Draw a token for every sample; those that end, or have a problem, leave their rows."""
         last = [growing.sample.ids[-1] if growing else 0 for growing in self._rows]
-        logits_BV = self._decoder.step(torch.tensor(last, device=self._device)).cpu()
+        logits_BV = self._decoder.step(torch.tensor(last)).cpu()
         all_growing = [(row, growing) for row, growing in enumerate(self._rows) if growing]
         by_sampler: dict[Sampler, list[tuple[int, _Growing]]] = {}
         for row, growing in all_growing:
@@ -454,6 +457,7 @@ class Rows:
         if mask_V is None:
             mask_V = torch.full((self._model.config.vocabulary,), ids is None)
             if ids is not None:
+                check_range(torch.tensor(ids), len(mask_V), "a guide allows token id")
                 mask_V[list(ids)] = True
             self._masks[ids] = mask_V
         return mask_V
