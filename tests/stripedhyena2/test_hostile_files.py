@@ -159,10 +159,10 @@ def test_no_json_is_a_line(tmp_path: Path, content: str) -> None:
 
 
 def test_deep_json_with_a_name_of_any_bytes_is_a_line(tmp_path: Path) -> None:
+    schema = TypeAdapter(dict[str, JsonValue])
     for depth in (400, 20_000):
         text = f'{{"a": "\\udcff", "b": {"[" * depth}{"]" * depth}}}'
         (tmp_path / "x.json").write_text(text)
-        schema = TypeAdapter(dict[str, JsonValue])
         assert refusal(lambda: read_json(tmp_path / "x.json", schema), InputError)
 
 
