@@ -100,7 +100,7 @@ def measured(scorer: VariantScorer, records: list[VariantRecord], plain: float) 
 
 @pytest.mark.benchmark
 @needs_gpu
-@pytest.mark.parametrize(("name", "windows"), VARIANTS, ids=" ".join)
+@pytest.mark.parametrize(("name", "windows"), VARIANTS)
 def test_variants(shared: Path, name: str, windows: str, report: Report) -> None:
     folder = shared / "data" / "variants"
     if name in built_in_models():
