@@ -20,7 +20,7 @@ from evo2cli.eval.report import check_outputs, mean_columns, write_table
 from evo2cli.files import locks_output
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import open_journal
-from evo2cli.models import open_model
+from evo2cli.models import open_model, warn_beyond_context
 from evo2cli.tables import Row, format_mean
 from stripedhyena2 import StripedHyena2, scoring
 from stripedhyena2.fingerprint import fingerprint
@@ -94,11 +94,7 @@ def read_context(
 
             def read(name: str, model: StripedHyena2) -> tuple[str, list[list[float]]]:
                 """The fingerprint of a model, and its loss in each part of each window."""
-                if length > model.config.context:
-                    console.warn(
-                        f"--length {length:,}: {name} was trained on {model.config.context:,} "
-                        "positions and extrapolates beyond them"
-                    )
+                warn_beyond_context(model, length, f"--length {length:,}, --model {name}")
                 identity = fingerprint(model.config, model.state_dict())
                 losses = []
                 for index in range(options.windows):

@@ -43,7 +43,7 @@ from evo2cli.genome.table import cell_text, open_table
 from evo2cli.genome.vcf import is_bases
 from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import open_journal
-from evo2cli.models import memory_explained, open_model
+from evo2cli.models import memory_explained, open_model, warn_beyond_context
 from evo2cli.ranking import RESAMPLES, mean_estimate
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
@@ -102,12 +102,8 @@ def evaluate_continuation(
             "bases, or with letters other than A, C, G and T among the last of them"
         )
     model = open_model(options)
-    if options.window_length > model.config.context:
-        console.warn(
-            f"--contexts {max(options.context_lengths):,}: with {options.bases} more, this is "
-            f"longer than the {model.config.context:,} positions that the model was trained on; "
-            "beyond them it extrapolates"
-        )
+    longest = f"--contexts {max(options.context_lengths):,}, with --bases {options.bases}"
+    warn_beyond_context(model, options.window_length, longest)
     identity = fingerprint(model.config, model.state_dict())
     found: dict[tuple[str | None, int], list[Found]] = defaultdict(list)  # None: all windows
     settings = ["evo2 eval continuation", __version__, identity, options.bases]
@@ -207,19 +203,14 @@ def _read_rows(source: Path, options: ContinuationOptions) -> Iterator[tuple[str
     table = open_table(source)
     with closing(table.rows):
         columns = [options.column, *([options.by] if options.by else [])]
-        if missing := [name for name in columns if name not in table.names]:
-            raise UserError(
-                f"{source}: has no column {missing[0]!r}; its columns: "
-                f"{', '.join(table.names[:12])}; name them by --column and --by"
-            )
-        index = [table.names.index(name) for name in columns]
+        index = [table.column(name, "name them by --column and --by") for name in columns]
         for number, row in table.rows:
             text, *groups = (cell_text(row[at]) for at in index)
             bases = text.encode(errors="surrogateescape")
             if not is_bases(bases):
                 raise UserError(
-                    f"{source}: {table.unit} {number}: {options.column} {text[:40]!r} is not a "
-                    "sequence of bases"
+                    f"{table.origin(number)}: {options.column} {text[:40]!r} is not a sequence of "
+                    "bases"
                 )
             yield (groups[0] if groups else str(source)), bases
 

@@ -114,20 +114,17 @@ def read_pairs(options: PairsOptions) -> list[Pair]:
     pairs = []
     with closing(table.rows):
         columns = [options.real, options.perturbed, *([options.by] if options.by else [])]
-        if missing := [name for name in columns if name not in table.names]:
-            raise UserError(
-                f"{path}: has no column {missing[0]!r}; its columns: {', '.join(table.names)}; "
-                "name them by --real, --perturbed and --by"
-            )
-        index = [table.names.index(name) for name in columns]
+        index = [
+            table.column(name, "name them by --real, --perturbed and --by") for name in columns
+        ]
         for number, row in table.rows:
             cells = [cell_text(row[at]) for at in index]
             sequences = [text.encode(errors="surrogateescape") for text in cells[:2]]
             for name, text, sequence in zip(columns, cells, sequences, strict=False):
                 if len(sequence) < MIN_BASES or not is_bases(sequence):
                     raise UserError(
-                        f"{path}: {table.unit} {number}: {name} {text[:40]!r} is not "
-                        f"a sequence of at least {MIN_BASES} bases"
+                        f"{table.origin(number)}: {name} {text[:40]!r} is not a sequence of at "
+                        f"least {MIN_BASES} bases"
                     )
             real, perturbed = map(upper_dna, sequences)
             pairs.append(Pair(real, perturbed, cells[2] if options.by else None))

@@ -104,23 +104,22 @@ def read_labelled(options: TraitGymOptions) -> Labelled:
     path = options.source
     table = open_table(path)
     with closing(table.rows):
-        index = {name: at for at, name in reversed(list(enumerate(table.names)))}
-        chromosome = next((name for name in table.names if name.lower().lstrip("#") == "chrom"), "")
+        chrom = next((name for name in table.names if name.lower().lstrip("#") == "chrom"), "chrom")
         features = _feature_columns(path, table.names, options)
-        for name in (chromosome or "chrom", options.label):
-            if name not in index:
-                raise UserError(
-                    f"{path}: has no column {name!r}; its columns: {', '.join(table.names[:12])}"
-                )
+        chrom_at, label_at = table.column(chrom), table.column(options.label, "name it by --label")
+        feature_at = [table.column(name) for name in features]
         chromosomes, positive, values, num_left_out = [], [], [], 0
         for number, row in table.rows:
-            where = f"{path}: {table.unit} {number}"
-            is_positive = cell_flag(where, options.label, row[index[options.label]])
-            numbers = [cell_number(where, name, row[index[name]]) for name in features]
+            where = table.origin(number)
+            is_positive = cell_flag(where, options.label, row[label_at])
+            numbers = [
+                cell_number(where, name, row[at])
+                for name, at in zip(features, feature_at, strict=True)
+            ]
             if not all(map(math.isfinite, numbers)):
                 num_left_out += 1
                 continue
-            chromosomes.append(plain_name(cell_text(row[index[chromosome]])))
+            chromosomes.append(plain_name(cell_text(row[chrom_at])))
             positive.append(is_positive)
             values.append(numbers)
     if not values:

@@ -1,8 +1,6 @@
 """What runs on labels and runs on next bases have in common: folders, the best weights, reports."""
 
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +10,8 @@ from torch import Tensor
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, reading, writing
-from evo2cli.finetune.folder import FACTS, Description, read_facts
+from evo2cli.files import writing
+from evo2cli.finetune.folder import FACTS, Description, read_facts, write_facts
 from evo2cli.finetune.recipes import write_recipe
 from evo2cli.finetune.training import TunedStart
 from evo2cli.models import memory_explained
@@ -93,7 +91,7 @@ class Run:
         if (folder.final / FACTS).is_file():
             if ranks.is_first:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
-            return {**of_run, "finished": True, **read_json(recipe.output / REPORT)}
+            return {**of_run, "finished": True, **read_facts(recipe.output / REPORT)}
         if self.values is not None and ranks.is_first:
             write_recipe(self.values, self.path)
         trainer = self.trainer(folder)
@@ -162,32 +160,11 @@ class Run:
         facts = {
             **self.description.facts,
             "trained_by": f"evo2cli {__version__}",
-            "step": read_facts(self.best_folder).get("step"),
+            "step": read_facts(self.best_folder / FACTS).get("step"),
             "settings": self.recipe.model_dump(mode="json", exclude={"output"}),
             "results": report["results"],
         }
-        write_json(self.best_folder / FACTS, facts)
-        write_json(output / REPORT, report)
+        write_facts(self.best_folder / FACTS, facts)
+        write_facts(output / REPORT, report)
         with writing(output / "final"):
             self.best_folder.rename(output / "final")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    with reading(path):
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    with writing(path), atomic_path(path) as part:
-        part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ A table has a column `sequence` (or `seq`), or two for a pair: `sequence_a` and 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,11 @@ class Examples:
         if self.pairs is None:
             return [(sequence,) for sequence in self.sequences]
         return list(zip(self.sequences, self.pairs, strict=True))
+
+    @property
+    def letters(self) -> list[tuple[bytes, ...]]:
+        """As `entries`, in bytes."""
+        return [tuple(text.encode() for text in entry) for entry in self.entries]
 
     def take(self, rows: Iterable[int]) -> "Examples":
         """The examples of these rows, in their order."""
@@ -227,7 +233,7 @@ def read_sequences(
     read, name = find.reader(genome), find.any(NAME)
     for number, cells in table.rows:
         texts = [cell_text(cell) for cell in cells]
-        sequences = read(texts, f"{path}: {table.unit} {number}")
+        sequences = read(texts, table.origin(number))
         yield str(number) if name is None else texts[name], tuple(sequences)
 
 
@@ -243,12 +249,7 @@ def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str
     if longest <= window:
         return examples, None
 
-    def shorten(sequence: Any) -> Any:
-        if len(sequence) <= window:
-            return sequence
-        start = cut.start(len(sequence), window)
-        return sequence[start : start + window]
-
+    shorten = partial(cut.shorten, window=window)
     labels = examples.labels
     count = sum(
         max(len(sequence), len(other)) > window
@@ -289,7 +290,7 @@ def _read_rows(
     group = find.any(GROUP) if group_column is None else find.required(group_column)
     rows = []
     for number, cells in table.rows:
-        origin = f"{path}: {table.unit} {number}"
+        origin = table.origin(number)
         texts = [cell_text(cell) for cell in cells]
         rows.append(
             _Row(

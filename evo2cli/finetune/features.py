@@ -1,8 +1,8 @@
-"""Features of a frozen model: computed once, kept on disk, and read by a linear probe.
+"""Features of a frozen model: computed once, kept on disk, and used to choose a layer.
 
 They are what a head sees before anything is trained. `--method head` trains on them alone; for
-other methods they give the statistics of the head's input, and the probe that results are compared
-with.
+other methods they give the statistics of the head's input, and the linear probe that results are
+compared with.
 
 N examples, F features, D channels.
 """
@@ -20,13 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evo2cli.embed.probe import (
-    MAX_ITERATIONS,
-    PENALTIES,
-    Labelled,
-    import_sklearn,
-    probe_layers,
-)
+from evo2cli.embed.probe import Labelled, probe_layers
 from evo2cli.files import atomic_path
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.folder import by_length, read_inputs
@@ -38,6 +32,7 @@ from stripedhyena2.layers import part_names
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import sequence_logprob
 
+LOSS_EXAMPLES = 32
 MAX_TOKENS = 20_000  # labelled bases of a split that the features of a task of tokens are kept of
 MAX_ROWS = 2_000  # examples by which the best layer is chosen
 FOLDS = 5
@@ -45,15 +40,9 @@ FOLDS = 5
 Arrays = dict[str, NDArray[Any]]
 
 
-def letters_of(examples: Examples) -> list[tuple[bytes, ...]]:
-    """The sequence of each example, or both of a pair, as bytes."""
-    columns = [examples.sequences, *([examples.pairs] if examples.pairs is not None else [])]
-    return [tuple(text.encode() for text in row) for row in zip(*columns, strict=True)]
-
-
-def base_loss(model: StripedHyena2, examples: Examples, limit: int = 32) -> float:
-    """The mean loss of a model on the first sequences, in nats per base."""
-    chosen = [group[0] for group in letters_of(examples)[:limit] if len(group[0]) > 1]
+def base_loss(model: StripedHyena2, examples: Examples) -> float:
+    """The mean loss of a model on the first `LOSS_EXAMPLES` sequences, in nats per base."""
+    chosen = [group[0] for group in examples.letters[:LOSS_EXAMPLES] if len(group[0]) > 1]
     total = sum(-sequence_logprob(model, as_read(bases)) for bases in chosen)
     return total / max(1, sum(len(bases) - 1 for bases in chosen))
 
@@ -164,45 +153,6 @@ class Cache:
         return found
 
 
-def probe(
-    task: Task, train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], num_classes: int
-) -> NDArray[np.float64]:
-    """Predictions of a linear model that is fitted to frozen features, [N, C].
-
-    Logistic regression for classes (L2, C = 1), one for each label of a multilabel task, and ridge
-    regression for numbers; features are standardized.
-
-    Args:
-        task: The task.
-        train: Features to fit to, [rows, F].
-        labels: Their labels.
-        test: Features to predict from, [N, F].
-        num_classes: C.
-    """
-    sklearn = import_sklearn("evo2 finetune")
-
-    def fitted(targets: NDArray[Any]) -> Any:
-        if task is Task.REGRESS:
-            model = sklearn.linear_model.RidgeCV(alphas=PENALTIES)
-        else:
-            model = sklearn.linear_model.LogisticRegression(max_iter=MAX_ITERATIONS)
-        scaler = sklearn.preprocessing.StandardScaler()
-        return sklearn.pipeline.make_pipeline(scaler, model).fit(train, targets)
-
-    if task is Task.REGRESS:
-        return np.asarray(fitted(labels).predict(test), np.float64).reshape(len(test), -1)
-    found = np.zeros((len(test), num_classes))
-    if task is Task.MULTILABEL:
-        for column in range(num_classes):
-            flags = labels[:, column]
-            constant = len(np.unique(flags)) < 2
-            found[:, column] = flags[0] if constant else fitted(flags).predict_proba(test)[:, 1]
-        return found
-    model = fitted(labels)
-    found[:, model[-1].classes_] = model.predict_proba(test)
-    return found
-
-
 def best_layer(
     model: StripedHyena2, examples: Examples, labels: Labels, how: Reading, seed: int
 ) -> tuple[str, list[dict[str, Any]]]:
@@ -229,7 +179,7 @@ def best_layer(
     else:
         assert found is not None
         values = found
-    features = read_features(model, letters_of(some), how, layers, tokens)
+    features = read_features(model, some.letters, how, layers, tokens)
     if labels.task is Task.MULTILABEL:  # whether it has the most frequent label
         values = values[:, values.mean(axis=0).argmax()]
     elif labels.task is Task.REGRESS:

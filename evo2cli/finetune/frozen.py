@@ -5,7 +5,6 @@ compute it again.
 """
 
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, reading, writing
+from evo2cli.files import writing
+from evo2cli.finetune.baselines import fit_and_predict
 from evo2cli.finetune.data import Data
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.features import (
@@ -27,11 +27,10 @@ from evo2cli.finetune.features import (
     all_rows,
     base_loss,
     best_layer,
-    letters_of,
-    probe,
     read_features,
     token_rows,
 )
+from evo2cli.finetune.folder import read_facts, write_facts
 from evo2cli.finetune.heads import Pool, Reading
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import DTYPES
@@ -98,18 +97,12 @@ class FrozenBase:
         """
         path = self.recipe.output / FACTS
         if path.is_file():
-            with reading(path):
-                found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return found
-        found = {"layer": self._layer_by_name()}
+            return read_facts(path)
+        found: dict[str, Any] = {"layer": self._layer_by_name()}
         held_out = self.data.valid if len(self.data.split.valid) else self.data.train
         found["loss"] = loss = base_loss(self._model, held_out)
         console.say(f"the base predicts these sequences at {loss:.3f} nats per base (chance 1.386)")
-        if not loss < UNLOADED and not self._tuning.scratch:
-            raise UserError(
-                f"{self.recipe.init}: {loss:.2f} nats per base is worse than guessing; its weights "
-                "look as if they were not loaded, or were for another precision (--base fp32)"
-            )
+        require_trained(self.recipe, loss)
         if found["layer"] is None:
             how = self.read_at("")
             train = self.data.train
@@ -119,8 +112,7 @@ class FrozenBase:
             console.say(f"the best layer for a linear probe is {found['layer']}")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as part:
-                part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_facts(path, found)
         return found
 
     def check(self) -> None:
@@ -208,7 +200,7 @@ class FrozenBase:
         cache = Cache(self.recipe.output, settings)
         found = {}
         for part, examples in self._parts.items():
-            letters = letters_of(examples)
+            letters = examples.letters
             if not letters:
                 continue
             tokens = self.rows[part] if how.by_token else None
@@ -245,7 +237,21 @@ class FrozenBase:
             return features[labelled], own[labelled]
 
         (train, train_labels), (test, truth) = chosen("train"), chosen(part)
-        return truth, probe(labels.task, train, train_labels, test, len(labels.classes))
+        return truth, fit_and_predict(labels, train, train_labels, test)
+
+
+def require_trained(recipe: Recipe, loss: float) -> None:
+    """Refuse a base whose loss, in nats per base, says that its weights were not loaded.
+
+    Raises:
+        UserError: It is worse than guessing, and the recipe does not start from random weights.
+    """
+    assert recipe.finetune is not None
+    if not loss < UNLOADED and not recipe.finetune.scratch:
+        raise UserError(
+            f"{recipe.init}: its loss of {loss:.2f} nats per base is worse than guessing (1.39); "
+            "were its weights loaded? if they were, try --base fp32"
+        )
 
 
 def try_base(recipe: Recipe, config: ModelConfig, how: Reading, device: torch.device) -> None:

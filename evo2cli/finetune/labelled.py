@@ -18,7 +18,6 @@ from evo2cli.finetune.baselines import (
 )
 from evo2cli.finetune.common import Run
 from evo2cli.finetune.data import Data
-from evo2cli.finetune.features import letters_of
 from evo2cli.finetune.folder import Description, open_head, open_tuned
 from evo2cli.finetune.frozen import FrozenBase, try_base
 from evo2cli.finetune.heads import Reading
@@ -78,7 +77,7 @@ class LabelledRun(Run):
         engine = make_engine(recipe, self.path, self.start, ranks)
         train, valid = (
             Rows(
-                letters_of(examples),
+                examples.letters,
                 examples.labels,
                 base.of_examples(part) if base.is_cached and len(examples) else None,
             )
@@ -188,7 +187,7 @@ class LabelledRun(Run):
         tuned = open_tuned(self.best_folder, options)
         found = {}
         for part in sorted(parts):
-            letters = letters_of(getattr(self.data, part))
+            letters = getattr(self.data, part).letters
             with console.progress(f"predict {part}", len(letters), "examples") as bar:
                 found[part] = tuned.outputs(letters, bar.advance)
         return found

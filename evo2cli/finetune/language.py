@@ -11,9 +11,9 @@ from evo2cli.data.sources import open_source
 from evo2cli.data.tokens import MANIFEST
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, writing
-from evo2cli.finetune.common import Run, read_json, write_json
-from evo2cli.finetune.folder import Description
-from evo2cli.finetune.frozen import FACTS, UNLOADED
+from evo2cli.finetune.common import Run
+from evo2cli.finetune.folder import Description, read_facts, write_facts
+from evo2cli.finetune.frozen import FACTS, require_trained
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.tasks import Labels, Task
 from evo2cli.finetune.training import TunedStart
@@ -130,22 +130,13 @@ class LanguageRun(Run):
         if ranks.any(not path.is_file()):
             found = trainer.validate()
             if ranks.is_first:
-                self._check(found.get("valid_bits"))
-                write_json(path, found)
+                if (bits := found.get("valid_bits")) is not None:
+                    console.say(f"the base predicts held-out documents at {bits:.4f} bits per base")
+                    require_trained(recipe, bits * NATS_PER_BIT)
+                write_facts(path, found)
             ranks.wait()
-        self.before = read_json(path)
+        self.before = read_facts(path)
         return trainer
-
-    def _check(self, bits: float | None) -> None:
-        """Refuse a base that looks as if its weights were not loaded."""
-        if bits is None:
-            return
-        console.say(f"the base predicts held-out documents at {bits:.4f} bits per base")
-        if not bits * NATS_PER_BIT < UNLOADED and not self.tuning.scratch:
-            raise UserError(
-                f"{self.recipe.init}: {bits:.2f} bits per base is worse than guessing; its weights "
-                "look as if they were not loaded, or were for another precision (--base fp32)"
-            )
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """As `Run`: bits per base of each held-out set, before and after."""

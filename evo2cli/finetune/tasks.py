@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
+from typing import Any, TypeVar
 
 from evo2cli.errors import UserError
 
@@ -13,6 +14,7 @@ MAX_NUMBERED_CLASSES = 20  # more different whole numbers than this are measurem
 UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label
 _WAY_OUT = "--task classify, multilabel, regress or tokens says it otherwise"
 
+S = TypeVar("S", bound=Any)
 Cells = Sequence[str]  # the cells of one row in the columns of labels
 
 
@@ -45,9 +47,12 @@ class Cut(StrEnum):
     START = "start"
     END = "end"
 
-    def start(self, length: int, window: int) -> int:
-        """The first base that is kept."""
-        return {Cut.CENTRE: (length - window) // 2, Cut.START: 0, Cut.END: length - window}[self]
+    def shorten(self, sequence: S, window: int) -> S:
+        """At most `window` letters of a sequence, or labels of its bases."""
+        extra = max(0, len(sequence) - window)
+        start = {Cut.CENTRE: extra // 2, Cut.START: 0, Cut.END: extra}[self]
+        shorter: S = sequence[start : start + window]
+        return shorter
 
 
 class SplitBy(StrEnum):

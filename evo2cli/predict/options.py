@@ -72,8 +72,3 @@ class PredictOptions(DeviceOptions):
     def is_track(self) -> bool:
         """Whether a track is written."""
         return self.output is not None and self.output.name.endswith(TRACKS)
-
-    @property
-    def is_bigwig(self) -> bool:
-        """Whether that is a bigWig."""
-        return self.output is not None and self.output.suffix in BIGWIG

@@ -6,7 +6,6 @@ N sequences, L positions, C classes or numbers.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,8 +19,7 @@ from evo2cli import __version__, console
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.files import open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
-from evo2cli.finetune.features import letters_of
-from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_facts
+from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_description
 from evo2cli.finetune.predictions import Predictions, predictions
 from evo2cli.finetune.tasks import Cut, Labels, Task
 from evo2cli.genome.fasta import read_records, require_nucleotides
@@ -36,7 +34,7 @@ from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions
 from evo2cli.tables import cell, table_line
-from evo2cli.track.formats import PutTrack, bedgraph_lines, import_bigwig, open_bigwig
+from evo2cli.track.formats import check_track, open_track
 from stripedhyena2.dna import reverse_complement
 from stripedhyena2.progress import Progress, ignore_progress
 
@@ -67,7 +65,7 @@ def labels_of(run: Path) -> Labels:
     Raises:
         UserError: It is no run.
     """
-    return Description.read(read_facts(find_tuned(run))).labels
+    return read_description(find_tuned(run)).labels
 
 
 def predict_table(
@@ -96,7 +94,7 @@ def predict_table(
         if cut_line:
             console.say(cut_line)
     with console.progress("predict", len(examples), "sequences") as bar:
-        return _predict(tuned, letters_of(examples), bar.advance)
+        return _predict(tuned, examples.letters, bar.advance)
 
 
 def predict(options: PredictOptions) -> None:
@@ -106,8 +104,7 @@ def predict(options: PredictOptions) -> None:
         UserError: The run or the input cannot be read, or do not fit each other or the output.
         UntrustedNumericsError: A prediction is not finite.
     """
-    if options.is_bigwig and options.output is not None:
-        import_bigwig(options.output)
+    check_track(options.output)
     tuned = open_tuned(options.run, ModelOptions(device=options.device, dtype=options.dtype))
     is_tokens = tuned.description.labels.task is Task.TOKENS
     if options.is_track and not is_tokens:
@@ -187,10 +184,14 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
         for block in blocks(_sequences(options, tuned)):
             letters = [sequence.letters for sequence in block]
             if not is_tokens:
-                letters = [_fitted(group, description) for group in letters]
+                cut = Cut(description.cut)
+                letters = [
+                    tuple(cut.shorten(sequence, description.length) for sequence in group)
+                    for group in letters
+                ]
                 num_cut += sum(
-                    len(cut[0]) < len(piece.letters[0])
-                    for cut, piece in zip(letters, block, strict=True)
+                    len(group[0]) < len(piece.letters[0])
+                    for group, piece in zip(letters, block, strict=True)
                 )
             total += len(block)
             for sequence, values in zip(block, _predict(tuned, letters, bar.advance), strict=True):
@@ -217,16 +218,6 @@ def _value_names(description: Description) -> list[str]:
     if description.labels.task is Task.REGRESS:
         return list(classes)
     return [f"p_{name}" for name in classes]
-
-
-def _fitted(group: tuple[bytes, ...], description: Description) -> tuple[bytes, ...]:
-    """Sequences cut to the window of the training."""
-
-    def fitted(sequence: bytes) -> bytes:
-        start = max(0, Cut(description.cut).start(len(sequence), description.length))
-        return sequence[start : start + description.length]
-
-    return tuple(map(fitted, group))
 
 
 def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
@@ -291,7 +282,7 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
     else:
         lengths = {sequence.contig: len(sequence.letters[0]) for sequence in sequences}
     with (
-        _open_track(options, lengths) as put,
+        open_track(options.output, lengths) as put,
         console.progress("predict", len(sequences), "sequences") as bar,
     ):
         for sequence in sequences:
@@ -299,16 +290,6 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
             put(sequence.contig, sequence.start, values[:, column].tolist())
             bar.advance(1)
     console.say(f"the probability of {name} for the bases of {len(sequences):,} sequences")
-
-
-@contextmanager
-def _open_track(options: PredictOptions, lengths: dict[str, int]) -> Iterator[PutTrack]:
-    if options.is_bigwig and options.output is not None:
-        with open_bigwig(options.output, lengths) as put:
-            yield put
-        return
-    with open_output(options.output) as write:
-        yield lambda *values: write(bedgraph_lines(*values))
 
 
 class _Allele(NamedTuple):

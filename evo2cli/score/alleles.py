@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from math import fsum, isfinite
 from typing import Any
 
-from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.interval import Interval
@@ -118,15 +117,6 @@ class VariantScorer:
         # What neighbouring alleles have in common: the windows of a site, and of its other strand.
         self._site: tuple[tuple[Interval, bytes, int] | None, list[WindowPair]] = (None, [])
         self._turned: tuple[Window | None, Window] = (None, Window(b"", b"", b""))
-
-    def warn_of_extrapolation(self) -> None:
-        """Warn if windows are longer than the context that the model was trained on."""
-        context = self._model.config.context
-        if self.window > context:
-            console.warn(
-                f"--window {self.window}: the model was trained on windows of {context} bases; "
-                "beyond them it extrapolates"
-            )
 
     def score(self, record: VariantRecord) -> list[Row]:
         """One row for each allele: `FIELDS`, and where its windows lie (0-based, half-open).

@@ -25,7 +25,13 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, is_scored
 from evo2cli.journal import Recall, Together, keep_journal, open_journals
-from evo2cli.models import memory_explained, open_model, precision_name, ready_model
+from evo2cli.models import (
+    memory_explained,
+    open_model,
+    precision_name,
+    ready_model,
+    warn_beyond_context,
+)
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
@@ -248,7 +254,7 @@ def score_to_output(
         open_parts(options, devices, borders, compute, (total, "records")) as parts,
         _open_scorer(replace(options, device=devices[0]), variants) as run,
     ):
-        run.scorer.warn_of_extrapolation()
+        warn_beyond_context(run.model, run.scorer.window, f"--window {run.scorer.window:,}")
         background, noises = None, list[Noise]()
         if options.precision_check is not None:
             noises = measure_noise(
@@ -348,7 +354,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
             check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
         scorer = VariantScorer(model, genome, options, counts_only=True)
-        scorer.warn_of_extrapolation()
+        warn_beyond_context(model, scorer.window, f"--window {scorer.window:,}")
         for record in records:
             counts.update(str(row["EVO2_STATUS"]) for row in scorer.score(record))
             bar.advance()

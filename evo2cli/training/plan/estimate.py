@@ -10,7 +10,6 @@ from evo2cli.training.plan.flops import (
     Flops,
     flops_per_token,
     paper_flops_per_token,
-    recomputed_flops_per_token,
 )
 from evo2cli.training.plan.hardware import Accelerator
 from evo2cli.training.plan.memory import Frozen, Memory, Setup, Sizes, memory_per_gpu, sizes
@@ -63,9 +62,7 @@ class Plan:
     @property
     def recomputed_flops(self) -> float:
         """FLOPs that activation checkpointing recomputes, per token."""
-        if not self.setup.checkpointing:
-            return 0
-        return recomputed_flops_per_token(self.config, self.batch.length)
+        return self.flops.blocks if self.setup.checkpointing else 0
 
     @property
     def paper_flops(self) -> float:
