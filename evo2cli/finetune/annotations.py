@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.tasks import Labels, Task
 from evo2cli.genome.alphabet import ACGT, reverse_complement
@@ -69,7 +69,7 @@ def read_annotated(
         if not by_contig:
             raise UserError(
                 f"{annotation}: none of its {len(features):,} features is on a contig of {genome}, "
-                f"which has {', '.join(bases.names[:5])}"
+                f"which has {listed(bases.names)}"
             )
         for contig, members in _regions(bases, regions, region_kind).items():
             for strand in sorted({region.strand for region in members}):

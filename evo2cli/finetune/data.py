@@ -61,7 +61,7 @@ class Data:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of examples of each part."""
-        return {part: len(getattr(self.split, part)) for part in ("train", "valid", "test")}
+        return {part: len(rows) for part, rows in self.split.parts.items()}
 
     @property
     def digest(self) -> str:
@@ -71,8 +71,8 @@ class Data:
             found.update(text.encode() + b"\n")
         for values in _arrays(self.examples.labels):
             found.update(values.tobytes())
-        for part in ("train", "valid", "test"):
-            found.update(np.asarray(getattr(self.split, part), np.int64).tobytes())
+        for rows in self.split.parts.values():
+            found.update(np.asarray(rows, np.int64).tobytes())
         return found.hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 from evo2cli.finetune.tasks import (
     UNLABELLED,
     Cut,
@@ -399,8 +399,9 @@ def _encode(
 
     def code(index: int, name: str) -> int:
         if name not in codes:
-            known = ", ".join(labels.classes[:8])
-            raise UserError(f"{origin(index)}: label {name!r} is none of the classes {known}")
+            raise UserError(
+                f"{origin(index)}: label {name!r} is none of the classes {listed(labels.classes)}"
+            )
         return codes[name]
 
     if labels.task is Task.LM:

@@ -46,12 +46,10 @@ class Leaks:
 
     Attributes:
         found: What each of them shares with the splits before it.
-        similarity: Of near copies.
         contradictions: Number of sequences that have copies, in any split, of another class.
     """
 
     found: tuple[Leak, ...]
-    similarity: float
     contradictions: int = 0
 
     def refuse(self) -> None:
@@ -81,24 +79,18 @@ class Leaks:
         for leak in self.found:
             line = (
                 f"{leak.name}: {leak.identical:,} copies, {leak.reverse:,} reverse complements and "
-                f"{leak.near:,} near copies (k-mer similarity {self.similarity:g} or more) of "
+                f"{leak.near:,} near copies (k-mer similarity {NEAR:g} or more) of "
                 f"earlier sequences, of {leak.size:,}"
             )
             lines.append(f"{line}; the first: {leak.first_near}" if leak.near else line)
         return lines
 
 
-def find_leaks(examples: Examples, split: Split, *, similarity: float = NEAR) -> Leaks:
-    """Find the sequences of valid that are in train, and those of test that are in either.
-
-    Args:
-        examples: The examples.
-        split: Their split.
-        similarity: Of near copies.
-    """
+def find_leaks(examples: Examples, split: Split) -> Leaks:
+    """Find the sequences of valid that are in train, and those of test that are in either."""
     entries = examples.entries
     copies = number_copies(entries)[0].tolist()
-    clusters = cluster(entries, similarity).tolist()
+    clusters = cluster(entries).tolist()
     earlier_copies: dict[int, list[int]] = defaultdict(list)
     earlier_clusters: dict[int, int] = {}
     names = {int(row): name for name, rows in split.parts.items() for row in rows}
@@ -136,7 +128,7 @@ def find_leaks(examples: Examples, split: Split, *, similarity: float = NEAR) ->
         for row in rows.tolist():
             earlier_copies[copies[row]].append(row)
             earlier_clusters.setdefault(clusters[row], row)
-    return Leaks(tuple(found), similarity, _count_contradictions(copies, examples.labels))
+    return Leaks(tuple(found), _count_contradictions(copies, examples.labels))
 
 
 def _count_contradictions(copies: Sequence[int], labels: LabelArrays | None) -> int:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any, TypeVar
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 
 MAX_NUMBERED_CLASSES = 20  # more different whole numbers than this are measurements
 UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label
@@ -166,7 +166,7 @@ def _of_column(
         for index, (cell, length) in enumerate(zip(cells, lengths, strict=True)):
             found.update(parse_tokens(cell, length, origin(index)))
         classes = sort_classes(found.difference(UNLABELLED))
-        told = f"tokens: every {column} is as long as its sequence, with {_listed(classes)}"
+        told = f"tokens: every {column} is as long as its sequence, with {_counted(classes)}"
         return Labels(Task.TOKENS, classes, told)
     if task is not Task.CLASSIFY:
         are_lists = all(cell.startswith("[") for cell in cells)
@@ -194,7 +194,7 @@ def _of_column(
             f"{column}: {len(counts):,} different labels in {len(cells):,} rows are too many for "
             "classes; choose another column by --label-cols, or give --task classify"
         )
-    told = f"classify: {column} is one of {_listed(classes)}"
+    told = f"classify: {column} is one of {_counted(classes)}"
     if len(numbers) == len(counts):
         told += f", whole numbers read as names of classes; {_WAY_OUT}"
     return Labels(Task.CLASSIFY, classes, told)
@@ -214,7 +214,9 @@ def _of_lists(cells: Sequence[str], column: str, task: Task | None) -> Labels:
         if task is not Task.MULTILABEL:
             return Labels(Task.REGRESS, names, f"regress: {column} lists {num_columns} numbers")
     classes = sort_classes({name for row in rows for name in row})
-    return Labels(Task.MULTILABEL, classes, f"multilabel: {column} lists any of {_listed(classes)}")
+    return Labels(
+        Task.MULTILABEL, classes, f"multilabel: {column} lists any of {_counted(classes)}"
+    )
 
 
 def _are_tokens(cells: Sequence[str], lengths: Sequence[int]) -> bool:
@@ -317,6 +319,5 @@ def _number(text: str) -> float | None:
     return value if isfinite(value) else None
 
 
-def _listed(classes: Sequence[str]) -> str:
-    shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
-    return f"{len(classes)} classes ({shown})"
+def _counted(classes: Sequence[str]) -> str:
+    return f"{len(classes)} classes ({listed(classes)})"

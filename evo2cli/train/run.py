@@ -1,7 +1,7 @@
 """Train a model by a recipe, on one process or as one rank of many."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
     recipe, path = read_run(options)
-    with joined(options.device) as ranks, ExitStack() as stack:
+    with Ranks.joined(pick_device(options.device)) as ranks, ExitStack() as stack:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)
@@ -107,16 +107,6 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     if not summary["finished"]:
         end = stopped(resumable=summary["resumable"])
     return f"{summary['steps']:,} steps, {summary['trained_tokens']:,} tokens, {quality}: {end}"
-
-
-@contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """The ranks of this run while the context lasts; see `Ranks.join`."""
-    ranks = Ranks.join(pick_device(device))
-    try:
-        yield ranks
-    finally:
-        ranks.leave()
 
 
 def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:

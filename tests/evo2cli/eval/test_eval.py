@@ -490,7 +490,7 @@ def test_windows_that_must_overlap_are_told(
     read_context(ContextOptions(genome=genome, length="600", windows=4), opener(tiny_model))
     told = capsys.readouterr().err
     assert "4 windows of 600 bases overlap" in told
-    assert "--length 600: nano was trained on 256 positions" in told
+    assert "--length 600, --model nano: longer than the 256 positions" in told
 
 
 def test_random_bases_are_uniform_and_the_same_everywhere() -> None:

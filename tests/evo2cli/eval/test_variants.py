@@ -299,7 +299,7 @@ def test_the_command_writes_a_page_json_tables_and_a_figure(scored: Path, tmp_pa
         ({"negative": "Func"}, None),
         ({"negative": "lof"}, "--positive and --negative both hold lof"),
         ({"consequence": "MC"}, "no record has MC in INFO, which holds CLASS, CSQ,"),
-        ({"by": "CSQ,region"}, "EVO2_STATUS; choose another --by"),
+        ({"by": "CSQ,region"}, "EVO2_STATUS; choose another with --by"),
         ({"preset": "brca2"}, "--preset brca2: must be one of brca1, clinvar"),
         (
             {"preset": None},

@@ -9,7 +9,7 @@ import pytest
 from evo2cli.errors import UserError
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.similarity import cluster, similarities, sketch
-from evo2cli.finetune.splits import Split, folds, split
+from evo2cli.finetune.splits import Split, split
 from evo2cli.finetune.tasks import Labels, SplitBy, Task
 from tests.evo2cli.finetune.dna import draw, mutated, turned
 
@@ -109,15 +109,6 @@ def test_the_usual_split_is_the_safest_that_the_data_has(examples: Examples) -> 
     assert "by cluster" in split(few, BINARY).told
 
 
-@pytest.mark.parametrize("by", [SplitBy.CHROMOSOME, SplitBy.CLUSTER, SplitBy.RANDOM])
-def test_folds_test_each_row_once(examples: Examples, by: SplitBy) -> None:
-    found = folds(examples, BINARY, 5, by=by)
-    for fold in found:
-        check_whole(fold, NUM)
-    assert sorted(np.concatenate([fold.test for fold in found]).tolist()) == list(range(NUM))
-    assert found[0].valid.tolist() == found[1].test.tolist()
-
-
 def test_contigs_are_divided_as_they_are_named(examples: Examples) -> None:
     """Under any of their names, and whatever a column says."""
     named = replace(examples, split=["test"] * NUM)
@@ -191,10 +182,6 @@ def test_other_tasks_are_checked_too(examples: Examples) -> None:
     tokens = replace(examples, labels=[np.array([0, -100])] * NUM)
     with pytest.raises(UserError, match="train has no example of exon"):
         split(tokens, Labels(Task.TOKENS, ("none", "exon")))
-    with pytest.raises(UserError, match="a column gives one split"):
-        folds(examples, BINARY, 5, by=SplitBy.COLUMN)
-    with pytest.raises(UserError, match=r"--folds 11: .* 10 chromosomes"):
-        folds(examples, BINARY, 11, by=SplitBy.CHROMOSOME)
 
 
 def test_as_many_units_as_parts_fill_each_part(examples: Examples) -> None:
