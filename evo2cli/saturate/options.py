@@ -27,29 +27,29 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
         tuple[str, ...],
         typer.Argument(
             metavar="[REGION]",
-            help="Regions of the genome: chr:from-to, 1-based, both ends included.",
+            help="Regions of the genome as chr:from-to, 1-based, both ends included.",
         ),
     ] = ()
     bed: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Instead of regions: every interval of this BED file, each position once, in the "
-            "order of the genome.",
+            help="Use the intervals of this BED file instead of REGION; overlapping intervals "
+            "are merged, in the order of the genome.",
             rich_help_panel="Input",
         ),
     ] = None
     reference: Annotated[
         Path,
         typer.Option(
-            "-R", "--reference", metavar="FASTA", help="The genome.", rich_help_panel="Input"
+            "-R", "--reference", metavar="FASTA", help="Reference genome.", rich_help_panel="Input"
         ),
     ] = field()
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw a heat map: x.png, x.pdf or x.svg.",
+            help="Also draw a heat map: x.png, x.pdf or x.svg.",
             rich_help_panel="Output",
         ),
     ] = None

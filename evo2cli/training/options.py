@@ -16,7 +16,9 @@ class SettingsOptions(Options):
     settings: Annotated[
         tuple[str, ...],
         typer.Option(
-            "--set", metavar="TABLE.KEY=VALUE", help="Change one value of the recipe; repeatable."
+            "--set",
+            metavar="TABLE.KEY=VALUE",
+            help="Change one value of the recipe, e.g. optimizer.steps=1000; repeatable.",
         ),
     ] = ()
 
@@ -25,7 +27,12 @@ class SettingsOptions(Options):
 class RecipeOptions(JSONOptions, SettingsOptions):
     """A recipe, and changes to it."""
 
-    recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/nano.toml or just nano.")]
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="Recipe file, e.g. recipes/nano.toml, or the name of a shipped recipe, e.g. nano."
+        ),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class RunOptions(DeviceOptions, RecipeOptions):
             "--output",
             "-O",
             metavar="FOLDER",
-            help="Folder of the run.",
+            help="Folder for the run.",
             show_default="the recipe's output",
         ),
     ] = None
@@ -47,7 +54,7 @@ class RunOptions(DeviceOptions, RecipeOptions):
         typer.Option(
             "--data",
             metavar="FOLDER",
-            help="Folder of genomes: FASTA files in its folders train and valid.",
+            help="Folder of genomes, with FASTA files in its subfolders train and valid.",
             show_default="the recipe's data.corpus.path",
         ),
     ] = None
