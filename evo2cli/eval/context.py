@@ -81,8 +81,9 @@ def read_context(
         draw(0)  # fail on a genome that is too short before the work, not after
         if options.windows * length > sum(map(genome.length, genome.names)):
             console.warn(
-                f"{options.windows} windows of {length:,} bases overlap in {options.genome}: "
-                "standard errors are too small, and positions reflect its regions"
+                f"{options.windows} windows of {length:,} bases must overlap in "
+                f"{options.genome}: standard errors are too small, and a position in the window "
+                "may stand for few places in the genome"
             )
         parts = window_parts(length, model.config.original_context)
         settings = ["evo2 eval context", __version__, [part.end for part in parts]]

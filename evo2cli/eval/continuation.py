@@ -98,8 +98,9 @@ def evaluate_continuation(
     windows, num_left_out = read_windows(options)
     if num_left_out:
         console.warn(
-            f"{num_left_out:,} sequences are left out: shorter than {options.window_length:,} "
-            "bases, or with letters other than A, C, G and T among the last of them"
+            f"{num_left_out:,} sequences are left out: they are shorter than "
+            f"{options.window_length:,} bases, or have letters other than A, C, G and T "
+            f"among their last {options.window_length:,}"
         )
     model = open_model(options)
     longest = f"--contexts {max(options.context_lengths):,}, with --bases {options.bases}"
@@ -169,8 +170,8 @@ def read_windows(options: ContinuationOptions) -> tuple[list[Window], int]:
             continue
         if options.windows is not None:
             raise UserError(
-                f"--windows {options.windows}: is drawn from a FASTA; of {source}, a table, every "
-                "row is read"
+                f"--windows {options.windows}: is only for FASTA; of the table {source}, every "
+                "row is used"
             )
         for group, bases in _read_rows(source, options):
             window = upper_dna(bases)[-options.window_length :]
@@ -180,8 +181,8 @@ def read_windows(options: ContinuationOptions) -> tuple[list[Window], int]:
                 windows.append(Window(group, window))
     if not windows:
         raise UserError(
-            f"{options.sources[0]}: has no sequence of {options.window_length:,} bases that ends "
-            "in A, C, G and T only; give shorter --contexts"
+            f"{options.sources[0]}: has no sequence that ends in {options.window_length:,} "
+            "bases A, C, G and T; give shorter --contexts"
         )
     return windows, num_left_out
 

@@ -110,7 +110,7 @@ def evaluate_dms(
                 genome = stack.enter_context(Reference.open(options.reference))
             if options.cds is None:
                 raise UserError(
-                    f"{options.source}: has no {DELTA}; give the coding sequence by --cds"
+                    f"{options.source}: has no {DELTA}; give the coding sequence with --cds"
                 )
             sequence = read_coding_sequence(options.cds, options.cds_name, genome)
             choices = codons_of(options, sequence, variants)

@@ -145,7 +145,7 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
                 f"{self.needle_length} bases; raise --needle-length"
             )
         if self.mutation_rate is not None and self.hidden is not Hidden.MUTATED:
-            raise UserError(f"--mutation-rate {self.mutation_rate}: is of --hidden mutated")
+            raise UserError(f"--mutation-rate {self.mutation_rate}: needs --hidden mutated")
         most = max(each.number for each in self.distractor_sets)
         # Distractors stand in places of the size of a needle to its left and right: two borders.
         least = (most + 3 if most else 2) * self.needle_length
@@ -337,9 +337,13 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.score in (Quantity.REF, Quantity.ALT):
-            raise UserError(f"--score {self.score}: alleles are ranked by EVO2_DELTA; use delta")
+            raise UserError(
+                f"--score {self.score}: alleles are ranked by EVO2_DELTA; use --score delta"
+            )
         if both := self.labels.in_both:
-            raise UserError(f"--positive and --negative both hold {', '.join(both)}")
+            raise UserError(
+                f"--positive and --negative both contain {', '.join(both)}; remove it from one"
+            )
 
     @property
     def labels(self) -> Labels:
@@ -352,8 +356,8 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
         )
         if not (labels.key and labels.positive and labels.negative):
             raise UserError(
-                "nothing says which variants are harmful; give --preset brca1 or --preset clinvar, "
-                "or all of --label, --positive and --negative"
+                "which variants are harmful is not defined; give --preset brca1 or --preset "
+                "clinvar, or all of --label, --positive and --negative"
             )
         return labels
 
@@ -455,7 +459,7 @@ class ContinuationOptions(EvalOptions, ModelOptions, ContinuedOptions):
             raise UserError("evo2 eval continuation needs a FASTA or a table")
         for source in self.sources:
             if self.sources.count(source) > 1:
-                raise UserError(f"{source}: is named twice; name it once")
+                raise UserError(f"{source}: is given twice; give it once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -571,11 +575,11 @@ class DMSOptions(EvalOptions, ModelOptions, CodingOptions, MutantTableOptions, w
         super().__post_init__()
         if self.window is not None and self.reference is None:
             raise UserError(
-                f"--window {self.window}: is cut from a genome (--reference); a coding sequence "
-                "alone is read whole"
+                f"--window {self.window}: needs --reference; without a genome, the coding "
+                "sequence is read whole"
             )
         if self.scored is not None and self.scored == self.output:
-            raise UserError(f"--scored {self.scored}: is --output too; name another file")
+            raise UserError(f"--scored {self.scored}: is also --output; name another file")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,8 +157,8 @@ def _feature_columns(path: Path, names: Sequence[str], options: TraitGymOptions)
     if found := [*scalars, *_of_embedding(names, "embedding")]:
         return found
     raise UserError(
-        f"{path}: has no feature (llr, absllr, embedding_0, ..., EVO2_DELTA); run evo2 score "
-        "--features first, or name columns by --features"
+        f"{path}: has no feature (llr, absllr, embedding_0, ..., EVO2_DELTA); run evo2 "
+        "score --features first, or name the columns with --features"
     )
 
 

@@ -128,8 +128,8 @@ def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, in
                 f"{value or '.'} ({count:,})" for value, count in Counter(values).most_common(8)
             )
             raise UserError(
-                f"{source}: no allele is {name} ({', '.join(terms)}); the values of {labels.key} "
-                f"are {common}; choose among them by --{name}"
+                f"{source}: no allele is {name} ({', '.join(terms)}); the values of "
+                f"{labels.key} are {common}; choose among them with --{name}"
             )
     return _count(value or "no label" for value in values if labels.classify(value) is None)
 

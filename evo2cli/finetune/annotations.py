@@ -78,7 +78,7 @@ def read_annotated(
                     if region.strand == strand:
                         rows += _windows(bases, contig, region, codes, window)
     if not rows:
-        raise UserError(f"{regions or genome}: no window has a base; give other regions")
+        raise UserError(f"{regions or genome}: no window contains A, C, G or T; give other regions")
     names, sequences, tokens, contigs, groups = map(list, zip(*rows, strict=True))
     told = f"tokens: each base is one of {', '.join(classes)}, by {annotation.name}"
     return (
@@ -91,8 +91,8 @@ def _only_kind(annotation: Path, features: Sequence[Feature]) -> tuple[str, ...]
     kinds = {feature.kind or FEATURE for feature in features}
     if len(kinds) > 1:
         raise UserError(
-            f"{annotation}: has features of several types; choose by --feature-type; "
-            f"{_listed(features)}"
+            f"{annotation}: has features of several types; choose among them with "
+            f"--feature-type; {_listed(features)}"
         )
     return tuple(kinds)
 

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from evo2cli import __version__, console
-from evo2cli.errors import UserError
 from evo2cli.files import writing
 from evo2cli.finetune.folder import FACTS, Description, read_facts, write_facts
 from evo2cli.finetune.recipes import write_recipe
@@ -19,8 +18,10 @@ from evo2cli.train.run import num_parameters
 from evo2cli.training.best import Best
 from evo2cli.training.engine import Engine
 from evo2cli.training.loop import Trainer
+from evo2cli.training.plan.estimate import check_shape
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Finetune, Recipe
+from evo2cli.training.recipe_file import naming
 from evo2cli.training.space import BEST
 from evo2cli.training.state import RunFolder, open_run, stopped
 from stripedhyena2.checkpoint import Checkpoint
@@ -77,11 +78,8 @@ class Run:
     def run(self) -> dict[str, Any]:
         """Train, or go on; the result is described in `run.tune`."""
         recipe, ranks = self.recipe, self.ranks
-        if recipe.batch.length > self.stored.config.context:
-            raise UserError(
-                f"{self.path}: batch.length = {recipe.batch.length} is longer than the model's "
-                f"context of {self.stored.config.context}; give a shorter --length"
-            )
+        with naming(self.path):
+            check_shape(recipe, self.stored.config)
         with open_run(recipe, self.stored.config, self.identity(), ranks) as folder:
             return self._run_in(folder)
 

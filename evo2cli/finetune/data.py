@@ -130,13 +130,19 @@ class Source:
         tables = {"--valid": self.valid, "--test": self.test}
         option, table = next((pair for pair in tables.items() if pair[1]), (None, None))
         if contigs and self.split is not None:
-            raise UserError(f"--split {self.split}: contigs ({contigs}) divide the data; give one")
+            raise UserError(
+                f"--split {self.split}: the data are already divided by contigs ({contigs}); "
+                "use only one of the two"
+            )
         if contigs and option:
-            raise UserError(f"{option} {table}: contigs ({contigs}) divide the data; give one")
+            raise UserError(
+                f"{option} {table}: the data are already divided by contigs ({contigs}); use "
+                "only one of the two"
+            )
         if self.features is not None and option:
             raise UserError(
-                f"{option} {table}: --features labels the bases of one FASTA, {self.train}; divide "
-                "it by --valid-contigs and --test-contigs"
+                f"{option} {table}: not with --features, which labels the bases of one FASTA; "
+                f"divide {self.train} with --valid-contigs and --test-contigs"
             )
 
     @classmethod
@@ -151,8 +157,8 @@ class Source:
         tables, valid = [source.path for source in recipe.data.sources], recipe.data.valid
         if len(tables) > 1 or len(valid) > 1:
             raise UserError(
-                f"data.sources and data.valid: a table each, but {[*tables, *valid][-1]} is one "
-                "more; join them"
+                "data.sources and data.valid: can name only one table each; join "
+                f"{[*tables, *valid][-1]} with the others"
             )
         return cls(
             train=tables[0],

@@ -151,7 +151,10 @@ class Genome:
             )
         pair = cut_windows(self.reference, variant, alt.encode(), self.window)
         if pair is None:
-            raise UserError(f"{origin}: too long for a window of {self.window:,} bases")
+            raise UserError(
+                f"{origin}: the variant is too long for a window of {self.window:,} bases; "
+                "raise --length or remove the row"
+            )
         return [pair.reference.sequence, pair.alternate.sequence]
 
 
@@ -187,7 +190,10 @@ def read_examples(
         if not rows:
             raise UserError(f"{path}: has no rows")
         if columns != labelled_by or len(rows[0].sequences) != len(first_rows[0].sequences):
-            raise UserError(f"{path}: has other columns of sequences or labels than {first}")
+            raise UserError(
+                f"{path}: its sequence or label columns differ from those of {first}; give all "
+                "tables the same columns"
+            )
     every = [row for _, rows in tables for row in rows]
     splits = [
         split or row.split for split, (_, rows) in zip(paths, tables, strict=True) for row in rows
@@ -263,8 +269,9 @@ def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str
             pairs=None if pairs is None else [shorten(sequence) for sequence in pairs],
             labels=[shorten(tokens) for tokens in labels] if isinstance(labels, list) else labels,
         ),
-        f"{count:,} of {len(examples):,} sequences are longer than the window of {window:,} bases "
-        f"(up to {longest:,}); their {kept} {window:,} bases are used",
+        f"{count:,} of {len(examples):,} sequences are longer than the window of "
+        f"{window:,} bases (up to {longest:,}); only their {kept} {window:,} bases are "
+        "used",
     )
 
 
@@ -365,7 +372,7 @@ class _Finder:
 def _read_bases(text: str, origin: str) -> bytes:
     """A sequence as the model reads it."""
     if not text:
-        raise UserError(f"{origin}: its sequence is empty; remove the row")
+        raise UserError(f"{origin}: the sequence is empty; remove the row")
     sequence = as_read(text.encode(errors="replace"))
     require_letters(origin, sequence)
     return sequence
@@ -375,7 +382,7 @@ def _split_name(text: str, origin: str) -> str:
     for split, aliases in SPLITS.items():
         if text.lower() in aliases:
             return split
-    raise UserError(f"{origin}: split {text!r} is none of train, valid (or val, dev) and test")
+    raise UserError(f"{origin}: split {text!r} is not train, valid (or val, dev) or test")
 
 
 def _whole(values: Sequence[str | None]) -> list[str] | None:
@@ -400,7 +407,8 @@ def _encode(
     def code(index: int, name: str) -> int:
         if name not in codes:
             raise UserError(
-                f"{origin(index)}: label {name!r} is none of the classes {listed(labels.classes)}"
+                f"{origin(index)}: label {name!r} is not one of the classes "
+                f"{listed(labels.classes)}"
             )
         return codes[name]
 

@@ -155,8 +155,8 @@ def find_tuned(run: Path) -> Path:
         if (folder / FACTS).is_file():
             return folder
     raise UserError(
-        f"{run}: is not the folder of a run of evo2 finetune: {FACTS} is missing there, in final "
-        "and in best"
+        f"{run}: is not a folder written by evo2 finetune: {FACTS} is missing there, in "
+        "final and in best"
     )
 
 
@@ -280,8 +280,8 @@ def open_tuned(run: Path, options: ModelOptions) -> Tuned:
     how = description.reading
     if how is None:
         raise UserError(
-            f"{run}: was trained by --task lm and has no head to predict with; score and generate "
-            f"with it by --adapter {run}"
+            f"{run}: was trained with --task lm and has no labels to predict; use it in "
+            f"evo2 score or generate with --adapter {run}"
         )
     trunk = open_trunk(folder, description, options)
     model = TaskModel(trunk, _new_head(description), how)

@@ -101,7 +101,9 @@ class FrozenBase:
         found: dict[str, Any] = {"layer": self._layer_by_name()}
         held_out = self.data.valid if len(self.data.split.valid) else self.data.train
         found["loss"] = loss = base_loss(self._model, held_out)
-        console.say(f"the base predicts these sequences at {loss:.3f} nats per base (chance 1.386)")
+        console.say(
+            f"loss of the base on these sequences: {loss:.3f} nats per base (chance: 1.386)"
+        )
         require_trained(self.recipe, loss)
         if found["layer"] is None:
             how = self.read_at("")
@@ -152,7 +154,9 @@ class FrozenBase:
         if not found.by_token:
             Pool.read(found.pool)
         elif found.is_pair:
-            raise UserError("a task of tokens takes one sequence for each example, not a pair")
+            raise UserError(
+                "--task tokens: takes one sequence per example, but the table has pairs"
+            )
         return found
 
     @cached_property

@@ -90,12 +90,12 @@ class LabelledRun(Run):
         )
         if ranks.is_first:
             console.say(
-                f"{self.tuning.method}: {num_parameters(engine):,} parameters are trained on "
+                f"{self.tuning.method}: training {num_parameters(engine):,} parameters on "
                 f"{len(train):,} examples; the head reads {base.how.layer}; on "
                 f"{devices_line(engine)}"
             )
             chance = self._chance()
-            console.say(f"a prediction without looking at the sequence has {chance}")
+            console.say(f"chance level, predicting without the sequence: {chance}")
         metric = self.tuning.metric or primary_metric(labels.task)
         return Trainer(
             recipe,

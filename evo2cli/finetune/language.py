@@ -61,7 +61,7 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
     path = _tokens(options)
     documents = open_source(path, "train")
     if documents is None:
-        raise UserError(f"{path}: has no train split")
+        raise UserError(f"{path}: has no training split")
     sources: list[dict[str, Any]] = [{"path": str(path)}]
     if options.replay is not None:
         sources[0]["weight"] = 1 - options.replay_share
@@ -73,7 +73,9 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
         # One document in a window keeps its tag next to its bases.
         "packing": "document" if options.tag else "stream",
     }
-    console.say(f"lm: {documents.num_tokens:,} tokens of {options.data} have no labels")
+    console.say(
+        f"task lm: next-base prediction on the {documents.num_tokens:,} tokens of {options.data}"
+    )
     return table, max(1, documents.num_tokens // length), length
 
 
@@ -131,7 +133,7 @@ class LanguageRun(Run):
             found = trainer.validate()
             if ranks.is_first:
                 if (bits := found.get("valid_bits")) is not None:
-                    console.say(f"the base predicts held-out documents at {bits:.4f} bits per base")
+                    console.say(f"loss of the base on held-out documents: {bits:.4f} bits per base")
                     require_trained(recipe, bits * NATS_PER_BIT)
                 write_facts(path, found)
             ranks.wait()

@@ -61,10 +61,9 @@ class Leaks:
         for leak in self.found:
             if leak.identical or leak.reverse:
                 raise UserError(
-                    f"{leak.identical:,} of {leak.size:,} sequences of {leak.name} are copies, and "
-                    f"{leak.reverse:,} reverse complements, of sequences that come before it in "
-                    f"training or validation (the first: {leak.first}); remove them, or split by "
-                    "--split cluster"
+                    f"{leak.name}: {leak.identical:,} copies and {leak.reverse:,} reverse "
+                    f"complements of sequences in earlier splits, among {leak.size:,} (the first: "
+                    f"{leak.first}); remove them, or use --split cluster"
                 )
 
     @property
@@ -73,14 +72,14 @@ class Leaks:
         lines = []
         if self.contradictions:
             lines.append(
-                f"{self.contradictions:,} sequences have copies of another class, on any strand, "
-                "which no model can get right"
+                f"{self.contradictions:,} sequences have copies (on either strand) with a "
+                "different class, which no model can get right"
             )
         for leak in self.found:
             line = (
-                f"{leak.name}: {leak.identical:,} copies, {leak.reverse:,} reverse complements and "
-                f"{leak.near:,} near copies (k-mer similarity {NEAR:g} or more) of "
-                f"earlier sequences, of {leak.size:,}"
+                f"{leak.name}: {leak.identical:,} copies, {leak.reverse:,} reverse complements "
+                f"and {leak.near:,} near copies (k-mer similarity {NEAR:g} or more) of "
+                f"sequences in earlier splits, among {leak.size:,}"
             )
             lines.append(f"{line}; the first: {leak.first_near}" if leak.near else line)
         return lines

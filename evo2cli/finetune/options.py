@@ -160,8 +160,8 @@ class DataOptions(Options, panel="Data"):
         typer.Option(
             min=1,
             help="Window length in bases; longer sequences are cut to it.",
-            show_default="the longest sequence, but at most the model's context; 1024 for windows cut "
-            "from a genome",
+            show_default="the longest sequence, at most the model's context; 1024 for windows of a "
+            "genome",
         ),
     ] = None
     cut: Annotated[Cut, typer.Option(help="Which part of a longer sequence to keep.")] = Cut.CENTRE
@@ -407,6 +407,6 @@ class FinetuneOptions(
         if self.scratch and self.method is not Method.FULL:
             raise UserError("--scratch trains all weights; add --method full")
         if self.features is None and (self.feature_type or self.regions):
-            raise UserError("--feature-type and --regions say what of --features is used; add it")
+            raise UserError("--feature-type and --regions need --features")
         if self.region_type is not None and self.regions is None:
             raise UserError(f"--region-type {self.region_type}: needs --regions")

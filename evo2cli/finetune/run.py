@@ -44,7 +44,7 @@ def write_only(options: FinetuneOptions) -> Path:
     """
     _, path, values, _ = prepare(options)
     if (options.output / "run.json").is_file():
-        raise UserError(f"{options.output}: has a run; choose another --output")
+        raise UserError(f"{options.output}: already contains a run; choose another --output")
     with writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
     write_recipe(values, path)
@@ -65,8 +65,8 @@ def prepare(
         task = Task.LM
         if given := options.valid_contigs or options.test_contigs:
             raise UserError(
-                f"{given}: --valid-contigs and --test-contigs divide labelled sequences; for lm, "
-                "give held-out documents by --valid"
+                f"{given}: --valid-contigs and --test-contigs are for labelled sequences; for "
+                "--task lm, give held-out documents with --valid"
             )
         table, num_train, length = language_data(options, context)
     else:

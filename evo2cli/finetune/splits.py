@@ -91,7 +91,7 @@ def split(
         for name, fraction, rows in zip(SPLITS, fractions, (train, valid, test), strict=True):
             if fraction > 0 and not len(rows):
                 raise UserError(
-                    f"--split {by}: {named} are too few to fill {name}; split by something else"
+                    f"--split {by}: {named} are too few for a {name} split; choose another --split"
                 )
         found = Split(train, valid, test, f"split by {by} (seed {seed}): {named}")
     check_split(examples, labels, found)
@@ -144,24 +144,26 @@ def check_split(examples: Examples, labels: Labels, found: Split) -> None:
         if not len(rows):
             if name == "test":
                 continue
-            raise UserError(f"no example is for {name}; {found.told}")
+            raise UserError(f"the {name} split is empty; {found.told}")
         counts = class_counts(examples, labels, rows)
         missing = [label for label, count in counts.items() if not count]
         if name == "train" and missing:
             raise UserError(
-                f"train has no example of {listed(missing)}; a model cannot learn it: give "
-                "examples, or split in another way (--split, --seed)"
+                f"the training split has no example of {listed(missing)}; add examples, or "
+                "split in another way (--split, --seed)"
             )
         if labels.task is not Task.MULTILABEL and counts and len(missing) == len(counts) - 1:
             present = next(label for label, count in counts.items() if count)
             raise UserError(
-                f"{name} has examples of {present} only, and none of {listed(missing)}; "
-                "split in another way (--split, --seed)"
+                f"the {name} split has only examples of {present}, and none of "
+                f"{listed(missing)}; split in another way (--split, --seed)"
             )
     if labels.task is Task.REGRESS and isinstance(examples.labels, np.ndarray):
         for name, values in zip(labels.classes, examples.labels[found.train].T, strict=True):
             if (values == values[0]).all():
-                raise UserError(f"{name} is {values[0]:g} in all of train; nothing can be learned")
+                raise UserError(
+                    f"{name} is {values[0]:g} in all training examples; there is nothing to learn"
+                )
 
 
 def class_counts(examples: Examples, labels: Labels, rows: Sequence[int] | Indices) -> Counter[str]:
@@ -198,7 +200,7 @@ def _parts_by_contig(examples: Examples, contigs: Mapping[str, Sequence[str]]) -
             distinct = listed(dict.fromkeys(names))
             raise UserError(f"{option}: no sequence is on this contig; they are on {distinct}")
         if of_contig.setdefault(plain, part) != part:
-            raise UserError(f"{option}: is for {of_contig[plain]} already; give it for one of them")
+            raise UserError(f"{option}: is already used for {of_contig[plain]}; give it only once")
     return [of_contig.get(plain, "train") for plain in plain_names]
 
 
@@ -219,7 +221,8 @@ def _as_named(
         share = fractions[1] / (fractions[0] + fractions[1])
         parts = _assign(units, [1 - share, share], seed, None)
         told += (
-            f"; it has no valid, so {share:.0%} of train are taken by {by} (seed {seed}): {named}"
+            f"; it has no validation split, so {share:.0%} of the training split are used, "
+            f"by {by} (seed {seed}): {named}"
         )
         train, valid = train[parts == 0], train[parts == 1]
     return Split(train, valid, test, told)

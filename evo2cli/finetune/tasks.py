@@ -100,7 +100,7 @@ def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
             parse_list(cell)
         except ValueError:
             raise UserError(
-                f"{origin}: {name} {cell[:20]!r} begins as a list, but cannot be read as one"
+                f"{origin}: {name} {cell[:20]!r} looks like a list, but cannot be parsed"
             ) from None
 
 
@@ -131,7 +131,7 @@ def tell_labels(
         labels = _of_column([cells[0] for cells in rows], columns[0], lengths, origin, task)
     if labels.task in (Task.CLASSIFY, Task.TOKENS) and len(labels.classes) < 2:
         found = f"all labels are {labels.classes[0]!r}" if labels.classes else "no base has a label"
-        raise UserError(f"{columns[0]}: {found}; a model learns to tell at least two classes apart")
+        raise UserError(f"{columns[0]}: {found}; at least two classes are needed")
     return labels
 
 
@@ -145,7 +145,7 @@ def _of_columns(
     values = [parse_numbers(cells, origin(index)) for index, cells in enumerate(rows)]
     are_flags = all(value in (0, 1) for row in values for value in row)
     if task is Task.MULTILABEL and not are_flags:
-        raise UserError(f"--task multilabel: columns {', '.join(names)} must hold 0 and 1 only")
+        raise UserError(f"--task multilabel: columns {', '.join(names)} may contain only 0 and 1")
     if task is Task.REGRESS or not are_flags:
         return Labels(Task.REGRESS, names, f"regress: {len(names)} columns of numbers")
     return Labels(
@@ -185,14 +185,15 @@ def _of_column(
         if sum(counts[name] for name in numbers) * 2 > len(cells):
             index = next(i for i, cell in enumerate(cells) if _number(cell) is None)
             raise UserError(
-                f"{origin(index)}: {column} {cells[index]!r} is not a number, as most are; remove "
-                "the row, or give --task classify"
+                f"{origin(index)}: {column} {cells[index]!r} is not a number, but most labels "
+                "are; remove the row, or give --task classify"
             )
     classes = sort_classes(counts)
     if task is None and len(counts) > max(2, len(cells) // 2):
         raise UserError(
-            f"{column}: {len(counts):,} different labels in {len(cells):,} rows are too many for "
-            "classes; choose another column by --label-cols, or give --task classify"
+            f"{column}: {len(counts):,} different labels in {len(cells):,} rows are too "
+            "many to be classes; choose another column with --label-cols, or give --task "
+            "classify"
         )
     told = f"classify: {column} is one of {_counted(classes)}"
     if len(numbers) == len(counts):
@@ -289,8 +290,8 @@ def parse_tokens(cell: str, length: int, origin: str) -> Sequence[str]:
     found: Sequence[str] = cell if tokens is None else [class_name(token) for token in tokens]
     if len(found) != length:
         raise UserError(
-            f"{origin}: {len(found):,} labels for {length:,} bases; a task of tokens needs one "
-            "digit, letter or entry of a list for each base"
+            f"{origin}: {len(found):,} labels for {length:,} bases; --task tokens needs one "
+            "digit, letter or list entry for each base"
         )
     return found
 

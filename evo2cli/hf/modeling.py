@@ -9,7 +9,7 @@ B rows, N new positions, L all positions, D channels, V vocabulary.
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 

@@ -67,7 +67,7 @@ class PredictOptions(DeviceOptions):
         if self.output is not None and not self.output.name.endswith(known):
             raise UserError(f"--output {self.output}: needs one of the suffixes {', '.join(known)}")
         if self.of_class is not None and not self.is_track:
-            raise UserError(f"--class {self.of_class}: is for an output x.bedgraph or x.bw")
+            raise UserError(f"--class {self.of_class}: needs --output x.bedgraph or x.bw")
 
     @property
     def is_track(self) -> bool:

@@ -109,8 +109,8 @@ def predict(options: PredictOptions) -> None:
     is_tokens = tuned.description.labels.task is Task.TOKENS
     if options.is_track and not is_tokens:
         raise UserError(
-            f"--output {options.output}: a track has a value for each base, but the task is "
-            f"{tuned.description.labels.task}; write x.tsv"
+            f"--output {options.output}: a track needs a value for each base, but this "
+            f"model's task is {tuned.description.labels.task}; write x.tsv"
         )
     if is_variants(options.source):
         _predict_variants(options, tuned)
@@ -206,8 +206,8 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
                     write(table_line([sequence.name, position, base, best, *map(float, row)]))
     if num_cut:
         console.say(
-            f"{num_cut:,} of {total:,} sequences are longer than the {description.length:,} bases "
-            f"that the model was trained on; their {description.cut} was used"
+            f"{num_cut:,} of {total:,} sequences are longer than the {description.length:,} "
+            f"bases that the model was trained on; only their {description.cut} was used"
         )
     console.say(f"{total:,} sequences predicted")
 
@@ -263,7 +263,7 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
     classes = tuned.description.labels.classes
     name = options.of_class or classes[-1]
     if name not in classes:
-        raise UserError(f"--class {name}: is none of {', '.join(classes)}")
+        raise UserError(f"--class {name}: must be one of {', '.join(classes)}")
     column = classes.index(name)
     sequences = list(_sequences(options, tuned))
     if options.reference is not None:
@@ -289,7 +289,7 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
             [values] = _predict(tuned, [sequence.letters])
             put(sequence.contig, sequence.start, values[:, column].tolist())
             bar.advance(1)
-    console.say(f"the probability of {name} for the bases of {len(sequences):,} sequences")
+    console.say(f"wrote the probability of {name} for each base of {len(sequences):,} sequences")
 
 
 class _Allele(NamedTuple):
@@ -307,8 +307,8 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         raise UserError(f"{options.source}: give the genome of the variants with --reference")
     if how.by_token:
         raise UserError(
-            f"{options.source}: a task of tokens has no prediction for a variant; give a FASTA or "
-            "BED"
+            f"{options.source}: this model labels bases and has no prediction for a "
+            "variant; give a FASTA or BED"
         )
     if options.output is not None and not options.output.name.endswith(VCFS):
         raise UserError(f"--output {options.output}: variants are written to x.vcf or x.vcf.gz")

@@ -57,7 +57,9 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.regions) == (self.bed is not None):
-            raise UserError("name regions, or a BED file by --bed" + ", not both" * bool(self.bed))
+            raise UserError(
+                "give regions, or a BED file with --bed" + ", not both" * bool(self.bed)
+            )
         check_plot(self.plot)
         check_output(self.output, self.reference, self.bed, self.background, self.contig_names)
 

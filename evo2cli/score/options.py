@@ -156,7 +156,10 @@ class WindowOptions(Options, panel="Windows"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.after is not None and self.windows is Windows.ANCHORED:
-            raise UserError(f"--after {self.after}: --windows anchored have their own ends")
+            raise UserError(
+                f"--after {self.after}: cannot be combined with --windows anchored, which says "
+                "where windows end"
+            )
         if self.after is not None and self.window is not None and self.after > self.window - 2:
             raise UserError(
                 f"--after {self.after}: leaves no base before the variant in --window {self.window}"
@@ -189,7 +192,10 @@ class AlleleOptions(WindowOptions, DefinitionOptions, StrandOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_next_base and self.after is not None:
-            raise UserError(f"--after {self.after}: --score next-base reads nothing after the base")
+            raise UserError(
+                f"--after {self.after}: has no effect with --score next-base, which reads only "
+                "the bases before the variant; leave it out"
+            )
 
     @property
     def is_next_base(self) -> bool:
@@ -281,7 +287,7 @@ class FeatureOptions(Options, panel="Output"):
         super().__post_init__()
         is_pooled = self.pool != "whole" or self.layer is not None
         if is_pooled and Feature.EMBEDDING not in self.wanted_features:
-            raise UserError("--pool and --layer are of --features embedding")
+            raise UserError("--pool and --layer need --features embedding")
         if self.center is not None and self.center < 1:
             raise UserError(f"--pool {self.pool}: W must be at least 1")
 
@@ -297,7 +303,8 @@ class FeatureOptions(Options, panel="Output"):
             return [Feature(word.strip()) for word in words]
         except ValueError:
             raise UserError(
-                f"--features {self.features}: must be of {', '.join(Feature)}, with commas"
+                f"--features {self.features}: must be a comma-separated list of "
+                f"{', '.join(Feature)}"
             ) from None
 
     @property
@@ -361,7 +368,8 @@ class OutputOptions(Options, panel="Output"):
         if found is None:
             wanted = ", ".join(dict.fromkeys(allowed))
             raise UserError(
-                f"--output {self.output}: needs one of the suffixes {wanted}; .gz may follow text"
+                f"--output {self.output}: needs one of the suffixes {wanted}; text formats may "
+                "also end in .gz"
             )
         return found
 
@@ -585,15 +593,18 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
             self.output, *files, self.reference, self.bed, self.background, self.contig_names
         )
         if self.is_stdin and self.shard is not None:
-            raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
+            raise UserError(
+                "--shard: needs to count the variants first, and stdin cannot be read twice; "
+                "give a file"
+            )
         if self.is_stdin and self.precision_check is not None:
             raise UserError("--precision-check: stdin cannot be read twice; give a file")
         if self.context_parallel > 1 and self.is_stdin:
             raise UserError("--context-parallel: several processes cannot read stdin; give a file")
         if self.context_parallel > 1 and (self.device == "all" or "," in self.device):
             raise UserError(
-                f"--context-parallel shares single sequences, --device {self.device} shares "
-                "records; use one of them"
+                f"--context-parallel splits each sequence, --device {self.device} splits the "
+                "list of records; use only one of them"
             )
 
     @property

@@ -210,7 +210,7 @@ def score_fasta(options: ScoreOptions) -> None:
             "long",
             "are longer than the context the model was trained on; beyond it, it extrapolates",
         ),
-        ("ambiguous", "hold letters other than ACGT, which are scored like any other token"),
+        ("ambiguous", "have letters other than ACGT, which are scored like any other token"),
     ):
         if tally[trait]:
             console.warn(f"{tally[trait]:,} of {tally['records']:,} records {meaning}")

@@ -305,11 +305,11 @@ def _check_features(options: VariantOptions, layout: Layout) -> None:
     if not options.wanted_features:
         return
     if layout in (Layout.VCF, Layout.BCF):
-        raise UserError("--features: are columns of a table; give --output x.parquet or x.jsonl")
+        raise UserError("--features: adds columns to a table; give --output x.parquet or x.jsonl")
     if layout is Layout.TSV and Feature.EMBEDDING in options.wanted_features:
         raise UserError(
-            "--features embedding: six decimals of a TSV are too few for differences of vectors; "
-            "give --output x.parquet or x.jsonl"
+            "--features embedding: the six decimals of a TSV are too coarse for "
+            "differences of vectors; give --output x.parquet or x.jsonl"
         )
 
 
@@ -370,7 +370,9 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
     if counts:
         console.write_page(status_table(counts), stderr=True)
     if num_scored and Feature.EMBEDDING in options.wanted_features:
-        console.warn("the vectors of --features embedding, two windows an allele, are not counted")
+        console.warn(
+            "the estimate leaves out --features embedding, which reads two more windows per allele"
+        )
     if num_scored:
         whole = 2 * scorer.window * len(options.variant_strand.single) * num_scored
         fewer = f"{whole / scorer.num_bases:.1f} times fewer than two windows an allele"
@@ -497,7 +499,9 @@ def find_reference(options: VariantOptions, variants: Variants) -> Path | None:
         return None
     named = variants.header.value("reference")
     if not named:
-        raise UserError(f"{source}: names no genome (##reference); give its FASTA by --reference")
+        raise UserError(
+            f"{source}: has no ##reference line; give the FASTA of the genome with --reference"
+        )
     text = unquote(urlsplit(named).path) if named.startswith("file:") else named
     path = source.parent / text
     if not path.is_file():

@@ -21,7 +21,7 @@ from evo2cli.training.engine import Engine, PlainEngine
 from evo2cli.training.language import NextBase
 from evo2cli.training.loop import Trainer
 from evo2cli.training.options import RunOptions
-from evo2cli.training.plan.estimate import check_context_parallel
+from evo2cli.training.plan.estimate import check_shape
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, naming, read_run, read_shape
@@ -146,13 +146,8 @@ def _shape(recipe: Recipe, path: Path) -> ModelConfig:
     if recipe.init is not None:
         find_initial_weights(recipe, path)  # fails before anything is written
     shape = read_shape(recipe, path)
-    if recipe.batch.length > shape.context:
-        raise UserError(
-            f"{path}: batch.length = {recipe.batch.length} is longer than the model's context of "
-            f"{shape.context}; set {'extend.to' if recipe.init else 'shape.context'}"
-        )
     with naming(path):
-        check_context_parallel(recipe, shape)
+        check_shape(recipe, shape)
     return shape
 
 
@@ -170,7 +165,7 @@ def open_sources(recipe: Recipe, ranks: Ranks) -> list[Documents]:
 def _open_train(path: Path) -> Documents:
     documents = open_source(path, "train")
     if documents is None:
-        raise UserError(f"{path}: has no train split; tokenize with less held out")
+        raise UserError(f"{path}: has no training split; hold out less when tokenizing")
     return documents
 
 
@@ -216,7 +211,7 @@ def make_trainer(
     engine = make_engine(recipe, path, start, ranks)
     if ranks.is_first:
         if not valid:
-            console.warn("no held-out documents as long as a window: no validation")
+            console.warn("no held-out document is as long as a window, so there is no validation")
         console.say(
             f"{start.config.stripes}: {num_parameters(engine):,} parameters, "
             f"{sum(documents.num_tokens for documents in sources):,} tokens, "

@@ -338,13 +338,19 @@ def test_contigs_of_an_annotated_genome_are_held_out(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": SplitBy.RANDOM}, "--split random: contigs .2,3. divide the data; give one"),
-        ({"test": Path("x.tsv")}, "--test x.tsv: contigs .2,3. divide the data; give one"),
+        (
+            {"split": SplitBy.RANDOM},
+            "--split random: the data are already divided by contigs .2,3.",
+        ),
+        ({"test": Path("x.tsv")}, "--test x.tsv: the data are already divided by contigs .2,3."),
         (
             {"valid": Path("x.tsv"), "valid_contigs": None, "test_contigs": None},
-            "--valid x.tsv: --features labels the bases of one FASTA, .*genome.fa; divide it by",
+            "--valid x.tsv: not with --features, .* divide .*genome.fa with",
         ),
-        ({"features": None, "task": Task.LM}, "2: --valid-contigs and .* for lm, give held-out"),
+        (
+            {"features": None, "task": Task.LM},
+            "2: --valid-contigs and .* for --task lm, give held-out",
+        ),
     ],
 )
 def test_a_genome_is_divided_in_one_way(

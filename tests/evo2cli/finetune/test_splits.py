@@ -98,7 +98,7 @@ def test_a_column_is_followed_and_a_missing_valid_is_taken_from_train(examples: 
     assert 15 <= len(found.valid) <= 40
     clusters = cluster(examples.entries)
     assert not set(clusters[found.train]) & set(clusters[found.valid])
-    assert "has no valid" in found.told
+    assert "has no validation split" in found.told
 
 
 def test_the_usual_split_is_the_safest_that_the_data_has(examples: Examples) -> None:
@@ -128,7 +128,9 @@ def test_without_valid_contigs_groups_of_train_are_for_validation(examples: Exam
     assert found.test.tolist() == list(range(2, NUM, 10))
     sides = [{examples.groups[row] for row in rows} for rows in (found.train, found.valid)]
     assert not sides[0] & sides[1]
-    assert "it has no valid, so 11% of train are taken by group" in found.told
+    assert (
+        "it has no validation split, so 11% of the training split are used, by group" in found.told
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,8 +143,12 @@ def test_without_valid_contigs_groups_of_train_are_for_validation(examples: Exam
             {"valid": ["chr11"]},
             "--valid-contigs chr11: no sequence .* chr0, 1, 2, chr3, 4, ",
         ),
-        ({}, {"valid": ["1"], "test": ["chr1"]}, "--test-contigs chr1: is for valid already"),
-        ({}, {"valid": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]}, "no example is for tr"),
+        ({}, {"valid": ["1"], "test": ["chr1"]}, "--test-contigs chr1: is already used for valid"),
+        (
+            {},
+            {"valid": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]},
+            "the train split is empt",
+        ),
     ],
 )
 def test_contigs_that_cannot_be_divided_are_refused(
@@ -160,10 +166,14 @@ def test_contigs_that_cannot_be_divided_are_refused(
         ({"groups": None}, SplitBy.GROUP, "no column 'group'"),
         ({"groups": ["", "b"] * 150}, SplitBy.GROUP, "no column 'group', or it has empty cells"),
         ({"chromosomes": None}, SplitBy.CHROMOSOME, "no column 'chrom'"),
-        ({"groups": ["a", "b"] * 150}, SplitBy.GROUP, "2 groups .a, b. are too few to fill"),
-        ({"split": ["test"] * NUM}, SplitBy.COLUMN, "no example is for train"),
-        ({"split": ["train"] * 299 + ["valid"]}, SplitBy.COLUMN, "valid has examples of .* only"),
-        ({"labels": np.zeros(NUM, int)}, SplitBy.GROUP, "train has no example of yes"),
+        ({"groups": ["a", "b"] * 150}, SplitBy.GROUP, "2 groups .a, b. are too few for a"),
+        ({"split": ["test"] * NUM}, SplitBy.COLUMN, "the train split is emptain"),
+        (
+            {"split": ["train"] * 299 + ["valid"]},
+            SplitBy.COLUMN,
+            "the valid split has only examples of",
+        ),
+        ({"labels": np.zeros(NUM, int)}, SplitBy.GROUP, "the training split has no example of yes"),
     ],
 )
 def test_a_split_that_teaches_nothing_is_refused(
@@ -175,12 +185,12 @@ def test_a_split_that_teaches_nothing_is_refused(
 
 def test_other_tasks_are_checked_too(examples: Examples) -> None:
     constant = replace(examples, labels=np.ones((NUM, 1), np.float32))
-    with pytest.raises(UserError, match="score is 1 in all of train"):
+    with pytest.raises(UserError, match="score is 1 in all training examples"):
         split(constant, Labels(Task.REGRESS, ("score",)))
-    with pytest.raises(UserError, match="train has no example of b"):
+    with pytest.raises(UserError, match="the training split has no example of b"):
         split(replace(examples, labels=np.eye(1, 2).repeat(NUM, 0)), Labels(Task.MULTILABEL, "ab"))
     tokens = replace(examples, labels=[np.array([0, -100])] * NUM)
-    with pytest.raises(UserError, match="train has no example of exon"):
+    with pytest.raises(UserError, match="the training split has no example of exon"):
         split(tokens, Labels(Task.TOKENS, ("none", "exon")))
 
 

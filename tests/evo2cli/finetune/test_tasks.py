@@ -65,7 +65,7 @@ def test_several_columns_are_flags_or_numbers() -> None:
         tell_columns([("0", "1"), ("1", "much")])
     with pytest.raises(UserError, match="classify takes one column of labels, not x, y"):
         tell_columns([("0", "1")], Task.CLASSIFY)
-    with pytest.raises(UserError, match="must hold 0 and 1 only"):
+    with pytest.raises(UserError, match="may contain only 0 and 1"):
         tell_columns([("0", "2")], Task.MULTILABEL)
 
 
@@ -74,7 +74,7 @@ def test_several_columns_are_flags_or_numbers() -> None:
     [
         (["a"] * 4, None, "label: all labels are 'a'"),
         (["1"] * 4, None, "label: all labels are '1'"),
-        ([*MANY, "NA"], None, "row 40: label 'NA' is not a number, as most are"),
+        ([*MANY, "NA"], None, "row 40: label 'NA' is not a number, but most labels are"),
         ([*MANY, "nan"], Task.REGRESS, "row 40: label 'nan' is not a finite number"),
         (
             [f"id{row}" for row in range(9)],
