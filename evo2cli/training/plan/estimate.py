@@ -198,8 +198,8 @@ def check_shape(recipe: Recipe, config: ModelConfig) -> None:
     """
     if recipe.batch.length > config.context:
         raise ValueError(
-            f"batch.length = {recipe.batch.length} is longer than the model's context of "
-            f"{config.context}; lower it, or set {'extend.to' if recipe.init else 'shape.context'}"
+            f"batch.length = {recipe.batch.length:,} is longer than the model's context of "
+            f"{config.context:,}; lower it, or set {'extend.to' if recipe.init else 'shape.context'}"
         )
     try:
         check_schemes(config, recipe.parallel.schemes, recipe.parallel.context)
