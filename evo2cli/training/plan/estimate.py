@@ -197,9 +197,10 @@ def check_shape(recipe: Recipe, config: ModelConfig) -> None:
         ValueError: With the table and the key.
     """
     if recipe.batch.length > config.context:
+        key = "extend.to" if recipe.init else "shape.context"
         raise ValueError(
             f"batch.length = {recipe.batch.length:,} is longer than the model's context of "
-            f"{config.context:,}; lower it, or set {'extend.to' if recipe.init else 'shape.context'}"
+            f"{config.context:,}; lower it, or set {key}"
         )
     try:
         check_schemes(config, recipe.parallel.schemes, recipe.parallel.context)
