@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
@@ -186,10 +185,7 @@ def context_page(result: dict[str, Any]) -> RenderableType:
         columns += ["against", "difference"]
     windows = result["windows"]
     mean = f"mean and standard error of {windows:,} windows" if windows > 1 else "one window"
-    table = Table(box=None)
-    table.add_column("positions", justify="right")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = console.number_table("positions", *columns, justify="right")
     for row in result["rows"]:
         label = f"{row['start']:,} - {row['end']:,}"
         if row["part"] != "stretch":

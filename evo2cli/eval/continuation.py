@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
@@ -320,10 +319,8 @@ def group_row(name: str, length: int, found: Sequence[Found], seed: int) -> Row:
 
 def continuation_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_continuation`: a line for each group and context."""
-    table = Table(box=None)
-    table.add_column(result["by"] or "")
-    for name in ("context", "windows", "accuracy", "95 %", "Markov", "95 %", "gain", "95 %"):
-        table.add_column(name, justify="right")
+    names = ("context", "windows", "accuracy", "95 %", "Markov", "95 %", "gain", "95 %")
+    table = console.number_table(result["by"] or "", *names)
     for row in result["rows"]:
         cells = [
             text for name in ("accuracy", "markov", "gain") for text in format_estimate(row, name)

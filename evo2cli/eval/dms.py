@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
@@ -394,10 +393,7 @@ def group_row(name: str, pairs: Sequence[tuple[Measured, float]], seed: int) -> 
 
 def dms_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_dms`."""
-    table = Table(box=None)
-    table.add_column("")
-    for name in ("variants", "Spearman", "95 %", "AUROC", "95 %"):
-        table.add_column(name, justify="right")
+    table = console.number_table("", "variants", "Spearman", "95 %", "AUROC", "95 %")
     for row in result["rows"]:
         estimates = [text for name in ("spearman", "auroc") for text in format_estimate(row, name)]
         table.add_row(row["group"], f"{row['variants']:,}", *estimates)

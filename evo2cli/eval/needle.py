@@ -374,11 +374,8 @@ def _errors(name: str, cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _grid(name: str, cells: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=None)
-    table.add_column("depth", justify="right")
     lengths = sorted({cell["length"] for cell in cells})
-    for length in lengths:
-        table.add_column(format_length(length), justify="right")
+    table = console.number_table("depth", *map(format_length, lengths), justify="right")
     for depth in sorted({cell["depth"] for cell in cells}):
         row = [cell for cell in cells if cell["depth"] == depth]
         table.add_row(f"{depth:g} %", *(f"{cell[name]:z.3f}" for cell in row))

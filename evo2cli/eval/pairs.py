@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.eval.options import PairsOptions
-from evo2cli.eval.report import check_outputs, estimate_columns, write_table
+from evo2cli.eval.report import check_outputs, estimate_columns, format_estimate, write_table
 from evo2cli.files import locks_output
 from evo2cli.genome.table import cell_text, open_table
 from evo2cli.genome.vcf import is_bases
@@ -161,17 +160,15 @@ def group_row(name: str, differences: Sequence[tuple[float, float]], seed: int) 
 
 def pairs_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_pairs`."""
-    table = Table(box=None)
-    table.add_column(result["by"] or "")
-    for name in ("pairs", "share", "95 %", "per base", "nats"):
-        table.add_column(name, justify="right")
+    names = ("pairs", "share", "95 %", "per base", "nats")
+    table = console.number_table(result["by"] or "", *names)
     for row in result["rows"]:
-        interval = f"{row['share_low']:.3f}-{row['share_high']:.3f}"
-        values = (row["share"], interval, row["share_per_base"], row["difference"])
         table.add_row(
             Text(row["group"]),
             f"{row['pairs']:,}",
-            *(value if isinstance(value, str) else f"{value:.3f}" for value in values),
+            *format_estimate(row, "share"),
+            f"{row['share_per_base']:.3f}",
+            f"{row['difference']:.3f}",
         )
     return Group(
         Text(f"{result['model']}: real against perturbed sequences of {result['source']}", "bold"),

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
 from evo2cli.embed.probe import import_sklearn
 from evo2cli.errors import UserError
 from evo2cli.eval.options import TraitGymOptions
-from evo2cli.eval.report import check_outputs, write_table
+from evo2cli.eval.report import check_outputs, format_estimate, write_table
 from evo2cli.genome.contig_names import plain_name
 from evo2cli.genome.table import cell_flag, cell_number, cell_text, open_table
 from evo2cli.ranking import PERCENTILES, RESAMPLES, area_under_roc, average_precision, count_levels
@@ -246,13 +245,9 @@ def _by_chromosome(
 
 def traitgym_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_traitgym`."""
-    table = Table(box=None)
-    table.add_column("predictor")
-    for name in ("AUPRC", "95 %", "AUROC"):
-        table.add_column(name, justify="right")
+    table = console.number_table("predictor", "AUPRC", "95 %", "AUROC")
     for row in result["rows"]:
-        interval = f"{row['auprc_low']:.3f}-{row['auprc_high']:.3f}"
-        table.add_row(row["predictor"], f"{row['auprc']:.3f}", interval, f"{row['auroc']:.3f}")
+        table.add_row(row["predictor"], *format_estimate(row, "auprc"), f"{row['auroc']:.3f}")
     share = result["positives"] / (result["positives"] + result["negatives"])
     return Group(
         Text(

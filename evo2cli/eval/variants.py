@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
@@ -223,10 +222,8 @@ def _row(group: tuple[str, str], alleles: Sequence[Allele], seed: int) -> Row:
 
 def variants_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_variants`: a line for each group."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for name in ("positive", "negative", "AUROC", "95 %", "AUPRC", "95 %"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("positive", "negative", "AUROC", "95 %", "AUPRC", "95 %")
+    table = console.number_table("", *names)
     kind = "all"
     for row in result["rows"]:
         if row["kind"] != kind:
