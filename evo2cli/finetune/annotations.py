@@ -80,10 +80,10 @@ def read_annotated(
     if not rows:
         raise UserError(f"{regions or genome}: no window contains A, C, G or T; give other regions")
     names, sequences, tokens, contigs, groups = map(list, zip(*rows, strict=True))
-    told = f"tokens: each base is one of {', '.join(classes)}, by {annotation.name}"
+    explanation = f"tokens: each base is one of {', '.join(classes)}, by {annotation.name}"
     return (
         Examples(names, sequences, labels=tokens, chromosomes=contigs, groups=groups),
-        Labels(Task.TOKENS, classes, told),
+        Labels(Task.TOKENS, classes, explanation),
     )
 
 

@@ -59,13 +59,13 @@ class Run:
         return self.recipe.finetune
 
     @cached_property
-    def marks(self) -> str:
+    def base_fingerprint(self) -> str:
         """The fingerprint of the base."""
         return fingerprint(self.stored.config, self.stored.tensors)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, beside its recipe."""
-        return {"shape": asdict(self.stored.config), "base": self.marks}
+        return {"shape": asdict(self.stored.config), "base": self.base_fingerprint}
 
     def trainer(self, folder: RunFolder) -> Trainer:
         """What trains; sets `start` and `description`."""

@@ -88,7 +88,7 @@ class Source:
         train: A table.
         valid: A table for validation.
         test: A table for testing.
-        task: The task; None to tell it from the labels.
+        task: The task; None to infer it from the labels.
         labels: Columns with labels.
         group: Column with groups.
         reference: Genome of a table of variants.
@@ -175,13 +175,13 @@ class Source:
             cut=Cut(tuning.cut),
             seed=recipe.seed,
             features=tuning.features,
-            feature_types=words(tuning.feature_type),
+            feature_types=comma_list(tuning.feature_type),
             regions=tuning.regions,
             region_type=tuning.region_type,
         )
 
 
-def words(text: str | None) -> tuple[str, ...]:
+def comma_list(text: str | None) -> tuple[str, ...]:
     """Words separated by commas; none for None."""
     return tuple(text.split(",")) if text else ()
 
@@ -210,7 +210,12 @@ def read_data(source: Source, length: int | None = None, *, quiet: bool = False)
     found = Data(examples, labels, divided, leaks)
     if not quiet:
         sizes = ", ".join(f"{count:,} for {part}" for part, count in found.sizes.items())
-        for line in (labels.told, cut_line, f"{sizes}: {divided.told}", *leaks.report):
+        for line in (
+            labels.explanation,
+            cut_line,
+            f"{sizes}: {divided.explanation}",
+            *leaks.report,
+        ):
             if line:
                 console.say(line)
     leaks.refuse()

@@ -24,10 +24,10 @@ from evo2cli.finetune.tasks import (
     Task,
     check_cells,
     class_name,
+    infer_labels,
     parse_names,
     parse_numbers,
     parse_tokens,
-    tell_labels,
 )
 from evo2cli.genome.fasta import require_letters
 from evo2cli.genome.interval import Interval
@@ -174,7 +174,7 @@ def read_examples(
 
     Args:
         source: A table, or one for each of "train", "valid" and "test".
-        task: The task; told from the labels if None.
+        task: The task; inferred from the labels if None.
         label_columns: The columns of labels; found by their names if empty.
         group_column: The column of groups; `group` if None.
         labels: What labels mean, if a model is known already: then they are read as its own.
@@ -207,7 +207,7 @@ def read_examples(
     for row in every:
         check_cells(row.labels, labelled_by, row.origin)
     if labels is None:
-        labels = tell_labels(cells, labelled_by, lengths, origin, task)
+        labels = infer_labels(cells, labelled_by, lengths, origin, task)
     return (
         Examples(
             names=[row.name for row in every],

@@ -72,7 +72,7 @@ def all_rows(sequences: Sequence[str]) -> NDArray[np.int64]:
 def read_features(
     model: StripedHyena2,
     examples: Sequence[tuple[bytes, ...]],
-    how: Reading,
+    reading: Reading,
     layers: Sequence[str],
     tokens: NDArray[np.int64] | None = None,
     progress: Progress = ignore_progress,
@@ -82,17 +82,19 @@ def read_features(
     Args:
         model: The frozen model.
         examples: The sequence of each, or both of a pair.
-        how: What is read; its layer does not matter.
+        reading: What is read; its layer does not matter.
         layers: The layers, which are read in one pass.
         tokens: For a task of tokens, the bases whose features are kept, ascending: [N, 2].
         progress: Called with the number of examples done since the last call.
     """
     device = model.embedding.weight.device
-    pool = None if how.by_token else Pooling(Pool.read(how.pool), 1)
+    pool = None if reading.by_token else Pooling(Pool.read(reading.pool), 1)
     kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     order: list[int] = []
     for rows in by_length(examples, device):
-        ids_NSL, lengths_NS = (x.to(device) for x in read_inputs([examples[r] for r in rows], how))
+        ids_NSL, lengths_NS = (
+            x.to(device) for x in read_inputs([examples[r] for r in rows], reading)
+        )
         outputs = model.read_layers(ids_NSL.flatten(0, 1), layers)
         index = None
         if tokens is not None:
@@ -108,7 +110,7 @@ def read_features(
         else:
             order += rows
         for layer, x_BLD in zip(layers, outputs, strict=True):
-            features = combine(x_BLD, lengths_NS, how, pool)
+            features = combine(x_BLD, lengths_NS, reading, pool)
             kept[layer].append((features[index[0], index[1]] if index else features).cpu())
         progress(len(rows))
     back = torch.from_numpy(np.argsort(order))
@@ -154,7 +156,7 @@ class Cache:
 
 
 def best_layer(
-    model: StripedHyena2, examples: Examples, labels: Labels, how: Reading, seed: int
+    model: StripedHyena2, examples: Examples, labels: Labels, reading: Reading, seed: int
 ) -> tuple[str, list[dict[str, Any]]]:
     """The layer whose frozen features predict the labels of training examples best.
 
@@ -179,7 +181,7 @@ def best_layer(
     else:
         assert found is not None
         values = found
-    features = read_features(model, some.letters, how, layers, tokens)
+    features = read_features(model, some.letters, reading, layers, tokens)
     if labels.task is Task.MULTILABEL:  # whether it has the most frequent label
         values = values[:, values.mean(axis=0).argmax()]
     elif labels.task is Task.REGRESS:

@@ -232,16 +232,16 @@ class Tuned:
 
 
 def read_inputs(
-    examples: Sequence[tuple[bytes, ...]], how: Reading, length: int | None = None
+    examples: Sequence[tuple[bytes, ...]], reading: Reading, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Token ids [N, S, L] and lengths [N, S] of examples, on the CPU.
 
     Args:
         examples: The sequence of each, or both of a pair.
-        how: What is read of them.
+        reading: What is read of them.
         length: L; that of the longest if None.
     """
-    strands = ("fwd", "rc") if how.strand == "both" else ("fwd",)
+    strands = ("fwd", "rc") if reading.strand == "both" else ("fwd",)
     read = [
         [strand_of(as_read(sequence), strand) for sequence in group for strand in strands]
         for group in examples
@@ -277,14 +277,14 @@ def open_tuned(run: Path, options: ModelOptions) -> Tuned:
     """
     folder = find_tuned(run)
     description = read_description(folder)
-    how = description.reading
-    if how is None:
+    reading = description.reading
+    if reading is None:
         raise UserError(
             f"{run}: was trained with --task lm and has no labels to predict; use it in "
             f"evo2 score or generate with --adapter {run}"
         )
     trunk = open_trunk(folder, description, options)
-    model = TaskModel(trunk, _new_head(description), how)
+    model = TaskModel(trunk, _new_head(description), reading)
     _load_head(folder, model)
     for part in (model.head, model.pooling):
         if part is not None:

@@ -106,10 +106,10 @@ class FrozenBase:
         )
         require_trained(self.recipe, loss)
         if found["layer"] is None:
-            how = self.read_at("")
+            reading = self.read_at("")
             train = self.data.train
             found["layer"], found["layers"] = best_layer(
-                self._model, train, self.data.labels, how, self.recipe.seed
+                self._model, train, self.data.labels, reading, self.recipe.seed
             )
             console.say(f"the best layer for a linear probe is {found['layer']}")
         with writing(path):
@@ -160,17 +160,17 @@ class FrozenBase:
         return found
 
     @cached_property
-    def how(self) -> Reading:
+    def reading(self) -> Reading:
         """What the head reads."""
         return self.read_at(self.facts["layer"])
 
     @property
     def is_cached(self) -> bool:
         """Whether the head is trained on features that are computed once."""
-        how = self.read_at("")
-        if self._tuning.method != "head" or how.pool == "attention":
+        reading = self.read_at("")
+        if self._tuning.method != "head" or reading.pool == "attention":
             return False
-        bases = sum(map(len, self.data.examples.sequences)) if how.by_token else 0
+        bases = sum(map(len, self.data.examples.sequences)) if reading.by_token else 0
         return 4 * bases * self.config.width <= MAX_CACHED
 
     @cached_property
@@ -198,30 +198,35 @@ class FrozenBase:
     @cached_property
     def features(self) -> dict[str, Tensor]:
         """Features [rows, F] of the rows of each part."""
-        how = _untrained(self.how)
+        reading = _untrained(self.reading)
         narrow = self.recipe.precision.compute
-        settings = [self.fingerprint, self._tuning.scratch and self.recipe.seed, how.facts, narrow]
+        settings = [
+            self.fingerprint,
+            self._tuning.scratch and self.recipe.seed,
+            reading.facts,
+            narrow,
+        ]
         cache = Cache(self.recipe.output, settings)
         found = {}
         for part, examples in self._parts.items():
             letters = examples.letters
             if not letters:
                 continue
-            tokens = self.rows[part] if how.by_token else None
+            tokens = self.rows[part] if reading.by_token else None
             with console.progress(f"features of {part}", len(letters), "examples") as bar:
                 found[part] = cache.recall(
                     letters,
                     lambda letters=letters, tokens=tokens, bar=bar: read_features(  # type: ignore[misc] # bound now
-                        self._model, letters, how, [how.layer], tokens, bar.advance
+                        self._model, letters, reading, [reading.layer], tokens, bar.advance
                     ),
                     b"" if tokens is None else tokens.tobytes(),
-                )[how.layer]
+                )[reading.layer]
         return found
 
     def of_examples(self, part: str) -> Sequence[Tensor]:
         """The features of each example of a part: [F], or [L, F] for tokens."""
         features = self.features[part]
-        if not self.how.by_token:
+        if not self.reading.by_token:
             return features.unbind()
         return torch.split(features, [len(text) for text in self._parts[part].sequences])
 
@@ -258,13 +263,15 @@ def require_trained(recipe: Recipe, loss: float) -> None:
         )
 
 
-def try_base(recipe: Recipe, config: ModelConfig, how: Reading, device: torch.device) -> None:
+def try_base(recipe: Recipe, config: ModelConfig, reading: Reading, device: torch.device) -> None:
     """Do what is done with the base before it is trained, with random weights of this shape."""
     model = StripedHyena2.from_seed(config, recipe.seed).to(device, _dtype(recipe)).eval()
     letters = b"A" * recipe.batch.length
-    pair = 2 if how.is_pair else 1
+    pair = 2 if reading.is_pair else 1
     sequence_logprob(model, letters)
-    read_features(model, [(letters,) * pair] * recipe.batch.sequences, _untrained(how), [how.layer])
+    read_features(
+        model, [(letters,) * pair] * recipe.batch.sequences, _untrained(reading), [reading.layer]
+    )
 
 
 def _dtype(recipe: Recipe) -> torch.dtype:
@@ -274,6 +281,6 @@ def _dtype(recipe: Recipe) -> torch.dtype:
     return DTYPES[DType.BF16 if narrow else DType.FP32]
 
 
-def _untrained(how: Reading) -> Reading:
+def _untrained(reading: Reading) -> Reading:
     """The pool before it is trained: a query that is still zero weighs all positions alike."""
-    return replace(how, pool="mean") if how.pool == "attention" else how
+    return replace(reading, pool="mean") if reading.pool == "attention" else reading

@@ -53,19 +53,21 @@ class LabelledRun(Run):
     def trainer(self, folder: RunFolder) -> Trainer:
         """As `Run`."""
         recipe, data, ranks = self.recipe, self.data, self.ranks
-        self.base = base = FrozenBase(recipe, data, self.stored.config, self.marks, ranks.device)
+        self.base = base = FrozenBase(
+            recipe, data, self.stored.config, self.base_fingerprint, ranks.device
+        )
         base.check()
-        how = base.read_at(f"blocks.{self.stored.config.depth - 1}")
+        reading = base.read_at(f"blocks.{self.stored.config.depth - 1}")
         trial = TunedStart(
             self.stored.config,
-            description=self._describe(how, self.stored.config.width * how.num_features),
+            description=self._describe(reading, self.stored.config.width * reading.num_features),
             device=str(ranks.device),
             from_features=base.is_cached,
         )
         compile_kernels(try_block, recipe, self.path, trial, ranks)
         first_rank_first(ranks, lambda: (base.facts, base.features))
         base.release()
-        self.description = self._describe(base.how, base.features["train"].shape[1])
+        self.description = self._describe(base.reading, base.features["train"].shape[1])
         self.start = TunedStart(
             self.stored.config,
             None if self.tuning.scratch else self.stored.tensors,
@@ -91,7 +93,7 @@ class LabelledRun(Run):
         if ranks.is_first:
             console.say(
                 f"{self.tuning.method}: training {num_parameters(engine):,} parameters on "
-                f"{len(train):,} examples; the head reads {base.how.layer}; on "
+                f"{len(train):,} examples; the head reads {base.reading.layer}; on "
                 f"{devices_line(engine)}"
             )
             chance = self._chance()
@@ -113,7 +115,7 @@ class LabelledRun(Run):
         shown = [f"{name} {e.value:.3f}" for name, e in found.items() if " " not in name]
         return ", ".join(shown) or "no score that is defined"
 
-    def _describe(self, how: Reading, num_features: int) -> Description:
+    def _describe(self, reading: Reading, num_features: int) -> Description:
         tuning = self.tuning
         scale = None
         if self.data.labels.task is Task.REGRESS:
@@ -125,10 +127,10 @@ class LabelledRun(Run):
             labels=self.data.labels,
             method=tuning.method,
             base=self.recipe.init,
-            base_fingerprint=self.marks,
+            base_fingerprint=self.base_fingerprint,
             length=self.recipe.batch.length,
             cut=tuning.cut,
-            reading=how,
+            reading=reading,
             head=tuning.head,
             num_features=num_features,
             scale=scale,
@@ -162,9 +164,13 @@ class LabelledRun(Run):
             "task": str(data.labels.task),
             "classes": list(data.labels.classes),
             "examples": data.sizes,
-            "split": data.split.told,
+            "split": data.split.explanation,
             "leaks": data.leaks.report,
-            "base": {"model": self.recipe.init, "fingerprint": self.marks, **self.base.facts},
+            "base": {
+                "model": self.recipe.init,
+                "fingerprint": self.base_fingerprint,
+                **self.base.facts,
+            },
             "temperature": self.description.temperature,
             "part": part,
             "results": {

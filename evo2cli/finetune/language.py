@@ -115,7 +115,7 @@ class LanguageRun(Run):
             labels=Labels(Task.LM, ()),
             method=self.tuning.method,
             base=recipe.init,
-            base_fingerprint=self.marks,
+            base_fingerprint=self.base_fingerprint,
             length=recipe.batch.length,
             adapters=self.tuning.adapters.lora if lora else None,
         )
@@ -148,7 +148,7 @@ class LanguageRun(Run):
         after = next((r for r in records if r["step"] == best.step), {})
         return {
             "task": "lm",
-            "base": {"model": self.recipe.init, "fingerprint": self.marks},
+            "base": {"model": self.recipe.init, "fingerprint": self.base_fingerprint},
             "results": {"base": _bits(self.before), "model": _bits(after)},
         }
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from evo2cli.errors import UserError
 from evo2cli.files import writing
-from evo2cli.finetune.data import CUT_WINDOW, Data, Source, read_data, words
+from evo2cli.finetune.data import CUT_WINDOW, Data, Source, comma_list, read_data
 from evo2cli.finetune.labelled import LabelledRun
 from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
@@ -89,16 +89,16 @@ def _source(options: FinetuneOptions) -> Source:
         valid=options.valid,
         test=options.test,
         task=options.task,
-        labels=words(options.label_cols),
+        labels=comma_list(options.label_cols),
         group=options.group_col,
         reference=options.reference,
         split=options.split,
-        valid_contigs=words(options.valid_contigs),
-        test_contigs=words(options.test_contigs),
+        valid_contigs=comma_list(options.valid_contigs),
+        test_contigs=comma_list(options.test_contigs),
         cut=options.cut,
         seed=options.seed,
         features=options.features,
-        feature_types=words(options.feature_type),
+        feature_types=comma_list(options.feature_type),
         regions=options.regions,
         region_type=options.region_type,
     )

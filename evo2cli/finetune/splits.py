@@ -34,13 +34,13 @@ class Split:
         train: Rows to learn from.
         valid: Rows to choose the best checkpoint by.
         test: Rows to report on; may be empty if the data came with a split of its own.
-        told: A sentence that says how the rows were split.
+        explanation: A sentence that says how the rows were split.
     """
 
     train: Indices
     valid: Indices
     test: Indices
-    told: str = ""
+    explanation: str = ""
 
     @property
     def parts(self) -> dict[str, Indices]:
@@ -144,7 +144,7 @@ def check_split(examples: Examples, labels: Labels, found: Split) -> None:
         if not len(rows):
             if name == "test":
                 continue
-            raise UserError(f"the {name} split is empty; {found.told}")
+            raise UserError(f"the {name} split is empty; {found.explanation}")
         counts = class_counts(examples, labels, rows)
         missing = [label for label, count in counts.items() if not count]
         if name == "train" and missing:
@@ -207,7 +207,7 @@ def _parts_by_contig(examples: Examples, contigs: Mapping[str, Sequence[str]]) -
 def _as_named(
     examples: Examples,
     given: Sequence[str],
-    told: str,
+    explanation: str,
     fractions: Sequence[float],
     seed: int,
 ) -> Split:
@@ -220,12 +220,12 @@ def _as_named(
         units, named = units_of(rest, by)
         share = fractions[1] / (fractions[0] + fractions[1])
         parts = _assign(units, [1 - share, share], seed, None)
-        told += (
+        explanation += (
             f"; it has no validation split, so {share:.0%} of the training split are used, "
             f"by {by} (seed {seed}): {named}"
         )
         train, valid = train[parts == 0], train[parts == 1]
-    return Split(train, valid, test, told)
+    return Split(train, valid, test, explanation)
 
 
 def _strata(examples: Examples, labels: Labels) -> Indices | None:

@@ -1,4 +1,4 @@
-"""The task and its classes, told from the labels, and choices about data. No torch, no numpy."""
+"""The task and its classes, inferred from the labels, and choices about data; without numpy."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from evo2cli.errors import UserError, listed
 
 MAX_NUMBERED_CLASSES = 20  # more different whole numbers than this are measurements
 UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label
-_WAY_OUT = "--task classify, multilabel, regress or tokens says it otherwise"
+_WAY_OUT = "--task overrides this"
 
 S = TypeVar("S", bound=Any)
 Cells = Sequence[str]  # the cells of one row in the columns of labels
@@ -79,12 +79,12 @@ class Labels:
     Attributes:
         task: The task.
         classes: Names of the classes, or of the numbers of a regression.
-        told: A sentence that says how the task was told from the data.
+        explanation: A sentence that says how the task was inferred from the data.
     """
 
     task: Task
     classes: tuple[str, ...]
-    told: str = ""
+    explanation: str = ""
 
 
 def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
@@ -104,27 +104,27 @@ def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
             ) from None
 
 
-def tell_labels(
+def infer_labels(
     rows: Sequence[Cells],
     columns: Sequence[str],
     lengths: Sequence[int],
     origin: Callable[[int], str],
     task: Task | None = None,
 ) -> Labels:
-    """Tell the task and the classes from the cells of the columns of labels.
+    """Infer the task and the classes from the cells of the label columns.
 
     Args:
         rows: The cells of each row, which `check_cells` has seen.
         columns: Names of these columns.
         lengths: Bases of each sequence.
         origin: Says where a row is in its file, for messages.
-        task: The task, if the user said it.
+        task: The task, if the user gave it.
 
     Raises:
         UserError: The labels do not fit the task, or there is only one class.
     """
     if task is Task.LM:
-        return Labels(task, (), "lm, as --task says; labels are not read")
+        return Labels(task, (), "lm, given by --task; labels are not read")
     if len(columns) > 1:
         labels = _of_columns(rows, columns, origin, task)
     else:
@@ -166,8 +166,8 @@ def _of_column(
         for index, (cell, length) in enumerate(zip(cells, lengths, strict=True)):
             found.update(parse_tokens(cell, length, origin(index)))
         classes = sort_classes(found.difference(UNLABELLED))
-        told = f"tokens: every {column} is as long as its sequence, with {_counted(classes)}"
-        return Labels(Task.TOKENS, classes, told)
+        explanation = f"tokens: every {column} is as long as its sequence, with {_counted(classes)}"
+        return Labels(Task.TOKENS, classes, explanation)
     if task is not Task.CLASSIFY:
         are_lists = all(cell.startswith("[") for cell in cells)
         if are_lists or task is Task.MULTILABEL:
@@ -175,13 +175,13 @@ def _of_column(
     if task is Task.REGRESS:
         for index, cell in enumerate(cells):
             parse_numbers([cell], origin(index))
-        return Labels(Task.REGRESS, (column,), f"regress: {column} is a number, as --task says")
+        return Labels(Task.REGRESS, (column,), f"regress: {column} is a number, given by --task")
     counts = Counter(map(class_name, cells))
     numbers = {name: value for name in counts if (value := _number(name)) is not None}
     if task is None and numbers and not _look_like_classes(counts, numbers):
         if len(numbers) == len(counts):
-            told = f"regress: {column} holds {len(counts):,} different numbers; {_WAY_OUT}"
-            return Labels(Task.REGRESS, (column,), told)
+            explanation = f"regress: {column} holds {len(counts):,} different numbers; {_WAY_OUT}"
+            return Labels(Task.REGRESS, (column,), explanation)
         if sum(counts[name] for name in numbers) * 2 > len(cells):
             index = next(i for i, cell in enumerate(cells) if _number(cell) is None)
             raise UserError(
@@ -195,10 +195,10 @@ def _of_column(
             "many to be classes; choose another column with --label-cols, or give --task "
             "classify"
         )
-    told = f"classify: {column} is one of {_counted(classes)}"
+    explanation = f"classify: {column} is one of {_counted(classes)}"
     if len(numbers) == len(counts):
-        told += f", whole numbers read as names of classes; {_WAY_OUT}"
-    return Labels(Task.CLASSIFY, classes, told)
+        explanation += f", whole numbers read as names of classes; {_WAY_OUT}"
+    return Labels(Task.CLASSIFY, classes, explanation)
 
 
 def _of_lists(cells: Sequence[str], column: str, task: Task | None) -> Labels:
@@ -210,8 +210,8 @@ def _of_lists(cells: Sequence[str], column: str, task: Task | None) -> Labels:
         names = tuple(f"{column}_{index}" for index in range(1, num_columns + 1))
         are_flags = all(value in (0, 1) for row in numbers for value in row)
         if are_flags and task is not Task.REGRESS:
-            told = f"multilabel: {column} lists {num_columns} flags of 0 and 1"
-            return Labels(Task.MULTILABEL, names, told)
+            explanation = f"multilabel: {column} lists {num_columns} flags of 0 and 1"
+            return Labels(Task.MULTILABEL, names, explanation)
         if task is not Task.MULTILABEL:
             return Labels(Task.REGRESS, names, f"regress: {column} lists {num_columns} numbers")
     classes = sort_classes({name for row in rows for name in row})

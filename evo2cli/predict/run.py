@@ -222,8 +222,8 @@ def _value_names(description: Description) -> list[str]:
 
 def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
     """The sequences of the input: records, rows of a table, or regions."""
-    how = tuned.description.reading
-    assert how is not None
+    reading = tuned.description.reading
+    assert reading is not None
     if options.reference is not None:
         yield from _regions(options)
         return
@@ -232,12 +232,12 @@ def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
         raise UserError(f"{path}: give the genome of these regions with --reference")
     if not first_bytes(path).lstrip().startswith(b">"):
         for name, letters in read_sequences(path):
-            if (len(letters) > 1) != how.is_pair:
-                wanted = "pairs of sequences" if how.is_pair else "single sequences"
+            if (len(letters) > 1) != reading.is_pair:
+                wanted = "pairs of sequences" if reading.is_pair else "single sequences"
                 raise UserError(f"{path}: the model was trained on {wanted}")
             yield Piece(name, letters, name, 0)
         return
-    if how.is_pair:
+    if reading.is_pair:
         raise UserError(f"{path}: the model was trained on pairs; give a table with both sequences")
     for record in read_records(path):
         require_nucleotides(path, record)
@@ -301,11 +301,11 @@ class _Allele(NamedTuple):
 
 def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     """Add predictions to the INFO of variants, whose lines stay as they are otherwise."""
-    description, how = tuned.description, tuned.description.reading
-    assert how is not None
+    description, reading = tuned.description, tuned.description.reading
+    assert reading is not None
     if options.reference is None:
         raise UserError(f"{options.source}: give the genome of the variants with --reference")
-    if how.by_token:
+    if reading.by_token:
         raise UserError(
             f"{options.source}: this model labels bases and has no prediction for a "
             "variant; give a FASTA or BED"
@@ -342,8 +342,8 @@ def _predict_alleles(
     tuned: Tuned, cutter: VariantScorer, records: Iterable[VariantRecord]
 ) -> list[list[_Allele]]:
     """The alleles of some records, predicted together."""
-    how = tuned.description.reading
-    assert how is not None
+    reading = tuned.description.reading
+    assert reading is not None
     found: list[list[tuple[str, int | None]]] = []  # status, and index of the first window
     inputs: list[tuple[bytes, ...]] = []
     for record in records:
@@ -356,13 +356,13 @@ def _predict_alleles(
             [pair] = windows
             found[-1].append((str(Status.EDGE if pair.at_edge else Status.OK), len(inputs)))
             sequences = (pair.reference.sequence, pair.alternate.sequence)
-            inputs += [sequences] if how.is_pair else [(sequence,) for sequence in sequences]
+            inputs += [sequences] if reading.is_pair else [(sequence,) for sequence in sequences]
     values = _predict(tuned, inputs)
 
     def allele(status: str, first: int | None) -> _Allele:
         if first is None:
             return _Allele(status)
-        if how.is_pair:
+        if reading.is_pair:
             return _Allele(status, (values[first],))
         ref, alt = values[first], values[first + 1]
         return _Allele(status, (ref, alt, alt - ref))

@@ -89,9 +89,9 @@ def test_a_table_written_back_gives_the_same_examples(
         for i in range(len(examples))
     ]
     for kind in kinds:
-        again, told = read_examples(write(folder / f"back.{kind}", back), task=Task.CLASSIFY)
+        again, explanation = read_examples(write(folder / f"back.{kind}", back), task=Task.CLASSIFY)
         assert same(again, examples)
-        assert told == labels
+        assert explanation == labels
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "parquet"])

@@ -53,7 +53,7 @@ def test_units_are_whole_and_fractions_are_met(examples: Examples, by: SplitBy, 
             for row in rows:
                 parts[names[row]].add(part)
         assert all(len(owners) == 1 for owners in parts.values())
-    assert by in found.told
+    assert by in found.explanation
 
 
 def test_a_cluster_split_never_separates_similar_sequences(examples: Examples) -> None:
@@ -98,15 +98,15 @@ def test_a_column_is_followed_and_a_missing_valid_is_taken_from_train(examples: 
     assert 15 <= len(found.valid) <= 40
     clusters = cluster(examples.entries)
     assert not set(clusters[found.train]) & set(clusters[found.valid])
-    assert "has no validation split" in found.told
+    assert "has no validation split" in found.explanation
 
 
 def test_the_usual_split_is_the_safest_that_the_data_has(examples: Examples) -> None:
-    assert "by group" in split(examples, BINARY).told
+    assert "by group" in split(examples, BINARY).explanation
     without = replace(examples, groups=None)
-    assert "by chromosome" in split(without, BINARY).told
+    assert "by chromosome" in split(without, BINARY).explanation
     few = replace(without, chromosomes=["1", "2"] * 150)
-    assert "by cluster" in split(few, BINARY).told
+    assert "by cluster" in split(few, BINARY).explanation
 
 
 def test_contigs_are_divided_as_they_are_named(examples: Examples) -> None:
@@ -117,7 +117,7 @@ def test_contigs_are_divided_as_they_are_named(examples: Examples) -> None:
     wanted = [parts.get(name.removeprefix("chr"), "train") for name in examples.chromosomes]
     for part, own in found.parts.items():
         assert own.tolist() == [row for row in range(NUM) if wanted[row] == part]
-    assert found.told == "split by contig: chr3,5 for valid, 4 for test"
+    assert found.explanation == "split by contig: chr3,5 for valid, 4 for test"
     alone = split(examples, BINARY, contigs={"valid": ["1"], "test": []})
     assert (len(alone.valid), len(alone.test)) == (30, 0)
 
@@ -129,7 +129,8 @@ def test_without_valid_contigs_groups_of_train_are_for_validation(examples: Exam
     sides = [{examples.groups[row] for row in rows} for rows in (found.train, found.valid)]
     assert not sides[0] & sides[1]
     assert (
-        "it has no validation split, so 11% of the training split are used, by group" in found.told
+        "it has no validation split, so 11% of the training split are used, by group"
+        in found.explanation
     )
 
 
@@ -167,7 +168,7 @@ def test_contigs_that_cannot_be_divided_are_refused(
         ({"groups": ["", "b"] * 150}, SplitBy.GROUP, "no column 'group', or it has empty cells"),
         ({"chromosomes": None}, SplitBy.CHROMOSOME, "no column 'chrom'"),
         ({"groups": ["a", "b"] * 150}, SplitBy.GROUP, "2 groups .a, b. are too few for a"),
-        ({"split": ["test"] * NUM}, SplitBy.COLUMN, "the train split is emptain"),
+        ({"split": ["test"] * NUM}, SplitBy.COLUMN, "the train split is empty"),
         (
             {"split": ["train"] * 299 + ["valid"]},
             SplitBy.COLUMN,
