@@ -14,7 +14,7 @@ from evo2cli.options import arguments, refuse
 from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_run, read_shape
-from evo2cli.training.space import check_disk_space
+from evo2cli.training.space import check_output
 
 
 def launch_recipe(options: LaunchOptions) -> None:
@@ -50,7 +50,7 @@ def _launch_local(options: LaunchOptions, local: str, recipe: Recipe, path: Path
         checks.check_rendezvous(group.rendezvous)
     check_communication(group.world, options.device)
     checks.check_recipe(recipe, path, group.world)
-    check_disk_space(recipe, read_shape(recipe, path), group.world)
+    check_output(recipe, read_shape(recipe, path), group.world)
     program = ["-m", "evo2cli", "train", *arguments(options, RunOptions)]
     if options.dry_run:
         console.write(command_line(group, program, options.launcher) + "\n")
@@ -61,7 +61,7 @@ def _launch_local(options: LaunchOptions, local: str, recipe: Recipe, path: Path
 
 def _write_script(options: LaunchOptions, recipe: Recipe, path: Path) -> None:
     checks.check_recipe(recipe, path, options.world)
-    check_disk_space(recipe, read_shape(recipe, path), options.world)
+    check_output(recipe, read_shape(recipe, path), options.world)
     text = slurm_script(options, recipe.output)
     with open_output(options.script) as write:
         write(text.encode(errors="surrogateescape"))  # names of files may have any bytes

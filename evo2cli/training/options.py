@@ -54,7 +54,7 @@ class RunOptions(DeviceOptions, RecipeOptions):
         typer.Option(
             "--data",
             metavar="FOLDER",
-            help="Folder of genomes, with FASTA files in its subfolders train and valid.",
+            help="Folder of genomes: FASTA files in its folders train and valid.",
             show_default="the recipe's data.corpus.path",
         ),
     ] = None

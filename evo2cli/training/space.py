@@ -18,7 +18,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_disk_space(recipe: Recipe, config: ModelConfig, world: int) -> None:
+def check_output(recipe: Recipe, config: ModelConfig, world: int) -> None:
     """Refuse an output folder that is not writable, or a disk without space for its checkpoints.
 
     Args:

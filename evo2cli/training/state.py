@@ -23,7 +23,7 @@ from evo2cli.files import atomic_path, locked, writing
 from evo2cli.training.engine import Engine, Parameter, plain_parameters
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
-from evo2cli.training.space import check_disk_space
+from evo2cli.training.space import check_output
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint.pickles import UNREADABLE
 from stripedhyena2.config import current_keys
@@ -75,7 +75,7 @@ def open_run(
     with contextlib.ExitStack() as stack:
         with _first_alone(ranks, _unusable(path)) as is_first:
             if is_first:
-                check_disk_space(recipe, config, ranks.world)
+                check_output(recipe, config, ranks.world)
                 path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked_run(path))
         yield RunFolder(recipe, identity, ranks)

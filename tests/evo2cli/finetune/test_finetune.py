@@ -394,9 +394,9 @@ def test_the_best_weights_are_counted_before_a_run_starts(
     assert needed.best == sum(tensor.nbytes for tensor in load_file(file).values())
     again = recipe.model_copy(update={"output": tmp_path / "again"})
     monkeypatch.setattr(space, "free_bytes", lambda _folder: needed.peak)
-    space.check_disk_space(again, config, 1)
+    space.check_output(again, config, 1)
     monkeypatch.setattr(space, "free_bytes", lambda _folder: needed.peak - 1)
     with pytest.raises(UserError, match="and the best model need"):
-        space.check_disk_space(again, config, 1)
+        space.check_output(again, config, 1)
     (again.output / "best").mkdir(parents=True)
-    space.check_disk_space(again, config, 1)
+    space.check_output(again, config, 1)
