@@ -23,6 +23,7 @@ from stripedhyena2.decoding import Decoder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.dna import ACGT, as_read, check_sequences
 from stripedhyena2.errors import InputError, NonFiniteError, check_choice, check_count
+from stripedhyena2.ids import check_range
 from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.sampling import Sampler, Uniforms, draw
@@ -252,13 +253,15 @@ def generate(
         A sample for each request, in their order, as soon as it and all before it are complete.
 
     Raises:
-        InputError: A prompt is empty, or its number of tokens is below 1.
+        InputError: A prompt is empty, or its number of tokens is below 1; or a token of a prompt or
+            of a guide is not in the vocabulary.
         NonFiniteLogitsError: The logits of a sequence are NaN or infinite.
     """
     for index, request in enumerate(requests):
         if len(request.prompt_L) == 0:
             raise InputError(f"prompt {index} is empty; give at least one token")
         check_count(f"prompt {index}: num_tokens", request.num_tokens)
+        check_range(request.prompt_L, model.config.vocabulary, f"prompt {index}: token id")
     if not requests:
         return
     capacity = max(len(request.prompt_L) + request.num_tokens for request in requests)
@@ -319,7 +322,7 @@ class Rows:
         self._logits_1V: Tensor
         self._cache: Cache
         self._begun: _Step | None = None
-        self._decoder.step(torch.zeros(batch_size, dtype=torch.int64, device=self._device))
+        self._decoder.step(torch.zeros(batch_size, dtype=torch.int64))
 
     @classmethod
     def within_memory(
@@ -405,7 +408,7 @@ class Rows:
         """Begin a step of the decoder."""
         growing = [(row, each) for row, each in enumerate(self._rows) if each is not None]
         last_B = [0 if each is None else each.sample.ids[-1] for each in self._rows]
-        return _Step(growing, self._decoder.step(torch.tensor(last_B, device=self._device)))
+        return _Step(growing, self._decoder.step(torch.tensor(last_B)))
 
     def remove(self, sample: Sample) -> None:
         """Free the row of a sample, if it has one."""
@@ -468,6 +471,7 @@ class Rows:
         if mask_V is None:
             mask_V = torch.full((self._model.config.vocabulary,), ids is None)
             if ids is not None:
+                check_range(torch.tensor(ids), len(mask_V), "a guide allows token id")
                 mask_V[list(ids)] = True
             self._masks[ids] = mask_V
         return mask_V

@@ -22,7 +22,7 @@ from stripedhyena2 import (
     generation,
 )
 from stripedhyena2.decoding import Decoder
-from stripedhyena2.generation import Rows
+from stripedhyena2.generation import Alphabet, Rows
 
 PROMPTS = [b"A", b"ACGTTGCAACGGT" * 11, b"GT", b"CCATG", b"TTTACGA" * 5]
 SAMPLER = Sampler(temperature=0.8, top_k=0, top_p=0.95)
@@ -171,6 +171,20 @@ def test_a_number_of_tokens_that_is_never_reached_is_refused(
     wrong = [*requests([b"A"], 1), Request(torch.tensor([65]), num_tokens, Uniforms(0))]
     with pytest.raises(InputError, match=f"prompt 1: num_tokens={num_tokens}: must be"):
         next(generate(tiny_model, wrong, SAMPLER))
+
+
+@pytest.mark.parametrize("value", [-1, 512])
+def test_tokens_outside_the_vocabulary_are_refused(tiny_model: StripedHyena2, value: int) -> None:
+    """Those of prompts before anything is read; -1 is not the last token."""
+    wrong = Request(torch.tensor([65, 67, value]), 1, Uniforms(0))
+    message = rf"^prompt 1: token id {value} at \[2\]: must be from 0 to 511$"
+    with pytest.raises(InputError, match=message):
+        next(generate(tiny_model, [*requests([b"A"], 1), wrong], SAMPLER))
+    guided = Request(torch.tensor([65]), 1, Uniforms(0), Alphabet((65, value)))
+    with pytest.raises(InputError, match=rf"^a guide allows token id {value} at \[1\]: must be"):
+        next(generate(tiny_model, [guided], SAMPLER))
+    with pytest.raises(InputError, match=rf"^token id {value} at \[1\]: must be from 0 to 511$"):
+        Decoder(tiny_model, 2, 8).step(torch.tensor([65, value]))
 
 
 def test_broken_logits_are_not_sampled(tiny_config: ModelConfig) -> None:
