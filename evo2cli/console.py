@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 
 def open_missing_streams() -> None:
@@ -89,6 +90,23 @@ PIPE_WIDTH = 200  # columns of a page that is not written to a terminal
 def printable(text: str) -> str:
     """A text that UTF-8 can hold: other bytes of a file's name become replacement characters."""
     return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def number_table(label: str, *names: str, justify: 'Literal["left", "right"]' = "left") -> "Table":
+    """A table for a page: a column of labels, then columns of numbers.
+
+    Args:
+        label: The head of the first column.
+        names: The heads of the others.
+        justify: Of the first column.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column(label, justify=justify, overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def write_page(page: "RenderableType", *, stderr: bool = False) -> None:

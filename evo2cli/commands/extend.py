@@ -12,12 +12,13 @@ from evo2cli.training.options import RunOptions
 
 @takes(ExtendOptions)
 def extend(options: ExtendOptions) -> None:
-    """Extend the context of a model, or train and verify an extension by a recipe.
+    """Extend the context of a model; with a recipe, also train it and verify the result.
 
-    Rotary positions are divided by new / old context; filters keep their values. A checkpoint is
-    written to a new folder, to be trained later. A recipe (recipes/extend/7b-32k.toml, or just
-    7b-32k) extends its initial weights, trains them, and measures losses before and after and
-    recall. To resume a stopped recipe, run the same command again.
+    Rotary positions are divided by new / old context; filters keep their values. Given a
+    checkpoint, the extended one is written to a new folder, to be trained later. Given a recipe
+    (recipes/extend/7b-32k.toml, or just 7b-32k), its initial weights are extended and trained, and
+    the loss before and after and the recall over long distances are measured. To resume a stopped
+    recipe, run the same command again.
     """
     from evo2cli.extend.checkpoint import extend_checkpoint
     from evo2cli.extend.stage import find_stage

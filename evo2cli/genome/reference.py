@@ -20,7 +20,7 @@ import pysam
 from pysam.utils import SamtoolsError
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 from evo2cli.files import atomic_path, reading, temporary_folder, writing
 from evo2cli.genome.bgzip import BgzipText, fits_blocks
 from evo2cli.genome.contig_names import KNOWN, ContigNames, describe_build, is_other_build
@@ -113,7 +113,7 @@ class Reference:
     def missing_contig(self, name: str) -> str:
         """The message that contig `name` is not in this genome."""
         return (
-            f"the genome has no contig {name}; it has {', '.join(self.names[:5])}"
+            f"the genome has no contig {name}; it has {listed(self.names)}"
             f"{describe_build(name, self._lengths)}"
         )
 

@@ -9,7 +9,7 @@ B rows, N new positions, L all positions, D channels, V vocabulary.
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -142,15 +142,6 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.normal_(parameter, std=0.02)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """As for other modules (`to`, `half`, ...), but what `load` keeps at fp32 stays there."""
-        before = [tensor.data for tensor in self._wide_tensors()]
-        found = super()._apply(fn, recurse)
-        for tensor, value in zip(self._wide_tensors(), before, strict=True):
-            if tensor.dtype.itemsize < torch.float32.itemsize:
-                tensor.data = value.to(tensor.device)
-        return found
 
     def _wide_tensors(self) -> list[Tensor]:
         """Poles, residues and rotary frequencies."""

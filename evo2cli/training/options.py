@@ -16,7 +16,9 @@ class SettingsOptions(Options):
     settings: Annotated[
         tuple[str, ...],
         typer.Option(
-            "--set", metavar="TABLE.KEY=VALUE", help="Change one value of the recipe; repeatable."
+            "--set",
+            metavar="TABLE.KEY=VALUE",
+            help="Change one value of the recipe, e.g. optimizer.steps=1000; repeatable.",
         ),
     ] = ()
 
@@ -40,7 +42,12 @@ class DataOptions(Options):
 class RecipeOptions(JSONOptions, SettingsOptions):
     """A recipe, and changes to it."""
 
-    recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/nano.toml or just nano.")]
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="Recipe file, e.g. recipes/nano.toml, or the name of a shipped recipe, e.g. nano."
+        ),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ class RunOptions(DataOptions, DeviceOptions, RecipeOptions):
             "--output",
             "-O",
             metavar="FOLDER",
-            help="Folder of the run.",
+            help="Folder for the run.",
             show_default="the recipe's output",
         ),
     ] = None

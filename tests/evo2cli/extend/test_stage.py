@@ -224,7 +224,10 @@ def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None
     [
         ("train first.toml --set batch.length=513", "batch.length = 513 is longer than extend.to"),
         ("train first.toml --set extend=3", "extend = 3: "),
-        ("train by_hand.toml", "longer than the model's context of 256; set extend.to"),
+        (
+            "train by_hand.toml",
+            "longer than the model's context of 256; lower it, or set extend.to",
+        ),
         ("train first.toml --set extend.to=700", "extend.to: 700 positions are not a multiple of"),
         ("train first.toml --set extend.to=600 --set batch.length=100", "the next one is 768"),
         ("train first.toml --set extend.to=128 --set batch.length=8", "128 positions are not more"),

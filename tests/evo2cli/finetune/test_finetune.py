@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from evo2cli.errors import UserError
 from evo2cli.finetune import frozen
 from evo2cli.finetune.data import Source, read_data
-from evo2cli.finetune.folder import find_tuned, read_facts
+from evo2cli.finetune.folder import FACTS, find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
 from evo2cli.finetune.tasks import SplitBy, Task
 from evo2cli.predict.run import predict_table
@@ -250,7 +250,7 @@ def test_the_best_weights_are_kept_and_a_run_gives_up(tune: Run, tmp_path: Path)
     report = tune(small_table(tmp_path / "x.tsv", "classify"), method="lora", **options)
     assert report["steps"] == 4  # the first, and three that were not better
     assert report["best"]["step"] == 1
-    assert read_facts(find_tuned(tmp_path / "run"))["step"] == 1
+    assert read_facts(find_tuned(tmp_path / "run") / FACTS)["step"] == 1
 
 
 @pytest.mark.slow
@@ -339,13 +339,19 @@ def test_contigs_of_an_annotated_genome_are_held_out(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": SplitBy.RANDOM}, "--split random: contigs .2,3. divide the data; give one"),
-        ({"test": Path("x.tsv")}, "--test x.tsv: contigs .2,3. divide the data; give one"),
+        (
+            {"split": SplitBy.RANDOM},
+            "--split random: the data are already divided by contigs .2,3.",
+        ),
+        ({"test": Path("x.tsv")}, "--test x.tsv: the data are already divided by contigs .2,3."),
         (
             {"valid": Path("x.tsv"), "valid_contigs": None, "test_contigs": None},
-            "--valid x.tsv: --features labels the bases of one FASTA, .*genome.fa; divide it by",
+            "--valid x.tsv: not with --features, .* divide .*genome.fa with",
         ),
-        ({"features": None, "task": Task.LM}, "2: --valid-contigs and .* for lm, give held-out"),
+        (
+            {"features": None, "task": Task.LM},
+            "2: --valid-contigs and .* for --task lm, give held-out",
+        ),
     ],
 )
 def test_a_genome_is_divided_in_one_way(
@@ -362,7 +368,7 @@ def test_a_base_that_was_not_loaded_is_noticed(
     tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frozen, "base_loss", lambda *_: 6.24)
-    with pytest.raises(UserError, match=r"6.24 nats per base is worse than guessing"):
+    with pytest.raises(UserError, match=r"6.24 nats per base is worse than guessing \(1.39\)"):
         tune(small_table(tmp_path / "x.tsv", "classify"))
 
 

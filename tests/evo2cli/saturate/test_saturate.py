@@ -164,8 +164,8 @@ def test_a_figure_of_any_length_is_drawn(tmp_path: Path, length: int) -> None:
     ("changes", "message"),
     [
         ({"regions": ("chr1",)}, "chr1: write a region as chr:from-to"),
-        ({"regions": ()}, "name regions, or a BED file by --bed"),
-        ({"bed": Path("x.bed")}, "name regions, or a BED file by --bed, not both"),
+        ({"regions": ()}, "give regions, or a BED file with --bed"),
+        ({"bed": Path("x.bed")}, "give regions, or a BED file with --bed, not both"),
         ({"score": "ref", "plot": Path("x.png")}, "--plot needs EVO2_DELTA, which --score ref"),
         ({"plot": Path("x.gif")}, "--plot x.gif: needs the suffix .png or .pdf or .svg"),
     ],

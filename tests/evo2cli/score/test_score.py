@@ -260,7 +260,7 @@ def test_positions_that_are_all_off_by_one_are_said_to_be(tmp_path, checkpoint, 
         with pytest.raises(TooManySkippedError):
             run(source, checkpoint, **asked)
         told = capsys.readouterr().err
-        assert f"REF of every record fits the reference one base to the {side}" in told
+        assert f"REF of every record matches the reference one base to the {side}" in told
         assert way_out in told
         assert "BUILD" not in told
     found = rows(run(table, checkpoint, shift=by, **asked))
