@@ -1,5 +1,6 @@
 """What every test may lean on: where the shared material lies, and small models."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,19 @@ hypothesis.settings.load_profile("busy machine")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+gc.disable()  # while tests are imported: all of it stays, and to search it takes long
+
+
+def pytest_collection_finish() -> None:
+    """From here on there may be waste, but not among what was imported."""
+    gc.enable()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Nanobind looks for leaks at the end."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from stripedhyena2.layers import default_layer
 from tests.evo2cli.serve.conftest import GENOME, is_ready, wait_until
 
 NUM_CLIENTS, NUM_DISTURBERS = 6, 3
-SECONDS = 10  # of load, before and after the restart
+SECONDS = 10  # of load after the restart, twice
 SPARE = 64 * 2**20  # bytes by which the memory may differ; of bodies that leaked it would be more
 
 
@@ -159,10 +159,10 @@ class Load:
         """No more requests are sent."""
         self._stop.set()
 
-    def wait(self) -> None:
+    def wait(self, seconds: float = 0) -> None:
         """Until some time has gone by and every job has been answered."""
         self.answered.clear()
-        earliest = time.monotonic() + SECONDS
+        earliest = time.monotonic() + seconds
         wait_until(
             lambda: (
                 bool(self.problems)
@@ -255,9 +255,9 @@ def test_under_load_no_answer_is_wrong_and_nothing_leaks(genome: Path, tmp_path:
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 0
         with command(port, genome, log) as process:
-            loaded.wait()
+            loaded.wait(SECONDS)
             before = resident(process)
-            loaded.wait()
+            loaded.wait(SECONDS)
             loaded.stop()
             with httpx.Client(base_url=loaded.url) as client:
                 wait_until(lambda: "\nevo2_jobs 0\n" in client.get("/metrics").text)
