@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from evo2cli.plan.run import plan_recipe
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
 from tests.benchmarks.gpu import Report, cell
+from tests.ranks import free_port
 
 ABOUT = """\
 # The plan against measurements
@@ -240,9 +240,7 @@ def memory_of(process: int) -> int:
 @contextmanager
 def started(command: list[str], count: int, log: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The ranks of a command while the context lasts; at its end all their processes are killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = []
     with log.open("wb") as said:
         try:

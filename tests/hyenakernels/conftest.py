@@ -1,4 +1,6 @@
-"""Make Triton's interpreter faster, without changing what it computes or refuses.
+"""Memory of NaN for kernels; and Triton's interpreter made faster.
+
+It computes and refuses what it did:
 
 - At every call of a device function it replaces the functions of `triton.language` by its own,
   which takes as long as all computations of the kernels here: once in each launch and module is
@@ -12,8 +14,12 @@ methods below, and tests/hyenakernels/test_interpreter.py fails when they change
 """
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
+
+import pytest
+import torch
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     import numpy as np
@@ -58,3 +64,11 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     interpreter.InterpretedFunction.__call__ = call_function
     interpreter._get_np_dtype = find_dtype_once
     TritonSemantic.binary_op_sanitize_overflow_impl = refuse_overflow
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """Fill memory that a kernel does not write with NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

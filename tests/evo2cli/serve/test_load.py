@@ -5,7 +5,6 @@ import json
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from evo2cli.track.run import Section, section_values
 from stripedhyena2 import load
 from stripedhyena2.layers import default_layer
 from tests.evo2cli.serve.conftest import GENOME, is_ready, wait_until
+from tests.ranks import free_port
 
 NUM_CLIENTS, NUM_DISTURBERS = 6, 3
 SECONDS = 10  # of load after the restart, twice
@@ -246,8 +246,7 @@ def resident(process: subprocess.Popen[bytes]) -> int:
 def test_under_load_no_answer_is_wrong_and_nothing_leaks(genome: Path, tmp_path: Path) -> None:
     work = jobs(genome)
     log = tmp_path / "log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     loaded = Load(f"http://127.0.0.1:{port}", work)
     with loaded.running():
         with command(port, genome, log) as process:
