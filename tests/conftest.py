@@ -26,14 +26,8 @@ gc.disable()  # while tests are imported: all of it stays, and to search it take
 
 
 def pytest_collection_finish() -> None:
-    """From here on there may be waste, but not among what was imported."""
+    """From here on there may be waste."""
     gc.enable()
-    gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    """Nanobind looks for leaks at the end."""
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
