@@ -170,8 +170,11 @@ def _parameter(
     default = inspect.Parameter.empty if field.default is MISSING else field.default
     if isinstance(info, ArgumentInfo):
         info.metavar = declaration.flag
-    elif info.metavar is None:
-        info.metavar = "|".join(kind) if issubclass(kind, StrEnum) else _METAVARS.get(kind)
+    else:
+        if info.metavar is None:
+            info.metavar = "|".join(kind) if issubclass(kind, StrEnum) else _METAVARS.get(kind)
+        if kind is not bool and info.default is ... and not info.param_decls:
+            info.param_decls = (declaration.flag,)  # else typer 0.27 may call it by its metavar
     if declaration.is_tuple:
         kind = list[kind]  # type: ignore[valid-type]
         default = None if default == () else default

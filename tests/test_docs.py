@@ -214,6 +214,25 @@ def test_links_lead_to_files(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_days_of_gpus_follow_from_what_was_measured_and_name_the_card() -> None:
+    measured = (ROOT / "tests/benchmarks/results/variants.md").read_text()
+    (card,) = re.findall(r"NVIDIA (\w+), torch", measured)
+    table = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs/tracks.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    head = next(row for row in table if row[0] == card)
+    rows = table[table.index(head) + 2 :][:2]
+    for windows, *cells in rows:
+        numbers = [float(cell) for cell in cells]
+        for model, rate, days in zip(("1b_base", "7b"), numbers[::2], numbers[1::2], strict=True):
+            assert re.search(
+                rf"\| evo2_{model} \| {windows.split()[-1]} \| \d+ \| {rate} \|", measured
+            )
+            assert days == round(100e6 / rate / 86_400)
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     """Installed without the checkout, the model, the shapes and the recipes are found."""

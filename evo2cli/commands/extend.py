@@ -7,6 +7,7 @@ from evo2cli.errors import UserError
 from evo2cli.extend.options import CheckpointOptions, ExtendOptions, StageOptions
 from evo2cli.lengths import parse_length
 from evo2cli.options import refuse, takes
+from evo2cli.training.options import RunOptions
 
 
 @takes(ExtendOptions)
@@ -49,7 +50,10 @@ def _run_stage(stage: Path, options: ExtendOptions) -> None:
     from evo2cli.extend.verification import verification_page
     from evo2cli.train.run import summary_line
 
-    summary = extend_stage(stage, settings=options.settings, device=options.device)
+    run = RunOptions(
+        recipe=stage, settings=options.settings, data=options.data, device=options.device
+    )
+    summary = extend_stage(run)
     if summary.pop("rank") > 0:
         return
     if options.json:

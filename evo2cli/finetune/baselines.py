@@ -224,7 +224,7 @@ def _neighbours(sequence: str, places: Indices) -> Features:
     """One-hot bases [N, F] around each place; zeros beyond the ends."""
     padded = np.pad(_codes(sequence), AROUND, constant_values=4)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1)[places]
-    return _ONE_HOT[windows].reshape(len(places), -1)
+    return _ONE_HOT[windows].reshape(len(places), 4 * (2 * AROUND + 1))
 
 
 def _model(labels: Labels, c: float) -> Any:

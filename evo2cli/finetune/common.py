@@ -68,6 +68,14 @@ class Run:
         """What must be the same when the run is resumed, beside its recipe."""
         return {"shape": asdict(self.stored.config), "base": self.marks}
 
+    def missing_bytes(self) -> int:
+        """Bytes that the run will write into its folder beside checkpoints and models.
+
+        Raises:
+            UserError: What the recipe says of the base is not possible.
+        """
+        return 0
+
     def trainer(self, folder: RunFolder) -> Trainer:
         """What trains; sets `start` and `description`."""
         raise NotImplementedError
@@ -84,7 +92,8 @@ class Run:
                 f"{self.path}: batch.length = {recipe.batch.length} is longer than the model's "
                 f"context of {self.stored.config.context}; give a shorter --length"
             )
-        with open_run(recipe, self.stored.config, self.identity(), ranks) as folder:
+        missing, identity = self.missing_bytes(), self.identity()
+        with open_run(recipe, self.stored.config, identity, ranks, others=missing) as folder:
             return self._run_in(folder)
 
     def _run_in(self, folder: RunFolder) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import sequence_logprob
 
 MAX_TOKENS = 20_000  # labelled bases of a split that the features of a task of tokens are kept of
+FILES = "features-*.safetensors"
 MAX_ROWS = 2_000  # examples by which the best layer is chosen
 FOLDS = 5
 
@@ -153,7 +154,7 @@ class Cache:
         digest = hashlib.sha256(self._settings.encode() + rows)
         for group in examples:
             digest.update(b"\n" + b"\t".join(group))
-        path = self._folder / f"features-{digest.hexdigest()[:16]}.safetensors"
+        path = self._folder / FILES.replace("*", digest.hexdigest()[:16])
         try:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator

@@ -22,6 +22,7 @@ from evo2cli.files import atomic_path, reading, writing
 from evo2cli.finetune.data import Data
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.features import (
+    FILES,
     MAX_TOKENS,
     Cache,
     all_rows,
@@ -38,7 +39,7 @@ from evo2cli.models import DTYPES
 from evo2cli.options import DType
 from evo2cli.training.recipe import Finetune, Recipe
 from stripedhyena2 import ModelConfig, StripedHyena2, load
-from stripedhyena2.layers import default_layer, resolve_layers
+from stripedhyena2.layers import default_layer, layer_width, resolve_layers
 from stripedhyena2.scoring import sequence_logprob
 
 FACTS = "base.json"
@@ -132,6 +133,12 @@ class FrozenBase:
         self._layer_by_name()
         self.read_at("")
 
+    @cached_property
+    def _shape(self) -> StripedHyena2:
+        """The base without weights."""
+        with torch.device("meta"):
+            return StripedHyena2(self.config)
+
     def _layer_by_name(self) -> str | None:
         """The layer that the recipe names; None if the best is to be found."""
         tuning = self._tuning
@@ -141,9 +148,7 @@ class FrozenBase:
             return default_layer(self.config)
         if tuning.layer in (None, "last"):
             return f"blocks.{self.config.depth - 1}"
-        with torch.device("meta"):
-            shape = StripedHyena2(self.config)
-        layers = resolve_layers(shape, tuning.layer)
+        layers = resolve_layers(self._shape, tuning.layer)
         if len(layers) != 1:
             raise UserError(f"--layer {tuning.layer}: a head reads one layer, not {len(layers)}")
         return layers[0]
@@ -175,7 +180,19 @@ class FrozenBase:
         if self._tuning.method != "head" or how.pool == "attention":
             return False
         bases = sum(map(len, self.data.examples.sequences)) if how.by_token else 0
-        return 4 * bases * self.config.width <= MAX_CACHED
+        return bases * self._row_bytes <= MAX_CACHED
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of the features of a row, in fp32; the best layer is always a block."""
+        width = layer_width(self._shape, self._layer_by_name() or "blocks.0")
+        return 4 * width * self.read_at("").num_features
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the features that are not in the folder of the run yet."""
+        there = sum(file.stat().st_size for file in self.recipe.output.glob(FILES))
+        return max(0, sum(map(len, self.rows.values())) * self._row_bytes - there)
 
     @cached_property
     def rows(self) -> dict[str, NDArray[np.int64]]:

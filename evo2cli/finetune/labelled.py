@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,20 @@ class LabelledRun(Run):
         """As `Run`."""
         return {**super().identity(), "examples": self.data.digest}
 
+    @cached_property
+    def base(self) -> FrozenBase:
+        """The base before it is trained."""
+        config, device = self.stored.config, self.ranks.device
+        return FrozenBase(self.recipe, self.data, config, self.marks, device)
+
+    def missing_bytes(self) -> int:
+        """As `Run`: features of the base."""
+        self.base.check()
+        return self.base.missing_bytes
+
     def trainer(self, folder: RunFolder) -> Trainer:
         """As `Run`."""
-        recipe, data, ranks = self.recipe, self.data, self.ranks
-        self.base = base = FrozenBase(recipe, data, self.stored.config, self.marks, ranks.device)
-        base.check()
+        recipe, data, ranks, base = self.recipe, self.data, self.ranks, self.base
         how = base.read_at(f"blocks.{self.stored.config.depth - 1}")
         trial = TunedStart(
             self.stored.config,

@@ -85,9 +85,10 @@ def event_stream(
 
     async def lines() -> AsyncIterator[str]:
         try:
-            async for result in job:
-                if (sent := event(result)) is not None:
-                    yield f"data: {to_json(sent)}\n\n"
+            async for found in job.batches():
+                sent = [each for each in map(event, found) if each is not None]
+                if sent:
+                    yield "".join(f"data: {to_json(each)}\n\n" for each in sent)
         except Refusal as error:
             yield f"data: {to_json(refusal_of(error).body())}\n\n"
         else:

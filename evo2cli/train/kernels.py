@@ -119,7 +119,7 @@ def _run(trial: Trial, recipe: Recipe, path: Path, start: Start, device: str, _:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     where = torch.device(device)
-    if where.type == "cuda":
+    if where.index is not None:
         torch.cuda.set_device(where)
     trial(recipe, path, start, Ranks.alone(where))
 

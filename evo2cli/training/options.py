@@ -22,6 +22,21 @@ class SettingsOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """The genomes of a run whose recipe reads a folder of them."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Folder of genomes: FASTA files in its folders train and valid.",
+            show_default="the recipe's data.corpus.path",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeOptions(JSONOptions, SettingsOptions):
     """A recipe, and changes to it."""
 
@@ -29,7 +44,7 @@ class RecipeOptions(JSONOptions, SettingsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(DeviceOptions, RecipeOptions):
+class RunOptions(DataOptions, DeviceOptions, RecipeOptions):
     """A training run: the options that every rank is given."""
 
     output: Annotated[
@@ -40,14 +55,5 @@ class RunOptions(DeviceOptions, RecipeOptions):
             metavar="FOLDER",
             help="Folder of the run.",
             show_default="the recipe's output",
-        ),
-    ] = None
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            help="Folder of genomes: FASTA files in its folders train and valid.",
-            show_default="the recipe's data.corpus.path",
         ),
     ] = None

@@ -41,35 +41,29 @@ def kernels_take(
     """
     if not z_BLC.is_cuda or z_BLC.numel() == 0:
         return False
-    reason = _reason_against(
-        HAS_TRITON, z_BLC.dtype, num_featurizer_taps, num_taps, num_modes, width
-    )
+    reason = _reason_against(z_BLC.dtype, num_featurizer_taps, num_taps, num_modes, width)
     if reason:
         warn_once(reason)
     return not reason
 
 
-@cache
 def _reason_against(
-    has_triton: bool,
-    dtype: torch.dtype,
-    num_featurizer_taps: int,
-    num_taps: int,
-    num_modes: int,
-    width: int,
+    dtype: torch.dtype, num_featurizer_taps: int, num_taps: int, num_modes: int, width: int
 ) -> str:
     """Why no kernel supports an input; empty if one does."""
-    reasons = {
-        "triton is not installed": not has_triton,
-        f"{dtype} has no kernel": dtype not in KERNEL_DTYPES,
-        f"featurizers of more than {MAX_FEATURIZER_TAPS} taps have no kernel": (
-            num_featurizer_taps > MAX_FEATURIZER_TAPS
-        ),
-        f"filters of more than {MAX_TAPS} taps have no kernel": num_taps > MAX_TAPS,
-        f"filters of more than {MAX_MODES} modes have no kernel": num_modes > MAX_MODES,
-        f"norms of more than {MAX_CHANNELS} channels have no kernel": width > MAX_CHANNELS,
-    }
-    return next((reason for reason, applies in reasons.items() if applies), "")
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if dtype not in KERNEL_DTYPES:
+        return f"{dtype} has no kernel"
+    if num_featurizer_taps > MAX_FEATURIZER_TAPS:
+        return f"featurizers of more than {MAX_FEATURIZER_TAPS} taps have no kernel"
+    if num_taps > MAX_TAPS:
+        return f"filters of more than {MAX_TAPS} taps have no kernel"
+    if num_modes > MAX_MODES:
+        return f"filters of more than {MAX_MODES} modes have no kernel"
+    if width > MAX_CHANNELS:
+        return f"norms of more than {MAX_CHANNELS} channels have no kernel"
+    return ""
 
 
 def all_contiguous(*tensors: Tensor | None) -> bool:

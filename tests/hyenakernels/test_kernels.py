@@ -244,6 +244,26 @@ def test_modal_segments_join_wherever_the_featurizer_reaches(length: int) -> Non
     assert_kernel_is_reference(Case(modes=1, length=length, featurizer=4, past=True, width=4))
 
 
+def test_the_adjoint_of_a_slow_mode_decays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By less than a digit of fp32 in a row, but in many rows."""
+    for module in (modal_kernel, modal_gradient, modal):
+        monkeypatch.setattr(module, "modal_segment", lambda width: 128)  # noqa: ARG005
+    case = Case(modes=1, length=300, width=2, featurizer=1)
+    inputs = inputs_of(case)
+    inputs[2] = torch.full((2, 1), -5e-8, device=DEVICE)
+    mine, exact = leaves(inputs), leaves(inputs, torch.float64)
+    weights = torch.randn(1, 300, 2, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for run, tensors in ((by_kernel, mine), (by_reference, exact)):
+        y, past_after = run(case, tensors)
+        ((weights * y).sum() + 100 * past_after.sum()).backward()
+    for name, tensor, reference in zip(("z", "state"), mine[::6], exact[::6], strict=True):
+        assert tensor is not None
+        assert tensor.grad is not None
+        assert reference is not None
+        assert reference.grad is not None
+        assert_close(f"gradient of {name}", tensor.grad, reference.grad, TOLERANCE[torch.float32])
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(
@@ -372,6 +392,35 @@ def test_steps_are_the_sequence(case: Case) -> None:
                 found[i, row] = y[i, 0].to(found.dtype)
         lengths_B += 1
     assert_close("y", found, whole, TOLERANCE[case.dtype])
+
+
+@pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.parametrize(
+    "case",
+    [Case(taps=7, dtype=torch.bfloat16), Case(taps=33, width=48, groups=3), Case(modes=4)],
+    ids=str,
+)
+def test_a_step_is_the_same_alone_and_among_many(case: Case) -> None:
+    """More sequences than programs take at a time: each as if it were alone, bit for bit."""
+    count, generator = 39, torch.Generator().manual_seed(3)
+    z, *filters, _, _ = inputs_of(replace(case, batch=count, length=1))
+    assert z is not None
+    z_ring = torch.randn(count, case.featurizer, 3 * case.width, generator=generator).to(z)
+    past = torch.randn(count, case.taps or case.modes, case.width, generator=generator).to(DEVICE)
+    past = past.to(z.dtype) if case.taps else past.transpose(1, 2)
+    lengths_B = torch.randint(0, 500, (count,), generator=generator).to(DEVICE)
+    step = hyena_fir_step if case.taps else hyena_modal_step
+
+    def stepped(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        inner = past[rows].clone(memory_format=torch.preserve_format)
+        slots = HyenaSlots(z_ring[rows].clone(), inner, lengths_B[rows].clone())
+        with torch.no_grad():
+            return step(z[rows], filters_of(case, filters), slots), slots.featurizer_BFC, inner
+
+    together = stepped(slice(None))
+    for row in (0, 1, 16, count - 1):
+        for mine, all_of_it in zip(stepped(slice(row, row + 1)), together, strict=True):
+            assert torch.equal(mine[0], all_of_it[row])
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["states", "adjoints"])

@@ -126,8 +126,11 @@ def _frozen(recipe: Recipe, config: ModelConfig) -> Frozen | None:
     if tuning is None or tuning.method == "full":
         return None
     element = {"fp32": 4, "bf16": 2, "fp8": 1}[tuning.base]
+    # The output of a block as the head's input: a hidden layer as wide, or else one output.
+    is_hidden = tuning.task != "lm" and tuning.head == "mlp"
+    head = config.width * (config.width + 4) if is_hidden else config.width
     if tuning.method == "head":
-        return Frozen(element, config.width, has_backward=False)
+        return Frozen(element, head, has_backward=False)
     adapters = tuning.adapters
     with torch.device("meta"):
         model = StripedHyena2(config)
@@ -137,6 +140,7 @@ def _frozen(recipe: Recipe, config: ModelConfig) -> Frozen | None:
     ]
     trained = sum(adapters.rank * sum(shape) for shape in shapes)
     trained += sum(shape[0] for shape in shapes) if adapters.dora else 0
+    trained += head if is_hidden else 0
     return Frozen(element, trained, has_backward=True)
 
 

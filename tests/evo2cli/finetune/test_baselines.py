@@ -164,6 +164,16 @@ def test_a_class_that_is_too_rare_to_be_drawn_has_probability_zero(
         assert predicted.tolist() == [[1, 0]] * 500
 
 
+@pytest.mark.parametrize("baseline", [position_baseline, kmer_baseline])
+def test_a_sequence_of_which_no_base_is_drawn_is_left_out(
+    baseline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, labels = islands(100)
+    monkeypatch.setattr(baselines, "MAX_ROWS", 100)  # one of each, on the average
+    for predicted in baseline(examples, labels, np.arange(98), [98, 99]):
+        assert predicted.shape == (500, 2)
+
+
 def test_bases_without_a_label_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few labels give the same model whatever stands around them without a label."""
     examples, labels = islands(6)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from evo2cli.finetune.folder import find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
 from evo2cli.finetune.tasks import SplitBy, Task
 from evo2cli.predict.run import predict_table
-from evo2cli.training import space
+from evo2cli.training import space, state
 from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe_file import read_recipe
@@ -405,3 +406,61 @@ def test_the_best_weights_are_counted_before_a_run_starts(
         space.check_output(again, config, 1)
     (again.output / "best").mkdir(parents=True)
     space.check_output(again, config, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("classify", {"method": "head"}),
+        ("classify", {"method": "lora"}),
+        ("classify", {"method": "head", "layer": "blocks.1.mlp.up", "strand": "both"}),
+        ("tokens", {"method": "head", "layer": "blocks.1.mixer.project_in"}),
+        ("tokens", {"method": "lora"}),
+        ("pairs", {"method": "head", "layer": "best"}),
+    ],
+    ids=["head", "probe", "wide", "bases", "some-bases", "pairs"],
+)
+def test_features_are_counted_before_a_run_starts(
+    tune: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    options: dict[str, Any],
+) -> None:
+    """To the byte, and not again once they are there."""
+    table = small_table(tmp_path / "x.tsv", kind)
+    asked: list[int] = []
+    check = space.check_output
+
+    def note(*given: Any, others: int) -> None:
+        asked.append(others)
+        check(*given, others=others)
+
+    monkeypatch.setattr(state, "check_output", note)
+    tune(table, **options)
+    written = [load_file(file) for file in (tmp_path / "run").glob("features-*.safetensors")]
+    assert asked == [sum(tensor.nbytes for part in written for tensor in part.values())]
+    (tmp_path / "run" / "final").rename(tmp_path / "run" / "best")  # as if it were not finished
+    tune(table, **options)
+    assert asked[1] == 0
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: 0)
+    with pytest.raises(UserError, match=r"the best model and 0.00 GB of features of the base need"):
+        tune(table, output="again", **options)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_disk_takes_checkpoints_and_features(tune: Run, tmp_path: Path, base: str) -> None:
+    """A byte less than both is too little."""
+    tune(small_table(tmp_path / "x.tsv", "classify"), method="head", head="mlp")
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    config = read_checkpoint(base).config
+    needed = disk(recipe, count_sizes(recipe, config), make_setup(recipe, config, 1))
+    weights = load_file(tmp_path / "run" / "final" / "head.safetensors")
+    trained = sum(tensor.nbytes for name, tensor in weights.items() if not name.endswith("_F"))
+    assert needed.best == pytest.approx(trained, rel=0.05)  # classes and biases are not counted
+    again = recipe.model_copy(update={"output": tmp_path / "again"})
+    for spare, fits in ((0, True), (-1, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(space, "free_bytes", lambda _, spare=spare: needed.peak + 1000 + spare)
+            with nullcontext() if fits else pytest.raises(UserError, match="of features of the"):
+                space.check_output(again, config, 1, others=1000)
