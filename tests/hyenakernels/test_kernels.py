@@ -4,7 +4,7 @@ On a machine without a GPU the kernels run in Triton's interpreter.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,7 +35,9 @@ from hyenakernels.modal import gradient as modal_gradient
 from hyenakernels.modal import kernel as modal_kernel
 from hyenakernels.modal import op as modal
 from hyenakernels.modal import reference as modal_reference
+from tests.hyenakernels.tensors import Inputs, assert_close, leaves
 
+pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # ||x - exact|| / ||exact||. The interpreter truncates to bf16 where a GPU rounds to the nearest:
@@ -53,14 +55,6 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "fir_segment", lambda programs, length: 64)  # noqa: ARG005
     for module in (modal_kernel, modal_gradient, modal):
         monkeypatch.setattr(module, "modal_segment", lambda width: 16)  # noqa: ARG005
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Fill memory that a kernel does not write with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,6 @@ class Case:
         flags = "-past" * self.past + "-noskip" * (not self.skip)
         size = f"B{self.batch}-L{self.length}-D{self.width}-F{self.featurizer}"
         return f"{kind}-{size}{flags}-{str(self.dtype)[6:]}"
-
-
-Inputs = list[Tensor | None]
 
 
 def spread_poles(width: int, modes: int) -> Tensor:
@@ -148,20 +139,6 @@ def by_reference(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
         convolve = lambda u: modal_reference.modal_conv(u, *parameters, past.transpose(1, 2))  # noqa: E731
     y, past_after = gated(convolve, z, filters_of(case, [featurizer, *parameters, skip]), z_past)
     return y, past_after.inner if case.taps else past_after.inner.transpose(1, 2)
-
-
-def leaves(inputs: Inputs, dtype: torch.dtype | None = None) -> Inputs:
-    return [
-        None if tensor is None else tensor.detach().to(dtype or tensor.dtype).requires_grad_()
-        for tensor in inputs
-    ]
-
-
-def assert_close(name: str, value: Tensor, exact: Tensor, tolerance: float) -> None:
-    assert value.shape == exact.shape, name
-    scale = exact.norm().item()
-    error = (value.double() - exact).norm().item()
-    assert error <= tolerance * scale + 1e-30, f"{name}: {error / scale:.2e} > {tolerance:.0e}"
 
 
 def assert_kernel_is_reference(case: Case) -> None:

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from stripedhyena2 import load
 from stripedhyena2.layers import default_layer
 from tests.evo2cli.serve.conftest import GENOME, is_ready, wait_until
 from tests.evo2cli.serve.load import Job, Load, metric, resident, wait_until_idle
+from tests.ranks import free_port
 
-SECONDS = 10  # of load, before and after the restart
+SECONDS = 10  # of load after the restart, twice
 SPARE = 64 * 2**20  # bytes by which the memory may differ; of bodies that leaked it would be more
 
 
@@ -105,14 +105,13 @@ def command(port: int, genome: Path, log: Path) -> Iterator[subprocess.Popen[byt
 def test_under_load_no_answer_is_wrong_and_nothing_leaks(genome: Path, tmp_path: Path) -> None:
     work = jobs(genome)
     log = tmp_path / "log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     loaded = Load(
         f"http://127.0.0.1:{port}", work, num_clients=6, num_disturbers=3, long_tokens=500
     )
     with loaded.running():
         with command(port, genome, log) as process:
-            loaded.wait(SECONDS)
+            loaded.wait(0)  # until every job has been answered
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 0
         with command(port, genome, log) as process:
