@@ -47,6 +47,7 @@ def _step_kernel(
 ):
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
+    # Filters are read while the previous launch still runs.
     featurizer = load_featurizer(featurizer_taps, channel, inside, D, F)
     # Poles are exact whatever the dtype: one is applied once for each token, without an end.
     poles, remainders = (), ()
