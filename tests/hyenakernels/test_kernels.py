@@ -465,7 +465,7 @@ def test_a_pole_near_one_keeps_its_precision(
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
-def test_slots_that_are_not_contiguous_are_left_to_the_reference() -> None:
+def test_slots_and_filters_that_are_not_contiguous_are_left_to_the_reference() -> None:
     for case in (Case(taps=7), Case(modes=5)):
         z, *filters, _, _ = inputs_of(replace(case, length=1, batch=2))
         assert z is not None
@@ -476,8 +476,13 @@ def test_slots_that_are_not_contiguous_are_left_to_the_reference() -> None:
         with torch.no_grad():
             given = filters_of(case, filters)
             y = step(z, given, HyenaSlots(z_ring.clone(), past.clone(), lengths_B))
-            apart = torch.stack([z_ring, z_ring], dim=3)[..., 0]
+            apart, *filters_apart = (
+                None if x is None else torch.stack([x, x], dim=-1)[..., 0] for x in (z_ring, *given)
+            )
+            assert apart is not None
             assert not apart.is_contiguous()
+            slots = HyenaSlots(z_ring.clone(), past.clone(), lengths_B)
+            torch.testing.assert_close(step(z, type(given)(*filters_apart), slots), y)
             torch.testing.assert_close(step(z, given, HyenaSlots(apart, past, lengths_B)), y)
             with pytest.raises(ValueError, match=r"rows \(2, 2, 96\)"):
                 step(z.expand(2, 2, 96), given, HyenaSlots(z_ring, past, lengths_B))

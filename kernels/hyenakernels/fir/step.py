@@ -42,6 +42,7 @@ def _step_kernel(
     channel = first + tl.arange(0, BLOCK_D)
     inside = channel < D
     ring += batch.to(tl.int64) * K * D
+    # Filters are read while the previous launch still runs.
     featurizer = load_featurizer(featurizer_taps, channel, inside, D, F)
     newest_tap = tl.load(taps + channel // W * K, mask=inside, other=0.0).to(tl.float32)
     wait_for_previous(OVERLAPS)

@@ -4,8 +4,9 @@ As many programs as fit the GPU at once each take every n-th block of whole rows
 program normalizes the row of x and rounds it to e4m3 once, then holds it in registers. So the
 numbers are those of a norm, `round_rows` and a product, up to the order of sums.
 
-Weights are read as words of four. A word is a quarter of the registers that four bytes would take
-in a loop, and three instructions make a byte of it an fp32 number.
+Weights are read as words of four, 16 bytes a thread at a time: a part of a row is what all threads
+read so. On a GPU an instruction converts two numbers of a word to fp16 and another each to fp32; in
+the interpreter, which has no inline PTX, the bits of a number are moved to where fp32 has them.
 
 I input channels, W = I / 4 words, O output channels.
 """
@@ -20,8 +21,9 @@ from hyenakernels.launch import float8_linear_launch, parts_of
 from hyenakernels.linear.kernel import activated
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
-# The bits of an e4m3 number, as part of an fp32 number, mean an exponent that is 127 - 7 too low.
-# The row makes up for half of that and the sum for the other half, so that both stay in range.
+# Where its bits are moved, the exponent of an e4m3 number is 127 - 7 too low as part of an fp32
+# number. The row makes up for half of that and the sum for the other half, so that both stay in
+# range.
 _HALF = 2.0**60
 
 

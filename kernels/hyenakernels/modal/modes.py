@@ -20,25 +20,6 @@ def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D:
 
 
 @triton.jit
-def load_modes_by_fours(x, channel, inside, S: tl.constexpr):
-    """As `load_modes` from [D, S], in a fourth of the requests, but by a layout of its own."""
-    values = ()
-    for first in tl.static_range(0, S, 4):
-        mode = first + tl.arange(0, 4)[None, :]
-        four = tl.load(
-            x + channel[:, None] * S + mode, mask=inside[:, None] & (mode < S), other=0.0
-        )
-        even, odd = tl.split(tl.reshape(four.to(tl.float32), (channel.shape[0], 2, 2)))
-        even_0, even_2 = tl.split(even)
-        odd_1, odd_3 = tl.split(odd)
-        quarters = (even_0, odd_1, even_2, odd_3)
-        for i in tl.static_range(4):
-            if first + i < S:
-                values = values + (quarters[i],)
-    return values
-
-
-@triton.jit
 def two_part_exp(x):
     """exp(x), as a number in fp32 and the remainder of rounding it, in fp32 too.
 

@@ -11,14 +11,7 @@ from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import load_featurizer
 from hyenakernels.gate.step import gated_step
 from hyenakernels.launch import parts_of
-from hyenakernels.modal.modes import (
-    advance,
-    load_modes,
-    load_modes_by_fours,
-    store_modes,
-    two_part_exp,
-    weigh,
-)
+from hyenakernels.modal.modes import advance, load_filter, load_modes, store_modes, weigh
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 BLOCK_D = 32  # channels of a program, one a thread
@@ -47,17 +40,12 @@ def _step_kernel(
 ):
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
+    # Filters are read while the previous launch still runs.
     featurizer = load_featurizer(featurizer_taps, channel, inside, D, F)
     # Poles are exact whatever the dtype: one is applied once for each token, without an end.
-    poles, remainders = (), ()
-    log_pole = load_modes_by_fours(log_poles, channel, inside, S)
-    for s in tl.static_range(S):
-        pole, remainder = two_part_exp(log_pole[s])
-        poles, remainders = poles + (pole,), remainders + (remainder,)
-    residue = load_modes_by_fours(residues, channel, inside, S)
-    skips = tl.zeros((BLOCK_D,), tl.float32)
-    if HAS_SKIP:
-        skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
+    poles, remainders, residue, skips = load_filter(
+        log_poles, residues, skip, channel, inside, D, S, True, HAS_SKIP, BLOCK_D
+    )
     wait_for_previous(OVERLAPS)
     first, step = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     # States are loaded one sequence ahead.
