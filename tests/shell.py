@@ -62,7 +62,10 @@ def _answer(caller: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # The streams of the process that was forked know the kind of file that they were opened on.
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - for as long as the process runs
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
@@ -72,6 +75,7 @@ def _answer(caller: socket.socket) -> None:
     try:
         main()
     except SystemExit as end:
+        sys.stdout.flush()
         ended.set()
         caller.sendall(bytes([int(end.code or 0)]))
 
