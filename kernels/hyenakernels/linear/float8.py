@@ -18,13 +18,13 @@ import triton.language as tl
 from hyenakernels.float8.kernel import largest_bits, row_scale
 from hyenakernels.float8.reference import E4M3, SMALLEST
 from hyenakernels.launch import float8_linear_launch, parts_of
-from hyenakernels.linear.kernel import activated
-from hyenakernels.overlap import overlap_options, wait_for_previous
+from hyenakernels.linear.kernel import activated, arguments_of, store
+from hyenakernels.overlap import wait_for_previous
 
 # Where its bits are moved, the exponent of an e4m3 number is 127 - 7 too low as part of an fp32
 # number. The row makes up for half of that and the sum for the other half, so that both stay in
 # range.
-_HALF = 2.0**60
+_HALF = tl.constexpr(2.0**60)
 
 
 @triton.jit
@@ -169,7 +169,6 @@ def _linear_kernel(
     eps,
     O: tl.constexpr,  # noqa: E741
     I: tl.constexpr,  # noqa: E741
-    HALF: tl.constexpr,
     LIMIT: tl.constexpr,
     SMALLEST: tl.constexpr,
     NORMED: tl.constexpr,
@@ -184,6 +183,7 @@ def _linear_kernel(
     PARTS: tl.constexpr,
 ):
     ROWS: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
+    HALF: tl.constexpr = 1.0 if CONVERTS else _HALF
     first = tl.program_id(0) * BLOCK_O
     step = tl.num_programs(0) * BLOCK_O
     # Weights are loaded one block ahead, the first block while the previous launch still runs.
@@ -215,53 +215,30 @@ def _linear_kernel(
         y_O = activated(y_O, bias, out, is_out, HAS_BIAS, GELU)
         if GATED:
             y_O *= up_O * (x_scale * tl.load(up_scale + out, mask=is_out, other=0.0))
-        if ADDED:
-            y_O += tl.load(added + out, mask=is_out, other=0.0).to(tl.float32)
-        tl.store(y + out, y_O.to(y.dtype.element_ty), mask=is_out)
+        store(y, y_O, added, out, is_out, ADDED)
 
 
-def linear(
-    x_1I,
-    weight,
-    *,
-    scale_I=None,
-    eps=0.0,
-    up=None,
-    gelu=False,
-    bias_O=None,
-    added_1O=None,
-):
-    """Compute act(norm(x) W^T + bias) * (norm(x) U^T) + added, without the parts not given."""
+def linear(x_1I, weight, *, up=None, **parts):
+    """Compute act(norm(x) W^T + bias) * (norm(x) U^T) + added; for `parts` see `arguments_of`."""
     outputs, inputs = weight.shape
     y_1O = x_1I.new_empty(1, outputs)
     launch = float8_linear_launch(inputs, gated=up is not None)
+    given = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
     up = weight if up is None else up
     _linear_kernel[(min(parts_of(outputs, launch.block_o), launch.programs),)](
-        x_1I,
-        x_1I if scale_I is None else scale_I,
-        weight.values_OI.view(torch.int32),
-        weight.scale_O1,
-        up.values_OI.view(torch.int32),
-        up.scale_O1,
-        x_1I if bias_O is None else bias_O,
-        x_1I if added_1O is None else added_1O,
-        y_1O,
-        eps,
+        **given,
+        weight=weight.values_OI.view(torch.int32),
+        weight_scale=weight.scale_O1,
+        up=up.values_OI.view(torch.int32),
+        up_scale=up.scale_O1,
         O=outputs,
         I=inputs,
-        HALF=1.0 if x_1I.is_cuda else _HALF,
         LIMIT=torch.finfo(E4M3).max,
         SMALLEST=SMALLEST,
-        NORMED=scale_I is not None,
-        GATED=up is not weight,
-        GELU=gelu,
-        HAS_BIAS=bias_O is not None,
-        ADDED=added_1O is not None,
         CONVERTS=x_1I.is_cuda,  # the interpreter has no inline PTX
         BLOCK_O=launch.block_o,
         BLOCK_W=launch.block_w,
         PARTS=parts_of(inputs // 4, launch.block_w),
         num_warps=launch.num_warps,
-        **overlap_options(),
     )
     return y_1O
