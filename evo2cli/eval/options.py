@@ -473,8 +473,8 @@ class MutantTableOptions(TableOptions, panel="Measurements"):
         typer.Argument(
             metavar="TABLE",
             rich_help_panel="Arguments",
-            help="Table (TSV, CSV, Parquet or JSON lines) of protein variants. They are scored "
-            "first if there is no column EVO2_DELTA.",
+            help="Table (TSV, CSV, Parquet or JSON lines) of protein variants. If it has no column "
+            "EVO2_DELTA, they are scored first.",
         ),
     ]
     mutant: Annotated[

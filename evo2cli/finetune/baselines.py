@@ -222,7 +222,7 @@ def fit_and_predict(
     """Fit a linear model to features, and predict from others: probabilities or numbers [N, C].
 
     Args:
-        labels: What is predicted. Of several classes at a time, each has a model of its own.
+        labels: What is predicted. If examples can have several labels, each gets its own model.
         train_NF: Features to fit to.
         values: Their labels, as `Examples` holds them; for labels of bases, one class each.
         rows_NF: Features to predict from.
