@@ -93,6 +93,7 @@ def main() -> None:
     """Run the command line; every error becomes one line on stderr and an exit code."""
     console.show_warnings()
     console.open_missing_streams()
+    console.take_any_text()
     try:
         code = _run()
         sys.stdout.flush()

@@ -1,17 +1,20 @@
 """The only module that prints: data on stdout, messages and progress on stderr."""
 
+import codecs
+import io
 import json
 import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 
 def open_missing_streams() -> None:
@@ -21,6 +24,26 @@ def open_missing_streams() -> None:
     if sys.stdout is None:
         # Open for reading only, so that writing to it fails.
         sys.stdout = Path(os.devnull).open()  # noqa: SIM115 - open until the process ends
+
+
+def take_any_text() -> None:
+    r"""Let stdout take every name and sign, whatever the locale: no text ends in an error.
+
+    Bytes of a file's name that are not UTF-8 are written as they are, so that a command line or a
+    path can be used; a character that the encoding lacks is written as an escape, e.g. `\xb1`.
+    """
+    codecs.register_error("evo2", _bytes_or_escape)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="evo2")
+
+
+def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    character = error.object[error.start]
+    for handler in ("surrogateescape", "backslashreplace"):
+        with suppress(UnicodeEncodeError):
+            return character.encode("ascii", handler), error.start + 1
+    raise error
 
 
 def forget_stdout() -> None:
@@ -67,6 +90,23 @@ PIPE_WIDTH = 200  # columns of a page that is not written to a terminal
 def printable(text: str) -> str:
     """A text that UTF-8 can hold: other bytes of a file's name become replacement characters."""
     return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def number_table(label: str, *names: str, justify: 'Literal["left", "right"]' = "left") -> "Table":
+    """A table for a page: a column of labels, then columns of numbers.
+
+    Args:
+        label: The head of the first column.
+        names: The heads of the others.
+        justify: Of the first column.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column(label, justify=justify, overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def write_page(page: "RenderableType", *, stderr: bool = False) -> None:

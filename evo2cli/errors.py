@@ -1,5 +1,7 @@
 """Errors of commands and their exit codes: 2 bad input, 3 too many skipped records, 4 numerics."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something the user can fix: the command line prints it as one line, without a traceback.
@@ -20,6 +22,12 @@ class UntrustedNumericsError(UserError):
     """A result is NaN or infinite, so no number of this run can be trusted."""
 
     exit_code = 4
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Names for a message: the first ones, separated by commas; "none" if there is none."""
+    texts = [*map(str, names)]
+    return ", ".join([*texts[:most], *(["..."] if len(texts) > most else [])]) or "none"
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:

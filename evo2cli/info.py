@@ -13,7 +13,7 @@ from evo2cli.genome.builds import build_of
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.variant_table import is_table, read_table
-from evo2cli.genome.vcf import FIRST_COLUMNS, is_bases, is_variants, read_vcf
+from evo2cli.genome.vcf import FIRST_COLUMNS, Kind, is_bases, is_variants, kind_of, read_vcf
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
@@ -28,7 +28,12 @@ from stripedhyena2.mixer import MIXERS
 from stripedhyena2.values import read_values
 
 LENGTHS = (8_192, 131_072, 1_048_576)
-_KINDS = ("snvs", "mnvs", "insertions", "deletions")
+_KINDS = {
+    Kind.SNV: "snvs",
+    Kind.MNV: "mnvs",
+    Kind.INSERTION: "insertions",
+    Kind.DELETION: "deletions",
+}
 _NOT_BASES = "not_spelled_in_bases"
 
 
@@ -153,7 +158,7 @@ def _variants(path: Path) -> dict[str, Any]:
         "records": count,
         "alleles": kinds.total(),
         "contigs": len(contigs - {""}),  # of blank lines
-        **{kind: kinds[kind] for kind in (*_KINDS, _NOT_BASES)},
+        **{kind: kinds[kind] for kind in (*_KINDS.values(), _NOT_BASES)},
         "not_left_aligned": indels.unnormalized,
     }
 
@@ -161,10 +166,7 @@ def _variants(path: Path) -> dict[str, Any]:
 def _kind(reference: bytes, alternate: bytes) -> str:
     if not (is_bases(reference) and is_bases(alternate)):
         return _NOT_BASES
-    snvs, mnvs, insertions, deletions = _KINDS
-    if len(reference) == len(alternate):
-        return snvs if len(reference) == 1 else mnvs
-    return insertions if len(alternate) > len(reference) else deletions
+    return _KINDS[kind_of(reference, alternate)]
 
 
 def _fasta(path: Path) -> dict[str, Any]:

@@ -85,6 +85,22 @@ def open_model(options: ModelOptions) -> StripedHyena2:
     return model
 
 
+def warn_beyond_context(model: StripedHyena2, length: int, what: str) -> None:
+    """Warn if a model reads more positions at once than it was trained on.
+
+    Args:
+        model: The model.
+        length: The number of positions.
+        what: What has this many, which begins the line, e.g. "--window 16,384".
+    """
+    context = model.config.context
+    if length > context:
+        console.warn(
+            f"{what}: longer than the {context:,} positions that the model was trained on; beyond "
+            "them it extrapolates"
+        )
+
+
 def precision_name(model: StripedHyena2) -> str:
     """The dtype of weights and activations, and what is computed in FP8, if anything."""
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")

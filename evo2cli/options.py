@@ -170,8 +170,11 @@ def _parameter(
     default = inspect.Parameter.empty if field.default is MISSING else field.default
     if isinstance(info, ArgumentInfo):
         info.metavar = declaration.flag
-    elif info.metavar is None:
-        info.metavar = "|".join(kind) if issubclass(kind, StrEnum) else _METAVARS.get(kind)
+    else:
+        if info.metavar is None:
+            info.metavar = "|".join(kind) if issubclass(kind, StrEnum) else _METAVARS.get(kind)
+        if kind is not bool and info.default is ... and not info.param_decls:
+            info.param_decls = (declaration.flag,)  # else typer 0.27 may call it by its metavar
     if declaration.is_tuple:
         kind = list[kind]  # type: ignore[valid-type]
         default = None if default == () else default
@@ -342,8 +345,8 @@ class ConfigOptions(Options, panel="Model"):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Shape of a released model file: its yml, a TOML, or the name of a published "
-            "model.",
+            help="Shape of a released model file: its yml, a TOML file, or the name of a "
+            "published model.",
         ),
     ] = None
 
@@ -356,7 +359,8 @@ class NamedModelOptions(Options, panel="Model"):
         str,
         typer.Option(
             metavar="MODEL",
-            help="Checkpoint folder or file, or the name of a published or built-in model.",
+            help="Model: a checkpoint folder or file, or the name of a published or built-in "
+            "model.",
         ),
     ] = "nano"
 
@@ -368,16 +372,16 @@ class ModelOptions(DeviceOptions, ConfigOptions, NamedModelOptions, panel="Model
     dtype: Annotated[
         DType,
         typer.Option(
-            help="Precision. auto is bf16 on a GPU and fp32 on a CPU, with FP8 projections where a "
-            "published model needs them (1B, 20B, 40B). fp8 computes all projections and MLPs of "
-            "any model in FP8, with a byte a weight."
+            help="Precision. auto: bf16 on a GPU and fp32 on a CPU, with FP8 projections for the "
+            "published models that need them (1B, 20B, 40B). fp8: all projections and MLPs "
+            "of any model in FP8, one byte per weight."
         ),
     ] = DType.AUTO
     adapter: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Use the model with this adapter: a folder of evo2 finetune, or of peft.",
+            help="Adapter to use with the model: a folder written by evo2 finetune or by peft.",
         ),
     ] = None
 
@@ -390,8 +394,8 @@ class DevicesOptions(ModelOptions, panel="Model"):
         str,
         typer.Option(
             metavar="DEVICE",
-            help="auto, cpu, cuda, or one GPU such as cuda:1. Several share the work: "
-            "cuda:0,cuda:1, or all for every GPU.",
+            help="auto, cpu, cuda, or one GPU such as cuda:1. To share the work among GPUs: "
+            "cuda:0,cuda:1, or all.",
         ),
     ] = "auto"
 
@@ -404,12 +408,12 @@ class RegionOptions(Options, panel="Input"):
         tuple[str, ...],
         typer.Option(
             metavar="REGION",
-            help="Only this region: chr, chr:from or chr:from-to, 1-based, both ends included; "
-            "repeatable.",
+            help="Use only this region: chr, chr:from or chr:from-to, 1-based, both ends "
+            "included; repeatable.",
         ),
     ] = ()
     bed: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Only the intervals of this BED file.")
+        Path | None, typer.Option(metavar="FILE", help="Use only the intervals of this BED file.")
     ] = None
 
 
@@ -421,7 +425,8 @@ class TagOptions(Options, panel="Input"):
         str | None,
         typer.Option(
             metavar="LINEAGE",
-            help="Lineage that is read before every sequence, but not part of the result: "
-            "'d__Bacteria;p__...;s__...'. A record may also begin with its own: |D__BACTERIA;...|.",
+            help="Lineage tag to read before every sequence, which is not itself scored or "
+            "embedded: 'd__Bacteria;p__...;s__...'. A record may also start with its own "
+            "tag: |D__BACTERIA;...|.",
         ),
     ] = None

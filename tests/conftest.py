@@ -1,5 +1,6 @@
 """What every test may lean on: where the shared material lies, and small models."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,13 @@ hypothesis.settings.load_profile("busy machine")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+gc.disable()  # while tests are imported: all of it stays, and to search it takes long
+
+
+def pytest_collection_finish() -> None:
+    """From here on there may be waste."""
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ evo2cli/score/prefixes.py: WindowReader Pair > evo2cli/score/test_windows.py
 models/stripedhyena2/packing.py: Shapes Suffix Packer Batch > stripedhyena2/test_packing.py
 evo2cli/training/loss.py: target_weights read_windows weighted_loss
     > evo2cli/training/test_loss.py
-evo2cli/training/schedule.py: learning_rate > evo2cli/training/test_schedule.py
+evo2cli/training/optimizer.py: learning_rate > evo2cli/training/test_optimizer.py
 evo2cli/data/splits.py: content_sha256 SplitRule > evo2cli/data/test_tokens.py
 evo2cli/data/order.py: hashed shuffled _feistel OnePool Mixture _floor_sum
     > evo2cli/data/test_order.py

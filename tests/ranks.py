@@ -72,15 +72,19 @@ def _work(rank: int, count: int, folder: Path, checks: Callable[[int, Attempt], 
     dist.destroy_process_group()
 
 
+def free_port() -> int:
+    """A port of this machine where nothing listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 class World:
     """The ranks of one `evo2` command, started as a launcher starts them."""
 
     def __init__(self, count: int, folder: Path, name: str, arguments: list[str]) -> None:
         """Start the ranks in a folder, where each writes its stderr to `name`-`rank`.log."""
         self.logs = [folder / f"{name}-{rank}.log" for rank in range(count)]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.ranks: list[ForkServerProcess] = []
         for rank, log in enumerate(self.logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}

@@ -2,9 +2,9 @@
 
 console blocks run command by command in a fresh copy of what a clone holds, and print what is shown
 below each command: the same text, and numbers within a tolerance. A line that ends in `...` may go
-on with anything, and a line of nothing but `...` stands for any lines. python blocks of a page run
-in order in one namespace. Commands in sh blocks need more than a test machine has, so only their
-options are checked.
+on with anything, and a line of nothing but `...` stands for any lines. A block whose commands are
+the first of another block is run with it. python blocks of a page run in order in one namespace.
+Commands in sh blocks need more than a test machine has, so only their options are checked.
 """
 
 import itertools
@@ -17,12 +17,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 
 from evo2cli.app import app
 from tests.reference import PAGE, reference
+from tests.shell import forked_evo2
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +32,7 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 RELATIVE, ABSOLUTE = 2e-3, 2e-3  # of numbers that another processor computes
 
 
-def blocks(language: str) -> list[object]:
+def blocks(language: str) -> list[Any]:
     """The blocks of a language on all pages, each with an id that names its page and line."""
     found = []
     for page in PAGES:
@@ -52,6 +54,13 @@ def clone(tmp_path: Path) -> Path:
     command.write_text(f'#!/bin/sh\nPYTHONPATH={paths} exec {sys.executable} -m evo2cli "$@"\n')
     command.chmod(0o755)
     return tmp_path
+
+
+@pytest.fixture
+def quick_clone(clone: Path) -> Iterator[Path]:
+    """The same, with an `evo2` that is forked: most commands of the docs take less than a start."""
+    with forked_evo2(clone / "bin" / "evo2"):
+        yield clone
 
 
 def run(command: str, clone: Path) -> str:
@@ -87,17 +96,34 @@ def _value(number: str) -> float:
     return float(number.replace(",", ""))
 
 
+def sessions() -> list[Any]:
+    """The console blocks of all pages, those together whose commands are the first of another's."""
+    found: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for block in blocks("console"):
+        _, text = block.values
+        pieces = [piece.partition("\n") for piece in re.split(r"^\$ ", text, flags=re.M)[1:]]
+        commands = tuple(command for command, _, _ in pieces)
+        found.setdefault(commands, {})[block.id] = [shown for _, _, shown in pieces]
+    for commands in sorted(found, key=len):
+        longer = (each for each in found if len(each) > len(commands))
+        if whole := next((each for each in longer if each[: len(commands)] == commands), None):
+            found[whole] |= found.pop(commands)
+    return [pytest.param(*each, id="=".join(each[1])) for each in found.items()]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "block"), blocks("console"))
-def test_a_console_block_prints_what_it_shows(page: Path, block: str, clone: Path) -> None:
-    for piece in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-        command, _, shown = piece.partition("\n")
-        printed = run(command, clone).splitlines()
-        for line in shown.splitlines():
-            if line.strip() not in ("", "..."):
-                assert any(is_shown(line, other) for other in printed), (
-                    f"{page.name}: {command}\n{line}\nis not in\n" + "\n".join(printed)
-                )
+@pytest.mark.parametrize(("commands", "blocks"), sessions())
+def test_a_console_block_prints_what_it_shows(
+    commands: tuple[str, ...], blocks: dict[str, list[str]], quick_clone: Path
+) -> None:
+    for index, command in enumerate(commands):
+        printed = run(command, quick_clone).splitlines()
+        for block, pieces in blocks.items():
+            for line in "".join(pieces[index : index + 1]).splitlines():
+                if line.strip() not in ("", "..."):
+                    assert any(is_shown(line, other) for other in printed), (
+                        f"{block}: {command}\n{line}\nis not in\n" + "\n".join(printed)
+                    )
 
 
 # PEFT 0.21 asks transformers 5.24 by names that it has deprecated.
@@ -186,6 +212,25 @@ def test_the_file_tree_is_true() -> None:
 def test_links_lead_to_files(page: Path) -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def test_days_of_gpus_follow_from_what_was_measured_and_name_the_card() -> None:
+    measured = (ROOT / "tests/benchmarks/results/variants.md").read_text()
+    (card,) = re.findall(r"NVIDIA (\w+), torch", measured)
+    table = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs/tracks.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    head = next(row for row in table if row[0] == card)
+    rows = table[table.index(head) + 2 :][:2]
+    for windows, *cells in rows:
+        numbers = [float(cell) for cell in cells]
+        for model, rate, days in zip(("1b_base", "7b"), numbers[::2], numbers[1::2], strict=True):
+            assert re.search(
+                rf"\| evo2_{model} \| {windows.split()[-1]} \| \d+ \| {rate} \|", measured
+            )
+            assert days == round(100e6 / rate / 86_400)
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from evo2cli.options import takes
 
 @takes(ConvertOptions)
 def convert(options: ConvertOptions) -> None:
-    """Convert a checkpoint from any layout into ours, the released, Hugging Face's or Savanna's.
+    """Convert a checkpoint to the native, the released, Hugging Face's or Savanna's layout.
 
-    The layout of the source is detected. Stored dtypes and bits stay as they are.
+    The layout of the source is detected. Stored values and dtypes are kept bit for bit.
     """
     from evo2cli.convert.run import convert_checkpoint
 

@@ -9,9 +9,8 @@ from evo2cli.options import takes
 def embed(options: EmbedOptions) -> None:
     """Write embeddings of DNA: outputs of a model's layers, pooled over sequences or features.
 
-    Every sequence is read by itself, in chunks with exact state, and pooled as it is read. With
-    --probe, a linear model is fitted to labels from each layer, to find the layer that predicts
-    them best.
+    Sequences are read one at a time and may be of any length. With --probe, a linear model is
+    fitted to the vectors of each layer, to find the layer that predicts the labels best.
     """
     from evo2cli.embed.probe import probe_page
     from evo2cli.embed.run import embed as run

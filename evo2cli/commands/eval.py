@@ -64,9 +64,9 @@ def _show(
 def variants(options: VariantsOptions) -> None:
     """Measure how well EVO2_DELTA separates harmful from harmless variants.
 
-    AUROC and AUPRC of -EVO2_DELTA, each with a 95 % bootstrap interval, of all variants and by
-    consequence, class and region. Variants that are neither positive nor negative, or both, are
-    left out. --plot draws ROC curves and the deltas of both labels.
+    Reports AUROC and AUPRC of -EVO2_DELTA with 95 % bootstrap intervals, for all variants and by
+    consequence, class and region. Variants whose label is neither positive nor negative, or both,
+    are left out. --plot draws ROC curves and the distribution of the deltas for each label.
     """
     from evo2cli.eval.variants import evaluate_variants, variants_page
 
@@ -77,12 +77,12 @@ def variants(options: VariantsOptions) -> None:
 @app.command(cls=Command)
 @takes(NeedleOptions)
 def needle(options: NeedleOptions) -> None:
-    """Recall of a needle in a haystack, by length and depth.
+    """Measure recall of a needle in a haystack, by text length and needle depth.
 
-    A random needle, a key and a value, replaces bases of a haystack. At the end of the text the key
-    is given again, and the model predicts the value. Copy accuracy is 0.25 by chance; the
-    likelihood gap, in nats per base, is how much having read the needle helps, 0 by chance. The
-    haystack may hold near copies of the key, and the needle mutated or as its reverse complement.
+    A random needle (a key and a value) replaces bases of a haystack. At the end of the text the key
+    is repeated, and the model predicts the value. Copy accuracy is 0.25 by chance. The likelihood
+    gap, in nats per base, is how much having read the needle helps; it is 0 by chance. The hidden
+    needle may be mutated or reverse-complemented, and near copies of the key may be added.
     """
     from evo2cli.eval.needle import find_needles, needle_page
 
@@ -93,11 +93,11 @@ def needle(options: NeedleOptions) -> None:
 @app.command(cls=Command)
 @takes(ContextOptions)
 def context(options: ContextOptions) -> None:
-    """Loss by position in a window: does a longer context help or hurt?
+    """Measure the loss by position in a window: does a longer context help?
 
-    Mean loss in nats per base, in sections of a window that double in length, and over the context
-    that the model was first trained with. An extension should not raise the latter: compare by
-    --against.
+    Reports the mean loss, in nats per base, in sections of the window that double in length, and
+    over the context that the model was first trained with. An extension of the context should not
+    raise the latter: compare the model before it with --against.
     """
     from evo2cli.eval.context import context_page, read_context
 
@@ -108,11 +108,11 @@ def context(options: ContextOptions) -> None:
 @app.command(cls=Command)
 @takes(ContinuationOptions)
 def continuation(options: ContinuationOptions) -> None:
-    """Measure how many of the next bases a model finds, by the length of the context.
+    """Measure how many of the next bases a model predicts correctly, by context length.
 
-    The model reads a context and writes the likeliest bases after it; shown is the share that
-    equals what follows, for each group, with 95 % bootstrap intervals over windows, beside a Markov
-    model that is counted from the context alone. --plot draws the curves.
+    The model reads a context and writes the likeliest bases after it. Reports the fraction that
+    matches the true sequence, for each group, with 95 % bootstrap intervals over windows, next to a
+    Markov model estimated from the same context. --plot draws the curves.
     """
     from evo2cli.eval.continuation import continuation_page, evaluate_continuation
 
@@ -125,9 +125,9 @@ def continuation(options: ContinuationOptions) -> None:
 def pairs(options: PairsOptions) -> None:
     """Measure how often a real sequence is likelier than a perturbed one.
 
-    The share of pairs in which the log-likelihood of the real sequence is higher, 0.5 by chance,
-    with a 95 % bootstrap interval, and the same by the means per base, which do not depend on
-    lengths.
+    Reports the fraction of pairs in which the real sequence has the higher log-likelihood (0.5 by
+    chance), with a 95 % bootstrap interval, and the same for the mean log-likelihood per base,
+    which does not depend on the lengths.
     """
     from evo2cli.eval.pairs import evaluate_pairs, pairs_page
 
@@ -138,11 +138,12 @@ def pairs(options: PairsOptions) -> None:
 @app.command(cls=Command)
 @takes(DMSOptions)
 def dms(options: DMSOptions) -> None:
-    """Measure how well deltas of a coding sequence follow a deep mutational scan.
+    """Measure how well deltas of a coding sequence agree with a deep mutational scan.
 
-    Variants of a protein, such as A123T, are put into its coding sequence as codons. EVO2_DELTA is
-    the log-likelihood with them minus that without. Spearman's correlation with the measured scores
-    and AUROC of the labels, each with a 95 % bootstrap interval, as ProteinGym defines them.
+    Protein variants such as A123T are written into the coding sequence as codons. EVO2_DELTA is the
+    log-likelihood of the sequence with them minus that without. Reports Spearman's correlation with
+    the measured scores, and the AUROC of binary labels, as defined by ProteinGym, with 95 %
+    bootstrap intervals.
     """
     from evo2cli.eval.dms import dms_page, evaluate_dms
 
@@ -153,10 +154,11 @@ def dms(options: DMSOptions) -> None:
 @app.command(cls=Command)
 @takes(TraitGymOptions)
 def traitgym(options: TraitGymOptions) -> None:
-    """Measure how well features of variants tell causal ones from others, as TraitGym does.
+    """Measure how well variant features separate causal variants from others, as in TraitGym.
 
-    AUPRC by chromosome, the mean weighted by variants, of each feature and of logistic regressions
-    that never saw the chromosome they predict, with 95 % bootstrap intervals over chromosomes.
+    Reports the AUPRC by chromosome (mean weighted by the number of variants) of each feature, and
+    of logistic regressions that never saw the chromosome they predict, with 95 % bootstrap
+    intervals over chromosomes.
     """
     from evo2cli.eval.traitgym import evaluate_traitgym, traitgym_page
 
@@ -167,11 +169,11 @@ def traitgym(options: TraitGymOptions) -> None:
 @app.command(cls=Command)
 @takes(TaskOptions)
 def task(options: TaskOptions) -> None:
-    """Measure how well a model that evo2 finetune trained predicts the labels of a table.
+    """Measure how well a model from evo2 finetune predicts the labels of a table.
 
-    Classes: accuracy, balanced accuracy, macro-F1, MCC, AUROC and AUPRC, also of each class, and
-    the confusion matrix. Numbers: Pearson, Spearman and R2. Each with a 95 % bootstrap interval.
-    --plot draws the confusion matrix and the curves.
+    For classes: accuracy, balanced accuracy, macro-F1, MCC, AUROC and AUPRC, overall and per class,
+    and the confusion matrix. For numbers: Pearson and Spearman correlation and R2. All with 95 %
+    bootstrap intervals. --plot draws the confusion matrix and the curves, or a scatter plot.
     """
     from evo2cli.eval.task import evaluate_task, task_page
     from evo2cli.predict.run import labels_of, predict_table

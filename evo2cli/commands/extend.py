@@ -7,16 +7,18 @@ from evo2cli.errors import UserError
 from evo2cli.extend.options import CheckpointOptions, ExtendOptions, StageOptions
 from evo2cli.lengths import parse_length
 from evo2cli.options import refuse, takes
+from evo2cli.training.options import RunOptions
 
 
 @takes(ExtendOptions)
 def extend(options: ExtendOptions) -> None:
-    """Extend the context of a model, or train and verify an extension by a recipe.
+    """Extend the context of a model; with a recipe, also train it and verify the result.
 
-    Rotary positions are divided by new / old context; filters keep their values. A checkpoint is
-    written to a new folder, to be trained later. A recipe (recipes/extend/7b-32k.toml, or just
-    7b-32k) extends its initial weights, trains them, and measures losses before and after and
-    recall. To resume a stopped recipe, run the same command again.
+    Rotary positions are divided by new / old context; filters keep their values. Given a
+    checkpoint, the extended one is written to a new folder, to be trained later. Given a recipe
+    (recipes/extend/7b-32k.toml, or just 7b-32k), its initial weights are extended and trained, and
+    the loss before and after and the recall over long distances are measured. To resume a stopped
+    recipe, run the same command again.
     """
     from evo2cli.extend.checkpoint import extend_checkpoint
     from evo2cli.extend.stage import find_stage
@@ -49,7 +51,10 @@ def _run_stage(stage: Path, options: ExtendOptions) -> None:
     from evo2cli.extend.verification import verification_page
     from evo2cli.train.run import summary_line
 
-    summary = extend_stage(stage, settings=options.settings, device=options.device)
+    run = RunOptions(
+        recipe=stage, settings=options.settings, data=options.data, device=options.device
+    )
+    summary = extend_stage(run)
     if summary.pop("rank") > 0:
         return
     if options.json:

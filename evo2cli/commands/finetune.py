@@ -13,8 +13,8 @@ from evo2cli.plan.options import PlanOptions
 def finetune(options: FinetuneOptions) -> None:
     """Fine-tune a model on labelled DNA. To resume a stopped run, run the same command again.
 
-    The task is told from the table. The result stands in FOLDER/final, and FOLDER/report.json
-    compares it with simple baselines on test examples; evo2 predict and evo2 eval task use it.
+    The task is inferred from the table. The best model is written to FOLDER/final, for evo2 predict
+    and evo2 eval task; FOLDER/report.json compares it with simple baselines on the test set.
     """
     from evo2cli.finetune.run import finetune as run
     from evo2cli.finetune.run import write_only

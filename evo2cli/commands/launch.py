@@ -6,7 +6,7 @@ from evo2cli.options import takes
 
 @takes(LaunchOptions)
 def launch(options: LaunchOptions) -> None:
-    """Train on many GPUs, of this machine or under Slurm.
+    """Train on many GPUs, on this machine or under Slurm.
 
     To resume a stopped run, run the same command again.
     """

@@ -16,17 +16,18 @@ class MergeAdapterOptions(JSONOptions):
     """Options of `evo2 merge-adapter`."""
 
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of evo2 finetune, or of an adapter.")
+        Path,
+        typer.Argument(metavar="RUN", help="Folder written by evo2 finetune, or of an adapter."),
     ]
     output: Annotated[
         Path,
         typer.Option(
             "--output",
             "-O",
-            help="What to write, as DESTINATION of evo2 convert: a folder, or a file.",
+            help="Checkpoint to write, a folder or a file as for evo2 convert.",
         ),
     ]
-    to: Annotated[Target, typer.Option(help="Layout to write, as evo2 convert --to.")] = Target.AUTO
+    to: Annotated[Target, typer.Option(help="Layout to write, as for evo2 convert.")] = Target.AUTO
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="The base.", show_default="the one of the adapter"),

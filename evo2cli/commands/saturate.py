@@ -8,8 +8,8 @@ from evo2cli.saturate.options import SaturateOptions
 def saturate(options: SaturateOptions) -> None:
     """Score every single-nucleotide variant of regions of a genome.
 
-    Each position has three alternate bases; EVO2_DELTA is log P(window with ALT) - log P(window
-    with REF), in nats, as in `evo2 score`. --plot draws a heat map.
+    Each position gets its three alternate bases, each with EVO2_DELTA = log P(window with ALT) -
+    log P(window with REF), in nats, as in `evo2 score`. --plot draws a heat map.
     """
     from evo2cli.saturate.run import saturate
 

@@ -21,9 +21,10 @@ class Score(Command):
 def score(options: ScoreOptions) -> None:
     """Score variants, or the sequences of a FASTA, by their log-likelihood in nats.
 
-    Each alternate allele gets EVO2_DELTA = log P(window with ALT) - log P(window with REF), which
-    is negative if the model finds it less likely. Each record of a FASTA gets the sum and the mean
-    of the log-probabilities of its bases. Windows in tables are 0-based and half-open.
+    Each alternate allele gets EVO2_DELTA = log P(window with ALT) - log P(window with REF); it is
+    negative if the model finds the alternate allele less likely. Each record of a FASTA gets the
+    sum and the mean of the log-probabilities of its bases. Window coordinates in tables are 0-based
+    and half-open.
     """
     from evo2cli.score.run import score
 

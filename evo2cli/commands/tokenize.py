@@ -29,7 +29,11 @@ class Tokenize(Command):
 
 @takes(TokenizeOptions)
 def tokenize(options: TokenizeOptions) -> None:
-    """Convert FASTA or JSON lines to tokens on disk, one byte per base, in splits without leaks."""
+    """Convert FASTA or JSON lines to tokens on disk, one byte per base.
+
+    Sequences are divided into training, validation and test splits; identical sequences, on either
+    strand, always go to the same split.
+    """
     from evo2cli.tokenize.run import tokenize_files
 
     manifest = tokenize_files(options)

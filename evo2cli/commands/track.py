@@ -6,10 +6,10 @@ from evo2cli.track.options import TrackOptions
 
 @takes(TrackOptions)
 def track(options: TrackOptions) -> None:
-    """Write a value for every base of a FASTA, given all bases before it.
+    """Write a value for every base of a FASTA: how well the bases before it predict it.
 
-    The output is bedGraph, or bigWig for a genome browser. With --regions or --bed the FASTA is a
-    genome, and each region is read after the bases before it.
+    The output is a bedGraph, or a bigWig for a genome browser. With --regions or --bed, the FASTA
+    is a genome, and the bases before each region are read as context.
     """
     from evo2cli.track.run import write_track
 

@@ -122,6 +122,23 @@ def import_sklearn(needed_by: str) -> Any:
     return sklearn
 
 
+def linear_model(needed_by: str, *, is_numeric: bool, c: float = 1.0) -> Any:
+    """A linear model on features that are standardized by the rows it is fitted on.
+
+    Args:
+        needed_by: As for `import_sklearn`.
+        is_numeric: Whether it predicts numbers, by ridge regression with the best of `PENALTIES` by
+            leave-one-out; otherwise it predicts classes, by logistic regression (L2).
+        c: Inverse strength of the penalty of logistic regression.
+    """
+    sklearn = import_sklearn(needed_by)
+    if is_numeric:
+        model = sklearn.linear_model.RidgeCV(alphas=PENALTIES)
+    else:
+        model = sklearn.linear_model.LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
+    return sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), model)
+
+
 def read_labels(path: Path) -> dict[str, Label]:
     """Read lines `name<TAB>label` or `name<TAB>label<TAB>group`, also gzipped.
 
@@ -214,9 +231,7 @@ def probe_layers(
 ) -> dict[str, Any]:
     """Fit and test a linear model on each layer, with the same folds.
 
-    Channels are standardized by the mean and deviation of the rows that are fitted on. Classes use
-    logistic regression (L2, C = 1); numbers use ridge regression, with the best of `PENALTIES` by
-    leave-one-out.
+    The model is `linear_model`, with C = 1.
 
     Args:
         vectors: [rows, D] of each layer.
@@ -231,11 +246,7 @@ def probe_layers(
         with the highest mean.
     """
     sklearn = import_sklearn("--probe")
-    if labelled.classes:
-        model = sklearn.linear_model.LogisticRegression(max_iter=MAX_ITERATIONS)
-    else:
-        model = sklearn.linear_model.RidgeCV(alphas=PENALTIES)
-    pipeline = sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), model)
+    pipeline = linear_model("--probe", is_numeric=not labelled.classes)
     scoring = {"AUROC": "roc_auc", "R2": "r2"}.get(labelled.metric, "balanced_accuracy")
     splits = labelled.folds(folds, seed)
     rows: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from evo2cli.figures import check_plot
 from evo2cli.files import check_file, check_output, locks_output
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.journal import Recall, open_journal
-from evo2cli.models import DTYPES, open_model
+from evo2cli.models import DTYPES, open_model, warn_beyond_context
 from evo2cli.options import DType
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
@@ -124,12 +124,8 @@ def _read_labels(options: EmbedOptions, summary: InputSummary) -> Labelled | Non
 
 def _contents(options: EmbedOptions, model: StripedHyena2, summary: InputSummary) -> Contents:
     layers = resolve_layers(model, options.layers)
-    longest, context = max(length for _, length in summary.sequences), model.config.context
-    if longest > context:
-        console.warn(
-            f"the longest sequence has {longest:,} bases, more than the {context:,} that the model "
-            "was trained on; beyond them it extrapolates"
-        )
+    longest = max(length for _, length in summary.sequences)
+    warn_beyond_context(model, longest, f"a sequence of {longest:,} bases")
     if layers == ["embedding"]:
         console.warn("the layer embedding encodes single letters, without their context")
     dtype = model.embedding.weight.dtype

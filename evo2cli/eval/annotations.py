@@ -3,17 +3,19 @@
 `evo2cli.genome.vcf` reads VCFs that will be written again, and refuses those that were scored.
 """
 
+import math
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 from evo2cli.genome.formats import recognised
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.variant_table import VariantTable, is_table, read_table
 from evo2cli.genome.vcf import is_variants, read_vcf_lines
+from evo2cli.tables import LARGEST
 
 _COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO
 _DECLARED = re.compile(r'##INFO=<ID=([^,>]+),Number=([^,>]+),.*?Description="(.*)"')
@@ -64,6 +66,25 @@ class Annotated:
             parts = [text] * len(self.alternates)
         return [None if part == "." else part for part in parts]
 
+    def number(self, key: str, text: str | None) -> float:
+        """One of the `values` as a number; NaN for None.
+
+        Raises:
+            UserError: It is another text, or not between -`LARGEST` and `LARGEST`.
+        """
+        if text is None:
+            return math.nan
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not abs(value) <= LARGEST:
+            raise UserError(
+                f"{self.contig}:{self.start + 1}: {key}={text[:40]} is not a finite number of at "
+                f"most {LARGEST:g}; score the variants again (evo2 score)"
+            )
+        return value
+
 
 @dataclass
 class AnnotatedHeader:
@@ -97,6 +118,22 @@ class AnnotatedFile(AnnotatedHeader):
     def keys(self) -> list[str]:
         """Keys of the records, in order of appearance."""
         return list(dict.fromkeys(key for record in self.records for key in record.info))
+
+
+def missing_key(source: Path, place: str, key: str, known: Iterable[str], option: str) -> UserError:
+    """The error for a key that no record has.
+
+    Args:
+        source: The file.
+        place: As in `AnnotatedHeader`.
+        key: The key.
+        known: The keys that there are.
+        option: The option by which another key can be chosen.
+    """
+    return UserError(
+        f"{source}: no record has {key} in {place}, which holds {listed(known, 12)}; choose "
+        f"another with {option}"
+    )
 
 
 def read_annotated(path: Path, *, shift: int = 0) -> AnnotatedFile:

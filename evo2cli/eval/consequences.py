@@ -6,9 +6,10 @@ consequence of the allele.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from evo2cli.eval.annotations import Annotated, AnnotatedFile, Declaration
+from evo2cli.eval.annotations import Annotated, Declaration
 
 KEYS = ("CSQ", "ANN", "BCSQ", "MC", "CONSEQUENCE", "Consequence", "EFFECT")
 _FIELDS = re.compile(r"(?:Format:|annotations:)\s*'?\s*(.+)", re.IGNORECASE)
@@ -77,9 +78,9 @@ class Consequence:
     coding: bool | None
 
 
-def find_key(file: AnnotatedFile, *, beside: str = "") -> str | None:
-    """The first known INFO key of consequences in a file, other than `beside`; None without one."""
-    return next((key for key in KEYS if key != beside and file.has(key)), None)
+def find_key(has: Callable[[str], bool], *, beside: str | None = None) -> str | None:
+    """The first key of consequences that a file has, other than `beside`; None without one."""
+    return next((key for key in KEYS if key != beside and has(key)), None)
 
 
 def consequences(

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
@@ -20,7 +19,7 @@ from evo2cli.eval.report import check_outputs, mean_columns, write_table
 from evo2cli.files import locks_output
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import open_journal
-from evo2cli.models import open_model
+from evo2cli.models import open_model, warn_beyond_context
 from evo2cli.tables import Row, format_mean
 from stripedhyena2 import StripedHyena2, scoring
 from stripedhyena2.fingerprint import fingerprint
@@ -81,8 +80,9 @@ def read_context(
         draw(0)  # fail on a genome that is too short before the work, not after
         if options.windows * length > sum(map(genome.length, genome.names)):
             console.warn(
-                f"{options.windows} windows of {length:,} bases overlap in {options.genome}: "
-                "standard errors are too small, and positions reflect its regions"
+                f"{options.windows} windows of {length:,} bases must overlap in "
+                f"{options.genome}: standard errors are too small, and a position in the window "
+                "may stand for few places in the genome"
             )
         parts = window_parts(length, model.config.original_context)
         settings = ["evo2 eval context", __version__, [part.end for part in parts]]
@@ -94,11 +94,7 @@ def read_context(
 
             def read(name: str, model: StripedHyena2) -> tuple[str, list[list[float]]]:
                 """The fingerprint of a model, and its loss in each part of each window."""
-                if length > model.config.context:
-                    console.warn(
-                        f"--length {length:,}: {name} was trained on {model.config.context:,} "
-                        "positions and extrapolates beyond them"
-                    )
+                warn_beyond_context(model, length, f"--length {length:,}, --model {name}")
                 identity = fingerprint(model.config, model.state_dict())
                 losses = []
                 for index in range(options.windows):
@@ -189,10 +185,7 @@ def context_page(result: dict[str, Any]) -> RenderableType:
         columns += ["against", "difference"]
     windows = result["windows"]
     mean = f"mean and standard error of {windows:,} windows" if windows > 1 else "one window"
-    table = Table(box=None)
-    table.add_column("positions", justify="right")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = console.number_table("positions", *columns, justify="right")
     for row in result["rows"]:
         label = f"{row['start']:,} - {row['end']:,}"
         if row["part"] != "stretch":

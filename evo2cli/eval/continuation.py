@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
@@ -43,7 +42,7 @@ from evo2cli.genome.table import cell_text, open_table
 from evo2cli.genome.vcf import is_bases
 from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import open_journal
-from evo2cli.models import memory_explained, open_model
+from evo2cli.models import memory_explained, open_model, warn_beyond_context
 from evo2cli.ranking import RESAMPLES, mean_estimate
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
@@ -98,16 +97,13 @@ def evaluate_continuation(
     windows, num_left_out = read_windows(options)
     if num_left_out:
         console.warn(
-            f"{num_left_out:,} sequences are left out: shorter than {options.window_length:,} "
-            "bases, or with letters other than A, C, G and T among the last of them"
+            f"{num_left_out:,} sequences are left out: they are shorter than "
+            f"{options.window_length:,} bases, or have letters other than A, C, G and T "
+            f"among their last {options.window_length:,}"
         )
     model = open_model(options)
-    if options.window_length > model.config.context:
-        console.warn(
-            f"--contexts {max(options.context_lengths):,}: with {options.bases} more, this is "
-            f"longer than the {model.config.context:,} positions that the model was trained on; "
-            "beyond them it extrapolates"
-        )
+    longest = f"--contexts {max(options.context_lengths):,}, with --bases {options.bases}"
+    warn_beyond_context(model, options.window_length, longest)
     identity = fingerprint(model.config, model.state_dict())
     found: dict[tuple[str | None, int], list[Found]] = defaultdict(list)  # None: all windows
     settings = ["evo2 eval continuation", __version__, identity, options.bases]
@@ -173,8 +169,8 @@ def read_windows(options: ContinuationOptions) -> tuple[list[Window], int]:
             continue
         if options.windows is not None:
             raise UserError(
-                f"--windows {options.windows}: is drawn from a FASTA; of {source}, a table, every "
-                "row is read"
+                f"--windows {options.windows}: is only for FASTA; of the table {source}, every "
+                "row is used"
             )
         for group, bases in _read_rows(source, options):
             window = upper_dna(bases)[-options.window_length :]
@@ -184,8 +180,8 @@ def read_windows(options: ContinuationOptions) -> tuple[list[Window], int]:
                 windows.append(Window(group, window))
     if not windows:
         raise UserError(
-            f"{options.sources[0]}: has no sequence of {options.window_length:,} bases that ends "
-            "in A, C, G and T only; give shorter --contexts"
+            f"{options.sources[0]}: has no sequence that ends in {options.window_length:,} "
+            "bases A, C, G and T; give shorter --contexts"
         )
     return windows, num_left_out
 
@@ -207,19 +203,14 @@ def _read_rows(source: Path, options: ContinuationOptions) -> Iterator[tuple[str
     table = open_table(source)
     with closing(table.rows):
         columns = [options.column, *([options.by] if options.by else [])]
-        if missing := [name for name in columns if name not in table.names]:
-            raise UserError(
-                f"{source}: has no column {missing[0]!r}; its columns: "
-                f"{', '.join(table.names[:12])}; name them by --column and --by"
-            )
-        index = [table.names.index(name) for name in columns]
+        index = [table.column(name, "name them by --column and --by") for name in columns]
         for number, row in table.rows:
             text, *groups = (cell_text(row[at]) for at in index)
             bases = text.encode(errors="surrogateescape")
             if not is_bases(bases):
                 raise UserError(
-                    f"{source}: {table.unit} {number}: {options.column} {text[:40]!r} is not a "
-                    "sequence of bases"
+                    f"{table.origin(number)}: {options.column} {text[:40]!r} is not a sequence of "
+                    "bases"
                 )
             yield (groups[0] if groups else str(source)), bases
 
@@ -328,10 +319,8 @@ def group_row(name: str, length: int, found: Sequence[Found], seed: int) -> Row:
 
 def continuation_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_continuation`: a line for each group and context."""
-    table = Table(box=None)
-    table.add_column(result["by"] or "")
-    for name in ("context", "windows", "accuracy", "95 %", "Markov", "95 %", "gain", "95 %"):
-        table.add_column(name, justify="right")
+    names = ("context", "windows", "accuracy", "95 %", "Markov", "95 %", "gain", "95 %")
+    table = console.number_table(result["by"] or "", *names)
     for row in result["rows"]:
         cells = [
             text for name in ("accuracy", "markov", "gain") for text in format_estimate(row, name)

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
@@ -36,7 +35,7 @@ from evo2cli.genome.table import cell_flag, cell_number, cell_text, open_table
 from evo2cli.genome.vcf import Value
 from evo2cli.genome.windows import Window
 from evo2cli.journal import Together, open_journal
-from evo2cli.models import memory_explained, open_model
+from evo2cli.models import memory_explained, open_model, warn_beyond_context
 from evo2cli.options import Strand
 from evo2cli.ranking import RESAMPLES, Estimate, rank
 from evo2cli.score.alleles import DEFAULT_WINDOW
@@ -110,7 +109,7 @@ def evaluate_dms(
                 genome = stack.enter_context(Reference.open(options.reference))
             if options.cds is None:
                 raise UserError(
-                    f"{options.source}: has no {DELTA}; give the coding sequence by --cds"
+                    f"{options.source}: has no {DELTA}; give the coding sequence with --cds"
                 )
             sequence = read_coding_sequence(options.cds, options.cds_name, genome)
             choices = codons_of(options, sequence, variants)
@@ -149,29 +148,25 @@ def read_measured(options: DMSOptions) -> tuple[list[str], list[Measured]]:
     path, table = options.source, open_table(options.source)
     variants = []
     with closing(table.rows):
-        index = {name: at for at, name in enumerate(table.names)}
-        wanted = [("--mutant", options.mutant), ("--measured", options.measured)]
-        if options.label is not None:
-            wanted.append(("--label", options.label))
-        for flag, name in wanted:
-            if name not in index:
-                raise UserError(
-                    f"{path}: has no column {name!r}; its columns: "
-                    f"{', '.join(table.names[:12])}; name it by {flag}"
-                )
-        label = index.get(options.label or options.usual_label)
+        mutant_at = table.column(options.mutant, "name it by --mutant")
+        score_at = table.column(options.measured, "name it by --measured")
+        label_at = delta_at = None
+        if options.label is not None or options.usual_label in table.types:
+            label_at = table.column(options.label or options.usual_label, "name it by --label")
+        if DELTA in table.types:
+            delta_at = table.column(DELTA)
         for number, row in table.rows:
-            where = f"{path}: {table.unit} {number}"
-            mutant = cell_text(row[index[options.mutant]])
+            where = table.origin(number)
+            mutant = cell_text(row[mutant_at])
             try:
                 changes = parse_mutant(mutant, options.shift)
             except ValueError as error:
                 raise UserError(f"{where}: {options.mutant} {error}") from None
             is_fit = None
-            if label is not None and cell_text(row[label]):
-                is_fit = cell_flag(where, table.names[label], row[label])
-            score = cell_number(where, options.measured, row[index[options.measured]])
-            delta = cell_number(where, DELTA, row[index[DELTA]]) if DELTA in index else math.nan
+            if label_at is not None and cell_text(row[label_at]):
+                is_fit = cell_flag(where, table.names[label_at], row[label_at])
+            score = cell_number(where, options.measured, row[score_at])
+            delta = math.nan if delta_at is None else cell_number(where, DELTA, row[delta_at])
             for name, value in ((options.measured, score), (DELTA, delta)):
                 if abs(value) > LARGEST:
                     raise UserError(
@@ -237,11 +232,7 @@ class MutantScorer:
         self._strands = options.strand.single
         self._reader = WindowReader(model, self.window, is_anchored=False)
         length = self.window if genome else len(sequence.bases)
-        if length > model.config.context:
-            console.warn(
-                f"{length:,} bases are read at once: the model was trained on windows of "
-                f"{model.config.context:,} bases; beyond them it extrapolates"
-            )
+        warn_beyond_context(model, length, f"a window of {length:,} bases")
 
     def deltas(self, variants: Sequence[tuple[Choices, str]]) -> Iterator[float | None]:
         """The mean delta over combinations of codons and over strands, of each variant.
@@ -402,10 +393,7 @@ def group_row(name: str, pairs: Sequence[tuple[Measured, float]], seed: int) -> 
 
 def dms_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_dms`."""
-    table = Table(box=None)
-    table.add_column("")
-    for name in ("variants", "Spearman", "95 %", "AUROC", "95 %"):
-        table.add_column(name, justify="right")
+    table = console.number_table("", "variants", "Spearman", "95 %", "AUROC", "95 %")
     for row in result["rows"]:
         estimates = [text for name in ("spearman", "auroc") for text in format_estimate(row, name)]
         table.add_row(row["group"], f"{row['variants']:,}", *estimates)

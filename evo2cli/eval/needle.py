@@ -39,7 +39,7 @@ from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.reference import Reference
 from evo2cli.journal import open_journal
-from evo2cli.models import open_model
+from evo2cli.models import open_model, warn_beyond_context
 from evo2cli.ranking import RESAMPLES, mean_estimate
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2, scoring
@@ -131,12 +131,8 @@ def find_needles(
         for length in options.text_lengths:  # fail before hours of work, not after
             draw_haystack(length - options.needle_length, 0)
         model = open_model(options)
-        longest, context_length = max(options.text_lengths), model.config.context
-        if longest > context_length:
-            console.warn(
-                f"--lengths {longest:,}: the model was trained on {context_length:,} positions and "
-                "extrapolates beyond them"
-            )
+        longest = max(options.text_lengths)
+        warn_beyond_context(model, longest, f"--lengths {longest:,}")
         identity = fingerprint(model.config, model.state_dict())
         cells = list(_measure_cells(model, identity, options, draw_haystack))
     result = {
@@ -378,11 +374,8 @@ def _errors(name: str, cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _grid(name: str, cells: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=None)
-    table.add_column("depth", justify="right")
     lengths = sorted({cell["length"] for cell in cells})
-    for length in lengths:
-        table.add_column(format_length(length), justify="right")
+    table = console.number_table("depth", *map(format_length, lengths), justify="right")
     for depth in sorted({cell["depth"] for cell in cells}):
         row = [cell for cell in cells if cell["depth"] == depth]
         table.add_row(f"{depth:g} %", *(f"{cell[name]:z.3f}" for cell in row))

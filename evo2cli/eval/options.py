@@ -54,7 +54,7 @@ class EvalOptions(JSONOptions, panel="Output"):
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-O", metavar="FILE", help="Also write the results, as x.tsv or x.json."
+            "--output", "-O", metavar="FILE", help="Also write the results to x.tsv or x.json."
         ),
     ] = None
     plot: Annotated[
@@ -70,34 +70,42 @@ class TextOptions(Options, panel="Needles and haystacks"):
 
     lengths: Annotated[
         str,
-        typer.Option(metavar="LENGTHS", help="Bases of a whole text, with commas: 8192,32k,1M."),
+        typer.Option(
+            metavar="LENGTHS",
+            help="Comma-separated lengths of the whole text in bases, e.g. 8192,32k,1M.",
+        ),
     ] = "512,1k,2k"
     depths: Annotated[
         str,
         typer.Option(
             metavar="PERCENTS",
-            help="Percent of the haystack before the needle, with commas.",
+            help="Comma-separated needle positions, as percent of the haystack before the needle.",
         ),
     ] = "0,25,50,75,100"
     haystack: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="FASTA to cut haystacks from.",
+            help="FASTA from which to cut haystacks.",
             show_default="random DNA",
         ),
     ] = None
     needle_length: Annotated[
-        int, typer.Option(help="Bases of a needle: a key, and the value that is asked for.")
+        int, typer.Option(help="Length of the needle (key and value) in bases.")
     ] = 100
     key_length: Annotated[
         int | None,
-        typer.Option(min=MIN_KEY, help="Bases of the key.", show_default="half of the needle"),
+        typer.Option(
+            min=MIN_KEY,
+            help="Length of the key in bases; the rest of the needle is the value to recall.",
+            show_default="half of the needle",
+        ),
     ] = None
     hidden: Annotated[
         Hidden,
         typer.Option(
-            help="What the haystack holds: the needle, its reverse complement, or a mutated copy."
+            help="What to hide in the haystack: the needle itself, its reverse complement, or a "
+            "mutated copy."
         ),
     ] = Hidden.EXACT
     mutation_rate: Annotated[
@@ -105,7 +113,7 @@ class TextOptions(Options, panel="Needles and haystacks"):
         typer.Option(
             min=0,
             max=1,
-            help="Share of the bases that --hidden mutated substitutes.",
+            help="Fraction of bases that --hidden mutated substitutes.",
             show_default=str(MUTATION_RATE),
         ),
     ] = None
@@ -113,11 +121,11 @@ class TextOptions(Options, panel="Needles and haystacks"):
         str,
         typer.Option(
             metavar="N:D",
-            help="Near copies of the key in the haystack, as number:Hamming distance, with commas: "
-            "0,8:4,8:2.",
+            help="Near copies of the key to add to the haystack, as comma-separated "
+            "number:Hamming distance, e.g. 0,8:4,8:2.",
         ),
     ] = "0"
-    repeats: Annotated[int, typer.Option(min=1, help="Haystacks for each length.")] = 10
+    repeats: Annotated[int, typer.Option(min=1, help="Number of random haystacks per length.")] = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +145,7 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
                 f"{self.needle_length} bases; raise --needle-length"
             )
         if self.mutation_rate is not None and self.hidden is not Hidden.MUTATED:
-            raise UserError(f"--mutation-rate {self.mutation_rate}: is of --hidden mutated")
+            raise UserError(f"--mutation-rate {self.mutation_rate}: needs --hidden mutated")
         most = max(each.number for each in self.distractor_sets)
         # Distractors stand in places of the size of a needle to its left and right: two borders.
         least = (most + 3 if most else 2) * self.needle_length
@@ -203,14 +211,14 @@ class WindowOptions(Options, panel="Windows"):
     genome: Annotated[
         Path,
         typer.Argument(
-            rich_help_panel="Arguments", help="FASTA to cut windows from; gzip is read too."
+            rich_help_panel="Arguments", help="FASTA from which to cut windows; may be gzipped."
         ),
     ]
     length: Annotated[
         str | None,
         typer.Option(
             metavar="LENGTH",
-            help="Bases in a window: 8192, 32k, 1M.",
+            help="Window length in bases, e.g. 8192, 32k or 1M.",
             show_default="the model's context",
         ),
     ] = None
@@ -226,7 +234,8 @@ class ContextOptions(EvalOptions, ModelOptions, WindowOptions):
         typer.Option(
             metavar="MODEL",
             rich_help_panel="Model",
-            help="Another model to compare with on the same windows, e.g. before its extension.",
+            help="Another model to compare on the same windows, e.g. the model before its "
+            "extension.",
         ),
     ] = None
 
@@ -250,21 +259,22 @@ class LabelOptions(Options, panel="Labels"):
         typer.Argument(
             metavar="VARIANTS",
             rich_help_panel="Arguments",
-            help="Labelled variants: VCF, BCF or a table; scored first if they have no EVO2_DELTA.",
+            help="Labelled variants: VCF, BCF or a table. They are scored first if they have no "
+            "EVO2_DELTA.",
         ),
     ]
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="brca1: CLASS LOF against FUNC,INT. clinvar: CLNSIG Pathogenic,Likely_pathogenic "
-            "against Benign,Likely_benign."
+            help="Known labels. brca1: CLASS is LOF, against FUNC or INT. clinvar: CLNSIG is "
+            "Pathogenic or Likely_pathogenic, against Benign or Likely_benign."
         ),
     ] = None
     label: Annotated[
         str | None,
         typer.Option(
             metavar="KEY",
-            help="INFO key, or column of a table, that holds the labels.",
+            help="INFO key, or table column, of the labels.",
             show_default="that of the preset",
         ),
     ] = None
@@ -272,7 +282,7 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="VALUES",
-            help="Labels of harmful variants, with commas.",
+            help="Comma-separated labels of harmful variants.",
             show_default="those of the preset",
         ),
     ] = None
@@ -280,7 +290,7 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="VALUES",
-            help="Labels of harmless variants, with commas.",
+            help="Comma-separated labels of harmless variants.",
             show_default="those of the preset",
         ),
     ] = None
@@ -288,7 +298,7 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="KEY",
-            help="INFO key, or column, of consequences.",
+            help="INFO key, or table column, of the consequences.",
             show_default="the first of CSQ, ANN, BCSQ, MC, CONSEQUENCE, EFFECT",
         ),
     ] = None
@@ -296,8 +306,8 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="KEYS",
-            help="Also each group by these INFO keys, or columns, with commas, e.g. "
-            "region,variant_type.",
+            help="Report results for each value of these comma-separated INFO keys or columns, "
+            "too, e.g. region,variant_type.",
         ),
     ] = None
 
@@ -315,7 +325,7 @@ class ScoringOptions(AlleleOptions, GenomeOptions, TableOptions, panel="Windows"
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Keep the scored variants, as x.vcf or x.vcf.gz; those of a table as x.tsv.",
+            help="Keep the scored variants in this file: x.vcf or x.vcf.gz; for a table x.tsv.",
         ),
     ] = None
 
@@ -327,9 +337,13 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.score in (Quantity.REF, Quantity.ALT):
-            raise UserError(f"--score {self.score}: alleles are ranked by EVO2_DELTA; use delta")
+            raise UserError(
+                f"--score {self.score}: alleles are ranked by EVO2_DELTA; use --score delta"
+            )
         if both := self.labels.in_both:
-            raise UserError(f"--positive and --negative both hold {', '.join(both)}")
+            raise UserError(
+                f"--positive and --negative both contain {', '.join(both)}; remove it from one"
+            )
 
     @property
     def labels(self) -> Labels:
@@ -342,8 +356,8 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
         )
         if not (labels.key and labels.positive and labels.negative):
             raise UserError(
-                "nothing says which variants are harmful; give --preset brca1 or --preset clinvar, "
-                "or all of --label, --positive and --negative"
+                "which variants are harmful is not defined; give --preset brca1 or --preset "
+                "clinvar, or all of --label, --positive and --negative"
             )
         return labels
 
@@ -357,22 +371,23 @@ class PairTableOptions(Options, panel="Pairs"):
         typer.Argument(
             metavar="TABLE",
             rich_help_panel="Arguments",
-            help="Table (TSV, CSV, Parquet, JSON lines) with a real and a perturbed sequence.",
+            help="Table (TSV, CSV, Parquet or JSON lines) with a real and a perturbed sequence "
+            "in each row.",
         ),
     ]
-    real: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the real sequence.")] = (
+    real: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the real sequences.")] = (
         "original_sequence"
     )
     perturbed: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Column of the perturbed sequence.")
+        str, typer.Option(metavar="COLUMN", help="Column of the perturbed sequences.")
     ] = "sequence"
     by: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Also each group, by this column."),
+        typer.Option(metavar="COLUMN", help="Report results for each value of this column, too."),
     ] = None
-    strand: Annotated[
-        Strand, typer.Option(help="Strand to read; both takes the mean of the two.")
-    ] = Strand.FORWARD
+    strand: Annotated[Strand, typer.Option(help="Strand to read; both averages the two.")] = (
+        Strand.FORWARD
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,34 +404,36 @@ class ContinuedOptions(Options, panel="Windows"):
         typer.Argument(
             metavar="FILE",
             rich_help_panel="Arguments",
-            help="FASTA files to draw windows from, each a group; or tables (TSV, CSV, Parquet, "
-            "JSON lines) of sequences, whose last bases are to be found.",
+            help="FASTA files from which to draw windows, each file a group; or tables (TSV, "
+            "CSV, Parquet or JSON lines) of sequences whose last bases are to be predicted.",
         ),
     ]
     contexts: Annotated[
         str,
         typer.Option(
-            metavar="LENGTHS", help="Bases that the model reads first, with commas: 512,1k,15000."
+            metavar="LENGTHS",
+            help="Comma-separated numbers of bases that the model reads before it predicts, e.g. "
+            "512,1k,15000.",
         ),
     ] = "256,512,1k"
-    bases: Annotated[int, typer.Option(min=1, help="Bases to find.")] = 30
+    bases: Annotated[int, typer.Option(min=1, help="Number of bases to predict.")] = 30
     windows: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=1_000_000,
-            help="Windows from each FASTA.",
+            help="Number of windows to draw from each FASTA.",
             show_default=str(DEFAULT_WINDOWS),
         ),
     ] = None
     column: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Column of the sequences in a table.")
+        str, typer.Option(metavar="COLUMN", help="Table column of the sequences.")
     ] = "sequence"
     by: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Also each group, by this column of a table.",
+            help="Report results for each value of this table column, too.",
             show_default="by file",
         ),
     ] = None
@@ -442,7 +459,7 @@ class ContinuationOptions(EvalOptions, ModelOptions, ContinuedOptions):
             raise UserError("evo2 eval continuation needs a FASTA or a table")
         for source in self.sources:
             if self.sources.count(source) > 1:
-                raise UserError(f"{source}: is named twice; name it once")
+                raise UserError(f"{source}: is given twice; give it once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -456,13 +473,16 @@ class MutantTableOptions(TableOptions, panel="Measurements"):
         typer.Argument(
             metavar="TABLE",
             rich_help_panel="Arguments",
-            help="Table (TSV, CSV, Parquet, JSON lines) of protein variants; scored first if it "
-            "has no EVO2_DELTA.",
+            help="Table (TSV, CSV, Parquet or JSON lines) of protein variants. If it has no column "
+            "EVO2_DELTA, they are scored first.",
         ),
     ]
     mutant: Annotated[
         str,
-        typer.Option(metavar="COLUMN", help="Column of the variants: A123T, or several, with ':'."),
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of the protein variants: A123T, or several joined by ':'.",
+        ),
     ] = "mutant"
     measured: Annotated[
         str, typer.Option(metavar="COLUMN", help="Column of the measured scores.")
@@ -471,8 +491,8 @@ class MutantTableOptions(TableOptions, panel="Measurements"):
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Column of labels: 1 for high scores, 0 for low ones.",
-            show_default="DMS_score_bin, if there is one",
+            help="Column of binary labels: 1 for high scores, 0 for low ones.",
+            show_default="DMS_score_bin, if there is such a column",
         ),
     ] = None
 
@@ -496,15 +516,16 @@ class CodingOptions(Options, panel="Coding sequence"):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="FASTA of the coding sequence; with --reference, GFF3 with its lines of type CDS.",
+            help="Coding sequence as FASTA; or, with --reference, a GFF3 with the lines of type "
+            "CDS.",
         ),
     ] = None
     cds_name: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Name of the record, or ID of the CDS.",
-            show_default="the only one",
+            help="Name of the FASTA record, or ID of the CDS.",
+            show_default="the only one in the file",
         ),
     ] = None
     reference: Annotated[
@@ -513,27 +534,27 @@ class CodingOptions(Options, panel="Coding sequence"):
             "-R",
             "--reference",
             metavar="FASTA",
-            help="Genome of the GFF3, for windows.",
+            help="Genome of the GFF3; variants are then scored in windows of the genome.",
         ),
     ] = None
     window: Annotated[
         int | None,
         typer.Option(
             min=8,
-            help="Bases in a window of the genome.",
+            help="Window length in bases, with --reference.",
             show_default="8192, or the model's context if that is less",
         ),
     ] = None
     codons: Annotated[
         CodonChoice,
         typer.Option(
-            help="Codons of a new amino acid: the one that changes the fewest bases, or the mean "
-            "over all."
+            help="How to encode a new amino acid: the codon that changes the fewest bases, or "
+            "the mean over all its codons."
         ),
     ] = CodonChoice.NEAREST
     strand: Annotated[
         Strand,
-        typer.Option(help="fwd reads as the gene is read; both takes the mean of the two."),
+        typer.Option(help="fwd is the coding strand of the gene; both averages the two strands."),
     ] = Strand.FORWARD
 
 
@@ -546,7 +567,7 @@ class DMSOptions(EvalOptions, ModelOptions, CodingOptions, MutantTableOptions, w
         typer.Option(
             metavar="FILE",
             rich_help_panel="Output",
-            help="Keep the table with EVO2_DELTA, as x.tsv.",
+            help="Keep the table with the column EVO2_DELTA in this file, x.tsv.",
         ),
     ] = None
 
@@ -554,11 +575,11 @@ class DMSOptions(EvalOptions, ModelOptions, CodingOptions, MutantTableOptions, w
         super().__post_init__()
         if self.window is not None and self.reference is None:
             raise UserError(
-                f"--window {self.window}: is cut from a genome (--reference); a coding sequence "
-                "alone is read whole"
+                f"--window {self.window}: needs --reference; without a genome, the coding "
+                "sequence is read whole"
             )
         if self.scored is not None and self.scored == self.output:
-            raise UserError(f"--scored {self.scored}: is --output too; name another file")
+            raise UserError(f"--scored {self.scored}: is also --output; name another file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -570,19 +591,20 @@ class FeatureTableOptions(Options, panel="Labels"):
         typer.Argument(
             metavar="TABLE",
             rich_help_panel="Arguments",
-            help="Table with chrom, a label and features, as evo2 score --features writes it.",
+            help="Table with the columns chrom, a label and features, as evo2 score --features "
+            "writes it.",
         ),
     ]
     label: Annotated[
         str,
-        typer.Option(metavar="COLUMN", help="Column of the label: true or false, or 1 or 0."),
+        typer.Option(metavar="COLUMN", help="Column of the labels: true or false, or 1 or 0."),
     ] = "label"
     features: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMNS",
-            help="Columns of features, with commas; embedding stands for embedding_0, ...",
-            show_default="llr, absllr and embedding, or EVO2_DELTA",
+            help="Comma-separated feature columns; embedding means embedding_0, embedding_1, ...",
+            show_default="llr, absllr and embedding if present, otherwise EVO2_DELTA",
         ),
     ] = None
 
@@ -599,7 +621,7 @@ class LabelledOptions(Options, panel="Labels"):
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", rich_help_panel="Arguments", help="Folder that `evo2 finetune` wrote."
+            metavar="RUN", rich_help_panel="Arguments", help="Folder written by evo2 finetune."
         ),
     ]
     test: Annotated[
@@ -607,14 +629,14 @@ class LabelledOptions(Options, panel="Labels"):
         typer.Argument(
             metavar="TEST",
             rich_help_panel="Arguments",
-            help="Table of labelled sequences, with columns as for `evo2 finetune`.",
+            help="Table of labelled sequences, with the same columns as for evo2 finetune.",
         ),
     ]
     label_cols: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMNS",
-            help="Columns of the labels, with commas.",
+            help="Comma-separated names of the label columns.",
             show_default="label, labels, target or y",
         ),
     ] = None

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
 from evo2cli.eval.options import PairsOptions
-from evo2cli.eval.report import check_outputs, estimate_columns, write_table
+from evo2cli.eval.report import check_outputs, estimate_columns, format_estimate, write_table
 from evo2cli.files import locks_output
 from evo2cli.genome.table import cell_text, open_table
 from evo2cli.genome.vcf import is_bases
@@ -114,20 +113,17 @@ def read_pairs(options: PairsOptions) -> list[Pair]:
     pairs = []
     with closing(table.rows):
         columns = [options.real, options.perturbed, *([options.by] if options.by else [])]
-        if missing := [name for name in columns if name not in table.names]:
-            raise UserError(
-                f"{path}: has no column {missing[0]!r}; its columns: {', '.join(table.names)}; "
-                "name them by --real, --perturbed and --by"
-            )
-        index = [table.names.index(name) for name in columns]
+        index = [
+            table.column(name, "name them by --real, --perturbed and --by") for name in columns
+        ]
         for number, row in table.rows:
             cells = [cell_text(row[at]) for at in index]
             sequences = [text.encode(errors="surrogateescape") for text in cells[:2]]
             for name, text, sequence in zip(columns, cells, sequences, strict=False):
                 if len(sequence) < MIN_BASES or not is_bases(sequence):
                     raise UserError(
-                        f"{path}: {table.unit} {number}: {name} {text[:40]!r} is not "
-                        f"a sequence of at least {MIN_BASES} bases"
+                        f"{table.origin(number)}: {name} {text[:40]!r} is not a sequence of at "
+                        f"least {MIN_BASES} bases"
                     )
             real, perturbed = map(upper_dna, sequences)
             pairs.append(Pair(real, perturbed, cells[2] if options.by else None))
@@ -164,17 +160,15 @@ def group_row(name: str, differences: Sequence[tuple[float, float]], seed: int) 
 
 def pairs_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_pairs`."""
-    table = Table(box=None)
-    table.add_column(result["by"] or "")
-    for name in ("pairs", "share", "95 %", "per base", "nats"):
-        table.add_column(name, justify="right")
+    names = ("pairs", "share", "95 %", "per base", "nats")
+    table = console.number_table(result["by"] or "", *names)
     for row in result["rows"]:
-        interval = f"{row['share_low']:.3f}-{row['share_high']:.3f}"
-        values = (row["share"], interval, row["share_per_base"], row["difference"])
         table.add_row(
             Text(row["group"]),
             f"{row['pairs']:,}",
-            *(value if isinstance(value, str) else f"{value:.3f}" for value in values),
+            *format_estimate(row, "share"),
+            f"{row['share_per_base']:.3f}",
+            f"{row['difference']:.3f}",
         )
     return Group(
         Text(f"{result['model']}: real against perturbed sequences of {result['source']}", "bold"),

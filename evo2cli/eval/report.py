@@ -57,12 +57,12 @@ def estimate_columns(name: str, estimate: Estimate | None) -> Row:
     return dict(zip(names, map(rounded, astuple(estimate)), strict=True))
 
 
-def format_estimate(row: Mapping[str, Any], name: str, digits: int = 3) -> tuple[str, str]:
+def format_estimate(row: Mapping[str, Any], name: str) -> tuple[str, str]:
     """An estimate of a row and its interval for people; a dash if it has none."""
     value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
     if value is None:
         return "-", ""
-    return f"{value:z.{digits}f}", f"{low:z.{digits}f}-{high:z.{digits}f}"
+    return f"{value:z.3f}", f"{low:z.3f}-{high:z.3f}"
 
 
 def cells_by_distractors(

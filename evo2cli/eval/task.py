@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from evo2cli import __version__
+from evo2cli import __version__, console
 from evo2cli.eval.options import TaskOptions
 from evo2cli.eval.report import check_outputs, write_table
 from evo2cli.finetune.examples import Examples, read_examples
@@ -75,10 +74,7 @@ def evaluate_task(options: TaskOptions, labels: Labels, predict: Predict) -> dic
 
 def task_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_task`: the metrics, and the confusion matrix."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for name in ("value", "95 %"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = console.number_table("", "value", "95 %")
     for row in result["rows"]:
         table.add_row(row["metric"], f"{row['value']:.3f}", f"{row['low']:.3f}-{row['high']:.3f}")
     title = f"{result['task']}: {result['run']} on {result['test']}"
@@ -88,10 +84,7 @@ def task_page(result: dict[str, Any]) -> RenderableType:
         table,
     ]
     if result["confusion"] is not None:
-        matrix = Table(box=None, pad_edge=False)
-        matrix.add_column("true \\ predicted")
-        for name in result["classes"]:
-            matrix.add_column(name, justify="right")
+        matrix = console.number_table("true \\ predicted", *result["classes"])
         for name, counts in zip(result["classes"], result["confusion"], strict=True):
             matrix.add_row(name, *(f"{count:,}" for count in counts))
         parts += [Text(), matrix]

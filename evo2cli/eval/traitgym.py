@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
 from evo2cli.embed.probe import import_sklearn
 from evo2cli.errors import UserError
 from evo2cli.eval.options import TraitGymOptions
-from evo2cli.eval.report import check_outputs, write_table
+from evo2cli.eval.report import check_outputs, format_estimate, write_table
 from evo2cli.genome.contig_names import plain_name
 from evo2cli.genome.table import cell_flag, cell_number, cell_text, open_table
 from evo2cli.ranking import PERCENTILES, RESAMPLES, area_under_roc, average_precision, count_levels
@@ -104,23 +103,22 @@ def read_labelled(options: TraitGymOptions) -> Labelled:
     path = options.source
     table = open_table(path)
     with closing(table.rows):
-        index = {name: at for at, name in reversed(list(enumerate(table.names)))}
-        chromosome = next((name for name in table.names if name.lower().lstrip("#") == "chrom"), "")
+        chrom = next((name for name in table.names if name.lower().lstrip("#") == "chrom"), "chrom")
         features = _feature_columns(path, table.names, options)
-        for name in (chromosome or "chrom", options.label):
-            if name not in index:
-                raise UserError(
-                    f"{path}: has no column {name!r}; its columns: {', '.join(table.names[:12])}"
-                )
+        chrom_at, label_at = table.column(chrom), table.column(options.label, "name it by --label")
+        feature_at = [table.column(name) for name in features]
         chromosomes, positive, values, num_left_out = [], [], [], 0
         for number, row in table.rows:
-            where = f"{path}: {table.unit} {number}"
-            is_positive = cell_flag(where, options.label, row[index[options.label]])
-            numbers = [cell_number(where, name, row[index[name]]) for name in features]
+            where = table.origin(number)
+            is_positive = cell_flag(where, options.label, row[label_at])
+            numbers = [
+                cell_number(where, name, row[at])
+                for name, at in zip(features, feature_at, strict=True)
+            ]
             if not all(map(math.isfinite, numbers)):
                 num_left_out += 1
                 continue
-            chromosomes.append(plain_name(cell_text(row[index[chromosome]])))
+            chromosomes.append(plain_name(cell_text(row[chrom_at])))
             positive.append(is_positive)
             values.append(numbers)
     if not values:
@@ -158,8 +156,8 @@ def _feature_columns(path: Path, names: Sequence[str], options: TraitGymOptions)
     if found := [*scalars, *_of_embedding(names, "embedding")]:
         return found
     raise UserError(
-        f"{path}: has no feature (llr, absllr, embedding_0, ..., EVO2_DELTA); run evo2 score "
-        "--features first, or name columns by --features"
+        f"{path}: has no feature (llr, absllr, embedding_0, ..., EVO2_DELTA); run evo2 "
+        "score --features first, or name the columns with --features"
     )
 
 
@@ -247,13 +245,9 @@ def _by_chromosome(
 
 def traitgym_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_traitgym`."""
-    table = Table(box=None)
-    table.add_column("predictor")
-    for name in ("AUPRC", "95 %", "AUROC"):
-        table.add_column(name, justify="right")
+    table = console.number_table("predictor", "AUPRC", "95 %", "AUROC")
     for row in result["rows"]:
-        interval = f"{row['auprc_low']:.3f}-{row['auprc_high']:.3f}"
-        table.add_row(row["predictor"], f"{row['auprc']:.3f}", interval, f"{row['auroc']:.3f}")
+        table.add_row(row["predictor"], *format_estimate(row, "auprc"), f"{row['auroc']:.3f}")
     share = result["positives"] / (result["positives"] + result["negatives"])
     return Group(
         Text(

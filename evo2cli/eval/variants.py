@@ -3,19 +3,17 @@
 docs/eval.md defines it. The score of an allele is -EVO2_DELTA: the less likely, the higher.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
-from evo2cli.eval.annotations import Annotated, AnnotatedFile, read_annotated
+from evo2cli.eval.annotations import AnnotatedFile, missing_key, read_annotated
 from evo2cli.eval.consequences import Consequence, consequences, find_key
 from evo2cli.eval.labels import Allele, Labels
 from evo2cli.eval.options import VariantsOptions
@@ -24,6 +22,7 @@ from evo2cli.eval.report import check_outputs, estimate_columns, format_estimate
 from evo2cli.files import locks_output, temporary_folder
 from evo2cli.genome.source import STDIN
 from evo2cli.genome.variant_table import is_table
+from evo2cli.genome.vcf import kind_of
 from evo2cli.options import shared
 from evo2cli.ranking import RESAMPLES, rank
 from evo2cli.score.options import ScoreOptions
@@ -65,7 +64,7 @@ def evaluate_variants(options: VariantsOptions) -> dict[str, Any]:
             scored = options.scored or folder / f"scored{suffix}"
             _score(options, scored)
             file = read_annotated(scored)
-    key = options.consequence or find_key(file, beside=labels.key)
+    key = options.consequence or find_key(file.has, beside=labels.key)
     alleles, unscored = collect_alleles(file, labels, key, options.groups)
     if not alleles:
         raise UserError(f"{options.source}: no labelled allele has a score")
@@ -108,18 +107,11 @@ def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, in
     """
     source, labels = options.source, options.labels
     if not file.has(labels.key):
-        keys = ", ".join(file.keys()[:12]) or "nothing"
-        raise UserError(
-            f"{source}: no record has {labels.key} in {file.place}, which holds {keys}; choose a "
-            "key by --label"
-        )
+        raise missing_key(source, file.place, labels.key, file.keys(), "--label")
     wanted = [("--consequence", options.consequence), *(("--by", key) for key in options.groups)]
     for flag, key in wanted:
         if key and not file.has(key):
-            raise UserError(
-                f"{source}: no record has {key} in {file.place}, which holds "
-                f"{', '.join(file.keys()[:12])}; choose another {flag}"
-            )
+            raise missing_key(source, file.place, key, file.keys(), flag)
     values = [
         value
         for record in file.records
@@ -135,8 +127,8 @@ def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, in
                 f"{value or '.'} ({count:,})" for value, count in Counter(values).most_common(8)
             )
             raise UserError(
-                f"{source}: no allele is {name} ({', '.join(terms)}); the values of {labels.key} "
-                f"are {common}; choose among them by --{name}"
+                f"{source}: no allele is {name} ({', '.join(terms)}); the values of "
+                f"{labels.key} are {common}; choose among them with --{name}"
             )
     return _count(value or "no label" for value in values if labels.classify(value) is None)
 
@@ -171,30 +163,15 @@ def collect_alleles(
             own = [(key, value) for key, found in others if (value := found[index]) is not None]
             usual = _groups(record.reference, alternate, effects[index])
             groups = (*(group for group in usual if group[0] not in by), *own)
-            alleles.append(Allele(_parse_delta(record, delta), is_positive, groups))
+            alleles.append(Allele(record.number(DELTA, delta), is_positive, groups))
     return alleles, _count(unscored)
-
-
-def _parse_delta(record: Annotated, text: str) -> float:
-    try:
-        delta = float(text)
-    except ValueError:
-        delta = math.nan
-    if not math.isfinite(delta):
-        raise UserError(
-            f"{record.contig}:{record.start + 1}: {DELTA}={text} is not a finite number; score the "
-            "variants again (evo2 score)"
-        )
-    return delta
 
 
 def _groups(
     reference: str, alternate: str, effect: Consequence | None
 ) -> tuple[tuple[str, str], ...]:
     """Kind and name of the groups of an allele, apart from the group of all alleles."""
-    growth = len(alternate) - len(reference)
-    name = "insertion" if growth > 0 else "deletion" if growth < 0 else "SNV"
-    groups = [("class", "MNV" if name == "SNV" and len(reference) > 1 else name)]
+    groups = [("class", str(kind_of(reference, alternate)))]
     if effect is not None:
         groups.append(("consequence", effect.name))
         if effect.coding is not None:
@@ -245,10 +222,8 @@ def _row(group: tuple[str, str], alleles: Sequence[Allele], seed: int) -> Row:
 
 def variants_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `evaluate_variants`: a line for each group."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for name in ("positive", "negative", "AUROC", "95 %", "AUPRC", "95 %"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("positive", "negative", "AUROC", "95 %", "AUPRC", "95 %")
+    table = console.number_table("", *names)
     kind = "all"
     for row in result["rows"]:
         if row["kind"] != kind:

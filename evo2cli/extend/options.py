@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evo2cli.options import ConfigOptions, DeviceOptions, JSONOptions
-from evo2cli.training.options import SettingsOptions
+from evo2cli.training.options import DataOptions, SettingsOptions
 
 
 class Scheme(StrEnum):
@@ -41,7 +41,7 @@ class CheckpointOptions(ConfigOptions, panel="Checkpoint"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOptions(DeviceOptions, SettingsOptions, panel="Recipe"):
+class StageOptions(DataOptions, DeviceOptions, SettingsOptions, panel="Recipe"):
     """What applies to a recipe, which is trained."""
 
 

@@ -1,6 +1,5 @@
 """`evo2 extend RECIPE`: extend weights, train them, and verify the result."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from evo2cli.errors import UserError
 from evo2cli.extend.verification import verify
 from evo2cli.train.run import train_recipe
 from evo2cli.training.options import RunOptions
-from evo2cli.training.recipe_file import find_initial_weights, find_recipe, read_recipe
+from evo2cli.training.recipe_file import find_initial_weights, find_recipe, read_run
 
 
 def find_stage(name: str) -> Path | None:
@@ -27,15 +26,8 @@ def find_stage(name: str) -> Path | None:
         return None
 
 
-def extend_stage(
-    recipe_name: Path, *, settings: Sequence[str] = (), device: str = "auto"
-) -> dict[str, Any]:
+def extend_stage(options: RunOptions) -> dict[str, Any]:
     """Train a recipe that has a table `[extend]`, or resume it, then verify the result.
-
-    Args:
-        recipe_name: A recipe file, or the name of a shipped one.
-        settings: Changes of the recipe, each `table.key=value`.
-        device: "auto", "cpu", "cuda", ...
 
     Returns:
         What `train_recipe` returns, and on the first rank of a finished run verification: what
@@ -45,13 +37,11 @@ def extend_stage(
         UserError: The recipe has no table `[extend]`, or cannot be run.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
-    path = find_recipe(recipe_name)
-    recipe = read_recipe(path, settings)
+    recipe, path = read_run(options)
     if recipe.extend is None:
         raise UserError(f"{path}: has no table [extend]; `evo2 train {path}` trains it")
-    run = RunOptions(recipe=recipe_name, settings=tuple(settings), device=device)
-    summary = train_recipe(run)
+    summary = train_recipe(options)
     if not summary["finished"] or summary["rank"] > 0:
         return summary
     before = find_initial_weights(recipe, path)
-    return {**summary, "verification": verify(recipe, before, device=device)}
+    return {**summary, "verification": verify(recipe, before, device=options.device)}

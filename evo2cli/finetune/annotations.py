@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.tasks import Labels, Task
 from evo2cli.genome.alphabet import ACGT, reverse_complement
@@ -69,7 +69,7 @@ def read_annotated(
         if not by_contig:
             raise UserError(
                 f"{annotation}: none of its {len(features):,} features is on a contig of {genome}, "
-                f"which has {', '.join(bases.names[:5])}"
+                f"which has {listed(bases.names)}"
             )
         for contig, members in _regions(bases, regions, region_kind).items():
             for strand in sorted({region.strand for region in members}):
@@ -78,12 +78,12 @@ def read_annotated(
                     if region.strand == strand:
                         rows += _windows(bases, contig, region, codes, window)
     if not rows:
-        raise UserError(f"{regions or genome}: no window has a base; give other regions")
+        raise UserError(f"{regions or genome}: no window contains A, C, G or T; give other regions")
     names, sequences, tokens, contigs, groups = map(list, zip(*rows, strict=True))
-    told = f"tokens: each base is one of {', '.join(classes)}, by {annotation.name}"
+    explanation = f"tokens: each base is one of {', '.join(classes)}, by {annotation.name}"
     return (
         Examples(names, sequences, labels=tokens, chromosomes=contigs, groups=groups),
-        Labels(Task.TOKENS, classes, told),
+        Labels(Task.TOKENS, classes, explanation),
     )
 
 
@@ -91,8 +91,8 @@ def _only_kind(annotation: Path, features: Sequence[Feature]) -> tuple[str, ...]
     kinds = {feature.kind or FEATURE for feature in features}
     if len(kinds) > 1:
         raise UserError(
-            f"{annotation}: has features of several types; choose by --feature-type; "
-            f"{_listed(features)}"
+            f"{annotation}: has features of several types; choose among them with "
+            f"--feature-type; {_listed(features)}"
         )
     return tuple(kinds)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.embed.probe import MAX_ITERATIONS, PENALTIES, import_sklearn
+from evo2cli.embed.probe import import_sklearn, linear_model
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.splits import class_counts
 from evo2cli.finetune.tasks import Labels, Task
@@ -24,7 +24,6 @@ MAX_ROWS = 20_000  # that a baseline is fitted on; more are drawn from, by a see
 KMER = 4
 KMER_C = 0.01  # of the logistic regression: k-mers overlap, so they need a strong penalty
 CENTRE = 80  # bases
-CENTRE_C = 1.0
 AROUND = 10  # bases on each side of the one whose label is predicted
 AROUND_KMERS = 50  # bases on each side whose k-mers are counted for that label
 MAX_BASES = 4_096  # whose features are in memory at once
@@ -85,9 +84,8 @@ def kmer_baseline(
         ]
         return _joined(sides)
 
-    return _fit(
-        _model(labels, KMER_C), labels, features(train), _labels_of(examples, train), features(rows)
-    )
+    values = np.asarray(examples.labels)[train]
+    return fit_and_predict(labels, features(train), values, features(rows), KMER_C)
 
 
 def position_baseline(
@@ -103,7 +101,7 @@ def position_baseline(
         UserError: scikit-learn is not installed.
     """
     if labels.task is Task.TOKENS:
-        return _token_baseline(examples, labels, train, rows, seed, _neighbours, CENTRE_C)
+        return _token_baseline(examples, labels, train, rows, seed, _neighbours)
     sides = _sides(examples)
     if any(len({len(sequence) for sequence in side}) > 1 for side in sides):
         return None
@@ -112,13 +110,8 @@ def position_baseline(
     def features(chosen: Indices) -> Features:
         return _joined([np.stack([_centre(side[row]) for row in chosen]) for side in sides])
 
-    return _fit(
-        _model(labels, CENTRE_C),
-        labels,
-        features(train),
-        _labels_of(examples, train),
-        features(rows),
-    )
+    values = np.asarray(examples.labels)[train]
+    return fit_and_predict(labels, features(train), values, features(rows))
 
 
 def _token_baseline(
@@ -128,7 +121,7 @@ def _token_baseline(
     rows: Indices,
     seed: int,
     features: Callable[[str, Indices], Features],
-    c: float,
+    c: float = 1.0,
 ) -> list[NDArray[np.float64]]:
     """Predictions for each base, by a model that is fitted on bases drawn from train.
 
@@ -139,7 +132,7 @@ def _token_baseline(
         rows: The rows to predict.
         seed: Of the draw.
         features: Features of some bases of a sequence.
-        c: The inverse of the penalty.
+        c: As for `linear_model`.
     """
     assert isinstance(examples.labels, list)
     generator = np.random.default_rng(seed)
@@ -151,7 +144,7 @@ def _token_baseline(
         drawn.append(features(examples.sequences[row], places))
         values.append(own[places])
     values_N = np.concatenate(values)
-    model = _model(labels, c)
+    model = linear_model("a baseline", is_numeric=False, c=c)
     if (values_N == values_N[0]).all():  # the bases of a rare class are in no draw
         model = import_sklearn("a baseline").dummy.DummyClassifier()
     model.fit(np.concatenate(drawn), values_N)
@@ -173,10 +166,6 @@ def _sides(examples: Examples) -> list[list[str]]:
 def _joined(sides: Sequence[Features]) -> Features:
     """Features of single sequences; of pairs, those of the first and the difference."""
     return sides[0] if len(sides) == 1 else np.concatenate([sides[0], sides[1] - sides[0]], axis=1)
-
-
-def _labels_of(examples: Examples, rows: Indices) -> NDArray[Any]:
-    return np.asarray(examples.labels)[rows]
 
 
 def _draw(train: Indices, seed: int) -> Indices:
@@ -227,26 +216,25 @@ def _neighbours(sequence: str, places: Indices) -> Features:
     return _ONE_HOT[windows].reshape(len(places), 4 * (2 * AROUND + 1))
 
 
-def _model(labels: Labels, c: float) -> Any:
-    sklearn = import_sklearn("a baseline")
-    linear = sklearn.linear_model
-    if labels.task is Task.REGRESS:
-        model = linear.RidgeCV(alphas=PENALTIES)
-    else:
-        model = linear.LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
-    return sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), model)
-
-
-def _fit(
-    model: Any, labels: Labels, train_NF: Features, values: NDArray[Any], rows_NF: Features
+def fit_and_predict(
+    labels: Labels, train_NF: Any, values: NDArray[Any], rows_NF: Any, c: float = 1.0
 ) -> NDArray[np.float64]:
-    """Fit on train, and predict."""
+    """Fit a linear model to features, and predict from others: probabilities or numbers [N, C].
+
+    Args:
+        labels: What is predicted. If examples can have several labels, each gets its own model.
+        train_NF: Features to fit to.
+        values: Their labels, as `Examples` holds them; for labels of bases, one class each.
+        rows_NF: Features to predict from.
+        c: As for `linear_model`.
+    """
+    model = linear_model("a baseline", is_numeric=labels.task is Task.REGRESS, c=c)
     if labels.task is Task.REGRESS:
         return np.asarray(model.fit(train_NF, values).predict(rows_NF)).reshape(len(rows_NF), -1)
-    if labels.task is Task.CLASSIFY:
+    if labels.task is not Task.MULTILABEL:
         return _probabilities(model.fit(train_NF, values), labels, rows_NF)
     columns = []
-    for values_N in values.T:  # of several classes, a model each
+    for values_N in values.T:
         if (values_N == values_N[0]).all():
             columns.append(np.full(len(rows_NF), float(values_N[0])))
         else:

@@ -1,8 +1,6 @@
 """What runs on labels and runs on next bases have in common: folders, the best weights, reports."""
 
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from evo2cli import __version__, console
-from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, reading, writing
-from evo2cli.finetune.folder import FACTS, Description, read_facts
+from evo2cli.files import writing
+from evo2cli.finetune.folder import FACTS, Description, read_facts, write_facts
 from evo2cli.finetune.recipes import write_recipe
 from evo2cli.finetune.training import TunedStart
 from evo2cli.models import memory_explained
@@ -21,8 +18,10 @@ from evo2cli.train.run import num_parameters
 from evo2cli.training.best import Best
 from evo2cli.training.engine import Engine
 from evo2cli.training.loop import Trainer
+from evo2cli.training.plan.estimate import check_shape
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Finetune, Recipe
+from evo2cli.training.recipe_file import naming
 from evo2cli.training.space import BEST
 from evo2cli.training.state import RunFolder, open_run, stopped
 from stripedhyena2.checkpoint import Checkpoint
@@ -60,13 +59,21 @@ class Run:
         return self.recipe.finetune
 
     @cached_property
-    def marks(self) -> str:
+    def base_fingerprint(self) -> str:
         """The fingerprint of the base."""
         return fingerprint(self.stored.config, self.stored.tensors)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, beside its recipe."""
-        return {"shape": asdict(self.stored.config), "base": self.marks}
+        return {"shape": asdict(self.stored.config), "base": self.base_fingerprint}
+
+    def missing_bytes(self) -> int:
+        """Bytes that the run will write into its folder beside checkpoints and models.
+
+        Raises:
+            UserError: What the recipe says of the base is not possible.
+        """
+        return 0
 
     def trainer(self, folder: RunFolder) -> Trainer:
         """What trains; sets `start` and `description`."""
@@ -79,12 +86,10 @@ class Run:
     def run(self) -> dict[str, Any]:
         """Train, or go on; the result is described in `run.tune`."""
         recipe, ranks = self.recipe, self.ranks
-        if recipe.batch.length > self.stored.config.context:
-            raise UserError(
-                f"{self.path}: batch.length = {recipe.batch.length} is longer than the model's "
-                f"context of {self.stored.config.context}; give a shorter --length"
-            )
-        with open_run(recipe, self.stored.config, self.identity(), ranks) as folder:
+        with naming(self.path):
+            check_shape(recipe, self.stored.config)
+        missing, identity = self.missing_bytes(), self.identity()
+        with open_run(recipe, self.stored.config, identity, ranks, others=missing) as folder:
             return self._run_in(folder)
 
     def _run_in(self, folder: RunFolder) -> dict[str, Any]:
@@ -93,7 +98,7 @@ class Run:
         if (folder.final / FACTS).is_file():
             if ranks.is_first:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
-            return {**of_run, "finished": True, **read_json(recipe.output / REPORT)}
+            return {**of_run, "finished": True, **read_facts(recipe.output / REPORT)}
         if self.values is not None and ranks.is_first:
             write_recipe(self.values, self.path)
         trainer = self.trainer(folder)
@@ -162,32 +167,11 @@ class Run:
         facts = {
             **self.description.facts,
             "trained_by": f"evo2cli {__version__}",
-            "step": read_facts(self.best_folder).get("step"),
+            "step": read_facts(self.best_folder / FACTS).get("step"),
             "settings": self.recipe.model_dump(mode="json", exclude={"output"}),
             "results": report["results"],
         }
-        write_json(self.best_folder / FACTS, facts)
-        write_json(output / REPORT, report)
+        write_facts(self.best_folder / FACTS, facts)
+        write_facts(output / REPORT, report)
         with writing(output / "final"):
             self.best_folder.rename(output / "final")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    with reading(path):
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    with writing(path), atomic_path(path) as part:
-        part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

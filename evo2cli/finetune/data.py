@@ -61,7 +61,7 @@ class Data:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of examples of each part."""
-        return {part: len(getattr(self.split, part)) for part in ("train", "valid", "test")}
+        return {part: len(rows) for part, rows in self.split.parts.items()}
 
     @property
     def digest(self) -> str:
@@ -71,8 +71,8 @@ class Data:
             found.update(text.encode() + b"\n")
         for values in _arrays(self.examples.labels):
             found.update(values.tobytes())
-        for part in ("train", "valid", "test"):
-            found.update(np.asarray(getattr(self.split, part), np.int64).tobytes())
+        for rows in self.split.parts.values():
+            found.update(np.asarray(rows, np.int64).tobytes())
         return found.hexdigest()[:16]
 
 
@@ -88,7 +88,7 @@ class Source:
         train: A table.
         valid: A table for validation.
         test: A table for testing.
-        task: The task; None to tell it from the labels.
+        task: The task; None to infer it from the labels.
         labels: Columns with labels.
         group: Column with groups.
         reference: Genome of a table of variants.
@@ -130,13 +130,19 @@ class Source:
         tables = {"--valid": self.valid, "--test": self.test}
         option, table = next((pair for pair in tables.items() if pair[1]), (None, None))
         if contigs and self.split is not None:
-            raise UserError(f"--split {self.split}: contigs ({contigs}) divide the data; give one")
+            raise UserError(
+                f"--split {self.split}: the data are already divided by contigs ({contigs}); "
+                "use only one of the two"
+            )
         if contigs and option:
-            raise UserError(f"{option} {table}: contigs ({contigs}) divide the data; give one")
+            raise UserError(
+                f"{option} {table}: the data are already divided by contigs ({contigs}); use "
+                "only one of the two"
+            )
         if self.features is not None and option:
             raise UserError(
-                f"{option} {table}: --features labels the bases of one FASTA, {self.train}; divide "
-                "it by --valid-contigs and --test-contigs"
+                f"{option} {table}: not with --features, which labels the bases of one FASTA; "
+                f"divide {self.train} with --valid-contigs and --test-contigs"
             )
 
     @classmethod
@@ -151,8 +157,8 @@ class Source:
         tables, valid = [source.path for source in recipe.data.sources], recipe.data.valid
         if len(tables) > 1 or len(valid) > 1:
             raise UserError(
-                f"data.sources and data.valid: a table each, but {[*tables, *valid][-1]} is one "
-                "more; join them"
+                "data.sources and data.valid: can name only one table each; join "
+                f"{[*tables, *valid][-1]} with the others"
             )
         return cls(
             train=tables[0],
@@ -169,13 +175,13 @@ class Source:
             cut=Cut(tuning.cut),
             seed=recipe.seed,
             features=tuning.features,
-            feature_types=words(tuning.feature_type),
+            feature_types=comma_list(tuning.feature_type),
             regions=tuning.regions,
             region_type=tuning.region_type,
         )
 
 
-def words(text: str | None) -> tuple[str, ...]:
+def comma_list(text: str | None) -> tuple[str, ...]:
     """Words separated by commas; none for None."""
     return tuple(text.split(",")) if text else ()
 
@@ -204,7 +210,12 @@ def read_data(source: Source, length: int | None = None, *, quiet: bool = False)
     found = Data(examples, labels, divided, leaks)
     if not quiet:
         sizes = ", ".join(f"{count:,} for {part}" for part, count in found.sizes.items())
-        for line in (labels.told, cut_line, f"{sizes}: {divided.told}", *leaks.report):
+        for line in (
+            labels.explanation,
+            cut_line,
+            f"{sizes}: {divided.explanation}",
+            *leaks.report,
+        ):
             if line:
                 console.say(line)
     leaks.refuse()

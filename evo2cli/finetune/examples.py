@@ -9,13 +9,14 @@ A table has a column `sequence` (or `seq`), or two for a pair: `sequence_a` and 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 from evo2cli.finetune.tasks import (
     UNLABELLED,
     Cut,
@@ -23,10 +24,10 @@ from evo2cli.finetune.tasks import (
     Task,
     check_cells,
     class_name,
+    infer_labels,
     parse_names,
     parse_numbers,
     parse_tokens,
-    tell_labels,
 )
 from evo2cli.genome.fasta import require_letters
 from evo2cli.genome.interval import Interval
@@ -88,6 +89,11 @@ class Examples:
             return [(sequence,) for sequence in self.sequences]
         return list(zip(self.sequences, self.pairs, strict=True))
 
+    @property
+    def letters(self) -> list[tuple[bytes, ...]]:
+        """As `entries`, in bytes."""
+        return [tuple(text.encode() for text in entry) for entry in self.entries]
+
     def take(self, rows: Iterable[int]) -> "Examples":
         """The examples of these rows, in their order."""
         chosen = [int(row) for row in rows]
@@ -145,7 +151,10 @@ class Genome:
             )
         pair = cut_windows(self.reference, variant, alt.encode(), self.window)
         if pair is None:
-            raise UserError(f"{origin}: too long for a window of {self.window:,} bases")
+            raise UserError(
+                f"{origin}: the variant is too long for a window of {self.window:,} bases; "
+                "raise --length or remove the row"
+            )
         return [pair.reference.sequence, pair.alternate.sequence]
 
 
@@ -165,7 +174,7 @@ def read_examples(
 
     Args:
         source: A table, or one for each of "train", "valid" and "test".
-        task: The task; told from the labels if None.
+        task: The task; inferred from the labels if None.
         label_columns: The columns of labels; found by their names if empty.
         group_column: The column of groups; `group` if None.
         labels: What labels mean, if a model is known already: then they are read as its own.
@@ -181,7 +190,10 @@ def read_examples(
         if not rows:
             raise UserError(f"{path}: has no rows")
         if columns != labelled_by or len(rows[0].sequences) != len(first_rows[0].sequences):
-            raise UserError(f"{path}: has other columns of sequences or labels than {first}")
+            raise UserError(
+                f"{path}: its sequence or label columns differ from those of {first}; give all "
+                "tables the same columns"
+            )
     every = [row for _, rows in tables for row in rows]
     splits = [
         split or row.split for split, (_, rows) in zip(paths, tables, strict=True) for row in rows
@@ -195,7 +207,7 @@ def read_examples(
     for row in every:
         check_cells(row.labels, labelled_by, row.origin)
     if labels is None:
-        labels = tell_labels(cells, labelled_by, lengths, origin, task)
+        labels = infer_labels(cells, labelled_by, lengths, origin, task)
     return (
         Examples(
             names=[row.name for row in every],
@@ -227,7 +239,7 @@ def read_sequences(
     read, name = find.reader(genome), find.any(NAME)
     for number, cells in table.rows:
         texts = [cell_text(cell) for cell in cells]
-        sequences = read(texts, f"{path}: {table.unit} {number}")
+        sequences = read(texts, table.origin(number))
         yield str(number) if name is None else texts[name], tuple(sequences)
 
 
@@ -243,12 +255,7 @@ def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str
     if longest <= window:
         return examples, None
 
-    def shorten(sequence: Any) -> Any:
-        if len(sequence) <= window:
-            return sequence
-        start = cut.start(len(sequence), window)
-        return sequence[start : start + window]
-
+    shorten = partial(cut.shorten, window=window)
     labels = examples.labels
     count = sum(
         max(len(sequence), len(other)) > window
@@ -262,8 +269,9 @@ def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str
             pairs=None if pairs is None else [shorten(sequence) for sequence in pairs],
             labels=[shorten(tokens) for tokens in labels] if isinstance(labels, list) else labels,
         ),
-        f"{count:,} of {len(examples):,} sequences are longer than the window of {window:,} bases "
-        f"(up to {longest:,}); their {kept} {window:,} bases are used",
+        f"{count:,} of {len(examples):,} sequences are longer than the window of "
+        f"{window:,} bases (up to {longest:,}); only their {kept} {window:,} bases are "
+        "used",
     )
 
 
@@ -289,7 +297,7 @@ def _read_rows(
     group = find.any(GROUP) if group_column is None else find.required(group_column)
     rows = []
     for number, cells in table.rows:
-        origin = f"{path}: {table.unit} {number}"
+        origin = table.origin(number)
         texts = [cell_text(cell) for cell in cells]
         rows.append(
             _Row(
@@ -364,7 +372,7 @@ class _Finder:
 def _read_bases(text: str, origin: str) -> bytes:
     """A sequence as the model reads it."""
     if not text:
-        raise UserError(f"{origin}: its sequence is empty; remove the row")
+        raise UserError(f"{origin}: the sequence is empty; remove the row")
     sequence = as_read(text.encode(errors="replace"))
     require_letters(origin, sequence)
     return sequence
@@ -374,7 +382,7 @@ def _split_name(text: str, origin: str) -> str:
     for split, aliases in SPLITS.items():
         if text.lower() in aliases:
             return split
-    raise UserError(f"{origin}: split {text!r} is none of train, valid (or val, dev) and test")
+    raise UserError(f"{origin}: split {text!r} is not train, valid (or val, dev) or test")
 
 
 def _whole(values: Sequence[str | None]) -> list[str] | None:
@@ -398,8 +406,10 @@ def _encode(
 
     def code(index: int, name: str) -> int:
         if name not in codes:
-            known = ", ".join(labels.classes[:8])
-            raise UserError(f"{origin(index)}: label {name!r} is none of the classes {known}")
+            raise UserError(
+                f"{origin(index)}: label {name!r} is not one of the classes "
+                f"{listed(labels.classes)}"
+            )
         return codes[name]
 
     if labels.task is Task.LM:

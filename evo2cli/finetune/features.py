@@ -1,8 +1,8 @@
-"""Features of a frozen model: computed once, kept on disk, and read by a linear probe.
+"""Features of a frozen model: computed once, kept on disk, and used to choose a layer.
 
 They are what a head sees before anything is trained. `--method head` trains on them alone; for
-other methods they give the statistics of the head's input, and the probe that results are compared
-with.
+other methods they give the statistics of the head's input, and the linear probe that results are
+compared with.
 
 N examples, F features, D channels.
 """
@@ -20,13 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evo2cli.embed.probe import (
-    MAX_ITERATIONS,
-    PENALTIES,
-    Labelled,
-    import_sklearn,
-    probe_layers,
-)
+from evo2cli.embed.probe import Labelled, probe_layers
 from evo2cli.files import atomic_path
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.folder import by_length, read_inputs
@@ -38,22 +32,18 @@ from stripedhyena2.layers import part_names
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import sequence_logprob
 
+LOSS_EXAMPLES = 32
 MAX_TOKENS = 20_000  # labelled bases of a split that the features of a task of tokens are kept of
+FILES = "features-*.safetensors"
 MAX_ROWS = 2_000  # examples by which the best layer is chosen
 FOLDS = 5
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def letters_of(examples: Examples) -> list[tuple[bytes, ...]]:
-    """The sequence of each example, or both of a pair, as bytes."""
-    columns = [examples.sequences, *([examples.pairs] if examples.pairs is not None else [])]
-    return [tuple(text.encode() for text in row) for row in zip(*columns, strict=True)]
-
-
-def base_loss(model: StripedHyena2, examples: Examples, limit: int = 32) -> float:
-    """The mean loss of a model on the first sequences, in nats per base."""
-    chosen = [group[0] for group in letters_of(examples)[:limit] if len(group[0]) > 1]
+def base_loss(model: StripedHyena2, examples: Examples) -> float:
+    """The mean loss of a model on the first `LOSS_EXAMPLES` sequences, in nats per base."""
+    chosen = [group[0] for group in examples.letters[:LOSS_EXAMPLES] if len(group[0]) > 1]
     total = sum(-sequence_logprob(model, as_read(bases)) for bases in chosen)
     return total / max(1, sum(len(bases) - 1 for bases in chosen))
 
@@ -83,7 +73,7 @@ def all_rows(sequences: Sequence[str]) -> NDArray[np.int64]:
 def read_features(
     model: StripedHyena2,
     examples: Sequence[tuple[bytes, ...]],
-    how: Reading,
+    reading: Reading,
     layers: Sequence[str],
     tokens: NDArray[np.int64] | None = None,
     progress: Progress = ignore_progress,
@@ -93,17 +83,19 @@ def read_features(
     Args:
         model: The frozen model.
         examples: The sequence of each, or both of a pair.
-        how: What is read; its layer does not matter.
+        reading: What is read; its layer does not matter.
         layers: The layers, which are read in one pass.
         tokens: For a task of tokens, the bases whose features are kept, ascending: [N, 2].
         progress: Called with the number of examples done since the last call.
     """
     device = model.embedding.weight.device
-    pool = None if how.by_token else Pooling(Pool.read(how.pool), 1)
+    pool = None if reading.by_token else Pooling(Pool.read(reading.pool), 1)
     kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     order: list[int] = []
     for rows in by_length(examples, device):
-        ids_NSL, lengths_NS = (x.to(device) for x in read_inputs([examples[r] for r in rows], how))
+        ids_NSL, lengths_NS = (
+            x.to(device) for x in read_inputs([examples[r] for r in rows], reading)
+        )
         outputs = model.read_layers(ids_NSL.flatten(0, 1), layers)
         index = None
         if tokens is not None:
@@ -119,7 +111,7 @@ def read_features(
         else:
             order += rows
         for layer, x_BLD in zip(layers, outputs, strict=True):
-            features = combine(x_BLD, lengths_NS, how, pool)
+            features = combine(x_BLD, lengths_NS, reading, pool)
             kept[layer].append((features[index[0], index[1]] if index else features).cpu())
         progress(len(rows))
     back = torch.from_numpy(np.argsort(order))
@@ -153,7 +145,7 @@ class Cache:
         digest = hashlib.sha256(self._settings.encode() + rows)
         for group in examples:
             digest.update(b"\n" + b"\t".join(group))
-        path = self._folder / f"features-{digest.hexdigest()[:16]}.safetensors"
+        path = self._folder / FILES.replace("*", digest.hexdigest()[:16])
         try:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
@@ -164,47 +156,8 @@ class Cache:
         return found
 
 
-def probe(
-    task: Task, train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], num_classes: int
-) -> NDArray[np.float64]:
-    """Predictions of a linear model that is fitted to frozen features, [N, C].
-
-    Logistic regression for classes (L2, C = 1), one for each label of a multilabel task, and ridge
-    regression for numbers; features are standardized.
-
-    Args:
-        task: The task.
-        train: Features to fit to, [rows, F].
-        labels: Their labels.
-        test: Features to predict from, [N, F].
-        num_classes: C.
-    """
-    sklearn = import_sklearn("evo2 finetune")
-
-    def fitted(targets: NDArray[Any]) -> Any:
-        if task is Task.REGRESS:
-            model = sklearn.linear_model.RidgeCV(alphas=PENALTIES)
-        else:
-            model = sklearn.linear_model.LogisticRegression(max_iter=MAX_ITERATIONS)
-        scaler = sklearn.preprocessing.StandardScaler()
-        return sklearn.pipeline.make_pipeline(scaler, model).fit(train, targets)
-
-    if task is Task.REGRESS:
-        return np.asarray(fitted(labels).predict(test), np.float64).reshape(len(test), -1)
-    found = np.zeros((len(test), num_classes))
-    if task is Task.MULTILABEL:
-        for column in range(num_classes):
-            flags = labels[:, column]
-            constant = len(np.unique(flags)) < 2
-            found[:, column] = flags[0] if constant else fitted(flags).predict_proba(test)[:, 1]
-        return found
-    model = fitted(labels)
-    found[:, model[-1].classes_] = model.predict_proba(test)
-    return found
-
-
 def best_layer(
-    model: StripedHyena2, examples: Examples, labels: Labels, how: Reading, seed: int
+    model: StripedHyena2, examples: Examples, labels: Labels, reading: Reading, seed: int
 ) -> tuple[str, list[dict[str, Any]]]:
     """The layer whose frozen features predict the labels of training examples best.
 
@@ -229,7 +182,7 @@ def best_layer(
     else:
         assert found is not None
         values = found
-    features = read_features(model, letters_of(some), how, layers, tokens)
+    features = read_features(model, some.letters, reading, layers, tokens)
     if labels.task is Task.MULTILABEL:  # whether it has the most frequent label
         values = values[:, values.mean(axis=0).argmax()]
     elif labels.task is Task.REGRESS:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evo2cli.errors import UserError
-from evo2cli.files import reading
+from evo2cli.files import atomic_path, writing
 from evo2cli.finetune.heads import Head, Reading, TaskModel, padded
 from evo2cli.finetune.tasks import Labels, Task
 from evo2cli.models import open_model
@@ -30,11 +31,14 @@ from stripedhyena2.adapters import Adapter, LoRA, check_base, read_adapter, writ
 from stripedhyena2.checkpoint import read_checkpoint, save_weights
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.dna import as_read, strand_of
+from stripedhyena2.values import read_json
 
 FACTS, HEAD, ADAPTER, MODEL = "finetune.json", "head.safetensors", "adapter", "model"
 PAD = 0  # token id after the end of a sequence, which no base before it sees
 BATCH_TOKENS = 65_536  # positions of a forward pass without gradients on a GPU
 CPU_TOKENS = 8_192
+
+_OBJECT = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,7 @@ def write_tuned(
     elif description.method == "full":
         origin = {"trained_by": "evo2 finetune", "base": description.base}
         save_weights(config, own, folder / MODEL, {**origin, **provenance})
-    text = json.dumps({**description.facts, **provenance}, indent=2) + "\n"
-    (folder / FACTS).write_text(text, encoding="utf-8")
+    write_facts(folder / FACTS, {**description.facts, **provenance})
 
 
 def find_tuned(run: Path) -> Path:
@@ -152,16 +155,43 @@ def find_tuned(run: Path) -> Path:
         if (folder / FACTS).is_file():
             return folder
     raise UserError(
-        f"{run}: is not the folder of a run of evo2 finetune: {FACTS} is missing there, in final "
-        "and in best"
+        f"{run}: is not a folder written by evo2 finetune: {FACTS} is missing there, in "
+        "final and in best"
     )
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What finetune.json says."""
-    with reading(folder / FACTS):
-        found: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    return found
+def read_facts(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    return read_json(path, _OBJECT, UserError)
+
+
+def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write an object to a JSON file, whole or not at all.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    with writing(path), atomic_path(path) as part:
+        part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> Description:
+    """The description in the folder of a fine-tuned model.
+
+    Raises:
+        UserError: It cannot be read, or is damaged.
+    """
+    facts = read_facts(folder / FACTS)
+    try:
+        return Description.read(facts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / FACTS}: does not describe a fine-tuned model ({error!r}); train again"
+        ) from None
 
 
 @dataclass
@@ -202,16 +232,16 @@ class Tuned:
 
 
 def read_inputs(
-    examples: Sequence[tuple[bytes, ...]], how: Reading, length: int | None = None
+    examples: Sequence[tuple[bytes, ...]], reading: Reading, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Token ids [N, S, L] and lengths [N, S] of examples, on the CPU.
 
     Args:
         examples: The sequence of each, or both of a pair.
-        how: What is read of them.
+        reading: What is read of them.
         length: L; that of the longest if None.
     """
-    strands = ("fwd", "rc") if how.strand == "both" else ("fwd",)
+    strands = ("fwd", "rc") if reading.strand == "both" else ("fwd",)
     read = [
         [strand_of(as_read(sequence), strand) for sequence in group for strand in strands]
         for group in examples
@@ -246,15 +276,15 @@ def open_tuned(run: Path, options: ModelOptions) -> Tuned:
         CheckpointError: The base cannot be loaded, or is another than it was.
     """
     folder = find_tuned(run)
-    description = Description.read(read_facts(folder))
-    how = description.reading
-    if how is None:
+    description = read_description(folder)
+    reading = description.reading
+    if reading is None:
         raise UserError(
-            f"{run}: was trained by --task lm and has no head to predict with; score and generate "
-            f"with it by --adapter {run}"
+            f"{run}: was trained with --task lm and has no labels to predict; use it in "
+            f"evo2 score or generate with --adapter {run}"
         )
     trunk = open_trunk(folder, description, options)
-    model = TaskModel(trunk, _new_head(description), how)
+    model = TaskModel(trunk, _new_head(description), reading)
     _load_head(folder, model)
     for part in (model.head, model.pooling):
         if part is not None:

@@ -5,7 +5,6 @@ compute it again.
 """
 
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,27 +17,28 @@ from torch import Tensor
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, reading, writing
+from evo2cli.files import writing
+from evo2cli.finetune.baselines import fit_and_predict
 from evo2cli.finetune.data import Data
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.features import (
+    FILES,
     MAX_TOKENS,
     Cache,
     all_rows,
     base_loss,
     best_layer,
-    letters_of,
-    probe,
     read_features,
     token_rows,
 )
+from evo2cli.finetune.folder import read_facts, write_facts
 from evo2cli.finetune.heads import Pool, Reading
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import DTYPES
 from evo2cli.options import DType
 from evo2cli.training.recipe import Finetune, Recipe
 from stripedhyena2 import ModelConfig, StripedHyena2, load
-from stripedhyena2.layers import default_layer, resolve_layers
+from stripedhyena2.layers import default_layer, layer_width, resolve_layers
 from stripedhyena2.scoring import sequence_logprob
 
 FACTS = "base.json"
@@ -98,29 +98,24 @@ class FrozenBase:
         """
         path = self.recipe.output / FACTS
         if path.is_file():
-            with reading(path):
-                found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return found
-        found = {"layer": self._layer_by_name()}
+            return read_facts(path)
+        found: dict[str, Any] = {"layer": self._layer_by_name()}
         held_out = self.data.valid if len(self.data.split.valid) else self.data.train
         found["loss"] = loss = base_loss(self._model, held_out)
-        console.say(f"the base predicts these sequences at {loss:.3f} nats per base (chance 1.386)")
-        if not loss < UNLOADED and not self._tuning.scratch:
-            raise UserError(
-                f"{self.recipe.init}: {loss:.2f} nats per base is worse than guessing; its weights "
-                "look as if they were not loaded, or were for another precision (--base fp32)"
-            )
+        console.say(
+            f"loss of the base on these sequences: {loss:.3f} nats per base (chance: 1.386)"
+        )
+        require_trained(self.recipe, loss)
         if found["layer"] is None:
-            how = self.read_at("")
+            reading = self.read_at("")
             train = self.data.train
             found["layer"], found["layers"] = best_layer(
-                self._model, train, self.data.labels, how, self.recipe.seed
+                self._model, train, self.data.labels, reading, self.recipe.seed
             )
             console.say(f"the best layer for a linear probe is {found['layer']}")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as part:
-                part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_facts(path, found)
         return found
 
     def check(self) -> None:
@@ -132,6 +127,12 @@ class FrozenBase:
         self._layer_by_name()
         self.read_at("")
 
+    @cached_property
+    def _shape(self) -> StripedHyena2:
+        """The base without weights."""
+        with torch.device("meta"):
+            return StripedHyena2(self.config)
+
     def _layer_by_name(self) -> str | None:
         """The layer that the recipe names; None if the best is to be found."""
         tuning = self._tuning
@@ -141,9 +142,7 @@ class FrozenBase:
             return default_layer(self.config)
         if tuning.layer in (None, "last"):
             return f"blocks.{self.config.depth - 1}"
-        with torch.device("meta"):
-            shape = StripedHyena2(self.config)
-        layers = resolve_layers(shape, tuning.layer)
+        layers = resolve_layers(self._shape, tuning.layer)
         if len(layers) != 1:
             raise UserError(f"--layer {tuning.layer}: a head reads one layer, not {len(layers)}")
         return layers[0]
@@ -160,22 +159,36 @@ class FrozenBase:
         if not found.by_token:
             Pool.read(found.pool)
         elif found.is_pair:
-            raise UserError("a task of tokens takes one sequence for each example, not a pair")
+            raise UserError(
+                "--task tokens: takes one sequence per example, but the table has pairs"
+            )
         return found
 
     @cached_property
-    def how(self) -> Reading:
+    def reading(self) -> Reading:
         """What the head reads."""
         return self.read_at(self.facts["layer"])
 
     @property
     def is_cached(self) -> bool:
         """Whether the head is trained on features that are computed once."""
-        how = self.read_at("")
-        if self._tuning.method != "head" or how.pool == "attention":
+        reading = self.read_at("")
+        if self._tuning.method != "head" or reading.pool == "attention":
             return False
-        bases = sum(map(len, self.data.examples.sequences)) if how.by_token else 0
-        return 4 * bases * self.config.width <= MAX_CACHED
+        bases = sum(map(len, self.data.examples.sequences)) if reading.by_token else 0
+        return bases * self._row_bytes <= MAX_CACHED
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of the features of a row, in fp32; the best layer is always a block."""
+        width = layer_width(self._shape, self._layer_by_name() or "blocks.0")
+        return 4 * width * self.read_at("").num_features
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the features that are not in the folder of the run yet."""
+        there = sum(file.stat().st_size for file in self.recipe.output.glob(FILES))
+        return max(0, sum(map(len, self.rows.values())) * self._row_bytes - there)
 
     @cached_property
     def rows(self) -> dict[str, NDArray[np.int64]]:
@@ -202,30 +215,35 @@ class FrozenBase:
     @cached_property
     def features(self) -> dict[str, Tensor]:
         """Features [rows, F] of the rows of each part."""
-        how = _untrained(self.how)
+        reading = _untrained(self.reading)
         narrow = self.recipe.precision.compute
-        settings = [self.fingerprint, self._tuning.scratch and self.recipe.seed, how.facts, narrow]
+        settings = [
+            self.fingerprint,
+            self._tuning.scratch and self.recipe.seed,
+            reading.facts,
+            narrow,
+        ]
         cache = Cache(self.recipe.output, settings)
         found = {}
         for part, examples in self._parts.items():
-            letters = letters_of(examples)
+            letters = examples.letters
             if not letters:
                 continue
-            tokens = self.rows[part] if how.by_token else None
+            tokens = self.rows[part] if reading.by_token else None
             with console.progress(f"features of {part}", len(letters), "examples") as bar:
                 found[part] = cache.recall(
                     letters,
                     lambda letters=letters, tokens=tokens, bar=bar: read_features(  # type: ignore[misc] # bound now
-                        self._model, letters, how, [how.layer], tokens, bar.advance
+                        self._model, letters, reading, [reading.layer], tokens, bar.advance
                     ),
                     b"" if tokens is None else tokens.tobytes(),
-                )[how.layer]
+                )[reading.layer]
         return found
 
     def of_examples(self, part: str) -> Sequence[Tensor]:
         """The features of each example of a part: [F], or [L, F] for tokens."""
         features = self.features[part]
-        if not self.how.by_token:
+        if not self.reading.by_token:
             return features.unbind()
         return torch.split(features, [len(text) for text in self._parts[part].sequences])
 
@@ -245,16 +263,32 @@ class FrozenBase:
             return features[labelled], own[labelled]
 
         (train, train_labels), (test, truth) = chosen("train"), chosen(part)
-        return truth, probe(labels.task, train, train_labels, test, len(labels.classes))
+        return truth, fit_and_predict(labels, train, train_labels, test)
 
 
-def try_base(recipe: Recipe, config: ModelConfig, how: Reading, device: torch.device) -> None:
+def require_trained(recipe: Recipe, loss: float) -> None:
+    """Refuse a base whose loss, in nats per base, says that its weights were not loaded.
+
+    Raises:
+        UserError: It is worse than guessing, and the recipe does not start from random weights.
+    """
+    assert recipe.finetune is not None
+    if not loss < UNLOADED and not recipe.finetune.scratch:
+        raise UserError(
+            f"{recipe.init}: its loss of {loss:.2f} nats per base is worse than guessing (1.39); "
+            "were its weights loaded? if they were, try --base fp32"
+        )
+
+
+def try_base(recipe: Recipe, config: ModelConfig, reading: Reading, device: torch.device) -> None:
     """Do what is done with the base before it is trained, with random weights of this shape."""
     model = StripedHyena2.from_seed(config, recipe.seed).to(device, _dtype(recipe)).eval()
     letters = b"A" * recipe.batch.length
-    pair = 2 if how.is_pair else 1
+    pair = 2 if reading.is_pair else 1
     sequence_logprob(model, letters)
-    read_features(model, [(letters,) * pair] * recipe.batch.sequences, _untrained(how), [how.layer])
+    read_features(
+        model, [(letters,) * pair] * recipe.batch.sequences, _untrained(reading), [reading.layer]
+    )
 
 
 def _dtype(recipe: Recipe) -> torch.dtype:
@@ -264,6 +298,6 @@ def _dtype(recipe: Recipe) -> torch.dtype:
     return DTYPES[DType.BF16 if narrow else DType.FP32]
 
 
-def _untrained(how: Reading) -> Reading:
+def _untrained(reading: Reading) -> Reading:
     """The pool before it is trained: a query that is still zero weighs all positions alike."""
-    return replace(how, pool="mean") if how.pool == "attention" else how
+    return replace(reading, pool="mean") if reading.pool == "attention" else reading

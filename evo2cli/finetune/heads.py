@@ -53,7 +53,7 @@ class Pool:
         if text in POOLS[:-1]:
             return cls(text)
         raise UserError(
-            f"--pool {text}: must be one of {', '.join(POOLS)} (W bases around the middle)"
+            f"--pool {text}: must be one of {', '.join(POOLS)} (the W bases in the middle)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from evo2cli.finetune.baselines import (
 )
 from evo2cli.finetune.common import Run
 from evo2cli.finetune.data import Data
-from evo2cli.finetune.features import letters_of
 from evo2cli.finetune.folder import Description, open_head, open_tuned
 from evo2cli.finetune.frozen import FrozenBase, try_base
 from evo2cli.finetune.heads import Reading
@@ -51,22 +51,31 @@ class LabelledRun(Run):
         """As `Run`."""
         return {**super().identity(), "examples": self.data.digest}
 
+    @cached_property
+    def base(self) -> FrozenBase:
+        """The base before it is trained."""
+        config, device = self.stored.config, self.ranks.device
+        return FrozenBase(self.recipe, self.data, config, self.base_fingerprint, device)
+
+    def missing_bytes(self) -> int:
+        """As `Run`: features of the base."""
+        self.base.check()
+        return self.base.missing_bytes
+
     def trainer(self, folder: RunFolder) -> Trainer:
         """As `Run`."""
-        recipe, data, ranks = self.recipe, self.data, self.ranks
-        self.base = base = FrozenBase(recipe, data, self.stored.config, self.marks, ranks.device)
-        base.check()
-        how = base.read_at(f"blocks.{self.stored.config.depth - 1}")
+        recipe, data, ranks, base = self.recipe, self.data, self.ranks, self.base
+        reading = base.read_at(f"blocks.{self.stored.config.depth - 1}")
         trial = TunedStart(
             self.stored.config,
-            description=self._describe(how, self.stored.config.width * how.num_features),
+            description=self._describe(reading, self.stored.config.width * reading.num_features),
             device=str(ranks.device),
             from_features=base.is_cached,
         )
         compile_kernels(try_block, recipe, self.path, trial, ranks)
         first_rank_first(ranks, lambda: (base.facts, base.features))
         base.release()
-        self.description = self._describe(base.how, base.features["train"].shape[1])
+        self.description = self._describe(base.reading, base.features["train"].shape[1])
         self.start = TunedStart(
             self.stored.config,
             None if self.tuning.scratch else self.stored.tensors,
@@ -78,7 +87,7 @@ class LabelledRun(Run):
         engine = make_engine(recipe, self.path, self.start, ranks)
         train, valid = (
             Rows(
-                letters_of(examples),
+                examples.letters,
                 examples.labels,
                 base.of_examples(part) if base.is_cached and len(examples) else None,
             )
@@ -91,12 +100,12 @@ class LabelledRun(Run):
         )
         if ranks.is_first:
             console.say(
-                f"{self.tuning.method}: {num_parameters(engine):,} parameters are trained on "
-                f"{len(train):,} examples; the head reads {base.how.layer}; on "
+                f"{self.tuning.method}: training {num_parameters(engine):,} parameters on "
+                f"{len(train):,} examples; the head reads {base.reading.layer}; on "
                 f"{devices_line(engine)}"
             )
             chance = self._chance()
-            console.say(f"a prediction without looking at the sequence has {chance}")
+            console.say(f"chance level, predicting without the sequence: {chance}")
         metric = self.tuning.metric or primary_metric(labels.task)
         return Trainer(
             recipe,
@@ -114,7 +123,7 @@ class LabelledRun(Run):
         shown = [f"{name} {e.value:.3f}" for name, e in found.items() if " " not in name]
         return ", ".join(shown) or "no score that is defined"
 
-    def _describe(self, how: Reading, num_features: int) -> Description:
+    def _describe(self, reading: Reading, num_features: int) -> Description:
         tuning = self.tuning
         scale = None
         if self.data.labels.task is Task.REGRESS:
@@ -126,10 +135,10 @@ class LabelledRun(Run):
             labels=self.data.labels,
             method=tuning.method,
             base=self.recipe.init,
-            base_fingerprint=self.marks,
+            base_fingerprint=self.base_fingerprint,
             length=self.recipe.batch.length,
             cut=tuning.cut,
-            reading=how,
+            reading=reading,
             head=tuning.head,
             num_features=num_features,
             scale=scale,
@@ -163,9 +172,13 @@ class LabelledRun(Run):
             "task": str(data.labels.task),
             "classes": list(data.labels.classes),
             "examples": data.sizes,
-            "split": data.split.told,
+            "split": data.split.explanation,
             "leaks": data.leaks.report,
-            "base": {"model": self.recipe.init, "fingerprint": self.marks, **self.base.facts},
+            "base": {
+                "model": self.recipe.init,
+                "fingerprint": self.base_fingerprint,
+                **self.base.facts,
+            },
             "temperature": self.description.temperature,
             "part": part,
             "results": {
@@ -188,7 +201,7 @@ class LabelledRun(Run):
         tuned = open_tuned(self.best_folder, options)
         found = {}
         for part in sorted(parts):
-            letters = letters_of(getattr(self.data, part))
+            letters = getattr(self.data, part).letters
             with console.progress(f"predict {part}", len(letters), "examples") as bar:
                 found[part] = tuned.outputs(letters, bar.advance)
         return found

@@ -11,9 +11,9 @@ from evo2cli.data.sources import open_source
 from evo2cli.data.tokens import MANIFEST
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, writing
-from evo2cli.finetune.common import Run, read_json, write_json
-from evo2cli.finetune.folder import Description
-from evo2cli.finetune.frozen import FACTS, UNLOADED
+from evo2cli.finetune.common import Run
+from evo2cli.finetune.folder import Description, read_facts, write_facts
+from evo2cli.finetune.frozen import FACTS, require_trained
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.tasks import Labels, Task
 from evo2cli.finetune.training import TunedStart
@@ -61,7 +61,7 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
     path = _tokens(options)
     documents = open_source(path, "train")
     if documents is None:
-        raise UserError(f"{path}: has no train split")
+        raise UserError(f"{path}: has no training split")
     sources: list[dict[str, Any]] = [{"path": str(path)}]
     if options.replay is not None:
         sources[0]["weight"] = 1 - options.replay_share
@@ -73,7 +73,9 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
         # One document in a window keeps its tag next to its bases.
         "packing": "document" if options.tag else "stream",
     }
-    console.say(f"lm: {documents.num_tokens:,} tokens of {options.data} have no labels")
+    console.say(
+        f"task lm: next-base prediction on the {documents.num_tokens:,} tokens of {options.data}"
+    )
     return table, max(1, documents.num_tokens // length), length
 
 
@@ -113,7 +115,7 @@ class LanguageRun(Run):
             labels=Labels(Task.LM, ()),
             method=self.tuning.method,
             base=recipe.init,
-            base_fingerprint=self.marks,
+            base_fingerprint=self.base_fingerprint,
             length=recipe.batch.length,
             adapters=self.tuning.adapters.lora if lora else None,
         )
@@ -130,22 +132,13 @@ class LanguageRun(Run):
         if ranks.any(not path.is_file()):
             found = trainer.validate()
             if ranks.is_first:
-                self._check(found.get("valid_bits"))
-                write_json(path, found)
+                if (bits := found.get("valid_bits")) is not None:
+                    console.say(f"loss of the base on held-out documents: {bits:.4f} bits per base")
+                    require_trained(recipe, bits * NATS_PER_BIT)
+                write_facts(path, found)
             ranks.wait()
-        self.before = read_json(path)
+        self.before = read_facts(path)
         return trainer
-
-    def _check(self, bits: float | None) -> None:
-        """Refuse a base that looks as if its weights were not loaded."""
-        if bits is None:
-            return
-        console.say(f"the base predicts held-out documents at {bits:.4f} bits per base")
-        if not bits * NATS_PER_BIT < UNLOADED and not self.tuning.scratch:
-            raise UserError(
-                f"{self.recipe.init}: {bits:.2f} bits per base is worse than guessing; its weights "
-                "look as if they were not loaded, or were for another precision (--base fp32)"
-            )
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """As `Run`: bits per base of each held-out set, before and after."""
@@ -155,7 +148,7 @@ class LanguageRun(Run):
         after = next((r for r in records if r["step"] == best.step), {})
         return {
             "task": "lm",
-            "base": {"model": self.recipe.init, "fingerprint": self.marks},
+            "base": {"model": self.recipe.init, "fingerprint": self.base_fingerprint},
             "results": {"base": _bits(self.before), "model": _bits(after)},
         }
 

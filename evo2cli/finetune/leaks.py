@@ -46,12 +46,10 @@ class Leaks:
 
     Attributes:
         found: What each of them shares with the splits before it.
-        similarity: Of near copies.
         contradictions: Number of sequences that have copies, in any split, of another class.
     """
 
     found: tuple[Leak, ...]
-    similarity: float
     contradictions: int = 0
 
     def refuse(self) -> None:
@@ -63,10 +61,9 @@ class Leaks:
         for leak in self.found:
             if leak.identical or leak.reverse:
                 raise UserError(
-                    f"{leak.identical:,} of {leak.size:,} sequences of {leak.name} are copies, and "
-                    f"{leak.reverse:,} reverse complements, of sequences that come before it in "
-                    f"training or validation (the first: {leak.first}); remove them, or split by "
-                    "--split cluster"
+                    f"{leak.name}: {leak.identical:,} copies and {leak.reverse:,} reverse "
+                    f"complements of sequences in earlier splits, among {leak.size:,} (the first: "
+                    f"{leak.first}); remove them, or use --split cluster"
                 )
 
     @property
@@ -75,30 +72,24 @@ class Leaks:
         lines = []
         if self.contradictions:
             lines.append(
-                f"{self.contradictions:,} sequences have copies of another class, on any strand, "
-                "which no model can get right"
+                f"{self.contradictions:,} sequences have copies (on either strand) with a "
+                "different class, which no model can get right"
             )
         for leak in self.found:
             line = (
-                f"{leak.name}: {leak.identical:,} copies, {leak.reverse:,} reverse complements and "
-                f"{leak.near:,} near copies (k-mer similarity {self.similarity:g} or more) of "
-                f"earlier sequences, of {leak.size:,}"
+                f"{leak.name}: {leak.identical:,} copies, {leak.reverse:,} reverse complements "
+                f"and {leak.near:,} near copies (k-mer similarity {NEAR:g} or more) of "
+                f"sequences in earlier splits, among {leak.size:,}"
             )
             lines.append(f"{line}; the first: {leak.first_near}" if leak.near else line)
         return lines
 
 
-def find_leaks(examples: Examples, split: Split, *, similarity: float = NEAR) -> Leaks:
-    """Find the sequences of valid that are in train, and those of test that are in either.
-
-    Args:
-        examples: The examples.
-        split: Their split.
-        similarity: Of near copies.
-    """
+def find_leaks(examples: Examples, split: Split) -> Leaks:
+    """Find the sequences of valid that are in train, and those of test that are in either."""
     entries = examples.entries
     copies = number_copies(entries)[0].tolist()
-    clusters = cluster(entries, similarity).tolist()
+    clusters = cluster(entries).tolist()
     earlier_copies: dict[int, list[int]] = defaultdict(list)
     earlier_clusters: dict[int, int] = {}
     names = {int(row): name for name, rows in split.parts.items() for row in rows}
@@ -136,7 +127,7 @@ def find_leaks(examples: Examples, split: Split, *, similarity: float = NEAR) ->
         for row in rows.tolist():
             earlier_copies[copies[row]].append(row)
             earlier_clusters.setdefault(clusters[row], row)
-    return Leaks(tuple(found), similarity, _count_contradictions(copies, examples.labels))
+    return Leaks(tuple(found), _count_contradictions(copies, examples.labels))
 
 
 def _count_contradictions(copies: Sequence[int], labels: LabelArrays | None) -> int:

@@ -79,7 +79,9 @@ def measure(
         truth, predicted, units_N = flatten(truth, predicted)
     predicted = np.asarray(predicted, np.float64)
     if not np.isfinite(predicted).all():
-        raise UntrustedNumericsError("predictions are not finite numbers; train again")
+        raise UntrustedNumericsError(
+            "predictions are NaN or infinite; train again with a lower --lr"
+        )
     measured = _measures(labels, truth, predicted)(np.ones((1, len(truth))))
     measures = _measures(labels, truth, predicted, units_N)
     batches = [measures(weights_BS) for weights_BS in _resamples(strata, seed, bootstrap)]

@@ -8,7 +8,7 @@ import tomli_w
 
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, writing
-from evo2cli.finetune.data import words
+from evo2cli.finetune.data import comma_list
 from evo2cli.finetune.options import Base, FinetuneOptions, Method
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import pick_device
@@ -62,13 +62,13 @@ def recipe_values(
     finetune = {
         "task": str(task),
         "method": str(method),
-        "labels": list(words(options.label_cols)),
+        "labels": list(comma_list(options.label_cols)),
         "group": options.group_col,
         "reference": options.reference and str(options.reference),
         "test": options.test and str(options.test),
         "split": options.split and str(options.split),
-        "valid_contigs": list(words(options.valid_contigs)),
-        "test_contigs": list(words(options.test_contigs)),
+        "valid_contigs": list(comma_list(options.valid_contigs)),
+        "test_contigs": list(comma_list(options.test_contigs)),
         "features": options.features and str(options.features),
         "feature_type": options.feature_type,
         "regions": options.regions and str(options.regions),

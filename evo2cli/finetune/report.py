@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evo2cli import console
 from evo2cli.finetune.metrics import F1
 
 MAX_METRICS = 6
@@ -40,10 +41,8 @@ def report_page(report: Mapping[str, Any]) -> RenderableType:
 
 def _table(title: str, results: Mapping[str, Any], names: Sequence[str]) -> Table:
     """Some metrics, a row each for the model and what it is compared with."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column(title)
-    for name in names[:MAX_METRICS]:
-        table.add_column(name.removeprefix(F1), justify="right")
+    heads = [name.removeprefix(F1) for name in names[:MAX_METRICS]]
+    table = console.number_table(title, *heads)
     for row, metrics in results.items():
         table.add_row(row, *(_estimate(metrics.get(name)) for name in names[:MAX_METRICS]))
     return table

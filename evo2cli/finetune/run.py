@@ -5,13 +5,15 @@ from typing import Any
 
 from evo2cli.errors import UserError
 from evo2cli.files import writing
-from evo2cli.finetune.data import CUT_WINDOW, Data, Source, read_data, words
+from evo2cli.finetune.data import CUT_WINDOW, Data, Source, comma_list, read_data
 from evo2cli.finetune.labelled import LabelledRun
 from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.recipes import NAME, choose_method, recipe_values, write_recipe
 from evo2cli.finetune.tasks import Task
-from evo2cli.train.run import check_ranks, joined
+from evo2cli.models import pick_device
+from evo2cli.train.run import check_ranks
+from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, make_recipe
 from stripedhyena2.checkpoint import read_checkpoint
@@ -42,7 +44,7 @@ def write_only(options: FinetuneOptions) -> Path:
     """
     _, path, values, _ = prepare(options)
     if (options.output / "run.json").is_file():
-        raise UserError(f"{options.output}: has a run; choose another --output")
+        raise UserError(f"{options.output}: already contains a run; choose another --output")
     with writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
     write_recipe(values, path)
@@ -63,8 +65,8 @@ def prepare(
         task = Task.LM
         if given := options.valid_contigs or options.test_contigs:
             raise UserError(
-                f"{given}: --valid-contigs and --test-contigs divide labelled sequences; for lm, "
-                "give held-out documents by --valid"
+                f"{given}: --valid-contigs and --test-contigs are for labelled sequences; for "
+                "--task lm, give held-out documents with --valid"
             )
         table, num_train, length = language_data(options, context)
     else:
@@ -87,16 +89,16 @@ def _source(options: FinetuneOptions) -> Source:
         valid=options.valid,
         test=options.test,
         task=options.task,
-        labels=words(options.label_cols),
+        labels=comma_list(options.label_cols),
         group=options.group_col,
         reference=options.reference,
         split=options.split,
-        valid_contigs=words(options.valid_contigs),
-        test_contigs=words(options.test_contigs),
+        valid_contigs=comma_list(options.valid_contigs),
+        test_contigs=comma_list(options.test_contigs),
         cut=options.cut,
         seed=options.seed,
         features=options.features,
-        feature_types=words(options.feature_type),
+        feature_types=comma_list(options.feature_type),
         regions=options.regions,
         region_type=options.region_type,
     )
@@ -130,7 +132,7 @@ def tune(
     """
     tuning = recipe.finetune
     assert tuning is not None
-    with joined(device) as ranks:
+    with Ranks.joined(pick_device(device)) as ranks:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         stored = read_checkpoint(find_initial_weights(recipe, path))

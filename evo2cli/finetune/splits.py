@@ -13,9 +13,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 from evo2cli.finetune.examples import SPLITS, Examples
-from evo2cli.finetune.similarity import NEAR, cluster, number_copies
+from evo2cli.finetune.similarity import cluster, number_copies
 from evo2cli.finetune.tasks import Labels, SplitBy, Task
 from evo2cli.genome.contig_names import plain_name
 
@@ -34,13 +34,13 @@ class Split:
         train: Rows to learn from.
         valid: Rows to choose the best checkpoint by.
         test: Rows to report on; may be empty if the data came with a split of its own.
-        told: A sentence that says how the rows were split.
+        explanation: A sentence that says how the rows were split.
     """
 
     train: Indices
     valid: Indices
     test: Indices
-    told: str = ""
+    explanation: str = ""
 
     @property
     def parts(self) -> dict[str, Indices]:
@@ -56,7 +56,6 @@ def split(
     contigs: Mapping[str, Sequence[str]] = NO_CONTIGS,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
-    similarity: float = NEAR,
 ) -> Split:
     """Split examples.
 
@@ -69,7 +68,6 @@ def split(
             decide, and all other examples are for train.
         fractions: Wanted sizes of train, valid and test; their sum is 1.
         seed: Another seed gives another split, except by column.
-        similarity: Of sequences in the same cluster (see `similarity`).
 
     Raises:
         UserError: The data does not have what they are to be split by, or a split is empty, or does
@@ -80,58 +78,23 @@ def split(
     if any(contigs.values()):
         named = ", ".join(f"{','.join(own)} for {part}" for part, own in contigs.items() if own)
         given = _parts_by_contig(examples, contigs)
-        found = _as_named(examples, given, f"split by contig: {named}", fractions, seed, similarity)
+        found = _as_named(examples, given, f"split by contig: {named}", fractions, seed)
     elif by is SplitBy.COLUMN:
         if examples.split is None:
             raise UserError("--split column: the table has no column 'split'")
-        found = _as_named(examples, examples.split, "split by column", fractions, seed, similarity)
+        found = _as_named(examples, examples.split, "split by column", fractions, seed)
     else:
-        units, named = units_of(examples, by, similarity)
+        units, named = units_of(examples, by)
         strata = _strata(examples, labels) if by is SplitBy.RANDOM else None
         parts = _assign(units, fractions, seed, strata)
         train, valid, test = (np.flatnonzero(parts == part) for part in range(len(SPLITS)))
         for name, fraction, rows in zip(SPLITS, fractions, (train, valid, test), strict=True):
             if fraction > 0 and not len(rows):
                 raise UserError(
-                    f"--split {by}: {named} are too few to fill {name}; split by something else"
+                    f"--split {by}: {named} are too few for a {name} split; choose another --split"
                 )
         found = Split(train, valid, test, f"split by {by} (seed {seed}): {named}")
     check_split(examples, labels, found)
-    return found
-
-
-def folds(
-    examples: Examples,
-    labels: Labels,
-    count: int,
-    *,
-    by: SplitBy | None = None,
-    seed: int = 0,
-    similarity: float = NEAR,
-) -> list[Split]:
-    """Cross-validation: each row is in the test of one fold, and in the valid of the one before.
-
-    Raises:
-        UserError: As for `split`; a column says only one split, so it gives no folds.
-    """
-    if by is None:
-        by = usual_split(examples)
-    if by is SplitBy.COLUMN:
-        raise UserError(f"--folds {count}: a column gives one split; choose another --split")
-    units, named = units_of(examples, by, similarity)
-    if count < 3 or len(np.unique(units)) < count:
-        raise UserError(f"--folds {count}: needs at least 3, and not more than {named}")
-    strata = _strata(examples, labels) if by is SplitBy.RANDOM else None
-    parts = _assign(units, [1 / count] * count, seed, strata)
-    found = []
-    for fold in range(count):
-        valid = (fold + 1) % count
-        train = np.flatnonzero((parts != fold) & (parts != valid))
-        told = f"fold {fold + 1} of {count} by {by} (seed {seed}): {named}"
-        found.append(
-            Split(train, np.flatnonzero(parts == valid), np.flatnonzero(parts == fold), told)
-        )
-        check_split(examples, labels, found[-1])
     return found
 
 
@@ -146,7 +109,7 @@ def usual_split(examples: Examples) -> SplitBy:
     return SplitBy.CLUSTER
 
 
-def units_of(examples: Examples, by: SplitBy, similarity: float) -> tuple[Indices, str]:
+def units_of(examples: Examples, by: SplitBy) -> tuple[Indices, str]:
     """A number [N] for each example, the same within a unit; and their count, in words.
 
     Raises:
@@ -155,7 +118,7 @@ def units_of(examples: Examples, by: SplitBy, similarity: float) -> tuple[Indice
     if by is SplitBy.RANDOM:
         return number_copies(examples.entries)[0], f"{len(examples):,} sequences"
     if by is SplitBy.CLUSTER:
-        units = cluster(examples.entries, similarity)
+        units = cluster(examples.entries)
         counts = np.bincount(units)
         share = counts.max() / len(units)
         return units, f"{len(counts):,} clusters, the largest with {share:.1%} of the sequences"
@@ -168,8 +131,7 @@ def units_of(examples: Examples, by: SplitBy, similarity: float) -> tuple[Indice
         raise UserError(f"--split {by}: the table has no column {column!r}, or it has empty cells")
     numbers: dict[str, int] = {}
     units = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
-    shown = ", ".join(list(numbers)[:5]) + (", ..." if len(numbers) > 5 else "")
-    return units, f"{len(numbers):,} {by}s ({shown})"
+    return units, f"{len(numbers):,} {by}s ({listed(numbers)})"
 
 
 def check_split(examples: Examples, labels: Labels, found: Split) -> None:
@@ -182,24 +144,26 @@ def check_split(examples: Examples, labels: Labels, found: Split) -> None:
         if not len(rows):
             if name == "test":
                 continue
-            raise UserError(f"no example is for {name}; {found.told}")
+            raise UserError(f"the {name} split is empty; {found.explanation}")
         counts = class_counts(examples, labels, rows)
         missing = [label for label, count in counts.items() if not count]
         if name == "train" and missing:
             raise UserError(
-                f"train has no example of {', '.join(missing[:8])}; a model cannot learn it: give "
-                "examples, or split in another way (--split, --seed)"
+                f"the training split has no example of {listed(missing)}; add examples, or "
+                "split in another way (--split, --seed)"
             )
         if labels.task is not Task.MULTILABEL and counts and len(missing) == len(counts) - 1:
             present = next(label for label, count in counts.items() if count)
             raise UserError(
-                f"{name} has examples of {present} only, and none of {', '.join(missing[:8])}; "
-                "split in another way (--split, --seed)"
+                f"the {name} split has only examples of {present}, and none of "
+                f"{listed(missing)}; split in another way (--split, --seed)"
             )
     if labels.task is Task.REGRESS and isinstance(examples.labels, np.ndarray):
         for name, values in zip(labels.classes, examples.labels[found.train].T, strict=True):
             if (values == values[0]).all():
-                raise UserError(f"{name} is {values[0]:g} in all of train; nothing can be learned")
+                raise UserError(
+                    f"{name} is {values[0]:g} in all training examples; there is nothing to learn"
+                )
 
 
 def class_counts(examples: Examples, labels: Labels, rows: Sequence[int] | Indices) -> Counter[str]:
@@ -233,21 +197,19 @@ def _parts_by_contig(examples: Examples, contigs: Mapping[str, Sequence[str]]) -
         if not known or "" in known:
             raise UserError(f"{option}: the table has no column 'chrom', or it has empty cells")
         if plain not in known:
-            distinct = list(dict.fromkeys(names))
-            shown = ", ".join(distinct[:5]) + (", ..." if len(distinct) > 5 else "")
-            raise UserError(f"{option}: no sequence is on this contig; they are on {shown}")
+            distinct = listed(dict.fromkeys(names))
+            raise UserError(f"{option}: no sequence is on this contig; they are on {distinct}")
         if of_contig.setdefault(plain, part) != part:
-            raise UserError(f"{option}: is for {of_contig[plain]} already; give it for one of them")
+            raise UserError(f"{option}: is already used for {of_contig[plain]}; give it only once")
     return [of_contig.get(plain, "train") for plain in plain_names]
 
 
 def _as_named(
     examples: Examples,
     given: Sequence[str],
-    told: str,
+    explanation: str,
     fractions: Sequence[float],
     seed: int,
-    similarity: float,
 ) -> Split:
     """The split that the part of each example names; valid is taken from train if none is named."""
     names = np.array(given)
@@ -255,14 +217,15 @@ def _as_named(
     if not len(valid) and len(train):
         rest = examples.take(train)
         by = SplitBy.CLUSTER if rest.groups is None else SplitBy.GROUP
-        units, named = units_of(rest, by, similarity)
+        units, named = units_of(rest, by)
         share = fractions[1] / (fractions[0] + fractions[1])
         parts = _assign(units, [1 - share, share], seed, None)
-        told += (
-            f"; it has no valid, so {share:.0%} of train are taken by {by} (seed {seed}): {named}"
+        explanation += (
+            f"; it has no validation split, so {share:.0%} of the training split are used, "
+            f"by {by} (seed {seed}): {named}"
         )
         train, valid = train[parts == 0], train[parts == 1]
-    return Split(train, valid, test, told)
+    return Split(train, valid, test, explanation)
 
 
 def _strata(examples: Examples, labels: Labels) -> Indices | None:

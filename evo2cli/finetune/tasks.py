@@ -1,4 +1,4 @@
-"""The task and its classes, told from the labels, and choices about data. No torch, no numpy."""
+"""The task and its classes, inferred from the labels, and choices about data; without numpy."""
 
 import json
 from collections import Counter
@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
+from typing import Any, TypeVar
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 
 MAX_NUMBERED_CLASSES = 20  # more different whole numbers than this are measurements
 UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label
-_WAY_OUT = "--task classify, multilabel, regress or tokens says it otherwise"
+_WAY_OUT = "--task overrides this"
 
+S = TypeVar("S", bound=Any)
 Cells = Sequence[str]  # the cells of one row in the columns of labels
 
 
@@ -45,9 +47,12 @@ class Cut(StrEnum):
     START = "start"
     END = "end"
 
-    def start(self, length: int, window: int) -> int:
-        """The first base that is kept."""
-        return {Cut.CENTRE: (length - window) // 2, Cut.START: 0, Cut.END: length - window}[self]
+    def shorten(self, sequence: S, window: int) -> S:
+        """At most `window` letters of a sequence, or labels of its bases."""
+        extra = max(0, len(sequence) - window)
+        start = {Cut.CENTRE: extra // 2, Cut.START: 0, Cut.END: extra}[self]
+        shorter: S = sequence[start : start + window]
+        return shorter
 
 
 class SplitBy(StrEnum):
@@ -74,12 +79,12 @@ class Labels:
     Attributes:
         task: The task.
         classes: Names of the classes, or of the numbers of a regression.
-        told: A sentence that says how the task was told from the data.
+        explanation: A sentence that says how the task was inferred from the data.
     """
 
     task: Task
     classes: tuple[str, ...]
-    told: str = ""
+    explanation: str = ""
 
 
 def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
@@ -95,38 +100,38 @@ def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
             parse_list(cell)
         except ValueError:
             raise UserError(
-                f"{origin}: {name} {cell[:20]!r} begins as a list, but cannot be read as one"
+                f"{origin}: {name} {cell[:20]!r} looks like a list, but cannot be parsed"
             ) from None
 
 
-def tell_labels(
+def infer_labels(
     rows: Sequence[Cells],
     columns: Sequence[str],
     lengths: Sequence[int],
     origin: Callable[[int], str],
     task: Task | None = None,
 ) -> Labels:
-    """Tell the task and the classes from the cells of the columns of labels.
+    """Infer the task and the classes from the cells of the label columns.
 
     Args:
         rows: The cells of each row, which `check_cells` has seen.
         columns: Names of these columns.
         lengths: Bases of each sequence.
         origin: Says where a row is in its file, for messages.
-        task: The task, if the user said it.
+        task: The task, if the user gave it.
 
     Raises:
         UserError: The labels do not fit the task, or there is only one class.
     """
     if task is Task.LM:
-        return Labels(task, (), "lm, as --task says; labels are not read")
+        return Labels(task, (), "lm, given by --task; labels are not read")
     if len(columns) > 1:
         labels = _of_columns(rows, columns, origin, task)
     else:
         labels = _of_column([cells[0] for cells in rows], columns[0], lengths, origin, task)
     if labels.task in (Task.CLASSIFY, Task.TOKENS) and len(labels.classes) < 2:
         found = f"all labels are {labels.classes[0]!r}" if labels.classes else "no base has a label"
-        raise UserError(f"{columns[0]}: {found}; a model learns to tell at least two classes apart")
+        raise UserError(f"{columns[0]}: {found}; at least two classes are needed")
     return labels
 
 
@@ -140,7 +145,7 @@ def _of_columns(
     values = [parse_numbers(cells, origin(index)) for index, cells in enumerate(rows)]
     are_flags = all(value in (0, 1) for row in values for value in row)
     if task is Task.MULTILABEL and not are_flags:
-        raise UserError(f"--task multilabel: columns {', '.join(names)} must hold 0 and 1 only")
+        raise UserError(f"--task multilabel: columns {', '.join(names)} may contain only 0 and 1")
     if task is Task.REGRESS or not are_flags:
         return Labels(Task.REGRESS, names, f"regress: {len(names)} columns of numbers")
     return Labels(
@@ -161,8 +166,8 @@ def _of_column(
         for index, (cell, length) in enumerate(zip(cells, lengths, strict=True)):
             found.update(parse_tokens(cell, length, origin(index)))
         classes = sort_classes(found.difference(UNLABELLED))
-        told = f"tokens: every {column} is as long as its sequence, with {_listed(classes)}"
-        return Labels(Task.TOKENS, classes, told)
+        explanation = f"tokens: every {column} is as long as its sequence, with {_counted(classes)}"
+        return Labels(Task.TOKENS, classes, explanation)
     if task is not Task.CLASSIFY:
         are_lists = all(cell.startswith("[") for cell in cells)
         if are_lists or task is Task.MULTILABEL:
@@ -170,29 +175,30 @@ def _of_column(
     if task is Task.REGRESS:
         for index, cell in enumerate(cells):
             parse_numbers([cell], origin(index))
-        return Labels(Task.REGRESS, (column,), f"regress: {column} is a number, as --task says")
+        return Labels(Task.REGRESS, (column,), f"regress: {column} is a number, given by --task")
     counts = Counter(map(class_name, cells))
     numbers = {name: value for name in counts if (value := _number(name)) is not None}
     if task is None and numbers and not _look_like_classes(counts, numbers):
         if len(numbers) == len(counts):
-            told = f"regress: {column} holds {len(counts):,} different numbers; {_WAY_OUT}"
-            return Labels(Task.REGRESS, (column,), told)
+            explanation = f"regress: {column} holds {len(counts):,} different numbers; {_WAY_OUT}"
+            return Labels(Task.REGRESS, (column,), explanation)
         if sum(counts[name] for name in numbers) * 2 > len(cells):
             index = next(i for i, cell in enumerate(cells) if _number(cell) is None)
             raise UserError(
-                f"{origin(index)}: {column} {cells[index]!r} is not a number, as most are; remove "
-                "the row, or give --task classify"
+                f"{origin(index)}: {column} {cells[index]!r} is not a number, but most labels "
+                "are; remove the row, or give --task classify"
             )
     classes = sort_classes(counts)
     if task is None and len(counts) > max(2, len(cells) // 2):
         raise UserError(
-            f"{column}: {len(counts):,} different labels in {len(cells):,} rows are too many for "
-            "classes; choose another column by --label-cols, or give --task classify"
+            f"{column}: {len(counts):,} different labels in {len(cells):,} rows are too "
+            "many to be classes; choose another column with --label-cols, or give --task "
+            "classify"
         )
-    told = f"classify: {column} is one of {_listed(classes)}"
+    explanation = f"classify: {column} is one of {_counted(classes)}"
     if len(numbers) == len(counts):
-        told += f", whole numbers read as names of classes; {_WAY_OUT}"
-    return Labels(Task.CLASSIFY, classes, told)
+        explanation += f", whole numbers read as names of classes; {_WAY_OUT}"
+    return Labels(Task.CLASSIFY, classes, explanation)
 
 
 def _of_lists(cells: Sequence[str], column: str, task: Task | None) -> Labels:
@@ -204,12 +210,14 @@ def _of_lists(cells: Sequence[str], column: str, task: Task | None) -> Labels:
         names = tuple(f"{column}_{index}" for index in range(1, num_columns + 1))
         are_flags = all(value in (0, 1) for row in numbers for value in row)
         if are_flags and task is not Task.REGRESS:
-            told = f"multilabel: {column} lists {num_columns} flags of 0 and 1"
-            return Labels(Task.MULTILABEL, names, told)
+            explanation = f"multilabel: {column} lists {num_columns} flags of 0 and 1"
+            return Labels(Task.MULTILABEL, names, explanation)
         if task is not Task.MULTILABEL:
             return Labels(Task.REGRESS, names, f"regress: {column} lists {num_columns} numbers")
     classes = sort_classes({name for row in rows for name in row})
-    return Labels(Task.MULTILABEL, classes, f"multilabel: {column} lists any of {_listed(classes)}")
+    return Labels(
+        Task.MULTILABEL, classes, f"multilabel: {column} lists any of {_counted(classes)}"
+    )
 
 
 def _are_tokens(cells: Sequence[str], lengths: Sequence[int]) -> bool:
@@ -282,8 +290,8 @@ def parse_tokens(cell: str, length: int, origin: str) -> Sequence[str]:
     found: Sequence[str] = cell if tokens is None else [class_name(token) for token in tokens]
     if len(found) != length:
         raise UserError(
-            f"{origin}: {len(found):,} labels for {length:,} bases; a task of tokens needs one "
-            "digit, letter or entry of a list for each base"
+            f"{origin}: {len(found):,} labels for {length:,} bases; --task tokens needs one "
+            "digit, letter or list entry for each base"
         )
     return found
 
@@ -312,6 +320,5 @@ def _number(text: str) -> float | None:
     return value if isfinite(value) else None
 
 
-def _listed(classes: Sequence[str]) -> str:
-    shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
-    return f"{len(classes)} classes ({shown})"
+def _counted(classes: Sequence[str]) -> str:
+    return f"{len(classes)} classes ({listed(classes)})"

@@ -71,9 +71,9 @@ class TunedStart(Start):
         head = Head(description.num_features, description.num_outputs, description.head)
         head.reset(recipe.seed)
         if self.features is not None:
-            how = description.reading
+            reading = description.reading
             frozen = description.method == "head"
-            head.scale_features(self.features, how.num_features, frozen=frozen)
+            head.scale_features(self.features, reading.num_features, frozen=frozen)
         model = TaskModel(trunk, head, description.reading)
         for part in (model.head, model.pooling):
             if part is not None:
@@ -82,17 +82,17 @@ class TunedStart(Start):
 
     def _depth(self) -> int:
         """Blocks that are computed."""
-        how = self.description.reading
-        return self.config.depth if how is None else num_blocks(self.config, [how.layer])
+        reading = self.description.reading
+        return self.config.depth if reading is None else num_blocks(self.config, [reading.layer])
 
     def _full(self, recipe: Recipe, adopt: Adopt) -> StripedHyena2:
         trunk = super().build(recipe, adopt)
         assert isinstance(trunk, StripedHyena2)
-        how = self.description.reading
-        if how is not None:  # what is not computed is not trained
+        reading = self.description.reading
+        if reading is not None:  # what is not computed is not trained
             for block in trunk.blocks[self._depth() :]:
                 block.requires_grad_(False)
-            trunk.norm.requires_grad_(how.layer == "norm")
+            trunk.norm.requires_grad_(reading.layer == "norm")
         return trunk
 
     def _frozen(self, recipe: Recipe) -> StripedHyena2:
@@ -121,10 +121,10 @@ class TunedStart(Start):
         """
         description = self.description
         depth = 1 if description.method == "full" else 2
-        how, adapters = description.reading, description.adapters
+        reading, adapters = description.reading, description.adapters
         description = replace(
             description,
-            reading=None if how is None else replace(how, layer=f"blocks.{depth - 1}"),
+            reading=None if reading is None else replace(reading, layer=f"blocks.{depth - 1}"),
             adapters=None if adapters is None else replace(adapters, targets="all"),
         )
         return replace(
@@ -138,10 +138,10 @@ class TunedStart(Start):
     def inputs(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, ...]:
         """As `Start`; for a head also the lengths of the sequences."""
         (ids_NL,) = super().inputs(recipe, device)
-        how = self.description.reading
-        if how is None:
+        reading = self.description.reading
+        if reading is None:
             return (ids_NL,)
-        ids_NSL = ids_NL[:, None].expand(-1, how.num_sequences, -1)
+        ids_NSL = ids_NL[:, None].expand(-1, reading.num_sequences, -1)
         return ids_NSL, torch.full(ids_NSL.shape[:2], ids_NL.shape[1], device=device)
 
     def write(self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]) -> None:
@@ -210,18 +210,18 @@ class FromLabels(Objective):
 
     def _share_positions(self) -> None:
         """Let pools sum over the ranks that hold parts of the same sequences."""
-        ranks, how = self._ranks, self._description.reading
-        assert how is not None
+        ranks, reading = self._ranks, self._description.reading
+        assert reading is not None
         self._length: int | None = None
         if ranks.context_parallel == 1 or self._train.features is not None:
             return
         self._length = self._recipe.batch.length
         model = self._engine.model
-        pool = "tokens" if how.by_token else Pool.read(how.pool).kind
-        if pool not in (*SUMS, "tokens") or (how.by_token and how.strand == "both"):
+        pool = "tokens" if reading.by_token else Pool.read(reading.pool).kind
+        if pool not in (*SUMS, "tokens") or (reading.by_token and reading.strand == "both"):
             raise UserError(
-                f"parallel.context = {ranks.context_parallel}: the pool {how.pool} on strand "
-                f"{how.strand} needs all positions; use mean, last or center:W, or strand fwd"
+                f"parallel.context = {ranks.context_parallel}: the pool {reading.pool} on strand "
+                f"{reading.strand} needs all positions; use mean, last or center:W, or strand fwd"
             )
         if isinstance(model, TaskModel) and model.pooling is not None:
             model.pooling.group, model.pooling.first = ranks.neighbours, self._engine.part[0]
@@ -235,15 +235,17 @@ class FromLabels(Objective):
 
     def _read(self, of: Rows, rows: list[int]) -> Batch:
         """The examples of some rows, on the device."""
-        how, device = self._description.reading, self._ranks.device
-        assert how is not None
+        reading, device = self._description.reading, self._ranks.device
+        assert reading is not None
         inputs: tuple[Tensor, ...]
         if of.features is not None:
             # Sequences of different lengths are padded at the end.
             features = pad_sequence([of.features[row] for row in rows], batch_first=True)
             inputs, length = (features.to(device),), features.shape[1]
         else:
-            ids_NSL, lengths_NS = read_inputs([of.letters[row] for row in rows], how, self._length)
+            ids_NSL, lengths_NS = read_inputs(
+                [of.letters[row] for row in rows], reading, self._length
+            )
             length = ids_NSL.shape[2]
             own = slice(*self._engine.part) if self._length else slice(None)
             inputs = (ids_NSL[:, :, own].to(device), lengths_NS.to(device))

@@ -17,7 +17,7 @@ from evo2cli.generate.options import GenerateOptions, KVCache
 from evo2cli.generate.output import as_fasta, describe
 from evo2cli.generate.prompts import Prompt, read_prompts
 from evo2cli.journal import Recall, open_journal
-from evo2cli.models import open_model, say_demonstration
+from evo2cli.models import open_model, say_demonstration, warn_beyond_context
 from evo2cli.tables import json_line
 from stripedhyena2 import (
     NonFiniteLogitsError,
@@ -64,11 +64,7 @@ def generate(options: GenerateOptions) -> None:
     model = open_model(options)
     say_demonstration(options.model)
     longest = max(len(prompt.text) for prompt in prompts) + options.tokens
-    if longest > model.config.context:
-        console.warn(
-            f"sequences of {longest:,} tokens (with the prompt) are longer than the "
-            f"{model.config.context:,} that the model was trained on; beyond them it extrapolates"
-        )
+    warn_beyond_context(model, longest, f"a sequence of {longest:,} tokens with its prompt")
     jobs = list(product(prompts, range(1, options.num_samples + 1)))
     with (
         open_journal(options.output, _settings(options, model)) as recall,

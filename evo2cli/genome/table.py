@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, listed
 from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
 from evo2cli.genome.source import first_bytes, read_lines
 from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value
@@ -29,12 +29,14 @@ class Table:
     """A table that is being read.
 
     Attributes:
+        path: Its file.
         types: Names of the columns, and the types of their cells.
         rows: The number of each row and its cells, read as they are needed. Closing it closes the
             file.
         unit: What the numbers count: "line" or "row", 1-based.
     """
 
+    path: Path
     types: Mapping[str, type]
     rows: Rows
     unit: str
@@ -43,6 +45,27 @@ class Table:
     def names(self) -> list[str]:
         """Names of the columns."""
         return list(self.types)
+
+    def origin(self, number: int) -> str:
+        """The file and the row of this number, with which messages about the row begin."""
+        return f"{self.path}: {self.unit} {number}"
+
+    def column(self, name: str, way_out: str = "") -> int:
+        """The index of a column.
+
+        Args:
+            name: The name of the column.
+            way_out: How to choose another column, e.g. "name it by --label".
+
+        Raises:
+            UserError: The table has no such column; the message lists those that it has.
+        """
+        if name not in self.types:
+            hint = f"; {way_out}" if way_out else ""
+            raise UserError(
+                f"{self.path}: has no column {name!r}; its columns: {listed(self.types, 12)}{hint}"
+            )
+        return self.names.index(name)
 
 
 def open_table(path: Path) -> Table:
@@ -55,7 +78,7 @@ def open_table(path: Path) -> Table:
     start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
     if start.startswith(PARQUET_MAGIC):
         types, stored = read_parquet(path)
-        return Table(types, _numbered(stored), "row")
+        return Table(path, types, _numbered(stored), "row")
     source = read_lines(path)
     lines: Iterator[tuple[int, str]] = enumerate(map(decoded, source), start=1)
     for number, line in lines:
@@ -64,12 +87,13 @@ def open_table(path: Path) -> Table:
         if line.lstrip().startswith("{"):
             types = dict.fromkeys(_parsed(path, number, line), str)
             lines = chain([(number, line)], lines)
-            return Table(types, _json_rows(path, list(types), lines, source), "line")
+            return Table(path, types, _json_rows(path, list(types), lines, source), "line")
         names = split_names(line)
         if len(set(names)) < len(names):
             raise UserError(f"{path}: two columns have the same name: {', '.join(names)}")
         rows = _split((text for _, text in lines), delimiter_of(line), first=number + 1)
-        return Table(dict.fromkeys(names, str), _whole_rows(path, len(names), rows, source), "line")
+        whole = _whole_rows(path, len(names), rows, source)
+        return Table(path, dict.fromkeys(names, str), whole, "line")
     raise UserError(f"{path}: has no line with the names of columns")
 
 

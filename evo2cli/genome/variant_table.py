@@ -75,7 +75,7 @@ def read_table(path: Path | str, *, shift: int = 0) -> VariantTable:
         table.rows.close()
         raise
     others = {name: table.types[name] for name in columns.others}
-    return VariantTable(others, _read_records(path, columns, table), bool(columns.sequences))
+    return VariantTable(others, _read_records(columns, table), bool(columns.sequences))
 
 
 class _Columns:
@@ -142,11 +142,11 @@ class _Columns:
         return found[0], found[1]
 
 
-def _read_records(path: Path, columns: _Columns, table: Table) -> Iterator[VariantRecord]:
+def _read_records(columns: _Columns, table: Table) -> Iterator[VariantRecord]:
     with closing(table.rows):  # the file is closed at once if a row is not valid
         for number, row in table.rows:
             try:
                 record = columns.record(row)
             except ValueError as error:
-                raise UserError(f"{path}: {table.unit} {number}: {error}") from None
+                raise UserError(f"{table.origin(number)}: {error}") from None
             yield record

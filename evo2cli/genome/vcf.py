@@ -83,6 +83,23 @@ def with_note(statuses: str, note: Status) -> str:
     return "&".join([*(word for word in words_of(statuses) if word is not Status.OK), note])
 
 
+class Kind(StrEnum):
+    """What an allele changes."""
+
+    SNV = "SNV"
+    MNV = "MNV"
+    INSERTION = "insertion"
+    DELETION = "deletion"
+
+
+def kind_of(reference: str | bytes, alternate: str | bytes) -> Kind:
+    """The kind of an allele, by the lengths of REF and ALT."""
+    growth = len(alternate) - len(reference)
+    if growth:
+        return Kind.INSERTION if growth > 0 else Kind.DELETION
+    return Kind.SNV if len(reference) == 1 else Kind.MNV
+
+
 def is_bases(allele: bytes) -> bool:
     """Whether `allele` is spelled in bases, IUPAC codes included, in any case."""
     return _BASES.fullmatch(allele) is not None

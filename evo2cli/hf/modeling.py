@@ -9,9 +9,9 @@ B rows, N new positions, L all positions, D channels, V vocabulary.
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import transformers
@@ -38,6 +38,7 @@ from stripedhyena2.checkpoint.layouts.vortex import Vortex
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.device_map import to_own_device
 from stripedhyena2.float8.inference import float8_parts
+from stripedhyena2.ids import check_batch, check_range
 from stripedhyena2.layout import layout
 from stripedhyena2.parametrization import folded_state
 
@@ -142,15 +143,6 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
             else:
                 nn.init.normal_(parameter, std=0.02)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """As for other modules (`to`, `half`, ...), but what `load` keeps at fp32 stays there."""
-        before = [tensor.data for tensor in self._wide_tensors()]
-        found = super()._apply(fn, recurse)
-        for tensor, value in zip(self._wide_tensors(), before, strict=True):
-            if tensor.dtype.itemsize < torch.float32.itemsize:
-                tensor.data = value.to(tensor.device)
-        return found
-
     def _wide_tensors(self) -> list[Tensor]:
         """Poles, residues and rotary frequencies."""
         named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
@@ -200,6 +192,9 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give either input_ids or inputs_embeds")
+        if input_ids is not None:
+            check_batch(input_ids)
+            self._check(input_ids, self.config.shape.vocabulary, "token id", attention_mask)
         x_BND = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         batch, num_new = x_BND.shape[:2]
 
@@ -228,6 +223,22 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         if padding is None:
             return states
         return [_gathered(state, padding.source_BN) for state in states]
+
+    def _check(
+        self,
+        ids: Tensor,
+        count: int,
+        name: str,
+        mask: Tensor | None,
+        *,
+        ignored: int | None = None,
+    ) -> None:
+        """Refuse ids or labels out of range: on a GPU, they would end the process.
+
+        Steps of training do not wait for the GPU only for this, but a mask is read in any case.
+        """
+        if not (self.training and ids.is_cuda and mask is None):
+            check_range(ids, count, name, ignored=ignored)
 
     def _normed(self, x_BLD: Tensor) -> Tensor:
         """The final norm, in fp32 or better."""
@@ -595,6 +606,8 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             labels = _counted(labels, attention_mask, skip_first=True)
+            vocabulary = self.config.shape.vocabulary
+            self._check(labels, vocabulary, "label", attention_mask, ignored=_IGNORED)
             loss = self.loss_function(
                 logits=logits_BNV, labels=labels, vocab_size=logits_BNV.shape[2], **values
             )
@@ -665,6 +678,8 @@ class _Evo2Classifier(Evo2PreTrainedModel):
         score: The head.
     """
 
+    _output: ClassVar[type[SequenceClassifierOutputWithPast] | type[TokenClassifierOutput]]
+
     def __init__(
         self, config: Evo2Config, model: StripedHyena2 | None = None, *, bias: bool
     ) -> None:
@@ -672,20 +687,6 @@ class _Evo2Classifier(Evo2PreTrainedModel):
         self.score = nn.Linear(config.shape.width, config.num_labels, bias=bias)
         self.post_init()
 
-    def _scores(self, x_BLD: Tensor) -> Tensor:
-        """The head's outputs, in fp32 or better."""
-        normed_BLD = self._normed(x_BLD)
-        like = next(self.score.parameters())
-        scores: Tensor = self.score(normed_BLD.to(like.device, like.dtype))
-        return scores.to(accumulation_dtype(scores))
-
-
-class Evo2ForSequenceClassification(_Evo2Classifier):
-    """A class, several, or numbers for each sequence, from its last token."""
-
-    def __init__(self, config: Evo2Config, model: StripedHyena2 | None = None) -> None:
-        super().__init__(config, model, bias=False)
-
     @can_return_tuple
     def forward(
         self,
@@ -695,67 +696,90 @@ class Evo2ForSequenceClassification(_Evo2Classifier):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         **values: Any,
-    ) -> SequenceClassifierOutputWithPast:
-        """Outputs [B, num_labels] of the head.
-
-        Args:
-            input_ids: Token ids [B, N].
-            attention_mask: [B, N]; by default the padding token is padding.
-            inputs_embeds: Instead of token ids.
-            labels: Classes [B] (int64), several [B, num_labels] (0 or 1, float), or numbers [B] or
-                [B, num_labels] (float); `config.problem_type` says which, by default it is told
-                from `num_labels` and the dtype.
-            output_hidden_states: Return the embeddings, and the outputs of all blocks.
-            values: Refused if they would matter.
-        """
-        _unsupported(values)
-        if attention_mask is None and input_ids is not None:
-            attention_mask = input_ids != self.config.pad_token_id
-        asked = self._wants_states(output_hidden_states)
-        states = self._states(input_ids, attention_mask, None, inputs_embeds, all_blocks=asked)
-        logits = self._scores(states[-1][:, -1:])[:, 0]  # at padding stands the last token before
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutputWithPast(
-            loss=loss, logits=logits, hidden_states=self._hidden_states(states, asked)
-        )
-
-
-class Evo2ForTokenClassification(_Evo2Classifier):
-    """A class for each token."""
-
-    def __init__(self, config: Evo2Config, model: StripedHyena2 | None = None) -> None:
-        super().__init__(config, model, bias=True)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **values: Any,
-    ) -> TokenClassifierOutput:
-        """Outputs [B, N, num_labels] of the head.
+    ) -> SequenceClassifierOutputWithPast | TokenClassifierOutput:
+        """Outputs of the head; the class says of which shape they and the labels are.
 
         Args:
             input_ids: Token ids [B, N].
             attention_mask: [B, N].
             inputs_embeds: Instead of token ids.
-            labels: Classes [B, N]; -100 and padding do not count.
+            labels: What the outputs are compared with.
             output_hidden_states: Return the embeddings, and the outputs of all blocks.
             values: Refused if they would matter.
         """
         _unsupported(values)
+        if attention_mask is None and input_ids is not None:
+            attention_mask = self._default_mask(input_ids)
         asked = self._wants_states(output_hidden_states)
         states = self._states(input_ids, attention_mask, None, inputs_embeds, all_blocks=asked)
-        logits = self._scores(states[-1])
-        loss = None
-        if labels is not None:
-            labels = _counted(labels, attention_mask, skip_first=False)
-            loss = self.loss_function(logits, labels, self.config)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=self._hidden_states(states, asked)
+        logits = self._logits(states[-1])
+        return self._output(
+            loss=None if labels is None else self._loss(logits, labels, attention_mask),
+            logits=logits,
+            hidden_states=self._hidden_states(states, asked),
         )
+
+    def _default_mask(self, input_ids: Tensor) -> Tensor | None:
+        """The mask where none is given."""
+        del input_ids
+        return None
+
+    def _logits(self, x_BLD: Tensor) -> Tensor:
+        """The head's outputs at each position, in fp32 or better."""
+        normed_BLD = self._normed(x_BLD)
+        like = next(self.score.parameters())
+        scores: Tensor = self.score(normed_BLD.to(like.device, like.dtype))
+        return scores.to(accumulation_dtype(scores))
+
+    def _loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """The loss of these outputs."""
+        raise NotImplementedError
+
+    def _check_classes(self, labels: Tensor, mask: Tensor | None) -> None:
+        self._check(labels, self.config.num_labels, "label", mask, ignored=_IGNORED)
+
+
+class Evo2ForSequenceClassification(_Evo2Classifier):
+    """A class, several, or numbers for each sequence, from its last token: [B, num_labels].
+
+    Labels are classes [B] (int64), several [B, num_labels] (0 or 1, float), or numbers [B] or
+    [B, num_labels] (float); `config.problem_type` says which, by default it is told from
+    `num_labels` and the dtype. Without an attention mask, the padding token is padding.
+    """
+
+    _output = SequenceClassifierOutputWithPast
+
+    def __init__(self, config: Evo2Config, model: StripedHyena2 | None = None) -> None:
+        super().__init__(config, model, bias=False)
+
+    def _default_mask(self, input_ids: Tensor) -> Tensor:
+        return input_ids.ne(self.config.pad_token_id)
+
+    def _logits(self, x_BLD: Tensor) -> Tensor:
+        return super()._logits(x_BLD[:, -1:])[:, 0]  # at padding stands the last token before
+
+    def _loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        problem, is_whole = self.config.problem_type, not labels.is_floating_point()
+        if problem == "single_label_classification" or (
+            problem is None and self.config.num_labels > 1 and is_whole
+        ):
+            self._check_classes(labels, mask)
+        loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return cast("Tensor", loss)
+
+
+class Evo2ForTokenClassification(_Evo2Classifier):
+    """A class for each token: [B, N, num_labels].
+
+    Labels are classes [B, N]; -100 and padding do not count.
+    """
+
+    _output = TokenClassifierOutput
+
+    def __init__(self, config: Evo2Config, model: StripedHyena2 | None = None) -> None:
+        super().__init__(config, model, bias=True)
+
+    def _loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        labels = _counted(labels, mask, skip_first=False)
+        self._check_classes(labels, mask)
+        return cast("Tensor", self.loss_function(logits, labels, self.config))

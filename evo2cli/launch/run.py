@@ -53,7 +53,7 @@ def _launch_local(options: LaunchOptions, local: str, recipe: Recipe, path: Path
     check_output(recipe, read_shape(recipe, path), group.world)
     program = ["-m", "evo2cli", "train", *arguments(options, RunOptions)]
     if options.dry_run:
-        console.write(command_line(group, program, options.launcher) + "\n")
+        _write(None, command_line(group, program, options.launcher) + "\n")
     else:
         checks.check_no_run(recipe.output)
         run_ranks(group, program, options.launcher)
@@ -63,10 +63,15 @@ def _write_script(options: LaunchOptions, recipe: Recipe, path: Path) -> None:
     checks.check_recipe(recipe, path, options.world)
     check_output(recipe, read_shape(recipe, path), options.world)
     text = slurm_script(options, recipe.output)
-    with open_output(options.script) as write:
-        write(text.encode(errors="surrogateescape"))  # names of files may have any bytes
+    _write(options.script, text)
     if options.script is not None:
         console.say(
             f"{options.script}: {options.nodes} x {options.gpus_per_node} GPUs; submit it with "
             f"sbatch {options.script}"
         )
+
+
+def _write(path: Path | None, text: str) -> None:
+    """Write what a shell reads: names of files have their bytes, whatever the locale."""
+    with open_output(path) as write:
+        write(text.encode(errors="surrogateescape"))

@@ -20,10 +20,15 @@ class PlanOptions(RecipeOptions, panel="Plan"):
             show_default="the fewest on which the recipe fits",
         ),
     ] = None
-    gpu: Annotated[
-        str, typer.Option(metavar="NAME", help="Kind of GPU, e.g. h100-80gb or h200.")
-    ] = "h100-80gb"
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="GPU model, e.g. h100-80gb or h200.")] = (
+        "h100-80gb"
+    )
     price: Annotated[
         float | None,
-        typer.Option("--price-per-gpu-hour", min=0, metavar="DOLLARS", help="Price of a GPU hour."),
+        typer.Option(
+            "--price-per-gpu-hour",
+            min=0,
+            metavar="DOLLARS",
+            help="Price of one GPU hour, to estimate the cost.",
+        ),
     ] = None

@@ -24,12 +24,12 @@ class PredictOptions(DeviceOptions):
         UserError: The output cannot be written.
     """
 
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that evo2 finetune wrote.")]
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder written by evo2 finetune.")]
     source: Annotated[
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="FASTA, a table with sequences, or with --reference BED or VCF; also gzipped.",
+            help="FASTA or a table of sequences; with --reference, BED or VCF. May be gzipped.",
         ),
     ]
     reference: Annotated[
@@ -42,7 +42,8 @@ class PredictOptions(DeviceOptions):
             "--output",
             "-O",
             metavar="FILE",
-            help="x.tsv; x.vcf for a VCF; for a task of tokens also x.bedgraph or x.bw; .gz too.",
+            help="x.tsv; x.vcf for a VCF; x.bedgraph or x.bw if the model labels bases; each "
+            "text format also with .gz.",
             show_default="stdout",
         ),
     ] = None
@@ -51,8 +52,8 @@ class PredictOptions(DeviceOptions):
         typer.Option(
             "--class",
             metavar="CLASS",
-            help="Class whose probability a bedGraph or bigWig shows.",
-            show_default="the last",
+            help="Class whose probability to write to a bedGraph or bigWig.",
+            show_default="the last class",
         ),
     ] = None
     dtype: Annotated[
@@ -66,14 +67,9 @@ class PredictOptions(DeviceOptions):
         if self.output is not None and not self.output.name.endswith(known):
             raise UserError(f"--output {self.output}: needs one of the suffixes {', '.join(known)}")
         if self.of_class is not None and not self.is_track:
-            raise UserError(f"--class {self.of_class}: is for an output x.bedgraph or x.bw")
+            raise UserError(f"--class {self.of_class}: needs --output x.bedgraph or x.bw")
 
     @property
     def is_track(self) -> bool:
         """Whether a track is written."""
         return self.output is not None and self.output.name.endswith(TRACKS)
-
-    @property
-    def is_bigwig(self) -> bool:
-        """Whether that is a bigWig."""
-        return self.output is not None and self.output.suffix in BIGWIG

@@ -6,7 +6,6 @@ N sequences, L positions, C classes or numbers.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,8 +19,7 @@ from evo2cli import __version__, console
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.files import open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
-from evo2cli.finetune.features import letters_of
-from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_facts
+from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_description
 from evo2cli.finetune.predictions import Predictions, predictions
 from evo2cli.finetune.tasks import Cut, Labels, Task
 from evo2cli.genome.fasta import read_records, require_nucleotides
@@ -36,7 +34,7 @@ from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions
 from evo2cli.tables import cell, table_line
-from evo2cli.track.formats import PutTrack, bedgraph_lines, import_bigwig, open_bigwig
+from evo2cli.track.formats import check_track, open_track
 from stripedhyena2.dna import reverse_complement
 from stripedhyena2.progress import Progress, ignore_progress
 
@@ -67,7 +65,7 @@ def labels_of(run: Path) -> Labels:
     Raises:
         UserError: It is no run.
     """
-    return Description.read(read_facts(find_tuned(run))).labels
+    return read_description(find_tuned(run)).labels
 
 
 def predict_table(
@@ -96,7 +94,7 @@ def predict_table(
         if cut_line:
             console.say(cut_line)
     with console.progress("predict", len(examples), "sequences") as bar:
-        return _predict(tuned, letters_of(examples), bar.advance)
+        return _predict(tuned, examples.letters, bar.advance)
 
 
 def predict(options: PredictOptions) -> None:
@@ -106,14 +104,13 @@ def predict(options: PredictOptions) -> None:
         UserError: The run or the input cannot be read, or do not fit each other or the output.
         UntrustedNumericsError: A prediction is not finite.
     """
-    if options.is_bigwig and options.output is not None:
-        import_bigwig(options.output)
+    check_track(options.output)
     tuned = open_tuned(options.run, ModelOptions(device=options.device, dtype=options.dtype))
     is_tokens = tuned.description.labels.task is Task.TOKENS
     if options.is_track and not is_tokens:
         raise UserError(
-            f"--output {options.output}: a track has a value for each base, but the task is "
-            f"{tuned.description.labels.task}; write x.tsv"
+            f"--output {options.output}: a track needs a value for each base, but this "
+            f"model's task is {tuned.description.labels.task}; write x.tsv"
         )
     if is_variants(options.source):
         _predict_variants(options, tuned)
@@ -187,10 +184,14 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
         for block in blocks(_sequences(options, tuned)):
             letters = [sequence.letters for sequence in block]
             if not is_tokens:
-                letters = [_fitted(group, description) for group in letters]
+                cut = Cut(description.cut)
+                letters = [
+                    tuple(cut.shorten(sequence, description.length) for sequence in group)
+                    for group in letters
+                ]
                 num_cut += sum(
-                    len(cut[0]) < len(piece.letters[0])
-                    for cut, piece in zip(letters, block, strict=True)
+                    len(group[0]) < len(piece.letters[0])
+                    for group, piece in zip(letters, block, strict=True)
                 )
             total += len(block)
             for sequence, values in zip(block, _predict(tuned, letters, bar.advance), strict=True):
@@ -205,8 +206,8 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
                     write(table_line([sequence.name, position, base, best, *map(float, row)]))
     if num_cut:
         console.say(
-            f"{num_cut:,} of {total:,} sequences are longer than the {description.length:,} bases "
-            f"that the model was trained on; their {description.cut} was used"
+            f"{num_cut:,} of {total:,} sequences are longer than the {description.length:,} "
+            f"bases that the model was trained on; only their {description.cut} was used"
         )
     console.say(f"{total:,} sequences predicted")
 
@@ -219,20 +220,10 @@ def _value_names(description: Description) -> list[str]:
     return [f"p_{name}" for name in classes]
 
 
-def _fitted(group: tuple[bytes, ...], description: Description) -> tuple[bytes, ...]:
-    """Sequences cut to the window of the training."""
-
-    def fitted(sequence: bytes) -> bytes:
-        start = max(0, Cut(description.cut).start(len(sequence), description.length))
-        return sequence[start : start + description.length]
-
-    return tuple(map(fitted, group))
-
-
 def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
     """The sequences of the input: records, rows of a table, or regions."""
-    how = tuned.description.reading
-    assert how is not None
+    reading = tuned.description.reading
+    assert reading is not None
     if options.reference is not None:
         yield from _regions(options)
         return
@@ -241,12 +232,12 @@ def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
         raise UserError(f"{path}: give the genome of these regions with --reference")
     if not first_bytes(path).lstrip().startswith(b">"):
         for name, letters in read_sequences(path):
-            if (len(letters) > 1) != how.is_pair:
-                wanted = "pairs of sequences" if how.is_pair else "single sequences"
+            if (len(letters) > 1) != reading.is_pair:
+                wanted = "pairs of sequences" if reading.is_pair else "single sequences"
                 raise UserError(f"{path}: the model was trained on {wanted}")
             yield Piece(name, letters, name, 0)
         return
-    if how.is_pair:
+    if reading.is_pair:
         raise UserError(f"{path}: the model was trained on pairs; give a table with both sequences")
     for record in read_records(path):
         require_nucleotides(path, record)
@@ -272,7 +263,7 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
     classes = tuned.description.labels.classes
     name = options.of_class or classes[-1]
     if name not in classes:
-        raise UserError(f"--class {name}: is none of {', '.join(classes)}")
+        raise UserError(f"--class {name}: must be one of {', '.join(classes)}")
     column = classes.index(name)
     sequences = list(_sequences(options, tuned))
     if options.reference is not None:
@@ -291,24 +282,14 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
     else:
         lengths = {sequence.contig: len(sequence.letters[0]) for sequence in sequences}
     with (
-        _open_track(options, lengths) as put,
+        open_track(options.output, lengths) as put,
         console.progress("predict", len(sequences), "sequences") as bar,
     ):
         for sequence in sequences:
             [values] = _predict(tuned, [sequence.letters])
             put(sequence.contig, sequence.start, values[:, column].tolist())
             bar.advance(1)
-    console.say(f"the probability of {name} for the bases of {len(sequences):,} sequences")
-
-
-@contextmanager
-def _open_track(options: PredictOptions, lengths: dict[str, int]) -> Iterator[PutTrack]:
-    if options.is_bigwig and options.output is not None:
-        with open_bigwig(options.output, lengths) as put:
-            yield put
-        return
-    with open_output(options.output) as write:
-        yield lambda *values: write(bedgraph_lines(*values))
+    console.say(f"wrote the probability of {name} for each base of {len(sequences):,} sequences")
 
 
 class _Allele(NamedTuple):
@@ -320,14 +301,14 @@ class _Allele(NamedTuple):
 
 def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     """Add predictions to the INFO of variants, whose lines stay as they are otherwise."""
-    description, how = tuned.description, tuned.description.reading
-    assert how is not None
+    description, reading = tuned.description, tuned.description.reading
+    assert reading is not None
     if options.reference is None:
         raise UserError(f"{options.source}: give the genome of the variants with --reference")
-    if how.by_token:
+    if reading.by_token:
         raise UserError(
-            f"{options.source}: a task of tokens has no prediction for a variant; give a FASTA or "
-            "BED"
+            f"{options.source}: this model labels bases and has no prediction for a "
+            "variant; give a FASTA or BED"
         )
     if options.output is not None and not options.output.name.endswith(VCFS):
         raise UserError(f"--output {options.output}: variants are written to x.vcf or x.vcf.gz")
@@ -361,8 +342,8 @@ def _predict_alleles(
     tuned: Tuned, cutter: VariantScorer, records: Iterable[VariantRecord]
 ) -> list[list[_Allele]]:
     """The alleles of some records, predicted together."""
-    how = tuned.description.reading
-    assert how is not None
+    reading = tuned.description.reading
+    assert reading is not None
     found: list[list[tuple[str, int | None]]] = []  # status, and index of the first window
     inputs: list[tuple[bytes, ...]] = []
     for record in records:
@@ -375,13 +356,13 @@ def _predict_alleles(
             [pair] = windows
             found[-1].append((str(Status.EDGE if pair.at_edge else Status.OK), len(inputs)))
             sequences = (pair.reference.sequence, pair.alternate.sequence)
-            inputs += [sequences] if how.is_pair else [(sequence,) for sequence in sequences]
+            inputs += [sequences] if reading.is_pair else [(sequence,) for sequence in sequences]
     values = _predict(tuned, inputs)
 
     def allele(status: str, first: int | None) -> _Allele:
         if first is None:
             return _Allele(status)
-        if how.is_pair:
+        if reading.is_pair:
             return _Allele(status, (values[first],))
         ref, alt = values[first], values[first + 1]
         return _Allele(status, (ref, alt, alt - ref))

@@ -7,7 +7,7 @@ import heapq
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from evo2cli.errors import UserError
-from evo2cli.eval.annotations import Annotated, AnnotatedHeader
-from evo2cli.eval.consequences import KEYS, consequences
+from evo2cli.eval.annotations import Annotated, AnnotatedHeader, missing_key
+from evo2cli.eval.consequences import consequences, find_key
 from evo2cli.eval.labels import Preset
 from evo2cli.genome.genes import Gene, Genes
+from evo2cli.genome.vcf import kind_of
 from evo2cli.report.options import ReportOptions
 from evo2cli.report.saturation import LAYERS, Saturation, described
-from evo2cli.tables import LARGEST, rounded
+from evo2cli.tables import rounded
 
 DELTA, STATUS, PERCENTILE = "EVO2_DELTA", "EVO2_STATUS", "EVO2_PCT"
 MAX_ROWS = 5_000  # alleles, and genes, of a table
@@ -143,8 +144,11 @@ def collect(
     first = list(islice(records, LOOK_AHEAD))
     known = set(header.declared).union(*(record.info for record in first))
     labels = [preset.labels.key for preset in Preset]
-    label = _find_key(options.group, "--group", labels, known, header.place)
-    effect = _find_key(options.consequence, "--consequence", KEYS, known, header.place, label)
+    for key, option in ((options.group, "--group"), (options.consequence, "--consequence")):
+        if key is not None and key not in known:
+            raise missing_key(options.source, header.place, key, sorted(known), option)
+    label = options.group or next((key for key in labels if key in known), None)
+    effect = options.consequence or find_key(known.__contains__, beside=label)
     scores = [name for name in (DELTA, "EVO2_FWD", "EVO2_RC", PERCENTILE) if name in known]
     by_effect = f"consequence ({effect})"
     groupings = [KIND, *([by_effect] if effect else []), *([label] if label else [])]
@@ -162,11 +166,11 @@ def collect(
         effects = consequences(record, effect, header.declared.get(effect)) if effect else []
         for index, alternate in enumerate(record.alternates):
             numbers = {
-                name: _number(record, name, values[name][index]) for name in (*LAYERS, PERCENTILE)
+                name: record.number(name, values[name][index]) for name in (*LAYERS, PERCENTILE)
             }
             delta, status = numbers[DELTA], values[STATUS][index] or "no status"
             found.statuses[status] += 1
-            groups = {KIND: _kind(record.reference, alternate)}
+            groups = {KIND: str(kind_of(record.reference, alternate))}
             if effect:
                 term = effects[index]
                 groups[by_effect] = NONE if term is None else term.name
@@ -199,53 +203,6 @@ def collect(
 
 def _numbers() -> "array[float]":
     return array("d")
-
-
-def _find_key(
-    given: str | None,
-    option: str,
-    usual: Iterable[str],
-    known: set[str],
-    place: str,
-    beside: str | None = None,
-) -> str | None:
-    """The key that is given, or the first usual one that the file has.
-
-    Raises:
-        UserError: The file does not have the one that is given.
-    """
-    if given is None:
-        return next((key for key in usual if key in known and key != beside), None)
-    if given not in known:
-        listed = ", ".join(sorted(known)[:12]) or "nothing"
-        raise UserError(f"{option} {given}: {place} has no such key; it holds {listed}")
-    return given
-
-
-def _number(record: Annotated, name: str, text: str | None) -> float:
-    """A number; NaN for none.
-
-    Raises:
-        UserError: It is another text, or not between -`LARGEST` and `LARGEST`.
-    """
-    if text is None:
-        return math.nan
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= LARGEST:
-        raise UserError(
-            f"{record.contig}:{record.start + 1}: {name}={text[:40]} is not a finite number of at "
-            f"most {LARGEST:g}; score the variants again (evo2 score)"
-        )
-    return value
-
-
-def _kind(reference: str, alternate: str) -> str:
-    if len(alternate) != len(reference):
-        return "insertion" if len(alternate) > len(reference) else "deletion"
-    return "SNV" if len(reference) == 1 else "MNV"
 
 
 def _short(allele: str) -> str:

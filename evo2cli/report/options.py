@@ -22,33 +22,37 @@ class ReportOptions(Options):
         Path,
         typer.Argument(
             metavar="VARIANTS",
-            help="Scored variants: a VCF, BCF or table that `evo2 score` or `evo2 saturate` wrote; "
-            "- is stdin.",
+            help="Scored variants: a VCF, BCF or table written by evo2 score or evo2 saturate; - "
+            "reads stdin.",
         ),
     ]
-    output: Annotated[Path, typer.Option("-O", "--output", metavar="FILE", help="x.html.")]
+    output: Annotated[
+        Path, typer.Option("-O", "--output", metavar="FILE", help="HTML file to write, x.html.")
+    ]
     gff: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Genes of the genome, to be summarised and drawn: a GFF3 or GTF; .gz is read too.",
+            help="Gene annotation, GFF3 or GTF (may be gzipped): adds a summary of each gene and "
+            "draws the genes.",
         ),
     ] = None
     group: Annotated[
         str | None,
         typer.Option(
             metavar="KEY",
-            help="INFO key or column by whose values deltas are compared, e.g. a label.",
-            show_default="CLASS or CLNSIG, if there is one",
+            help="INFO key, or table column, by whose values the deltas are grouped, e.g. a "
+            "clinical label.",
+            show_default="CLASS or CLNSIG, if present",
         ),
     ] = None
     consequence: Annotated[
         str | None,
         typer.Option(
             metavar="KEY",
-            help="INFO key or column of consequences: as VEP, SnpEff, bcftools csq or ClinVar "
-            "write them, or single terms such as missense_variant.",
-            show_default="CSQ, ANN, BCSQ, MC, ..., if there is one",
+            help="INFO key, or table column, of consequences, in the format of VEP, SnpEff, "
+            "bcftools csq or ClinVar, or plain terms such as missense_variant.",
+            show_default="CSQ, ANN, BCSQ, MC, ..., if present",
         ),
     ] = None
 

@@ -38,7 +38,10 @@ def report(options: ReportOptions) -> None:
     ):
         found = collect(options, header, _counted(records, bar), genes)
     if genes is not None and not found.num_genes:
-        console.warn(f"--gff {options.gff}: no scored allele is in a gene; is it another genome's?")
+        console.warn(
+            f"--gff {options.gff}: no scored allele is in a gene; is it the annotation of "
+            "another genome?"
+        )
     regions = heat_maps(found.saturation, genes)
     title = "stdin" if options.source == STDIN else console.printable(options.source.name)
     data = {

@@ -27,29 +27,29 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
         tuple[str, ...],
         typer.Argument(
             metavar="[REGION]",
-            help="Regions of the genome: chr:from-to, 1-based, both ends included.",
+            help="Regions of the genome as chr:from-to, 1-based, both ends included.",
         ),
     ] = ()
     bed: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Instead of regions: every interval of this BED file, each position once, in the "
-            "order of the genome.",
+            help="Use the intervals of this BED file instead of REGION; overlapping intervals "
+            "are merged, in the order of the genome.",
             rich_help_panel="Input",
         ),
     ] = None
     reference: Annotated[
         Path,
         typer.Option(
-            "-R", "--reference", metavar="FASTA", help="The genome.", rich_help_panel="Input"
+            "-R", "--reference", metavar="FASTA", help="Reference genome.", rich_help_panel="Input"
         ),
     ] = field()
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw a heat map: x.png, x.pdf or x.svg.",
+            help="Also draw a heat map: x.png, x.pdf or x.svg.",
             rich_help_panel="Output",
         ),
     ] = None
@@ -57,7 +57,9 @@ class SaturateOptions(VariantOptions, without=("indel_mode", "on_ref_mismatch"))
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.regions) == (self.bed is not None):
-            raise UserError("name regions, or a BED file by --bed" + ", not both" * bool(self.bed))
+            raise UserError(
+                "give regions, or a BED file with --bed" + ", not both" * bool(self.bed)
+            )
         check_plot(self.plot)
         check_output(self.output, self.reference, self.bed, self.background, self.contig_names)
 

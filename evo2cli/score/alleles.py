@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from math import fsum, isfinite
 from typing import Any
 
-from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.interval import Interval
@@ -45,7 +44,7 @@ DEFAULT_WINDOW = 8192
 
 
 @dataclass(frozen=True)
-class _Together:
+class _PendingRecords:
     """Records whose alleles are read together.
 
     Attributes:
@@ -54,13 +53,13 @@ class _Together:
         end: The place behind them among all records.
     """
 
-    asked: "list[tuple[VariantRecord, list[_Asked] | UserError]]"
+    asked: "list[tuple[VariantRecord, list[_PendingAllele] | UserError]]"
     batch: Batch
     end: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PendingAllele:
     """An allele whose windows have been asked for.
 
     Attributes:
@@ -119,15 +118,6 @@ class VariantScorer:
         self._site: tuple[tuple[Interval, bytes, int] | None, list[WindowPair]] = (None, [])
         self._turned: tuple[Window | None, Window] = (None, Window(b"", b"", b""))
 
-    def warn_of_extrapolation(self) -> None:
-        """Warn if windows are longer than the context that the model was trained on."""
-        context = self._model.config.context
-        if self.window > context:
-            console.warn(
-                f"--window {self.window}: the model was trained on windows of {context} bases; "
-                "beyond them it extrapolates"
-            )
-
     def score(self, record: VariantRecord) -> list[Row]:
         """One row for each allele: `FIELDS`, and where its windows lie (0-based, half-open).
 
@@ -149,7 +139,7 @@ class VariantScorer:
             UserError: As `score`, after the rows of the records before.
             NonFiniteError: Likewise.
         """
-        place, waiting = 0, deque[_Together]()
+        place, waiting = 0, deque[_PendingRecords]()
         while place < len(records) or waiting:
             if place < len(records):
                 waiting.append(self._ask_together(records, place))
@@ -164,9 +154,9 @@ class VariantScorer:
                     raise alleles
                 yield [self._row(allele, record) for allele in alleles]
 
-    def _ask_together(self, records: Sequence[VariantRecord], place: int) -> "_Together":
+    def _ask_together(self, records: Sequence[VariantRecord], place: int) -> "_PendingRecords":
         """Ask for the windows of as many records as are read together, from a place on."""
-        asked: list[tuple[VariantRecord, list[_Asked] | UserError]] = []
+        asked: list[tuple[VariantRecord, list[_PendingAllele] | UserError]] = []
         end = len(records)
         for index in range(place, len(records)):
             record = records[index]
@@ -178,9 +168,9 @@ class VariantScorer:
             if self._reader.packer.is_full:
                 end = index + 1
                 break
-        return _Together(asked, self._reader.packer.read(), end)
+        return _PendingRecords(asked, self._reader.packer.read(), end)
 
-    def _ask(self, record: VariantRecord, alternate: bytes) -> _Asked:
+    def _ask(self, record: VariantRecord, alternate: bytes) -> _PendingAllele:
         """Ask for the windows of an allele."""
         windows, is_swapped = self.windows(record, alternate), False
         if windows is Status.REF_MISMATCH and self._options.on_ref_mismatch is OnRefMismatch.SWAP:
@@ -188,7 +178,7 @@ class VariantScorer:
             if not isinstance(swapped, Status):
                 windows, is_swapped = swapped, True
         if isinstance(windows, Status):
-            return _Asked(windows)
+            return _PendingAllele(windows)
         ask = self._reader.next_base if self._options.is_next_base else self._reader.windows
         pairs = []
         for strand, pair in zip(self._strands, windows, strict=True):
@@ -196,9 +186,9 @@ class VariantScorer:
                 pairs.append(ask(pair.reference, pair.alternate))
             else:
                 pairs.append(ask(*self._reverse_complements(pair)))
-        return _Asked(windows, pairs, is_swapped)
+        return _PendingAllele(windows, pairs, is_swapped)
 
-    def _row(self, allele: _Asked, record: VariantRecord) -> Row:
+    def _row(self, allele: _PendingAllele, record: VariantRecord) -> Row:
         """The values of an allele whose windows have been read."""
         row: Row = dict(self._empty)
         if isinstance(allele.windows, Status):
@@ -307,7 +297,7 @@ class VariantScorer:
                 return Status.NO_CONTEXT
         return [pair] * len(self._strands)
 
-    def _scores(self, allele: _Asked, record: VariantRecord) -> Row:
+    def _scores(self, allele: _PendingAllele, record: VariantRecord) -> Row:
         """The values of an allele that has windows."""
         assert not isinstance(allele.windows, Status)
         is_next = self._options.is_next_base
@@ -338,7 +328,9 @@ class VariantScorer:
             "alt_window_end": first.alternate_interval.end,
         }
 
-    def _refuse(self, allele: _Asked, logprobs: Sequence[tuple[float, float]], name: str) -> None:
+    def _refuse(
+        self, allele: _PendingAllele, logprobs: Sequence[tuple[float, float]], name: str
+    ) -> None:
         """Name the first log-likelihood that is NaN or infinite.
 
         Raises:

@@ -67,7 +67,9 @@ def named_variants(inputs: tuple[str, ...]) -> tuple[str, ...]:
     path = Path(inputs[0])
     if path == STDIN or exists(path):
         if len(inputs) > 1:
-            raise UserError(f"{inputs[1]}: only one file at a time, and {path} is a file")
+            raise UserError(
+                f"{inputs[1]}: {path} is a file, and only one file can be scored at a time"
+            )
         return ()
     return inputs if len(inputs) > 1 or is_variant_name(inputs[0]) else ()
 

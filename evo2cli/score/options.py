@@ -103,8 +103,8 @@ class StrandOptions(Options, panel="Windows"):
     strand: Annotated[
         Strand | None,
         typer.Option(
-            help="Strand to read; both takes the mean of the two.",
-            show_default="both, but fwd for the sequences of a FASTA",
+            help="Strand to read; both averages the two.",
+            show_default="both; for the sequences of a FASTA fwd",
         ),
     ] = None
 
@@ -117,22 +117,23 @@ class WindowOptions(Options, panel="Windows"):
         int | None,
         typer.Option(
             min=2,
-            help="Bases in the window around a variant.",
+            help="Length of the window around each variant, in bases.",
             show_default="8192, or the model's context if that is less",
         ),
     ] = None
     windows: Annotated[
         Windows,
         typer.Option(
-            help="centred: the variant is in the middle, as published. anchored: neighbouring "
-            "variants share windows, which is about twice as fast."
+            help="centred: the variant is in the middle, as in the Evo 2 paper. anchored: "
+            "neighbouring variants share windows, which is about twice as fast."
         ),
     ] = Windows.CENTRED
     indel_mode: Annotated[
         IndelMode,
         typer.Option(
-            help="fixed: the windows with REF and with ALT are equally long, as published. "
-            "anchored: they end at the same base of the genome."
+            help="For insertions and deletions. fixed: the windows with REF and with ALT have "
+            "the same length, as in the Evo 2 paper. anchored: they end at the same base of "
+            "the genome."
         ),
     ] = IndelMode.FIXED
     after: Annotated[
@@ -140,22 +141,25 @@ class WindowOptions(Options, panel="Windows"):
         typer.Option(
             min=0,
             metavar="N",
-            help="Windows end N bases after the variant, as the strand is read, so that nearly all "
-            "of a window is before it.",
+            help="End the window N bases after the variant, in reading direction, so that almost "
+            "all of it is context before the variant.",
         ),
     ] = None
     on_ref_mismatch: Annotated[
         OnRefMismatch,
         typer.Option(
-            help="If REF is not what the genome has: skip the allele, end with an error, or swap "
-            "REF and ALT if ALT is what the genome has."
+            help="What to do if REF differs from the genome: skip the allele, stop with an "
+            "error, or swap REF and ALT if ALT is the genome's allele."
         ),
     ] = OnRefMismatch.SKIP
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.after is not None and self.windows is Windows.ANCHORED:
-            raise UserError(f"--after {self.after}: --windows anchored have their own ends")
+            raise UserError(
+                f"--after {self.after}: cannot be combined with --windows anchored, which says "
+                "where windows end"
+            )
         if self.after is not None and self.window is not None and self.after > self.window - 2:
             raise UserError(
                 f"--after {self.after}: leaves no base before the variant in --window {self.window}"
@@ -170,9 +174,9 @@ class DefinitionOptions(Options, panel="Output"):
         Quantity,
         typer.Option(
             "--score",
-            help="Log-likelihoods to write: delta is log P(window with ALT) - log P(window with "
-            "REF), ref and alt are the two terms. next-base: log P(ALT) - log P(REF) of the one "
-            "base, given the bases before it; SNVs only.",
+            help="What to write. delta: log P(window with ALT) - log P(window with REF); ref, "
+            "alt: one of the two terms; all: everything. next-base: log P(ALT) - log P(REF) "
+            "of the variant base alone, given the bases before it; SNVs only.",
         ),
     ] = Quantity.DELTA
 
@@ -188,7 +192,10 @@ class AlleleOptions(WindowOptions, DefinitionOptions, StrandOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_next_base and self.after is not None:
-            raise UserError(f"--after {self.after}: --score next-base reads nothing after the base")
+            raise UserError(
+                f"--after {self.after}: has no effect with --score next-base, which reads only "
+                "the bases before the variant; leave it out"
+            )
 
     @property
     def is_next_base(self) -> bool:
@@ -217,15 +224,16 @@ class QuantityOptions(DefinitionOptions, panel="Output"):
             min=1,
             metavar="N",
             help="Score N alleles again at a higher precision to measure the rounding noise, and "
-            "mark every EVO2_DELTA that is smaller.",
+            "mark every EVO2_DELTA that is smaller than it as NOISE.",
         ),
     ] = None
     background: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Add EVO2_PCT, the percentile among random variants of the same kind. The file "
-            "keeps their scores for later runs, and is created if it is missing.",
+            help="Add EVO2_PCT, the percentile of EVO2_DELTA among random variants of the same "
+            "kind. FILE keeps the scores of the random variants for later runs; it is "
+            "created if missing.",
         ),
     ] = None
 
@@ -253,23 +261,24 @@ class FeatureOptions(Options, panel="Output"):
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Add columns to a table, with commas: llr is EVO2_DELTA, absllr its absolute "
-            "value; embedding is the mean vector of the window with ALT minus that with REF.",
+            help="Add feature columns to the output table, comma-separated: llr (EVO2_DELTA), "
+            "absllr (its absolute value), embedding (mean vector of the window with ALT "
+            "minus that with REF).",
         ),
     ] = None
     pool: Annotated[
         str,
         typer.Option(
             metavar="whole|center:W",
-            help="Positions of a window that --features embedding is the mean of: all, or W around "
-            "the variant.",
+            help="Positions that --features embedding averages: the whole window, or W bases "
+            "around the variant.",
         ),
     ] = "whole"
     layer: Annotated[
         str | None,
         typer.Option(
             metavar="LAYER",
-            help="Layer of --features embedding, as in evo2 embed.",
+            help="Layer of --features embedding, named as for evo2 embed.",
             show_default="the block at 26/32 of the depth",
         ),
     ] = None
@@ -278,7 +287,7 @@ class FeatureOptions(Options, panel="Output"):
         super().__post_init__()
         is_pooled = self.pool != "whole" or self.layer is not None
         if is_pooled and Feature.EMBEDDING not in self.wanted_features:
-            raise UserError("--pool and --layer are of --features embedding")
+            raise UserError("--pool and --layer need --features embedding")
         if self.center is not None and self.center < 1:
             raise UserError(f"--pool {self.pool}: W must be at least 1")
 
@@ -294,7 +303,8 @@ class FeatureOptions(Options, panel="Output"):
             return [Feature(word.strip()) for word in words]
         except ValueError:
             raise UserError(
-                f"--features {self.features}: must be of {', '.join(Feature)}, with commas"
+                f"--features {self.features}: must be a comma-separated list of "
+                f"{', '.join(Feature)}"
             ) from None
 
     @property
@@ -322,7 +332,7 @@ class OutputOptions(Options, panel="Output"):
             "-O",
             "--output",
             metavar="FILE",
-            help="x.tsv, x.jsonl or x.vcf, each also with .gz; x.bcf; x.parquet.",
+            help="Output file: x.tsv, x.jsonl or x.vcf, each also with .gz; x.bcf; x.parquet.",
             show_default="stdout",
         ),
     ] = None
@@ -333,7 +343,8 @@ class OutputOptions(Options, panel="Output"):
             min=0,
             max=1,
             metavar="FRACTION",
-            help="Exit with code 3 if a larger fraction of records has no score, or all have none.",
+            help="Exit with code 3 if more than this fraction of the records has no score. If no "
+            "record has one, the exit code is always 3.",
         ),
     ] = 1.0
 
@@ -357,7 +368,8 @@ class OutputOptions(Options, panel="Output"):
         if found is None:
             wanted = ", ".join(dict.fromkeys(allowed))
             raise UserError(
-                f"--output {self.output}: needs one of the suffixes {wanted}; .gz may follow text"
+                f"--output {self.output}: needs one of the suffixes {wanted}; text formats may "
+                "also end in .gz"
             )
         return found
 
@@ -373,16 +385,16 @@ class GenomeOptions(Options, panel="Input"):
             "--reference",
             metavar="FASTA",
             help="Genome of the variants.",
-            show_default="the ##reference of a VCF",
+            show_default="the ##reference named in the VCF",
         ),
     ] = None
     contig_names: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Further names of contigs: a line for each contig, with two or more names in "
-            "columns; or an assembly report of NCBI. chr17, 17, NC_000017.11 and CM000679.2 are "
-            "known.",
+            help="Synonyms of contig names: one contig per line, its names in columns; or an "
+            "NCBI assembly report. Names such as chr17, 17, NC_000017.11 and CM000679.2 are "
+            "matched without it.",
         ),
     ] = None
 
@@ -402,7 +414,9 @@ class TableOptions(Options, panel="Input"):
 
     shift: Annotated[
         int,
-        typer.Option(help="Add this to every position of a table: 1 if its positions are 0-based."),
+        typer.Option(
+            help="Number to add to every position in the table: 1 if its positions are 0-based."
+        ),
     ] = 0
 
 
@@ -418,14 +432,15 @@ class ShardOptions(Options, panel="Run"):
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Score only the I-th of N parts of the variants; `evo2 merge` joins the outputs.",
+            help="Score only part I of N of the variants; join the outputs with evo2 merge.",
         ),
     ] = None
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="Count the bases to compute and time one window, without scoring.",
+            help="Count the bases to compute and estimate the time from one window, without "
+            "scoring.",
         ),
     ] = False
 
@@ -455,14 +470,14 @@ class FilterOptions(RegionOptions, panel="Input"):
 
     min_qual: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Only records of a VCF with at least this QUAL."),
+        typer.Option(metavar="NUMBER", help="Use only VCF records with at least this QUAL."),
     ] = None
     pass_only: Annotated[
-        bool, typer.Option("--pass-only", help="Only records of a VCF whose FILTER is PASS.")
+        bool, typer.Option("--pass-only", help="Use only VCF records whose FILTER is PASS.")
     ] = False
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Only the first N records, after all other filters."),
+        typer.Option(min=1, help="Use only the first N records that pass the other filters."),
     ] = None
 
     def __post_init__(self) -> None:
@@ -483,15 +498,15 @@ class SequenceOptions(TagOptions, panel="Run"):
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory for the model and the computation on a FASTA, e.g. 24G; what does not fit "
-            "is kept in the memory of the host.",
-            show_default="what is free",
+            help="For a FASTA: memory for the model and its activations, e.g. 24G; what does not "
+            "fit is kept in host memory.",
+            show_default="the free memory",
         ),
     ] = None
     context_parallel: Annotated[
         int,
         typer.Option(
-            min=1, help="Processes, one for each GPU, that share every sequence of a FASTA."
+            min=1, help="For a FASTA: number of processes, one per GPU, that share each sequence."
         ),
     ] = 1
 
@@ -565,8 +580,9 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
         tuple[str, ...],
         typer.Argument(
             metavar="INPUT",
-            help="A FASTA of sequences; or variants: a VCF, BCF or table (TSV, CSV or Parquet with "
-            "the columns chrom, pos, ref, alt), or written out, e.g. chr22-1024-A-C. - is stdin.",
+            help="A FASTA of sequences; or variants: a VCF, BCF or table (TSV, CSV or Parquet "
+            "with the columns chrom, pos, ref, alt), or named, e.g. chr22-1024-A-C. - reads "
+            "stdin.",
         ),
     ]
 
@@ -577,15 +593,18 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
             self.output, *files, self.reference, self.bed, self.background, self.contig_names
         )
         if self.is_stdin and self.shard is not None:
-            raise UserError("--shard: stdin cannot be read twice, to be counted; give a file")
+            raise UserError(
+                "--shard: needs to count the variants first, and stdin cannot be read twice; "
+                "give a file"
+            )
         if self.is_stdin and self.precision_check is not None:
             raise UserError("--precision-check: stdin cannot be read twice; give a file")
         if self.context_parallel > 1 and self.is_stdin:
             raise UserError("--context-parallel: several processes cannot read stdin; give a file")
         if self.context_parallel > 1 and (self.device == "all" or "," in self.device):
             raise UserError(
-                f"--context-parallel shares single sequences, --device {self.device} shares "
-                "records; use one of them"
+                f"--context-parallel splits each sequence, --device {self.device} splits the "
+                "list of records; use only one of them"
             )
 
     @property

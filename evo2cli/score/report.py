@@ -123,13 +123,13 @@ def report(options: VariantOptions, tally: Tally, *, is_table: bool = False) -> 
         side = "right" if tally.shifted > 0 else "left"
         way_out = f"--shift {tally.shifted}" if is_table else "POS of a VCF is 1-based: correct it"
         console.warn(
-            f"REF of every record fits the reference one base to the {side}: are its positions "
-            f"off by one? {way_out}"
+            f"REF of every record matches the reference one base to the {side}: are the "
+            f"positions off by one? {way_out}"
         )
     elif mismatches > max(MAX_FEW_MISMATCHES, MAX_MISMATCH_FRACTION * checked):
         console.warn(
-            f"REF of {mismatches:,} of {checked:,} alleles is not what the reference has: is it "
-            "ANOTHER GENOME BUILD than that of the variants?"
+            f"REF of {mismatches:,} of {checked:,} alleles differs from the reference: is "
+            "it ANOTHER GENOME BUILD than that of the variants?"
         )
     if 0 < total == counts[Status.CONTIG_MISSING]:
         raise TooManySkippedError(f"{options.source}: nothing could be scored: {tally.missing}")
@@ -137,9 +137,10 @@ def report(options: VariantOptions, tally: Tally, *, is_table: bool = False) -> 
         console.warn(warning)
     if tally.indels.unnormalized:
         console.warn(
-            f"{tally.indels.unnormalized:,} of {tally.indels.total:,} insertions and deletions are "
-            "not trimmed and left-aligned; the same change at another position has other windows "
-            "and another score: run `bcftools norm -f` with the reference first"
+            f"{tally.indels.unnormalized:,} of {tally.indels.total:,} insertions and "
+            "deletions are not trimmed and left-aligned; written at another position, the "
+            "same change has another window and another score: run `bcftools norm -f "
+            "REFERENCE` first"
         )
     check_skipped(options, skipped, total)
 

@@ -210,7 +210,7 @@ def score_fasta(options: ScoreOptions) -> None:
             "long",
             "are longer than the context the model was trained on; beyond it, it extrapolates",
         ),
-        ("ambiguous", "hold letters other than ACGT, which are scored like any other token"),
+        ("ambiguous", "have letters other than ACGT, which are scored like any other token"),
     ):
         if tally[trait]:
             console.warn(f"{tally[trait]:,} of {tally['records']:,} records {meaning}")
@@ -252,9 +252,8 @@ def _open_scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] 
             except InputError as error:  # of a sequence that the memory cannot hold
                 raise UserError(f"{options.source}: {error}") from None
         return
-    ranks = Ranks.join(pick_device(options.device))
-    try:
-        ranks = ranks.sharing(ranks.world)
+    with Ranks.joined(pick_device(options.device)) as alone:
+        ranks = alone.sharing(alone.world)
         model = load(str(ranks.device))
         shared = SharedScorer(model, ranks)
         if ranks.is_first:
@@ -263,8 +262,6 @@ def _open_scorer(options: ScoreOptions) -> Iterator[tuple[StripedHyena2, Total] 
         else:
             shared.help()
             yield None
-    finally:
-        ranks.leave()
 
 
 def _settings(options: ScoreOptions, model: StripedHyena2) -> list[object]:

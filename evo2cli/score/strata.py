@@ -15,7 +15,7 @@ import numpy as np
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.vcf import VariantRecord, is_bases
+from evo2cli.genome.vcf import Kind, VariantRecord, is_bases, kind_of
 from evo2cli.genome.windows import upper_dna
 
 _PYRIMIDINES = b"CT"
@@ -27,11 +27,9 @@ def stratum(genome: Reference, record: VariantRecord, alternate: bytes) -> str |
     reference, alternate = upper_dna(record.reference), upper_dna(alternate)
     if not (is_bases(alternate) and _is_plain(reference + alternate)) or reference == alternate:
         return None
-    growth = len(alternate) - len(reference)
-    if growth:
-        return f"{'insertion' if growth > 0 else 'deletion'} {_size(abs(growth))}"
-    if len(reference) > 1:
-        return f"MNV {_size(len(reference))}"
+    kind = kind_of(reference, alternate)
+    if kind is not Kind.SNV:
+        return f"{kind} {_size(abs(len(alternate) - len(reference)) or len(reference))}"
     contig = genome.find(record.contig)
     if contig is None or not 0 < record.start < genome.length(contig) - 1:
         return None
@@ -105,9 +103,9 @@ def _longer(
         return None
     contig, position = interval.name, interval.start + 1
     first, bases, others = chr(here[0]), here[1:].decode(), other.decode()
-    if name == "deletion":
+    if name == Kind.DELETION:
         return VariantRecord.from_columns(contig, position, first + bases, first)
-    if name == "insertion":
+    if name == Kind.INSERTION:
         return VariantRecord.from_columns(contig, position, first, first + others)
     if bases == others:
         return None

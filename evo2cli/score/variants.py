@@ -25,7 +25,13 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, is_scored
 from evo2cli.journal import Recall, Together, keep_journal, open_journals
-from evo2cli.models import memory_explained, open_model, precision_name, ready_model
+from evo2cli.models import (
+    memory_explained,
+    open_model,
+    precision_name,
+    ready_model,
+    warn_beyond_context,
+)
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
@@ -248,7 +254,7 @@ def score_to_output(
         open_parts(options, devices, borders, compute, (total, "records")) as parts,
         _open_scorer(replace(options, device=devices[0]), variants) as run,
     ):
-        run.scorer.warn_of_extrapolation()
+        warn_beyond_context(run.model, run.scorer.window, f"--window {run.scorer.window:,}")
         background, noises = None, list[Noise]()
         if options.precision_check is not None:
             noises = measure_noise(
@@ -299,11 +305,11 @@ def _check_features(options: VariantOptions, layout: Layout) -> None:
     if not options.wanted_features:
         return
     if layout in (Layout.VCF, Layout.BCF):
-        raise UserError("--features: are columns of a table; give --output x.parquet or x.jsonl")
+        raise UserError("--features: adds columns to a table; give --output x.parquet or x.jsonl")
     if layout is Layout.TSV and Feature.EMBEDDING in options.wanted_features:
         raise UserError(
-            "--features embedding: six decimals of a TSV are too few for differences of vectors; "
-            "give --output x.parquet or x.jsonl"
+            "--features embedding: the six decimals of a TSV are too coarse for "
+            "differences of vectors; give --output x.parquet or x.jsonl"
         )
 
 
@@ -348,7 +354,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
             check_places(options, genome)
         model = open_model(replace(options, device=devices[0]))
         scorer = VariantScorer(model, genome, options, counts_only=True)
-        scorer.warn_of_extrapolation()
+        warn_beyond_context(model, scorer.window, f"--window {scorer.window:,}")
         for record in records:
             counts.update(str(row["EVO2_STATUS"]) for row in scorer.score(record))
             bar.advance()
@@ -364,7 +370,9 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
     if counts:
         console.write_page(status_table(counts), stderr=True)
     if num_scored and Feature.EMBEDDING in options.wanted_features:
-        console.warn("the vectors of --features embedding, two windows an allele, are not counted")
+        console.warn(
+            "the estimate leaves out --features embedding, which reads two more windows per allele"
+        )
     if num_scored:
         whole = 2 * scorer.window * len(options.variant_strand.single) * num_scored
         fewer = f"{whole / scorer.num_bases:.1f} times fewer than two windows an allele"
@@ -491,7 +499,9 @@ def find_reference(options: VariantOptions, variants: Variants) -> Path | None:
         return None
     named = variants.header.value("reference")
     if not named:
-        raise UserError(f"{source}: names no genome (##reference); give its FASTA by --reference")
+        raise UserError(
+            f"{source}: has no ##reference line; give the FASTA of the genome with --reference"
+        )
     text = unquote(urlsplit(named).path) if named.startswith("file:") else named
     path = source.parent / text
     if not path.is_file():

@@ -85,16 +85,29 @@ def event_stream(
 
     async def lines() -> AsyncIterator[str]:
         try:
-            async for result in job:
-                if (sent := event(result)) is not None:
-                    yield f"data: {to_json(sent)}\n\n"
+            async for found in job.batches():
+                sent = [each for each in map(event, found) if each is not None]
+                if sent:
+                    yield "".join(f"data: {to_json(each)}\n\n" for each in sent)
         except Refusal as error:
             yield f"data: {to_json(refusal_of(error).body())}\n\n"
         else:
             yield "data: [DONE]\n\n"
-        finally:
-            job.is_abandoned = True
 
-    return StreamingResponse(
-        lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    return _Events(job, lines())
+
+
+class _Events(StreamingResponse):
+    """Events of a job, which is abandoned when the client hangs up, also before the first."""
+
+    def __init__(self, job: Job, lines: AsyncIterator[str]) -> None:
+        headers = {"Cache-Control": "no-store"}
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self._job = job
+
+    async def __call__(self, *where: Any) -> None:
+        """Send them, as ASGI calls it."""
+        try:
+            await super().__call__(*where)
+        finally:
+            self._job.is_abandoned = True

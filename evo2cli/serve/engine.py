@@ -1,11 +1,15 @@
 """One model for many requests: a thread of its own runs it, a piece of work at a time.
 
-Between two tokens of the sequences that grow, another sequence may join them or leave, and one
-piece of other work is done: a sequence, some alleles or a chunk are scored. Every piece is computed
-by the function that the command calls, so that no result depends on what else is asked.
+Between two tokens of the sequences that grow, others may join them or leave, and a piece of other
+work may be done: a sequence, some alleles or a chunk are scored. Every piece is computed by the
+function that the command calls, so that no result depends on what else is asked.
+
+While the GPU computes a step, the tokens of the step before are handed over to the thread of the
+event loop, which has the time to send them.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -33,6 +37,10 @@ from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.generation import PREFILL_CHUNK, Rows
 
 DEFAULT_MAX_BASES = 16_384
+# Seconds between two tokens in which prompts are begun: sequences that grow wait no longer than
+# this and a prompt. With one prompt between two tokens, a burst of requests would fill the rows as
+# slowly as one a step, and requests of few tokens would never fill them.
+JOINING_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,27 +99,63 @@ class Job:
 
     Attributes:
         is_abandoned: Whether nobody waits for the results any more.
+        loop: The event loop of those who wait.
+        results: What they have not yet read.
     """
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.is_abandoned = False
-        self._loop = asyncio.get_running_loop()
-        self._results: asyncio.Queue[Any] = asyncio.Queue()
-
-    def put(self, result: Any) -> None:
-        """Hand over a result, from the thread of the engine."""
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits
-            self._loop.call_soon_threadsafe(self._results.put_nowait, result)
+        self.loop = asyncio.get_running_loop()
+        self.results: asyncio.Queue[Any] = asyncio.Queue()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        while True:
-            result = await self._results.get()
-            if isinstance(result, _End):
-                if result.refusal is not None:
-                    raise result.refusal
-                return
-            yield result
+        async for results in self.batches():
+            for result in results:
+                yield result
+
+    async def batches(self) -> AsyncIterator[list[Any]]:
+        """The results in lists, each of all that have come since the last."""
+        end = None
+        while end is None:
+            found = [await self.results.get()]
+            while not self.results.empty():
+                found.append(self.results.get_nowait())
+            if isinstance(found[-1], _End):
+                end = found.pop()
+            if found:
+                yield found
+        if end.refusal is not None:
+            raise end.refusal
+
+
+class Outbox:
+    """Results on their way from the thread of the engine to those who wait for them.
+
+    To wake up an event loop costs more than to handle a token, so it is done once for many.
+    """
+
+    def __init__(self) -> None:
+        self._results: list[tuple[Job, Any]] = []
+
+    def put(self, job: Job, result: Any) -> None:
+        """Add a result of a job."""
+        self._results.append((job, result))
+
+    def send(self) -> None:
+        """Hand over what was added."""
+        results, self._results = self._results, []
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Any]]] = {}
+        for job, result in results:
+            by_loop.setdefault(job.loop, []).append((job, result))
+        for loop, several in by_loop.items():
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(_deliver, several)
+
+
+def _deliver(results: list[tuple[Job, Any]]) -> None:
+    for job, result in results:
+        job.results.put_nowait(result)
 
 
 @dataclass(frozen=True)
@@ -198,6 +242,8 @@ class Engine:
         self._growing: dict[int, tuple[Generation, int]] = {}  # by the index of the sample
         self._num_samples = 0
         self._closes_at: float | None = None
+        self._outbox = Outbox()
+        self._work_resumes_at = -math.inf  # by the clock `time.monotonic`
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -284,7 +330,8 @@ class Engine:
             self.failure = error
             self.close(0)
             for job in self._jobs:
-                job.put(_End(refusal_of(error)))
+                self._outbox.put(job, _End(refusal_of(error)))
+            self._outbox.send()
             self._on_failure()
         if served.genome is not None:
             served.genome.close()
@@ -298,9 +345,11 @@ class Engine:
                 if not self._jobs:
                     return
             self._end_some()
-            self._join_one()
+            self._join_some()
             self._grow()
+            self._outbox.send()
             self._work(served)
+            self._outbox.send()
 
     def _open(self) -> Served:
         options = self._options
@@ -356,12 +405,17 @@ class Engine:
                 self._rows.remove(sample)
         how = "refused" if refusal else "abandoned" if job.is_abandoned else "done"
         self.counts.ended[how] += 1
-        job.put(_End(refusal))
+        self._outbox.put(job, _End(refusal))
+
+    def _join_some(self) -> None:
+        """Let the next sequences grow, while rows are free and time is left."""
+        until = time.monotonic() + JOINING_SECONDS
+        while self._to_grow and self._rows.has_room and time.monotonic() < until:
+            self._join_one()
+            self._outbox.send()
 
     def _join_one(self) -> None:
-        """Let the next sequence grow, if a row is free; generations take turns."""
-        if not self._to_grow or not self._rows.has_room:
-            return
+        """Let the next sequence grow; generations take turns."""
         job = self._to_grow.popleft()
         position, request = job.waiting.popleft()
         if job.waiting:
@@ -402,7 +456,8 @@ class Engine:
             return
         self.counts.tokens += 1
         if job.each_token:
-            job.put(
+            self._outbox.put(
+                job,
                 Drawn(
                     index,
                     len(sample.ids) - 1,
@@ -411,26 +466,29 @@ class Engine:
                     time.monotonic(),
                     sample.stop_reason,
                     sample.logits[-1] if job.keep_logits else None,
-                )
+                ),
             )
         if sample.has_ended:
-            job.put((index, sample))
+            self._outbox.put(job, (index, sample))
             job.num_unfinished -= 1
             if job.num_unfinished == 0:
                 self._end(job)
 
     def _work(self, served: Served) -> None:
-        """Do one piece of the work whose turn it is."""
-        if not self._turns:
+        """Do one piece of the work whose turn it is; then sequences grow for as long as it took."""
+        began = time.monotonic()
+        if not self._turns or (self._growing and began < self._work_resumes_at):
             return
         job = self._turns[0]
         self._turns.rotate(-1)
         try:
             if job.steps is None:
                 job.steps = job.work(served)
-            job.put(next(job.steps))
+            self._outbox.put(job, next(job.steps))
         except StopIteration:
             self._end(job)
         except Exception as error:
             self._end(job, error)
         self.counts.pieces += 1
+        now = time.monotonic()
+        self._work_resumes_at = now + (now - began)

@@ -15,10 +15,40 @@ from typing import Any
 import numpy as np
 
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path
+from evo2cli.files import atomic_path, open_output
 from evo2cli.processes import start_child
+from evo2cli.track.options import BIGWIG
 
 PutTrack = Callable[[str, int, Sequence[float]], object]  # contig, first position, values
+
+
+def check_track(path: Path | None) -> None:
+    """Refuse a bigWig that could not be written, before any work.
+
+    Raises:
+        UserError: pyBigWig is not installed, or `path` is a pipe.
+    """
+    if path is not None and path.suffix in BIGWIG:
+        import_bigwig(path)
+
+
+@contextmanager
+def open_track(path: Path | None, lengths: Mapping[str, int]) -> Iterator[PutTrack]:
+    """Yield a function that adds values to a track: a bigWig by its suffix, or else a bedGraph.
+
+    Args:
+        path: The file, which appears when everything is written; None for stdout.
+        lengths: Number of bases of each contig, in the order in which values come.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    if path is not None and path.suffix in BIGWIG:
+        with open_bigwig(path, lengths) as put:
+            yield put
+        return
+    with open_output(path) as write:
+        yield lambda *values: write(bedgraph_lines(*values))
 
 
 def bedgraph_lines(contig: str, start: int, values: Sequence[float]) -> bytes:

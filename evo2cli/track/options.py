@@ -74,7 +74,7 @@ class TrackOptions(ModelOptions, RegionOptions):
             raise UserError("evo2 track reads its FASTA twice; give a file instead of stdin")
         if self.window is not None and not self.by_region:
             raise UserError("--window is what is read before --regions; records are read whole")
-        if self.output is not None and not self.is_bigwig:
+        if self.output is not None and self.output.suffix not in BIGWIG:
             suffix = Path(self.output.name.removesuffix(".gz")).suffix
             if suffix not in BEDGRAPH:
                 raise UserError(f"--output {self.output}: needs .bedgraph, .bedgraph.gz or .bw")
@@ -83,8 +83,3 @@ class TrackOptions(ModelOptions, RegionOptions):
     def by_region(self) -> bool:
         """Whether the FASTA is a genome of which regions are asked for."""
         return bool(self.regions or self.bed)
-
-    @property
-    def is_bigwig(self) -> bool:
-        """Whether the output is a bigWig file."""
-        return self.output is not None and self.output.suffix in BIGWIG

@@ -7,22 +7,21 @@ L tokens, V vocabulary.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.files import locks_output, open_output
+from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import read_bed
 from evo2cli.genome.windows import upper_dna
-from evo2cli.models import memory_explained, open_model
-from evo2cli.track.formats import PutTrack, bedgraph_lines, import_bigwig, open_bigwig
+from evo2cli.models import memory_explained, open_model, warn_beyond_context
+from evo2cli.track.formats import check_track, open_track
 from evo2cli.track.options import TrackOptions, Value
 from stripedhyena2 import StripedHyena2, scoring
 from stripedhyena2.progress import ignore_progress
@@ -60,8 +59,7 @@ def write_track(options: TrackOptions) -> None:
         UserError: The input cannot be read, or the output not written.
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
-    if options.output is not None and options.is_bigwig:
-        import_bigwig(options.output)
+    check_track(options.output)
     # Reading the input once more is fast, and an invalid record is found before hours of work.
     sections = [(section.name, len(section.bases)) for section in _sections(options, 0)]
     lengths = dict(sections)
@@ -75,18 +73,14 @@ def write_track(options: TrackOptions) -> None:
     model = open_model(options)
     context = model.config.context
     longest = max((size for _, size in sections), default=0)
-    if longest > context:
-        console.warn(
-            f"{longest:,} bases in a row: the model was trained on {context:,}; beyond them it "
-            "extrapolates"
-        )
+    warn_beyond_context(model, longest, f"a sequence of {longest:,} bases")
     lead = 0
     if options.by_region:
         lead = options.window or min(DEFAULT_LEAD, context)
     total = sum(size for _, size in sections)
     with (
         memory_explained(f"evo2 track on {options.device}", "use shorter --regions"),
-        _open_track(options, lengths) as put,
+        open_track(options.output, lengths) as put,
         console.progress("score", total, "bases") as bar,
     ):
         for section in _sections(options, lead):
@@ -123,16 +117,6 @@ def entropy(logprobs_LV: Tensor) -> Tensor:
     among_L4 = logprobs_LV[:, list(ACGT)].double().log_softmax(dim=-1)
     bits_L = -(among_L4.exp() * among_L4).sum(dim=-1) / math.log(2)
     return bits_L.clamp(min=0)
-
-
-@contextmanager
-def _open_track(options: TrackOptions, lengths: dict[str, int]) -> Iterator[PutTrack]:
-    if options.output is not None and options.is_bigwig:
-        with open_bigwig(options.output, lengths) as put:
-            yield put
-        return
-    with open_output(options.output) as write:
-        yield lambda *values: write(bedgraph_lines(*values))
 
 
 def _sections(options: TrackOptions, lead: int) -> Iterator[Section]:

@@ -68,11 +68,11 @@ def train_files(corpus: Corpus) -> Files:
     left_out = groups.pop(OTHER, [])
     if left_out:
         names = ", ".join(file.name for file in left_out)
-        console.say(f"{folder}: in no domain of the recipe, so left out: {names}")
+        console.say(f"{folder}: left out, since they belong to no domain of the recipe: {names}")
     for domain in corpus.domains:
         if domain not in groups:
             raise UserError(
-                f"{folder}: no genome of the domain {domain!r}: the name of none begins with "
+                f"{folder}: no genome of the domain {domain!r}: no file name begins with "
                 f"{domain}; remove data.corpus.domains.{domain}"
             )
     return groups

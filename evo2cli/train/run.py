@@ -1,7 +1,7 @@
 """Train a model by a recipe, on one process or as one rank of many."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from evo2cli.training.engine import Engine, PlainEngine
 from evo2cli.training.language import NextBase
 from evo2cli.training.loop import Trainer
 from evo2cli.training.options import RunOptions
-from evo2cli.training.plan.estimate import check_context_parallel
+from evo2cli.training.plan.estimate import check_shape
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, naming, read_run, read_shape
@@ -62,7 +62,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
     recipe, path = read_run(options)
-    with joined(options.device) as ranks, ExitStack() as stack:
+    with Ranks.joined(pick_device(options.device)) as ranks, ExitStack() as stack:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)
@@ -109,16 +109,6 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     return f"{summary['steps']:,} steps, {summary['trained_tokens']:,} tokens, {quality}: {end}"
 
 
-@contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """The ranks of this run while the context lasts; see `Ranks.join`."""
-    ranks = Ranks.join(pick_device(device))
-    try:
-        yield ranks
-    finally:
-        ranks.leave()
-
-
 def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do the same work on all ranks, on the others after the first has left its results on disk."""
     if not ranks.is_first:
@@ -156,13 +146,8 @@ def _shape(recipe: Recipe, path: Path) -> ModelConfig:
     if recipe.init is not None:
         find_initial_weights(recipe, path)  # fails before anything is written
     shape = read_shape(recipe, path)
-    if recipe.batch.length > shape.context:
-        raise UserError(
-            f"{path}: batch.length = {recipe.batch.length} is longer than the model's context of "
-            f"{shape.context}; set {'extend.to' if recipe.init else 'shape.context'}"
-        )
     with naming(path):
-        check_context_parallel(recipe, shape)
+        check_shape(recipe, shape)
     return shape
 
 
@@ -180,7 +165,7 @@ def open_sources(recipe: Recipe, ranks: Ranks) -> list[Documents]:
 def _open_train(path: Path) -> Documents:
     documents = open_source(path, "train")
     if documents is None:
-        raise UserError(f"{path}: has no train split; tokenize with less held out")
+        raise UserError(f"{path}: has no training split; hold out less when tokenizing")
     return documents
 
 
@@ -226,7 +211,7 @@ def make_trainer(
     engine = make_engine(recipe, path, start, ranks)
     if ranks.is_first:
         if not valid:
-            console.warn("no held-out documents as long as a window: no validation")
+            console.warn("no held-out document is as long as a window, so there is no validation")
         console.say(
             f"{start.config.stripes}: {num_parameters(engine):,} parameters, "
             f"{sum(documents.num_tokens for documents in sources):,} tokens, "

@@ -306,6 +306,7 @@ def prepare(model: nn.Module, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
     if trunk is None:
         return 0, recipe.batch.length
     trunk.activation_checkpointing = recipe.memory.activation_checkpointing
+    trunk.checks_ids = False  # they are bytes
     if recipe.precision.fp8:
         use_float8(trunk)
     if recipe.precision.compile:

@@ -15,7 +15,7 @@ from evo2cli.errors import UntrustedNumericsError
 from evo2cli.training.engine import Engine
 from evo2cli.training.loss import read_windows, target_weights, weighted_loss
 from evo2cli.training.objective import WAY_OUT, Batch, Objective
-from evo2cli.training.plan.flops import training_flops_per_token
+from evo2cli.training.plan.flops import flops_per_token
 from evo2cli.training.recipe import Recipe
 
 NATS_PER_BIT = math.log(2)
@@ -43,7 +43,7 @@ class NextBase(Objective):
         self._weight_of_byte = target_weights(
             lowercase=data.lowercase_weight, end_of_document=data.end_of_document_weight
         )
-        self.flops_per_token = training_flops_per_token(engine.trunk.config, recipe.batch.length)
+        self.flops_per_token = flops_per_token(engine.trunk.config, recipe.batch.length).training
 
     def batch(self, step: int) -> Batch:
         """As `Objective`."""

@@ -24,9 +24,9 @@ from evo2cli.training.deadline import step_deadline
 from evo2cli.training.engine import Engine
 from evo2cli.training.metrics import MetricsLogger, draw_curve
 from evo2cli.training.objective import WAY_OUT, Batch, Objective
+from evo2cli.training.optimizer import learning_rate
 from evo2cli.training.plan.hardware import peak_flops
 from evo2cli.training.recipe import Recipe
-from evo2cli.training.schedule import learning_rate
 from evo2cli.training.state import RunFolder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 

@@ -16,20 +16,42 @@ class SettingsOptions(Options):
     settings: Annotated[
         tuple[str, ...],
         typer.Option(
-            "--set", metavar="TABLE.KEY=VALUE", help="Change one value of the recipe; repeatable."
+            "--set",
+            metavar="TABLE.KEY=VALUE",
+            help="Change one value of the recipe, e.g. optimizer.steps=1000; repeatable.",
         ),
     ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """The genomes of a run whose recipe reads a folder of them."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Folder of genomes: FASTA files in its folders train and valid.",
+            show_default="the recipe's data.corpus.path",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions(JSONOptions, SettingsOptions):
     """A recipe, and changes to it."""
 
-    recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/nano.toml or just nano.")]
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="Recipe file, e.g. recipes/nano.toml, or the name of a shipped recipe, e.g. nano."
+        ),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(DeviceOptions, RecipeOptions):
+class RunOptions(DataOptions, DeviceOptions, RecipeOptions):
     """A training run: the options that every rank is given."""
 
     output: Annotated[
@@ -38,16 +60,7 @@ class RunOptions(DeviceOptions, RecipeOptions):
             "--output",
             "-O",
             metavar="FOLDER",
-            help="Folder of the run.",
+            help="Folder for the run.",
             show_default="the recipe's output",
-        ),
-    ] = None
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            help="Folder of genomes: FASTA files in its folders train and valid.",
-            show_default="the recipe's data.corpus.path",
         ),
     ] = None

@@ -2,6 +2,8 @@
 
 import datetime
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +65,16 @@ class Ranks:
             else:
                 dist.init_process_group("gloo", timeout=_TIMEOUT)
         return cls(dist.get_rank(), world, device)
+
+    @classmethod
+    @contextmanager
+    def joined(cls, device: torch.device) -> "Iterator[Ranks]":
+        """As `join`, and `leave` at the end."""
+        ranks = cls.join(device)
+        try:
+            yield ranks
+        finally:
+            ranks.leave()
 
     def sharing(self, context_parallel: int) -> "Ranks":
         """The same ranks, in groups of `context_parallel` (a divisor of world) that share windows.

@@ -1,7 +1,6 @@
 """Find, read and check recipe files, with the recipes they are based on."""
 
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,9 +110,10 @@ def read_run(options: RunOptions) -> tuple[Recipe, Path]:
     values = _read_values(path)
     if options.data is not None:
         data = values.get("data")
-        if not (isinstance(data, dict) and "corpus" in data):
+        corpus = data.get("corpus") if isinstance(data, dict) else None
+        if not isinstance(corpus, dict):
             raise UserError(f"--data {options.data}: {path} has no table [data.corpus]")
-        _set_value(values, f"data.corpus.path={json.dumps(str(options.data))}")
+        corpus["path"] = str(options.data)
     recipe = make_recipe(values, path, options.settings)
     if options.output is not None:
         recipe = recipe.model_copy(update={"output": options.output})

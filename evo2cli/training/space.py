@@ -18,13 +18,14 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_output(recipe: Recipe, config: ModelConfig, world: int) -> None:
-    """Refuse an output folder that is not writable, or a disk without space for its checkpoints.
+def check_output(recipe: Recipe, config: ModelConfig, world: int, *, others: int = 0) -> None:
+    """Refuse an output folder that is not writable, or a disk without space for what a run writes.
 
     Args:
         recipe: The recipe.
         config: Shape of the model.
         world: Number of ranks.
+        others: Bytes that it will write beside checkpoints and models: features of a frozen base.
 
     Raises:
         UserError: One of these.
@@ -39,14 +40,16 @@ def check_output(recipe: Recipe, config: ModelConfig, world: int) -> None:
     needed = disk(recipe, counts, make_setup(recipe, config, world))
     there = len([*output.glob("step-*")])
     best_there = needed.best if (output / BEST).is_dir() else 0
-    missing = max(needed.peak - there * needed.checkpoint - best_there, needed.final)
+    missing = others + max(needed.peak - there * needed.checkpoint - best_there, needed.final)
     free = free_bytes(existing)
     if missing > free:
-        which = "best" if needed.best else "final"
+        which = f"the {'best' if needed.best else 'final'} model"
+        if others:
+            which = f"{which} and {others / 1e9:,.2f} GB of features of the base"
         have = f", of which {there:,} are there," if there else ""
         raise UserError(
             f"{output}: {needed.most:,} checkpoints of {needed.checkpoint / 1e9:,.2f} GB "
-            f"({counts.all:,} parameters){have} and the {which} model need "
+            f"({counts.all:,} parameters){have} and {which} need "
             f"{missing / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB free; free some space, "
             f"choose another --output, {_ways_out(recipe)}"
         )

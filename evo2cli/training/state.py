@@ -62,9 +62,21 @@ _MAY_CHANGE: Any = {
 
 @contextlib.contextmanager
 def open_run(
-    recipe: Recipe, config: ModelConfig, identity: Mapping[str, Any], ranks: Ranks
+    recipe: Recipe,
+    config: ModelConfig,
+    identity: Mapping[str, Any],
+    ranks: Ranks,
+    *,
+    others: int = 0,
 ) -> Iterator["RunFolder"]:
-    """The `RunFolder`, which no other run can use meanwhile; `config` is the model's shape.
+    """The `RunFolder`, which no other run can use meanwhile.
+
+    Args:
+        recipe: The recipe.
+        config: The model's shape.
+        identity: As for `RunFolder`.
+        ranks: The ranks.
+        others: As for `check_output`.
 
     Raises:
         UserError: Another process trains into the folder, its disk has no room, or as `RunFolder`.
@@ -75,7 +87,7 @@ def open_run(
     with contextlib.ExitStack() as stack:
         with _first_alone(ranks, _unusable(path)) as is_first:
             if is_first:
-                check_output(recipe, config, ranks.world)
+                check_output(recipe, config, ranks.world, others=others)
                 path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked_run(path))
         yield RunFolder(recipe, identity, ranks)

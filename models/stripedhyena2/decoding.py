@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hyenakernels import added_linear, gated_linear, normed_linear, rms_norm
 from hyenakernels.linear.reference import Weight
 from stripedhyena2.cache import Cache, Slots
+from stripedhyena2.ids import check_range
 
 if TYPE_CHECKING:
     from stripedhyena2.model import Block, StripedHyena2
@@ -105,11 +106,16 @@ class Decoder:
         """Append a token to every sequence.
 
         Args:
-            ids_B: int64 token ids; any id for a row that is not in use.
+            ids_B: int64 token ids in [0, V); any of them for a row that is not in use. On the CPU
+                they are checked without waiting for the GPU.
 
         Returns:
             Logits of the next token, [B, V]; meaningless for a row that has reached its capacity.
+
+        Raises:
+            InputError: An id is out of range.
         """
+        check_range(ids_B, self._model.config.vocabulary)
         self._ids_B1.copy_(ids_B[:, None])
         if self._can_record:
             with torch.cuda.device_of(self._ids_B1):  # the graph records its stream

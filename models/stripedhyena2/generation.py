@@ -23,6 +23,7 @@ from stripedhyena2.decoding import Decoder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.dna import ACGT, as_read, check_sequences
 from stripedhyena2.errors import InputError, NonFiniteError, check_choice, check_count
+from stripedhyena2.ids import check_range
 from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.sampling import Sampler, Uniforms, draw
@@ -252,13 +253,15 @@ def generate(
         A sample for each request, in their order, as soon as it and all before it are complete.
 
     Raises:
-        InputError: A prompt is empty, or its number of tokens is below 1.
+        InputError: A prompt is empty, or its number of tokens is below 1; or a token of a prompt or
+            of a guide is not in the vocabulary.
         NonFiniteLogitsError: The logits of a sequence are NaN or infinite.
     """
     for index, request in enumerate(requests):
         if len(request.prompt_L) == 0:
             raise InputError(f"prompt {index} is empty; give at least one token")
         check_count(f"prompt {index}: num_tokens", request.num_tokens)
+        check_range(request.prompt_L, model.config.vocabulary, f"prompt {index}: token id")
     if not requests:
         return
     capacity = max(len(request.prompt_L) + request.num_tokens for request in requests)
@@ -318,7 +321,8 @@ class Rows:
         self._prompt_L: Tensor | None = None  # the prompt read last, with its logits and its cache
         self._logits_1V: Tensor
         self._cache: Cache
-        self._decoder.step(torch.zeros(batch_size, dtype=torch.int64, device=self._device))
+        self._begun: _Step | None = None
+        self._decoder.step(torch.zeros(batch_size, dtype=torch.int64))
 
     @classmethod
     def within_memory(
@@ -380,19 +384,31 @@ class Rows:
         return growing.sample
 
     def step(self) -> list[Sample]:
-        """Draw a token for every sample; those that end, or have a problem, leave their rows."""
-        last = [growing.sample.ids[-1] if growing else 0 for growing in self._rows]
-        logits_BV = self._decoder.step(torch.tensor(last, device=self._device)).cpu()
-        all_growing = [(row, growing) for row, growing in enumerate(self._rows) if growing]
-        by_sampler: dict[Sampler, list[tuple[int, _Growing]]] = {}
-        for row, growing in all_growing:
-            by_sampler.setdefault(growing.sampler, []).append((row, growing))
-        for group in by_sampler.values():
-            self._draw([growing for _, growing in group], logits_BV[[row for row, _ in group]])
-        for row, growing in all_growing:
-            if growing.sample.has_ended:
+        """Draw a token for every sample; those that end, or have a problem, leave their rows.
+
+        The next step of the decoder is then begun at once: a GPU computes it while the caller
+        handles these tokens. A sample that is added meanwhile takes part in the step after it, and
+        what is computed for one that is removed meanwhile is dropped.
+        """
+        step = self._begun or self._begin()
+        self._begun = None
+        kept = [(row, each) for row, each in step.growing if self._rows[row] is each]
+        logits_BV = step.logits_BV.cpu()
+        if len(kept) < len(logits_BV):
+            logits_BV = logits_BV[[row for row, _ in kept]]
+        self._draw([each for _, each in kept], logits_BV)
+        for row, each in kept:
+            if each.sample.has_ended:
                 self._rows[row] = None
-        return [growing.sample for _, growing in all_growing]
+        if any(self._rows):
+            self._begun = self._begin()
+        return [each.sample for _, each in kept]
+
+    def _begin(self) -> "_Step":
+        """Begin a step of the decoder."""
+        growing = [(row, each) for row, each in enumerate(self._rows) if each is not None]
+        last_B = [0 if each is None else each.sample.ids[-1] for each in self._rows]
+        return _Step(growing, self._decoder.step(torch.tensor(last_B)))
 
     def remove(self, sample: Sample) -> None:
         """Free the row of a sample, if it has one."""
@@ -415,27 +431,28 @@ class Rows:
             self._prompt_L = prompt_L
 
     def _draw(self, group: "Sequence[_Growing]", logits_BV: Tensor) -> None:
-        """Draw the next token of samples that share a sampler, each from its row of logits."""
-        are_finite = logits_BV.isfinite().all(1)
-        for growing, is_finite in zip(group, are_finite.tolist(), strict=True):
-            if not is_finite:
-                growing.sample.problem = self._not_finite(growing)
-        group = [growing for growing in group if not growing.sample.problem]
-        logits_BV = logits_BV[are_finite]
+        """Draw the next token of samples, each from its row of logits."""
+        wide_BV = logits_BV.double()
+        if not wide_BV.sum().isfinite():  # a sum of finite numbers of fp32 is finite in fp64
+            are_finite = logits_BV.isfinite().all(1)
+            for growing, is_finite in zip(group, are_finite.tolist(), strict=True):
+                if not is_finite:
+                    growing.sample.problem = self._not_finite(growing)
+            group = [growing for growing in group if not growing.sample.problem]
+            logits_BV, wide_BV = logits_BV[are_finite], wide_BV[are_finite]
         if not group:
             return
-        for growing, logits_V in zip(group, logits_BV, strict=True):
+        for row, growing in enumerate(group):
             if growing.keep_logits:
-                growing.sample.logits.append(logits_V.clone())
-        logits_BV = logits_BV.double()
+                growing.sample.logits.append(logits_BV[row].clone())
         allowed_BV = torch.stack([self._mask(growing.request.guide) for growing in group])
-        probabilities_BV = group[0].sampler.probabilities(logits_BV, allowed_BV)
+        probabilities_BV = _probabilities([each.sampler for each in group], wide_BV, allowed_BV)
         ids_B = draw(probabilities_BV, [growing.request.uniforms.draw() for growing in group])
         drawn = zip(
             group,
             ids_B.tolist(),
-            _picked(torch.log_softmax(logits_BV, 1), ids_B),
-            _picked(probabilities_BV.log(), ids_B),
+            _picked(torch.log_softmax(wide_BV, 1), ids_B).tolist(),
+            _picked(probabilities_BV, ids_B).log().tolist(),
             strict=True,
         )
         for growing, token, logprob, drawn_logprob in drawn:
@@ -454,6 +471,7 @@ class Rows:
         if mask_V is None:
             mask_V = torch.full((self._model.config.vocabulary,), ids is None)
             if ids is not None:
+                check_range(torch.tensor(ids), len(mask_V), "a guide allows token id")
                 mask_V[list(ids)] = True
             self._masks[ids] = mask_V
         return mask_V
@@ -462,13 +480,18 @@ class Rows:
         """The problem of logits that are not finite, with the layer where that began."""
         ids = torch.tensor(growing.sample.ids, dtype=torch.int64)
         ids_1L = torch.cat([growing.request.prompt_L, ids])[None]
-        cache = self._model.new_cache(*ids_1L.shape)
-        layer = first_nonfinite_layer(
-            self._model,
-            ids_1L.to(self._device),
-            lambda ids_BL: prefill(self._model, ids_BL, cache),
-        )
-        origin = f"first in layer {layer}" if layer else "in decoding alone"
+        try:
+            cache = self._model.new_cache(*ids_1L.shape)
+            layer = first_nonfinite_layer(
+                self._model,
+                ids_1L.to(self._device),
+                lambda ids_BL: prefill(self._model, ids_BL, cache),
+            )
+            origin = f"first in layer {layer}" if layer else "in decoding alone"
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            origin = "in a layer that the memory is too short to find"
         return (
             f"the logits of token {len(ids) + 1} after the prompt are not finite, {origin}; "
             "compute in fp32 (--dtype fp32), or use other weights"
@@ -485,6 +508,31 @@ class _Growing:
     keep_logits: bool
 
 
-def _picked(values_BV: Tensor, ids_B: Tensor) -> list[float]:
-    values: list[float] = values_BV.gather(1, ids_B[:, None])[:, 0].tolist()
-    return values
+@dataclass(frozen=True)
+class _Step:
+    """A step of the decoder that has begun.
+
+    Attributes:
+        growing: The sequences that take part, each with its row.
+        logits_BV: Logits of the next token of every row, idle ones included.
+    """
+
+    growing: list[tuple[int, _Growing]]
+    logits_BV: Tensor
+
+
+def _probabilities(samplers: Sequence[Sampler], logits_BV: Tensor, allowed_BV: Tensor) -> Tensor:
+    """The distributions of rows, each by its sampler, [B, V]; equal samplers work together."""
+    rows_of: dict[Sampler, list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        rows_of.setdefault(sampler, []).append(row)
+    if len(rows_of) == 1:
+        return samplers[0].probabilities(logits_BV, allowed_BV)
+    found_BV = torch.empty_like(logits_BV)
+    for sampler, rows in rows_of.items():
+        found_BV[rows] = sampler.probabilities(logits_BV[rows], allowed_BV[rows])
+    return found_BV
+
+
+def _picked(values_BV: Tensor, ids_B: Tensor) -> Tensor:
+    return values_BV.gather(1, ids_B[:, None])[:, 0]

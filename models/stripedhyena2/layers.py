@@ -142,6 +142,14 @@ def _num_passes(config: ModelConfig, layer: str) -> int:
     return 1 if layer == "embedding" else config.depth + 1
 
 
+def layer_width(model: "StripedHyena2", layer: str) -> int:
+    """The number of channels of a layer of a model as it is built, also on the meta device."""
+    module = model.get_submodule(layer)
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return model.config.mlp_width if layer.endswith("mlp.activation") else model.config.width
+
+
 def layer_widths(model: "StripedHyena2", layers: Sequence[str]) -> dict[str, int]:
     """The number of channels of each layer, found by reading one base."""
     widths: dict[str, int] = {}

@@ -17,6 +17,7 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 from stripedhyena2.cache import Cache, Past, Pooled
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
+from stripedhyena2.ids import check_batch, check_range
 from stripedhyena2.inference import Inference
 from stripedhyena2.initial import Draw, Uninitialized, constant, normal
 from stripedhyena2.operators import Mixer
@@ -102,12 +103,16 @@ class StripedHyena2(Inference, nn.Module):
     Attributes:
         activation_checkpointing: Blocks in a group whose input alone is kept while training; the
             backward pass recomputes the group. 0 keeps all activations.
+        checks_ids: Whether ids out of range are refused. On a GPU that waits for the work before,
+            so a training loop whose ids are known to be right sets it to False, as `evo2 train`
+            does; an id out of range then ends the process.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = 0
+        self.checks_ids = True
         # Not drawn here: a draw on the meta device imports torch._dynamo, which takes seconds.
         table_VD = torch.empty(config.vocabulary, config.width)
         self.embedding: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
@@ -156,14 +161,10 @@ class StripedHyena2(Inference, nn.Module):
             Logits [B, L, V], in fp32 (fp64 for a fp64 model).
 
         Raises:
-            InputError: The ids are not integers [B, L]; or the cache has another batch size, or no
-                memory for them, and stays as it was.
+            InputError: The ids are not integers [B, L], or out of range; or the cache has another
+                batch size, or no memory for them, and stays as it was.
         """
-        if ids_BL.dim() != 2 or ids_BL.dtype not in (torch.int64, torch.int32):
-            raise InputError(
-                f"ids are {ids_BL.dtype} of the shape {tuple(ids_BL.shape)}: must be torch.int64, "
-                "[sequences, tokens]; ids[None] makes a batch of a single sequence"
-            )
+        self._check(ids_BL)
         if cache is None:
             return self.unembed(self.through_blocks(self.embedding(ids_BL)))
         if cache.batch_size != ids_BL.shape[0]:
@@ -210,7 +211,11 @@ class StripedHyena2(Inference, nn.Module):
         Args:
             ids_BL: int64 token ids in [0, V).
             layers: Names of our modules.
+
+        Raises:
+            InputError: The ids are not integers [B, L], or out of range.
         """
+        self._check(ids_BL)
         outputs: dict[str, Tensor] = {}
 
         def keep(layer: str, _module: nn.Module, _inputs: object, output: object) -> None:
@@ -231,6 +236,11 @@ class StripedHyena2(Inference, nn.Module):
             for hook in hooks:
                 hook.remove()
         return [outputs[layer] for layer in layers]
+
+    def _check(self, ids_BL: Tensor) -> None:
+        check_batch(ids_BL)
+        if self.checks_ids:
+            check_range(ids_BL, self.config.vocabulary)
 
     def unembed(self, x_BLD: Tensor) -> Tensor:
         """Final norm and the tied head, in fp32 or better whatever the model's dtype."""

@@ -1,6 +1,6 @@
 """From logits to the next token.
 
-B batch, V vocabulary.
+B batch, V vocabulary, C tokens that may be drawn.
 """
 
 import hashlib
@@ -82,20 +82,32 @@ class Sampler:
             logits = logits.masked_fill(~allowed_BV, -torch.inf)
         if self.greedy:
             return torch.zeros_like(logits).scatter(1, logits.argmax(1, keepdim=True), 1.0)
-        order_BV = logits.argsort(dim=1, descending=True, stable=True)
+        order_BC = self._order(logits, allowed_BV)
         if self.top_k > 0:
-            logits = logits.scatter(1, order_BV[:, self.top_k :], -torch.inf)
+            logits = logits.scatter(1, order_BC[:, self.top_k :], -torch.inf)
         # With a temperature near 0 quotients may overflow to -inf, but that of the largest is 0.
         below = logits - logits.amax(dim=1, keepdim=True)
         probabilities = torch.softmax(below / self.temperature, dim=1)
         if self.top_p < 1:
             # A token goes when those before it hold top_p already.
-            held_BV = probabilities.gather(1, order_BV).cumsum(1) >= self.top_p
-            dropped_BV = F.pad(held_BV[:, :-1], (1, 0))
-            dropped_BV = dropped_BV.scatter(1, order_BV, dropped_BV)
+            held_BC = probabilities.gather(1, order_BC).cumsum(1) >= self.top_p
+            dropped_BC = F.pad(held_BC[:, :-1], (1, 0))
+            dropped_BV = torch.zeros_like(probabilities, dtype=torch.bool)
+            dropped_BV = dropped_BV.scatter(1, order_BC, dropped_BC)
             probabilities = probabilities.masked_fill(dropped_BV, 0)
             probabilities = probabilities / probabilities.sum(1, keepdim=True)
         return probabilities
+
+    @staticmethod
+    def _order(logits_BV: Tensor, allowed_BV: Tensor | None) -> Tensor:
+        """The tokens that any row may draw, of each row the likeliest first, [B, C].
+
+        The others, which have no probability, need not be sorted: mostly four of 512 are left.
+        """
+        if allowed_BV is None:
+            return logits_BV.argsort(dim=1, descending=True, stable=True)
+        tokens_C = allowed_BV.any(0).nonzero()[:, 0]
+        return tokens_C[logits_BV[:, tokens_C].argsort(dim=1, descending=True, stable=True)]
 
 
 def draw(probabilities_BV: Tensor, uniforms: Sequence[float]) -> Tensor:

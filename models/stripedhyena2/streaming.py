@@ -18,6 +18,7 @@ from hyenakernels.attention.op import PAST_BLOCK
 from hyenakernels.host_memory import prefetch, put
 from stripedhyena2.cache import Past
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.ids import check_batch, check_range
 
 if TYPE_CHECKING:
     from stripedhyena2.model import StripedHyena2
@@ -111,13 +112,18 @@ def stream(
 
     Args:
         model: The model.
-        ids_BL: int64 token ids on the model's device.
+        ids_BL: int64 token ids in [0, V) on the model's device.
         streaming: The plan; None for chunks of `MAX_CHUNK`, all on the device.
+
+    Raises:
+        InputError: The ids are not integers [B, L], or out of range.
 
     Yields:
         The number of tokens that have passed one more layer, and their logits [B, chunk, V] if
         that layer was the last one, otherwise None.
     """
+    check_batch(ids_BL)
+    check_range(ids_BL, model.config.vocabulary)
     streaming = streaming or Streaming()
     device, dtype = ids_BL.device, model.embedding.weight.dtype
     batch, length = ids_BL.shape

@@ -4,6 +4,8 @@ Everything that is read from such a file goes through here, so that no file, how
 or made, ends in anything but a value of the expected type or one line that names the file.
 """
 
+import json
+import re
 import reprlib
 import stat
 import tomllib
@@ -28,6 +30,8 @@ _PARSER_ERRORS = (
     TypeError,
     yaml.YAMLError,
 )
+
+_NAME_BYTE = re.compile(rb"\\u[dD][cC][89a-fA-F]")
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
@@ -113,9 +117,25 @@ def read_json(path: Path, schema: TypeAdapter[T], refuse: type[ValueError] = Inp
     """
     data = _read(path, MAX_JSON, refuse)
     try:
-        return schema.validate_json(data)
+        value = _with_names(data)
+        return schema.validate_json(data) if value is None else schema.validate_python(value)
     except ValidationError as error:
         raise refuse(f"{path}: {fault(error)}") from None
+
+
+def _with_names(data: bytes) -> Any:
+    """The value of JSON with names of files that are not UTF-8, which pydantic does not parse.
+
+    Python writes a byte of such a name as half of a pair of surrogates. None for any other JSON.
+    """
+    if not _NAME_BYTE.search(data):
+        return None
+    try:
+        value = json.loads(data)
+        json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")  # names, no others
+    except (ValueError, RecursionError):
+        return None
+    return value
 
 
 def fault(error: ValidationError) -> str:

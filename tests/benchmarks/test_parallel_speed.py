@@ -99,8 +99,8 @@ SIZES = Sizes(
 TOY = Sizes(
     width=256,
     heads=8,
-    lengths=(512, 1024),
-    longest_alone=512,
+    lengths=(128, 256),
+    longest_alone=128,
     readings=1,
     seconds=0.0,
     model=ModelConfig(
@@ -321,9 +321,11 @@ def work(rank: int, count: int, folder: str, what: str, sizes: Sizes) -> None:
     dist.destroy_process_group()
 
 
-def entries(folder: Path, what: str, count: int, sizes: Sizes = SIZES) -> list[dict[str, Any]]:
+def entries(
+    folder: Path, what: str, count: int, sizes: Sizes = SIZES, start_method: str = "spawn"
+) -> list[dict[str, Any]]:
     mp.start_processes(
-        work, args=(count, str(folder), what, sizes), nprocs=count, start_method="spawn"
+        work, args=(count, str(folder), what, sizes), nprocs=count, start_method=start_method
     )
     return [json.loads(line) for line in (folder / f"{what}.jsonl").read_text().splitlines()]
 
@@ -403,15 +405,15 @@ def test_model(tmp_path: Path, found: Found, count: int) -> None:
 def test_a_toy_is_read(tmp_path: Path) -> None:
     """On two CPU ranks: every scheme, and the slice."""
     found = Found(Report("parallel.md", ABOUT, tmp_path))
-    found.add_operators(entries(tmp_path, "operators", 2, TOY))
-    found.add_model(entries(tmp_path, "model", 2, TOY))
+    found.add_operators(entries(tmp_path, "operators", 2, TOY, "forkserver"))
+    found.add_model(entries(tmp_path, "model", 2, TOY, "forkserver"))
     schemes = {kind: len(each) for kind, (_, each, _) in operators(TOY).items()}
     assert len(found.speedups) == sum(schemes.values()) * 2 - schemes["attention"]
     assert all(set(by_count) == {2} for by_count in found.speedups.values())
     assert found.model.keys() == {
-        ("forward + backward", 512),
-        ("forward + backward", 1024),
-        ("forward, streamed", 1024),
+        ("forward + backward", 128),
+        ("forward + backward", 256),
+        ("forward, streamed", 256),
     }
 
 

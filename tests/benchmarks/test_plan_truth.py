@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from evo2cli.plan.run import plan_recipe
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
 from tests.benchmarks.gpu import Report, cell
+from tests.ranks import free_port
 
 ABOUT = """\
 # The plan against measurements
@@ -240,9 +240,7 @@ def memory_of(process: int) -> int:
 @contextmanager
 def started(command: list[str], count: int, log: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The ranks of a command while the context lasts; at its end all their processes are killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = []
     with log.open("wb") as said:
         try:
@@ -404,11 +402,10 @@ def test_resume(case: Case, tokens: Path, tmp_path: Path, report: Report) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CHECKPOINTS, ids=str)
 def test_a_toy_resumes(case: Case, tokens: Path, tmp_path: Path) -> None:
-    """On two CPU ranks; the second run goes on, and does not begin with the loss of a new model."""
-    pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
-    settings = ("parallel.zero=3", "batch.length=64", "batch.sequences=2", "checkpoint.every=2")
+    """On the CPU; the second run goes on, and does not begin with the loss of a new model."""
+    settings = ("batch.length=64", "batch.sequences=2", "checkpoint.every=2")
     settings += tuple(s for s in case.settings if s == "checkpoint.optimizer=true")
-    toy = replace(case, recipe="recipes/toy.toml", gpus=2, settings=settings)
+    toy = replace(case, recipe="recipes/toy.toml", gpus=1, settings=settings)
     cells = resumed(toy, tokens, tmp_path, device="cpu")
     assert float(cells["loss after"]) < float(cells["loss before"]) - 0.1
 
@@ -433,11 +430,11 @@ def test_the_plans_are_known(case: Case, plans: Report) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in _SETTINGS if case.gpus <= 2], ids=str)
+@pytest.mark.parametrize("case", [_SETTINGS[0], _shared_window(131_072, 2)], ids=str)
 def test_a_toy_is_measured(
     case: Case, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of up to two GPUs on CPU ranks, with the toy's recipe and short windows."""
+    """One CPU rank, and two that share a window, with the toy's recipe and short windows."""
     pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
     monkeypatch.setattr(f"{__name__}.ENOUGH", 0.0)
     monkeypatch.setattr(f"{__name__}.LOOK", 0.0)

@@ -27,6 +27,7 @@ from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from evo2cli.workers import Advance, run_tasks
 from stripedhyena2 import ModelConfig
 from stripedhyena2.float8.training import use_float8
+from stripedhyena2.model import MLP_TOKENS
 from stripedhyena2.streaming import stream
 from tests.benchmarks.gpu import DEVICE, Reading, Report, cell, needs_gpu
 from tests.benchmarks.hyena import random_model
@@ -117,6 +118,7 @@ def is_recomputed(case: Case) -> bool:
             Dtypes(compute=2, residual=2),
             tokens=tokens,
             checkpointing=0,
+            mlp_tokens=windows(case.length) * min(case.length, MLP_TOKENS),
         ).in_blocks
         for model in MODELS
     ]

@@ -1,6 +1,6 @@
-"""Variants a second with models of 1B's and 7B's shape and with nano, and how busy they keep a GPU.
+"""Variants a second with models of 1B's and 7B's shape and built-in ones, and how busy a GPU is.
 
-Run: pytest -n 0 -m benchmark -s tests/benchmarks/test_variant_speed.py; about three minutes on an
+Run: pytest -n 0 -m benchmark -s tests/benchmarks/test_variant_speed.py; about four minutes on an
 H200. results/variants.md keeps what it writes into the folder EVO2_BENCHMARK_RESULTS.
 """
 
@@ -16,10 +16,13 @@ import torch
 from evo2cli import console
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord, read_vcf
+from evo2cli.saturate.options import SaturateOptions
+from evo2cli.saturate.run import saturate
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions, ScoreOptions
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, load
+from stripedhyena2.checkpoint.built_in import built_in_models
 from stripedhyena2.packing import Shapes
 from tests.benchmarks.gpu import Report, cell, needs_gpu
 from tests.benchmarks.inference import model_of
@@ -28,18 +31,25 @@ from tests.evo2cli.score.test_windows import letters, variants
 ABOUT = """\
 # Speed of variant scoring
 
-Random weights of published shapes, and the built-in nano; bf16, one GPU. The variants are the first
-of 3,893 SNVs of BRCA1 (`brca1_sge.vcf`), in windows of 8,192 bases (nano: 2,048), both strands,
-from the genome to the row; "VCF" is a whole run of `evo2 score`, from loading the model to the last
-byte. "computed" is what ran through the model, a variant, without padding. "forward" is one plain
-forward pass in the same run: a sequence of 8,192 bases, or 32 of 2,048 for nano; "of a forward" is
-the ratio of the two rates. Two windows a variant on both strands would be 32,768 bases (8,192).
+Random weights of published shapes, and the built-in models; bf16, or FP8 where it says so; one GPU.
+The variants are the first of 3,893 SNVs of BRCA1 (`brca1_sge.vcf`), in windows of 8,192 bases
+(nano: 2,048), both strands, from the genome to the row. "VCF" is a whole run of `evo2 score`, and
+"exons, TSV" one of `evo2 saturate --bed` on intervals of 150 bases, from loading the model to the
+last byte. "computed" is what ran through the model, a variant, without padding. "forward" is one
+plain forward pass in the same run: a sequence of 8,192 bases, or 32 of 2,048 for nano; "ratio" is
+that of the two rates. Two windows a variant on both strands would be 32,768 bases (8,192).
 
 Command: `pytest -n 0 -m benchmark -s tests/benchmarks/test_variant_speed.py`"""
 
+EXON = 150  # bases
 COLUMNS = ["model", "windows", "variants", "variants/s", "computed", "bases/s", "forward", "ratio"]
 # Variants to time: about ten seconds of an H200.
 VARIANTS = {
+    ("evo2_1b_base fp8", "anchored"): 400,
+    ("evo2_7b fp8", "centred"): 36,
+    ("evo2_7b fp8", "anchored"): 96,
+    ("mini", "centred"): 1500,
+    ("mini", "anchored"): 3893,
     ("evo2_1b_base", "centred"): 180,
     ("evo2_1b_base", "anchored"): 400,
     ("evo2_7b", "centred"): 36,
@@ -90,10 +100,13 @@ def measured(scorer: VariantScorer, records: list[VariantRecord], plain: float) 
 
 @pytest.mark.benchmark
 @needs_gpu
-@pytest.mark.parametrize(("name", "windows"), VARIANTS, ids=" ".join)
+@pytest.mark.parametrize(("name", "windows"), VARIANTS)
 def test_variants(shared: Path, name: str, windows: str, report: Report) -> None:
-    folder, is_nano = shared / "data" / "variants", name == "nano"
-    model = load("nano", device="cuda", dtype=torch.bfloat16).eval() if is_nano else model_of(name)
+    folder = shared / "data" / "variants"
+    if name in built_in_models():
+        model = load(name, device="cuda", dtype=torch.bfloat16).eval()
+    else:
+        model = model_of(name.removesuffix(" fp8"), float8=name.endswith(" fp8"))
     window = min(model.config.context, 8192)
     options = AlleleOptions(window=window, windows=windows)
     records = list(islice(read_vcf(folder / "brca1_sge.vcf").records, VARIANTS[name, windows]))
@@ -102,7 +115,7 @@ def test_variants(shared: Path, name: str, windows: str, report: Report) -> None
         warm = VariantScorer(model, genome, options)
         for _ in warm.score_all(records[:: max(len(records) // 6, 1)]):
             pass
-        plain = forward_rate(model, 32 if is_nano else 1, window)
+        plain = forward_rate(model, 32 if name == "nano" else 1, window)
         row = measured(VariantScorer(model, genome, options), records, plain)
     report.add("Variants", COLUMNS, [name, windows, *row])
 
@@ -126,6 +139,30 @@ def test_a_whole_run(shared: Path, tmp_path: Path, windows: str, report: Report)
         took = time.perf_counter() - started
     count = VARIANTS["nano", windows]
     row = ["nano", f"{windows}, VCF", cell(count, 0), cell(count / took, 1), "", "", "", ""]
+    report.add("Variants", COLUMNS, row)
+
+
+@pytest.mark.benchmark
+@needs_gpu
+def test_exons(shared: Path, tmp_path: Path, report: Report) -> None:
+    """`evo2 saturate --bed` with mini, after a run that compiles."""
+    bed, count = tmp_path / "exons.bed", 24
+    starts = range(20_000, 20_000 + 5_000 * count, 5_000)
+    bed.write_text("".join(f"brca1_region\t{start}\t{start + EXON}\n" for start in starts))
+    took = 0.0
+    for number in range(2):
+        options = SaturateOptions(
+            bed=bed,
+            reference=shared / "data" / "variants" / "brca1_region.fa",
+            model="mini",
+            output=tmp_path / f"{number}.tsv",
+            windows="anchored",
+        )
+        started = time.perf_counter()
+        saturate(options)
+        took = time.perf_counter() - started
+    count *= 3 * EXON
+    row = ["mini", "anchored, exons, TSV", cell(count, 0), cell(count / took, 1), "", "", "", ""]
     report.add("Variants", COLUMNS, row)
 
 

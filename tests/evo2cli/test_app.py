@@ -1,7 +1,9 @@
 """What holds for every command: help, codes, and one line for what is wrong."""
 
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,6 +128,30 @@ def test_streams_that_are_closed_or_full(
     assert "Traceback" not in result.stderr
     assert told in result.stderr
     assert (result.stdout != "") == (code == 0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_names_of_any_bytes_are_written_in_any_locale(tmp_path: Path, encoding: str) -> None:
+    """A command line for a shell has the bytes of the name; a page may have escapes."""
+    name = os.fsdecode("x\u00e9".encode() + b"\xff.toml")
+    shutil.copy(Path(__file__).parents[2] / "recipes" / "toy.toml", tmp_path / name)
+    shown = {"utf-8": "x\u00e9".encode(), "latin-1": b"x\xe9", "ascii": rb"x\xe9"}[encoding]
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    for command, expected in (
+        (["launch", name, "--local", "1", "--dry-run", "--device", "cpu"], os.fsencode(name)),
+        (["plan", name], shown + b"\xff.toml"),
+        (["info", name], shown + b"\xff.toml"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "evo2cli", *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert expected in result.stdout
+        assert b"Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,8 @@ def test_what_cannot_be_is_refused(nano: Evo2) -> None:
         nano.score_sequences(["ACGT"], reduce_method="max")
     with pytest.raises(InputError, match="n_tokens=0: must be at least 1"):
         nano.generate(["ACGT"], n_tokens=0)
+    with pytest.raises(InputError, match=r"token id 512 at \[0, 1\]: must be from 0 to 511"):
+        nano(torch.tensor([[65, 512]], dtype=torch.int16))
     ids = torch.tensor([[65]])
     with pytest.raises(InputError, match="needs layer_names"):
         nano(ids, return_embeddings=True)

@@ -1,10 +1,11 @@
 """Options are declared once: the command line, the constructor and `arguments` agree."""
 
+import inspect
 import re
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, get_args
 
 import pytest
 import typer
@@ -100,6 +101,23 @@ def test_help_shows_panels_choices_and_no_type_of_a_flag() -> None:
     for field in fields(Painting):
         if field.name not in ("subject", "colour"):
             assert f"--{field.name}" in page
+
+
+def test_an_option_is_spelled_as_its_field_whatever_stands_for_its_value() -> None:
+    """typer 0.27 took the metavar for the name, so every option says its own."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Named(Options):
+        model_name: Annotated[str, typer.Option(metavar="MODEL", help="Its name.")] = "nano"
+        size: Annotated[int, typer.Option(help="Its size.")] = 1
+
+    @takes(Named)
+    def command(options: Named) -> None:
+        """Run."""
+
+    parameters = inspect.signature(command).parameters
+    spelled = [get_args(each.annotation)[1].param_decls for each in parameters.values()]
+    assert spelled == [("--model-name",), ("--size",)]
 
 
 def test_an_option_that_moved_says_where_to() -> None:

@@ -93,7 +93,7 @@ def test_a_model_starts_from_the_weights_of_another(place: Path) -> None:
     ("arguments", "message"),
     [
         (["--set", "data.sources=[{path='nowhere'}]"], "nowhere: no such"),
-        (["--set", "data.sources=[{path='held'}]"], "held: has no train split"),
+        (["--set", "data.sources=[{path='held'}]"], "held: has no training split"),
         (["--set", "batch.length=300"], "length = 300 is longer than the model's context of 256"),
         (
             ["--set", "batch.length=256", "--set", "data.sources=[{path='short'}]"],

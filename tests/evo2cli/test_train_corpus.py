@@ -72,7 +72,7 @@ def files_of(tokens: str) -> list[str]:
 def test_a_corpus_is_split_by_the_longest_domain_and_validated_by_domain(place: Path) -> None:
     result = run("--json")
     assert result.exit_code == 0, result.output
-    assert "in no domain of the recipe, so left out: virus.fa\n" in result.stderr
+    assert "left out, since they belong to no domain of the recipe: virus.fa\n" in result.stderr
     assert files_of("train/fungus") == ["fungus_a.fa", "fungus_b.fasta"]
     assert files_of("train/fungus_yeast") == ["fungus_yeast.fna"]
     assert files_of("train/plant") == ["plant.fa.gz"]
@@ -181,7 +181,7 @@ def test_tokens_of_genomes_that_are_gone_are_refused(place: Path) -> None:
         (
             lambda: Path("corpus/train/plant.fa.gz").unlink(),
             [],
-            "corpus/train: no genome of the domain 'plant': the name of none begins with plant; ",
+            "corpus/train: no genome of the domain 'plant': no file name begins with plant; ",
         ),
         (
             lambda: Path("corpus/train/plant.fa.gz").write_bytes(b">x\nACGT\n>y\nAC!T\n"),

@@ -3,8 +3,6 @@
 On a machine without a GPU the kernel runs in Triton's interpreter.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,16 +11,9 @@ pytest.importorskip("triton")
 
 from hyenakernels.float8 import op, reference
 
+pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NARROW = [torch.float8_e4m3fn, torch.float8_e5m2]
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Fill memory that a kernel does not write with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,4 +1,4 @@
-"""The interpreter as conftest.py changes it computes the same, with fewer replacements."""
+"""The interpreter as conftest.py changes it computes and refuses the same, with less work."""
 
 from typing import Any
 
@@ -44,3 +44,47 @@ def test_device_functions_are_patched_once_in_a_launch(monkeypatch: pytest.Monke
         assert torch.equal(y, 32 * x)
         # Once by Triton for the kernel, once by conftest.py for the functions it calls.
         assert len(calls) == 2 * launches
+
+
+@triton.jit
+def _combine(x, y, z, OPERATION: tl.constexpr):
+    left, right = tl.load(x + tl.arange(0, 2)), tl.load(y + tl.arange(0, 2))
+    if OPERATION == "add":
+        result = left + right
+    elif OPERATION == "sub":
+        result = left - right
+    else:
+        result = left * right
+    tl.store(z + tl.arange(0, 2), result)
+
+
+@pytest.mark.parametrize(
+    ("operation", "left", "right", "fits"),
+    [
+        ("add", 2**31 - 2, 1, True),
+        ("add", 2**31 - 1, 1, False),
+        ("sub", -(2**31) + 1, 1, True),
+        ("sub", -(2**31), 1, False),
+        ("mul", 2**16, -(2**15), True),
+        ("mul", 2**16, 2**15, False),
+    ],
+)
+def test_an_overflow_is_refused(operation: str, left: int, right: int, fits: bool) -> None:
+    x, y = (torch.tensor([number, 1], dtype=torch.int32) for number in (left, right))
+    z = torch.zeros(2, dtype=torch.int32)
+    if fits:
+        _combine[(1,)](x, y, z, OPERATION=operation)
+        exact = {"add": left + right, "sub": left - right, "mul": left * right}
+        assert z[0].item() == exact[operation]
+    else:
+        with pytest.raises(Exception, match=f"int32 overflow detected for operation {operation}"):
+            _combine[(1,)](x, y, z, OPERATION=operation)
+
+
+def test_a_kept_dtype_is_that_of_its_type() -> None:
+    kinds = {tl.int1: "bool", tl.bfloat16: "uint16", tl.uint16: "uint16", tl.float32: "float32"}
+    for kind, expected in kinds.items():
+        for _ in range(2):
+            assert interpreter._get_np_dtype(kind) == expected
+            assert interpreter._get_np_dtype(tl.block_type(kind, [4])) == expected
+            assert interpreter._get_np_dtype(tl.pointer_type(kind)) == "uint64"

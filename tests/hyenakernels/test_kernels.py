@@ -4,7 +4,7 @@ On a machine without a GPU the kernels run in Triton's interpreter.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,7 +35,9 @@ from hyenakernels.modal import gradient as modal_gradient
 from hyenakernels.modal import kernel as modal_kernel
 from hyenakernels.modal import op as modal
 from hyenakernels.modal import reference as modal_reference
+from tests.hyenakernels.tensors import Inputs, assert_close, leaves
 
+pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # ||x - exact|| / ||exact||. The interpreter truncates to bf16 where a GPU rounds to the nearest:
@@ -53,14 +55,6 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "fir_segment", lambda *_: 64)
     for module in (modal_kernel, modal_gradient, modal):
         monkeypatch.setattr(module, "modal_segment", lambda width: 16)  # noqa: ARG005
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Fill memory that a kernel does not write with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,6 @@ class Case:
         flags = "-past" * self.past + "-noskip" * (not self.skip)
         size = f"B{self.batch}-L{self.length}-D{self.width}-F{self.featurizer}"
         return f"{kind}-{size}{flags}-{str(self.dtype)[6:]}"
-
-
-Inputs = list[Tensor | None]
 
 
 def spread_poles(width: int, modes: int) -> Tensor:
@@ -148,20 +139,6 @@ def by_reference(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor]:
         convolve = lambda u: modal_reference.modal_conv(u, *parameters, past.transpose(1, 2))  # noqa: E731
     y, past_after = gated(convolve, z, filters_of(case, [featurizer, *parameters, skip]), z_past)
     return y, past_after.inner if case.taps else past_after.inner.transpose(1, 2)
-
-
-def leaves(inputs: Inputs, dtype: torch.dtype | None = None) -> Inputs:
-    return [
-        None if tensor is None else tensor.detach().to(dtype or tensor.dtype).requires_grad_()
-        for tensor in inputs
-    ]
-
-
-def assert_close(name: str, value: Tensor, exact: Tensor, tolerance: float) -> None:
-    assert value.shape == exact.shape, name
-    scale = exact.norm().item()
-    error = (value.double() - exact).norm().item()
-    assert error <= tolerance * scale + 1e-30, f"{name}: {error / scale:.2e} > {tolerance:.0e}"
 
 
 def assert_kernel_is_reference(case: Case) -> None:
@@ -265,6 +242,26 @@ def test_fir_segments_join_wherever_the_featurizer_reaches(length: int) -> None:
 @pytest.mark.parametrize("length", [2, 17, *slow(3, 15, 16, 18, 19, 20, 33, 34)])
 def test_modal_segments_join_wherever_the_featurizer_reaches(length: int) -> None:
     assert_kernel_is_reference(Case(modes=1, length=length, featurizer=4, past=True, width=4))
+
+
+def test_the_adjoint_of_a_slow_mode_decays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By less than a digit of fp32 in a row, but in many rows."""
+    for module in (modal_kernel, modal_gradient, modal):
+        monkeypatch.setattr(module, "modal_segment", lambda width: 128)  # noqa: ARG005
+    case = Case(modes=1, length=300, width=2, featurizer=1)
+    inputs = inputs_of(case)
+    inputs[2] = torch.full((2, 1), -5e-8, device=DEVICE)
+    mine, exact = leaves(inputs), leaves(inputs, torch.float64)
+    weights = torch.randn(1, 300, 2, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for run, tensors in ((by_kernel, mine), (by_reference, exact)):
+        y, past_after = run(case, tensors)
+        ((weights * y).sum() + 100 * past_after.sum()).backward()
+    for name, tensor, reference in zip(("z", "state"), mine[::6], exact[::6], strict=True):
+        assert tensor is not None
+        assert tensor.grad is not None
+        assert reference is not None
+        assert reference.grad is not None
+        assert_close(f"gradient of {name}", tensor.grad, reference.grad, TOLERANCE[torch.float32])
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="too large for the interpreter")
@@ -397,6 +394,35 @@ def test_steps_are_the_sequence(case: Case) -> None:
     assert_close("y", found, whole, TOLERANCE[case.dtype])
 
 
+@pytest.mark.usefixtures("kernels_everywhere")
+@pytest.mark.parametrize(
+    "case",
+    [Case(taps=7, dtype=torch.bfloat16), Case(taps=33, width=48, groups=3), Case(modes=4)],
+    ids=str,
+)
+def test_a_step_is_the_same_alone_and_among_many(case: Case) -> None:
+    """More sequences than programs take at a time: each as if it were alone, bit for bit."""
+    count, generator = 39, torch.Generator().manual_seed(3)
+    z, *filters, _, _ = inputs_of(replace(case, batch=count, length=1))
+    assert z is not None
+    z_ring = torch.randn(count, case.featurizer, 3 * case.width, generator=generator).to(z)
+    past = torch.randn(count, case.taps or case.modes, case.width, generator=generator).to(DEVICE)
+    past = past.to(z.dtype) if case.taps else past.transpose(1, 2)
+    lengths_B = torch.randint(0, 500, (count,), generator=generator).to(DEVICE)
+    step = hyena_fir_step if case.taps else hyena_modal_step
+
+    def stepped(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        inner = past[rows].clone(memory_format=torch.preserve_format)
+        slots = HyenaSlots(z_ring[rows].clone(), inner, lengths_B[rows].clone())
+        with torch.no_grad():
+            return step(z[rows], filters_of(case, filters), slots), slots.featurizer_BFC, inner
+
+    together = stepped(slice(None))
+    for row in (0, 1, 16, count - 1):
+        for mine, all_of_it in zip(stepped(slice(row, row + 1)), together, strict=True):
+            assert torch.equal(mine[0], all_of_it[row])
+
+
 @pytest.mark.parametrize("reverse", [False, True], ids=["states", "adjoints"])
 def test_a_scan_over_many_segments_keeps_its_precision(reverse: bool) -> None:
     """As many as 256,000 rows have; poles from fast to slow."""
@@ -439,7 +465,7 @@ def test_a_pole_near_one_keeps_its_precision(
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
-def test_slots_that_are_not_contiguous_are_left_to_the_reference() -> None:
+def test_slots_and_filters_that_are_not_contiguous_are_left_to_the_reference() -> None:
     for case in (Case(taps=7), Case(modes=5)):
         z, *filters, _, _ = inputs_of(replace(case, length=1, batch=2))
         assert z is not None
@@ -450,8 +476,13 @@ def test_slots_that_are_not_contiguous_are_left_to_the_reference() -> None:
         with torch.no_grad():
             given = filters_of(case, filters)
             y = step(z, given, HyenaSlots(z_ring.clone(), past.clone(), lengths_B))
-            apart = torch.stack([z_ring, z_ring], dim=3)[..., 0]
+            apart, *filters_apart = (
+                None if x is None else torch.stack([x, x], dim=-1)[..., 0] for x in (z_ring, *given)
+            )
+            assert apart is not None
             assert not apart.is_contiguous()
+            slots = HyenaSlots(z_ring.clone(), past.clone(), lengths_B)
+            torch.testing.assert_close(step(z, type(given)(*filters_apart), slots), y)
             torch.testing.assert_close(step(z, given, HyenaSlots(apart, past, lengths_B)), y)
             with pytest.raises(ValueError, match=r"rows \(2, 2, 96\)"):
                 step(z.expand(2, 2, 96), given, HyenaSlots(z_ring, past, lengths_B))

@@ -127,7 +127,9 @@ def in_float8(given: list[Tensor]) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize("sizes", [(16, 1), (48, 7), (1024, 40), (1500, 70)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(16, 1), (48, 7), (1024, 40), (1500, 70), (2100, 5), (4300, 5), (16_900, 9)], ids=str
+)
 @pytest.mark.parametrize(
     ("layer", "gelu"),
     [(normed_linear, False), (gated_linear, False), (gated_linear, True), (added_linear, False)],

@@ -9,13 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyenakernels import long_conv
 from hyenakernels.longconv import chunked, reference
+from tests.hyenakernels.tensors import random
 
 CHANNELS = 12
-
-
-def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 @pytest.fixture(params=["whole", "groups", "parts", "channels"])

@@ -3,7 +3,7 @@
 On a machine without a GPU the kernels run in Triton's interpreter.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,9 @@ from hyenakernels import add_rms_norm, dispatch, rms_norm
 from hyenakernels.norm import kernel, reference
 from hyenakernels.norm import op as norm
 from stripedhyena2 import ModelConfig, StripedHyena2
+from tests.hyenakernels.tensors import Inputs, assert_close, leaves
 
+pytestmark = pytest.mark.usefixtures("poison")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-3  # large enough to tell whether it is outside the root
 NARROW, HALF, WIDE = torch.bfloat16, torch.float16, torch.float32
@@ -28,14 +30,6 @@ NARROW, HALF, WIDE = torch.bfloat16, torch.float16, torch.float32
 # each rounding error is twice as large, and all of them have the same sign.
 TOLERANCE = {WIDE: 1e-6, HALF: 5e-4 if DEVICE == "cuda" else 1e-3}
 TOLERANCE[NARROW] = 4e-3 if DEVICE == "cuda" else 1e-2
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Fill memory that a kernel does not write with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -69,9 +63,6 @@ class Case:
         return max(TOLERANCE[dtype] for dtype in dtypes)
 
 
-Inputs = list[Tensor | None]
-
-
 def inputs_of(case: Case, seed: int = 0) -> Inputs:
     """x, y and the scale."""
     generator = torch.Generator().manual_seed(seed)
@@ -82,13 +73,6 @@ def inputs_of(case: Case, seed: int = 0) -> Inputs:
     shape = (case.batch, case.length, case.width)
     y = None if case.added is None else draw(*shape, dtype=case.added)
     return [draw(*shape, dtype=case.dtype), y, draw(case.width, dtype=case.scale)]
-
-
-def leaves(inputs: Inputs, dtype: torch.dtype | None = None) -> Inputs:
-    return [
-        None if tensor is None else tensor.detach().to(dtype or tensor.dtype).requires_grad_()
-        for tensor in inputs
-    ]
 
 
 def by_kernel(case: Case, inputs: Inputs) -> list[Tensor]:
@@ -104,13 +88,6 @@ def by_reference(inputs: Inputs) -> list[Tensor]:
     if y is None:
         return [reference.rms_norm(x, scale, EPS)]
     return list(reference.add_rms_norm(x, y, scale, EPS))
-
-
-def assert_close(name: str, value: Tensor, exact: Tensor, tolerance: float) -> None:
-    assert value.shape == exact.shape, name
-    scale = exact.norm().item()
-    error = (value.double() - exact).norm().item()
-    assert error <= tolerance * scale + 1e-30, f"{name}: {error / scale:.2e} > {tolerance:.0e}"
 
 
 def results(run: Callable[[Inputs], list[Tensor]], inputs: Inputs) -> list[Tensor]:

@@ -13,6 +13,7 @@ from hyenakernels import FIRFilters, HyenaPast, ModalFilters, hyena_fir, hyena_m
 from hyenakernels import parallel as cp
 from hyenakernels.parallel import fourier
 from hyenakernels.parallel.butterfly import Hypercube
+from tests.hyenakernels.tensors import random
 from tests.ranks import Attempt, failures_on_ranks
 
 WIDTH, GROUPS = 16, 8
@@ -23,11 +24,6 @@ LENGTHS = {
     4: [[20, 31, 17, 25], [2, 1, 3, 30], [25, 1, 2, 1]],
     8: [[5] * 8, [3, 1, 9, 2, 4, 1, 1, 6]],
 }
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hyenakernels.attention import block
 from hyenakernels.parallel import Sharding, attention_all_to_all, attention_ring
 from hyenakernels.parallel.ring import tiles
+from tests.hyenakernels.tensors import random
 from tests.ranks import Attempt, failures_on_ranks
 
 BATCH, HEADS, WIDTH = 2, 6, 8  # six heads: four ranks get one or two
@@ -29,11 +30,6 @@ SHARDINGS: dict[int, dict[str, Sharding | None]] = {
     },
 }
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def same(found: Tensor, right: Tensor, bound: float) -> None:

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 
 from hyenakernels import causal_fir, long_conv, modal_conv
+from tests.hyenakernels.tensors import random
 
 Op = Callable[..., tuple[Tensor, Tensor]]
-
-
-def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def poles(channels: int, modes: int) -> Tensor:

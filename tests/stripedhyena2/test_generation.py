@@ -1,6 +1,8 @@
 """Laws of generation: many at a time is one by one, and what the model itself says."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 
 import pytest
@@ -18,9 +20,10 @@ from stripedhyena2 import (
     Uniforms,
     generate,
     generation,
+    load,
 )
 from stripedhyena2.decoding import Decoder
-from stripedhyena2.generation import Rows
+from stripedhyena2.generation import Alphabet, Rows
 
 PROMPTS = [b"A", b"ACGTTGCAACGGT" * 11, b"GT", b"CCATG", b"TTTACGA" * 5]
 SAMPLER = Sampler(temperature=0.8, top_k=0, top_p=0.95)
@@ -171,6 +174,20 @@ def test_a_number_of_tokens_that_is_never_reached_is_refused(
         next(generate(tiny_model, wrong, SAMPLER))
 
 
+@pytest.mark.parametrize("value", [-1, 512])
+def test_tokens_outside_the_vocabulary_are_refused(tiny_model: StripedHyena2, value: int) -> None:
+    """Those of prompts before anything is read; -1 is not the last token."""
+    wrong = Request(torch.tensor([65, 67, value]), 1, Uniforms(0))
+    message = rf"^prompt 1: token id {value} at \[2\]: must be from 0 to 511$"
+    with pytest.raises(InputError, match=message):
+        next(generate(tiny_model, [*requests([b"A"], 1), wrong], SAMPLER))
+    guided = Request(torch.tensor([65]), 1, Uniforms(0), Alphabet((65, value)))
+    with pytest.raises(InputError, match=rf"^a guide allows token id {value} at \[1\]: must be"):
+        next(generate(tiny_model, [guided], SAMPLER))
+    with pytest.raises(InputError, match=rf"^token id {value} at \[1\]: must be from 0 to 511$"):
+        Decoder(tiny_model, 2, 8).step(torch.tensor([65, value]))
+
+
 def test_broken_logits_are_not_sampled(tiny_config: ModelConfig) -> None:
     model = StripedHyena2.from_seed(tiny_config, seed=0)
     with torch.no_grad():
@@ -180,30 +197,148 @@ def test_broken_logits_are_not_sampled(tiny_config: ModelConfig) -> None:
     assert it.value.index == 0
 
 
-def test_who_joins_and_leaves_in_between_does_not_matter(model: StripedHyena2) -> None:
-    """Sequences that join at any time, with samplers of their own, are those alone in the rows."""
-    samplers = [SAMPLER, Sampler(0.7, 2), Sampler(temperature=0)]
+SAMPLERS = [SAMPLER, Sampler(0.7, 2), Sampler(temperature=0), Sampler(1.3, 4, 0.6), Sampler()]
 
-    def alone(index: int, request: Request) -> Sample:
-        rows = Rows(model, 3, 160)
-        sample = rows.add(request, samplers[index % 3], index)
-        while rows.samples:
-            rows.step()
-        return sample
 
-    expected = [alone(*pair) for pair in enumerate(requests(PROMPTS, 2))]
-    rows, found = Rows(model, 3, 160), []
-    for index, request in enumerate(requests(PROMPTS, 2)):
-        while not rows.has_room:
-            rows.step()
-        found.append(rows.add(request, samplers[index % 3], index))
-        if rows.has_room:  # somebody who hangs up after a token
-            gone = rows.add(requests([b"GATTACA"], 1)[0], SAMPLER)
-            rows.step()
-            rows.remove(gone)
-            assert all(sample is not gone for sample in rows.samples)
+def mixed(index: int) -> tuple[Request, Sampler]:
+    """A request with a sampler of its own; every third may draw any token."""
+    prompt = PROMPTS[index % len(PROMPTS)]
+    guide = None if index % 3 == 2 else Until()
+    num_tokens = 3 + 7 * index % 23
+    ids_L = torch.tensor(list(prompt))
+    return Request(ids_L, num_tokens, Uniforms(7, prompt, index), guide), SAMPLERS[index % 5]
+
+
+def grown_alone(model: StripedHyena2, index: int, num_rows: int) -> Sample:
+    """The sample of `mixed(index)` among rows that are idle."""
+    rows = Rows(model, num_rows, 180)
+    sample = rows.add(*mixed(index), index, keep_logits=True)
     while rows.samples:
         rows.step()
-    for sample, same in zip(found, expected, strict=True):
-        assert (sample.ids, sample.logprobs) == (same.ids, same.logprobs)
-        assert sample.stop_reason == same.stop_reason
+    return sample
+
+
+def assert_same_bits(found: Sample, expected: Sample) -> None:
+    assert (found.ids, found.stop_reason) == (expected.ids, expected.stop_reason)
+    assert found.problem == expected.problem
+    assert found.logprobs == expected.logprobs
+    assert found.drawn_logprobs == expected.drawn_logprobs
+    for logits_V, same_V in zip(found.logits, expected.logits, strict=True):
+        assert torch.equal(logits_V, same_V)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("seed", range(6), ids=lambda seed: f"seed{seed}")
+def test_who_joins_and_leaves_during_a_step_leaves_no_trace(
+    model: StripedHyena2, seed: int, device: str
+) -> None:
+    """Sequences that join at any time, with samplers of their own, are those alone in the rows.
+
+    Others leave before they have ended, and the next ones take their rows, while a step that they
+    take part in has begun.
+    """
+    if device == "cuda":  # where a step that has begun is not over
+        model = load("nano", device=device, dtype=torch.bfloat16).requires_grad_(False)
+    draw = random.Random(seed)  # noqa: S311 - not for cryptography
+    rows, waiting = Rows(model, 3, 180), list(range(14))
+    found: list[Sample] = []
+    gone: dict[int, int] = {}  # how many tokens were drawn until then
+    while waiting or rows.samples:
+        for _ in range(draw.randrange(3)):
+            if waiting and rows.has_room:
+                index = waiting.pop(0)
+                found.append(rows.add(*mixed(index), index, keep_logits=True))
+        grown = rows.step()
+        assert all(sample.index not in gone for sample in grown)
+        if rows.samples and draw.random() < 0.2:
+            for sample in draw.sample(rows.samples, draw.randint(1, len(rows.samples))):
+                rows.remove(sample)
+                gone[sample.index] = len(sample.ids)
+    assert gone
+    for sample in found:
+        alone = grown_alone(model, sample.index, 3)
+        if sample.index in gone:  # not drawn on; and right as far as it went
+            assert len(sample.ids) == gone[sample.index]
+            assert sample.logprobs == alone.logprobs[: len(sample.ids)]
+        else:
+            assert_same_bits(sample, alone)
+
+
+def test_many_that_draw_together_draw_as_each_alone(model: StripedHyena2) -> None:
+    """Also where some may draw any token, others bases, and their samplers differ."""
+    rows = Rows(model, 40, 180)
+    found = [rows.add(*mixed(index), index, keep_logits=True) for index in range(40)]
+    while rows.samples:
+        rows.step()
+    for index in (0, 11, 14, 25, 33, 39):
+        assert_same_bits(found[index], grown_alone(model, index, 40))
+
+
+class Script:
+    """A guide that allows one token at a time, in this order."""
+
+    def __init__(self, tokens: bytes) -> None:
+        self._tokens = list(tokens)
+
+    def allowed(self) -> tuple[int, ...]:
+        return (self._tokens[0],)
+
+    def advance(self, _token: int) -> str | None:
+        self._tokens.pop(0)
+        return None if self._tokens else "end"
+
+
+@contextmanager
+def broken_for(model: StripedHyena2, token: int) -> Iterator[None]:
+    """A model whose embedding of a token is NaN."""
+
+    def spoil(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output.masked_fill((inputs[0] == token)[..., None], torch.nan)
+
+    hook = model.embedding.register_forward_hook(spoil)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_nan_names_its_layer_and_ends_one_sequence(model: StripedHyena2) -> None:
+    """Not its neighbour, nor the next in its row, beyond which keys and values of NaN are left."""
+    expected = [grown_alone(model, index, 2) for index in (5, 2)]
+    ids_L = torch.tensor(list(b"GATTACA" * 3))
+    with broken_for(model, ord("Z")):
+        rows = Rows(model, 2, 180)
+        neighbour = rows.add(*mixed(5), 5, keep_logits=True)
+        sample = rows.add(Request(ids_L, 50, Uniforms(0), Script(b"ACGZA")), SAMPLER)
+        while sample in rows.samples:
+            rows.step()
+        assert "token 5 after the prompt are not finite, first in layer embedding" in sample.problem
+        assert sample.ids == list(b"ACGZ")
+        rows.step()  # the row is idle
+        assert rows.samples == [neighbour]
+        after = rows.add(*mixed(2), 2, keep_logits=True)
+        while rows.samples:
+            rows.step()
+    assert_same_bits(neighbour, expected[0])
+    assert_same_bits(after, expected[1])
+
+
+def test_nan_ends_one_sequence_also_where_memory_is_short(
+    model: StripedHyena2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> str:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(generation, "first_nonfinite_layer", fails)
+    with broken_for(model, ord("Z")):
+        rows = Rows(model, 2, 180)
+        sample = rows.add(Request(torch.tensor([65]), 9, Uniforms(0), Script(b"Z")), SAMPLER)
+        assert sample.stop_reason == "end"
+        sample = rows.add(Request(torch.tensor([65]), 9, Uniforms(0), Script(b"ZA")), SAMPLER)
+        rows.add(*mixed(5), 5)
+        assert len(rows.step()) == 2
+    assert "not finite, in a layer that the memory is too short to find" in sample.problem
+    assert [each.index for each in rows.samples] == [5]

@@ -15,7 +15,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import JsonValue, TypeAdapter
 from torch import Tensor
 
 from stripedhyena2 import CheckpointError, ConfigError, InputError, ModelConfig, load, read_config
@@ -140,13 +140,30 @@ def test_any_json_is_read_or_a_line(folder: Path, name: str, value: Any, nested:
     assert not line or line.startswith(str(folder))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[" * 20_000, "\udcff", '{"a": "\\ud800"}'])
+def test_names_of_any_bytes_are_read(tmp_path: Path) -> None:
+    value = {"path": os.fsdecode(b"x\xff\x80/y"), "steps": [1, 2.5, None], "sign": "\U0001f48a"}
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    assert read_json(tmp_path / "x.json", TypeAdapter(dict[str, JsonValue])) == value
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[" * 20_000, "\udcff", '{"a": "\\ud800"}', '{"a": "\\udcff\\ud800"}'],
+)
 def test_no_json_is_a_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     schema = TypeAdapter(dict[str, Any])
     assert "x.json: invalid JSON" in refusal(
         lambda: read_json(tmp_path / "x.json", schema), InputError
     )
+
+
+def test_deep_json_with_a_name_of_any_bytes_is_a_line(tmp_path: Path) -> None:
+    schema = TypeAdapter(dict[str, JsonValue])
+    for depth in (400, 20_000):
+        text = f'{{"a": "\\udcff", "b": {"[" * depth}{"]" * depth}}}'
+        (tmp_path / "x.json").write_text(text)
+        assert refusal(lambda: read_json(tmp_path / "x.json", schema), InputError)
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/dev/zero"])

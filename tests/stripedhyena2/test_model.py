@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from stripedhyena2.parametrization import (
     PublishedPoles,
     folded_state,
 )
+from stripedhyena2.streaming import stream
 
 
 def random_ids(batch: int, length: int, seed: int = 0) -> Tensor:
@@ -119,6 +121,27 @@ def test_no_new_token_changes_nothing(
         assert tiny_model(ids[:, :0]).shape == (2, 0, 512)
 
 
+@pytest.mark.parametrize("value", [-1, 512, 10**12])
+def test_ids_outside_the_vocabulary_are_one_line(tiny_model: StripedHyena2, value: int) -> None:
+    """However the model is called; a loop that knows its ids need not wait for the answer."""
+    ids = random_ids(3, 20)
+    ids[1, 7] = ids[2, 0] = value
+    calls: list[Callable[[], object]] = [
+        lambda: tiny_model(ids),
+        lambda: tiny_model(ids, cache=tiny_model.new_cache(3)),
+        lambda: tiny_model.read_layers(ids, ["blocks.0"]),
+        lambda: next(stream(tiny_model, ids)),
+    ]
+    for call in calls:
+        with pytest.raises(InputError) as error:
+            call()
+        assert str(error.value) == f"token id {value} at [1, 7]: must be from 0 to 511"
+    model = StripedHyena2(tiny_model.config)
+    model.checks_ids = False
+    with pytest.raises(IndexError, match="out of range"):
+        model(ids)
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
@@ -126,8 +149,9 @@ def test_no_new_token_changes_nothing(
         (random_ids(2, 16), "30 tokens seen and 16 new ones exceed the capacity of 40"),
         (random_ids(1, 4)[0], r"shape \(4,\): must be torch.int64, \[sequences, tokens\]"),
         (random_ids(2, 4).float(), "ids are torch.float32"),
+        (torch.tensor([[1, 2], [3, 512]]), r"token id 512 at \[1, 1\]: must be from 0 to 511"),
     ],
-    ids=["batch", "capacity", "shape", "dtype"],
+    ids=["batch", "capacity", "shape", "dtype", "range"],
 )
 def test_refused_ids_leave_the_cache_as_it_was(
     tiny_model: StripedHyena2, ids: Tensor, message: str

@@ -8,6 +8,7 @@ D channels, M inner channels of the MLP, V vocabulary.
 
 from dataclasses import dataclass
 
+from evo2cli.training.plan.calibration import SHARED
 from stripedhyena2 import ModelConfig
 
 FP32 = 4
@@ -32,17 +33,22 @@ class Dtypes:
 
 
 def block_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
-    """What one block keeps, a token, its input included.
+    """What one block keeps, a token, its input included and its MLP left out.
 
     Both norms keep their input (D in the dtype of the residual stream) and an fp32 root. In the
-    compute dtype: the outputs of both norms (2 D), the MLP's gate, up and product (3 M; in the
-    first block M more for its GELU), and what the mixer says (`Mixer.saved_bytes`).
+    compute dtype: the outputs of both norms (2 D), and what the mixer says (`Mixer.saved_bytes`).
     """
     width, element = config.width, dtypes.compute
-    inner = 4 if index == 0 else 3
-    kept = 2 * (dtypes.residual * width + FP32)
-    kept += element * (2 * width + inner * config.mlp_width)
+    kept = 2 * (dtypes.residual * width + FP32) + 2 * element * width
     return kept + config.mixers[index].saved_bytes(config, element)
+
+
+def mlp_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
+    """What the MLP of a block keeps, a token that it computes together with others.
+
+    In the compute dtype its gate, up and product (3 M; in the first block M more for its GELU).
+    """
+    return dtypes.compute * (4 if index == 0 else 3) * config.mlp_width
 
 
 def working_bytes(config: ModelConfig, dtypes: Dtypes) -> float:
@@ -52,6 +58,26 @@ def working_bytes(config: ModelConfig, dtypes: Dtypes) -> float:
     The fused operators need less later, when the MLP's tensors are freed.
     """
     return dtypes.residual * config.width + 2 * dtypes.compute * config.mlp_width
+
+
+def chunked_working_bytes(config: ModelConfig, dtypes: Dtypes, share: float) -> float:
+    """As `working_bytes`, if the MLP takes the sequence in chunks, and with what a chunk keeps.
+
+    The gradient of the residual stream (with autocast also as the MLP takes it), and the larger of
+    two moments: in the last chunk, what that keeps and needs (5 M), the gradient of its output (D),
+    and the gradients of the other chunks' inputs (D); or at the end, the gradients of all inputs,
+    and the same joined (2 D).
+
+    Args:
+        config: Shape of the model.
+        dtypes: Bytes of its numbers.
+        share: Of the tokens, that are in a chunk.
+    """
+    width, element = config.width, dtypes.compute
+    wide = mlp_bytes(config, 1, dtypes) + 2 * element * config.mlp_width
+    in_chunk = share * (wide + element * width) + (1 - share) * element * width
+    gradient = (dtypes.residual + (element if dtypes.is_autocast else 0)) * width
+    return gradient + max(in_chunk, 2 * element * width)
 
 
 def head_bytes(config: ModelConfig) -> tuple[float, float]:
@@ -84,7 +110,13 @@ class Activations:
 
 
 def activations(
-    config: ModelConfig, dtypes: Dtypes, *, tokens: int, checkpointing: int
+    config: ModelConfig,
+    dtypes: Dtypes,
+    *,
+    tokens: int,
+    checkpointing: int,
+    mlp_tokens: int | None = None,
+    shared: bool = False,
 ) -> Activations:
     """What a micro-batch keeps.
 
@@ -93,9 +125,18 @@ def activations(
         dtypes: Bytes of its numbers.
         tokens: Tokens of the micro-batch.
         checkpointing: Blocks in a group that is recomputed from its input; 0 keeps everything.
+        mlp_tokens: Tokens that an MLP computes together, in chunks that it recomputes; None for
+            all at once.
+        shared: Whether other GPUs have other parts of the same windows.
     """
     blocks = [block_bytes(config, index, dtypes) for index in range(config.depth)]
-    working = working_bytes(config, dtypes)
+    if mlp_tokens is None or mlp_tokens >= tokens:
+        blocks = [kept + mlp_bytes(config, i, dtypes) for i, kept in enumerate(blocks)]
+        working = working_bytes(config, dtypes)
+    else:
+        working = chunked_working_bytes(config, dtypes, mlp_tokens / tokens)
+    if shared:
+        working += SHARED * dtypes.compute * config.width
     head_kept, head_needed = head_bytes(config)
     one_input = dtypes.residual * config.width
     if not checkpointing:
@@ -107,11 +148,8 @@ def activations(
             for first in range(0, config.depth, checkpointing)
         ]
         at_loss = one_input * len(groups) + head_kept + head_needed
-        # In fp32 the first norm of a group keeps the group's input itself.
-        others = 0 if dtypes.residual == FP32 else 1
-        alive = [
-            one_input * (index + others) + group + working for index, group in enumerate(groups)
-        ]
+        # The first norm of a group keeps the group's input itself.
+        alive = [one_input * index + group + working for index, group in enumerate(groups)]
         in_blocks, at_end = max(alive), alive[0]
     together = min(checkpointing or config.depth, config.depth)
     return Activations(tokens * at_loss, tokens * in_blocks, tokens * at_end, together)

@@ -21,6 +21,13 @@ OPTIMIZER_BYTES = 40
 # and added (12); DeepSpeed only adds bf16 gradients to fp32 ones (10).
 PLAIN_PARAMETER_BYTES, DEEPSPEED_PARAMETER_BYTES = 24, 10
 
+# Seconds that a GPU waits for Python in a block and pass of a micro-batch under ZeRO 3, where
+# DeepSpeed's hooks gather and release the block's weights. training.md, 1B on two H200, less what
+# else is planned: 0.8 ms in bf16, 1.2 ms in FP8, whose kernels leave Python less time. That it is a
+# sum, whatever the size of a micro-batch, an earlier engine there tells: from its 1.620 s with
+# micro-batches of 2 windows follow 1.21 s with 4, and 1.178 were measured.
+HOOKS = 0.9e-3
+
 # Collectives: rings as NCCL builds them. Latencies of a step in seconds, by NCCL's own tuning
 # model (src/graph/tuning.cc, LL128): start, over NVLink, over the network.
 RING_START, RING_LINK, RING_NETWORK = 14e-6, 1.9e-6, 4.0e-6
@@ -33,6 +40,11 @@ GPUS_PER_NODE = 8
 BUCKET = 500_000_000  # gradients reduced together
 LIVE = 3_000_000_000  # gathered parameters kept under ZeRO 3
 PREFETCH = 200_000_000  # parameters gathered together under ZeRO 3
+
+# Numbers a position, as multiples of the width, that a GPU holds more if others have other parts of
+# its windows. parallel.md, 8 blocks of 7B on two H200: 18.7 GiB at 131,072 positions and 91.2 at
+# 1,048,576, of which 17.7 and 84.4 are counted without it; one GPU, 33.0, of which 32.5 are.
+SHARED = 2
 
 # Memory beside what torch's allocator counts.
 CONTEXT = 1.0 * GIB  # assumed: CUDA, cuBLAS and compiled kernels

@@ -10,7 +10,6 @@ from evo2cli.training.plan.flops import (
     Flops,
     flops_per_token,
     paper_flops_per_token,
-    recomputed_flops_per_token,
 )
 from evo2cli.training.plan.hardware import Accelerator
 from evo2cli.training.plan.memory import Frozen, Memory, Setup, Sizes, memory_per_gpu, sizes
@@ -63,9 +62,7 @@ class Plan:
     @property
     def recomputed_flops(self) -> float:
         """FLOPs that activation checkpointing recomputes, per token."""
-        if not self.setup.checkpointing:
-            return 0
-        return recomputed_flops_per_token(self.config, self.batch.length)
+        return self.flops.blocks if self.setup.checkpointing else 0
 
     @property
     def paper_flops(self) -> float:
@@ -126,8 +123,11 @@ def _frozen(recipe: Recipe, config: ModelConfig) -> Frozen | None:
     if tuning is None or tuning.method == "full":
         return None
     element = {"fp32": 4, "bf16": 2, "fp8": 1}[tuning.base]
+    # The output of a block as the head's input: a hidden layer as wide, or else one output.
+    is_hidden = tuning.task != "lm" and tuning.head == "mlp"
+    head = config.width * (config.width + 4) if is_hidden else config.width
     if tuning.method == "head":
-        return Frozen(element, config.width, has_backward=False)
+        return Frozen(element, head, has_backward=False)
     adapters = tuning.adapters
     with torch.device("meta"):
         model = StripedHyena2(config)
@@ -137,6 +137,7 @@ def _frozen(recipe: Recipe, config: ModelConfig) -> Frozen | None:
     ]
     trained = sum(adapters.rank * sum(shape) for shape in shapes)
     trained += sum(shape[0] for shape in shapes) if adapters.dora else 0
+    trained += head if is_hidden else 0
     return Frozen(element, trained, has_backward=True)
 
 
@@ -182,28 +183,29 @@ def _plan(
 
 
 def _check(recipe: Recipe, config: ModelConfig, gpus: int, gpu: Accelerator) -> None:
-    if recipe.batch.length > config.context:
-        raise ValueError(
-            f"batch.length = {recipe.batch.length:,} is longer than the model's context of "
-            f"{config.context:,}; set {'extend.to' if recipe.init else 'shape.context'}"
-        )
     try:
         recipe.micro(gpus)
     except ValueError as error:
         raise ValueError(f"{error}; {_nearest(recipe, gpus)}") from None
-    check_context_parallel(recipe, config)
+    check_shape(recipe, config)
     if recipe.precision.fp8 and gpu.fp8 is None:
         raise ValueError(f"precision.fp8 = true: {gpu.key} has no FP8 units; set false")
     if recipe.optimizer.ema is not None and gpus > 1:
         raise ValueError(f"optimizer.ema needs whole weights in one process, not {gpus:,}")
 
 
-def check_context_parallel(recipe: Recipe, config: ModelConfig) -> None:
-    """Refuse a degree of context parallelism that this shape does not allow.
+def check_shape(recipe: Recipe, config: ModelConfig) -> None:
+    """Refuse windows, or a degree of context parallelism, that a shape of model does not allow.
 
     Raises:
         ValueError: With the table and the key.
     """
+    if recipe.batch.length > config.context:
+        key = "extend.to" if recipe.init else "shape.context"
+        raise ValueError(
+            f"batch.length = {recipe.batch.length:,} is longer than the model's context of "
+            f"{config.context:,}; lower it, or set {key}"
+        )
     try:
         check_schemes(config, recipe.parallel.schemes, recipe.parallel.context)
     except ValueError as error:

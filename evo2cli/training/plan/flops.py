@@ -30,7 +30,7 @@ class Flops:
 
     @property
     def blocks(self) -> float:
-        """Everything but the head: what activation checkpointing recomputes."""
+        """Everything but the head: what activation checkpointing computes once more."""
         return self.dense + self.operators + self.attention
 
     @property
@@ -40,7 +40,10 @@ class Flops:
 
     @property
     def training(self) -> float:
-        """Forward and backward, without recomputation."""
+        """Forward and backward, without recomputation.
+
+        Model FLOPs utilization (MFU) is this times tokens per second, over the peak of the GPU.
+        """
         return (1 + BACKWARD) * self.forward
 
 
@@ -63,19 +66,6 @@ def flops_per_token(config: ModelConfig, length: int) -> Flops:
         attention=sum(mixer.flops(config, length) for mixer in quadratic),
         head=2 * config.vocabulary * width,
     )
-
-
-def training_flops_per_token(config: ModelConfig, length: int) -> float:
-    """Model FLOPs of training, a token: 3 times `flops_per_token`, without recomputation.
-
-    Model FLOPs utilization is this times tokens a second, over the peak of the GPUs.
-    """
-    return flops_per_token(config, length).training
-
-
-def recomputed_flops_per_token(config: ModelConfig, length: int) -> float:
-    """What activation checkpointing adds to training, a token: the blocks forward once more."""
-    return flops_per_token(config, length).blocks
 
 
 def paper_flops_per_token(config: ModelConfig, length: int) -> float:

@@ -28,6 +28,7 @@ from evo2cli.training.plan.calibration import (
 )
 from stripedhyena2 import ModelConfig
 from stripedhyena2.costs import count_parameters, parameter_counts
+from stripedhyena2.model import MLP_TOKENS
 from stripedhyena2.parallelize import Schemes
 
 BF16 = 2
@@ -101,6 +102,11 @@ class Setup:
     def tokens(self) -> int:
         """Tokens of one forward pass on one GPU."""
         return self.micro * -(-self.length // self.context)
+
+    @property
+    def mlp_tokens(self) -> int:
+        """Those of them that an MLP computes together."""
+        return min(self.tokens, self.micro * MLP_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,14 @@ def memory_per_gpu(config: ModelConfig, counts: Sizes, setup: Setup) -> Memory:
     frozen = setup.frozen
     # Without a backward pass a block at a time is in memory.
     group = 1 if frozen is not None and not frozen.has_backward else setup.checkpointing
-    kept = activations(config, setup.dtypes, tokens=setup.tokens, checkpointing=group)
+    kept = activations(
+        config,
+        setup.dtypes,
+        tokens=setup.tokens,
+        checkpointing=group,
+        mlp_tokens=setup.mlp_tokens,
+        shared=setup.context > 1,
+    )
     held, grown = _gradients(counts, setup)
     element = setup.dtypes.compute
     casts = setup.dtypes.is_autocast

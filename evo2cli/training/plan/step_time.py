@@ -14,6 +14,7 @@ from evo2cli.training.plan.calibration import (
     FP8_MATMUL,
     FP32_MATMUL,
     GPUS_PER_NODE,
+    HOOKS,
     LINKS,
     MATMUL,
     OPTIMIZER_BYTES,
@@ -43,6 +44,7 @@ class StepTime:
         elementwise: Norms, residual sums, casts and gates, bound by memory.
         head: From the residual stream to logits, in fp32.
         parameters: Casts, sums of gradients, and the optimizer, bound by memory.
+        host: Python that the GPU waits for: the hooks of ZeRO 3.
         waiting: For transfers between GPUs that do not overlap with computation.
         transfers: All transfers, overlapped or not; not part of the sum.
     """
@@ -53,6 +55,7 @@ class StepTime:
     elementwise: float
     head: float
     parameters: float
+    host: float
     waiting: float
     transfers: float
 
@@ -94,6 +97,7 @@ def step_time(
         elementwise,
         head,
         moved / memory,
+        HOOKS * config.depth * (_passes(setup) + 1) * setup.accumulation if setup.zero == 3 else 0,
         waiting + max(0.0, exchanges - behind),
         transfers + exchanges,
     )
@@ -120,8 +124,11 @@ def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[floa
     rate = gpu.bf16 * MATMUL if narrow else fp32
     if setup.fp8 and gpu.fp8 is not None:
         rate = gpu.fp8 * FP8_MATMUL
+    # An MLP that takes a sequence in chunks recomputes each in the backward pass.
+    recomputes = _backward(setup) > 0 and setup.mlp_tokens < setup.tokens
+    mlp = 2 * 3 * config.width * config.mlp_width * config.depth
     return (
-        times * flops.dense / rate,
+        (times * flops.dense + (mlp if recomputes else 0)) / rate,
         # Queries, keys and values have gradients also where weights have none.
         (times + (_backward(setup) == 1))
         * flops.attention

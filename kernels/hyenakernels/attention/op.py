@@ -151,6 +151,21 @@ def _continued(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows, past: int) -> Tensor:
     return out_BHLW.to(q_BHLW.dtype)
 
 
+def _tensors(rows_BHTW: Rows) -> tuple[Tensor, ...]:
+    """The tensors of which `rows` consists."""
+    if isinstance(rows_BHTW, Float8Rows):
+        return rows_BHTW.bytes_BHTW, rows_BHTW.scales_BHT
+    return (rows_BHTW,)
+
+
+def _reads_float8(q_BHW: Tensor) -> bool:
+    """Whether kernels read FP8: on Ada, Hopper and newer GPUs, and in the interpreter."""
+    if not q_BHW.is_cuda or runs_float8(q_BHW.device):
+        return True
+    warn_once(f"{torch.cuda.get_device_name(q_BHW.device)} cannot read FP8: all keys are converted")
+    return False
+
+
 def append_token(
     qkv_BC: Tensor,
     frequency_V: Tensor,
@@ -167,7 +182,7 @@ def append_token(
         rotary_scale: Positions are divided by it.
         keys_BHTW: Memory for T keys, of which the first `lengths` are in use; the new, rotated key
             is stored after them.
-        values_BHTW: Memory for the values, used in the same way.
+        values_BHTW: Memory for the values, used in the same way; in FP8 if the keys are.
         lengths_B: The number of earlier tokens, which is the new position: 0 to T - 1, int64.
 
     Returns:
@@ -184,11 +199,10 @@ def append_token(
         )
     arguments = (frequency_V, rotary_scale, keys_BHTW, values_BHTW, lengths_B)
     if (
-        isinstance(keys_BHTW, Tensor)
-        and isinstance(values_BHTW, Tensor)
-        and all_contiguous(frequency_V, keys_BHTW, values_BHTW, lengths_B)
+        all_contiguous(frequency_V, *_tensors(keys_BHTW), *_tensors(values_BHTW), lengths_B)
         and frequency_V.dtype == torch.float32
         and kernels_take(qkv_BC, width=width)
+        and (isinstance(keys_BHTW, Tensor) or _reads_float8(qkv_BC))
     ):
         from hyenakernels.attention import step
 
@@ -196,21 +210,6 @@ def append_token(
             q_BHW: Tensor = step.append_token(qkv_BC.contiguous(), *arguments)
         return q_BHW
     return reference.append_token(qkv_BC, *arguments)
-
-
-def _tensors(rows_BHTW: Rows) -> tuple[Tensor, ...]:
-    """The tensors of which `rows` consists."""
-    if isinstance(rows_BHTW, Float8Rows):
-        return rows_BHTW.bytes_BHTW, rows_BHTW.scales_BHT
-    return (rows_BHTW,)
-
-
-def _reads_float8(q_BHW: Tensor) -> bool:
-    """Whether kernels read FP8: on Ada, Hopper and newer GPUs, and in the interpreter."""
-    if not q_BHW.is_cuda or runs_float8(q_BHW.device):
-        return True
-    warn_once(f"{torch.cuda.get_device_name(q_BHW.device)} cannot read FP8: all keys are converted")
-    return False
 
 
 def decode_attention(

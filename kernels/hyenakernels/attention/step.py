@@ -12,11 +12,30 @@ import torch
 import triton
 import triton.language as tl
 
+from hyenakernels.attention.float8 import LARGEST as LARGEST_FLOAT8
 from hyenakernels.attention.float8 import Float8Rows
+from hyenakernels.float8.kernel import largest_bits, row_scale
+from hyenakernels.float8.reference import SMALLEST as SMALLEST_SCALE
 from hyenakernels.launch import parts_of, power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 PART = 128  # keys that a program reads: few, so that short pasts occupy the whole GPU too
+LARGEST, SMALLEST = tl.constexpr(LARGEST_FLOAT8), tl.constexpr(SMALLEST_SCALE)
+
+
+@triton.jit
+def _store_row(rows, scales, row, a, b, pair, V: tl.constexpr, SCALED: tl.constexpr):
+    """Store the channels `pair` and V + `pair` of a row; in FP8 as `Float8Rows` rounds them."""
+    inside = pair < V
+    if SCALED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+        largest = tl.maximum(tl.abs(a), tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+        scale = row_scale(largest_bits(largest), LARGEST, SMALLEST)
+        tl.store(scales + row, scale)
+        a, b = tl.div_rn(a, scale), tl.div_rn(b, scale)
+    rows += row * 2 * V
+    tl.store(rows + pair, a.to(rows.dtype.element_ty), mask=inside)
+    tl.store(rows + V + pair, b.to(rows.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["room"])
@@ -25,61 +44,71 @@ def _append_kernel(
     frequency,
     keys,
     values,
+    key_scales,
+    value_scales,
     lengths,
     q,
     room,
     rotary_scale,
     H: tl.constexpr,
     V: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_V: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    wait_for_previous(OVERLAPS)
     head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    W: tl.constexpr = 2 * V
     pair = tl.arange(0, BLOCK_V)
     inside = pair < V
+    frequency = tl.load(frequency + pair, mask=inside, other=0.0)
+    wait_for_previous(OVERLAPS)
     position = tl.load(lengths + batch)
-    angle = (
-        position.to(tl.float32) / rotary_scale * tl.load(frequency + pair, mask=inside, other=0.0)
-    )
+    angle = position.to(tl.float32) / rotary_scale * frequency
     cosine, sine = tl.cos(angle), tl.sin(angle)
-    qkv += batch * 3 * H * W + head * W
+    qkv += (batch * 3 * H + head) * 2 * V
     lane = batch * H + head
-    at = (lane * room + position) * W
+    at = lane * room + position
     for part in tl.static_range(3):
-        a = tl.load(qkv + part * H * W + pair, mask=inside, other=0.0)
-        b = tl.load(qkv + part * H * W + V + pair, mask=inside, other=0.0)
+        a = tl.load(qkv + part * H * 2 * V + pair, mask=inside, other=0.0)
+        b = tl.load(qkv + part * H * 2 * V + V + pair, mask=inside, other=0.0)
         if part < 2:
             wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
             a = (wide_a * cosine - wide_b * sine).to(q.dtype.element_ty)
             b = (wide_a * sine + wide_b * cosine).to(q.dtype.element_ty)
         if part == 0:
-            tl.store(q + lane * W + pair, a, mask=inside)
-            tl.store(q + lane * W + V + pair, b, mask=inside)
+            _store_row(q, key_scales, lane, a, b, pair, V, False)
         elif part == 1:
-            tl.store(keys + at + pair, a, mask=inside)
-            tl.store(keys + at + V + pair, b, mask=inside)
+            _store_row(keys, key_scales, at, a, b, pair, V, SCALED)
         else:
-            tl.store(values + at + pair, a, mask=inside)
-            tl.store(values + at + V + pair, b, mask=inside)
+            _store_row(values, value_scales, at, a, b, pair, V, SCALED)
+
+
+def _memory(rows_BHTW, like):
+    """Keys or values, and their scales if they are in FP8; a tensor in their stead if not."""
+    if isinstance(rows_BHTW, Float8Rows):
+        return rows_BHTW.rows, rows_BHTW.scales_BHT
+    return rows_BHTW, like
 
 
 def append_token(qkv_BC, frequency_V, rotary_scale, keys_BHTW, values_BHTW, lengths_B):
-    """`reference.append_token` for contiguous tensors."""
+    """`reference.append_token` for contiguous tensors, in FP8 or not."""
     batch, heads, room, width = keys_BHTW.shape
     q_BHW = qkv_BC.new_empty(batch, heads, width)
+    keys, key_scales = _memory(keys_BHTW, q_BHW)
+    values, value_scales = _memory(values_BHTW, q_BHW)
     _append_kernel[(heads, batch)](
         qkv_BC,
         frequency_V,
-        keys_BHTW,
-        values_BHTW,
+        keys,
+        values,
+        key_scales,
+        value_scales,
         lengths_B,
         q_BHW,
         room,
         float(rotary_scale),
         H=heads,
         V=width // 2,
+        SCALED=isinstance(keys_BHTW, Float8Rows),
         BLOCK_V=power_of_two(width // 2),
         num_warps=1,
         **overlap_options(),
@@ -105,45 +134,34 @@ def _part_kernel(
     SCALED: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PART: tl.constexpr,
-    BLOCK_T: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
     """Attention to the keys of one part: its output, and the logarithm of its denominator."""
     wait_for_previous(OVERLAPS)
     part, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    end = tl.minimum(tl.load(lengths + batch).to(tl.int32), (part + 1) * PART)
-    first = part * PART
-    if first < end:
+    end = tl.load(lengths + batch).to(tl.int32)
+    if part * PART < end:
         lane = batch.to(tl.int64) * H + head
         channel = tl.arange(0, BLOCK_W)
         inside = channel < W
+        position = part * PART + tl.arange(0, PART)
+        seen = position < end
+        at = (lane * room + position)[:, None] * W + channel[None, :]
+        present = seen[:, None] & inside[None, :]
+        # Both are on their way before either is used.
+        k = tl.load(keys + at, mask=present, other=0.0)
+        v = tl.load(values + at, mask=present, other=0.0)
         query = tl.load(q + lane * W + channel, mask=inside, other=0.0).to(tl.float32) * scale
-        keys += lane * room * W
-        values += lane * room * W
-        key_scales += lane * room
-        value_scales += lane * room
-        maximum = tl.full((), -float("inf"), tl.float32)
-        total = tl.zeros((), tl.float32)
-        summed = tl.zeros((BLOCK_W,), tl.float32)
-        for start in range(first, end, BLOCK_T):
-            position = start + tl.arange(0, BLOCK_T)
-            seen = position < end
-            at = position.to(tl.int64)[:, None] * W + channel[None, :]
-            present = seen[:, None] & inside[None, :]
-            k = tl.load(keys + at, mask=present, other=0.0).to(tl.float32)
-            score = tl.sum(k * query[None, :], axis=1)
-            if SCALED:
-                score *= tl.load(key_scales + position, mask=seen, other=0.0)
-            score = tl.where(seen, score, -float("inf"))
-            new_maximum = tl.maximum(maximum, tl.max(score, axis=0))
-            rescale = tl.exp(maximum - new_maximum)
-            weight = tl.exp(score - new_maximum)
-            v = tl.load(values + at, mask=present, other=0.0).to(tl.float32)
-            total = total * rescale + tl.sum(weight, axis=0)
-            if SCALED:
-                weight *= tl.load(value_scales + position, mask=seen, other=0.0)
-            summed = summed * rescale + tl.sum(weight[:, None] * v, axis=0)
-            maximum = new_maximum
+        score = tl.sum(k.to(tl.float32) * query[None, :], axis=1)
+        if SCALED:
+            score *= tl.load(key_scales + lane * room + position, mask=seen, other=0.0)
+        score = tl.where(seen, score, -float("inf"))
+        maximum = tl.max(score, axis=0)
+        weight = tl.exp(score - maximum)
+        total = tl.sum(weight, axis=0)
+        if SCALED:
+            weight *= tl.load(value_scales + lane * room + position, mask=seen, other=0.0)
+        summed = tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
         out = lane * parts + part
         tl.store(sums + out * W + channel, summed / total, mask=inside)
         tl.store(logarithms + out, maximum + tl.log(total))
@@ -192,7 +210,8 @@ def _merge_kernel(
 def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
     """`reference.decode_attention` for contiguous keys and values, in FP8 or not."""
     batch, heads, room, width = keys_BHTW.shape
-    scaled = isinstance(keys_BHTW, Float8Rows)
+    keys, key_scales = _memory(keys_BHTW, q_BHW)
+    values, value_scales = _memory(values_BHTW, q_BHW)
     parts = parts_of(room, PART)
     sums_BHNW = q_BHW.new_empty(batch, heads, parts, width, dtype=torch.float32)
     logarithms_BHN = q_BHW.new_empty(batch, heads, parts, dtype=torch.float32)
@@ -201,19 +220,19 @@ def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
     sizes |= overlap_options()
     _part_kernel[(parts, heads, batch)](
         q_BHW,
-        keys_BHTW.rows if scaled else keys_BHTW,
-        values_BHTW.rows if scaled else values_BHTW,
-        keys_BHTW.scales_BHT if scaled else q_BHW,
-        values_BHTW.scales_BHT if scaled else q_BHW,
+        keys,
+        values,
+        key_scales,
+        value_scales,
         lengths_B,
         sums_BHNW,
         logarithms_BHN,
         room,
         parts,
         width**-0.5,
-        SCALED=scaled,
-        BLOCK_T=64,
-        num_warps=4,
+        SCALED=isinstance(keys_BHTW, Float8Rows),
+        # So that a thread holds 256 bytes of keys and as many of values.
+        num_warps=min(max(PART * sizes["BLOCK_W"] * keys.element_size() // 8192, 1), 32),
         **sizes,
     )
     _merge_kernel[(heads, batch)](

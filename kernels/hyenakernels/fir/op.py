@@ -97,11 +97,11 @@ def hyena_fir_step(z_B1C: Tensor, filters: FIRFilters, slots: rings.HyenaSlots) 
     rings.check("hyena_fir_step", z_B1C[:, :, : z_B1C.shape[2] // 3], taps_GK, ring_BKD)
     if kernels_take(
         z_B1C, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]
-    ) and all_contiguous(z_ring_BFC, ring_BKD, lengths_B):
+    ) and all_contiguous(*filters, z_ring_BFC, ring_BKD, lengths_B):
         from hyenakernels.fir.step import step
 
         with torch.cuda.device_of(z_B1C):
-            y_B1D: Tensor = step(contiguous_rows(z_B1C), filters.contiguous(), slots)
+            y_B1D: Tensor = step(contiguous_rows(z_B1C), filters, slots)
         return y_B1D
     past = HyenaPast(rings.past_of(z_ring_BFC, lengths_B), rings.past_of(ring_BKD, lengths_B))
     y_B1D, past = hyena_fir(z_B1C, filters, past)

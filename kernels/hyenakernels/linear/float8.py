@@ -4,8 +4,9 @@ As many programs as fit the GPU at once each take every n-th block of whole rows
 program normalizes the row of x and rounds it to e4m3 once, then holds it in registers. So the
 numbers are those of a norm, `round_rows` and a product, up to the order of sums.
 
-Weights are read as words of four. A word is a quarter of the registers that four bytes would take
-in a loop, and three instructions make a byte of it an fp32 number.
+Weights are read as words of four, 16 bytes a thread at a time: a part of a row is what all threads
+read so. On a GPU an instruction converts two numbers of a word to fp16 and another each to fp32; in
+the interpreter, which has no inline PTX, the bits of a number are moved to where fp32 has them.
 
 I input channels, W = I / 4 words, O output channels.
 """
@@ -16,13 +17,14 @@ import triton.language as tl
 
 from hyenakernels.float8.kernel import largest_bits, row_scale
 from hyenakernels.float8.reference import E4M3, SMALLEST
-from hyenakernels.launch import float8_linear_launch, parts_of, power_of_two
-from hyenakernels.linear.kernel import activated
-from hyenakernels.overlap import overlap_options, wait_for_previous
+from hyenakernels.launch import float8_linear_launch, parts_of
+from hyenakernels.linear.kernel import activated, arguments_of, store
+from hyenakernels.overlap import wait_for_previous
 
-# The bits of an e4m3 number, as part of an fp32 number, mean an exponent that is 127 - 7 too low.
-# The row makes up for half of that and the sum for the other half, so that both stay in range.
-_HALF = 2.0**60
+# Where its bits are moved, the exponent of an e4m3 number is 127 - 7 too low as part of an fp32
+# number. The row makes up for half of that and the sum for the other half, so that both stay in
+# range.
+_HALF = tl.constexpr(2.0**60)
 
 
 @triton.jit
@@ -33,32 +35,124 @@ def _number(words, BYTE: tl.constexpr):
 
 
 @triton.jit
-def _product(words, x_0, x_1, x_2, x_3):
-    """The sum of weights times x over each row of words."""
-    sums = _number(words, 0) * x_0[None, :]
-    sums += _number(words, 1) * x_1[None, :]
-    sums += _number(words, 2) * x_2[None, :]
-    sums += _number(words, 3) * x_3[None, :]
-    return tl.sum(sums, axis=1)
+def _converted(words):
+    """The numbers in the four bytes of each word, by the conversions of Ada and Hopper."""
+    # ptxas 12.8 makes the high half of a word that it knows to be 0 a NaN. It knows none: a part of
+    # a row is a few words of every thread, and at least one of them is a weight.
+    return tl.inline_asm_elementwise(
+        """
+        {
+            .reg .b16 low, high, a, b, c, d;
+            .reg .b32 first, second;
+            mov.b32 {low, high}, $4;
+            cvt.rn.f16x2.e4m3x2 first, low;
+            cvt.rn.f16x2.e4m3x2 second, high;
+            mov.b32 {a, b}, first;
+            mov.b32 {c, d}, second;
+            cvt.f32.f16 $0, a;
+            cvt.f32.f16 $1, b;
+            cvt.f32.f16 $2, c;
+            cvt.f32.f16 $3, d;
+        }
+        """,
+        "=f,=f,=f,=f,r",
+        [words],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
-def _load(x, lane, I: tl.constexpr, BYTE: tl.constexpr):  # noqa: E741
-    """The channels of x whose weights stand in a byte of each word, in fp32."""
-    channel = 4 * lane + BYTE
-    return tl.load(x + channel, mask=channel < I, other=0.0).to(tl.float32)
+def _numbers(words, CONVERTS: tl.constexpr):
+    """The numbers in the four bytes of each word, times 2 ** -120 unless CONVERTS."""
+    if CONVERTS:
+        numbers = _converted(words)
+    else:
+        numbers = _number(words, 0), _number(words, 1), _number(words, 2), _number(words, 3)
+    return numbers
 
 
 @triton.jit
-def _normed(x_W, scale_W, factor, dtype: tl.constexpr):
-    """Rounded as the norm stores it."""
-    return (scale_W * (x_W * factor)).to(dtype).to(tl.float32)
+def _quarters(x, first, I: tl.constexpr, BLOCK_W: tl.constexpr):  # noqa: E741
+    """The channels of x whose weights are in each byte of the words from `first` on, in fp32."""
+    channel = 4 * (first + tl.arange(0, BLOCK_W))[:, None] + tl.arange(0, 4)[None, :]
+    x_W4 = tl.load(x + channel, mask=channel < I, other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(x_W4, (BLOCK_W, 2, 2)))
+    x_0, x_2 = tl.split(even)
+    x_1, x_3 = tl.split(odd)
+    return x_0, x_1, x_2, x_3
 
 
 @triton.jit
-def _rounded(x_W, factor, HALF: tl.constexpr, LIMIT: tl.constexpr):
-    limited = tl.clamp(x_W * factor, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-    return limited.to(tl.float8e4nv).to(tl.float32) * HALF
+def _row(x, I: tl.constexpr, BLOCK_W: tl.constexpr, PARTS: tl.constexpr):  # noqa: E741
+    """All channels of x: `_quarters` of each part."""
+    row = ()
+    for part in tl.static_range(PARTS):
+        row = row + _quarters(x, part * BLOCK_W, I, BLOCK_W)
+    return row
+
+
+@triton.jit
+def _rounded_row(
+    x,
+    norm_scale,
+    eps,
+    dtype: tl.constexpr,
+    NORMED: tl.constexpr,
+    COUNT: tl.constexpr,
+    I: tl.constexpr,  # noqa: E741
+    HALF: tl.constexpr,
+    LIMIT: tl.constexpr,
+    SMALLEST: tl.constexpr,
+):
+    """The row rounded to e4m3, normalized before if NORMED, and its scale."""
+    if NORMED:
+        squares = x[0] * x[0]
+        for i in tl.static_range(1, COUNT):
+            squares += x[i] * x[i]
+        factor = 1.0 / (tl.sqrt_rn(tl.sum(squares, axis=0) / I) + eps)
+        normed = ()
+        for i in tl.static_range(COUNT):  # rounded as the norm stores it
+            normed = normed + ((norm_scale[i] * (x[i] * factor)).to(dtype).to(tl.float32),)
+        x = normed
+    largest = tl.abs(x[0])
+    for i in tl.static_range(1, COUNT):
+        largest = tl.maximum(largest, tl.abs(x[i]), propagate_nan=tl.PropagateNan.ALL)
+    scale = row_scale(largest_bits(largest), LIMIT, SMALLEST)
+    factor = tl.div_rn(1.0, scale)
+    rounded = ()
+    for i in tl.static_range(COUNT):
+        limited = tl.clamp(x[i] * factor, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+        rounded = rounded + (limited.to(tl.float8e4nv).to(tl.float32) * HALF,)
+    return rounded, scale
+
+
+@triton.jit
+def _load_words(
+    weight,
+    up,
+    start,
+    O: tl.constexpr,  # noqa: E741
+    I: tl.constexpr,  # noqa: E741
+    ROWS: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """The words of a block of rows, a tensor for each part; if GATED, every other row is of up."""
+    row = tl.arange(0, ROWS)
+    out = start + row
+    if GATED:
+        out = start + row // 2
+        weight = tl.where(row % 2 == 0, weight, up)[:, None]
+    at = weight + out.to(tl.int64)[:, None] * (I // 4)
+    loaded = ()
+    for part in tl.static_range(PARTS):
+        lane = part * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
+        present = (out < O)[:, None] & (lane < I // 4)
+        loaded = loaded + (tl.load(at + lane, mask=present, other=0),)
+    return loaded
 
 
 @triton.jit
@@ -75,7 +169,6 @@ def _linear_kernel(
     eps,
     O: tl.constexpr,  # noqa: E741
     I: tl.constexpr,  # noqa: E741
-    HALF: tl.constexpr,
     LIMIT: tl.constexpr,
     SMALLEST: tl.constexpr,
     NORMED: tl.constexpr,
@@ -84,102 +177,68 @@ def _linear_kernel(
     HAS_BIAS: tl.constexpr,
     ADDED: tl.constexpr,
     OVERLAPS: tl.constexpr,
+    CONVERTS: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
-    lane = tl.arange(0, BLOCK_W)
-    inside = (lane < I // 4)[None, :]
+    ROWS: tl.constexpr = 2 * BLOCK_O if GATED else BLOCK_O
+    HALF: tl.constexpr = 1.0 if CONVERTS else _HALF
     first = tl.program_id(0) * BLOCK_O
     step = tl.num_programs(0) * BLOCK_O
-    out = first + tl.arange(0, BLOCK_O)
-    at = out.to(tl.int64)[:, None] * (I // 4) + lane[None, :]
     # Weights are loaded one block ahead, the first block while the previous launch still runs.
-    next_OW = tl.load(weight + at, mask=(out < O)[:, None] & inside, other=0)
-    if GATED:
-        next_up_OW = tl.load(up + at, mask=(out < O)[:, None] & inside, other=0)
-    wait_for_previous(OVERLAPS)
-    x_0 = _load(x, lane, I, 0)
-    x_1 = _load(x, lane, I, 1)
-    x_2 = _load(x, lane, I, 2)
-    x_3 = _load(x, lane, I, 3)
+    following = _load_words(weight, up, first, O, I, ROWS, GATED, BLOCK_W, PARTS)
+    scales = ()
     if NORMED:
-        squares = tl.sum(x_0 * x_0 + x_1 * x_1 + x_2 * x_2 + x_3 * x_3, axis=0)
-        factor = 1.0 / (tl.sqrt_rn(squares / I) + eps)
-        x_0 = _normed(x_0, _load(norm_scale, lane, I, 0), factor, x.dtype.element_ty)
-        x_1 = _normed(x_1, _load(norm_scale, lane, I, 1), factor, x.dtype.element_ty)
-        x_2 = _normed(x_2, _load(norm_scale, lane, I, 2), factor, x.dtype.element_ty)
-        x_3 = _normed(x_3, _load(norm_scale, lane, I, 3), factor, x.dtype.element_ty)
-    bits = tl.maximum(
-        tl.maximum(largest_bits(x_0), largest_bits(x_1)),
-        tl.maximum(largest_bits(x_2), largest_bits(x_3)),
+        scales = _row(norm_scale, I, BLOCK_W, PARTS)
+    wait_for_previous(OVERLAPS)
+    row = _row(x, I, BLOCK_W, PARTS)
+    row, x_scale = _rounded_row(
+        row, scales, eps, x.dtype.element_ty, NORMED, 4 * PARTS, I, HALF, LIMIT, SMALLEST
     )
-    x_scale = row_scale(bits, LIMIT, SMALLEST)
-    factor = tl.div_rn(1.0, x_scale)
-    x_0 = _rounded(x_0, factor, HALF, LIMIT)
-    x_1 = _rounded(x_1, factor, HALF, LIMIT)
-    x_2 = _rounded(x_2, factor, HALF, LIMIT)
-    x_3 = _rounded(x_3, factor, HALF, LIMIT)
     for start in range(first, O, step):
+        words = following
+        following = _load_words(weight, up, start + step, O, I, ROWS, GATED, BLOCK_W, PARTS)
+        sums = tl.zeros((ROWS, BLOCK_W), tl.float32)
+        for part in tl.static_range(PARTS):
+            numbers = _numbers(words[part], CONVERTS)
+            for byte in tl.static_range(4):
+                sums += numbers[byte] * row[4 * part + byte][None, :]
+        products = tl.sum(sums, axis=1) * HALF
         out = start + tl.arange(0, BLOCK_O)
         is_out = out < O
-        present = (out + step < O)[:, None] & inside
-        at = (out + step).to(tl.int64)[:, None] * (I // 4) + lane[None, :]
-        words_OW = next_OW
-        next_OW = tl.load(weight + at, mask=present, other=0)
-        scale_O = x_scale * tl.load(weight_scale + out, mask=is_out, other=0.0)
-        y_O = _product(words_OW, x_0, x_1, x_2, x_3) * HALF * scale_O
+        if GATED:
+            y_O, up_O = tl.split(tl.reshape(products, (BLOCK_O, 2)))
+        else:
+            y_O = products
+        y_O *= x_scale * tl.load(weight_scale + out, mask=is_out, other=0.0)
         y_O = activated(y_O, bias, out, is_out, HAS_BIAS, GELU)
         if GATED:
-            words_OW = next_up_OW
-            next_up_OW = tl.load(up + at, mask=present, other=0)
-            scale_O = x_scale * tl.load(up_scale + out, mask=is_out, other=0.0)
-            y_O *= _product(words_OW, x_0, x_1, x_2, x_3) * HALF * scale_O
-        if ADDED:
-            y_O += tl.load(added + out, mask=is_out, other=0.0).to(tl.float32)
-        tl.store(y + out, y_O.to(y.dtype.element_ty), mask=is_out)
+            y_O *= up_O * (x_scale * tl.load(up_scale + out, mask=is_out, other=0.0))
+        store(y, y_O, added, out, is_out, ADDED)
 
 
-def linear(
-    x_1I,
-    weight,
-    *,
-    scale_I=None,
-    eps=0.0,
-    up=None,
-    gelu=False,
-    bias_O=None,
-    added_1O=None,
-):
-    """Compute act(norm(x) W^T + bias) * (norm(x) U^T) + added, without the parts not given."""
+def linear(x_1I, weight, *, up=None, **parts):
+    """Compute act(norm(x) W^T + bias) * (norm(x) U^T) + added; for `parts` see `arguments_of`."""
     outputs, inputs = weight.shape
     y_1O = x_1I.new_empty(1, outputs)
-    block_i = max(power_of_two(inputs), 32)
-    launch = float8_linear_launch(block_i, gated=up is not None)
+    launch = float8_linear_launch(inputs, gated=up is not None)
+    given = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
     up = weight if up is None else up
     _linear_kernel[(min(parts_of(outputs, launch.block_o), launch.programs),)](
-        x_1I,
-        x_1I if scale_I is None else scale_I,
-        weight.values_OI.view(torch.int32),
-        weight.scale_O1,
-        up.values_OI.view(torch.int32),
-        up.scale_O1,
-        x_1I if bias_O is None else bias_O,
-        x_1I if added_1O is None else added_1O,
-        y_1O,
-        eps,
+        **given,
+        weight=weight.values_OI.view(torch.int32),
+        weight_scale=weight.scale_O1,
+        up=up.values_OI.view(torch.int32),
+        up_scale=up.scale_O1,
         O=outputs,
         I=inputs,
-        HALF=_HALF,
         LIMIT=torch.finfo(E4M3).max,
         SMALLEST=SMALLEST,
-        NORMED=scale_I is not None,
-        GATED=up is not weight,
-        GELU=gelu,
-        HAS_BIAS=bias_O is not None,
-        ADDED=added_1O is not None,
+        CONVERTS=x_1I.is_cuda,  # the interpreter has no inline PTX
         BLOCK_O=launch.block_o,
-        BLOCK_W=block_i // 4,
+        BLOCK_W=launch.block_w,
+        PARTS=parts_of(inputs // 4, launch.block_w),
         num_warps=launch.num_warps,
-        **overlap_options(),
     )
     return y_1O

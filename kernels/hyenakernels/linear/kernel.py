@@ -25,9 +25,17 @@ def activated(y_O, bias, out, is_out, HAS_BIAS: tl.constexpr, GELU: tl.constexpr
 
 
 @triton.jit
+def store(y, y_O, added, out, is_out, ADDED: tl.constexpr):
+    """Store the outputs, after adding to them if ADDED."""
+    if ADDED:
+        y_O += tl.load(added + out, mask=is_out, other=0.0).to(tl.float32)
+    tl.store(y + out, y_O.to(y.dtype.element_ty), mask=is_out)
+
+
+@triton.jit
 def _linear_kernel(
     x,
-    scale,
+    norm_scale,
     weight,
     up,
     bias,
@@ -64,7 +72,7 @@ def _linear_kernel(
         x_I = tl.load(x + channel, mask=channel < I, other=0.0).to(tl.float32)
         if NORMED:
             squares_I += x_I * x_I
-            x_I *= tl.load(scale + channel, mask=channel < I, other=0.0).to(tl.float32)
+            x_I *= tl.load(norm_scale + channel, mask=channel < I, other=0.0).to(tl.float32)
         w_OI = next_OI
         at += BLOCK_I
         present = is_out[:, None] & (channel + BLOCK_I < I)[None, :]
@@ -84,45 +92,43 @@ def _linear_kernel(
         if NORMED:
             up_O *= factor
         y_O *= up_O
-    if ADDED:
-        y_O += tl.load(added + out, mask=is_out, other=0.0).to(tl.float32)
-    tl.store(y + out, y_O.to(y.dtype.element_ty), mask=is_out)
+    store(y, y_O, added, out, is_out, ADDED)
 
 
-def linear(
-    x_1I,
-    weight_OI,
-    *,
-    scale_I=None,
-    eps=0.0,
-    up=None,
-    gelu=False,
-    bias_O=None,
-    added_1O=None,
+def arguments_of(
+    x_1I, y_1O, *, is_gated, scale_I=None, eps=0.0, gelu=False, bias_O=None, added_1O=None
 ):
-    """Compute act(norm(x) W^T + bias) * (norm(x) U^T) + added, without the parts not given."""
+    """What every kernel of these layers takes, by name; tensors not given are never read."""
+    return {
+        "x": x_1I,
+        "norm_scale": x_1I if scale_I is None else scale_I,
+        "bias": x_1I if bias_O is None else bias_O,
+        "added": x_1I if added_1O is None else added_1O,
+        "y": y_1O,
+        "eps": eps,
+        "NORMED": scale_I is not None,
+        "GATED": is_gated,
+        "GELU": gelu,
+        "HAS_BIAS": bias_O is not None,
+        "ADDED": added_1O is not None,
+        **overlap_options(),
+    }
+
+
+def linear(x_1I, weight_OI, *, up=None, **parts):
+    """Compute act(norm(x) W^T + bias) * (norm(x) U^T) + added; for `parts` see `arguments_of`."""
     outputs, inputs = weight_OI.shape
     y_1O = x_1I.new_empty(1, outputs)
     launch = linear_launch(inputs, gated=up is not None)
+    given = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
     _linear_kernel[(parts_of(outputs, launch.block_o),)](
-        x_1I,
-        x_1I if scale_I is None else scale_I,
-        weight_OI,
-        weight_OI if up is None else up,
-        x_1I if bias_O is None else bias_O,
-        x_1I if added_1O is None else added_1O,
-        y_1O,
-        eps,
+        **given,
+        weight=weight_OI,
+        up=weight_OI if up is None else up,
         O=outputs,
         I=inputs,
-        NORMED=scale_I is not None,
-        GATED=up is not None,
-        GELU=gelu,
-        HAS_BIAS=bias_O is not None,
-        ADDED=added_1O is not None,
         BLOCK_O=launch.block_o,
         BLOCK_I=min(launch.block_i, power_of_two(inputs)),
         num_warps=launch.num_warps,
-        **overlap_options(),
     )
     return y_1O

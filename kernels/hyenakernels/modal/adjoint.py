@@ -28,19 +28,50 @@ from hyenakernels.gate.rows import (
 )
 from hyenakernels.launch import modal_launch, parts_of
 from hyenakernels.modal.kernel import scan, sizes_of
-from hyenakernels.modal.modes import decayed, load_filter, load_modes, load_poles, store_modes
+from hyenakernels.modal.modes import load_filter, load_modes, load_poles, store_modes
 
 
 @triton.jit
-def _receive(poles, remainders, residues, adjoints, g, start, S: tl.constexpr, EXACT: tl.constexpr):
-    """The adjoints one row earlier, and `start` + sum_s (A_s + R_s g), the gradient du."""
-    received = ()
-    earlier = ()
+def _begin(adjoints, S: tl.constexpr, EXACT: tl.constexpr):
+    """Adjoints, and what is still to be added to each: nothing; not used unless EXACT."""
+    owed = ()
     for s in tl.static_range(S):
-        received = received + (tl.fma(residues[s], g, adjoints[s]),)
-        start += received[s]
-        earlier = earlier + (decayed(poles, remainders, received, 0.0, s, EXACT),)
-    return earlier, start
+        owed = owed + (tl.zeros_like(adjoints[s]) if EXACT else adjoints[s],)
+    return adjoints, owed
+
+
+@triton.jit
+def _receive(poles, remainders, residues, carry, g, start, S: tl.constexpr, EXACT: tl.constexpr):
+    """The adjoints one row earlier, and `start` + sum_s (A_s + R_s g), the gradient du.
+
+    If EXACT, the decay (exp(p) - 1) A is owed until the next row is added. Alone, that of a slow
+    mode is less than half a digit of A, and would be lost at every row.
+    """
+    adjoints, owed = carry
+    earlier = ()
+    still_owed = ()
+    for s in tl.static_range(S):
+        if EXACT:
+            received = adjoints[s] + tl.fma(residues[s], g, owed[s])
+            decay = tl.fma(remainders[s], received, (poles[s] - 1.0) * received)
+            earlier = earlier + (received,)
+            still_owed = still_owed + (decay,)
+        else:
+            received = tl.fma(residues[s], g, adjoints[s])
+            earlier = earlier + (poles[s] * received,)
+            still_owed = earlier
+        start += received
+    return (earlier, still_owed), start
+
+
+@triton.jit
+def _end(carry, S: tl.constexpr, EXACT: tl.constexpr):
+    """The adjoints with what is owed to them."""
+    adjoints, owed = carry
+    whole = ()
+    for s in tl.static_range(S):
+        whole = whole + (adjoints[s] + owed[s] if EXACT else adjoints[s],)
+    return whole
 
 
 @triton.jit(do_not_specialize=["length", "segment", "num_segments"])
@@ -81,7 +112,7 @@ def _ends_kernel(
     weights = load_modes(residues, channel, inside, S, True, D)
     is_last = inside & (piece + tl.zeros_like(channel) == num_segments - 1)
     at = final + batch.to(tl.int64) * S * D
-    adjoints = load_modes(at, channel, is_last, S, False, D)
+    carry = _begin(load_modes(at, channel, is_last, S, False, D), S, EXACT)
 
     begin = piece * segment
     count = tl.minimum(segment, length - begin)
@@ -90,7 +121,7 @@ def _ends_kernel(
         x2 = load_rows(z, z, first, channel, inside, length, row_stride, C, F, HALO, 0, 0)
         rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, 1, 0, 0, 0)
         g = featurized(x2, taps, 0, F) * rows_dy[0].to(tl.float32)
-        adjoints, _ = _receive(poles, remainders, weights, adjoints, g, 0.0, S, EXACT)
+        carry, _ = _receive(poles, remainders, weights, carry, g, 0.0, S, EXACT)
         first -= 1
     first -= ROWS - 1
     x2 = load_rows(z, z, first, channel, inside, length, row_stride, C, COUNT, HALO, 0, 0)
@@ -101,12 +132,12 @@ def _ends_kernel(
         next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
         for i in tl.static_range(ROWS - 1, -1, -1):
             g = featurized(x2, taps, i, F) * rows_dy[i].to(tl.float32)
-            adjoints, _ = _receive(poles, remainders, weights, adjoints, g, 0.0, S, EXACT)
+            carry, _ = _receive(poles, remainders, weights, carry, g, 0.0, S, EXACT)
         first = before
         x2 = next_x2 + x2[:HALO]
         rows_dy = next_dy
     at = ends + (batch * num_segments + piece).to(tl.int64) * S * D
-    store_modes(at, adjoints, channel, inside, S, D)
+    store_modes(at, _end(carry, S, EXACT), channel, inside, S, D)
 
 
 @triton.jit
@@ -231,7 +262,7 @@ def _gradient_kernel(
     # Adjoints, gradients at the F - 1 rows after the current one, and sums for the taps.
     later = zero_rows(P, BLOCK_D)
     sums = zero_sums(tl.zeros((BLOCK_D,), tl.float32), F)
-    carry = (at_end, (later, later, later), sums)
+    carry = (_begin(at_end, S, EXACT), (later, later, later), sums)
 
     begin = piece * segment
     count = tl.minimum(segment, length - begin)
@@ -261,7 +292,8 @@ def _gradient_kernel(
 
     before_z = dz
     if piece == 0:
-        store_modes(dstate + batch.to(tl.int64) * S * D, carry[0], channel, inside, S, D)
+        at = dstate + batch.to(tl.int64) * S * D
+        store_modes(at, _end(carry[0], S, EXACT), channel, inside, S, D)
         before_z = dz_past + batch * P * C + P * C
     _gradient_rows(
         before_z,

@@ -108,11 +108,11 @@ def hyena_modal_step(z_B1C: Tensor, filters: ModalFilters, slots: rings.HyenaSlo
     _checked_state("hyena_modal_step", z_B1C, width, log_poles_DS, residues_DS, state_BDS)
     if kernels_take(
         z_B1C, featurizer_taps_CF.shape[1], num_modes=log_poles_DS.shape[1]
-    ) and all_contiguous(z_ring_BFC, state_BDS.transpose(1, 2), lengths_B):
+    ) and all_contiguous(*filters, z_ring_BFC, state_BDS.transpose(1, 2), lengths_B):
         from hyenakernels.modal.step import step
 
         with torch.cuda.device_of(z_B1C):
-            y_B1D: Tensor = step(contiguous_rows(z_B1C), filters.contiguous(), slots)
+            y_B1D: Tensor = step(contiguous_rows(z_B1C), filters, slots)
         return y_B1D
     past = HyenaPast(rings.past_of(z_ring_BFC, lengths_B), state_BDS)
     y_B1D, past = hyena_modal(z_B1C, filters, past)

@@ -65,11 +65,6 @@ class _Reader(FileSystemReader):
         return found
 
 
-def is_distributed(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of torch.distributed."""
-    return (folder / METADATA).is_file()
-
-
 def open_distributed(folder: Path) -> Tensors:
     """The tensors in such a folder, none of them read.
 

@@ -10,7 +10,6 @@ import torch
 
 from hyenakernels.float8.op import runs_float8
 from hyenakernels.float8.reference import Float8Weight
-from stripedhyena2.checkpoint import hub
 from stripedhyena2.checkpoint.built_in import built_in_models, find_built_in
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
 from stripedhyena2.checkpoint.layouts import LAYOUTS, bridge, hf, layout_of, native
@@ -251,6 +250,8 @@ def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
         return path, {}
     if (built_in := find_built_in(name)) is not None:
         return built_in, {}
+    from stripedhyena2.checkpoint import hub  # loads an HTTP client, which no local file needs
+
     model, _ = split_name(name)
     if model in PUBLISHED or hub.is_repository(name):
         folder = hub.fetch(name)

@@ -11,7 +11,6 @@ from operator import methodcaller
 from pathlib import Path
 
 from stripedhyena2.checkpoint.contents import CheckpointError
-from stripedhyena2.checkpoint.distributed import is_distributed, open_distributed
 from stripedhyena2.checkpoint.files import open_tensors
 from stripedhyena2.checkpoint.layouts.native import BESIDE
 from stripedhyena2.checkpoint.layouts.savanna import join_ranks
@@ -21,6 +20,7 @@ from stripedhyena2.checkpoint.tensors import Tensors
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 INDEX = ".index.json"
+DISTRIBUTED = ".metadata"  # in every checkpoint of torch.distributed
 # What training programs put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.")
 _RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -105,7 +105,10 @@ def _open_folder(folder: Path, is_known: Callable[[Collection[str]], bool]) -> S
         raise CheckpointError(
             f"{folder}: is an adapter, not a model; give the model that it was trained on"
         )
-    if is_distributed(folder):
+    if (folder / DISTRIBUTED).is_file():
+        # torch.distributed.checkpoint takes as long to import as the rest of torch.
+        from stripedhyena2.checkpoint.distributed import open_distributed
+
         files = tuple(sorted(file for file in folder.iterdir() if file.is_file()))
         return Source(folder, open_distributed(folder), files=files, shape=_run_config(folder))
     ranks = sorted(name for name in names if _RANK.fullmatch(name))
@@ -140,7 +143,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
     for entry in _listed(folder):
         if entry.is_dir():
             inside = {inner.name for inner in _listed(entry)}
-            if inside & {"config.toml", ".metadata", "latest"} or any(
+            if inside & {"config.toml", DISTRIBUTED, "latest"} or any(
                 _RANK.fullmatch(name) or _ZERO_3.fullmatch(name) for name in inside
             ):
                 yield entry

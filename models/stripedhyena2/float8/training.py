@@ -8,7 +8,7 @@ Formats for Deep Learning, arXiv:2209.05433.
 M rows (tokens), P the same padded to a multiple of 16, I input channels, O output channels.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,7 @@ from torch.nn.functional import ScalingType
 
 from hyenakernels.float8.op import quantize
 from hyenakernels.float8.reference import MULTIPLE
-
-if TYPE_CHECKING:
-    from stripedhyena2.model import StripedHyena2
+from stripedhyena2.model import GatedMLP, StripedHyena2
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 
@@ -29,38 +27,72 @@ class Float8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + b; the result has the dtype of autocast if it is on, else that of `x`."""
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
-        weight = self.weight.to(x.dtype)
-        with torch.autocast(kind, enabled=False):
-            product: Tensor = _Product.apply(x.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
-            y = product.view(*x.shape[:-1], self.out_features)
-            bias: Tensor | None = self.bias
-            return y if bias is None else y + bias.to(y.dtype)
+        (y,) = _products(x, self)
+        return y
 
 
-class _Product(torch.autograd.Function):
-    """x W^T; the operands that the backward pass needs are kept in FP8."""
+class Float8GatedMLP(GatedMLP):
+    """A gated MLP of such layers, whose input is rounded once for two of them."""
+
+    def _mix(self, x_BLD: Tensor) -> Tensor:
+        gate: Any = self.gate
+        up: Any = self.up
+        gate_BLM, up_BLM = _products(x_BLD, gate, up)
+        y_BLD: Tensor = self.down(self.activation(gate_BLM) * up_BLM)
+        return y_BLD
+
+
+def _products(x: Tensor, *layers: Float8Linear) -> list[Tensor]:
+    """The outputs of layers that have the same input."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
+    weights = [layer.weight.to(x.dtype) for layer in layers]
+    with torch.autocast(kind, enabled=False):
+        apply: Any = _Products.apply
+        products: tuple[Tensor, ...] = apply(x.flatten(0, -2), *weights)
+        outputs = []
+        for layer, product_MO in zip(layers, products, strict=True):
+            y = product_MO.view(*x.shape[:-1], -1)
+            bias: Tensor | None = layer.bias
+            outputs.append(y if bias is None else y + bias.to(y.dtype))
+    return outputs
+
+
+class _Products(torch.autograd.Function):
+    """x W^T for each weight; the operands that the backward pass needs are kept in FP8."""
 
     @staticmethod
-    def forward(ctx: Any, x_MI: Tensor, weight_OI: Tensor) -> Tensor:
-        x_PI, x_IP, x_scale = quantize(x_MI, FORWARD, rows=True, columns=ctx.needs_input_grad[1])
-        weight_OI, weight_IO, weight_scale = quantize(
-            weight_OI, FORWARD, rows=True, columns=ctx.needs_input_grad[0]
-        )
-        ctx.save_for_backward(x_IP, x_scale, weight_IO, weight_scale)
-        y_PO = _multiply(x_PI, weight_OI, x_scale, weight_scale, x_MI.dtype, fast=True)
-        return y_PO[: len(x_MI)]
+    def forward(ctx: Any, x_MI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:
+        needs_x, *need_weights = ctx.needs_input_grad
+        x_PI, x_IP, x_scale = quantize(x_MI, FORWARD, rows=True, columns=any(need_weights))
+        kept, products = [x_IP, x_scale], []
+        for weight_OI in weights_OI:
+            values_OI, values_IO, scale = quantize(weight_OI, FORWARD, rows=True, columns=needs_x)
+            kept += [values_IO, scale]
+            y_PO = _multiply(x_PI, values_OI, x_scale, scale, x_MI.dtype, fast=True)
+            products.append(y_PO[: len(x_MI)])
+        ctx.save_for_backward(*kept)
+        return tuple(products)
 
     @staticmethod
-    def backward(ctx: Any, dy_MO: Tensor) -> tuple[Tensor, Tensor]:
-        x_IP, x_scale, weight_IO, weight_scale = ctx.saved_tensors
-        dtype = dy_MO.dtype
-        dy_PO, dy_OP, dy_scale = quantize(dy_MO, BACKWARD, rows=True, columns=True)
-        dx_PI = _multiply(dy_PO, weight_IO, dy_scale, weight_scale, dtype)
-        dweight_OI = _multiply(dy_OP, x_IP, dy_scale, x_scale, dtype)
-        return dx_PI[: len(dy_MO)], dweight_OI
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients_MO: Tensor) -> tuple[Tensor | None, ...]:
+        x_IP, x_scale, *weights = ctx.saved_tensors
+        needs_x, *need_weights = ctx.needs_input_grad
+        dx_MI: Tensor | None = None
+        dweights: list[Tensor | None] = []
+        for index, dy_MO in enumerate(gradients_MO):
+            weight_IO, scale = weights[2 * index : 2 * index + 2]
+            needs_weight = need_weights[index]
+            dy_PO, dy_OP, dy_scale = quantize(dy_MO, BACKWARD, rows=needs_x, columns=needs_weight)
+            if needs_x:
+                own_MI = _multiply(dy_PO, weight_IO, dy_scale, scale, dy_MO.dtype)[: len(dy_MO)]
+                dx_MI = own_MI if dx_MI is None else dx_MI + own_MI
+            dweights.append(
+                _multiply(dy_OP, x_IP, dy_scale, x_scale, dy_MO.dtype) if needs_weight else None
+            )
+        return dx_MI, *dweights
 
 
 def _multiply(
@@ -86,7 +118,7 @@ def _multiply(
     return product
 
 
-def use_float8(model: "StripedHyena2") -> None:
+def use_float8(model: StripedHyena2) -> None:
     """Compute the projections and MLPs of every block in FP8; the parameters do not change.
 
     Raises:
@@ -101,3 +133,11 @@ def use_float8(model: "StripedHyena2") -> None:
                 f"{linear.in_features} and {linear.out_features} channels"
             )
         linear.__class__ = Float8Linear
+    for module in model.blocks.modules():
+        if type(module) is GatedMLP and all(_is_bare(x) for x in (module.gate, module.up)):
+            module.__class__ = Float8GatedMLP
+
+
+def _is_bare(linear: nn.Module) -> bool:
+    """Whether a layer is in FP8 and has no adapter, which reads its input as it was."""
+    return type(linear) is Float8Linear and not any(linear.children())

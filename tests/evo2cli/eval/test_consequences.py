@@ -26,7 +26,7 @@ def read(tmp_path: Path, key: str, value: str, alleles: str = "A\tC") -> list[Co
     path = tmp_path / "v.vcf"
     path.write_text(DECLARED[key] + CHROM + f"c\t1\t.\t{alleles}\t.\t.\t{key}={value};DB\n")
     file = read_annotated(path)
-    assert find_key(file) == key
+    assert find_key(file.has) == key
     return consequences(file.records[0], key, file.declared.get(key))
 
 

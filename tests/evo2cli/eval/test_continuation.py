@@ -187,9 +187,9 @@ def test_the_command_shows_what_it_writes(table: Path, checkpoint: str, command_
     ("words", "message"),
     [
         ({"contexts": "20,x"}, "--contexts x: not a length"),
-        ({"contexts": "200"}, "has no sequence of 207 bases that ends in A, C, G and T only"),
+        ({"contexts": "200"}, "has no sequence that ends in 207 bases A, C, G and T"),
         ({"bases": 0}, "--bases 0: must be at least 1"),
-        ({"windows": 3}, "--windows 3: is drawn from a FASTA; of .*windows.tsv, a table, every"),
+        ({"windows": 3}, "--windows 3: is only for FASTA; of the table .*windows.tsv, every"),
         ({"column": "seq"}, "has no column 'seq'; its columns: kind, sequence"),
         ({"by": "group"}, "has no column 'group'"),
         ({"column": "kind"}, "line 2: kind 'k0' is not a sequence of bases"),
@@ -216,7 +216,7 @@ def test_windows_have_a_bound(command_line) -> None:
 
 
 def test_a_file_is_named_once(tiny_model: StripedHyena2, table: Path) -> None:
-    with pytest.raises(UserError, match=r"windows\.tsv: is named twice; name it once"):
+    with pytest.raises(UserError, match=r"windows\.tsv: is given twice; give it once"):
         evaluate(tiny_model, table, table)
 
 

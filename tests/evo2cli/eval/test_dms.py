@@ -260,14 +260,14 @@ def test_a_bad_row_is_one_line(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"cds": None}, "has no EVO2_DELTA; give the coding sequence by --cds"),
+        ({"cds": None}, "has no EVO2_DELTA; give the coding sequence with --cds"),
         ({"mutant": "hgvs"}, "has no column 'hgvs'; its columns: mutant, .* name it by --mutant"),
         ({"measured": "y"}, "has no column 'y'; .* name it by --measured"),
         ({"label": "y"}, "has no column 'y'; .* name it by --label"),
-        ({"window": 100}, "--window 100: is cut from a genome"),
+        ({"window": 100}, "--window 100: needs --reference"),
         ({"codons": "best"}, "--codons best: must be one of nearest, all"),
         ({"scored": Path("x.vcf")}, "--scored x.vcf: needs the suffix .tsv"),
-        ({"scored": Path("x.tsv"), "output": Path("x.tsv")}, "is --output too"),
+        ({"scored": Path("x.tsv"), "output": Path("x.tsv")}, "is also --output"),
         ({"cds_name": "other"}, "has no coding sequence named 'other'"),
     ],
 )

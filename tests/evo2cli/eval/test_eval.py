@@ -489,8 +489,8 @@ def test_windows_that_must_overlap_are_told(
 ) -> None:
     read_context(ContextOptions(genome=genome, length="600", windows=4), opener(tiny_model))
     told = capsys.readouterr().err
-    assert "4 windows of 600 bases overlap" in told
-    assert "--length 600: nano was trained on 256 positions" in told
+    assert "4 windows of 600 bases must overlap" in told
+    assert "--length 600, --model nano: longer than the 256 positions" in told
 
 
 def test_random_bases_are_uniform_and_the_same_everywhere() -> None:
@@ -575,7 +575,7 @@ def test_lengths_are_shown_as_they_are_given(length: str) -> None:
         ({"needle_length": 31}, "--needle-length 31: half of it must be unique"),
         ({"key_length": 15}, "--key-length 15: must be at least 16"),
         ({"key_length": 100}, "--key-length 100: leaves no value in a needle of 100 bases"),
-        ({"mutation_rate": 0.1}, "--mutation-rate 0.1: is of --hidden mutated"),
+        ({"mutation_rate": 0.1}, "--mutation-rate 0.1: needs --hidden mutated"),
         ({"hidden": "mutated", "mutation_rate": 1.5}, "--mutation-rate 1.5: must be at most 1"),
         ({"hidden": "other"}, "--hidden other: must be one of exact, revcomp, mutated"),
         ({"distractors": "8"}, "--distractors 8: must be 0, or a number and a Hamming distance"),

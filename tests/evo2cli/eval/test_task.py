@@ -51,7 +51,7 @@ def test_predictions_are_compared_with_the_labels(table: Path, tmp_path: Path) -
 
 
 def test_a_label_that_the_run_does_not_know_is_refused(table: Path) -> None:
-    with pytest.raises(UserError, match="label 'none' is none of the classes donor, acceptor"):
+    with pytest.raises(UserError, match="label 'none' is not one of the classes donor, acceptor"):
         evaluate_task(
             TaskOptions(run=Path("run"), test=table),
             Labels(Task.CLASSIFY, ("donor", "acceptor")),

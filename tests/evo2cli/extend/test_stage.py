@@ -1,6 +1,7 @@
 """Stages of an extension as recipes: the same as extending by hand, in a chain, through kills."""
 
 import json
+import re
 import signal
 import time
 from dataclasses import replace
@@ -11,12 +12,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from evo2cli.app import app
+from evo2cli.data.sources import open_source
 from evo2cli.data.tokens import Document, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.extend.checkpoint import extend_checkpoint
 from evo2cli.extend.stage import find_stage
 from evo2cli.extend.verification import held_out_windows
-from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
+from evo2cli.training.options import RunOptions
+from evo2cli.training.recipe_file import find_recipe, read_recipe, read_run, read_shape
 from stripedhyena2 import StripedHyena2, read_config, save
 from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.published import published_config
@@ -166,6 +169,38 @@ def test_two_stages_run_whole_and_are_verified(place: Path) -> None:
     assert json.loads((place / "second" / "verification.json").read_text()) == written
 
 
+@pytest.mark.parametrize("name", ["genomes", 'g\udcff, "1"'], ids=["plain", "any-bytes"])
+def test_a_stage_reads_a_folder_of_genomes(place: Path, name: str) -> None:
+    """`--data` is that of `evo2 train`, and so are the windows that the stage is verified on."""
+    for part, letters in (("train", "AC"), ("valid", "AT")):
+        (place / name / part).mkdir(parents=True)
+        (place / name / part / "x.fa").write_text(f">x\n{letters * 1_000}\n")
+    corpus = 'corpus = { path = "nowhere", tokens = "of_genomes" }'
+    text = RECIPE.replace('sources = [{ path = "tokens" }]', corpus)
+    assert text != RECIPE
+    (place / "recipe.toml").write_text(text)
+    wrong = evo2("extend", "first.toml")
+    assert str(wrong.exception).startswith("nowhere: no such folder of genomes; name it with --da")
+    context = summary(evo2("extend", "first.toml", "--data", name))["verification"]["context"]
+    assert context["windows"] == 2_000 // 512
+    trained = open_source(place / "of_genomes" / "train" / "all", "train")
+    assert trained is not None
+    assert set(trained.read(0, 2_000).tobytes()) == set(b"AC")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((RECIPES / "extend").glob("[mn]*.toml")), ids=lambda p: p.stem
+)
+def test_every_stage_of_the_built_in_models_reads_the_genomes_it_is_given(path: Path) -> None:
+    """By the command that stands in its first lines."""
+    shown = re.search(r"evo2 extend (recipes/extend/\S+) --data FOLDER", path.read_text())
+    assert shown is not None
+    assert (RECIPES.parent / shown[1]).samefile(path)
+    recipe, _ = read_run(RunOptions(recipe=path, data=Path("genomes")))
+    assert recipe.data.corpus is not None
+    assert recipe.data.corpus.path == Path("genomes")
+
+
 @pytest.mark.slow
 def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None:
     command = ["extend", "first.toml", "--device", "cpu", "--set", "optimizer.steps=40"]
@@ -189,7 +224,10 @@ def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None
     [
         ("train first.toml --set batch.length=513", "batch.length = 513 is longer than extend.to"),
         ("train first.toml --set extend=3", "extend = 3: "),
-        ("train by_hand.toml", "longer than the model's context of 256; set extend.to"),
+        (
+            "train by_hand.toml",
+            "longer than the model's context of 256; lower it, or set extend.to",
+        ),
         ("train first.toml --set extend.to=700", "extend.to: 700 positions are not a multiple of"),
         ("train first.toml --set extend.to=600 --set batch.length=100", "the next one is 768"),
         ("train first.toml --set extend.to=128 --set batch.length=8", "128 positions are not more"),
@@ -212,6 +250,8 @@ def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None
         ("extend first.toml -O x --scheme none", "says this itself; drop --output and --scheme"),
         ("extend weights", "a checkpoint needs --to, the new context, and --output"),
         ("extend weights --to 1k -O x --set seed=1", r"is not a recipe \(.toml\); drop --set"),
+        ("extend weights --to 1k -O x --data y", r"is not a recipe \(.toml\); drop --data"),
+        ("extend first.toml --data y", r"--data y: first.toml has no table \[data.corpus\]"),
         ("extend none.toml", "none.toml: no such recipe; .* such as .*toy.toml"),
     ],
 )

@@ -88,7 +88,7 @@ def test_types_are_classes_and_the_later_one_counts(genome: Path, tmp_path: Path
     wanted = np.array(marked(100, (5, 20))) + marked(100, (10, 15))
     assert examples.labels[0].tolist() == wanted.tolist()
     with pytest.raises(
-        UserError, match="several types; choose by --feature-type; its types: CDS 1"
+        UserError, match="several types; choose among them with --feature-type; its types: CDS 1"
     ):
         read_annotated(genome, path, 100)
     with pytest.raises(

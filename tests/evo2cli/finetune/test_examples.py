@@ -89,9 +89,9 @@ def test_a_table_written_back_gives_the_same_examples(
         for i in range(len(examples))
     ]
     for kind in kinds:
-        again, told = read_examples(write(folder / f"back.{kind}", back), task=Task.CLASSIFY)
+        again, explanation = read_examples(write(folder / f"back.{kind}", back), task=Task.CLASSIFY)
         assert same(again, examples)
-        assert told == labels
+        assert explanation == labels
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "parquet"])
@@ -164,7 +164,7 @@ def test_variants_are_pairs_of_windows_of_a_genome(tmp_path: Path) -> None:
             ({"chrom": "9"}, "line 2: the genome has no contig 9"),
             ({"pos": "99"}, "line 2: 1:99 C>t is not a variant of the genome"),
             ({"alt": "<DEL>"}, "line 2: '<' at position 1"),
-            ({"alt": "ACGTACGT"}, "line 2: too long for a window of 6 bases"),
+            ({"alt": "ACGTACGT"}, "line 2: the variant is too long for a window of 6 bases"),
         ):
             wrong = write(tmp_path / "y.tsv", [rows[0] | change])
             with pytest.raises(UserError, match=message):
@@ -194,7 +194,7 @@ def test_labels_of_a_known_model_are_its_own(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", [{"sequence": "AC", "label": "q"}])
     known = Labels(Task.CLASSIFY, ("p", "q"))
     assert read_examples(path, labels=known)[0].labels.tolist() == [1]
-    with pytest.raises(UserError, match="line 2: label 'q' is none of the classes p, r"):
+    with pytest.raises(UserError, match="line 2: label 'q' is not one of the classes p, r"):
         read_examples(path, labels=Labels(Task.CLASSIFY, ("p", "r")))
 
 
@@ -213,12 +213,12 @@ def test_labels_of_a_known_model_are_its_own(tmp_path: Path) -> None:
         ("seq,label,y\n", "has both label and y; choose by --label-cols; its columns"),
         ("chrom,pos,ref,alt,label\n", "ref and alt hold alleles; give the genome"),
         ("seq,label\n", "has no rows"),
-        ("seq,label\nAC,1\n,0\n", "line 3: its sequence is empty"),
+        ("seq,label\nAC,1\n,0\n", "line 3: the sequence is empty"),
         ("seq,label\nMKV,1\n", "line 2: 'V' at position"),
         ("seq,label\nAXC,1\n", "line 2: 'X' at position 2: not a nucleotide letter"),
         ("seq,label\nAC,1\nAC,\n", "line 3: label is empty; give it a value or remove the row"),
-        ("seq\tlabel\nAC\t[0\n", "line 2: label '[0' begins as a list, but cannot be read as one"),
-        ("seq,label,split\nAC,1,trial\n", "line 2: split 'trial' is none of train"),
+        ("seq\tlabel\nAC\t[0\n", "line 2: label '[0' looks like a list, but cannot be parsed"),
+        ("seq,label,split\nAC,1,trial\n", "line 2: split 'trial' is not train"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_in_one_line(

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from safetensors.torch import load_file
 from evo2cli.errors import UserError
 from evo2cli.finetune import frozen
 from evo2cli.finetune.data import Source, read_data
-from evo2cli.finetune.folder import find_tuned, read_facts
+from evo2cli.finetune.folder import FACTS, find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
 from evo2cli.finetune.tasks import SplitBy, Task
 from evo2cli.predict.run import predict_table
-from evo2cli.training import space
+from evo2cli.training import space, state
 from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe_file import read_recipe
@@ -203,6 +204,14 @@ def test_other_ranks_go_on_with_a_run(base: str, tmp_path: Path) -> None:
     assert "was written by 1 x plain with ZeRO 0, now 2 x plain" in said
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, where runs of a single process are kept by their method."""
+    folder = tmp_path_factory.mktemp("ranks")
+    small_table(folder / "x.tsv", "classify", count=100)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
@@ -214,19 +223,22 @@ def test_other_ranks_go_on_with_a_run(base: str, tmp_path: Path) -> None:
     ],
     ids=["data", "context", "zero1", "zero3"],
 )
-def test_two_ranks_are_one(base: str, tmp_path: Path, method: str, settings: list[str]) -> None:
+def test_two_ranks_are_one(
+    place: Path, base: str, tmp_path: Path, method: str, settings: list[str]
+) -> None:
     if method == "full":
         pytest.importorskip("deepspeed")
-    small_table(tmp_path / "x.tsv", "classify", count=100)
     words = f"finetune x.tsv --model {base} --method {method} --device cpu --split random --steps 4"
     command = [*words.split(), "--batch", "8", "--lr", "5e-4", "--validations", "2"]
-    codes, said = World(1, tmp_path, "one-log", [*command, "-O", "one"]).finish()
+    one, two = place / method, tmp_path / "two"
+    if not one.exists():
+        codes, said = World(1, place, method, [*command, "-O", str(one)]).finish()
+        assert not any(codes), said
+    codes, said = World(2, place, "two", [*command, "-O", str(two), *settings]).finish()
     assert not any(codes), said
-    codes, said = World(2, tmp_path, "two-log", [*command, "-O", "two", *settings]).finish()
-    assert not any(codes), said
-    one, two = (json.loads((tmp_path / run / "report.json").read_text()) for run in ("one", "two"))
-    assert two["best"]["value"] == pytest.approx(one["best"]["value"], abs=1e-4)
-    heads = [load_file(tmp_path / run / "final" / "head.safetensors") for run in ("one", "two")]
+    alone, shared = (json.loads((run / "report.json").read_text()) for run in (one, two))
+    assert shared["best"]["value"] == pytest.approx(alone["best"]["value"], abs=1e-4)
+    heads = [load_file(run / "final" / "head.safetensors") for run in (one, two)]
     torch.testing.assert_close(heads[1], heads[0], rtol=1e-3, atol=1e-5)
 
 
@@ -249,7 +261,7 @@ def test_the_best_weights_are_kept_and_a_run_gives_up(tune: Run, tmp_path: Path)
     report = tune(small_table(tmp_path / "x.tsv", "classify"), method="lora", **options)
     assert report["steps"] == 4  # the first, and three that were not better
     assert report["best"]["step"] == 1
-    assert read_facts(find_tuned(tmp_path / "run"))["step"] == 1
+    assert read_facts(find_tuned(tmp_path / "run") / FACTS)["step"] == 1
 
 
 @pytest.mark.slow
@@ -338,13 +350,19 @@ def test_contigs_of_an_annotated_genome_are_held_out(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": SplitBy.RANDOM}, "--split random: contigs .2,3. divide the data; give one"),
-        ({"test": Path("x.tsv")}, "--test x.tsv: contigs .2,3. divide the data; give one"),
+        (
+            {"split": SplitBy.RANDOM},
+            "--split random: the data are already divided by contigs .2,3.",
+        ),
+        ({"test": Path("x.tsv")}, "--test x.tsv: the data are already divided by contigs .2,3."),
         (
             {"valid": Path("x.tsv"), "valid_contigs": None, "test_contigs": None},
-            "--valid x.tsv: --features labels the bases of one FASTA, .*genome.fa; divide it by",
+            "--valid x.tsv: not with --features, .* divide .*genome.fa with",
         ),
-        ({"features": None, "task": Task.LM}, "2: --valid-contigs and .* for lm, give held-out"),
+        (
+            {"features": None, "task": Task.LM},
+            "2: --valid-contigs and .* for --task lm, give held-out",
+        ),
     ],
 )
 def test_a_genome_is_divided_in_one_way(
@@ -361,7 +379,7 @@ def test_a_base_that_was_not_loaded_is_noticed(
     tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frozen, "base_loss", lambda *_: 6.24)
-    with pytest.raises(UserError, match=r"6.24 nats per base is worse than guessing"):
+    with pytest.raises(UserError, match=r"6.24 nats per base is worse than guessing \(1.39\)"):
         tune(small_table(tmp_path / "x.tsv", "classify"))
 
 
@@ -394,3 +412,61 @@ def test_the_best_weights_are_counted_before_a_run_starts(
         space.check_output(again, config, 1)
     (again.output / "best").mkdir(parents=True)
     space.check_output(again, config, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("classify", {"method": "head"}),
+        ("classify", {"method": "lora"}),
+        ("classify", {"method": "head", "layer": "blocks.1.mlp.up", "strand": "both"}),
+        ("tokens", {"method": "head", "layer": "blocks.1.mixer.project_in"}),
+        ("tokens", {"method": "lora"}),
+        ("pairs", {"method": "head", "layer": "best"}),
+    ],
+    ids=["head", "probe", "wide", "bases", "some-bases", "pairs"],
+)
+def test_features_are_counted_before_a_run_starts(
+    tune: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    options: dict[str, Any],
+) -> None:
+    """To the byte, and not again once they are there."""
+    table = small_table(tmp_path / "x.tsv", kind)
+    asked: list[int] = []
+    check = space.check_output
+
+    def note(*given: Any, others: int) -> None:
+        asked.append(others)
+        check(*given, others=others)
+
+    monkeypatch.setattr(state, "check_output", note)
+    tune(table, **options)
+    written = [load_file(file) for file in (tmp_path / "run").glob("features-*.safetensors")]
+    assert asked == [sum(tensor.nbytes for part in written for tensor in part.values())]
+    (tmp_path / "run" / "final").rename(tmp_path / "run" / "best")  # as if it were not finished
+    tune(table, **options)
+    assert asked[1] == 0
+    monkeypatch.setattr(space, "free_bytes", lambda _folder: 0)
+    with pytest.raises(UserError, match=r"the best model and 0.00 GB of features of the base need"):
+        tune(table, output="again", **options)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_disk_takes_checkpoints_and_features(tune: Run, tmp_path: Path, base: str) -> None:
+    """A byte less than both is too little."""
+    tune(small_table(tmp_path / "x.tsv", "classify"), method="head", head="mlp")
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    config = read_checkpoint(base).config
+    needed = disk(recipe, count_sizes(recipe, config), make_setup(recipe, config, 1))
+    weights = load_file(tmp_path / "run" / "final" / "head.safetensors")
+    trained = sum(tensor.nbytes for name, tensor in weights.items() if not name.endswith("_F"))
+    assert needed.best == pytest.approx(trained, rel=0.05)  # classes and biases are not counted
+    again = recipe.model_copy(update={"output": tmp_path / "again"})
+    for spare, fits in ((0, True), (-1, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(space, "free_bytes", lambda _, spare=spare: needed.peak + 1000 + spare)
+            with nullcontext() if fits else pytest.raises(UserError, match="of features of the"):
+                space.check_output(again, config, 1, others=1000)

@@ -74,5 +74,5 @@ def test_several_tables_for_one_part_are_refused(tune: Run, tmp_path: Path) -> N
     tune(fasta(tmp_path / "x.fa", 0), split=None, length=64)
     path = tmp_path / "run" / "recipe.toml"
     recipe = read_recipe(path, ["data.sources=[{path='a.tsv'}, {path='b.tsv'}]"])
-    with pytest.raises(UserError, match=r"a table each, but b.tsv is one more"):
+    with pytest.raises(UserError, match=r"only one table each; join b.tsv"):
         Source.of_recipe(recipe)

@@ -9,7 +9,7 @@ import pytest
 from evo2cli.errors import UserError
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.similarity import cluster, similarities, sketch
-from evo2cli.finetune.splits import Split, folds, split
+from evo2cli.finetune.splits import Split, split
 from evo2cli.finetune.tasks import Labels, SplitBy, Task
 from tests.evo2cli.finetune.dna import draw, mutated, turned
 
@@ -53,7 +53,7 @@ def test_units_are_whole_and_fractions_are_met(examples: Examples, by: SplitBy, 
             for row in rows:
                 parts[names[row]].add(part)
         assert all(len(owners) == 1 for owners in parts.values())
-    assert by in found.told
+    assert by in found.explanation
 
 
 def test_a_cluster_split_never_separates_similar_sequences(examples: Examples) -> None:
@@ -98,24 +98,15 @@ def test_a_column_is_followed_and_a_missing_valid_is_taken_from_train(examples: 
     assert 15 <= len(found.valid) <= 40
     clusters = cluster(examples.entries)
     assert not set(clusters[found.train]) & set(clusters[found.valid])
-    assert "has no valid" in found.told
+    assert "has no validation split" in found.explanation
 
 
 def test_the_usual_split_is_the_safest_that_the_data_has(examples: Examples) -> None:
-    assert "by group" in split(examples, BINARY).told
+    assert "by group" in split(examples, BINARY).explanation
     without = replace(examples, groups=None)
-    assert "by chromosome" in split(without, BINARY).told
+    assert "by chromosome" in split(without, BINARY).explanation
     few = replace(without, chromosomes=["1", "2"] * 150)
-    assert "by cluster" in split(few, BINARY).told
-
-
-@pytest.mark.parametrize("by", [SplitBy.CHROMOSOME, SplitBy.CLUSTER, SplitBy.RANDOM])
-def test_folds_test_each_row_once(examples: Examples, by: SplitBy) -> None:
-    found = folds(examples, BINARY, 5, by=by)
-    for fold in found:
-        check_whole(fold, NUM)
-    assert sorted(np.concatenate([fold.test for fold in found]).tolist()) == list(range(NUM))
-    assert found[0].valid.tolist() == found[1].test.tolist()
+    assert "by cluster" in split(few, BINARY).explanation
 
 
 def test_contigs_are_divided_as_they_are_named(examples: Examples) -> None:
@@ -126,7 +117,7 @@ def test_contigs_are_divided_as_they_are_named(examples: Examples) -> None:
     wanted = [parts.get(name.removeprefix("chr"), "train") for name in examples.chromosomes]
     for part, own in found.parts.items():
         assert own.tolist() == [row for row in range(NUM) if wanted[row] == part]
-    assert found.told == "split by contig: chr3,5 for valid, 4 for test"
+    assert found.explanation == "split by contig: chr3,5 for valid, 4 for test"
     alone = split(examples, BINARY, contigs={"valid": ["1"], "test": []})
     assert (len(alone.valid), len(alone.test)) == (30, 0)
 
@@ -137,7 +128,10 @@ def test_without_valid_contigs_groups_of_train_are_for_validation(examples: Exam
     assert found.test.tolist() == list(range(2, NUM, 10))
     sides = [{examples.groups[row] for row in rows} for rows in (found.train, found.valid)]
     assert not sides[0] & sides[1]
-    assert "it has no valid, so 11% of train are taken by group" in found.told
+    assert (
+        "it has no validation split, so 11% of the training split are used, by group"
+        in found.explanation
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,8 +144,12 @@ def test_without_valid_contigs_groups_of_train_are_for_validation(examples: Exam
             {"valid": ["chr11"]},
             "--valid-contigs chr11: no sequence .* chr0, 1, 2, chr3, 4, ",
         ),
-        ({}, {"valid": ["1"], "test": ["chr1"]}, "--test-contigs chr1: is for valid already"),
-        ({}, {"valid": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]}, "no example is for tr"),
+        ({}, {"valid": ["1"], "test": ["chr1"]}, "--test-contigs chr1: is already used for valid"),
+        (
+            {},
+            {"valid": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]},
+            "the train split is empt",
+        ),
     ],
 )
 def test_contigs_that_cannot_be_divided_are_refused(
@@ -169,10 +167,14 @@ def test_contigs_that_cannot_be_divided_are_refused(
         ({"groups": None}, SplitBy.GROUP, "no column 'group'"),
         ({"groups": ["", "b"] * 150}, SplitBy.GROUP, "no column 'group', or it has empty cells"),
         ({"chromosomes": None}, SplitBy.CHROMOSOME, "no column 'chrom'"),
-        ({"groups": ["a", "b"] * 150}, SplitBy.GROUP, "2 groups .a, b. are too few to fill"),
-        ({"split": ["test"] * NUM}, SplitBy.COLUMN, "no example is for train"),
-        ({"split": ["train"] * 299 + ["valid"]}, SplitBy.COLUMN, "valid has examples of .* only"),
-        ({"labels": np.zeros(NUM, int)}, SplitBy.GROUP, "train has no example of yes"),
+        ({"groups": ["a", "b"] * 150}, SplitBy.GROUP, "2 groups .a, b. are too few for a"),
+        ({"split": ["test"] * NUM}, SplitBy.COLUMN, "the train split is empty"),
+        (
+            {"split": ["train"] * 299 + ["valid"]},
+            SplitBy.COLUMN,
+            "the valid split has only examples of",
+        ),
+        ({"labels": np.zeros(NUM, int)}, SplitBy.GROUP, "the training split has no example of yes"),
     ],
 )
 def test_a_split_that_teaches_nothing_is_refused(
@@ -184,17 +186,13 @@ def test_a_split_that_teaches_nothing_is_refused(
 
 def test_other_tasks_are_checked_too(examples: Examples) -> None:
     constant = replace(examples, labels=np.ones((NUM, 1), np.float32))
-    with pytest.raises(UserError, match="score is 1 in all of train"):
+    with pytest.raises(UserError, match="score is 1 in all training examples"):
         split(constant, Labels(Task.REGRESS, ("score",)))
-    with pytest.raises(UserError, match="train has no example of b"):
+    with pytest.raises(UserError, match="the training split has no example of b"):
         split(replace(examples, labels=np.eye(1, 2).repeat(NUM, 0)), Labels(Task.MULTILABEL, "ab"))
     tokens = replace(examples, labels=[np.array([0, -100])] * NUM)
-    with pytest.raises(UserError, match="train has no example of exon"):
+    with pytest.raises(UserError, match="the training split has no example of exon"):
         split(tokens, Labels(Task.TOKENS, ("none", "exon")))
-    with pytest.raises(UserError, match="a column gives one split"):
-        folds(examples, BINARY, 5, by=SplitBy.COLUMN)
-    with pytest.raises(UserError, match=r"--folds 11: .* 10 chromosomes"):
-        folds(examples, BINARY, 11, by=SplitBy.CHROMOSOME)
 
 
 def test_as_many_units_as_parts_fill_each_part(examples: Examples) -> None:

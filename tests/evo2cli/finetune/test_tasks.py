@@ -3,14 +3,14 @@
 import pytest
 
 from evo2cli.errors import UserError
-from evo2cli.finetune.tasks import Labels, Task, class_name, sort_classes, tell_labels
+from evo2cli.finetune.tasks import Labels, Task, class_name, infer_labels, sort_classes
 
 MANY = [str(value / 7) for value in range(40)]
 
 
 def tell(cells: list[str], lengths: list[int] | None = None, task: Task | None = None) -> Labels:
     rows = [(cell,) for cell in cells]
-    return tell_labels(rows, ["label"], lengths or [600] * len(cells), "row {}".format, task)
+    return infer_labels(rows, ["label"], lengths or [600] * len(cells), "row {}".format, task)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_the_task_is_told_from_the_labels(
 ) -> None:
     found = tell(cells)
     assert (found.task, found.classes) == (task, classes)
-    assert found.told.startswith(task)
+    assert found.explanation.startswith(task)
 
 
 def test_labels_as_long_as_their_sequences_are_tokens() -> None:
@@ -47,7 +47,7 @@ def test_labels_as_long_as_their_sequences_are_tokens() -> None:
 
 
 def test_classes_that_look_like_numbers_say_how_to_read_them_otherwise() -> None:
-    assert "--task" in tell(["0", "1", "2"] * 3).told
+    assert "--task" in tell(["0", "1", "2"] * 3).explanation
     assert tell(["0", "1", "2"] * 3, task=Task.REGRESS).task is Task.REGRESS
     assert tell(MANY, task=Task.CLASSIFY).task is Task.CLASSIFY
     assert tell(["a;b", "b", "."], task=Task.MULTILABEL).classes == ("a", "b")
@@ -55,7 +55,7 @@ def test_classes_that_look_like_numbers_say_how_to_read_them_otherwise() -> None
 
 def test_several_columns_are_flags_or_numbers() -> None:
     def tell_columns(rows: list[tuple[str, str]], task: Task | None = None) -> Labels:
-        return tell_labels(rows, ["x", "y"], [9] * len(rows), "row {}".format, task)
+        return infer_labels(rows, ["x", "y"], [9] * len(rows), "row {}".format, task)
 
     assert tell_columns([("0", "1"), ("1", "1")]).task is Task.MULTILABEL
     assert tell_columns([("0", "1"), ("1", "1")], Task.REGRESS).task is Task.REGRESS
@@ -65,7 +65,7 @@ def test_several_columns_are_flags_or_numbers() -> None:
         tell_columns([("0", "1"), ("1", "much")])
     with pytest.raises(UserError, match="classify takes one column of labels, not x, y"):
         tell_columns([("0", "1")], Task.CLASSIFY)
-    with pytest.raises(UserError, match="must hold 0 and 1 only"):
+    with pytest.raises(UserError, match="may contain only 0 and 1"):
         tell_columns([("0", "2")], Task.MULTILABEL)
 
 
@@ -74,7 +74,7 @@ def test_several_columns_are_flags_or_numbers() -> None:
     [
         (["a"] * 4, None, "label: all labels are 'a'"),
         (["1"] * 4, None, "label: all labels are '1'"),
-        ([*MANY, "NA"], None, "row 40: label 'NA' is not a number, as most are"),
+        ([*MANY, "NA"], None, "row 40: label 'NA' is not a number, but most labels are"),
         ([*MANY, "nan"], Task.REGRESS, "row 40: label 'nan' is not a finite number"),
         (
             [f"id{row}" for row in range(9)],

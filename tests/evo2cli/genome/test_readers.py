@@ -90,7 +90,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=250, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("name", READERS)
 def test_any_bytes_are_records_or_one_line(

@@ -117,7 +117,16 @@ def test_a_stale_bgzip_index_is_noticed(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     "index",
-    ["", "a\n", "a\tx\t3\t5\t6\n", "a\t9\t3\t0\t0\n", "a\t-1\t3\t5\t6\n", "a\t5\t3\t6\t5\n"],
+    [
+        "",
+        "a\n",
+        "a\tx\t3\t5\t6\n",
+        "a\t9\t3\t0\t0\n",
+        "a\t-1\t3\t5\t6\n",
+        "a\t5\t3\t6\t5\n",
+        "a\t6\t3\t5\t60\n",  # its last base is beyond the end of the file
+        "a\t60\t3\t5\t6\n",
+    ],
 )
 def test_a_senseless_index_is_replaced(tmp_path: Path, index: str) -> None:
     (tmp_path / "g.fa").write_bytes(b">a\nACGTA\nC\n")

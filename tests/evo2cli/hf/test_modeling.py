@@ -1,6 +1,7 @@
 """The classes of transformers have our model's numbers: padded, cached, generated, saved."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from evo2cli.hf import (
     Evo2ForTokenClassification,
     Evo2Model,
     Evo2Tokenizer,
+    modeling,
 )
 from stripedhyena2 import ModelConfig, StripedHyena2, load
 
@@ -404,3 +406,48 @@ def test_what_would_change_results_is_refused(causal: Evo2ForCausalLM) -> None:
         causal.generate(ids.repeat(2, 1), attention_mask=mask, max_new_tokens=2)
     with pytest.raises(ValueError, match="assisted generation is not supported"):
         causal.generate(ids, assistant_model=causal, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("kind", [Evo2ForCausalLM, Evo2ForTokenClassification, Evo2Model])
+def test_ids_outside_the_vocabulary_are_one_line(
+    kind: type, tiny_config: ModelConfig, tiny_model: StripedHyena2
+) -> None:
+    model = head(kind, tiny_config, tiny_model)
+    for value in (-1, 512, 10**12):
+        ids = ids_of("ACGTACGT").repeat(2, 1)
+        ids[1, 5] = value
+        message = rf"^token id {value} at \[1, 5\]: must be from 0 to 511$"
+        for values in ({}, {"attention_mask": torch.ones_like(ids)}):
+            with pytest.raises(ValueError, match=message):
+                model(ids, **values)
+    with pytest.raises(ValueError, match=r"ids are torch.int64 of the shape \(8,\)"):
+        model(ids[0])
+
+
+def test_labels_out_of_range_are_one_line(
+    causal: Evo2ForCausalLM, tiny_config: ModelConfig, tiny_model: StripedHyena2
+) -> None:
+    ids = ids_of("ACGT")
+    labels = torch.tensor([[-100, 67, 512, 84]])
+    with pytest.raises(ValueError, match=r"label 512 at \[0, 2\]: must be from 0 to 511, or -100"):
+        causal(ids, labels=labels)
+    tokens = head(Evo2ForTokenClassification, tiny_config, tiny_model, num_labels=3)
+    with pytest.raises(ValueError, match=r"label 3 at \[0, 1\]: must be from 0 to 2, or -100"):
+        tokens(ids, labels=torch.tensor([[-100, 3, 0, 1]]))
+    whole = head(Evo2ForSequenceClassification, tiny_config, tiny_model, num_labels=3)
+    with pytest.raises(ValueError, match=r"label -1 at \[0\]: must be from 0 to 2, or -100"):
+        whole(ids, labels=torch.tensor([-1]))
+    assert torch.isfinite(whole(ids, labels=torch.tensor([2])).loss)
+
+
+def test_a_step_of_training_does_not_wait_for_the_gpu(
+    causal: Evo2ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids on a GPU are read back in evaluation, or where a mask is read in any case."""
+    read: list[bool] = []
+    monkeypatch.setattr(modeling, "check_range", lambda *_, **__: read.append(True))
+    on_gpu = SimpleNamespace(is_cuda=True)
+    for training, mask, is_read in ((True, None, 0), (False, None, 1), (True, ids_of("A"), 1)):
+        read.clear()
+        causal.train(training)._check(on_gpu, 512, "token id", mask)
+        assert len(read) == is_read

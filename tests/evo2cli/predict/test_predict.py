@@ -166,11 +166,11 @@ def test_tiles_cover_every_base_once(length: int, window: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        ("classify", ["x.fa", "-O", "x.bw"], "a track has a value for each base"),
+        ("classify", ["x.fa", "-O", "x.bw"], "a track needs a value for each base"),
         ("classify", ["x.vcf"], "give the genome of the variants"),
         ("classify", ["x.bed"], "give the genome of these regions"),
         ("tokens", ["x.vcf", "-R", "x.fa"], "no prediction for a variant"),
-        ("tokens", ["x.fa", "-O", "x.bedgraph", "--class", "7"], "--class 7: is none of 0, 1"),
+        ("tokens", ["x.fa", "-O", "x.bedgraph", "--class", "7"], "--class 7: must be one of 0, 1"),
         ("pairs", ["x.fa"], "trained on pairs"),
         ("classify", ["x.fa", "-O", "x.docx"], "needs one of the suffixes"),
     ],
@@ -197,7 +197,7 @@ def test_what_cannot_be_predicted_is_said(
 def test_a_folder_without_a_run_is_said(tmp_path: Path, command_line: Command) -> None:
     code, _, err = command_line("predict", str(tmp_path), "x.fa")
     assert code == 2
-    assert "is not the folder of a run of evo2 finetune" in err
+    assert "is not a folder written by evo2 finetune" in err
 
 
 def test_another_base_is_refused(

@@ -2,9 +2,7 @@
 
 import gzip
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from evo2cli.saturate.plot import Site, draw_saturation
 from evo2cli.saturate.run import saturate
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
+from tests.ranks import World
 
 HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 GENOME = "ACGTTGCAACGNTTAGCCATAGGCTTACGATC" * 3
@@ -131,17 +130,12 @@ def test_a_killed_run_over_a_bed_file_resumes_to_the_same_bytes(
     saturate(SaturateOptions(**words))
     whole = output.read_bytes()
     output.unlink()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evo2cli", "saturate", *arguments],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
+    killed = World(1, genome.parent, "killed", ["saturate", *arguments])
     journal = output.with_name(f"{output.name}.journal")
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 2000):
+    while killed.is_running and not (journal.exists() and journal.stat().st_size > 2000):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed.signal(signal.SIGKILL)
+    killed.finish()
     saturate(SaturateOptions(**words))
     assert output.read_bytes() == whole
     assert not journal.exists()
@@ -164,8 +158,8 @@ def test_a_figure_of_any_length_is_drawn(tmp_path: Path, length: int) -> None:
     ("changes", "message"),
     [
         ({"regions": ("chr1",)}, "chr1: write a region as chr:from-to"),
-        ({"regions": ()}, "name regions, or a BED file by --bed"),
-        ({"bed": Path("x.bed")}, "name regions, or a BED file by --bed, not both"),
+        ({"regions": ()}, "give regions, or a BED file with --bed"),
+        ({"bed": Path("x.bed")}, "give regions, or a BED file with --bed, not both"),
         ({"score": "ref", "plot": Path("x.png")}, "--plot needs EVO2_DELTA, which --score ref"),
         ({"plot": Path("x.gif")}, "--plot x.gif: needs the suffix .png or .pdf or .svg"),
     ],

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +24,28 @@ def write_fasta(path: Path, *lengths: int) -> Path:
     return path
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "evo2cli", "score", *words, "--device", "cpu", "--dtype", "fp64"],
+@pytest.mark.slow
+@pytest.mark.parametrize(("tag", "num_scored"), [((), 4), (("--tag", "d__Bacteria"), 5)])
+def test_shared_is_alone(
+    tmp_path: Path,
+    command_line: Callable[..., tuple[int, str, str]],
+    tag: tuple[str, ...],
+    num_scored: int,
+) -> None:
+    fasta = write_fasta(tmp_path / "x.fa", 3, 4, 7, 1501, 1)
+    words = ["score", str(fasta), "--device", "cpu", "--dtype", "fp64", "--strand", "both", *tag]
+    _, alone, _ = command_line(*words)
+    shared = subprocess.run(
+        [sys.executable, "-m", "evo2cli", *words, "--context-parallel", "2"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("tag", "num_scored"), [((), 4), (("--tag", "d__Bacteria"), 5)])
-def test_shared_is_alone(tmp_path: Path, tag: tuple[str, ...], num_scored: int) -> None:
-    fasta = write_fasta(tmp_path / "x.fa", 3, 4, 7, 1501, 1)
-    alone = run(str(fasta), "--strand", "both", *tag)
-    shared = run(str(fasta), "--strand", "both", *tag, "--context-parallel", "2")
     assert shared.returncode == 0, shared.stderr
     assert f"{num_scored} of 5 records scored" in shared.stderr
     rows, expected = (
-        [line.split("\t") for line in text.splitlines()] for text in (shared.stdout, alone.stdout)
+        [line.split("\t") for line in text.splitlines()] for text in (shared.stdout, alone)
     )
     assert [row[:2] for row in rows] == [row[:2] for row in expected]
     assert len(rows) == 6

@@ -98,8 +98,8 @@ def test_an_allele_without_a_score_has_no_features(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"features": "llr,x"}, "--features llr,x: must be of llr, absllr, embedding"),
-        ({"features": "llr", "pool": "center:4"}, "are of --features embedding"),
+        ({"features": "llr,x"}, "must be a comma-separated list of llr, absllr, embedding"),
+        ({"features": "llr", "pool": "center:4"}, "need --features embedding"),
         ({"features": "embedding", "pool": "center:0"}, "W must be at least 1"),
         ({"features": "embedding", "pool": "middle"}, "must be whole, or center:W"),
     ],

@@ -104,7 +104,7 @@ def test_words_are_variants_unless_they_name_a_file(vcf, tmp_path, monkeypatch):
     assert holds_variants(words.inputs)
     assert [str(r) for r in read_variants(words).records] == ["chr1:5 A>C", "chr1:9 G>T"]
     assert not read_variants(words).is_vcf
-    with pytest.raises(UserError, match="only one file at a time"):
+    with pytest.raises(UserError, match="only one file can be scored at a time"):
         holds_variants((*vcf.inputs, "chr1:9:G>T"))
     with pytest.raises(UserError, match="neither a file nor a variant"):
         list(read_variants(replace(words, inputs=("chr1-5-A-C", "none.vcf"))).records)

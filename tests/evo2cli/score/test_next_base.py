@@ -118,8 +118,8 @@ def test_what_has_no_next_base_says_so(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score": "next-base", "after": 3}, "reads nothing after the base"),
-        ({"windows": "anchored", "after": 3}, "have their own ends"),
+        ({"score": "next-base", "after": 3}, "reads only the bases before the variant"),
+        ({"windows": "anchored", "after": 3}, "--windows anchored, which says where windows end"),
         ({"window": 10, "after": 9}, "leaves no base before the variant"),
         ({"after": -1}, "must be at least 0"),
     ],

@@ -3,10 +3,7 @@
 import io
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -25,6 +22,7 @@ from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, save
 from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.streaming import MIN_CHUNK, Streaming
+from tests.ranks import World
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 VCF_HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
@@ -260,7 +258,7 @@ def test_positions_that_are_all_off_by_one_are_said_to_be(tmp_path, checkpoint, 
         with pytest.raises(TooManySkippedError):
             run(source, checkpoint, **asked)
         told = capsys.readouterr().err
-        assert f"REF of every record fits the reference one base to the {side}" in told
+        assert f"REF of every record matches the reference one base to the {side}" in told
         assert way_out in told
         assert "BUILD" not in told
     found = rows(run(table, checkpoint, shift=by, **asked))
@@ -543,18 +541,17 @@ def test_a_score_that_is_no_number_names_the_record_and_the_layer(phix, model, t
 def test_kill_9_leaves_no_half_output_and_the_rerun_gives_the_same_bytes(phix, checkpoint):
     whole = run(phix, checkpoint, ".vcf").read_bytes()
     output = phix.with_name("killed.vcf")
-    code = "import sys, typer; from evo2cli.commands.score import score; typer.run(score)"
-    command = [sys.executable, "-c", code, str(phix), "--model", checkpoint, "-O", str(output)]
+    command = ["score", str(phix), "--model", checkpoint, "-O", str(output)]
     command += ["--strand", "fwd", "--score", "all"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    killed = World(1, phix.parent, "killed", command)
     journal = output.with_name(f"{output.name}.journal")
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 2000):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == 0 or not output.exists()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    while killed.is_running and not (journal.exists() and journal.stat().st_size > 2000):
+        time.sleep(0.002)
+    killed.signal(signal.SIGKILL)
+    [code], _ = killed.finish()
+    assert code == 0 or not output.exists()
+    codes, said = World(1, phix.parent, "again", command).finish()
+    assert codes == [0], said
     assert output.read_bytes() == whole
     assert not journal.exists()
 

@@ -1,18 +1,25 @@
 """One engine for many requests: nobody notices the others, and what fails harms nobody else."""
 
+import asyncio
+import json
 import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
 
+from evo2cli.generate.options import GenerateOptions
+from evo2cli.generate.run import generate
 from evo2cli.serve import engine as engines
 from evo2cli.serve import own
+from evo2cli.serve.app import make_app
+from evo2cli.serve.options import ServeOptions
 from stripedhyena2 import scoring
 from tests.evo2cli.serve.conftest import GENOME, Serving, serving, wait_until
 
@@ -82,6 +89,38 @@ def test_together_is_alone(server: Serving) -> None:
     assert together == alone
 
 
+def test_sequences_in_any_company_are_those_of_the_command(server: Serving, tmp_path: Path) -> None:
+    """In every digit, with as many rows: each with a sampler of its own, beside all other work."""
+    draw = random.Random(5)  # noqa: S311 - not for cryptography
+    tuned: list[dict[str, Any]] = [
+        {
+            "tokens": draw.randrange(20, 40),
+            "num_samples": 4,
+            "seed": seed,
+            "temperature": draw.choice([0.0, 0.6, 1.0, 1.4]),
+            "top_k": draw.choice([0, 1, 2, 3, 4, 100]),
+            "top_p": draw.choice([0.3, 0.8, 1.0]),
+        }
+        for seed in range(6)
+    ]
+    expected = []
+    for given in tuned:
+        output = tmp_path / f"{given['seed']}.jsonl"
+        options = {"json": True, "device": "cpu", "output": output, "batch_size": 4}
+        generate(GenerateOptions(prompt=("ACGTTGCA",), **options, **given))
+        expected.append([json.loads(line) for line in output.read_text().splitlines()])
+
+    def sequences(given: dict[str, Any]) -> Any:
+        return server.post("/v1/generate", prompt="ACGTTGCA", **given)["sequences"]
+
+    with ThreadPoolExecutor(16) as pool:
+        others = [pool.submit(asked, server.client, *job) for job in requests(14)]
+        found = list(pool.map(sequences, tuned))
+        for other in others:
+            other.result()
+    assert found == expected
+
+
 def test_a_late_request_joins_and_leaves_before_an_early_one(server: Serving) -> None:
     with ThreadPoolExecutor(1) as pool:
         early = pool.submit(server.post, GENERATE, **LONG)
@@ -110,6 +149,31 @@ def test_who_hangs_up_frees_the_row(server: Serving, stream: bool) -> None:
     wait_until(lambda: server.engine.num_jobs == 0)
     assert server.engine.num_growing == 0
     assert server.engine.counts.ended == before | {"abandoned": before["abandoned"] + 1}
+
+
+def test_who_hangs_up_before_a_stream_begins_frees_the_rows(server: Serving) -> None:
+    body = {"model": "nano", "prompt": "A", "max_tokens": 590, "stream": True, "n": 9}
+    messages = [{"type": "http.request", "body": json.dumps(body).encode()}]
+    before = server.engine.counts.ended["abandoned"]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(_message: object) -> None:
+        await asyncio.sleep(1e-3)  # a connection that is slow
+
+    scope = {
+        "type": "http",
+        "asgi": {"spec_version": "2.3"},
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+    }
+    app = make_app(ServeOptions(), server.engine, "nano")
+    asyncio.run(app(scope, receive, send))
+    wait_until(lambda: server.engine.num_jobs == 0)
+    assert server.engine.counts.ended["abandoned"] == before + 1
 
 
 def test_too_many_are_told_to_come_back() -> None:

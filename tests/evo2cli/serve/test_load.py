@@ -1,19 +1,11 @@
 """The command under load: every answer is that of the other commands, and nothing is left over."""
 
-import itertools
-import json
 import random
-import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +18,11 @@ from evo2cli.track.run import Section, section_values
 from stripedhyena2 import load
 from stripedhyena2.layers import default_layer
 from tests.evo2cli.serve.conftest import GENOME, is_ready, wait_until
+from tests.evo2cli.serve.load import Job, Load, metric, resident, wait_until_idle
+from tests.ranks import free_port
 
-NUM_CLIENTS, NUM_DISTURBERS = 6, 3
-SECONDS = 10  # of load, before and after the restart
+SECONDS = 10  # of load after the restart, twice
 SPARE = 64 * 2**20  # bytes by which the memory may differ; of bodies that leaked it would be more
-
-
-@dataclass(frozen=True)
-class Job:
-    """A request, and what the other commands say.
-
-    Attributes:
-        path: Its path.
-        body: Its JSON.
-        read: What is compared, from the JSON of the answer.
-        expected: What it must be.
-    """
-
-    path: str
-    body: dict[str, Any]
-    read: Callable[[Any], Any]
-    expected: Any
 
 
 def jobs(genome: Path) -> list[Job]:
@@ -106,115 +82,6 @@ def jobs(genome: Path) -> list[Job]:
     return found
 
 
-def is_answered(client: httpx.Client, job: Job) -> bool:
-    """Whether a job is answered, and rightly; not if the server is full, ends, or is away."""
-    headers = {"Accept": "application/json, text/event-stream"}
-    try:
-        answer = client.post(job.path, json=job.body, headers=headers)
-    except httpx.TransportError:
-        return False
-    if answer.status_code in (429, 503):
-        assert answer.headers["retry-after"]
-        return False
-    assert answer.status_code == 200, answer.text
-    text = answer.text
-    if answer.headers["content-type"].startswith("text/event-stream"):
-        text = text.partition("data: ")[2]
-    found = json.loads(text)
-    if job.path == "/mcp" and found["result"]["isError"]:
-        [content] = found["result"]["content"]
-        assert re.search("shutting down|are being served", content["text"]), content
-        return False
-    assert job.read(found) == job.expected, job
-    return True
-
-
-class Load:
-    """Clients that ask at the same time as others that hang up, send garbage or too much."""
-
-    def __init__(self, url: str, work: list[Job]) -> None:
-        self.answered: Counter[int] = Counter()
-        self.problems: list[BaseException] = []
-        self.url, self._work = url, work
-        self._stop = threading.Event()
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """The load lasts as long as the block."""
-        threads = [
-            threading.Thread(target=self._guarded, args=[kind, number])
-            for kind, count in ((self._ask, NUM_CLIENTS), (self._disturb, NUM_DISTURBERS))
-            for number in range(count)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self.stop()
-            for thread in threads:
-                thread.join()
-
-    def stop(self) -> None:
-        """No more requests are sent."""
-        self._stop.set()
-
-    def wait(self) -> None:
-        """Until some time has gone by and every job has been answered."""
-        self.answered.clear()
-        earliest = time.monotonic() + SECONDS
-        wait_until(
-            lambda: (
-                bool(self.problems)
-                or (time.monotonic() > earliest and len(self.answered) == len(self._work))
-            ),
-            seconds=600,
-        )
-        assert self.problems == []
-
-    def _guarded(self, work: Callable[[int], None], number: int) -> None:
-        try:
-            work(number)
-        except BaseException as error:
-            self.problems.append(error)
-
-    def _ask(self, number: int) -> None:
-        order = list(range(len(self._work)))
-        random.Random(number).shuffle(order)  # noqa: S311 - not for cryptography
-        with httpx.Client(base_url=self.url, timeout=300) as client:
-            for index in itertools.cycle(order):
-                if self._stop.is_set():
-                    return
-                if is_answered(client, self._work[index]):
-                    self.answered[index] += 1
-                else:
-                    time.sleep(0.1)
-
-    def _disturb(self, number: int) -> None:
-        draw = random.Random(number)  # noqa: S311 - not for cryptography
-        long = {"sequence": "ACGT", "num_tokens": 500}
-        call = {"name": "generate_sequence", "arguments": {"prompt": "A", "n_tokens": 500}}
-        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
-        accept = {"Accept": "application/json, text/event-stream"}
-        with httpx.Client(base_url=self.url, timeout=0.2) as client:
-            kinds: list[Callable[[], httpx.Response]] = [
-                lambda: client.post("/biology/arc/evo2/generate", json=long),
-                lambda: client.post("/mcp", json=message, headers=accept),
-                lambda: client.post("/v1/score", content=draw.randbytes(1000)),
-                lambda: client.post("/mcp", content=draw.randbytes(1000), headers=accept),
-                lambda: client.post("/v1/score", json={"sequences": ["A" * (2**22 - 100)]}),
-                lambda: client.post("/v1/score", json={"sequences": ["A" * 2**22]}),
-            ]
-            while not self._stop.is_set():
-                try:
-                    answer = draw.choice(kinds)()
-                    assert answer.status_code in (200, 400, 413, 422, 429, 503), answer.text
-                    assert "Traceback" not in answer.text
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.1)
-
-
 @contextmanager
 def command(port: int, genome: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command, once it is ready."""
@@ -233,41 +100,31 @@ def command(port: int, genome: Path, log: Path) -> Iterator[subprocess.Popen[byt
             process.kill()
 
 
-def resident(process: subprocess.Popen[bytes]) -> int:
-    """Bytes of memory that a process holds."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 def test_under_load_no_answer_is_wrong_and_nothing_leaks(genome: Path, tmp_path: Path) -> None:
     work = jobs(genome)
     log = tmp_path / "log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    loaded = Load(f"http://127.0.0.1:{port}", work)
+    port = free_port()
+    loaded = Load(
+        f"http://127.0.0.1:{port}", work, num_clients=6, num_disturbers=3, long_tokens=500
+    )
     with loaded.running():
         with command(port, genome, log) as process:
-            loaded.wait()
+            loaded.wait(0)  # until every job has been answered
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 0
         with command(port, genome, log) as process:
-            loaded.wait()
-            before = resident(process)
-            loaded.wait()
+            loaded.wait(SECONDS)
+            before = resident(process.pid)
+            loaded.wait(SECONDS)
             loaded.stop()
-            with httpx.Client(base_url=loaded.url) as client:
-                wait_until(lambda: "\nevo2_jobs 0\n" in client.get("/metrics").text)
-                counts = client.get("/metrics").text
-            assert "\nevo2_rows_growing 0\n" in counts
+            counts = wait_until_idle(f"http://127.0.0.1:{port}")
+            assert metric(counts, "rows_growing") == 0
             # Some of those who hung up had been accepted.
-            abandoned = re.search(r'jobs_total{how="abandoned"} (\d+)', counts)
-            assert abandoned is not None
-            assert float(abandoned[1]) > 0
-            assert resident(process) < before + SPARE
+            assert metric(counts, 'jobs_total{how="abandoned"}') > 0
+            assert resident(process.pid) < before + SPARE
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 0
+    assert loaded.problems == []
     assert "Traceback" not in log.read_text()

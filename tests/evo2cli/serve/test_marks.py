@@ -1,7 +1,6 @@
 """Noise and percentiles of the server are those of the command, for default windows alone."""
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from evo2cli.score.strata import random_snvs
 from evo2cli.serve.options import ServeOptions
 from evo2cli.serve.own import ROW_FIELDS, Marks
 from tests.evo2cli.serve.conftest import Serving, serving
+from tests.ranks import free_port
 
 VARIANTS = ["chr1-40-C-G", "chr1-90-A-T", "chr1-7-A-C"]  # the last one is no REF of the genome
 
@@ -108,8 +108,7 @@ def test_a_file_without_genes_ends_the_server(
 ) -> None:
     path = tmp_path / "x.gff3"
     path.write_text("##gff-version 3\n" + text)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     words = ("--port", str(port), "-R", str(genome), "--gff", str(path))
     code, _, said = command_line("serve", *words)
     assert code == 2

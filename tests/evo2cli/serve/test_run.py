@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.evo2cli.serve.conftest import is_ready, wait_until
+from tests.ranks import free_port
 
 CommandLine = Callable[..., tuple[int, str, str]]
 
@@ -19,8 +20,7 @@ CommandLine = Callable[..., tuple[int, str, str]]
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "evo2cli", "serve", "--port", str(port), "--max-bases", "300"]
     with (

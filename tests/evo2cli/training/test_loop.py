@@ -263,6 +263,12 @@ def test_without_validation_data_there_is_no_number(tmp_path: Path) -> None:
     assert trainer.run().valid_bits is None
 
 
+def test_no_step_reads_its_ids_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are bytes; on a GPU the answer would wait for the work before."""
+    monkeypatch.setattr("stripedhyena2.model.check_range", None)
+    make_trainer(make_recipe(tmp_path / "run")).run()
+
+
 def test_a_repeat_is_learned(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path / "run", optimizer={"steps": 60}, checkpoint={"every": 60})
     trainer = make_trainer(recipe, np.frombuffer(b"ACGGTTA" * 300, np.uint8))

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from stripedhyena2 import ModelConfig, StripedHyena2
-from stripedhyena2.float8.training import Float8Linear, use_float8
+from stripedhyena2.float8.training import Float8GatedMLP, Float8Linear, use_float8
+from stripedhyena2.model import GatedMLP
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = ModelConfig(
@@ -44,6 +45,40 @@ def test_a_layer_and_its_gradients(rows: int, *, bias: bool) -> None:
         torch.testing.assert_close(narrow[3], wide[3])
 
 
+@pytest.mark.parametrize("gelu", [False, True], ids=["bilinear", "gelu"])
+def test_an_mlp_that_rounds_its_input_once_has_the_same_bits(*, gelu: bool) -> None:
+    torch.manual_seed(0)
+    mlp = GatedMLP(SHAPE, gelu=gelu).to(DEVICE, torch.bfloat16)
+    x = torch.randn(2, 37, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.randn_like(x)
+    for linear in (mlp.gate, mlp.up, mlp.down):
+        linear.__class__ = Float8Linear
+    results = []
+    for kind in (GatedMLP, Float8GatedMLP):
+        mlp.__class__ = kind
+        y = mlp(x)
+        results.append([y, *torch.autograd.grad(y, [x, *mlp.parameters()], dy)])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_frozen_weights_and_inputs_get_no_gradients() -> None:
+    torch.manual_seed(0)
+    mlp = GatedMLP(SHAPE, gelu=False).to(DEVICE, torch.bfloat16)
+    whole = torch.randn(2, 37, 64, device=DEVICE, dtype=torch.bfloat16)
+    for linear in (mlp.gate, mlp.up, mlp.down):
+        linear.__class__ = Float8Linear
+    mlp.__class__ = Float8GatedMLP
+    x = whole.clone().requires_grad_()
+    exact = torch.autograd.grad(mlp(x).square().sum(), [x, *mlp.parameters()])
+    mlp.gate.weight.requires_grad_(False)
+    found = torch.autograd.grad(mlp(whole).square().sum(), [mlp.up.weight, mlp.down.weight])
+    assert all(torch.equal(one, other) for one, other in zip(found, exact[2:], strict=True))
+    mlp.requires_grad_(False)
+    (dx,) = torch.autograd.grad(mlp(x).square().sum(), [x])
+    assert torch.equal(dx, exact[0])
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the compiler itself
 def test_a_compiled_layer_is_the_layer() -> None:
@@ -72,7 +107,9 @@ def test_a_model_trains_in_fp8_under_autocast() -> None:
             use_float8(model)
             kinds = [type(module) for module in model.blocks.modules()]
             assert kinds.count(Float8Linear) == 5 * SHAPE.depth
+            assert kinds.count(Float8GatedMLP) == SHAPE.depth
             assert nn.Linear not in kinds
+            assert GatedMLP not in kinds
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         losses = []

@@ -3,8 +3,11 @@
 The model runs on fake tensors, with the GPU's fused operators by their shapes: nothing is computed.
 """
 
+import re
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from evo2cli.training.plan.activations import Dtypes, activations
+from evo2cli.training.plan.calibration import GIB, SHARED
 from evo2cli.training.plan.memory import Setup, memory_per_gpu, sizes
 from evo2cli.training.plan.step_time import elementwise_bytes
 from hyenakernels.attention import op as attention
@@ -25,8 +29,11 @@ from hyenakernels.fir import op as fir
 from hyenakernels.modal import op as modal
 from hyenakernels.norm import op as norm
 from stripedhyena2 import ModelConfig, StripedHyena2
+from stripedhyena2.checkpoint.published import published_config
+from stripedhyena2.model import MLP_TOKENS
 from stripedhyena2.operators.attention import ROTARY_BACKWARD, ROTARY_FORWARD
 
+BENCHMARKS = Path(__file__).parents[4] / "tests" / "benchmarks"
 BATCH, LENGTH = 16, 2048
 TOKENS = BATCH * LENGTH
 AUTOCAST, NARROW, WIDE = Dtypes(2, 4), Dtypes(2, 2), Dtypes(4, 4)
@@ -100,6 +107,7 @@ def kept_and_peak(config: ModelConfig, dtypes: Dtypes, checkpointing: int) -> tu
     with Storages() as storages:
         model = make_model(config, dtypes).train()
         model.activation_checkpointing = checkpointing
+        model.checks_ids = False  # which have no values
         parameters = storages.now
         ids = torch.zeros(BATCH, LENGTH, dtype=torch.long)
         with autocast(dtypes):
@@ -143,6 +151,77 @@ def test_the_peak_of_the_plain_engine(dtypes: Dtypes, checkpointing: int) -> Non
     predicted = memory_per_gpu(config, counts, setup)
     measured = kept_and_peak(config, dtypes, checkpointing)[2]
     assert predicted.allocated - predicted.optimizer == pytest.approx(measured, rel=0.03)
+
+
+CHUNKS = [(1, 0), (4, 0), (2, 1), (8, 1), (16, 1), (4, 3)]
+
+
+@pytest.mark.parametrize(("chunks", "checkpointing"), CHUNKS)
+@pytest.mark.parametrize("dtypes", [AUTOCAST, NARROW], ids=["autocast", "bf16"])
+@pytest.mark.parametrize("stripes", ["SMLSML", "AAAAAA"])
+def test_an_mlp_in_chunks_keeps_a_chunk(
+    stripes: str, dtypes: Dtypes, chunks: int, checkpointing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of windows longer than `MLP_TOKENS`, whose peak is counted tensor by tensor."""
+    monkeypatch.setattr("stripedhyena2.model.MLP_TOKENS", LENGTH // chunks)
+    config = shape(stripes)
+    parameters, kept, peak = kept_and_peak(config, dtypes, checkpointing)
+    planned = activations(
+        config,
+        dtypes,
+        tokens=TOKENS,
+        checkpointing=checkpointing,
+        mlp_tokens=TOKENS // chunks,
+    )
+    copies = (0 if checkpointing else 1) * parameters / 2 if dtypes.is_autocast else 0
+    assert max(planned.at_loss, planned.in_blocks) == pytest.approx(
+        peak - parameters - copies, rel=0.05
+    )
+    assert kept - parameters - copies < planned.at_loss
+
+
+def test_a_run_takes_its_mlp_in_chunks_of_each_window() -> None:
+    usual = Setup(
+        gpus=4,
+        zero=3,
+        length=4 * MLP_TOKENS,
+        micro=2,
+        accumulation=1,
+        checkpointing=1,
+        compute="bf16",
+    )
+    for context, tokens, together in ((1, 8, 2), (2, 4, 2), (4, 2, 2), (8, 1, 1)):
+        setup = replace(usual, context=context)
+        assert (setup.tokens, setup.mlp_tokens) == (tokens * MLP_TOKENS, together * MLP_TOKENS)
+    counts = sizes(shape("SMLA"))
+    whole, shared = (
+        memory_per_gpu(shape("SMLA"), counts, replace(usual, context=context, length=length))
+        for context, length in ((1, MLP_TOKENS), (4, 4 * MLP_TOKENS))
+    )
+    more = shared.activations - whole.activations
+    assert more == 2 * MLP_TOKENS * SHARED * 2 * shape("SMLA").width
+
+
+# Peaks of 8 blocks of 7B with whole bf16 weights, each recomputed: GPUs, positions and GiB.
+MEASURED = [(1, 131_072, 33.0), (2, 131_072, 18.7), (2, 1_048_576, 91.2)]
+
+
+@pytest.mark.parametrize(("gpus", "length", "gib"), MEASURED)
+def test_memory_that_was_measured_is_counted(gpus: int, length: int, gib: float) -> None:
+    rows = (BENCHMARKS / "results" / "parallel.md").read_text()
+    assert re.search(rf"forward \+ backward \| {length:,} \| {gpus} \| [\d.]+ \| {gib} ", rows)
+    base = published_config("evo2_7b_base")
+    config = replace(base, stripes=base.stripes[:8], context=length)
+    planned = activations(
+        config,
+        NARROW,
+        tokens=length // gpus,
+        checkpointing=1,
+        mlp_tokens=MLP_TOKENS,
+        shared=gpus > 1,
+    )
+    counted = 2 * sizes(config).all + max(planned.at_loss, planned.in_blocks)
+    assert counted / GIB == pytest.approx(gib, rel=0.03)
 
 
 class Traffic(TorchDispatchMode):

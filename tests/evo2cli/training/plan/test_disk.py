@@ -1,8 +1,6 @@
 """A checkpoint on disk is as large as planned, whichever engine writes it."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.plan.memory import Setup, Sizes
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_recipe, read_shape
+from tests.ranks import World
 
 SIZES = Sizes(all=1100, folded=1000, block=500, products=900, largest=300)
 RECIPE = """
@@ -65,8 +64,9 @@ def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path, settings: tuple[str
     file = tmp_path / "recipe.toml"
     file.write_text(RECIPE)
     changes = [argument for setting in settings for argument in ("--set", setting)]
-    command = [sys.executable, "-m", "evo2cli", "train", file.name, "--device", "cpu", *changes]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    command = ["train", file.name, "--device", "cpu", *changes]
+    codes, said = World(1, tmp_path, "log", command).finish()
+    assert codes == [0], said
     (folder,) = (tmp_path / "run").glob("step-*2")
     written = sum(part.stat().st_size for part in folder.rglob("*") if part.suffix != ".py")
 

@@ -9,8 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from evo2cli.training.plan.flops import (
     flops_per_token,
     paper_flops_per_token,
-    recomputed_flops_per_token,
-    training_flops_per_token,
 )
 from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.checkpoint.published import published_config
@@ -72,8 +70,8 @@ def test_training_is_three_forward_passes_and_recomputing_stands_apart(
     tiny_config: ModelConfig,
 ) -> None:
     flops = flops_per_token(tiny_config, LENGTH)
-    assert training_flops_per_token(tiny_config, LENGTH) == 3 * flops.forward
-    assert recomputed_flops_per_token(tiny_config, LENGTH) == flops.forward - flops.head
+    assert flops.training == 3 * flops.forward
+    assert flops.blocks == flops.forward - flops.head
 
 
 def test_the_papers_formula_gives_the_papers_rates() -> None:

@@ -1,15 +1,21 @@
 """Predicted times stand beside the published ones."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from evo2cli.training.plan.calibration import HOOKS
 from evo2cli.training.plan.hardware import find_accelerator
 from evo2cli.training.plan.memory import Setup, sizes
 from evo2cli.training.plan.step_time import StepTime, step_time
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint.published import published_config
+from stripedhyena2.model import MLP_TOKENS
 from stripedhyena2.parallelize import Schemes
+
+RESULTS = Path(__file__).parents[4] / "tests" / "benchmarks" / "results" / "training.md"
 
 # Seconds of a step at 16,384 and 32,768 positions. Source: Figure 2.2 of arXiv:2503.01868; FP8
 # products, 2-way (7B) and 8-way (40B) tensor parallelism, on H100s.
@@ -54,6 +60,60 @@ def test_published_steps_are_predicted_from_below(run: tuple[str, str]) -> None:
         parallel = setup(gpus, zero, length, checkpointing)
         predicted = predict(config, parallel, tokens / gpus).total
         assert 0.64 < predicted / seconds < 1.02
+
+
+# Steps of the 1B recipe: GPU, number, ZeRO stage, FP8, and the row of training.md with its seconds.
+MEASURED = [
+    ("h100-80gb", 1, 0, False, r"seconds a step \| (0\.990) "),
+    ("h100-80gb", 1, 0, True, r"seconds a step \| 0\.990 \| 0\.924 \| (0\.840) "),
+    ("h200", 2, 0, False, r"The plain engine's (0\.947) s"),
+    ("h200", 2, 3, False, r"\| ZeRO 3 \| (0\.973) "),
+    ("h200", 2, 3, True, r"\| ZeRO 3 and FP8 \| (0\.985) "),
+]
+
+
+def one_billion(gpus: int, zero: int, *, fp8: bool = False, micro: int = 2) -> Setup:
+    """8 windows of 8,192 a GPU and step."""
+    return Setup(
+        gpus=gpus,
+        zero=zero,
+        length=8_192,
+        micro=micro,
+        accumulation=8 // micro,
+        checkpointing=0,
+        compute="bf16",
+        fp8=fp8,
+    )
+
+
+@pytest.mark.parametrize(("name", "gpus", "zero", "fp8", "row"), MEASURED)
+def test_steps_of_1b_are_predicted_within_a_tenth(
+    name: str, gpus: int, zero: int, fp8: bool, row: str
+) -> None:
+    (seconds,) = re.findall(row, RESULTS.read_text())
+    gpu, config = find_accelerator(name), published_config("evo2_1b_base")
+    assert gpu is not None
+    found = step_time(
+        config, sizes(config), one_billion(gpus, zero, fp8=fp8), gpu, tokens=2**16
+    ).total
+    assert found == pytest.approx(float(seconds), rel=0.1)
+
+
+def test_python_is_waited_for_under_zero_3_in_every_block_and_pass_of_a_micro_batch() -> None:
+    config = published_config("evo2_1b_base")
+    for zero in (0, 1, 2):
+        assert predict(config, one_billion(2, zero), 2**16).host == 0
+    for micro, recomputed, block_passes in ((8, 0, 50), (2, 0, 200), (2, 1, 300)):
+        setup = replace(one_billion(2, 3, micro=micro), checkpointing=recomputed)
+        assert predict(config, setup, 2**16).host == pytest.approx(block_passes * HOOKS)
+
+
+def test_an_mlp_in_chunks_is_computed_once_more() -> None:
+    config = published_config("evo2_7b_base")
+    whole, chunked = (setup(1, 0, length=length) for length in (MLP_TOKENS, MLP_TOKENS + 1))
+    products = [predict(config, each, 2**20).products for each in (whole, chunked)]
+    mlp = 3 * config.mlp_width / (4 * config.width + 3 * config.mlp_width)
+    assert products[1] / products[0] == pytest.approx((4 + mlp) / 4)
 
 
 def test_more_work_takes_longer_and_recomputing_takes_a_third_more() -> None:

@@ -1,0 +1,47 @@
+"""Token ids from outside are refused before a GPU meets them: there, one out of range is fatal."""
+
+import torch
+from torch import Tensor
+
+from stripedhyena2.errors import InputError
+
+
+def check_batch(ids_BL: Tensor) -> None:
+    """Refuse what is not a batch of token ids.
+
+    Raises:
+        InputError: The ids are not integers [B, L].
+    """
+    if ids_BL.dim() != 2 or ids_BL.dtype not in (torch.int64, torch.int32):
+        raise InputError(
+            f"ids are {ids_BL.dtype} of the shape {tuple(ids_BL.shape)}: must be torch.int64, "
+            "[sequences, tokens]; ids[None] makes a batch of a single sequence"
+        )
+
+
+def check_range(
+    ids: Tensor, count: int, name: str = "token id", *, ignored: int | None = None
+) -> None:
+    """Refuse ids outside [0, `count`). Ids on a GPU are read back, which waits for it.
+
+    Args:
+        ids: Integers of any shape.
+        count: The size of the vocabulary, or the number of classes.
+        name: What an id is, for the message.
+        ignored: One more value that is allowed.
+
+    Raises:
+        InputError: Names the first id out of range, its position and the range.
+    """
+    if not ids.numel() or ids.is_meta:
+        return
+    outside = (ids < 0) | (ids >= count)
+    if ignored is not None:
+        outside &= ids != ignored
+    if not bool(outside.any()):
+        return
+    position = [int(index) for index in outside.nonzero()[0]]
+    also = "" if ignored is None else f", or {ignored}"
+    raise InputError(
+        f"{name} {int(ids[tuple(position)])} at {position}: must be from 0 to {count - 1}{also}"
+    )
