@@ -1,11 +1,12 @@
-"""Steps of the 1B recipe by engine: 8 windows of 8,192 bases a GPU and step, in micro-batches.
+"""Steps of a recipe by engine, on random bases: windows of 8,192 in micro-batches.
 
     torchrun --nproc_per_node 2 -m tests.benchmarks.engines --zero 3
     python -m tests.benchmarks.engines --zero 0                         # one GPU, the plain engine
 
-`--micro N` takes micro-batches of N windows (default: 2), `--zero-setting KEY=VALUE` changes a key
-of DeepSpeed's zero_optimization, `--fsdp` takes FSDP2 of PyTorch on the same model instead,
-`--profile FILE` writes the profile of the last step.
+`--recipe FILE` (default: the one of 1B), `--windows N` of a GPU and step (8) in micro-batches of
+`--micro N` (2). `--zero-setting KEY=VALUE` changes a key of DeepSpeed's zero_optimization, `--fsdp`
+takes FSDP2 of PyTorch on the same model instead. `--profile FILE` writes a table of the last step
+by processor time, `--trace FILE` its timeline, as .json.gz for a trace viewer.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import read_recipe, read_shape
 from evo2cli.training.start import Start
 
-WINDOWS, LENGTH = 8, 8192  # of a GPU and step; bases
+LENGTH = 8192  # bases of a window
 
 
 class FSDP2:
@@ -65,17 +66,20 @@ class FSDP2:
 def main() -> None:
     """Print one row."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/1b.toml"))
     parser.add_argument("--zero", type=int, default=0)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--micro", type=int, default=2)
     parser.add_argument("--fp8", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--zero-setting", action="append", default=[])
     parser.add_argument("--profile", type=Path)
+    parser.add_argument("--trace", type=Path)
     arguments = parser.parse_args()
     ranks = Ranks.join(torch.device("cuda"))
-    path = Path("recipes/1b.toml")
-    settings = [f"batch.sequences={WINDOWS * ranks.world}"]
+    path, windows = arguments.recipe, arguments.windows
+    settings = [f"batch.sequences={windows * ranks.world}"]
     settings += [f"batch.micro_sequences={arguments.micro}"]
     settings += [f"parallel.zero={arguments.zero}"]
     settings += ["precision.fp8=true"] if arguments.fp8 else []
@@ -90,11 +94,17 @@ def main() -> None:
     begun = time.perf_counter()
     engine = (FSDP2 if arguments.fsdp else kind)(recipe, Start(read_shape(recipe, path)), ranks)
     built = time.perf_counter() - begun
-    seconds = [_step(engine, ranks, arguments.micro, index) for index in range(arguments.steps - 1)]
-    with torch.profiler.profile() as profile:
-        if arguments.profile:
-            _step(engine, ranks, arguments.micro, arguments.steps)
+
+    def step(index: int) -> float:
+        return _step(engine, ranks, windows, arguments.micro, index)
+
+    seconds = [step(index) for index in range(arguments.steps - 1)]
+    if arguments.profile or arguments.trace:
+        with torch.profiler.profile() as profile:
+            step(arguments.steps)
     if ranks.is_first:
+        if arguments.trace:
+            profile.export_chrome_trace(str(arguments.trace))
         if arguments.profile:
             table = profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=60)
             arguments.profile.write_text(table, encoding="utf-8")
@@ -103,25 +113,26 @@ def main() -> None:
         memory = torch.cuda.max_memory_allocated() / 2**30
         console.say(
             f"{' '.join(['fsdp2' if arguments.fsdp else f'zero {arguments.zero}', *changes])}"
-            f"{' fp8' if arguments.fp8 else ''}: built in {built:.1f} s, first step "
+            f"{' fp8' if arguments.fp8 else ''}, {path.stem}: built in {built:.1f} s, first step "
             f"{seconds[0]:.1f} s, then {median:.3f} s (slowest {max(steady) / median:.2f} of it), "
-            f"{WINDOWS * LENGTH / median:,.0f} tokens/s/GPU, {memory:.1f} GiB"
+            f"{windows * LENGTH / median:,.0f} tokens/s/GPU, {memory:.1f} GiB"
         )
     ranks.leave()
 
 
-def _step(engine: Any, ranks: Ranks, windows: int, index: int) -> float:
+def _step(engine: Any, ranks: Ranks, windows: int, micro_windows: int, index: int) -> float:
     """Seconds of a step on random bases."""
     generator = torch.Generator("cuda").manual_seed(index * ranks.world + ranks.rank)
     bases = torch.tensor([*b"ACGT"], device="cuda")
     torch.cuda.synchronize()
     begun = time.perf_counter()
-    for micro in range(WINDOWS // windows):
-        drawn = torch.randint(4, (windows, LENGTH + 1), device="cuda", generator=generator)
+    count = windows // micro_windows
+    for micro in range(count):
+        drawn = torch.randint(4, (micro_windows, LENGTH + 1), device="cuda", generator=generator)
         ids_BT = bases[drawn]
         logits_BLV = engine.forward(ids_BT[:, :-1])
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), ids_BT[:, 1:].flatten())
-        engine.backward(loss * windows / WINDOWS, last=(micro + 1) * windows == WINDOWS)
+        engine.backward(loss / count, last=micro + 1 == count)
     engine.step(1e-4)
     torch.cuda.synchronize()
     return time.perf_counter() - begun
