@@ -155,7 +155,9 @@ class DeepSpeedEngine(Engine):
     def _widen(self, masters: list[tuple[nn.Parameter, Tensor]]) -> None:
         """Give fp32 masters, which DeepSpeed made of bf16 weights, the digits that those lost."""
         for parameter, shard in masters:
-            if parameter.requires_grad:
+            if parameter.requires_grad and self._stage == 3:
+                self._set_shard(parameter, shard)
+            elif parameter.requires_grad:
                 own = shard.to(self.ranks.device)
                 shards = [torch.empty_like(own) for _ in range(self.ranks.world)]
                 dist.all_gather(shards, own)
@@ -215,24 +217,29 @@ class DeepSpeedEngine(Engine):
         _set_step_count(self._engine.optimizer, steps)
 
     def _set(self, parameter: nn.Parameter, whole: Tensor, moment: str | None = None) -> None:
-        """Set the fp32 master of a parameter, or one of its moments, to values all ranks have.
-
-        Under ZeRO 3 each rank sets its shard: DeepSpeed 0.19 does not pad the last one itself.
-        """
+        """Set the fp32 master of a parameter, or one of its moments, to values all ranks have."""
         from deepspeed import utils
 
         if self._stage == 3:
-            own = self._shard(whole)
-            if moment is None:
-                utils.safe_set_local_fp32_param(parameter, own)
-            else:
-                utils.safe_set_local_optimizer_state(parameter, own, moment)
+            self._set_shard(parameter, self._shard(whole), moment)
         else:
             whole = whole.to(self.ranks.device)
             if moment is None:
                 utils.safe_set_full_fp32_param(parameter, whole)
             else:
                 utils.safe_set_full_optimizer_state(parameter, whole, moment)
+
+    def _set_shard(self, parameter: nn.Parameter, own: Tensor, moment: str | None = None) -> None:
+        """As `_set` under ZeRO 3, by this rank's share.
+
+        Shards are set, not the whole: DeepSpeed 0.19 does not pad the last one itself.
+        """
+        from deepspeed import utils
+
+        if moment is None:
+            utils.safe_set_local_fp32_param(parameter, own)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, own, moment)
 
     def _idle_step(self) -> None:
         length = self.part[1] - self.part[0] if self.ranks.context_parallel > 1 else 1

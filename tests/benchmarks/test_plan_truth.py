@@ -120,6 +120,12 @@ _FEW_SLOW_STEPS: dict[str, Any] = {"warm": 1, "fewest": 1, "limit": 560}
 _SETTINGS = [
     Case("1B, plain", "recipes/1b.toml", 1, ("batch.sequences=8",)),
     Case("7B, ZeRO 3", "recipes/7b.toml", 2, ("batch.sequences=4",)),
+    Case(
+        "7B, ZeRO 3, micro-batches of 2",
+        "recipes/7b.toml",
+        2,
+        ("batch.sequences=4", "batch.micro_sequences=2"),
+    ),
     _shared_window(131_072, 2),
     *(
         Case(
