@@ -11,8 +11,8 @@ from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.recipes import NAME, choose_method, recipe_values, write_recipe
 from evo2cli.finetune.tasks import Task
-from evo2cli.models import pick_device
 from evo2cli.train.run import check_ranks
+from evo2cli.training.gpu_memory import training_device
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, make_recipe
@@ -132,7 +132,7 @@ def tune(
     """
     tuning = recipe.finetune
     assert tuning is not None
-    with Ranks.joined(pick_device(device)) as ranks:
+    with Ranks.joined(training_device(device)) as ranks:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         stored = read_checkpoint(find_initial_weights(recipe, path))

@@ -14,10 +14,11 @@ from evo2cli import __version__, console
 from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
 from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
-from evo2cli.models import memory_explained, pick_device
+from evo2cli.models import memory_explained
 from evo2cli.train.corpus import write_corpus
 from evo2cli.train.kernels import compile_kernels, take_step
 from evo2cli.training.engine import Engine, PlainEngine
+from evo2cli.training.gpu_memory import training_device
 from evo2cli.training.language import NextBase
 from evo2cli.training.loop import Trainer
 from evo2cli.training.options import RunOptions
@@ -62,7 +63,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
     recipe, path = read_run(options)
-    with Ranks.joined(pick_device(options.device)) as ranks, ExitStack() as stack:
+    with Ranks.joined(training_device(options.device)) as ranks, ExitStack() as stack:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
         shape = _shape(recipe, path)

@@ -22,6 +22,7 @@ from evo2cli.training.best import Best
 from evo2cli.training.clock import Clock
 from evo2cli.training.deadline import step_deadline
 from evo2cli.training.engine import Engine
+from evo2cli.training.gpu_memory import read_memory
 from evo2cli.training.metrics import MetricsLogger, draw_curve
 from evo2cli.training.objective import WAY_OUT, Batch, Objective
 from evo2cli.training.optimizer import learning_rate
@@ -136,6 +137,7 @@ class Trainer:
             step (1-based), loss (None for a skipped step) and what the objective says of it,
             learning_rate, gradient_norm, tokens (in total), seconds, rate and rate_per_gpu (tokens
             per second), mfu (if the peak of the GPU is known), memory_gib (the peak of a GPU),
+            memory_retries (how often the fullest GPU stood still for memory so far, if it did),
             skipped (steps in total, if there are any), and with several ranks slowest_rank and
             slowest_over_median (by the time of their own work).
         """
@@ -190,8 +192,10 @@ class Trainer:
         if self._peak is not None and self._flops is not None:
             speed["mfu"] = round(each * self._flops / self._peak, 4)
         if self.ranks.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
-            speed["memory_gib"] = round(max(self.ranks.gather(peak)), 2)
+            peak, retries = map(max, map(self.ranks.gather, read_memory(self.ranks.device)))
+            speed["memory_gib"] = round(peak, 2)
+            if retries:
+                speed["memory_retries"] = int(retries)
         if self.ranks.world > 1:
             times = self.ranks.gather(own)
             speed["slowest_rank"] = times.index(max(times))

@@ -29,7 +29,7 @@ class MetricsLogger:
     ) -> None:
         self._folder, self._done = folder, done
         self._panel = console.Panel("train", steps, "steps", caption)
-        self._is_first = folder.ranks.is_first
+        self._is_first, self._has_warned = folder.ranks.is_first, False
         self._trackers = open_trackers(tracking, folder, done) if self._is_first else []
 
     def __enter__(self) -> "MetricsLogger":
@@ -52,6 +52,13 @@ class MetricsLogger:
             self._panel.show(
                 _shown(record), important=any(key.startswith("valid_") for key in record)
             )
+            if "memory_retries" in record and not self._has_warned:
+                self._has_warned = True
+                console.warn(
+                    "a GPU is full and stands still while PyTorch frees memory for the next step; "
+                    "a smaller batch.micro_sequences, or memory.activation_checkpointing = 4, may "
+                    "be faster"
+                )
         for tracker in self._trackers:
             tracker.log(record)
 

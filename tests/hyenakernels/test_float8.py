@@ -214,6 +214,7 @@ def test_a_product_is_that_of_rounded_operands(
     assert (found.double() - exact).norm() > 0.01 * exact.norm()  # operands are rounded
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="its CPU product has one scale a matrix")
 def test_the_product_of_tensor_cores_is_the_reference() -> None:
     """What a GPU computes, by PyTorch's product for CPUs, with a scale for each row and channel."""
     rows = reference.round_rows(draw(37, 64))
