@@ -39,12 +39,12 @@ _FLOPS = {
     "training_by_paper": "training as in the paper: 6 N + 10 n L D",
 }
 ACCURACY = (
-    "Predicted by formulas with the rates in evo2cli/training/plan/calibration.py. Compared with "
-    "published steps on 256 and 1,024 H100s at up to 32,768 positions, the predicted time is 0.82 "
-    "to 0.92 of that of Transformers, and 0.66 to 0.80 of that of StripedHyena 2, whose "
-    "convolutions were slower than ours. Those runs used tensor parallelism; where it was 8-way "
-    "(7B at 65,536) the ratios are 0.69 and 0.51. Measured 1B steps took 1.07 of the predicted "
-    "time on one H100; on two H200 1.10 of it, with ZeRO 3 0.98, and with FP8 besides 1.07."
+    "Predicted by formulas with the rates in evo2cli/training/plan/calibration.py. Measured steps "
+    "of 1B took 1.04 of the predicted time on one H100, in FP8 1.07, and 1.05 on one H200; on two "
+    "H200 with ZeRO 3 steps of 1B took 1.01, and of 7B 0.98, in FP8 0.94 to 0.97. Compared with "
+    "published steps on 256 and 1,024 H100s at up to 32,768 positions, the predicted time is 0.74 "
+    "to 0.77 of that of Transformers, and 0.56 to 0.74 of that of StripedHyena 2, whose "
+    "convolutions were slower than ours; those runs used tensor parallelism."
 )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from evo2cli import console
 from evo2cli.training import deepspeed_engine
 from evo2cli.training.engine import PlainEngine
+from evo2cli.training.gpu_memory import training_device
 from evo2cli.training.optimizer import make_optimizer
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path)
     parser.add_argument("--trace", type=Path)
     arguments = parser.parse_args()
-    ranks = Ranks.join(torch.device("cuda"))
+    ranks = Ranks.join(training_device("cuda"))
     path, windows = arguments.recipe, arguments.windows
     settings = [f"batch.sequences={windows * ranks.world}"]
     settings += [f"batch.micro_sequences={arguments.micro}"]

@@ -1,32 +1,34 @@
 """The numbers of a plan that no formula gives, each with its source.
 
 "operators.md" and "kernels.md" are our measurements in tests/benchmarks/results, on an H100;
-"training.md" there compares a real run with its plan. The times of the Hyena operators are kept
-with the operators (`Hyena.slowdown`).
+"training.md" there compares real runs with their plans, and has timelines of steps on an H200. The
+times of the Hyena operators are kept with the operators (`Hyena.slowdown`).
 """
 
 GIB = 2**30
 
 # Rates, as shares of a data sheet's peak.
-MATMUL = 0.72  # kernels.md: 0.80 alone, 0.76 forward and backward at D = 4,096; less for a warm GPU
-FP8_MATMUL = 0.41  # training.md: predicts a 1B step within 1 %, quantization included
+MATMUL = 0.69  # training.md, timelines of 7B: 0.67 in bf16; kernels.md: 0.76 to 0.80 alone
+FP8_MATMUL = 0.6  # the same timelines: 0.67; less for narrower models, by training.md's 1B step
 FP32_MATMUL = 0.8  # assumed: no tensor cores
 ATTENTION = 0.45  # operators.md: 0.41 at L = 8,192, 0.48 at 32,768, of causal FLOPs, both passes
 BANDWIDTH = 0.87  # kernels.md, copies: 0.85 to 0.89
 
-# Bytes a parameter that an optimizer's step reads and writes in fp32: the gradient's norm (4) and
-# clipping (8), then AdamW on weight, gradient and two moments (28).
-OPTIMIZER_BYTES = 40
-# Bytes a parameter that a micro-batch adds: fp32 weights cast to bf16 (6), bf16 gradients cast (6)
-# and added (12); DeepSpeed only adds bf16 gradients to fp32 ones (10).
-PLAIN_PARAMETER_BYTES, DEEPSPEED_PARAMETER_BYTES = 24, 10
+# Bytes a parameter that each micro-batch moves, and then the step. Plain: fp32 weights cast to bf16
+# (6), bf16 gradients cast (6) and added (12); the gradient's norm (4) and clipping (8), then AdamW
+# on weight, gradient and two moments (28). ZeRO 1 and 2 only add bf16 gradients to fp32 ones (10).
+# ZeRO 3 copies gathered weights into place and casts, joins, scales and adds gradients: 13.3 ps in
+# the timeline of 7B on two H200 (training.md), and 31 ps from the last gradient to the next step.
+PARAMETER_BYTES = {
+    "plain": (24, 40),
+    "ZeRO 1": (10, 40),
+    "ZeRO 2": (10, 40),
+    "ZeRO 3": (55, 130),
+}
 
 # Seconds that a GPU waits for Python in a block and pass of a micro-batch under ZeRO 3, where
-# DeepSpeed's hooks gather and release the block's weights. training.md, 1B on two H200, less what
-# else is planned: 0.8 ms in bf16, 1.2 ms in FP8, whose kernels leave Python less time. That it is a
-# sum, whatever the size of a micro-batch, an earlier engine there tells: from its 1.620 s with
-# micro-batches of 2 windows follow 1.21 s with 4, and 1.178 were measured.
-HOOKS = 0.9e-3
+# DeepSpeed's hooks gather and release the block's weights: gaps in the same timeline.
+HOOKS = 0.3e-3
 
 # Collectives: rings as NCCL builds them. Latencies of a step in seconds, by NCCL's own tuning
 # model (src/graph/tuning.cc, LL128): start, over NVLink, over the network.

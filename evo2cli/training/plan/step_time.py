@@ -10,16 +10,14 @@ from evo2cli.training.plan.calibration import (
     ATTENTION,
     BANDWIDTH,
     BUCKET,
-    DEEPSPEED_PARAMETER_BYTES,
     FP8_MATMUL,
     FP32_MATMUL,
     GPUS_PER_NODE,
     HOOKS,
     LINKS,
     MATMUL,
-    OPTIMIZER_BYTES,
     OVERLAP,
-    PLAIN_PARAMETER_BYTES,
+    PARAMETER_BYTES,
     PREFETCH,
     RING_LINK,
     RING_NETWORK,
@@ -27,7 +25,7 @@ from evo2cli.training.plan.calibration import (
 )
 from evo2cli.training.plan.flops import BACKWARD, flops_per_token
 from evo2cli.training.plan.hardware import Accelerator
-from evo2cli.training.plan.memory import Setup, Sizes
+from evo2cli.training.plan.memory import BF16, Setup, Sizes
 from stripedhyena2 import ModelConfig
 
 PRODUCTS = 5  # weight matrices a block
@@ -79,11 +77,11 @@ def step_time(
     """
     products, attention, head = (tokens * each for each in _computed(config, setup, gpu))
     memory = gpu.bandwidth * BANDWIDTH
-    operators, elementwise = (tokens * each / memory for each in _moved(config, setup))
-    each_pass = PLAIN_PARAMETER_BYTES if setup.is_plain else DEEPSPEED_PARAMETER_BYTES
+    operators, elementwise = (tokens * each / memory for each in _moved(config, setup, gpu))
+    each_pass, each_step = PARAMETER_BYTES["plain" if setup.is_plain else f"ZeRO {setup.zero}"]
     trained = setup.trained(counts)
     own = trained if setup.is_plain else trained / setup.gpus
-    moved = setup.accumulation * trained * each_pass + own * OPTIMIZER_BYTES
+    moved = setup.accumulation * trained * each_pass + own * each_step
     transfers = _transfers(config, counts, setup, gpu)
     hidden = OVERLAP * min(transfers, products + attention + operators + elementwise)
     waiting = transfers - hidden if setup.zero == 3 else transfers
@@ -137,13 +135,16 @@ def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[floa
     )
 
 
-def _moved(config: ModelConfig, setup: Setup) -> tuple[float, float]:
+def _moved(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[float, float]:
     """Bytes a token that fused operators, and norms and elementwise parts, read and write.
 
-    What attention moves beside its products counts as elementwise.
+    What attention moves beside its products, and rounding to FP8, count as elementwise.
     """
     recomputed = _passes(setup) - 1
     forward, backward = elementwise_bytes(config, setup.dtypes)
+    if setup.fp8 and gpu.fp8 is not None:
+        rounded = rounding_bytes(config)
+        forward, backward = forward + rounded[0], backward + rounded[1]
     if not _backward(setup):
         backward = 0
     elementwise: float = config.depth * (forward * (1 + recomputed) + backward)
@@ -168,6 +169,17 @@ def elementwise_bytes(config: ModelConfig, dtypes: Dtypes) -> tuple[int, int]:
     forward = (5 * r + 4 * c) * config.width + 3 * c * config.mlp_width
     backward = (8 * r + 6 * c + is_cast * (r + 2 * c)) * config.width + 6 * c * config.mlp_width
     return forward, backward
+
+
+def rounding_bytes(config: ModelConfig) -> tuple[int, int]:
+    """Bytes a token that rounding to FP8 moves in a block, each pass.
+
+    Inputs of the four products' layers, then the gradients of their outputs: each number of 2 bytes
+    is read for the largest and again to be rounded, and written by rows and by columns.
+    """
+    inputs = 3 * config.width + config.mlp_width
+    gradients = 5 * config.width + 2 * config.mlp_width
+    return (2 * BF16 + 2) * inputs, (2 * BF16 + 2) * gradients
 
 
 def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerator) -> float:
