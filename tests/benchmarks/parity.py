@@ -22,6 +22,15 @@ from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
 from tests.benchmarks.gpu import opening
 
+ABOUT = """\
+# Training curves of 1B in bf16 and in FP8
+
+`evo2 train recipes/1b.toml`, the same weights and the same windows of 8,192 bases, warmup over a
+third of the steps. Losses are means of blocks of steps, as the picture's are of ten.
+
+Command: `python -m tests.benchmarks.parity GENOMES --results FOLDER`
+
+"""
 ROOT = Path(__file__).parents[2]
 BLOCK = 50  # steps whose losses are averaged
 PRECISIONS = {"bf16": "precision.fp8=false", "FP8": "precision.fp8=true"}
@@ -42,7 +51,7 @@ def main() -> None:
         curves = train_both(arguments, Path(scratch))
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "parity.json").write_text(json.dumps(curves), encoding="utf-8")
-    text = opening() + table(curves)
+    text = ABOUT + opening() + table(curves)
     (arguments.results / "parity.md").write_text(text, encoding="utf-8")
     draw({name: curve["loss"] for name, curve in curves.items()}, arguments.results / "parity.png")
     console.write(text)
