@@ -1,6 +1,7 @@
 """A model for training, built part by part, so that no process ever holds a large one whole."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import torch
@@ -36,12 +37,18 @@ def assemble(
     with torch.device("meta"):
         model = StripedHyena2(config)
     values = initial_values(model, seed) if weights is None else None
-    for path, build in _parts(config):
+
+    def complete(path: str, make: Callable[[], nn.Module]) -> nn.Module:
         with Uninitialized():
-            part = build()
+            part = make()
         _fill(part, path, values, weights or {})
         trainable(part, config.original_context, published=published)
         restore_form(part, path, weights or {})
+        return part
+
+    parts = list(_parts(config))
+    tasks = [partial(complete, path, make) for path, make in parts]
+    for (path, _), part in zip(parts, _one_ahead(tasks), strict=True):
         adopt(part)
         model.set_submodule(path, part)
     return model
@@ -53,6 +60,18 @@ def _parts(config: ModelConfig) -> Iterator[tuple[str, Callable[[], nn.Module]]]
     for index in range(config.depth):
         yield f"blocks.{index}", partial(Block, config, index)
     yield "norm", partial(RMSNorm, config.width, config.norm_eps)
+
+
+def _one_ahead(tasks: Iterable[Callable[[], nn.Module]]) -> Iterator[nn.Module]:
+    """The results of tasks in their order; a thread works on the next while one is used."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming: Future[nn.Module] | None = None
+        for task in tasks:
+            ready, coming = coming, thread.submit(task)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
 
 
 @torch.no_grad()
