@@ -39,7 +39,7 @@ class Run:
         path: Its file.
         ranks: The ranks.
         stored: The base.
-        values: The tables of the recipe, if its file is to be written.
+        writes_recipe: Whether the file of the recipe is to be written.
         start: The model that it starts from; set by `trainer`.
         description: What is trained; likewise.
     """
@@ -48,7 +48,7 @@ class Run:
     path: Path
     ranks: Ranks
     stored: Checkpoint
-    values: dict[str, Any] | None
+    writes_recipe: bool
     start: TunedStart = field(init=False)
     description: Description = field(init=False)
 
@@ -99,8 +99,8 @@ class Run:
             if ranks.is_first:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
             return {**of_run, "finished": True, **read_facts(recipe.output / REPORT)}
-        if self.values is not None and ranks.is_first:
-            write_recipe(self.values, self.path)
+        if self.writes_recipe and ranks.is_first:
+            write_recipe(recipe, self.path)
         trainer = self.trainer(folder)
         way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
         what = f"{self.path}: {trainer.micro} sequences on {ranks.device}"

@@ -19,7 +19,7 @@ from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.files import writing
 from evo2cli.finetune.baselines import fit_and_predict
-from evo2cli.finetune.data import Data
+from evo2cli.finetune.data import DataSet
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.features import (
     FILES,
@@ -62,7 +62,7 @@ class FrozenBase:
     """
 
     recipe: Recipe
-    data: Data
+    data: DataSet
     config: ModelConfig
     fingerprint: str
     device: torch.device

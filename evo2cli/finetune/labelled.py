@@ -18,7 +18,7 @@ from evo2cli.finetune.baselines import (
     position_baseline,
 )
 from evo2cli.finetune.common import Run
-from evo2cli.finetune.data import Data
+from evo2cli.finetune.data import DataSet
 from evo2cli.finetune.folder import Description, open_head, open_tuned
 from evo2cli.finetune.frozen import FrozenBase, try_base
 from evo2cli.finetune.heads import Reading
@@ -45,7 +45,7 @@ class LabelledRun(Run):
         data: The examples.
     """
 
-    data: Data
+    data: DataSet
 
     def identity(self) -> dict[str, Any]:
         """As `Run`."""

@@ -62,14 +62,14 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
     documents = open_source(path, "train")
     if documents is None:
         raise UserError(f"{path}: has no training split")
-    sources: list[dict[str, Any]] = [{"path": str(path)}]
+    sources: list[dict[str, Any]] = [{"path": path}]
     if options.replay is not None:
         sources[0]["weight"] = 1 - options.replay_share
-        sources.append({"path": str(options.replay), "weight": options.replay_share})
+        sources.append({"path": options.replay, "weight": options.replay_share})
     valid = [options.valid, *options.remember]
     table: dict[str, Any] = {
         "sources": sources,
-        "valid": [str(each) for each in valid if each is not None],
+        "valid": [each for each in valid if each is not None],
         # One document in a window keeps its tag next to its bases.
         "packing": "document" if options.tag else "stream",
     }

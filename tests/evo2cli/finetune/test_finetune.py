@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from evo2cli.errors import UserError
 from evo2cli.finetune import frozen
-from evo2cli.finetune.data import Source, read_data
+from evo2cli.finetune.data import DataRecipe, read_data
 from evo2cli.finetune.folder import FACTS, find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
 from evo2cli.finetune.tasks import SplitBy, Task
@@ -24,6 +24,7 @@ from evo2cli.predict.run import predict_table
 from evo2cli.training import space, state
 from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
+from evo2cli.training.recipe import Data, Labelled, Source
 from evo2cli.training.recipe_file import read_recipe
 from evo2cli.training.state import RunFolder
 from stripedhyena2.checkpoint import read_checkpoint
@@ -32,6 +33,14 @@ from tests.ranks import World
 
 LABELS = {"multilabel": "y1,y2", "regress": "y1,y2"}
 METHODS = ["lora", "full", "head"]
+
+
+def recipe_of(table: Path, *labels: str) -> DataRecipe:
+    """A table that is divided by chance."""
+    return DataRecipe(
+        data=Data(sources=[Source(path=table)]),
+        finetune=Labelled(labels=list(labels), split="random"),
+    )
 
 
 KINDS = ["classify", "multilabel", "regress", "tokens", "pairs"]
@@ -59,8 +68,8 @@ def test_a_table_becomes_a_model_that_predicts(
     assert (folder / "model").is_dir() == (method == "full")
 
     # What is on disk predicts what the report says.
-    labels = tuple(LABELS[kind].split(",")) if kind in LABELS else ()
-    data = read_data(Source(table, labels=labels, split=SplitBy.RANDOM), quiet=True)
+    labels = LABELS[kind].split(",") if kind in LABELS else []
+    data = read_data(recipe_of(table, *labels), quiet=True)
     predicted = predict_table(tmp_path / "run", data.test, device="cpu")
     found = measure(data.labels, data.test.labels, predicted)
     for name, estimate in found.items():
@@ -90,7 +99,7 @@ def test_models_differ_as_asked_and_predict(
 ) -> None:
     table = small_table(tmp_path / "x.tsv", "classify")
     report = tune(table, method="lora", lr=1e-3, **options)
-    data = read_data(Source(table, split=SplitBy.RANDOM), quiet=True)
+    data = read_data(recipe_of(table), quiet=True)
     predicted = predict_table(tmp_path / "run", data.test, device="cpu")
     found = measure(data.labels, data.test.labels, predicted)
     within = 1e-4 if "base" not in options else 0.3
@@ -105,7 +114,7 @@ def test_both_strands_do_not_depend_on_the_strand_given(
 ) -> None:
     table = small_table(tmp_path / "x.tsv", kind)
     tune(table, method="lora", strand="both", pool=pool, lr=1e-2)
-    examples = read_data(Source(table), quiet=True).examples
+    examples = read_data(recipe_of(table), quiet=True).examples
     complement = str.maketrans("ACGT", "TGCA")
     mirrored = [sequence.translate(complement)[::-1] for sequence in examples.sequences]
     turned = type(examples)(examples.names, mirrored)
@@ -256,6 +265,19 @@ def test_train_runs_the_recipe_that_was_written(
     assert "already finished" in err
 
 
+def test_the_recipe_says_which_examples_the_run_had(tune: Run, tmp_path: Path) -> None:
+    """Also where a setting changes how they are read and divided."""
+    table = small_table(tmp_path / "x.tsv", "classify")
+    settings = ("finetune.fractions=[0.5, 0.3, 0.2]", "finetune.cut=end", "batch.length=22")
+    report = tune(table, method="head", settings=("seed=3", *settings))
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    data = read_data(DataRecipe.of(recipe), quiet=True)
+    assert report["examples"] == data.sizes == {"train": 30, "valid": 18, "test": 12}
+    assert report["split"] == data.split.explanation
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["examples"] == data.digest
+    assert data.longest == 22
+
+
 def test_the_best_weights_are_kept_and_a_run_gives_up(tune: Run, tmp_path: Path) -> None:
     options = {"lr": 1e-9, "steps": 12, "validations": 12, "patience": 3}
     report = tune(small_table(tmp_path / "x.tsv", "classify"), method="lora", **options)
@@ -342,7 +364,7 @@ def test_contigs_of_an_annotated_genome_are_held_out(
     # Everything is told by the base itself, which a baseline sees.
     assert report["results"]["4-mers, linear"]["f1 feature"][0] > 0.95
     recipe = read_recipe(tmp_path / "run" / "recipe.toml")
-    data = read_data(Source.of_recipe(recipe), recipe.batch.length, quiet=True)
+    data = read_data(DataRecipe.of(recipe), quiet=True)
     assert set(data.test.chromosomes or []) == {"chr3"}
     assert set(data.valid.chromosomes or []) == {"chr2"}
 
