@@ -36,7 +36,7 @@ from evo2cli.finetune.heads import Pool, Reading
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import DTYPES
 from evo2cli.options import DType
-from evo2cli.training.recipe import Finetune, Recipe
+from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig, StripedHyena2, load
 from stripedhyena2.layers import default_layer, layer_width, resolve_layers
 from stripedhyena2.scoring import sequence_logprob
@@ -67,20 +67,14 @@ class FrozenBase:
     fingerprint: str
     device: torch.device
 
-    @property
-    def _tuning(self) -> Finetune:
-        assert self.recipe.finetune is not None
-        return self.recipe.finetune
-
     @cached_property
     def _model(self) -> StripedHyena2:
         """The base."""
         dtype = _dtype(self.recipe)
-        assert self.recipe.init is not None
-        if self._tuning.scratch:
+        if self.recipe.tuning.scratch:
             model = StripedHyena2.from_seed(self.config, self.recipe.seed)
             return model.to(self.device, dtype).eval()
-        return load(self.recipe.init, device=self.device, dtype=dtype).eval()
+        return load(self.recipe.base, device=self.device, dtype=dtype).eval()
 
     def release(self) -> None:
         """Free the memory of the model."""
@@ -135,7 +129,7 @@ class FrozenBase:
 
     def _layer_by_name(self) -> str | None:
         """The layer that the recipe names; None if the best is to be found."""
-        tuning = self._tuning
+        tuning = self.recipe.tuning
         if tuning.layer == "best":
             return None
         if tuning.layer is None and tuning.method == "head":
@@ -153,9 +147,9 @@ class FrozenBase:
         Raises:
             UserError: There is no such pool, or bases of pairs are to be labelled.
         """
-        is_tokens = self.data.labels.task is Task.TOKENS
-        pool = "none" if is_tokens else self._tuning.pool
-        found = Reading(layer, pool, self._tuning.strand, self.data.examples.pairs is not None)
+        tuning, examples = self.recipe.tuning, self.data.examples
+        pool = "none" if self.data.labels.task is Task.TOKENS else tuning.pool
+        found = Reading(layer, pool, tuning.strand, examples.pairs is not None)
         if not found.by_token:
             Pool.read(found.pool)
         elif found.is_pair:
@@ -173,7 +167,7 @@ class FrozenBase:
     def is_cached(self) -> bool:
         """Whether the head is trained on features that are computed once."""
         reading = self.read_at("")
-        if self._tuning.method != "head" or reading.pool == "attention":
+        if self.recipe.tuning.method != "head" or reading.pool == "attention":
             return False
         bases = sum(map(len, self.data.examples.sequences)) if reading.by_token else 0
         return bases * self._row_bytes <= MAX_CACHED
@@ -219,7 +213,7 @@ class FrozenBase:
         narrow = self.recipe.precision.compute
         settings = [
             self.fingerprint,
-            self._tuning.scratch and self.recipe.seed,
+            self.recipe.tuning.scratch and self.recipe.seed,
             reading.facts,
             narrow,
         ]
@@ -272,8 +266,7 @@ def require_trained(recipe: Recipe, loss: float) -> None:
     Raises:
         UserError: It is worse than guessing, and the recipe does not start from random weights.
     """
-    assert recipe.finetune is not None
-    if not loss < UNLOADED and not recipe.finetune.scratch:
+    if not loss < UNLOADED and not recipe.tuning.scratch:
         raise UserError(
             f"{recipe.init}: its loss of {loss:.2f} nats per base is worse than guessing (1.39); "
             "were its weights loaded? if they were, try --base fp32"
@@ -293,8 +286,7 @@ def try_base(recipe: Recipe, config: ModelConfig, reading: Reading, device: torc
 
 def _dtype(recipe: Recipe) -> torch.dtype:
     """The precision in which the base will stay frozen, or compute."""
-    tuning = recipe.finetune
-    narrow = (tuning and tuning.base != "fp32") or recipe.precision.compute == "bf16"
+    narrow = recipe.tuning.base != "fp32" or recipe.precision.compute == "bf16"
     return DTYPES[DType.BF16 if narrow else DType.FP32]
 
 

@@ -111,13 +111,12 @@ def tune(
         UserError: The recipe, its data or the device do not allow the run.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
-    tuning = recipe.finetune
-    assert tuning is not None
     with Ranks.joined(pick_device(device)) as ranks:
         check_ranks(recipe, path, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
-        stored = read_checkpoint(find_initial_weights(recipe, path))
-        if tuning.task == "lm":
+        recipe = recipe.model_copy(update={"init": find_initial_weights(recipe, path)})
+        stored = read_checkpoint(recipe.base)
+        if recipe.tuning.task == "lm":
             return LanguageRun(recipe, path, ranks, stored, writes_recipe).run()
         if data is None:
             data = read_data(DataRecipe.of(recipe), quiet=not ranks.is_first)

@@ -96,14 +96,12 @@ class TunedStart(Start):
         return trunk
 
     def _frozen(self, recipe: Recipe) -> StripedHyena2:
-        assert recipe.init is not None
-        assert recipe.finetune is not None
-        base = recipe.finetune.base
+        base = recipe.tuning.base
         dtype = DTYPES[DType.FP32 if base == "fp32" else DType.BF16]
         if self.is_random:
             trunk = StripedHyena2.from_seed(self.config, recipe.seed).to(self.device, dtype).eval()
         else:
-            trunk = load(recipe.init, device=self.device, dtype=dtype)
+            trunk = load(recipe.base, device=self.device, dtype=dtype)
         trunk.requires_grad_(False)
         if base == "fp8":
             freeze_float8(trunk, target_names(self.config, "all"))

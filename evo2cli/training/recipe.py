@@ -354,6 +354,18 @@ class Recipe(Table):
     finetune: Finetune | None = None
 
     @property
+    def base(self) -> str:
+        """The weights that a recipe with `init` starts from."""
+        assert self.init is not None
+        return self.init
+
+    @property
+    def tuning(self) -> Finetune:
+        """The table [finetune] of a recipe that has it."""
+        assert self.finetune is not None
+        return self.finetune
+
+    @property
     def head_scale(self) -> float:
         """The learning rate of a head over that of the rest."""
         rate = self.finetune and self.finetune.head_learning_rate

@@ -19,6 +19,7 @@ from evo2cli.finetune import frozen
 from evo2cli.finetune.data import DataRecipe, read_data
 from evo2cli.finetune.folder import FACTS, find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
+from evo2cli.finetune.run import tune as run_recipe
 from evo2cli.finetune.tasks import SplitBy, Task
 from evo2cli.predict.run import predict_table
 from evo2cli.training import space, state
@@ -263,6 +264,27 @@ def test_train_runs_the_recipe_that_was_written(
     same(again, tmp_path / "run")
     code, out, err = command_line(*arguments)
     assert "already finished" in err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_base_may_be_the_result_of_another_recipe(
+    tune: Run, base: str, tmp_path: Path, method: str
+) -> None:
+    tune(small_table(tmp_path / "x.tsv", "classify"), method=method)
+    path = tmp_path / "run" / "recipe.toml"
+    earlier = path.read_text().replace(str(tmp_path / "run"), str(tmp_path / "earlier"))
+    (tmp_path / "earlier.toml").write_text(earlier)
+    shutil.copytree(base, tmp_path / "earlier" / "final")
+    output = f"output={str(tmp_path / 'again')!r}"
+    recipe = read_recipe(path, [f"init={str(tmp_path / 'earlier.toml')!r}", output])
+    report = run_recipe(recipe, path, "cpu")
+    assert report["base"]["model"] == str(tmp_path / "earlier" / "final")
+    same(tmp_path / "again", tmp_path / "run")
+    predicted, again = (
+        predict_table(tmp_path / run, read_data(recipe_of(tmp_path / "x.tsv")).test, device="cpu")
+        for run in ("run", "again")
+    )
+    np.testing.assert_array_equal(predicted, again)
 
 
 def test_the_recipe_says_which_examples_the_run_had(tune: Run, tmp_path: Path) -> None:
