@@ -216,17 +216,16 @@ class Tuned:
             examples: The sequence of each, or both of a pair.
             progress: Called with the number of examples done since the last call.
         """
-        description = self.description
-        assert description.reading is not None
+        reading = self.model.reading
         assert self.model.trunk is not None
         device = self.model.trunk.embedding.weight.device
         found: list[Tensor | None] = [None] * len(examples)
         for rows in by_length(examples, device):
             chosen = [examples[row] for row in rows]
-            inputs = read_inputs(chosen, description.reading)
+            inputs = read_inputs(chosen, reading)
             outputs = self.model(*(tensor.to(device) for tensor in inputs)).cpu()
             for row, group, output in zip(rows, chosen, outputs, strict=True):
-                found[row] = output[: len(group[0])] if description.reading.by_token else output
+                found[row] = output[: len(group[0])] if reading.by_token else output
             progress(len(rows))
         return [output for output in found if output is not None]
 

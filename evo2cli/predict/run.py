@@ -20,6 +20,7 @@ from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.files import open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
 from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_description
+from evo2cli.finetune.heads import Reading
 from evo2cli.finetune.predictions import Predictions, predictions
 from evo2cli.finetune.tasks import Cut, Labels, Task
 from evo2cli.genome.fasta import read_records, require_nucleotides
@@ -222,8 +223,7 @@ def _value_names(description: Description) -> list[str]:
 
 def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
     """The sequences of the input: records, rows of a table, or regions."""
-    reading = tuned.description.reading
-    assert reading is not None
+    reading = tuned.model.reading
     if options.reference is not None:
         yield from _regions(options)
         return
@@ -301,8 +301,7 @@ class _Allele(NamedTuple):
 
 def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     """Add predictions to the INFO of variants, whose lines stay as they are otherwise."""
-    description, reading = tuned.description, tuned.description.reading
-    assert reading is not None
+    description, reading = tuned.description, tuned.model.reading
     if options.reference is None:
         raise UserError(f"{options.source}: give the genome of the variants with --reference")
     if reading.by_token:
@@ -312,7 +311,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         )
     if options.output is not None and not options.output.name.endswith(VCFS):
         raise UserError(f"--output {options.output}: variants are written to x.vcf or x.vcf.gz")
-    fields = _info_fields(description)
+    fields = _info_fields(description.labels.classes, reading)
     vcf = read_vcf(options.source)
     counts: Counter[str] = Counter()
     with (
@@ -342,8 +341,7 @@ def _predict_alleles(
     tuned: Tuned, cutter: VariantScorer, records: Iterable[VariantRecord]
 ) -> list[list[_Allele]]:
     """The alleles of some records, predicted together."""
-    reading = tuned.description.reading
-    assert reading is not None
+    reading = tuned.model.reading
     found: list[list[tuple[str, int | None]]] = []  # status, and index of the first window
     inputs: list[tuple[bytes, ...]] = []
     for record in records:
@@ -370,13 +368,11 @@ def _predict_alleles(
     return [[allele(*each) for each in alleles] for alleles in found]
 
 
-def _info_fields(description: Description) -> list[list[str]]:
+def _info_fields(classes: Sequence[str], reading: Reading) -> list[list[str]]:
     """The names of the INFO fields: of each class those of REF, ALT and the difference."""
-    assert description.reading is not None
-    kinds = ("",) if description.reading.is_pair else ("_REF", "_ALT", "_DIFF")
+    kinds = ("",) if reading.is_pair else ("_REF", "_ALT", "_DIFF")
     return [
-        [f"EVO2_{re.sub(r'[^A-Za-z0-9]+', '_', name)}{kind}" for name in description.labels.classes]
-        for kind in kinds
+        [f"EVO2_{re.sub(r'[^A-Za-z0-9]+', '_', name)}{kind}" for name in classes] for kind in kinds
     ]
 
 
