@@ -110,6 +110,12 @@ class Description:
         """C."""
         return len(self.labels.classes)
 
+    def new_model(self, trunk: StripedHyena2 | None) -> TaskModel:
+        """A model with a new head; without a trunk, features are its input."""
+        assert self.reading is not None
+        head = Head(self.num_features, self.num_outputs, self.head)
+        return TaskModel(trunk, head, self.reading)
+
 
 def write_tuned(
     description: Description,
@@ -276,19 +282,17 @@ def open_tuned(run: Path, options: ModelOptions) -> Tuned:
     """
     folder = find_tuned(run)
     description = read_description(folder)
-    reading = description.reading
-    if reading is None:
+    if description.reading is None:
         raise UserError(
             f"{run}: was trained with --task lm and has no labels to predict; use it in "
             f"evo2 score or generate with --adapter {run}"
         )
     trunk = open_trunk(folder, description, options)
-    model = TaskModel(trunk, _new_head(description), reading)
-    _load_head(folder, model)
+    model = _with_head(folder, description, trunk)
     for part in (model.head, model.pooling):
         if part is not None:
             part.to(trunk.embedding.weight.device)
-    return Tuned(description, model.eval())
+    return Tuned(description, model)
 
 
 def open_head(folder: Path, description: Description) -> TaskModel:
@@ -297,17 +301,12 @@ def open_head(folder: Path, description: Description) -> TaskModel:
     Raises:
         UserError: The folder is damaged.
     """
-    assert description.reading is not None
-    model = TaskModel(None, _new_head(description), description.reading)
-    _load_head(folder, model)
-    return model.eval().requires_grad_(False)
+    return _with_head(folder, description, None).requires_grad_(False)
 
 
-def _new_head(description: Description) -> Head:
-    return Head(description.num_features, description.num_outputs, description.head)
-
-
-def _load_head(folder: Path, model: TaskModel) -> None:
+def _with_head(folder: Path, description: Description, trunk: StripedHyena2 | None) -> TaskModel:
+    """A model with the head in the folder."""
+    model = description.new_model(trunk)
     try:
         tensors = load_file(folder / HEAD)
     except (OSError, SafetensorError) as error:
@@ -315,6 +314,7 @@ def _load_head(folder: Path, model: TaskModel) -> None:
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     if unexpected or any(name.startswith(("head.", "pooling.")) for name in missing):
         raise UserError(f"{folder / HEAD}: is not the head that {FACTS} describes")
+    return model.eval()
 
 
 def open_trunk(folder: Path, description: Description, options: ModelOptions) -> StripedHyena2:
