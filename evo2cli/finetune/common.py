@@ -12,8 +12,7 @@ from evo2cli.finetune.folder import FACTS, Description, read_facts, write_facts
 from evo2cli.finetune.recipes import write_recipe
 from evo2cli.finetune.tasks import Labels
 from evo2cli.finetune.training import TunedStart
-from evo2cli.models import memory_explained
-from evo2cli.train.run import num_parameters
+from evo2cli.train.run import num_parameters, run_trainer
 from evo2cli.training.best import Best
 from evo2cli.training.engine import Engine
 from evo2cli.training.loop import Trainer
@@ -114,10 +113,7 @@ class Run:
         if self.writes_recipe and ranks.is_first:
             write_recipe(recipe, self.path)
         trainer = self.trainer(folder)
-        way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
-        what = f"{self.path}: {trainer.micro} sequences on {ranks.device}"
-        with memory_explained(what, way_out):
-            outcome = trainer.run()
+        outcome = run_trainer(trainer, self.path)
         if not outcome.finished:
             if ranks.is_first:
                 console.say(f"{recipe.output}: {stopped(resumable=recipe.checkpoint.optimizer)}")

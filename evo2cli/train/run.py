@@ -19,7 +19,7 @@ from evo2cli.train.corpus import write_corpus
 from evo2cli.train.kernels import compile_kernels, take_step
 from evo2cli.training.engine import Engine, PlainEngine
 from evo2cli.training.language import NextBase
-from evo2cli.training.loop import Trainer
+from evo2cli.training.loop import Outcome, Trainer
 from evo2cli.training.options import RunOptions
 from evo2cli.training.plan.estimate import check_shape
 from evo2cli.training.ranks import Ranks
@@ -81,11 +81,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
 
         start, extension = _start(recipe, path, shape, ranks)
         trainer = make_trainer(recipe, path, start, sources, folder)
-        with memory_explained(
-            f"{path}: {trainer.micro} windows of {recipe.batch.length} on {ranks.device}",
-            "lower batch.micro_sequences, or set memory.activation_checkpointing = 1",
-        ):
-            outcome = trainer.run()
+        outcome = run_trainer(trainer, path)
         summary = {
             "steps": outcome.step,
             "trained_tokens": outcome.step * recipe.batch.tokens,
@@ -218,6 +214,20 @@ def make_trainer(
             f"{loader.windows_per_epoch:,} windows per epoch, on {devices_line(engine)}"
         )
     return Trainer(recipe, engine, NextBase(recipe, engine, loader, valid), folder)
+
+
+def run_trainer(trainer: Trainer, path: Path) -> Outcome:
+    """Train; `path` is the recipe's, for messages.
+
+    Raises:
+        UserError: The memory does not suffice, or as `Trainer.run`.
+        UntrustedNumericsError: A loss or a gradient is not finite.
+    """
+    length, device = trainer.recipe.batch.length, trainer.ranks.device
+    what = f"{path}: {trainer.micro} windows of {length} on {device}"
+    way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
+    with memory_explained(what, way_out):
+        return trainer.run()
 
 
 def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
