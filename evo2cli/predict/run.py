@@ -24,8 +24,7 @@ from evo2cli.finetune.heads import Reading
 from evo2cli.finetune.predictions import Predictions, predictions
 from evo2cli.finetune.tasks import Cut, Labels, Task
 from evo2cli.genome.fasta import read_records, require_nucleotides
-from evo2cli.genome.features import is_gff, read_features
-from evo2cli.genome.interval import Interval
+from evo2cli.genome.features import is_gff, locate_features
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.vcf import Status, VariantRecord, is_variants, read_vcf
@@ -249,9 +248,7 @@ def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
 def _regions(options: PredictOptions) -> Iterator[Piece]:
     assert options.reference is not None
     with Reference.open(options.reference) as genome:
-        for region in read_features(options.source):
-            given = Interval(region.contig, region.start, region.end)
-            found = genome.resolve(given, f"{options.source}: {given}")
+        for region, found in locate_features(options.source, genome):
             bases = upper_dna(genome.fetch(found))
             if region.strand == "-" and not options.is_track:
                 bases = reverse_complement(bases)
