@@ -12,7 +12,8 @@ from evo2cli.finetune.folder import FACTS, Description, read_facts, write_facts
 from evo2cli.finetune.recipes import write_recipe
 from evo2cli.finetune.tasks import Labels
 from evo2cli.finetune.training import TunedStart
-from evo2cli.train.run import num_parameters, run_trainer
+from evo2cli.train.engines import num_parameters
+from evo2cli.train.run import run_trainer
 from evo2cli.training.best import Best
 from evo2cli.training.engine import Engine
 from evo2cli.training.loop import Trainer

@@ -28,8 +28,9 @@ from evo2cli.finetune.tasks import Task
 from evo2cli.finetune.training import FromLabels, Rows, TunedStart, class_weights
 from evo2cli.options import DType, ModelOptions
 from evo2cli.ranking import Estimate
+from evo2cli.train.engines import devices_line, make_engine, num_parameters
 from evo2cli.train.kernels import compile_kernels, take_step
-from evo2cli.train.run import devices_line, first_rank_first, make_engine, num_parameters
+from evo2cli.train.run import first_rank_first
 from evo2cli.training.loop import Trainer
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
@@ -231,4 +232,4 @@ def try_block(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
     assert start.description.reading is not None
     try_base(recipe, start.config, start.description.reading, ranks.device)
     if not start.from_features:
-        take_step(make_engine, recipe, path, start, ranks)
+        take_step(recipe, path, start, ranks)

@@ -12,7 +12,7 @@ from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.recipes import NAME, data_values, recipe_values, write_recipe
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import pick_device
-from evo2cli.train.run import check_ranks
+from evo2cli.train.engines import check_ranks
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import (
