@@ -17,7 +17,7 @@ from evo2cli.finetune.leaks import Leaks, find_leaks
 from evo2cli.finetune.splits import Split, split
 from evo2cli.finetune.tasks import Cut, Labels, SplitBy, Task
 from evo2cli.genome.reference import Reference
-from evo2cli.training.recipe import Count, Data, Labelled, Recipe, Seed, Table
+from evo2cli.training.recipe import Count, Data, LabelledData, Recipe, Seed, Table
 
 CUT_WINDOW = 1024  # bases of windows that are cut from a genome, unless the user says otherwise
 
@@ -93,7 +93,7 @@ class DataRecipe(Table, extra="ignore"):
     seed: Seed = 0
     data: Data
     batch: Window = Window()
-    finetune: Labelled = Labelled()
+    finetune: LabelledData = LabelledData()
 
     @classmethod
     def of(cls, recipe: Recipe) -> "DataRecipe":
@@ -183,7 +183,7 @@ def _tables(recipe: DataRecipe) -> dict[str, Path]:
 
 
 def _read(
-    tuning: Labelled, tables: Mapping[str, Path], length: int | None
+    tuning: LabelledData, tables: Mapping[str, Path], length: int | None
 ) -> tuple[Examples, Labels, str | None]:
     """The examples, what their labels mean, and what to say about those that were cut."""
     if tuning.features is not None:

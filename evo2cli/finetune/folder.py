@@ -10,7 +10,7 @@ The folder of a run has it as `final`, and while it trains as `best`.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +76,10 @@ class Description:
     @property
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
-            "task": str(self.labels.task),
-            "classes": list(self.labels.classes),
-            "method": self.method,
-            "base": self.base,
-            "base_fingerprint": self.base_fingerprint,
-            "length": self.length,
-            "cut": self.cut,
-            "reading": self.reading.facts if self.reading else None,
-            "head": self.head,
-            "num_features": self.num_features,
-            "scale": self.scale,
-            "temperature": self.temperature,
-            "adapters": vars(self.adapters) if self.adapters else None,
-        }
+        labels = {"task": str(self.labels.task), "classes": list(self.labels.classes)}
+        others = asdict(self)
+        del others["labels"]
+        return {**labels, **others}
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> "Description":

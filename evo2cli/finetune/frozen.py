@@ -6,7 +6,7 @@ compute it again.
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -214,7 +214,7 @@ class FrozenBase:
         settings = [
             self.fingerprint,
             self.recipe.tuning.scratch and self.recipe.seed,
-            reading.facts,
+            asdict(reading),
             narrow,
         ]
         cache = Cache(self.recipe.output, settings)

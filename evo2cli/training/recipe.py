@@ -295,7 +295,7 @@ class Adapters(Table):
 TaskName = Literal["lm", "classify", "multilabel", "regress", "tokens"]
 
 
-class Labelled(Table, extra="ignore"):
+class LabelledData(Table, extra="ignore"):
     """What [finetune] says of the labelled examples in `data`; can be read before the rest."""
 
     task: TaskName | None = None  # default: inferred from the labels
@@ -314,7 +314,7 @@ class Labelled(Table, extra="ignore"):
     cut: Literal["centre", "start", "end"] = "centre"  # what is kept of longer sequences
 
 
-class Finetune(Labelled, extra="forbid"):
+class Finetune(LabelledData, extra="forbid"):
     """Fine-tuning of the weights of `init`; `data.sources` are the labelled tables."""
 
     task: TaskName

@@ -25,7 +25,7 @@ from evo2cli.predict.run import predict_table
 from evo2cli.training import space, state
 from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
-from evo2cli.training.recipe import Data, Labelled, Source
+from evo2cli.training.recipe import Data, LabelledData, Source
 from evo2cli.training.recipe_file import read_recipe
 from evo2cli.training.state import RunFolder
 from stripedhyena2.checkpoint import read_checkpoint
@@ -40,7 +40,7 @@ def recipe_of(table: Path, *labels: str) -> DataRecipe:
     """A table that is divided by chance."""
     return DataRecipe(
         data=Data(sources=[Source(path=table)]),
-        finetune=Labelled(labels=list(labels), split="random"),
+        finetune=LabelledData(labels=list(labels), split="random"),
     )
 
 
