@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,13 +19,14 @@ from evo2cli.finetune import frozen
 from evo2cli.finetune.data import DataRecipe, read_data
 from evo2cli.finetune.folder import FACTS, find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
+from evo2cli.finetune.options import Base, HeadKind, Method, ReadStrand, Weights
 from evo2cli.finetune.run import tune as run_recipe
-from evo2cli.finetune.tasks import SplitBy, Task
+from evo2cli.finetune.tasks import Cut, SplitBy, Task
 from evo2cli.predict.run import predict_table
 from evo2cli.training import space, state
 from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
-from evo2cli.training.recipe import Data, LabelledData, Source
+from evo2cli.training.recipe import Data, Finetune, LabelledData, Source
 from evo2cli.training.recipe_file import read_recipe
 from evo2cli.training.state import RunFolder
 from stripedhyena2.checkpoint import read_checkpoint
@@ -285,6 +286,25 @@ def test_the_base_may_be_the_result_of_another_recipe(
         for run in ("run", "again")
     )
     np.testing.assert_array_equal(predicted, again)
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [
+        ("task", [*Task]),
+        ("split", [*SplitBy]),
+        ("cut", [*Cut]),
+        ("method", [*Method]),
+        ("strand", [*ReadStrand]),
+        ("head", [*HeadKind]),
+        ("weights", [*Weights]),
+        ("base", [base for base in Base if base is not Base.AUTO]),
+    ],
+)
+def test_options_and_recipes_have_the_same_choices(key: str, choices: list[str]) -> None:
+    kind: Any = Finetune.model_fields[key].annotation
+    plain = next((part for part in get_args(kind) if get_args(part)), kind)  # without None
+    assert sorted(get_args(plain)) == sorted(map(str, choices))
 
 
 def test_the_recipe_says_which_examples_the_run_had(tune: Run, tmp_path: Path) -> None:
