@@ -101,25 +101,14 @@ class FrozenBase:
         )
         require_trained(self.recipe, loss)
         if found["layer"] is None:
-            reading = self.read_at("")
-            train = self.data.train
             found["layer"], found["layers"] = best_layer(
-                self._model, train, self.data.labels, reading, self.recipe.seed
+                self._model, self.data.train, self.data.labels, self.form, self.recipe.seed
             )
             console.say(f"the best layer for a linear probe is {found['layer']}")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_facts(path, found)
         return found
-
-    def check(self) -> None:
-        """Refuse what the recipe says of layer and pool, before anything is computed.
-
-        Raises:
-            UserError: There is no such layer or pool.
-        """
-        self._layer_by_name()
-        self.read_at("")
 
     @cached_property
     def _shape(self) -> StripedHyena2:
@@ -141,15 +130,16 @@ class FrozenBase:
             raise UserError(f"--layer {tuning.layer}: a head reads one layer, not {len(layers)}")
         return layers[0]
 
-    def read_at(self, layer: str) -> Reading:
-        """What the head reads, if it reads this layer.
+    @cached_property
+    def form(self) -> Reading:
+        """What the head reads of a layer; the name of the layer is empty.
 
         Raises:
             UserError: There is no such pool, or bases of pairs are to be labelled.
         """
         tuning, examples = self.recipe.tuning, self.data.examples
         pool = "none" if self.data.labels.task is Task.TOKENS else tuning.pool
-        found = Reading(layer, pool, tuning.strand, examples.pairs is not None)
+        found = Reading("", pool, tuning.strand, examples.pairs is not None)
         if not found.by_token:
             Pool.read(found.pool)
         elif found.is_pair:
@@ -161,26 +151,29 @@ class FrozenBase:
     @cached_property
     def reading(self) -> Reading:
         """What the head reads."""
-        return self.read_at(self.facts["layer"])
+        return replace(self.form, layer=self.facts["layer"])
 
     @property
     def is_cached(self) -> bool:
         """Whether the head is trained on features that are computed once."""
-        reading = self.read_at("")
-        if self.recipe.tuning.method != "head" or reading.pool == "attention":
+        if self.recipe.tuning.method != "head" or self.form.pool == "attention":
             return False
-        bases = sum(map(len, self.data.examples.sequences)) if reading.by_token else 0
+        bases = sum(map(len, self.data.examples.sequences)) if self.form.by_token else 0
         return bases * self._row_bytes <= MAX_CACHED
 
     @property
     def _row_bytes(self) -> int:
         """Bytes of the features of a row, in fp32; the best layer is always a block."""
         width = layer_width(self._shape, self._layer_by_name() or "blocks.0")
-        return 4 * width * self.read_at("").num_features
+        return 4 * width * self.form.num_features
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of the features that are not in the folder of the run yet."""
+        """Bytes of the features that are not in the folder of the run yet.
+
+        Raises:
+            UserError: There is no such layer or pool.
+        """
         there = sum(file.stat().st_size for file in self.recipe.output.glob(FILES))
         return max(0, sum(map(len, self.rows.values())) * self._row_bytes - there)
 

@@ -60,14 +60,13 @@ class LabelledRun(Run):
 
     def missing_bytes(self) -> int:
         """As `Run`: features of the base."""
-        self.base.check()
         return self.base.missing_bytes
 
     def trainer(self, folder: RunFolder) -> Trainer:
         """As `Run`."""
         recipe, data, ranks, base = self.recipe, self.data, self.ranks, self.base
         tuning = recipe.tuning
-        reading = base.read_at(f"blocks.{self.stored.config.depth - 1}")
+        reading = replace(base.form, layer=f"blocks.{self.stored.config.depth - 1}")
         trial = TunedStart(
             self.stored.config,
             description=self._describe(reading, self.stored.config.width * reading.num_features),
