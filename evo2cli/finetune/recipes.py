@@ -115,13 +115,30 @@ def _same(options: FinetuneOptions, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
+def recipe_text(recipe: Recipe) -> bytes:
+    """A recipe as a file.
+
+    Raises:
+        UserError: It names a file in other bytes than UTF-8, as no TOML can.
+    """
+    opening = "# Written by `evo2 finetune`; run it again with `evo2 train` or `evo2 launch`.\n"
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    try:
+        return (opening + tomli_w.dumps(values)).encode()
+    except UnicodeEncodeError as error:
+        line = error.object.count("\n", 0, error.start)
+        entry = error.object.splitlines()[line].strip(" {},")
+        raise UserError(
+            f"{entry}: a name that is not UTF-8 cannot be in a recipe; rename the file, or link to "
+            "it"
+        ) from None
+
+
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe, whole or not at all.
 
     Raises:
         UserError: It cannot be written.
     """
-    opening = "# Written by `evo2 finetune`; run it again with `evo2 train` or `evo2 launch`.\n"
     with writing(path), atomic_path(path) as part:
-        values = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-        part.write_text(opening + tomli_w.dumps(values), encoding="utf-8")
+        part.write_bytes(recipe_text(recipe))

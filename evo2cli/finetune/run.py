@@ -9,7 +9,7 @@ from evo2cli.finetune.data import CUT_WINDOW, DataRecipe, DataSet, read_data
 from evo2cli.finetune.labelled import LabelledRun
 from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
-from evo2cli.finetune.recipes import NAME, data_values, recipe_values, write_recipe
+from evo2cli.finetune.recipes import NAME, data_values, recipe_text, recipe_values, write_recipe
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import pick_device
 from evo2cli.train.engines import check_ranks
@@ -81,7 +81,9 @@ def prepare(options: FinetuneOptions) -> tuple[Recipe, Path, DataSet | None]:
         data = read_data(check_values(DataRecipe, values, path), options.length or usual)
         task, num_train, length = data.labels.task, len(data.split.train), data.longest
     values = recipe_values(options, task, num_train, length, values)
-    return make_recipe(values, path, options.settings), path, data
+    recipe = make_recipe(values, path, options.settings)
+    recipe_text(recipe)  # fails before anything is written
+    return recipe, path, data
 
 
 def tune(

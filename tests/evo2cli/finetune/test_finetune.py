@@ -1,6 +1,7 @@
 """`evo2 finetune`: every task and method from a table to a model that predicts, through kills."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -381,6 +382,14 @@ def test_what_cannot_be_learned_is_said_in_one_line(
     with pytest.raises(ValueError, match=message) as raised:
         tune(table_of(tmp_path, text), **{"method": "head", **options})
     assert "\n" not in str(raised.value)
+
+
+def test_a_name_that_no_recipe_can_hold_is_refused(tune: Run, tmp_path: Path) -> None:
+    table = table_of(tmp_path, rows(["a", "b"])).rename(tmp_path / os.fsdecode(b"\xff.tsv"))
+    with pytest.raises(UserError, match=r"^path = .*tsv.: a name that is not UTF-8") as raised:
+        tune(table, method="head")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
