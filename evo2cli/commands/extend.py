@@ -6,7 +6,7 @@ from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.extend.options import CheckpointOptions, ExtendOptions, StageOptions
 from evo2cli.lengths import parse_length
-from evo2cli.options import refuse, takes
+from evo2cli.options import refuse, shared, takes
 from evo2cli.training.options import RunOptions
 
 
@@ -51,10 +51,7 @@ def _run_stage(stage: Path, options: ExtendOptions) -> None:
     from evo2cli.extend.verification import verification_page
     from evo2cli.train.run import summary_line
 
-    run = RunOptions(
-        recipe=stage, settings=options.settings, data=options.data, device=options.device
-    )
-    summary = extend_stage(run)
+    summary = extend_stage(shared(options, RunOptions, recipe=stage))
     if summary.pop("rank") > 0:
         return
     if options.json:

@@ -9,10 +9,9 @@ from evo2cli.data.tags import read_tag, split_record
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT
-from evo2cli.genome.contig_names import find_contig
+from evo2cli.genome.contig_names import KNOWN
 from evo2cli.genome.fasta import read_records
-from evo2cli.genome.features import Feature, is_gff, read_features
-from evo2cli.genome.interval import Interval
+from evo2cli.genome.features import Feature, is_gff, locate_features, read_features
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.windows import upper_dna
 from stripedhyena2.pooling import Spans
@@ -80,7 +79,7 @@ class FeatureIndex:
 
     def within(self, sequence: InputSequence) -> Iterator[Feature]:
         """Features that lie entirely within a sequence, in the order of their starts."""
-        contig = find_contig(sequence.contig, self._by_contig)
+        contig = KNOWN.find(sequence.contig, self._by_contig)
         if contig is None:
             return
         features, end = self._by_contig[contig], sequence.start + len(sequence.bases)
@@ -123,9 +122,7 @@ def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
     if options.reference is not None:
         kind = options.feature_type if options.features is None else None
         with Reference.open(options.reference) as genome:
-            for region in read_features(options.source, kind):
-                given = Interval(region.contig, region.start, region.end)
-                found = genome.resolve(given, f"{options.source}: {given}")
+            for region, found in locate_features(options.source, genome, kind):
                 bases = upper_dna(genome.fetch(found))
                 yield InputSequence(region.name, found.name, found.start, bases, tag)
         return

@@ -17,7 +17,6 @@ from evo2cli.embed.input import (
     summarize_input,
 )
 from evo2cli.embed.options import SUFFIXES, EmbedOptions, Pooling
-from evo2cli.embed.pooling import Embedder
 from evo2cli.embed.probe import Labelled, draw_probe, match_labels, probe_layers, read_labels
 from evo2cli.embed.store import Contents, Store, open_store
 from evo2cli.figures import check_plot
@@ -30,6 +29,8 @@ from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.layers import layer_widths, resolve_layers
+from stripedhyena2.pooling import keep_positions, pool_positions
+from stripedhyena2.progress import Progress
 
 
 @locks_output
@@ -157,13 +158,7 @@ def _fill(
     """Embed the sequences that an interrupted run has not embedded."""
     first = 0
     with console.progress("embed", store.contents.summary.num_bases, "bases") as bar:
-        embedder = Embedder(
-            model=model,
-            layers=store.contents.layers,
-            pooling=options.pooling,
-            strands=options.strand.single,
-            progress=bar.advance,
-        )
+        embed_one = partial(_embed_sequence, options, model, store, bar.advance)
         for sequence in read_sequences(options):
             rows = rows_of(sequence, index)
             if not rows:
@@ -171,23 +166,32 @@ def _fill(
             spans = repr([row.spans for row in rows]).encode()
             letters = zlib.crc32(sequence.tag + sequence.bases)
             key = f"{sequence.name} {letters:08x} {zlib.crc32(spans):08x}"
-            recall(key, partial(_embed_sequence, embedder, store, sequence, rows, first))
+            recall(key, partial(embed_one, sequence, rows, first))
             first += len(rows)
 
 
 def _embed_sequence(
-    embedder: Embedder, store: Store, sequence: InputSequence, rows: list[OutputRow], first: int
+    options: EmbedOptions,
+    model: StripedHyena2,
+    store: Store,
+    progress: Progress,
+    sequence: InputSequence,
+    rows: list[OutputRow],
+    first: int,
 ) -> None:
     """Store the vectors of a sequence; pooled vectors are the rows of each array from `first`."""
-    contents = store.contents
+    contents, bases, strands = store.contents, sequence.bases, options.strand.single
     arrays = {layer: store.arrays[contents.key(layer, sequence.name)] for layer in contents.layers}
+    common: dict[str, Any] = {"name": sequence.name, "context": sequence.tag, "progress": progress}
     if contents.by_position:
-        embedder.keep(sequence.name, sequence.tag, sequence.bases, arrays)
-    else:
-        spans = [row.spans for row in rows]
-        vectors = embedder.pool(sequence.name, sequence.tag, sequence.bases, spans)
-        for layer, vectors_RD in vectors.items():
-            arrays[layer].write(first, vectors_RD.float().numpy())
+        keep_positions(model, bases, arrays, strands, **common)
+        return
+    spans = [row.spans for row in rows]
+    vectors = pool_positions(
+        model, bases, contents.layers, spans, options.pooling, strands, **common
+    )
+    for layer, vectors_RD in vectors.items():
+        arrays[layer].write(first, vectors_RD)
 
 
 def _probe(options: EmbedOptions, store: Store, labelled: Labelled) -> dict[str, Any]:

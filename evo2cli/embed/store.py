@@ -15,7 +15,9 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evo2cli.embed.input import InputSummary
 from evo2cli.files import atomic_path, beside, temporary_folder, writing
@@ -94,7 +96,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array of a `Store`, written and read some rows at a time.
+    """One array of a `Store`, written and read some rows at a time: a `PositionStore` on disk.
 
     Attributes:
         path: The file of the store.
@@ -106,22 +108,22 @@ class StoredArray:
     offset: int
     shape: tuple[int, int]
 
-    def write(self, first: int, vectors_RD: Vectors) -> None:
-        """Write rows from index `first` on.
+    def write(self, start: int, x_RD: Tensor) -> None:
+        """Write rows from index `start` on.
 
         Raises:
             UserError: The file cannot be written.
         """
         with writing(self.path), self.path.open("r+b") as file:
-            file.seek(self.offset + 4 * first * self.shape[1])
-            file.write(vectors_RD.astype("<f4").tobytes())
+            file.seek(self.offset + 4 * start * self.shape[1])
+            file.write(x_RD.float().numpy().astype("<f4").tobytes())
 
-    def read(self, first: int, count: int) -> Vectors:
-        """Read `count` rows from index `first` on."""
-        offset = self.offset + 4 * first * self.shape[1]
-        return np.fromfile(self.path, "<f4", count * self.shape[1], offset=offset).reshape(
-            count, self.shape[1]
-        )
+    def read(self, start: int, count: int) -> Tensor:
+        """Read `count` rows from index `start` on."""
+        width = self.shape[1]
+        offset = self.offset + 4 * start * width
+        rows = np.fromfile(self.path, "<f4", count * width, offset=offset)
+        return torch.from_numpy(rows).reshape(count, width)
 
     def all(self) -> Vectors:
         """All rows, memory-mapped."""

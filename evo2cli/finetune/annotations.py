@@ -16,7 +16,7 @@ from evo2cli.errors import UserError, listed
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.tasks import Labels, Task
 from evo2cli.genome.alphabet import ACGT, reverse_complement
-from evo2cli.genome.features import Feature, read_features
+from evo2cli.genome.features import Feature, locate_features, read_features
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.windows import upper_dna
@@ -107,9 +107,8 @@ def _regions(bases: Reference, path: Path | None, kind: str | None) -> dict[str,
     if path is None:
         return {name: [Feature(name, name, ((0, bases.length(name)),))] for name in bases.names}
     found = defaultdict(list)
-    for region in read_features(path, kind):
-        given = Interval(region.contig, region.start, region.end)
-        found[bases.resolve(given, f"{path}: {given}").name].append(region)
+    for region, where in locate_features(path, bases, kind):
+        found[where.name].append(region)
     return found
 
 

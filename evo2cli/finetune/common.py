@@ -6,21 +6,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from evo2cli import __version__, console
 from evo2cli.files import writing
 from evo2cli.finetune.folder import FACTS, Description, read_facts, write_facts
 from evo2cli.finetune.recipes import write_recipe
+from evo2cli.finetune.tasks import Labels
 from evo2cli.finetune.training import TunedStart
-from evo2cli.models import memory_explained
-from evo2cli.train.run import num_parameters
+from evo2cli.train.engines import num_parameters
+from evo2cli.train.run import run_trainer
 from evo2cli.training.best import Best
 from evo2cli.training.engine import Engine
 from evo2cli.training.loop import Trainer
 from evo2cli.training.plan.estimate import check_shape
 from evo2cli.training.ranks import Ranks
-from evo2cli.training.recipe import Finetune, Recipe
+from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import naming
 from evo2cli.training.space import BEST
 from evo2cli.training.state import RunFolder, open_run, stopped
@@ -39,24 +38,16 @@ class Run:
         path: Its file.
         ranks: The ranks.
         stored: The base.
-        values: The tables of the recipe, if its file is to be written.
-        start: The model that it starts from; set by `trainer`.
-        description: What is trained; likewise.
+        writes_recipe: Whether the file of the recipe is to be written.
+        description: What is trained; set by `trainer`.
     """
 
     recipe: Recipe
     path: Path
     ranks: Ranks
     stored: Checkpoint
-    values: dict[str, Any] | None
-    start: TunedStart = field(init=False)
+    writes_recipe: bool
     description: Description = field(init=False)
-
-    @property
-    def tuning(self) -> Finetune:
-        """The table [finetune]."""
-        assert self.recipe.finetune is not None
-        return self.recipe.finetune
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -76,8 +67,29 @@ class Run:
         return 0
 
     def trainer(self, folder: RunFolder) -> Trainer:
-        """What trains; sets `start` and `description`."""
+        """What trains; sets `description`."""
         raise NotImplementedError
+
+    def describe(self, labels: Labels) -> Description:
+        """What is trained, as far as it is no head."""
+        recipe = self.recipe
+        return Description(
+            labels=labels,
+            method=recipe.tuning.method,
+            base=recipe.base,
+            base_fingerprint=self.base_fingerprint,
+            length=recipe.batch.length,
+            adapters=recipe.tuning.adapters.lora if recipe.tuning.method == "lora" else None,
+        )
+
+    def start(self) -> TunedStart:
+        """The base, with what `description` adds to it."""
+        return TunedStart(
+            self.stored.config,
+            None if self.recipe.tuning.scratch else self.stored.tensors,
+            description=self.description,
+            device=str(self.ranks.device),
+        )
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """What the run found, on the first rank; all ranks call it together."""
@@ -99,13 +111,10 @@ class Run:
             if ranks.is_first:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
             return {**of_run, "finished": True, **read_facts(recipe.output / REPORT)}
-        if self.values is not None and ranks.is_first:
-            write_recipe(self.values, self.path)
+        if self.writes_recipe and ranks.is_first:
+            write_recipe(recipe, self.path)
         trainer = self.trainer(folder)
-        way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
-        what = f"{self.path}: {trainer.micro} sequences on {ranks.device}"
-        with memory_explained(what, way_out):
-            outcome = trainer.run()
+        outcome = run_trainer(trainer, self.path)
         if not outcome.finished:
             if ranks.is_first:
                 console.say(f"{recipe.output}: {stopped(resumable=recipe.checkpoint.optimizer)}")
@@ -120,7 +129,7 @@ class Run:
             records = folder.records()
             memory = [record["memory_gib"] for record in records if "memory_gib" in record]
             report |= {
-                "method": self.tuning.method,
+                "method": recipe.tuning.method,
                 "parameters": num_parameters(trainer.engine),
                 "steps": outcome.step,
                 "best": {"step": best.step, "metric": best.metric, "value": best.value},
@@ -136,7 +145,7 @@ class Run:
         return Best(
             metric=f"valid_{metric}",
             larger=larger,
-            patience=self.tuning.patience,
+            patience=self.recipe.tuning.patience,
             keep=lambda step: self.keep(engine, step),
         )
 
@@ -144,22 +153,19 @@ class Run:
         """Write the weights of a step as the best so far; all ranks call it together."""
         weights = engine.weights()
         if self.ranks.is_first:
-            self._write(weights, {"step": step})
+            folder = self.best_folder
+            partial = folder.with_name(".best.part")
+            with writing(folder):
+                shutil.rmtree(partial, ignore_errors=True)
+                engine.start.write(weights, partial, {"step": step})
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
         self.ranks.wait()
 
     @property
     def best_folder(self) -> Path:
         """Where the best weights so far are."""
         return self.recipe.output / BEST
-
-    def _write(self, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        folder = self.best_folder
-        partial = folder.with_name(".best.part")
-        with writing(folder):
-            shutil.rmtree(partial, ignore_errors=True)
-            self.start.write(weights, partial, facts)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
 
     def _finish(self, report: dict[str, Any]) -> None:
         """Make the best weights the result, with all that is known about them."""

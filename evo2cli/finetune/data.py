@@ -1,6 +1,7 @@
 """The examples of a run: read from its tables, cut to the window, divided, and free of leaks."""
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,17 @@ from evo2cli.errors import UserError
 from evo2cli.finetune.annotations import read_annotated
 from evo2cli.finetune.examples import Examples, Genome, fit_length, read_examples
 from evo2cli.finetune.leaks import Leaks, find_leaks
-from evo2cli.finetune.splits import FRACTIONS, Split, split
+from evo2cli.finetune.splits import Split, split
 from evo2cli.finetune.tasks import Cut, Labels, SplitBy, Task
 from evo2cli.genome.reference import Reference
-from evo2cli.training.recipe import Recipe
+from evo2cli.training.recipe import Count, Data, LabelledData, Recipe, Seed, Table
 
 CUT_WINDOW = 1024  # bases of windows that are cut from a genome, unless the user says otherwise
 
 
 @dataclass(frozen=True)
-class Data:
-    """The examples of a run.
+class DataSet:
+    """The examples of a run, divided.
 
     Attributes:
         examples: All of them.
@@ -80,105 +81,24 @@ def _arrays(labels: Any) -> list[Any]:
     return labels if isinstance(labels, list) else [] if labels is None else [labels]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the examples of a run come from, and how they are divided.
+class Window(Table, extra="ignore"):
+    """What [batch] says of a window."""
 
-    Attributes:
-        train: A table.
-        valid: A table for validation.
-        test: A table for testing.
-        task: The task; None to infer it from the labels.
-        labels: Columns with labels.
-        group: Column with groups.
-        reference: Genome of a table of variants.
-        split: What decides on which side an example is.
-        valid_contigs: Contigs whose examples are for validation, instead of `split`.
-        test_contigs: Contigs whose examples are for testing, likewise.
-        fractions: Sizes of train, valid and test.
-        cut: What is kept of sequences longer than the window.
-        seed: Of the division.
-        features: BED or GFF whose features label the bases of `train`, which is then a FASTA.
-        feature_types: Their types.
-        regions: BED or GFF of the parts of the FASTA that are used.
-        region_type: Their type.
+    length: Count | None = None  # bases; None for the usual limit
 
-    Raises:
-        UserError: It is divided in two ways at once, or has further tables beside a FASTA.
-    """
 
-    train: Path
-    valid: Path | None = None
-    test: Path | None = None
-    task: Task | None = None
-    labels: tuple[str, ...] = ()
-    group: str | None = None
-    reference: Path | None = None
-    split: SplitBy | None = None
-    valid_contigs: tuple[str, ...] = ()
-    test_contigs: tuple[str, ...] = ()
-    fractions: tuple[float, ...] = FRACTIONS
-    cut: Cut = Cut.CENTRE
-    seed: int = 0
-    features: Path | None = None
-    feature_types: tuple[str, ...] = ()
-    regions: Path | None = None
-    region_type: str | None = None
+class DataRecipe(Table, extra="ignore"):
+    """The part of a recipe that says how examples are read; the rest may depend on them."""
 
-    def __post_init__(self) -> None:
-        contigs = ",".join((*self.valid_contigs, *self.test_contigs))
-        tables = {"--valid": self.valid, "--test": self.test}
-        option, table = next((pair for pair in tables.items() if pair[1]), (None, None))
-        if contigs and self.split is not None:
-            raise UserError(
-                f"--split {self.split}: the data are already divided by contigs ({contigs}); "
-                "use only one of the two"
-            )
-        if contigs and option:
-            raise UserError(
-                f"{option} {table}: the data are already divided by contigs ({contigs}); use "
-                "only one of the two"
-            )
-        if self.features is not None and option:
-            raise UserError(
-                f"{option} {table}: not with --features, which labels the bases of one FASTA; "
-                f"divide {self.train} with --valid-contigs and --test-contigs"
-            )
+    seed: Seed = 0
+    data: Data
+    batch: Window = Window()
+    finetune: LabelledData = LabelledData()
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe) -> "Source":
-        """As a recipe says.
-
-        Raises:
-            UserError: It has several tables for one part.
-        """
-        tuning = recipe.finetune
-        assert tuning is not None
-        tables, valid = [source.path for source in recipe.data.sources], recipe.data.valid
-        if len(tables) > 1 or len(valid) > 1:
-            raise UserError(
-                "data.sources and data.valid: can name only one table each; join "
-                f"{[*tables, *valid][-1]} with the others"
-            )
-        return cls(
-            train=tables[0],
-            valid=valid[0] if valid else None,
-            test=tuning.test,
-            task=Task(tuning.task),
-            labels=tuple(tuning.labels),
-            group=tuning.group,
-            reference=tuning.reference,
-            split=SplitBy(tuning.split) if tuning.split else None,
-            valid_contigs=tuple(tuning.valid_contigs),
-            test_contigs=tuple(tuning.test_contigs),
-            fractions=tuning.fractions,
-            cut=Cut(tuning.cut),
-            seed=recipe.seed,
-            features=tuning.features,
-            feature_types=comma_list(tuning.feature_type),
-            regions=tuning.regions,
-            region_type=tuning.region_type,
-        )
+    def of(cls, recipe: Recipe) -> "DataRecipe":
+        """Of a whole recipe."""
+        return cls.model_validate(recipe.model_dump())
 
 
 def comma_list(text: str | None) -> tuple[str, ...]:
@@ -186,28 +106,30 @@ def comma_list(text: str | None) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
-def read_data(source: Source, length: int | None = None, *, quiet: bool = False) -> Data:
+def read_data(recipe: DataRecipe, limit: int | None = None, *, quiet: bool = False) -> DataSet:
     """Read and divide examples.
 
     Args:
-        source: Where they come from.
-        length: Bases that sequences are cut to; None for no limit.
+        recipe: Where they come from, and how they are divided.
+        limit: Bases that sequences are cut to if the recipe has no `batch.length`; None for any.
         quiet: Whether nothing is said about what was found.
 
     Raises:
-        UserError: A table cannot be read, a part is empty, or parts share examples.
+        UserError: A table cannot be read, a part is empty, parts share examples, or the recipe
+            divides them in two ways at once.
     """
-    examples, labels, cut_line = _read(source, length)
+    tuning, tables = recipe.finetune, _tables(recipe)
+    examples, labels, cut_line = _read(tuning, tables, recipe.batch.length or limit)
     divided = split(
         examples,
         labels,
-        by=source.split,
-        contigs={"valid": source.valid_contigs, "test": source.test_contigs},
-        fractions=source.fractions,
-        seed=source.seed,
+        by=SplitBy(tuning.split) if tuning.split else None,
+        contigs={"valid": tuning.valid_contigs, "test": tuning.test_contigs},
+        fractions=tuning.fractions,
+        seed=recipe.seed,
     )
     leaks = find_leaks(examples, divided)
-    found = Data(examples, labels, divided, leaks)
+    found = DataSet(examples, labels, divided, leaks)
     if not quiet:
         sizes = ", ".join(f"{count:,} for {part}" for part, count in found.sizes.items())
         for line in (
@@ -222,30 +144,68 @@ def read_data(source: Source, length: int | None = None, *, quiet: bool = False)
     return found
 
 
-def _read(source: Source, length: int | None) -> tuple[Examples, Labels, str | None]:
+def _tables(recipe: DataRecipe) -> dict[str, Path]:
+    """The table of train, and those of valid and test where they are given.
+
+    Raises:
+        UserError: There are several of one part, or the examples are divided in two ways at once.
+    """
+    train, valid = [source.path for source in recipe.data.sources], recipe.data.valid
+    if len(train) > 1 or len(valid) > 1:
+        raise UserError(
+            "data.sources and data.valid: can name only one table each; join "
+            f"{[*train, *valid][-1]} with the others"
+        )
+    tuning = recipe.finetune
+    tables = {"train": train[0]}
+    if valid:
+        tables["valid"] = valid[0]
+    if tuning.test is not None:
+        tables["test"] = tuning.test
+    contigs = ",".join((*tuning.valid_contigs, *tuning.test_contigs))
+    if contigs and tuning.split is not None:
+        raise UserError(
+            f"--split {tuning.split}: the data are already divided by contigs ({contigs}); "
+            "use only one of the two"
+        )
+    part = next((part for part in ("valid", "test") if part in tables), None)
+    if contigs and part:
+        raise UserError(
+            f"--{part} {tables[part]}: the data are already divided by contigs ({contigs}); use "
+            "only one of the two"
+        )
+    if tuning.features is not None and part:
+        raise UserError(
+            f"--{part} {tables[part]}: not with --features, which labels the bases of one FASTA; "
+            f"divide {train[0]} with --valid-contigs and --test-contigs"
+        )
+    return tables
+
+
+def _read(
+    tuning: LabelledData, tables: Mapping[str, Path], length: int | None
+) -> tuple[Examples, Labels, str | None]:
     """The examples, what their labels mean, and what to say about those that were cut."""
-    if source.features is not None:
+    if tuning.features is not None:
         examples, labels = read_annotated(
-            source.train,
-            source.features,
+            tables["train"],
+            tuning.features,
             length or CUT_WINDOW,
-            kinds=source.feature_types,
-            regions=source.regions,
-            region_kind=source.region_type,
+            kinds=comma_list(tuning.feature_type),
+            regions=tuning.regions,
+            region_kind=tuning.region_type,
         )
         return examples, labels, None
-    others = {"valid": source.valid, "test": source.test}
-    given = {part: path for part, path in others.items() if path is not None}
-    opened = Reference.open(source.reference) if source.reference else nullcontext(None)
+    opened = Reference.open(tuning.reference) if tuning.reference else nullcontext(None)
     with opened as reference:
         examples, labels = read_examples(
-            {"train": source.train, **given} if given else source.train,
-            task=source.task,
-            label_columns=source.labels,
-            group_column=source.group,
+            tables if len(tables) > 1 else tables["train"],
+            task=Task(tuning.task) if tuning.task else None,
+            label_columns=tuning.labels,
+            group_column=tuning.group,
             genome=None if reference is None else Genome(reference, length or CUT_WINDOW),
         )
     if length is None:
         return examples, labels, None
-    examples, cut_line = fit_length(examples, length, source.cut)
+    examples, cut_line = fit_length(examples, length, Cut(tuning.cut))
     return examples, labels, cut_line

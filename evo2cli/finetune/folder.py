@@ -10,7 +10,7 @@ The folder of a run has it as `final`, and while it trains as `best`.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +76,10 @@ class Description:
     @property
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
-        return {
-            "task": str(self.labels.task),
-            "classes": list(self.labels.classes),
-            "method": self.method,
-            "base": self.base,
-            "base_fingerprint": self.base_fingerprint,
-            "length": self.length,
-            "cut": self.cut,
-            "reading": self.reading.facts if self.reading else None,
-            "head": self.head,
-            "num_features": self.num_features,
-            "scale": self.scale,
-            "temperature": self.temperature,
-            "adapters": vars(self.adapters) if self.adapters else None,
-        }
+        labels = {"task": str(self.labels.task), "classes": list(self.labels.classes)}
+        others = asdict(self)
+        del others["labels"]
+        return {**labels, **others}
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> "Description":
@@ -109,6 +98,12 @@ class Description:
     def num_outputs(self) -> int:
         """C."""
         return len(self.labels.classes)
+
+    def new_model(self, trunk: StripedHyena2 | None) -> TaskModel:
+        """A model with a new head; without a trunk, features are its input."""
+        assert self.reading is not None
+        head = Head(self.num_features, self.num_outputs, self.head)
+        return TaskModel(trunk, head, self.reading)
 
 
 def write_tuned(
@@ -216,17 +211,16 @@ class Tuned:
             examples: The sequence of each, or both of a pair.
             progress: Called with the number of examples done since the last call.
         """
-        description = self.description
-        assert description.reading is not None
+        reading = self.model.reading
         assert self.model.trunk is not None
         device = self.model.trunk.embedding.weight.device
         found: list[Tensor | None] = [None] * len(examples)
         for rows in by_length(examples, device):
             chosen = [examples[row] for row in rows]
-            inputs = read_inputs(chosen, description.reading)
+            inputs = read_inputs(chosen, reading)
             outputs = self.model(*(tensor.to(device) for tensor in inputs)).cpu()
             for row, group, output in zip(rows, chosen, outputs, strict=True):
-                found[row] = output[: len(group[0])] if description.reading.by_token else output
+                found[row] = output[: len(group[0])] if reading.by_token else output
             progress(len(rows))
         return [output for output in found if output is not None]
 
@@ -277,19 +271,17 @@ def open_tuned(run: Path, options: ModelOptions) -> Tuned:
     """
     folder = find_tuned(run)
     description = read_description(folder)
-    reading = description.reading
-    if reading is None:
+    if description.reading is None:
         raise UserError(
             f"{run}: was trained with --task lm and has no labels to predict; use it in "
             f"evo2 score or generate with --adapter {run}"
         )
     trunk = open_trunk(folder, description, options)
-    model = TaskModel(trunk, _new_head(description), reading)
-    _load_head(folder, model)
+    model = _with_head(folder, description, trunk)
     for part in (model.head, model.pooling):
         if part is not None:
             part.to(trunk.embedding.weight.device)
-    return Tuned(description, model.eval())
+    return Tuned(description, model)
 
 
 def open_head(folder: Path, description: Description) -> TaskModel:
@@ -298,17 +290,12 @@ def open_head(folder: Path, description: Description) -> TaskModel:
     Raises:
         UserError: The folder is damaged.
     """
-    assert description.reading is not None
-    model = TaskModel(None, _new_head(description), description.reading)
-    _load_head(folder, model)
-    return model.eval().requires_grad_(False)
+    return _with_head(folder, description, None).requires_grad_(False)
 
 
-def _new_head(description: Description) -> Head:
-    return Head(description.num_features, description.num_outputs, description.head)
-
-
-def _load_head(folder: Path, model: TaskModel) -> None:
+def _with_head(folder: Path, description: Description, trunk: StripedHyena2 | None) -> TaskModel:
+    """A model with the head in the folder."""
+    model = description.new_model(trunk)
     try:
         tensors = load_file(folder / HEAD)
     except (OSError, SafetensorError) as error:
@@ -316,6 +303,7 @@ def _load_head(folder: Path, model: TaskModel) -> None:
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     if unexpected or any(name.startswith(("head.", "pooling.")) for name in missing):
         raise UserError(f"{folder / HEAD}: is not the head that {FACTS} describes")
+    return model.eval()
 
 
 def open_trunk(folder: Path, description: Description, options: ModelOptions) -> StripedHyena2:

@@ -6,7 +6,7 @@ compute it again.
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.files import writing
 from evo2cli.finetune.baselines import fit_and_predict
-from evo2cli.finetune.data import Data
+from evo2cli.finetune.data import DataSet
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.features import (
     FILES,
@@ -36,7 +36,7 @@ from evo2cli.finetune.heads import Pool, Reading
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import DTYPES
 from evo2cli.options import DType
-from evo2cli.training.recipe import Finetune, Recipe
+from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig, StripedHyena2, load
 from stripedhyena2.layers import default_layer, layer_width, resolve_layers
 from stripedhyena2.scoring import sequence_logprob
@@ -62,25 +62,19 @@ class FrozenBase:
     """
 
     recipe: Recipe
-    data: Data
+    data: DataSet
     config: ModelConfig
     fingerprint: str
     device: torch.device
-
-    @property
-    def _tuning(self) -> Finetune:
-        assert self.recipe.finetune is not None
-        return self.recipe.finetune
 
     @cached_property
     def _model(self) -> StripedHyena2:
         """The base."""
         dtype = _dtype(self.recipe)
-        assert self.recipe.init is not None
-        if self._tuning.scratch:
+        if self.recipe.tuning.scratch:
             model = StripedHyena2.from_seed(self.config, self.recipe.seed)
             return model.to(self.device, dtype).eval()
-        return load(self.recipe.init, device=self.device, dtype=dtype).eval()
+        return load(self.recipe.base, device=self.device, dtype=dtype).eval()
 
     def release(self) -> None:
         """Free the memory of the model."""
@@ -107,25 +101,14 @@ class FrozenBase:
         )
         require_trained(self.recipe, loss)
         if found["layer"] is None:
-            reading = self.read_at("")
-            train = self.data.train
             found["layer"], found["layers"] = best_layer(
-                self._model, train, self.data.labels, reading, self.recipe.seed
+                self._model, self.data.train, self.data.labels, self.form, self.recipe.seed
             )
             console.say(f"the best layer for a linear probe is {found['layer']}")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_facts(path, found)
         return found
-
-    def check(self) -> None:
-        """Refuse what the recipe says of layer and pool, before anything is computed.
-
-        Raises:
-            UserError: There is no such layer or pool.
-        """
-        self._layer_by_name()
-        self.read_at("")
 
     @cached_property
     def _shape(self) -> StripedHyena2:
@@ -135,7 +118,7 @@ class FrozenBase:
 
     def _layer_by_name(self) -> str | None:
         """The layer that the recipe names; None if the best is to be found."""
-        tuning = self._tuning
+        tuning = self.recipe.tuning
         if tuning.layer == "best":
             return None
         if tuning.layer is None and tuning.method == "head":
@@ -147,15 +130,16 @@ class FrozenBase:
             raise UserError(f"--layer {tuning.layer}: a head reads one layer, not {len(layers)}")
         return layers[0]
 
-    def read_at(self, layer: str) -> Reading:
-        """What the head reads, if it reads this layer.
+    @cached_property
+    def form(self) -> Reading:
+        """What the head reads of a layer; the name of the layer is empty.
 
         Raises:
             UserError: There is no such pool, or bases of pairs are to be labelled.
         """
-        is_tokens = self.data.labels.task is Task.TOKENS
-        pool = "none" if is_tokens else self._tuning.pool
-        found = Reading(layer, pool, self._tuning.strand, self.data.examples.pairs is not None)
+        tuning, examples = self.recipe.tuning, self.data.examples
+        pool = "none" if self.data.labels.task is Task.TOKENS else tuning.pool
+        found = Reading("", pool, tuning.strand, examples.pairs is not None)
         if not found.by_token:
             Pool.read(found.pool)
         elif found.is_pair:
@@ -167,26 +151,29 @@ class FrozenBase:
     @cached_property
     def reading(self) -> Reading:
         """What the head reads."""
-        return self.read_at(self.facts["layer"])
+        return replace(self.form, layer=self.facts["layer"])
 
     @property
     def is_cached(self) -> bool:
         """Whether the head is trained on features that are computed once."""
-        reading = self.read_at("")
-        if self._tuning.method != "head" or reading.pool == "attention":
+        if self.recipe.tuning.method != "head" or self.form.pool == "attention":
             return False
-        bases = sum(map(len, self.data.examples.sequences)) if reading.by_token else 0
+        bases = sum(map(len, self.data.examples.sequences)) if self.form.by_token else 0
         return bases * self._row_bytes <= MAX_CACHED
 
     @property
     def _row_bytes(self) -> int:
         """Bytes of the features of a row, in fp32; the best layer is always a block."""
         width = layer_width(self._shape, self._layer_by_name() or "blocks.0")
-        return 4 * width * self.read_at("").num_features
+        return 4 * width * self.form.num_features
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of the features that are not in the folder of the run yet."""
+        """Bytes of the features that are not in the folder of the run yet.
+
+        Raises:
+            UserError: There is no such layer or pool.
+        """
         there = sum(file.stat().st_size for file in self.recipe.output.glob(FILES))
         return max(0, sum(map(len, self.rows.values())) * self._row_bytes - there)
 
@@ -219,8 +206,8 @@ class FrozenBase:
         narrow = self.recipe.precision.compute
         settings = [
             self.fingerprint,
-            self._tuning.scratch and self.recipe.seed,
-            reading.facts,
+            self.recipe.tuning.scratch and self.recipe.seed,
+            asdict(reading),
             narrow,
         ]
         cache = Cache(self.recipe.output, settings)
@@ -272,8 +259,7 @@ def require_trained(recipe: Recipe, loss: float) -> None:
     Raises:
         UserError: It is worse than guessing, and the recipe does not start from random weights.
     """
-    assert recipe.finetune is not None
-    if not loss < UNLOADED and not recipe.finetune.scratch:
+    if not loss < UNLOADED and not recipe.tuning.scratch:
         raise UserError(
             f"{recipe.init}: its loss of {loss:.2f} nats per base is worse than guessing (1.39); "
             "were its weights loaded? if they were, try --base fp32"
@@ -293,8 +279,7 @@ def try_base(recipe: Recipe, config: ModelConfig, reading: Reading, device: torc
 
 def _dtype(recipe: Recipe) -> torch.dtype:
     """The precision in which the base will stay frozen, or compute."""
-    tuning = recipe.finetune
-    narrow = (tuning and tuning.base != "fp32") or recipe.precision.compute == "bf16"
+    narrow = recipe.tuning.base != "fp32" or recipe.precision.compute == "bf16"
     return DTYPES[DType.BF16 if narrow else DType.FP32]
 
 

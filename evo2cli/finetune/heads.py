@@ -10,8 +10,8 @@ fp32.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -87,11 +87,6 @@ class Reading:
     def num_sequences(self) -> int:
         """Sequences that are read for an example: of a pair, of both strands."""
         return (2 if self.is_pair else 1) * (2 if self.strand == "both" else 1)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 class Pooling(nn.Module):

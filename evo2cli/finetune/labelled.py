@@ -18,7 +18,7 @@ from evo2cli.finetune.baselines import (
     position_baseline,
 )
 from evo2cli.finetune.common import Run
-from evo2cli.finetune.data import Data
+from evo2cli.finetune.data import DataSet
 from evo2cli.finetune.folder import Description, open_head, open_tuned
 from evo2cli.finetune.frozen import FrozenBase, try_base
 from evo2cli.finetune.heads import Reading
@@ -28,8 +28,9 @@ from evo2cli.finetune.tasks import Task
 from evo2cli.finetune.training import FromLabels, Rows, TunedStart, class_weights
 from evo2cli.options import DType, ModelOptions
 from evo2cli.ranking import Estimate
+from evo2cli.train.engines import devices_line, make_engine, num_parameters
 from evo2cli.train.kernels import compile_kernels, take_step
-from evo2cli.train.run import devices_line, first_rank_first, make_engine, num_parameters
+from evo2cli.train.run import first_rank_first
 from evo2cli.training.loop import Trainer
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
@@ -45,7 +46,7 @@ class LabelledRun(Run):
         data: The examples.
     """
 
-    data: Data
+    data: DataSet
 
     def identity(self) -> dict[str, Any]:
         """As `Run`."""
@@ -59,13 +60,13 @@ class LabelledRun(Run):
 
     def missing_bytes(self) -> int:
         """As `Run`: features of the base."""
-        self.base.check()
         return self.base.missing_bytes
 
     def trainer(self, folder: RunFolder) -> Trainer:
         """As `Run`."""
         recipe, data, ranks, base = self.recipe, self.data, self.ranks, self.base
-        reading = base.read_at(f"blocks.{self.stored.config.depth - 1}")
+        tuning = recipe.tuning
+        reading = replace(base.form, layer=f"blocks.{self.stored.config.depth - 1}")
         trial = TunedStart(
             self.stored.config,
             description=self._describe(reading, self.stored.config.width * reading.num_features),
@@ -76,15 +77,9 @@ class LabelledRun(Run):
         first_rank_first(ranks, lambda: (base.facts, base.features))
         base.release()
         self.description = self._describe(base.reading, base.features["train"].shape[1])
-        self.start = TunedStart(
-            self.stored.config,
-            None if self.tuning.scratch else self.stored.tensors,
-            description=self.description,
-            device=str(ranks.device),
-            features=base.features["train"],
-            from_features=base.is_cached,
-        )
-        engine = make_engine(recipe, self.path, self.start, ranks)
+        features = base.features["train"]
+        start = replace(self.start(), features=features, from_features=base.is_cached)
+        engine = make_engine(recipe, self.path, start, ranks)
         train, valid = (
             Rows(
                 examples.letters,
@@ -94,19 +89,19 @@ class LabelledRun(Run):
             for part, examples in (("train", data.train), ("valid", data.valid))
         )
         labels = data.labels
-        weights = class_weights(train.labels, labels.task, len(labels.classes), self.tuning.weights)
+        weights = class_weights(train.labels, labels.task, len(labels.classes), tuning.weights)
         objective = FromLabels(
             recipe, engine, self.description, train, valid, weights, self._measure
         )
         if ranks.is_first:
             console.say(
-                f"{self.tuning.method}: training {num_parameters(engine):,} parameters on "
+                f"{tuning.method}: training {num_parameters(engine):,} parameters on "
                 f"{len(train):,} examples; the head reads {base.reading.layer}; on "
                 f"{devices_line(engine)}"
             )
             chance = self._chance()
             console.say(f"chance level, predicting without the sequence: {chance}")
-        metric = self.tuning.metric or primary_metric(labels.task)
+        metric = tuning.metric or primary_metric(labels.task)
         return Trainer(
             recipe,
             engine,
@@ -124,25 +119,18 @@ class LabelledRun(Run):
         return ", ".join(shown) or "no score that is defined"
 
     def _describe(self, reading: Reading, num_features: int) -> Description:
-        tuning = self.tuning
         scale = None
         if self.data.labels.task is Task.REGRESS:
             values = np.asarray(self.data.train.labels, np.float64)
             deviation = np.maximum(values.std(axis=0), 1e-12)
             scale = (tuple(values.mean(axis=0).tolist()), tuple(deviation.tolist()))
-        assert self.recipe.init is not None
-        return Description(
-            labels=self.data.labels,
-            method=tuning.method,
-            base=self.recipe.init,
-            base_fingerprint=self.base_fingerprint,
-            length=self.recipe.batch.length,
-            cut=tuning.cut,
+        return replace(
+            self.describe(self.data.labels),
+            cut=self.recipe.tuning.cut,
             reading=reading,
-            head=tuning.head,
+            head=self.recipe.tuning.head,
             num_features=num_features,
             scale=scale,
-            adapters=tuning.adapters.lora if tuning.method == "lora" else None,
         )
 
     def _measure(self, outputs: Sequence[Tensor]) -> dict[str, float]:
@@ -195,7 +183,7 @@ class LabelledRun(Run):
             for part in parts:
                 found[part] = [head(features) for features in self.base.of_examples(part)]
             return found
-        exact = self.recipe.precision.compute == "fp32" and self.tuning.base == "fp32"
+        exact = self.recipe.precision.compute == "fp32" and self.recipe.tuning.base == "fp32"
         dtype = DType.FP32 if exact else DType.AUTO
         options = ModelOptions(device=str(self.ranks.device), dtype=dtype)
         tuned = open_tuned(self.best_folder, options)
@@ -243,4 +231,4 @@ def try_block(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
     assert start.description.reading is not None
     try_base(recipe, start.config, start.description.reading, ranks.device)
     if not start.from_features:
-        take_step(make_engine, recipe, path, start, ranks)
+        take_step(recipe, path, start, ranks)

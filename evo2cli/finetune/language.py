@@ -12,11 +12,10 @@ from evo2cli.data.tokens import MANIFEST
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, writing
 from evo2cli.finetune.common import Run
-from evo2cli.finetune.folder import Description, read_facts, write_facts
+from evo2cli.finetune.folder import read_facts, write_facts
 from evo2cli.finetune.frozen import FACTS, require_trained
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.tasks import Labels, Task
-from evo2cli.finetune.training import TunedStart
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.source import first_bytes
 from evo2cli.tokenize.options import TokenizeOptions
@@ -62,14 +61,14 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
     documents = open_source(path, "train")
     if documents is None:
         raise UserError(f"{path}: has no training split")
-    sources: list[dict[str, Any]] = [{"path": str(path)}]
+    sources: list[dict[str, Any]] = [{"path": path}]
     if options.replay is not None:
         sources[0]["weight"] = 1 - options.replay_share
-        sources.append({"path": str(options.replay), "weight": options.replay_share})
+        sources.append({"path": options.replay, "weight": options.replay_share})
     valid = [options.valid, *options.remember]
     table: dict[str, Any] = {
         "sources": sources,
-        "valid": [str(each) for each in valid if each is not None],
+        "valid": [each for each in valid if each is not None],
         # One document in a window keeps its tag next to its bases.
         "packing": "document" if options.tag else "stream",
     }
@@ -109,24 +108,9 @@ class LanguageRun(Run):
     def trainer(self, folder: RunFolder) -> Trainer:
         """As `Run`; measures the base on all held-out documents first."""
         recipe, ranks = self.recipe, self.ranks
-        assert recipe.init is not None
-        lora = self.tuning.method == "lora"
-        self.description = Description(
-            labels=Labels(Task.LM, ()),
-            method=self.tuning.method,
-            base=recipe.init,
-            base_fingerprint=self.base_fingerprint,
-            length=recipe.batch.length,
-            adapters=self.tuning.adapters.lora if lora else None,
-        )
-        self.start = TunedStart(
-            self.stored.config,
-            None if self.tuning.scratch else self.stored.tensors,
-            description=self.description,
-            device=str(ranks.device),
-        )
+        self.description = self.describe(Labels(Task.LM, ()))
         sources = open_sources(recipe, ranks)
-        trainer = make_trainer(recipe, self.path, self.start, sources, folder)
+        trainer = make_trainer(recipe, self.path, self.start(), sources, folder)
         trainer.best = self.best(trainer.engine, "bits", larger=False)
         path = recipe.output / FACTS
         if ranks.any(not path.is_file()):

@@ -12,6 +12,7 @@ from evo2cli.finetune.data import comma_list
 from evo2cli.finetune.options import Base, FinetuneOptions, Method
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import pick_device
+from evo2cli.training.recipe import Recipe
 
 NAME = "recipe.toml"  # in the folder of the run
 FEW_EXAMPLES = 1_000  # below, only a head is trained unless the user says otherwise
@@ -29,24 +30,38 @@ def choose_method(options: FinetuneOptions, task: Task, num_train: int) -> Metho
     return Method.LORA if task is Task.LM or num_train >= FEW_EXAMPLES else Method.HEAD
 
 
+def data_values(options: FinetuneOptions) -> dict[str, Any]:
+    """The tables of a `DataRecipe`; for lm, [data] is another."""
+    return {
+        "seed": options.seed,
+        "data": {
+            "sources": [{"path": options.data}],
+            "valid": [] if options.valid is None else [options.valid],
+        },
+        "finetune": {
+            **_same(options, "task", "reference", "test", "split", "features", "feature_type"),
+            **_same(options, "regions", "region_type", "cut"),
+            "labels": comma_list(options.label_cols),
+            "group": options.group_col,
+            "valid_contigs": comma_list(options.valid_contigs),
+            "test_contigs": comma_list(options.test_contigs),
+        },
+    }
+
+
 def recipe_values(
-    options: FinetuneOptions,
-    task: Task,
-    method: Method,
-    num_train: int,
-    length: int,
-    data: dict[str, Any],
+    options: FinetuneOptions, task: Task, num_train: int, length: int, known: dict[str, Any]
 ) -> dict[str, Any]:
     """The tables of the recipe of a run.
 
     Args:
         options: Options of the command.
         task: The task.
-        method: What is trained.
         num_train: Examples, or windows, to train on.
         length: Bases of the longest window.
-        data: The table [data].
+        known: What is known without the data: the tables of `data_values`.
     """
+    method = choose_method(options, task, num_train)
     on_gpu = pick_device(options.device).type == "cuda"
     is_head = method is Method.HEAD
     batch = min(options.batch or (256 if is_head else 32), max(1, num_train))
@@ -59,47 +74,18 @@ def recipe_values(
     base = options.base
     if base is Base.AUTO:
         base = Base.BF16 if on_gpu else Base.FP32
-    finetune = {
-        "task": str(task),
-        "method": str(method),
-        "labels": list(comma_list(options.label_cols)),
-        "group": options.group_col,
-        "reference": options.reference and str(options.reference),
-        "test": options.test and str(options.test),
-        "split": options.split and str(options.split),
-        "valid_contigs": list(comma_list(options.valid_contigs)),
-        "test_contigs": list(comma_list(options.test_contigs)),
-        "features": options.features and str(options.features),
-        "feature_type": options.feature_type,
-        "regions": options.regions and str(options.regions),
-        "region_type": options.region_type,
-        "cut": str(options.cut),
-        "layer": options.layer,
-        "pool": options.pool,
-        "strand": str(options.strand),
-        "head": str(options.head),
-        "head_learning_rate": head_rate if task is not Task.LM else None,
-        "base": str(base),
-        "adapters": {
-            key: getattr(options, key)
-            for key in ("rank", "alpha", "dropout", "targets", "rslora", "dora")
-        }
-        if method is Method.LORA
-        else None,
-        "weights": str(options.weights),
-        "metric": options.metric,
-        "patience": options.patience,
-        "scratch": options.scratch,
-    }
+    adapters = {}
+    if method is Method.LORA:
+        shape = _same(options, "rank", "alpha", "dropout", "targets", "rslora", "dora")
+        adapters = {"adapters": shape}
     return {
+        **known,
         "init": options.model,
-        "output": str(options.output),
-        "seed": options.seed,
-        "data": data,
+        "output": options.output,
         "batch": {
             "length": length,
             "sequences": batch,
-            **({"micro_sequences": options.micro_batch} if options.micro_batch else {}),
+            "micro_sequences": options.micro_batch,
         },
         "optimizer": {
             "steps": steps,
@@ -111,16 +97,48 @@ def recipe_values(
         "validation": {"every": every},
         "checkpoint": {"every": every, "keep": 1},
         "precision": {"compute": "bf16" if on_gpu else "fp32"},
-        "finetune": {key: value for key, value in finetune.items() if value is not None},
+        "finetune": {
+            **known["finetune"],
+            **_same(options, "layer", "pool", "strand", "head", "weights"),
+            **_same(options, "metric", "patience", "scratch"),
+            **adapters,
+            "task": task,
+            "method": method,
+            "head_learning_rate": head_rate if task is not Task.LM else None,
+            "base": base,
+        },
     }
 
 
-def write_recipe(values: dict[str, Any], path: Path) -> None:
+def _same(options: FinetuneOptions, *names: str) -> dict[str, Any]:
+    """Options that have the same names in recipes."""
+    return {name: getattr(options, name) for name in names}
+
+
+def recipe_text(recipe: Recipe) -> bytes:
+    """A recipe as a file.
+
+    Raises:
+        UserError: It names a file in other bytes than UTF-8, as no TOML can.
+    """
+    opening = "# Written by `evo2 finetune`; run it again with `evo2 train` or `evo2 launch`.\n"
+    values = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    try:
+        return (opening + tomli_w.dumps(values)).encode()
+    except UnicodeEncodeError as error:
+        line = error.object.count("\n", 0, error.start)
+        entry = error.object.splitlines()[line].strip(" {},")
+        raise UserError(
+            f"{entry}: a name that is not UTF-8 cannot be in a recipe; rename the file, or link to "
+            "it"
+        ) from None
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe, whole or not at all.
 
     Raises:
         UserError: It cannot be written.
     """
-    opening = "# Written by `evo2 finetune`; run it again with `evo2 train` or `evo2 launch`.\n"
     with writing(path), atomic_path(path) as part:
-        part.write_text(opening + tomli_w.dumps(values), encoding="utf-8")
+        part.write_bytes(recipe_text(recipe))

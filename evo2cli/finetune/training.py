@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from evo2cli.data.order import OnePool
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.finetune.folder import Description, read_inputs, write_tuned
-from evo2cli.finetune.heads import SUMS, Head, Pool, TaskModel, task_loss
+from evo2cli.finetune.heads import SUMS, Pool, TaskModel, task_loss
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import DTYPES
 from evo2cli.options import DType
@@ -67,14 +67,11 @@ class TunedStart(Start):
             )
             if description.reading is None:
                 return trunk
-        assert description.reading is not None
-        head = Head(description.num_features, description.num_outputs, description.head)
-        head.reset(recipe.seed)
+        model = description.new_model(trunk)
+        model.head.reset(recipe.seed)
         if self.features is not None:
-            reading = description.reading
             frozen = description.method == "head"
-            head.scale_features(self.features, reading.num_features, frozen=frozen)
-        model = TaskModel(trunk, head, description.reading)
+            model.head.scale_features(self.features, model.reading.num_features, frozen=frozen)
         for part in (model.head, model.pooling):
             if part is not None:
                 adopt(part)
@@ -96,14 +93,12 @@ class TunedStart(Start):
         return trunk
 
     def _frozen(self, recipe: Recipe) -> StripedHyena2:
-        assert recipe.init is not None
-        assert recipe.finetune is not None
-        base = recipe.finetune.base
+        base = recipe.tuning.base
         dtype = DTYPES[DType.FP32 if base == "fp32" else DType.BF16]
         if self.is_random:
             trunk = StripedHyena2.from_seed(self.config, recipe.seed).to(self.device, dtype).eval()
         else:
-            trunk = load(recipe.init, device=self.device, dtype=dtype)
+            trunk = load(recipe.base, device=self.device, dtype=dtype)
         trunk.requires_grad_(False)
         if base == "fp8":
             freeze_float8(trunk, target_names(self.config, "all"))

@@ -77,7 +77,7 @@ def generate(options: GenerateOptions) -> None:
             bar.advance(first * options.tokens)
             samples = generate_tokens(
                 model,
-                _requests(options, jobs[first:], make_guide, model.config.vocabulary),
+                requests_of(options, jobs[first:], make_guide, model.config.vocabulary),
                 sampler,
                 batch_size=options.batch_size,
                 float8=options.kv_cache is KVCache.FP8,
@@ -114,9 +114,10 @@ def _recalled(
         yield recall(key, partial(compute, index))
 
 
-def _requests(
+def requests_of(
     options: GenerateOptions, jobs: Sequence[Job], make_guide: MakeGuide, vocabulary: int
 ) -> list[Request]:
+    """What the model is asked for: a sample for each job, constrained as the options say."""
     ids = {prompt: torch.tensor(list(prompt.text)) for prompt, _ in jobs}
     return [
         Request(

@@ -90,7 +90,10 @@ class ContigNames:
         return plain_name(self._group[plain][0]) if plain in self._group else plain
 
     def find(self, name: str, known: Collection[str]) -> str | None:
-        """The name of a contig in `known`, or None if it has none, or several accessions fit."""
+        """The name of a contig in `known`: chr1 or NC_000001.11 for 1, and so on.
+
+        None if it has no name in it, or several accessions fit.
+        """
         if name in known:
             return name
         names = (name, *self._group.get(plain_name(name), ()))
@@ -100,11 +103,6 @@ class ContigNames:
 
 
 KNOWN = ContigNames()
-
-
-def find_contig(name: str, known: Collection[str]) -> str | None:
-    """The name of a contig in `known`, or None: chr1 or NC_000001.11 for 1, and so on."""
-    return KNOWN.find(name, known)
 
 
 def read_contig_names(path: Path | None) -> ContigNames:

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from evo2cli.errors import UserError
 from evo2cli.genome.interval import Interval
+from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import merged, read_bed_lines
 from evo2cli.genome.source import numbered_lines
 
@@ -76,6 +77,19 @@ def read_features(path: Path, kind: str | None = None) -> list[Feature]:
     if not found:
         raise UserError(f"{path}: has no feature" + (f" of type {kind}" if kind else ""))
     return found
+
+
+def locate_features(
+    path: Path, genome: Reference, kind: str | None = None
+) -> Iterator[tuple[Feature, Interval]]:
+    """The features of a file, each with the interval of the genome from its start to its end.
+
+    Raises:
+        UserError: As `read_features`, or the genome does not have one.
+    """
+    for feature in read_features(path, kind):
+        given = Interval(feature.contig, feature.start, feature.end)
+        yield feature, genome.resolve(given, f"{path}: {given}")
 
 
 def _read_gff(path: Path, kind: str | None) -> list[Feature]:

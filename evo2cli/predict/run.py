@@ -20,11 +20,11 @@ from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.files import open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
 from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_description
+from evo2cli.finetune.heads import Reading
 from evo2cli.finetune.predictions import Predictions, predictions
 from evo2cli.finetune.tasks import Cut, Labels, Task
 from evo2cli.genome.fasta import read_records, require_nucleotides
-from evo2cli.genome.features import is_gff, read_features
-from evo2cli.genome.interval import Interval
+from evo2cli.genome.features import is_gff, locate_features
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.vcf import Status, VariantRecord, is_variants, read_vcf
@@ -222,8 +222,7 @@ def _value_names(description: Description) -> list[str]:
 
 def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
     """The sequences of the input: records, rows of a table, or regions."""
-    reading = tuned.description.reading
-    assert reading is not None
+    reading = tuned.model.reading
     if options.reference is not None:
         yield from _regions(options)
         return
@@ -249,9 +248,7 @@ def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
 def _regions(options: PredictOptions) -> Iterator[Piece]:
     assert options.reference is not None
     with Reference.open(options.reference) as genome:
-        for region in read_features(options.source):
-            given = Interval(region.contig, region.start, region.end)
-            found = genome.resolve(given, f"{options.source}: {given}")
+        for region, found in locate_features(options.source, genome):
             bases = upper_dna(genome.fetch(found))
             if region.strand == "-" and not options.is_track:
                 bases = reverse_complement(bases)
@@ -301,8 +298,7 @@ class _Allele(NamedTuple):
 
 def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     """Add predictions to the INFO of variants, whose lines stay as they are otherwise."""
-    description, reading = tuned.description, tuned.description.reading
-    assert reading is not None
+    description, reading = tuned.description, tuned.model.reading
     if options.reference is None:
         raise UserError(f"{options.source}: give the genome of the variants with --reference")
     if reading.by_token:
@@ -312,7 +308,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         )
     if options.output is not None and not options.output.name.endswith(VCFS):
         raise UserError(f"--output {options.output}: variants are written to x.vcf or x.vcf.gz")
-    fields = _info_fields(description)
+    fields = _info_fields(description.labels.classes, reading)
     vcf = read_vcf(options.source)
     counts: Counter[str] = Counter()
     with (
@@ -342,8 +338,7 @@ def _predict_alleles(
     tuned: Tuned, cutter: VariantScorer, records: Iterable[VariantRecord]
 ) -> list[list[_Allele]]:
     """The alleles of some records, predicted together."""
-    reading = tuned.description.reading
-    assert reading is not None
+    reading = tuned.model.reading
     found: list[list[tuple[str, int | None]]] = []  # status, and index of the first window
     inputs: list[tuple[bytes, ...]] = []
     for record in records:
@@ -370,13 +365,11 @@ def _predict_alleles(
     return [[allele(*each) for each in alleles] for alleles in found]
 
 
-def _info_fields(description: Description) -> list[list[str]]:
+def _info_fields(classes: Sequence[str], reading: Reading) -> list[list[str]]:
     """The names of the INFO fields: of each class those of REF, ALT and the difference."""
-    assert description.reading is not None
-    kinds = ("",) if description.reading.is_pair else ("_REF", "_ALT", "_DIFF")
+    kinds = ("",) if reading.is_pair else ("_REF", "_ALT", "_DIFF")
     return [
-        [f"EVO2_{re.sub(r'[^A-Za-z0-9]+', '_', name)}{kind}" for name in description.labels.classes]
-        for kind in kinds
+        [f"EVO2_{re.sub(r'[^A-Za-z0-9]+', '_', name)}{kind}" for name in classes] for kind in kinds
     ]
 
 

@@ -84,6 +84,7 @@ class VariantScorer:
         settings: Of the `Packer` that reads the windows.
 
     Attributes:
+        model, genome, options, features: These.
         window: Number of bases in a window.
     """
 
@@ -96,8 +97,8 @@ class VariantScorer:
         **settings: Any,
     ) -> None:
         self.window = options.window or min(DEFAULT_WINDOW, model.config.context)
-        self._model, self._genome, self._options = model, genome, options
-        self._features = features
+        self.model, self.genome, self.options = model, genome, options
+        self.features = features
         self._is_anchored = options.windows is Windows.ANCHORED
         self._placing: Placing = anchored if self._is_anchored else centred
         self._after = options.after  # None: windows are not placed by their ends
@@ -173,13 +174,13 @@ class VariantScorer:
     def _ask(self, record: VariantRecord, alternate: bytes) -> _PendingAllele:
         """Ask for the windows of an allele."""
         windows, is_swapped = self.windows(record, alternate), False
-        if windows is Status.REF_MISMATCH and self._options.on_ref_mismatch is OnRefMismatch.SWAP:
+        if windows is Status.REF_MISMATCH and self.options.on_ref_mismatch is OnRefMismatch.SWAP:
             swapped = self.windows(replace(record, reference=alternate), record.reference)
             if not isinstance(swapped, Status):
                 windows, is_swapped = swapped, True
         if isinstance(windows, Status):
             return _PendingAllele(windows)
-        ask = self._reader.next_base if self._options.is_next_base else self._reader.windows
+        ask = self._reader.next_base if self.options.is_next_base else self._reader.windows
         pairs = []
         for strand, pair in zip(self._strands, windows, strict=True):
             if strand is Strand.FORWARD:
@@ -196,9 +197,9 @@ class VariantScorer:
             return row
         scores = self._scores(allele, record)
         row |= _swap_back(scores) if allele.is_swapped else scores
-        if self._features is not None:
+        if self.features is not None:
             pairs = dict(zip(self._strands, allele.windows, strict=True))
-            row |= self._features.of(row, pairs, -1 if allele.is_swapped else 1, str(record))
+            row |= self.features.of(row, pairs, -1 if allele.is_swapped else 1, str(record))
         return row
 
     @property
@@ -212,22 +213,22 @@ class VariantScorer:
         Raises:
             UserError: REF is not what the genome has, and `on_ref_mismatch` is ERROR.
         """
-        if record.sequences is not None and not self._genome.names:
+        if record.sequences is not None and not self.genome.names:
             return self._given_windows(record.sequences)
         status = allele_status(alternate)
         if status is not Status.OK:
             return status
         if not is_bases(record.reference):
             return Status.INVALID_ALLELE
-        contig = self._genome.find(record.contig)
+        contig = self.genome.find(record.contig)
         if contig is None:
             return Status.CONTIG_MISSING
-        if record.start < 0 or record.end > self._genome.length(contig):
+        if record.start < 0 or record.end > self.genome.length(contig):
             return Status.OUT_OF_RANGE
         variant = Interval(contig, record.start, record.end)
-        letters = upper_dna(self._genome.fetch(variant))
+        letters = upper_dna(self.genome.fetch(variant))
         if not agrees(upper_dna(record.reference), letters):
-            if self._options.on_ref_mismatch is OnRefMismatch.ERROR:
+            if self.options.on_ref_mismatch is OnRefMismatch.ERROR:
                 raise UserError(
                     f"{record}: the reference has {letters.decode()} there; is it the right build? "
                     "--on-ref-mismatch skip leaves such records without a score"
@@ -236,7 +237,7 @@ class VariantScorer:
         if is_ambiguous(record.reference):
             return Status.AMBIGUOUS_ALLELE
         longest = max(len(record.reference), len(alternate))
-        if self._options.is_next_base and longest > 1:
+        if self.options.is_next_base and longest > 1:
             return Status.NOT_SNV
         if self._after is not None and longest + self._after >= self.window:
             return Status.TOO_LONG
@@ -250,14 +251,14 @@ class VariantScorer:
                 pairs.append(pairs[0])
             else:
                 pair = cut_windows(
-                    self._genome,
+                    self.genome,
                     variant,
                     alternate,
                     self.window,
                     self._placing,
                     # All but centred windows lie as the strand is read.
                     from_right=self._placing is not centred and strand is Strand.REVERSE,
-                    equally_long=self._options.indel_mode is IndelMode.FIXED,
+                    equally_long=self.options.indel_mode is IndelMode.FIXED,
                 )
                 if pair is None:
                     return Status.TOO_LONG
@@ -268,7 +269,7 @@ class VariantScorer:
                 pairs.append(replace(pair, reference=written))
             reference = pairs[-1].reference
             before = reference.before if strand is Strand.FORWARD else reference.after
-            if self._options.is_next_base and not before:
+            if self.options.is_next_base and not before:
                 return Status.NO_CONTEXT
         self._site = site, pairs
         return pairs
@@ -286,7 +287,7 @@ class VariantScorer:
     def _given_windows(self, sequences: tuple[bytes, bytes]) -> list[WindowPair] | Status:
         """The windows of an allele whose two sequences are given, for each strand."""
         pair = window_pair(sequences)
-        if self._options.is_next_base:
+        if self.options.is_next_base:
             if not len(pair.reference.allele) == len(pair.alternate.allele) == 1:
                 return Status.NOT_SNV
             context = {
@@ -300,7 +301,7 @@ class VariantScorer:
     def _scores(self, allele: _PendingAllele, record: VariantRecord) -> Row:
         """The values of an allele that has windows."""
         assert not isinstance(allele.windows, Status)
-        is_next = self._options.is_next_base
+        is_next = self.options.is_next_base
         logprobs = [pair.lasts if is_next else pair.logprobs for pair in allele.pairs]
         if not all(isfinite(value) for both in logprobs for value in both):
             self._refuse(allele, logprobs, str(record))
@@ -340,7 +341,7 @@ class VariantScorer:
         for strand, pair, both in zip(self._strands, allele.windows, logprobs, strict=True):
             for window, value in zip((pair.reference, pair.alternate), both, strict=True):
                 read = window if strand is Strand.FORWARD else window.reverse_complement()
-                require_finite(value, self._model, read.sequence, name)
+                require_finite(value, self.model, read.sequence, name)
 
 
 def _num_other(pair: WindowPair) -> int:

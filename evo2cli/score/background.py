@@ -17,11 +17,9 @@ from evo2cli.files import atomic_path, writing
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
 from evo2cli.score.alleles import VariantScorer
-from evo2cli.score.options import AlleleOptions
 from evo2cli.score.output import PERCENTILE
 from evo2cli.score.strata import random_variants, stratum
 from evo2cli.tables import Row, rounded
-from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 
 NULLS = 200  # random variants of each kind
@@ -121,18 +119,13 @@ class Background:
         return ranked
 
 
-def open_background(
-    path: Path,
-    options: AlleleOptions,
-    model: StripedHyena2,
-    genome: Reference,
-    scorer: VariantScorer,
-) -> Background:
-    """Open the background file at `path`, or create it.
+def open_background(path: Path, scorer: VariantScorer) -> Background:
+    """Open the background file at `path` for the deltas of `scorer`, or create it.
 
     Raises:
         UserError: As `Background`.
     """
+    model, genome, options = scorer.model, scorer.genome, scorer.options
     contigs = repr([(name, genome.length(name)) for name in genome.names]).encode()
     settings = [
         f"model {fingerprint(model.config, model.state_dict())}",

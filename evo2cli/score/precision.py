@@ -16,14 +16,11 @@ from statistics import median
 
 from evo2cli import console
 from evo2cli.errors import UserError
-from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import Status, VariantRecord, with_note
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions, shared
 from evo2cli.score.alleles import VariantScorer
-from evo2cli.score.options import AlleleOptions
 from evo2cli.tables import Row, cell, rounded
-from stripedhyena2 import StripedHyena2
 from stripedhyena2.float8.inference import PRODUCTS, float8_parts
 
 _NAMES = {"bfloat16": "bf16", "float32": "fp32"}
@@ -69,22 +66,15 @@ class Noise:
 
 
 def measure_noise(
-    options: ModelOptions,
-    alleles: AlleleOptions,
-    count: int,
-    records: Iterable[VariantRecord],
-    model: StripedHyena2,
-    genome: Reference,
+    options: ModelOptions, scorer: VariantScorer, count: int, records: Iterable[VariantRecord]
 ) -> list[Noise]:
     """Measure the noise on some of the records, and print it to stderr.
 
     Args:
         options: Which model it is, to open it again at a higher precision.
-        alleles: What decides the score of an allele.
+        scorer: What scores the alleles of the run.
         count: How many alleles are scored again.
         records: What they are chosen from.
-        model: The model at the precision of the run.
-        genome: The genome of the records.
 
     Returns:
         The noise against each higher precision, the highest last; none if no allele can be scored.
@@ -92,6 +82,7 @@ def measure_noise(
     Raises:
         UserError: There is no higher precision.
     """
+    model, genome, alleles = scorer.model, scorer.genome, scorer.options
     name = str(model.embedding.weight.dtype).removeprefix("torch.")
     if name not in _NAMES:
         raise UserError(
@@ -99,8 +90,8 @@ def measure_noise(
         )
     narrow = float8_parts(model)
     lower = "fp8" if narrow == PRODUCTS else _NAMES[name]
-    scorer = VariantScorer(model, genome, alleles)
-    chosen = choose_alleles(records, scorer, count)
+    plain = VariantScorer(model, genome, alleles)
+    chosen = choose_alleles(records, plain, count)
     if not chosen:
         console.warn("--precision-check: no allele can be scored")
         return []
@@ -116,7 +107,7 @@ def measure_noise(
                 bar.advance()
             return found
 
-        coarse = deltas(scorer)
+        coarse = deltas(plain)
         for higher in _HIGHER[lower]:
             device = "cpu" if higher == "fp64" else options.device
             asked = shared(options, ModelOptions, device=device, dtype=higher)

@@ -35,7 +35,7 @@ from evo2cli.models import (
 from evo2cli.options import Strand, flag, given
 from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.background import open_background
-from evo2cli.score.features import Features, make_features
+from evo2cli.score.features import make_features
 from evo2cli.score.input import (
     Read,
     Variants,
@@ -254,29 +254,21 @@ def score_to_output(
         open_parts(options, devices, borders, compute, (total, "records")) as parts,
         _open_scorer(replace(options, device=devices[0]), variants) as run,
     ):
-        warn_beyond_context(run.model, run.scorer.window, f"--window {run.scorer.window:,}")
+        warn_beyond_context(run.scorer.model, run.scorer.window, f"--window {run.scorer.window:,}")
         background, noises = None, list[Noise]()
         if options.precision_check is not None:
-            noises = measure_noise(
-                run.options,
-                run.options,
-                options.precision_check,
-                read().records,
-                run.model,
-                run.genome,
-            )
+            noises = measure_noise(run.options, run.scorer, options.precision_check, read().records)
         if options.background is not None:
-            background = open_background(
-                options.background, options, run.model, run.genome, run.scorer
-            )
-        fields = [*written_fields(options), *(run.features.names if run.features else ())]
+            background = open_background(options.background, run.scorer)
+        features = run.scorer.features
+        fields = [*written_fields(options), *(features.names if features else ())]
         writer = VariantWriter(layout, fields, variants.others)
         provenance = [
             *run.provenance,
             *(noise.header_line for noise in noises),
             *_shard_marks(options, read),
         ]
-        tally = Tally(run.genome)
+        tally = Tally(run.scorer.genome)
         with (
             open_journals([part.journal for part in parts], run.settings) as recalls,
             open_variant_output(options.output, writer, variants.header, provenance) as written,
@@ -388,21 +380,15 @@ class _Run:
 
     Attributes:
         options: Options with the device of this process.
-        genome: The reference.
-        model: The model.
-        scorer: Scores records.
+        scorer: Scores records by the model and the genome.
         provenance: Header lines that tell what made the scores.
         settings: Everything but the records that decides the scores.
-        features: Computes the features; None if none were asked for.
     """
 
     options: VariantOptions
-    genome: Reference
-    model: StripedHyena2
     scorer: VariantScorer
     provenance: list[str]
     settings: list[object]
-    features: Features | None
 
 
 @contextmanager
@@ -410,8 +396,7 @@ def _open_scorer(options: VariantOptions, variants: Variants) -> Iterator[_Run]:
     path = find_reference(options, variants)
     with open_reference(path, options) as genome:
         model = open_model(options)
-        features = make_features(options, model)
-        scorer = VariantScorer(model, genome, options, features=features)
+        scorer = VariantScorer(model, genome, options, make_features(options, model))
         provenance = _provenance(options, path, scorer.window, model)
         # A file of another size or date has another genome, or other sequences.
         source = path or options.source
@@ -421,7 +406,7 @@ def _open_scorer(options: VariantOptions, variants: Variants) -> Iterator[_Run]:
             settings.append(options.contig_names.read_text(errors="surrogateescape"))
         way_out = f"try --window {max(scorer.window // 2, 2)}, or a smaller model"
         with memory_explained(f"--window {scorer.window} on {options.device}", way_out):
-            yield _Run(options, genome, model, scorer, provenance, settings, features)
+            yield _Run(options, scorer, provenance, settings)
 
 
 def _provenance(

@@ -364,14 +364,13 @@ class Engine:
                 )
         model = open_model(options).requires_grad_(False)
         background = noise = None
-        if genome is not None and options.background is not None:
+        if genome is not None:
             scorer = VariantScorer(model, genome, AlleleOptions(), brief=True)
-            background = open_background(options.background, AlleleOptions(), model, genome, scorer)
-        if genome is not None and options.precision_check is not None:
-            count = options.precision_check
-            records = random_snvs(genome, count)
-            noises = measure_noise(options, AlleleOptions(), count, records, model, genome)
-            noise = noises[-1] if noises else None  # against the highest precision
+            if options.background is not None:
+                background = open_background(options.background, scorer)
+            if (count := options.precision_check) is not None:
+                noises = measure_noise(options, scorer, count, random_snvs(genome, count))
+                noise = noises[-1] if noises else None  # against the highest precision
         max_bases = options.max_bases or min(DEFAULT_MAX_BASES, model.config.context)
         probe_L = torch.full((min(PREFILL_CHUNK, max_bases - 1),), ord("A"))
         with memory_explained(f"sequences of --max-bases {max_bases}", "lower it"):

@@ -5,20 +5,19 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import torch
-from fastapi import APIRouter
-from fastapi import Request as WebRequest
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from evo2cli.generate.constraints.build import MakeGuide, guides
+from evo2cli.generate.constraints.build import guides
 from evo2cli.generate.options import GenerateOptions
 from evo2cli.generate.output import describe
 from evo2cli.generate.prompts import Prompt
+from evo2cli.generate.run import requests_of
 from evo2cli.serve.answers import Json, event_stream, results
 from evo2cli.serve.engine import Drawn, Engine, Generation
 from evo2cli.serve.reading import MAX_SAMPLES, check_number, read_dna
-from stripedhyena2 import Request, Sampler, Uniforms
+from stripedhyena2 import Sampler
 
 MAX_PATTERNS, MAX_PATTERN = 100, 1_000  # of a kind, in a request; and characters of one
 NAME = "prompt1"  # as the command calls the first prompt
@@ -57,7 +56,7 @@ def routes(engine: Engine) -> APIRouter:
     one_at_a_time = asyncio.Lock()  # to look ahead may need a GiB
 
     @router.post("/generate")
-    async def generate(asked: Generate, request: WebRequest) -> Response:
+    async def generate(asked: Generate, request: Request) -> Response:
         """Continue a prompt under constraints; sequences are those of `evo2 generate --json`."""
         served = engine.served
         check_number("sequences", asked.num_samples, MAX_SAMPLES)
@@ -68,8 +67,9 @@ def routes(engine: Engine) -> APIRouter:
         options = GenerateOptions(**fields | {"seed": seed, "json": True})
         async with one_at_a_time:
             make_guide = await asyncio.to_thread(guides, options, [prompt])
+        jobs = [(prompt, number) for number in range(1, options.num_samples + 1)]
         job = Generation(
-            _requests(options, prompt, make_guide, served.model.config.vocabulary),
+            requests_of(options, jobs, make_guide, served.model.config.vocabulary),
             Sampler(options.temperature, options.top_k, options.top_p),
             engine.deadline(),
             each_token=asked.stream,
@@ -81,21 +81,6 @@ def routes(engine: Engine) -> APIRouter:
         return Json({"sequences": rows})
 
     return router
-
-
-def _requests(
-    options: GenerateOptions, prompt: Prompt, make_guide: MakeGuide, vocabulary: int
-) -> list[Request]:
-    prompt_L = torch.tensor(list(prompt.text))
-    return [
-        Request(
-            prompt_L,
-            options.tokens,
-            Uniforms.of_sample(options.seed, prompt.text, number),
-            make_guide(prompt, vocabulary),
-        )
-        for number in range(1, options.num_samples + 1)
-    ]
 
 
 def _event(options: GenerateOptions, prompt: Prompt) -> Callable[[Any], dict[str, Any]]:

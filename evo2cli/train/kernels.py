@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from evo2cli import __version__, console
-from evo2cli.training.engine import Engine
+from evo2cli.train.engines import make_engine
 from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.plan.memory import memory_per_gpu
 from evo2cli.training.ranks import Ranks
@@ -24,7 +24,6 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from evo2cli.workers import Advance, WorkerError, run_tasks
 
-MakeEngine = Callable[[Recipe, Path, Start, Ranks], Engine]
 Trial = Callable[[Recipe, Path, Start, Ranks], None]
 
 # What of [finetune] decides which kernels a run needs.
@@ -95,17 +94,16 @@ def _num_together(recipe: Recipe, start: Start, device: torch.device) -> int:
     return max(1, int(free // needed))
 
 
-def take_step(make: MakeEngine, recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
+def take_step(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
     """One step of training, and a forward pass as in validation.
 
     Args:
-        make: Makes the engine.
         recipe: The recipe.
         path: Its file.
         start: The model.
         ranks: This process alone.
     """
-    engine = make(recipe, path, start, ranks)
+    engine = make_engine(recipe, path, start, ranks)
     inputs = start.inputs(recipe, ranks.device)
     engine.backward(engine.forward(*inputs).mean(), last=True)
     engine.step(0.0)

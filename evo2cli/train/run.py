@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel, TypeAdapter
 
 from evo2cli import __version__, console
@@ -16,11 +14,11 @@ from evo2cli.data.sources import Documents, open_held_out, open_source
 from evo2cli.errors import UserError
 from evo2cli.models import memory_explained
 from evo2cli.train.corpus import write_corpus
+from evo2cli.train.engines import check_ranks, devices_line, make_engine, num_parameters
 from evo2cli.train.kernels import compile_kernels, take_step
-from evo2cli.training.engine import Engine, PlainEngine
 from evo2cli.training.gpu_memory import training_device
 from evo2cli.training.language import NextBase
-from evo2cli.training.loop import Trainer
+from evo2cli.training.loop import Outcome, Trainer
 from evo2cli.training.options import RunOptions
 from evo2cli.training.plan.estimate import check_shape
 from evo2cli.training.ranks import Ranks
@@ -28,7 +26,6 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_initial_weights, naming, read_run, read_shape
 from evo2cli.training.start import Start, extension_line, read_start
 from evo2cli.training.state import RunFolder, open_run, stopped
-from hyenakernels.float8.op import runs_float8
 from stripedhyena2 import ModelConfig
 from stripedhyena2.values import read_json
 
@@ -82,11 +79,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
 
         start, extension = _start(recipe, path, shape, ranks)
         trainer = make_trainer(recipe, path, start, sources, folder)
-        with memory_explained(
-            f"{path}: {trainer.micro} windows of {recipe.batch.length} on {ranks.device}",
-            "lower batch.micro_sequences, or set memory.activation_checkpointing = 1",
-        ):
-            outcome = trainer.run()
+        outcome = run_trainer(trainer, path)
         summary = {
             "steps": outcome.step,
             "trained_tokens": outcome.step * recipe.batch.tokens,
@@ -118,29 +111,6 @@ def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
     if ranks.is_first:
         ranks.wait()
     return result
-
-
-def check_ranks(recipe: Recipe, path: Path, ranks: Ranks) -> None:
-    """Refuse a recipe that these ranks cannot run."""
-    sharded = _needs_deepspeed(recipe)
-    with naming(path):
-        recipe.micro(ranks.world)
-    if recipe.guard.on_nonfinite == "skip" and sharded and recipe.precision.compute == "fp32":
-        raise UserError(
-            f'{path}: guard.on_nonfinite = "skip" with parallel.zero = {recipe.parallel.zero} '
-            'needs precision.compute = "bf16"'
-        )
-    if recipe.precision.fp8 and not runs_float8(ranks.device):
-        if ranks.device.type == "cuda":
-            name = torch.cuda.get_device_name(ranks.device)
-            raise UserError(f"{path}: precision.fp8 = true: {name} has no FP8 units; set false")
-        console.warn("precision.fp8 = true: FP8 is emulated slowly on a CPU")
-
-
-def _needs_deepspeed(recipe: Recipe) -> bool:
-    if recipe.finetune is not None and recipe.finetune.method != "full":
-        return False  # the few trained weights are not worth sharding
-    return recipe.parallel.zero > 0
 
 
 def _shape(recipe: Recipe, path: Path) -> ModelConfig:
@@ -208,7 +178,7 @@ def make_trainer(
             inverted_repeats=data.inverted_repeats,
         )
     valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
-    compile_kernels(partial(take_step, make_engine), recipe, path, start, ranks)
+    compile_kernels(take_step, recipe, path, start, ranks)
     engine = make_engine(recipe, path, start, ranks)
     if ranks.is_first:
         if not valid:
@@ -219,6 +189,20 @@ def make_trainer(
             f"{loader.windows_per_epoch:,} windows per epoch, on {devices_line(engine)}"
         )
     return Trainer(recipe, engine, NextBase(recipe, engine, loader, valid), folder)
+
+
+def run_trainer(trainer: Trainer, path: Path) -> Outcome:
+    """Train; `path` is the recipe's, for messages.
+
+    Raises:
+        UserError: The memory does not suffice, or as `Trainer.run`.
+        UntrustedNumericsError: A loss or a gradient is not finite.
+    """
+    length, device = trainer.recipe.batch.length, trainer.ranks.device
+    what = f"{path}: {trainer.micro} windows of {length} on {device}"
+    way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
+    with memory_explained(what, way_out):
+        return trainer.run()
 
 
 def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
@@ -238,37 +222,6 @@ def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
         for documents in held_out
     }
     return {name: found for name, found in windows.items() if len(found)}
-
-
-def make_engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
-    """The engine that a recipe needs on these ranks.
-
-    Raises:
-        UserError: The model does not fit the memory, or the recipe does not fit the model.
-    """
-    way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {path}` shows what is needed"
-    with memory_explained(f"{path}: the model on {ranks.device}", way_out), naming(path):
-        if not _needs_deepspeed(recipe):
-            return PlainEngine(recipe, start, ranks)
-        from evo2cli.training.deepspeed_engine import DeepSpeedEngine
-
-        return DeepSpeedEngine(recipe, start, ranks)
-
-
-def devices_line(engine: Engine) -> str:
-    """Where an engine runs, for people."""
-    world, device = engine.ranks.world, engine.ranks.device
-    if world == 1:
-        return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
-    context_parallel = engine.ranks.context_parallel
-    per_window = f", {context_parallel} per window" if context_parallel > 1 else ""
-    zero = engine.layout["zero"]
-    return f"{world} x {device.type}{per_window}{f', ZeRO {zero}' if zero else ''}"
-
-
-def num_parameters(engine: Engine) -> int:
-    """The number of parameters that are trained."""
-    return sum(shape.numel() for shape in engine.shapes.values())
 
 
 def _finished(final: Path) -> dict[str, Any] | None:

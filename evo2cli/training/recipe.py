@@ -35,6 +35,7 @@ Rate = Annotated[float, Field(gt=0, le=1), _Number]
 Beta = Annotated[float, Field(ge=0, lt=1), _Number]
 Seconds = Annotated[float, Field(gt=0), _Number]
 Weight = Annotated[float, Field(gt=0), _Number]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positions = Annotated[Count, BeforeValidator(_positions)]
 WHOLE = "all"  # name of the one source of a corpus without domains
 
@@ -291,11 +292,13 @@ class Adapters(Table):
         return LoRA(**self.model_dump())
 
 
-class Finetune(Table):
-    """Fine-tuning of the weights of `init`; `data.sources` are the labelled tables."""
+TaskName = Literal["lm", "classify", "multilabel", "regress", "tokens"]
 
-    task: Literal["lm", "classify", "multilabel", "regress", "tokens"]
-    method: Literal["lora", "full", "head"] = "lora"
+
+class LabelledData(Table, extra="ignore"):
+    """What [finetune] says of the labelled examples in `data`; can be read before the rest."""
+
+    task: TaskName | None = None  # default: inferred from the labels
     labels: list[str] = []  # columns with labels; default: label, labels, target or y
     group: str | None = None  # column with groups; default: group
     reference: Path | None = None  # genome of a table of variants
@@ -309,6 +312,13 @@ class Finetune(Table):
     regions: Path | None = None  # BED or GFF of the parts of the FASTA that are used
     region_type: str | None = None  # of a GFF
     cut: Literal["centre", "start", "end"] = "centre"  # what is kept of longer sequences
+
+
+class Finetune(LabelledData, extra="forbid"):
+    """Fine-tuning of the weights of `init`; `data.sources` are the labelled tables."""
+
+    task: TaskName
+    method: Literal["lora", "full", "head"] = "lora"
     layer: str | None = None  # that the head reads; default: the last block
     pool: str = "mean"  # mean, last, max, attention, or center:W
     strand: Literal["fwd", "both"] = "fwd"
@@ -330,7 +340,7 @@ class Recipe(Table):
     init: str | None = None  # weights: what `--model` takes, or the recipe that trains them
     extend: Extend | None = None  # extends the context of the weights of init
     output: File
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     data: Data
     batch: Batch
     optimizer: Optimizer
@@ -342,6 +352,18 @@ class Recipe(Table):
     guard: Guard = Guard()
     tracking: Tracking = Tracking()
     finetune: Finetune | None = None
+
+    @property
+    def base(self) -> str:
+        """The weights that a recipe with `init` starts from."""
+        assert self.init is not None
+        return self.init
+
+    @property
+    def tuning(self) -> Finetune:
+        """The table [finetune] of a recipe that has it."""
+        assert self.finetune is not None
+        return self.finetune
 
     @property
     def head_scale(self) -> float:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,6 +27,8 @@ from stripedhyena2.values import fault, read_values, shown
 
 BASE = "base"  # the key that names the recipe which this one changes
 _MAX_BASES = 32  # recipes that change one another
+
+T = TypeVar("T", bound=BaseModel)
 
 
 @contextmanager
@@ -92,10 +94,24 @@ def make_recipe(values: dict[str, Any], path: Path, settings: Sequence[str] = ()
     Raises:
         UserError: With the file, the table and the key.
     """
+    set_values(values, settings)
+    return check_values(Recipe, values, path)
+
+
+def set_values(values: dict[str, Any], settings: Sequence[str]) -> None:
+    """Change the tables of a recipe in place; `settings` as for `read_recipe`."""
     for setting in settings:
         _set_value(values, setting)
+
+
+def check_values(schema: type[T], values: Mapping[str, Any], path: Path) -> T:
+    """The tables of a recipe, or those of them that `schema` has, as an object.
+
+    Raises:
+        UserError: With the file, the table and the key.
+    """
     try:
-        return Recipe.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
 

@@ -1,7 +1,6 @@
 """Kernels are compiled before the first step: by the rank that should, once, and never fatally."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import torch
 
 from evo2cli.errors import UserError
 from evo2cli.train import kernels
-from evo2cli.train.run import make_engine
-from evo2cli.training.engine import Engine
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
@@ -55,16 +52,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def make_on_cpu(recipe: Recipe, path: Path, start: Start, _ranks: Ranks) -> Engine:
-    return make_engine(recipe, path, start, Ranks.alone(torch.device("cpu")))
-
-
-def fail(*_: object) -> Engine:
+def fail(*_: object) -> None:
     raise UserError("no memory")
 
 
-def compile_all(recipe: Recipe, ranks: Ranks, make: kernels.MakeEngine = make_on_cpu) -> None:
-    trial = partial(kernels.take_step, make)
+def compile_all(recipe: Recipe, ranks: Ranks, trial: kernels.Trial = kernels.take_step) -> None:
     kernels.compile_kernels(trial, recipe, Path("recipe.toml"), Start(CONFIG), ranks)
 
 
@@ -83,15 +75,15 @@ def test_each_kind_of_block_takes_a_step_once(
     """With the windows of a forward pass of this run; another shape compiles anew."""
     made = []
 
-    def make(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
+    def take(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
         made.append((start.config.stripes, recipe.batch.length, recipe.batch.sequences))
-        return make_on_cpu(recipe, path, start, ranks)
+        kernels.take_step(recipe, path, start, ranks)
 
     monkeypatch.setattr(kernels, "run_tasks", run_here)
     for _ in range(2):
-        compile_all(make_recipe(), Ranks(0, 1, GPU), make)
+        compile_all(make_recipe(), Ranks(0, 1, GPU), take)
     assert made == [(kind, 32, 2) for kind in "ALMS"]
-    compile_all(make_recipe(batch={"length": 64, "sequences": 8}), Ranks(0, 1, GPU), make)
+    compile_all(make_recipe(batch={"length": 64, "sequences": 8}), Ranks(0, 1, GPU), take)
     assert made[4:] == [(kind, 64, 8) for kind in "ALMS"]
     assert len([*cache.iterdir()]) == 2
     assert "warning" not in capsys.readouterr().err

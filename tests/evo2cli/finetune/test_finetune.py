@@ -1,13 +1,14 @@
 """`evo2 finetune`: every task and method from a table to a model that predicts, through kills."""
 
 import json
+import os
 import shutil
 import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,14 +17,17 @@ from safetensors.torch import load_file
 
 from evo2cli.errors import UserError
 from evo2cli.finetune import frozen
-from evo2cli.finetune.data import Source, read_data
+from evo2cli.finetune.data import DataRecipe, read_data
 from evo2cli.finetune.folder import FACTS, find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
-from evo2cli.finetune.tasks import SplitBy, Task
+from evo2cli.finetune.options import Base, HeadKind, Method, ReadStrand, Weights
+from evo2cli.finetune.run import tune as run_recipe
+from evo2cli.finetune.tasks import Cut, SplitBy, Task
 from evo2cli.predict.run import predict_table
 from evo2cli.training import space, state
 from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
+from evo2cli.training.recipe import Data, Finetune, LabelledData, Source
 from evo2cli.training.recipe_file import read_recipe
 from evo2cli.training.state import RunFolder
 from stripedhyena2.checkpoint import read_checkpoint
@@ -32,6 +36,14 @@ from tests.ranks import World
 
 LABELS = {"multilabel": "y1,y2", "regress": "y1,y2"}
 METHODS = ["lora", "full", "head"]
+
+
+def recipe_of(table: Path, *labels: str) -> DataRecipe:
+    """A table that is divided by chance."""
+    return DataRecipe(
+        data=Data(sources=[Source(path=table)]),
+        finetune=LabelledData(labels=list(labels), split="random"),
+    )
 
 
 KINDS = ["classify", "multilabel", "regress", "tokens", "pairs"]
@@ -59,8 +71,8 @@ def test_a_table_becomes_a_model_that_predicts(
     assert (folder / "model").is_dir() == (method == "full")
 
     # What is on disk predicts what the report says.
-    labels = tuple(LABELS[kind].split(",")) if kind in LABELS else ()
-    data = read_data(Source(table, labels=labels, split=SplitBy.RANDOM), quiet=True)
+    labels = LABELS[kind].split(",") if kind in LABELS else []
+    data = read_data(recipe_of(table, *labels), quiet=True)
     predicted = predict_table(tmp_path / "run", data.test, device="cpu")
     found = measure(data.labels, data.test.labels, predicted)
     for name, estimate in found.items():
@@ -90,7 +102,7 @@ def test_models_differ_as_asked_and_predict(
 ) -> None:
     table = small_table(tmp_path / "x.tsv", "classify")
     report = tune(table, method="lora", lr=1e-3, **options)
-    data = read_data(Source(table, split=SplitBy.RANDOM), quiet=True)
+    data = read_data(recipe_of(table), quiet=True)
     predicted = predict_table(tmp_path / "run", data.test, device="cpu")
     found = measure(data.labels, data.test.labels, predicted)
     within = 1e-4 if "base" not in options else 0.3
@@ -105,7 +117,7 @@ def test_both_strands_do_not_depend_on_the_strand_given(
 ) -> None:
     table = small_table(tmp_path / "x.tsv", kind)
     tune(table, method="lora", strand="both", pool=pool, lr=1e-2)
-    examples = read_data(Source(table), quiet=True).examples
+    examples = read_data(recipe_of(table), quiet=True).examples
     complement = str.maketrans("ACGT", "TGCA")
     mirrored = [sequence.translate(complement)[::-1] for sequence in examples.sequences]
     turned = type(examples)(examples.names, mirrored)
@@ -256,6 +268,59 @@ def test_train_runs_the_recipe_that_was_written(
     assert "already finished" in err
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_base_may_be_the_result_of_another_recipe(
+    tune: Run, base: str, tmp_path: Path, method: str
+) -> None:
+    tune(small_table(tmp_path / "x.tsv", "classify"), method=method)
+    path = tmp_path / "run" / "recipe.toml"
+    earlier = path.read_text().replace(str(tmp_path / "run"), str(tmp_path / "earlier"))
+    (tmp_path / "earlier.toml").write_text(earlier)
+    shutil.copytree(base, tmp_path / "earlier" / "final")
+    output = f"output={str(tmp_path / 'again')!r}"
+    recipe = read_recipe(path, [f"init={str(tmp_path / 'earlier.toml')!r}", output])
+    report = run_recipe(recipe, path, "cpu")
+    assert report["base"]["model"] == str(tmp_path / "earlier" / "final")
+    same(tmp_path / "again", tmp_path / "run")
+    predicted, again = (
+        predict_table(tmp_path / run, read_data(recipe_of(tmp_path / "x.tsv")).test, device="cpu")
+        for run in ("run", "again")
+    )
+    np.testing.assert_array_equal(predicted, again)
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [
+        ("task", [*Task]),
+        ("split", [*SplitBy]),
+        ("cut", [*Cut]),
+        ("method", [*Method]),
+        ("strand", [*ReadStrand]),
+        ("head", [*HeadKind]),
+        ("weights", [*Weights]),
+        ("base", [base for base in Base if base is not Base.AUTO]),
+    ],
+)
+def test_options_and_recipes_have_the_same_choices(key: str, choices: list[str]) -> None:
+    kind: Any = Finetune.model_fields[key].annotation
+    plain = next((part for part in get_args(kind) if get_args(part)), kind)  # without None
+    assert sorted(get_args(plain)) == sorted(map(str, choices))
+
+
+def test_the_recipe_says_which_examples_the_run_had(tune: Run, tmp_path: Path) -> None:
+    """Also where a setting changes how they are read and divided."""
+    table = small_table(tmp_path / "x.tsv", "classify")
+    settings = ("finetune.fractions=[0.5, 0.3, 0.2]", "finetune.cut=end", "batch.length=22")
+    report = tune(table, method="head", settings=("seed=3", *settings))
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    data = read_data(DataRecipe.of(recipe), quiet=True)
+    assert report["examples"] == data.sizes == {"train": 30, "valid": 18, "test": 12}
+    assert report["split"] == data.split.explanation
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["examples"] == data.digest
+    assert data.longest == 22
+
+
 def test_the_best_weights_are_kept_and_a_run_gives_up(tune: Run, tmp_path: Path) -> None:
     options = {"lr": 1e-9, "steps": 12, "validations": 12, "patience": 3}
     report = tune(small_table(tmp_path / "x.tsv", "classify"), method="lora", **options)
@@ -319,6 +384,14 @@ def test_what_cannot_be_learned_is_said_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_name_that_no_recipe_can_hold_is_refused(tune: Run, tmp_path: Path) -> None:
+    table = table_of(tmp_path, rows(["a", "b"])).rename(tmp_path / os.fsdecode(b"\xff.tsv"))
+    with pytest.raises(UserError, match=r"^path = .*tsv.: a name that is not UTF-8") as raised:
+        tune(table, method="head")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def genome(tmp_path: Path) -> Path:
     """Three contigs, of which each run of G and C is a feature of genes.bed."""
@@ -342,7 +415,7 @@ def test_contigs_of_an_annotated_genome_are_held_out(
     # Everything is told by the base itself, which a baseline sees.
     assert report["results"]["4-mers, linear"]["f1 feature"][0] > 0.95
     recipe = read_recipe(tmp_path / "run" / "recipe.toml")
-    data = read_data(Source.of_recipe(recipe), recipe.batch.length, quiet=True)
+    data = read_data(DataRecipe.of(recipe), quiet=True)
     assert set(data.test.chromosomes or []) == {"chr3"}
     assert set(data.valid.chromosomes or []) == {"chr2"}
 

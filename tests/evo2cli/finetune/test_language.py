@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evo2cli.errors import UserError
-from evo2cli.finetune.data import Source
+from evo2cli.finetune.data import DataRecipe, read_data
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions
 from evo2cli.tokenize.options import TokenizeOptions
@@ -75,4 +75,4 @@ def test_several_tables_for_one_part_are_refused(tune: Run, tmp_path: Path) -> N
     path = tmp_path / "run" / "recipe.toml"
     recipe = read_recipe(path, ["data.sources=[{path='a.tsv'}, {path='b.tsv'}]"])
     with pytest.raises(UserError, match=r"only one table each; join b.tsv"):
-        Source.of_recipe(recipe)
+        read_data(DataRecipe.of(recipe))

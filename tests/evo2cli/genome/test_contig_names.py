@@ -6,7 +6,7 @@ import pytest
 
 from evo2cli.errors import UserError
 from evo2cli.genome.builds import BUILDS
-from evo2cli.genome.contig_names import find_contig, plain_name, read_contig_names
+from evo2cli.genome.contig_names import KNOWN, plain_name, read_contig_names
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions
@@ -21,7 +21,7 @@ def test_every_chromosome_of_a_build_is_found_by_every_name_under_every_name(bui
         names = short | accessions
         for name in names:
             assert plain_name(name) == chromosome
-            assert all(find_contig(name, [other]) == other for other in names)
+            assert all(KNOWN.find(name, [other]) == other for other in names)
 
 
 def test_the_number_of_an_accession_is_that_of_its_chromosome():
@@ -54,9 +54,9 @@ def test_accessions_as_the_assembly_reports_list_them(name, chromosome, build):
 
 
 def test_accessions_of_two_builds_are_not_the_same():
-    assert find_contig("NC_000017.10", ["NC_000017.11"]) is None
-    assert find_contig("NC_012920.1", ["J01415.2"]) == "J01415.2"
-    assert find_contig("17", ["NC_000017.10", "NC_000017.11"]) is None  # which of them?
+    assert KNOWN.find("NC_000017.10", ["NC_000017.11"]) is None
+    assert KNOWN.find("NC_012920.1", ["J01415.2"]) == "J01415.2"
+    assert KNOWN.find("17", ["NC_000017.10", "NC_000017.11"]) is None  # which of them?
 
 
 def genome(folder: Path, contigs: dict[str, int]) -> Path:

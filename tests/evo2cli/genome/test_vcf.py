@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
-from evo2cli.genome.contig_names import find_contig
+from evo2cli.genome.contig_names import KNOWN
 from evo2cli.genome.vcf import Status, VariantRecord, allele_status, read_vcf
 
 HEADER = b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
@@ -188,4 +188,4 @@ def test_what_an_alternate_is(allele, status):
     ],
 )
 def test_contigs_are_found_under_the_names_that_builds_give_them(name, known, found):
-    assert find_contig(name, known) == found
+    assert KNOWN.find(name, known) == found
