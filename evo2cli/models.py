@@ -82,6 +82,7 @@ def open_model(options: ModelOptions) -> StripedHyena2:
         adapter = open_adapter(options.adapter)
         adapter.check_base(stored.config, stored.tensors, f"--adapter {options.adapter}")
         adapter.put_on(model)
+    model.checks_ids = model.config.vocabulary < 256  # the ids of a command are bytes
     return model
 
 

@@ -104,8 +104,8 @@ class StripedHyena2(Inference, nn.Module):
         activation_checkpointing: Blocks in a group whose input alone is kept while training; the
             backward pass recomputes the group. 0 keeps all activations.
         checks_ids: Whether ids out of range are refused. On a GPU that waits for the work before,
-            so a training loop whose ids are known to be right sets it to False, as `evo2 train`
-            does; an id out of range then ends the process.
+            so who knows that its ids are right sets it to False, as every command does; an id out
+            of range then ends the process.
     """
 
     def __init__(self, config: ModelConfig) -> None:
