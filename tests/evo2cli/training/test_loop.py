@@ -1,12 +1,14 @@
 """The loop: however a run is cut, its end is the same, bit for bit; and bad numbers stop it."""
 
 import fcntl
+import gc
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +424,30 @@ def test_how_a_step_is_computed_may_change_on_the_way(
     first.folder.save(2, first.engine, {})
     trainer = make_trainer(make_recipe(tmp_path / "run", memory={"activation_checkpointing": 3}))
     assert_same_run(trainer, trainer.run(), whole)
+
+
+def test_garbage_is_looked_for_among_new_objects_while_a_run_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_recipe(tmp_path / "run"))
+    draw, frozen, lost = trainer.objective.batch, [], []
+
+    class Ring:
+        def __init__(self) -> None:
+            self.own = self
+
+    def batch(step: int) -> Any:
+        frozen.append(gc.get_freeze_count())
+        ring = Ring()
+        lost.append(weakref.ref(ring))
+        return draw(step)
+
+    monkeypatch.setattr(trainer.objective, "batch", batch)
+    trainer.run()
+    assert min(frozen) > 1000
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert not any(each() for each in lost)
 
 
 def test_the_curve_is_drawn(whole: tuple[Trainer, Outcome]) -> None:
