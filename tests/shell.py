@@ -1,5 +1,6 @@
 """`evo2` for shells, forked from a process that has imported it: a start takes no time."""
 
+import gc
 import json
 import os
 import signal
@@ -56,6 +57,7 @@ def _accept(listener: socket.socket) -> None:
 def _answer(caller: socket.socket) -> None:
     from evo2cli.app import main
 
+    gc.freeze()  # as in tests/ranks.py
     size, streams, _, _ = socket.recv_fds(caller, 8, 3)
     [length] = struct.unpack("=Q", size)
     arguments, folder, variables = json.loads(caller.makefile("rb").read(length))

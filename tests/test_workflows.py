@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.shell import forked_evo2
 from tests.test_docs import clone, run
 
 __all__ = ["clone"]  # a fixture
+WHOLE = "score examples/phix174.vcf --window 256 -O w.vcf.gz"
 WORKFLOW = "snakemake -s examples/snakemake/Snakefile"
 
 # Runs evo2, and kills the first run of shard 2/3 by SIGKILL once it has stored a score.
@@ -15,14 +17,14 @@ KILLER = """#!/bin/sh
 case "$*" in
 *"--shard 2/3"*)
     if mkdir killed 2> /dev/null; then
-        {evo2} "$@" &
+        {process} "$@" &
         until grep -qs EVO2_DELTA parts/2-of-3.vcf.journal; do sleep 0.02; done
         kill -9 $!
         wait $!
         exit 137
     fi ;;
 esac
-exec {evo2} "$@"
+exec evo2-forked "$@"
 """
 
 pytest.importorskip("snakemake", reason="needs snakemake")
@@ -42,12 +44,13 @@ def test_parts_are_joined_in_their_order(clone: Path) -> None:
 @pytest.mark.slow
 def test_a_part_that_was_killed_resumes(clone: Path) -> None:
     evo2 = clone / "bin" / "evo2"
-    original = evo2.rename(clone / "bin" / "evo2-itself")
-    evo2.write_text(KILLER.format(evo2=original))
+    process = evo2.rename(clone / "bin" / "evo2-process")
+    evo2.write_text(KILLER.format(process=process))
     evo2.chmod(0o755)
-    run(f"{WORKFLOW} --cores 1 --set-scatter shards=3 --quiet all", clone)
+    with forked_evo2(clone / "bin" / "evo2-forked"):
+        run(f"{WORKFLOW} --cores 1 --set-scatter shards=3 --quiet all", clone)
+        run(f"OMP_NUM_THREADS=1 evo2-forked {WHOLE}", clone)
     assert (clone / "killed").is_dir()
     assert "resumed after" in (clone / "logs" / "score.2-of-3.log").read_text()
-    run("OMP_NUM_THREADS=1 evo2-itself score examples/phix174.vcf --window 256 -O w.vcf.gz", clone)
     assert (clone / "scored.vcf.gz").read_bytes() == (clone / "w.vcf.gz").read_bytes()
     assert not list((clone / "parts").glob("*"))

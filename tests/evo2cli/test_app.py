@@ -1,5 +1,6 @@
 """What holds for every command: help, codes, and one line for what is wrong."""
 
+import io
 import logging
 import os
 import re
@@ -131,27 +132,35 @@ def test_streams_that_are_closed_or_full(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
-def test_names_of_any_bytes_are_written_in_any_locale(tmp_path: Path, encoding: str) -> None:
+def test_names_of_any_bytes_are_written_in_any_locale(
+    tmp_path: Path,
+    encoding: str,
+    command_line: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A command line for a shell has the bytes of the name; a page may have escapes."""
     name = os.fsdecode("x\u00e9".encode() + b"\xff.toml")
     shutil.copy(Path(__file__).parents[2] / "recipes" / "toy.toml", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
     shown = {"utf-8": "x\u00e9".encode(), "latin-1": b"x\xe9", "ascii": rb"x\xe9"}[encoding]
-    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
     for command, expected in (
         (["launch", name, "--local", "1", "--dry-run", "--device", "cpu"], os.fsencode(name)),
         (["plan", name], shown + b"\xff.toml"),
         (["info", name], shown + b"\xff.toml"),
     ):
-        result = subprocess.run(
-            [sys.executable, "-m", "evo2cli", *command],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-        assert expected in result.stdout
-        assert b"Traceback" not in result.stderr
+        # As Python opens the streams of a process in such a locale.
+        written, told = io.BytesIO(), io.BytesIO()
+        out = io.TextIOWrapper(written, encoding=encoding, errors="strict")
+        err = io.TextIOWrapper(told, encoding=encoding, errors="backslashreplace")
+        with monkeypatch.context() as streams:
+            streams.setattr(sys, "stdout", out)
+            streams.setattr(sys, "stderr", err)
+            code, _, _ = command_line(*command)
+        out.flush()
+        err.flush()
+        assert code == 0, told.getvalue()
+        assert expected in written.getvalue()
+        assert b"Traceback" not in told.getvalue()
 
 
 @pytest.mark.parametrize(

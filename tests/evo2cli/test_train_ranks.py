@@ -22,7 +22,7 @@ from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
 from tests.ranks import World
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
+STEPS = 8
 
 
 @pytest.fixture(scope="module")

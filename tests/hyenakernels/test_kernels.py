@@ -215,7 +215,7 @@ MORE_MODAL_CASES = [
     Case(modes=16, length=21),
     Case(modes=3, length=37, batch=2, past=True),
     Case(modes=3, length=37, skip=False, dtype=torch.bfloat16, past=True),
-    Case(modes=1, length=1000, featurizer=1, past=True, spread=True),
+    Case(modes=1, length=400, featurizer=1, past=True, spread=True),
 ]
 KERNEL_CASES = [*FIR_CASES, *GROUP_CASES, *MODAL_CASES]
 KERNEL_CASES += slow(*MORE_FIR_CASES, *MORE_GROUP_CASES, *MORE_MODAL_CASES)

@@ -185,7 +185,7 @@ def test_kill_nine_and_the_same_command_give_the_same_weights(
         words = f"finetune x.tsv --model {base} --method {method} -O {output} --device cpu"
         return [
             *words.split(),
-            *["--split", "random", "--steps", "60", "--validations", "30", "--batch", "8"],
+            *["--split", "random", "--steps", "16", "--validations", "8", "--batch", "8"],
         ]
 
     killed = World(1, tmp_path, "killed", command("cut"))
@@ -205,7 +205,7 @@ def test_kill_nine_and_the_same_command_give_the_same_weights(
 def test_other_ranks_go_on_with_a_run(base: str, tmp_path: Path) -> None:
     small_table(tmp_path / "x.tsv", "classify", count=100)
     words = f"finetune x.tsv --model {base} --method lora -O run --device cpu --split random"
-    command = [*words.split(), "--steps", "60", "--validations", "30", "--batch", "8"]
+    command = [*words.split(), "--steps", "16", "--validations", "8", "--batch", "8"]
     killed = World(1, tmp_path, "killed", command)
     while killed.is_running and not list(tmp_path.glob("run/step-*/resume.json")):
         time.sleep(0.01)

@@ -13,6 +13,7 @@ from evo2cli.errors import UserError
 from evo2cli.options import arguments
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
+from tests.ranks import World
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,27 +26,39 @@ def write_fasta(path: Path, *lengths: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tag", "num_scored"), [((), 4), (("--tag", "d__Bacteria"), 5)])
+@pytest.mark.parametrize(
+    ("tag", "num_scored", "launched"),
+    [((), 4, False), (("--tag", "d__Bacteria"), 5, True)],
+    ids=["no-tag", "tag-launched"],
+)
 def test_shared_is_alone(
     tmp_path: Path,
     command_line: Callable[..., tuple[int, str, str]],
     tag: tuple[str, ...],
     num_scored: int,
+    launched: bool,
 ) -> None:
+    """Also by the ranks that the command itself starts."""
     fasta = write_fasta(tmp_path / "x.fa", 3, 4, 7, 1501, 1)
     words = ["score", str(fasta), "--device", "cpu", "--dtype", "fp64", "--strand", "both", *tag]
     _, alone, _ = command_line(*words)
-    shared = subprocess.run(
-        [sys.executable, "-m", "evo2cli", *words, "--context-parallel", "2"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert shared.returncode == 0, shared.stderr
-    assert f"{num_scored} of 5 records scored" in shared.stderr
+    output = tmp_path / "shared.tsv"
+    share = [*words, "--context-parallel", "2", "--output", str(output)]
+    if launched:
+        process = subprocess.run(
+            [sys.executable, "-m", "evo2cli", *share],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])},
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        codes, said = [process.returncode], process.stderr
+    else:
+        codes, said = World(2, tmp_path, "rank", share).finish()
+    assert not any(codes), said
+    assert f"{num_scored} of 5 records scored" in said
     rows, expected = (
-        [line.split("\t") for line in text.splitlines()] for text in (shared.stdout, alone)
+        [line.split("\t") for line in text.splitlines()] for text in (output.read_text(), alone)
     )
     assert [row[:2] for row in rows] == [row[:2] for row in expected]
     assert len(rows) == 6

@@ -536,7 +536,7 @@ def test_a_signal_ends_stdio_after_what_was_accepted(number: signal.Signals) -> 
     started = command("--grace", "50")
     client = {"protocolVersion": "2025-06-18", "capabilities": {}}
     client["clientInfo"] = {"name": "test", "version": "1"}
-    long = {"name": "generate_sequence", "arguments": {"prompt": "A", "n_tokens": 200, "seed": 1}}
+    long = {"name": "generate_sequence", "arguments": {"prompt": "A", "n_tokens": 100, "seed": 1}}
     short = {"name": "list_available_checkpoints", "arguments": {}}
     with subprocess.Popen(
         [started.command, *started.args],
@@ -584,7 +584,7 @@ def test_a_signal_ends_stdio_after_what_was_accepted(number: signal.Signals) -> 
         assert "Traceback" not in process.stderr.read()
     assert sorted(answers) == list(range(8))
     texts = [answers[index]["structuredContent"] for index in range(2, 7)]
-    assert all(text == texts[0] and text["n_tokens"] == 200 for text in texts)
+    assert all(text == texts[0] and text["n_tokens"] == 100 for text in texts)
 
 
 def test_stdio_has_no_address(command_line: CommandLine) -> None:

@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,41 +11,38 @@ import httpx
 import pytest
 
 from tests.evo2cli.serve.conftest import is_ready, wait_until
-from tests.ranks import free_port
+from tests.ranks import World, free_port
 
 CommandLine = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals) -> None:
+def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "evo2cli", "serve", "--port", str(port), "--max-bases", "300"]
-    with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
-        httpx.Client(base_url=url, timeout=60) as client,
-        ThreadPoolExecutor(2) as pool,
-    ):
+    served = World(1, tmp_path, "log", ["serve", "--port", str(port), "--max-bases", "160"])
+    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
         try:
             wait_until(lambda: is_ready(client))
-            body = {"sequence": "ACGT", "num_tokens": 290}
+            body = {"sequence": "ACGT", "num_tokens": 150}
             accepted = pool.submit(client.post, "/biology/arc/evo2/generate", json=body)
-            call = {"name": "generate_sequence", "arguments": {"prompt": "ACGT", "n_tokens": 290}}
+            call = {"name": "generate_sequence", "arguments": {"prompt": "ACGT", "n_tokens": 150}}
             message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
             accept = {"Accept": "application/json, text/event-stream"}
             of_agent = pool.submit(client.post, "/mcp", json=message, headers=accept)
             wait_until(lambda: "evo2_rows_growing 2" in client.get("/metrics").text)
-            process.send_signal(number)
-            assert len(accepted.result().json()["sequence"]) == 290
-            assert '"n_tokens":290' in of_agent.result().text
-            assert process.wait(60) == 0
+            served.signal(number)
+            assert len(accepted.result().json()["sequence"]) == 150
+            assert '"n_tokens":150' in of_agent.result().text
+            served.ranks[0].join(60)
+            assert not served.is_running
         finally:
-            process.kill()
-        assert process.stderr is not None
-        log = process.stderr.read()
-        assert f"nano is ready at {url}" in log
-        assert "Traceback" not in log
+            served.ranks[0].kill()
+    codes, log = served.finish()
+    assert codes == [0]
+    assert f"nano is ready at {url}" in log
+    assert "Traceback" not in log
 
 
 def test_an_address_that_is_taken_is_said_before_the_model_is_loaded(
