@@ -125,7 +125,7 @@ def _recipe_or_shape(path: Path) -> dict[str, Any]:
     recipe = read_recipe(found)
     values = recipe.model_dump(mode="json")
     tokens = recipe.optimizer.steps * recipe.batch.sequences * recipe.batch.length
-    shape = _model(read_shape(recipe, found))
+    shape = _model(read_shape(recipe))
     return {"kind": "recipe", "name": str(path), **values, "trained_tokens": tokens, "shape": shape}
 
 

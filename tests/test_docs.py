@@ -244,7 +244,7 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape\n"
         "recipe = find_recipe(Path('recipes/nano.toml'))\n"
-        "shape = read_shape(read_recipe(recipe), recipe)\n"
+        "shape = read_shape(read_recipe(recipe))\n"
         "assert stripedhyena2.load('nano').config == shape\n"
         "from stripedhyena2.checkpoint.published import published_config\n"
         "assert published_config('evo2_40b').depth == 50\n"

@@ -17,9 +17,9 @@ def train(options: TrainOptions) -> None:
     from evo2cli.train.run import summary_line, train_recipe
     from evo2cli.training.recipe_file import read_run
 
-    recipe, path = read_run(options)
+    recipe = read_run(options)
     if recipe.finetune is not None:
-        write_report(tune(recipe, path, options.device), json=options.json)
+        write_report(tune(recipe, options.device), json=options.json)
         return
     summary = train_recipe(options)
     if summary.pop("rank") > 0:

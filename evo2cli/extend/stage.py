@@ -37,11 +37,13 @@ def extend_stage(options: RunOptions) -> dict[str, Any]:
         UserError: The recipe has no table `[extend]`, or cannot be run.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
-    recipe, path = read_run(options)
+    recipe = read_run(options)
     if recipe.extend is None:
-        raise UserError(f"{path}: has no table [extend]; `evo2 train {path}` trains it")
+        raise UserError(
+            f"{recipe.file}: has no table [extend]; `evo2 train {recipe.file}` trains it"
+        )
     summary = train_recipe(options)
     if not summary["finished"] or summary["rank"] > 0:
         return summary
-    before = find_initial_weights(recipe, path)
+    before = find_initial_weights(recipe)
     return {**summary, "verification": verify(recipe, before, device=options.device)}

@@ -35,7 +35,6 @@ class Run:
 
     Attributes:
         recipe: The recipe.
-        path: Its file.
         ranks: The ranks.
         stored: The base.
         writes_recipe: Whether the file of the recipe is to be written.
@@ -43,7 +42,6 @@ class Run:
     """
 
     recipe: Recipe
-    path: Path
     ranks: Ranks
     stored: Checkpoint
     writes_recipe: bool
@@ -98,7 +96,7 @@ class Run:
     def run(self) -> dict[str, Any]:
         """Train, or go on; the result is described in `run.tune`."""
         recipe, ranks = self.recipe, self.ranks
-        with naming(self.path):
+        with naming(recipe.file):
             check_shape(recipe, self.stored.config)
         missing, identity = self.missing_bytes(), self.identity()
         with open_run(recipe, self.stored.config, identity, ranks, others=missing) as folder:
@@ -112,9 +110,9 @@ class Run:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
             return {**of_run, "finished": True, **read_facts(recipe.output / REPORT)}
         if self.writes_recipe and ranks.is_first:
-            write_recipe(recipe, self.path)
+            write_recipe(recipe)
         trainer = self.trainer(folder)
-        outcome = run_trainer(trainer, self.path)
+        outcome = run_trainer(trainer)
         if not outcome.finished:
             if ranks.is_first:
                 console.say(f"{recipe.output}: {stopped(resumable=recipe.checkpoint.optimizer)}")

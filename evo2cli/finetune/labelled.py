@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,13 +72,13 @@ class LabelledRun(Run):
             device=str(ranks.device),
             from_features=base.is_cached,
         )
-        compile_kernels(try_block, recipe, self.path, trial, ranks)
+        compile_kernels(try_block, recipe, trial, ranks)
         first_rank_first(ranks, lambda: (base.facts, base.features))
         base.release()
         self.description = self._describe(base.reading, base.features["train"].shape[1])
         features = base.features["train"]
         start = replace(self.start(), features=features, from_features=base.is_cached)
-        engine = make_engine(recipe, self.path, start, ranks)
+        engine = make_engine(recipe, start, ranks)
         train, valid = (
             Rows(
                 examples.letters,
@@ -225,10 +224,10 @@ class LabelledRun(Run):
         return found
 
 
-def try_block(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
+def try_block(recipe: Recipe, start: Start, ranks: Ranks) -> None:
     """What a run does with the base, and unless a head is trained on its features, a step."""
     assert isinstance(start, TunedStart)
     assert start.description.reading is not None
     try_base(recipe, start.config, start.description.reading, ranks.device)
     if not start.from_features:
-        take_step(recipe, path, start, ranks)
+        take_step(recipe, start, ranks)

@@ -110,7 +110,7 @@ class LanguageRun(Run):
         recipe, ranks = self.recipe, self.ranks
         self.description = self.describe(Labels(Task.LM, ()))
         sources = open_sources(recipe, ranks)
-        trainer = make_trainer(recipe, self.path, self.start(), sources, folder)
+        trainer = make_trainer(recipe, self.start(), sources, folder)
         trainer.best = self.best(trainer.engine, "bits", larger=False)
         path = recipe.output / FACTS
         if ranks.any(not path.is_file()):

@@ -1,7 +1,6 @@
 """From the options of `evo2 finetune` and its data to the recipe that is run and kept."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -134,11 +133,11 @@ def recipe_text(recipe: Recipe) -> bytes:
         ) from None
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe, whole or not at all.
+def write_recipe(recipe: Recipe) -> None:
+    """Write the file of a recipe, whole or not at all.
 
     Raises:
         UserError: It cannot be written.
     """
-    with writing(path), atomic_path(path) as part:
+    with writing(recipe.file), atomic_path(recipe.file) as part:
         part.write_bytes(recipe_text(recipe))

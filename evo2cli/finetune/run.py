@@ -34,8 +34,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         UserError: Data, model, options or output folder do not allow the run.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
-    recipe, path, data = prepare(options)
-    return tune(recipe, path, options.device, data, writes_recipe=True)
+    recipe, data = prepare(options)
+    return tune(recipe, options.device, data, writes_recipe=True)
 
 
 def write_only(options: FinetuneOptions) -> Path:
@@ -47,20 +47,20 @@ def write_only(options: FinetuneOptions) -> Path:
     Raises:
         UserError: As `finetune`; or the folder has a run already.
     """
-    recipe, path, _ = prepare(options)
+    recipe, _ = prepare(options)
     if (options.output / "run.json").is_file():
         raise UserError(f"{options.output}: already contains a run; choose another --output")
     with writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
-    write_recipe(recipe, path)
-    return path
+    write_recipe(recipe)
+    return recipe.file
 
 
-def prepare(options: FinetuneOptions) -> tuple[Recipe, Path, DataSet | None]:
+def prepare(options: FinetuneOptions) -> tuple[Recipe, DataSet | None]:
     """Look at the data, and make the recipe of the run.
 
     Returns:
-        The recipe, its file, and the examples that it describes; None for lm.
+        The recipe, and the examples that it describes; None for lm.
     """
     path = options.output / NAME
     context = read_checkpoint(options.model).config.context
@@ -83,12 +83,11 @@ def prepare(options: FinetuneOptions) -> tuple[Recipe, Path, DataSet | None]:
     values = recipe_values(options, task, num_train, length, values)
     recipe = make_recipe(values, path, options.settings)
     recipe_text(recipe)  # fails before anything is written
-    return recipe, path, data
+    return recipe, data
 
 
 def tune(
     recipe: Recipe,
-    path: Path,
     device: str,
     data: DataSet | None = None,
     *,
@@ -98,7 +97,6 @@ def tune(
 
     Args:
         recipe: A recipe with [finetune].
-        path: Its file, for messages.
         device: As `--device`.
         data: Its examples, if they were read already.
         writes_recipe: Whether its file is to be written.
@@ -114,12 +112,12 @@ def tune(
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
     with Ranks.joined(training_device(device)) as ranks:
-        check_ranks(recipe, path, ranks)
+        check_ranks(recipe, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
-        recipe = recipe.model_copy(update={"init": find_initial_weights(recipe, path)})
+        recipe = recipe.model_copy(update={"init": find_initial_weights(recipe)})
         stored = read_checkpoint(recipe.base)
         if recipe.tuning.task == "lm":
-            return LanguageRun(recipe, path, ranks, stored, writes_recipe).run()
+            return LanguageRun(recipe, ranks, stored, writes_recipe).run()
         if data is None:
             data = read_data(DataRecipe.of(recipe), quiet=not ranks.is_first)
-        return LabelledRun(recipe, path, ranks, stored, writes_recipe, data).run()
+        return LabelledRun(recipe, ranks, stored, writes_recipe, data).run()

@@ -33,18 +33,18 @@ def count_processes(asked: str, device: str) -> int:
     return int(asked)
 
 
-def check_recipe(recipe: Recipe, path: Path, world: int) -> None:
+def check_recipe(recipe: Recipe, world: int) -> None:
     """Refuse a recipe that `world` ranks cannot share, or that needs a missing DeepSpeed.
 
     Raises:
         UserError: One of these.
     """
-    with naming(path):
+    with naming(recipe.file):
         recipe.micro(world)
     zero = recipe.parallel.zero
     if (zero or world > 1) and importlib.util.find_spec("deepspeed") is None:
         reason = f"parallel.zero = {zero}" if zero else f"a run of {world} ranks"
-        raise UserError(f"{path}: {reason} needs DeepSpeed; pip install 'evo2cli[train]'")
+        raise UserError(f"{recipe.file}: {reason} needs DeepSpeed; pip install 'evo2cli[train]'")
 
 
 def check_rendezvous(endpoint: str) -> None:

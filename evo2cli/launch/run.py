@@ -27,16 +27,16 @@ def launch_recipe(options: LaunchOptions) -> None:
     """
     if (options.local is not None) == options.slurm:
         raise UserError("evo2 launch: give either --local N or --slurm")
-    recipe, path = read_run(options)
+    recipe = read_run(options)
     if options.local is None:
         refuse(options, "--slurm only writes a script", LocalOptions)
-        _write_script(options, recipe, path)
+        _write_script(options, recipe)
     else:
         refuse(options, "--local starts ranks without Slurm", SlurmOptions)
-        _launch_local(options, options.local, recipe, path)
+        _launch_local(options, options.local, recipe)
 
 
-def _launch_local(options: LaunchOptions, local: str, recipe: Recipe, path: Path) -> None:
+def _launch_local(options: LaunchOptions, local: str, recipe: Recipe) -> None:
     processes = checks.count_processes(local, options.device)
     group = Group(processes, options.nodes, options.rendezvous)
     if group.rendezvous is None:
@@ -49,8 +49,8 @@ def _launch_local(options: LaunchOptions, local: str, recipe: Recipe, path: Path
     else:
         checks.check_rendezvous(group.rendezvous)
     check_communication(group.world, options.device)
-    checks.check_recipe(recipe, path, group.world)
-    check_output(recipe, read_shape(recipe, path), group.world)
+    checks.check_recipe(recipe, group.world)
+    check_output(recipe, read_shape(recipe), group.world)
     program = ["-m", "evo2cli", "train", *arguments(options, RunOptions)]
     if options.dry_run:
         _write(None, command_line(group, program, options.launcher) + "\n")
@@ -59,9 +59,9 @@ def _launch_local(options: LaunchOptions, local: str, recipe: Recipe, path: Path
         run_ranks(group, program, options.launcher)
 
 
-def _write_script(options: LaunchOptions, recipe: Recipe, path: Path) -> None:
-    checks.check_recipe(recipe, path, options.world)
-    check_output(recipe, read_shape(recipe, path), options.world)
+def _write_script(options: LaunchOptions, recipe: Recipe) -> None:
+    checks.check_recipe(recipe, options.world)
+    check_output(recipe, read_shape(recipe), options.world)
     text = slurm_script(options, recipe.output)
     _write(options.script, text)
     if options.script is not None:

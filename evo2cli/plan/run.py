@@ -24,11 +24,10 @@ def plan_recipe(options: PlanOptions) -> dict[str, Any]:
     Raises:
         UserError: The recipe is invalid, or cannot run on these GPUs.
     """
-    path = find_recipe(options.recipe)
-    recipe = read_recipe(path, options.settings)
-    config = read_shape(recipe, path)
+    recipe = read_recipe(find_recipe(options.recipe), options.settings)
+    config = read_shape(recipe)
     accelerator = _accelerator(options.gpu)
-    with naming(path):
+    with naming(recipe.file):
         if options.gpus is None:
             plan = smallest_plan(recipe, config, gpu=accelerator)
         else:

@@ -1,7 +1,5 @@
 """The engine of a run: the plain one, or DeepSpeed's where the recipe shards the model."""
 
-from pathlib import Path
-
 import torch
 
 from evo2cli import console
@@ -15,20 +13,22 @@ from evo2cli.training.start import Start
 from hyenakernels.float8.op import runs_float8
 
 
-def check_ranks(recipe: Recipe, path: Path, ranks: Ranks) -> None:
+def check_ranks(recipe: Recipe, ranks: Ranks) -> None:
     """Refuse a recipe that these ranks cannot run."""
     sharded = _needs_deepspeed(recipe)
-    with naming(path):
+    with naming(recipe.file):
         recipe.micro(ranks.world)
     if recipe.guard.on_nonfinite == "skip" and sharded and recipe.precision.compute == "fp32":
         raise UserError(
-            f'{path}: guard.on_nonfinite = "skip" with parallel.zero = {recipe.parallel.zero} '
-            'needs precision.compute = "bf16"'
+            f'{recipe.file}: guard.on_nonfinite = "skip" with parallel.zero = '
+            f'{recipe.parallel.zero} needs precision.compute = "bf16"'
         )
     if recipe.precision.fp8 and not runs_float8(ranks.device):
         if ranks.device.type == "cuda":
             name = torch.cuda.get_device_name(ranks.device)
-            raise UserError(f"{path}: precision.fp8 = true: {name} has no FP8 units; set false")
+            raise UserError(
+                f"{recipe.file}: precision.fp8 = true: {name} has no FP8 units; set false"
+            )
         console.warn("precision.fp8 = true: FP8 is emulated slowly on a CPU")
 
 
@@ -38,14 +38,15 @@ def _needs_deepspeed(recipe: Recipe) -> bool:
     return recipe.parallel.zero > 0
 
 
-def make_engine(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> Engine:
+def make_engine(recipe: Recipe, start: Start, ranks: Ranks) -> Engine:
     """The engine that a recipe needs on these ranks.
 
     Raises:
         UserError: The model does not fit the memory, or the recipe does not fit the model.
     """
-    way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {path}` shows what is needed"
-    with memory_explained(f"{path}: the model on {ranks.device}", way_out), naming(path):
+    file = recipe.file
+    way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {file}` shows what is needed"
+    with memory_explained(f"{file}: the model on {ranks.device}", way_out), naming(file):
         if not _needs_deepspeed(recipe):
             return PlainEngine(recipe, start, ranks)
         from evo2cli.training.deepspeed_engine import DeepSpeedEngine

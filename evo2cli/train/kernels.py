@@ -24,13 +24,13 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from evo2cli.workers import Advance, WorkerError, run_tasks
 
-Trial = Callable[[Recipe, Path, Start, Ranks], None]
+Trial = Callable[[Recipe, Start, Ranks], None]
 
 # What of [finetune] decides which kernels a run needs.
 _TUNING = {"task", "method", "base", "adapters", "pool", "strand"}
 
 
-def compile_kernels(trial: Trial, recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
+def compile_kernels(trial: Trial, recipe: Recipe, start: Start, ranks: Ranks) -> None:
     """Compile what is not yet in the cache; only the first rank of a machine with GPUs does.
 
     A failure is a warning: the first step compiles what is missing.
@@ -38,7 +38,6 @@ def compile_kernels(trial: Trial, recipe: Recipe, path: Path, start: Start, rank
     Args:
         trial: Does what the run will do, with a model of one kind of block; a function of a module.
         recipe: The recipe.
-        path: Its file.
         start: The model that the run starts from.
         ranks: The ranks of the run.
     """
@@ -49,7 +48,7 @@ def compile_kernels(trial: Trial, recipe: Recipe, path: Path, start: Start, rank
     if mark.exists():
         return
     steps = [
-        partial(_run, trial, alone, path, start.of_block(kind), str(ranks.device))
+        partial(_run, trial, alone, start.of_block(kind), str(ranks.device))
         for kind in sorted(set(start.config.stripes))
     ]
     together = _num_together(alone, start, ranks.device)
@@ -94,16 +93,15 @@ def _num_together(recipe: Recipe, start: Start, device: torch.device) -> int:
     return max(1, int(free // needed))
 
 
-def take_step(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
+def take_step(recipe: Recipe, start: Start, ranks: Ranks) -> None:
     """One step of training, and a forward pass as in validation.
 
     Args:
         recipe: The recipe.
-        path: Its file.
         start: The model.
         ranks: This process alone.
     """
-    engine = make_engine(recipe, path, start, ranks)
+    engine = make_engine(recipe, start, ranks)
     inputs = start.inputs(recipe, ranks.device)
     engine.backward(engine.forward(*inputs).mean(), last=True)
     engine.step(0.0)
@@ -112,14 +110,14 @@ def take_step(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
         engine.forward(*inputs)
 
 
-def _run(trial: Trial, recipe: Recipe, path: Path, start: Start, device: str, _: Advance) -> None:
+def _run(trial: Trial, recipe: Recipe, start: Start, device: str, _: Advance) -> None:
     """Run a trial in a process that no launcher started."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     where = torch.device(device)
     if where.index is not None:
         torch.cuda.set_device(where)
-    trial(recipe, path, start, Ranks.alone(where))
+    trial(recipe, start, Ranks.alone(where))
 
 
 def _key(recipe: Recipe, start: Start, device: torch.device) -> str:

@@ -59,11 +59,11 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         UserError: Recipe, data, device or output folder do not allow the run.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
-    recipe, path = read_run(options)
+    recipe = read_run(options)
     with Ranks.joined(training_device(options.device)) as ranks, ExitStack() as stack:
-        check_ranks(recipe, path, ranks)
+        check_ranks(recipe, ranks)
         ranks = ranks.sharing(recipe.parallel.context)
-        shape = _shape(recipe, path)
+        shape = _shape(recipe)
         sources = open_sources(recipe, ranks)
         folder = stack.enter_context(open_run(recipe, shape, _identity(shape, sources), ranks))
         of_run = {
@@ -77,9 +77,9 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
             return {**of_run, "finished": True, **summary}
 
-        start, extension = _start(recipe, path, shape, ranks)
-        trainer = make_trainer(recipe, path, start, sources, folder)
-        outcome = run_trainer(trainer, path)
+        start, extension = _start(recipe, shape, ranks)
+        trainer = make_trainer(recipe, start, sources, folder)
+        outcome = run_trainer(trainer)
         summary = {
             "steps": outcome.step,
             "trained_tokens": outcome.step * recipe.batch.tokens,
@@ -88,7 +88,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
             "skipped": outcome.skipped,
         }
         if outcome.finished:
-            provenance = _provenance(recipe, path, options.settings, sources)
+            provenance = _provenance(recipe, options.settings, sources)
             _save_final(trainer, {**summary, **provenance, **extension})
         return {**of_run, "finished": outcome.finished, **summary}
 
@@ -113,11 +113,11 @@ def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
     return result
 
 
-def _shape(recipe: Recipe, path: Path) -> ModelConfig:
+def _shape(recipe: Recipe) -> ModelConfig:
     if recipe.init is not None:
-        find_initial_weights(recipe, path)  # fails before anything is written
-    shape = read_shape(recipe, path)
-    with naming(path):
+        find_initial_weights(recipe)  # fails before anything is written
+    shape = read_shape(recipe)
+    with naming(recipe.file):
         check_shape(recipe, shape)
     return shape
 
@@ -146,13 +146,11 @@ def _identity(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any
     return {"shape": asdict(shape), "tokens": tokens}
 
 
-def _start(
-    recipe: Recipe, path: Path, shape: ModelConfig, ranks: Ranks
-) -> tuple[Start, dict[str, Any]]:
+def _start(recipe: Recipe, shape: ModelConfig, ranks: Ranks) -> tuple[Start, dict[str, Any]]:
     """The start of the run, and what provenance records of an extension."""
     if recipe.init is None:
         return Start(shape), {}
-    start, extension = first_rank_first(ranks, lambda: read_start(recipe, path))
+    start, extension = first_rank_first(ranks, lambda: read_start(recipe))
     if extension and ranks.is_first:
         record = extension["extended"]
         console.say(extension_line(record["source"], record))
@@ -160,11 +158,11 @@ def _start(
 
 
 def make_trainer(
-    recipe: Recipe, path: Path, start: Start, sources: Sequence[Documents], folder: RunFolder
+    recipe: Recipe, start: Start, sources: Sequence[Documents], folder: RunFolder
 ) -> Trainer:
     """The trainer on all sources; the first rank says what it is going to do."""
     ranks, data = folder.ranks, recipe.data
-    with naming(f"{path}: batch.length"):
+    with naming(f"{recipe.file}: batch.length"):
         loader = WindowLoader(
             sources,
             data.weights,
@@ -178,8 +176,8 @@ def make_trainer(
             inverted_repeats=data.inverted_repeats,
         )
     valid = first_rank_first(ranks, lambda: held_out_windows(recipe))
-    compile_kernels(take_step, recipe, path, start, ranks)
-    engine = make_engine(recipe, path, start, ranks)
+    compile_kernels(take_step, recipe, start, ranks)
+    engine = make_engine(recipe, start, ranks)
     if ranks.is_first:
         if not valid:
             console.warn("no held-out document is as long as a window, so there is no validation")
@@ -191,15 +189,15 @@ def make_trainer(
     return Trainer(recipe, engine, NextBase(recipe, engine, loader, valid), folder)
 
 
-def run_trainer(trainer: Trainer, path: Path) -> Outcome:
-    """Train; `path` is the recipe's, for messages.
+def run_trainer(trainer: Trainer) -> Outcome:
+    """Train.
 
     Raises:
         UserError: The memory does not suffice, or as `Trainer.run`.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
-    length, device = trainer.recipe.batch.length, trainer.ranks.device
-    what = f"{path}: {trainer.micro} windows of {length} on {device}"
+    recipe, device = trainer.recipe, trainer.ranks.device
+    what = f"{recipe.file}: {trainer.micro} windows of {recipe.batch.length} on {device}"
     way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
     with memory_explained(what, way_out):
         return trainer.run()
@@ -240,12 +238,12 @@ def _save_final(trainer: Trainer, provenance: dict[str, Any]) -> None:
 
 
 def _provenance(
-    recipe: Recipe, path: Path, settings: Sequence[str], sources: Sequence[Documents]
+    recipe: Recipe, settings: Sequence[str], sources: Sequence[Documents]
 ) -> dict[str, Any]:
     """What is needed to train these weights again."""
     return {
         "trained_by": f"evo2cli {__version__}",
-        "recipe": path.name,
+        "recipe": recipe.file.name,
         "set": list(settings),
         "settings": recipe.model_dump(mode="json", exclude={"output"}),
         "sources": [documents.facts for documents in sources],

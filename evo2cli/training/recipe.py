@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 from evo2cli.data.cuts import Packing
 from evo2cli.lengths import parse_length
@@ -352,6 +360,18 @@ class Recipe(Table):
     guard: Guard = Guard()
     tracking: Tracking = Tracking()
     finetune: Finetune | None = None
+    _file: Path = PrivateAttr(default=Path("recipe.toml"))
+
+    @property
+    def file(self) -> Path:
+        """Where it was read from, or will be written: for messages, and for files beside it."""
+        return self._file
+
+    def placed(self, file: Path) -> Self:
+        """The same recipe in this file."""
+        recipe = self.model_copy()
+        recipe._file = file
+        return recipe
 
     @property
     def base(self) -> str:

@@ -95,7 +95,7 @@ def make_recipe(values: dict[str, Any], path: Path, settings: Sequence[str] = ()
         UserError: With the file, the table and the key.
     """
     set_values(values, settings)
-    return check_values(Recipe, values, path)
+    return check_values(Recipe, values, path).placed(path)
 
 
 def set_values(values: dict[str, Any], settings: Sequence[str]) -> None:
@@ -116,8 +116,8 @@ def check_values(schema: type[T], values: Mapping[str, Any], path: Path) -> T:
         raise UserError(f"{path}: {_explain(error)}") from None
 
 
-def read_run(options: RunOptions) -> tuple[Recipe, Path]:
-    """The recipe of a run, with the output folder and the genomes that its options name; its file.
+def read_run(options: RunOptions) -> Recipe:
+    """The recipe of a run, with the output folder and the genomes that its options name.
 
     Raises:
         UserError: There is no such recipe, or it is not valid.
@@ -133,10 +133,10 @@ def read_run(options: RunOptions) -> tuple[Recipe, Path]:
     recipe = make_recipe(values, path, options.settings)
     if options.output is not None:
         recipe = recipe.model_copy(update={"output": options.output})
-    return recipe, path
+    return recipe
 
 
-def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
+def read_shape(recipe: Recipe) -> ModelConfig:
     """The shape of the model that a recipe trains, after any extension.
 
     It comes from the weights of `init`, or from the file that `model` names: beside the recipe, or
@@ -147,89 +147,88 @@ def read_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
         UserError: There is no such shape.
         ConfigError: It is invalid.
     """
-    (first, file), *later = reversed([(recipe, recipe_path), *_unfinished(recipe, recipe_path)])
-    shape = _extended(first, file, _first_shape(first, file))
-    for stage, file in later:
-        shape = _extended(stage, file, shape)
+    first, *later = reversed([recipe, *_unfinished(recipe)])
+    shape = _extended(first, _first_shape(first))
+    for stage in later:
+        shape = _extended(stage, shape)
     return shape
 
 
-def find_initial_weights(recipe: Recipe, recipe_path: Path) -> str:
+def find_initial_weights(recipe: Recipe) -> str:
     """The checkpoint that `init` names, directly or as the result of a recipe.
 
     Raises:
         UserError: That recipe has not been trained yet; the message has the commands to run.
     """
     assert recipe.init is not None
-    waiting = _unfinished(recipe, recipe_path)
+    waiting = _unfinished(recipe)
     if waiting:
-        commands = [f"evo2 {'extend' if r.extend else 'train'} {file}" for r, file in waiting]
-        before, file = waiting[0]
+        commands = [f"evo2 {'extend' if r.extend else 'train'} {r.file}" for r in waiting]
+        before = waiting[0]
         raise UserError(
-            f"{recipe_path}: init: {file} has not been trained yet, {_final(before)} is missing; "
-            f"first run {' && '.join(reversed(commands))}"
+            f"{recipe.file}: init: {before.file} has not been trained yet, {_final(before)} is "
+            f"missing; first run {' && '.join(reversed(commands))}"
         )
-    initial = _initial_recipe(recipe, recipe_path)
+    initial = _initial_recipe(recipe)
     return recipe.init if initial is None else str(_final(read_recipe(initial)))
 
 
-def _unfinished(recipe: Recipe, recipe_path: Path) -> list[tuple[Recipe, Path]]:
+def _unfinished(recipe: Recipe) -> list[Recipe]:
     """The recipes to train before this one can start, the last of them first."""
-    found, seen = [], [recipe_path]
-    while (file := _initial_recipe(recipe, seen[-1])) is not None:
-        if any(file.samefile(later) for later in seen):
-            raise UserError(f"{recipe_path}: init: {file} would start from its own result")
-        recipe = read_recipe(file)
-        if native.is_native(_final(recipe)):
+    chain = [recipe]
+    while (file := _initial_recipe(chain[-1])) is not None:
+        if any(file.samefile(later.file) for later in chain):
+            raise UserError(f"{recipe.file}: init: {file} would start from its own result")
+        before = read_recipe(file)
+        if native.is_native(_final(before)):
             break
-        seen.append(file)
-        found.append((recipe, file))
-    return found
+        chain.append(before)
+    return chain[1:]
 
 
-def _initial_recipe(recipe: Recipe, recipe_path: Path) -> Path | None:
+def _initial_recipe(recipe: Recipe) -> Path | None:
     """The recipe that `init` names: beside this one, or as `find_recipe` finds it."""
     if recipe.init is None or not recipe.init.endswith(".toml"):
         return None
-    beside = Path(os.path.normpath(recipe_path.parent / recipe.init))
+    beside = Path(os.path.normpath(recipe.file.parent / recipe.init))
     if beside.is_file():
         return beside
     try:
         return find_recipe(Path(recipe.init))
     except UserError as error:
-        raise UserError(f"{recipe_path}: init: {error}") from None
+        raise UserError(f"{recipe.file}: init: {error}") from None
 
 
 def _final(recipe: Recipe) -> Path:
     return recipe.output / "final"
 
 
-def _extended(recipe: Recipe, recipe_path: Path, shape: ModelConfig) -> ModelConfig:
+def _extended(recipe: Recipe, shape: ModelConfig) -> ModelConfig:
     """The shape that a recipe trains if it starts from weights of this shape."""
     extension = recipe.extension(shape.context)
-    with naming(f"{recipe_path}: extend.to"):
+    with naming(f"{recipe.file}: extend.to"):
         return extension.config(shape) if extension else shape
 
 
-def _first_shape(recipe: Recipe, recipe_path: Path) -> ModelConfig:
+def _first_shape(recipe: Recipe) -> ModelConfig:
     """The shape of the model that a recipe starts from, which must exist."""
     if recipe.init is not None:
         name, _ = split_name(recipe.init)
         if name in PUBLISHED and not Path(recipe.init).exists():
             return published_config(name)
-        source = find_initial_weights(recipe, recipe_path)
-        with naming(f"{recipe_path}: init"):
+        source = find_initial_weights(recipe)
+        with naming(f"{recipe.file}: init"):
             return read_checkpoint(source).config
     assert recipe.model is not None
-    beside = recipe_path.parent / f"{recipe.model}.toml"
+    beside = recipe.file.parent / f"{recipe.model}.toml"
     models = recipes_folder() / "models"
     for file in (beside, models / f"{Path(recipe.model).name}.toml"):
         if file.is_file():
-            origin = f"{recipe_path}: [shape] over {file.name}"
+            origin = f"{recipe.file}: [shape] over {file.name}"
             return change_config(read_config(file), recipe.shape, origin)
     shipped = ", ".join(sorted(f"models/{file.stem}" for file in models.glob("*.toml")))
     raise UserError(
-        f"{recipe_path}: model = {recipe.model!r}: no such shape; choose one of {shipped}"
+        f"{recipe.file}: model = {recipe.model!r}: no such shape; choose one of {shipped}"
     )
 
 

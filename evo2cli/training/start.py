@@ -67,12 +67,11 @@ def trunk_of(model: nn.Module) -> StripedHyena2 | None:
     return trunk if isinstance(trunk, StripedHyena2) else None
 
 
-def read_start(recipe: Recipe, path: Path) -> tuple[Start, dict[str, Any]]:
+def read_start(recipe: Recipe) -> tuple[Start, dict[str, Any]]:
     """Read the initial weights of a recipe that has an `init`, and extend them as it says.
 
     Args:
         recipe: The recipe; weights that already have the context of `[extend]` stay as they are.
-        path: Its file, for messages.
 
     Returns:
         The start of the run, and what provenance records of the extension: nothing without one.
@@ -80,9 +79,9 @@ def read_start(recipe: Recipe, path: Path) -> tuple[Start, dict[str, Any]]:
     Raises:
         UserError: `init` has not been trained yet, cannot be read, or cannot be extended like this.
     """
-    source = find_initial_weights(recipe, path)
+    source = find_initial_weights(recipe)
     provenance: dict[str, Any] = {}
-    with naming(f"{path}: init"):
+    with naming(f"{recipe.file}: init"):
         checkpoint = read_checkpoint(source)
         extension = recipe.extension(checkpoint.config.context)
         if extension is not None:

@@ -93,7 +93,7 @@ def main() -> None:
     }
     kind: Any = PlainEngine if arguments.zero == 0 else deepspeed_engine.DeepSpeedEngine
     begun = time.perf_counter()
-    engine = (FSDP2 if arguments.fsdp else kind)(recipe, Start(read_shape(recipe, path)), ranks)
+    engine = (FSDP2 if arguments.fsdp else kind)(recipe, Start(read_shape(recipe)), ranks)
     built = time.perf_counter() - begun
 
     def step(index: int) -> float:

@@ -106,7 +106,7 @@ def _recipe(shape: str, length: int, windows: int) -> Recipe:
 def _measure(method: str, recipe: Recipe, profiles: Path | None, device: str) -> Row:
     windows, length = recipe.batch.sequences, recipe.batch.length
     ranks = Ranks.join(torch.device(device))
-    start = RandomStart(read_shape(recipe, PATH), method=method, device=device)
+    start = RandomStart(read_shape(recipe), method=method, device=device)
     engine = PlainEngine(recipe, start, ranks)
     generator = torch.Generator(device).manual_seed(0)
     shape = (windows, 1, length)
@@ -143,7 +143,7 @@ def _measure(method: str, recipe: Recipe, profiles: Path | None, device: str) ->
 
 def _forward(recipe: Recipe, device: str) -> None:
     """A forward pass of the frozen model without and with adapters."""
-    config = read_shape(recipe, PATH)
+    config = read_shape(recipe)
     model = StripedHyena2.from_seed(config, 0).bfloat16().to(device).requires_grad_(False)
     ids_BL = torch.full((recipe.batch.sequences, recipe.batch.length), ord("A"), device=device)
 

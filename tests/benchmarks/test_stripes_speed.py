@@ -79,7 +79,7 @@ class Case:
     def config(self) -> ModelConfig:
         """The slice of the recipe."""
         recipe = find_recipe(Path(MODELS[self.model].format(self.size.lower())))
-        config = read_shape(read_recipe(recipe), recipe)
+        config = read_shape(read_recipe(recipe))
         return replace(
             config,
             stripes=config.stripes[:BLOCKS],

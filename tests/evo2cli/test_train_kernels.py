@@ -57,7 +57,7 @@ def fail(*_: object) -> None:
 
 
 def compile_all(recipe: Recipe, ranks: Ranks, trial: kernels.Trial = kernels.take_step) -> None:
-    kernels.compile_kernels(trial, recipe, Path("recipe.toml"), Start(CONFIG), ranks)
+    kernels.compile_kernels(trial, recipe, Start(CONFIG), ranks)
 
 
 def run_here(tasks: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
@@ -75,9 +75,9 @@ def test_each_kind_of_block_takes_a_step_once(
     """With the windows of a forward pass of this run; another shape compiles anew."""
     made = []
 
-    def take(recipe: Recipe, path: Path, start: Start, ranks: Ranks) -> None:
+    def take(recipe: Recipe, start: Start, ranks: Ranks) -> None:
         made.append((start.config.stripes, recipe.batch.length, recipe.batch.sequences))
-        kernels.take_step(recipe, path, start, ranks)
+        kernels.take_step(recipe, start, ranks)
 
     monkeypatch.setattr(kernels, "run_tasks", run_here)
     for _ in range(2):
@@ -99,7 +99,7 @@ def test_only_as_many_steps_as_fit_are_taken_at_once(
     taken = []
 
     def run(tasks: Iterator[Any], _count: int, _advance: Any) -> Iterator[Any]:
-        taken.append("".join(task.args[3].config.stripes for task in tasks))
+        taken.append("".join(task.args[2].config.stripes for task in tasks))
         yield from taken[-1]
 
     monkeypatch.setattr(kernels, "run_tasks", run)

@@ -107,7 +107,7 @@ def test_what_has_the_context_already_is_left_as_it_is(place: Path) -> None:
 
 def test_a_chain_has_the_shape_that_will_come_of_it(place: Path) -> None:
     second = place / "second.toml"
-    shape = read_shape(read_recipe(second), second)
+    shape = read_shape(read_recipe(second))
     assert shape == replace(
         read_config(place / "tiny.toml"), context=1024, base_context=256, rotary_scale=4
     )
@@ -124,8 +124,8 @@ def test_a_chain_may_begin_with_pretraining_and_be_changed_elsewhere(place: Path
     (place / "first.toml").write_text(from_scratch)
     recipe = read_recipe(below / "mine.toml")
     assert recipe.init == "../first.toml"
-    assert read_shape(recipe, below / "mine.toml").rotary_scale == 4
-    assert read_shape(read_recipe(place / "recipe.toml"), place / "recipe.toml").context == 256
+    assert read_shape(recipe).rotary_scale == 4
+    assert read_shape(read_recipe(place / "recipe.toml")).context == 256
 
 
 def test_a_missing_stage_is_told_with_what_to_run_first(place: Path) -> None:
@@ -196,7 +196,7 @@ def test_every_stage_of_the_built_in_models_reads_the_genomes_it_is_given(path: 
     shown = re.search(r"evo2 extend (recipes/extend/\S+) --data FOLDER", path.read_text())
     assert shown is not None
     assert (RECIPES.parent / shown[1]).samefile(path)
-    recipe, _ = read_run(RunOptions(recipe=path, data=Path("genomes")))
+    recipe = read_run(RunOptions(recipe=path, data=Path("genomes")))
     assert recipe.data.corpus is not None
     assert recipe.data.corpus.path == Path("genomes")
 
@@ -299,7 +299,7 @@ def test_the_published_stages_end_at_the_released_models(
     monkeypatch.setattr("stripedhyena2.checkpoint.hub.fetch", None)
     path = find_recipe(Path(f"extend/{size}-1m.toml"))
     end, base = published_config(released), published_config(f"{released}_base")
-    assert read_shape(read_recipe(path), path) == replace(end, mlp_width=base.mlp_width)
+    assert read_shape(read_recipe(path)) == replace(end, mlp_width=base.mlp_width)
 
 
 STAGES = sorted((RECIPES / "extend").glob("[0-9]*.toml"))
@@ -309,7 +309,7 @@ STAGES = sorted((RECIPES / "extend").glob("[0-9]*.toml"))
 def test_a_published_stage_has_the_published_numbers(path: Path) -> None:
     size, _, name = path.stem.partition("-")
     recipe = read_recipe(path)
-    shape = read_shape(recipe, path)
+    shape = read_shape(recipe)
     assert recipe.extend is not None
     assert recipe.extend.to == recipe.batch.length == shape.context
     assert shape.rotary_scale == shape.context / 8_192

@@ -279,7 +279,7 @@ def test_the_base_may_be_the_result_of_another_recipe(
     shutil.copytree(base, tmp_path / "earlier" / "final")
     output = f"output={str(tmp_path / 'again')!r}"
     recipe = read_recipe(path, [f"init={str(tmp_path / 'earlier.toml')!r}", output])
-    report = run_recipe(recipe, path, "cpu")
+    report = run_recipe(recipe, "cpu")
     assert report["base"]["model"] == str(tmp_path / "earlier" / "final")
     same(tmp_path / "again", tmp_path / "run")
     predicted, again = (

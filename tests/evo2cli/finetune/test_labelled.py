@@ -31,11 +31,11 @@ def run_here(tasks: Iterator[Any], count: int, advance: Any) -> Iterator[Any]:
     """Stands for processes that find a CPU where the GPU is."""
     assert count > 1
     for task in tasks:
-        trial, recipe, path, start, device = task.args
+        trial, recipe, start, device = task.args
         assert device == "cuda:0"
         if isinstance(start, TunedStart):
             start = replace(start, device="cpu")
-        yield task.func(trial, recipe, path, start, "cpu", advance)
+        yield task.func(trial, recipe, start, "cpu", advance)
 
 
 @pytest.fixture
@@ -44,13 +44,11 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[tuple
     found: dict[str, set[tuple[object, ...]]] = {"tried": set(), "done": set(), "reported": set()}
     phase = ["done"]
 
-    def compile_all(
-        trial: kernels.Trial, recipe: Recipe, path: Path, start: Start, ranks: Ranks
-    ) -> None:
+    def compile_all(trial: kernels.Trial, recipe: Recipe, start: Start, ranks: Ranks) -> None:
         assert ranks.device == torch.device("cpu")
         assert not found["done"]
         phase[0] = "tried"
-        kernels.compile_kernels(trial, recipe, path, start, Ranks(0, 1, GPU))
+        kernels.compile_kernels(trial, recipe, start, Ranks(0, 1, GPU))
         phase[0] = "done"
 
     def forward(block: Any, x_BLD: torch.Tensor, past: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import re
 import tomllib
 from pathlib import Path
@@ -53,7 +54,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 
 def num_parameters(recipe_path: Path) -> int:
-    config = read_shape(read_recipe(recipe_path), recipe_path)
+    config = read_shape(read_recipe(recipe_path))
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in StripedHyena2(config).parameters())
 
@@ -64,7 +65,7 @@ SHIPPED = sorted(file for file in RECIPES.rglob("*.toml") if file.parent.name !=
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_reads_and_its_shape_builds(path: Path) -> None:
     recipe = read_recipe(path)
-    assert recipe.batch.length <= read_shape(recipe, path).context
+    assert recipe.batch.length <= read_shape(recipe).context
     assert num_parameters(path) > 0
 
 
@@ -82,7 +83,7 @@ def test_layouts_that_are_compared_differ_in_layout_alone() -> None:
     assert max(sizes) <= 1.01 * min(sizes)
     assert sizes[0] == num_parameters(RECIPES / "mini.toml")
     recipes = [read_recipe(path) for path in paths]
-    stripes = {read_shape(*pair).stripes for pair in zip(recipes, paths, strict=True)}
+    stripes = {read_shape(recipe).stripes for recipe in recipes}
     assert len(stripes) == len(names)
     assert len({len(text) for text in stripes}) == 1
     rest = [recipe.model_dump(exclude={"output", "shape"}) for recipe in recipes]
@@ -242,7 +243,7 @@ def test_a_recipe_with_any_value_is_read_or_a_line(
     recipe_file.write_text(tomli_w.dumps(changed), encoding="utf-8")
 
     def read() -> None:
-        read_shape(read_recipe(recipe_file), recipe_file)
+        read_shape(read_recipe(recipe_file))
 
     line = refusal(read, (UserError, InputError))
     assert not line or line.startswith(str(recipe_file.parent))
@@ -262,18 +263,29 @@ def test_settings_lie_over_the_file_in_their_order(recipe_file: Path) -> None:
 def test_the_shape_comes_from_beside_the_recipe_the_shipped_or_the_weights(
     recipe_file: Path, tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
-    assert read_shape(read_recipe(recipe_file), recipe_file).stripes == "SM"
+    assert read_shape(read_recipe(recipe_file)).stripes == "SM"
     shipped = read_recipe(recipe_file, ["model=models/toy"])
-    assert read_shape(shipped, recipe_file).stripes == "SMLA"
+    assert read_shape(shipped).stripes == "SMLA"
     with pytest.raises(UserError, match=r"'models/none': no such shape; .*models/nano"):
-        read_shape(read_recipe(recipe_file, ["model=models/none"]), recipe_file)
+        read_shape(read_recipe(recipe_file, ["model=models/none"]))
 
     save(StripedHyena2.from_seed(tiny_config, seed=0), tmp_path / "weights", {})
     recipe_file.write_text(GOOD.replace('model = "tiny"', f'init = "{tmp_path}/weights"'))
-    assert read_shape(read_recipe(recipe_file), recipe_file) == tiny_config
+    assert read_shape(read_recipe(recipe_file)) == tiny_config
     (tmp_path / "weights" / "config.toml").unlink()
     with pytest.raises(UserError, match=r"recipe.toml: init: "):
-        read_shape(read_recipe(recipe_file), recipe_file)
+        read_shape(read_recipe(recipe_file))
+
+
+def test_a_recipe_knows_its_file_however_it_is_copied(recipe_file: Path) -> None:
+    recipe = read_recipe(recipe_file)
+    changed = recipe.model_copy(update={"seed": 3})
+    sent = pickle.loads(pickle.dumps(changed))  # noqa: S301 - our own
+    for each in (recipe, changed, sent):
+        assert each.file == recipe_file
+    assert recipe.placed(Path("other.toml")).file == Path("other.toml")
+    assert recipe.file == recipe_file
+    assert not {"file", "_file"} & recipe.model_dump().keys()
 
 
 @pytest.mark.usefixtures("recipe_file")
@@ -285,7 +297,7 @@ def test_a_base_is_changed_key_by_key(tmp_path: Path) -> None:
     recipe = read_recipe(child, ["optimizer.steps=20"])
     assert (recipe.batch.length, recipe.batch.sequences, recipe.optimizer.steps) == (64, 4, 20)
     assert recipe.model == "../tiny"
-    config = read_shape(recipe, child)
+    config = read_shape(recipe)
     assert (config.stripes, config.width) == ("LL", 8)
 
     child.write_text('base = "child.toml"\n')
@@ -303,7 +315,7 @@ def test_a_changed_shape_is_checked(recipe_file: Path) -> None:
         ("shape.num_heads=3", "num_heads = 3 does not divide width = 8"),
     ):
         with pytest.raises(ConfigError, match=message):
-            read_shape(read_recipe(recipe_file, [setting]), recipe_file)
+            read_shape(read_recipe(recipe_file, [setting]))
 
 
 @pytest.mark.parametrize(

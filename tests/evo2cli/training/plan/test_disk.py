@@ -71,7 +71,7 @@ def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path, settings: tuple[str
     written = sum(part.stat().st_size for part in folder.rglob("*") if part.suffix != ".py")
 
     recipe = read_recipe(file, settings)
-    config = read_shape(recipe, file)
+    config = read_shape(recipe)
     counts = count_sizes(recipe, config)
     planned = disk(recipe, counts, make_setup(recipe, config, 1))
     assert counts.all > counts.folded

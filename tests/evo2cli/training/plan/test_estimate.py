@@ -39,11 +39,10 @@ def memory(**changes: Any) -> Memory:
 
 
 def plan(name: str, gpus: int, *settings: str, gpu: str = "h100-80gb") -> tuple[Plan, Recipe]:
-    path = RECIPES / name
-    recipe = read_recipe(path, settings)
+    recipe = read_recipe(RECIPES / name, settings)
     found = find_accelerator(gpu)
     assert found is not None
-    return make_plan(recipe, read_shape(recipe, path), gpus=gpus, gpu=found), recipe
+    return make_plan(recipe, read_shape(recipe), gpus=gpus, gpu=found), recipe
 
 
 def test_states_are_what_the_plain_engine_allocates(tiny_config: ModelConfig) -> None:
