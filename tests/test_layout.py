@@ -75,8 +75,13 @@ def test_the_picture_of_the_rooms_is_true() -> None:
             "import evo2cli.score.run; from stripedhyena2 import load; load('nano')",
             {"sympy", "torch._dynamo", "torch.distributed.checkpoint", "huggingface_hub.hf_api"},
         ),
+        (
+            "from evo2cli.plan.run import PlanOptions, plan_recipe; from pathlib import Path; "
+            "plan_recipe(PlanOptions(recipe=Path('1b'), gpus=1))",
+            {"sympy", "torch._dynamo", "triton"},
+        ),
     ],
-    ids=["help", "a local model"],
+    ids=["help", "a local model", "a plan"],
 )
 def test_a_start_imports_no_heavy_package(start: str, heavy: set[str]) -> None:
     """With torch, those of the second row take twice as long to import as torch alone."""

@@ -1,17 +1,19 @@
 """What a model weighs, by its shape: parameters, counted on the meta device, and its state."""
 
 import torch
+from torch import nn
 
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.layers import projection_names
 from stripedhyena2.model import StripedHyena2
+from stripedhyena2.operators.hyena import Hyena
 from stripedhyena2.parametrization import trainable
 
 
 def parameter_counts(
     config: ModelConfig, *, training: bool = False, published: bool = False
 ) -> dict[str, int]:
-    """The size of every parameter of a model, by name; nothing is allocated.
+    """The size of every parameter of a model, by name; nothing but filters is allocated.
 
     Args:
         config: Shape of the model.
@@ -20,8 +22,13 @@ def parameter_counts(
     """
     with torch.device("meta"):
         model = StripedHyena2(config)
-        if training:
-            trainable(model, config.original_context, published=published)
+    if training:
+        # Arithmetic on the meta device would import torch._dynamo, which takes a second.
+        for mixer in model.modules():
+            if isinstance(mixer, Hyena):
+                for name, filters in [*mixer.operator.named_parameters()]:
+                    mixer.operator.register_parameter(name, nn.Parameter(torch.ones(filters.shape)))
+        trainable(model, config.original_context, published=published)
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 
