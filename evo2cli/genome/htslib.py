@@ -43,12 +43,6 @@ def read_bcf(path: Path) -> Generator[bytes, None, None]:
             yield str(record).encode()
 
 
-def find_index(path: Path) -> Path | None:
-    """The index (`.tbi` or `.csi`) beside a file, if there is one."""
-    beside = (path.with_name(path.name + suffix) for suffix in (".tbi", ".csi"))
-    return next((index for index in beside if index.is_file()), None)
-
-
 def read_vcf_spans(
     path: Path, index: Path, regions: Regions, line_end: bytes
 ) -> Generator[tuple[Interval, bytes], None, None]:
