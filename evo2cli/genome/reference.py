@@ -25,7 +25,7 @@ from evo2cli.files import atomic_path, reading, temporary_folder, writing
 from evo2cli.genome.bgzip import BgzipText, fits_blocks
 from evo2cli.genome.contig_names import KNOWN, ContigNames, describe_build, is_other_build
 from evo2cli.genome.fasta import read_records
-from evo2cli.genome.htslib import silent_htslib
+from evo2cli.genome.htslib import bytes_of, silent_htslib
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import read_region, whole_contig
 from evo2cli.genome.source import is_bgzip
@@ -250,7 +250,7 @@ def _open_by_kept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
     try:
         misfit = _misfit(path, indexes)
         if misfit is None:
-            return pysam.FastaFile(str(path), *map(str, indexes))
+            return pysam.FastaFile(*map(bytes_of, (path, *indexes)))
     except (OSError, ValueError, OverflowError):
         pass  # an index that cannot be read does not fit either
     console.warn(f"{misfit or indexes[0]}: does not fit {path.name}; a new index is made")
@@ -265,11 +265,11 @@ def _open_by_new(path: Path, indexes: list[Path]) -> pysam.FastaFile:
     """
     with temporary_folder() as folder:
         made = [folder / index.name for index in indexes]
-        options = zip(("--fai-idx", "--gzi-idx"), map(str, made), strict=False)
-        pysam.faidx(str(path), *(word for pair in options for word in pair))
+        options = zip(("--fai-idx", "--gzi-idx"), map(bytes_of, made), strict=False)
+        pysam.faidx(bytes_of(path), *(word for pair in options for word in pair))
         if _misfit(path, made):
             raise ValueError("htslib left out a contig, or took a blank for a base")
-        file = pysam.FastaFile(str(path), *map(str, made))
+        file = pysam.FastaFile(*map(bytes_of, (path, *made)))
         for source, index in zip(made, indexes, strict=True):
             try:
                 with writing(index), atomic_path(index, wait=True) as part:

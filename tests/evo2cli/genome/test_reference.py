@@ -55,6 +55,19 @@ def test_bgzip(tmp_path: Path) -> None:
         check_all(reference, CONTIGS)
 
 
+@pytest.mark.parametrize("name", ["g\udcef.fa", "g\u00ef.fa", "g %s.fa"])
+def test_any_name_of_a_file_is_indexed(tmp_path: Path, name: str, capsys) -> None:
+    """Also one that is not UTF-8: a genome need not fit the memory because of its name."""
+    plain, compressed = tmp_path / name, tmp_path / f"{name}.gz"
+    write_fasta(plain, CONTIGS)
+    pysam.tabix_compress(os.fsencode(plain), os.fsencode(compressed))
+    for path in (plain, plain, compressed, compressed):
+        with Reference.open(path) as reference:
+            check_all(reference, CONTIGS)
+        assert path.with_name(f"{path.name}.fai").is_file()
+    assert capsys.readouterr().err == ""
+
+
 def test_what_cannot_be_indexed_is_held_in_memory(tmp_path: Path) -> None:
     write_fasta(tmp_path / "g.fa", WITH_EMPTY)
     (tmp_path / "g.fa.gz").write_bytes(gzip.compress((tmp_path / "g.fa").read_bytes()))

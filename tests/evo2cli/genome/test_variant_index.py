@@ -52,8 +52,9 @@ def write(folder: Path, kind: str, *, end: str = "\n") -> Path:
         write_bcf(text, path)
         index_variants(path)
     else:
-        pysam.tabix_compress(str(text), str(path), force=True)
-        pysam.tabix_index(str(path), preset="vcf", force=True, csi=index == "csi")
+        pysam.tabix_compress(os.fsencode(text), os.fsencode(path), force=True)
+        names = {"filename": os.fsencode(path), "index": os.fsencode(f"{path}.{index}")}
+        pysam.tabix_index(**names, preset="vcf", force=True, keep_original=True, csi=index == "csi")
     assert find_index(path) == path.with_name(f"{path.name}.{index}")
     return path
 
@@ -186,6 +187,18 @@ def test_by_any_index_no_record_is_lost(tmp_path: Path, kind: str, capsys) -> No
     index.write_bytes(whole[:-40])
     warn_of_misfit(options)
     assert f"{index}: is damaged, or not the index of {path.name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_is_used_whatever_the_name_of_the_file(tmp_path: Path, kind: str, capsys) -> None:
+    folder = tmp_path / "f\udcff"
+    folder.mkdir()
+    options = ScoreOptions(inputs=(write(folder, kind),), regions=REGIONS[0])
+    text = replace(options, inputs=(folder / "text.vcf",))
+    found = lines(options)
+    assert len(found) == len(lines(text)) > 1000
+    warn_of_misfit(options)
+    assert "read without it" not in capsys.readouterr().err
 
 
 def test_an_index_of_other_columns_loses_no_record(tmp_path: Path) -> None:
