@@ -28,7 +28,7 @@ from evo2cli.genome.fasta import read_records
 from evo2cli.genome.htslib import bytes_of, silent_htslib
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import read_region, whole_contig
-from evo2cli.genome.source import is_bgzip
+from evo2cli.genome.source import STDIN, is_bgzip
 
 _LOOK = 1 << 16  # bases
 
@@ -170,6 +170,8 @@ class Reference:
 
 
 def _open(path: Path) -> Reference:
+    if path == STDIN:
+        raise UserError("-: a genome is read in any order, and stdin only once; give a file")
     if is_bgzip(path):
         return _open_indexed(path, (".fai", ".gzi"))
     with reading(path), path.open("rb") as file:

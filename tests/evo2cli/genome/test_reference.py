@@ -68,6 +68,11 @@ def test_any_name_of_a_file_is_indexed(tmp_path: Path, name: str, capsys) -> Non
     assert capsys.readouterr().err == ""
 
 
+def test_stdin_is_no_genome() -> None:
+    with pytest.raises(UserError, match="^-: a genome is read in any order.*; give a file$"):
+        Reference.open("-")
+
+
 def test_what_cannot_be_indexed_is_held_in_memory(tmp_path: Path) -> None:
     write_fasta(tmp_path / "g.fa", WITH_EMPTY)
     (tmp_path / "g.fa.gz").write_bytes(gzip.compress((tmp_path / "g.fa").read_bytes()))
