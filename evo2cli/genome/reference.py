@@ -32,6 +32,10 @@ from evo2cli.genome.source import STDIN, is_bgzip
 
 _LOOK = 1 << 16  # bases
 
+# The genome that was last read into memory, by path, size and date: a command opens its genome
+# several times, and to read a human one takes a minute.
+_held: dict[tuple[Path, int, int], dict[str, bytes]] = {}
+
 
 class Reference:
     """Random access to the contigs of a FASTA file.
@@ -172,6 +176,10 @@ class Reference:
 def _open(path: Path) -> Reference:
     if path == STDIN:
         raise UserError("-: a genome is read in any order, and stdin only once; give a file")
+    with reading(path):
+        held = _held.get(_key(path))
+    if held is not None:
+        return _in_memory(held)
     if is_bgzip(path):
         return _open_indexed(path, (".fai", ".gzi"))
     with reading(path), path.open("rb") as file:
@@ -192,17 +200,27 @@ def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, i
     return lengths
 
 
+def _key(path: Path) -> tuple[Path, int, int]:
+    status = path.stat()
+    return path.absolute(), status.st_size, status.st_mtime_ns
+
+
 def _open_in_memory(path: Path) -> Reference:
+    _held.clear()
+    key = _key(path)
     records = list(read_records(path))
     _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
-    return _in_memory({record.name: record.sequence for record in records})
+    sequences = {record.name: record.sequence for record in records}
+    if path.is_file():  # a pipe has neither size nor date
+        _held[key] = sequences
+    return _in_memory(sequences)
 
 
 def _in_memory(sequences: dict[str, bytes]) -> Reference:
     return Reference(
         {name: len(sequence) for name, sequence in sequences.items()},
         lambda interval: sequences[interval.name][interval.start : interval.end],
-        sequences.clear,
+        lambda: None,
     )
 
 

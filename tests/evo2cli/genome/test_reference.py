@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
-from evo2cli.genome.fasta import read_records
+from evo2cli.genome import reference as reference_module
+from evo2cli.genome.fasta import Record, read_records
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 
@@ -68,8 +70,30 @@ def test_any_name_of_a_file_is_indexed(tmp_path: Path, name: str, capsys) -> Non
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", ["g.fa", "g.fa.gz"])
+def test_a_genome_in_memory_is_read_once_until_it_changes(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+
+    def counted(path: Path) -> Iterator[Record]:
+        reads.append(path)
+        return read_records(path)
+
+    monkeypatch.setattr(reference_module, "read_records", counted)
+    path = tmp_path / name
+    for contigs in (WITH_EMPTY, {"chr1": b"ACGT", "none": b""}):
+        write_fasta(path, contigs)
+        if name.endswith(".gz"):
+            path.write_bytes(gzip.compress(path.read_bytes()))
+        for _ in range(2):
+            with Reference.open(path) as genome:
+                check_all(genome, contigs)
+    assert reads == [path] * 2
+
+
 def test_stdin_is_no_genome() -> None:
-    with pytest.raises(UserError, match="^-: a genome is read in any order.*; give a file$"):
+    with pytest.raises(UserError, match=r"^-: a genome is read in any order.*; give a file$"):
         Reference.open("-")
 
 
