@@ -174,8 +174,8 @@ class Reference:
 
 
 def _open(path: Path) -> Reference:
-    if path == STDIN:
-        raise UserError("-: a genome is read in any order, and stdin only once; give a file")
+    if path == STDIN or path.is_fifo():
+        raise UserError(f"{path}: a genome is read in any order, and a pipe only once; give a file")
     with reading(path):
         held = _held.get(_key(path))
     if held is not None:
@@ -211,8 +211,7 @@ def _open_in_memory(path: Path) -> Reference:
     records = list(read_records(path))
     _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
     sequences = {record.name: record.sequence for record in records}
-    if path.is_file():  # a pipe has neither size nor date
-        _held[key] = sequences
+    _held[key] = sequences
     return _in_memory(sequences)
 
 
