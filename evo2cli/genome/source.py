@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -25,6 +26,7 @@ _BGZIP_LENGTH = 14  # bytes of a gzip header up to the mark of bgzip's extra fie
 _BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _BLOCK = 1 << 20
 _SHARE = 8  # of the free memory: what is read is copied a few times on its way
+_opened_pipes: set[tuple[int, int]] = set()  # device and inode
 _readers = 1  # processes that read at the same time
 _MAX_LINE = 1 << 28  # bytes; a VCF of a million samples has lines of a tenth of it
 _LINE_BUFFER = 1 << 16  # bytes; lines of many samples are read 3 times as fast as with 8 KiB
@@ -262,6 +264,7 @@ def _open_raw(
         if not isinstance(sys.stdin, _Stdin):
             sys.stdin = _Stdin(sys.stdin)
         return nullcontext(sys.stdin.bytes)
+    _refuse_read_pipe(path)
     raw: io.BufferedReader = io.BufferedReader(path.open("rb", buffering=0), buffer_size)
     try:
         _check_end(path, raw)
@@ -269,6 +272,25 @@ def _open_raw(
         raw.close()
         raise
     return raw
+
+
+def _refuse_read_pipe(path: Path) -> None:
+    """Refuse a pipe that was opened before: what came through it is lost, and it looks empty.
+
+    Or opening it would never end.
+
+    Raises:
+        UserError: It was.
+    """
+    status = path.stat()
+    if not stat.S_ISFIFO(status.st_mode):
+        return
+    if (status.st_dev, status.st_ino) in _opened_pipes:
+        raise UserError(
+            f"{path}: is a pipe, and this command reads it more than once; give a file, or - for "
+            "stdin"
+        )
+    _opened_pipes.add((status.st_dev, status.st_ino))
 
 
 class _Stdin(io.TextIOWrapper):
