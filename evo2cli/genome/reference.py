@@ -323,7 +323,8 @@ def _index_fits(index: Path, file: BinaryIO) -> bool:
     Raises:
         ValueError: The index is not a `.fai`.
     """
-    for entry in index.read_text(encoding="utf-8").splitlines():
+    # Lines end in \n alone, as for htslib; `str.splitlines` takes a dozen other characters too.
+    for entry in index.read_bytes().decode().removesuffix("\n").split("\n"):
         name, *numbers = entry.split("\t")
         length, offset, line_bases, line_bytes = map(int, numbers[:4])
         header = _next_line(file)

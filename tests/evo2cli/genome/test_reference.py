@@ -4,7 +4,7 @@ import gzip
 import os
 import shutil
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pysam
@@ -90,6 +90,24 @@ def test_a_genome_in_memory_is_read_once_until_it_changes(
             with Reference.open(path) as genome:
                 check_all(genome, contigs)
     assert reads == [path] * 2
+
+
+def test_no_bit_of_an_index_can_give_wrong_bases(tmp_path: Path) -> None:
+    """A line end that became another white space hid a contig from htslib."""
+    path, index = tmp_path / "g.fa", tmp_path / "g.fa.fai"
+    contigs = {"a": b"ACGTTACGA", "b": b"GGATTC", "c": b"T"}
+    write_fasta(path, contigs, width=4)
+    Reference.open(path).close()
+    whole = index.read_bytes()
+    for place, bit in product(range(len(whole)), range(8)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        index.write_bytes(damaged)
+        os.utime(index, (2e9, 2e9))
+        with Reference.open(path) as genome:
+            assert genome.names == tuple(contigs)
+            for name, bases in contigs.items():
+                assert genome.fetch(Interval(name, 0, len(bases))) == bases
 
 
 def test_a_pipe_is_no_genome(tmp_path: Path) -> None:
