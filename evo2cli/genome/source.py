@@ -78,6 +78,7 @@ def read_blocks(
                 advance(raw.tell() - position)
                 position = raw.tell()
             if not block:
+                check_end_of_stdin(path, raw)
                 return
             left -= len(block)
             block = stream.read(min(_BLOCK, left))
@@ -101,6 +102,7 @@ def read_lines(path: Path) -> Generator[bytes, None, None]:
         for line in iter(partial(stream.readline, limit.bytes + 1), b""):
             limit.check(len(line), "a line")
             yield line
+        check_end_of_stdin(path, raw)
 
 
 class TextLimit:
@@ -204,7 +206,10 @@ def is_bgzip(path: Path) -> bool:
 
 
 def _begins_as_bgzip(raw: io.BufferedReader) -> bool:
-    start = raw.peek(_BGZIP_LENGTH)
+    return _is_bgzip(raw.peek(_BGZIP_LENGTH))
+
+
+def _is_bgzip(start: bytes) -> bool:
     return start.startswith(_GZIP) and start[12:_BGZIP_LENGTH] == b"BC"
 
 
@@ -221,10 +226,25 @@ def _check_end(path: Path, raw: io.BufferedReader) -> None:
     is_whole = raw.read() == _BGZIP_END
     raw.seek(0)
     if not is_whole:
-        raise UserError(
-            f"{path}: damaged or cut off: the block that ends every bgzip file is missing; get the "
-            "whole file; if only that block is missing, compress it again with bgzip"
-        )
+        raise _without_end(path)
+
+
+def check_end_of_stdin(path: Path, raw: Any) -> None:
+    """As `_check_end`, for stdin once it has been read to its end.
+
+    Raises:
+        UserError: The block is missing.
+    """
+    stored = getattr(raw, "raw", None)
+    if path == STDIN and isinstance(stored, _Rejoined) and not stored.is_whole:
+        raise _without_end(path)
+
+
+def _without_end(path: Path) -> UserError:
+    return UserError(
+        f"{path}: damaged or cut off: the block that ends every bgzip file is missing; get the "
+        "whole file; if only that block is missing, compress it again with bgzip"
+    )
 
 
 def first_bytes(path: Path) -> bytes:
@@ -314,6 +334,13 @@ class _Rejoined(io.RawIOBase):
 
     def __init__(self, start: bytes, rest: Any) -> None:
         self._start, self._rest = start, rest
+        self._is_bgzip = _is_bgzip(start)
+        self._last = b""
+
+    @property
+    def is_whole(self) -> bool:
+        """False if this is bgzip and what was read does not end as every bgzip file does."""
+        return not self._is_bgzip or self._last == _BGZIP_END
 
     def readable(self) -> bool:
         """True."""
@@ -324,6 +351,7 @@ class _Rejoined(io.RawIOBase):
         data, self._start = self._start[: len(buffer)], self._start[len(buffer) :]
         if not data:
             data = self._rest.read1(len(buffer))
+        self._last = (self._last + data)[-len(_BGZIP_END) :]
         buffer[: len(data)] = data
         return len(data)
 

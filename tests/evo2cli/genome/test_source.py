@@ -4,13 +4,15 @@ import bz2
 import gzip
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pysam
 import pytest
 
 from evo2cli.data.jsonl import read_texts
 from evo2cli.errors import UserError
+from evo2cli.genome.bgzip import BgzipText
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.source import STDIN, first_bytes, is_bgzip, read_blocks, read_lines
 
@@ -76,6 +78,27 @@ def test_stdin_is_a_file_that_drips(pack, tmp_path: Path, monkeypatch: pytest.Mo
         assert len(start) >= min(1000, len(whole))
         if data is packed:
             assert whole == TEXT == b"".join(read_lines(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("read", [read_blocks, read_lines], ids=["blocks", "lines"])
+def test_bgzip_that_was_cut_between_blocks_is_refused_from_stdin_too(
+    read: Callable[[Path], Iterator[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of it is a whole gzip file; only its last block tells that there was more."""
+    text = b"".join(b"line %d\n" % number for number in range(30_000))
+    (tmp_path / "x").write_bytes(text)
+    pysam.tabix_compress(str(tmp_path / "x"), str(tmp_path / "x.gz"))
+    with BgzipText(tmp_path / "x.gz") as blocks:
+        starts = [stored for stored, _ in blocks.starts]
+    packed = (tmp_path / "x.gz").read_bytes()
+    assert len(starts) > 4
+    for size in starts[1:]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(Drip(packed[:size]))))
+        if size == len(packed):
+            assert b"".join(read(STDIN)) == text
+        else:
+            with pytest.raises(UserError, match=r"^-: damaged or cut off: the block that ends"):
+                list(read(STDIN))
 
 
 @pytest.fixture
