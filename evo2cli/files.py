@@ -120,6 +120,18 @@ def is_stream(path: Path | None) -> bool:
     return path is None or outputs.is_stream(path)
 
 
+def require_utf8(path: Path, form: str) -> None:
+    """Refuse a path that is not UTF-8, for a form whose library cannot take it.
+
+    Raises:
+        UserError: The path is not UTF-8.
+    """
+    from stripedhyena2.outputs import is_utf8
+
+    if not is_utf8(path):
+        raise UserError(f"{path}: {form} needs a path in UTF-8; rename file or folder")
+
+
 def beside(output: Path | None, suffix: str) -> Path | None:
     """The file that is kept beside an output until it is complete; None for a stream.
 

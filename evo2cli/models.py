@@ -16,6 +16,7 @@ from stripedhyena2.checkpoint.built_in import find_built_in
 from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 
+_HEAD = "head.safetensors"  # in the folder of a run of `evo2 finetune`
 DTYPES = {DType.FP32: torch.float32, DType.FP64: torch.float64, DType.BF16: torch.bfloat16}
 
 
@@ -131,6 +132,11 @@ def open_adapter(run: Path) -> Adapter:
     for model in (run / "model", run / "final" / "model"):
         if model.is_dir():
             raise UserError(f"{run}: was trained whole and has no adapter; give --model {model}")
+    if any((folder / _HEAD).is_file() for folder in (run, run / "final", run / "best")):
+        raise UserError(
+            f"{run}: only a head was trained, and the model is its base, without an adapter; "
+            "`evo2 predict` uses the head"
+        )
     raise UserError(
         f"{run}: has no adapter (adapter_config.json), neither there nor in adapter, final or best"
     )

@@ -37,6 +37,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from evo2cli.errors import UserError
 
 T = TypeVar("T", bound="Options")
+_DASH, _OUTPUTS = Path("-"), ("--output", "DESTINATION")  # `-` is stdin, and no name of an output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,13 @@ class _Declaration:
                 choices = ", ".join(str(choice.value) for choice in self.kind)
                 raise UserError(f"{self.flag} {value}: must be one of {choices}") from None
         if self.kind is Path:
-            return Path(value)
+            path = Path(value)
+            if path == _DASH and self.flag in _OUTPUTS:
+                raise UserError(
+                    f"{self.flag} -: name a file or folder; a command that can write to stdout "
+                    f"does so without {self.flag}"
+                )
+            return path
         if self.kind is str and isinstance(value, Path):
             return str(value)
         if self.kind is int and abs(value) > sys.maxsize:

@@ -8,7 +8,6 @@ from typing import Any
 from evo2cli import console
 from evo2cli.data.jsonl import is_jsonl
 from evo2cli.data.sources import open_source
-from evo2cli.data.tokens import MANIFEST
 from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, writing
 from evo2cli.finetune.common import Run
@@ -61,6 +60,11 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
     documents = open_source(path, "train")
     if documents is None:
         raise UserError(f"{path}: has no training split")
+    if options.tag is None and documents.num_tokens <= length:
+        raise UserError(
+            f"{options.data}: its {documents.num_tokens:,} tokens are fewer than a window of "
+            f"{length:,} + 1; give more DNA, or a shorter window by --length"
+        )
     sources: list[dict[str, Any]] = [{"path": path}]
     if options.replay is not None:
         sources[0]["weight"] = 1 - options.replay_share
@@ -81,13 +85,17 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
 def _tokens(options: FinetuneOptions) -> Path:
     """The documents as the training loop reads them."""
     path, output = options.data, options.output
-    if path.is_dir() or not first_bytes(path).lstrip().startswith(b">"):
+    start = b"" if path.is_dir() else first_bytes(path).lstrip()
+    if not (start or path.is_dir()):
+        raise UserError(
+            f"{path}: is empty; give a FASTA, JSON lines with a key text, or a folder of "
+            "`evo2 tokenize`"
+        )
+    if not start.startswith(b">"):
         if options.tag is not None:
             raise UserError(f"--tag {options.tag}: needs a FASTA; write tags into {path} itself")
         return path
     tokens = output / TOKENS
-    if (tokens / MANIFEST).is_file():  # of an earlier start of this run
-        return tokens
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     source = path
@@ -97,6 +105,7 @@ def _tokens(options: FinetuneOptions) -> Path:
             for record in read_records(path):
                 text = options.tag + record.sequence.decode("ascii", "replace")
                 file.write(json.dumps({"text": text}) + "\n")
+    # Those of an earlier start of this run stay; it refuses those of other documents.
     tokenize_files(TokenizeOptions(files=(source,), output=tokens))
     return tokens
 

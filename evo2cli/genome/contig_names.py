@@ -1,6 +1,7 @@
 """Names of the same contig: chr17, 17, NC_000017.11 and CM000679.2; and those of a user's file.
 
-A name with chr is the name without it, and M is MT. Accessions of RefSeq and GenBank name a
+A name with chr (also Chr, as in Arabidopsis and rice, or CHR) is the name without it, and M and Mt
+are MT. Accessions of RefSeq and GenBank name a
 chromosome of one build, so that two of different builds never name the same contig.
 
 Source: the columns Sequence-Name, GenBank-Accn and RefSeq-Accn of the assembly reports of NCBI that
@@ -19,6 +20,8 @@ from evo2cli.genome.source import numbered_lines
 # Columns of an assembly report of NCBI that hold names: its own, GenBank's, RefSeq's and UCSC's.
 _REPORT, _REPORT_COLUMNS = "# Sequence-Name", (0, 4, 6, 9)
 _NO_NAME = "na"
+_PREFIXES = ("chr", "Chr", "CHR")
+_MITOCHONDRIA = ("M", "Mt", MITOCHONDRION)
 
 # The chromosome of an accession and the builds that use it; the accessions of a chromosome.
 _OF_ACCESSION: dict[str, tuple[str, set[str]]] = {}
@@ -35,8 +38,8 @@ def plain_name(contig: str) -> str:
     """The name of a contig without chr, MT for M, and 17 for an accession of chromosome 17."""
     if contig in _OF_ACCESSION:
         return _OF_ACCESSION[contig][0]
-    bare = contig.removeprefix("chr")
-    return MITOCHONDRION if bare == "M" else bare
+    bare = contig[3:] if contig.startswith(_PREFIXES) else contig
+    return MITOCHONDRION if bare in _MITOCHONDRIA else bare
 
 
 def builds_named(contig: str) -> set[str]:
@@ -55,9 +58,8 @@ def is_other_build(contig: str, length: int) -> bool:
 def _spellings(name: str) -> tuple[str, ...]:
     """All names of the contig `name`; itself first."""
     plain, builds = plain_name(name), builds_named(name)
-    short = [plain, f"chr{plain}"]
-    if plain == MITOCHONDRION:
-        short += ["chrM", "M"]
+    bare = _MITOCHONDRIA if plain == MITOCHONDRION else (plain,)
+    short = [prefix + name for prefix in ("", *_PREFIXES) for name in bare]
     accessions = [
         accession
         for accession in _ACCESSIONS.get(plain, ())

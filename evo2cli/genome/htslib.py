@@ -4,6 +4,7 @@ A BCF is read as the VCF text that htslib writes for it, and written from our te
 but not bytes: htslib holds numbers in 32 bits, and adds header lines for whatever has none.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Generator, Iterator
@@ -19,12 +20,20 @@ from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, temporary_folder
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import Regions
-from evo2cli.genome.source import STDIN, read_lines
+from evo2cli.genome.source import STDIN, check_end_of_stdin, read_lines
 
 BCF_MAGIC = b"BCF"
 _DAMAGED = "damaged, or of a kind that htslib cannot read; get the whole file"
 _BAD_INDEX = "not an index that htslib can read; make it again, e.g. with `bcftools index -f`"
 _JOIN = 1 << 14  # bases between regions that are read in one go: the smallest bin of an index
+
+
+def bytes_of(path: Path) -> Any:
+    """The name of a file for pysam, which takes bytes too, though its types do not say so.
+
+    Text that does not come from UTF-8 it cannot take.
+    """
+    return os.fsencode(path)
 
 
 def read_bcf(path: Path) -> Generator[bytes, None, None]:
@@ -36,17 +45,11 @@ def read_bcf(path: Path) -> Generator[bytes, None, None]:
     with (
         _on_disk(path) as stored,
         _one_line_errors(path, _DAMAGED),
-        pysam.VariantFile(str(stored)) as file,
+        pysam.VariantFile(bytes_of(stored)) as file,
     ):
         yield from str(file.header).encode().splitlines(keepends=True)
         for record in file:
             yield str(record).encode()
-
-
-def find_index(path: Path) -> Path | None:
-    """The index (`.tbi` or `.csi`) beside a file, if there is one."""
-    beside = (path.with_name(path.name + suffix) for suffix in (".tbi", ".csi"))
-    return next((index for index in beside if index.is_file()), None)
 
 
 def read_vcf_spans(
@@ -67,7 +70,7 @@ def read_vcf_spans(
     """
     with _one_line_errors(index, _BAD_INDEX):
         # latin-1 maps every byte to one character and back.
-        file = pysam.TabixFile(str(path), index=str(index), encoding="latin-1")
+        file = pysam.TabixFile(bytes_of(path), index=bytes_of(index), encoding="latin-1")
     with _one_line_errors(path, _DAMAGED), file:
         for span in regions.spans(file.contigs, join=_JOIN):
             for line in file.fetch(span.name, span.start, _stop(span)):
@@ -83,7 +86,7 @@ def read_bcf_spans(
         UserError: It cannot be read, or proves damaged.
     """
     with _one_line_errors(index, _BAD_INDEX):
-        file = pysam.VariantFile(str(path), index_filename=str(index))
+        file = pysam.VariantFile(bytes_of(path), index_filename=bytes_of(index))
         if file.index is None:
             raise ValueError("damaged")
     with _one_line_errors(path, _DAMAGED), file:
@@ -110,7 +113,7 @@ def write_bcf(text: Path, path: Path) -> None:
     """
     trouble = "htslib cannot write this as BCF; name an output that ends in .vcf.gz"
     with _one_line_errors(path, trouble):
-        with pysam.VariantFile(str(text)) as file:
+        with pysam.VariantFile(bytes_of(text)) as file:
             described = len(file.header.records)
             for _ in file:  # htslib adds a header line for whatever it meets undescribed
                 pass
@@ -131,7 +134,8 @@ def write_bcf(text: Path, path: Path) -> None:
 
 def _view_as_bcf(text: Path, path: Path) -> None:
     """Write by bcftools, which pysam includes: pysam's own writer adds an END to some records."""
-    arguments = ("--no-version", "--output-type", "b", "--output", str(path), str(text))
+    files = (bytes_of(path), bytes_of(text))
+    arguments = ("--no-version", "--output-type", "b", "--output", *files)
     pysam.bcftools.view(*arguments, catch_stdout=False)
 
 
@@ -164,7 +168,8 @@ def _write_index(path: Path, suffix: str, **layout: Any) -> None:
         _one_line_errors(path, "cannot be indexed"),
         atomic_path(path.with_name(path.name + suffix)) as part,
     ):
-        pysam.tabix_index(str(path), force=True, keep_original=True, index=str(part), **layout)
+        names = {"filename": bytes_of(path), "index": bytes_of(part)}
+        pysam.tabix_index(**names, force=True, keep_original=True, **layout)
 
 
 @contextmanager
@@ -187,6 +192,7 @@ def _on_disk(path: Path) -> Iterator[Path]:
         copy = folder / "stdin.bcf"
         with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
+        check_end_of_stdin(path, sys.stdin.buffer)  # htslib would only warn
         yield copy
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path
+from evo2cli.files import atomic_path, require_utf8
 from evo2cli.genome.source import STDIN
 
 PARQUET_MAGIC = b"PAR1"
@@ -143,8 +143,9 @@ def import_pyarrow(path: Path) -> ModuleType:
     """The module pyarrow.
 
     Raises:
-        UserError: It is not installed.
+        UserError: It is not installed, or cannot take the path.
     """
+    require_utf8(path, "Parquet")
     try:
         import pyarrow
         import pyarrow.parquet

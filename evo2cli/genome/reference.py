@@ -25,12 +25,16 @@ from evo2cli.files import atomic_path, reading, temporary_folder, writing
 from evo2cli.genome.bgzip import BgzipText, fits_blocks
 from evo2cli.genome.contig_names import KNOWN, ContigNames, describe_build, is_other_build
 from evo2cli.genome.fasta import read_records
-from evo2cli.genome.htslib import silent_htslib
+from evo2cli.genome.htslib import bytes_of, silent_htslib
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import read_region, whole_contig
-from evo2cli.genome.source import is_bgzip
+from evo2cli.genome.source import STDIN, is_bgzip
 
 _LOOK = 1 << 16  # bases
+
+# The genome that was last read into memory, by path, size and date: a command opens its genome
+# several times, and to read a human one takes a minute.
+_held: dict[tuple[Path, int, int], dict[str, bytes]] = {}
 
 
 class Reference:
@@ -170,6 +174,12 @@ class Reference:
 
 
 def _open(path: Path) -> Reference:
+    if path == STDIN or path.is_fifo():
+        raise UserError(f"{path}: a genome is read in any order, and a pipe only once; give a file")
+    with reading(path):
+        held = _held.get(_key(path))
+    if held is not None:
+        return _in_memory(held)
     if is_bgzip(path):
         return _open_indexed(path, (".fai", ".gzi"))
     with reading(path), path.open("rb") as file:
@@ -190,17 +200,26 @@ def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, i
     return lengths
 
 
+def _key(path: Path) -> tuple[Path, int, int]:
+    status = path.stat()
+    return path.absolute(), status.st_size, status.st_mtime_ns
+
+
 def _open_in_memory(path: Path) -> Reference:
+    _held.clear()
+    key = _key(path)
     records = list(read_records(path))
     _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
-    return _in_memory({record.name: record.sequence for record in records})
+    sequences = {record.name: record.sequence for record in records}
+    _held[key] = sequences
+    return _in_memory(sequences)
 
 
 def _in_memory(sequences: dict[str, bytes]) -> Reference:
     return Reference(
         {name: len(sequence) for name, sequence in sequences.items()},
         lambda interval: sequences[interval.name][interval.start : interval.end],
-        sequences.clear,
+        lambda: None,
     )
 
 
@@ -250,7 +269,7 @@ def _open_by_kept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
     try:
         misfit = _misfit(path, indexes)
         if misfit is None:
-            return pysam.FastaFile(str(path), *map(str, indexes))
+            return pysam.FastaFile(*map(bytes_of, (path, *indexes)))
     except (OSError, ValueError, OverflowError):
         pass  # an index that cannot be read does not fit either
     console.warn(f"{misfit or indexes[0]}: does not fit {path.name}; a new index is made")
@@ -265,11 +284,11 @@ def _open_by_new(path: Path, indexes: list[Path]) -> pysam.FastaFile:
     """
     with temporary_folder() as folder:
         made = [folder / index.name for index in indexes]
-        options = zip(("--fai-idx", "--gzi-idx"), map(str, made), strict=False)
-        pysam.faidx(str(path), *(word for pair in options for word in pair))
+        options = zip(("--fai-idx", "--gzi-idx"), map(bytes_of, made), strict=False)
+        pysam.faidx(bytes_of(path), *(word for pair in options for word in pair))
         if _misfit(path, made):
             raise ValueError("htslib left out a contig, or took a blank for a base")
-        file = pysam.FastaFile(str(path), *map(str, made))
+        file = pysam.FastaFile(*map(bytes_of, (path, *made)))
         for source, index in zip(made, indexes, strict=True):
             try:
                 with writing(index), atomic_path(index, wait=True) as part:
@@ -304,7 +323,8 @@ def _index_fits(index: Path, file: BinaryIO) -> bool:
     Raises:
         ValueError: The index is not a `.fai`.
     """
-    for entry in index.read_text(encoding="utf-8").splitlines():
+    # Lines end in \n alone, as for htslib; `str.splitlines` takes a dozen other characters too.
+    for entry in index.read_bytes().decode().removesuffix("\n").split("\n"):
         name, *numbers = entry.split("\t")
         length, offset, line_bases, line_bytes = map(int, numbers[:4])
         header = _next_line(file)

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -25,6 +26,7 @@ _BGZIP_LENGTH = 14  # bytes of a gzip header up to the mark of bgzip's extra fie
 _BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _BLOCK = 1 << 20
 _SHARE = 8  # of the free memory: what is read is copied a few times on its way
+_opened_pipes: set[tuple[int, int]] = set()  # device and inode
 _readers = 1  # processes that read at the same time
 _MAX_LINE = 1 << 28  # bytes; a VCF of a million samples has lines of a tenth of it
 _LINE_BUFFER = 1 << 16  # bytes; lines of many samples are read 3 times as fast as with 8 KiB
@@ -76,6 +78,7 @@ def read_blocks(
                 advance(raw.tell() - position)
                 position = raw.tell()
             if not block:
+                check_end_of_stdin(path, raw)
                 return
             left -= len(block)
             block = stream.read(min(_BLOCK, left))
@@ -99,6 +102,7 @@ def read_lines(path: Path) -> Generator[bytes, None, None]:
         for line in iter(partial(stream.readline, limit.bytes + 1), b""):
             limit.check(len(line), "a line")
             yield line
+        check_end_of_stdin(path, raw)
 
 
 class TextLimit:
@@ -202,7 +206,10 @@ def is_bgzip(path: Path) -> bool:
 
 
 def _begins_as_bgzip(raw: io.BufferedReader) -> bool:
-    start = raw.peek(_BGZIP_LENGTH)
+    return _is_bgzip(raw.peek(_BGZIP_LENGTH))
+
+
+def _is_bgzip(start: bytes) -> bool:
     return start.startswith(_GZIP) and start[12:_BGZIP_LENGTH] == b"BC"
 
 
@@ -219,10 +226,25 @@ def _check_end(path: Path, raw: io.BufferedReader) -> None:
     is_whole = raw.read() == _BGZIP_END
     raw.seek(0)
     if not is_whole:
-        raise UserError(
-            f"{path}: damaged or cut off: the block that ends every bgzip file is missing; get the "
-            "whole file; if only that block is missing, compress it again with bgzip"
-        )
+        raise _without_end(path)
+
+
+def check_end_of_stdin(path: Path, raw: Any) -> None:
+    """As `_check_end`, for stdin once it has been read to its end.
+
+    Raises:
+        UserError: The block is missing.
+    """
+    stored = getattr(raw, "raw", None)
+    if path == STDIN and isinstance(stored, _Rejoined) and not stored.is_whole:
+        raise _without_end(path)
+
+
+def _without_end(path: Path) -> UserError:
+    return UserError(
+        f"{path}: damaged or cut off: the block that ends every bgzip file is missing; get the "
+        "whole file; if only that block is missing, compress it again with bgzip"
+    )
 
 
 def first_bytes(path: Path) -> bytes:
@@ -262,6 +284,7 @@ def _open_raw(
         if not isinstance(sys.stdin, _Stdin):
             sys.stdin = _Stdin(sys.stdin)
         return nullcontext(sys.stdin.bytes)
+    _refuse_read_pipe(path)
     raw: io.BufferedReader = io.BufferedReader(path.open("rb", buffering=0), buffer_size)
     try:
         _check_end(path, raw)
@@ -269,6 +292,25 @@ def _open_raw(
         raw.close()
         raise
     return raw
+
+
+def _refuse_read_pipe(path: Path) -> None:
+    """Refuse a pipe that was opened before: what came through it is lost, and it looks empty.
+
+    Or opening it would never end.
+
+    Raises:
+        UserError: It was.
+    """
+    status = path.stat()
+    if not stat.S_ISFIFO(status.st_mode):
+        return
+    if (status.st_dev, status.st_ino) in _opened_pipes:
+        raise UserError(
+            f"{path}: is a pipe, and this command reads it more than once; give a file, or - for "
+            "stdin"
+        )
+    _opened_pipes.add((status.st_dev, status.st_ino))
 
 
 class _Stdin(io.TextIOWrapper):
@@ -292,6 +334,13 @@ class _Rejoined(io.RawIOBase):
 
     def __init__(self, start: bytes, rest: Any) -> None:
         self._start, self._rest = start, rest
+        self._is_bgzip = _is_bgzip(start)
+        self._last = b""
+
+    @property
+    def is_whole(self) -> bool:
+        """False if this is bgzip and what was read does not end as every bgzip file does."""
+        return not self._is_bgzip or self._last == _BGZIP_END
 
     def readable(self) -> bool:
         """True."""
@@ -302,6 +351,7 @@ class _Rejoined(io.RawIOBase):
         data, self._start = self._start[: len(buffer)], self._start[len(buffer) :]
         if not data:
             data = self._rest.read1(len(buffer))
+        self._last = (self._last + data)[-len(_BGZIP_END) :]
         buffer[: len(data)] = data
         return len(data)
 

@@ -12,10 +12,10 @@ from evo2cli import console
 from evo2cli.errors import UserError
 from evo2cli.genome.builds import disagreement
 from evo2cli.genome.fasta import require_fasta
-from evo2cli.genome.htslib import find_index
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_regions
 from evo2cli.genome.source import STDIN, exists, is_bgzip
+from evo2cli.genome.variant_index import belongs, find_index
 from evo2cli.genome.variant_names import is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (
@@ -142,9 +142,9 @@ def read_variants(options: ScoreOptions) -> Variants:
 
 
 def _open_by_index(options: ScoreOptions) -> Variants | None:
-    """A VCF or BCF read by its index, if only regions are asked for and the index is current."""
+    """A VCF or BCF read by its index, if only regions are asked for and the index belongs to it."""
     index = _find_index(options)
-    if index is None or _is_stale(index, options.source) or options.shift:
+    if index is None or _misfit(index, options.source) or options.shift:
         return None
     if options.bed and not options.regions:
         asked = read_bed(options.bed)
@@ -164,14 +164,20 @@ def _find_index(options: ScoreOptions) -> Path | None:
     return find_index(options.source)
 
 
-def _is_stale(index: Path, path: Path) -> bool:
-    return index.stat().st_mtime < path.stat().st_mtime
+def _misfit(index: Path, path: Path) -> str:
+    """Why a file is not read by its index; "" if it is."""
+    if index.stat().st_mtime < path.stat().st_mtime:
+        return f"is older than {path.name}"
+    return "" if belongs(index, path) else f"is damaged, or not the index of {path.name}"
 
 
-def warn_of_stale_index(options: ScoreOptions) -> None:
-    """Warn that a file is read whole because its index is older than the file."""
-    if (index := _find_index(options)) and _is_stale(index, options.source):
-        console.warn(f"{index}: is older than {options.source.name}, which is read without it")
+def warn_of_misfit(options: ScoreOptions) -> None:
+    """Warn that a file is read whole because its index is not current."""
+    if (index := _find_index(options)) and (trouble := _misfit(index, options.source)):
+        console.warn(
+            f"{index}: {trouble}, which is read without it; make it again, e.g. with "
+            "`bcftools index -f`"
+        )
 
 
 def _conditions(options: ScoreOptions) -> Iterator[Callable[[VariantRecord], bool]]:

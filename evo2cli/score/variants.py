@@ -21,6 +21,7 @@ from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
 from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, is_scored
@@ -241,6 +242,8 @@ def score_to_output(
         if isinstance(options, ScoreOptions) and genome.names:
             check_places(options, genome)
     _check_features(options, layout)
+    if layout is Layout.PARQUET and options.output is not None:
+        import_pyarrow(options.output)
     devices = pick_devices(options.device)
     shard = count_shard(options, read)
     total, borders = None, list[int]()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, open_output
+from evo2cli.files import atomic_path, open_output, require_utf8
 from evo2cli.processes import start_child
 from evo2cli.track.options import BIGWIG
 
@@ -63,8 +63,9 @@ def import_bigwig(path: Path) -> Any:
     """The module pyBigWig.
 
     Raises:
-        UserError: It is not installed, or `path` is a pipe.
+        UserError: It is not installed, or `path` is a pipe or not UTF-8.
     """
+    require_utf8(path, "bigWig")
     try:
         import pyBigWig
     except ImportError:

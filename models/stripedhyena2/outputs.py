@@ -50,6 +50,15 @@ def is_stream(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.absolute().parent in _OPEN_FILES
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a path is UTF-8, as safetensors, pyarrow and pyBigWig need it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def real_path(path: Path) -> Path:
     """Where an output lies; the links of a `_switch` that was killed stand for the file itself."""
     for _ in range(_MAX_LINKS):

@@ -134,6 +134,22 @@ def test_an_output_in_use_is_refused(evo2, holder, tmp_path: Path, name: str, co
 
 
 @pytest.mark.parametrize(("name", "command"), FILES.items())
+def test_a_name_that_is_not_utf8_is_written_or_refused_before_the_work(
+    evo2, tmp_path: Path, name: str, command: str
+) -> None:
+    sys.stderr.reconfigure(errors="backslashreplace")  # as that of a process
+    output = tmp_path / f"\udcff{name}"
+    code, line = evo2(command, output)
+    if output.suffix in (".parquet", ".bw"):
+        assert code == 2
+        assert line.endswith("needs a path in UTF-8; rename file or folder")
+        assert not list(tmp_path.glob("[!.]*"))
+    else:
+        assert code == 0
+        assert output.is_file()
+
+
+@pytest.mark.parametrize(("name", "command"), FILES.items())
 def test_links_are_followed_and_pipes_are_written_to(
     evo2, tmp_path: Path, name: str, command: str
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evo2cli.finetune.folder import HEAD
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions
 from stripedhyena2 import load
@@ -80,3 +81,12 @@ def test_a_model_that_was_trained_whole_is_named(
     code, _, err = command_line("merge-adapter", str(tmp_path / "run"), "-O", str(tmp_path / "m"))
     assert code == 2
     assert "was trained whole and has no adapter; give --model" in err
+
+
+def test_a_run_of_a_head_alone_is_named(tmp_path: Path, command_line: Command) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / HEAD).touch()
+    code, _, err = command_line("merge-adapter", str(tmp_path), "-O", str(tmp_path / "merged"))
+    assert code == 2
+    assert f"{tmp_path}: only a head was trained" in err
+    assert "`evo2 predict` uses the head" in err

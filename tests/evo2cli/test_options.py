@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -90,6 +91,31 @@ def test_text_and_lists_are_taken_from_python() -> None:
 def test_values_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         Painting(subject=Path("a"), **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("generate --prompt ACGT -n 4 -O -", "--output -"),
+        ("convert nano -", "DESTINATION -"),
+        ("tokenize examples/phix174.fa -o -", "--output -"),
+        ("train recipes/toy.toml -O -", "--output -"),
+    ],
+)
+def test_a_dash_is_no_name_of_an_output(
+    command_line: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    named: str,
+) -> None:
+    root = Path(__file__).parents[2]
+    given = [str(root / word) if "/" in word else word for word in words.split()]
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = command_line(*given)
+    assert code == 2
+    assert f"{named}: name a file or folder; a command that can write to stdout does so" in stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_shows_panels_choices_and_no_type_of_a_flag() -> None:

@@ -479,7 +479,7 @@ def test_an_interrupt_of_workers_is_quiet_and_leaves_nothing(tmp_path: Path) -> 
     command = [sys.executable, "-m", "evo2cli", "tokenize", str(file), "-o", str(tmp_path / "t")]
     command += ["--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    while not list(tmp_path.rglob("train.bin")) and process.poll() is None:
+    while len(list(tmp_path.iterdir())) < 2 and process.poll() is None:  # until it has begun
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, told = process.communicate(timeout=60)  # the workers have closed it, too

@@ -331,3 +331,13 @@ def test_extra_state_is_kept_aside(pt_file: Path, tmp_path: Path) -> None:
     native.write(checkpoint, tmp_path / "native")
     assert list(load_file(tmp_path / "native" / native.EXTRA_STATE)) == list(checkpoint.extra_state)
     assert isinstance(checkpoint, Checkpoint)
+
+
+def test_a_path_that_safetensors_cannot_take_is_named(tmp_path):
+    """A checkpoint is written under any name; renamed, it is read."""
+    folder = tmp_path / "x\udcff"
+    save(load("nano"), folder, {})
+    with pytest.raises(CheckpointError, match="needs a path in UTF-8; rename file or folder"):
+        load(folder)
+    folder.rename(tmp_path / "x")
+    load(tmp_path / "x")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import CheckpointError
 from stripedhyena2.checkpoint.tensors import Stored, Tensors
+from stripedhyena2.outputs import is_utf8
 from stripedhyena2.values import read_json
 
 WEIGHTS_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -58,7 +59,13 @@ def shards_of(index: Path) -> list[Path]:
 
 
 def open_safetensors(path: Path) -> Tensors:
-    """A file is mapped anew for each tensor, so that pages of others do not stay in memory."""
+    """A file is mapped anew for each tensor, so that pages of others do not stay in memory.
+
+    Raises:
+        CheckpointError: The library cannot take the path.
+    """
+    if not is_utf8(path):
+        raise CheckpointError(f"{path}: safetensors needs a path in UTF-8; rename file or folder")
 
     def read(name: str) -> Tensor:
         with safe_open(path, "pt") as file:

@@ -65,6 +65,33 @@ def test_a_tag_stands_before_every_sequence(tune: Run, tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "run" / "recipe.toml").data.packing == "document"
 
 
+@pytest.mark.parametrize("tags", [(None, None), ("|d__A|", "|d__A|"), ("|d__A|", "|d__B|")])
+def test_a_run_never_goes_on_with_the_tokens_of_other_documents(
+    tune: Run, tmp_path: Path, tags: tuple[str | None, str | None]
+) -> None:
+    """Neither of another file or tag, nor of one that has changed since."""
+    data = fasta(tmp_path / "x.fa", 0)
+    first, other = ({"split": None, "length": 64, "tag": tag} for tag in tags)
+    report = tune(data, **first)
+    assert tune(data, **first) == report
+    if first == other:
+        fasta(data, 1)
+    with pytest.raises(UserError, match=r"run/tokens: has tokens of other files or options"):
+        tune(data, **other)
+
+
+def test_what_is_too_short_is_named_before_a_run_begins(tune: Run, tmp_path: Path) -> None:
+    data = tmp_path / "x.fa"
+    data.write_text(">a\nACGT\n")
+    with pytest.raises(UserError, match=r"x.fa: its 5 tokens .* shorter window by --length"):
+        tune(data, split=None, length=64)
+    assert not (tmp_path / "run" / "recipe.toml").exists()
+    tune(data, split=None, length=4)  # the same folder
+    data.write_text("")
+    with pytest.raises(UserError, match=r"x.fa: is empty; give a FASTA"):
+        tune(data, split=None, task="lm")
+
+
 def test_a_head_needs_labels(tune: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lm has no head to train"):
         tune(fasta(tmp_path / "x.fa", 0), split=None, method="head")

@@ -24,6 +24,23 @@ def test_every_chromosome_of_a_build_is_found_by_every_name_under_every_name(bui
             assert all(KNOWN.find(name, [other]) == other for other in names)
 
 
+@pytest.mark.parametrize(
+    ("names", "others"),
+    [
+        ({"1", "chr1", "Chr1", "CHR1"}, {"chr11", "Chr", "cHR1", "c1"}),
+        ({"MT", "M", "Mt", "chrM", "ChrM", "ChrMt", "CHRMT"}, {"m", "Pt", "ChrC"}),
+    ],
+    ids=["chromosome", "mitochondrion"],
+)
+def test_the_prefix_of_plants_is_that_of_animals(names: set[str], others: set[str]) -> None:
+    """TAIR10 and the rice genome write Chr1, other files CHR1 or chr1, Ensembl 1 and Mt."""
+    for name in names:
+        assert all(find_contig(name, [other]) == other for other in names)
+        assert find_contig(name, sorted(others)) is None
+        assert find_contig(name, sorted(names)) == name  # itself first
+    assert len({plain_name(name) for name in names}) == 1
+
+
 def test_the_number_of_an_accession_is_that_of_its_chromosome():
     for build in BUILDS[1:3]:
         numbers = {**{str(n): n for n in range(1, 23)}, "X": 23, "Y": 24}

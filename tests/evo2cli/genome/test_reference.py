@@ -3,7 +3,8 @@
 import gzip
 import os
 import shutil
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import pairwise, product
 from pathlib import Path
 
 import pysam
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
-from evo2cli.genome.fasta import read_records
+from evo2cli.genome import reference as reference_module
+from evo2cli.genome.fasta import Record, read_records
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 
@@ -53,6 +55,66 @@ def test_bgzip(tmp_path: Path) -> None:
     pysam.tabix_compress(str(tmp_path / "g.fa"), str(tmp_path / "g.fa.gz"))
     with Reference.open(tmp_path / "g.fa.gz") as reference:
         check_all(reference, CONTIGS)
+
+
+@pytest.mark.parametrize("name", ["g\udcef.fa", "g\u00ef.fa", "g %s.fa"])
+def test_any_name_of_a_file_is_indexed(tmp_path: Path, name: str, capsys) -> None:
+    """Also one that is not UTF-8: a genome need not fit the memory because of its name."""
+    plain, compressed = tmp_path / name, tmp_path / f"{name}.gz"
+    write_fasta(plain, CONTIGS)
+    pysam.tabix_compress(os.fsencode(plain), os.fsencode(compressed))
+    for path in (plain, plain, compressed, compressed):
+        with Reference.open(path) as reference:
+            check_all(reference, CONTIGS)
+        assert path.with_name(f"{path.name}.fai").is_file()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["g.fa", "g.fa.gz"])
+def test_a_genome_in_memory_is_read_once_until_it_changes(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+
+    def counted(path: Path) -> Iterator[Record]:
+        reads.append(path)
+        return read_records(path)
+
+    monkeypatch.setattr(reference_module, "read_records", counted)
+    path = tmp_path / name
+    for contigs in (WITH_EMPTY, {"chr1": b"ACGT", "none": b""}):
+        write_fasta(path, contigs)
+        if name.endswith(".gz"):
+            path.write_bytes(gzip.compress(path.read_bytes()))
+        for _ in range(2):
+            with Reference.open(path) as genome:
+                check_all(genome, contigs)
+    assert reads == [path] * 2
+
+
+def test_no_bit_of_an_index_can_give_wrong_bases(tmp_path: Path) -> None:
+    """A line end that became another white space hid a contig from htslib."""
+    path, index = tmp_path / "g.fa", tmp_path / "g.fa.fai"
+    contigs = {"a": b"ACGTTACGA", "b": b"GGATTC", "c": b"T"}
+    write_fasta(path, contigs, width=4)
+    Reference.open(path).close()
+    whole = index.read_bytes()
+    for place, bit in product(range(len(whole)), range(8)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        index.write_bytes(damaged)
+        os.utime(index, (2e9, 2e9))
+        with Reference.open(path) as genome:
+            assert genome.names == tuple(contigs)
+            for name, bases in contigs.items():
+                assert genome.fetch(Interval(name, 0, len(bases))) == bases
+
+
+def test_a_pipe_is_no_genome(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "g.fa")
+    for path in (Path("-"), tmp_path / "g.fa"):
+        with pytest.raises(UserError, match=f"^{path}: a genome is read in any order"):
+            Reference.open(path)
 
 
 def test_what_cannot_be_indexed_is_held_in_memory(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 import bz2
 import gzip
 import io
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pysam
 import pytest
 
 from evo2cli.data.jsonl import read_texts
 from evo2cli.errors import UserError
+from evo2cli.genome.bgzip import BgzipText
 from evo2cli.genome.fasta import read_records
-from evo2cli.genome.source import STDIN, first_bytes, read_blocks, read_lines
+from evo2cli.genome.source import STDIN, first_bytes, is_bgzip, read_blocks, read_lines
 
 
 def test_no_line_and_no_record_fills_the_memory(
@@ -74,3 +78,56 @@ def test_stdin_is_a_file_that_drips(pack, tmp_path: Path, monkeypatch: pytest.Mo
         assert len(start) >= min(1000, len(whole))
         if data is packed:
             assert whole == TEXT == b"".join(read_lines(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("read", [read_blocks, read_lines], ids=["blocks", "lines"])
+def test_bgzip_that_was_cut_between_blocks_is_refused_from_stdin_too(
+    read: Callable[[Path], Iterator[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of it is a whole gzip file; only its last block tells that there was more."""
+    text = b"".join(b"line %d\n" % number for number in range(30_000))
+    (tmp_path / "x").write_bytes(text)
+    pysam.tabix_compress(str(tmp_path / "x"), str(tmp_path / "x.gz"))
+    with BgzipText(tmp_path / "x.gz") as blocks:
+        starts = [stored for stored, _ in blocks.starts]
+    packed = (tmp_path / "x.gz").read_bytes()
+    assert len(starts) > 4
+    for size in starts[1:]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(Drip(packed[:size]))))
+        if size == len(packed):
+            assert b"".join(read(STDIN)) == text
+        else:
+            with pytest.raises(UserError, match=r"^-: damaged or cut off: the block that ends"):
+                list(read(STDIN))
+
+
+@pytest.fixture
+def pipe() -> Iterator[Path]:
+    """A pipe as a shell makes it of `<(command)`, with a line in it."""
+    reader, writer = os.pipe()
+    os.write(writer, b"##fileformat=VCFv4.2\n")
+    os.close(writer)
+    yield Path(f"/dev/fd/{reader}")
+    os.close(reader)
+
+
+def test_a_pipe_is_read_once_and_is_never_an_empty_file(pipe: Path) -> None:
+    assert list(read_lines(pipe)) == [b"##fileformat=VCFv4.2\n"]
+    for read in (lambda: list(read_lines(pipe)), lambda: first_bytes(pipe), lambda: is_bgzip(pipe)):
+        with pytest.raises(UserError, match="is a pipe, and this command reads it more than once"):
+            read()
+
+
+def test_a_bed_file_through_a_pipe_drops_no_record(command_line, tmp_path: Path) -> None:
+    """A filter that found its pipe empty the second time left nothing of the input."""
+    source = Path(__file__).parents[3] / "examples" / "phix174.vcf"
+    reader, writer = os.pipe()
+    os.write(writer, b"NC_001422.1\t0\t300\n")
+    os.close(writer)
+    output = tmp_path / "x.tsv"
+    words = ["--bed", f"/dev/fd/{reader}", "--window", "64", "-O", str(output)]
+    code, _, stderr = command_line("score", str(source), *words)
+    os.close(reader)
+    assert code == 2
+    assert "is a pipe, and this command reads it more than once" in stderr
+    assert not output.exists()

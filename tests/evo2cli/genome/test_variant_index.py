@@ -1,5 +1,6 @@
 """Read by an index, a file gives what reading it whole gives: the same bytes in the same order."""
 
+import gzip
 import os
 import random
 from dataclasses import replace
@@ -11,8 +12,9 @@ import pysam
 import pytest
 
 from evo2cli.errors import UserError
-from evo2cli.genome.htslib import find_index, index_variants, write_bcf
-from evo2cli.score.input import count_shard, read_variants, warn_of_stale_index
+from evo2cli.genome.htslib import index_variants, write_bcf
+from evo2cli.genome.variant_index import belongs, find_index
+from evo2cli.score.input import count_shard, read_variants, warn_of_misfit
 from evo2cli.score.options import ScoreOptions
 
 HEADER = (
@@ -50,8 +52,9 @@ def write(folder: Path, kind: str, *, end: str = "\n") -> Path:
         write_bcf(text, path)
         index_variants(path)
     else:
-        pysam.tabix_compress(str(text), str(path), force=True)
-        pysam.tabix_index(str(path), preset="vcf", force=True, csi=index == "csi")
+        pysam.tabix_compress(os.fsencode(text), os.fsencode(path), force=True)
+        names = {"filename": os.fsencode(path), "index": os.fsencode(f"{path}.{index}")}
+        pysam.tabix_index(**names, preset="vcf", force=True, keep_original=True, csi=index == "csi")
     assert find_index(path) == path.with_name(f"{path.name}.{index}")
     return path
 
@@ -96,18 +99,115 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, capsys) -> None:
     os.utime(path, (2e9, 2e9))
     with pytest.raises(UserError, match="EVO2_ fields of an earlier run"):
         lines(options)
-    warn_of_stale_index(options)
+    warn_of_misfit(options)
     assert "is older than some.vcf.gz, which is read without it" in capsys.readouterr().err
 
 
+def indexed(path: Path, kind: str, content: bytes) -> tuple[Path, Path]:
+    """A VCF (from its text) or BCF with an index that is not older; the paths of both."""
+    suffix, name = kind.split()
+    found = path / f"some.{suffix}"
+    text = path / "text.vcf"
+    text.write_bytes(content)
+    if suffix == "bcf":
+        write_bcf(text, found)
+    else:
+        pysam.tabix_compress(str(text), str(found), force=True)
+    index = found.with_name(f"{found.name}.{name}")
+    pysam.tabix_index(
+        str(found), preset=suffix.split(".")[0], force=True, csi=name == "csi", keep_original=True
+    )
+    os.utime(index, (2e9, 2e9))
+    return found, index
+
+
+def record(contig: str, place: int) -> str:
+    return f"{contig}\t{place}\tr\tA\tC\t.\tPASS\tX\n"
+
+
+LAYOUTS = {
+    "no records": "",
+    "one record": record("chr1", 7),
+    "one contig of four": "".join(record("chr1", place) for place in range(1, 90_000, 7)),
+    "contigs in another order than in the header": record("chrM", 1) + record("chr2", 3_000_000),
+    "the telomere": record("chr2", 0) + record("chr2", 1),
+    "the end of a block": "".join(record("chr1", place) for place in range(1, 3264))
+    + "chr1\t9999\t" + "r" * 200_000 + "\tA\tC\t.\tPASS\tX\n" + record("chr1", 10_000),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_index_is_named(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_an_index_belongs_to_the_file_it_was_made_of_and_to_no_other(
+    tmp_path: Path, kind: str, layout: str, end: str
+) -> None:
+    body = LAYOUTS[layout]
+    path, index = indexed(tmp_path, kind, (HEADER + body).replace("\n", end).encode())
+    assert belongs(index, path)
+    kept = index.read_bytes()
+    changes = [body + record("empty", 1), body + record("empty", 1) * 9000]
+    if body:
+        without_first = body[body.index("\n") + 1 :]
+        changes += [without_first, body.replace("\tr\t", "\tsome\t", 1)]
+    for changed in changes:
+        path, index = indexed(tmp_path, kind, (HEADER + changed).replace("\n", end).encode())
+        index.write_bytes(kept)
+        assert not belongs(index, path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_by_any_index_no_record_is_lost(tmp_path: Path, kind: str, capsys) -> None:
+    """By one that is cut off, damaged, of an earlier version of the file, or no index at all."""
     path = write(tmp_path, kind)
     index = find_index(path)
     assert index is not None
-    index.write_bytes(index.read_bytes()[:-40])
-    with pytest.raises(UserError, match=rf"{index.name}: not an index that htslib can read"):
-        lines(ScoreOptions(inputs=(path,), regions=("chr1",)))
+    chance = random.Random(1)  # noqa: S311 - a test
+    whole = index.read_bytes()
+    options = ScoreOptions(inputs=(path,), regions=("chr1:1-100000", "chr2", "M"))
+    expected = lines(options)
+    assert len(expected) > 1000
+    plain = gzip.decompress(whole)
+    damaged = [
+        b"",
+        whole[:-40],
+        plain[: len(plain) // 2],
+        gzip.compress(plain[:-9]),
+        path.read_bytes(),
+    ]
+    for _ in range(12):
+        bit = chance.randrange(8 * len(whole))
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(changed))
+    for content in damaged:
+        index.write_bytes(content)
+        os.utime(index, (2e9, 2e9))
+        assert lines(options) == expected
+    index.write_bytes(whole[:-40])
+    warn_of_misfit(options)
+    assert f"{index}: is damaged, or not the index of {path.name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_is_used_whatever_the_name_of_the_file(tmp_path: Path, kind: str, capsys) -> None:
+    folder = tmp_path / "f\udcff"
+    folder.mkdir()
+    options = ScoreOptions(inputs=(write(folder, kind),), regions=REGIONS[0])
+    text = replace(options, inputs=(folder / "text.vcf",))
+    found = lines(options)
+    assert len(found) == len(lines(text)) > 1000
+    warn_of_misfit(options)
+    assert "read without it" not in capsys.readouterr().err
+
+
+def test_an_index_of_other_columns_loses_no_record(tmp_path: Path) -> None:
+    path = write(tmp_path, KINDS[0])
+    places = {"seq_col": 0, "start_col": 1, "end_col": 1}  # REF is not read
+    pysam.tabix_index(str(path), **places, force=True, keep_original=True)
+    options = ScoreOptions(inputs=(path,), regions=("chr1:1-100000",))
+    text = replace(options, inputs=(tmp_path / "text.vcf",))
+    assert lines(options) == lines(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
