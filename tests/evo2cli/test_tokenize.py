@@ -475,11 +475,11 @@ def test_workers_do_not_share_a_stream(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_of_workers_is_quiet_and_leaves_nothing(tmp_path: Path) -> None:
-    file = write_fasta(tmp_path / "g.fa", random_sequences(400, length=100_000))
+    file = write_fasta(tmp_path / "g.fa", random_sequences(400, length=400_000))
     command = [sys.executable, "-m", "evo2cli", "tokenize", str(file), "-o", str(tmp_path / "t")]
     command += ["--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    while len(list(tmp_path.iterdir())) < 2 and process.poll() is None:  # until it has begun
+    while not list(tmp_path.rglob("train.bin")) and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, told = process.communicate(timeout=60)  # the workers have closed it, too
