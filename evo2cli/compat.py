@@ -109,6 +109,7 @@ class Evo2:
         self.model = open_model(
             ModelOptions(model=local_path or model_name, config=config)
         ).requires_grad_(False)
+        self.model.checks_ids = True  # a script gives any
         self.tokenizer = CharLevelTokenizer()
 
     @property

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 # Small tensors: more threads only wait for each other, here and in the processes tests start.
@@ -21,6 +22,9 @@ hypothesis.settings.load_profile("busy machine")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+# Tests send SIGINT to what they start, which would ignore it, as a shell's background job does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # while tests are imported: all of it stays, and to search it takes long
 
