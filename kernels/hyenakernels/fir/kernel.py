@@ -24,6 +24,7 @@ from hyenakernels.fir.tiles import (
     gate_input,
     grid,
     identity,
+    load_gates,
     load_skips,
     multiply,
     push,
@@ -63,12 +64,7 @@ def _load_signals(
         gates = load_rows(gate, gate, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     else:
         gates = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, P, N)
-    z += D
-    z_past += D
-    x1 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, P, N)
-    z += D
-    z_past += D
-    v = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, P, N)
+    x1, v = load_gates(z, z_past, first, channel, inside, length, row_stride, D, N, HALO, P)
     return gates, x1, v
 
 
