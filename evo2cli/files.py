@@ -113,6 +113,12 @@ def sha256(paths: Sequence[Path]) -> str:
 # `evo2 --help` must stay quick.
 
 
+def size_and_time(file: Path) -> tuple[int, int]:
+    """Bytes, and nanoseconds of the last change: they stay the same while a file does."""
+    facts = file.stat()
+    return facts.st_size, facts.st_mtime_ns
+
+
 def is_stream(path: Path | None) -> bool:
     """Whether an output is stdout (None), a device or a pipe, beside which nothing is kept."""
     from stripedhyena2 import outputs

@@ -10,7 +10,7 @@ import numpy as np
 from evo2cli import console
 from evo2cli.data.documents import Integers
 from evo2cli.errors import UserError
-from evo2cli.files import atomic_path, writing
+from evo2cli.files import atomic_path, size_and_time, writing
 
 _FORMAT = 2
 
@@ -30,7 +30,7 @@ def cached_index(files: Sequence[Path], *, rows: int, build: Callable[[], Intege
     Returns:
         [rows, columns], memory-mapped.
     """
-    stamp = [int(fact) for file in files for fact in _size_and_time(file)]
+    stamp = [int(fact) for file in files for fact in size_and_time(file)]
     candidates = [_beside(files[0]), _in_user_cache(files[0])]
     for path in candidates:
         index = _load(path, rows, stamp)
@@ -51,11 +51,6 @@ def cached_index(files: Sequence[Path], *, rows: int, build: Callable[[], Intege
         f"{files[0]}: its index cannot be stored ({'; '.join(reasons)}) and will be built again"
     )
     return index
-
-
-def _size_and_time(file: Path) -> tuple[int, int]:
-    facts = file.stat()
-    return facts.st_size, facts.st_mtime_ns
 
 
 def _beside(file: Path) -> Path:

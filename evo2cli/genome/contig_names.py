@@ -1,8 +1,8 @@
 """Names of the same contig: chr17, 17, NC_000017.11 and CM000679.2; and those of a user's file.
 
 A name with chr (also Chr, as in Arabidopsis and rice, or CHR) is the name without it, and M and Mt
-are MT. Accessions of RefSeq and GenBank name a
-chromosome of one build, so that two of different builds never name the same contig.
+are MT. Accessions of RefSeq and GenBank name a chromosome of one build, so that two of different
+builds never name the same contig.
 
 Source: the columns Sequence-Name, GenBank-Accn and RefSeq-Accn of the assembly reports of NCBI that
 `evo2cli.genome.builds` lists. The name of the mitochondrion, MT or chrM, is that of all of them.

@@ -21,7 +21,7 @@ from pysam.utils import SamtoolsError
 
 from evo2cli import console
 from evo2cli.errors import UserError, listed
-from evo2cli.files import atomic_path, reading, temporary_folder, writing
+from evo2cli.files import atomic_path, reading, size_and_time, temporary_folder, writing
 from evo2cli.genome.bgzip import BgzipText, fits_blocks
 from evo2cli.genome.contig_names import KNOWN, ContigNames, describe_build, is_other_build
 from evo2cli.genome.fasta import read_records
@@ -177,7 +177,7 @@ def _open(path: Path) -> Reference:
     if path == STDIN or path.is_fifo():
         raise UserError(f"{path}: a genome is read in any order, and a pipe only once; give a file")
     with reading(path):
-        held = _held.get(_key(path))
+        held = _held.get((path.absolute(), *size_and_time(path)))
     if held is not None:
         return _in_memory(held)
     if is_bgzip(path):
@@ -200,14 +200,9 @@ def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, i
     return lengths
 
 
-def _key(path: Path) -> tuple[Path, int, int]:
-    status = path.stat()
-    return path.absolute(), status.st_size, status.st_mtime_ns
-
-
 def _open_in_memory(path: Path) -> Reference:
     _held.clear()
-    key = _key(path)
+    key = (path.absolute(), *size_and_time(path))
     records = list(read_records(path))
     _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
     sequences = {record.name: record.sequence for record in records}

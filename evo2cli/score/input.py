@@ -4,12 +4,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
 from evo2cli import console
 from evo2cli.errors import UserError
+from evo2cli.files import size_and_time
 from evo2cli.genome.builds import disagreement
 from evo2cli.genome.fasta import require_fasta
 from evo2cli.genome.reference import Reference
@@ -168,7 +169,14 @@ def _misfit(index: Path, path: Path) -> str:
     """Why a file is not read by its index; "" if it is."""
     if index.stat().st_mtime < path.stat().st_mtime:
         return f"is older than {path.name}"
-    return "" if belongs(index, path) else f"is damaged, or not the index of {path.name}"
+    stamps = size_and_time(index), size_and_time(path)
+    return "" if _belongs(index, path, stamps) else f"is damaged, or not the index of {path.name}"
+
+
+@lru_cache(maxsize=1)
+def _belongs(index: Path, path: Path, _stamps: object) -> bool:
+    """As `belongs`; a command asks several times, and to check a large index takes a second."""
+    return belongs(index, path)
 
 
 def warn_of_misfit(options: ScoreOptions) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
 from evo2cli.errors import UserError
-from evo2cli.files import locks_output
+from evo2cli.files import locks_output, size_and_time
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.reference import Reference
@@ -403,8 +403,7 @@ def _open_scorer(options: VariantOptions, variants: Variants) -> Iterator[_Run]:
         provenance = _provenance(options, path, scorer.window, model)
         # A file of another size or date has another genome, or other sequences.
         source = path or options.source
-        status = source.stat()
-        settings = [*provenance, str(source.absolute()), status.st_size, status.st_mtime_ns]
+        settings = [*provenance, str(source.absolute()), *size_and_time(source)]
         if options.contig_names is not None:
             settings.append(options.contig_names.read_text(errors="surrogateescape"))
         way_out = f"try --window {max(scorer.window // 2, 2)}, or a smaller model"
