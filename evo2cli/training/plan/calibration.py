@@ -14,17 +14,13 @@ FP32_MATMUL = 0.8  # assumed: no tensor cores
 ATTENTION = 0.45  # operators.md: 0.41 at L = 8,192, 0.48 at 32,768, of causal FLOPs, both passes
 BANDWIDTH = 0.87  # kernels.md, copies: 0.85 to 0.89
 
-# Bytes a parameter that each micro-batch moves, and then the step. Plain: fp32 weights cast to bf16
-# (6), bf16 gradients cast (6) and added (12); the gradient's norm (4) and clipping (8), then AdamW
-# on weight, gradient and two moments (28). ZeRO 1 and 2 only add bf16 gradients to fp32 ones (10).
+# Bytes a parameter that each micro-batch moves, and then the step, by ZeRO stage. Plain (0): fp32
+# weights cast to bf16 (6), bf16 gradients cast (6) and added (12); the gradient's norm (4) and
+# clipping (8), then AdamW on weight, gradient and two moments (28). ZeRO 1 and 2 only add bf16
+# gradients to fp32 ones (10).
 # ZeRO 3 copies gathered weights into place and casts, joins, scales and adds gradients: 13.3 ps in
 # the timeline of 7B on two H200 (training.md), and 31 ps from the last gradient to the next step.
-PARAMETER_BYTES = {
-    "plain": (24, 40),
-    "ZeRO 1": (10, 40),
-    "ZeRO 2": (10, 40),
-    "ZeRO 3": (55, 130),
-}
+PARAMETER_BYTES = {0: (24, 40), 1: (10, 40), 2: (10, 40), 3: (55, 130)}
 
 # Seconds that a GPU waits for Python in a block and pass of a micro-batch under ZeRO 3, where
 # DeepSpeed's hooks gather and release the block's weights: gaps in the same timeline.

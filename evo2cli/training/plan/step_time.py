@@ -78,7 +78,7 @@ def step_time(
     products, attention, head = (tokens * each for each in _computed(config, setup, gpu))
     memory = gpu.bandwidth * BANDWIDTH
     operators, elementwise = (tokens * each / memory for each in _moved(config, setup, gpu))
-    each_pass, each_step = PARAMETER_BYTES["plain" if setup.is_plain else f"ZeRO {setup.zero}"]
+    each_pass, each_step = PARAMETER_BYTES[setup.zero]
     trained = setup.trained(counts)
     own = trained if setup.is_plain else trained / setup.gpus
     moved = setup.accumulation * trained * each_pass + own * each_step
