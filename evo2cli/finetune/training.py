@@ -31,7 +31,7 @@ from stripedhyena2.adapters import add_adapters
 from stripedhyena2.adapters.lora import target_names
 from stripedhyena2.assembly import Adopt
 from stripedhyena2.float8.frozen import freeze_float8
-from stripedhyena2.model import num_blocks
+from stripedhyena2.layers import num_blocks
 
 NONE = -100  # class of a base without a label
 

@@ -20,6 +20,7 @@ from stripedhyena2.errors import InputError
 from stripedhyena2.ids import check_batch, check_range
 from stripedhyena2.inference import Inference
 from stripedhyena2.initial import Draw, Uninitialized, constant, normal
+from stripedhyena2.layers import num_blocks
 from stripedhyena2.operators import Mixer
 
 
@@ -247,18 +248,6 @@ class StripedHyena2(Inference, nn.Module):
         dtype = accumulation_dtype(x_BLD)
         with full_precision(x_BLD):
             return F.linear(self.norm(x_BLD.to(dtype)), self.embedding.weight.to(dtype))
-
-
-def num_blocks(config: ModelConfig, layers: Sequence[str]) -> int:
-    """The number of blocks that must be computed for the outputs of layers."""
-
-    def needed(layer: str) -> int:
-        part, _, rest = layer.partition(".")
-        if part == "blocks":
-            return int(rest.partition(".")[0]) + 1
-        return 0 if part == "embedding" else config.depth
-
-    return max(map(needed, layers))
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from stripedhyena2.cache import Launch, Pooled, with_room
+from stripedhyena2.memory import free_bytes
 from stripedhyena2.scoring import CHUNK
 
 if TYPE_CHECKING:
@@ -271,10 +272,8 @@ class Packer:
         self._tokens = self._used_slots = self._used_places = 0
         self._most_bytes = math.inf
         if self._device.type == "cuda":
-            reserved = torch.cuda.memory_reserved(self._device)
-            unused = reserved - torch.cuda.memory_allocated(self._device)
-            free = torch.cuda.mem_get_info(self._device)[0] + unused
-            self._most_bytes = MEMORY * (free + self._size(self._num_slots, self._num_places))
+            pools = self._size(self._num_slots, self._num_places)
+            self._most_bytes = MEMORY * (free_bytes(self._device) + pools)
 
     def _size(self, num_slots: int, num_places: int) -> int:
         """Bytes of prefixes."""

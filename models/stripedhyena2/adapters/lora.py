@@ -26,7 +26,7 @@ from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
 from stripedhyena2.float8.frozen import Dense, FrozenLinear
 from stripedhyena2.float8.inference import ScaledLinear
-from stripedhyena2.layers import MIXER_PROJECTIONS, MLP_PROJECTIONS
+from stripedhyena2.layers import MIXER_PROJECTIONS, MLP_PROJECTIONS, num_blocks
 from stripedhyena2.model import StripedHyena2
 
 SETS = ("all", "mixer", "attention", "mlp")
@@ -84,7 +84,7 @@ def target_names(config: ModelConfig, targets: str, depth: int | None = None) ->
     known = {
         name: sets
         for name, sets in projections(config).items()
-        if depth is None or int(name.split(".")[1]) < depth
+        if depth is None or num_blocks(config, [name]) <= depth
     }
     if targets in SETS:
         found = [name for name, sets in known.items() if targets in sets]
