@@ -57,7 +57,7 @@ class Description:
         num_features: F.
         scale: Mean and deviation of each number of a regression, by which outputs are scaled.
         temperature: What outputs are divided by before they become probabilities.
-        adapters: What adapters look like; None without.
+        adapters: Hyperparameters of the adapters; None without.
     """
 
     labels: Labels

@@ -58,7 +58,7 @@ def projection_names(config: ModelConfig) -> list[str]:
 
 
 def default_layer(config: ModelConfig) -> str:
-    """Block 26 of 32, which published classifiers and autoencoders read, or as deep as that."""
+    """Block 26 of 32, which published classifiers and autoencoders read, or its equivalent."""
     return f"blocks.{config.depth * 26 // 32}"
 
 

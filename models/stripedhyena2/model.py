@@ -86,7 +86,7 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """Returns the residual stream, and the past for the tokens that follow.
 
-        Sequences that are read side by side have a `Pooled` past, which stays what it is.
+        Sequences that are read side by side have a `Pooled` past, which is returned unchanged.
         """
         if isinstance(past, Pooled):
             launch = past.launch.to(x_BLD.device)
@@ -102,11 +102,12 @@ class StripedHyena2(Inference, nn.Module):
     """Token ids to next-token logits, through the blocks that `config.stripes` spells.
 
     Attributes:
-        activation_checkpointing: Blocks in a group whose input alone is kept while training; the
-            backward pass recomputes the group. 0 keeps all activations.
-        checks_ids: Whether ids out of range are refused. On a GPU that waits for the work before,
-            so who knows that its ids are right sets it to False, as every command does; an id out
-            of range then ends the process.
+        activation_checkpointing: Blocks per checkpoint: while training, only the input of each
+            group of this many blocks is kept, and the backward pass recomputes the rest. 0 keeps
+            all activations.
+        checks_ids: Whether ids out of range are refused. On a GPU the check waits for all earlier
+            work, so a caller whose ids are known to be valid sets it to False, as every command
+            does. An id out of range then ends the process.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -211,7 +212,7 @@ class StripedHyena2(Inference, nn.Module):
 
         Args:
             ids_BL: int64 token ids in [0, V).
-            layers: Names of our modules.
+            layers: Names of modules, as in `named_modules`.
 
         Raises:
             InputError: The ids are not integers [B, L], or out of range.

@@ -1,16 +1,15 @@
-"""Many sequences read side by side, what they share read once.
+"""Many sequences read side by side; prefixes that they share are read once.
 
 A sequence is cut into a prefix, whose state other sequences may continue as well, and a suffix,
-which ends it. Suffixes of many sequences, each after the prefix of its own, are the rows of one
-launch, and so are pieces of prefixes. A launch has one of a few shapes: suffixes are padded behind
-their last base, and rows without a sequence fill it up. Neither enters a result, since no base sees
-what follows it and rows do not see each other.
+which ends it. The rows of a launch are suffixes, each after its own prefix, or pieces of prefixes.
+Launches have a few shapes: suffixes are padded after their last base, and empty rows fill a launch.
+Neither changes a result, since no base sees what follows it and rows do not see each other.
 
 The shape depends on the length of the row alone, and a row has the same bits wherever it stands in
-a launch of a shape: the kernels compute rows apart, and the matrix products of a GPU sum every row
-in the same order. So a log-likelihood does not depend on what else is read. Products on a CPU do
-not all have that property (in fp64, a row of 17 tokens among five has other bits at other places by
-MKL), and a short row keeps a CPU busy: there every launch is one sequence, and nothing is padded.
+a launch of a shape: kernels compute each row by itself, and the matrix products of a GPU sum every
+row in the same order. So a log-likelihood does not depend on what else is read. Products on a CPU
+do not all have that property (by MKL in fp64, a row of 17 tokens among five has other bits in other
+positions), and a short row keeps a CPU busy: there every launch is one sequence without padding.
 
 B sequences of a launch, L tokens of a row, V vocabulary.
 """
@@ -36,12 +35,12 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 GRAIN = 64  # tokens; the shortest row of a packed launch, and of a piece of a prefix in it
-SHORT = 512  # tokens; shorter rows are no more, since each may bring a prefix that takes memory
+SHORT = 512  # tokens; a launch of shorter rows has no more of them: each may need a prefix
 STEPS = 16  # lengths of suffixes between a power of two and the next, which bounds the padding
 WORK = 1e16  # multiply-adds of a batch at most: half a minute of a GPU
 MOST_TOKENS = 1 << 22  # of a batch
-MEMORY = 0.35  # of what is free on a GPU, for prefixes; a pool is copied when it grows
-PADDING = ord("A")  # any will do of which a model's numbers are finite: 0 * inf would spread
+MEMORY = 0.35  # share of a GPU's free memory for prefixes; a pool is copied when it grows
+PADDING = ord("A")  # any token with finite activations: 0 * inf would spread
 NOT_READ = -1  # in place of a slot
 NO_PLACES = np.zeros(0, np.int32)
 
@@ -134,7 +133,7 @@ class Shapes:
 
 
 def _power_below(number: int) -> int:
-    """The largest power of two that is not above `number`."""
+    """The largest power of two up to `number`."""
     return 1 << number.bit_length() - 1
 
 
@@ -399,7 +398,7 @@ class Packer:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether `read` leaves work to a GPU that may go on while more is asked for."""
+        """Whether a GPU may still compute when `read` returns, while more is asked for."""
         return self._device.type == "cuda" and not self._brief
 
     def _read_prefixes(self) -> Iterator["_Read"]:

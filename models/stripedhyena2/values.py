@@ -1,7 +1,7 @@
 """Files of values (TOML, yml, JSON): regular files of a bounded size and depth, and of a schema.
 
-Everything that is read from such a file goes through here, so that no file, however it is damaged
-or made, ends in anything but a value of the expected type or one line that names the file.
+Everything that is read from such a file goes through here, so that any file, however damaged or
+malicious, gives either a value of the expected type or an error of one line that names it.
 """
 
 import json
@@ -66,7 +66,7 @@ def number(value: T) -> T:
 
 
 def require_regular(path: Path, refuse: type[ValueError] = InputError) -> None:
-    """Refuse what is no regular file, links followed: a pipe or a device may never end.
+    """Refuse what is not a regular file (links are followed): a pipe or a device may never end.
 
     Raises:
         InputError: Or `refuse`.
