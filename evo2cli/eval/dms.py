@@ -249,14 +249,14 @@ class MutantScorer:
         Raises:
             NonFiniteError: A log-likelihood is NaN or infinite.
         """
-        place = 0
-        while place < len(variants):
+        first = 0
+        while first < len(variants):
             asked: list[tuple[str, list[tuple[Pair, Window]] | None]] = []
-            for choices, name in islice(variants, place, None):
+            for choices, name in islice(variants, first, None):
                 asked.append((name, self._ask(choices)))
                 if self._reader.packer.is_full:
                     break
-            place += len(asked)
+            first += len(asked)
             self._reader.packer.read().collect()
             for name, pairs in asked:
                 yield None if pairs is None else self._mean(pairs, name)
@@ -311,9 +311,9 @@ def score_all(
         console.progress("dms", len(variants), "variants") as bar,
     ):
         wanted = [(choices[index], variants[index].mutant) for index in order]
-        together = Together(lambda place: scorer.deltas(wanted[place:]))
-        for place, index in enumerate(order):
-            delta = recall(variants[index].mutant, partial(together.result, place))
+        together = Together(lambda first: scorer.deltas(wanted[first:]))
+        for position, index in enumerate(order):
+            delta = recall(variants[index].mutant, partial(together.result, position))
             deltas[index] = math.nan if delta is None else rounded(delta)
             bar.advance()
     return deltas

@@ -48,9 +48,9 @@ class _PendingRecords:
     """Records whose alleles are read together.
 
     Attributes:
-        asked: Each with its alleles, or with what is wrong with it.
+        asked: Each record with its alleles, or with what is wrong with it.
         batch: What reads them.
-        end: The place behind them among all records.
+        end: The index of the record after them.
     """
 
     asked: "list[tuple[VariantRecord, list[_PendingAllele] | UserError]]"
@@ -81,7 +81,7 @@ class VariantScorer:
         genome: Genome that the positions of records refer to.
         options: Windows, strands, and what happens if REF is not what the genome has.
         features: Computes further values of each allele.
-        settings: Of the `Packer` that reads the windows.
+        settings: Arguments of the `Packer` that reads the windows.
 
     Attributes:
         model, genome, options, features: These.
@@ -133,19 +133,19 @@ class VariantScorer:
     def score_all(self, records: Sequence[VariantRecord]) -> Iterator[list[Row]]:
         """The rows of each record, as `score` gives them.
 
-        Alleles of as many records are read side by side as keep the device busy and fit its memory;
-        on a CPU usually those of one.
+        The alleles of several records are read side by side: enough to keep the device busy, and
+        not more than fit its memory. On a CPU it is usually one record.
 
         Raises:
             UserError: As `score`, after the rows of the records before.
             NonFiniteError: Likewise.
         """
-        place, waiting = 0, deque[_PendingRecords]()
-        while place < len(records) or waiting:
-            if place < len(records):
-                waiting.append(self._ask_together(records, place))
-                place = waiting[-1].end
-                runs_ahead = self._reader.packer.runs_ahead and place < len(records)
+        first, waiting = 0, deque[_PendingRecords]()
+        while first < len(records) or waiting:
+            if first < len(records):
+                waiting.append(self._ask_together(records, first))
+                first = waiting[-1].end
+                runs_ahead = self._reader.packer.runs_ahead and first < len(records)
                 if runs_ahead and len(waiting) == 1:
                     continue  # a GPU reads while the next are asked for
             together = waiting.popleft()
@@ -155,11 +155,11 @@ class VariantScorer:
                     raise alleles
                 yield [self._row(allele, record) for allele in alleles]
 
-    def _ask_together(self, records: Sequence[VariantRecord], place: int) -> "_PendingRecords":
-        """Ask for the windows of as many records as are read together, from a place on."""
+    def _ask_together(self, records: Sequence[VariantRecord], first: int) -> "_PendingRecords":
+        """Ask for the windows of records from `first` on, as many as are read together."""
         asked: list[tuple[VariantRecord, list[_PendingAllele] | UserError]] = []
         end = len(records)
-        for index in range(place, len(records)):
+        for index in range(first, len(records)):
             record = records[index]
             try:
                 asked.append((record, [self._ask(record, alt) for alt in record.alternates]))

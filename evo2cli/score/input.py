@@ -256,7 +256,7 @@ def check_contigs(header: Header, genome: Reference) -> None:
         console.warn(trouble)
 
 
-def check_places(options: ScoreOptions, genome: Reference) -> None:
+def check_regions(options: ScoreOptions, genome: Reference) -> None:
     """Refuse regions of contigs that the reference does not have.
 
     Raises:

@@ -56,7 +56,7 @@ class WindowReader:
         model: Model in inference mode.
         width: Number of bases in a window.
         is_anchored: Whether neighbouring sites share windows.
-        settings: Of the `Packer`.
+        settings: Arguments of the `Packer`.
 
     Attributes:
         packer: What reads them.
@@ -72,7 +72,7 @@ class WindowReader:
     ) -> None:
         self.packer = Packer(model, **settings)
         self._width, self._is_anchored = width, is_anchored
-        # Most alleles are cut alike.
+        # Most alleles are cut at the same positions.
         self._ends = lru_cache(1 << 12)(self._ends_of)
         self._cut = lru_cache(1 << 12)(self._cut_of)
 

@@ -41,6 +41,7 @@ DEFAULT_MAX_BASES = 16_384
 # this and a prompt. With one prompt between two tokens, a burst of requests would fill the rows as
 # slowly as one a step, and requests of few tokens would never fill them.
 JOINING_SECONDS = 0.1
+EXTRA_GRACE = 5  # seconds from the refusal of jobs that are not over to the end of the server
 
 
 @dataclass(frozen=True)

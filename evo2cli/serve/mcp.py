@@ -1,4 +1,4 @@
-"""Tools for agents by the Model Context Protocol, at /mcp of the address or over stdin and stdout.
+"""Tools for agents by the Model Context Protocol, and the path /mcp; `stdio` is the other way.
 
 Names of tools, arguments and results are those of evo2-mcp (https://evo2-mcp.readthedocs.io), with
 one model instead of a choice of checkpoints. The jobs are those of the other paths.
@@ -8,12 +8,7 @@ L bases, D channels of a layer.
 
 import asyncio
 import logging
-import math
-import os
 import secrets
-import signal
-import socket
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -22,15 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import anyio
 import torch
 from fastapi import APIRouter
 from fastapi.responses import Response
 from mcp import types
 from mcp.server.lowlevel import Server
-from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.shared.message import SessionMessage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evo2cli import __version__, console
@@ -44,9 +36,7 @@ from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions
 from evo2cli.serve.answers import collect, to_json
 from evo2cli.serve.engine import Engine, Generation, Served, Task
-from evo2cli.serve.nim import MODELS, modules_of
-from evo2cli.serve.options import ServeOptions
-from evo2cli.serve.own import (
+from evo2cli.serve.native import (
     SEQUENCE,
     Scored,
     genome_of,
@@ -54,6 +44,8 @@ from evo2cli.serve.own import (
     read_variant,
     score_in_pieces,
 )
+from evo2cli.serve.nim import MODELS, modules_of
+from evo2cli.serve.options import ServeOptions
 from evo2cli.serve.reading import (
     check_length,
     read_dna,
@@ -67,8 +59,6 @@ from stripedhyena2.layers import default_layer, layer_widths, part_names
 
 MAX_RECORDS = 1000  # of a file that a tool reads
 MAX_VALUES = 2**18  # numbers in an embedding, which an agent has to read as text
-STDIN = 0  # its file descriptor
-EXTRA_GRACE = 5  # seconds between the refusal of what is not over and the end
 
 Answer = dict[str, Any]
 
@@ -438,7 +428,7 @@ def _records(served: Served, path: Path, name: str) -> Iterator[tuple[str, str]]
 
 
 class _Exchange(Response):
-    """An answer that the SDK writes, who also reads the request."""
+    """An answer that the SDK writes; it also reads the request."""
 
     def __init__(self, manager: StreamableHTTPSessionManager) -> None:
         super().__init__()
@@ -452,9 +442,9 @@ def routes(engine: Engine, name: str, options: ServeOptions) -> APIRouter:
     """The path.
 
     Raises:
-        UserError: The folder of files is none.
+        UserError: --mcp-root is not a folder.
     """
-    # Every request stands for itself: there are no sessions that could be left open.
+    # Every request is complete in itself, so no session can be left open.
     manager = StreamableHTTPSessionManager(
         Tools(engine, name, options.mcp_root).server(),
         stateless=True,
@@ -468,72 +458,3 @@ def routes(engine: Engine, name: str, options: ServeOptions) -> APIRouter:
         return _Exchange(manager)
 
     return router
-
-
-async def over_stdio(
-    tools: Tools, engine: Engine, grace: float, has_failed: threading.Event
-) -> None:
-    """Answer over stdin and stdout until stdin ends, the engine fails, or SIGTERM or Ctrl-C.
-
-    Args:
-        tools: What is offered.
-        engine: What answers; after a signal it accepts nothing more.
-        grace: Seconds after a signal for calls that have been accepted.
-        has_failed: Is set if the engine fails.
-    """
-    # Nothing interrupts a thread that reads stdin. What it reads goes through a pair of sockets, of
-    # which this end can be closed; to the server that is the end of stdin.
-    ours, theirs = socket.socketpair()
-    threading.Thread(target=_forward_stdin, args=[ours], name="stdin", daemon=True).start()
-
-    async def end() -> None:
-        engine.close(grace)
-        latest = time.monotonic() + grace + EXTRA_GRACE
-        while tools.num_running and time.monotonic() < latest:
-            await asyncio.sleep(0.02)
-        ours.shutdown(socket.SHUT_WR)
-
-    async def watch() -> None:
-        while not has_failed.is_set():
-            await asyncio.sleep(0.05)
-        await end()
-
-    loop = asyncio.get_running_loop()
-    tasks = [asyncio.create_task(watch())]
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, lambda: tasks.append(asyncio.create_task(end())))
-    try:
-        with ours, theirs, theirs.makefile(encoding="utf-8", errors="replace") as lines:
-            await _speak(tools.server(), anyio.wrap_file(lines))
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-        for task in tasks:
-            task.cancel()
-
-
-def _forward_stdin(to: socket.socket) -> None:
-    with suppress(OSError):  # the server has ended
-        # Not by sys.stdin, whose lock would be held when the process ends.
-        while data := os.read(STDIN, 1 << 16):
-            to.sendall(data)
-        to.shutdown(socket.SHUT_WR)
-
-
-async def _speak(server: "Server[Any]", lines: "anyio.AsyncFile[str]") -> None:
-    """Answer messages until the lines end; every answer that was given before is written."""
-    # The SDK cancels at the end what waits to be written; here nothing waits.
-    answers, written = anyio.create_memory_object_stream[SessionMessage](math.inf)
-    try:
-        async with stdio_server(lines) as (read, write), anyio.create_task_group() as group:
-
-            async def forward() -> None:
-                async with write, written:
-                    async for message in written:
-                        await write.send(message)
-
-            group.start_soon(forward)
-            await server.run(read, answers, server.create_initialization_options())
-    except* BrokenPipeError:
-        pass  # nobody reads stdout any more

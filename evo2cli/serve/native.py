@@ -71,18 +71,18 @@ class Variants(WindowFields):
     )
 
 
-class Place(BaseModel):
+class Target(BaseModel):
     """Either a region of the genome, or a sequence."""
 
     region: str | None = Field(None, description="chr:from-to, 1-based, both ends included.")
     sequence: str | None = None
 
 
-class Saturate(Place, WindowFields):
+class Saturate(Target, WindowFields):
     """A request for the scores of all SNVs of a region, or of a sequence."""
 
 
-class Track(Place):
+class Track(Target):
     """A request for a value of every base of a region, or of a sequence."""
 
     value: Value = Value.LOGPROB
@@ -182,7 +182,7 @@ def routes(engine: Engine) -> APIRouter:
         options = _options(asked, engine.served)
 
         def work(served: Served) -> Iterator[Scored]:
-            genome, region = _place(served, asked)
+            genome, region = _target(served, asked)
             scorer = VariantScorer(served.model, genome, options, brief=True)
             # Without percentiles: random variants of 96 kinds would take longer than any request.
             marks = _marks(served, options, False) if genome is served.genome else PLAIN
@@ -199,7 +199,7 @@ def routes(engine: Engine) -> APIRouter:
         is_forward = asked.strand == "fwd"
 
         def work(served: Served) -> Iterator[Section | list[float]]:
-            genome, region = _place(served, asked)
+            genome, region = _target(served, asked)
             context = served.model.config.context
             lead = min(DEFAULT_LEAD, context) if asked.window is None else asked.window
             first, end = max(0, region.start - lead), region.end
@@ -310,7 +310,7 @@ def score_in_pieces(
         yield index, marks.rows(record, rows)
 
 
-def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:
+def _target(served: Served, asked: Target) -> tuple[Reference, Interval]:
     """The genome and the region that a request means; a sequence is a genome of its own."""
     if (asked.region is None) == (asked.sequence is None):
         raise UserError("give either a region or a sequence")
