@@ -34,7 +34,7 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
     app = FastAPIOffline(
         title="evo2 serve",
         version=__version__,
-        description="An Evo 2 model behind an address.",
+        description="An Evo 2 genomic language model over HTTP.",
         redoc_url=None,
         static_url="/docs/static",
         swagger_ui_parameters={"validatorUrl": None},  # would ask a server elsewhere

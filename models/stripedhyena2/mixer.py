@@ -232,7 +232,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def saved_bytes(cls, config: "ModelConfig", element: int) -> float:
-        """Bytes a token of the tensors that the backward pass needs, without the mixer's input.
+        """Bytes per token of the tensors that the backward pass needs, without the mixer's input.
 
         By default the outputs of the input projection (3D) and of the operator (D).
         """
@@ -240,7 +240,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def moved_bytes(cls, config: "ModelConfig", element: int, recomputed: int) -> float:
-        """Bytes a token that are read and written between the projections in a training step.
+        """Bytes per token that are read and written between the projections in a training step.
 
         By default those of copying the operator's inputs and outputs: 4D numbers forward, 11D
         forward and backward.

@@ -101,15 +101,15 @@ class HyenaPool(Pool):
             with_room(pasts.inner, self._num_slots),
         )
 
-    def gather(self, sources_B: Tensor, none: HyenaPast) -> HyenaPast:
+    def gather(self, sources_B: Tensor, empty: HyenaPast) -> HyenaPast:
         """The pasts in some slots.
 
         Args:
             sources_B: The slots.
-            none: The past of zero sequences, which gives memory its shape.
+            empty: The past of zero sequences; the slots have its shape, dtype and device.
         """
         if self._pasts is None:
-            self._pasts = self._with_room(none)
+            self._pasts = self._with_room(empty)
         return HyenaPast(
             self._pasts.featurizer_BPC.index_select(0, sources_B),
             self._pasts.inner.index_select(0, sources_B),
