@@ -33,7 +33,7 @@ from stripedhyena2.device_map import (
     device_of,
     move_activations,
 )
-from stripedhyena2.errors import InputError
+from stripedhyena2.errors import InputError, reason_of
 from stripedhyena2.float8.inference import (
     Scales,
     float8_parts,
@@ -140,9 +140,8 @@ def check_placement(
         try:
             torch.empty(0, device=each)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
             raise InputError(
-                f"device={str(each)!r}: not available here ({reason}); use 'cpu'"
+                f"device={str(each)!r}: not available here ({reason_of(error)}); use 'cpu'"
             ) from None
 
 
