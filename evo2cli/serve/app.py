@@ -88,13 +88,13 @@ def _add_state(
     @app.get("/v1/health/ready", tags=["server"])
     async def ready() -> Response:
         """Whether requests are answered; 503 while the model is loaded."""
-        _ = engine.served  # refuses
+        engine.require_served()
         return Json({"status": "ready"})
 
     @app.get("/v1/metadata", tags=["server"])
     async def metadata() -> Response:
         """What is served."""
-        served = engine.served
+        served = engine.require_served()
         config = served.model.config
         return Json(
             {

@@ -137,9 +137,9 @@ class ListAvailableCheckpoints(BaseModel):
 
 @dataclass(frozen=True)
 class _Tool:
-    """What a tool is asked, and how it answers."""
+    """The arguments of a tool, and the function that answers it."""
 
-    asked: type[BaseModel]
+    arguments: type[BaseModel]
     answer: Callable[[Served, Any], Awaitable[Answer]]
 
 
@@ -187,7 +187,7 @@ class Tools:
     async def _list(self, _context: Any, _params: Any) -> types.ListToolsResult:
         tools = []
         for name, tool in self._tools.items():
-            schema = tool.asked.model_json_schema()
+            schema = tool.arguments.model_json_schema()
             description = " ".join(schema.pop("description").split())
             hints = types.ToolAnnotations(read_only_hint=True, open_world_hint=False)
             tools.append(
@@ -228,16 +228,16 @@ class Tools:
             is_error=found is None,
         )
 
-    async def _answer(self, name: str, arguments: dict[str, Any]) -> Answer:
+    async def _answer(self, name: str, given: dict[str, Any]) -> Answer:
         if name not in self._tools:
             raise UserError(f"{name}: not a tool; these are: {', '.join(self._tools)}")
-        asked = self._tools[name].asked.model_validate(arguments)
-        if getattr(asked, "checkpoint", None) not in (None, self._name, *MODELS):
+        arguments = self._tools[name].arguments.model_validate(given)
+        if getattr(arguments, "checkpoint", None) not in (None, self._name, *MODELS):
             raise UserError(f"checkpoint: this server has {self._name} only; leave it out")
         deadline = self._engine.deadline()
         while self._engine.is_loading and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        return await self._tools[name].answer(self._engine.served, asked)
+        return await self._tools[name].answer(self._engine.require_served(), arguments)
 
     async def _run(self, work: Callable[[Served], Iterator[Any]]) -> list[Any]:
         return await collect(self._engine, Task(work, self._engine.deadline()))
@@ -258,14 +258,14 @@ class Tools:
         # One message for all, so that nothing is told of what lies elsewhere.
         raise UserError(f"{name}: not a file below --mcp-root; name one relative to it")
 
-    async def _score_sequence(self, served: Served, asked: ScoreSequence) -> Answer:
-        _check_one(sequence=asked.sequence, fasta=asked.fasta)
+    async def _score_sequence(self, served: Served, arguments: ScoreSequence) -> Answer:
+        _check_one(sequence=arguments.sequence, fasta=arguments.fasta)
         whole: Answer = {"checkpoint": self._name}
         read: Callable[[], Iterator[tuple[str, str]]]
-        if asked.fasta is not None:
-            read = partial(_records, served, self._file(asked.fasta), asked.fasta)
+        if arguments.fasta is not None:
+            read = partial(_records, served, self._file(arguments.fasta), arguments.fasta)
         else:
-            tag, bases = read_dna(served, SEQUENCE, asked.sequence or "")
+            tag, bases = read_dna(served, SEQUENCE, arguments.sequence or "")
             whole["sequence"] = (tag + bases).decode()
             read = partial(iter, [(SEQUENCE, whole["sequence"])])
 
@@ -273,43 +273,43 @@ class Tools:
             for _ in read():
                 pass  # a file that is refused is refused before anything is scored
             for named in read():
-                yield from score_sequences([named], served.model, strand=asked.strand)
+                yield from score_sequences([named], served.model, strand=arguments.strand)
 
         rows = await self._run(work)
-        if asked.fasta is not None:
+        if arguments.fasta is not None:
             whole |= {f"{column}s": [row[column] for row in rows] for column in ("name", "length")}
-        scores = [row[f"{asked.reduce_method}_logprob"] for row in rows]
-        return whole | {"reduce_method": asked.reduce_method, "scores": scores}
+        scores = [row[f"{arguments.reduce_method}_logprob"] for row in rows]
+        return whole | {"reduce_method": arguments.reduce_method, "scores": scores}
 
-    async def _score_snp(self, served: Served, asked: ScoreSnp) -> Answer:
-        _check_one(sequence=asked.sequence, variant=asked.variant, vcf=asked.vcf)
-        if asked.sequence is not None:
-            return await self._score_central_base(served, asked)
-        if asked.alternative_allele is not None:
+    async def _score_snp(self, served: Served, arguments: ScoreSnp) -> Answer:
+        _check_one(sequence=arguments.sequence, variant=arguments.variant, vcf=arguments.vcf)
+        if arguments.sequence is not None:
+            return await self._score_central_base(served, arguments)
+        if arguments.alternative_allele is not None:
             raise UserError("alternative_allele: only with sequence")
-        if asked.window is not None:
-            check_length(served, "window", asked.window)
-        options = AlleleOptions(window=asked.window)
-        path = None if asked.vcf is None else self._file(asked.vcf)
+        if arguments.window is not None:
+            check_length(served, "window", arguments.window)
+        options = AlleleOptions(window=arguments.window)
+        path = None if arguments.vcf is None else self._file(arguments.vcf)
 
         def work(served: Served) -> Iterator[Scored]:
             scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
             if path is None:
-                records = [read_variant(0, asked.variant or "")]
+                records = [read_variant(0, arguments.variant or "")]
             else:
-                records = list(_bounded(read_vcf(path).records, asked.vcf or ""))
+                records = list(_bounded(read_vcf(path).records, arguments.vcf or ""))
             yield from score_in_pieces(scorer, records)
 
         return {"checkpoint": self._name, "variants": in_order(await self._run(work))}
 
-    async def _score_central_base(self, served: Served, asked: ScoreSnp) -> Answer:
+    async def _score_central_base(self, served: Served, arguments: ScoreSnp) -> Answer:
         """The two sequences as `evo2 score` compares those of a table, on the forward strand."""
-        if asked.window is not None:
+        if arguments.window is not None:
             raise UserError("window: only with variant or vcf")
-        tag, bases = read_dna(served, SEQUENCE, asked.sequence or "")
+        tag, bases = read_dna(served, SEQUENCE, arguments.sequence or "")
         if tag or len(bases) < 3:
             raise UserError("sequence: needs 3 bases or more, and no lineage tag")
-        allele = (asked.alternative_allele or "").upper().replace("U", "T")
+        allele = (arguments.alternative_allele or "").upper().replace("U", "T")
         middle = len(bases) // 2
         central = chr(bases[middle])
         if allele not in ("A", "C", "G", "T") or allele == central:
@@ -326,7 +326,7 @@ class Tools:
             yield from VariantScorer(served.model, Reference.none(), options).score(record)
 
         (row,) = await self._run(work)
-        divisor = len(bases) - 1 if asked.reduce_method == "mean" else 1
+        divisor = len(bases) - 1 if arguments.reduce_method == "mean" else 1
         return {
             "checkpoint": self._name,
             "original_sequence": bases.decode(),
@@ -334,26 +334,26 @@ class Tools:
             "position": middle + 1,
             "reference_allele": central,
             "alternative_allele": allele,
-            "reduce_method": asked.reduce_method,
+            "reduce_method": arguments.reduce_method,
             "original_score": row["EVO2_REF"] / divisor,
             "mutated_score": row["EVO2_ALT"] / divisor,
             "score_delta": row["EVO2_DELTA"] / divisor,
         }
 
-    async def _embed_sequence(self, served: Served, asked: EmbedSequence) -> Answer:
-        letters = b"".join(read_dna(served, SEQUENCE, asked.sequence))
-        layer = asked.layer_name or default_layer(served.model.config)
+    async def _embed_sequence(self, served: Served, arguments: EmbedSequence) -> Answer:
+        letters = b"".join(read_dna(served, SEQUENCE, arguments.sequence))
+        layer = arguments.layer_name or default_layer(served.model.config)
 
         def work(served: Served) -> Iterator[list[Any]]:
             modules = modules_of(served.model, layer)
             num_values = sum(layer_widths(served.model, modules).values())
-            if asked.pool == "none" and num_values * len(letters) > MAX_VALUES:
+            if arguments.pool == "none" and num_values * len(letters) > MAX_VALUES:
                 raise Refusal(
                     413,
                     f"the embedding would have {num_values * len(letters):,} numbers, more than "
                     f"{MAX_VALUES:,}; ask for pool 'mean', or for a shorter sequence",
                 )
-            found = served.model.embed([letters], layers=modules, pool=asked.pool)
+            found = served.model.embed([letters], layers=modules, pool=arguments.pool)
             yield torch.cat([found[module][0] for module in modules], dim=-1).float().tolist()
 
         (embedding,) = await self._run(work)
@@ -361,14 +361,14 @@ class Tools:
             "checkpoint": self._name,
             "sequence": letters.decode(),
             "layer_name": layer,
-            "pool": asked.pool,
+            "pool": arguments.pool,
             "embedding": embedding,
         }
 
-    async def _generate_sequence(self, served: Served, asked: GenerateSequence) -> Answer:
-        seed = secrets.randbits(63) if asked.seed is None else asked.seed
-        requests = sample_requests(served, [asked.prompt], 1, asked.n_tokens, seed)
-        sampler = Sampler(asked.temperature, asked.top_k, 1.0)
+    async def _generate_sequence(self, served: Served, arguments: GenerateSequence) -> Answer:
+        seed = secrets.randbits(63) if arguments.seed is None else arguments.seed
+        requests = sample_requests(served, [arguments.prompt], 1, arguments.n_tokens, seed)
+        sampler = Sampler(arguments.temperature, arguments.top_k, 1.0)
         job = Generation(requests, sampler, self._engine.deadline())
         ((_, sample),) = await collect(self._engine, job)
         return {
@@ -376,14 +376,14 @@ class Tools:
             "prompt": bytes(requests[0].prompt_L.tolist()).decode(),
             "generated_sequence": token_text(sample.ids),
             "n_tokens": len(sample.ids),
-            "temperature": asked.temperature,
-            "top_k": asked.top_k,
+            "temperature": arguments.temperature,
+            "top_k": arguments.top_k,
             "seed": seed,
         }
 
-    async def _get_embedding_layers(self, served: Served, asked: GetEmbeddingLayers) -> Answer:
+    async def _get_embedding_layers(self, served: Served, arguments: GetEmbeddingLayers) -> Answer:
         config = served.model.config
-        every = asked.which == "all"
+        every = arguments.which == "all"
         return {
             "checkpoint": self._name,
             "layers": part_names(config) if every else [default_layer(config)],
