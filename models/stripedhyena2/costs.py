@@ -43,7 +43,7 @@ def weight_bytes(config: ModelConfig, element: int = 2, *, float8: bool = False)
     Args:
         config: Shape of the model.
         element: Bytes of a parameter.
-        float8: Whether projections and MLPs are in FP8: a byte a weight, and a scale in fp32 for
+        float8: Whether projections and MLPs are in FP8: one byte per weight, and an fp32 scale for
             each output channel.
     """
     total = element * count_parameters(config)

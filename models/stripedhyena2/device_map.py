@@ -76,7 +76,7 @@ def block_sizes(
         tensors: The model's tensors by name, on any device.
         depth: The number of blocks.
         element_size: Bytes of every element.
-        float8: Names of weights that take a byte an element instead.
+        float8: Names of weights that take one byte per element instead.
     """
     sizes = [0] * depth
     for name, tensor in tensors.items():

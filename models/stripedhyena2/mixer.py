@@ -220,7 +220,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def state_bytes(cls, config: "ModelConfig", length: int, element: int) -> int:
-        """Bytes of the past of one sequence of `length` tokens, with `element` bytes a number."""
+        """Bytes of the past of one sequence of `length` tokens, with `element` bytes per number."""
         del config, length, element
         return 0
 

@@ -289,7 +289,7 @@ class Hyena(Mixer):
 
     @classmethod
     def inner_multiply_adds(cls, config: ModelConfig) -> int:
-        """Multiply-adds of the inner convolution and the skip, a token and channel."""
+        """Multiply-adds of the inner convolution and the skip, per token and channel."""
         raise NotImplementedError
 
     @classmethod
