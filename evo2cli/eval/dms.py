@@ -251,18 +251,18 @@ class MutantScorer:
         """
         first = 0
         while first < len(variants):
-            asked: list[tuple[str, list[tuple[Pair, Window]] | None]] = []
+            queued: list[tuple[str, list[tuple[Pair, Window]] | None]] = []
             for choices, name in islice(variants, first, None):
-                asked.append((name, self._ask(choices)))
+                queued.append((name, self._queue(choices)))
                 if self._reader.packer.is_full:
                     break
-            first += len(asked)
+            first += len(queued)
             self._reader.packer.read().collect()
-            for name, pairs in asked:
+            for name, pairs in queued:
                 yield None if pairs is None else self._mean(pairs, name)
 
-    def _ask(self, choices: Choices) -> list[tuple[Pair, Window]] | None:
-        """Ask for the windows of a variant; each pair comes with the window that it changes to."""
+    def _queue(self, choices: Choices) -> list[tuple[Pair, Window]] | None:
+        """Queue the windows of a variant; each pair comes with the window that it changes to."""
         pairs = []
         for codons in choices:
             windows = self.sequence.windows(codons, self._genome, self.window)

@@ -148,10 +148,10 @@ def _open_by_index(options: ScoreOptions) -> Variants | None:
     if index is None or _misfit(index, options.source) or options.shift:
         return None
     if options.bed and not options.regions:
-        asked = read_bed(options.bed)
+        intervals = read_bed(options.bed)
     else:  # with both, the BED file is a filter of what is read
-        asked = read_regions(options.regions)
-    vcf = read_vcf_by_index(options.source, index, Regions(asked, options.names))
+        intervals = read_regions(options.regions)
+    vcf = read_vcf_by_index(options.source, index, Regions(intervals, options.names))
     return Variants(vcf.records, vcf.header, is_vcf=True)
 
 

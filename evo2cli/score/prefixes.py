@@ -22,7 +22,7 @@ from stripedhyena2.packing import GRAIN, Packer, Prefix, Suffix
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two windows that have been asked for; they have numbers as soon as they are read.
+    """Two queued windows; they have numbers as soon as they are read.
 
     Attributes:
         reference: The window with the reference allele.
@@ -50,7 +50,7 @@ class Pair:
 
 
 class WindowReader:
-    """Reads pairs of windows that have been asked for.
+    """Queues pairs of windows, and reads them in batches.
 
     Args:
         model: Model in inference mode.
@@ -59,7 +59,7 @@ class WindowReader:
         settings: Arguments of the `Packer`.
 
     Attributes:
-        packer: What reads them.
+        packer: The packer that reads them.
     """
 
     def __init__(

@@ -167,7 +167,7 @@ class Prefix:
         self.logprobs: Floats | None = None  # up to each base of this piece; only of chunks
         self.slot = NOT_READ
         self.places = NO_PLACES  # of the tokens of this piece
-        self.batch = 0  # the last one that asked for it
+        self.batch = 0  # the last one that uses it
         self.children: dict[bytes, Prefix] = {}
         self.suffixes: dict[bytes, Suffix] = {}
 
@@ -193,14 +193,14 @@ class Suffix:
 
     def __init__(self, before: Prefix, bases: bytes, *, cumulated: bool) -> None:
         self.before, self.bases, self.cumulated = before, bases, cumulated
-        self.batch = 0  # the last one that asked for it
+        self.batch = 0  # the last one that uses it
         self.logprob = self.last = float("nan")
         self.logprobs: Floats | None = None  # up to each of its bases; if `cumulated`
 
     def logprob_until(self, length: int) -> float:
         """Log-likelihood of the first `length` bases of the sequence, in nats.
 
-        The sequence was asked for with `cumulated`, and its own prefix is not longer.
+        The sequence was queued with `cumulated`, and its own prefix is not longer.
         """
         before, logprobs = self.before, self.logprobs
         while length < before.length:
@@ -208,15 +208,15 @@ class Suffix:
             before, logprobs = before.before, before.logprobs
         if length == before.length:
             return before.logprob
-        assert logprobs is not None, "asked for with `cumulated`"
+        assert logprobs is not None, "queued with `cumulated`"
         return before.logprob + float(logprobs[length - before.length - 1])
 
 
 class Packer:
     """Reads sequences side by side.
 
-    Sequences are asked for first (`prefix`, `suffix`). Then `read` reads all of them, and `collect`
-    gives them their log-likelihoods. Prefixes that the next batch asks for again stay in memory.
+    Sequences are queued first (`prefix`, `suffix`). Then `read` reads all of them, and `collect`
+    gives them their log-likelihoods. Prefixes that the next batch uses again stay in memory.
 
     Args:
         model: Model in inference mode.
@@ -281,7 +281,7 @@ class Packer:
 
     @property
     def is_full(self) -> bool:
-        """Whether as much is asked for as should be read together."""
+        """Whether as much is queued as should be read together."""
         used = self._size(self._used_slots, self._used_places)
         return self._tokens >= self._most_tokens or used > self._most_bytes
 
@@ -291,7 +291,7 @@ class Packer:
         Args:
             bases: The sequence, or more than its beginning, in upper-case letters.
             ends: Where its pieces end, in order.
-            after: A prefix of the sequence that has been asked for, and ends before them.
+            after: A queued prefix of the sequence, which ends before them.
         """
         found = after or self.start
         for end in ends:
@@ -314,7 +314,7 @@ class Packer:
         """Ask for a sequence.
 
         Args:
-            before: Its beginning, asked for in the same batch.
+            before: Its beginning, queued in the same batch.
             bases: The rest, at least one base, in upper-case letters.
             cumulated: Whether `Suffix.logprob_until` will be called.
         """
@@ -333,7 +333,7 @@ class Packer:
 
     @torch.inference_mode()
     def read(self) -> "Batch":
-        """Read all that has been asked for since the last call; numbers are there after `collect`.
+        """Read all that was queued since the last call; numbers are there after `collect`.
 
         A GPU may still be at work when this returns.
         """
@@ -356,7 +356,7 @@ class Packer:
         return batch
 
     def _forget(self) -> None:
-        """Drop what this batch has not asked for."""
+        """Drop the prefixes that this batch does not use."""
         free, waiting = [self._free_places], [self.start]
         while waiting:
             prefix = waiting.pop()
@@ -398,7 +398,7 @@ class Packer:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether a GPU may still compute when `read` returns, while more is asked for."""
+        """Whether a GPU may still compute when `read` returns, while more is queued."""
         return self._device.type == "cuda" and not self._brief
 
     def _read_prefixes(self) -> Iterator["_Read"]:
