@@ -77,7 +77,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
             return {**of_run, "finished": True, **summary}
 
-        start, extension = _start(recipe, shape, ranks)
+        start, origin = _start(recipe, shape, ranks)
         trainer = make_trainer(recipe, start, sources, folder)
         outcome = run_trainer(trainer)
         summary = {
@@ -89,7 +89,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         }
         if outcome.finished:
             provenance = _provenance(recipe, options.settings, sources)
-            _save_final(trainer, {**summary, **provenance, **extension})
+            _save_final(trainer, {**summary, **provenance, **origin})
         return {**of_run, "finished": outcome.finished, **summary}
 
 
@@ -147,14 +147,14 @@ def _identity(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any
 
 
 def _start(recipe: Recipe, shape: ModelConfig, ranks: Ranks) -> tuple[Start, dict[str, Any]]:
-    """The start of the run, and what provenance records of an extension."""
+    """The start of the run, and what provenance records of its initial weights."""
     if recipe.init is None:
         return Start(shape), {}
-    start, extension = first_rank_first(ranks, lambda: read_start(recipe))
-    if extension and ranks.is_first:
-        record = extension["extended"]
+    start, origin = first_rank_first(ranks, lambda: read_start(recipe))
+    record = origin.get("extended")
+    if record and ranks.is_first:
         console.say(extension_line(record["source"], record))
-    return start, extension
+    return start, origin
 
 
 def make_trainer(
