@@ -327,7 +327,7 @@ def _report(manifest: dict[str, Any], output: Path, seconds: float) -> None:
         f"{name} {counted(facts['documents'], 'document')} {counted(facts['bases'], 'base')}"
         for name, facts in splits.items()
     )
-    console.say(f"{output}: {parts}; {bases / 1e6 / seconds:,.0f} million bases per second")
+    console.say(f"{output}: {parts}; {bases / seconds:,.0f} bases per second")
     top = Counter(manifest["letters"]).most_common(6)
     console.say("letters: " + ", ".join(f"{letter} {count:,}" for letter, count in top))
     options = manifest["options"]
