@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.files import locks_output, size_and_time
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.parquet import import_pyarrow
@@ -361,7 +361,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         seconds = time.perf_counter() - started
     rate = len(devices) * scorer.window / seconds
     num_scored = sum(count for status, count in counts.items() if is_scored(status))
-    console.say(f"{num_scored:,} of {counts.total():,} alleles would be scored")
+    console.say(f"{num_scored:,} of {counted(counts.total(), 'allele')} would be scored")
     if counts:
         console.write_page(status_table(counts), stderr=True)
     if num_scored and Feature.EMBEDDING in options.wanted_features:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 from evo2cli import __version__, console
 from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
 from evo2cli.data.sources import Documents, open_held_out, open_source
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.models import memory_explained
 from evo2cli.train.corpus import write_corpus
 from evo2cli.train.engines import check_ranks, devices_line, make_engine, num_parameters
@@ -100,7 +100,8 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     end = f"{summary['output']}/final"
     if not summary["finished"]:
         end = stopped(resumable=summary["resumable"])
-    return f"{summary['steps']:,} steps, {summary['trained_tokens']:,} tokens, {quality}: {end}"
+    done = f"{counted(summary['steps'], 'step')}, {summary['trained_tokens']:,} tokens"
+    return f"{done}, {quality}: {end}"
 
 
 def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
@@ -184,7 +185,7 @@ def make_trainer(
         console.say(
             f"{start.config.stripes}: {num_parameters(engine):,} parameters, "
             f"{sum(documents.num_tokens for documents in sources):,} tokens, "
-            f"{loader.windows_per_epoch:,} windows per epoch, on {devices_line(engine)}"
+            f"{counted(loader.windows_per_epoch, 'window')} per epoch, on {devices_line(engine)}"
         )
     return Trainer(recipe, engine, NextBase(recipe, engine, loader, valid), folder)
 
@@ -197,7 +198,7 @@ def run_trainer(trainer: Trainer) -> Outcome:
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
     recipe, device = trainer.recipe, trainer.ranks.device
-    what = f"{recipe.file}: {trainer.micro} windows of {recipe.batch.length} on {device}"
+    what = f"{recipe.file}: {counted(trainer.micro, 'window')} of {recipe.batch.length} on {device}"
     way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
     with memory_explained(what, way_out):
         return trainer.run()
