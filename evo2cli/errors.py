@@ -30,6 +30,17 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     return ", ".join([*texts[:most], *(["..."] if len(texts) > most else [])]) or "none"
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things for a message: "1 record", "1,200 records".
+
+    Args:
+        number: How many.
+        noun: For one of them; a verb may follow, e.g. "record is".
+        plural: For any other number, unless it is `noun` with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The line to print and the exit code for an error that the user can act on.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evo2cli import console
+from evo2cli.errors import counted
 from evo2cli.files import beside, writing
 from stripedhyena2 import outputs
 
@@ -126,7 +127,9 @@ class _Journal:
         self._replaying = False
         self._stream.truncate(offset)
         if self._num_recalled:
-            console.say(f"resumed after {self._num_recalled:,} results stored in {self._path}")
+            console.say(
+                f"resumed after {counted(self._num_recalled, 'result')} stored in {self._path}"
+            )
 
     def close(self) -> None:
         with suppress(OSError):  # of a full disk, which `recall` has reported

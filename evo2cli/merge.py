@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.files import check_output, open_output
 from evo2cli.genome.source import read_lines
 from evo2cli.score.options import Layout
@@ -64,7 +64,7 @@ def merge_files(paths: Sequence[Path], output: Path) -> None:
                 count += 1
     if output.suffix == ".gz" and layout.has_index:
         index_output(output, layout)
-    console.say(f"{output}: {count:,} records from {len(paths):,} parts")
+    console.say(f"{output}: {counted(count, 'record')} from {counted(len(paths), 'part')}")
 
 
 def _layout(path: Path) -> Layout:

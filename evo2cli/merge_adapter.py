@@ -7,6 +7,7 @@ from typing import Any
 from evo2cli import __version__, console
 from evo2cli.convert.options import Target
 from evo2cli.convert.run import write_checkpoint
+from evo2cli.errors import counted
 from evo2cli.models import open_adapter
 from stripedhyena2.checkpoint import read_checkpoint
 
@@ -43,5 +44,5 @@ def merge_adapter(
         "before": stored.provenance,
     }
     merged = replace(stored, tensors=adapter.merge_into(stored.tensors), provenance=provenance)
-    console.say(f"{run}: adapters on {len(adapter.tensors) // 2} modules of {base}")
+    console.say(f"{run}: adapters on {counted(len(adapter.tensors) // 2, 'module')} of {base}")
     return {"base": base, "adapter": str(run), **write_checkpoint(merged, output, to=to)}

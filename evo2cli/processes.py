@@ -23,17 +23,33 @@ _PR_SET_PDEATHSIG = 1
 
 
 def on_interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle SIGINT: raise KeyboardInterrupt, or end at once in the middle of an import.
+    """Handle SIGINT: raise KeyboardInterrupt; during an import, once the import is over.
 
-    There, an exception may reach C++, which swallows it or aborts the process.
+    In the middle of it, the exception may reach C++, which swallows it or aborts the process. A
+    command that is importing its own work has nothing to tidy up yet, and ends at once.
     """
     _interrupts.append(number)
-    caller = frame
-    while caller is not None:
-        if caller.f_code.co_filename.startswith("<frozen importlib"):
-            end_interrupted()
-        caller = caller.f_back
-    signal.default_int_handler(number, frame)
+    importer = _importer(frame)
+    if importer is None:
+        signal.default_int_handler(number, frame)
+    if importer.f_globals["__name__"].startswith("evo2cli.commands."):
+        end_interrupted()
+    importer.f_trace = _raise_interrupt
+    sys.settrace(lambda *_: None)  # without it, `f_trace` is not called
+
+
+def _importer(frame: FrameType | None) -> FrameType | None:
+    """The frame that waits for an import; of imports within imports, for the outermost."""
+    found = None
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            found = frame.f_back
+        frame = frame.f_back
+    return found
+
+
+def _raise_interrupt(_frame: FrameType, _event: str, _argument: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def was_interrupted() -> bool:

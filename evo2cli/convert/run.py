@@ -39,7 +39,8 @@ def convert_checkpoint(
         source: Anything `stripedhyena2.load` reads.
         destination: A folder; or a .pt or .safetensors file for the layout of the released files
             (vortex), beside which the shape is written as yml.
-        to: Layout to write; "auto" is vortex for a file and native for a folder.
+        to: Layout to write; "auto" is vortex for a file and native for a folder, and refuses a
+            new folder with another suffix of letters, such as x.bin.
         config: Shape of the source: a yml or TOML file, or the name of a published model. Needed
             where neither the source nor its name tells it.
         verified: Compare both afterwards, as `evo2cli.convert.verify`.
@@ -107,6 +108,12 @@ def write_checkpoint(
 def _target(destination: Path, to: Target) -> Target:
     is_file = destination.suffix in vortex.SUFFIXES
     if to is Target.AUTO:
+        # A name such as evo2-7b-v1.5 is that of a folder.
+        if destination.suffix[1:].isalpha() and not (is_file or destination.is_dir()):
+            raise UserError(
+                f"{destination}: checkpoint files end in {' or '.join(vortex.SUFFIXES)}; for a "
+                "folder of this name, give --to native, hf or savanna"
+            )
         return Target.VORTEX if is_file else Target.NATIVE
     if is_file != (to is Target.VORTEX):
         form = "a .pt or .safetensors file" if to is Target.VORTEX else "a folder, not a file"

@@ -15,6 +15,7 @@ from evo2cli.data.documents import PAD, Bytes, Documents
 from evo2cli.data.order import Mixture, OnePool, Order, hashed, keyed_number
 from evo2cli.data.repeats import MIN_LENGTH, Repeats
 from evo2cli.data.tags import Flags, find_tags
+from evo2cli.errors import counted
 
 # Number of bytes before and after a window in which the rest of its first and last piece of text is
 # searched for. The longest published tag has about 200; of a longer one only these are seen.
@@ -85,7 +86,9 @@ class WindowLoader:
         inverted_repeats: float = 0.0,
     ) -> None:
         if weights is not None and len(documents) != len(weights):
-            raise ValueError(f"{len(documents)} sources, but {len(weights)} weights")
+            raise ValueError(
+                f"{counted(len(documents), 'source')}, but {counted(len(weights), 'weight')}"
+            )
         self._documents = list(documents)
         self._length, self._sequences, self._seed = length, sequences, seed
         self._reverse_complement, self._mask_tags = reverse_complement, mask_tags

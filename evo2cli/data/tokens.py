@@ -32,7 +32,7 @@ from pydantic import (
 
 from evo2cli.data.documents import END_OF_DOCUMENT
 from evo2cli.data.splits import SPLITS
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.genome.alphabet import reverse_complement
 from stripedhyena2.errors import InputError
 from stripedhyena2.values import read_json, require_regular
@@ -151,8 +151,8 @@ class TokenSet:
             ) from None
         if found != (size, (documents + 1,), [size]):
             raise UserError(
-                f"{file}: {found[0]:,} bytes in {len(offsets) - 1:,} documents, but the manifest "
-                f"says {size:,} in {documents:,}; tokenize again"
+                f"{file}: {found[0]:,} bytes in {counted(len(offsets) - 1, 'document')}, but the "
+                f"manifest says {size:,} in {documents:,}; tokenize again"
             )
         return Split(np.memmap(file, np.uint8, "r"), offsets)
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from evo2cli.doctor.losses import TOLERANCE
 from evo2cli.doctor.machine import OPTIONAL
+from evo2cli.errors import counted
 from evo2cli.training.plan.calibration import GIB
 
 _COLOURS = {"yes": "green", "unproven": "yellow", "no": "red"}
@@ -35,7 +36,8 @@ def _machine(machine: Mapping[str, Any], device: str) -> Table:
     rows = {
         "evo2": f"{machine['evo2cli']}, Python {machine['python']}, {machine['system']}",
         "torch": f"{machine['torch']}, CUDA {cuda}, driver {machine['driver'] or 'none'}",
-        "processor": f"{machine['cpus']} cores, {machine['memory_bytes'] / GIB:,.1f} GiB{free}",
+        "processor": f"{counted(machine['cpus'], 'core')}, "
+        f"{machine['memory_bytes'] / GIB:,.1f} GiB{free}",
     }
     for index, gpu in enumerate(machine["gpus"]):
         rows[f"GPU {index}"] = (
@@ -98,7 +100,7 @@ def _models(models: list[Mapping[str, Any]]) -> Table:
 
 def _losses(losses: Mapping[str, Any], name: str) -> Text:
     found = f"{losses['loss']:.4f} nats per token, {losses['loss_as_published']:.4f} in bf16"
-    line = Text(f"{name}: loss on {losses['prompts']} prompts {found}; ")
+    line = Text(f"{name}: loss on {counted(losses['prompts'], 'prompt')} {found}; ")
     if losses["published"] is None:
         return line.append("no published loss to compare")
     within = f"published {losses['published']:.4f}, allowed difference {TOLERANCE:g}: "

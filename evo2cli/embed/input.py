@@ -157,7 +157,7 @@ def summarize_input(options: EmbedOptions, index: FeatureIndex | None) -> InputS
             features.update(map(id, index.within(sequence)))
     if index is not None and not features:
         raise UserError(
-            f"{options.features}: none of its {len(index):,} features lies within a sequence of "
+            f"{options.features}: none of its features ({len(index):,}) lies within a sequence of "
             f"{options.source}; check that both use the same contig names"
         )
     if options.pooling is Pooling.NONE:

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.figures import new_figure, save_figure
 from evo2cli.genome.source import numbered_lines
 from evo2cli.tables import format_mean, mean_and_error
@@ -151,8 +151,8 @@ def read_labels(path: Path) -> dict[str, Label]:
     for number, columns in _label_lines(path):
         if not 2 <= len(columns) <= 3 or not all(columns[1:]):
             raise UserError(
-                f"{path}: line {number}: {len(columns)} columns; it needs name, label and, "
-                "optionally, a group, separated by tabs"
+                f"{path}: line {number}: {counted(len(columns), 'column')}; it needs name, label "
+                "and, optionally, a group, separated by tabs"
             )
         name, value, *group = columns
         if name in found:
@@ -196,7 +196,7 @@ def match_labels(path: Path, labels: Mapping[str, Label], names: Sequence[str]) 
             raise UserError(f"--probe {path}: two vectors are named {name!r}")
     if not rows:
         raise UserError(
-            f"--probe {path}: none of its {len(labels):,} names is the name of a vector: "
+            f"--probe {path}: none of its names ({len(labels):,}) is the name of a vector: "
             f"{', '.join(names[:3])}, ..."
         )
     matched = sorted(rows)

@@ -19,6 +19,7 @@ from evo2cli.embed.input import (
 from evo2cli.embed.options import SUFFIXES, EmbedOptions, Pooling
 from evo2cli.embed.probe import Labelled, draw_probe, match_labels, probe_layers, read_labels
 from evo2cli.embed.store import Contents, Store, open_store
+from evo2cli.errors import counted
 from evo2cli.figures import check_plot
 from evo2cli.files import check_file, check_output, locks_output
 from evo2cli.genome.parquet import import_pyarrow
@@ -94,13 +95,13 @@ def _check_files(options: EmbedOptions) -> None:
 def _report_input(summary: InputSummary, index: FeatureIndex | None) -> None:
     if summary.num_ambiguous:
         console.warn(
-            f"{summary.num_ambiguous:,} of {len(summary.sequences):,} sequences have letters other "
-            "than A, C, G and T; the model reads them as they are"
+            f"{summary.num_ambiguous:,} of {counted(len(summary.sequences), 'sequence')}: with "
+            "letters other than A, C, G and T; the model reads them as they are"
         )
     if index is not None and summary.num_features < len(index):
         console.say(
-            f"{summary.num_features:,} of {len(index):,} features lie entirely within a sequence; "
-            "the others are left out"
+            f"{summary.num_features:,} of {counted(len(index), 'feature')} entirely within a "
+            "sequence; the others are left out"
         )
 
 
@@ -117,8 +118,8 @@ def _read_labels(options: EmbedOptions, summary: InputSummary) -> Labelled | Non
     labelled.folds(options.folds, options.seed)
     if len(labelled.rows) < max(len(summary.rows), len(labels)):
         console.say(
-            f"{options.probe}: {len(labelled.rows):,} of {len(labels):,} labels match one of "
-            f"{len(summary.rows):,} vectors"
+            f"{options.probe}: labels for {len(labelled.rows):,} of "
+            f"{counted(len(summary.rows), 'vector')}, of {counted(len(labels), 'label')}"
         )
     return labelled
 

@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from evo2cli import __version__, console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.eval.draws import draw_window
 from evo2cli.eval.options import DEFAULT_WINDOWS, ContinuationOptions
 from evo2cli.eval.plots import draw_continuation
@@ -97,9 +97,9 @@ def evaluate_continuation(
     windows, num_left_out = read_windows(options)
     if num_left_out:
         console.warn(
-            f"{num_left_out:,} sequences are left out: they are shorter than "
-            f"{options.window_length:,} bases, or have letters other than A, C, G and T "
-            f"among their last {options.window_length:,}"
+            f"{counted(num_left_out, 'sequence')} left out: shorter than "
+            f"{options.window_length:,} bases, or with letters other than A, C, G and T "
+            f"among the last {options.window_length:,}"
         )
     model = open_model(options)
     longest = f"--contexts {max(options.context_lengths):,}, with --bases {options.bases}"
@@ -329,7 +329,9 @@ def continuation_page(result: dict[str, Any]) -> RenderableType:
             Text(row["group"]), format_length(row["context"]), f"{row['windows']:,}", *cells
         )
     return Group(
-        Text(f"{result['model']}: the next {result['bases']} bases, greedy", style="bold"),
+        Text(
+            f"{result['model']}: the next {counted(result['bases'], 'base')}, greedy", style="bold"
+        ),
         Text("share of right bases, mean over windows\n"),
         table,
     )

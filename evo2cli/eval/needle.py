@@ -24,6 +24,7 @@ from torch import Tensor
 
 from evo2cli import __version__, console
 from evo2cli.data.order import keyed_number
+from evo2cli.errors import counted
 from evo2cli.eval.draws import Label, draw_bases, draw_substitutions, draw_window
 from evo2cli.eval.options import MUTATION_RATE, Distractors, Hidden, NeedleOptions
 from evo2cli.eval.plots import draw_needle
@@ -344,7 +345,8 @@ def _copy_accuracy(ids_L: Tensor, logprobs_LV: Tensor) -> float:
 def needle_page(result: dict[str, Any]) -> RenderableType:
     """Lay out the result of `find_needles`: a row for each depth, a column for each length."""
     cells, repeats = result["cells"], result["repeats"]
-    title = f"{result['model']}, {repeats} haystacks for each length, of {result['haystack']}"
+    haystacks = counted(repeats, "haystack")
+    title = f"{result['model']}, {haystacks} for each length, of {result['haystack']}"
     parts: list[RenderableType] = [Text(title, style="bold")]
     hidden = {
         Hidden.EXACT: "",

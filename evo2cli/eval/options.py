@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import typer
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.eval.labels import Labels, Preset
 from evo2cli.lengths import parse_length
 from evo2cli.options import DeviceOptions, DType, JSONOptions, ModelOptions, Options, Strand
@@ -44,7 +44,7 @@ class Distractors(NamedTuple):
     def __str__(self) -> str:
         if not self.number:
             return "no distractors"
-        return f"{self.number} distractors at Hamming distance {self.distance}"
+        return f"{counted(self.number, 'distractor')} at Hamming distance {self.distance}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
         least = (most + 3 if most else 2) * self.needle_length
         for length in self.text_lengths:
             if length < least:
-                others = f", {most} distractors" if most else ""
+                others = f", {counted(most, 'distractor')}" if most else ""
                 raise UserError(
                     f"--lengths {length}: too short for a needle of {self.needle_length} bases"
                     f"{others} and its copy; give {least} or more"

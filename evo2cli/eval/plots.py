@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evo2cli.errors import counted
 from evo2cli.eval.labels import Allele
 from evo2cli.eval.report import cells_by_distractors, format_length
 from evo2cli.figures import new_figure, save_figure
@@ -110,7 +111,7 @@ def draw_continuation(path: Path, result: Mapping[str, Any]) -> None:
     axes.set_xticks(contexts, [format_length(length) for length in contexts])
     axes.set(
         xlabel="context, bases",
-        ylabel=f"share of the next {result['bases']} bases",
+        ylabel=f"share of the next {counted(result['bases'], 'base')}",
         title=f"{result['model']}; dotted: Markov model of the context",
     )
     axes.grid(alpha=0.3)

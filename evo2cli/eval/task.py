@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from evo2cli import __version__, console
+from evo2cli.errors import counted
 from evo2cli.eval.options import TaskOptions
 from evo2cli.eval.report import check_outputs, write_table
 from evo2cli.finetune.examples import Examples, read_examples
@@ -80,7 +81,7 @@ def task_page(result: dict[str, Any]) -> RenderableType:
     title = f"{result['task']}: {result['run']} on {result['test']}"
     parts: list[RenderableType] = [
         Text(title, style="bold"),
-        Text(f"{result['sequences']:,} sequences\n"),
+        Text(f"{counted(result['sequences'], 'sequence')}\n"),
         table,
     ]
     if result["confusion"] is not None:

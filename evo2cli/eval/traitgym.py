@@ -20,7 +20,7 @@ from rich.text import Text
 
 from evo2cli import __version__, console
 from evo2cli.embed.probe import import_sklearn
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.eval.options import TraitGymOptions
 from evo2cli.eval.report import check_outputs, format_estimate, write_table
 from evo2cli.genome.contig_names import plain_name
@@ -125,7 +125,7 @@ def read_labelled(options: TraitGymOptions) -> Labelled:
     if not values:
         raise UserError(f"{path}: no variant has a label and features")
     if num_left_out:
-        console.warn(f"{num_left_out:,} variants without features are left out")
+        console.warn(f"{counted(num_left_out, 'variant')} without features left out")
     columns = np.asarray(values, dtype=np.float64).T
     return Labelled(
         np.asarray(chromosomes),
@@ -253,7 +253,7 @@ def traitgym_page(result: dict[str, Any]) -> RenderableType:
     return Group(
         Text(
             f"{result['source']}: {result['positives']:,} positive and {result['negatives']:,} "
-            f"negative variants on {len(result['chromosomes'])} chromosomes",
+            f"negative variants on {counted(len(result['chromosomes']), 'chromosome')}",
             style="bold",
         ),
         Text(f"means over chromosomes, weighted by variants; AUPRC by chance {share:.3f}\n"),

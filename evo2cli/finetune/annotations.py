@@ -68,8 +68,8 @@ def read_annotated(
                 by_contig[contig].append(feature)
         if not by_contig:
             raise UserError(
-                f"{annotation}: none of its {len(features):,} features is on a contig of {genome}, "
-                f"which has {listed(bases.names)}"
+                f"{annotation}: none of its features ({len(features):,}) is on a contig of "
+                f"{genome}, which has {listed(bases.names)}"
             )
         for contig, members in _regions(bases, regions, region_kind).items():
             for strand in sorted({region.strand for region in members}):

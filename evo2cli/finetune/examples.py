@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.errors import UserError, listed
+from evo2cli.errors import UserError, counted, listed
 from evo2cli.finetune.tasks import (
     NO_LABEL,
     UNLABELLED,
@@ -269,9 +269,8 @@ def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str
             pairs=None if pairs is None else [shorten(sequence) for sequence in pairs],
             labels=[shorten(tokens) for tokens in labels] if isinstance(labels, list) else labels,
         ),
-        f"{count:,} of {len(examples):,} sequences are longer than the window of "
-        f"{window:,} bases (up to {longest:,}); only their {kept} {window:,} bases are "
-        "used",
+        f"{count:,} of {counted(len(examples), 'sequence')}: longer than the window of {window:,} "
+        f"bases (up to {longest:,}); only the {kept} {window:,} bases are used",
     )
 
 
@@ -437,9 +436,8 @@ def _encode(
             continue
         numbers = parse_numbers(cells, origin(index))
         if len(numbers) != len(codes):
-            raise UserError(
-                f"{origin(index)}: {len(numbers)} numbers for {', '.join(labels.classes)}"
-            )
+            found = counted(len(numbers), "number")
+            raise UserError(f"{origin(index)}: {found} for {', '.join(labels.classes)}")
         values[index] = numbers
     return values
 

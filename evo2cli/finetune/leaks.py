@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.finetune.examples import Examples, LabelArrays
 from evo2cli.finetune.similarity import NEAR, cluster, number_copies
 from evo2cli.finetune.splits import Split
@@ -61,9 +61,10 @@ class Leaks:
         for leak in self.found:
             if leak.identical or leak.reverse:
                 raise UserError(
-                    f"{leak.name}: {leak.identical:,} copies and {leak.reverse:,} reverse "
-                    f"complements of sequences in earlier splits, among {leak.size:,} (the first: "
-                    f"{leak.first}); remove them, or use --split cluster"
+                    f"{leak.name}: {counted(leak.identical, 'copy', 'copies')} and "
+                    f"{counted(leak.reverse, 'reverse complement')} of sequences in earlier "
+                    f"splits, among {leak.size:,} (the first: {leak.first}); remove them, or "
+                    "use --split cluster"
                 )
 
     @property
@@ -72,14 +73,15 @@ class Leaks:
         lines = []
         if self.contradictions:
             lines.append(
-                f"{self.contradictions:,} sequences have copies (on either strand) with a "
-                "different class, which no model can get right"
+                f"{counted(self.contradictions, 'sequence has', 'sequences have')} copies (on "
+                "either strand) with a different class, which no model can get right"
             )
         for leak in self.found:
             line = (
-                f"{leak.name}: {leak.identical:,} copies, {leak.reverse:,} reverse complements "
-                f"and {leak.near:,} near copies (k-mer similarity {NEAR:g} or more) of "
-                f"sequences in earlier splits, among {leak.size:,}"
+                f"{leak.name}: {counted(leak.identical, 'copy', 'copies')}, "
+                f"{counted(leak.reverse, 'reverse complement')} and "
+                f"{counted(leak.near, 'near copy', 'near copies')} (k-mer similarity {NEAR:g} or "
+                f"more) of sequences in earlier splits, among {leak.size:,}"
             )
             lines.append(f"{line}; the first: {leak.first_near}" if leak.near else line)
         return lines

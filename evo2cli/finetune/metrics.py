@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.errors import UntrustedNumericsError, UserError, counted
 from evo2cli.finetune.tasks import Labels, Task
 from evo2cli.ranking import (
     PERCENTILES,
@@ -73,7 +73,9 @@ def measure(
     """
     num_units = len(truth)
     if len(predicted) != num_units or not num_units:
-        raise UserError(f"{len(predicted):,} predictions for {num_units:,} labels")
+        raise UserError(
+            f"{counted(len(predicted), 'prediction')} for {counted(num_units, 'label')}"
+        )
     strata = truth if labels.task is Task.CLASSIFY else np.zeros(num_units, np.int64)
     units_N = None
     if labels.task is Task.TOKENS:

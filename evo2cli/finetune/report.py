@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evo2cli import console
+from evo2cli.errors import counted
 from evo2cli.finetune.metrics import F1
 
 MAX_METRICS = 6
@@ -22,17 +23,18 @@ def report_page(report: Mapping[str, Any]) -> RenderableType:
     names = [name for name in results["model"] if report["task"] == "lm" or " " not in name]
     what = "held-out documents"
     if report["task"] != "lm":
-        what = f"{report['examples'][report['part']]:,} {report['part']} examples"
+        what = counted(report["examples"][report["part"]], f"{report['part']} example")
     parts: list[RenderableType] = [_table(f"on {what}", results, names)]
     if of_classes := [name for name in results["model"] if name.startswith(F1)]:
         parts += [Text(), _table("F1 of each class", results, of_classes)]
         if len(of_classes) > MAX_METRICS:
-            parts.append(Text(f"{len(of_classes) - MAX_METRICS:,} more classes: report.json"))
+            more = counted(len(of_classes) - MAX_METRICS, "more class", "more classes")
+            parts.append(Text(f"{more}: report.json"))
     memory = f", {report['memory_gib']:.1f} GiB" if report["memory_gib"] else ""
     layer = f", layer {base['layer']}" if "layer" in base else ""
     line = (
         f"{report['task']} by {report['method']} on {base['model']}{layer}: "
-        f"{report['parameters']:,} parameters, {report['steps']:,} steps in "
+        f"{report['parameters']:,} parameters, {counted(report['steps'], 'step')} in "
         f"{report['seconds']:,.0f} s{memory}; the weights after step {best['step']:,} are kept in "
         f"{report['output']}/final"
     )

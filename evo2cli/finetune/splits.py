@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from evo2cli.errors import UserError, listed
+from evo2cli.errors import UserError, counted, listed
 from evo2cli.finetune.examples import SPLITS, Examples
 from evo2cli.finetune.similarity import cluster, number_copies
 from evo2cli.finetune.tasks import Labels, SplitBy, Task
@@ -121,7 +121,8 @@ def units_of(examples: Examples, by: SplitBy) -> tuple[Indices, str]:
         units = cluster(examples.entries)
         counts = np.bincount(units)
         share = counts.max() / len(units)
-        return units, f"{len(counts):,} clusters, the largest with {share:.1%} of the sequences"
+        clusters = counted(len(counts), "cluster")
+        return units, f"{clusters}, the largest with {share:.1%} of the sequences"
     names = examples.groups
     if by is SplitBy.CHROMOSOME:
         chromosomes = examples.chromosomes

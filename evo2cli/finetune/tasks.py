@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any, TypeVar
 
-from evo2cli.errors import UserError, listed
+from evo2cli.errors import UserError, counted, listed
 
 MAX_NUMBERED_CLASSES = 20  # more different whole numbers than this are measurements
 UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label, in a table
@@ -291,8 +291,8 @@ def parse_tokens(cell: str, length: int, origin: str) -> Sequence[str]:
     found: Sequence[str] = cell if tokens is None else [class_name(token) for token in tokens]
     if len(found) != length:
         raise UserError(
-            f"{origin}: {len(found):,} labels for {length:,} bases; --task tokens needs one "
-            "digit, letter or list entry for each base"
+            f"{origin}: {counted(len(found), 'label')} for {counted(length, 'base')}; --task "
+            "tokens needs one digit, letter or list entry for each base"
         )
     return found
 

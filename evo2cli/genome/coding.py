@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from Bio.Data import CodonTable
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.genome.alphabet import ACGT, reverse_complement
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import Feature, is_gff, read_features
@@ -94,7 +94,7 @@ class CodingSequence:
         own = self.codon(change.site)
         number = change.site + 1
         if not own:
-            raise ValueError(f"{self.origin} has {len(self.bases) // 3:,} codons")
+            raise ValueError(f"{self.origin} has {counted(len(self.bases) // 3, 'codon')}")
         if AMINO_ACIDS[own] != change.old:
             raise ValueError(
                 f"codon {number} of {self.origin} is {own.decode()} ({AMINO_ACIDS[own]}), not "
@@ -225,7 +225,7 @@ def _chosen(path: Path, name: str | None, named: Sequence[tuple[str, T]]) -> T:
         return found[0]
     names = list(dict.fromkeys(own for own, _ in named))
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    count = f"{len(found):,} coding sequences" if found else "no coding sequence"
+    count = counted(len(found), "coding sequence") if found else "no coding sequence"
     what = f"{count} named {name!r}" if name else count
     way_out = "give one" if name and found else "choose one by --cds-name"
     raise UserError(f"--cds {path}: has {what}; {way_out}: {shown}")

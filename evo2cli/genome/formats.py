@@ -2,10 +2,11 @@
 
 import re
 
+_GFF = "is a GFF, which holds features; give FASTA or variants"
 _BEGINNINGS = {
     b"@": "is FASTQ or SAM; convert it to FASTA first (seqtk seq -A, samtools fasta)",
     b"##fileformat=VCF": "is a VCF, not FASTA",
-    b"##gff": "is a GFF, which holds features; give FASTA or variants",
+    b"##gff": _GFF,
     b"LOCUS": "is GenBank; convert it to FASTA first",
     b"BAM\1": "is a BAM; convert it to FASTA first (samtools fasta)",
     b"CRAM": "is a CRAM; convert it to FASTA first (samtools fasta)",
@@ -45,8 +46,15 @@ def _recognised_row(cells: list[str]) -> str | None:
         return f"is a table of MaveDB, which names variants by HGVS; {_RENAME}"
     if "mutant" in names:
         return "is a table of variants of a protein; evo2 eval dms scores it, and --scored keeps it"
+    if len(cells) == 9 and cells[4].isdecimal() and cells[6] in ("+", "-", ".", "?"):
+        return _GFF
+    if len(cells) == 5 and all(cell.isdecimal() for cell in cells[1:]):
+        return "is the index of a FASTA (.fai); give the FASTA"
+    has_bases = len(cells) > 3 and _BASES.fullmatch(cells[3]) is not None
+    if len(cells) > 2 and cells[1].isdecimal() and cells[2].isdecimal() and not has_bases:
+        return "is a BED, which holds intervals; give FASTA or variants"
     is_record = len(cells) > 1 and cells[1].isdecimal()
-    if is_record and len(cells) >= 8 and _BASES.fullmatch(cells[3]):
+    if is_record and len(cells) >= 8 and has_bases:
         return (
             "is a VCF without its header; put the lines ##fileformat=VCFv4.2 and #CHROM POS ID REF "
             "ALT QUAL FILTER INFO (with tabs) before its records"

@@ -20,7 +20,7 @@ from evo2cli.errors import UserError
 from evo2cli.files import atomic_path, temporary_folder
 from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import Regions
-from evo2cli.genome.source import STDIN, check_end_of_stdin, read_lines
+from evo2cli.genome.source import STDIN, check_end_of_pipe, read_lines
 
 BCF_MAGIC = b"BCF"
 _DAMAGED = "damaged, or of a kind that htslib cannot read; get the whole file"
@@ -192,7 +192,7 @@ def _on_disk(path: Path) -> Iterator[Path]:
         copy = folder / "stdin.bcf"
         with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        check_end_of_stdin(path, sys.stdin.buffer)  # htslib would only warn
+        check_end_of_pipe(path, sys.stdin.buffer)  # htslib would only warn
         yield copy
 
 

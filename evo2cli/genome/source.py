@@ -78,7 +78,7 @@ def read_blocks(
                 advance(raw.tell() - position)
                 position = raw.tell()
             if not block:
-                check_end_of_stdin(path, raw)
+                check_end_of_pipe(path, raw)
                 return
             left -= len(block)
             block = stream.read(min(_BLOCK, left))
@@ -102,7 +102,7 @@ def read_lines(path: Path) -> Generator[bytes, None, None]:
         for line in iter(partial(stream.readline, limit.bytes + 1), b""):
             limit.check(len(line), "a line")
             yield line
-        check_end_of_stdin(path, raw)
+        check_end_of_pipe(path, raw)
 
 
 class TextLimit:
@@ -229,14 +229,14 @@ def _check_end(path: Path, raw: io.BufferedReader) -> None:
         raise _without_end(path)
 
 
-def check_end_of_stdin(path: Path, raw: Any) -> None:
-    """As `_check_end`, for stdin once it has been read to its end.
+def check_end_of_pipe(path: Path, raw: Any) -> None:
+    """As `_check_end`, for stdin or a pipe once it has been read to its end.
 
     Raises:
         UserError: The block is missing.
     """
     stored = getattr(raw, "raw", None)
-    if path == STDIN and isinstance(stored, _Rejoined) and not stored.is_whole:
+    if isinstance(stored, _Pipe) and not stored.is_whole:
         raise _without_end(path)
 
 
@@ -285,7 +285,9 @@ def _open_raw(
             sys.stdin = _Stdin(sys.stdin)
         return nullcontext(sys.stdin.bytes)
     _refuse_read_pipe(path)
-    raw: io.BufferedReader = io.BufferedReader(path.open("rb", buffering=0), buffer_size)
+    file = path.open("rb", buffering=0)
+    stored: Any = file if path.is_file() else _Pipe(io.BufferedReader(file))
+    raw: io.BufferedReader = io.BufferedReader(stored, buffer_size)
     try:
         _check_end(path, raw)
     except BaseException:
@@ -320,21 +322,26 @@ class _Stdin(io.TextIOWrapper):
     """
 
     def __init__(self, given: Any) -> None:
-        start = given.buffer.read(_PEEK)
-        rest: Any = io.BufferedReader(_Rejoined(start, given.buffer), _LINE_BUFFER)
-        if start.startswith(_BZIP2):
+        pipe = _Pipe(given.buffer)
+        rest: Any = io.BufferedReader(pipe, _LINE_BUFFER)
+        if pipe.start.startswith(_BZIP2):
             rest = io.BufferedReader(bz2.BZ2File(rest), _LINE_BUFFER)
         super().__init__(rest)
         self.bytes: io.BufferedReader = rest
         self.given = given  # kept alive: when it is collected, it closes what it reads
 
 
-class _Rejoined(io.RawIOBase):
-    """Bytes that were read from a stream, followed by the rest of the stream."""
+class _Pipe(io.RawIOBase):
+    """The bytes of a stream; the first few thousand come at once, however slowly they arrive.
 
-    def __init__(self, start: bytes, rest: Any) -> None:
-        self._start, self._rest = start, rest
-        self._is_bgzip = _is_bgzip(start)
+    Attributes:
+        start: Those of the first ones that have not been read yet.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.start: bytes = stream.read(_PEEK)
+        self._rest = stream
+        self._is_bgzip = _is_bgzip(self.start)
         self._last = b""
 
     @property
@@ -348,12 +355,17 @@ class _Rejoined(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` with what is available."""
-        data, self._start = self._start[: len(buffer)], self._start[len(buffer) :]
+        data, self.start = self.start[: len(buffer)], self.start[len(buffer) :]
         if not data:
             data = self._rest.read1(len(buffer))
         self._last = (self._last + data)[-len(_BGZIP_END) :]
         buffer[: len(data)] = data
         return len(data)
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._rest.close()
+        super().close()
 
 
 @contextmanager

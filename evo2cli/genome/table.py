@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from evo2cli.errors import UserError, listed
+from evo2cli.errors import UserError, counted, listed
 from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
 from evo2cli.genome.source import first_bytes, read_lines
 from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value
@@ -113,8 +113,8 @@ def _whole_rows(
             for number, row in rows:
                 if len(row) != num_columns:
                     raise UserError(
-                        f"{path}: line {number}: {len(row)} columns, but the first line names "
-                        f"{num_columns}"
+                        f"{path}: line {number}: {counted(len(row), 'column')}, but the first line "
+                        f"names {num_columns}"
                     )
                 yield number, row
         except csv.Error as error:

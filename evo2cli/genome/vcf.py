@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.genome.alphabet import ACGT, LETTERS, RNA_LETTERS
 from evo2cli.genome.htslib import BCF_MAGIC, read_bcf, read_bcf_spans, read_vcf_spans
 from evo2cli.genome.interval import Interval
@@ -370,7 +370,9 @@ def read_line(line: bytes, num_columns: int = FIRST_COLUMNS) -> VariantRecord:
     columns = line.split(b"\t", FIRST_COLUMNS)
     given = len(columns) + (columns[-1].count(b"\t") if len(columns) > FIRST_COLUMNS else 0)
     if given < num_columns:
-        raise ValueError(f"{given} columns separated by tabs, but #CHROM names {num_columns}")
+        raise ValueError(
+            f"{counted(given, 'column')} separated by tabs, but #CHROM names {num_columns}"
+        )
     contig, position, identifier, reference, alternates, _, _, info = columns[:FIRST_COLUMNS]
     if not is_position(position):
         raise ValueError(f"POS {position[:40].decode(errors='replace')!r} is not a whole number")

@@ -31,7 +31,7 @@ from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from evo2cli import console
-from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.errors import UntrustedNumericsError, UserError, counted
 from evo2cli.files import temporary_folder
 from evo2cli.processes import LAUNCHER, end_with_parent, on_interrupt
 
@@ -261,7 +261,7 @@ def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
                 end(number, frame)
             return  # the ranks have exited, and the launcher is about to
         what = "killing them" if impatient else "asking them to save and exit"
-        console.say(f"{signal.Signals(number).name}: {len(found)} ranks, {what}")
+        console.say(f"{signal.Signals(number).name}: {counted(len(found), 'rank')}, {what}")
         for rank in found:
             with suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGKILL if impatient else signal.SIGTERM)

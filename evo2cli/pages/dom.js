@@ -21,6 +21,11 @@ function shown(value, digits = 3) {
   return value.toFixed(digits).replace("-", "\u2212");
 }
 
+/** A number of things for people: 1 row, 1,200 rows. */
+function counted(number, noun) {
+  return `${shown(number)} ${noun}${number === 1 ? "" : "s"}`;
+}
+
 /** A position of a sequence for people: 1-based, from the 0-based one of the data. */
 function place(name, position) {
   return `${name}:${(position + 1).toLocaleString("en")}`;
@@ -120,7 +125,7 @@ function table({ caption, columns, rows, file, action = null, size = 50 }) {
     }));
     back.disabled = page === 0;
     next.disabled = page === pages - 1;
-    position.textContent = `${order.length.toLocaleString("en")} rows, page ${page + 1} of ${pages}`;
+    position.textContent = `${counted(order.length, "row")}, page ${page + 1} of ${pages}`;
   }
 
   const save = make("button", {

@@ -436,7 +436,7 @@ function stripFigure(groups, title, file) {
     chosen = Math.min(Math.max(0, index), groups.length - 1);
     const { name, count, quartiles } = groups[chosen];
     const [lowest, first, median, third, highest] = quartiles.map((value) => shown(value));
-    view.say(`${name}: ${count.toLocaleString("en")} alleles, median ${median}, ` +
+    view.say(`${name}: ${counted(count, "allele")}, median ${median}, ` +
       `quartiles ${first} to ${third}, lowest ${lowest}, highest ${highest} nats`);
   }
 

@@ -37,8 +37,8 @@ async function introduce() {
   const parts = [
     server.id + (server.adapter ? ` with ${server.adapter}` : ""), server.dtype,
     server.reference ? `genome ${server.reference}` : "no genome",
-    server.genes === null ? "" : `${shown(server.genes)} genes`,
-    `at most ${shown(server.max_bases)} bases`,
+    server.genes === null ? "" : counted(server.genes, "gene"),
+    `at most ${counted(server.max_bases, "base")}`,
   ];
   find("about").textContent = parts.filter(Boolean).join(", ");
 }

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evo2cli.errors import counted
 from evo2cli.training.plan.calibration import GIB
 
 _MEMORY = {
@@ -72,7 +73,7 @@ def _facts(plan: Mapping[str, Any]) -> Table:
         recomputed = f"activation checkpointing of {checkpointing} at a time"
     context_parallel = mesh["context"]
     shared = f"{context_parallel:,} per window" if context_parallel > 1 else "all data-parallel"
-    groups = f"{mesh['gpus'] // context_parallel:,} {'groups' if context_parallel > 1 else 'GPUs'}"
+    groups = counted(mesh["gpus"] // context_parallel, "group" if context_parallel > 1 else "GPU")
     cost = f"{run['gpu_hours']:,.0f} GPU-hours"
     if run["dollars"] is not None:
         cost += f", {run['dollars']:,.0f} dollars"
@@ -81,11 +82,13 @@ def _facts(plan: Mapping[str, Any]) -> Table:
         f"{recomputed}",
         "mesh": f"{mesh['gpus']:,} x {mesh['gpu']}, {zero}, {shared}",
         "batch": f"{mesh['tokens_per_step']:,} tokens per step: {groups} x "
-        f"{mesh['accumulation']:,} micro-batches x {mesh['micro_sequences']:,} windows of "
+        f"{counted(mesh['accumulation'], 'micro-batch', 'micro-batches')} x "
+        f"{counted(mesh['micro_sequences'], 'window')} of "
         f"{mesh['length']:,}",
         "speed": f"{run['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU, "
         f"{plan['time']['total']:,.2f} s per step, MFU {run['mfu']:.0%}",
-        "run": f"{run['steps']:,} steps, {run['tokens']:,} tokens, {run['days']:,.1f} days",
+        "run": f"{counted(run['steps'], 'step')}, {run['tokens']:,} tokens, "
+        f"{run['days']:,.1f} days",
         "cost": cost,
         "disk": f"{run['disk_bytes'] / 1e12:,.2f} TB at the end",
     }.items():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evo2cli import __version__, console
-from evo2cli.errors import UntrustedNumericsError, UserError
+from evo2cli.errors import UntrustedNumericsError, UserError, counted
 from evo2cli.files import open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
 from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_description
@@ -206,10 +206,10 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
                     write(table_line([sequence.name, position, base, best, *map(float, row)]))
     if num_cut:
         console.say(
-            f"{num_cut:,} of {total:,} sequences are longer than the {description.length:,} "
-            f"bases that the model was trained on; only their {description.cut} was used"
+            f"{num_cut:,} of {counted(total, 'sequence')}: longer than the {description.length:,} "
+            f"bases that the model was trained on; only the {description.cut} was used"
         )
-    console.say(f"{total:,} sequences predicted")
+    console.say(f"{counted(total, 'sequence')} predicted")
 
 
 def _value_names(description: Description) -> list[str]:
@@ -286,7 +286,8 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
             [values] = _predict(tuned, [sequence.letters])
             put(sequence.contig, sequence.start, values[:, column].tolist())
             bar.advance(1)
-    console.say(f"wrote the probability of {name} for each base of {len(sequences):,} sequences")
+    number = counted(len(sequences), "sequence")
+    console.say(f"wrote the probability of {name} for each base of {number}")
 
 
 class _Allele(NamedTuple):
@@ -328,7 +329,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
                 write(_with_info(record, alleles, fields))
                 bar.advance(1)
     done = sum(counts[status] for status in (Status.OK, Status.EDGE))
-    console.say(f"{done:,} of {counts.total():,} alleles predicted")
+    console.say(f"{done:,} of {counted(counts.total(), 'allele')} predicted")
     for status, count in sorted(counts.items()):
         if status not in (Status.OK, Status.EDGE):
             console.say(f"{count:,} {status}")

@@ -5,6 +5,7 @@ from typing import Any
 
 from evo2cli import __version__, console
 from evo2cli.console import ProgressBar
+from evo2cli.errors import counted
 from evo2cli.eval.annotations import Annotated, AnnotatedHeader, open_annotated
 from evo2cli.files import locks_output, open_output
 from evo2cli.genome.genes import read_genes
@@ -62,7 +63,7 @@ def report(options: ReportOptions) -> None:
     }
     with open_output(options.output) as write:
         write(report_page(title, data).encode())
-    console.say(f"{options.output}: {found.num_alleles:,} alleles")
+    console.say(f"{options.output}: {counted(found.num_alleles, 'allele')}")
 
 
 def _counted(records: Iterator[Annotated], bar: ProgressBar) -> Iterator[Annotated]:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.files import atomic_path, writing
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
@@ -104,7 +104,7 @@ class Background:
             if kind in self._deltas:  # meanwhile by another caller
                 return
         self._deltas[kind] = sorted(found)
-        console.say(f"background: {len(found):,} random variants like {kind} scored")
+        console.say(f"background: {counted(len(found), 'random variant')} like {kind} scored")
         with writing(self._path), self._path.open("a") as file:
             file.write(json.dumps({"kind": kind, "deltas": self._deltas[kind]}) + "\n")
 

@@ -8,6 +8,7 @@ from itertools import islice
 
 from evo2cli import console
 from evo2cli.devices import pick_devices
+from evo2cli.errors import counted
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.vcf import is_scored
 from evo2cli.models import open_model, warn_beyond_context
@@ -55,7 +56,7 @@ def estimate_cost(options: VariantOptions, read: Read) -> None:
         seconds = time.perf_counter() - started
     rate = len(devices) * scorer.window / seconds
     num_scored = sum(count for status, count in counts.items() if is_scored(status))
-    console.say(f"{num_scored:,} of {counts.total():,} alleles would be scored")
+    console.say(f"{num_scored:,} of {counted(counts.total(), 'allele')} would be scored")
     if counts:
         console.write_page(status_table(counts), stderr=True)
     if num_scored and Feature.EMBEDDING in options.wanted_features:

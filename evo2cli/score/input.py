@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.files import size_and_time
 from evo2cli.genome.builds import disagreement
 from evo2cli.genome.fasta import require_fasta
@@ -228,7 +228,8 @@ def count_shard(options: VariantOptions, read: Read) -> range | None:
     index, count = options.part
     shard = range(total * index // count, total * (index + 1) // count)
     if options.filters:
-        message = f"{len(shard):,} records are chosen by {', '.join(options.filters)}"
+        chosen = counted(len(shard), "record is", "records are")
+        message = f"{chosen} chosen by {', '.join(options.filters)}"
         (console.say if shard else console.warn)(message)
     return shard
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.genome.vcf import Status, VariantRecord, with_note
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions, shared
@@ -46,8 +46,8 @@ class Noise:
     def __str__(self) -> str:
         lower, higher = self.dtypes
         return (
-            f"EVO2_DELTA of {self.num_alleles:,} alleles in {lower} differs from that in {higher} "
-            f"by {cell(self.median)} nats (median), {cell(self.largest)} at most"
+            f"EVO2_DELTA of {counted(self.num_alleles, 'allele')} in {lower} differs from that in "
+            f"{higher} by {cell(self.median)} nats (median), {cell(self.largest)} at most"
         )
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from evo2cli import console
-from evo2cli.errors import TooManySkippedError
+from evo2cli.errors import TooManySkippedError, counted
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.reference import Reference
@@ -114,7 +114,7 @@ def report(options: VariantOptions, tally: Tally, *, is_table: bool = False) -> 
     counts = tally.counts
     total = counts.total()
     skipped = sum(count for status, count in counts.items() if not is_scored(status))
-    console.say(f"{total - skipped:,} of {total:,} alleles scored")
+    console.say(f"{total - skipped:,} of {counted(total, 'allele')} scored")
     if total:
         console.write_page(status_table(counts), stderr=True)
     mismatches = counts[Status.REF_MISMATCH]
@@ -128,7 +128,7 @@ def report(options: VariantOptions, tally: Tally, *, is_table: bool = False) -> 
         )
     elif mismatches > max(MAX_FEW_MISMATCHES, MAX_MISMATCH_FRACTION * checked):
         console.warn(
-            f"REF of {mismatches:,} of {checked:,} alleles differs from the reference: is "
+            f"REF of {mismatches:,} of {counted(checked, 'allele')} differs from the reference: is "
             "it ANOTHER GENOME BUILD than that of the variants?"
         )
     if 0 < total == counts[Status.CONTIG_MISSING]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from evo2cli import __version__, console
 from evo2cli.data.tags import read_tag, split_record
 from evo2cli.devices import Part, open_parts, pick_devices
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.files import locks_output, open_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import Record, read_records
@@ -204,17 +204,18 @@ def score_fasta(options: ScoreOptions) -> None:
                     tally["empty"] += not bases
                     tally["long"] += len(sequence.tag) + len(bases) > model.config.context
                     tally["ambiguous"] += bool(bases.translate(None, ACGT))
+    all_records = counted(tally["records"], "record")
     for trait, meaning in (
-        ("empty", "are empty"),
+        ("empty", "empty"),
         (
             "long",
-            "are longer than the context the model was trained on; beyond it, it extrapolates",
+            "longer than the context the model was trained on; beyond it, it extrapolates",
         ),
-        ("ambiguous", "have letters other than ACGT, which are scored like any other token"),
+        ("ambiguous", "with letters other than ACGT, which are scored like any other token"),
     ):
         if tally[trait]:
-            console.warn(f"{tally[trait]:,} of {tally['records']:,} records {meaning}")
-    console.say(f"{tally['records'] - tally['skipped']:,} of {tally['records']:,} records scored")
+            console.warn(f"{tally[trait]:,} of {all_records}: {meaning}")
+    console.say(f"{tally['records'] - tally['skipped']:,} of {all_records} scored")
     check_skipped(options, tally["skipped"], tally["records"])
 
 

@@ -384,7 +384,7 @@ class Engine:
             if job.is_abandoned:
                 self._end(job)
             elif now > job.deadline:
-                what = f"not done within {self._options.timeout:g} seconds; ask for less at a time"
+                what = f"not done within {self._options.timeout:g} s; ask for less at a time"
                 self._end(job, Refusal(504, what))
             elif self._closes_at is not None and now > self._closes_at:
                 self._end(job, Refusal(503, "the server is shutting down"))

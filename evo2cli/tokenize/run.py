@@ -13,7 +13,7 @@ from typing import Any
 from evo2cli import __version__, console
 from evo2cli.data.splits import SPLITS, SplitRule
 from evo2cli.data.tokens import MANIFEST, PartWriter, TokenSet, TokenWriter
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.files import locked, reading, writing
 from evo2cli.genome.source import STDIN, is_file, share_memory
 from evo2cli.tokenize.options import TokenizeOptions
@@ -307,15 +307,16 @@ def _describe_sources(options: TokenizeOptions, hashes: _Hashes) -> list[dict[st
 
 def _report_oddities(tally: Tally) -> None:
     if tally.empty:
-        console.say(f"{tally.empty:,} empty records skipped")
+        console.say(f"{counted(tally.empty, 'empty record')} skipped")
     if tally.rna:
-        console.say(f"{tally.rna:,} RNA records: U written as T")
+        console.say(f"{counted(tally.rna, 'RNA record')}: U written as T")
     if tally.repeated_names:
-        console.warn(f"{tally.repeated_names:,} records repeat a name of their file")
+        repeating = counted(tally.repeated_names, "record repeats", "records repeat")
+        console.warn(f"{repeating} a name of the same file")
     if tally.in_valid:
         console.warn(
-            f"{tally.in_valid:,} training sequences are in the validation files as well (or "
-            "their reverse complements are): left out of train"
+            f"{counted(tally.in_valid, 'training sequence')} left out of train: in the validation "
+            "files as well, as given or as reverse complement"
         )
 
 
@@ -323,10 +324,10 @@ def _report(manifest: dict[str, Any], output: Path, seconds: float) -> None:
     splits = manifest["splits"]
     bases = sum(split["bases"] for split in splits.values())
     parts = ", ".join(
-        f"{name} {facts['documents']:,} documents {facts['bases']:,} bases"
+        f"{name} {counted(facts['documents'], 'document')} {counted(facts['bases'], 'base')}"
         for name, facts in splits.items()
     )
-    console.say(f"{output}: {parts}; {bases / 1e6 / seconds:,.0f} million bases per second")
+    console.say(f"{output}: {parts}; {bases / seconds:,.0f} bases per second")
     top = Counter(manifest["letters"]).most_common(6)
     console.say("letters: " + ", ".join(f"{letter} {count:,}" for letter, count in top))
     options = manifest["options"]

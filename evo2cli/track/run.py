@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evo2cli import console
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.fasta import read_records, require_nucleotides
@@ -86,7 +86,7 @@ def write_track(options: TrackOptions) -> None:
         for section in _sections(options, lead):
             for start, values in section_values(model, options.value, section, bar.advance):
                 put(section.name, start, values)
-    console.say(f"{options.value} of {total:,} bases")
+    console.say(f"{options.value} of {counted(total, 'base')}")
 
 
 def section_values(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 from evo2cli import __version__, console
 from evo2cli.data.loader import WindowLoader, Windows, fixed_windows
 from evo2cli.data.sources import Documents, open_held_out, open_source
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.models import memory_explained
 from evo2cli.train.corpus import write_corpus
 from evo2cli.train.engines import check_ranks, devices_line, make_engine, num_parameters
@@ -77,7 +77,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
             return {**of_run, "finished": True, **summary}
 
-        start, extension = _start(recipe, shape, ranks)
+        start, origin = _start(recipe, shape, ranks)
         trainer = make_trainer(recipe, start, sources, folder)
         outcome = run_trainer(trainer)
         summary = {
@@ -89,7 +89,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         }
         if outcome.finished:
             provenance = _provenance(recipe, options.settings, sources)
-            _save_final(trainer, {**summary, **provenance, **extension})
+            _save_final(trainer, {**summary, **provenance, **origin})
         return {**of_run, "finished": outcome.finished, **summary}
 
 
@@ -100,7 +100,8 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     end = f"{summary['output']}/final"
     if not summary["finished"]:
         end = stopped(resumable=summary["resumable"])
-    return f"{summary['steps']:,} steps, {summary['trained_tokens']:,} tokens, {quality}: {end}"
+    done = f"{counted(summary['steps'], 'step')}, {summary['trained_tokens']:,} tokens"
+    return f"{done}, {quality}: {end}"
 
 
 def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
@@ -147,14 +148,14 @@ def _identity(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any
 
 
 def _start(recipe: Recipe, shape: ModelConfig, ranks: Ranks) -> tuple[Start, dict[str, Any]]:
-    """The start of the run, and what provenance records of an extension."""
+    """The start of the run, and what provenance records of its initial weights."""
     if recipe.init is None:
         return Start(shape), {}
-    start, extension = first_rank_first(ranks, lambda: read_start(recipe))
-    if extension and ranks.is_first:
-        record = extension["extended"]
+    start, origin = first_rank_first(ranks, lambda: read_start(recipe))
+    record = origin.get("extended")
+    if record and ranks.is_first:
         console.say(extension_line(record["source"], record))
-    return start, extension
+    return start, origin
 
 
 def make_trainer(
@@ -184,7 +185,7 @@ def make_trainer(
         console.say(
             f"{start.config.stripes}: {num_parameters(engine):,} parameters, "
             f"{sum(documents.num_tokens for documents in sources):,} tokens, "
-            f"{loader.windows_per_epoch:,} windows per epoch, on {devices_line(engine)}"
+            f"{counted(loader.windows_per_epoch, 'window')} per epoch, on {devices_line(engine)}"
         )
     return Trainer(recipe, engine, NextBase(recipe, engine, loader, valid), folder)
 
@@ -197,7 +198,7 @@ def run_trainer(trainer: Trainer) -> Outcome:
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
     recipe, device = trainer.recipe, trainer.ranks.device
-    what = f"{recipe.file}: {trainer.micro} windows of {recipe.batch.length} on {device}"
+    what = f"{recipe.file}: {counted(trainer.micro, 'window')} of {recipe.batch.length} on {device}"
     way_out = "lower batch.micro_sequences, or set memory.activation_checkpointing = 1"
     with memory_explained(what, way_out):
         return trainer.run()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evo2cli import console
 from evo2cli.data.order import keyed_number
-from evo2cli.errors import UntrustedNumericsError
+from evo2cli.errors import UntrustedNumericsError, counted
 from evo2cli.training.best import Best
 from evo2cli.training.clock import Clock
 from evo2cli.training.deadline import step_deadline
@@ -237,8 +237,8 @@ class Trainer:
         self.engine.nonfinite_gradient()
         if self._skipped > guard.skip_limit:
             raise UntrustedNumericsError(
-                f"step {step}: {self._skipped} steps were not finite, more than guard.skip_limit = "
-                f"{guard.skip_limit}; {WAY_OUT}"
+                f"step {step}: {counted(self._skipped, 'step was', 'steps were')} not finite, "
+                f"more than guard.skip_limit = {guard.skip_limit}; {WAY_OUT}"
             )
 
     def _stop(self, step: int, loss: float, norm: float, batch: Batch) -> NoReturn:

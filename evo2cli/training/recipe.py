@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from evo2cli.data.cuts import Packing
+from evo2cli.errors import counted
 from evo2cli.lengths import parse_length
 from stripedhyena2.adapters import LoRA
 from stripedhyena2.extension import Extension, Scheme
@@ -407,9 +408,9 @@ class Recipe(Table):
         context_parallel = self.parallel.context
         if world % context_parallel:
             raise ValueError(
-                f"parallel.context = {context_parallel} does not divide {world:,} GPUs; start "
-                f"the run by `evo2 launch` or torchrun on a multiple of {context_parallel}, or "
-                "change it"
+                f"parallel.context = {context_parallel} does not divide {counted(world, 'GPU')}; "
+                "start the run by `evo2 launch` or torchrun on a multiple of "
+                f"{context_parallel}, or change it"
             )
         return self.batch.micro(world // context_parallel)
 

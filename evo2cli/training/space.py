@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from evo2cli.errors import UserError
+from evo2cli.errors import UserError, counted
 from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe import Recipe
@@ -48,7 +48,7 @@ def check_output(recipe: Recipe, config: ModelConfig, world: int, *, others: int
             which = f"{which} and {others / 1e9:,.2f} GB of features of the base"
         have = f", of which {there:,} are there," if there else ""
         raise UserError(
-            f"{output}: {needed.most:,} checkpoints of {needed.checkpoint / 1e9:,.2f} GB "
+            f"{output}: {counted(needed.most, 'checkpoint')} of {needed.checkpoint / 1e9:,.2f} GB "
             f"({counts.all:,} parameters){have} and {which} need "
             f"{missing / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB free; free some space, "
             f"choose another --output, {_ways_out(recipe)}"

@@ -74,15 +74,16 @@ def read_start(recipe: Recipe) -> tuple[Start, dict[str, Any]]:
         recipe: The recipe; weights that already have the context of `[extend]` stay as they are.
 
     Returns:
-        The start of the run, and what provenance records of the extension: nothing without one.
+        The start of the run, and what its provenance records of the weights: `before`, what theirs
+        says, and the record of the extension.
 
     Raises:
         UserError: `init` has not been trained yet, cannot be read, or cannot be extended like this.
     """
     source = find_initial_weights(recipe)
-    provenance: dict[str, Any] = {}
     with naming(f"{recipe.file}: init"):
         checkpoint = read_checkpoint(source)
+        provenance = {"before": checkpoint.provenance}
         extension = recipe.extension(checkpoint.config.context)
         if extension is not None:
             checkpoint, _ = extend(checkpoint, source, extension)

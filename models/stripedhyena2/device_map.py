@@ -43,7 +43,7 @@ def choose_devices(num_bytes: int, free: Sequence[int]) -> list[int]:
             return sorted(chosen)
     raise MemoryError(
         f"{num_bytes / 1e9:.0f} GB of weights, and the memory to compute with them, need more than "
-        f"{len(free)} devices with {min(free) / 1e9:.0f} GB free each"
+        f"is free: {len(free)} x {min(free) / 1e9:.0f} GB"
     )
 
 

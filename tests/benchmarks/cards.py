@@ -14,7 +14,7 @@ import json
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -183,17 +183,29 @@ def curve(run: Path) -> list[dict[str, Any]]:
     return [{name: validated[at][name] for name in names} for at in chosen.astype(int).tolist()]
 
 
-def training_facts(arguments: argparse.Namespace, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Steps, tokens, hardware, seconds and the curve."""
-    facts = {key: provenance.get(key) for key in ("recipe", "set", "steps", "trained_tokens")}
-    if arguments.weights is None:
-        return facts
-    run = Path(arguments.weights).parent
-    seconds = None
-    if (run / "metrics.jsonl").is_file():
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        seconds = round(sum(json.loads(line)["seconds"] for line in lines))
-    return {**facts, "hardware": arguments.hardware, "seconds": seconds, "curve": curve(run)}
+def training_runs(
+    arguments: argparse.Namespace, provenance: dict[str, Any], known: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The runs that made the weights, each from those of the one before it; the first comes first.
+
+    Args:
+        arguments: Of the command.
+        provenance: Of the weights.
+        known: What an earlier card says of runs; hardware, seconds and curve are taken from it.
+    """
+    runs: list[dict[str, Any]] = []
+    origin: dict[str, Any] | None = provenance
+    while origin:
+        run = {key: origin.get(key) for key in ("recipe", "set", "steps", "trained_tokens")}
+        runs.insert(0, next((old for old in known if old.items() >= run.items()), run))
+        origin = origin.get("before")
+    if arguments.weights is not None:
+        folder = Path(arguments.weights).parent
+        runs[-1] |= {"hardware": arguments.hardware, "seconds": None, "curve": curve(folder)}
+        if (folder / "metrics.jsonl").is_file():
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            runs[-1]["seconds"] = round(sum(json.loads(line)["seconds"] for line in lines))
+    return runs
 
 
 def data_facts(provenance: dict[str, Any]) -> list[dict[str, Any]]:
@@ -214,11 +226,18 @@ def data_facts(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def make_card(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything that was asked for."""
+def make_card(
+    name: str, arguments: argparse.Namespace, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure everything that was asked for.
+
+    Args:
+        name: The model.
+        arguments: Of the command.
+        before: The earlier card, from which the facts of its runs are kept.
+    """
     folder = BUILT_IN / name
     checkpoint = read_checkpoint(folder)
-    before = json.loads((folder / CARD).read_text()) if (folder / CARD).is_file() else {}
     model = open_model(ModelOptions(model=name, device=arguments.device))
     exact = load(name)  # fp32 on the CPU, as a test repeats it
     machine = platform.processor() or platform.machine()
@@ -233,9 +252,7 @@ def make_card(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "width": checkpoint.config.width,
         "context": checkpoint.config.context,
         "parameters": count_parameters(checkpoint.config),
-        "training": training_facts(arguments, checkpoint.provenance)
-        if arguments.weights or not before
-        else before["training"],
+        "training": training_runs(arguments, checkpoint.provenance, before.get("training", [])),
         "data": data_facts(checkpoint.provenance),
         "windows": arguments.windows,
         "bits": measure_bits(model, arguments),
@@ -258,8 +275,11 @@ def page(card: dict[str, Any]) -> str:
         "## What it is not for",
         NOT_FOR,
         "## Training",
-        _training(card["training"]),
+        *map(_run, card["training"]),
     ]
+    if len(card["training"]) > 1:
+        tokens = sum(run["trained_tokens"] for run in card["training"])
+        sections.append(f"Together {tokens:,} tokens, each run from the weights of the one before.")
     if card["data"]:
         sections += [
             _table(
@@ -322,7 +342,7 @@ def page(card: dict[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _training(facts: dict[str, Any]) -> str:
+def _run(facts: dict[str, Any]) -> str:
     parts = []
     if facts.get("steps"):
         parts.append(f"{facts['steps']:,} steps, {facts['trained_tokens']:,} tokens")
@@ -393,9 +413,10 @@ def main() -> None:
     arguments = parser.parse_args()
     console.show_warnings()
     folder = BUILT_IN / arguments.name
+    before = json.loads((folder / CARD).read_text()) if (folder / CARD).is_file() else {}
     if arguments.weights is not None:
         write_weights(arguments.weights, folder)
-    card = make_card(arguments.name, arguments)
+    card = make_card(arguments.name, arguments, before)
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(page(card), encoding="utf-8")
     console.say(f"{folder / PAGE}: written")

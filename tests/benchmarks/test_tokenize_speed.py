@@ -65,9 +65,9 @@ def test_speed_by_workers(tmp_path: Path, shared: Path, kind: str) -> None:
     file = tmp_path / "input"
     if kind == "chromosomes":
         human = shared / "data/corpus/train/vertebrate_Homo_sapiens_GRCh37_chr20.fa.gz"
-        file.write_bytes(gzip.decompress(human.read_bytes()) * 8)
+        file.write_bytes(gzip.decompress(human.read_bytes()) * 32)
     else:
-        write_genome(file, 240_000, 1000, 1000)
+        write_genome(file, 960_000, 1000, 1000)
     if kind == "json-lines":
         records = file.read_bytes().split(b"\n")[1::2]
         file.write_bytes(b"".join(b'{"text": "%s"}\n' % record for record in records))

@@ -23,9 +23,10 @@ from evo2cli.__main__ import main
 main()
 """
 ON_IMPORT = """
+from pathlib import Path
 class Interrupt:
     def find_spec(name, path=None, target=None):
-        if name == "{module}":
+        if {condition}:
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             except KeyboardInterrupt:  # C++ that is being loaded swallows it, or aborts
@@ -43,6 +44,10 @@ evo2cli.app.main = work
 """
 
 
+def on_import_of(module: str) -> str:
+    return ON_IMPORT.format(condition=f"name == {module!r}")
+
+
 def run(
     first: str, *words: str, handler: str = "default_int_handler"
 ) -> subprocess.CompletedProcess[str]:
@@ -56,7 +61,7 @@ def run(
 @pytest.mark.parametrize(
     "first",
     [
-        *(ON_IMPORT.format(module=name) for name in ("typer", "torch", "stripedhyena2.scoring")),
+        *(on_import_of(name) for name in ("typer", "torch", "stripedhyena2.scoring")),
         IN_WORK,
     ],
     ids=["typer", "torch", "stripedhyena2.scoring", "work"],
@@ -67,8 +72,22 @@ def test_an_interrupt_ends_it_quietly_whenever_it_comes(first: str) -> None:
     assert result.stderr == "evo2: interrupted\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "file", "output"),
+    [("score", "phix174.vcf", "x.vcf"), ("tokenize", "phix174.fa", "x")],
+)
+def test_an_interrupt_during_an_import_leaves_no_part_of_an_output(
+    command: str, file: str, output: str, tmp_path: Path
+) -> None:
+    first = ON_IMPORT.format(condition=f"[*Path({str(tmp_path)!r}).glob('.*')]")
+    result = run(first, command, str(EXAMPLES / file), "-O", str(tmp_path / output))
+    assert result.returncode == INTERRUPTED
+    assert result.stderr.endswith("evo2: interrupted\n")
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".journal"] == []
+
+
 def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
-    result = run(ON_IMPORT.format(module="typer"), "--version", handler="SIG_IGN")
+    result = run(on_import_of("typer"), "--version", handler="SIG_IGN")
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -105,7 +105,7 @@ def test_validation_files_are_held_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["valid"] == [leaked]
     assert sequences["s3"] not in found["train"]
     assert len(found["train"]) == 9
-    assert "1 training sequences are in the validation files" in capsys.readouterr().err
+    assert "1 training sequence left out of train" in capsys.readouterr().err
 
 
 def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
@@ -202,7 +202,7 @@ def test_rna_is_written_as_dna(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file = write_fasta(tmp_path / "g.fa", {"a": b"ACGUacgu", "b": b"ACGT"})
     tokenize([file], tmp_path / "t", valid_fraction=0)
     assert documents(tmp_path / "t")["train"] == [b"ACGTacgt", b"ACGT"]
-    assert "1 RNA records" in capsys.readouterr().err
+    assert "1 RNA record:" in capsys.readouterr().err
 
 
 def test_an_empty_split_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +270,7 @@ def test_oddities_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "g.fa").write_bytes(b">a\nACGT\n>\n>a 2\nGGT\n>a 3\nGGA\n")
     tokenize([tmp_path / "g.fa"], tmp_path / "t")
     told = capsys.readouterr().err
-    assert "1 empty records skipped" in told
+    assert "1 empty record skipped" in told
     assert "2 records repeat a name" in told
 
 

@@ -21,6 +21,7 @@ from evo2cli.tokenize.run import tokenize_files
 from evo2cli.training import space
 from evo2cli.training.engine import PlainEngine
 from stripedhyena2 import load
+from stripedhyena2.checkpoint import read_checkpoint
 from tests.evo2cli import tiny
 from tests.evo2cli.tiny import SHAPE
 from tests.ranks import World
@@ -87,6 +88,10 @@ def test_a_model_starts_from_the_weights_of_another(place: Path) -> None:
     first, *_ = (place / "second" / "metrics.jsonl").read_text().splitlines()
     *_, last = (place / "run" / "metrics.jsonl").read_text().splitlines()
     assert abs(json.loads(first)["loss"] - json.loads(last)["loss"]) < 0.3
+    folders = [place / name / "final" for name in ("run", "second")]
+    origin, provenance = (read_checkpoint(folder).provenance for folder in folders)
+    assert provenance["before"] == origin
+    assert provenance["steps"] == 3
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_as_few_devices_as_hold_the_weights() -> None:
     assert choose_devices(240, [100, 100, 100]) == [0, 1, 2]
     assert choose_devices(79, [50, 100, 200]) == [1]  # the first is busy
     assert choose_devices(161, [50, 200, 100, 200]) == [1, 3]
-    with pytest.raises(MemoryError, match="2 devices with 50 GB free each"):
+    with pytest.raises(MemoryError, match="more than is free: 2 x 50 GB"):
         choose_devices(81 * 10**9, [10**11, 5 * 10**10])
 
 

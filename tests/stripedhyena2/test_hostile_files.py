@@ -298,6 +298,13 @@ def test_what_was_downloaded_in_the_place_of_weights_is_named(
         load(tmp_path / f"mine{suffix}")
 
 
+@pytest.mark.parametrize("content", [b">chr1\nACGT\n", b"\x1f\x8b\x08\x04", b"a: 1\n", b"hi\n"])
+def test_another_kind_of_file_is_not_taken_for_a_pickle(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(CheckpointError, match="x: is not a checkpoint: neither a file of torch"):
+        load(tmp_path / "x")
+
+
 def test_a_pipe_is_not_waited_for(folder: Path, pt_file: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     for use in (

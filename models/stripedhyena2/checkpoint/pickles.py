@@ -25,6 +25,7 @@ from stripedhyena2.checkpoint.tensors import Stored, in_memory
 from stripedhyena2.values import shown
 
 _ZIP = b"PK\x03\x04"
+_PROTOCOL = b"\x80"  # how a pickle of torch.save begins
 _MAX_PICKLE = 1 << 28  # bytes of an archive's data.pkl, which has the names but not the numbers
 _CHUNK = 1 << 24  # bytes of a storage whose checksum is computed at a time
 # Programs whose objects stand beside the tensors in the checkpoints of training runs.
@@ -79,12 +80,20 @@ def open_pickle(path: Path) -> object:
 
     Only the archive's directory and its pickle are read. Files older than PyTorch 1.6 are not
     archives and are read whole.
+
+    Raises:
+        CheckpointError: It is neither an archive nor a pickle; or as `open_archive`.
     """
     # PyTorch's documentation imports it from there; it loads a second's worth of modules.
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with opened(path) as file:
         archive = open_archive(file, path)
+        file.seek(0)
+        if archive is None and file.read(len(_PROTOCOL)) != _PROTOCOL:
+            raise CheckpointError(
+                f"{path}: is not a checkpoint: neither a file of torch.save nor .safetensors"
+            )
         foreign = _stand_ins(file) if archive else []
         file.seek(0)
         with torch.serialization.safe_globals([io.BytesIO, *foreign]), warnings.catch_warnings():

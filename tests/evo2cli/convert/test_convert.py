@@ -39,6 +39,8 @@ def test_there_and_back(native: Path, tmp_path: Path, suffix: str) -> None:
     [
         ("out", "vortex", "written as a .pt or .safetensors file"),
         ("out.pt", "native", "written as a folder"),
+        ("out.bin", "auto", r"end in \.pt or \.safetensors; for a folder .* give --to native, hf"),
+        ("out.PT", "auto", r"end in \.pt or \.safetensors"),
     ],
 )
 def test_impossible_targets_are_named(
@@ -47,6 +49,19 @@ def test_impossible_targets_are_named(
     with pytest.raises(UserError, match=message):
         convert_checkpoint(str(native), tmp_path / destination, to=to)
     assert not (tmp_path / destination).exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "to", "exists"),
+    [("nano-v1.5", "auto", False), ("out.bin", "native", False), ("out.bin", "auto", True)],
+)
+def test_a_folder_may_have_any_name(
+    native: Path, tmp_path: Path, folder: str, to: str, exists: bool
+) -> None:
+    if exists:
+        (tmp_path / folder).mkdir()
+    assert convert_checkpoint(str(native), tmp_path / folder, to=to)["layout"] == "native"
+    assert (tmp_path / folder).is_dir()
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:

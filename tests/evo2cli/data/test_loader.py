@@ -301,7 +301,7 @@ def test_a_source_without_a_window_is_refused() -> None:
     ):
         make_loader([long, short], 16, 3)
     assert make_loader([short], 16, 3, packing="document").windows_per_epoch == 1
-    with pytest.raises(ValueError, match="1 sources, but 2 weights"):
+    with pytest.raises(ValueError, match="1 source, but 2 weights"):
         make_loader([long], 16, 3, weights=[1, 2])
 
 

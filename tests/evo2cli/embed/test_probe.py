@@ -114,10 +114,10 @@ def test_labels_match_their_rows_in_any_order(tmp_path: Path) -> None:
     ("labels", "names", "message"),
     [
         ("", "abcd", "has no labels"),
-        ("a\n", "abcd", "line 1: 1 columns"),
+        ("a\n", "abcd", "line 1: 1 column;"),
         ("a\tx\na\ty\n", "abcd", "line 2: 'a' already has a label"),
         ("a\tx\tg\nb\ty\n", "abcd", "some lines have a group and others do not"),
-        ("e\tx\n", "abcd", "none of its 1 names is the name of a vector: a, b, c"),
+        ("e\tx\n", "abcd", r"none of its names \(1\) is the name of a vector: a, b, c"),
         ("a\tx\nb\ty\n", "abca", "two vectors are named 'a'"),
         ("a\tx\nb\tx\n", "ab", "all labels are 'x'"),
         ("a\tx\nb\tx\nc\ty\n", "abc", "the size of class 'y' is 1, too few for --folds 2"),

@@ -63,7 +63,7 @@ def test_the_accuracy_is_that_of_a_plain_loop(
     tiny_model: StripedHyena2, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = evaluate(tiny_model, table, by="kind")
-    assert "2 sequences are left out" in capsys.readouterr().err
+    assert "2 sequences left out" in capsys.readouterr().err
     assert result["left_out"] == 2
     texts = [draw_bases(70 + index, "row", index) for index in range(9)]
     rows = {(row["group"], row["context"]): row for row in result["rows"]}

@@ -251,7 +251,7 @@ def test_long_sequences_are_cut_with_their_labels_and_it_is_said(cut: Cut, wante
     start = {"CGT": 1, "ACG": 0, "GTA": 2}[wanted]
     assert [list(labels) for labels in found.labels] == [[start, start + 1, start + 2], [0, 1]]
     assert said is not None
-    assert said.startswith("1 of 2 sequences are longer than the window of 3 bases (up to 5)")
+    assert said.startswith("1 of 2 sequences: longer than the window of 3 bases (up to 5)")
     assert fit_length(examples, 5, cut) == (examples, None)
 
 

@@ -57,10 +57,8 @@ def test_copies_reverse_complements_and_near_copies_are_counted(examples: Exampl
     assert (test.identical, test.reverse, test.near) == (1, 1, 1)
     assert test.first == "s21 of test and s0 of train"
     assert test.first_near == "s23 of test and s11 of valid"
-    assert "1 near copies" in found.report[0]
-    with pytest.raises(
-        UserError, match=r"test: 1 copies and 1 reverse complements .* among 10"
-    ) as e:
+    assert "1 near copy " in found.report[0]
+    with pytest.raises(UserError, match=r"test: 1 copy and 1 reverse complement .* among 10") as e:
         found.refuse()
     assert "s21 of test and s0 of train" in str(e.value)
     assert "\n" not in str(e.value)

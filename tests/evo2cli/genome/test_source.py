@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_stdin_is_a_file_that_drips(pack, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("read", [read_blocks, read_lines], ids=["blocks", "lines"])
-def test_bgzip_that_was_cut_between_blocks_is_refused_from_stdin_too(
+def test_bgzip_that_was_cut_between_blocks_is_refused_from_every_pipe(
     read: Callable[[Path], Iterator[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is left of it is a whole gzip file; only its last block tells that there was more."""
@@ -94,11 +95,17 @@ def test_bgzip_that_was_cut_between_blocks_is_refused_from_stdin_too(
     assert len(starts) > 4
     for size in starts[1:]:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(Drip(packed[:size]))))
-        if size == len(packed):
-            assert b"".join(read(STDIN)) == text
-        else:
-            with pytest.raises(UserError, match=r"^-: damaged or cut off: the block that ends"):
-                list(read(STDIN))
+        named = tmp_path / f"pipe{size}"
+        os.mkfifo(named)
+        writer = threading.Thread(target=named.write_bytes, args=(packed[:size],))
+        writer.start()
+        for source in (STDIN, named):
+            if size == len(packed):
+                assert b"".join(read(source)) == text
+            else:
+                with pytest.raises(UserError, match=f"^{source}: damaged or cut off: the block"):
+                    list(read(source))
+        writer.join()
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_every_kind_of_table_has_the_same_rows(tmp_path: Path, kind: str) -> Non
     ("text", "message"),
     [
         ("a,b,a\n", "two columns have the same name: a, b, a"),
-        ("a\tb\n1\n", "line 2: 1 columns, but the first line names 2"),
+        ("a\tb\n1\n", "line 2: 1 column, but the first line names 2"),
         ('{"a": 1}\n\n{"b": 1}\n', "line 3: has no 'a', as the first has"),
         ('{"a": 1}\n[1]\n', "line 2: not a JSON object"),
         ('{"a": 1}\n{"a"\n', "line 2: broken JSON"),

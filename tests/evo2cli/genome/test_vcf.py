@@ -109,7 +109,7 @@ def test_packing_and_line_ends_do_not_change_what_is_read(tmp_path, pack, end):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"1 5 . A C . . .\n", "line 3: 1 columns separated by tabs"),
+        (b"1 5 . A C . . .\n", "line 3: 1 column separated by tabs"),
         (b"1\tfive\t.\tA\tC\t.\t.\t.\n", "line 3: POS 'five'"),
         (b"1\t-5\t.\tA\tC\t.\t.\t.\n", "line 3: POS '-5'"),
         (b"1\t5\t.\tA\tC\t.\t.\t.\n1\t5\n", "line 4: 2 columns"),

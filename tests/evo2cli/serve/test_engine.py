@@ -195,7 +195,7 @@ def test_a_deadline_ends_a_request() -> None:
             "/v1/completions", json={"model": "nano", "prompt": "A", "max_tokens": 590, "n": 100}
         )
         assert answer.status_code == 504
-        assert "not done within 0.5 seconds" in answer.text
+        assert "not done within 0.5 s;" in answer.text
         assert server.engine.num_jobs == server.engine.num_growing == 0
 
 
