@@ -15,22 +15,22 @@ Recall = Callable[[str, Callable[[], Any]], Any]
 
 
 class Together:
-    """Results that are computed together, but asked for one after the other by a `recall`.
+    """Results that are computed together, but asked for one by one by a `recall`.
 
-    A journal recalls the beginning, so what is asked for comes behind it, without gaps.
+    A journal recalls the first results; those asked for are all that follow, without gaps.
 
     Args:
-        start: Begins to compute all results from a place in their order on.
+        start: Starts to compute all results from an index on.
     """
 
     def __init__(self, start: Callable[[int], Iterator[Any]]) -> None:
         self._start = start
         self._results: Iterator[Any] | None = None
 
-    def result(self, place: int) -> Any:
-        """The result at a place."""
+    def result(self, index: int) -> Any:
+        """The result of an index."""
         if self._results is None:
-            self._results = self._start(place)
+            self._results = self._start(index)
         return next(self._results)
 
 

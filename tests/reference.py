@@ -15,9 +15,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 OPENING = """\
 # Commands
 
-Every command with its arguments and options. This page is written from the declarations of which
-the command line and the option classes of the Python package are made, by
-`python -m tests.reference`. Every command also answers to `--help`.
+Every command with its arguments and options; `--help` shows the same. `python -m tests.reference`
+writes this page from the declarations of the options.
 """
 
 
@@ -83,8 +82,8 @@ def _value(parameter: inspect.Parameter, info: Any) -> str:
     for kind in [kinds, *getattr(kinds, "__args__", ())]:
         if isinstance(kind, type) and issubclass(kind, Enum):
             return ", ".join(f"`{choice.value}`" for choice in kind)
-    bounds = [f"at least {info.min:g}"] if info.min is not None else []
-    bounds += [f"at most {info.max:g}"] if info.max is not None else []
+    bounds = [f"at least {info.min:,.10g}"] if info.min is not None else []
+    bounds += [f"at most {info.max:,.10g}"] if info.max is not None else []
     return ", ".join([*filter(None, [(info.metavar or "").replace("|", "\\|")]), *bounds])
 
 

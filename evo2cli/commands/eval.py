@@ -99,9 +99,9 @@ def context(options: ContextOptions) -> None:
     over the context that the model was first trained with. An extension of the context should not
     raise the latter: compare the model before it with --against.
     """
-    from evo2cli.eval.context import context_page, read_context
+    from evo2cli.eval.context import context_page, evaluate_context
 
-    result = read_context(options)
+    result = evaluate_context(options)
     _show(result, context_page, as_json=options.json)
 
 

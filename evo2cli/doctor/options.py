@@ -26,8 +26,8 @@ class DoctorOptions(JSONOptions, DeviceOptions, ConfigOptions):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="CSV of sequences to measure the loss of the model on: on its publisher's prompts "
-            "it must be the published loss.",
+            help="CSV of sequences on which to measure the loss of the model; on its publisher's "
+            "prompts it must equal the published loss.",
         ),
     ] = None
 

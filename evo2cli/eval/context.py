@@ -53,7 +53,7 @@ def window_parts(length: int, short: int) -> list[Part]:
 
 
 @locks_output
-def read_context(
+def evaluate_context(
     options: ContextOptions, open_model: Callable[..., StripedHyena2] = open_model
 ) -> dict[str, Any]:
     """Measure the loss by position.
@@ -178,7 +178,7 @@ def loss_rows(
 
 
 def context_page(result: dict[str, Any]) -> RenderableType:
-    """Lay out the result of `read_context`: a line for each part of the window."""
+    """Lay out the result of `evaluate_context`: a line for each part of the window."""
     title, columns = f"loss of {result['model']}", ["loss"]
     if result["against"] is not None:
         title += f" against {result['against']}"

@@ -1,8 +1,8 @@
-"""`evo2 eval continuation`: how much of what follows does a model write? docs/eval.md defines it.
+"""`evo2 eval continuation`: how many of the next bases does a model get right? See docs/eval.md.
 
-    window = context + truth     `context` bases that the model reads, `bases` that it must find
+    window = context + truth     `context` bases that the model reads, `bases` that it must predict
 
-All contexts of a window end at the same place, so their truth is the same.
+All contexts of a window end at the same base, so their truth is the same.
 
 C bases of a context, K = 4**order short sequences.
 """
@@ -52,8 +52,8 @@ from stripedhyena2.generation import Alphabet, Request, Rows, Sample
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.sampling import Sampler, Uniforms
 
-ROWS = 16  # windows that are continued together; fixed, because it may show in the last bits
-ORDER = 8  # of the Markov model: bases that it looks back at most
+ROWS = 16  # windows that are continued together; fixed, because it may change the last bits
+ORDER = 8  # of the Markov model: the bases that it looks back, at most
 
 _CODE = np.zeros(256, np.int64)
 _CODE[list(ACGT)] = range(4)
@@ -61,7 +61,7 @@ _CODE[list(ACGT)] = range(4)
 
 @dataclass(frozen=True)
 class Window:
-    """The bases that are read and those that are to be found, upper-case A, C, G and T."""
+    """The bases that are read and those to predict, upper-case A, C, G and T."""
 
     group: str
     bases: bytes
@@ -265,9 +265,9 @@ class Writer:
 def continue_by_counts(context: bytes, num_bases: int) -> bytes:
     """The continuation of a context by a Markov model that is counted from the context alone.
 
-    Each base is the one that most often follows the last `ORDER` bases in the context, or the last
-    few of them where the context has never had a base after so many; of equally frequent ones that
-    which comes first in the alphabet. It shows what composition and repeats give without a model.
+    Each base is the one that most often follows the last `ORDER` bases in the context, or fewer of
+    them if these were never followed by a base. Ties go to the first in the alphabet. It shows how
+    far composition and repeats alone go.
     """
     codes_C = _CODE[np.frombuffer(context, np.uint8)]
     highest = min(ORDER, len(context))
@@ -294,7 +294,7 @@ def _count_followers(codes_C: NDArray[np.int64], order: int) -> NDArray[np.int64
 
 
 def share_equal(written: bytes, truth: bytes) -> float:
-    """The share of bases that are equal at the same place."""
+    """The share of positions whose bases are equal."""
     return sum(one == other for one, other in zip(written, truth, strict=True)) / len(truth)
 
 

@@ -249,20 +249,20 @@ class MutantScorer:
         Raises:
             NonFiniteError: A log-likelihood is NaN or infinite.
         """
-        place = 0
-        while place < len(variants):
-            asked: list[tuple[str, list[tuple[Pair, Window]] | None]] = []
-            for choices, name in islice(variants, place, None):
-                asked.append((name, self._ask(choices)))
+        first = 0
+        while first < len(variants):
+            queued: list[tuple[str, list[tuple[Pair, Window]] | None]] = []
+            for choices, name in islice(variants, first, None):
+                queued.append((name, self._queue(choices)))
                 if self._reader.packer.is_full:
                     break
-            place += len(asked)
+            first += len(queued)
             self._reader.packer.read().collect()
-            for name, pairs in asked:
+            for name, pairs in queued:
                 yield None if pairs is None else self._mean(pairs, name)
 
-    def _ask(self, choices: Choices) -> list[tuple[Pair, Window]] | None:
-        """Ask for the windows of a variant; each pair comes with the window that it changes to."""
+    def _queue(self, choices: Choices) -> list[tuple[Pair, Window]] | None:
+        """Queue the windows of a variant; each pair comes with the window that it changes to."""
         pairs = []
         for codons in choices:
             windows = self.sequence.windows(codons, self._genome, self.window)
@@ -311,9 +311,9 @@ def score_all(
         console.progress("dms", len(variants), "variants") as bar,
     ):
         wanted = [(choices[index], variants[index].mutant) for index in order]
-        together = Together(lambda place: scorer.deltas(wanted[place:]))
-        for place, index in enumerate(order):
-            delta = recall(variants[index].mutant, partial(together.result, place))
+        together = Together(lambda first: scorer.deltas(wanted[first:]))
+        for position, index in enumerate(order):
+            delta = recall(variants[index].mutant, partial(together.result, position))
             deltas[index] = math.nan if delta is None else rounded(delta)
             bar.advance()
     return deltas

@@ -35,13 +35,13 @@ def draw_substitutions(bases: bytes, count: int, *labels: Label) -> bytes:
     Args:
         bases: A, C, G and T.
         count: At most as many as there are bases.
-        labels: Different labels give different places and bases.
+        labels: Different labels give different positions and bases.
     """
-    places = sorted(range(len(bases)), key=lambda place: keyed_number(*labels, "place", place))
+    order = sorted(range(len(bases)), key=lambda index: keyed_number(*labels, "place", index))
     found = bytearray(bases)
-    for place in places[:count]:
-        others = ACGT.replace(bases[place : place + 1], b"")
-        found[place] = others[keyed_number(*labels, "base", place) % len(others)]
+    for index in order[:count]:
+        others = ACGT.replace(bases[index : index + 1], b"")
+        found[index] = others[keyed_number(*labels, "base", index) % len(others)]
     return bytes(found)
 
 

@@ -53,13 +53,13 @@ DrawHaystack = Callable[[int, int], bytes]  # called with a length and the index
 
 @dataclass(frozen=True)
 class Trial:
-    """A haystack, and a needle that is hidden in it and repeated behind it.
+    """A haystack, and a needle that is hidden in it and repeated after it.
 
     Attributes:
         haystack: Bases before the second needle.
         needle: Key and value.
         num_asked: Bases of the value, which is predicted; the key is given.
-        hidden: What the haystack holds in the place of the first needle, as long as it.
+        hidden: What the haystack holds instead of the first needle, of the same length.
     """
 
     haystack: bytes
@@ -87,22 +87,22 @@ class Trial:
         return self.haystack[:start] + self.hidden + after + self.needle
 
     def distracted(self, depth: float, distractors: Sequence[bytes], *labels: Label) -> "Trial":
-        """The trial with distractors in the haystack, beside the place of the needle at a depth.
+        """The trial with distractors in the haystack, away from the needle of a depth.
 
-        They replace bases at places that are multiples of their length away from the needle.
+        They replace bases whose distance from the needle is a multiple of their length.
 
         Args:
             depth: Percent of the rest of the haystack that precedes the needle.
             distractors: Each as long as the needle.
-            labels: Different labels give different places.
+            labels: Different labels give different positions.
         """
         size, start = len(self.needle), self.start(depth)
         before = range(start - size, -1, -size)
         after = range(start + size, len(self.haystack) - size + 1, size)
-        places = sorted([*before, *after], key=lambda place: keyed_number(*labels, place))
+        starts = sorted([*before, *after], key=lambda first: keyed_number(*labels, first))
         haystack = bytearray(self.haystack)
-        for place, distractor in zip(places, distractors, strict=False):
-            haystack[place : place + size] = distractor
+        for first, distractor in zip(starts, distractors, strict=False):
+            haystack[first : first + size] = distractor
         return replace(self, haystack=bytes(haystack))
 
 
@@ -176,7 +176,7 @@ def _mutation_rate(options: NeedleOptions) -> float | None:
 
 
 def draw_trial(options: NeedleOptions, haystack: bytes, length: int, repeat: int) -> Trial:
-    """The trial of a repeat: a random needle for a haystack, and what of it is hidden there."""
+    """The trial of a repeat: a haystack, a random needle, and what the haystack hides of it."""
     labels = ("needle", options.seed, length, repeat)
     needle = draw_bases(options.needle_length, *labels)
     hidden = needle
@@ -190,7 +190,7 @@ def draw_trial(options: NeedleOptions, haystack: bytes, length: int, repeat: int
 def add_distractors(
     trial: Trial, depth: float, distractors: Distractors, options: NeedleOptions, *labels: Label
 ) -> Trial:
-    """The trial with near copies of the key in its haystack, each with a random value behind it.
+    """The trial with near copies of the key in its haystack, each followed by a random value.
 
     They are reverse complements if the hidden needle is one.
 
@@ -198,7 +198,7 @@ def add_distractors(
         trial: The trial without them.
         depth: Where the needle will be.
         distractors: How many, and how far from the key.
-        options: Of the needle.
+        options: Options of the needle.
         labels: Different labels give different distractors.
     """
     key = trial.needle[: options.num_key]

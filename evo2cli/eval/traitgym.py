@@ -1,4 +1,4 @@
-"""`evo2 eval traitgym`: do features of variants tell causal ones from others?
+"""`evo2 eval traitgym`: do features of variants separate causal ones from others?
 
 docs/eval.md defines it. The metric is AUPRC by chromosome, the mean weighted by the number of
 variants; logistic regressions are fitted without the chromosome that they predict.
@@ -40,7 +40,7 @@ class Labelled:
     """The variants that have a label and all features.
 
     Attributes:
-        chromosomes: Of each variant, without chr.
+        chromosomes: The chromosome of each variant, without chr.
         positive: Whether each is causal [V].
         values: Each feature by its name [V].
         num_left_out: Number of variants without a feature.
@@ -66,9 +66,10 @@ def evaluate_traitgym(options: TraitGymOptions) -> dict[str, Any]:
     check_outputs(options, options.source)
     found = read_labelled(options)
     chosen = [
-        name for name in np.unique(found.chromosomes)
+        name
+        for name in np.unique(found.chromosomes)
         if len(set(found.positive[found.chromosomes == name])) == 2
-    ]  # fmt: skip
+    ]
     if not chosen:
         raise UserError(f"{options.source}: no chromosome has variants of both labels")
     predictors = _predictors(found, chosen)

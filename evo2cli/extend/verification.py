@@ -41,9 +41,9 @@ def verify(recipe: Recipe, before: str, *, device: str = "auto") -> dict[str, An
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        The contents of OUTPUT/verification.json. context: as from `eval.context.read_context`, the
-        model against `before` on held-out windows; None if no held-out document is long enough.
-        needle: as from `eval.needle.find_needles`, at the new length.
+        The contents of OUTPUT/verification.json. context: from `evaluate_context`, the model
+        against `before` on held-out windows; None if no held-out document is long enough.
+        needle: from `find_needles`, at the new length.
 
     Raises:
         UserError: The length does not fit the memory, or the file cannot be written.

@@ -17,22 +17,21 @@ from numpy.typing import NDArray
 
 from evo2cli.embed.probe import import_sklearn, linear_model
 from evo2cli.finetune.examples import Examples
+from evo2cli.finetune.similarity import BASE_CODES
 from evo2cli.finetune.splits import class_counts
 from evo2cli.finetune.tasks import Labels, Task
 
-MAX_ROWS = 20_000  # that a baseline is fitted on; more are drawn from, by a seed
+MAX_ROWS = 20_000  # rows that a baseline is fitted on, drawn at random if there are more
 KMER = 4
-KMER_C = 0.01  # of the logistic regression: k-mers overlap, so they need a strong penalty
+KMER_C = 0.01  # C of the logistic regression: k-mers overlap, so they need a strong penalty
 CENTRE = 80  # bases
 AROUND = 10  # bases on each side of the one whose label is predicted
 AROUND_KMERS = 50  # bases on each side whose k-mers are counted for that label
-MAX_BASES = 4_096  # whose features are in memory at once
+MAX_BASES = 4_096  # bases whose features are in memory at once
 
 Indices = NDArray[np.int64]
 Features = NDArray[np.float32]
 
-_CODE = np.full(256, 4, np.uint8)
-_CODE[np.frombuffer(b"ACGT", np.uint8)] = range(4)
 _ONE_HOT = np.eye(5, 4, dtype=np.float32)  # other letters than A, C, G and T are all zeros
 
 
@@ -54,13 +53,12 @@ def kmer_baseline(
     train: Indices,
     rows: Indices,
     *,
-    k: int = KMER,
     seed: int = 0,
 ) -> Any:
     """Predictions for `rows` by the frequencies of k-mers.
 
-    For labels of bases, of those in the `AROUND_KMERS` bases on both sides of each, beside what
-    `position_baseline` knows.
+    For labels of bases, they are those of the k-mers within `AROUND_KMERS` bases of each base, and
+    the model also reads what `position_baseline` reads.
 
     Returns:
         As `measure` takes them.
@@ -70,16 +68,16 @@ def kmer_baseline(
     """
     if labels.task is Task.TOKENS:
 
-        def around(sequence: str, places: Indices) -> Features:
-            near = _neighbours(sequence, places)
-            return np.concatenate([near, _kmers_around(sequence, k, places)], axis=1)
+        def around(sequence: str, positions: Indices) -> Features:
+            near = _neighbours(sequence, positions)
+            return np.concatenate([near, _kmers_around(sequence, KMER, positions)], axis=1)
 
         return _token_baseline(examples, labels, train, rows, seed, around, KMER_C)
     train = _draw(train, seed)
 
     def features(chosen: Indices) -> Features:
         sides = [
-            np.stack([_kmer_frequencies(side[row], k) for row in chosen])
+            np.stack([_kmer_frequencies(side[row], KMER) for row in chosen])
             for side in _sides(examples)
         ]
         return _joined(sides)
@@ -130,7 +128,7 @@ def _token_baseline(
         labels: What their labels mean.
         train: The rows whose bases are drawn from.
         rows: The rows to predict.
-        seed: Of the draw.
+        seed: Seed of the draw.
         features: Features of some bases of a sequence.
         c: As for `linear_model`.
     """
@@ -140,12 +138,12 @@ def _token_baseline(
     drawn, values = [], []
     for row in train:
         own = examples.labels[row]
-        places = np.flatnonzero((own >= 0) & (generator.random(len(own)) < share))
-        drawn.append(features(examples.sequences[row], places))
-        values.append(own[places])
+        positions = np.flatnonzero((own >= 0) & (generator.random(len(own)) < share))
+        drawn.append(features(examples.sequences[row], positions))
+        values.append(own[positions])
     values_N = np.concatenate(values)
     model = linear_model("a baseline", is_numeric=False, c=c)
-    if (values_N == values_N[0]).all():  # the bases of a rare class are in no draw
+    if (values_N == values_N[0]).all():  # no base of a rare class was drawn
         model = import_sklearn("a baseline").dummy.DummyClassifier()
     model.fit(np.concatenate(drawn), values_N)
 
@@ -175,32 +173,32 @@ def _draw(train: Indices, seed: int) -> Indices:
 
 
 def _codes(sequence: str) -> NDArray[np.uint8]:
-    return _CODE[np.frombuffer(sequence.encode(), np.uint8)]
+    return BASE_CODES[np.frombuffer(sequence.encode(), np.uint8)]
 
 
-def _words(codes: NDArray[np.uint8], k: int) -> Indices:
+def _kmers(codes: NDArray[np.uint8], k: int) -> Indices:
     """Index of the k-mer at each base; 4**k if it has a letter other than A, C, G and T."""
     count = max(0, len(codes) - k + 1)
     letters_NK = np.stack([codes[i : i + count] for i in range(k)], axis=1).astype(np.int64)
-    words = letters_NK @ 4 ** np.arange(k - 1, -1, -1)
-    return np.where((letters_NK < 4).all(axis=1), words, 4**k)
+    kmers = letters_NK @ 4 ** np.arange(k - 1, -1, -1)
+    return np.where((letters_NK < 4).all(axis=1), kmers, 4**k)
 
 
 def _kmer_frequencies(sequence: str, k: int) -> Features:
-    """The share of each of the 4**k words among the words of a sequence."""
-    words = _words(_codes(sequence), k)
-    counts = np.bincount(words, minlength=4**k + 1)[:-1]
-    return (counts / max(1, len(words))).astype(np.float32)
+    """The share of each of the 4**k k-mers among those of a sequence."""
+    kmers = _kmers(_codes(sequence), k)
+    counts = np.bincount(kmers, minlength=4**k + 1)[:-1]
+    return (counts / max(1, len(kmers))).astype(np.float32)
 
 
-def _kmers_around(sequence: str, k: int, places: Indices) -> Features:
-    """The share of each word [N, 4**k] among those around each place; none is beyond the ends."""
+def _kmers_around(sequence: str, k: int, positions: Indices) -> Features:
+    """The share of each k-mer [N, 4**k] among those around each position; beyond the ends, none."""
     padded = np.pad(_codes(sequence), AROUND_KMERS, constant_values=4)
     count = 2 * AROUND_KMERS + 2 - k
-    windows_NW = np.lib.stride_tricks.sliding_window_view(_words(padded, k), count)[places]
+    windows_NW = np.lib.stride_tricks.sliding_window_view(_kmers(padded, k), count)[positions]
     size = 4**k + 1
-    cells_NW = windows_NW + size * np.arange(len(places))[:, None]
-    counts_NF = np.bincount(cells_NW.ravel(), minlength=len(places) * size).reshape(-1, size)
+    cells_NW = windows_NW + size * np.arange(len(positions))[:, None]
+    counts_NF = np.bincount(cells_NW.ravel(), minlength=len(positions) * size).reshape(-1, size)
     return (counts_NF[:, :-1] / count).astype(np.float32)
 
 
@@ -209,11 +207,11 @@ def _centre(sequence: str) -> Features:
     return _ONE_HOT[_codes(sequence)[start : start + CENTRE]].reshape(-1)
 
 
-def _neighbours(sequence: str, places: Indices) -> Features:
-    """One-hot bases [N, F] around each place; zeros beyond the ends."""
+def _neighbours(sequence: str, positions: Indices) -> Features:
+    """One-hot bases [N, F] around each position; zeros beyond the ends."""
     padded = np.pad(_codes(sequence), AROUND, constant_values=4)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1)[places]
-    return _ONE_HOT[windows].reshape(len(places), 4 * (2 * AROUND + 1))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1)[positions]
+    return _ONE_HOT[windows].reshape(len(positions), 4 * (2 * AROUND + 1))
 
 
 def fit_and_predict(

@@ -1,6 +1,7 @@
 """What runs on labels and runs on next bases have in common: folders, the best weights, reports."""
 
 import shutil
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ REPORT = "report.json"
 
 
 @dataclass
-class Run:
+class Run(ABC):
     """A fine-tuning run; every rank has one.
 
     Attributes:
@@ -64,12 +65,12 @@ class Run:
         """
         return 0
 
+    @abstractmethod
     def trainer(self, folder: RunFolder) -> Trainer:
         """What trains; sets `description`."""
-        raise NotImplementedError
 
     def describe(self, labels: Labels) -> Description:
-        """What is trained, as far as it is no head."""
+        """The description of what is trained, without a head."""
         recipe = self.recipe
         return Description(
             labels=labels,
@@ -89,12 +90,12 @@ class Run:
             device=str(self.ranks.device),
         )
 
+    @abstractmethod
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """What the run found, on the first rank; all ranks call it together."""
-        raise NotImplementedError
 
     def run(self) -> dict[str, Any]:
-        """Train, or go on; the result is described in `run.tune`."""
+        """Train, or resume; the result is described in `run.tune`."""
         recipe, ranks = self.recipe, self.ranks
         with naming(recipe.file):
             check_shape(recipe, self.stored.config)

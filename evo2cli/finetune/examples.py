@@ -1,8 +1,8 @@
-"""Labelled sequences, read from tables: the columns that data sets of DNA have, as they are.
+"""Labelled sequences, read from tables with the columns that data sets of DNA usually have.
 
 A table has a column `sequence` (or `seq`), or two for a pair: `sequence_a` and `sequence_b`, or
 `ref_seq` and `alt_seq` (also `var_seq`; or `ref` and `alt`, if they hold whole windows). Variants
-(`chrom`, `pos`, `ref` and `alt`) are pairs of windows that are cut from a genome. Labels stand in
+(`chrom`, `pos`, `ref` and `alt`) are pairs of windows that are cut from a genome. Labels are in
 `label`, `labels`, `target` or `y`, or in the columns that the user names. `name` or `id`, `chrom`,
 `group` and `split` are read where they exist. Names of columns match in any case.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from evo2cli.errors import UserError, counted, listed
 from evo2cli.finetune.tasks import (
+    NO_LABEL,
     UNLABELLED,
     Cut,
     Labels,
@@ -50,7 +51,6 @@ SPLITS = {
     "valid": ("valid", "validation", "val", "dev", "eval"),
     "test": ("test", "testing"),
 }
-NO_LABEL = -100  # the label of a base that counts nowhere
 
 # Labels: int64 [N] of classes, float32 [N, C] of flags or numbers, or int64 [L] for each sequence.
 LabelArrays = NDArray[Any] | list[NDArray[np.int64]]
@@ -158,7 +158,7 @@ class Genome:
         return [pair.reference.sequence, pair.alternate.sequence]
 
 
-Reader = Callable[[Sequence[str], str], list[bytes]]  # of the cells of a row, and its place
+Reader = Callable[[Sequence[str], str], list[bytes]]  # from the cells of a row, and its origin
 
 
 def read_examples(
@@ -351,8 +351,8 @@ class _Finder:
                 chromosome = self.any(CHROMOSOME)
                 if chromosome is None:
                     raise self._error(f"has no column {CHROMOSOME[0]!r}")
-                places = [chromosome, position, *columns]
-                return lambda texts, origin: genome.cut(*(texts[c] for c in places), origin=origin)
+                allele = [chromosome, position, *columns]
+                return lambda texts, origin: genome.cut(*(texts[c] for c in allele), origin=origin)
         return lambda texts, origin: [_read_bases(texts[column], origin) for column in columns]
 
     def label(self) -> int:
@@ -399,7 +399,7 @@ def _encode(
     """The labels of all rows as arrays.
 
     Raises:
-        UserError: A label is no class of these, or not a number.
+        UserError: A label is not one of these classes, or not a number.
     """
     codes = {name: index for index, name in enumerate(labels.classes)}
 

@@ -33,12 +33,10 @@ from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import sequence_logprob
 
 LOSS_EXAMPLES = 32
-MAX_TOKENS = 20_000  # labelled bases of a split that the features of a task of tokens are kept of
+MAX_TOKENS = 20_000  # labelled bases of a split whose features are kept, for a task of tokens
 FILES = "features-*.safetensors"
 MAX_ROWS = 2_000  # examples by which the best layer is chosen
 FOLDS = 5
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def base_loss(model: StripedHyena2, examples: Examples) -> float:
@@ -118,7 +116,7 @@ def read_features(
     return {layer: torch.cat(parts)[back].float() for layer, parts in kept.items()}
 
 
-class Cache:
+class FeatureCache:
     """Features on disk, one file for each of the settings that decide them.
 
     Args:

@@ -51,13 +51,13 @@ class Description:
         base: Name of the model that it was trained on.
         base_fingerprint: Fingerprint of the weights of that model as they are stored.
         length: Bases of the longest sequence that it was trained on.
-        cut: What was kept of longer ones.
+        cut: The part that was kept of longer ones.
         reading: What the head reads; None for lm.
         head: "linear" or "mlp".
-        num_features: F.
+        num_features: Number of features that the head reads, F.
         scale: Mean and deviation of each number of a regression, by which outputs are scaled.
         temperature: What outputs are divided by before they become probabilities.
-        adapters: What adapters look like; None without.
+        adapters: Hyperparameters of the adapters; None without.
     """
 
     labels: Labels
@@ -96,7 +96,7 @@ class Description:
 
     @property
     def num_outputs(self) -> int:
-        """C."""
+        """Number of outputs of the head, C."""
         return len(self.labels.classes)
 
     def new_model(self, trunk: StripedHyena2 | None) -> TaskModel:

@@ -24,7 +24,7 @@ from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.features import (
     FILES,
     MAX_TOKENS,
-    Cache,
+    FeatureCache,
     all_rows,
     base_loss,
     best_layer,
@@ -43,21 +43,19 @@ from stripedhyena2.scoring import sequence_logprob
 
 FACTS = "base.json"
 UNLOADED = 2.0  # nats per base: even guessing among A, C, G and T is better
-MAX_CACHED = (
-    2**31
-)  # bytes of the features of all bases, above which they are computed in every step
+MAX_CACHED = 2**31  # bytes of the features of all bases; larger ones are computed in every step
 MAX_PROBED = 5_000  # training examples that the probe of another method than head is fitted to
 
 
 @dataclass(frozen=True)
 class FrozenBase:
-    """The base of a run, which is loaded when something of it is not known yet.
+    """The base of a run, loaded only if something about it is not known yet.
 
     Attributes:
         recipe: The recipe.
         data: The examples.
         config: The shape of the base.
-        fingerprint: Of its weights.
+        fingerprint: The fingerprint of its weights.
         device: Where it runs.
     """
 
@@ -165,7 +163,7 @@ class FrozenBase:
     def _row_bytes(self) -> int:
         """Bytes of the features of a row, in fp32; the best layer is always a block."""
         width = layer_width(self._shape, self._layer_by_name() or "blocks.0")
-        return 4 * width * self.form.num_features
+        return 4 * width * self.form.num_parts
 
     @property
     def missing_bytes(self) -> int:
@@ -210,7 +208,7 @@ class FrozenBase:
             asdict(reading),
             narrow,
         ]
-        cache = Cache(self.recipe.output, settings)
+        cache = FeatureCache(self.recipe.output, settings)
         found = {}
         for part, examples in self._parts.items():
             letters = examples.letters

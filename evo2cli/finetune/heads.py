@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo2cli.errors import UserError
+from evo2cli.finetune.tasks import NO_LABEL, Task
 from stripedhyena2 import StripedHyena2
 
 POOLS = ("mean", "last", "max", "attention", "center:W")
@@ -45,7 +46,7 @@ class Pool:
         """Read what `--pool` says.
 
         Raises:
-            UserError: It is none of `POOLS`.
+            UserError: It is not one of `POOLS`.
         """
         kind, _, width = text.partition(":")
         if kind in ("center", "centre") and width.isdecimal() and int(width):
@@ -79,8 +80,8 @@ class Reading:
         return self.pool == "none"
 
     @property
-    def num_features(self) -> int:
-        """Features per channel of the layer."""
+    def num_parts(self) -> int:
+        """Vectors of D channels that the features consist of: [h_a, h_b - h_a] of a pair."""
         return 2 if self.is_pair else 1
 
     @property
@@ -93,7 +94,7 @@ class Pooling(nn.Module):
     """Pools the outputs of a layer.
 
     Args:
-        pool: How.
+        pool: How positions are pooled.
         width: Channels of the layer.
 
     Attributes:
@@ -144,10 +145,10 @@ class Head(nn.Module):
     last layer. Before them, features are scaled by constants (`scale_features`).
 
     Args:
-        num_features: F.
-        num_outputs: C.
+        num_features: Number of features, F.
+        num_outputs: Number of outputs, C.
         kind: "linear" or "mlp".
-        dropout: Of "mlp".
+        dropout: Dropout of "mlp".
     """
 
     mean_F: Tensor
@@ -172,10 +173,10 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
-        """Start as a prediction that is the same for all.
+        """Reset the parameters, so that all predictions are the same at first.
 
-        The last layer starts at 0, so that its first gradients, and not random ones, reach what is
-        below it; a hidden layer is drawn from N(0, 1 / fan-in).
+        The last layer starts at 0, so that what is below it gets no random gradients; a hidden
+        layer is drawn from N(0, 1 / fan-in).
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
@@ -197,7 +198,7 @@ class Head(nn.Module):
 
         Args:
             features_NF: Features of training examples.
-            num_parts: 1, or 2 for pairs.
+            num_parts: As in `Reading`.
             frozen: Whether the base stays as it is.
         """
         if frozen:
@@ -234,7 +235,7 @@ class TaskModel(nn.Module):
         self.reading = reading
         self.pooling: Pooling | None = None
         if trunk is not None and not reading.by_token:
-            width = len(head.mean_F) // reading.num_features
+            width = len(head.mean_F) // reading.num_parts
             self.pooling = Pooling(Pool.read(reading.pool), width)
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -297,17 +298,17 @@ def padded(sequences: Sequence[Sequence[bytes]], length: int, pad: int) -> tuple
     return ids_NSL.long(), lengths
 
 
-def task_loss(task: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def task_loss(task: Task, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """The sum of the losses of predictions, each times its weight.
 
     classify: cross-entropy of [N, C]. tokens: of [N, L, C]. multilabel: binary cross-entropy of
     each of [N, C]. regress: half the squared error of each.
     """
-    if task in ("classify", "tokens"):
+    if task in (Task.CLASSIFY, Task.TOKENS):
         losses = F.cross_entropy(
-            outputs.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100
+            outputs.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=NO_LABEL
         )
         return (losses * weights.flatten()).sum()
-    if task == "multilabel":
+    if task is Task.MULTILABEL:
         return F.binary_cross_entropy_with_logits(outputs, targets, weights, reduction="sum")
     return ((outputs - targets).square() / 2 * weights).sum()

@@ -68,7 +68,7 @@ class LabelledRun(Run):
         reading = replace(base.form, layer=f"blocks.{self.stored.config.depth - 1}")
         trial = TunedStart(
             self.stored.config,
-            description=self._describe(reading, self.stored.config.width * reading.num_features),
+            description=self._describe(reading, self.stored.config.width * reading.num_parts),
             device=str(ranks.device),
             from_features=base.is_cached,
         )
@@ -202,7 +202,7 @@ class LabelledRun(Run):
         return fit_temperature(task, torch.stack(list(outputs)), torch.from_numpy(labels))
 
     def _baselines(self, part: str) -> dict[str, dict[str, Estimate]]:
-        """Metrics of what is cheap, on the same examples."""
+        """Metrics of the simple models on the same examples."""
         data, labels, seed = self.data, self.data.labels, self.recipe.seed
         rows = getattr(data.split, part)
         of_all = data.examples, labels, data.split.train, rows

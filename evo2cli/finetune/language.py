@@ -1,7 +1,7 @@
 """A run on next bases (`--task lm`): documents, replay, and what the model forgets."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,13 @@ def _tokens(options: FinetuneOptions) -> Path:
 
 @dataclass
 class LanguageRun(Run):
-    """A run on documents."""
+    """A run on documents.
+
+    Attributes:
+        before: What validation finds of the base; set by `trainer`.
+    """
+
+    before: dict[str, Any] = field(init=False)
 
     def trainer(self, folder: RunFolder) -> Trainer:
         """As `Run`; measures the base on all held-out documents first."""

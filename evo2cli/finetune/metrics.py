@@ -25,7 +25,7 @@ from evo2cli.ranking import (
 
 MAX_WEIGHTS = 1 << 22  # entries of a matrix of resamples, which bounds memory
 F1 = "f1 "  # before the name of a class
-LEVELS = 512  # that scores of bases are rounded to, for the intervals
+LEVELS = 512  # levels that scores of bases are rounded to, for the intervals
 
 Floats = NDArray[np.float64]
 Metrics = dict[str, Floats]  # [B] by name
@@ -61,7 +61,8 @@ def measure(
         truth: The labels, as `Examples` holds them.
         predicted: classify and multilabel: probabilities [N, C]; regress: numbers [N, C]; tokens:
             probabilities [L, C] for each sequence.
-        seed: Of the resamples. Resamples of a classification have as many items of each class.
+        seed: Seed of the resamples, which keep the number of items of each class of a
+            classification.
         bootstrap: Number of resamples; 0 leaves the intervals as wide as the value.
 
     Returns:
@@ -201,7 +202,7 @@ def _of_confusion(confusion_BCC: Floats, names: Sequence[str]) -> Metrics:
 
 
 def _f1_of_each(f1_BC: Floats, names: Sequence[str]) -> Metrics:
-    """F1 of each class; not a number where no item is of it or is called it."""
+    """F1 of each class; NaN where no item has it and none is predicted to."""
     return {f"{F1}{name}": f1_B for name, f1_B in zip(names, f1_BC.T, strict=True)}
 
 
@@ -343,12 +344,12 @@ def _with_means(found: Mapping[str, Metrics]) -> Metrics:
 
 
 def _ratio(one: Floats, other: Floats) -> Floats:
-    """The quotient; not a number where `other` is 0."""
+    """The quotient; NaN where `other` is 0."""
     return np.divide(one, other, out=np.full_like(one, np.nan), where=other > 0)
 
 
 def _mean(values_BC: Floats) -> Floats:
-    """The mean [B] over C of what is defined; not a number where nothing is."""
+    """The mean [B] over C of what is defined; NaN where nothing is."""
     is_defined_BC = np.isfinite(values_BC)
     return _ratio(
         np.where(is_defined_BC, values_BC, 0.0).sum(axis=1),

@@ -58,9 +58,9 @@ def _draw_matrix(axes: "Axes", labels: Labels, matrix: Any) -> None:
         for (row, column), count in np.ndenumerate(matrix):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
-    places = range(len(matrix))
-    axes.set_xticks(places, labels.classes, rotation=45, ha="right")
-    axes.set_yticks(places, labels.classes)
+    ticks = range(len(matrix))
+    axes.set_xticks(ticks, labels.classes, rotation=45, ha="right")
+    axes.set_yticks(ticks, labels.classes)
     axes.set(xlabel="predicted", ylabel="true", title="confusion matrix")
 
 

@@ -8,7 +8,7 @@ by sequences that overlap by half, or that differ in 4 % of their bases.
 
 Two sequences whose similarity is at least t share at least ceil(t * n) of the n hashes of either,
 so they share one of the first n - ceil(t * n) + 1 hashes of both, in any order common to all. Only
-sequences that do are compared, with the rarest hashes first, so that few do that are unrelated.
+these are compared. The order has the rarest hashes first, so that few unrelated pairs are.
 
 N sequences, S hashes of a sketch, P pairs.
 """
@@ -25,12 +25,12 @@ SKETCH = 64  # hashes
 NEAR = 0.5  # similarity of near copies
 _ABSENT = np.uint32(0xFFFFFFFF)  # fills the rows of small sketches; no k-mer has this hash
 _BATCH = 1 << 20  # bases
-_SPARE = 2.5  # times the hashes that a sketch needs are sorted, of as many as there may be
+_SPARE = 2.5  # how many times the hashes that a sketch needs are sorted
 _PAIRS = 1 << 12  # compared at once
 _SMALL = 16  # sequences that share a hash and are compared at once, each with each
 
-_CODE = np.full(256, 4, np.uint8)
-_CODE[np.frombuffer(b"ACGT", np.uint8)] = range(4)
+BASE_CODES = np.full(256, 4, np.uint8)  # by byte: 0 to 3 for A, C, G and T, 4 for any other
+BASE_CODES[np.frombuffer(b"ACGT", np.uint8)] = range(4)
 
 Indices = NDArray[np.int64]
 Sketches = NDArray[np.uint32]
@@ -40,7 +40,7 @@ Entry = tuple[str, ...]  # a sequence, or the two of a pair
 
 
 def canonical(entry: Entry) -> Entry:
-    """The same for an entry and for its reverse complement."""
+    """An entry or its reverse complement, the same one for both."""
     return min(entry, tuple(reverse_complement(text.encode()).decode() for text in entry))
 
 
@@ -88,7 +88,7 @@ class Groups:
         return item
 
     def join(self, one: int, other: int) -> None:
-        """Make the sets of both one."""
+        """Merge the sets of both."""
         self._parents[self.find(other)] = self.find(one)
 
 
@@ -109,7 +109,7 @@ def _sketch_batch(sequences: Sequence[str], sketches_NS: Sketches) -> None:
     text = np.frombuffer("\n".join(sequences).encode(), np.uint8)
     if len(text) < K:
         return
-    codes = _CODE[text]
+    codes = BASE_CODES[text]
     num_other = np.concatenate([[0], (codes > 3).cumsum(dtype=np.int32)])
     is_kmer = num_other[K:] == num_other[:-K]
     hashes = _hash(_canonical_kmers(codes & np.uint8(3)))

@@ -70,8 +70,8 @@ def split(
         seed: Another seed gives another split, except by column.
 
     Raises:
-        UserError: The data does not have what they are to be split by, or a split is empty, or does
-            not have the classes that it needs.
+        UserError: The data lack what they are to be split by, or a split is empty or lacks classes
+            that it needs.
     """
     if by is None:
         by = usual_split(examples)
@@ -252,8 +252,8 @@ def _assign(
         members = generator.permutation(np.flatnonzero(stratum == chosen))
         lacking = np.array(fractions) * sizes[members].sum()
         is_empty = lacking > 0
-        for place, unit in enumerate(members):
-            remaining = len(members) - place
+        for index, unit in enumerate(members):
+            remaining = len(members) - index
             open_to = is_empty if remaining <= is_empty.sum() else lacking > -np.inf
             part = int(np.argmax(np.where(open_to, lacking, -np.inf)))
             parts[unit] = part

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from evo2cli.errors import UserError, counted, listed
 
 MAX_NUMBERED_CLASSES = 20  # more different whole numbers than this are measurements
-UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label
+UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label, in a table
+NO_LABEL = -100  # the same as a class; it counts nowhere
 _WAY_OUT = "--task overrides this"
 
 S = TypeVar("S", bound=Any)
@@ -88,10 +89,10 @@ class Labels:
 
 
 def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
-    """Refuse cells that are no labels.
+    """Refuse cells that are not labels.
 
     Raises:
-        UserError: One is empty, or begins as a list and is none.
+        UserError: One is empty, or begins like a list but is not one.
     """
     for name, cell in zip(columns, cells, strict=True):
         if not cell:
@@ -251,7 +252,7 @@ def class_name(cell: str) -> str:
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Numbers by value, then words by letter."""
+    """Numbers by value, then words in alphabetical order."""
 
     def key(name: str) -> tuple[bool, float, str]:
         number = _number(name)
@@ -264,7 +265,7 @@ def parse_list(cell: str) -> list[str] | None:
     """The entries of a cell such as `[0, 1]` or `["a", "b"]`; None if it is not a list.
 
     Raises:
-        ValueError: It begins as a list, but is none.
+        ValueError: It begins like a list, but is not one.
     """
     if not cell.startswith("["):
         return None

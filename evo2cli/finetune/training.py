@@ -19,7 +19,7 @@ from evo2cli.data.order import OnePool
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.finetune.folder import Description, read_inputs, write_tuned
 from evo2cli.finetune.heads import SUMS, Pool, TaskModel, task_loss
-from evo2cli.finetune.tasks import Task
+from evo2cli.finetune.tasks import NO_LABEL, Task
 from evo2cli.models import DTYPES
 from evo2cli.options import DType
 from evo2cli.training.engine import Engine
@@ -31,9 +31,7 @@ from stripedhyena2.adapters import add_adapters
 from stripedhyena2.adapters.lora import target_names
 from stripedhyena2.assembly import Adopt
 from stripedhyena2.float8.frozen import freeze_float8
-from stripedhyena2.model import num_blocks
-
-NONE = -100  # class of a base without a label
+from stripedhyena2.layers import num_blocks
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class TunedStart(Start):
         features: Features of the frozen base for training examples, [N, F], which tell the head
             how large features are; None for lm.
         from_features: Whether the head alone is trained, on features that are known already.
-        provenance: What is written beside the description, as JSON values.
         is_random: Whether frozen weights are random, too.
     """
 
@@ -54,7 +51,6 @@ class TunedStart(Start):
     device: str = "cpu"
     features: Tensor | None = None
     from_features: bool = False
-    provenance: Callable[[], dict[str, Any]] = dict
     is_random: bool = False
 
     def build(self, recipe: Recipe, adopt: Adopt) -> nn.Module:
@@ -71,7 +67,7 @@ class TunedStart(Start):
         model.head.reset(recipe.seed)
         if self.features is not None:
             frozen = description.method == "head"
-            model.head.scale_features(self.features, model.reading.num_features, frozen=frozen)
+            model.head.scale_features(self.features, model.reading.num_parts, frozen=frozen)
         for part in (model.head, model.pooling):
             if part is not None:
                 adopt(part)
@@ -126,7 +122,6 @@ class TunedStart(Start):
             super().of_block(depth * kind),
             description=description,
             features=None,
-            provenance=dict,
             is_random=True,
         )
 
@@ -148,8 +143,7 @@ class TunedStart(Start):
                 base = StripedHyena2.from_seed(self.config, 0).state_dict()
             prefix = "" if description.reading is None else "trunk."
             weights = {**{f"{prefix}{name}": tensor for name, tensor in base.items()}, **weights}
-        facts = {**self.provenance(), **provenance}
-        write_tuned(description, self.config, weights, folder, facts)
+        write_tuned(description, self.config, weights, folder, provenance)
 
 
 @dataclass(frozen=True)
@@ -250,7 +244,7 @@ class FromLabels(Objective):
     def _targets(self, of: Rows, rows: list[int], length: int) -> tuple[Tensor, Tensor]:
         task, weights = self._task, self._class_weights
         if task is Task.TOKENS:
-            targets = torch.full((len(rows), length), NONE)
+            targets = torch.full((len(rows), length), NO_LABEL)
             for target, row in zip(targets, rows, strict=True):
                 target[: len(of.labels[row])] = torch.from_numpy(of.labels[row])
             if self._length:

@@ -141,7 +141,7 @@ class ConstraintOptions(Options, panel="Constraints"):
         bool, typer.Option("--both-strands", help="Avoid patterns on both strands, too.")
     ] = False
     max_homopolymer: Annotated[
-        int | None, typer.Option(min=1, help="Length of the longest run of one base.")
+        int | None, typer.Option(min=1, help="Maximum length of a run of one base.")
     ] = None
     fix: Annotated[
         tuple[str, ...],

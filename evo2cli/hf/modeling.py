@@ -37,6 +37,7 @@ from stripedhyena2.checkpoint.layouts.hf import GENERATION, head_tensors, is_hf,
 from stripedhyena2.checkpoint.layouts.vortex import Vortex
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.device_map import to_own_device
+from stripedhyena2.errors import reason_of
 from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.ids import check_batch, check_range
 from stripedhyena2.layout import layout
@@ -430,9 +431,8 @@ def _located(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
     try:
         return str(snapshot_download(name, revision=revision, allow_patterns=patterns, **hub))
     except (HTTPError, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{name}: no such file or folder, and the hub does not give it ({reason})"
+            f"{name}: no such file or folder, and the hub does not give it ({reason_of(error)})"
         ) from None
 
 

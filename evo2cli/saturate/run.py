@@ -9,8 +9,9 @@ from evo2cli.genome.vcf import VariantRecord
 from evo2cli.saturate.options import SaturateOptions
 from evo2cli.saturate.plot import also_draw
 from evo2cli.saturate.records import locate_regions, snv_records
+from evo2cli.score.cost import estimate_cost
 from evo2cli.score.input import Variants
-from evo2cli.score.variants import estimate_cost, score_to_output
+from evo2cli.score.variants import score_to_output
 
 
 def saturate(options: SaturateOptions) -> None:

@@ -45,22 +45,22 @@ DEFAULT_WINDOW = 8192
 
 @dataclass(frozen=True)
 class _PendingRecords:
-    """Records whose alleles are read together.
+    """Records whose alleles are read in one batch.
 
     Attributes:
-        asked: Each with its alleles, or with what is wrong with it.
-        batch: What reads them.
-        end: The place behind them among all records.
+        queued: Each record with its alleles, or with what is wrong with it.
+        batch: The batch that reads them.
+        end: The index of the record after them.
     """
 
-    asked: "list[tuple[VariantRecord, list[_PendingAllele] | UserError]]"
+    queued: "list[tuple[VariantRecord, list[_PendingAllele] | UserError]]"
     batch: Batch
     end: int
 
 
 @dataclass(frozen=True, slots=True)
 class _PendingAllele:
-    """An allele whose windows have been asked for.
+    """An allele whose windows are in a batch.
 
     Attributes:
         windows: Its windows for each strand; or the reason why it has none.
@@ -81,7 +81,7 @@ class VariantScorer:
         genome: Genome that the positions of records refer to.
         options: Windows, strands, and what happens if REF is not what the genome has.
         features: Computes further values of each allele.
-        settings: Of the `Packer` that reads the windows.
+        settings: Arguments of the `Packer` that reads the windows.
 
     Attributes:
         model, genome, options, features: These.
@@ -133,46 +133,46 @@ class VariantScorer:
     def score_all(self, records: Sequence[VariantRecord]) -> Iterator[list[Row]]:
         """The rows of each record, as `score` gives them.
 
-        Alleles of as many records are read side by side as keep the device busy and fit its memory;
-        on a CPU usually those of one.
+        The alleles of several records are read side by side: enough to keep the device busy, and
+        not more than fit its memory. On a CPU it is usually one record.
 
         Raises:
             UserError: As `score`, after the rows of the records before.
             NonFiniteError: Likewise.
         """
-        place, waiting = 0, deque[_PendingRecords]()
-        while place < len(records) or waiting:
-            if place < len(records):
-                waiting.append(self._ask_together(records, place))
-                place = waiting[-1].end
-                runs_ahead = self._reader.packer.runs_ahead and place < len(records)
+        first, waiting = 0, deque[_PendingRecords]()
+        while first < len(records) or waiting:
+            if first < len(records):
+                waiting.append(self._queue_batch(records, first))
+                first = waiting[-1].end
+                runs_ahead = self._reader.packer.runs_ahead and first < len(records)
                 if runs_ahead and len(waiting) == 1:
-                    continue  # a GPU reads while the next are asked for
-            together = waiting.popleft()
-            together.batch.collect()
-            for record, alleles in together.asked:
+                    continue  # a GPU reads while the next are queued
+            pending = waiting.popleft()
+            pending.batch.collect()
+            for record, alleles in pending.queued:
                 if isinstance(alleles, UserError):
                     raise alleles
                 yield [self._row(allele, record) for allele in alleles]
 
-    def _ask_together(self, records: Sequence[VariantRecord], place: int) -> "_PendingRecords":
-        """Ask for the windows of as many records as are read together, from a place on."""
-        asked: list[tuple[VariantRecord, list[_PendingAllele] | UserError]] = []
+    def _queue_batch(self, records: Sequence[VariantRecord], first: int) -> "_PendingRecords":
+        """Queue the windows of records from `first` on, as many as are read in one batch."""
+        queued: list[tuple[VariantRecord, list[_PendingAllele] | UserError]] = []
         end = len(records)
-        for index in range(place, len(records)):
+        for index in range(first, len(records)):
             record = records[index]
             try:
-                asked.append((record, [self._ask(record, alt) for alt in record.alternates]))
+                queued.append((record, [self._queue(record, alt) for alt in record.alternates]))
             except UserError as error:
-                asked.append((record, error))
+                queued.append((record, error))
                 break
             if self._reader.packer.is_full:
                 end = index + 1
                 break
-        return _PendingRecords(asked, self._reader.packer.read(), end)
+        return _PendingRecords(queued, self._reader.packer.read(), end)
 
-    def _ask(self, record: VariantRecord, alternate: bytes) -> _PendingAllele:
-        """Ask for the windows of an allele."""
+    def _queue(self, record: VariantRecord, alternate: bytes) -> _PendingAllele:
+        """Queue the windows of an allele."""
         windows, is_swapped = self.windows(record, alternate), False
         if windows is Status.REF_MISMATCH and self.options.on_ref_mismatch is OnRefMismatch.SWAP:
             swapped = self.windows(replace(record, reference=alternate), record.reference)
@@ -180,13 +180,13 @@ class VariantScorer:
                 windows, is_swapped = swapped, True
         if isinstance(windows, Status):
             return _PendingAllele(windows)
-        ask = self._reader.next_base if self.options.is_next_base else self._reader.windows
+        queue = self._reader.next_base if self.options.is_next_base else self._reader.windows
         pairs = []
         for strand, pair in zip(self._strands, windows, strict=True):
             if strand is Strand.FORWARD:
-                pairs.append(ask(pair.reference, pair.alternate))
+                pairs.append(queue(pair.reference, pair.alternate))
             else:
-                pairs.append(ask(*self._reverse_complements(pair)))
+                pairs.append(queue(*self._reverse_complements(pair)))
         return _PendingAllele(windows, pairs, is_swapped)
 
     def _row(self, allele: _PendingAllele, record: VariantRecord) -> Row:

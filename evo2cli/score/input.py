@@ -148,10 +148,10 @@ def _open_by_index(options: ScoreOptions) -> Variants | None:
     if index is None or _misfit(index, options.source) or options.shift:
         return None
     if options.bed and not options.regions:
-        asked = read_bed(options.bed)
+        intervals = read_bed(options.bed)
     else:  # with both, the BED file is a filter of what is read
-        asked = read_regions(options.regions)
-    vcf = read_vcf_by_index(options.source, index, Regions(asked, options.names))
+        intervals = read_regions(options.regions)
+    vcf = read_vcf_by_index(options.source, index, Regions(intervals, options.names))
     return Variants(vcf.records, vcf.header, is_vcf=True)
 
 
@@ -257,7 +257,7 @@ def check_contigs(header: Header, genome: Reference) -> None:
         console.warn(trouble)
 
 
-def check_places(options: ScoreOptions, genome: Reference) -> None:
+def check_regions(options: ScoreOptions, genome: Reference) -> None:
     """Refuse regions of contigs that the reference does not have.
 
     Raises:

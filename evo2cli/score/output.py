@@ -15,7 +15,7 @@ from evo2cli.score.options import Layout, Quantity, VariantOptions
 from evo2cli.tables import Row, cell, json_line, table_line
 
 PERCENTILE = "EVO2_PCT"  # only with a background
-NUM_OTHER = "EVO2_NONACGT"  # left out of a VCF record whose windows hold nothing else than ACGT
+NUM_OTHER = "EVO2_NONACGT"  # left out of a VCF record whose windows hold only ACGT
 
 # INFO fields with one value for each allele: type and description.
 FIELDS = {

@@ -110,9 +110,9 @@ def measure_noise(
         coarse = deltas(plain)
         for higher in _HIGHER[lower]:
             device = "cpu" if higher == "fp64" else options.device
-            asked = shared(options, ModelOptions, device=device, dtype=higher)
+            finer = shared(options, ModelOptions, device=device, dtype=higher)
             # No name is bound to the model, so that it is gone before the next is loaded.
-            fine = deltas(VariantScorer(open_model(asked), genome, alleles))
+            fine = deltas(VariantScorer(open_model(finer), genome, alleles))
             differences = [abs(one - other) for one, other in zip(coarse, fine, strict=True)]
             noises.append(
                 Noise(

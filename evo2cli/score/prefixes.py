@@ -22,7 +22,7 @@ from stripedhyena2.packing import GRAIN, Packer, Prefix, Suffix
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two windows that have been asked for; they have numbers as soon as they are read.
+    """Two queued windows; they have numbers as soon as they are read.
 
     Attributes:
         reference: The window with the reference allele.
@@ -50,16 +50,16 @@ class Pair:
 
 
 class WindowReader:
-    """Reads pairs of windows that have been asked for.
+    """Queues pairs of windows, and reads them in batches.
 
     Args:
         model: Model in inference mode.
         width: Number of bases in a window.
         is_anchored: Whether neighbouring sites share windows.
-        settings: Of the `Packer`.
+        settings: Arguments of the `Packer`.
 
     Attributes:
-        packer: What reads them.
+        packer: The packer that reads them.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class WindowReader:
     ) -> None:
         self.packer = Packer(model, **settings)
         self._width, self._is_anchored = width, is_anchored
-        # Most alleles are cut alike.
+        # Most alleles are cut at the same positions.
         self._ends = lru_cache(1 << 12)(self._ends_of)
         self._cut = lru_cache(1 << 12)(self._cut_of)
 

@@ -7,10 +7,11 @@ from evo2cli.errors import UserError
 from evo2cli.gpus import check_communication
 from evo2cli.models import say_demonstration
 from evo2cli.options import arguments, given
+from evo2cli.score.cost import estimate_cost
 from evo2cli.score.input import holds_variants, read_variants, warn_of_misfit
 from evo2cli.score.options import FOR_SEQUENCES, FOR_VARIANTS, ScoreOptions
 from evo2cli.score.sequences import score_fasta
-from evo2cli.score.variants import estimate_cost, score_to_output
+from evo2cli.score.variants import score_to_output
 
 
 def score(options: ScoreOptions) -> None:

@@ -4,12 +4,9 @@ EVO2_DELTA = log P(window with ALT) - log P(window with REF), in nats: the log-l
 model gives to two windows of the genome which differ in the allele alone.
 """
 
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,13 +15,12 @@ from urllib.parse import unquote, urlsplit
 
 from evo2cli import __version__, console
 from evo2cli.devices import Part, even_borders, open_parts, pick_devices
-from evo2cli.errors import UserError, counted
+from evo2cli.errors import UserError
 from evo2cli.files import locks_output, size_and_time
-from evo2cli.genome.alphabet import ACGT
 from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
-from evo2cli.genome.vcf import VariantRecord, is_scored
+from evo2cli.genome.vcf import VariantRecord
 from evo2cli.journal import Recall, Together, keep_journal, open_journals
 from evo2cli.models import (
     memory_explained,
@@ -41,7 +37,7 @@ from evo2cli.score.input import (
     Read,
     Variants,
     check_contigs,
-    check_places,
+    check_regions,
     count_shard,
     input_digest,
     open_variants,
@@ -72,12 +68,11 @@ from evo2cli.score.output import (
     written_fields,
 )
 from evo2cli.score.precision import Noise, measure_noise
-from evo2cli.score.report import Tally, report, status_table
+from evo2cli.score.report import Tally, report
 from evo2cli.tables import Row
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.progress import Progress, ignore_progress
-from stripedhyena2.scoring import ScoringState
 
 MAX_BLOCK = 4096  # records that are read before they are scored by position
 MAX_BLOCK_BYTES = 2**26  # bytes of their lines, which may have many samples
@@ -190,8 +185,8 @@ def score_records(
         together = Together(partial(_score_from, scorer, ordered))
         found: dict[int, list[Row]] = {}
         num_done = 0
-        for place, index in enumerate(order):
-            found[index] = recall(str(block[index]), partial(together.result, place))
+        for position, index in enumerate(order):
+            found[index] = recall(str(block[index]), partial(together.result, position))
             progress(1)
             while num_done in found:
                 yield block[num_done], found.pop(num_done)
@@ -199,9 +194,9 @@ def score_records(
 
 
 def _score_from(
-    scorer: VariantScorer, records: Sequence[VariantRecord], place: int
+    scorer: VariantScorer, records: Sequence[VariantRecord], first: int
 ) -> Iterator[list[Row]]:
-    return scorer.score_all(records[place:])
+    return scorer.score_all(records[first:])
 
 
 def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:
@@ -240,7 +235,7 @@ def score_to_output(
     with open_reference(find_reference(options, variants), options) as genome:
         check_contigs(variants.header, genome)
         if isinstance(options, ScoreOptions) and genome.names:
-            check_places(options, genome)
+            check_regions(options, genome)
     _check_features(options, layout)
     if layout is Layout.PARQUET and options.output is not None:
         import_pyarrow(options.output)
@@ -323,58 +318,6 @@ def score_part(read: Read, options: VariantOptions, part: Part, progress: Progre
         records = islice(variants.records, part.first, part.end)
         for _ in score_records(records, run.scorer, recall, progress):
             pass
-
-
-def estimate_cost(options: VariantOptions, read: Read) -> None:
-    """Print to stderr how many bases a run would compute, and how long that would take.
-
-    Every window is cut, but only one is computed, to measure the speed.
-
-    Raises:
-        UserError: As `score_to_output`.
-    """
-    devices = pick_devices(options.device)
-    variants = read()
-    path = find_reference(options, variants)
-    shard = count_shard(options, read)
-    records, total = variants.records, None
-    if shard is not None:
-        records, total = islice(records, shard.start, shard.stop), len(shard)
-    counts: Counter[str] = Counter()
-    with (
-        open_reference(path, options) as genome,
-        console.progress("count", total, "records") as bar,
-    ):
-        if isinstance(options, ScoreOptions) and genome.names:
-            check_places(options, genome)
-        model = open_model(replace(options, device=devices[0]))
-        scorer = VariantScorer(model, genome, options, counts_only=True)
-        warn_beyond_context(model, scorer.window, f"--window {scorer.window:,}")
-        for record in records:
-            counts.update(str(row["EVO2_STATUS"]) for row in scorer.score(record))
-            bar.advance()
-    bases = (bytes(sorted(ACGT)) * scorer.window)[: scorer.window]
-    seconds = 0.0
-    for _ in range(2):  # the first window warms up
-        started = time.perf_counter()
-        ScoringState.start(model).extend(bases)  # ends with a number, so a GPU is done as well
-        seconds = time.perf_counter() - started
-    rate = len(devices) * scorer.window / seconds
-    num_scored = sum(count for status, count in counts.items() if is_scored(status))
-    console.say(f"{num_scored:,} of {counted(counts.total(), 'allele')} would be scored")
-    if counts:
-        console.write_page(status_table(counts), stderr=True)
-    if num_scored and Feature.EMBEDDING in options.wanted_features:
-        console.warn(
-            "the estimate leaves out --features embedding, which reads two more windows per allele"
-        )
-    if num_scored:
-        whole = 2 * scorer.window * len(options.variant_strand.single) * num_scored
-        fewer = f"{whole / scorer.num_bases:.1f} times fewer than two windows an allele"
-        console.say(
-            f"{scorer.num_bases:,} bases to compute{f', {fewer}' * (path is not None)}; at "
-            f"{rate:,.0f} bases a second here {timedelta(seconds=round(scorer.num_bases / rate))}"
-        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The web application: all paths, and one way to say no."""
+"""The web application: all paths, and one way to refuse a request."""
 
 from dataclasses import asdict
 
@@ -11,7 +11,7 @@ from evo2cli import __version__
 from evo2cli.errors import UserError
 from evo2cli.models import precision_name
 from evo2cli.score.output import FIELDS
-from evo2cli.serve import generate, mcp, nim, openai, own, page
+from evo2cli.serve import generate, mcp, native, nim, openai, page
 from evo2cli.serve.answers import Json, refused
 from evo2cli.serve.engine import Engine
 from evo2cli.serve.guard import Guard, read_keys
@@ -29,12 +29,12 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
         name: The name of the model.
 
     Raises:
-        UserError: The file of keys is not valid, or the folder of files is none.
+        UserError: The file of keys is not valid, or --mcp-root is not a folder.
     """
     app = FastAPIOffline(
         title="evo2 serve",
         version=__version__,
-        description="An Evo 2 model behind an address.",
+        description="An Evo 2 genomic language model over HTTP.",
         redoc_url=None,
         static_url="/docs/static",
         swagger_ui_parameters={"validatorUrl": None},  # would ask a server elsewhere
@@ -43,7 +43,7 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
     app.include_router(mcp.routes(engine, name, options))
     app.include_router(nim.routes(engine, options.max_layers))
     app.include_router(openai.routes(engine, name))
-    app.include_router(own.routes(engine))
+    app.include_router(native.routes(engine))
     app.include_router(generate.routes(engine))
     app.include_router(page.routes())
     _add_state(app, options, engine, guard, name)
@@ -61,7 +61,7 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
 
 def _refuse(_request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
-        # Without the input, which may be large, or NaN, which JSON has not.
+        # Without the input, which may be large, or NaN, which JSON does not have.
         details: list[dict[str, object]] = [
             {key: found[key] for key in ("type", "loc", "msg")} for found in error.errors()[:20]
         ]
@@ -78,7 +78,7 @@ def _refuse(_request: Request, error: Exception) -> Response:
 def _add_state(
     app: FastAPI, options: ServeOptions, engine: Engine, guard: Guard, name: str
 ) -> None:
-    """Paths that tell of the server itself."""
+    """Paths about the server itself."""
 
     @app.get("/v1/health/live", tags=["server"])
     async def live() -> Response:
@@ -88,13 +88,13 @@ def _add_state(
     @app.get("/v1/health/ready", tags=["server"])
     async def ready() -> Response:
         """Whether requests are answered; 503 while the model is loaded."""
-        _ = engine.served  # refuses
+        engine.require_served()
         return Json({"status": "ready"})
 
     @app.get("/v1/metadata", tags=["server"])
     async def metadata() -> Response:
         """What is served."""
-        served = engine.served
+        served = engine.require_served()
         config = served.model.config
         return Json(
             {

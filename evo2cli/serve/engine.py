@@ -41,11 +41,12 @@ DEFAULT_MAX_BASES = 16_384
 # this and a prompt. With one prompt between two tokens, a burst of requests would fill the rows as
 # slowly as one a step, and requests of few tokens would never fill them.
 JOINING_SECONDS = 0.1
+EXTRA_GRACE = 5  # seconds from the refusal of jobs that are not over to the end of the server
 
 
 @dataclass(frozen=True)
 class Served:
-    """What requests are answered by.
+    """What an engine answers requests with.
 
     Attributes:
         model: The model.
@@ -260,9 +261,8 @@ class Engine:
         """Whether jobs will be accepted once the model is loaded."""
         return self._served is None and self._closes_at is None and self.failure is None
 
-    @property
-    def served(self) -> Served:
-        """What requests are answered by.
+    def require_served(self) -> Served:
+        """The model and what belongs to it, if requests can be answered now.
 
         Raises:
             Refusal: The model is still being loaded, or the server is shutting down.
@@ -294,7 +294,7 @@ class Engine:
             Refusal: There are too many, or none is accepted.
         """
         with self._changed:
-            _ = self.served  # refuses
+            self.require_served()
             if len(self._jobs) >= self._options.batch_size + self._options.queue:
                 raise Refusal(429, f"{len(self._jobs)} requests are being served; try again later")
             self._jobs.append(job)

@@ -56,14 +56,14 @@ def routes(engine: Engine) -> APIRouter:
     one_at_a_time = asyncio.Lock()  # to look ahead may need a GiB
 
     @router.post("/generate")
-    async def generate(asked: Generate, request: Request) -> Response:
+    async def generate(body: Generate, request: Request) -> Response:
         """Continue a prompt under constraints; sequences are those of `evo2 generate --json`."""
-        served = engine.served
-        check_number("sequences", asked.num_samples, MAX_SAMPLES)
-        tag, bases = read_dna(served, NAME, asked.prompt, asked.tokens)
+        served = engine.require_served()
+        check_number("sequences", body.num_samples, MAX_SAMPLES)
+        tag, bases = read_dna(served, NAME, body.prompt, body.tokens)
         prompt = Prompt(NAME, tag.decode(), bases)
-        fields = asked.model_dump(exclude={"prompt", "stream"})
-        seed = secrets.randbits(63) if asked.seed is None else asked.seed
+        fields = body.model_dump(exclude={"prompt", "stream"})
+        seed = secrets.randbits(63) if body.seed is None else body.seed
         options = GenerateOptions(**fields | {"seed": seed, "json": True})
         async with one_at_a_time:
             make_guide = await asyncio.to_thread(guides, options, [prompt])
@@ -72,9 +72,9 @@ def routes(engine: Engine) -> APIRouter:
             requests_of(options, jobs, make_guide, served.model.config.vocabulary),
             Sampler(options.temperature, options.top_k, options.top_p),
             engine.deadline(),
-            each_token=asked.stream,
+            each_token=body.stream,
         )
-        if asked.stream:
+        if body.stream:
             return event_stream(engine, job, _event(options, prompt))
         found = dict(await results(engine, job, request))
         rows = [describe(options, prompt, index + 1, found[index]) for index in sorted(found)]

@@ -1,4 +1,4 @@
-"""Tools for agents by the Model Context Protocol, at /mcp of the address or over stdin and stdout.
+"""Tools for agents by the Model Context Protocol, and the path /mcp; `stdio` is the other way.
 
 Names of tools, arguments and results are those of evo2-mcp (https://evo2-mcp.readthedocs.io), with
 one model instead of a choice of checkpoints. The jobs are those of the other paths.
@@ -8,12 +8,7 @@ L bases, D channels of a layer.
 
 import asyncio
 import logging
-import math
-import os
 import secrets
-import signal
-import socket
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -22,15 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import anyio
 import torch
 from fastapi import APIRouter
 from fastapi.responses import Response
 from mcp import types
 from mcp.server.lowlevel import Server
-from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.shared.message import SessionMessage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evo2cli import __version__, console
@@ -44,9 +36,7 @@ from evo2cli.score.alleles import VariantScorer
 from evo2cli.score.options import AlleleOptions
 from evo2cli.serve.answers import collect, to_json
 from evo2cli.serve.engine import Engine, Generation, Served, Task
-from evo2cli.serve.nim import MODELS, modules_of
-from evo2cli.serve.options import ServeOptions
-from evo2cli.serve.own import (
+from evo2cli.serve.native import (
     SEQUENCE,
     Scored,
     genome_of,
@@ -54,6 +44,8 @@ from evo2cli.serve.own import (
     read_variant,
     score_in_pieces,
 )
+from evo2cli.serve.nim import MODELS, modules_of
+from evo2cli.serve.options import ServeOptions
 from evo2cli.serve.reading import (
     check_length,
     read_dna,
@@ -67,8 +59,6 @@ from stripedhyena2.layers import default_layer, layer_widths, part_names
 
 MAX_RECORDS = 1000  # of a file that a tool reads
 MAX_VALUES = 2**18  # numbers in an embedding, which an agent has to read as text
-STDIN = 0  # its file descriptor
-EXTRA_GRACE = 5  # seconds between the refusal of what is not over and the end
 
 Answer = dict[str, Any]
 
@@ -147,9 +137,9 @@ class ListAvailableCheckpoints(BaseModel):
 
 @dataclass(frozen=True)
 class _Tool:
-    """What a tool is asked, and how it answers."""
+    """The arguments of a tool, and the function that answers it."""
 
-    asked: type[BaseModel]
+    arguments: type[BaseModel]
     answer: Callable[[Served, Any], Awaitable[Answer]]
 
 
@@ -197,7 +187,7 @@ class Tools:
     async def _list(self, _context: Any, _params: Any) -> types.ListToolsResult:
         tools = []
         for name, tool in self._tools.items():
-            schema = tool.asked.model_json_schema()
+            schema = tool.arguments.model_json_schema()
             description = " ".join(schema.pop("description").split())
             hints = types.ToolAnnotations(read_only_hint=True, open_world_hint=False)
             tools.append(
@@ -238,16 +228,16 @@ class Tools:
             is_error=found is None,
         )
 
-    async def _answer(self, name: str, arguments: dict[str, Any]) -> Answer:
+    async def _answer(self, name: str, given: dict[str, Any]) -> Answer:
         if name not in self._tools:
             raise UserError(f"{name}: not a tool; these are: {', '.join(self._tools)}")
-        asked = self._tools[name].asked.model_validate(arguments)
-        if getattr(asked, "checkpoint", None) not in (None, self._name, *MODELS):
+        arguments = self._tools[name].arguments.model_validate(given)
+        if getattr(arguments, "checkpoint", None) not in (None, self._name, *MODELS):
             raise UserError(f"checkpoint: this server has {self._name} only; leave it out")
         deadline = self._engine.deadline()
         while self._engine.is_loading and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        return await self._tools[name].answer(self._engine.served, asked)
+        return await self._tools[name].answer(self._engine.require_served(), arguments)
 
     async def _run(self, work: Callable[[Served], Iterator[Any]]) -> list[Any]:
         return await collect(self._engine, Task(work, self._engine.deadline()))
@@ -268,14 +258,14 @@ class Tools:
         # One message for all, so that nothing is told of what lies elsewhere.
         raise UserError(f"{name}: not a file below --mcp-root; name one relative to it")
 
-    async def _score_sequence(self, served: Served, asked: ScoreSequence) -> Answer:
-        _check_one(sequence=asked.sequence, fasta=asked.fasta)
+    async def _score_sequence(self, served: Served, arguments: ScoreSequence) -> Answer:
+        _check_one(sequence=arguments.sequence, fasta=arguments.fasta)
         whole: Answer = {"checkpoint": self._name}
         read: Callable[[], Iterator[tuple[str, str]]]
-        if asked.fasta is not None:
-            read = partial(_records, served, self._file(asked.fasta), asked.fasta)
+        if arguments.fasta is not None:
+            read = partial(_records, served, self._file(arguments.fasta), arguments.fasta)
         else:
-            tag, bases = read_dna(served, SEQUENCE, asked.sequence or "")
+            tag, bases = read_dna(served, SEQUENCE, arguments.sequence or "")
             whole["sequence"] = (tag + bases).decode()
             read = partial(iter, [(SEQUENCE, whole["sequence"])])
 
@@ -283,43 +273,43 @@ class Tools:
             for _ in read():
                 pass  # a file that is refused is refused before anything is scored
             for named in read():
-                yield from score_sequences([named], served.model, strand=asked.strand)
+                yield from score_sequences([named], served.model, strand=arguments.strand)
 
         rows = await self._run(work)
-        if asked.fasta is not None:
+        if arguments.fasta is not None:
             whole |= {f"{column}s": [row[column] for row in rows] for column in ("name", "length")}
-        scores = [row[f"{asked.reduce_method}_logprob"] for row in rows]
-        return whole | {"reduce_method": asked.reduce_method, "scores": scores}
+        scores = [row[f"{arguments.reduce_method}_logprob"] for row in rows]
+        return whole | {"reduce_method": arguments.reduce_method, "scores": scores}
 
-    async def _score_snp(self, served: Served, asked: ScoreSnp) -> Answer:
-        _check_one(sequence=asked.sequence, variant=asked.variant, vcf=asked.vcf)
-        if asked.sequence is not None:
-            return await self._score_central_base(served, asked)
-        if asked.alternative_allele is not None:
+    async def _score_snp(self, served: Served, arguments: ScoreSnp) -> Answer:
+        _check_one(sequence=arguments.sequence, variant=arguments.variant, vcf=arguments.vcf)
+        if arguments.sequence is not None:
+            return await self._score_central_base(served, arguments)
+        if arguments.alternative_allele is not None:
             raise UserError("alternative_allele: only with sequence")
-        if asked.window is not None:
-            check_length(served, "window", asked.window)
-        options = AlleleOptions(window=asked.window)
-        path = None if asked.vcf is None else self._file(asked.vcf)
+        if arguments.window is not None:
+            check_length(served, "window", arguments.window)
+        options = AlleleOptions(window=arguments.window)
+        path = None if arguments.vcf is None else self._file(arguments.vcf)
 
         def work(served: Served) -> Iterator[Scored]:
             scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
             if path is None:
-                records = [read_variant(0, asked.variant or "")]
+                records = [read_variant(0, arguments.variant or "")]
             else:
-                records = list(_bounded(read_vcf(path).records, asked.vcf or ""))
+                records = list(_bounded(read_vcf(path).records, arguments.vcf or ""))
             yield from score_in_pieces(scorer, records)
 
         return {"checkpoint": self._name, "variants": in_order(await self._run(work))}
 
-    async def _score_central_base(self, served: Served, asked: ScoreSnp) -> Answer:
+    async def _score_central_base(self, served: Served, arguments: ScoreSnp) -> Answer:
         """The two sequences as `evo2 score` compares those of a table, on the forward strand."""
-        if asked.window is not None:
+        if arguments.window is not None:
             raise UserError("window: only with variant or vcf")
-        tag, bases = read_dna(served, SEQUENCE, asked.sequence or "")
+        tag, bases = read_dna(served, SEQUENCE, arguments.sequence or "")
         if tag or len(bases) < 3:
             raise UserError("sequence: needs 3 bases or more, and no lineage tag")
-        allele = (asked.alternative_allele or "").upper().replace("U", "T")
+        allele = (arguments.alternative_allele or "").upper().replace("U", "T")
         middle = len(bases) // 2
         central = chr(bases[middle])
         if allele not in ("A", "C", "G", "T") or allele == central:
@@ -336,7 +326,7 @@ class Tools:
             yield from VariantScorer(served.model, Reference.none(), options).score(record)
 
         (row,) = await self._run(work)
-        divisor = len(bases) - 1 if asked.reduce_method == "mean" else 1
+        divisor = len(bases) - 1 if arguments.reduce_method == "mean" else 1
         return {
             "checkpoint": self._name,
             "original_sequence": bases.decode(),
@@ -344,26 +334,26 @@ class Tools:
             "position": middle + 1,
             "reference_allele": central,
             "alternative_allele": allele,
-            "reduce_method": asked.reduce_method,
+            "reduce_method": arguments.reduce_method,
             "original_score": row["EVO2_REF"] / divisor,
             "mutated_score": row["EVO2_ALT"] / divisor,
             "score_delta": row["EVO2_DELTA"] / divisor,
         }
 
-    async def _embed_sequence(self, served: Served, asked: EmbedSequence) -> Answer:
-        letters = b"".join(read_dna(served, SEQUENCE, asked.sequence))
-        layer = asked.layer_name or default_layer(served.model.config)
+    async def _embed_sequence(self, served: Served, arguments: EmbedSequence) -> Answer:
+        letters = b"".join(read_dna(served, SEQUENCE, arguments.sequence))
+        layer = arguments.layer_name or default_layer(served.model.config)
 
         def work(served: Served) -> Iterator[list[Any]]:
             modules = modules_of(served.model, layer)
             num_values = sum(layer_widths(served.model, modules).values())
-            if asked.pool == "none" and num_values * len(letters) > MAX_VALUES:
+            if arguments.pool == "none" and num_values * len(letters) > MAX_VALUES:
                 raise Refusal(
                     413,
                     f"the embedding would have {num_values * len(letters):,} numbers, more than "
                     f"{MAX_VALUES:,}; ask for pool 'mean', or for a shorter sequence",
                 )
-            found = served.model.embed([letters], layers=modules, pool=asked.pool)
+            found = served.model.embed([letters], layers=modules, pool=arguments.pool)
             yield torch.cat([found[module][0] for module in modules], dim=-1).float().tolist()
 
         (embedding,) = await self._run(work)
@@ -371,14 +361,14 @@ class Tools:
             "checkpoint": self._name,
             "sequence": letters.decode(),
             "layer_name": layer,
-            "pool": asked.pool,
+            "pool": arguments.pool,
             "embedding": embedding,
         }
 
-    async def _generate_sequence(self, served: Served, asked: GenerateSequence) -> Answer:
-        seed = secrets.randbits(63) if asked.seed is None else asked.seed
-        requests = sample_requests(served, [asked.prompt], 1, asked.n_tokens, seed)
-        sampler = Sampler(asked.temperature, asked.top_k, 1.0)
+    async def _generate_sequence(self, served: Served, arguments: GenerateSequence) -> Answer:
+        seed = secrets.randbits(63) if arguments.seed is None else arguments.seed
+        requests = sample_requests(served, [arguments.prompt], 1, arguments.n_tokens, seed)
+        sampler = Sampler(arguments.temperature, arguments.top_k, 1.0)
         job = Generation(requests, sampler, self._engine.deadline())
         ((_, sample),) = await collect(self._engine, job)
         return {
@@ -386,14 +376,14 @@ class Tools:
             "prompt": bytes(requests[0].prompt_L.tolist()).decode(),
             "generated_sequence": token_text(sample.ids),
             "n_tokens": len(sample.ids),
-            "temperature": asked.temperature,
-            "top_k": asked.top_k,
+            "temperature": arguments.temperature,
+            "top_k": arguments.top_k,
             "seed": seed,
         }
 
-    async def _get_embedding_layers(self, served: Served, asked: GetEmbeddingLayers) -> Answer:
+    async def _get_embedding_layers(self, served: Served, arguments: GetEmbeddingLayers) -> Answer:
         config = served.model.config
-        every = asked.which == "all"
+        every = arguments.which == "all"
         return {
             "checkpoint": self._name,
             "layers": part_names(config) if every else [default_layer(config)],
@@ -438,7 +428,7 @@ def _records(served: Served, path: Path, name: str) -> Iterator[tuple[str, str]]
 
 
 class _Exchange(Response):
-    """An answer that the SDK writes, who also reads the request."""
+    """An answer that the SDK writes; it also reads the request."""
 
     def __init__(self, manager: StreamableHTTPSessionManager) -> None:
         super().__init__()
@@ -452,9 +442,9 @@ def routes(engine: Engine, name: str, options: ServeOptions) -> APIRouter:
     """The path.
 
     Raises:
-        UserError: The folder of files is none.
+        UserError: --mcp-root is not a folder.
     """
-    # Every request stands for itself: there are no sessions that could be left open.
+    # Every request is complete in itself, so no session can be left open.
     manager = StreamableHTTPSessionManager(
         Tools(engine, name, options.mcp_root).server(),
         stateless=True,
@@ -468,72 +458,3 @@ def routes(engine: Engine, name: str, options: ServeOptions) -> APIRouter:
         return _Exchange(manager)
 
     return router
-
-
-async def over_stdio(
-    tools: Tools, engine: Engine, grace: float, has_failed: threading.Event
-) -> None:
-    """Answer over stdin and stdout until stdin ends, the engine fails, or SIGTERM or Ctrl-C.
-
-    Args:
-        tools: What is offered.
-        engine: What answers; after a signal it accepts nothing more.
-        grace: Seconds after a signal for calls that have been accepted.
-        has_failed: Is set if the engine fails.
-    """
-    # Nothing interrupts a thread that reads stdin. What it reads goes through a pair of sockets, of
-    # which this end can be closed; to the server that is the end of stdin.
-    ours, theirs = socket.socketpair()
-    threading.Thread(target=_forward_stdin, args=[ours], name="stdin", daemon=True).start()
-
-    async def end() -> None:
-        engine.close(grace)
-        latest = time.monotonic() + grace + EXTRA_GRACE
-        while tools.num_running and time.monotonic() < latest:
-            await asyncio.sleep(0.02)
-        ours.shutdown(socket.SHUT_WR)
-
-    async def watch() -> None:
-        while not has_failed.is_set():
-            await asyncio.sleep(0.05)
-        await end()
-
-    loop = asyncio.get_running_loop()
-    tasks = [asyncio.create_task(watch())]
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, lambda: tasks.append(asyncio.create_task(end())))
-    try:
-        with ours, theirs, theirs.makefile(encoding="utf-8", errors="replace") as lines:
-            await _speak(tools.server(), anyio.wrap_file(lines))
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-        for task in tasks:
-            task.cancel()
-
-
-def _forward_stdin(to: socket.socket) -> None:
-    with suppress(OSError):  # the server has ended
-        # Not by sys.stdin, whose lock would be held when the process ends.
-        while data := os.read(STDIN, 1 << 16):
-            to.sendall(data)
-        to.shutdown(socket.SHUT_WR)
-
-
-async def _speak(server: "Server[Any]", lines: "anyio.AsyncFile[str]") -> None:
-    """Answer messages until the lines end; every answer that was given before is written."""
-    # The SDK cancels at the end what waits to be written; here nothing waits.
-    answers, written = anyio.create_memory_object_stream[SessionMessage](math.inf)
-    try:
-        async with stdio_server(lines) as (read, write), anyio.create_task_group() as group:
-
-            async def forward() -> None:
-                async with write, written:
-                    async for message in written:
-                        await write.send(message)
-
-            group.start_soon(forward)
-            await server.run(read, answers, server.create_initialization_options())
-    except* BrokenPipeError:
-        pass  # nobody reads stdout any more

@@ -71,22 +71,22 @@ def routes(engine: Engine, max_layers: int) -> APIRouter:
     """The paths, below both prefixes."""
     router = APIRouter(tags=["NIM"])
 
-    async def generate(asked: Generate, request: Request) -> Response:
+    async def generate(body: Generate, request: Request) -> Response:
         """Continue a sequence."""
         started = time.monotonic()
         defaults = {name: field.default for name, field in Generate.model_fields.items()}
-        given = {name: value for name, value in asked if value is not None}
+        given = {name: value for name, value in body if value is not None}
         values: dict[str, Any] = defaults | given  # null is the default
         num_tokens = values["num_tokens"]
-        served = engine.served
-        if asked.enable_logits:
+        served = engine.require_served()
+        if body.enable_logits:
             check_answer(num_tokens * served.model.config.vocabulary)
         job = Generation(
-            sample_requests(served, [asked.sequence], 1, num_tokens, asked.random_seed),
+            sample_requests(served, [body.sequence], 1, num_tokens, body.random_seed),
             Sampler(values["temperature"], values["top_k"], values["top_p"] or 1.0),
             engine.deadline(),
-            keep_logits=asked.enable_logits,
-            each_token=asked.enable_elapsed_ms_per_token,
+            keep_logits=body.enable_logits,
+            each_token=body.enable_elapsed_ms_per_token,
         )
         found = await results(engine, job, request)
         (sample,) = [each[1] for each in found if not isinstance(each, Drawn)]
@@ -97,7 +97,7 @@ def routes(engine: Engine, max_layers: int) -> APIRouter:
                 "sequence": token_text(sample.ids),
                 "logits": [logits_V.tolist() for logits_V in sample.logits] or None,
                 "sampled_probs": [math.exp(value) for value in sample.logprobs]
-                if asked.enable_sampled_probs
+                if body.enable_sampled_probs
                 else None,
                 "elapsed_ms": _ms(time.monotonic() - started),
                 "elapsed_ms_per_token": steps or None,
@@ -106,20 +106,20 @@ def routes(engine: Engine, max_layers: int) -> APIRouter:
 
     def forward(layout: Layout) -> Any:
         async def forward(
-            asked: Forward, request: Request, x_evo2_layout: Annotated[Layout, Header()] = layout
+            body: Forward, request: Request, x_evo2_layout: Annotated[Layout, Header()] = layout
         ) -> Response:
             """Outputs of layers as base64 of an .npz; the header X-Evo2-Layout orders the axes."""
             started = time.monotonic()
-            check_number("layers", len(asked.output_layers), max_layers)
+            check_number("layers", len(body.output_layers), max_layers)
             axis = 1 if x_evo2_layout == "sequence-first" else 0
 
             def work(served: Served) -> Iterator[str]:
-                yield _outputs(served, asked.sequence, asked.output_layers, axis)
+                yield _outputs(served, body.sequence, body.output_layers, axis)
 
             (data,) = await results(engine, Task(work, engine.deadline()), request)
             answer = {"data": data, "elapsed_ms": _ms(time.monotonic() - started)}
             headers = {}
-            if not set(asked.output_layers).isdisjoint(STATIC):
+            if not set(body.output_layers).isdisjoint(STATIC):
                 note = "embedding is the static table of tokens, the same in every context"
                 headers["Warning"] = f'199 - "{note}; ask for a block such as decoder.layers.N"'
             return Json(answer, headers=headers)

@@ -107,19 +107,19 @@ def routes(engine: Engine, name: str) -> APIRouter:
         return Json({"object": "list", "data": [model]})
 
     @router.post("/completions")
-    async def completions(asked: Completion, request: Request) -> Response:
+    async def completions(body: Completion, request: Request) -> Response:
         """Continue prompts; with echo and logprobs, score them."""
-        served = engine.served
-        _check_model(asked.model, name)
-        _check_supported(asked)
-        prompts = _texts("prompt", asked.prompt)
-        num_tokens = 16 if asked.max_tokens is None else asked.max_tokens
-        num_samples = asked.n or 1
+        served = engine.require_served()
+        _check_model(body.model, name)
+        _check_supported(body)
+        prompts = _texts("prompt", body.prompt)
+        num_tokens = 16 if body.max_tokens is None else body.max_tokens
+        num_samples = body.n or 1
         check_number("choices", len(prompts) * num_samples, MAX_SEQUENCES)
         read = [b"".join(read_dna(served, f"prompt {i}", text)) for i, text in enumerate(prompts)]
-        if asked.logprobs:
+        if body.logprobs:
             num_logits = num_tokens * len(prompts) * num_samples * served.model.config.vocabulary
-            check_answer(num_logits + sum(map(len, read)) * asked.logprobs * VALUES_OF_TOP)
+            check_answer(num_logits + sum(map(len, read)) * body.logprobs * VALUES_OF_TOP)
         whole = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -129,31 +129,31 @@ def routes(engine: Engine, name: str) -> APIRouter:
         job = None
         if num_tokens:
             job = Generation(
-                sample_requests(served, prompts, num_samples, num_tokens, asked.seed),
+                sample_requests(served, prompts, num_samples, num_tokens, body.seed),
                 Sampler(
-                    1.0 if asked.temperature is None else asked.temperature,
-                    4 if asked.top_k is None else asked.top_k,
-                    asked.top_p or 1.0,
+                    1.0 if body.temperature is None else body.temperature,
+                    4 if body.top_k is None else body.top_k,
+                    body.top_p or 1.0,
                 ),
                 engine.deadline(),
-                keep_logits=bool(asked.logprobs),
-                each_token=bool(asked.stream),
+                keep_logits=bool(body.logprobs),
+                each_token=bool(body.stream),
             )
-        if asked.stream:
-            if job is None or asked.echo:
+        if body.stream:
+            if job is None or body.echo:
                 raise Refusal(422, "stream: needs max_tokens above 0, and no echo")
             starts = [len(prompt) for prompt in read for _ in range(num_samples)]
-            return event_stream(engine, job, partial(_chunk, whole, asked, starts))
+            return event_stream(engine, job, partial(_chunk, whole, body, starts))
         echoed = [_Tokens("", [], [])] * len(read)
-        if asked.echo:
-            echoed = await _echo(engine, asked, read, request)
+        if body.echo:
+            echoed = await _echo(engine, body, read, request)
         drawn = [_Tokens("", [], [])] * (len(read) * num_samples)
         if job is not None:
             for index, sample in await results(engine, job, request):
                 drawn[index] = _Tokens(
                     token_text(sample.ids),
                     list(sample.logprobs),
-                    _tops(sample.logits, asked.logprobs or 0) or [None] * len(sample.ids),
+                    _tops(sample.logits, body.logprobs or 0) or [None] * len(sample.ids),
                 )
         choices = []
         for index, grown in enumerate(drawn):
@@ -161,12 +161,12 @@ def routes(engine: Engine, name: str) -> APIRouter:
             both = _Tokens(
                 before.text + grown.text, before.logprobs + grown.logprobs, before.tops + grown.tops
             )
-            first = 0 if asked.echo else len(prompt)
+            first = 0 if body.echo else len(prompt)
             choices.append(
                 {
                     "index": index,
                     "text": both.text,
-                    "logprobs": None if asked.logprobs is None else both.described(first),
+                    "logprobs": None if body.logprobs is None else both.described(first),
                     "finish_reason": "length",
                 }
             )
@@ -174,22 +174,22 @@ def routes(engine: Engine, name: str) -> APIRouter:
         return Json(whole | {"choices": choices, "usage": _usage(*counts)})
 
     @router.post("/embeddings")
-    async def embeddings(asked: Embeddings, request: Request) -> Response:
+    async def embeddings(body: Embeddings, request: Request) -> Response:
         """Embeddings of sequences: the outputs of a layer, pooled over positions."""
-        served = engine.served
-        _check_model(asked.model, name)
-        if asked.dimensions is not None:
+        served = engine.require_served()
+        _check_model(body.model, name)
+        if body.dimensions is not None:
             raise Refusal(422, "dimensions: an embedding has those of its layer; leave it out")
-        texts = _texts("input", asked.input)
+        texts = _texts("input", body.input)
         read = [b"".join(read_dna(served, f"input {i}", text)) for i, text in enumerate(texts)]
 
         def work(served: Served) -> Iterator[Tensor]:
             layers = [default_layer(served.model.config)]
-            if asked.layer is not None:
-                layers = modules_of(served.model, asked.layer)
+            if body.layer is not None:
+                layers = modules_of(served.model, body.layer)
             for letters in read:
                 found = served.model.embed(
-                    [letters], layers=layers, pool=asked.pool, strand=asked.strand
+                    [letters], layers=layers, pool=body.pool, strand=body.strand
                 )
                 yield torch.cat([found[layer][0] for layer in layers]).float()
 
@@ -199,7 +199,7 @@ def routes(engine: Engine, name: str) -> APIRouter:
                 "object": "embedding",
                 "index": index,
                 "embedding": base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
-                if asked.encoding_format == "base64"
+                if body.encoding_format == "base64"
                 else vector.tolist(),
             }
             for index, vector in enumerate(vectors)
@@ -210,20 +210,20 @@ def routes(engine: Engine, name: str) -> APIRouter:
     return router
 
 
-def _check_model(asked: str, name: str) -> None:
-    if asked not in (name, *MODELS):
+def _check_model(model: str, name: str) -> None:
+    if model not in (name, *MODELS):
         raise Refusal(404, f"model: this server has {name}; see /v1/models")
 
 
-def _check_supported(asked: Completion) -> None:
+def _check_supported(body: Completion) -> None:
     """Refuse what would be ignored."""
     used = {
-        "stop": asked.stop,
-        "suffix": asked.suffix,
-        "best_of": asked.best_of is not None and asked.best_of != (asked.n or 1),
-        "presence_penalty": asked.presence_penalty,
-        "frequency_penalty": asked.frequency_penalty,
-        "logit_bias": asked.logit_bias,
+        "stop": body.stop,
+        "suffix": body.suffix,
+        "best_of": body.best_of is not None and body.best_of != (body.n or 1),
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "logit_bias": body.logit_bias,
     }
     if names := [name for name, value in used.items() if value]:
         raise Refusal(422, f"{' and '.join(names)}: not supported; leave it out")
@@ -248,12 +248,12 @@ def _texts(what: str, given: Texts) -> list[str]:
 
 
 async def _echo(
-    engine: Engine, asked: Completion, read: Sequence[bytes], request: Request
+    engine: Engine, body: Completion, read: Sequence[bytes], request: Request
 ) -> list[_Tokens]:
     """The prompts, with log-probabilities if they are asked for."""
-    if asked.logprobs is None:
+    if body.logprobs is None:
         return [_Tokens(letters.decode(), [], []) for letters in read]
-    num_tops = asked.logprobs
+    num_tops = body.logprobs
 
     def work(served: Served) -> Iterator[tuple[int, list[float], list[Top | None]]]:
         for index, letters in enumerate(read):
@@ -290,25 +290,25 @@ def _token_name(token: int) -> str:
 
 
 def _chunk(
-    whole: dict[str, Any], asked: Completion, starts: Sequence[int], found: Any
+    whole: dict[str, Any], body: Completion, starts: Sequence[int], found: Any
 ) -> dict[str, Any] | None:
     """What a stream says of a token; to the last one, the end of a sequence adds nothing.
 
     Args:
         whole: The same in all events.
-        asked: The request.
+        body: The request.
         starts: Length of the prompt of each sequence.
         found: A result of the job.
     """
     if not isinstance(found, Drawn):
         return None
-    tops = _tops([] if found.logits_V is None else [found.logits_V], asked.logprobs or 0) or [None]
+    tops = _tops([] if found.logits_V is None else [found.logits_V], body.logprobs or 0) or [None]
     tokens = _Tokens(token_text([found.token]), [found.logprob], tops)
     choice = {
         "index": found.index,
         "text": tokens.text,
         "logprobs": None
-        if asked.logprobs is None
+        if body.logprobs is None
         else tokens.described(starts[found.index] + found.position),
         "finish_reason": found.stop_reason or None,
     }

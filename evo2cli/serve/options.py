@@ -18,16 +18,16 @@ class AddressOptions(Options, panel="Address"):
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Address to listen at. The default answers this machine only; 0.0.0.0 answers "
-            "every network.",
+            help="Address to listen on. The default accepts requests from this machine only, "
+            "0.0.0.0 from every network.",
         ),
     ] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000
     api_key_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Answer only requests with one of these keys (one a line), sent as "
+            help="Answer only requests with one of these keys (one per line), sent as "
             "'Authorization: Bearer KEY'.",
         ),
     ] = None
@@ -39,13 +39,16 @@ class LimitOptions(Options, panel="Limits"):
 
     batch_size: Annotated[
         int,
-        typer.Option(min=1, help="Sequences that grow together; halved until the memory suffices."),
+        typer.Option(
+            min=1,
+            help="Maximum number of sequences generated together; halved until they fit in memory.",
+        ),
     ] = 16
     queue: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Requests that may wait in the queue; further ones are answered with 429 and "
+            help="Maximum number of waiting requests; further ones are answered with 429 and "
             "Retry-After.",
         ),
     ] = 256
@@ -53,20 +56,23 @@ class LimitOptions(Options, panel="Limits"):
         int | None,
         typer.Option(
             min=2,
-            help="Bases of a sequence (with those generated after it), a window or a region.",
+            help="Maximum length in bases of a sequence (with the bases generated after it), a "
+            "window or a region.",
             show_default="16384, or the model's context if that is less",
         ),
     ] = None
-    max_layers: Annotated[int, typer.Option(min=1, help="Layers that a request may ask for.")] = 100
-    max_body: Annotated[int, typer.Option(min=1, help="Size of a request in MiB.")] = 4
+    max_layers: Annotated[
+        int, typer.Option(min=1, help="Maximum number of layers in a request.")
+    ] = 100
+    max_body: Annotated[int, typer.Option(min=1, help="Maximum size of a request in MiB.")] = 4
     timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds after which a request that is not done is ended.")
+        float, typer.Option(min=0, help="End requests that take longer than this many seconds.")
     ] = 600.0
     grace: Annotated[
         float,
         typer.Option(
             min=0,
-            help="After SIGTERM or Ctrl-C, seconds for requests that have been accepted.",
+            help="Seconds to finish accepted requests after SIGTERM or Ctrl-C.",
         ),
     ] = 30.0
 
@@ -79,15 +85,15 @@ class McpOptions(Options, panel="MCP"):
         bool,
         typer.Option(
             "--mcp",
-            help="Answer one agent over stdin and stdout. Without this, the same tools are at "
-            "/mcp of the address.",
+            help="Serve one agent over stdin and stdout. Without this option, the same tools are "
+            "served over HTTP at /mcp.",
         ),
     ] = False
     mcp_root: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Tools may read FASTA and VCF files below this folder; without it, none.",
+            help="Let tools read FASTA and VCF files in this folder; without it, they read none.",
         ),
     ] = None
 
@@ -106,7 +112,7 @@ class ServeOptions(McpOptions, LimitOptions, AddressOptions, ModelOptions, panel
     ] = None
     gff: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Genes of the genome: a GFF3 or GTF; .gz is read too."),
+        typer.Option(metavar="FILE", help="Genes of the genome, GFF3 or GTF; may be gzipped."),
     ] = None
     background: Annotated[
         Path | None,
@@ -121,8 +127,8 @@ class ServeOptions(McpOptions, LimitOptions, AddressOptions, ModelOptions, panel
         typer.Option(
             min=1,
             metavar="N",
-            help="At the start, score N random SNVs also at a higher precision to measure the "
-            "rounding noise, and mark every EVO2_DELTA that is smaller.",
+            help="At startup, score N random SNVs again at a higher precision to measure the "
+            "rounding noise, and mark every EVO2_DELTA that is smaller than it as NOISE.",
         ),
     ] = None
 

@@ -1,4 +1,4 @@
-"""`evo2 serve`: starts the engine and the web server, and ends them in good order."""
+"""`evo2 serve`: starts the engine and the web server, and shuts them down gracefully."""
 
 import asyncio
 import signal
@@ -36,7 +36,7 @@ def serve(options: ServeOptions) -> None:
         _serve_stdio(options)
         return
     from evo2cli.serve.app import make_app
-    from evo2cli.serve.engine import Engine
+    from evo2cli.serve.engine import EXTRA_GRACE, Engine
     from evo2cli.serve.guard import is_loopback
 
     class Server(uvicorn.Server):
@@ -79,23 +79,24 @@ def serve(options: ServeOptions) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        # What is not over then has been refused by the engine before.
-        timeout_graceful_shutdown=round(options.grace) + 5,
+        # Jobs that are not over by then have been refused by the engine.
+        timeout_graceful_shutdown=round(options.grace) + EXTRA_GRACE,
     )
     server = Server(config)
     with _listen(options) as listening:
         engine.start()
         server.run(sockets=[listening])
     engine.close(0)
-    engine.join(5)
+    engine.join(EXTRA_GRACE)
     if engine.failure is not None:
         raise engine.failure
 
 
 def _serve_stdio(options: ServeOptions) -> None:
     """Answer one agent over stdin and stdout."""
-    from evo2cli.serve.engine import Engine
-    from evo2cli.serve.mcp import Tools, over_stdio
+    from evo2cli.serve.engine import EXTRA_GRACE, Engine
+    from evo2cli.serve.mcp import Tools
+    from evo2cli.serve.stdio import over_stdio
 
     refuse(options, "--mcp answers over stdin and stdout, not at an address", AddressOptions)
     if sys.stdin is None:
@@ -109,7 +110,7 @@ def _serve_stdio(options: ServeOptions) -> None:
         asyncio.run(over_stdio(tools, engine, options.grace, has_failed))
     finally:
         engine.close(0)
-        engine.join(5)
+        engine.join(EXTRA_GRACE)
     if engine.failure is not None:
         raise engine.failure
 

@@ -27,7 +27,7 @@ class Best:
     _waited: int = field(default=0, init=False)
 
     def update(self, step: int, valid: Mapping[str, Any]) -> None:
-        """Take note of a validation, and keep the weights if it is the best."""
+        """Compare a validation with the best so far, and keep the weights if it is better."""
         value = valid.get(self.metric)
         if value is None:
             return
@@ -39,15 +39,15 @@ class Best:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run is to end."""
+        """Whether the patience is exhausted, so that the run ends."""
         return self.patience is not None and self._waited >= self.patience
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON values."""
+        """The state for a checkpoint, as JSON values."""
         return {"best": {"value": self.value, "step": self.step, "waited": self._waited}}
 
     def resume(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Restore the state that a checkpoint holds."""
         if found := saved.get("best"):
             self.value, self.step, self._waited = found["value"], found["step"], found["waited"]

@@ -1,4 +1,4 @@
-"""Time of a step, and the part of it that is the own work of a rank."""
+"""The time of a step, and how much of it a rank worked instead of waiting for other ranks."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ class Clock:
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """Time what runs in the context as own work: it does not wait for other ranks.
+        """Count what runs in the context as this rank's own work, which waits for no other rank.
 
         The exception is ZeRO 3, which gathers weights from other ranks in a forward pass.
         """

@@ -24,8 +24,8 @@ def step_deadline(
     """Yield a function that restarts the deadline of a step.
 
     A step that hangs on one rank hangs on all of them. When the deadline passes, each rank appends
-    the stacks of its threads to stacks-rankN.txt and exits; one rank says which others did not, so
-    that are stopped, or their machine is lost. A launcher can then start the run again.
+    the stacks of its threads to stacks-rankN.txt and exits. One rank reports which others wrote
+    nothing: they are stopped, or their machine is lost. A launcher can then start the run again.
 
     Args:
         seconds: Time from one restart to the next; None for no deadline.

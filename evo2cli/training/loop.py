@@ -128,7 +128,7 @@ class Trainer:
         return Outcome(step, self._is_over(step), valid, self._skipped)
 
     def _is_over(self, step: int) -> bool:
-        """Whether no step is due after `step` of them."""
+        """Whether the run ends after `step` steps: all are done, or patience is exhausted."""
         given_up = self.best is not None and self.best.is_over
         return step == self.recipe.optimizer.steps or given_up
 

@@ -19,7 +19,7 @@ from evo2cli.lengths import parse_length
 from stripedhyena2.adapters import LoRA
 from stripedhyena2.extension import Extension, Scheme
 from stripedhyena2.parallelize import Schemes
-from stripedhyena2.values import number
+from stripedhyena2.values import Number
 
 
 def _positions(given: Any) -> Any:
@@ -35,16 +35,15 @@ def _no_nul(path: Path) -> Path:
 
 File = Annotated[Path, AfterValidator(_no_nul)]
 # Far above every run, and low enough that products of counts are 64-bit numbers.
-_Number = BeforeValidator(number)
-Count = Annotated[int, Field(ge=1, le=2**40), _Number]
-Windows = Annotated[int, Field(ge=1, le=2**20), _Number]
+Count = Annotated[int, Field(ge=1, le=2**40), Number]
+Windows = Annotated[int, Field(ge=1, le=2**20), Number]
 MAX_STEP = 2**32  # positions
-Fraction = Annotated[float, Field(ge=0, le=1), _Number]
-Rate = Annotated[float, Field(gt=0, le=1), _Number]
-Beta = Annotated[float, Field(ge=0, lt=1), _Number]
-Seconds = Annotated[float, Field(gt=0), _Number]
-Weight = Annotated[float, Field(gt=0), _Number]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[float, Field(ge=0, le=1), Number]
+Rate = Annotated[float, Field(gt=0, le=1), Number]
+Beta = Annotated[float, Field(ge=0, lt=1), Number]
+Seconds = Annotated[float, Field(gt=0), Number]
+Weight = Annotated[float, Field(gt=0), Number]
+Seed = Annotated[int, Field(ge=0, lt=2**63), Number]
 Positions = Annotated[Count, BeforeValidator(_positions)]
 WHOLE = "all"  # name of the one source of a corpus without domains
 
@@ -183,13 +182,13 @@ class Optimizer(Table):
     """AdamW with a linear warmup and a cosine decay to the minimum learning rate."""
 
     steps: Count
-    warmup_steps: Annotated[int, Field(ge=0, le=2**40)]
+    warmup_steps: Annotated[int, Field(ge=0, le=2**40), Number]
     learning_rate: Rate
-    min_learning_rate: Annotated[float, Field(ge=0, le=1)]
+    min_learning_rate: Fraction
     weight_decay: Fraction = 0.1
     decay: Literal["matrices", "evo2-published"] = "matrices"  # parameters with weight decay
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    clip: Annotated[float, Field(gt=0)] = 1.0  # global gradient norm
+    clip: Annotated[float, Field(gt=0), Number] = 1.0  # global gradient norm
     ema: Beta | None = None  # decay per step of averaged weights, which final/ then has
 
     @model_validator(mode="after")
@@ -239,13 +238,15 @@ class Precision(Table):
 class Memory(Table):
     """Activation checkpointing: less memory for more compute."""
 
-    activation_checkpointing: Annotated[int, Field(ge=0)] = 0  # blocks per checkpoint; 0: off
+    # Blocks per checkpoint; 0: off.
+    activation_checkpointing: Annotated[int, Field(ge=0), Number] = 0
 
 
 class Parallel(Table):
     """How GPUs share a run; `hyenakernels/parallel/README.md` compares the exchanges."""
 
-    zero: Literal[0, 1, 2, 3] = 0  # ZeRO stage: shards the optimizer, then gradients, then weights
+    # ZeRO stage: shards the optimizer (1), gradients (2) and weights (3).
+    zero: Annotated[Literal[0, 1, 2, 3], Number] = 0
     context: Count = 1  # context parallelism: GPUs per window, each with a part of its positions
     fir: Literal["overlapped", "halo", "all-to-all", "pipelined"] = "overlapped"  # SE and MR
     modal: Literal["states", "all-to-all", "pipelined", "fft"] = "states"  # LI
@@ -438,6 +439,10 @@ class Recipe(Table):
             raise ValueError("[extend] needs init (weights to extend)")
         if self.init is None and self.finetune is not None:
             raise ValueError("[finetune] needs init (weights to start from)")
+        return self
+
+    @model_validator(mode="after")
+    def _tables_agree(self) -> Self:
         if self.finetune is not None and self.finetune.task != "lm" and self.data.corpus:
             raise ValueError("[finetune] needs data.sources (labelled tables), not data.corpus")
         if self.extend is not None and self.batch.length > self.extend.to:

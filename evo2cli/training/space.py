@@ -1,4 +1,4 @@
-"""Room for what a run writes, looked at before it starts."""
+"""The check, before a run starts, that its output folder has space for what it writes."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig
 
-BEST = "best"  # folder of the best weights so far, in that of a fine-tuning run
+BEST = "best"  # subfolder of a fine-tuning run with the best weights so far
 
 
 def free_bytes(folder: Path) -> int:
@@ -28,7 +28,7 @@ def check_output(recipe: Recipe, config: ModelConfig, world: int, *, others: int
         others: Bytes that it will write beside checkpoints and models: features of a frozen base.
 
     Raises:
-        UserError: One of these.
+        UserError: The folder is not writable, or the disk has too little space.
     """
     output = recipe.output
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())

@@ -20,7 +20,7 @@ class Fused:
 
     Attributes:
         traced: The custom operator.
-        traced_gradient: The one of its gradient.
+        traced_gradient: The custom operator of its gradient.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Fused:
         """Register both.
 
         Args:
-            name: Of the custom operator; that of the gradient has "_gradient" appended.
+            name: Name of the custom operator; its gradient gets "_gradient" appended.
             forward: Takes plain tensors, or None, and plain values, with annotations.
             gradient: Likewise, for the backward pass.
             fakes: Both without contents, as `register_fake` takes them.

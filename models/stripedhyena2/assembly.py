@@ -26,11 +26,11 @@ def assemble(
     """Build a model whose filters are in training form.
 
     Args:
-        config: Its shape.
-        seed: Of fresh weights.
-        weights: Weights to start from instead, folded, by their names in the model; and the parts
-            that they had in an earlier training, as `Checkpoint.training_form` has them.
-        published: As in `trainable`.
+        config: Shape of the model.
+        seed: Seed of fresh weights.
+        weights: Weights to start from instead, folded, by their names in the model; and parts of
+            some of them from an earlier training, as in `Checkpoint.training_form`.
+        published: As for `trainable`.
         adopt: Moves each part (embedding, block, final norm), complete and on the CPU in fp32, to
             where it belongs: onto a device, or in shards over several.
     """

@@ -34,7 +34,7 @@ class Slots:
         return None
 
     def state(self) -> tuple[Tensor, ...]:
-        """The tensors that computing a step twice would change twice."""
+        """The tensors that a step advances: repeating the step would advance them twice."""
         return ()
 
 
@@ -42,16 +42,17 @@ class Slots:
 class Launch:
     """Sequences that are read side by side, each after a prefix of its own.
 
-    Pools keep what a block remembers of a prefix in a slot, and of each of its tokens, where an
-    operator needs that, in a place. Slot 0 is that of no token.
+    A pool has a slot for the state after each prefix and, for operators that need every token of
+    the past, a place for each token, like a paged KV cache with pages of one token. Slot 0 is that
+    of the empty prefix.
 
     Attributes:
-        sources_B: The slot of the prefix of each sequence, int64.
-        pasts_B: The number of its tokens, int32.
-        places_BT: Their places, int32; those from `pasts` on mean nothing.
-        targets_N: Slots for what follows the first N sequences, int64; None keeps nothing.
-        places_NL: Places for the new tokens of these, int64.
-        copies: The same on other devices.
+        sources_B: The slot of each sequence's prefix, int64.
+        pasts_B: The length of that prefix in tokens, int32.
+        places_BT: The places of its tokens, int32; entries beyond its length are unused.
+        targets_N: Slots that keep the states after the first N sequences, int64; None keeps none.
+        places_NL: Places that keep the new tokens of these sequences, int64.
+        copies: This launch on other devices.
     """
 
     sources_B: Tensor
@@ -78,8 +79,8 @@ class Pool:
     These are the pools of an operator that defines none: pasts of any kind, one for each slot.
 
     Attributes:
-        uses_places: Whether it remembers every token.
-        pasts: By slot.
+        uses_places: Whether it keeps something for every token.
+        pasts: Pasts by slot.
     """
 
     uses_places = False
@@ -88,19 +89,19 @@ class Pool:
         self.pasts: dict[int, Past] = {}
 
     def reserve(self, num_slots: int, num_places: int) -> None:
-        """Make room for at least so many slots, slot 0 included, and places."""
+        """Make room for at least this many slots (slot 0 included) and places."""
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """What stands for the past of a block whose sequences are read side by side."""
+    """Stands in for the past of a block whose sequences are read side by side."""
 
     pool: Pool
     launch: Launch
 
 
 def with_room(x_NX: Tensor, size: int) -> Tensor:
-    """`x` if it has at least `size` rows; else a longer copy, whose further rows are zeros."""
+    """`x` if it has at least `size` rows; else a copy padded with rows of zeros."""
     if len(x_NX) >= size:
         return x_NX
     longer_NX = x_NX.new_zeros(size, *x_NX.shape[1:])

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -20,16 +19,15 @@ from pydantic.dataclasses import dataclass
 
 from stripedhyena2.errors import InputError
 from stripedhyena2.mixer import MIXERS, Mixer
-from stripedhyena2.values import fault, number, read_values, shown
+from stripedhyena2.values import Number, fault, read_values, shown
 
 # Far above every real model, and low enough that the size of each tensor is a 64-bit number.
 MAX_BLOCKS = 1024
-_Number = BeforeValidator(number)
-Width = Annotated[int, Field(ge=1, le=2**17), _Number]
-Count = Annotated[int, Field(ge=1, le=2**24), _Number]
-Positions = Annotated[int, Field(ge=1, le=2**40), _Number]
-Vocabulary = Annotated[int, Field(ge=256, le=2**24), _Number]  # every byte is a token
-Positive = Annotated[float, Field(ge=1e-30, le=1e30, allow_inf_nan=False), _Number]
+Width = Annotated[int, Field(ge=1, le=2**17), Number]
+Count = Annotated[int, Field(ge=1, le=2**24), Number]
+Positions = Annotated[int, Field(ge=1, le=2**40), Number]
+Vocabulary = Annotated[int, Field(ge=256, le=2**24), Number]  # every byte is a token
+Positive = Annotated[float, Field(ge=1e-30, le=1e30, allow_inf_nan=False), Number]
 
 
 def _known(stripes: str) -> str:
@@ -206,7 +204,7 @@ class _Released(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
-    num_layers: Annotated[int, Field(ge=1, le=MAX_BLOCKS), _Number]
+    num_layers: Annotated[int, Field(ge=1, le=MAX_BLOCKS), Number]
     hidden_size: Width
     num_attention_heads: Count
     inner_mlp_size: Count | None = None
@@ -303,7 +301,7 @@ def _released_mixers() -> list[type[Mixer]]:
 
 def _released_schema() -> type[_Released]:
     """The schema of a released yml, with a list of block indices for each operator."""
-    indices = Annotated[list[Annotated[int, Field(ge=0), _Number]], Field(max_length=MAX_BLOCKS)]
+    indices = Annotated[list[Annotated[int, Field(ge=0), Number]], Field(max_length=MAX_BLOCKS)]
     keys: Any = {str(mixer.released_indices): (indices, ...) for mixer in _released_mixers()}
     return create_model("Released", __base__=_Released, **keys)
 

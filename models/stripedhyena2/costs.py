@@ -1,4 +1,4 @@
-"""What a model weighs, by its shape: parameters, counted on the meta device, and its state."""
+"""Sizes that follow from a model's shape: its parameters, and the bytes of weights and state."""
 
 import torch
 from torch import nn
@@ -17,8 +17,8 @@ def parameter_counts(
 
     Args:
         config: Shape of the model.
-        training: Whether its filters are in training form, as `trainable` puts it on.
-        published: Which training form.
+        training: Whether to count the training form of the filters, as after `trainable`.
+        published: As for `trainable`.
     """
     with torch.device("meta"):
         model = StripedHyena2(config)
@@ -43,7 +43,7 @@ def weight_bytes(config: ModelConfig, element: int = 2, *, float8: bool = False)
     Args:
         config: Shape of the model.
         element: Bytes of a parameter.
-        float8: Whether projections and MLPs are in FP8: a byte a weight, and a scale in fp32 for
+        float8: Whether projections and MLPs are in FP8: one byte per weight, and an fp32 scale for
             each output channel.
     """
     total = element * count_parameters(config)

@@ -50,18 +50,18 @@ class Decoder:
             each: torch.zeros_like(self._ids_B1[:, 0], device=each) for each in devices
         }
         self._can_record = devices == {device} and device.type == "cuda"
-        self._pasts = self._room(float8=float8)
+        self._slots = self._new_slots(float8=float8)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits_BV = self._ids_B1.new_empty(0)
 
-    def _room(self, *, float8: bool) -> list[Slots]:
+    def _new_slots(self, *, float8: bool) -> list[Slots]:
         """Pasts of all sequences, in memory that does not move."""
-        batch = len(self._ids_B1)
-        room: list[Slots] = []
+        found: list[Slots] = []
         for mixer in self._model.mixers:
             lengths_B = self._lengths[mixer.project_out.weight.device]
-            room.append(mixer.new_slots(batch, self.capacity, lengths_B, float8=float8))
-        return room
+            slots = mixer.new_slots(self.batch_size, self.capacity, lengths_B, float8=float8)
+            found.append(slots)
+        return found
 
     def new_cache(self, row: int) -> Cache:
         """An empty cache for one sequence, whose keys and values are stored in a row.
@@ -71,7 +71,7 @@ class Decoder:
         raises ValueError.
         """
         cache = self._model.new_cache(1)
-        cache.pasts = [slots.past_in(row) for slots in self._pasts]
+        cache.pasts = [slots.past_in(row) for slots in self._slots]
         return cache
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ class Decoder:
                 f"a row takes one sequence of 1 to {self.capacity} tokens; the cache holds "
                 f"{cache.batch_size} of {cache.position}"
             )
-        for slots, past in zip(self._pasts, cache.pasts, strict=True):
+        for slots, past in zip(self._slots, cache.pasts, strict=True):
             slots.put(row, past, cache.position)
         for lengths_B in self._lengths.values():
             lengths_B[row] = cache.position
@@ -99,14 +99,14 @@ class Decoder:
     def take(self, row: int) -> Cache:
         """A copy of the sequence in a row, as `place` takes it."""
         length = int(next(iter(self._lengths.values()))[row])
-        return Cache(1, length, [slots.take(row, length) for slots in self._pasts])
+        return Cache(1, length, [slots.take(row, length) for slots in self._slots])
 
     @torch.no_grad()
     def step(self, ids_B: Tensor) -> Tensor:
         """Append a token to every sequence.
 
         Args:
-            ids_B: int64 token ids in [0, V); any of them for a row that is not in use. On the CPU
+            ids_B: int64 token ids in [0, V); any id for a row that is not in use. On the CPU
                 they are checked without waiting for the GPU.
 
         Returns:
@@ -120,37 +120,37 @@ class Decoder:
         if self._can_record:
             with torch.cuda.device_of(self._ids_B1):  # the graph records its stream
                 if self._graph is None:
-                    self._graph = self._captured()
+                    self._graph = self._capture()
                 self._graph.replay()
         else:
-            self._logits_BV = self._advanced()
+            self._logits_BV = self._advance()
         return self._logits_BV.clone()
 
-    def _advanced(self) -> Tensor:
+    def _advance(self) -> Tensor:
         """One step: a token through all blocks, which updates their pasts in place."""
         x_B1D = self._model.embedding(self._ids_B1)
-        for block, slots in zip(self._model.blocks, self._pasts, strict=True):
+        for block, slots in zip(self._model.blocks, self._slots, strict=True):
             x_B1D = _through_block(cast("Block", block), x_B1D, slots)
         logits_BV = self._model.unembed(x_B1D)[:, 0]
         for lengths_B in self._lengths.values():
             lengths_B.add_(1).clamp_(max=self.capacity)
         return logits_BV
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         """Record a step, after a first run that compiles the kernels, which cannot be recorded."""
         state = [x.clone() for x in self._state()]
-        self._advanced()
+        self._advance()
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(self._ids_B1.device)  # torch's default is on the first device
         with torch.cuda.graph(graph, stream=stream):
-            self._logits_BV = self._advanced()
+            self._logits_BV = self._advance()
         for x, before in zip(self._state(), state, strict=True):
             x.copy_(before)
         return graph
 
     def _state(self) -> list[Tensor]:
         """What a step changes, except keys and values: a repeated step writes the same ones."""
-        states = [state for slots in self._pasts for state in slots.state()]
+        states = [state for slots in self._slots for state in slots.state()]
         return [*self._lengths.values(), *states]
 
 
@@ -179,9 +179,10 @@ def _through_block(block: "Block", x_B1D: Tensor, slots: Slots) -> Tensor:
 
 
 def _weight(layer: nn.Module) -> Weight | None:
-    """The weight of a layer that is no more than its product; None if it must be called as it is.
+    """The weight of a layer that only multiplies by it; None if the layer must be called.
 
-    The latter is what stands in for a linear layer, unless it tells the operand of its product.
+    A layer in place of a linear one, in FP8 or with an adapter, must be called unless it has an
+    `operand`.
     """
     if isinstance(layer, nn.Linear):
         return layer.weight

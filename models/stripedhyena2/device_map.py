@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stripedhyena2.layers import block_index
+
 if TYPE_CHECKING:
     from stripedhyena2.model import StripedHyena2
 
@@ -62,8 +64,7 @@ def device_map(sizes: Sequence[int], devices: Sequence[torch.device]) -> list[to
 
 def device_of(name: str, blocks: Sequence[torch.device]) -> torch.device:
     """The device of a tensor of the model, by its name and the device map."""
-    part, _, rest = name.partition(".")
-    return blocks[int(rest.partition(".")[0])] if part == "blocks" else blocks[0]
+    return blocks[block_index(name) or 0]
 
 
 def block_sizes(
@@ -75,14 +76,13 @@ def block_sizes(
         tensors: The model's tensors by name, on any device.
         depth: The number of blocks.
         element_size: Bytes of every element.
-        float8: Names of weights that take a byte an element instead.
+        float8: Names of weights that take one byte per element instead.
     """
     sizes = [0] * depth
     for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part == "blocks":
-            size = 1 if name in float8 else element_size
-            sizes[int(rest.partition(".")[0])] += tensor.numel() * size
+        index = block_index(name)
+        if index is not None:
+            sizes[index] += tensor.numel() * (1 if name in float8 else element_size)
     return sizes
 
 

@@ -16,6 +16,12 @@ class NonFiniteError(FloatingPointError):
     """A result is NaN or infinite; the message names the layer in which that began, if one did."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error of a library or of the system says, on one short line."""
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(said).partition("\n")[0][:200]
+
+
 def check_count(name: str, value: int, *, least: int = 1) -> None:
     """Refuse the value of an argument that is not a whole number, or too small.
 

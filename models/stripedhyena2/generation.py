@@ -94,7 +94,7 @@ class Sample:
         drawn_logprobs: Log-probability of each in the distribution it was drawn from, in nats.
         logits: Logits [V] that each was drawn from, if they are kept.
         stop_reason: "length", or what the guide said; empty while the sequence grows.
-        problem: Why the sequence cannot grow on: its logits are NaN or infinite. Otherwise empty.
+        problem: Why the sequence cannot continue: its logits are NaN or infinite. Otherwise empty.
     """
 
     index: int
@@ -375,7 +375,7 @@ class Rows:
         """
         row = self._rows.index(None)
         self._read(request.prompt_L, row)
-        # Placed also if it ends here: idle rows are written to, beyond the sequence placed last.
+        # Placed even if it ends here: steps write to idle rows too, after their last sequence.
         self._decoder.place(row, self._cache)
         growing = _Growing(Sample(index), request, sampler, keep_logits)
         self._draw([growing], self._logits_1V)
@@ -491,7 +491,7 @@ class Rows:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            origin = "in a layer that the memory is too short to find"
+            origin = "in a layer that cannot be found for lack of memory"
         return (
             f"the logits of token {len(ids) + 1} after the prompt are not finite, {origin}; "
             "compute in fp32 (--dtype fp32), or use other weights"

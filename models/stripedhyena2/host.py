@@ -9,13 +9,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def available_bytes() -> int | None:
     """Memory that is free or can be freed, within the limit of the container; None if unknown."""
-    rooms = []
+    limits = []
     if (free := _find(r"MemAvailable:\s+(\d+) kB", _MEMORY)) is not None:
-        rooms.append(free * 1024)
+        limits.append(free * 1024)
     limit = _find(r"(\d+)", _CGROUP / "memory.max")  # "max" if there is none
     if limit is not None:
-        rooms.append(max(limit - (_find(r"anon (\d+)", _CGROUP / "memory.stat") or 0), 0))
-    return min(rooms, default=None)
+        limits.append(max(limit - (_find(r"anon (\d+)", _CGROUP / "memory.stat") or 0), 0))
+    return min(limits, default=None)
 
 
 def _find(pattern: str, file: Path) -> int | None:

@@ -30,7 +30,7 @@ def uniform(low: float, high: float) -> Draw:
 
 
 def _in_pieces(draw: Draw) -> Draw:
-    """The same numbers, of which threads draw pieces.
+    """A draw by several threads, each a piece; the numbers are those of a single thread.
 
     Args:
         draw: Takes one 32-bit number of the generator for each number of a piece, as torch does for
@@ -54,7 +54,7 @@ def _in_pieces(draw: Draw) -> Draw:
 
 
 class Uninitialized(TorchFunctionMode):
-    """Within this context, layers leave their parameters as they lie in memory."""
+    """Within this context, layers leave their parameters uninitialized."""
 
     def __torch_function__(
         self, function: Any, _types: Any, args: Any = (), kwargs: Any = None

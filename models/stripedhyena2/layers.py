@@ -33,6 +33,24 @@ def part_names(config: ModelConfig) -> list[str]:
     return ["embedding", *(f"blocks.{index}" for index in range(config.depth)), "norm"]
 
 
+def block_index(name: str) -> int | None:
+    """The index of the block that a layer or a tensor of this name is in; None for the others."""
+    part, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if part == "blocks" else None
+
+
+def num_blocks(config: ModelConfig, layers: Sequence[str]) -> int:
+    """The number of blocks that must be computed for the outputs of layers."""
+
+    def needed(layer: str) -> int:
+        index = block_index(layer)
+        if index is not None:
+            return index + 1
+        return 0 if layer == "embedding" else config.depth
+
+    return max(map(needed, layers))
+
+
 def projection_names(config: ModelConfig) -> list[str]:
     """The linear layers of every block: the projections of its mixer, and those of its MLP."""
     names = (*MIXER_PROJECTIONS, *MLP_PROJECTIONS)
@@ -40,7 +58,7 @@ def projection_names(config: ModelConfig) -> list[str]:
 
 
 def default_layer(config: ModelConfig) -> str:
-    """Block 26 of 32, which published classifiers and autoencoders read, or as deep as that."""
+    """Block 26 of 32, which published classifiers and autoencoders read, or its equivalent."""
     return f"blocks.{config.depth * 26 // 32}"
 
 
@@ -95,14 +113,14 @@ def find_module(model: "StripedHyena2", name: str) -> str:
     return found
 
 
-def read_layers(
+def stream_layers(
     model: "StripedHyena2",
     ids_L: Tensor,
     streaming: Streaming,
     listeners: Mapping[str, Listener],
     progress: Progress = ignore_progress,
 ) -> None:
-    """Stream a sequence through the model, as far as the deepest of some layers.
+    """Stream a sequence through the model as far as the deepest of the layers listened to.
 
     Args:
         model: The model.
@@ -137,8 +155,9 @@ def read_layers(
 
 def _num_passes(config: ModelConfig, layer: str) -> int:
     """How often the tokens pass through a block or the head until this layer is complete."""
-    if layer.startswith("blocks."):
-        return int(layer.split(".")[1]) + 1
+    index = block_index(layer)
+    if index is not None:
+        return index + 1
     return 1 if layer == "embedding" else config.depth + 1
 
 
@@ -158,5 +177,5 @@ def layer_widths(model: "StripedHyena2", layers: Sequence[str]) -> dict[str, int
         return lambda _start, x_LD: widths.update({name: x_LD.shape[1]})
 
     one_base = torch.full((1,), ord("A"), device=model.embedding.weight.device)
-    read_layers(model, one_base, Streaming(), {name: note(name) for name in layers})
+    stream_layers(model, one_base, Streaming(), {name: note(name) for name in layers})
     return {name: widths[name] for name in layers}

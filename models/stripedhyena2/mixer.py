@@ -43,7 +43,7 @@ class Mixer(nn.Module):
     Attributes:
         letter: In `ModelConfig.stripes`: one upper-case letter.
         title: Its name in messages.
-        colour: Of its letter on a terminal, as rich names it.
+        colour: Colour of its letter on a terminal, by rich's name.
         fp32_tensors: Tensors that stay in fp32 or better whatever the dtype of the model, in their
             training form too: `to`, `bfloat16` and the like do not narrow them.
         decaying: Parameters that weight decay applies to.
@@ -132,7 +132,7 @@ class Mixer(nn.Module):
 
         Args:
             batch_size: Number of sequences.
-            num_tokens: Of each of them.
+            num_tokens: Tokens of each.
             on_host: Use pinned memory of the host.
             float8: Store keys and values in FP8.
         """
@@ -157,7 +157,7 @@ class Mixer(nn.Module):
 
         Args:
             x_BLD: New tokens.
-            pool: From `new_pool`; what follows is stored where the launch wants it.
+            pool: From `new_pool`; new states are stored where the launch wants them.
             launch: The prefixes, on the device of the tokens.
 
         Returns:
@@ -220,7 +220,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def state_bytes(cls, config: "ModelConfig", length: int, element: int) -> int:
-        """Bytes of the past of one sequence of `length` tokens, with `element` bytes a number."""
+        """Bytes of the past of one sequence of `length` tokens, with `element` bytes per number."""
         del config, length, element
         return 0
 
@@ -232,7 +232,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def saved_bytes(cls, config: "ModelConfig", element: int) -> float:
-        """Bytes a token that the backward pass needs, of tensors behind the input of the mixer.
+        """Bytes per token of the tensors that the backward pass needs, without the mixer's input.
 
         By default the outputs of the input projection (3D) and of the operator (D).
         """
@@ -240,9 +240,9 @@ class Mixer(nn.Module):
 
     @classmethod
     def moved_bytes(cls, config: "ModelConfig", element: int, recomputed: int) -> float:
-        """Bytes a token that are read and written between the projections in a training step.
+        """Bytes per token that are read and written between the projections in a training step.
 
-        By default as many as copies of the operator's inputs and outputs: 4D numbers forward, 11D
+        By default those of copying the operator's inputs and outputs: 4D numbers forward, 11D
         forward and backward.
 
         Args:

@@ -20,6 +20,7 @@ from stripedhyena2.errors import InputError
 from stripedhyena2.ids import check_batch, check_range
 from stripedhyena2.inference import Inference
 from stripedhyena2.initial import Draw, Uninitialized, constant, normal
+from stripedhyena2.layers import num_blocks
 from stripedhyena2.operators import Mixer
 
 
@@ -85,7 +86,7 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """Returns the residual stream, and the past for the tokens that follow.
 
-        Sequences that are read side by side have a `Pooled` past, which stays what it is.
+        Sequences that are read side by side have a `Pooled` past, which is returned unchanged.
         """
         if isinstance(past, Pooled):
             launch = past.launch.to(x_BLD.device)
@@ -101,11 +102,12 @@ class StripedHyena2(Inference, nn.Module):
     """Token ids to next-token logits, through the blocks that `config.stripes` spells.
 
     Attributes:
-        activation_checkpointing: Blocks in a group whose input alone is kept while training; the
-            backward pass recomputes the group. 0 keeps all activations.
-        checks_ids: Whether ids out of range are refused. On a GPU that waits for the work before,
-            so who knows that its ids are right sets it to False, as every command does; an id out
-            of range then ends the process.
+        activation_checkpointing: Blocks per checkpoint: while training, only the input of each
+            group of this many blocks is kept, and the backward pass recomputes the rest. 0 keeps
+            all activations.
+        checks_ids: Whether ids out of range are refused. On a GPU the check waits for all earlier
+            work, so a caller whose ids are known to be valid sets it to False, as every command
+            does. An id out of range then ends the process.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -210,7 +212,7 @@ class StripedHyena2(Inference, nn.Module):
 
         Args:
             ids_BL: int64 token ids in [0, V).
-            layers: Names of our modules.
+            layers: Names of modules, as in `named_modules`.
 
         Raises:
             InputError: The ids are not integers [B, L], or out of range.
@@ -247,18 +249,6 @@ class StripedHyena2(Inference, nn.Module):
         dtype = accumulation_dtype(x_BLD)
         with full_precision(x_BLD):
             return F.linear(self.norm(x_BLD.to(dtype)), self.embedding.weight.to(dtype))
-
-
-def num_blocks(config: ModelConfig, layers: Sequence[str]) -> int:
-    """The number of blocks that must be computed for the outputs of layers."""
-
-    def needed(layer: str) -> int:
-        part, _, rest = layer.partition(".")
-        if part == "blocks":
-            return int(rest.partition(".")[0]) + 1
-        return 0 if part == "embedding" else config.depth
-
-    return max(map(needed, layers))
 
 
 @torch.no_grad()

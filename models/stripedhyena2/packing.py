@@ -1,16 +1,15 @@
-"""Many sequences read side by side, what they share read once.
+"""Many sequences read side by side; prefixes that they share are read once.
 
 A sequence is cut into a prefix, whose state other sequences may continue as well, and a suffix,
-which ends it. Suffixes of many sequences, each after the prefix of its own, are the rows of one
-launch, and so are pieces of prefixes. A launch has one of a few shapes: suffixes are padded behind
-their last base, and rows without a sequence fill it up. Neither enters a result, since no base sees
-what follows it and rows do not see each other.
+which ends it. The rows of a launch are suffixes, each after its own prefix, or pieces of prefixes.
+Launches have a few shapes: suffixes are padded after their last base, and empty rows fill a launch.
+Neither changes a result, since no base sees what follows it and rows do not see each other.
 
 The shape depends on the length of the row alone, and a row has the same bits wherever it stands in
-a launch of a shape: the kernels compute rows apart, and the matrix products of a GPU sum every row
-in the same order. So a log-likelihood does not depend on what else is read. Products on a CPU do
-not all have that property (in fp64, a row of 17 tokens among five has other bits at other places by
-MKL), and a short row keeps a CPU busy: there every launch is one sequence, and nothing is padded.
+a launch of a shape: kernels compute each row by itself, and the matrix products of a GPU sum every
+row in the same order. So a log-likelihood does not depend on what else is read. Products on a CPU
+do not all have that property (by MKL in fp64, a row of 17 tokens among five has other bits in other
+positions), and a short row keeps a CPU busy: there every launch is one sequence without padding.
 
 B sequences of a launch, L tokens of a row, V vocabulary.
 """
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from stripedhyena2.cache import Launch, Pooled, with_room
+from stripedhyena2.memory import free_bytes
 from stripedhyena2.scoring import CHUNK
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 GRAIN = 64  # tokens; the shortest row of a packed launch, and of a piece of a prefix in it
-SHORT = 512  # tokens; shorter rows are no more, since each may bring a prefix that takes memory
+SHORT = 512  # tokens; a launch of shorter rows has no more of them: each may need a prefix
 STEPS = 16  # lengths of suffixes between a power of two and the next, which bounds the padding
 WORK = 1e16  # multiply-adds of a batch at most: half a minute of a GPU
 MOST_TOKENS = 1 << 22  # of a batch
-MEMORY = 0.35  # of what is free on a GPU, for prefixes; a pool is copied when it grows
-PADDING = ord("A")  # any will do of which a model's numbers are finite: 0 * inf would spread
+MEMORY = 0.35  # share of a GPU's free memory for prefixes; a pool is copied when it grows
+PADDING = ord("A")  # any token with finite activations: 0 * inf would spread
 NOT_READ = -1  # in place of a slot
 NO_PLACES = np.zeros(0, np.int32)
 
@@ -133,7 +133,7 @@ class Shapes:
 
 
 def _power_below(number: int) -> int:
-    """The largest power of two that is not above `number`."""
+    """The largest power of two up to `number`."""
     return 1 << number.bit_length() - 1
 
 
@@ -167,7 +167,7 @@ class Prefix:
         self.logprobs: Floats | None = None  # up to each base of this piece; only of chunks
         self.slot = NOT_READ
         self.places = NO_PLACES  # of the tokens of this piece
-        self.batch = 0  # the last one that asked for it
+        self.batch = 0  # the last one that uses it
         self.children: dict[bytes, Prefix] = {}
         self.suffixes: dict[bytes, Suffix] = {}
 
@@ -193,14 +193,14 @@ class Suffix:
 
     def __init__(self, before: Prefix, bases: bytes, *, cumulated: bool) -> None:
         self.before, self.bases, self.cumulated = before, bases, cumulated
-        self.batch = 0  # the last one that asked for it
+        self.batch = 0  # the last one that uses it
         self.logprob = self.last = float("nan")
         self.logprobs: Floats | None = None  # up to each of its bases; if `cumulated`
 
     def logprob_until(self, length: int) -> float:
         """Log-likelihood of the first `length` bases of the sequence, in nats.
 
-        The sequence was asked for with `cumulated`, and its own prefix is not longer.
+        The sequence was queued with `cumulated`, and its own prefix is not longer.
         """
         before, logprobs = self.before, self.logprobs
         while length < before.length:
@@ -208,15 +208,15 @@ class Suffix:
             before, logprobs = before.before, before.logprobs
         if length == before.length:
             return before.logprob
-        assert logprobs is not None, "asked for with `cumulated`"
+        assert logprobs is not None, "queued with `cumulated`"
         return before.logprob + float(logprobs[length - before.length - 1])
 
 
 class Packer:
     """Reads sequences side by side.
 
-    Sequences are asked for first (`prefix`, `suffix`). Then `read` reads all of them, and `collect`
-    gives them their log-likelihoods. Prefixes that the next batch asks for again stay in memory.
+    Sequences are queued first (`prefix`, `suffix`). Then `read` reads all of them, and `collect`
+    gives them their log-likelihoods. Prefixes that the next batch uses again stay in memory.
 
     Args:
         model: Model in inference mode.
@@ -271,10 +271,8 @@ class Packer:
         self._tokens = self._used_slots = self._used_places = 0
         self._most_bytes = math.inf
         if self._device.type == "cuda":
-            reserved = torch.cuda.memory_reserved(self._device)
-            unused = reserved - torch.cuda.memory_allocated(self._device)
-            free = torch.cuda.mem_get_info(self._device)[0] + unused
-            self._most_bytes = MEMORY * (free + self._size(self._num_slots, self._num_places))
+            pools = self._size(self._num_slots, self._num_places)
+            self._most_bytes = MEMORY * (free_bytes(self._device) + pools)
 
     def _size(self, num_slots: int, num_places: int) -> int:
         """Bytes of prefixes."""
@@ -283,7 +281,7 @@ class Packer:
 
     @property
     def is_full(self) -> bool:
-        """Whether as much is asked for as should be read together."""
+        """Whether as much is queued as should be read together."""
         used = self._size(self._used_slots, self._used_places)
         return self._tokens >= self._most_tokens or used > self._most_bytes
 
@@ -293,7 +291,7 @@ class Packer:
         Args:
             bases: The sequence, or more than its beginning, in upper-case letters.
             ends: Where its pieces end, in order.
-            after: A prefix of the sequence that has been asked for, and ends before them.
+            after: A queued prefix of the sequence, which ends before them.
         """
         found = after or self.start
         for end in ends:
@@ -316,7 +314,7 @@ class Packer:
         """Ask for a sequence.
 
         Args:
-            before: Its beginning, asked for in the same batch.
+            before: Its beginning, queued in the same batch.
             bases: The rest, at least one base, in upper-case letters.
             cumulated: Whether `Suffix.logprob_until` will be called.
         """
@@ -335,7 +333,7 @@ class Packer:
 
     @torch.inference_mode()
     def read(self) -> "Batch":
-        """Read all that has been asked for since the last call; numbers are there after `collect`.
+        """Read all that was queued since the last call; numbers are there after `collect`.
 
         A GPU may still be at work when this returns.
         """
@@ -358,7 +356,7 @@ class Packer:
         return batch
 
     def _forget(self) -> None:
-        """Drop what this batch has not asked for."""
+        """Drop the prefixes that this batch does not use."""
         free, waiting = [self._free_places], [self.start]
         while waiting:
             prefix = waiting.pop()
@@ -400,7 +398,7 @@ class Packer:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether `read` leaves work to a GPU that may go on while more is asked for."""
+        """Whether a GPU may still compute when `read` returns, while more is queued."""
         return self._device.type == "cuda" and not self._brief
 
     def _read_prefixes(self) -> Iterator["_Read"]:

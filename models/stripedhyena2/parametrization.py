@@ -1,8 +1,8 @@
 """Reparametrize the filters of a model for training; checkpoints hold the folded form.
 
 Poles train as the logarithm of their rate, which keeps every mode decaying. MR taps train under the
-decay window that Savanna multiplies at every step, so that far taps are regularized. Which
-parameters of an operator train in which form says its `Mixer.training_forms`.
+decay window that Savanna multiplies at every step, so that far taps are regularized.
+`Mixer.training_forms` says which parameters of an operator train in which form.
 
 Released weights are in the folded form only. Unfolding them restores the values, but not the state
 of the optimizer that trained them.
@@ -113,7 +113,7 @@ def restore_form(module: nn.Module, path: str, weights: Mapping[str, Tensor]) ->
 
     Args:
         module: A part of a model, in its training form.
-        path: Of that part in the model.
+        path: Path of that part in the model.
         weights: Parts by the name of the weight in the model and their own, e.g.
             "blocks.2.mixer.operator.log_poles_DS.gamma".
     """

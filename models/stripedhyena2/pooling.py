@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.dna import as_read, check_sequences, strand_of, strands_of
 from stripedhyena2.errors import NonFiniteError, check_choice
-from stripedhyena2.layers import Listener, layer_widths, read_layers, resolve_layers
+from stripedhyena2.layers import Listener, layer_widths, resolve_layers, stream_layers
 from stripedhyena2.progress import Progress, ignore_progress
-from stripedhyena2.scoring import CHUNK, stream_within_memory, token_ids
+from stripedhyena2.scoring import nonfinite_error, stream_within_memory, token_ids
 from stripedhyena2.streaming import Streaming
 
 if TYPE_CHECKING:
@@ -230,7 +229,7 @@ def _read_strand(
             listen(start + inside - num_context, x_LD[inside:])
 
     share = (len(letters) - num_context) / len(letters) / num_strands
-    read_layers(
+    stream_layers(
         model,
         token_ids(model, letters),
         streaming,
@@ -240,13 +239,7 @@ def _read_strand(
 
 
 def _not_finite(model: "StripedHyena2", bases: bytes, layer: str, name: str) -> NonFiniteError:
-    ids_L = token_ids(model, bases[:CHUNK])
-    origin = first_nonfinite_layer(model, ids_L[None])
-    first = f", first in layer {origin}" if origin else ""
-    return NonFiniteError(
-        f"{name}: the output of {layer} is NaN or infinite{first}; compute in fp32 (--dtype fp32), "
-        "or use other weights"
-    )
+    return nonfinite_error(f"{name}: the output of {layer} is NaN or infinite", model, bases)
 
 
 class _InMemory:

@@ -33,7 +33,7 @@ from stripedhyena2.errors import (
     check_choice,
 )
 from stripedhyena2.host import available_bytes
-from stripedhyena2.memory import is_out_of_memory
+from stripedhyena2.memory import free_bytes, is_out_of_memory
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.streaming import Streaming, fastest_streaming, stream
 
@@ -313,9 +313,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
             )
         return Streaming()
     if max_memory is None:
-        reserved = torch.cuda.memory_reserved(weight.device)
-        unused = reserved - torch.cuda.memory_allocated(weight.device)
-        max_memory = torch.cuda.mem_get_info(weight.device)[0] + unused + weights
+        max_memory = free_bytes(weight.device) + weights
     try:
         return fastest_streaming(
             model.config, num_bases, weight.element_size(), weights, max_memory
@@ -330,11 +328,14 @@ def require_finite(logprob: float, model: "StripedHyena2", bases: bytes, name: s
     Raises:
         NonFiniteError: The message names the layer in which that began.
     """
-    if math.isfinite(logprob):
-        return
+    if not math.isfinite(logprob):
+        raise nonfinite_error(f"{name}: the log-likelihood is {logprob}", model, bases)
+
+
+def nonfinite_error(problem: str, model: "StripedHyena2", bases: bytes) -> NonFiniteError:
+    """An error that adds to a problem the layer in which it began, if reading `bases` shows it."""
     layer = first_nonfinite_layer(model, token_ids(model, bases[:CHUNK])[None])
     origin = f", first in layer {layer}" if layer else ""
-    raise NonFiniteError(
-        f"{name}: the log-likelihood is {logprob}{origin}; compute in fp32 (--dtype fp32), or use "
-        "other weights"
+    return NonFiniteError(
+        f"{problem}{origin}; compute in fp32 (--dtype fp32), or use other weights"
     )

@@ -1,7 +1,7 @@
 """Files of values (TOML, yml, JSON): regular files of a bounded size and depth, and of a schema.
 
-Everything that is read from such a file goes through here, so that no file, however it is damaged
-or made, ends in anything but a value of the expected type or one line that names the file.
+Everything that is read from such a file goes through here, so that any file, however damaged or
+malicious, gives either a value of the expected type or an error of one line that names it.
 """
 
 import json
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from stripedhyena2.errors import InputError
+from stripedhyena2.errors import InputError, reason_of
 
 T = TypeVar("T")
 
@@ -54,19 +54,17 @@ def shown(value: object) -> str:
         return "a number of more than 4,300 digits"
 
 
-def number(value: T) -> T:
-    """A value that is to be a number; for pydantic, which takes true for 1.
-
-    Raises:
-        ValueError: It is true or false.
-    """
+def _not_bool(value: T) -> T:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     return value
 
 
+Number = BeforeValidator(_not_bool)  # of each numeric key, because pydantic takes true for 1
+
+
 def require_regular(path: Path, refuse: type[ValueError] = InputError) -> None:
-    """Refuse what is no regular file, links followed: a pipe or a device may never end.
+    """Refuse what is not a regular file (links are followed): a pipe or a device may never end.
 
     Raises:
         InputError: Or `refuse`.
@@ -74,7 +72,7 @@ def require_regular(path: Path, refuse: type[ValueError] = InputError) -> None:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: the name contains NUL
-        raise refuse(f"{path}: cannot be read ({_reason(error)})") from None
+        raise refuse(f"{path}: cannot be read ({reason_of(error)})") from None
     if stat.S_ISDIR(mode):
         raise refuse(f"{path}: is a folder, not a file")
     if not stat.S_ISREG(mode):
@@ -160,14 +158,10 @@ def _read(path: Path, limit: int, refuse: type[ValueError]) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise refuse(f"{path}: cannot be read ({_reason(error)})") from None
+        raise refuse(f"{path}: cannot be read ({reason_of(error)})") from None
     if len(data) > limit:
         raise refuse(f"{path}: larger than {limit:,} bytes, so it is not a file of this kind")
     return data
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _too_deep(path: Path) -> str:

@@ -145,7 +145,7 @@ def test_a_graph_step_is_an_eager_step(lengths: list[int], dtype: torch.dtype) -
             tokens = torch.stack([ids[row, length + t] for row, length in enumerate(lengths)])
             found.append(graph.step(tokens))
             eager._ids_B1.copy_(tokens[:, None])
-            assert torch.equal(found[-1], eager._advanced())
+            assert torch.equal(found[-1], eager._advance())
     for row, length in enumerate(lengths):
         mine, right = torch.stack(found)[:, row], whole[row, length : length + 20]
         error = float((mine - right).norm() / right.norm())

@@ -340,5 +340,5 @@ def test_nan_ends_one_sequence_also_where_memory_is_short(
         sample = rows.add(Request(torch.tensor([65]), 9, Uniforms(0), Script(b"ZA")), SAMPLER)
         rows.add(*mixed(5), 5)
         assert len(rows.step()) == 2
-    assert "not finite, in a layer that the memory is too short to find" in sample.problem
+    assert "not finite, in a layer that cannot be found for lack of memory" in sample.problem
     assert [each.index for each in rows.samples] == [5]

@@ -6,7 +6,7 @@ import torch
 from stripedhyena2 import InputError, StripedHyena2
 from stripedhyena2.checkpoint.layouts.vortex import expected
 from stripedhyena2.checkpoint.published import published_config
-from stripedhyena2.layers import default_layer, read_layers, resolve_layers
+from stripedhyena2.layers import default_layer, resolve_layers, stream_layers
 from stripedhyena2.layout import shared_modules
 from stripedhyena2.streaming import Streaming
 
@@ -50,7 +50,7 @@ def test_blocks_above_the_layers_are_not_run(tiny_model: StripedHyena2) -> None:
     ]
     for layer in ("embedding", "blocks.3.mlp", "norm"):
         listeners = {layer: lambda *_: None}
-        read_layers(tiny_model, ids, Streaming(20), listeners, advanced.append)
+        stream_layers(tiny_model, ids, Streaming(20), listeners, advanced.append)
     for hook in hooks:
         hook.remove()
     assert ran == [0, *(i for i in range(4) for _ in "ab"), *(i for i in range(7) for _ in "ab")]

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, tensor by tensor, in bytes a token.
+"""Bytes per token that a forward pass keeps for the backward pass, tensor by tensor.
 
 The tensors are those that autograd saves of `stripedhyena2.model`, with the fused operators of a
 GPU; tests/evo2cli/training/plan/test_activations.py counts them on the model.
@@ -16,11 +16,11 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class Dtypes:
-    """Bytes of a number.
+    """Element sizes of a run's activations.
 
     Attributes:
-        compute: In products and operators.
-        residual: In the residual stream.
+        compute: Bytes of a number in products and operators.
+        residual: Bytes of a number in the residual stream.
     """
 
     compute: int
@@ -33,10 +33,10 @@ class Dtypes:
 
 
 def block_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
-    """What one block keeps, a token, its input included and its MLP left out.
+    """Bytes per token that one block keeps, its input included and its MLP left out.
 
     Both norms keep their input (D in the dtype of the residual stream) and an fp32 root. In the
-    compute dtype: the outputs of both norms (2 D), and what the mixer says (`Mixer.saved_bytes`).
+    compute dtype: the outputs of both norms (2 D), and what the mixer saves (`Mixer.saved_bytes`).
     """
     width, element = config.width, dtypes.compute
     kept = 2 * (dtypes.residual * width + FP32) + 2 * element * width
@@ -44,7 +44,7 @@ def block_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
 
 
 def mlp_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
-    """What the MLP of a block keeps, a token that it computes together with others.
+    """Bytes per token that the MLP of a block keeps, of the tokens that it computes at once.
 
     In the compute dtype its gate, up and product (3 M; in the first block M more for its GELU).
     """
@@ -52,7 +52,7 @@ def mlp_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
 
 
 def working_bytes(config: ModelConfig, dtypes: Dtypes) -> float:
-    """What the backward pass of a block needs at most beside what was kept, a token.
+    """Bytes per token that the backward pass of a block needs at its peak, beside what was kept.
 
     The peak is in its MLP: the gradient of the residual stream, and two tensors as wide as the MLP.
     The fused operators need less later, when the MLP's tensors are freed.
@@ -71,7 +71,7 @@ def chunked_working_bytes(config: ModelConfig, dtypes: Dtypes, share: float) -> 
     Args:
         config: Shape of the model.
         dtypes: Bytes of its numbers.
-        share: Of the tokens, that are in a chunk.
+        share: The fraction of the tokens that one chunk holds.
     """
     width, element = config.width, dtypes.compute
     wide = mlp_bytes(config, 1, dtypes) + 2 * element * config.mlp_width

@@ -14,7 +14,7 @@ FP32_MATMUL = 0.8  # assumed: no tensor cores
 ATTENTION = 0.45  # operators.md: 0.41 at L = 8,192, 0.48 at 32,768, of causal FLOPs, both passes
 BANDWIDTH = 0.87  # kernels.md, copies: 0.85 to 0.89
 
-# Bytes a parameter that each micro-batch moves, and then the step, by ZeRO stage. Plain (0): fp32
+# Bytes per parameter that each micro-batch moves, and then the step, by ZeRO stage. Plain (0): fp32
 # weights cast to bf16 (6), bf16 gradients cast (6) and added (12); the gradient's norm (4) and
 # clipping (8), then AdamW on weight, gradient and two moments (28). ZeRO 1 and 2 only add bf16
 # gradients to fp32 ones (10).

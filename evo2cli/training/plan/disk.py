@@ -1,6 +1,6 @@
 """Bytes of a run on disk.
 
-Bytes a parameter in a checkpoint, with e = 2 in bf16 and 4 in fp32:
+Bytes per parameter in a checkpoint, with e = 2 in bf16 and 4 in fp32:
 
                        all engines   plain, with averages   DeepSpeed, ZeRO 1 and 2
 exported fp32 weights  4

@@ -69,7 +69,7 @@ def flops_per_token(config: ModelConfig, length: int) -> Flops:
 
 
 def paper_flops_per_token(config: ModelConfig, length: int) -> float:
-    """Training FLOPs a token as the StripedHyena 2 paper counts: 6 N_dense + 10 n_attn L D.
+    """Training FLOPs per token as the StripedHyena 2 paper counts: 6 N_dense + 10 n_attn L D.
 
     N_dense are the weights of projections and MLPs, n_attn the attention blocks, which are counted
     with more than the causal half (2 L D); operators and head are not counted.

@@ -1,6 +1,6 @@
 """Memory of one GPU while it trains, by component, from formulas: nothing is allocated.
 
-Bytes a parameter, on each of w GPUs:
+Bytes per parameter, on each of w GPUs:
 
                 weights       gradients             optimizer (masters and two moments)
 plain           4             4                     8
@@ -57,13 +57,13 @@ class Setup:
         gpus: Number of GPUs.
         zero: ZeRO stage; 0 for the plain engine.
         length: Positions of a window.
-        micro: Windows a forward pass on one GPU, or on those that share them.
-        accumulation: Forward passes a step.
+        micro: Windows per forward pass, on one GPU or on those that share a window.
+        accumulation: Forward passes per step.
         checkpointing: Blocks recomputed together; 0 for none.
         compute: Dtype of products.
         fp8: Whether projections and MLPs multiply in FP8.
         averaged: Whether averaged weights are kept too.
-        context: GPUs that share a window, each a part of its positions.
+        context: Number of GPUs that share a window, each with a part of its positions.
         schemes: How they exchange.
         frozen: The base, if it is not trained.
     """
@@ -105,7 +105,7 @@ class Setup:
 
     @property
     def mlp_tokens(self) -> int:
-        """Those of them that an MLP computes together."""
+        """Tokens of one forward pass that an MLP computes at once."""
         return min(self.tokens, self.micro * MLP_TOKENS)
 
 
@@ -114,11 +114,11 @@ class Sizes:
     """Numbers of parameters.
 
     Attributes:
-        all: Of the model in training form.
-        folded: Of the model in inference form.
-        block: Of its largest block.
-        products: Of the projections and MLPs.
-        largest: Of the largest tensor.
+        all: Parameters of the model in training form.
+        folded: Parameters of the model in inference form.
+        block: Parameters of its largest block.
+        products: Parameters of the projections and MLPs.
+        largest: Parameters in its largest tensor.
     """
 
     all: int
@@ -159,11 +159,11 @@ class Memory:
     """Bytes on one GPU at the peak of a step.
 
     Attributes:
-        weights: Parameters, with averaged ones if there are.
+        weights: Parameters, and averaged ones if the run keeps them.
         copies: bf16 copies that autocast makes of fp32 weights.
-        gradients: Sums, and the gradient that is being added.
+        gradients: Accumulated gradients, and the one that is being added.
         optimizer: fp32 masters and Adam's moments.
-        activations: Of one micro-batch, with the temporary tensors of its backward pass.
+        activations: What one micro-batch keeps, and the temporary tensors of its backward pass.
         communication: Buckets of gradients, and weights gathered from other GPUs.
         framework: CUDA, NCCL and the fragmentation of torch's allocator.
     """

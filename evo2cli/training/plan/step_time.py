@@ -136,7 +136,7 @@ def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[floa
 
 
 def _moved(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[float, float]:
-    """Bytes a token that fused operators, and norms and elementwise parts, read and write.
+    """Bytes per token that fused operators, and norms and elementwise parts, read and write.
 
     What attention moves beside its products, and rounding to FP8, count as elementwise.
     """
@@ -159,11 +159,14 @@ def _moved(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[float, 
 
 
 def elementwise_bytes(config: ModelConfig, dtypes: Dtypes) -> tuple[int, int]:
-    """Bytes a token that norms, residual sums, casts and the MLP's gate of a block move, each pass.
+    """Bytes per token that norms, residual sums, casts and the MLP's gate of a block move.
 
-    With r and c bytes a number of the residual stream and in products: the norms r + c and 2 (r +
-    c), the second sum 2 r + c, the gate 3 c; going back, their gradients, the sums where two
+    With r and c bytes per number of the residual stream and of products: the norms r + c and
+    2 (r + c), the second sum 2 r + c, the gate 3 c; going back, their gradients, the sums where two
     gradients meet (3 r and 3 c), the bias (c), and under autocast two casts between r and c.
+
+    Returns:
+        The bytes of the forward pass, and of the backward pass.
     """
     r, c, is_cast = dtypes.residual, dtypes.compute, dtypes.is_autocast
     forward = (5 * r + 4 * c) * config.width + 3 * c * config.mlp_width
@@ -172,7 +175,7 @@ def elementwise_bytes(config: ModelConfig, dtypes: Dtypes) -> tuple[int, int]:
 
 
 def rounding_bytes(config: ModelConfig) -> tuple[int, int]:
-    """Bytes a token that rounding to FP8 moves in a block, each pass.
+    """Bytes per token that rounding to FP8 moves in a block: forward, and backward.
 
     Inputs of the four products' layers, then the gradients of their outputs: each number of 2 bytes
     is read for the largest and again to be rounded, and written by rows and by columns.

@@ -25,7 +25,7 @@ def causal_fir(
         The filtered samples, and the past for the samples that follow.
 
     Raises:
-        ValueError: The groups do not divide the channels, or the past has not K - 1 samples.
+        ValueError: The groups do not divide the channels, or the past does not have K - 1 samples.
     """
     expected = _past_shape("causal_fir", x_BLD, x_BLD.shape[2], taps_GK, past_BPD)
     if past_BPD is None:

@@ -18,7 +18,7 @@ E4M3 = torch.float8_e4m3fn
 
 @dataclass(frozen=True)
 class Float8Weight:
-    """A weight at a byte a number: W = values * scale.
+    """A weight at one byte per number: W = values * scale.
 
     Attributes:
         values_OI: e4m3.

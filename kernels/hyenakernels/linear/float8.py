@@ -1,4 +1,4 @@
-"""Linear layers of one row with weights in FP8: as `linear.kernel`, at a byte a weight.
+"""Linear layers of one row with weights in FP8: as `linear.kernel`, at one byte per weight.
 
 As many programs as fit the GPU at once each take every n-th block of whole rows of the weight. A
 program normalizes the row of x and rounds it to e4m3 once, then holds it in registers. So the

@@ -134,8 +134,8 @@ class LocalShard:
         """The shard of this process; without a sharding the ranks exchange their lengths.
 
         Raises:
-            ValueError: `x` has not the rows that the sharding gives this rank, the group has
-                another number of ranks, or the sharding is not contiguous where it must be.
+            ValueError: The length of `x` is not that which the sharding gives this rank, the group
+                has another number of ranks, or the sharding is not contiguous where it must be.
         """
         rank, count = dist.get_rank(group), dist.get_world_size(group)
         if sharding is None:

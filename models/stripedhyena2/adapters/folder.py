@@ -1,6 +1,6 @@
 """The folder of an adapter, as the package `peft` writes and reads it.
 
-adapter_config.json        what the adapter looks like, and on which modules it is
+adapter_config.json        its hyperparameters, and the modules it is attached to
 adapter_model.safetensors  its tensors; the metadata has the fingerprint of the base
 
 Names of tensors are `base_model.model.` and the path of the module in our class for Hugging Face,
@@ -34,7 +34,7 @@ class Adapter:
     """An adapter as a folder holds it.
 
     Attributes:
-        lora: What it looks like.
+        lora: Its hyperparameters.
         tensors: Its tensors by their names in the model.
         base: Name of the model that it was trained on.
         base_fingerprint: Fingerprint of the weights of that model; None if unknown.

@@ -1,4 +1,4 @@
-"""LoRA: what trains is a product of two thin matrices beside each frozen projection.
+"""LoRA: beside each frozen projection, the product of two thin matrices is trained.
 
     y = W x + s B A x      with A [R, I], B [O, R], and s = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -26,7 +26,7 @@ from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import InputError
 from stripedhyena2.float8.frozen import Dense, FrozenLinear
 from stripedhyena2.float8.inference import ScaledLinear
-from stripedhyena2.layers import MIXER_PROJECTIONS, MLP_PROJECTIONS
+from stripedhyena2.layers import MIXER_PROJECTIONS, MLP_PROJECTIONS, num_blocks
 from stripedhyena2.model import StripedHyena2
 
 SETS = ("all", "mixer", "attention", "mlp")
@@ -35,7 +35,7 @@ A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
 
 @dataclass(frozen=True)
 class LoRA:
-    """What adapters look like.
+    """Hyperparameters of adapters.
 
     Attributes:
         rank: Columns of B and rows of A.
@@ -84,7 +84,7 @@ def target_names(config: ModelConfig, targets: str, depth: int | None = None) ->
     known = {
         name: sets
         for name, sets in projections(config).items()
-        if depth is None or int(name.split(".")[1]) < depth
+        if depth is None or num_blocks(config, [name]) <= depth
     }
     if targets in SETS:
         found = [name for name, sets in known.items() if targets in sets]
@@ -111,9 +111,9 @@ def add_adapters(
 
     Args:
         model: The model.
-        lora: What the adapters look like.
+        lora: Hyperparameters of the adapters.
         names: The modules.
-        seed: Of the values of A, which are drawn on the CPU, one module after the other.
+        seed: Seed of the values of A, which are drawn on the CPU, module by module.
 
     Returns:
         The names of the new parameters.
@@ -171,7 +171,7 @@ class _Adapted(nn.Module):
 
 
 class _AdaptedLinear(_Adapted, nn.Linear):
-    """A dense one."""
+    """A dense projection with an adapter."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight in another dtype."""
@@ -179,7 +179,7 @@ class _AdaptedLinear(_Adapted, nn.Linear):
 
 
 class _AdaptedFrozenLinear(_Adapted, FrozenLinear):
-    """One whose weight is stored in FP8."""
+    """A projection with an adapter whose weight is stored in FP8."""
 
 
 _ADAPTED: dict[type[nn.Module], type[_Adapted]] = {
@@ -291,7 +291,7 @@ def merged_weight(weight_OI: Tensor, lora: LoRA, tensors: Mapping[str, Tensor]) 
 
     Args:
         weight_OI: The weight of the projection.
-        lora: What the adapter looks like.
+        lora: Hyperparameters of the adapter.
         tensors: Its tensors by their names within the projection.
     """
     wide = torch.promote_types(weight_OI.dtype, torch.float32)
@@ -310,7 +310,7 @@ def merged_weights(
 
     Args:
         weights: Weights of the base by name.
-        lora: What the adapters look like.
+        lora: Hyperparameters of the adapters.
         tensors: The tensors of all adapters by name.
     """
     merged = dict(weights)

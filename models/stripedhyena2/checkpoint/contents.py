@@ -28,7 +28,7 @@ class Checkpoint:
         training_form: Tensors from which some weights are computed in the form that they train in,
             if the checkpoint has that form: by the name of the weight and of the part, as in
             "blocks.2.mixer.operator.log_poles_DS.p".
-        files: That it was read from.
+        files: The files it was read from.
         extra_state: FP8 scale records of released files, as raw bytes. Never executed.
         provenance: Where the weights come from, as JSON values.
     """

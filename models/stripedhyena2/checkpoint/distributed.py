@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError
 from stripedhyena2.checkpoint.pickles import UNREADABLE, Inert
 from stripedhyena2.checkpoint.tensors import Stored, Tensors
+from stripedhyena2.errors import reason_of
 from stripedhyena2.values import require_regular
 
 METADATA = ".metadata"
@@ -87,11 +88,10 @@ def open_distributed(folder: Path) -> Tensors:
             }
         )
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from None
+        raise CheckpointError(f"{file}: cannot be read ({reason_of(error)})") from None
     except UNREADABLE as error:
-        reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(
-            f"{folder}: not a readable checkpoint of torch.distributed ({reason})"
+            f"{folder}: not a readable checkpoint of torch.distributed ({reason_of(error)})"
         ) from None
 
 
@@ -106,8 +106,9 @@ def _read(folder: Path, name: str, like: Tensor) -> Tensor:
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             load({name: value}, storage_reader=_Reader(folder), no_dist=True)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from None
+        raise CheckpointError(f"{folder}: cannot be read ({reason_of(error)})") from None
     except UNREADABLE as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise CheckpointError(f"{folder}: tensor {name!r} cannot be read ({reason})") from None
+        raise CheckpointError(
+            f"{folder}: tensor {name!r} cannot be read ({reason_of(error)})"
+        ) from None
     return value

@@ -13,6 +13,7 @@ from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError
 from stripedhyena2.checkpoint.pickles import UNREADABLE, NotWeights, open_pickle
 from stripedhyena2.checkpoint.shards import INDEX, WEIGHTS_FILE, open_safetensors, shards_of
 from stripedhyena2.checkpoint.tensors import Stored, Tensors
+from stripedhyena2.errors import reason_of
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 from stripedhyena2.values import require_regular, shown
 
@@ -31,10 +32,11 @@ def writing(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise CheckpointError(f"{path}: cannot be written ({reason_of(error)})") from None
     except (RuntimeError, SafetensorError) as error:  # torch and safetensors, of a full disk
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: cannot be written; is the disk full? ({reason})") from None
+        raise CheckpointError(
+            f"{path}: cannot be written; is the disk full? ({reason_of(error)})"
+        ) from None
 
 
 def refuse_full(folder: Path) -> None:
@@ -79,7 +81,7 @@ def open_tensors(path: Path) -> Contents:
     except CheckpointError:
         raise
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: contains more than tensors and is not opened, because that would run its "
@@ -89,8 +91,7 @@ def open_tensors(path: Path) -> Contents:
         if is_out_of_memory(error):
             raise CheckpointError(f"{path}: {out_of_memory(error)}") from None
         kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint"
-        reason = str(error).partition("\n")[0][:200]
-        raise CheckpointError(f"{path}: not a complete {kind} ({reason})") from None
+        raise CheckpointError(f"{path}: not a complete {kind} ({reason_of(error)})") from None
 
 
 def open_shards(folder: Path) -> Tensors:
@@ -152,7 +153,7 @@ def require_weights(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(_LOOK)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from None
     if not start:
         raise CheckpointError(f"{path}: is empty; get the file again")
     if start.startswith(b"version https://git-lfs.github.com/spec/"):

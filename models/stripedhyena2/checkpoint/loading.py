@@ -33,7 +33,7 @@ from stripedhyena2.device_map import (
     device_of,
     move_activations,
 )
-from stripedhyena2.errors import InputError
+from stripedhyena2.errors import InputError, reason_of
 from stripedhyena2.float8.inference import (
     Scales,
     float8_parts,
@@ -108,15 +108,15 @@ def load(
     }
     state: dict[str, torch.Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
-        place = device_of(name, blocks)
+        target = device_of(name, blocks)
         if name in scales:
-            state[name] = scaled_weight(tensor, scales[name], place)
+            state[name] = scaled_weight(tensor, scales[name], target)
         elif name in rounded:
-            weight = Float8Weight.rounded(tensor.to(place))
+            weight = Float8Weight.rounded(tensor.to(target))
             state[name] = weight.values_OI
             state[f"{name.removesuffix('weight')}scale_O1"] = weight.scale_O1
         else:
-            state[name] = tensor.to(place, wide if name in fp32_tensors else dtype, copy=True)
+            state[name] = tensor.to(target, wide if name in fp32_tensors else dtype, copy=True)
     model.load_state_dict(state, assign=True)
     if len(set(blocks)) > 1:
         move_activations(model)
@@ -140,9 +140,8 @@ def check_placement(
         try:
             torch.empty(0, device=each)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
             raise InputError(
-                f"device={str(each)!r}: not available here ({reason}); use 'cpu'"
+                f"device={str(each)!r}: not available here ({reason_of(error)}); use 'cpu'"
             ) from None
 
 

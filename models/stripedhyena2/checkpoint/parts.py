@@ -33,7 +33,7 @@ def parts_of(path: Path) -> list[Path]:
     """All parts of the file that `path` (NAME.partN) is a part of, in order.
 
     Raises:
-        CheckpointError: A part is missing, or is no regular file.
+        CheckpointError: A part is missing, or is not a regular file.
     """
     whole = _PART.sub("", path.name)
     numbers = sorted(

@@ -72,13 +72,13 @@ class Inert:
 
 
 class NotWeights(str):
-    """The kind of a tensor that cannot be one of weights, in its place."""
+    """Stands in for a tensor that cannot be a weight, and names its kind."""
 
 
 def open_pickle(path: Path) -> object:
     """The contents of a file of `torch.save`, with a `Stored` in place of each tensor.
 
-    Only the archive's directory and its pickle are read. Files older than PyTorch 1.6 are no
+    Only the archive's directory and its pickle are read. Files older than PyTorch 1.6 are not
     archives and are read whole.
 
     Raises:
@@ -143,7 +143,7 @@ class Archive:
         """Describe an archive.
 
         Args:
-            path: Of the file, or of a part of it.
+            path: Path of the file, or of a part of it.
             records: Name, bytes and CRC-32 (0: not computed) of each entry by its offset.
         """
         self._path, self._records = path, dict(records)
@@ -153,7 +153,7 @@ class Archive:
         """Read a tensor.
 
         Args:
-            offset: Of its storage in the file.
+            offset: Offset of its storage in the file.
             like: Its shape, strides and dtype.
             first: Its first number in the storage.
 

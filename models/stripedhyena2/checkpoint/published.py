@@ -17,7 +17,7 @@ LICENSE = "Apache-2.0"  # of the published weights
 class Precision(StrEnum):
     """The precision that the input projections of a published model need.
 
-    The losses in nats a base are NVIDIA's, at 8,192 bases.
+    The losses in nats per base are NVIDIA's, at 8,192 bases.
 
     BF16: no FP8 needed: 0.995 with and without it (7B, 1M).
     FP8: rounding to FP8, on any hardware: 1.077 with, 1.243 without (1B).

@@ -19,6 +19,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError, kind_of
 from stripedhyena2.checkpoint.pickles import UNREADABLE, Inert, require_sound_record
 from stripedhyena2.config import ModelConfig
+from stripedhyena2.errors import reason_of
 from stripedhyena2.float8.inference import Scales
 
 _MAKER = "transformer_engine."
@@ -76,8 +77,9 @@ def _read(record: bytes, name: str) -> Scales | None:
             "code; get the file from its publisher, or load it without fp8"
         ) from None
     except UNREADABLE as error:
-        reason = str(error).partition("\n")[0][:80]
-        raise CheckpointError(f"{name}: not a readable record of FP8 scales ({reason})") from None
+        raise CheckpointError(
+            f"{name}: not a readable record of FP8 scales ({reason_of(error)})"
+        ) from None
     if not isinstance(state, Mapping) or "scale_fwd" not in state:
         return None
     return _checked(state["scale_fwd"], name)

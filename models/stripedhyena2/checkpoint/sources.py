@@ -21,7 +21,7 @@ from stripedhyena2.checkpoint.tensors import Tensors
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 INDEX = ".index.json"
 DISTRIBUTED = ".metadata"  # in every checkpoint of torch.distributed
-# What training programs put in front of every name.
+# Prefixes that training programs give to every name.
 _PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.")
 _RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _ZERO_3 = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
@@ -39,9 +39,9 @@ class Source:
 
     Attributes:
         path: Where they were found, for messages.
-        tensors: By name, without what programs put in front; none is read yet.
+        tensors: By name, without the prefixes of programs; none is read yet.
         blobs: Raw bytes beside them.
-        files: That hold them.
+        files: The files that hold them.
         unwrapped: What was taken off, the outermost first.
         shape: A file that may describe the shape of the model.
     """
@@ -194,7 +194,7 @@ def _run_config(folder: Path) -> Path | None:
 
 
 def _without_prefixes(source: Source, is_known: Callable[[Collection[str]], bool]) -> Source:
-    """Take off what stands in front of every name, until the names are those of a layout."""
+    """Remove what precedes every name, until the names are those of a layout."""
     tensors, blobs, taken = source.tensors, source.blobs, list(source.unwrapped)
     while not is_known(list(tensors)) and len(taken) < len(_PREFIXES):
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)

@@ -269,9 +269,8 @@ class Attention(Mixer, letter="A"):
 
         On the host it is pinned and ordered [T, B, H, W], so that some tokens are one piece of it.
         """
-        like = (
-            self.project_out.bias
-        )  # in the dtype of the activations, where weights are in FP8 too
+        # The bias has the dtype of the activations, even where weights are in FP8.
+        like = self.project_out.bias
         width = len(like) // self.num_heads
         heads, dtype = self.num_heads, like.dtype
 

@@ -101,15 +101,15 @@ class HyenaPool(Pool):
             with_room(pasts.inner, self._num_slots),
         )
 
-    def gather(self, sources_B: Tensor, none: HyenaPast) -> HyenaPast:
+    def gather(self, sources_B: Tensor, empty: HyenaPast) -> HyenaPast:
         """The pasts in some slots.
 
         Args:
             sources_B: The slots.
-            none: Pasts of no sequence, after which memory is shaped.
+            empty: The past of zero sequences; the slots have its shape, dtype and device.
         """
         if self._pasts is None:
-            self._pasts = self._with_room(none)
+            self._pasts = self._with_room(empty)
         return HyenaPast(
             self._pasts.featurizer_BPC.index_select(0, sources_B),
             self._pasts.inner.index_select(0, sources_B),
@@ -129,8 +129,8 @@ class HyenaOperator(nn.Module):
     """What stands between the projections of a Hyena mixer: featurizer, gate, convolution, gate.
 
     y = x2 * (conv(u) + skip * u) with u = x1 * v, where x2, x1, v are the featurized projections,
-    side by side. Kinds differ in `conv`; each is one fused operator, `convolve`, and one for a
-    token of each sequence, `convolve_step`.
+    side by side. Subclasses differ in `conv`: each has one fused operator, `convolve`, and one for
+    a single token of each sequence, `convolve_step`.
     """
 
     convolve: Callable[..., tuple[Tensor, HyenaPast]]
@@ -187,7 +187,7 @@ class HyenaFIR(HyenaOperator):
         return like.new_zeros(sizes)
 
     def start(self, batch_size: int, like: Tensor) -> HyenaPast:
-        """As `HyenaOperator`; a past has a sample less than a ring."""
+        """As `HyenaOperator`; a past has one sample fewer than a ring."""
         past = super().start(batch_size, like)
         return HyenaPast(past.featurizer_BPC, past.inner[:, 1:])
 
@@ -220,8 +220,8 @@ class Hyena(Mixer):
     """A Hyena mixer: projection to 3D channels, operator, projection back.
 
     Attributes:
-        slowdown: Times of the fused operator over those of a copy of what it has to move, in a
-            forward pass and in forward and backward together. Source: tests/benchmarks/results/
+        slowdown: Time of the fused operator over that of copying the bytes it must move, for a
+            forward pass, and for forward and backward together. Source: tests/benchmarks/results/
             kernels_log.md, D = 4,096 and L = 8,192 on an H200.
     """
 
@@ -256,9 +256,8 @@ class Hyena(Mixer):
     ) -> HyenaSlots:
         """As `Mixer`; the memory does not grow with the capacity."""
         del capacity, float8
-        like = (
-            self.project_out.bias
-        )  # in the dtype of the activations, where weights are in FP8 too
+        # The bias has the dtype of the activations, even where weights are in FP8.
+        like = self.project_out.bias
         channels, num_taps = self.operator.featurizer_taps_CK.shape
         ring_BFC = like.new_zeros(batch_size, num_taps, channels)
         inner = self.operator.new_inner(batch_size, like)
@@ -290,7 +289,7 @@ class Hyena(Mixer):
 
     @classmethod
     def inner_multiply_adds(cls, config: ModelConfig) -> int:
-        """Multiply-adds of the inner convolution and the skip, a token and channel."""
+        """Multiply-adds of the inner convolution and the skip, per token and channel."""
         raise NotImplementedError
 
     @classmethod

@@ -20,7 +20,7 @@ from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
 from stripedhyena2 import StripedHyena2, save, scoring
 from stripedhyena2.errors import InputError, NonFiniteError
-from stripedhyena2.layers import part_names, read_layers
+from stripedhyena2.layers import part_names, stream_layers
 from stripedhyena2.streaming import Streaming, stream
 
 [PHIX] = (
@@ -287,9 +287,9 @@ def test_an_interrupted_run_resumes(
         seen.append(len(ids_L))
         if len(ids_L) == until:
             raise KeyboardInterrupt
-        read_layers(model, ids_L, *others)
+        stream_layers(model, ids_L, *others)
 
-    monkeypatch.setattr("stripedhyena2.pooling.read_layers", breaking)
+    monkeypatch.setattr("stripedhyena2.pooling.stream_layers", breaking)
     broken = replace(options, output=fasta.with_name("broken.npz"))
     vectors = fasta.with_name("broken.npz.vectors")
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
+from evo2cli.eval.context import evaluate_context, window_parts
 from evo2cli.eval.context import measure as losses_of
-from evo2cli.eval.context import read_context, window_parts
 from evo2cli.eval.draws import draw_bases, draw_window
 from evo2cli.eval.needle import Trial, find_needles, measure
 from evo2cli.eval.options import ContextOptions, NeedleOptions
@@ -452,7 +452,7 @@ def test_a_loss_is_that_of_one_pass(
 def test_who_copies_loses_less_the_farther_it_reads(tmp_path: Path) -> None:
     (tmp_path / "repeat.fa").write_bytes(b">r\n" + 8 * draw_bases(256, "unit") + b"\n")
     options = ContextOptions(genome=tmp_path / "repeat.fa", length="1k", windows=4)
-    rows = read_context(options, opener(Fake(copied)))["rows"]
+    rows = evaluate_context(options, opener(Fake(copied)))["rows"]
     losses = {(row["start"], row["end"]): row["loss"] for row in rows if row["part"] == "stretch"}
     assert losses[128, 256] == pytest.approx(LN4, abs=1e-5)
     assert losses[512, 1024] == pytest.approx(0, abs=1e-5)
@@ -464,7 +464,7 @@ def test_against_itself_nothing_differs(genome: Path, tiny_model: StripedHyena2)
         genome=genome, model="after", against="before", length="256", windows=3
     )
     opened: list[str] = []
-    result = read_context(options, opener(tiny_model, tiny_model, opened=opened))
+    result = evaluate_context(options, opener(tiny_model, tiny_model, opened=opened))
     assert opened == ["after", "before"]
     for row in result["rows"]:
         assert row["loss"] == row["against"]
@@ -474,20 +474,20 @@ def test_against_itself_nothing_differs(genome: Path, tiny_model: StripedHyena2)
 def test_a_difference_is_taken_in_pairs(genome: Path) -> None:
     models = opener(Fake(copied), Fake(lambda _: b"ACGTN"))  # one letter more: ln 5
     options = ContextOptions(genome=genome, model="a", against="b", length="200", windows=3)
-    row = read_context(options, models)["rows"][-1]
+    row = evaluate_context(options, models)["rows"][-1]
     assert row["difference"] == pytest.approx(LN4 - math.log(5), abs=1e-5)
     assert row["difference_se"] == pytest.approx(0, abs=1e-5)
 
 
 def test_without_a_length_it_is_the_context(genome: Path, tiny_model: StripedHyena2) -> None:
     options = ContextOptions(genome=genome, windows=1)
-    assert read_context(options, opener(tiny_model))["length"] == tiny_model.config.context
+    assert evaluate_context(options, opener(tiny_model))["length"] == tiny_model.config.context
 
 
 def test_windows_that_must_overlap_are_told(
     genome: Path, tiny_model: StripedHyena2, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read_context(ContextOptions(genome=genome, length="600", windows=4), opener(tiny_model))
+    evaluate_context(ContextOptions(genome=genome, length="600", windows=4), opener(tiny_model))
     told = capsys.readouterr().err
     assert "4 windows of 600 bases must overlap" in told
     assert "--length 600, --model nano: longer than the 256 positions" in told
@@ -622,7 +622,7 @@ def test_without_matplotlib_there_is_no_figure(
     with pytest.raises(UserError, match=message):
         find_needles(NeedleOptions(plot=figure), opener())
     with pytest.raises(UserError, match=message):
-        read_context(ContextOptions(genome=genome, plot=figure), opener())
+        evaluate_context(ContextOptions(genome=genome, plot=figure), opener())
 
 
 def test_what_is_no_number_is_not_trusted(tiny_model: StripedHyena2, genome: Path) -> None:
@@ -633,7 +633,7 @@ def test_what_is_no_number_is_not_trusted(tiny_model: StripedHyena2, genome: Pat
     with pytest.raises(NonFiniteError, match=r"a text of 256 bases.*is nan"):
         needles(model, "256")
     with pytest.raises(NonFiniteError, match=r"a window of 256 bases.*is nan"):
-        read_context(ContextOptions(genome=genome, length="256"), opener(model))
+        evaluate_context(ContextOptions(genome=genome, length="256"), opener(model))
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,13 @@ from pyarrow import parquet
 
 from evo2cli.errors import UserError
 from evo2cli.finetune.examples import (
-    NO_LABEL,
     Examples,
     Genome,
     fit_length,
     read_examples,
     read_sequences,
 )
-from evo2cli.finetune.tasks import Cut, Labels, Task
+from evo2cli.finetune.tasks import NO_LABEL, Cut, Labels, Task
 from evo2cli.genome.reference import Reference
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import Header
 from evo2cli.score.input import (
     check_contigs,
-    check_places,
+    check_regions,
     count_shard,
     holds_variants,
     read_variants,
@@ -142,15 +142,15 @@ def test_regions_of_contigs_that_are_not_there_are_refused(tmp_path):
     bed.write_text("chr7\t0\t2\nchr1\t0\t2\n")
     asked = partial(ScoreOptions, inputs=("x.vcf",))
     with Reference.open(tmp_path / "g.fa") as genome:
-        check_places(asked(regions=("chr1:1-2", "1", "A*01:01", "chrM:3")), genome)
+        check_regions(asked(regions=("chr1:1-2", "1", "A*01:01", "chrM:3")), genome)
         told = r"--regions chr7:1-2: the genome has no contig chr7; it has 1, A\*01:01, MT"
         with pytest.raises(UserError, match=told):
-            check_places(asked(regions=("1", "chr7:1-2")), genome)
-        check_places(asked(bed=bed), genome)
+            check_regions(asked(regions=("1", "chr7:1-2")), genome)
+        check_regions(asked(bed=bed), genome)
         bed.write_text("chr7\t0\t2\nchr8\t0\t2\n")
         with pytest.raises(
             UserError, match=r"--bed .*g\.bed: the genome has no contig chr7; it has"
         ):
-            check_places(asked(bed=bed), genome)
+            check_regions(asked(bed=bed), genome)
         bed.write_text("")
-        check_places(asked(bed=bed), genome)
+        check_regions(asked(bed=bed), genome)

@@ -31,7 +31,7 @@ class Serving:
 
     @property
     def model(self) -> StripedHyena2:
-        return self.engine.served.model
+        return self.engine.require_served().model
 
     def post(self, path: str, **body: Any) -> Any:
         """The JSON of an answer that must be 200."""

@@ -17,7 +17,7 @@ import torch
 from evo2cli.generate.options import GenerateOptions
 from evo2cli.generate.run import generate
 from evo2cli.serve import engine as engines
-from evo2cli.serve import own
+from evo2cli.serve import native
 from evo2cli.serve.app import make_app
 from evo2cli.serve.options import ServeOptions
 from stripedhyena2 import scoring
@@ -261,7 +261,7 @@ def test_where_memory_is_short_a_request_may_come_again(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with monkeypatch.context() as short:
-        short.setattr(own, "section_values", fails)
+        short.setattr(native, "section_values", fails)
         answer = server.client.post("/v1/track", json={"sequence": "ACGT"})
         assert answer.status_code == 503
         assert "out of memory (Tried to allocate 2.00 GiB)" in answer.text
@@ -282,7 +282,7 @@ def test_a_defect_is_a_500_without_its_traceback(
     def fails(*_: object, **__: object) -> Iterator[object]:
         raise KeyError("our own fault")
 
-    monkeypatch.setattr(own, "section_values", fails)
+    monkeypatch.setattr(native, "section_values", fails)
     answer = server.client.post("/v1/track", json={"sequence": "ACGT"})
     assert answer.status_code == 500
     assert "our own fault" not in answer.text

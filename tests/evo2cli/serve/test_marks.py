@@ -14,8 +14,8 @@ from evo2cli.score.options import ScoreOptions
 from evo2cli.score.precision import Noise
 from evo2cli.score.run import score
 from evo2cli.score.strata import random_snvs
+from evo2cli.serve.native import ROW_FIELDS, Marks
 from evo2cli.serve.options import ServeOptions
-from evo2cli.serve.own import ROW_FIELDS, Marks
 from tests.evo2cli.serve.conftest import Serving, serving
 from tests.ranks import free_port
 

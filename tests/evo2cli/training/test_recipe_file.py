@@ -5,16 +5,19 @@ import os
 import pickle
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import tomli_w
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from evo2cli.errors import UserError
+from evo2cli.training.recipe import Recipe
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import ConfigError, InputError, ModelConfig, StripedHyena2, save
 from tests.hostile import hostile, refusal, values
@@ -125,7 +128,6 @@ def test_a_recipe_is_found_by_path_and_else_among_the_shipped(
             ["optimizer.learning_rate=nan"],
             r"optimizer.learning_rate = nan: must be a finite number",
         ),
-        (["optimizer.learning_rate=true"], r"must be a number, not true or false"),
         ([r'output="a\u0000b"'], r"output = .*: a path cannot contain the character NUL"),
         (["batch.sequences=9999999999"], r"batch\.sequences = 9999999999: .*1048576"),
         (
@@ -160,6 +162,31 @@ def test_what_cannot_be_is_one_line_with_file_table_and_key(
     with pytest.raises(UserError, match=message) as caught:
         read_recipe(recipe_file, ["seed=0", *settings])
     assert "\n" not in str(caught.value)
+
+
+def number_keys(table: type[BaseModel], *prefix: str) -> Iterator[tuple[str, ...]]:
+    """The keys of a table, and of the tables in it, whose values are single numbers."""
+    for key, field in table.model_fields.items():
+        if get_origin(field.annotation) in (list, tuple, dict):
+            continue
+        of_union = [getattr(each, "__origin__", each) for each in get_args(field.annotation)]
+        values = {field.annotation, *of_union}  # without what is annotated
+        if values & {int, float} or 0 in values:
+            yield (*prefix, key)
+        for inner in values:
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from number_keys(inner, *prefix, key)
+
+
+@pytest.mark.parametrize("key", [*number_keys(Recipe)], ids=".".join)
+def test_true_is_not_a_number(key: tuple[str, ...]) -> None:
+    values: Any = True
+    for part in reversed(key):
+        values = {part: values}
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(values)
+    (message,) = (error["msg"] for error in caught.value.errors() if error["loc"] == key)
+    assert "must be a number, not true or false" in message
 
 
 @pytest.mark.parametrize(

@@ -71,18 +71,18 @@ class Variants(WindowFields):
     )
 
 
-class Place(BaseModel):
+class Target(BaseModel):
     """Either a region of the genome, or a sequence."""
 
     region: str | None = Field(None, description="chr:from-to, 1-based, both ends included.")
     sequence: str | None = None
 
 
-class Saturate(Place, WindowFields):
+class Saturate(Target, WindowFields):
     """A request for the scores of all SNVs of a region, or of a sequence."""
 
 
-class Track(Place):
+class Track(Target):
     """A request for a value of every base of a region, or of a sequence."""
 
     value: Value = Value.LOGPROB
@@ -136,24 +136,24 @@ def routes(engine: Engine) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["evo2"])
 
     @router.post("/score")
-    async def score(asked: Score, request: Request) -> Response:
+    async def score(body: Score, request: Request) -> Response:
         """Log-likelihoods of sequences, in nats; rows are those of `evo2 score`."""
-        check_number("sequences", len(asked.sequences), MAX_SEQUENCES)
-        served = engine.served
-        names = [f"sequence {index}" for index in range(len(asked.sequences))]
-        for name, text in zip(names, asked.sequences, strict=True):
+        check_number("sequences", len(body.sequences), MAX_SEQUENCES)
+        served = engine.require_served()
+        names = [f"sequence {index}" for index in range(len(body.sequences))]
+        for name, text in zip(names, body.sequences, strict=True):
             tag, bases = read_dna(served, name, text)
-            if asked.per_base and (tag or asked.strand == "both" or len(bases) < 2):
+            if body.per_base and (tag or body.strand == "both" or len(bases) < 2):
                 raise Refusal(
                     422, f"{name}: per_base needs two bases or more, one strand and no lineage tag"
                 )
 
         def work(served: Served) -> Iterator[dict[str, Any]]:
-            for name, text in zip(names, asked.sequences, strict=True):
-                rows = score_sequences([(name, text)], served.model, strand=asked.strand)
+            for name, text in zip(names, body.sequences, strict=True):
+                rows = score_sequences([(name, text)], served.model, strand=body.strand)
                 row: dict[str, Any] = dict(next(rows))
-                if asked.per_base:
-                    strand: Literal["fwd", "rc"] = "rc" if asked.strand == "rc" else "fwd"
+                if body.per_base:
+                    strand: Literal["fwd", "rc"] = "rc" if body.strand == "rc" else "fwd"
                     (logprobs_L,) = served.model.score([text], reduce="none", strand=strand)
                     row["logprobs"] = [rounded(value) for value in logprobs_L.tolist()]
                 yield row
@@ -162,27 +162,27 @@ def routes(engine: Engine) -> APIRouter:
         return Json({"scores": found})
 
     @router.post("/variants")
-    async def variants(asked: Variants, request: Request) -> Response:
+    async def variants(body: Variants, request: Request) -> Response:
         """Scores of variants against the genome; rows are those of `evo2 score`."""
-        check_number("variants", len(asked.variants), MAX_VARIANTS)
-        options = _options(asked, engine.served)
-        records = [read_variant(index, text) for index, text in enumerate(asked.variants)]
+        check_number("variants", len(body.variants), MAX_VARIANTS)
+        options = _options(body, engine.require_served())
+        records = [read_variant(index, text) for index, text in enumerate(body.variants)]
         check_number("alleles", sum(len(record.alternates) for record in records), MAX_VARIANTS)
 
         def work(served: Served) -> Iterator[Scored]:
             scorer = VariantScorer(served.model, genome_of(served), options, brief=True)
-            marks = _marks(served, options, asked.percentiles)
+            marks = _marks(served, options, body.percentiles)
             yield from score_in_pieces(scorer, records, marks)
 
         return await _rows(engine, work, request)
 
     @router.post("/saturate")
-    async def saturate(asked: Saturate, request: Request) -> Response:
+    async def saturate(body: Saturate, request: Request) -> Response:
         """Scores of all SNVs of a region or a sequence; rows are those of `evo2 saturate`."""
-        options = _options(asked, engine.served)
+        options = _options(body, engine.require_served())
 
         def work(served: Served) -> Iterator[Scored]:
-            genome, region = _place(served, asked)
+            genome, region = _target(served, body)
             scorer = VariantScorer(served.model, genome, options, brief=True)
             # Without percentiles: random variants of 96 kinds would take longer than any request.
             marks = _marks(served, options, False) if genome is served.genome else PLAIN
@@ -191,17 +191,17 @@ def routes(engine: Engine) -> APIRouter:
         return await _rows(engine, work, request)
 
     @router.post("/track")
-    async def track(asked: Track, request: Request) -> Response:
+    async def track(body: Track, request: Request) -> Response:
         """A value for every base: log-probability (nats) or entropy (bits), by `evo2 track`."""
-        if asked.window is not None:
-            check_length(engine.served, "window", asked.window)
+        if body.window is not None:
+            check_length(engine.require_served(), "window", body.window)
 
-        is_forward = asked.strand == "fwd"
+        is_forward = body.strand == "fwd"
 
         def work(served: Served) -> Iterator[Section | list[float]]:
-            genome, region = _place(served, asked)
+            genome, region = _target(served, body)
             context = served.model.config.context
-            lead = min(DEFAULT_LEAD, context) if asked.window is None else asked.window
+            lead = min(DEFAULT_LEAD, context) if body.window is None else body.window
             first, end = max(0, region.start - lead), region.end
             if not is_forward:
                 first, end = region.start, min(region.end + lead, genome.length(region.name))
@@ -211,7 +211,7 @@ def routes(engine: Engine) -> APIRouter:
             cut = len(letters) - len(region)
             section = Section(region.name, region.start, letters[:cut], letters[cut:])
             yield section
-            for _, values in section_values(served.model, asked.value, section):
+            for _, values in section_values(served.model, body.value, section):
                 yield values
 
         section, *parts = await results(engine, Task(work, engine.deadline()), request)
@@ -226,11 +226,11 @@ def routes(engine: Engine) -> APIRouter:
         )
 
     @router.post("/genes")
-    async def genes(asked: InRegion) -> Response:
+    async def genes(body: InRegion) -> Response:
         """Genes of a region, with all their exons and coding parts: [start, end), 0-based."""
-        served = engine.served
-        region = locate_region(genome_of(served), asked.region)
-        check_length(served, asked.region, len(region))
+        served = engine.require_served()
+        region = locate_region(genome_of(served), body.region)
+        check_length(served, body.region, len(region))
         if served.genes is None:
             raise UserError("this server has no genes; start it with --gff genes.gff3")
         found = served.genes.overlapping(region.name, region.start, region.end)
@@ -250,10 +250,10 @@ def in_order(found: Iterable[Scored]) -> list[Row]:
     return [row for _, rows in scored for row in rows]
 
 
-def _options(asked: WindowFields, served: Served) -> AlleleOptions:
-    if asked.window is not None:
-        check_length(served, "window", asked.window)
-    fields: dict[str, Any] = {name: getattr(asked, name) for name in WindowFields.model_fields}
+def _options(body: WindowFields, served: Served) -> AlleleOptions:
+    if body.window is not None:
+        check_length(served, "window", body.window)
+    fields: dict[str, Any] = {name: getattr(body, name) for name in WindowFields.model_fields}
     return AlleleOptions(**fields)
 
 
@@ -310,16 +310,16 @@ def score_in_pieces(
         yield index, marks.rows(record, rows)
 
 
-def _place(served: Served, asked: Place) -> tuple[Reference, Interval]:
+def _target(served: Served, body: Target) -> tuple[Reference, Interval]:
     """The genome and the region that a request means; a sequence is a genome of its own."""
-    if (asked.region is None) == (asked.sequence is None):
+    if (body.region is None) == (body.sequence is None):
         raise UserError("give either a region or a sequence")
-    if asked.region is not None:
+    if body.region is not None:
         genome = genome_of(served)
-        region = locate_region(genome, asked.region)
-        check_length(served, asked.region, len(region))
+        region = locate_region(genome, body.region)
+        check_length(served, body.region, len(region))
         return genome, region
-    tag, bases = read_dna(served, SEQUENCE, asked.sequence or "")
+    tag, bases = read_dna(served, SEQUENCE, body.sequence or "")
     if tag or len(bases) < 2:
         raise UserError("sequence: needs two bases or more, and no lineage tag")
     whole = Interval(SEQUENCE, 0, len(bases))

@@ -1,0 +1,90 @@
+"""The tools of `mcp` for one agent, over stdin and stdout."""
+
+import asyncio
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+
+from evo2cli.serve.engine import EXTRA_GRACE, Engine
+from evo2cli.serve.mcp import Tools
+
+STDIN = 0  # its file descriptor
+
+
+async def over_stdio(
+    tools: Tools, engine: Engine, grace: float, has_failed: threading.Event
+) -> None:
+    """Answer over stdin and stdout until stdin ends, the engine fails, or SIGTERM or Ctrl-C.
+
+    Args:
+        tools: What is offered.
+        engine: What answers; after a signal it accepts nothing more.
+        grace: Seconds after a signal for calls that have been accepted.
+        has_failed: Is set if the engine fails.
+    """
+    # Nothing interrupts a thread that reads stdin. What it reads goes through a pair of sockets, of
+    # which this end can be closed; to the server that is the end of stdin.
+    ours, theirs = socket.socketpair()
+    threading.Thread(target=_forward_stdin, args=[ours], name="stdin", daemon=True).start()
+
+    async def end() -> None:
+        engine.close(grace)
+        latest = time.monotonic() + grace + EXTRA_GRACE
+        while tools.num_running and time.monotonic() < latest:
+            await asyncio.sleep(0.02)
+        ours.shutdown(socket.SHUT_WR)
+
+    async def watch() -> None:
+        while not has_failed.is_set():
+            await asyncio.sleep(0.05)
+        await end()
+
+    loop = asyncio.get_running_loop()
+    tasks = [asyncio.create_task(watch())]
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, lambda: tasks.append(asyncio.create_task(end())))
+    try:
+        with ours, theirs, theirs.makefile(encoding="utf-8", errors="replace") as lines:
+            await _speak(tools.server(), anyio.wrap_file(lines))
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+        for task in tasks:
+            task.cancel()
+
+
+def _forward_stdin(to: socket.socket) -> None:
+    with suppress(OSError):  # the server has ended
+        # Not by sys.stdin, whose lock would be held when the process ends.
+        while data := os.read(STDIN, 1 << 16):
+            to.sendall(data)
+        to.shutdown(socket.SHUT_WR)
+
+
+async def _speak(server: "Server[Any]", lines: "anyio.AsyncFile[str]") -> None:
+    """Answer messages until the lines end; every answer that was given before is written."""
+    # The SDK cancels at the end what waits to be written; here nothing waits.
+    answers, written = anyio.create_memory_object_stream[SessionMessage](math.inf)
+    try:
+        async with stdio_server(lines) as (read, write), anyio.create_task_group() as group:
+
+            async def forward() -> None:
+                async with write, written:
+                    async for message in written:
+                        await write.send(message)
+
+            group.start_soon(forward)
+            await server.run(read, answers, server.create_initialization_options())
+    except* BrokenPipeError:
+        pass  # nobody reads stdout any more
