@@ -67,7 +67,7 @@ def serving(*, wait: bool = True, **given: Any) -> Iterator[Serving]:
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    with listening, httpx.Client(base_url=url, timeout=60) as client:
+    with listening, httpx.Client(base_url=url, timeout=600) as client:
         engine.start()
         thread.start()
         try:

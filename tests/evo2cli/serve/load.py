@@ -294,7 +294,7 @@ def metric(text: str, name: str) -> float:
 
 def wait_until_idle(url: str) -> str:
     """Wait until no request is worked on; returns the metrics."""
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=600) as client:
         wait_until(lambda: metric(client.get("/metrics").text, "jobs") == 0, seconds=120)
         return client.get("/metrics").text
 

@@ -91,7 +91,7 @@ def command(port: int, genome: Path, log: Path) -> Iterator[subprocess.Popen[byt
         subprocess.Popen(
             [sys.executable, "-m", "evo2cli", "serve", *words, "-R", str(genome)], stderr=file
         ) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client,
     ):
         try:
             wait_until(lambda: is_ready(client))

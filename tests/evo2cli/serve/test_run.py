@@ -22,7 +22,7 @@ def test_a_signal_ends_it_after_what_was_accepted(number: signal.Signals, tmp_pa
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     served = World(1, tmp_path, "log", ["serve", "--port", str(port), "--max-bases", "160"])
-    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(2) as pool:
+    with httpx.Client(base_url=url, timeout=600) as client, ThreadPoolExecutor(2) as pool:
         try:
             wait_until(lambda: is_ready(client))
             body = {"sequence": "ACGT", "num_tokens": 150}
