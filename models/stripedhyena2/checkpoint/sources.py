@@ -81,14 +81,8 @@ def _open_file(path: Path) -> Source:
     if not path.exists() and path.with_name(path.name + ".part0").exists():
         path = path.with_name(path.name + ".part0")
     contents = open_tensors(path)
-    yml = path.with_suffix(".yml")
     return Source(
-        path,
-        contents.tensors,
-        contents.blobs,
-        (path,),
-        contents.wrappers,
-        yml if yml.is_file() else None,
+        path, contents.tensors, contents.blobs, (path,), contents.wrappers, _yml_beside(path)
     )
 
 
@@ -172,7 +166,8 @@ def _open_ranks(files: list[Path]) -> Source:
     opened = [open_tensors(file) for file in files]
     folder = files[0].parent
     tensors = join_ranks([contents.tensors for contents in opened], str(folder))
-    return Source(folder, tensors, opened[0].blobs, tuple(files), opened[0].wrappers)
+    wrappers, shape = opened[0].wrappers, _yml_beside(files[0])
+    return Source(folder, tensors, opened[0].blobs, tuple(files), wrappers, shape)
 
 
 def _zero_3(folder: Path) -> str:
@@ -180,6 +175,12 @@ def _zero_3(folder: Path) -> str:
         f"{folder}: holds the shards of a ZeRO-3 run of DeepSpeed, which only DeepSpeed can join; "
         "run the zero_to_fp32.py that lies beside the checkpoint and give its result"
     )
+
+
+def _yml_beside(file: Path) -> Path | None:
+    """The shape that is written beside the weights, as the released files have it."""
+    yml = file.with_suffix(".yml")
+    return yml if yml.is_file() else None
 
 
 def _hf_config(folder: Path) -> Path | None:
