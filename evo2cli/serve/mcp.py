@@ -31,7 +31,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.message import SessionMessage
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
@@ -55,6 +55,7 @@ from evo2cli.serve.own import (
     score_in_pieces,
 )
 from evo2cli.serve.reading import (
+    Fields,
     check_length,
     read_dna,
     sample_requests,
@@ -73,10 +74,8 @@ EXTRA_GRACE = 5  # seconds between the refusal of what is not over and the end
 Answer = dict[str, Any]
 
 
-class Asked(BaseModel):
+class Asked(Fields):
     """Arguments of every tool."""
-
-    model_config = ConfigDict(extra="forbid")
 
     checkpoint: str | None = Field(
         None, description="A name of list_available_checkpoints; by default the model served."
@@ -139,10 +138,8 @@ class GetEmbeddingLayers(Asked):
     which: Literal["recommended", "all"] = "recommended"
 
 
-class ListAvailableCheckpoints(BaseModel):
+class ListAvailableCheckpoints(Fields):
     """The model that this server runs."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
