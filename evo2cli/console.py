@@ -174,7 +174,7 @@ class ProgressBar:
     """
 
     def __init__(self, label: str, total: float | None, unit: str) -> None:
-        self._progress = _bars(unit)
+        self._progress = _bars(unit, has_end=total is not None)
         self._progress.add_task(label, total=total, note="")
         (self._task,) = self._progress.tasks
         self._unit = unit
@@ -220,18 +220,18 @@ def progress(label: str, total: float | None, unit: str) -> ProgressBar:
     return ProgressBar(label, total, unit)
 
 
-def _bars(unit: str) -> "Progress":
+def _bars(unit: str, *, has_end: bool) -> "Progress":
     from rich import progress as bars
     from rich.console import Console
 
+    end = (bars.TextColumn("ETA"), bars.TimeRemainingColumn()) if has_end else ()
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.TaskProgressColumn(),
         bars.TextColumn("{task.completed:,.0f} " + unit),
         bars.TimeElapsedColumn(),
-        bars.TextColumn("ETA"),
-        bars.TimeRemainingColumn(),
+        *end,
         bars.TextColumn("{task.fields[note]}"),
     )
     return bars.Progress(*columns, console=Console(stderr=True))
@@ -244,7 +244,7 @@ class Panel:
         from rich.live import Live
 
         self._label, self._total, self._unit, self._caption = label, total, unit, caption
-        self._bars = _bars(unit)
+        self._bars = _bars(unit, has_end=True)
         self._task = self._bars.add_task(label, total=total, note="")
         self._live = Live(self._bars, console=self._bars.console)
         self._is_terminal = self._bars.console.is_terminal

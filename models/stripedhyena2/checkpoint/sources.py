@@ -116,10 +116,11 @@ def _open_folder(folder: Path, is_known: Callable[[Collection[str]], bool]) -> S
     index = [name for name in sorted(names) if name.endswith(INDEX)]
     candidates = [folder / name for name in index] or [*_candidates(folder)]
     if len(candidates) != 1:
-        found = ", ".join(candidate.name for candidate in candidates[:5]) or "none"
+        found = ", ".join(candidate.name for candidate in candidates[:5])
+        holds = f"several checkpoints ({found})" if candidates else "no other checkpoint"
         raise CheckpointError(
-            f"{folder}: contains neither config.toml (a native checkpoint) nor exactly one other "
-            f"checkpoint, but {found}; name the file or folder"
+            f"{folder}: has no config.toml (of a native checkpoint) and {holds}; name the file or "
+            "folder"
         )
     source = open_source(candidates[0], is_known)
     return source if source.shape else replace(source, shape=_hf_config(folder))
