@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
     from rich.table import Table
 
 
@@ -162,53 +164,77 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-class ProgressBar:
-    """Bar of a running task: `advance` it by what is done, `note` what is in progress."""
+SECONDS_BETWEEN_LINES = 60  # where stderr is not a terminal
 
-    def __init__(self, progress: "Progress", task: "TaskID") -> None:
-        self._progress, self._task = progress, task
+
+class ProgressBar:
+    """Bar of a running task: `advance` it by what is done, `note` what is in progress.
+
+    Without a terminal, such as in the log of a cluster's job, it is a line a minute.
+    """
+
+    def __init__(self, label: str, total: float | None, unit: str) -> None:
+        self._progress = _bars(unit, has_end=total is not None)
+        self._progress.add_task(label, total=total, note="")
+        (self._task,) = self._progress.tasks
+        self._unit = unit
+        self._is_terminal = self._progress.console.is_terminal
+        self._next_line = monotonic() + SECONDS_BETWEEN_LINES
+
+    def __enter__(self) -> "ProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
     def advance(self, amount: float = 1) -> None:
         """Add `amount` units to what is done."""
-        self._progress.advance(self._task, amount)
+        self._progress.advance(self._task.id, amount)
+        if not self._is_terminal and monotonic() >= self._next_line:
+            self._next_line = monotonic() + SECONDS_BETWEEN_LINES
+            say(self._line())
+
+    def _line(self) -> str:
+        task = self._task
+        total = f" of {task.total:,.0f}" if task.total else ""
+        left = task.time_remaining
+        eta = "" if left is None else f", ETA {timedelta(seconds=round(left))}"
+        note = f"; {task.fields['note']}" if task.fields["note"] else ""
+        return f"{task.description}: {task.completed:,.0f}{total} {self._unit}{eta}{note}"
 
     def note(self, fields: Mapping[str, object]) -> None:
         """Show `fields` at the end of the bar."""
         text = " ".join(f"{name} {value}" for name, value in fields.items())
-        self._progress.update(self._task, note=text)
+        self._progress.update(self._task.id, note=text)
 
 
-@contextmanager
-def progress(label: str, total: float | None, unit: str) -> Iterator[ProgressBar]:
-    """A bar with elapsed time and ETA on stderr; one summary line if stderr is not a terminal.
+def progress(label: str, total: float | None, unit: str) -> ProgressBar:
+    """A bar with elapsed time and ETA on stderr; a line a minute if stderr is not a terminal.
 
     Args:
         label: Name of the task, e.g. "score".
         total: Number of units, or None if unknown.
         unit: Plural noun, e.g. "bases".
     """
-    with _bars(unit) as running:
-        yield ProgressBar(running, running.add_task(label, total=total, note=""))
+    return ProgressBar(label, total, unit)
 
 
-def _bars(unit: str) -> "Progress":
+def _bars(unit: str, *, has_end: bool) -> "Progress":
     from rich import progress as bars
     from rich.console import Console
 
+    end = (bars.TextColumn("ETA"), bars.TimeRemainingColumn()) if has_end else ()
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.TaskProgressColumn(),
         bars.TextColumn("{task.completed:,.0f} " + unit),
         bars.TimeElapsedColumn(),
-        bars.TextColumn("ETA"),
-        bars.TimeRemainingColumn(),
+        *end,
         bars.TextColumn("{task.fields[note]}"),
     )
     return bars.Progress(*columns, console=Console(stderr=True))
-
-
-SECONDS_BETWEEN_LINES = 60  # of a panel without a terminal
 
 
 class Panel:
@@ -218,7 +244,7 @@ class Panel:
         from rich.live import Live
 
         self._label, self._total, self._unit, self._caption = label, total, unit, caption
-        self._bars = _bars(unit)
+        self._bars = _bars(unit, has_end=True)
         self._task = self._bars.add_task(label, total=total, note="")
         self._live = Live(self._bars, console=self._bars.console)
         self._is_terminal = self._bars.console.is_terminal
@@ -246,8 +272,6 @@ class Panel:
             fields: Labels and values.
             important: Without a terminal, print a line now even if the last one is recent.
         """
-        from time import monotonic
-
         from rich.console import Group
         from rich.table import Table
 

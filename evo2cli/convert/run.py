@@ -13,6 +13,7 @@ from evo2cli.convert.verify import verify
 from evo2cli.errors import UserError
 from evo2cli.files import sha256
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
+from stripedhyena2.checkpoint.files import refuse_full
 from stripedhyena2.checkpoint.layouts import hf, native, savanna, vortex
 from stripedhyena2.checkpoint.tensors import Tensors
 from stripedhyena2.costs import count_parameters
@@ -22,6 +23,12 @@ _WRITE: dict[Target, Callable[[Checkpoint, Path], None]] = {
     Target.VORTEX: vortex.write,
     Target.HF: hf.write,
     Target.SAVANNA: savanna.write,
+}
+# What each of them refuses, before a large source is read for its hash.
+_REFUSE: dict[Target, Callable[[Path], None]] = {
+    Target.NATIVE: native.refuse_other,
+    Target.HF: refuse_full,
+    Target.SAVANNA: refuse_full,
 }
 
 
@@ -55,6 +62,8 @@ def convert_checkpoint(
         ConfigError: The shape is not valid, or the layout cannot express it.
     """
     layout = _target(destination, Target(to))
+    if layout in _REFUSE:
+        _REFUSE[layout](destination)
     checkpoint = read_checkpoint(source, config=config)
     if layout is not Target.VORTEX:
         checkpoint = replace(checkpoint, provenance=_provenance(checkpoint))

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from evo2cli.embed.probe import Labelled, probe_layers
@@ -27,6 +26,7 @@ from evo2cli.finetune.folder import by_length, read_inputs
 from evo2cli.finetune.heads import Pool, Pooling, Reading, combine
 from evo2cli.finetune.tasks import Labels, Task
 from stripedhyena2 import StripedHyena2
+from stripedhyena2.checkpoint.shards import write_safetensors
 from stripedhyena2.dna import as_read
 from stripedhyena2.layers import part_names
 from stripedhyena2.progress import Progress, ignore_progress
@@ -148,9 +148,9 @@ class FeatureCache:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
         except (OSError, SafetensorError):
-            found = {name: tensor.contiguous() for name, tensor in compute().items()}
+            found = dict(compute())
         with atomic_path(path, wait=True) as part:
-            save_file(found, part)
+            write_safetensors(found, part)
         return found
 
 

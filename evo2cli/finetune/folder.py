@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from evo2cli.errors import UserError
@@ -29,6 +29,7 @@ from evo2cli.options import ModelOptions
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.adapters import Adapter, LoRA, check_base, read_adapter, write_adapter
 from stripedhyena2.checkpoint import read_checkpoint, save_weights
+from stripedhyena2.checkpoint.shards import write_safetensors
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.dna import as_read, strand_of
 from stripedhyena2.values import read_json
@@ -124,9 +125,9 @@ def write_tuned(
     """
     folder.mkdir(parents=True)
     own = {name.removeprefix("trunk."): tensor for name, tensor in weights.items()}
-    head = {n: own.pop(n).contiguous() for n in [*own] if n.startswith(("head.", "pooling."))}
+    head = {n: own.pop(n) for n in [*own] if n.startswith(("head.", "pooling."))}
     if head:
-        save_file(head, folder / HEAD)
+        write_safetensors(head, folder / HEAD)
     if description.adapters is not None:
         adapters = {name: tensor for name, tensor in own.items() if "lora_" in name}
         adapter = Adapter(

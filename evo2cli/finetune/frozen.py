@@ -7,7 +7,7 @@ compute it again.
 import gc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -215,15 +215,19 @@ class FrozenBase:
             if not letters:
                 continue
             tokens = self.rows[part] if reading.by_token else None
-            with console.progress(f"features of {part}", len(letters), "examples") as bar:
-                found[part] = cache.recall(
-                    letters,
-                    lambda letters=letters, tokens=tokens, bar=bar: read_features(  # type: ignore[misc] # bound now
-                        self._model, letters, reading, [reading.layer], tokens, bar.advance
-                    ),
-                    b"" if tokens is None else tokens.tobytes(),
-                )[reading.layer]
+            compute = partial(self._read_features, part, letters, tokens)
+            rows = b"" if tokens is None else tokens.tobytes()
+            found[part] = cache.recall(letters, compute, rows)[reading.layer]
         return found
+
+    def _read_features(
+        self, part: str, letters: Sequence[tuple[bytes, ...]], tokens: NDArray[np.int64] | None
+    ) -> dict[str, Tensor]:
+        reading = _untrained(self.reading)
+        with console.progress(f"features of {part}", len(letters), "examples") as bar:
+            return read_features(
+                self._model, letters, reading, [reading.layer], tokens, bar.advance
+            )
 
     def of_examples(self, part: str) -> Sequence[Tensor]:
         """The features of each example of a part: [F], or [L, F] for tokens."""

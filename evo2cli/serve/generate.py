@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from evo2cli.generate.constraints.build import guides
 from evo2cli.generate.options import GenerateOptions
@@ -16,7 +16,7 @@ from evo2cli.generate.prompts import Prompt
 from evo2cli.generate.run import requests_of
 from evo2cli.serve.answers import Json, event_stream, results
 from evo2cli.serve.engine import Drawn, Engine, Generation
-from evo2cli.serve.reading import MAX_SAMPLES, check_number, read_dna
+from evo2cli.serve.reading import MAX_SAMPLES, Fields, check_number, read_dna
 from stripedhyena2 import Sampler
 
 MAX_PATTERNS, MAX_PATTERN = 100, 1_000  # of a kind, in a request; and characters of one
@@ -28,7 +28,7 @@ Patterns = Annotated[
 ]
 
 
-class Generate(BaseModel):
+class Generate(Fields):
     """A request to continue a prompt; the fields are the options of `evo2 generate`."""
 
     prompt: str = Field(min_length=1, description="DNA; it may begin with a lineage tag.")
@@ -40,11 +40,11 @@ class Generate(BaseModel):
     top_p: float = Field(1.0, ge=0, le=1)
     min_length: int = Field(1, ge=1)
     stop_codon: Literal["prompt", "generated"] | None = None
-    stop_motif: Patterns = []
-    forbid: Patterns = []
+    stop_motif: Patterns = Field([])
+    forbid: Patterns = Field([])
     both_strands: bool = False
     max_homopolymer: int | None = Field(None, ge=1)
-    fix: Patterns = []
+    fix: Patterns = Field([])
     gc: str | None = None
     gc_window: int | None = Field(None, ge=1)
     stream: bool = Field(False, description="An event for every base, and one for every sequence.")

@@ -23,7 +23,7 @@ from fastapi.responses import Response
 from mcp import types
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from evo2cli import __version__, console
 from evo2cli.errors import UserError
@@ -47,6 +47,7 @@ from evo2cli.serve.native import (
 from evo2cli.serve.nim import MODELS, modules_of
 from evo2cli.serve.options import ServeOptions
 from evo2cli.serve.reading import (
+    Fields,
     check_length,
     read_dna,
     sample_requests,
@@ -63,10 +64,8 @@ MAX_VALUES = 2**18  # numbers in an embedding, which an agent has to read as tex
 Answer = dict[str, Any]
 
 
-class Asked(BaseModel):
+class Asked(Fields):
     """Arguments of every tool."""
-
-    model_config = ConfigDict(extra="forbid")
 
     checkpoint: str | None = Field(
         None, description="A name of list_available_checkpoints; by default the model served."
@@ -129,10 +128,8 @@ class GetEmbeddingLayers(Asked):
     which: Literal["recommended", "all"] = "recommended"
 
 
-class ListAvailableCheckpoints(BaseModel):
+class ListAvailableCheckpoints(Fields):
     """The model that this server runs."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
@@ -27,6 +27,7 @@ from evo2cli.serve.answers import Json, results
 from evo2cli.serve.engine import Engine, Served, Task
 from evo2cli.serve.reading import (
     MAX_SEQUENCES,
+    Fields,
     check_length,
     check_number,
     read_dna,
@@ -42,7 +43,7 @@ Scored = tuple[int, list[Row]] | None  # the index of a record, and the rows of 
 SEQUENCE = "sequence"  # the contig that the sequence of a request is
 
 
-class Score(BaseModel):
+class Score(Fields):
     """A request for the log-likelihoods of sequences."""
 
     sequences: list[str] = Field(min_length=1)
@@ -50,7 +51,7 @@ class Score(BaseModel):
     per_base: bool = Field(False, description="Also the log-probability of each base.")
 
 
-class WindowFields(BaseModel):
+class WindowFields(Fields):
     """Which windows an allele is scored by, as `evo2 score` has them."""
 
     window: int | None = None
@@ -71,7 +72,7 @@ class Variants(WindowFields):
     )
 
 
-class Target(BaseModel):
+class Target(Fields):
     """Either a region of the genome, or a sequence."""
 
     region: str | None = Field(None, description="chr:from-to, 1-based, both ends included.")
@@ -94,7 +95,7 @@ class Track(Target):
     )
 
 
-class InRegion(BaseModel):
+class InRegion(Fields):
     """A request for the genes of a region."""
 
     region: str = Field(description="chr:from-to, 1-based, both ends included.")

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Sequence
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from evo2cli.data.tags import split_record
 from evo2cli.errors import UserError
@@ -17,6 +18,12 @@ from stripedhyena2.generation import Alphabet
 MAX_ANSWER = 2**28  # bytes of numbers in an answer
 MAX_SEQUENCES = 1024  # of a request
 MAX_SAMPLES = 256  # of a request
+
+
+class Fields(BaseModel):
+    """What a client sends; unknown fields are refused, or a misspelt one would change nothing."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def read_dna(served: Served, name: str, text: str, num_more: int = 0) -> tuple[bytes, bytes]:

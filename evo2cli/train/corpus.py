@@ -69,12 +69,12 @@ def train_files(corpus: Corpus) -> Files:
     if left_out:
         names = ", ".join(file.name for file in left_out)
         console.say(f"{folder}: left out, since they belong to no domain of the recipe: {names}")
-    for domain in corpus.domains:
-        if domain not in groups:
-            raise UserError(
-                f"{folder}: no genome of the domain {domain!r}: no file name begins with "
-                f"{domain}; remove data.corpus.domains.{domain}"
-            )
+    if missing := [domain for domain in corpus.domains if domain not in groups]:
+        raise UserError(
+            f"{folder}: no file name begins with {', '.join(missing)}, which the recipe has among "
+            "its domains; give the shares of yours, e.g. --set 'data.corpus.domains={bacteria=1}', "
+            "or {} to read all files alike"
+        )
     return groups
 
 

@@ -1,7 +1,7 @@
 """The letters of DNA, the reverse complement, and sequences as the model reads them. No torch."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from stripedhyena2.errors import InputError, check_choice
 
@@ -68,7 +68,7 @@ def check_sequences(
     """
     if isinstance(sequences, str | bytes):
         raise InputError(f"expected a list of {what}s and got one; put it into a list: [{what}]")
-    if not isinstance(sequences, Iterable):
+    if isinstance(sequences, Mapping) or not isinstance(sequences, Iterable):
         raise InputError(f"expected a list of {what}s and got {type(sequences).__name__}")
     found = []
     for index, sequence in enumerate(sequences):
@@ -84,9 +84,9 @@ def check_sequences(
         if not text.isprintable() or (" " in text and "|" not in text):  # tags may have spaces
             raise InputError(f"{what} {index}: has spaces or control characters; give letters only")
         if len(sequence) < min_length:
-            problem = f"has only {len(sequence)} base" if sequence else "is empty"
-            raise InputError(
-                f"{what} {index} {problem}; give at least {min_length}, or leave it out"
-            )
+            problem, least = f"has only {len(sequence)} base", str(min_length)
+            if not sequence:
+                problem, least = "is empty", "one base" if min_length == 1 else f"{least} bases"
+            raise InputError(f"{what} {index} {problem}; give at least {least}, or leave it out")
         found.append(sequence.encode() if isinstance(sequence, str) else bytes(sequence))
     return found

@@ -1,7 +1,7 @@
 """Errors that a caller can act on; every other exception is a defect of this package."""
 
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 
 
 class InputError(ValueError):
@@ -32,6 +32,16 @@ def check_count(name: str, value: int, *, least: int = 1) -> None:
         raise InputError(f"{name}={value!r}: must be a whole number")
     if value < least:
         raise InputError(f"{name}={value}: must be at least {least}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse the value of an argument that is not a number above 0.
+
+    Raises:
+        InputError: Names the argument and its value.
+    """
+    if not isinstance(value, Real) or not value > 0:
+        raise InputError(f"{name}={value!r}: must be a number above 0")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -31,6 +31,7 @@ from stripedhyena2.errors import (
     InsufficientMemoryError,
     NonFiniteError,
     check_choice,
+    check_positive,
 )
 from stripedhyena2.host import available_bytes
 from stripedhyena2.memory import free_bytes, is_out_of_memory
@@ -298,7 +299,10 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
 
     Raises:
         InsufficientMemoryError: Every plan needs more memory.
+        InputError: `max_memory` is not a number above 0.
     """
+    if max_memory is not None:
+        check_positive("max_memory", max_memory)
     weight = model.embedding.weight
     tensors = model.state_dict().values()
     weights = sum(tensor.nbytes for tensor in tensors if tensor.device == weight.device)

@@ -145,6 +145,6 @@ def test_what_is_nothing_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        (UserError, InputError), match=name if name != "." else "contains neither config.toml"
+        (UserError, InputError), match=name if name != "." else "has no config.toml"
     ):
         describe(name)

@@ -181,7 +181,7 @@ def test_tokens_of_genomes_that_are_gone_are_refused(place: Path) -> None:
         (
             lambda: Path("corpus/train/plant.fa.gz").unlink(),
             [],
-            "corpus/train: no genome of the domain 'plant': no file name begins with plant; ",
+            "corpus/train: no file name begins with plant, which the recipe has ",
         ),
         (
             lambda: Path("corpus/train/plant.fa.gz").write_bytes(b">x\nACGT\n>y\nAC!T\n"),

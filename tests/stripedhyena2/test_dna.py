@@ -28,7 +28,8 @@ def test_sequences_that_cannot_be_read_are_named() -> None:
     assert check_sequences(["AC", b"GT", bytearray(b"T")]) == [b"AC", b"GT", b"T"]
     for sequences, message in (
         ("ACGT", "expected a list of sequences"),
-        (["AC", ""], "sequence 1 is empty"),
+        ({"x": "ACGT"}, "expected a list of sequences and got dict"),
+        (["AC", ""], "sequence 1 is empty; give at least one base"),
         (["AC GT"], "sequence 0: has spaces"),
         ([b"AC\n"], "sequence 0: has spaces"),
         (["ACé"], "sequence 0: 'é' is not ASCII"),

@@ -201,6 +201,8 @@ def test_progress_counts_every_base(tiny_model: StripedHyena2) -> None:
         (lambda m: m.score(["AC"], strand="x"), "strand='x': must be one of fwd, rc, both"),
         (lambda m: m.score(["AC"], reduce="none", strand="both"), "score 'fwd' and 'rc'"),
         (lambda m: m.score(["AC"], max_memory=1), "2 tokens need"),
+        (lambda m: m.score(["AC"], max_memory=-1), "max_memory=-1: must be a number above 0"),
+        (lambda m: m.score(["AC"], max_memory="24G"), "max_memory='24G': must be a number above"),
         (lambda m: m.embed([""]), "sequence 0 is empty"),
         (lambda m: m.embed(["A"], pool="min"), "pool='min': must be one of mean, last, max, none"),
         (lambda m: m.embed(["A"], layers=["blocks.9"]), "no such layer"),

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stripedhyena2.adapters.lora import LoRA, add_adapters, by_module, merged_weights, put_on
 from stripedhyena2.checkpoint.contents import CheckpointError
+from stripedhyena2.checkpoint.shards import write_safetensors
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.model import StripedHyena2
@@ -133,11 +133,11 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
     }
     text = json.dumps(config, indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
-    tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in adapter.tensors.items()}
-    metadata = {"format": "pt"}
-    if adapter.base_fingerprint is not None:
-        metadata[_BASE] = adapter.base_fingerprint
-    save_file(tensors, folder / WEIGHTS, metadata)
+    tensors = {f"{PREFIX}{name}": tensor for name, tensor in adapter.tensors.items()}
+    fingerprint = adapter.base_fingerprint
+    write_safetensors(
+        tensors, folder / WEIGHTS, {} if fingerprint is None else {_BASE: fingerprint}
+    )
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -39,14 +39,16 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def refuse_full(folder: Path) -> None:
+def refuse_full(
+    folder: Path, problem: str = "exists; choose another name, or remove it first"
+) -> None:
     """Refuse to write into a folder that holds anything.
 
     Raises:
         CheckpointError: It does, or it is a file.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists; choose another name, or remove it first")
+        raise CheckpointError(f"{folder}: {problem}")
 
 
 class Contents(NamedTuple):

@@ -283,8 +283,8 @@ def _shape(
     fitting = [name for name in PUBLISHED if _fits(source, layout, published_config(name))]
     names = f"{' or '.join(fitting)}, which fit its tensors" if fitting else ", ".join(PUBLISHED)
     raise CheckpointError(
-        f"{source.path}: unknown shape of a {layout.name} checkpoint; give --config with its yml "
-        f"or a published name ({names})"
+        f"{source.path}: unknown shape of a {layout.name} checkpoint; give --config with its yml, "
+        f"the config.toml of a native checkpoint, or a published name ({names})"
     )
 
 

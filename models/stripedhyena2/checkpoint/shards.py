@@ -81,16 +81,24 @@ def open_safetensors(path: Path) -> Tensors:
     return Tensors({name: Stored(like, partial(read, name)) for name, like in likes.items()})
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None
+) -> None:
     """Write a .safetensors file, of which one tensor at a time is in memory.
 
-    The format is that of the safetensors library, which needs all tensors of a file at once: the
-    length of a header in JSON as 8 bytes, the header, and the tensors, the widest numbers first.
+    The format is that of the safetensors library, which needs all tensors of a file at once, and
+    whose files only their owner can read: the length of a header in JSON as 8 bytes, the header,
+    and the tensors, the widest numbers first.
+
+    Args:
+        tensors: By name.
+        path: The file.
+        facts: Further metadata.
     """
     likes = Tensors.of(tensors).like
     order = sorted(likes, key=lambda name: (-likes[name].itemsize, name))
     names_of = {dtype: name for name, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(facts or {})}}
     end = 0
     for name in order:
         start, end = end, end + likes[name].nbytes

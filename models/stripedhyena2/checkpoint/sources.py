@@ -81,14 +81,8 @@ def _open_file(path: Path) -> Source:
     if not path.exists() and path.with_name(path.name + ".part0").exists():
         path = path.with_name(path.name + ".part0")
     contents = open_tensors(path)
-    yml = path.with_suffix(".yml")
     return Source(
-        path,
-        contents.tensors,
-        contents.blobs,
-        (path,),
-        contents.wrappers,
-        yml if yml.is_file() else None,
+        path, contents.tensors, contents.blobs, (path,), contents.wrappers, _yml_beside(path)
     )
 
 
@@ -122,10 +116,11 @@ def _open_folder(folder: Path, is_known: Callable[[Collection[str]], bool]) -> S
     index = [name for name in sorted(names) if name.endswith(INDEX)]
     candidates = [folder / name for name in index] or [*_candidates(folder)]
     if len(candidates) != 1:
-        found = ", ".join(candidate.name for candidate in candidates[:5]) or "none"
+        found = ", ".join(candidate.name for candidate in candidates[:5])
+        holds = f"several checkpoints ({found})" if candidates else "no other checkpoint"
         raise CheckpointError(
-            f"{folder}: contains neither config.toml (a native checkpoint) nor exactly one other "
-            f"checkpoint, but {found}; name the file or folder"
+            f"{folder}: has no config.toml (of a native checkpoint) and {holds}; name the file or "
+            "folder"
         )
     source = open_source(candidates[0], is_known)
     return source if source.shape else replace(source, shape=_hf_config(folder))
@@ -172,7 +167,8 @@ def _open_ranks(files: list[Path]) -> Source:
     opened = [open_tensors(file) for file in files]
     folder = files[0].parent
     tensors = join_ranks([contents.tensors for contents in opened], str(folder))
-    return Source(folder, tensors, opened[0].blobs, tuple(files), opened[0].wrappers)
+    wrappers, shape = opened[0].wrappers, _yml_beside(files[0])
+    return Source(folder, tensors, opened[0].blobs, tuple(files), wrappers, shape)
 
 
 def _zero_3(folder: Path) -> str:
@@ -180,6 +176,12 @@ def _zero_3(folder: Path) -> str:
         f"{folder}: holds the shards of a ZeRO-3 run of DeepSpeed, which only DeepSpeed can join; "
         "run the zero_to_fp32.py that lies beside the checkpoint and give its result"
     )
+
+
+def _yml_beside(file: Path) -> Path | None:
+    """The shape that is written beside the weights, as the released files have it."""
+    yml = file.with_suffix(".yml")
+    return yml if yml.is_file() else None
 
 
 def _hf_config(folder: Path) -> Path | None:

@@ -64,6 +64,17 @@ def test_a_folder_may_have_any_name(
     assert (tmp_path / folder).is_dir()
 
 
+@pytest.mark.parametrize("to", ["native", "hf", "savanna"])
+def test_a_folder_of_other_things_is_refused_before_the_source_is_read(
+    tmp_path: Path, to: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match="mine: exists"):
+        convert_checkpoint("no such source", tmp_path / "mine", to=to)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--to gguf: must be one of auto, native, vortex, hf, "):
         ConvertOptions(source="nano", destination=tmp_path, to="gguf")  # type: ignore[arg-type]

@@ -384,6 +384,9 @@ def test_tokens_are_letters(client: openai.OpenAI) -> None:
         ),
         ("/v1/variants", {"variants": ["1-3-G-" + "A,C," * 6000 + "T"]}, "12,001 alleles at once"),
         ("/v1/variants", {"variants": ["x" * 10_000]}, r"^x{500}\.\.\.$"),
+        ("/v1/score", {"sequences": ["ACGT"], "strands": "rc"}, "strands"),
+        ("/v1/saturate", {"sequence": "ACGT", "windwo": 64}, "windwo"),
+        ("/v1/generate", {"prompt": "ACGT", "sead": 1}, "sead"),
         ("/v1/embeddings", {"model": "nano", "input": "A", "dimensions": 8}, "dimensions"),
     ],
 )

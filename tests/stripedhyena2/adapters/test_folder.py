@@ -58,6 +58,8 @@ def test_a_round_trip_is_exact(
     adapter, outputs = trained
     write_adapter(adapter, tmp_path)
     assert is_adapter(tmp_path)
+    config, weights = sorted(tmp_path.iterdir())
+    assert weights.stat().st_mode == config.stat().st_mode  # whoever may read one may read both
     found = read_adapter(tmp_path)
     assert (found.base, found.base_fingerprint) == ("x", adapter.base_fingerprint)
     torch.testing.assert_close(found.tensors, adapter.tensors, rtol=0, atol=0)

@@ -21,7 +21,7 @@ from stripedhyena2.checkpoint.contents import (
     check_tensors,
     expected_shapes,
 )
-from stripedhyena2.checkpoint.files import open_shards, open_tensors, writing
+from stripedhyena2.checkpoint.files import open_shards, open_tensors, refuse_full, writing
 from stripedhyena2.checkpoint.layouts.base import Layout
 from stripedhyena2.checkpoint.shards import write_safetensors, write_shards
 from stripedhyena2.checkpoint.tensors import Tensors
@@ -73,8 +73,7 @@ def write(checkpoint: Checkpoint, folder: Path, *, over_another: bool = True) ->
             be written.
         OutputInUseError: Another process writes it.
     """
-    if folder.exists() and not is_native(folder) and not _is_empty(folder):
-        raise CheckpointError(f"{folder}: exists and is not a checkpoint; choose another name")
+    refuse_other(folder)
     with writing(folder), atomic_path(folder) as temporary:
         if (
             not over_another
@@ -88,8 +87,14 @@ def write(checkpoint: Checkpoint, folder: Path, *, over_another: bool = True) ->
         _fill(checkpoint, temporary)
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def refuse_other(folder: Path) -> None:
+    """Refuse to write over a folder that holds anything but a checkpoint.
+
+    Raises:
+        CheckpointError: It does, or it is a file.
+    """
+    if not is_native(folder):
+        refuse_full(folder, "exists and is not a checkpoint; choose another name")
 
 
 def _fill(checkpoint: Checkpoint, folder: Path) -> None:

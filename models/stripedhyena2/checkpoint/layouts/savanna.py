@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
@@ -27,6 +28,7 @@ _FINAL_NORM = re.compile(r"(sequential\.\d+|blocks\.\d+)\.norm\.(weight|scale)")
 _UNUSED = re.compile(
     r"(_extra_state|\.filter\.t|\.(post_attention_layernorm|outer_mlp_layernorm)\.\w+)$"
 )
+_WEIGHTS = "mp_rank_00_model_states.pt"
 _RECORD = re.compile(r"sequential\.(\d+)\.mixer\.dense_projection\._extra_state")
 # Tensors as long as the windows of training, of which the model uses the first taps.
 _LONG = re.compile(r"\.mixer\.mixer\.filter\.(h|decay)$")
@@ -193,12 +195,14 @@ def join_ranks(ranks: Sequence[Tensors], origin: str) -> Tensors:
 def write(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the folder that Savanna and DeepSpeed load: one model-parallel rank at step 0.
 
+    The shape lies beside the weights, as beside a released file; Savanna does not read it.
+
     Raises:
         CheckpointError: The folder exists and is not empty, or cannot be written.
         ConfigError: The layout cannot express the model.
     """
     config = checkpoint.config
-    to_released(config)  # refuses operators that Savanna does not have
+    shape = to_released(config)  # refuses operators that Savanna does not have
     refuse_full(folder)
     module: dict[str, object] = dict(Savanna().from_ours(Tensors.of(checkpoint.tensors), config))
     for name, blob in checkpoint.extra_state.items():
@@ -209,5 +213,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     with writing(folder), atomic_path(folder) as temporary:
         step = temporary / "global_step0"
         step.mkdir(parents=True)
-        torch.save({"module": module}, step / "mp_rank_00_model_states.pt")
+        torch.save({"module": module}, step / _WEIGHTS)
+        description = yaml.safe_dump(shape, sort_keys=False)
+        (step / _WEIGHTS).with_suffix(".yml").write_text(description, encoding="utf-8")
         (temporary / "latest").write_text(step.name, encoding="utf-8")
