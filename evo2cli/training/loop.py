@@ -39,8 +39,8 @@ class Outcome:
 
     Attributes:
         step: Number of steps done.
-        finished: Whether these are all steps that were due; otherwise the run was asked to stop,
-            and saved.
+        finished: Whether these are all steps that were due, and nothing asked the run to stop in
+            the last of them; otherwise it was asked to stop, and saved.
         valid: What the last validation found; empty without validation.
         skipped: Number of steps that were skipped because their gradient was not finite.
     """
@@ -105,7 +105,7 @@ class Trainer:
             _garbage_of_the_run(),
             logger,
         ):
-            last = self._is_over(step)
+            last, asked = self._is_over(step), False
             while not last:
                 restart()
                 record: dict[str, Any] = {**self.step(step)}
@@ -116,16 +116,19 @@ class Trainer:
                     if self.best is not None:
                         self.best.update(step, valid)
                 logger.log(record)
-                last = self.ranks.any(self._is_over(step) or stop_requested())
+                asked = self.ranks.any(stop_requested())
+                last = asked or self._is_over(step)
                 if last or step % recipe.checkpoint.every == 0:
                     restart()
                     facts = self.best.facts if self.best is not None else {}
                     self.folder.save(step, self.engine, {"skipped": self._skipped, **facts})
-        if self._is_over(step) and not valid:  # was killed between the last step and the result
+        # What follows a last step may take long; a run that can be resumed does it then.
+        finished = self._is_over(step) and not (asked and recipe.checkpoint.optimizer)
+        if finished and not valid:  # was killed between the last step and the result
             valid = self.validate()
         if self.ranks.is_first:
             draw_curve(self.folder)
-        return Outcome(step, self._is_over(step), valid, self._skipped)
+        return Outcome(step, finished, valid, self._skipped)
 
     def _is_over(self, step: int) -> bool:
         """Whether the run ends after `step` steps: all are done, or patience is exhausted."""

@@ -181,8 +181,9 @@ def test_a_half_written_checkpoint_and_a_cut_line_do_no_harm(
     ]
 
 
+@pytest.mark.parametrize("last", [3, 7], ids=["step 3", "the last step"])
 def test_sigterm_saves_and_the_next_run_goes_on(
-    whole: tuple[Trainer, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last: int, whole: tuple[Trainer, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make_recipe(tmp_path / "run")
     handler = signal.getsignal(signal.SIGTERM)
@@ -190,13 +191,13 @@ def test_sigterm_saves_and_the_next_run_goes_on(
 
     def log_and_be_asked(self: RunFolder, record: dict[str, Any]) -> None:
         log(self, record)
-        if record["step"] == 3:
+        if record["step"] == last:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", log_and_be_asked)
         outcome = make_trainer(recipe).run()
-    assert (outcome.step, outcome.finished) == (3, False)
+    assert (outcome.step, outcome.finished) == (last, False)
     assert signal.getsignal(signal.SIGTERM) == handler
     trainer = make_trainer(recipe)
     assert_same_run(trainer, trainer.run(), whole)
