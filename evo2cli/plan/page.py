@@ -1,9 +1,11 @@
 """A plan as a page for the terminal."""
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -74,7 +76,10 @@ def _facts(plan: Mapping[str, Any]) -> Table:
     context_parallel = mesh["context"]
     shared = f"{context_parallel:,} per window" if context_parallel > 1 else "all data-parallel"
     groups = counted(mesh["gpus"] // context_parallel, "group" if context_parallel > 1 else "GPU")
-    cost = f"{run['gpu_hours']:,.0f} GPU-hours"
+    hours, seconds, days = run["gpu_hours"], plan["time"]["total"], run["days"]
+    cost = f"{hours:,.{0 if hours >= 10 else 1}f} GPU-hours"
+    step = f"{seconds:,.2f} s" if seconds >= 1 else f"{1e3 * seconds:,.1f} ms"
+    duration = f"{days:,.1f} days" if days >= 1 else f"{timedelta(seconds=round(86_400 * days))}"
     if run["dollars"] is not None:
         cost += f", {run['dollars']:,.0f} dollars"
     for label, value in {
@@ -86,11 +91,10 @@ def _facts(plan: Mapping[str, Any]) -> Table:
         f"{counted(mesh['micro_sequences'], 'window')} of "
         f"{mesh['length']:,}",
         "speed": f"{run['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU, "
-        f"{plan['time']['total']:,.2f} s per step, MFU {run['mfu']:.0%}",
-        "run": f"{counted(run['steps'], 'step')}, {run['tokens']:,} tokens, "
-        f"{run['days']:,.1f} days",
+        f"{step} per step, MFU {run['mfu']:.0%}",
+        "run": f"{counted(run['steps'], 'step')}, {run['tokens']:,} tokens, {duration}",
         "cost": cost,
-        "disk": f"{run['disk_bytes'] / 1e12:,.2f} TB at the end",
+        "disk": f"{decimal(round(run['disk_bytes']))} at the end",
     }.items():
         grid.add_row(label, value)
     return grid

@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from evo2cli.errors import UserError, counted
 from evo2cli.training.plan.disk import disk
 from evo2cli.training.plan.estimate import count_sizes, make_setup
@@ -45,12 +47,12 @@ def check_output(recipe: Recipe, config: ModelConfig, world: int, *, others: int
     if missing > free:
         which = f"the {'best' if needed.best else 'final'} model"
         if others:
-            which = f"{which} and {others / 1e9:,.2f} GB of features of the base"
+            which = f"{which} and {decimal(others)} of features of the base"
         have = f", of which {there:,} are there," if there else ""
         raise UserError(
-            f"{output}: {counted(needed.most, 'checkpoint')} of {needed.checkpoint / 1e9:,.2f} GB "
+            f"{output}: {counted(needed.most, 'checkpoint')} of {decimal(needed.checkpoint)} "
             f"({counts.all:,} parameters){have} and {which} need "
-            f"{missing / 1e9:,.2f} GB, {existing} has {free / 1e9:,.2f} GB free; free some space, "
+            f"{decimal(missing)}, {existing} has {decimal(free)} free; free some space, "
             f"choose another --output, {_ways_out(recipe)}"
         )
 
