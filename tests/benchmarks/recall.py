@@ -3,10 +3,10 @@
     python -m tests.benchmarks.recall
 
 A model of one block of each kind reads random DNA, in which nothing can be predicted but the copies
-that `data.repeats` puts into every window. "windows" are their lengths, one after the other, with
-as many tokens of each; "learned after" is the first million tokens after which a mean of 20 steps
-was a tenth of a bit below the two bits of random bases. Recall is that of `evo2 eval needle`, the
-mean over depths. Finished runs are not repeated.
+that `data.repeats` puts into every window. "windows" are their lengths, one after the other: the
+first has half of the tokens, and the others share the rest. "learned after" is the first million
+tokens after which a mean of 20 steps was a tenth of a bit below the two bits of random bases.
+Recall is that of `evo2 eval needle`, the mean over depths. Finished runs are not repeated.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.benchmarks.layouts import measure_recall
 
 CONTEXT = 8_192
 BASES = (1e4, 1e6, 1e8)  # of the rotary frequencies
-WINDOWS = ((8_192,), (512, 2_048, 8_192))
+WINDOWS = ((8_192,), (256, 2_048, 8_192), (256, 512, 1_024, 2_048, 4_096, 8_192))
 RECORDS, RECORD = 64, 1_000_000  # of random bases
 MEAN = 20  # steps
 LEARNED = 1.9  # bits
@@ -79,10 +79,12 @@ def train(base: float, windows: tuple[int, ...], arguments: argparse.Namespace) 
     """Train on windows of each length in turn; returns the folder of the last run."""
     tokens = write_random_dna(arguments.runs)
     start = SHAPE.format(context=CONTEXT, base=base)
+    others = len(windows) - 1
+    shares = [0.5, *[0.5 / others] * others] if others else [1.0]
     for number, length in enumerate(windows):
         name = f"base{base:.0e}-" + "-".join(map(str, windows[: number + 1]))
         output = arguments.runs / name
-        steps = max(arguments.tokens // len(windows) // arguments.batch, 2)
+        steps = max(round(arguments.tokens * shares[number]) // arguments.batch, 2)
         recipe = arguments.runs / f"{name}.toml"
         recipe.write_text(
             RECIPE.format(
