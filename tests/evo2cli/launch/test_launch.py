@@ -182,9 +182,9 @@ def test_a_disk_too_small_is_refused_with_both_numbers(
     assert launch(*settings).exit_code == 0
     monkeypatch.setattr(space, "free_bytes", lambda _folder: needed - 1)
     message = refusal(*settings)
-    assert "3 checkpoints of 105.31 GB (6,581,722,880 parameters) and the final model" in message
-    assert "need 315.92 GB" in message
-    assert "315.92 GB free" in message
+    assert "3 checkpoints of 105.3 GB (6,581,722,880 parameters) and the final model" in message
+    assert "need 315.9 GB" in message
+    assert "315.9 GB free" in message
     assert "checkpoint.keep = 2" in message
     assert "checkpoint.optimizer = false" in message
     assert launch(*settings, "--set", "checkpoint.optimizer=false").exit_code == 0
