@@ -27,7 +27,6 @@ from hyenakernels.fir.tiles import (
     gate_input,
     grid,
     identity,
-    load_gates,
     load_skips,
     multiply,
     push,
@@ -41,7 +40,7 @@ from hyenakernels.fir.tiles import (
     zero_tiles,
 )
 from hyenakernels.gate.gradient import add_taps, store_sums, store_transposed, zero_sums
-from hyenakernels.gate.rows import featurized, load_featurizer, load_rows
+from hyenakernels.gate.rows import featurized, load_featurizer, load_gates, load_rows
 from hyenakernels.launch import MAX_SHORT_TAPS, parts_of
 
 
@@ -253,7 +252,7 @@ def _adjoint_kernel(
         before = first - BLOCK
         next_x2 = load_rows(z, z_past, before, channel, inside, length, row_stride, C, N, P, Q, N)
         next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
-        x1, v = load_gates(z, z_past, first, channel, inside, length, row_stride, D, N, P, Q)
+        x1, v = load_gates(z, z_past, first, channel, inside, length, row_stride, D, N, P, Q, N)
         rows_g = _gated_rows(x2, rows_dy, taps_z, F)
         operands = to_operands(stack(rows_g, ROWS).to(OPERAND), PARTS, SUB)
         if GRAMS:

@@ -24,7 +24,6 @@ from hyenakernels.fir.tiles import (
     gate_input,
     grid,
     identity,
-    load_gates,
     load_skips,
     multiply,
     push,
@@ -34,7 +33,7 @@ from hyenakernels.fir.tiles import (
     toeplitz_tiles,
     zero_tiles,
 )
-from hyenakernels.gate.rows import featurized, load_featurizer, load_rows
+from hyenakernels.gate.rows import featurized, load_featurizer, load_gates, load_rows
 
 MOST_IN_REGISTERS = tl.constexpr(9)  # tiles; those of 128 taps
 
@@ -64,7 +63,7 @@ def _load_signals(
         gates = load_rows(gate, gate, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     else:
         gates = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, P, N)
-    x1, v = load_gates(z, z_past, first, channel, inside, length, row_stride, D, N, HALO, P)
+    x1, v = load_gates(z, z_past, first, channel, inside, length, row_stride, D, N, HALO, P, N)
     return gates, x1, v
 
 

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.gate.rows import featurized, load_rows
+from hyenakernels.gate.rows import featurized
 from hyenakernels.launch import fir_launch, fir_segment, parts_of, power_of_two
 
 # Rows and columns of a tile: the smallest of a tensor core, with the least work outside 0 .. K - 1.
@@ -276,31 +276,6 @@ def push(tiles, operand, waiting, TILES: tl.constexpr):
     if TILES > 1:
         moved = moved + (multiply(tiles[TILES - 1], operand),)
     return complete, moved
-
-
-@triton.jit
-def load_gates(
-    z,
-    z_past,
-    first,
-    channel,
-    inside,
-    length,
-    row_stride: tl.constexpr,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    HALO: tl.constexpr,
-    PAST_ROWS: tl.constexpr,
-):
-    """N rows of x1 and of v, of which HALO lie before `first`; see `load_rows`."""
-    C: tl.constexpr = 3 * D
-    z += D
-    z_past += D
-    x1 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, PAST_ROWS, N)
-    z += D
-    z_past += D
-    v = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, HALO, PAST_ROWS, N)
-    return x1, v
 
 
 @triton.jit

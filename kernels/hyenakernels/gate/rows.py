@@ -70,6 +70,36 @@ def load_rows(
 
 
 @triton.jit
+def load_gates(
+    z,
+    past,
+    first,
+    channel,
+    inside,
+    length,
+    stride: tl.constexpr,
+    D: tl.constexpr,
+    NUM_ROWS: tl.constexpr,
+    BEFORE: tl.constexpr,
+    PAST_ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """The same rows of x1 and v."""
+    C: tl.constexpr = 3 * D
+    z += D
+    past += D
+    x1 = load_rows(
+        z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
+    )
+    z += D
+    past += D
+    v = load_rows(
+        z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
+    )
+    return x1, v
+
+
+@triton.jit
 def load_signals(
     z,
     past,
@@ -89,15 +119,8 @@ def load_signals(
     x2 = load_rows(
         z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
     )
-    z += D
-    past += D
-    x1 = load_rows(
-        z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
-    )
-    z += D
-    past += D
-    v = load_rows(
-        z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
+    x1, v = load_gates(
+        z, past, first, channel, inside, length, stride, D, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
     )
     return x2, x1, v
 
