@@ -34,6 +34,7 @@ from evo2cli import console
 from evo2cli.errors import UntrustedNumericsError, UserError, counted
 from evo2cli.files import temporary_folder
 from evo2cli.processes import LAUNCHER, end_with_parent, on_interrupt
+from stripedhyena2.errors import reason_of
 
 DEEPSPEED = "deepspeed.launcher.launch"
 GRACE = 5  # seconds; ranks that wait for one that has failed cannot save anyway
@@ -141,7 +142,7 @@ def _run_torchrun(arguments: Sequence[str]) -> None:
     except (RendezvousError, DistNetworkError) as error:
         raise UserError(
             f"--rendezvous {config.rdzv_endpoint}: the {config.max_nodes} machines did not meet, "
-            f"or one has left ({str(error).splitlines()[0]}); run the same command on each"
+            f"or one has left ({reason_of(error)}); run the same command on each"
         ) from None
     finally:
         logging.disable(logging.NOTSET)

@@ -156,7 +156,7 @@ class VariantScorer:
                 yield [self._row(allele, record) for allele in alleles]
 
     def _queue_batch(self, records: Sequence[VariantRecord], first: int) -> "_PendingRecords":
-        """Queue the windows of records from `first` on, as many as are read in one batch."""
+        """Queue the windows of as many records, from `first` on, as one batch can read."""
         queued: list[tuple[VariantRecord, list[_PendingAllele] | UserError]] = []
         end = len(records)
         for index in range(first, len(records)):

@@ -27,13 +27,13 @@ async def over_stdio(
     """Answer over stdin and stdout until stdin ends, the engine fails, or SIGTERM or Ctrl-C.
 
     Args:
-        tools: What is offered.
-        engine: What answers; after a signal it accepts nothing more.
+        tools: The tools that an agent can call.
+        engine: Computes the answers; after a signal it accepts no more requests.
         grace: Seconds after a signal for calls that have been accepted.
         has_failed: Is set if the engine fails.
     """
-    # Nothing interrupts a thread that reads stdin. What it reads goes through a pair of sockets, of
-    # which this end can be closed; to the server that is the end of stdin.
+    # A thread that reads stdin cannot be interrupted. So it forwards what it reads through a pair
+    # of sockets: when this end is closed, the server sees the end of stdin.
     ours, theirs = socket.socketpair()
     threading.Thread(target=_forward_stdin, args=[ours], name="stdin", daemon=True).start()
 

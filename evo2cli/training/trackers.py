@@ -16,6 +16,7 @@ from evo2cli.errors import UserError
 from evo2cli.files import reading, writing
 from evo2cli.training.recipe import Tracking
 from evo2cli.training.state import RunFolder
+from stripedhyena2.errors import reason_of
 
 Record = Mapping[str, Any]
 
@@ -117,10 +118,9 @@ class _WandB:
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.Error as error:
-            reason = str(error).partition("\n")[0]
             raise UserError(
-                f"tracking.wandb: Weights & Biases cannot be started ({reason}); run `wandb "
-                'login`, or set tracking.mode = "offline"'
+                f"tracking.wandb: Weights & Biases cannot be started ({reason_of(error)}); run "
+                '`wandb login`, or set tracking.mode = "offline"'
             ) from None
         if url := None if self._run.offline else self._run.url:
             console.say(f"Weights & Biases: {url}")

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -318,6 +319,15 @@ def _stripes(values: _Released, origin: str) -> str:
             f"{origin}: the *_layer_idxs do not cover blocks 0 to {values.num_layers - 1} once"
         )
     return "".join(letter for _, letter in letters)
+
+
+def released_yml(config: ModelConfig) -> str:
+    """The yml of `to_released`, as it lies beside the weights.
+
+    Raises:
+        ConfigError: As `to_released`.
+    """
+    return yaml.safe_dump(to_released(config), sort_keys=False)
 
 
 def to_released(config: ModelConfig) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from stripedhyena2 import StripedHyena2, load, save
 from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.built_in import BUILT_IN
 from stripedhyena2.costs import count_parameters
+from tests.benchmarks.layouts import read_metrics
 
 ROOT = Path(__file__).parents[2]
 PHIX174 = ROOT / "examples" / "phix174.fa"
@@ -171,12 +172,8 @@ def measure_brca1(name: str, arguments: argparse.Namespace) -> list[dict[str, An
     return [{name: row[name] for name in names} for row in kept]
 
 
-def curve(run: Path) -> list[dict[str, Any]]:
-    """Some points of the training run, evenly spaced in steps: those that were validated."""
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    records = [json.loads(line) for line in file.read_text().splitlines()]
+def curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Some of the steps of a run, evenly spaced: those that were validated."""
     validated = [record for record in records if record.get("valid_bits") is not None]
     chosen = np.linspace(0, len(validated) - 1, min(CURVE_POINTS, len(validated))).round()
     names = ("step", "tokens", "bits", "valid_bits")
@@ -200,11 +197,9 @@ def training_runs(
         runs.insert(0, next((old for old in known if old.items() >= run.items()), run))
         origin = origin.get("before")
     if arguments.weights is not None:
-        folder = Path(arguments.weights).parent
-        runs[-1] |= {"hardware": arguments.hardware, "seconds": None, "curve": curve(folder)}
-        if (folder / "metrics.jsonl").is_file():
-            lines = (folder / "metrics.jsonl").read_text().splitlines()
-            runs[-1]["seconds"] = round(sum(json.loads(line)["seconds"] for line in lines))
+        records = read_metrics(Path(arguments.weights).parent)
+        seconds = round(sum(record["seconds"] for record in records)) if records else None
+        runs[-1] |= {"hardware": arguments.hardware, "seconds": seconds, "curve": curve(records)}
     return runs
 
 

@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evo2cli import console
 from evo2cli.eval.needle import find_needles
@@ -69,7 +70,7 @@ def run(recipe: Path, seed: int, arguments: argparse.Namespace) -> Run:
     )
     if not summary["finished"]:
         raise SystemExit(f"{output}: stopped; give the command again to resume")
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(output)
     last = next(record for record in reversed(records) if "valid_bits" in record)
     seconds = [record["seconds"] for record in records]
     return Run(
@@ -100,6 +101,13 @@ def measure_recall(output: Path, arguments: argparse.Namespace) -> dict[int, flo
         length: statistics.mean(cell["accuracy"] for cell in cells if cell["length"] == length)
         for length in lengths
     }
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of all steps of a run; none if it has no file of them."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def interval(values: Sequence[float], digits: int = 4) -> str:

@@ -10,7 +10,6 @@ Recall is that of `evo2 eval needle`, the mean over depths. Finished runs are no
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from evo2cli.tokenize.run import tokenize_files
 from evo2cli.train.run import train_recipe
 from evo2cli.training.options import RunOptions
 from tests.benchmarks.gpu import opening
-from tests.benchmarks.layouts import measure_recall
+from tests.benchmarks.layouts import measure_recall, read_metrics
 
 CONTEXT = 8_192
 BASES = (1e4, 1e6, 1e8)  # of the rotary frequencies
@@ -75,12 +74,13 @@ def write_random_dna(folder: Path) -> Path:
     return tokens
 
 
-def train(base: float, windows: tuple[int, ...], arguments: argparse.Namespace) -> Path:
-    """Train on windows of each length in turn; returns the folder of the last run."""
+def train(base: float, windows: tuple[int, ...], arguments: argparse.Namespace) -> list[Path]:
+    """Train on windows of each length in turn; returns the folders of the runs."""
     tokens = write_random_dna(arguments.runs)
     start = SHAPE.format(context=CONTEXT, base=base)
     others = len(windows) - 1
     shares = [0.5, *[0.5 / others] * others] if others else [1.0]
+    outputs: list[Path] = []
     for number, length in enumerate(windows):
         name = f"base{base:.0e}-" + "-".join(map(str, windows[: number + 1]))
         output = arguments.runs / name
@@ -100,14 +100,15 @@ def train(base: float, windows: tuple[int, ...], arguments: argparse.Namespace) 
         console.say(f"== {name}")
         train_recipe(RunOptions(recipe=recipe, device=arguments.device))
         start = f'init = "{output}/final"'
-    return output
+        outputs.append(output)
+    return outputs
 
 
 def learned_after(runs: list[Path]) -> float | None:
     """Million tokens before the loss was below `LEARNED`; None if it never was."""
     before = 0
     for run in runs:
-        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        records = read_metrics(run)
         for at in range(MEAN, len(records) + 1):
             if statistics.mean(record["bits"] for record in records[at - MEAN : at]) < LEARNED:
                 return (before + records[at - 1]["tokens"]) / 1e6
@@ -132,17 +133,14 @@ def main() -> None:
         for base in BASES:
             if arguments.only not in f"{base:.0e}-" + "-".join(map(str, windows)):
                 continue
-            output = train(base, windows, arguments)
-            recall = measure_recall(output, arguments)
+            outputs = train(base, windows, arguments)
+            recall = measure_recall(outputs[-1], arguments)
             if not rows:
                 header = ["rotary base", "windows", "learned after, million tokens", "bits"]
                 header += [f"recall at {length:,}" for length in recall]
                 rows = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
-            stages = ["-".join(map(str, windows[: n + 1])) for n in range(len(windows))]
-            folders = [arguments.runs / f"base{base:.0e}-{stage}" for stage in stages]
-            after = learned_after(folders)
-            records = (output / "metrics.jsonl").read_text().splitlines()[-MEAN:]
-            bits = statistics.mean(json.loads(line)["bits"] for line in records)
+            after = learned_after(outputs)
+            bits = statistics.mean(record["bits"] for record in read_metrics(outputs[-1])[-MEAN:])
             cells = [f"{base:.0e}", ", ".join(f"{length:,}" for length in windows)]
             cells += ["" if after is None else f"{after:.0f}", f"{bits:.3f}"]
             cells += [f"{accuracy:.3f}" for accuracy in recall.values()]

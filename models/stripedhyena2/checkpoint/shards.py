@@ -86,9 +86,9 @@ def write_safetensors(
 ) -> None:
     """Write a .safetensors file, of which one tensor at a time is in memory.
 
-    The format is that of the safetensors library, which needs all tensors of a file at once, and
-    whose files only their owner can read: the length of a header in JSON as 8 bytes, the header,
-    and the tensors, the widest numbers first.
+    The format is that of the safetensors library, which needs all tensors of a file at once and
+    makes files that only their owner can read: the length of a header in JSON as 8 bytes, the
+    header, and the tensors, the widest numbers first.
 
     Args:
         tensors: By name.

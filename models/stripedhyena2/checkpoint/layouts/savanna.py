@@ -13,14 +13,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
 from stripedhyena2.checkpoint.files import refuse_full, writing
 from stripedhyena2.checkpoint.layouts.named import Named, computed_frequencies
 from stripedhyena2.checkpoint.tensors import Made, Stored, Table, Tensors
-from stripedhyena2.config import ModelConfig, to_released
+from stripedhyena2.config import ModelConfig, released_yml
 from stripedhyena2.outputs import atomic_path
 
 _FINAL_NORM = re.compile(r"(sequential\.\d+|blocks\.\d+)\.norm\.(weight|scale)")
@@ -202,7 +201,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
         ConfigError: The layout cannot express the model.
     """
     config = checkpoint.config
-    shape = to_released(config)  # refuses operators that Savanna does not have
+    description = released_yml(config)  # refuses operators that Savanna does not have
     refuse_full(folder)
     module: dict[str, object] = dict(Savanna().from_ours(Tensors.of(checkpoint.tensors), config))
     for name, blob in checkpoint.extra_state.items():
@@ -214,6 +213,5 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
         step = temporary / "global_step0"
         step.mkdir(parents=True)
         torch.save({"module": module}, step / _WEIGHTS)
-        description = yaml.safe_dump(shape, sort_keys=False)
         (step / _WEIGHTS).with_suffix(".yml").write_text(description, encoding="utf-8")
         (temporary / "latest").write_text(step.name, encoding="utf-8")

@@ -10,7 +10,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from stripedhyena2.checkpoint.contents import Checkpoint, check_tensors, expected_shapes
@@ -18,7 +17,7 @@ from stripedhyena2.checkpoint.files import writing
 from stripedhyena2.checkpoint.layouts.base import Layout
 from stripedhyena2.checkpoint.shards import write_safetensors
 from stripedhyena2.checkpoint.tensors import Made, Tensors, translate
-from stripedhyena2.config import ModelConfig, to_released
+from stripedhyena2.config import ModelConfig, released_yml
 from stripedhyena2.layout import layout
 from stripedhyena2.outputs import atomic_paths
 
@@ -78,10 +77,10 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
         OutputInUseError: Another process writes it.
         ConfigError: The released layout cannot express the model.
     """
-    config = yaml.safe_dump(to_released(checkpoint.config), sort_keys=False)
+    description = released_yml(checkpoint.config)
     tensors = Vortex().from_ours(Tensors.of(checkpoint.tensors), checkpoint.config)
-    with writing(path), atomic_paths(path, path.with_suffix(".yml")) as (weights, description):
-        description.write_text(config, encoding="utf-8")
+    with writing(path), atomic_paths(path, path.with_suffix(".yml")) as (weights, yml):
+        yml.write_text(description, encoding="utf-8")
         if path.suffix == ".safetensors":
             write_safetensors(tensors, weights)
         else:
