@@ -74,16 +74,19 @@ def warn(message: str) -> None:
 
 
 class _Warnings(logging.Handler):
-    """Prints warnings that the lower packages log."""
+    """Prints warnings that are logged."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warn(record.getMessage())
 
 
+_WARNINGS = _Warnings(logging.WARNING)
+
+
 def show_warnings() -> None:
-    """From now on, print the warnings that stripedhyena2 and hyenakernels log."""
-    for floor in ("stripedhyena2", "hyenakernels"):
-        logging.getLogger(floor).addHandler(_Warnings(logging.WARNING))
+    """From now on, print the warnings that our packages log."""
+    for package in ("evo2cli", "stripedhyena2", "hyenakernels"):
+        logging.getLogger(package).addHandler(_WARNINGS)
 
 
 PIPE_WIDTH = 200  # columns of a page that is not written to a terminal

@@ -49,6 +49,10 @@ class Record:
     description: str
     sequence: bytes
 
+    def __repr__(self) -> str:  # short, as a sequence may be a chromosome
+        letters = f"<{len(self.sequence):,} letters>"
+        return f"Record(name={self.name!r}, description={self.description!r}, sequence={letters})"
+
 
 def read_records(
     path: Path | str, advance: Callable[[int], None] | None = None, span: Span = WHOLE

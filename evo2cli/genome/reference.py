@@ -8,6 +8,7 @@ at random positions of human chromosome 20 took 21 us by it and 17 us by pysam (
 """
 
 import io
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -19,7 +20,6 @@ from typing import BinaryIO
 import pysam
 from pysam.utils import SamtoolsError
 
-from evo2cli import console
 from evo2cli.errors import UserError, listed
 from evo2cli.files import atomic_path, reading, size_and_time, temporary_folder, writing
 from evo2cli.genome.bgzip import BgzipText, fits_blocks
@@ -30,6 +30,7 @@ from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import read_region, whole_contig
 from evo2cli.genome.source import STDIN, is_bgzip
 
+_LOG = logging.getLogger(__name__)  # not the console: genomes are opened from Python, too
 _LOOK = 1 << 16  # bases
 
 # The genome that was last read into memory, by path, size and date: a command opens its genome
@@ -42,8 +43,8 @@ class Reference:
 
     A context manager, which closes the file::
 
-    with Reference.open("genome.fa") as genome:
-        bases = genome.fetch(Interval("chr1", 10_000, 10_100))
+        with Reference.open("genome.fa") as genome:
+            bases = genome.fetch(Interval("chr1", 10_000, 10_100))
     """
 
     def __init__(
@@ -161,6 +162,9 @@ class Reference:
             raise ValueError(f"{interval}: reaches beyond the end of the contig ({length:,} bases)")
         return self._fetch(interval)
 
+    def __repr__(self) -> str:
+        return f"<Reference: {len(self._lengths):,} contigs, {sum(self._lengths.values()):,} bases>"
+
     def __enter__(self) -> "Reference":
         return self
 
@@ -230,14 +234,17 @@ def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
         with silent_htslib():
             file = _open_by_kept(path, indexes) or _open_by_new(path, indexes)
     except (OSError, ValueError, SamtoolsError):
-        console.say(
-            f"{path}: cannot be indexed (needs lines of equal length and distinct contig names); "
-            "read into memory"
+        _LOG.warning(
+            "%s: cannot be indexed (needs lines of equal length and distinct contig names); "
+            "read into memory",
+            path,
         )
         return _open_in_memory(path)
     lengths = _unique_lengths(path, zip(file.references, file.lengths, strict=True))
 
     def fetch(interval: Interval) -> bytes:
+        if file.closed:
+            raise UserError(f"{path}: the reference has been closed; keep it open while it is read")
         bases = b""
         with silent_htslib(), suppress(ValueError, OSError):
             bases = file.fetch(interval.name, interval.start, interval.end).encode()
@@ -258,7 +265,7 @@ def _open_by_kept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
         return None
     for index in indexes:
         if index.stat().st_mtime < path.stat().st_mtime:
-            console.warn(f"{index}: is older than {path.name}; a new index is made")
+            _LOG.warning("%s: is older than %s; a new index is made", index, path.name)
             return None
     misfit: Path | None = indexes[0]
     try:
@@ -267,7 +274,7 @@ def _open_by_kept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
             return pysam.FastaFile(*map(bytes_of, (path, *indexes)))
     except (OSError, ValueError, OverflowError):
         pass  # an index that cannot be read does not fit either
-    console.warn(f"{misfit or indexes[0]}: does not fit {path.name}; a new index is made")
+    _LOG.warning("%s: does not fit %s; a new index is made", misfit or indexes[0], path.name)
     return None
 
 
@@ -289,7 +296,7 @@ def _open_by_new(path: Path, indexes: list[Path]) -> pysam.FastaFile:
                 with writing(index), atomic_path(index, wait=True) as part:
                     shutil.copyfile(source, part)
             except UserError as error:
-                console.say(f"{error}; the index is not kept")
+                _LOG.warning("%s; the index is not kept", error)
     return file
 
 

@@ -7,7 +7,7 @@ is 0-based. A BCF is read as the VCF text that htslib writes for it.
 
 import re
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -141,7 +141,7 @@ class VariantRecord:
         sequences: The two sequences with REF and with ALT, if a table has them.
     """
 
-    line: bytes
+    line: bytes = field(repr=False)
     contig: str
     start: int
     identifier: str

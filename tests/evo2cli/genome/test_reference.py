@@ -58,7 +58,7 @@ def test_bgzip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["g\udcef.fa", "g\u00ef.fa", "g %s.fa"])
-def test_any_name_of_a_file_is_indexed(tmp_path: Path, name: str, capsys) -> None:
+def test_any_name_of_a_file_is_indexed(tmp_path: Path, name: str, caplog) -> None:
     """Also one that is not UTF-8: a genome need not fit the memory because of its name."""
     plain, compressed = tmp_path / name, tmp_path / f"{name}.gz"
     write_fasta(plain, CONTIGS)
@@ -67,7 +67,7 @@ def test_any_name_of_a_file_is_indexed(tmp_path: Path, name: str, capsys) -> Non
         with Reference.open(path) as reference:
             check_all(reference, CONTIGS)
         assert path.with_name(f"{path.name}.fai").is_file()
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("name", ["g.fa", "g.fa.gz"])
@@ -147,7 +147,7 @@ def test_any_line_lengths(
     ("age", "message"), [(+10, "does not fit"), (-10, "is older than")], ids=["misfit", "older"]
 )
 def test_a_stale_index_is_noticed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], age: int, message: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, age: int, message: str
 ) -> None:
     genome, index = tmp_path / "g.fa", tmp_path / "g.fa.fai"
     write_fasta(genome, CONTIGS)
@@ -158,13 +158,14 @@ def test_a_stale_index_is_noticed(
     os.utime(index, (now + age, now + age))
     with Reference.open(genome) as reference:
         check_all(reference, changed)
-    assert message in capsys.readouterr().err
+    assert message in caplog.text
+    caplog.clear()
     with Reference.open(genome) as reference:
         check_all(reference, changed)
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
 
-def test_a_stale_bgzip_index_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stale_bgzip_index_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     genome, index = tmp_path / "g.fa.gz", tmp_path / "g.fa.gz.fai"
     for contigs in ({"a": b"ACGT"}, {"a": b"TTTTT", "b": b"GG"}):
         write_fasta(tmp_path / "g.fa", contigs)
@@ -174,7 +175,7 @@ def test_a_stale_bgzip_index_is_noticed(tmp_path: Path, capsys: pytest.CaptureFi
             os.utime(index, (earlier, earlier))
         with Reference.open(genome) as reference:
             check_all(reference, contigs)
-    assert "g.fa.gz.fai: is older than g.fa.gz" in capsys.readouterr().err
+    assert "g.fa.gz.fai: is older than g.fa.gz" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -199,13 +200,13 @@ def test_a_senseless_index_is_replaced(tmp_path: Path, index: str) -> None:
 
 
 def test_an_index_that_cannot_be_kept_serves_all_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_fasta(tmp_path / "g.fa", CONTIGS)
     (tmp_path / "g.fa.fai").mkdir()  # takes no file, even when root asks
     with Reference.open(tmp_path / "g.fa") as reference:
         check_all(reference, CONTIGS)
-    assert "the index is not kept" in capsys.readouterr().err
+    assert "the index is not kept" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.fa", "g.fa.fai"]
 
 
