@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import BinaryIO
 
@@ -242,11 +243,13 @@ def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
         return _open_in_memory(path)
     lengths = _unique_lengths(path, zip(file.references, file.lengths, strict=True))
 
+    lock = Lock()  # htslib seeks and then reads without the interpreter's lock
+
     def fetch(interval: Interval) -> bytes:
         if file.closed:
             raise UserError(f"{path}: the reference has been closed; keep it open while it is read")
         bases = b""
-        with silent_htslib(), suppress(ValueError, OSError):
+        with lock, silent_htslib(), suppress(ValueError, OSError):
             bases = file.fetch(interval.name, interval.start, interval.end).encode()
         if len(bases) != len(interval):
             names = " or ".join(index.name for index in indexes)

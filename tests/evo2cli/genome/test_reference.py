@@ -4,9 +4,11 @@ import gzip
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
 from pathlib import Path
 
+import numpy as np
 import pysam
 import pytest
 from hypothesis import given
@@ -208,6 +210,22 @@ def test_an_index_that_cannot_be_kept_serves_all_the_same(
         check_all(reference, CONTIGS)
     assert "the index is not kept" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.fa", "g.fa.fai"]
+
+
+@pytest.mark.parametrize("name", ["g.fa", "g.fa.gz"])
+def test_threads_can_share_a_genome(tmp_path: Path, name: str) -> None:
+    bases = np.random.default_rng(0).choice(list(b"ACGT"), 300_000).astype(np.uint8).tobytes()
+    write_fasta(tmp_path / "g.fa", {"chr1": bases}, width=60)
+    if name.endswith("gz"):
+        pysam.tabix_compress(str(tmp_path / "g.fa"), str(tmp_path / name))
+
+    def wrong(seed: int) -> int:
+        starts = np.random.default_rng(seed).integers(len(bases) - 9000, size=400).tolist()
+        intervals = [Interval("chr1", start, start + 9000) for start in starts]
+        return sum(genome.fetch(i) != bases[i.start : i.end] for i in intervals)
+
+    with Reference.open(tmp_path / name) as genome, ThreadPoolExecutor(4) as threads:
+        assert not any(threads.map(wrong, range(4)))
 
 
 def test_outside_is_refused(tmp_path: Path) -> None:
