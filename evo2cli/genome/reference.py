@@ -9,6 +9,7 @@ at random positions of human chromosome 20 took 21 us by it and 17 us by pysam (
 
 import io
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -244,8 +245,11 @@ def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
     lengths = _unique_lengths(path, zip(file.references, file.lengths, strict=True))
 
     lock = Lock()  # htslib seeks and then reads without the interpreter's lock
+    process = os.getpid()
 
     def fetch(interval: Interval) -> bytes:
+        if os.getpid() != process:  # a fork, which shares the position in the file
+            raise UserError(f"{path}: was opened by another process; open it in each process")
         if file.closed:
             raise UserError(f"{path}: the reference has been closed; keep it open while it is read")
         bases = b""

@@ -3,6 +3,8 @@
 import gzip
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
@@ -226,6 +228,23 @@ def test_threads_can_share_a_genome(tmp_path: Path, name: str) -> None:
 
     with Reference.open(tmp_path / name) as genome, ThreadPoolExecutor(4) as threads:
         assert not any(threads.map(wrong, range(4)))
+
+
+def test_a_fork_must_open_the_genome_itself(tmp_path: Path) -> None:
+    write_fasta(tmp_path / "g.fa", CONTIGS)
+    code = (
+        "import os, sys\n"
+        "from evo2cli.genome import Interval, Reference\n"
+        "genome = Reference.open(sys.argv[1])\n"
+        "if os.fork():\n"
+        "    os.wait()\n"
+        "print(genome.fetch(Interval('chr1', 0, 3)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "g.fa")], capture_output=True, text=True
+    )
+    assert result.stdout == "b'ACG'\n"
+    assert "g.fa: was opened by another process; open it in each process" in result.stderr
 
 
 def test_outside_is_refused(tmp_path: Path) -> None:
