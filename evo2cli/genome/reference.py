@@ -38,6 +38,8 @@ _LOOK = 1 << 16  # bases
 # The genome that was last read into memory, by path, size and date: a command opens its genome
 # several times, and to read a human one takes a minute.
 _held: dict[tuple[Path, int, int], dict[str, bytes]] = {}
+# Likewise the indexes that could not be kept beside their genome.
+_unkept: dict[tuple[Path, int, int], list[bytes]] = {}
 
 
 class Reference:
@@ -183,7 +185,7 @@ def _open(path: Path) -> Reference:
     if path == STDIN or path.is_fifo():
         raise UserError(f"{path}: a genome is read in any order, and a pipe only once; give a file")
     with reading(path):
-        held = _held.get((path.absolute(), *size_and_time(path)))
+        held = _held.get(_key(path))
     if held is not None:
         return _in_memory(held)
     if is_bgzip(path):
@@ -193,6 +195,10 @@ def _open(path: Path) -> Reference:
     if start == b">":
         return _open_indexed(path, (".fai",))
     return _open_in_memory(path)  # gzip, bzip2, comments, a byte order mark, or not FASTA
+
+
+def _key(path: Path) -> tuple[Path, int, int]:
+    return path.absolute(), *size_and_time(path)
 
 
 def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -208,7 +214,7 @@ def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, i
 
 def _open_in_memory(path: Path) -> Reference:
     _held.clear()
-    key = (path.absolute(), *size_and_time(path))
+    key = _key(path)
     records = list(read_records(path))
     _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
     sequences = {record.name: record.sequence for record in records}
@@ -234,7 +240,11 @@ def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
     indexes = [path.with_name(path.name + suffix) for suffix in suffixes]
     try:
         with silent_htslib():
-            file = _open_by_kept(path, indexes) or _open_by_new(path, indexes)
+            file = (
+                _open_by_unkept(path, indexes)
+                or _open_by_kept(path, indexes)
+                or _open_by_new(path, indexes)
+            )
     except (OSError, ValueError, SamtoolsError):
         _LOG.warning(
             "%s: cannot be indexed (needs lines of equal length and distinct contig names); "
@@ -264,6 +274,18 @@ def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
         return bases
 
     return Reference(lengths, fetch, file.close)
+
+
+def _open_by_unkept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
+    """Open by the indexes that this process made before; None if it kept them, or made none."""
+    contents = _unkept.get(_key(path))
+    if contents is None:
+        return None
+    with temporary_folder() as folder:
+        made = [folder / index.name for index in indexes]
+        for index, content in zip(made, contents, strict=True):
+            index.write_bytes(content)
+        return pysam.FastaFile(*map(bytes_of, (path, *made)))
 
 
 def _open_by_kept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
@@ -304,6 +326,7 @@ def _open_by_new(path: Path, indexes: list[Path]) -> pysam.FastaFile:
                     shutil.copyfile(source, part)
             except UserError as error:
                 _LOG.warning("%s; the index is not kept", error)
+                _unkept[_key(path)] = [each.read_bytes() for each in made]
     return file
 
 

@@ -208,9 +208,10 @@ def test_an_index_that_cannot_be_kept_serves_all_the_same(
 ) -> None:
     write_fasta(tmp_path / "g.fa", CONTIGS)
     (tmp_path / "g.fa.fai").mkdir()  # takes no file, even when root asks
-    with Reference.open(tmp_path / "g.fa") as reference:
-        check_all(reference, CONTIGS)
-    assert "the index is not kept" in caplog.text
+    for _ in range(2):  # made once, and said once
+        with Reference.open(tmp_path / "g.fa") as reference:
+            check_all(reference, CONTIGS)
+    assert caplog.text.count("the index is not kept") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.fa", "g.fa.fai"]
 
 
