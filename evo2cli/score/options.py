@@ -344,7 +344,7 @@ class OutputOptions(Options, panel="Output"):
             max=1,
             metavar="FRACTION",
             help="Exit with code 3 if more than this fraction of the records has no score. If no "
-            "record has one, the exit code is always 3.",
+            "record has one, the exit code is always 3; of --shard, `evo2 merge` has it.",
         ),
     ] = 1.0
 

@@ -307,7 +307,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
     weight = model.embedding.weight
     tensors = model.state_dict().values()
     weights = sum(tensor.nbytes for tensor in tensors if tensor.device == weight.device)
-    advice = "free some" if max_memory is None else "allow more"
+    advice = "free some" if max_memory is None else "raise max_memory (--max-memory)"
     if max_memory is None and not weight.is_cuda:
         available = available_bytes()
         needed = Streaming().peak_memory(model.config, num_bases, weight.element_size())
