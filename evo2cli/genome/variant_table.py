@@ -13,9 +13,9 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.parquet import PARQUET_MAGIC
-from evo2cli.genome.source import first_bytes
+from evo2cli.genome.source import BYTE_ORDER_MARK, first_bytes
 from evo2cli.genome.table import Table, cell_text, decoded, open_table, split_names
-from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value, VariantRecord, is_bases, is_position
+from evo2cli.genome.vcf import Value, VariantRecord, is_bases, is_position
 
 KEYS = ("chrom", "pos", "ref", "alt")
 IDENTIFIER = "id"

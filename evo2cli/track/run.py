@@ -78,6 +78,8 @@ def write_track(options: TrackOptions) -> None:
     if options.by_region:
         lead = options.window or min(DEFAULT_LEAD, context)
     total = sum(size for _, size in sections)
+    if options.by_region and not total:
+        raise UserError(f"--bed {options.bed}: has no interval with a base")
     with (
         memory_explained(f"evo2 track on {options.device}", "use shorter --regions"),
         open_track(options.output, lengths) as put,

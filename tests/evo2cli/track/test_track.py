@@ -172,6 +172,14 @@ def test_without_pybigwig_there_is_one_clear_line(
         run(source, checkpoint, "logprob", ".bw")
 
 
+@pytest.mark.parametrize("lines", ["", "# nothing\n", "a\t5\t5\n"])
+def test_a_bed_file_without_a_base_is_refused(source: Path, lines: str) -> None:
+    bed = source.with_name("x.bed")
+    bed.write_text(lines)
+    with pytest.raises(UserError, match=r"x\.bed: has no interval with a base"):
+        write_track(TrackOptions(source=source, bed=bed))
+
+
 def test_records_of_one_name_are_refused(tmp_path: Path, checkpoint: str) -> None:
     twice = tmp_path / "twice.fa"
     twice.write_text(">a\nACGT\n>a\nACGT\n")
