@@ -580,9 +580,8 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
         tuple[str, ...],
         typer.Argument(
             metavar="INPUT",
-            help="A FASTA of sequences; or variants: a VCF, BCF or table (TSV, CSV or Parquet "
-            "with the columns chrom, pos, ref, alt), or named, e.g. chr22-1024-A-C. - reads "
-            "stdin.",
+            help="A FASTA of sequences; or variants: a VCF, BCF or table (TSV, CSV, Parquet or "
+            "JSON lines with chrom, pos, ref, alt), or named, e.g. chr22-1024-A-C. - reads stdin.",
         ),
     ]
 
