@@ -11,19 +11,66 @@ import torch
 from torch import Tensor
 
 
+class Chunks:
+    """The chunks of a tensor in host memory (or on the device), read in turn and overwritten.
+
+    A chunk comes while the one before is used, and goes back while the next one is.
+
+    Args:
+        chunks: Views of the tensor; the largest is at least as large as every other in every
+            dimension.
+        device: The device to bring them to.
+    """
+
+    def __init__(self, chunks: Sequence[Tensor], device: torch.device) -> None:
+        self.chunks, self.device = chunks, device
+        transfers = device.type == "cuda" and chunks[0].device != device
+        self._side = torch.cuda.Stream(device) if transfers else None
+        self._leaving: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Each chunk on the device, valid until the next one is requested."""
+        parts = [(chunk,) for chunk in self.chunks]
+        return (x for (x,) in prefetch(parts, self.device, self._side))
+
+    def put(self, index: int, x: Tensor) -> None:
+        """Overwrite a chunk; the next round reads `x`."""
+        chunk = self.chunks[index]
+        if self._side is None:
+            put(chunk, x)
+            return
+        main = torch.cuda.current_stream(self.device)
+        # What left last has arrived before its memory is used again: no more than one is kept.
+        main.wait_stream(self._side)
+        self._leaving = _in_order_of(chunk, x)
+        self._side.wait_stream(main)
+        with torch.cuda.stream(self._side):
+            chunk.copy_(self._leaving, non_blocking=True)
+
+
 def put(room: Tensor, x: Tensor) -> None:
     """Copy `x` into `room`, which may be on the same device or in host memory, asynchronously.
 
     Work on the current stream and `prefetch` see the copy; code on the host has to synchronize
     before it reads `room`.
     """
-    if room.device != x.device:  # a transfer that also permutes would go through pageable memory
-        x = torch.empty_like(room, device=x.device).copy_(x)
-    room.copy_(x, non_blocking=True)
+    room.copy_(_in_order_of(room, x), non_blocking=True)
+
+
+def _in_order_of(room: Tensor, x: Tensor) -> Tensor:
+    """`x`, in the memory order of `room` if that is on another device.
+
+    A transfer that also permutes would go through pageable memory.
+    """
+    if room.device == x.device:
+        return x
+    return torch.empty_like(room, device=x.device).copy_(x)
 
 
 def prefetch(
-    parts: Sequence[tuple[Any, ...]], device: torch.device
+    parts: Sequence[tuple[Any, ...]],
+    device: torch.device,
+    side: torch.cuda.Stream | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Bring parts to `device` in turn; each is copied from the host while the one before is used.
 
@@ -31,6 +78,7 @@ def prefetch(
         parts: Tuples of tensors, or of objects with their `device` and `to`, all on one device. The
             largest part must be at least as large as every other in every dimension.
         device: The device to bring them to.
+        side: The stream that copies; by default a new one.
 
     Yields:
         Each tuple on `device`, valid until the next one is requested.
@@ -41,17 +89,17 @@ def prefetch(
         return
     largest = max(parts, key=lambda part: part[0].numel())
     slots = [tuple(torch.empty_like(x, device=device) for x in largest) for _ in parts[:2]]
-    main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    main, copying = torch.cuda.current_stream(device), side or torch.cuda.Stream(device)
 
     def start_copy(index: int) -> tuple[tuple[Tensor, ...], torch.cuda.Event]:
         # The main stream has finished reading the slot, and writing the part by `put`.
-        side.wait_stream(main)
+        copying.wait_stream(main)
         copies = []
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(copying):
             for slot, x in zip(slots[index % 2], parts[index], strict=True):
                 copies.append(slot[tuple(slice(size) for size in x.shape)])
                 copies[-1].copy_(x, non_blocking=True)
-        return tuple(copies), side.record_event()
+        return tuple(copies), copying.record_event()
 
     try:
         pending = start_copy(0)
@@ -63,4 +111,4 @@ def prefetch(
             yield part
     finally:
         # The allocator may reuse the slots on the main stream as soon as they are freed.
-        main.wait_stream(side)
+        main.wait_stream(copying)
