@@ -162,7 +162,7 @@ def _device_map(
         chosen = choose_devices(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
     except MemoryError as error:
         raise CheckpointError(
-            f"{origin}: {error}; use more or larger devices, or --device cpu"
+            f"{origin}: {error}; use more or larger devices, or the CPU"
         ) from None
     if len(chosen) > 1:
         _say_once(f"{origin}: too large for one device, its blocks are spread over {len(chosen)}")
@@ -210,7 +210,7 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     if native.is_native(path):
         if config is not None:
             raise CheckpointError(
-                f"{path}: a native checkpoint contains its own shape; drop --config"
+                f"{path}: a native checkpoint contains its own shape; leave out the config"
             )
         return native.read(path)
     source = open_source(path, lambda names: layout_of(names) is not None)
@@ -283,8 +283,8 @@ def _shape(
     fitting = [name for name in PUBLISHED if _fits(source, layout, published_config(name))]
     names = f"{' or '.join(fitting)}, which fit its tensors" if fitting else ", ".join(PUBLISHED)
     raise CheckpointError(
-        f"{source.path}: unknown shape of a {layout.name} checkpoint; give --config with its yml, "
-        f"the config.toml of a native checkpoint, or a published name ({names})"
+        f"{source.path}: unknown shape of a {layout.name} checkpoint; give a config: its yml, the "
+        f"config.toml of a native checkpoint, or a published name ({names})"
     )
 
 
