@@ -11,13 +11,17 @@ cut is that of the reference window, for both alleles, so its rounding leaves no
 difference.
 """
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from evo2cli.genome.windows import Window
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.packing import GRAIN, Packer, Prefix, Suffix
+from stripedhyena2.packing import GRAIN, Batch, Packer, Prefix, Suffix
+
+Queued = TypeVar("Queued")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,30 @@ class WindowReader:
         # Most alleles are cut at the same positions.
         self._ends = lru_cache(1 << 12)(self._ends_of)
         self._cut = lru_cache(1 << 12)(self._cut_of)
+
+    def read_all(self, queued: Iterable[Queued]) -> Iterator[Queued]:
+        """The items of an iterable that queues pairs, each once its pairs have been read.
+
+        They are read in batches that keep the device busy and fit its memory, on a CPU usually
+        those of one item; while a GPU reads a batch, the next one is queued.
+        """
+        waiting = deque[tuple[list[Queued], Batch]]()
+        for batch in self._batches(queued):
+            waiting.append(batch)
+            if len(waiting) > self.packer.runs_ahead:
+                yield from _collected(*waiting.popleft())
+        for batch in waiting:
+            yield from _collected(*batch)
+
+    def _batches(self, queued: Iterable[Queued]) -> Iterator[tuple[list[Queued], Batch]]:
+        taken: list[Queued] = []
+        for one in queued:
+            taken.append(one)
+            if self.packer.is_full:
+                yield taken, self.packer.read()
+                taken = []
+        if taken:
+            yield taken, self.packer.read()
 
     def windows(self, reference: Window, alternate: Window) -> Pair:
         """Ask for the log-likelihoods of the windows of an allele."""
@@ -143,6 +171,11 @@ class WindowReader:
         if before < least:  # at the beginning of a contig
             least = before and 1 << before.bit_length() - 1
         return least if shapes.is_whole(least) else least // GRAIN * GRAIN
+
+
+def _collected(queued: list[Queued], batch: Batch) -> list[Queued]:
+    batch.collect()
+    return queued
 
 
 def _with_base(window: Window) -> Window:
