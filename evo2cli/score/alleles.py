@@ -6,7 +6,7 @@ from math import fsum, isfinite
 from typing import Any
 
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import ACGT, reverse_complement
+from evo2cli.genome.alphabet import ACGT, reverse_complement, upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import (
@@ -26,7 +26,6 @@ from evo2cli.genome.windows import (
     centred,
     cut_windows,
     ending,
-    upper_dna,
     window_pair,
 )
 from evo2cli.options import Strand
