@@ -242,6 +242,14 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     )
 
 
+def named_shape(name: str | Path) -> ModelConfig | None:
+    """The shape of a built-in or published model, unless a path has its name; without network."""
+    built_in, (model, _) = find_built_in(name), split_name(str(name))
+    if built_in is not None:
+        return read_config(built_in / native.CONFIG)
+    return published_config(model) if model in PUBLISHED and not Path(name).exists() else None
+
+
 def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
     """The path of the checkpoint (an existing path wins over a name), and its origin."""
     path, name = Path(path_or_name), str(path_or_name)
@@ -270,10 +278,7 @@ def _shape(
 ) -> ModelConfig:
     """The shape as given, else from the description beside the tensors, else from a name."""
     if config is not None:
-        if str(config) in PUBLISHED:
-            return published_config(str(config))
-        built_in = find_built_in(config)
-        return read_config(Path(config) if built_in is None else built_in / native.CONFIG)
+        return named_shape(config) or read_config(Path(config))
     if source.shape is not None:
         return _described(source.shape)
     for name in (split_name(str(path_or_name))[0], source.path.name.partition(".")[0]):
