@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from evo2cli.genome.windows import Window
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.packing import GRAIN, Batch, Packer, Prefix, Suffix
+from stripedhyena2.packing import GRANULARITY, Batch, Packer, Prefix, Suffix
 
 Queued = TypeVar("Queued")
 
@@ -139,11 +139,11 @@ class WindowReader:
             cut = self._first(before)
         else:
             cut = self._cut(before, len(window.allele) + len(window.after))
-        return self._rest(self._prefix(window.before, cut), window, cumulated=self._is_anchored)
+        return self._rest(self._prefix(window.before, cut), window, cumulative=self._is_anchored)
 
-    def _rest(self, prefix: Prefix, window: Window, *, cumulated: bool = False) -> Suffix:
+    def _rest(self, prefix: Prefix, window: Window, *, cumulative: bool = False) -> Suffix:
         rest = window.before[prefix.length :] + window.allele + window.after
-        return self.packer.suffix(prefix, rest, cumulated=cumulated)
+        return self.packer.suffix(prefix, rest, cumulative=cumulative)
 
     def _prefix(self, letters: bytes, cut: int) -> Prefix:
         """The first `cut` of the bases before an allele."""
@@ -170,7 +170,7 @@ class WindowReader:
         least = self._width // 2
         if before < least:  # at the beginning of a contig
             least = before and 1 << before.bit_length() - 1
-        return least if shapes.is_whole(least) else least // GRAIN * GRAIN
+        return least if shapes.is_whole(least) else least // GRANULARITY * GRANULARITY
 
 
 def _collected(queued: list[Queued], batch: Batch) -> list[Queued]:
