@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
@@ -88,12 +87,7 @@ class PartWriter:
     def _describe(self, split: str, _length: int, row: str) -> None:
         self._rows.write(f"{split}\t{row}")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._opened.close()
 
 
@@ -184,16 +178,11 @@ class TokenWriter(PartWriter):
         self._folder.rename(self.folder)
         return manifest
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         self._stopped = True
         for threads in (self._joiner, self._hasher):
             threads.shutdown(cancel_futures=True)
         try:
-            super().__exit__(kind, error, traceback)
+            super().__exit__(*reason)
         finally:  # closing fails when the disk is full
             shutil.rmtree(self._folder, ignore_errors=True)
