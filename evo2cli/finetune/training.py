@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from evo2cli.data.order import OnePool
+from evo2cli.data.sampler import PooledSampler
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.finetune.folder import Description, read_inputs, write_tuned
 from evo2cli.finetune.heads import SUMS, Pool, TaskModel, task_loss
@@ -191,7 +191,7 @@ class FromLabels(Objective):
         self._description, self._train, self._valid = description, train, valid
         self._task = description.labels.task
         self._measure = measure
-        self._order = OnePool([len(train)], recipe.seed)
+        self._order = PooledSampler([len(train)], recipe.seed)
         self._class_weights = None
         if class_weights is not None:
             self._class_weights = torch.from_numpy(class_weights).float()

@@ -89,7 +89,7 @@ class NextBase(Objective):
         micro = self._recipe.micro(self._ranks.world)
         sums = torch.zeros(len(self.valid), 2, dtype=torch.float64, device=self._ranks.device)
         for row, windows in zip(sums, self.valid.values(), strict=True):
-            share = windows.share(self._ranks.group, self._ranks.num_groups)
+            share = windows.shard(self._ranks.group, self._ranks.num_groups)
             for start in range(0, -(-len(windows) // self._ranks.num_groups), micro):
                 part = share[start : start + micro]
                 # A rank without a window left still runs the model, for the others need its shard.

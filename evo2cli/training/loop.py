@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evo2cli import console
-from evo2cli.data.order import keyed_number
+from evo2cli.data.sampler import keyed_number
 from evo2cli.errors import UntrustedNumericsError, counted
 from evo2cli.training.best import Best
 from evo2cli.training.clock import Clock

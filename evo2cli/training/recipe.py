@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from evo2cli.data.cuts import Packing
+from evo2cli.data.packing import Packing
 from evo2cli.errors import counted
 from evo2cli.lengths import parse_length
 from stripedhyena2.adapters import LoRA
