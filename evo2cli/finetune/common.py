@@ -136,14 +136,14 @@ class Run(ABC):
                 "memory_gib": max(memory, default=None),
             }
             self._finish(report)
-        ranks.wait()
+        ranks.barrier()
         return {**of_run, "finished": True, **report}
 
-    def best(self, engine: Engine, metric: str, *, larger: bool) -> Best:
+    def best(self, engine: Engine, metric: str, *, higher_is_better: bool) -> Best:
         """Keeps the best weights by a metric of validation."""
         return Best(
             metric=f"valid_{metric}",
-            larger=larger,
+            higher_is_better=higher_is_better,
             patience=self.recipe.tuning.patience,
             keep=lambda step: self.keep(engine, step),
         )
@@ -159,7 +159,7 @@ class Run(ABC):
                 engine.start.write(weights, partial, {"step": step})
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-        self.ranks.wait()
+        self.ranks.barrier()
 
     @property
     def best_folder(self) -> Path:

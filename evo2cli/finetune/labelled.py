@@ -106,7 +106,7 @@ class LabelledRun(Run):
             engine,
             objective,
             folder,
-            self.best(engine, metric, larger=metric != "loss"),
+            self.best(engine, metric, higher_is_better=metric != "loss"),
         )
 
     def _chance(self) -> str:

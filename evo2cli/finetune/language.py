@@ -126,7 +126,7 @@ class LanguageRun(Run):
         self.description = self.describe(Labels(Task.LM, ()))
         sources = open_sources(recipe, ranks)
         trainer = make_trainer(recipe, self.start(), sources, folder)
-        trainer.best = self.best(trainer.engine, "bits", larger=False)
+        trainer.best = self.best(trainer.engine, "bits", higher_is_better=False)
         path = recipe.output / FACTS
         if ranks.any(not path.is_file()):
             found = trainer.validate()
@@ -135,7 +135,7 @@ class LanguageRun(Run):
                     console.say(f"loss of the base on held-out documents: {bits:.4f} bits per base")
                     require_trained(recipe, bits * NATS_PER_BIT)
                 write_facts(path, found)
-            ranks.wait()
+            ranks.barrier()
         self.before = read_facts(path)
         return trainer
 

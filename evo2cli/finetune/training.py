@@ -213,11 +213,11 @@ class FromLabels(Objective):
                 f"{reading.strand} needs all positions; use mean, last or center:W, or strand fwd"
             )
         if isinstance(model, TaskModel) and model.pooling is not None:
-            model.pooling.group, model.pooling.first = ranks.neighbours, self._engine.part[0]
+            model.pooling.group, model.pooling.first = ranks.neighbours, self._engine.positions[0]
 
     def batch(self, step: int) -> Batch:
         """As `Objective`."""
-        share = self._ranks.share(self._recipe.batch.sequences)
+        share = self._ranks.shard(self._recipe.batch.sequences)
         samples = step * self._recipe.batch.sequences + np.arange(share.start, share.stop)
         rows = self._order.locate(samples).window
         return self._read(self._train, rows.tolist())
@@ -236,7 +236,7 @@ class FromLabels(Objective):
                 [of.letters[row] for row in rows], reading, self._length
             )
             length = ids_NSL.shape[2]
-            own = slice(*self._engine.part) if self._length else slice(None)
+            own = slice(*self._engine.positions) if self._length else slice(None)
             inputs = (ids_NSL[:, :, own].to(device), lengths_NS.to(device))
         targets, weights = self._targets(of, rows, length)
         return Batch(inputs, targets.to(device), weights.to(device))
@@ -248,7 +248,7 @@ class FromLabels(Objective):
             for target, row in zip(targets, rows, strict=True):
                 target[: len(of.labels[row])] = torch.from_numpy(of.labels[row])
             if self._length:
-                targets = targets[:, slice(*self._engine.part)]
+                targets = targets[:, slice(*self._engine.positions)]
             ones = (targets >= 0).float()
             return targets, ones if weights is None else ones * weights[targets.clamp_min(0)]
         targets = torch.from_numpy(of.labels[rows])
@@ -289,12 +289,12 @@ class FromLabels(Objective):
         shape = [len(of), *([length] if self._task is Task.TOKENS else [])]
         found = torch.zeros(*shape, self._description.num_outputs, device=ranks.device)
         sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-        part = slice(*self._engine.part) if self._length else slice(None)
+        part = slice(*self._engine.positions) if self._length else slice(None)
         # Each sequence is computed once; ranks that share it hold parts of it, or the same outputs.
         is_owner = ranks.rank % ranks.context_parallel == 0
         every = list(range(len(of)))
-        own = every[ranks.group :: ranks.num_groups]
-        for start in range(0, -(-len(of) // ranks.num_groups), micro):
+        own = every[ranks.data_parallel_rank :: ranks.data_parallel_size]
+        for start in range(0, -(-len(of) // ranks.data_parallel_size), micro):
             rows = own[start : start + micro]
             # A rank without an example left still runs the model, for the others need its part.
             batch = self._read(of, rows or every[:1])

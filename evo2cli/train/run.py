@@ -107,10 +107,10 @@ def summary_line(summary: Mapping[str, Any]) -> str:
 def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
     """Do the same work on all ranks, on the others after the first has left its results on disk."""
     if not ranks.is_first:
-        ranks.wait()
+        ranks.barrier()
     result = work()
     if ranks.is_first:
-        ranks.wait()
+        ranks.barrier()
     return result
 
 
@@ -235,7 +235,7 @@ def _save_final(trainer: Trainer, provenance: dict[str, Any]) -> None:
     weights = trainer.engine.weights()
     if trainer.ranks.is_first:
         trainer.engine.start.write(weights, trainer.folder.final, provenance)
-    trainer.ranks.wait()
+    trainer.ranks.barrier()
 
 
 def _provenance(
