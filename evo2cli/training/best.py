@@ -13,7 +13,7 @@ class Best:
         metric: Key of the metric in the results of a validation.
         higher_is_better: Whether higher values are better.
         patience: Stop after this many validations without improvement; None for no early stopping.
-        keep: Saves the weights after a given number of steps; a collective call of all ranks.
+        save: Saves the weights after a given number of steps; all ranks call it together.
         value: Best value of the metric; None before the first validation.
         step: Number of steps after which it was reached.
     """
@@ -21,7 +21,7 @@ class Best:
     metric: str
     higher_is_better: bool
     patience: int | None
-    keep: Callable[[int], object]
+    save: Callable[[int], object]
     value: float | None = field(default=None, init=False)
     step: int = field(default=0, init=False)
     _waited: int = field(default=0, init=False)
@@ -35,7 +35,7 @@ class Best:
             value > self.value if self.higher_is_better else value < self.value
         ):
             self.value, self.step, self._waited = value, step, 0
-            self.keep(step)
+            self.save(step)
         else:
             self._waited += 1
 
