@@ -82,9 +82,9 @@ def _check_order(parts: Sequence[_Head]) -> None:
     shards = [part.shard for part in parts]
     if any(shards):
         if shards != [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]:
-            found = ", ".join(shard or "none" for shard in shards)
+            listing = ", ".join(shard or "none" for shard in shards)
             raise UserError(
-                f"{parts[0].path}, ...: are the shards {found}; give all shards of one run, in "
+                f"{parts[0].path}, ...: are the shards {listing}; give all shards of one run, in "
                 "order"
             )
         return

@@ -45,7 +45,7 @@ def convert_checkpoint(
     Args:
         source: Anything `stripedhyena2.load` reads.
         destination: A folder; or a .pt or .safetensors file for the layout of the released files
-            (vortex), beside which the shape is written as yml.
+            (vortex), next to which the shape is written as yml.
         to: Layout to write; "auto" is vortex for a file and native for a folder, and refuses a
             new folder with another suffix of letters, such as x.bin.
         config: Shape of the source: a yml or TOML file, or the name of a published model. Needed

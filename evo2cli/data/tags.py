@@ -64,8 +64,8 @@ def read_tag(text: str, origin: str = "--tag") -> bytes:
         UserError: It could be mistaken for bases.
     """
     tag = f"|{text.strip().strip('|').upper()}|"
-    found = find_tags(np.frombuffer(tag.encode(errors="replace"), np.uint8))
-    if not tag.isascii() or not tag.isprintable() or found is None or not found[0].all():
+    masks = find_tags(np.frombuffer(tag.encode(errors="replace"), np.uint8))
+    if not tag.isascii() or not tag.isprintable() or masks is None or not masks[0].all():
         raise UserError(
             f"{origin} {text}: not a lineage such as 'd__Bacteria;p__Pseudomonadota;g__Escherichia'"
         )
@@ -85,12 +85,12 @@ def split_record(path: Path | str, record: Record, tag: bytes = b"") -> tuple[by
             own tag although `tag` is given.
     """
     end = record.sequence.find(b"|", 1) + 1 if record.sequence.startswith(b"|") else 0
-    own, bases = record.sequence[:end], record.sequence[end:]
+    record_tag, bases = record.sequence[:end], record.sequence[end:]
     require_nucleotides(path, replace(record, sequence=bases))
-    if own and tag:
+    if record_tag and tag:
         raise UserError(
             f"{path}: record {record.name!r} begins with a lineage tag of its own; leave out --tag"
         )
-    if own:
-        tag = read_tag(own.decode(errors="replace"), f"{path}: record {record.name!r}:")
+    if record_tag:
+        tag = read_tag(record_tag.decode(errors="replace"), f"{path}: record {record.name!r}:")
     return tag, upper_dna(bases)

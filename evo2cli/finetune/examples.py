@@ -437,8 +437,8 @@ def _encode(
             continue
         numbers = parse_numbers(cells, origin(index))
         if len(numbers) != len(codes):
-            found = counted(len(numbers), "number")
-            raise UserError(f"{origin(index)}: {found} for {', '.join(labels.classes)}")
+            count = counted(len(numbers), "number")
+            raise UserError(f"{origin(index)}: {count} for {', '.join(labels.classes)}")
         values[index] = numbers
     return values
 

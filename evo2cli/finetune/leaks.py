@@ -95,7 +95,7 @@ def find_leaks(examples: Examples, split: Split) -> Leaks:
     earlier_copies: dict[int, list[int]] = defaultdict(list)
     earlier_clusters: dict[int, int] = {}
     names = {int(row): name for name, rows in split.parts.items() for row in rows}
-    found = []
+    leaks = []
 
     def pair(name: str, row: int, other: int) -> str:
         return f"{examples.names[row]} of {name} and {examples.names[other]} of {names[other]}"
@@ -113,7 +113,7 @@ def find_leaks(examples: Examples, split: Split) -> Leaks:
                     reverse.append((row, earlier_copies[copies[row]][0]))
                 elif clusters[row] in earlier_clusters:
                     near.append((row, earlier_clusters[clusters[row]]))
-            found.append(
+            leaks.append(
                 Leak(
                     name,
                     len(rows),
@@ -129,7 +129,7 @@ def find_leaks(examples: Examples, split: Split) -> Leaks:
         for row in rows.tolist():
             earlier_copies[copies[row]].append(row)
             earlier_clusters.setdefault(clusters[row], row)
-    return Leaks(tuple(found), _count_contradictions(copies, examples.labels))
+    return Leaks(tuple(leaks), _count_contradictions(copies, examples.labels))
 
 
 def _count_contradictions(copies: Sequence[int], labels: LabelArrays | None) -> int:

@@ -231,13 +231,13 @@ def _of_numbers(labels: Labels, truth_NC: Floats, predicted_NC: Floats) -> Measu
     ranks = {name: (_Ranks(truth), _Ranks(predicted)) for name, truth, predicted in columns}
 
     def measures(weights_BS: Floats) -> Metrics:
-        found: dict[str, Metrics] = {"pearson": {}, "spearman": {}, "r2": {}}
+        metrics: dict[str, Metrics] = {"pearson": {}, "spearman": {}, "r2": {}}
         for name, truth_N, predicted_N in columns:
             rank_true_BN, rank_predicted_BN = (of.weighted(weights_BS) for of in ranks[name])
-            found["pearson"][name] = _correlation(weights_BS, truth_N, predicted_N)
-            found["spearman"][name] = _correlation(weights_BS, rank_true_BN, rank_predicted_BN)
-            found["r2"][name] = _explained(weights_BS, truth_N, predicted_N)
-        return _with_means(found)
+            metrics["pearson"][name] = _correlation(weights_BS, truth_N, predicted_N)
+            metrics["spearman"][name] = _correlation(weights_BS, rank_true_BN, rank_predicted_BN)
+            metrics["r2"][name] = _explained(weights_BS, truth_N, predicted_N)
+        return _with_means(metrics)
 
     return measures
 
@@ -318,24 +318,24 @@ class _Levels:
 
 def _ranking(levels: Mapping[str, _Levels], weights_BS: Floats) -> Metrics:
     """One-versus-rest AUROC and average precision of each class."""
-    found: dict[str, Metrics] = {"auroc": {}, "auprc": {}}
+    metrics: dict[str, Metrics] = {"auroc": {}, "auprc": {}}
     for name, of in levels.items():
         positives_BU, negatives_BU = of.counts(weights_BS)
         both_B = (positives_BU.sum(axis=1) > 0) & (negatives_BU.sum(axis=1) > 0)
         for metric, function in (("auroc", area_under_roc), ("auprc", average_precision)):
-            found[metric][name] = np.full(len(weights_BS), np.nan)
-            found[metric][name][both_B] = function(positives_BU[both_B], negatives_BU[both_B])
-    return _with_means(found)
+            metrics[metric][name] = np.full(len(weights_BS), np.nan)
+            metrics[metric][name][both_B] = function(positives_BU[both_B], negatives_BU[both_B])
+    return _with_means(metrics)
 
 
-def _with_means(found: Mapping[str, Metrics]) -> Metrics:
+def _with_means(metrics: Mapping[str, Metrics]) -> Metrics:
     """The mean of each metric over names; if there are several names, also the metric of each."""
     means = {
-        metric: _mean(np.stack(list(values.values()), axis=1)) for metric, values in found.items()
+        metric: _mean(np.stack(list(values.values()), axis=1)) for metric, values in metrics.items()
     }
     by_name = {
         f"{metric} {name}": values_B
-        for metric, values in found.items()
+        for metric, values in metrics.items()
         if len(values) > 1
         for name, values_B in values.items()
     }

@@ -73,8 +73,8 @@ def cluster(entries: Sequence[Entry], similarity: float = NEAR) -> Indices:
     for members in large:
         _link(groups, sketches_NS, members, similarity)
     numbers: dict[int, int] = {}
-    found = [numbers.setdefault(groups.find(row), len(numbers)) for row in copies_N.tolist()]
-    return np.array(found, np.int64)
+    clusters = [numbers.setdefault(groups.find(row), len(numbers)) for row in copies_N.tolist()]
+    return np.array(clusters, np.int64)
 
 
 class UnionFind:

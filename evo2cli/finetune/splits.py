@@ -79,11 +79,11 @@ def split(
         )
         parts_by_contig = _parts_by_contig(examples, contigs)
         explanation = f"split by contig: {listing}"
-        rows_by_split = _as_named(examples, parts_by_contig, explanation, fractions, seed)
+        result = _as_named(examples, parts_by_contig, explanation, fractions, seed)
     elif by is SplitBy.COLUMN:
         if examples.split is None:
             raise UserError("--split column: the table has no column 'split'")
-        rows_by_split = _as_named(examples, examples.split, "split by column", fractions, seed)
+        result = _as_named(examples, examples.split, "split by column", fractions, seed)
     else:
         units, summary = units_of(examples, by)
         strata = _strata(examples, labels) if by is SplitBy.RANDOM else None
@@ -95,9 +95,9 @@ def split(
                     f"--split {by}: {summary} are too few for a {name} split; choose another "
                     "--split"
                 )
-        rows_by_split = Split(train, valid, test, f"split by {by} (seed {seed}): {summary}")
-    check_split(examples, labels, rows_by_split)
-    return rows_by_split
+        result = Split(train, valid, test, f"split by {by} (seed {seed}): {summary}")
+    check_split(examples, labels, result)
+    return result
 
 
 def usual_split(examples: Examples) -> SplitBy:
@@ -137,17 +137,17 @@ def units_of(examples: Examples, by: SplitBy) -> tuple[Indices, str]:
     return units, f"{len(numbers):,} {by}s ({listed(numbers)})"
 
 
-def check_split(examples: Examples, labels: Labels, found: Split) -> None:
+def check_split(examples: Examples, labels: Labels, proposed: Split) -> None:
     """Refuse a split that cannot be trained or evaluated on.
 
     Raises:
         UserError: Train or valid is empty, train lacks a class, or a split has only one class.
     """
-    for name, rows in found.parts.items():
+    for name, rows in proposed.parts.items():
         if not len(rows):
             if name == "test":
                 continue
-            raise UserError(f"the {name} split is empty; {found.explanation}")
+            raise UserError(f"the {name} split is empty; {proposed.explanation}")
         counts = class_counts(examples, labels, rows)
         missing = [label for label, count in counts.items() if not count]
         if name == "train" and missing:
@@ -162,7 +162,7 @@ def check_split(examples: Examples, labels: Labels, found: Split) -> None:
                 f"{listed(missing)}; split in another way (--split, --seed)"
             )
     if labels.task is Task.REGRESS and isinstance(examples.labels, np.ndarray):
-        for name, values in zip(labels.classes, examples.labels[found.train].T, strict=True):
+        for name, values in zip(labels.classes, examples.labels[proposed.train].T, strict=True):
             if (values == values[0]).all():
                 raise UserError(
                     f"{name} is {values[0]:g} in all training examples; there is nothing to learn"

@@ -131,8 +131,8 @@ def infer_labels(
     else:
         labels = _of_column([cells[0] for cells in rows], columns[0], lengths, origin, task)
     if labels.task in (Task.CLASSIFY, Task.TOKENS) and len(labels.classes) < 2:
-        found = f"all labels are {labels.classes[0]!r}" if labels.classes else "no base has a label"
-        raise UserError(f"{columns[0]}: {found}; at least two classes are needed")
+        fault = f"all labels are {labels.classes[0]!r}" if labels.classes else "no base has a label"
+        raise UserError(f"{columns[0]}: {fault}; at least two classes are needed")
     return labels
 
 
@@ -163,10 +163,10 @@ def _of_column(
 ) -> Labels:
     """Infer labels from one column."""
     if task is Task.TOKENS or (task is None and _are_tokens(cells, lengths)):
-        found: set[str] = set()
+        names: set[str] = set()
         for index, (cell, length) in enumerate(zip(cells, lengths, strict=True)):
-            found.update(parse_tokens(cell, length, origin(index)))
-        classes = sort_classes(found.difference(UNLABELLED))
+            names.update(parse_tokens(cell, length, origin(index)))
+        classes = sort_classes(names.difference(UNLABELLED))
         explanation = f"tokens: every {column} is as long as its sequence, with {_counted(classes)}"
         return Labels(Task.TOKENS, classes, explanation)
     if task is not Task.CLASSIFY:
@@ -288,13 +288,13 @@ def parse_tokens(cell: str, length: int, origin: str) -> Sequence[str]:
         UserError: The number of labels is not the number of bases.
     """
     tokens = parse_list(cell)
-    found: Sequence[str] = cell if tokens is None else [class_name(token) for token in tokens]
-    if len(found) != length:
+    labels: Sequence[str] = cell if tokens is None else [class_name(token) for token in tokens]
+    if len(labels) != length:
         raise UserError(
-            f"{origin}: {counted(len(found), 'label')} for {counted(length, 'base')}; --task "
+            f"{origin}: {counted(len(labels), 'label')} for {counted(length, 'base')}; --task "
             "tokens needs one digit, letter or list entry for each base"
         )
-    return found
+    return labels
 
 
 def parse_numbers(cells: Iterable[str], origin: str) -> list[float]:

@@ -160,8 +160,8 @@ def _require_no_tags(document: Document) -> None:
     Raises:
         UserError: It has a tag.
     """
-    found = find_tags(np.frombuffer(document.sequence, np.uint8))
-    if found is not None and found[0].any():
+    masks = find_tags(np.frombuffer(document.sequence, np.uint8))
+    if masks is not None and masks[0].any():
         raise UserError(
             f"{document.source}: document {document.name} has a tag, which has no reverse "
             "complement; drop --reverse-complement (training reverse complements windows itself)"

@@ -196,8 +196,8 @@ class DeepSpeedEngine(Engine):
     def restore(self, folder: Path) -> None:
         """As `Engine`."""
         with _quiet():
-            found, _ = self._engine.load_checkpoint(str(folder / FOLDER), tag=_TAG)
-        if found is None:
+            loaded, _ = self._engine.load_checkpoint(str(folder / FOLDER), tag=_TAG)
+        if loaded is None:
             raise FileNotFoundError(folder / FOLDER)
 
     def load_parameters(self, parameters: Iterator[Parameter], steps: int) -> None:

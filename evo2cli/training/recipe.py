@@ -345,7 +345,7 @@ class Finetune(LabelledData, extra="forbid"):
 class Recipe(Table):
     """A training run from random weights of a given shape (model) or from trained ones (init)."""
 
-    model: str | None = None  # a shape: a TOML beside the recipe, or a shipped one
+    model: str | None = None  # a shape: a TOML file next to the recipe, or a shipped one
     shape: dict[str, Any] = {}  # changes to that shape, by its keys
     init: str | None = None  # weights: what `--model` takes, or the recipe that trains them
     extend: Extend | None = None  # extends the context of the weights of init
