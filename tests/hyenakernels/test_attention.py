@@ -36,7 +36,7 @@ def assert_close(found: Tensor, right: Tensor, tolerance: float) -> None:
 @pytest.fixture(autouse=True)
 def kernels_and_poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels run, interpreted where there is no GPU; memory they do not write is NaN."""
-    monkeypatch.setattr(op, "kernels_take", lambda *_, **__: True)
+    monkeypatch.setattr(op, "kernels_support", lambda *_, **__: True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -150,7 +150,7 @@ def pool_of(pasts: list[int], heads: int, width: int, dtype: torch.dtype) -> tup
 def test_pooled_attention_is_that_of_each_sequence(
     dtype: torch.dtype, kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(op, "kernels_take", lambda *_, **__: kernel)
+    monkeypatch.setattr(op, "kernels_support", lambda *_, **__: kernel)
     pasts, length, heads, width = [0, 1, 130, 64], 70, 2, 12
     qkv = random(len(pasts), length, 3 * heads, width, seed=9, dtype=dtype)
     q, k, v = qkv.split(heads, dim=2)  # heads of a wider projection

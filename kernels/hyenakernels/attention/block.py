@@ -43,10 +43,10 @@ def block_forward(
     Returns:
         out [B, H, L, W], and lse [B, H, L] in fp32 or better.
     """
-    if _cudnn_takes(q_BHLW, k_BHTW):
+    if _use_cudnn(q_BHLW, k_BHTW):
         out_BHLW, lse = _cudnn_attention(q_BHLW, k_BHTW, v_BHTW, None, True, 0.0, causal)[:2]
         return out_BHLW, lse.view(q_BHLW.shape[:3])
-    if flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
+    if flash_supports(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
         out_BHLW, lse_BHL = _flash_attention(q_BHLW, k_BHTW, v_BHTW, 0.0, causal)[:2]
         return out_BHLW, lse_BHL
     return plain_forward(q_BHLW, k_BHTW, v_BHTW, causal)
@@ -79,12 +79,12 @@ def block_backward(
     Returns:
         dq, dk and dv, in the dtype of q.
     """
-    if not flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
+    if not flash_supports(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
         return plain_backward(dout_BHLW, q_BHLW, k_BHTW, v_BHTW, out_BHLW, lse_BHL, causal)
     lse_BHL = lse_BHL.contiguous()  # the kernels ignore its strides
     inputs = (dout_BHLW, q_BHLW, k_BHTW, v_BHTW, out_BHLW)
     lengths = (q_BHLW.shape[2], k_BHTW.shape[2])
-    if _cudnn_takes(q_BHLW, k_BHTW):
+    if _use_cudnn(q_BHLW, k_BHTW):
         unread = torch.zeros((), dtype=torch.int64, device=q_BHLW.device)  # dropout's generator
         dq_BHLW, dk_BHTW, dv_BHTW = _cudnn_attention_backward(
             *inputs, lse_BHL[..., None], unread, unread, None, None, None, *lengths, 0.0, causal
@@ -107,17 +107,17 @@ def merge(out_BHLW: Tensor, lse_BHL: Tensor, more_BHLW: Tensor, more_lse_BHL: Te
     torch.logaddexp(lse_BHL, more_lse_BHL, out=lse_BHL)
 
 
-def _cudnn_takes(q_BHLW: Tensor, k_BHTW: Tensor) -> bool:
+def _use_cudnn(q_BHLW: Tensor, k_BHTW: Tensor) -> bool:
     """Whether cuDNN is used: on Hopper and newer GPUs it is nearly twice as fast."""
     if q_BHLW.shape[2] % CUDNN_MULTIPLE or k_BHTW.shape[2] % CUDNN_MULTIPLE:
         return False
-    return _cudnn_takes_heads(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3])
+    return _cudnn_supports_heads(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3])
 
 
 @cache
-def _cudnn_takes_heads(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+def _cudnn_supports_heads(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     return (
-        flash_takes(device, dtype, width)
+        flash_supports(device, dtype, width)
         and width <= 128
         and torch.cuda.get_device_capability(device) >= (9, 0)
         and torch.backends.cudnn.enabled
@@ -125,7 +125,7 @@ def _cudnn_takes_heads(device: torch.device, dtype: torch.dtype, width: int) -> 
 
 
 @cache
-def flash_takes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+def flash_supports(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether FlashAttention supports this; on a GPU a lack of support is logged once."""
     if device.type != "cuda":
         return False

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
-from hyenakernels.launch import power_of_two
+from hyenakernels.launch import next_power_of_two
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -60,8 +60,8 @@ def rotary(x_BLHW, cos_BLV, sin_BLV, *, backward):
         sign=-1 if backward else 1,
         H=heads,
         V=width // 2,
-        BLOCK_H=min(16, power_of_two(heads)),
-        BLOCK_V=power_of_two(width // 2),
+        BLOCK_H=min(16, next_power_of_two(heads)),
+        BLOCK_V=next_power_of_two(width // 2),
         num_warps=4,
     )
     return y_BLHW

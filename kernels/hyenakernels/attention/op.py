@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyenakernels.attention import reference
-from hyenakernels.attention.block import block_forward, flash_takes, merge
+from hyenakernels.attention.block import block_forward, flash_supports, merge
 from hyenakernels.attention.float8 import Float8Rows, Rows
-from hyenakernels.dispatch import all_contiguous, kernels_take, warn_once
+from hyenakernels.dispatch import all_contiguous, kernels_support, warn_once
 from hyenakernels.float8.op import runs_float8
 from hyenakernels.gradients import Fused
 from hyenakernels.host_memory import prefetch
@@ -41,7 +41,7 @@ def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
                 f"rotary: heads {tuple(x_BLHW.shape)} need angles [{batch} or 1, {length}, "
                 f"{width // 2}], got {tuple(angles.shape)}"
             )
-    if cos_BLV.dtype == torch.float32 and kernels_take(x_BLHW, width=width):
+    if cos_BLV.dtype == torch.float32 and kernels_support(x_BLHW, width=width):
         dense_rows = x_BLHW.stride(3) == 1 and x_BLHW.stride(2) == width
         rotated: Tensor = fused_rotary(
             x_BLHW if dense_rows else x_BLHW.contiguous(),
@@ -119,7 +119,7 @@ def causal_attention(q_BHLW: Tensor, k_BHTW: Rows, v_BHTW: Rows) -> Tensor:
         return _continued(q_BHLW, k_BHTW, v_BHTW, seen - length)
     if length == seen:
         return F.scaled_dot_product_attention(q_BHLW, k_BHTW, v_BHTW, is_causal=True)
-    if not torch.is_grad_enabled() and flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
+    if not torch.is_grad_enabled() and flash_supports(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
         return _continued(q_BHLW, k_BHTW, v_BHTW, seen - length)
     pieces = []
     for start in range(0, length, QUERY_BLOCK):
@@ -201,7 +201,7 @@ def append_token(
     if (
         all_contiguous(frequency_V, *_tensors(keys_BHTW), *_tensors(values_BHTW), lengths_B)
         and frequency_V.dtype == torch.float32
-        and kernels_take(qkv_BC, width=width)
+        and kernels_support(qkv_BC, width=width)
         and (isinstance(keys_BHTW, Tensor) or _reads_float8(qkv_BC))
     ):
         from hyenakernels.attention import step
@@ -238,7 +238,7 @@ def decode_attention(
     float8 = isinstance(keys_BHTW, Float8Rows)
     if (
         all_contiguous(lengths_B, *_tensors(keys_BHTW), *_tensors(values_BHTW))
-        and kernels_take(q_BHW, width=width)
+        and kernels_support(q_BHW, width=width)
         and (not float8 or _reads_float8(q_BHW))
     ):
         from hyenakernels.attention import step
@@ -293,7 +293,7 @@ def pooled_attention(
             f"pooled_attention: heads {tuple(q_BLHW.shape)} and {tuple(k_BLHW.shape)} do not fit a "
             f"pool {tuple(keys_NHW.shape)} and places {tuple(places_BT.shape)}"
         )
-    if length and kernels_take(q_BLHW, width=width):
+    if length and kernels_support(q_BLHW, width=width):
         from hyenakernels.attention import pooled
 
         q_BLHW, k_BLHW, v_BLHW = (

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.launch import parts_of, pooled_launch, power_of_two
+from hyenakernels.launch import cdiv, next_power_of_two, pooled_launch
 
 LOG2_E = 1.4426950408889634
 
@@ -158,7 +158,7 @@ def pooled_attention(q_BLHW, k_BLHW, v_BLHW, keys_NHW, values_NHW, places_BT, pa
     operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(q_BLHW.dtype)
     if not narrow or triton.knobs.runtime.interpret:
         operand = tl.float32
-    _pooled_kernel[(parts_of(length, launch.block_l), heads, batch)](
+    _pooled_kernel[(cdiv(length, launch.block_l), heads, batch)](
         q_BLHW,
         k_BLHW,
         v_BLHW,
@@ -178,7 +178,7 @@ def pooled_attention(q_BLHW, k_BLHW, v_BLHW, keys_NHW, values_NHW, places_BT, pa
         width**-0.5 * LOG2_E,
         H=heads,
         W=width,
-        BLOCK_W=max(power_of_two(width), 16),
+        BLOCK_W=max(next_power_of_two(width), 16),
         BLOCK_L=launch.block_l,
         BLOCK_T=launch.block_t,
         OPERAND=operand,

@@ -16,7 +16,7 @@ from hyenakernels.attention.float8 import LARGEST as LARGEST_FLOAT8
 from hyenakernels.attention.float8 import Float8Rows
 from hyenakernels.float8.kernel import largest_bits, row_scale
 from hyenakernels.float8.reference import SMALLEST as SMALLEST_SCALE
-from hyenakernels.launch import parts_of, power_of_two
+from hyenakernels.launch import cdiv, next_power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 PART = 128  # keys that a program reads: few, so that short pasts occupy the whole GPU too
@@ -109,7 +109,7 @@ def append_token(qkv_BC, frequency_V, rotary_scale, keys_BHTW, values_BHTW, leng
         H=heads,
         V=width // 2,
         SCALED=isinstance(keys_BHTW, Float8Rows),
-        BLOCK_V=power_of_two(width // 2),
+        BLOCK_V=next_power_of_two(width // 2),
         num_warps=1,
         **overlap_options(),
     )
@@ -212,11 +212,11 @@ def decode_attention(q_BHW, keys_BHTW, values_BHTW, lengths_B):
     batch, heads, room, width = keys_BHTW.shape
     keys, key_scales = _memory(keys_BHTW, q_BHW)
     values, value_scales = _memory(values_BHTW, q_BHW)
-    parts = parts_of(room, PART)
+    parts = cdiv(room, PART)
     sums_BHNW = q_BHW.new_empty(batch, heads, parts, width, dtype=torch.float32)
     logarithms_BHN = q_BHW.new_empty(batch, heads, parts, dtype=torch.float32)
     y_BHW = torch.empty(q_BHW.shape, dtype=q_BHW.dtype, device=q_BHW.device)
-    sizes = {"H": heads, "W": width, "BLOCK_W": power_of_two(width), "PART": PART}
+    sizes = {"H": heads, "W": width, "BLOCK_W": next_power_of_two(width), "PART": PART}
     sizes |= overlap_options()
     _part_kernel[(parts, heads, batch)](
         q_BHW,

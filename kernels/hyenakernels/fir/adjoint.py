@@ -41,7 +41,7 @@ from hyenakernels.fir.tiles import (
 )
 from hyenakernels.gate.gradient import add_taps, store_sums, store_transposed, zero_sums
 from hyenakernels.gate.rows import featurized, load_featurizer, load_gates, load_rows
-from hyenakernels.launch import MAX_SHORT_TAPS, parts_of
+from hyenakernels.launch import MAX_SHORT_TAPS, cdiv
 
 
 @triton.jit
@@ -418,7 +418,7 @@ def _launch(which, z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, *outputs_an
         GRAMS=with_grams,
         **sizes,
     )
-    parts = filters.taps_GK.shape[0] * parts_of(sizes["W"], sizes["PART"])
+    parts = filters.taps_GK.shape[0] * cdiv(sizes["W"], sizes["PART"])
 
     def added(shares):
         return shares.sum(dim=0) if len(shares) else shares.new_empty(0)

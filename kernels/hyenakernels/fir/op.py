@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from hyenakernels import rings
-from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_take, last_rows
+from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_support, last_rows
 from hyenakernels.filters import FIRFilters, HyenaPast
 from hyenakernels.fir import reference
 from hyenakernels.gate.reference import gated
-from hyenakernels.gradients import Fused, fake_gradients, given_gradients
+from hyenakernels.gradients import Fused, fake_gradients, needed_gradients
 
 
 def causal_fir(
@@ -57,7 +57,7 @@ def hyena_fir(
     z_past, inner_past = (None, None) if past is None else (past.featurizer_BPC, past.inner)
     z_shape = _past_shape("hyena_fir", z_BLC, channels, featurizer_taps_CF, z_past)
     inner_shape = _past_shape("hyena_fir", z_BLC, channels // 3, taps_GK, inner_past)
-    if kernels_take(z_BLC, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]):
+    if kernels_support(z_BLC, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]):
         y_BLD, inner_after = fused(
             contiguous_rows(z_BLC),
             *filters,
@@ -95,7 +95,7 @@ def hyena_fir_step(z_B1C: Tensor, filters: FIRFilters, slots: rings.HyenaSlots) 
     z_ring_BFC, ring_BKD, lengths_B = slots.featurizer_BFC, slots.inner, slots.lengths_B
     rings.check("hyena_fir_step", z_B1C, featurizer_taps_CF, z_ring_BFC)
     rings.check("hyena_fir_step", z_B1C[:, :, : z_B1C.shape[2] // 3], taps_GK, ring_BKD)
-    if kernels_take(
+    if kernels_support(
         z_B1C, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]
     ) and all_contiguous(*filters, z_ring_BFC, ring_BKD, lengths_B):
         from hyenakernels.fir.step import step
@@ -234,7 +234,7 @@ def _backward(gradient, ctx, dy_BLD, dpast_after_BPD):  # type: ignore[no-untype
         dy_BLD = z_BLC.new_zeros(*z_BLC.shape[:2], z_BLC.shape[2] // 3)
     frozen = not any(ctx.needs_input_grad[2:4])
     gradients = gradient(*inputs, dy_BLD, dpast_after_BPD, frozen)
-    return given_gradients(ctx, gradients)
+    return needed_gradients(ctx, gradients)
 
 
 fused = Fused(

@@ -12,7 +12,7 @@ import triton.language as tl
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import load_featurizer
 from hyenakernels.gate.step import gated_step
-from hyenakernels.launch import MAX_SHORT_TAPS, parts_of, power_of_two
+from hyenakernels.launch import MAX_SHORT_TAPS, cdiv, next_power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
@@ -72,9 +72,9 @@ def step(z_B1C, filters, slots):
     batch, _, channels = z_B1C.shape
     width, (groups, num_taps) = channels // 3, filters.taps_GK.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
-    block_k = power_of_two(num_taps)
+    block_k = next_power_of_two(num_taps)
     block_d = 128 if num_taps <= MAX_SHORT_TAPS else 64
-    _step_kernel[(parts_of(width, block_d), batch)](
+    _step_kernel[(cdiv(width, block_d), batch)](
         z_B1C,
         slots.featurizer_BFC,
         *filters.launch_arguments(),

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.gate.rows import featurized
-from hyenakernels.launch import fir_launch, fir_segment, parts_of, power_of_two
+from hyenakernels.launch import cdiv, fir_launch, fir_segment, next_power_of_two
 
 # Rows and columns of a tile: the smallest of a tensor core, with the least work outside 0 .. K - 1.
 TILE = tl.constexpr(16)
@@ -30,12 +30,12 @@ def tiling(which, z_BLC, filters):
         "F": num_featurizer_taps,
         "K": num_taps,
         "W": width // groups,
-        "PART": min(TILE.value, power_of_two(width // groups)),
+        "PART": min(TILE.value, next_power_of_two(width // groups)),
         "PARTS": launch.parts,
         "SUB": launch.tiles,
         # Without a featurizer no row needs its neighbours, and a thread reads whole 16 bytes.
         "ROWS": 1 if num_featurizer_taps == 1 else launch.rows,
-        "TILES": parts_of(num_taps - 1, TILE.value) + 1,
+        "TILES": cdiv(num_taps - 1, TILE.value) + 1,
         "OPERAND": _operand_dtype(z_BLC.dtype),
         "num_warps": launch.num_warps,
         "num_stages": 1,
@@ -54,12 +54,12 @@ def _operand_dtype(dtype):
 def grid(which, z_BLC, sizes):
     """The programs along channels, sequence and batch, and the number of rows of a segment."""
     batch, length, _ = z_BLC.shape
-    parts = sizes["D"] // sizes["W"] * parts_of(sizes["W"], sizes["PART"])
-    programs = parts_of(parts, sizes["PARTS"])
+    parts = sizes["D"] // sizes["W"] * cdiv(sizes["W"], sizes["PART"])
+    programs = cdiv(parts, sizes["PARTS"])
     segments = TILE.value // sizes["PART"]
     resident = fir_launch(which, sizes["K"], z_BLC.dtype).resident
-    segment = fir_segment(batch * programs, parts_of(length, segments), resident)
-    return (programs, parts_of(length, segment * segments), batch), segment
+    segment = fir_segment(batch * programs, cdiv(length, segments), resident)
+    return (programs, cdiv(length, segment * segments), batch), segment
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.float8.reference import E4M3, MULTIPLE, SMALLEST
-from hyenakernels.launch import parts_of, power_of_two
+from hyenakernels.launch import cdiv, next_power_of_two
 
 BLOCK = 64  # rows and columns of a program: lines of 64 bytes in FP8
 CHUNK, NUM_CHUNKS = 4096, 8  # numbers of which a program finds the largest: 8 times 4096
@@ -125,7 +125,7 @@ def _quantize_kernel(
 def _largest(x_MN):
     """The largest magnitude of a contiguous matrix as an fp32 scalar; NaN if it contains one."""
     largest = torch.zeros((), dtype=torch.float32, device=x_MN.device)
-    grid = (parts_of(x_MN.numel(), CHUNK * NUM_CHUNKS),)
+    grid = (cdiv(x_MN.numel(), CHUNK * NUM_CHUNKS),)
     _largest_kernel[grid](
         x_MN, largest.view(torch.int32), x_MN.numel(), CHUNK=CHUNK, NUM_CHUNKS=NUM_CHUNKS
     )
@@ -142,7 +142,7 @@ def quantize(x_MN, factor, dtype, *, rows, columns):
         (width, padded) if columns else (0, 0), dtype=dtype, device=x_MN.device
     )
     scale = torch.empty((), dtype=torch.float32, device=x_MN.device)
-    grid = (parts_of(padded, BLOCK), parts_of(width, BLOCK))
+    grid = (cdiv(padded, BLOCK), cdiv(width, BLOCK))
     _quantize_kernel[grid](
         x_MN,
         _largest(x_MN) if factor is None else factor,
@@ -168,7 +168,7 @@ def round_rows(x_MN, *, norm_scale_N=None, eps=0.0, up_MN=None, gelu=False):
     padded = height + -height % MULTIPLE
     values_PN = torch.empty((padded, width), dtype=E4M3, device=x_MN.device)
     scale_P1 = torch.empty((padded, 1), dtype=torch.float32, device=x_MN.device)
-    block = max(power_of_two(width), 32)
+    block = max(next_power_of_two(width), 32)
     _round_rows_kernel[(padded,)](
         x_MN.contiguous(),
         x_MN if norm_scale_N is None else norm_scale_N.contiguous(),

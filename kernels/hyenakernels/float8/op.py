@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
-from hyenakernels.dispatch import kernels_take
+from hyenakernels.dispatch import kernels_support
 from hyenakernels.float8 import reference
 from hyenakernels.float8.reference import E4M3, MULTIPLE, Float8Weight, RoundedRows
 from hyenakernels.gradients import is_traced
@@ -62,7 +62,7 @@ def _in_layouts(
     x_MN: Tensor, dtype: torch.dtype, rows: bool, columns: bool, factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`by_kernel` where the kernel takes `x`, else the same by the reference."""
-    if x_MN.dtype == torch.bfloat16 and kernels_take(x_MN):
+    if x_MN.dtype == torch.bfloat16 and kernels_support(x_MN):
         return by_kernel(x_MN, dtype, rows, columns, factor)
     rows_PN, columns_NP, scale = reference.quantize(x_MN, dtype, factor)
     nothing = (0, 0)
@@ -121,7 +121,7 @@ def round_gated(gate: Tensor, up: Tensor, *, gelu: bool) -> RoundedRows:
 def _rounds(x: Tensor) -> bool:
     """Whether a kernel rounds the rows of `x`; in the interpreter it always does."""
     on_device = not x.is_cuda or runs_float8(x.device)
-    return x.shape[-1] <= MAX_ROW and kernels_take(x) and on_device
+    return x.shape[-1] <= MAX_ROW and kernels_support(x) and on_device
 
 
 def _by_kernel(x: Tensor, **others: Any) -> RoundedRows:

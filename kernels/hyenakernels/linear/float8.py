@@ -17,7 +17,7 @@ import triton.language as tl
 
 from hyenakernels.float8.kernel import largest_bits, row_scale
 from hyenakernels.float8.reference import E4M3, SMALLEST
-from hyenakernels.launch import float8_linear_launch, parts_of
+from hyenakernels.launch import cdiv, float8_linear_launch
 from hyenakernels.linear.kernel import activated, arguments_of, store
 from hyenakernels.overlap import wait_for_previous
 
@@ -225,7 +225,7 @@ def linear(x_1I, weight, *, up=None, **parts):
     launch = float8_linear_launch(inputs, gated=up is not None)
     given = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
     up = weight if up is None else up
-    _linear_kernel[(min(parts_of(outputs, launch.block_o), launch.programs),)](
+    _linear_kernel[(min(cdiv(outputs, launch.block_o), launch.programs),)](
         **given,
         weight=weight.values_OI.view(torch.int32),
         weight_scale=weight.scale_O1,
@@ -238,7 +238,7 @@ def linear(x_1I, weight, *, up=None, **parts):
         CONVERTS=x_1I.is_cuda,  # the interpreter has no inline PTX
         BLOCK_O=launch.block_o,
         BLOCK_W=launch.block_w,
-        PARTS=parts_of(inputs // 4, launch.block_w),
+        PARTS=cdiv(inputs // 4, launch.block_w),
         num_warps=launch.num_warps,
     )
     return y_1O

@@ -10,7 +10,7 @@ I input channels, O output channels.
 import triton
 import triton.language as tl
 
-from hyenakernels.launch import linear_launch, parts_of, power_of_two
+from hyenakernels.launch import cdiv, linear_launch, next_power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
@@ -121,14 +121,14 @@ def linear(x_1I, weight_OI, *, up=None, **parts):
     y_1O = x_1I.new_empty(1, outputs)
     launch = linear_launch(inputs, gated=up is not None)
     given = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
-    _linear_kernel[(parts_of(outputs, launch.block_o),)](
+    _linear_kernel[(cdiv(outputs, launch.block_o),)](
         **given,
         weight=weight_OI,
         up=weight_OI if up is None else up,
         O=outputs,
         I=inputs,
         BLOCK_O=launch.block_o,
-        BLOCK_I=min(launch.block_i, power_of_two(inputs)),
+        BLOCK_I=min(launch.block_i, next_power_of_two(inputs)),
         num_warps=launch.num_warps,
     )
     return y_1O

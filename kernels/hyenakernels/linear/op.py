@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenakernels.dispatch import all_contiguous, kernels_take
+from hyenakernels.dispatch import all_contiguous, kernels_support
 from hyenakernels.float8.op import MAX_ROW, runs_float8
 from hyenakernels.float8.reference import E4M3, Float8Weight
 from hyenakernels.linear import reference
@@ -113,7 +113,7 @@ def _is_one_row(x_BLI: Tensor, scale_I: Tensor | None, *others: Weight | None) -
         and all(x.dtype == x_BLI.dtype for x in tensors)
         and all_contiguous(scale_I, *tensors, *(x.values_OI for x in narrow))
         and not torch.is_grad_enabled()
-        and kernels_take(x_BLI)
+        and kernels_support(x_BLI)
         and (not narrow or _reads_float8(x_BLI, narrow))
     )
 

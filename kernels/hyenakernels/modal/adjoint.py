@@ -26,7 +26,7 @@ from hyenakernels.gate.rows import (
     load_taps,
     zero_rows,
 )
-from hyenakernels.launch import modal_launch, parts_of
+from hyenakernels.launch import cdiv, modal_launch
 from hyenakernels.modal.kernel import scan, sizes_of
 from hyenakernels.modal.modes import load_filter, load_modes, load_poles, store_modes
 
@@ -319,12 +319,12 @@ def adjoints(z_BLC, filters, dy_BLD, dfinal_BSD, segment):
     """The adjoint at the end of each segment, [B, N, S, D]."""
     batch, length, _ = z_BLC.shape
     _, modes, width = dfinal_BSD.shape
-    num_segments = parts_of(length, segment)
+    num_segments = cdiv(length, segment)
     if num_segments == 1:
         return dfinal_BSD[:, None]
     launch = modal_launch("adjoint", z_BLC.dtype)
     ends_BNSD = dfinal_BSD.new_empty(batch, num_segments, modes, width)
-    _ends_kernel[(parts_of(width, launch.block_d), num_segments - 1, batch)](
+    _ends_kernel[(cdiv(width, launch.block_d), num_segments - 1, batch)](
         z_BLC,
         *filters[:3],
         dy_BLD,
@@ -357,7 +357,7 @@ def input_gradient(z_BLC, filters, z_past_BPC, dy_BLD, dx2_BLD, adjoints_BNSD, s
     dz_past_BPC = torch.empty_like(z_past_BPC)
     dstate_BSD = adjoints_BNSD.new_empty(batch, modes, width)
     shares = adjoints_BNSD.new_empty(batch * num_segments, *filters.featurizer_taps_CF.shape)
-    _gradient_kernel[(parts_of(width, launch.block_d), num_segments, batch)](
+    _gradient_kernel[(cdiv(width, launch.block_d), num_segments, batch)](
         z_BLC,
         z_past_BPC,
         *filters.launch_arguments(),

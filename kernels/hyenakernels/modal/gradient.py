@@ -18,7 +18,7 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, zero_rows
-from hyenakernels.launch import modal_launch, modal_segment, parts_of
+from hyenakernels.launch import cdiv, modal_launch, modal_segment
 from hyenakernels.modal.adjoint import adjoints, input_gradient
 from hyenakernels.modal.kernel import sizes_of
 from hyenakernels.modal.modes import decayed, load_filter, load_modes, store_modes
@@ -234,7 +234,7 @@ def _parameter_gradients(
     sums = starts_BNSD[:0] if frozen else starts_BNSD
     dpoles_BNSD, dresidues_BNSD = torch.empty_like(sums), torch.empty_like(sums)
     dskip_BND = starts_BNSD.new_empty(len(sums), num_segments, width)
-    _parameter_kernel[(parts_of(width, launch.block_d), num_segments, batch)](
+    _parameter_kernel[(cdiv(width, launch.block_d), num_segments, batch)](
         z_BLC,
         z_past_BPC,
         *filters.launch_arguments(),

@@ -24,7 +24,7 @@ from hyenakernels.gate.rows import (
     load_taps,
     zero_rows,
 )
-from hyenakernels.launch import modal_launch, modal_segment, parts_of, power_of_two
+from hyenakernels.launch import cdiv, modal_launch, modal_segment, next_power_of_two
 from hyenakernels.modal.modes import (
     advance,
     load_filter,
@@ -231,9 +231,9 @@ def _output_kernel(
 
 
 def _rows(launch, num_featurizer_taps, num_modes):
-    rows = launch.rows * 16 // max(16, power_of_two(num_modes))
+    rows = launch.rows * 16 // max(16, next_power_of_two(num_modes))
     # Only the first block may read the past: blocks are at least as long as the featurizer's.
-    return max(rows, power_of_two(num_featurizer_taps - 1), 1)
+    return max(rows, next_power_of_two(num_featurizer_taps - 1), 1)
 
 
 def sizes_of(z_BLC, filters, launch):
@@ -268,7 +268,7 @@ def scan(ends_BNSD, initial_BSD, log_poles_DS, segment, *, reverse):
     batch, num_segments, modes, width = ends_BNSD.shape
     starts_BNSD = torch.empty_like(ends_BNSD)
     block_d = 128
-    _scan_kernel[(parts_of(width, block_d), modes, batch)](
+    _scan_kernel[(cdiv(width, block_d), modes, batch)](
         ends_BNSD,
         initial_BSD,
         starts_BNSD,
@@ -291,11 +291,11 @@ def starts(z_BLC, filters, z_past_BPC, state_BSD):
     launch = modal_launch("forward", z_BLC.dtype)
     sizes = sizes_of(z_BLC, filters, launch)
     segment = modal_segment(sizes["D"])
-    num_segments = parts_of(length, segment)
+    num_segments = cdiv(length, segment)
     if num_segments == 1:
         return state_BSD[:, None].clone()
     ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
-    _ends_kernel[(parts_of(sizes["D"], launch.block_d), num_segments - 1, batch)](
+    _ends_kernel[(cdiv(sizes["D"], launch.block_d), num_segments - 1, batch)](
         z_BLC,
         z_past_BPC,
         filters.featurizer_taps_CF,
@@ -330,7 +330,7 @@ def forward(z_BLC, filters, z_past_BPC, state_BSD):
     num_segments = starts_BNSD.shape[1]
     y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     final_BSD = torch.empty_like(state_BSD)
-    _output_kernel[(parts_of(sizes["D"], launch.block_d), num_segments, batch)](
+    _output_kernel[(cdiv(sizes["D"], launch.block_d), num_segments, batch)](
         z_BLC,
         z_past_BPC,
         *filters.launch_arguments(),

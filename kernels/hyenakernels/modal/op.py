@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from hyenakernels import rings
-from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_take, last_rows
+from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_support, last_rows
 from hyenakernels.filters import HyenaPast, ModalFilters
 from hyenakernels.gate.reference import gated
-from hyenakernels.gradients import Fused, fake_gradients, given_gradients
+from hyenakernels.gradients import Fused, fake_gradients, needed_gradients
 from hyenakernels.launch import modal_segment
 from hyenakernels.modal import reference
 from hyenakernels.precision import accumulation_dtype
@@ -70,7 +70,7 @@ def hyena_modal(
         raise ValueError(
             f"hyena_modal: the featurizer's past is {tuple(z_past_BPC.shape)}, expected {expected}"
         )
-    if not kernels_take(z_BLC, num_featurizer_taps, num_modes=num_modes):
+    if not kernels_support(z_BLC, num_featurizer_taps, num_modes=num_modes):
         return gated(
             lambda u_BLD: reference.modal_conv(u_BLD, log_poles_DS, residues_DS, state_BDS),
             z_BLC,
@@ -106,7 +106,7 @@ def hyena_modal_step(z_B1C: Tensor, filters: ModalFilters, slots: rings.HyenaSlo
     width = z_B1C.shape[2] // 3
     rings.check("hyena_modal_step", z_B1C, featurizer_taps_CF, z_ring_BFC)
     _checked_state("hyena_modal_step", z_B1C, width, log_poles_DS, residues_DS, state_BDS)
-    if kernels_take(
+    if kernels_support(
         z_B1C, featurizer_taps_CF.shape[1], num_modes=log_poles_DS.shape[1]
     ) and all_contiguous(*filters, z_ring_BFC, state_BDS.transpose(1, 2), lengths_B):
         from hyenakernels.modal.step import step
@@ -253,7 +253,7 @@ def _backward(gradient, ctx, dy_BLD, dfinal_BSD, _):  # type: ignore[no-untyped-
     if dfinal_BSD is None:
         dfinal_BSD = torch.zeros_like(starts_BNSD[:, 0])
     frozen = not any(ctx.needs_input_grad[2:5])
-    return given_gradients(ctx, gradient(*inputs, dy_BLD, dfinal_BSD, frozen))
+    return needed_gradients(ctx, gradient(*inputs, dy_BLD, dfinal_BSD, frozen))
 
 
 fused = Fused(

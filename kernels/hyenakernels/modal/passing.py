@@ -8,7 +8,7 @@ B batch, L rows, D channels, C = 3D channels [x2 | x1 | v], F featurizer taps, P
 import torch
 from torch import Tensor
 
-from hyenakernels.dispatch import contiguous_rows, kernels_take
+from hyenakernels.dispatch import contiguous_rows, kernels_support
 from hyenakernels.filters import ModalFilters
 from hyenakernels.fir.reference import causal_fir
 from hyenakernels.launch import modal_segment
@@ -30,7 +30,7 @@ def state_from_zero(z_BLC: Tensor, filters: ModalFilters, z_past_BPC: Tensor) ->
     featurizer_taps_CF, log_poles_DS, residues_DS, _ = filters
     width, modes = log_poles_DS.shape
     with torch.no_grad():
-        if kernels_take(z_BLC, featurizer_taps_CF.shape[1], num_modes=modes):
+        if kernels_support(z_BLC, featurizer_taps_CF.shape[1], num_modes=modes):
             return _state_by_kernels(
                 contiguous_rows(z_BLC), _without_skip(filters).contiguous(), z_past_BPC
             )
@@ -63,7 +63,7 @@ def adjoint_from_zero(
     featurizer_taps_CF, log_poles_DS, residues_DS, _ = filters
     width, modes = log_poles_DS.shape
     with torch.no_grad():
-        if kernels_take(z_BLC, featurizer_taps_CF.shape[1], num_modes=modes):
+        if kernels_support(z_BLC, featurizer_taps_CF.shape[1], num_modes=modes):
             return _adjoint_by_kernels(
                 contiguous_rows(z_BLC),
                 _without_skip(filters).contiguous(),

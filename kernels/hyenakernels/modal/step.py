@@ -10,7 +10,7 @@ import triton.language as tl
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import load_featurizer
 from hyenakernels.gate.step import gated_step
-from hyenakernels.launch import parts_of
+from hyenakernels.launch import cdiv
 from hyenakernels.modal.modes import advance, load_filter, load_modes, store_modes, weigh
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
@@ -69,7 +69,7 @@ def step(z_B1C, filters, slots):
     """`hyena_modal_step` for contiguous filters and rings, and states contiguous as [B, S, D]."""
     batch, (width, modes) = len(z_B1C), filters.log_poles_DS.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
-    _step_kernel[(parts_of(width, BLOCK_D), min(batch, PROGRAMS))](
+    _step_kernel[(cdiv(width, BLOCK_D), min(batch, PROGRAMS))](
         z_B1C,
         slots.featurizer_BFC,
         *filters.launch_arguments(),

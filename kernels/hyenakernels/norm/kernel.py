@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.launch import NormPass, norm_launch, power_of_two
+from hyenakernels.launch import NormPass, next_power_of_two, norm_launch
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def sizes_of(which: NormPass, x_BLD):
     width = x_BLD.shape[-1]
     rows = x_BLD.numel() // width
     num_warps, programs = norm_launch(which, width)
-    block = max(power_of_two(width), 32)
+    block = max(next_power_of_two(width), 32)
     return min(rows, programs), {
         "rows": rows,
         "D": width,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hyenakernels.dispatch import kernels_take
+from hyenakernels.dispatch import kernels_support
 from hyenakernels.gradients import Fused
 from hyenakernels.norm import reference
 
@@ -24,7 +24,7 @@ def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
         ValueError: The shapes do not fit each other.
     """
     _check("rms_norm", x_BLD, scale_D)
-    if kernels_take(x_BLD, width=x_BLD.shape[2]):
+    if kernels_support(x_BLD, width=x_BLD.shape[2]):
         normed_BLD: Tensor = fused(x_BLD, None, scale_D, eps, _product_dtype(x_BLD))[0]
         return normed_BLD
     return reference.rms_norm(x_BLD, scale_D, eps)
@@ -54,7 +54,7 @@ def add_rms_norm(
     if torch.promote_types(x_BLD.dtype, y_BLD.dtype) != x_BLD.dtype:
         total_BLD = x_BLD + y_BLD
         return rms_norm(total_BLD, scale_D, eps), total_BLD
-    if kernels_take(x_BLD, width=x_BLD.shape[2]):
+    if kernels_support(x_BLD, width=x_BLD.shape[2]):
         normed_BLD, total_BLD, _ = fused(x_BLD, y_BLD, scale_D, eps, _product_dtype(x_BLD))
         return normed_BLD, total_BLD
     return reference.add_rms_norm(x_BLD, y_BLD, scale_D, eps)
