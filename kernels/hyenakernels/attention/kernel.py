@@ -1,4 +1,4 @@
-"""Rotary positions in one pass over memory.
+"""Rotary position embedding in one pass over memory.
 
 B batch, H heads, L tokens, W channels of a head, V = W / 2 rotated pairs.
 """
@@ -45,7 +45,7 @@ def _rotary_kernel(
 
 
 def rotary(x_BLHW, cos_BLV, sin_BLV, *, backward):
-    """`reference.rotary`, or its transpose if `backward`; returns [B, L, H, W]."""
+    """`reference.rotary`, or its transpose (the inverse rotation) if `backward`; [B, L, H, W]."""
     batch, length, heads, width = x_BLHW.shape
     y_BLHW = torch.empty(x_BLHW.shape, dtype=x_BLHW.dtype, device=x_BLHW.device)
     _rotary_kernel[(length, batch)](
