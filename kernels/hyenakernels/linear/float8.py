@@ -1,12 +1,13 @@
-"""Linear layers of one row with weights in FP8: as `linear.kernel`, at one byte per weight.
+"""Linear layers of a single row with weights in FP8: as `linear.kernel`, at a byte per weight.
 
-As many programs as fit the GPU at once each take every n-th block of whole rows of the weight. A
-program normalizes the row of x and rounds it to e4m3 once, then holds it in registers. So the
-numbers are those of a norm, `round_rows` and a product, up to the order of sums.
+The grid is persistent: n programs each take every n-th block of whole rows of the weight. A program
+normalizes the row of x and rounds it to e4m3 once, then holds it in registers. So the numbers are
+those of a norm, `round_rows` and a product, up to the order of summation.
 
-Weights are read as words of four, 16 bytes a thread at a time: a part of a row is what all threads
-read so. On a GPU an instruction converts two numbers of a word to fp16 and another each to fp32; in
-the interpreter, which has no inline PTX, the bits of a number are moved to where fp32 has them.
+Weights are loaded as 32-bit words of four, 16 bytes per thread at a time; a part of a row is what
+all threads load at once. On a GPU, one instruction converts two numbers of a word to fp16, another
+each of them to fp32; in the interpreter, which has no inline PTX, the bits of a number are shifted
+to their positions in fp32.
 
 I input channels, W = I / 4 words, O output channels.
 """
@@ -21,24 +22,24 @@ from hyenakernels.launch import cdiv, float8_linear_launch
 from hyenakernels.linear.kernel import activated, arguments_of, store
 from hyenakernels.overlap import wait_for_previous
 
-# Where its bits are moved, the exponent of an e4m3 number is 127 - 7 too low as part of an fp32
-# number. The row makes up for half of that and the sum for the other half, so that both stay in
-# range.
+# Where bits are shifted, the exponent of an e4m3 number is 127 - 7 too low for fp32. One half of
+# this factor is applied to the row and the other to the sum, so that both stay in range.
 _HALF = tl.constexpr(2.0**60)
 
 
 @triton.jit
 def _number(words, BYTE: tl.constexpr):
-    """The number in a byte of each word, times 2 ** -120; the sign is copied, then masked."""
-    moved = (words << (24 - 8 * BYTE)) >> 4
-    return (moved & -0x78100000).to(tl.float32, bitcast=True)  # bits 31 and 26 to 20
+    """The number in a byte of each word, times 2 ** -120."""
+    shifted = (words << (24 - 8 * BYTE)) >> 4
+    # Bits 31 and 26 to 20: the shift to the right has also copied the sign to bits 30 to 27.
+    return (shifted & -0x78100000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _converted(words):
-    """The numbers in the four bytes of each word, by the conversions of Ada and Hopper."""
-    # ptxas 12.8 makes the high half of a word that it knows to be 0 a NaN. It knows none: a part of
-    # a row is a few words of every thread, and at least one of them is a weight.
+    """The numbers in the four bytes of each word, by conversion instructions of Ada and Hopper."""
+    # ptxas 12.8 turns the high half of a word into NaN if it can prove it to be 0. Here it cannot:
+    # a part of a row is a few words per thread, and at least one of them is a weight.
     return tl.inline_asm_elementwise(
         """
         {
@@ -75,7 +76,7 @@ def _numbers(words, CONVERTS: tl.constexpr):
 
 @triton.jit
 def _quarters(x, first, I: tl.constexpr, BLOCK_W: tl.constexpr):  # noqa: E741
-    """The channels of x whose weights are in each byte of the words from `first` on, in fp32."""
+    """The channels of x that belong to bytes 0 to 3 of the words from `first` on, in fp32."""
     channel = 4 * (first + tl.arange(0, BLOCK_W))[:, None] + tl.arange(0, 4)[None, :]
     x_W4 = tl.load(x + channel, mask=channel < I, other=0.0).to(tl.float32)
     even, odd = tl.split(tl.reshape(x_W4, (BLOCK_W, 2, 2)))
@@ -86,7 +87,7 @@ def _quarters(x, first, I: tl.constexpr, BLOCK_W: tl.constexpr):  # noqa: E741
 
 @triton.jit
 def _row(x, I: tl.constexpr, BLOCK_W: tl.constexpr, PARTS: tl.constexpr):  # noqa: E741
-    """All channels of x: `_quarters` of each part."""
+    """Load all channels of x: `_quarters` of each part."""
     row = ()
     for part in tl.static_range(PARTS):
         row = row + _quarters(x, part * BLOCK_W, I, BLOCK_W)
@@ -106,14 +107,14 @@ def _rounded_row(
     LIMIT: tl.constexpr,
     SMALLEST: tl.constexpr,
 ):
-    """The row rounded to e4m3, normalized before if NORMED, and its scale."""
+    """The row, normalized if NORMED, rounded to e4m3, and its scale."""
     if NORMED:
         squares = x[0] * x[0]
         for i in tl.static_range(1, COUNT):
             squares += x[i] * x[i]
         factor = 1.0 / (tl.sqrt_rn(tl.sum(squares, axis=0) / I) + eps)
         normed = ()
-        for i in tl.static_range(COUNT):  # rounded as the norm stores it
+        for i in tl.static_range(COUNT):  # rounded to the dtype that the norm stores
             normed = normed + ((norm_scale[i] * (x[i] * factor)).to(dtype).to(tl.float32),)
         x = normed
     largest = tl.abs(x[0])
@@ -140,7 +141,7 @@ def _load_words(
     BLOCK_W: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """The words of a block of rows, a tensor for each part; if GATED, every other row is of up."""
+    """Load a block of rows as words, a tensor per part; if GATED, every second row is of `up`."""
     row = tl.arange(0, ROWS)
     out = start + row
     if GATED:
@@ -186,7 +187,7 @@ def _linear_kernel(
     HALF: tl.constexpr = 1.0 if CONVERTS else _HALF
     first = tl.program_id(0) * BLOCK_O
     step = tl.num_programs(0) * BLOCK_O
-    # Weights are loaded one block ahead, the first block while the previous launch still runs.
+    # Weights are prefetched one block ahead, the first block while the previous launch still runs.
     following = _load_words(weight, up, first, O, I, ROWS, GATED, BLOCK_W, PARTS)
     scales = ()
     if NORMED:
@@ -223,10 +224,10 @@ def linear(x_1I, weight, *, up=None, **parts):
     outputs, inputs = weight.shape
     y_1O = x_1I.new_empty(1, outputs)
     launch = float8_linear_launch(inputs, gated=up is not None)
-    given = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
+    arguments = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
     up = weight if up is None else up
     _linear_kernel[(min(cdiv(outputs, launch.block_o), launch.programs),)](
-        **given,
+        **arguments,
         weight=weight.values_OI.view(torch.int32),
         weight_scale=weight.scale_O1,
         up=up.values_OI.view(torch.int32),
