@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenakernels.float8.reference import E4M3, SMALLEST
+from hyenakernels.float8.reference import E4M3, MIN_SCALE
 from hyenakernels.precision import accumulation_dtype
 
-LARGEST = torch.finfo(E4M3).max
+E4M3_MAX = torch.finfo(E4M3).max
 
 
 class Float8Rows:
@@ -70,7 +70,7 @@ class Float8Rows:
             self.bytes_BHTW[index], self.scales_BHT[index] = x.bytes_BHTW, x.scales_BHT
             return
         wide = x.to(accumulation_dtype(x))
-        scales = (wide.abs().amax(dim=-1) / LARGEST).clamp(min=SMALLEST)
+        scales = (wide.abs().amax(dim=-1) / E4M3_MAX).clamp(min=MIN_SCALE)
         self.bytes_BHTW[index] = (wide / scales[..., None]).to(E4M3).view(torch.uint8)
         self.scales_BHT[index] = scales.to(torch.float32)
 

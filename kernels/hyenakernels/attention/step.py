@@ -13,15 +13,15 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.attention.float8 import LARGEST as LARGEST_FLOAT8
+from hyenakernels.attention.float8 import E4M3_MAX as FLOAT8_MAX
 from hyenakernels.attention.float8 import Float8Rows
-from hyenakernels.float8.kernel import largest_bits, row_scale
-from hyenakernels.float8.reference import SMALLEST as SMALLEST_SCALE
+from hyenakernels.float8.kernel import amax_bits, row_scale
+from hyenakernels.float8.reference import MIN_SCALE as MIN_FLOAT8_SCALE
 from hyenakernels.launch import cdiv, next_power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 PART = 128  # keys per program: few, so that short sequences occupy the whole GPU too
-LARGEST, SMALLEST = tl.constexpr(LARGEST_FLOAT8), tl.constexpr(SMALLEST_SCALE)
+E4M3_MAX, MIN_SCALE = tl.constexpr(FLOAT8_MAX), tl.constexpr(MIN_FLOAT8_SCALE)
 
 
 @triton.jit
@@ -30,8 +30,8 @@ def _store_row(rows, scales, row, a, b, pair, V: tl.constexpr, SCALED: tl.conste
     inside = pair < V
     if SCALED:
         a, b = a.to(tl.float32), b.to(tl.float32)
-        largest = tl.maximum(tl.abs(a), tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
-        scale = row_scale(largest_bits(largest), LARGEST, SMALLEST)
+        amax = tl.maximum(tl.abs(a), tl.abs(b), propagate_nan=tl.PropagateNan.ALL)
+        scale = row_scale(amax_bits(amax), E4M3_MAX, MIN_SCALE)
         tl.store(scales + row, scale)
         a, b = tl.div_rn(a, scale), tl.div_rn(b, scale)
     rows += row * 2 * V

@@ -16,8 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.float8.kernel import largest_bits, row_scale
-from hyenakernels.float8.reference import E4M3, SMALLEST
+from hyenakernels.float8.kernel import amax_bits, row_scale
+from hyenakernels.float8.reference import E4M3, MIN_SCALE
 from hyenakernels.launch import cdiv, float8_linear_launch
 from hyenakernels.linear.kernel import activated, arguments_of, store
 from hyenakernels.overlap import wait_for_previous
@@ -104,8 +104,8 @@ def _rounded_row(
     COUNT: tl.constexpr,
     I: tl.constexpr,  # noqa: E741
     HALF: tl.constexpr,
-    LIMIT: tl.constexpr,
-    SMALLEST: tl.constexpr,
+    FP8_MAX: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
 ):
     """The row, normalized if NORMED, rounded to e4m3, and its scale."""
     if NORMED:
@@ -117,15 +117,15 @@ def _rounded_row(
         for i in tl.static_range(COUNT):  # rounded to the dtype that the norm stores
             normed = normed + ((norm_scale[i] * (x[i] * factor)).to(dtype).to(tl.float32),)
         x = normed
-    largest = tl.abs(x[0])
+    amax = tl.abs(x[0])
     for i in tl.static_range(1, COUNT):
-        largest = tl.maximum(largest, tl.abs(x[i]), propagate_nan=tl.PropagateNan.ALL)
-    scale = row_scale(largest_bits(largest), LIMIT, SMALLEST)
+        amax = tl.maximum(amax, tl.abs(x[i]), propagate_nan=tl.PropagateNan.ALL)
+    scale = row_scale(amax_bits(amax), FP8_MAX, MIN_SCALE)
     factor = tl.div_rn(1.0, scale)
     rounded = ()
     for i in tl.static_range(COUNT):
-        limited = tl.clamp(x[i] * factor, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-        rounded = rounded + (limited.to(tl.float8e4nv).to(tl.float32) * HALF,)
+        clamped = tl.clamp(x[i] * factor, -FP8_MAX, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+        rounded = rounded + (clamped.to(tl.float8e4nv).to(tl.float32) * HALF,)
     return rounded, scale
 
 
@@ -170,8 +170,8 @@ def _linear_kernel(
     eps,
     O: tl.constexpr,  # noqa: E741
     I: tl.constexpr,  # noqa: E741
-    LIMIT: tl.constexpr,
-    SMALLEST: tl.constexpr,
+    FP8_MAX: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
     NORMED: tl.constexpr,
     GATED: tl.constexpr,
     GELU: tl.constexpr,
@@ -195,7 +195,7 @@ def _linear_kernel(
     wait_for_previous(OVERLAPS)
     row = _row(x, I, BLOCK_W, PARTS)
     row, x_scale = _rounded_row(
-        row, scales, eps, x.dtype.element_ty, NORMED, 4 * PARTS, I, HALF, LIMIT, SMALLEST
+        row, scales, eps, x.dtype.element_ty, NORMED, 4 * PARTS, I, HALF, FP8_MAX, MIN_SCALE
     )
     for start in range(first, O, step):
         words = following
@@ -234,8 +234,8 @@ def linear(x_1I, weight, *, up=None, **parts):
         up_scale=up.scale_O1,
         O=outputs,
         I=inputs,
-        LIMIT=torch.finfo(E4M3).max,
-        SMALLEST=SMALLEST,
+        FP8_MAX=torch.finfo(E4M3).max,
+        MIN_SCALE=MIN_SCALE,
         CONVERTS=x_1I.is_cuda,  # the interpreter has no inline PTX
         BLOCK_O=launch.block_o,
         BLOCK_W=launch.block_w,
