@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -70,30 +70,30 @@ def check_output(output: Path | None, *inputs: Path | None, option: str = "--out
             raise UserError(f"{option} {output}: would overwrite {path}; name another file")
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> AbstractContextManager[None]:
     """Turn an OSError into one line that says that `path` cannot be read.
 
     Raises:
         UserError: In place of the OSError.
     """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return _explained(path, "read")
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> AbstractContextManager[None]:
     """Turn an OSError into one line that says that `path` cannot be written.
 
     Raises:
         UserError: In place of the OSError.
     """
+    return _explained(path, "written")
+
+
+@contextmanager
+def _explained(path: Path, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be {done} ({error.strerror or error})") from None
 
 
 def sha256(paths: Sequence[Path]) -> str:

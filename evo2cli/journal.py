@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evo2cli import console
 from evo2cli.errors import counted
@@ -12,26 +13,8 @@ from evo2cli.files import beside, writing
 from stripedhyena2 import outputs
 
 Recall = Callable[[str, Callable[[], Any]], Any]
-
-
-class Together:
-    """Results that are computed together, but asked for one by one by a `recall`.
-
-    A journal recalls the first results; those asked for are all that follow, without gaps.
-
-    Args:
-        start: Starts to compute all results from an index on.
-    """
-
-    def __init__(self, start: Callable[[int], Iterator[Any]]) -> None:
-        self._start = start
-        self._results: Iterator[Any] | None = None
-
-    def result(self, index: int) -> Any:
-        """The result of an index."""
-        if self._results is None:
-            self._results = self._start(index)
-        return next(self._results)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -89,6 +72,32 @@ def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Reca
         yield journal.recall
     finally:
         journal.close()
+
+
+def recall_all(
+    recall: Recall,
+    items: Sequence[Item],
+    compute: Callable[[Sequence[Item]], Iterator[Result]],
+    key: Callable[[Item], str] = str,
+) -> Iterator[Result]:
+    """The result of each item, in order; those that no journal holds are computed together.
+
+    Args:
+        recall: As `open_journal` yields it.
+        items: What has a result each.
+        compute: Computes the results of the items after those whose results are stored.
+        key: The key of an item in the journal.
+    """
+    computed: Iterator[Result] | None = None
+
+    def result(index: int) -> Result:
+        nonlocal computed
+        if computed is None:
+            computed = compute(items[index:])
+        return next(computed)
+
+    for index, item in enumerate(items):
+        yield recall(key(item), partial(result, index))
 
 
 class _Journal:

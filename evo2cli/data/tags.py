@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from evo2cli.data.documents import END_OF_DOCUMENT, Bytes
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.fasta import Record, require_nucleotides
-from evo2cli.genome.windows import upper_dna
 
 Flags = npt.NDArray[np.bool_]
 

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from evo2cli.errors import UserError, listed
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.tasks import Labels, Task
-from evo2cli.genome.alphabet import ACGT, reverse_complement
+from evo2cli.genome.alphabet import ACGT, reverse_complement, upper_dna
 from evo2cli.genome.features import Feature, locate_features, read_features
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.windows import upper_dna
 
 NONE = "none"  # the class of bases without a feature
 FEATURE = "feature"  # the class of the features of a BED file

@@ -30,11 +30,12 @@ from evo2cli.finetune.tasks import (
     parse_numbers,
     parse_tokens,
 )
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.fasta import require_letters
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.table import cell_text, open_table
-from evo2cli.genome.windows import agrees, cut_windows, upper_dna
+from evo2cli.genome.windows import agrees, cut_windows
 from stripedhyena2.dna import as_read
 
 SEQUENCE = ("sequence", "seq")

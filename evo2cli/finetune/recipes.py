@@ -1,6 +1,8 @@
 """From the options of `evo2 finetune` and its data to the recipe that is run and kept."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -11,13 +13,58 @@ from evo2cli.finetune.data import comma_list
 from evo2cli.finetune.options import Base, FinetuneOptions, Method
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import pick_device
-from evo2cli.training.recipe import Recipe
+from evo2cli.training.recipe import Count, Rate, Recipe, Table, Windows
+from evo2cli.training.recipe_file import check_values
 
 NAME = "recipe.toml"  # in the folder of the run
 FEW_EXAMPLES = 1_000  # below, only a head is trained unless the user says otherwise
 RATES = {Method.LORA: 5e-4, Method.FULL: 1.5e-5, Method.HEAD: 3e-3}
 LM_RATE = 1e-4  # of adapters that predict the next base
 HEAD_RATE = 1e-3  # of a new head on weights that are all trained
+
+
+class _Batch(Table, extra="ignore"):
+    length: Count | None = None
+    sequences: Windows | None = None
+
+
+class _Optimizer(Table, extra="ignore"):
+    steps: Count | None = None
+    learning_rate: Rate | None = None
+
+
+class _Finetune(Table, extra="ignore"):
+    method: Method | None = None
+
+
+class _Given(Table, extra="ignore"):
+    """The part of a recipe that options name as well, and from which other keys are derived."""
+
+    batch: _Batch = _Batch()
+    optimizer: _Optimizer = _Optimizer()
+    finetune: _Finetune = _Finetune()
+
+
+def with_settings(options: FinetuneOptions, values: dict[str, Any], path: Path) -> FinetuneOptions:
+    """Options that say what the settings say, so that all keys derived from it follow.
+
+    Args:
+        options: Options of the command.
+        values: Tables that the settings have changed.
+        path: The recipe, for messages.
+
+    Raises:
+        UserError: A setting is not valid, or another option contradicts it.
+    """
+    given = check_values(_Given, values, path)
+    changes: dict[str, Any] = {
+        "length": given.batch.length,
+        "batch": given.batch.sequences,
+        "steps": given.optimizer.steps,
+        "lr": given.optimizer.learning_rate,
+        "method": given.finetune.method,
+    }
+    return replace(options, **{name: value for name, value in changes.items() if value is not None})
 
 
 def choose_method(options: FinetuneOptions, task: Task, num_train: int) -> Method:

@@ -9,7 +9,14 @@ from evo2cli.finetune.data import CUT_WINDOW, DataRecipe, DataSet, read_data
 from evo2cli.finetune.labelled import LabelledRun
 from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
-from evo2cli.finetune.recipes import NAME, data_values, recipe_text, recipe_values, write_recipe
+from evo2cli.finetune.recipes import (
+    NAME,
+    data_values,
+    recipe_text,
+    recipe_values,
+    with_settings,
+    write_recipe,
+)
 from evo2cli.finetune.tasks import Task
 from evo2cli.train.engines import check_ranks
 from evo2cli.training.gpu_memory import training_device
@@ -65,6 +72,9 @@ def prepare(options: FinetuneOptions) -> tuple[Recipe, DataSet | None]:
     path = options.output / NAME
     context = read_checkpoint(options.model).config.context
     values, data = data_values(options), None
+    # The settings may change how examples are read, or divided, or what follows from options.
+    set_values(values, options.settings)
+    options = with_settings(options, values, path)
     if is_language(options):
         if given := options.valid_contigs or options.test_contigs:
             raise UserError(
@@ -74,8 +84,6 @@ def prepare(options: FinetuneOptions) -> tuple[Recipe, DataSet | None]:
         values["data"], num_train, length = language_data(options, context)
         task = Task.LM
     else:
-        # The settings may change how examples are read, or divided.
-        set_values(values, options.settings)
         is_cut = options.features is not None or options.reference is not None
         usual = min(context, CUT_WINDOW) if is_cut else context
         data = read_data(check_values(DataRecipe, values, path), options.length or usual)

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evo2cli.data.tokens import MANIFEST, TokenSet
+from evo2cli.data.token_writer import MANIFEST
+from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.plan.options import PlanOptions
 from evo2cli.training.plan.estimate import Plan, advice, make_plan, smallest_plan

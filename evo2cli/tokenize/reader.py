@@ -11,7 +11,7 @@ from evo2cli.data.jsonl import is_jsonl, read_texts
 from evo2cli.data.letters import count_bytes
 from evo2cli.data.splits import SplitRule, content_sha256
 from evo2cli.data.tags import find_tags
-from evo2cli.data.tokens import Document, PartWriter
+from evo2cli.data.token_writer import Document, PartWriter
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, to_dna
 from evo2cli.genome.fasta import read_records, require_nucleotides

@@ -1,30 +1,29 @@
 """Convert FASTA or JSON lines to a token set, in one process or in several."""
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evo2cli import __version__, console
 from evo2cli.data.splits import SPLITS, SplitRule
-from evo2cli.data.tokens import MANIFEST, PartWriter, TokenSet, TokenWriter
+from evo2cli.data.token_writer import MANIFEST, TokenWriter
+from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError, counted
-from evo2cli.files import locked, reading, writing
-from evo2cli.genome.source import STDIN, is_file, share_memory
+from evo2cli.files import locked, writing
+from evo2cli.genome.source import STDIN, is_file
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.pieces import Piece, cut_into_pieces
 from evo2cli.tokenize.reader import PieceReader, Tally
+from evo2cli.tokenize.tasks import Hashes, hash_files, read_part, run_numbered
 from evo2cli.workers import Advance, Task, WorkerError, run_tasks
 from stripedhyena2.progress import ignore_progress
 
 _DEFAULT_VALID_FRACTION = 0.05
-_BLOCK = 1 << 20
-_Hashes = dict[Path, tuple[int, str]]  # size and SHA-256 of files
 
 
 def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str, Any]:
@@ -80,19 +79,6 @@ def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str
     return manifest
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What a task found, or the error that ended it.
-
-    Attributes:
-        number: Number of the task, in the order of the inputs.
-        value: What it found.
-    """
-
-    number: int
-    value: Tally | _Hashes | UserError
-
-
 class _Run:
     """The tasks of a run, to hash and to read pieces of the inputs.
 
@@ -105,11 +91,11 @@ class _Run:
     """
 
     def __init__(self, options: TokenizeOptions, rule: SplitRule, writer: TokenWriter) -> None:
-        self.tally, self.hashes = Tally(), _Hashes()
+        self.tally, self.hashes = Tally(), Hashes()
         self._options, self._rule, self._writer = options, rule, writer
         self._held_out = writer.part("held-out")  # a file with what `tally.held_out` has
         self._pieces: dict[int, Piece] = {}
-        self._results: dict[int, Tally | _Hashes | UserError] = {}  # not used yet
+        self._results: dict[int, Tally | Hashes | UserError] = {}  # not used yet
         self._num_tasks = self._num_used = 0
 
     def work(self, advance: Advance) -> None:
@@ -136,7 +122,7 @@ class _Run:
             try:
                 for piece in cut_into_pieces(paths):
                     if files := [path for path in piece.first_files if is_file(path)]:
-                        yield self._numbered(partial(_hash_files, files, False))
+                        yield self._numbered(partial(hash_files, files, False))
                     yield self._numbered(self._read_task(reader, piece))
                     if any(isinstance(value, UserError) for value in self._results.values()):
                         return
@@ -150,7 +136,7 @@ class _Run:
 
     def _numbered(self, task: Task) -> Task:
         self._num_tasks += 1
-        return partial(_run_numbered, self._num_tasks - 1, task)
+        return partial(run_numbered, self._num_tasks - 1, task)
 
     def _read_task(self, reader: PieceReader, piece: Piece) -> Task:
         number, options = self._num_tasks, self._options
@@ -158,7 +144,9 @@ class _Run:
         if options.workers == 1:
             return partial(reader.read, piece, self._writer, self.tally.held_out)
         part = self._writer.part(str(number))
-        return partial(_read_part, reader, piece, part, self._held_out, options)
+        return partial(
+            read_part, reader, piece, part, self._held_out, options.output, options.workers
+        )
 
     def _use_results(self) -> None:
         """Use the results of the tasks before the first one that has not finished.
@@ -178,48 +166,6 @@ class _Run:
             self.tally.add(value, same_file=bool(self._pieces.pop(number).span.start))
             if self._options.workers > 1:
                 self._writer.join(self._writer.part(str(number)))
-
-
-def _run_numbered(number: int, task: Task, advance: Advance) -> _Result:
-    try:
-        return _Result(number, task(advance))
-    except UserError as error:
-        return _Result(number, error)
-
-
-def _read_part(
-    reader: PieceReader,
-    piece: Piece,
-    part: Path,
-    held_out: Path,
-    options: TokenizeOptions,
-    advance: Advance,
-) -> Tally:
-    """Read a piece in a process of its own into the folder `part`."""
-    share_memory(options.workers)
-    with writing(options.output), PartWriter(part) as writer:
-        return reader.read(piece, writer, () if reader.valid else _lines_of(held_out), advance)
-
-
-@cache
-def _lines_of(file: Path) -> frozenset[str]:
-    return frozenset(file.read_text(encoding="ascii").split() if file.is_file() else ())
-
-
-def _hash_files(paths: Sequence[Path], is_shown: bool, advance: Advance) -> _Hashes:
-    """Size and hash of files; only what `is_shown` advances the progress bar."""
-    return {path: _file_sha256(path, advance if is_shown else None) for path in paths}
-
-
-def _file_sha256(path: Path, advance: Advance | None) -> tuple[int, str]:
-    size, digest = 0, hashlib.sha256()
-    with reading(path), path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-            if advance is not None:
-                advance(len(block))
-    return size, digest.hexdigest()
 
 
 @contextmanager
@@ -276,8 +222,8 @@ def _existing(options: TokenizeOptions, facts: dict[str, Any], *, quiet: bool) -
     output = options.output
     manifest = TokenSet.open(output).manifest
     files = {path for path in (*options.files, *options.valid) if is_file(path)}
-    tasks = (partial(_hash_files, [path], True) for path in files)
-    hashes = _Hashes()
+    tasks = (partial(hash_files, [path], True) for path in files)
+    hashes = Hashes()
     with ExitStack() as stack:
         stack.enter_context(_explained_death(options.workers))
         advance: Advance = ignore_progress
@@ -295,7 +241,7 @@ def _existing(options: TokenizeOptions, facts: dict[str, Any], *, quiet: bool) -
     )
 
 
-def _describe_sources(options: TokenizeOptions, hashes: _Hashes) -> list[dict[str, Any]]:
+def _describe_sources(options: TokenizeOptions, hashes: Hashes) -> list[dict[str, Any]]:
     """Name, role, size and hash of every input; for a pipe only name and role are known."""
     described = []
     for role, paths in (("train", options.files), ("valid", options.valid)):

@@ -14,14 +14,9 @@ from evo2cli.errors import UserError
 from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig, read_config
-from stripedhyena2.checkpoint import read_checkpoint
+from stripedhyena2.checkpoint import named_shape, read_checkpoint
 from stripedhyena2.checkpoint.layouts import native
-from stripedhyena2.checkpoint.published import (
-    PUBLISHED,
-    published_config,
-    recipes_folder,
-    split_name,
-)
+from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.config import change_config
 from stripedhyena2.values import fault, read_values, shown
 
@@ -213,9 +208,8 @@ def _extended(recipe: Recipe, shape: ModelConfig) -> ModelConfig:
 def _first_shape(recipe: Recipe) -> ModelConfig:
     """The shape of the model that a recipe starts from, which must exist."""
     if recipe.init is not None:
-        name, _ = split_name(recipe.init)
-        if name in PUBLISHED and not Path(recipe.init).exists():
-            return published_config(name)
+        if (named := named_shape(recipe.init)) is not None:
+            return named
         source = find_initial_weights(recipe)
         with naming(f"{recipe.file}: init"):
             return read_checkpoint(source).config

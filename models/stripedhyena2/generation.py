@@ -494,7 +494,7 @@ class Rows:
             origin = "in a layer that cannot be found for lack of memory"
         return (
             f"the logits of token {len(ids) + 1} after the prompt are not finite, {origin}; "
-            "compute in fp32 (--dtype fp32), or use other weights"
+            "compute in fp32, or use other weights"
         )
 
 

@@ -163,9 +163,9 @@ class Mixer(nn.Module):
         Returns:
             A tensor with the shape of the input.
         """
-        targets = [] if launch.targets_N is None else launch.targets_N.tolist()
+        targets = [] if launch.new_slots_N is None else launch.new_slots_N.tolist()
         rows = []
-        for row, source in enumerate(launch.sources_B.tolist()):
+        for row, source in enumerate(launch.prefix_slots_B.tolist()):
             y_1LD, past = self(x_BLD[row : row + 1], pool.pasts.get(source))
             rows.append(y_1LD)
             if row < len(targets):

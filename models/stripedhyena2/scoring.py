@@ -306,7 +306,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
     weight = model.embedding.weight
     tensors = model.state_dict().values()
     weights = sum(tensor.nbytes for tensor in tensors if tensor.device == weight.device)
-    advice = "free some" if max_memory is None else "raise --max-memory"
+    advice = "free some" if max_memory is None else "allow more"
     if max_memory is None and not weight.is_cuda:
         available = available_bytes()
         needed = Streaming().peak_memory(model.config, num_bases, weight.element_size())
@@ -340,6 +340,4 @@ def nonfinite_error(problem: str, model: "StripedHyena2", bases: bytes) -> NonFi
     """An error that adds to a problem the layer in which it began, if reading `bases` shows it."""
     layer = first_nonfinite_layer(model, token_ids(model, bases[:CHUNK])[None])
     origin = f", first in layer {layer}" if layer else ""
-    return NonFiniteError(
-        f"{problem}{origin}; compute in fp32 (--dtype fp32), or use other weights"
-    )
+    return NonFiniteError(f"{problem}{origin}; compute in fp32, or use other weights")

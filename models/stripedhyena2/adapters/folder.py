@@ -63,7 +63,7 @@ class Adapter:
             if weight is None or weight.shape[1] != width:
                 raise CheckpointError(
                     f"{origin}: has an adapter of {width} channels for {module}, which this model "
-                    f"does not have; give --model {self.base}"
+                    f"does not have; use it with {self.base}"
                 )
 
     def merge_into(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ def check_base(
     if base_fingerprint not in (None, found):
         raise CheckpointError(
             f"{origin}: belongs to the model {base} (fingerprint {base_fingerprint}), not to this "
-            f"one ({found}); give --model {base}"
+            f"one ({found}); use it with {base}"
         )
 
 

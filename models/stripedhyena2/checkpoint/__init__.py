@@ -16,6 +16,20 @@ loading.py      any of these -> a `Checkpoint` -> a model
 """
 
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
-from stripedhyena2.checkpoint.loading import load, read_checkpoint, save, save_weights
+from stripedhyena2.checkpoint.loading import (
+    load,
+    named_shape,
+    read_checkpoint,
+    save,
+    save_weights,
+)
 
-__all__ = ["Checkpoint", "CheckpointError", "load", "read_checkpoint", "save", "save_weights"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "load",
+    "named_shape",
+    "read_checkpoint",
+    "save",
+    "save_weights",
+]

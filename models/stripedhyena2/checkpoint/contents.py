@@ -75,7 +75,7 @@ def check_tensors(
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(
-                f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right --config?"
+                f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right config?"
             )
         if (kind := str(found[name].dtype).removeprefix("torch.")) not in WEIGHTS:
             raise CheckpointError(
@@ -85,11 +85,11 @@ def check_tensors(
         if found[name].shape != shape:
             raise CheckpointError(
                 f"{origin}: tensor {name!r} is {list(found[name].shape)}, expected {list(shape)}; "
-                "is this the right --config?"
+                "is this the right config?"
             )
     for name in found:
         if name not in expected:
             raise CheckpointError(
                 f"{origin}: tensor {name!r} {list(found[name].shape)} is not part of this model; "
-                "is this the right --config?"
+                "is this the right config?"
             )

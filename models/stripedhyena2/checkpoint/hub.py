@@ -30,7 +30,7 @@ PATTERNS = (
 )
 
 
-ELSEWHERE = "run `evo2 fetch` on a machine with a network, and give --model its folder"
+ELSEWHERE = "run `evo2 fetch` on a machine with a network, and give its folder as the model"
 
 
 def fetch(name: str, folder: Path | None = None, *, way_out: str = ELSEWHERE) -> Path:
@@ -145,7 +145,7 @@ def _require_space(name: str, missing: int, where: Path) -> None:
     if missing - begun > free:
         raise CheckpointError(
             f"{name}: {(missing - begun) / 1e9:,.1f} GB are missing and {where} has "
-            f"{free / 1e9:,.1f} GB free; choose another disk with `evo2 fetch --to` or HF_HOME"
+            f"{free / 1e9:,.1f} GB free; name a folder on another disk, or set HF_HOME to one"
         )
 
 

@@ -165,7 +165,7 @@ def _device_map(
         )
     except MemoryError as error:
         raise CheckpointError(
-            f"{origin}: {error}; use more or larger devices, or --device cpu"
+            f"{origin}: {error}; use more or larger devices, or the CPU"
         ) from None
     if len(chosen) > 1:
         _warn_once(f"{origin}: too large for one device, its blocks are spread over {len(chosen)}")
@@ -213,7 +213,7 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     if native.is_native(path):
         if config is not None:
             raise CheckpointError(
-                f"{path}: a native checkpoint contains its own shape; drop --config"
+                f"{path}: a native checkpoint contains its own shape; leave out the config"
             )
         return native.read(path)
     source = open_source(path, lambda names: layout_of(names) is not None)
@@ -245,6 +245,14 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     )
 
 
+def named_shape(name: str | Path) -> ModelConfig | None:
+    """The shape of a built-in or published model, unless a path has its name; without network."""
+    built_in, (model, _) = find_built_in(name), split_name(str(name))
+    if built_in is not None:
+        return read_config(built_in / native.CONFIG)
+    return published_config(model) if model in PUBLISHED and not Path(name).exists() else None
+
+
 def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
     """The path of a checkpoint (an existing path goes before a name), and its origin."""
     path, name = Path(path_or_name), str(path_or_name)
@@ -273,10 +281,7 @@ def _shape(
 ) -> ModelConfig:
     """The shape: from `config`, else from a file beside the tensors, else from a published name."""
     if config is not None:
-        if str(config) in PUBLISHED:
-            return published_config(str(config))
-        built_in = find_built_in(config)
-        return read_config(Path(config) if built_in is None else built_in / native.CONFIG)
+        return named_shape(config) or read_config(Path(config))
     if source.shape is not None:
         return _described(source.shape)
     for name in (split_name(str(path_or_name))[0], source.path.name.partition(".")[0]):
@@ -286,8 +291,8 @@ def _shape(
     fitting = [name for name in PUBLISHED if _fits(source, layout, published_config(name))]
     names = f"{' or '.join(fitting)}, which fit its tensors" if fitting else ", ".join(PUBLISHED)
     raise CheckpointError(
-        f"{source.path}: unknown shape of a {layout.name} checkpoint; give --config with its yml, "
-        f"the config.toml of a native checkpoint, or a published name ({names})"
+        f"{source.path}: unknown shape of a {layout.name} checkpoint; give a config: its yml, the "
+        f"config.toml of a native checkpoint, or a published name ({names})"
     )
 
 

@@ -127,7 +127,7 @@ def translate(tensors: Tensors, table: Table, origin: str) -> Tensors:
                 for part, tensor in zip(rule.sources, parts, strict=True)
             )
             raise CheckpointError(
-                f"{origin}: {shapes} cannot become {name!r}; is this the right --config?"
+                f"{origin}: {shapes} cannot become {name!r}; is this the right config?"
             ) from None
         return Stored(
             like, lambda: rule.convert(*(tensors[part] for part in rule.sources)).contiguous()

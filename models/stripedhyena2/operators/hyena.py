@@ -101,28 +101,28 @@ class HyenaPool(Pool):
             with_room(pasts.inner, self._num_slots),
         )
 
-    def gather(self, sources_B: Tensor, empty: HyenaPast) -> HyenaPast:
+    def gather(self, slots_B: Tensor, empty: HyenaPast) -> HyenaPast:
         """The pasts in some slots.
 
         Args:
-            sources_B: Indices of the slots.
+            slots_B: Indices of the slots.
             empty: A past of zero sequences, for the shape, dtype and device of the slots.
         """
         if self._pasts is None:
             self._pasts = self._with_room(empty)
         return HyenaPast(
-            self._pasts.featurizer_BPC.index_select(0, sources_B),
-            self._pasts.inner.index_select(0, sources_B),
+            self._pasts.featurizer_BPC.index_select(0, slots_B),
+            self._pasts.inner.index_select(0, slots_B),
         )
 
-    def store(self, targets_N: Tensor | None, past: HyenaPast) -> None:
+    def store(self, slots_N: Tensor | None, past: HyenaPast) -> None:
         """Store the pasts of the first N sequences in these slots."""
-        if targets_N is None:
+        if slots_N is None:
             return
         assert self._pasts is not None, "`gather` is called before `store`"
-        count = len(targets_N)
-        self._pasts.featurizer_BPC.index_copy_(0, targets_N, past.featurizer_BPC[:count])
-        self._pasts.inner.index_copy_(0, targets_N, past.inner[:count])
+        count = len(slots_N)
+        self._pasts.featurizer_BPC.index_copy_(0, slots_N, past.featurizer_BPC[:count])
+        self._pasts.inner.index_copy_(0, slots_N, past.inner[:count])
 
 
 class HyenaOperator(nn.Module):
@@ -245,9 +245,9 @@ class Hyena(Mixer):
     def read_rows(self, x_BLD: Tensor, pool: HyenaPool, launch: Launch) -> Tensor:
         """As in `Mixer`."""
         z_BLC = self.project_in(x_BLD)
-        past = pool.gather(launch.sources_B, self.operator.start(0, z_BLC))
+        past = pool.gather(launch.prefix_slots_B, self.operator.start(0, z_BLC))
         y_BLD, past = self.operator(z_BLC, past)
-        pool.store(launch.targets_N, past)
+        pool.store(launch.new_slots_N, past)
         projected_BLD: Tensor = self.project_out(y_BLD)
         return projected_BLD
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from evo2cli.data.documents import Documents
 from evo2cli.data.jsonl import read_texts
 from evo2cli.data.sources import open_held_out, open_source
-from evo2cli.data.tokens import Document, TokenWriter
+from evo2cli.data.token_writer import Document, TokenWriter
 from evo2cli.errors import UserError
 
 CODES = {"u1": 1, "i1": 2, "i2": 3, "i4": 4, "i8": 5, "u2": 8}

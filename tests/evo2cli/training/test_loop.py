@@ -27,18 +27,10 @@ from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from evo2cli.training.state import RunFolder
-from stripedhyena2 import ModelConfig, load
+from stripedhyena2 import load
+from tests.evo2cli.tiny import CONFIG
 
 ROOT = Path(__file__).parents[3]
-SHAPE = ModelConfig(
-    stripes="SMLA",
-    width=16,
-    num_heads=2,
-    mlp_width=24,
-    num_short_filter_groups=4,
-    num_medium_filter_groups=4,
-    context=256,
-)
 LETTERS = np.frombuffer(b"ACGTacgtN", np.uint8)
 TOKENS = np.random.default_rng(0).choice(LETTERS, 1500)
 VALID = np.random.default_rng(1).choice(LETTERS, 300)
@@ -78,7 +70,7 @@ def make_trainer(
     *,
     facts: dict[str, Any] | None = None,
 ) -> Trainer:
-    engine = PlainEngine(recipe, Start(SHAPE), Ranks.alone(torch.device("cpu")))
+    engine = PlainEngine(recipe, Start(CONFIG), Ranks.alone(torch.device("cpu")))
     folder = RunFolder(recipe, facts or {}, engine.ranks)
     batch = recipe.batch
     loader = WindowLoader(
@@ -464,10 +456,10 @@ def test_a_run_is_locked_before_its_folder_is_touched(tmp_path: Path) -> None:
     with (recipe.output / ".run.json.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         told = r"run\.json: is being written by another process"
-        with pytest.raises(UserError, match=told), state.open_run(recipe, SHAPE, {}, ranks):
+        with pytest.raises(UserError, match=told), state.open_run(recipe, CONFIG, {}, ranks):
             pass
     assert unfinished.is_dir()
-    with state.open_run(recipe, SHAPE, {}, ranks):
+    with state.open_run(recipe, CONFIG, {}, ranks):
         assert not unfinished.is_dir()
 
 

@@ -12,7 +12,7 @@ class Layout(ABC):
     """A way to name the tensors of a model, and the form that they are stored in.
 
     Attributes:
-        name: As `evo2 convert --to` calls it.
+        name: What people call it.
         stored_as: As the provenance of what was read from it calls it.
     """
 

@@ -139,10 +139,10 @@ def read_run_config(file: Path) -> ModelConfig:
     values = read_values(file, ConfigError)
     model = values.get("model", values.get("config", values))
     if not isinstance(model, dict):
-        raise ConfigError(f"{file}: its key 'model' is not a mapping; give --config")
+        raise ConfigError(f"{file}: its key 'model' is not a mapping; give a config")
     missing = [key for key in ("hybrid_override_pattern", *_KEYS) if model.get(key) is None]
     if missing:
-        raise ConfigError(f"{file}: the key {missing[0]!r} is missing; give --config")
+        raise ConfigError(f"{file}: the key {missing[0]!r} is missing; give a config")
     shape = {ours: model[theirs] for theirs, ours in _KEYS.items()}
     stripes = stripes_of(model["hybrid_override_pattern"], str(file))
     scale = model.get("seq_len_interpolation_factor") or 1
