@@ -47,7 +47,7 @@ def check(op: str, x_B1D: Tensor, taps_GK: Tensor, ring_BKD: Tensor) -> None:
     (batch, length, width), (groups, num_taps) = x_B1D.shape, taps_GK.shape
     if length != 1 or width % groups or ring_BKD.shape != (batch, num_taps, width):
         raise ValueError(
-            f"{op}: rows {tuple(x_B1D.shape)} and taps {tuple(taps_GK.shape)} do not fit a ring "
+            f"{op}: rows {tuple(x_B1D.shape)} and taps {tuple(taps_GK.shape)} do not match a ring "
             f"{tuple(ring_BKD.shape)}; rows are [batch, 1, channels], rings [batch, taps, channels]"
         )
 
