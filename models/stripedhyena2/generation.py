@@ -184,7 +184,7 @@ def generate_sequences(
         Request(ids[prompt], num_tokens, Uniforms.of_sample(seed, prompt, number), guide)
         for prompt, number in samples
     ]
-    found = generate(
+    generated = generate(
         model,
         requests,
         sampler,
@@ -202,7 +202,7 @@ def generate_sequences(
                 tuple(sample.logprobs),
                 tuple(sample.drawn_logprobs),
             )
-            for (prompt, number), sample in zip(samples, found, strict=True)
+            for (prompt, number), sample in zip(samples, generated, strict=True)
         ]
     except NonFiniteLogitsError as error:
         prompt_index, sample_index = divmod(error.index, num_samples)

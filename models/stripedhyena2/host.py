@@ -20,7 +20,7 @@ def available_bytes() -> int | None:
 
 def _find(pattern: str, file: Path) -> int | None:
     try:
-        found = re.search(pattern, file.read_text(encoding="utf-8"))
+        match = re.search(pattern, file.read_text(encoding="utf-8"))
     except OSError:
         return None
-    return int(found[1]) if found else None
+    return int(match[1]) if match else None

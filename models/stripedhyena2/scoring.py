@@ -132,17 +132,17 @@ def score_sequences(
         )
     letters = [as_read(sequence) for sequence in check_sequences(sequences, min_length=2)]
     if reduce == "none":
-        found: list[Tensor] = []
+        logprobs: list[Tensor] = []
         for index, bases in enumerate(letters):
             read = strand_of(bases, *strands)
             logprobs_L = sequence_logprobs(model, read, progress, max_memory)
             require_finite(logprobs_L.sum().item(), model, read, f"sequence {index}")
-            found.append(logprobs_L)
-        return found
+            logprobs.append(logprobs_L)
+        return logprobs
     total = partial(sequence_logprob, model, max_memory=max_memory)
     scores: list[float] = []
     for index, bases in enumerate(letters):
-        reads = [strand_of(bases, each) for each in strands]
+        reads = [strand_of(bases, direction) for direction in strands]
         score = mean_logprob(model, reads, f"sequence {index}", total, progress)
         scores.append(score / (len(bases) - 1 if reduce == "mean" else 1))
     return scores

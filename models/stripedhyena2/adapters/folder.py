@@ -95,11 +95,11 @@ def check_base(
     Raises:
         CheckpointError: It is another model.
     """
-    found = fingerprint(config, weights)
-    if base_fingerprint not in (None, found):
+    actual = fingerprint(config, weights)
+    if base_fingerprint not in (None, actual):
         raise CheckpointError(
             f"{origin}: belongs to the model {base} (fingerprint {base_fingerprint}), not to this "
-            f"one ({found}); use it with {base}"
+            f"one ({actual}); use it with {base}"
         )
 
 

@@ -64,7 +64,7 @@ def kind_of(tensor: Tensor) -> str:
 
 
 def check_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], origin: str
+    tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], origin: str
 ) -> None:
     """Check names, shapes and dtypes of tensors against those of a model.
 
@@ -73,23 +73,23 @@ def check_tensors(
             message names the first.
     """
     for name, shape in expected.items():
-        if name not in found:
+        if name not in tensors:
             raise CheckpointError(
                 f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right config?"
             )
-        if (kind := str(found[name].dtype).removeprefix("torch.")) not in WEIGHTS:
+        if (kind := str(tensors[name].dtype).removeprefix("torch.")) not in WEIGHTS:
             raise CheckpointError(
                 f"{origin}: tensor {name!r} is {kind}, not a weight; weights are dense "
                 f"{', '.join(WEIGHTS)}"
             )
-        if found[name].shape != shape:
+        if tensors[name].shape != shape:
             raise CheckpointError(
-                f"{origin}: tensor {name!r} is {list(found[name].shape)}, expected {list(shape)}; "
-                "is this the right config?"
+                f"{origin}: tensor {name!r} is {list(tensors[name].shape)}, expected "
+                f"{list(shape)}; is this the right config?"
             )
-    for name in found:
+    for name in tensors:
         if name not in expected:
             raise CheckpointError(
-                f"{origin}: tensor {name!r} {list(found[name].shape)} is not part of this model; "
+                f"{origin}: tensor {name!r} {list(tensors[name].shape)} is not part of this model; "
                 "is this the right config?"
             )

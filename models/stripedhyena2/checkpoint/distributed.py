@@ -61,10 +61,10 @@ class _Reader(FileSystemReader):
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """As torch's, without executing pickled code."""
         with (Path(self.path) / METADATA).open("rb") as file:
-            found = _Unpickler(file).load()
-        if not isinstance(found, Metadata):
-            raise TypeError(f"holds a {type(found).__name__}, not metadata")
-        return found
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f"holds a {type(metadata).__name__}, not metadata")
+        return metadata
 
 
 def open_distributed(folder: Path) -> Tensors:

@@ -98,8 +98,8 @@ def find(name: str, folder: Path | None = None) -> Path | None:
             # At this commit the sizes of parts are unknown; only their number is known.
             whole = files and (files[0].suffix == ".pt" or len(files) >= len(published.sizes))
             return folder if whole else None
-    found = tuple(file.stat().st_size for file in weight_files(folder))
-    return folder if commit == published.commit and found and found == published.sizes else None
+    sizes = tuple(file.stat().st_size for file in weight_files(folder))
+    return folder if commit == published.commit and sizes and sizes == published.sizes else None
 
 
 def weight_files(folder: Path) -> list[Path]:

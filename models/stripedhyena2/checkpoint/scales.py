@@ -41,7 +41,7 @@ def trained_scales(
     Raises:
         CheckpointError: A record is unreadable, or only some blocks have scales.
     """
-    found, missing = {}, []
+    present, missing = {}, []
     for index, mixer in enumerate(config.mixers):
         if mixer.float8_record is None:
             continue
@@ -50,12 +50,12 @@ def trained_scales(
         if scales is None:
             missing.append(name)
         else:
-            found[f"blocks.{index}.mixer.project_in.weight"] = scales
-    if found and missing:
+            present[f"blocks.{index}.mixer.project_in.weight"] = scales
+    if present and missing:
         raise CheckpointError(
-            f"{origin}: {missing[0]} has no FP8 scales, but {len(found)} other blocks have them"
+            f"{origin}: {missing[0]} has no FP8 scales, but {len(present)} other blocks have them"
         )
-    return found
+    return present
 
 
 def _read(record: bytes, name: str) -> Scales | None:

@@ -55,25 +55,25 @@ class Savanna(Named):
 
     def to_released(self, config: ModelConfig, names: Collection[str], origin: str) -> Table:
         """As in `Named`."""
-        found = [name for name in names if _FINAL_NORM.fullmatch(name)]
-        if len(found) != 1:
+        final_norms = [name for name in names if _FINAL_NORM.fullmatch(name)]
+        if len(final_norms) != 1:
             raise CheckpointError(
                 f"{origin}: expected one final norm, e.g. 'sequential.N.norm.weight', but found "
-                f"{', '.join(found) or 'none'}"
+                f"{', '.join(final_norms) or 'none'}"
             )
         return {
             ours: computed_frequencies(config)
             if ours.endswith("inv_freq") and rule.sources[0] not in names
             else rule
-            for ours, rule in _rules(config, found[0])
+            for ours, rule in _rules(config, final_norms[0])
         }
 
     def extra_state(self, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
         """As in `Layout`: those of the input projections, the only layers that ran in FP8."""
-        found = {name: _RECORD.fullmatch(name) for name in blobs}
+        matches = {name: _RECORD.fullmatch(name) for name in blobs}
         return {
             f"blocks.{int(match[1]) - 2}.projections._extra_state": blobs[name]
-            for name, match in found.items()
+            for name, match in matches.items()
             if match
         }
 
@@ -95,21 +95,21 @@ class Savanna(Named):
         The forward pass is the same. A released file does not have the factors that the filters
         were trained as, so gamma is 0 and decay is 1.
         """
-        found: dict[str, Rule] = {}
+        table: dict[str, Rule] = {}
         for ours, rule in _rules(config, f"sequential.{config.depth + 3}.norm.weight"):
             if ours.endswith("log_poles"):
                 p, gamma = rule.sources
-                found[p] = Rule((ours,), lambda poles_DS1: torch.log(-poles_DS1.squeeze(2)))
-                found[gamma] = Rule((ours,), lambda poles: torch.zeros_like(poles.squeeze(2)))
+                table[p] = Rule((ours,), lambda poles_DS1: torch.log(-poles_DS1.squeeze(2)))
+                table[gamma] = Rule((ours,), lambda poles: torch.zeros_like(poles.squeeze(2)))
             elif len(rule.sources) == 2:
                 h, decay = rule.sources
-                found[h] = Rule((ours,), lambda taps_G1K: taps_G1K.squeeze(1))
-                found[decay] = Rule((ours,), lambda taps: torch.ones_like(taps.squeeze(1)))
+                table[h] = Rule((ours,), lambda taps_G1K: taps_G1K.squeeze(1))
+                table[decay] = Rule((ours,), lambda taps: torch.ones_like(taps.squeeze(1)))
             elif ours.endswith("short_filter_weight"):
-                found[rule.sources[0]] = Rule((ours,), lambda taps_C1K: taps_C1K.squeeze(1))
+                table[rule.sources[0]] = Rule((ours,), lambda taps_C1K: taps_C1K.squeeze(1))
             else:
-                found[rule.sources[0]] = Rule((ours,))
-        return found
+                table[rule.sources[0]] = Rule((ours,))
+        return table
 
 
 def _rules(config: ModelConfig, final_norm: str) -> Iterator[tuple[str, Rule]]:
