@@ -176,7 +176,7 @@ class Archive:
     def _verify_checksum(self, file: io.BufferedReader, offset: int, data: bytearray) -> None:
         """Verify the checksum of the storage that `data` was read from, once."""
         if offset not in self._records:
-            raise CheckpointError(f"{self._path}: damaged: a tensor lies where no entry is")
+            raise CheckpointError(f"{self._path}: damaged: a tensor lies outside its entries")
         name, size, expected = self._records[offset]
         if offset in self._verified or not expected:
             return

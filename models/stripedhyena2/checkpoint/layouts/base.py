@@ -9,11 +9,11 @@ from stripedhyena2.config import ModelConfig
 
 
 class Layout(ABC):
-    """A way to name the tensors of a model, and the form that they are stored in.
+    """Names for the tensors of a model, and the forms in which they are stored.
 
     Attributes:
-        name: What people call it.
-        stored_as: As the provenance of what was read from it calls it.
+        name: The name of the layout.
+        stored_as: Its name in the provenance of checkpoints that were read from it.
     """
 
     name: ClassVar[str]
