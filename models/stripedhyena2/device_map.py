@@ -1,4 +1,4 @@
-"""Spreading a model that is too large for one GPU over several, consecutive blocks on each.
+"""Device maps: models that are too large for one GPU, spread over several by consecutive blocks.
 
 The residual stream moves from device to device. Embedding, final norm and head stay on the first
 device, since embedding and head share a tensor. Devices work one after the other, so this is for

@@ -1,1 +1,1 @@
-"""Softmax attention: causal for prefill and training, decoding, over a pool, and by blocks."""
+"""Softmax attention: causal (prefill and training), decoding, paged, and by mergeable blocks."""

@@ -1,4 +1,4 @@
-"""Attention of a block of queries to a block of keys, with the log-sum-exp to merge blocks by.
+"""Attention of a block of queries to a block of keys, with the log-sum-exp for merging.
 
 PyTorch's public attention does not return the log-sum-exp (lse) of the scores, which merging needs.
 So this file, and no other, calls the private operators behind it, `_cudnn_attention` and

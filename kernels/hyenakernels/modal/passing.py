@@ -1,4 +1,4 @@
-"""What a shard of a sequence sends to the others: its final state from zero, and the adjoint.
+"""What the shards of a sequence exchange: final states from zero, and their adjoints.
 
 Each is computed in one pass that reads two thirds of what the operator itself reads.
 

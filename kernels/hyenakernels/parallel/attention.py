@@ -30,7 +30,7 @@ def attention_all_to_all(
         v_BHLW: Its values.
         sharding: Contiguous or not; when None the shards are contiguous, and the ranks exchange
             their lengths first.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
 
     Returns:
         softmax(q k^T / sqrt(W)) v, [B, H, L, W].

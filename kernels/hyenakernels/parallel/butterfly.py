@@ -29,7 +29,7 @@ class Hypercube:
         rank: This process's rank within the group.
         num_ranks: N.
         num_rows: M.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
     """
 
     rank: int

@@ -61,7 +61,7 @@ class Route(Exchange):
         num_sources: The number of rows of this rank before the exchange.
         num_targets: Its number of rows after the exchange.
         rank: This process's rank within the group.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
     """
 
     pieces: tuple[Piece, ...]
@@ -115,7 +115,7 @@ class AllToAll(Exchange):
     Attributes:
         sent: The number of elements for each rank.
         received: The number of elements from each rank.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
     """
 
     sent: tuple[int, ...]

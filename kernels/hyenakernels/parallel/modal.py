@@ -38,7 +38,7 @@ def hyena_modal_states(
         filters: The same on all ranks.
         past: The past of the whole sequence, read on the first rank only; zeros when None.
         sharding: Contiguous; when None the ranks exchange their lengths first.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
 
     Returns:
         y [B, L, D], and the past for the samples that follow this shard; that of the last rank is

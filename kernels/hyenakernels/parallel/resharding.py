@@ -22,7 +22,7 @@ def reshard(
         x_BLC: This rank's rows in the sharding `source`.
         source: The current sharding.
         target: The new sharding, of the same length.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
 
     Returns:
         [B, L, C].

@@ -110,7 +110,7 @@ def halo(
         reach: P.
         past_BPC: The P rows before the sequence, read on the first rank; zeros when None.
         sharding: Contiguous; when None the ranks exchange their lengths first.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
 
     Returns:
         [B, P, C].

@@ -115,7 +115,7 @@ class LocalShard:
     Attributes:
         sharding: The rows of every rank.
         rank: This process's rank within the group.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
     """
 
     sharding: Sharding

@@ -1,4 +1,4 @@
-"""The published models by name: shape, files, and the precision their numbers need.
+"""The published models by name: shape, files, and the precision that they need.
 
 Commits, sizes and SHA-256 were recorded by several public projects; they have not been verified on
 the files. A name may request another commit, as in evo2_7b@main.
