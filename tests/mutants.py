@@ -82,7 +82,7 @@ EQUIVALENT = {
     "root = square.masked_fill(is_zero, <<1 -> 2>>).sqrt().masked_fill(is_zero, 0)": (
         "any number above 0 will do: it is replaced behind the root"
     ),
-    "if length == <<1 -> 2>>:  # setting up a convolution takes ten times as long as the sum": (
+    "if length == <<1 -> 2>>:  # the setup of conv1d takes ten times as long as the sum": (
         "both ways compute the same"
     ),
     "return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :<<0 -> 1>>], memory)": (
