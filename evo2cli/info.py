@@ -17,7 +17,7 @@ from evo2cli.genome.vcf import FIRST_COLUMNS, Kind, is_bases, is_variants, kind_
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
-from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
+from stripedhyena2.checkpoint.precision import is_released, precision_of, precision_warning
 from stripedhyena2.checkpoint.published import LICENSE, PUBLISHED, published_config, split_name
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.checkpoint.sources import looks_like_weights
@@ -100,7 +100,9 @@ def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     }
     if is_released(checkpoint):
         facts["needs"] = precision_of(checkpoint)
-        if not scales and (warning := doubt(checkpoint, name, torch.device("cpu"), float8=False)):
+        if not scales and (
+            warning := precision_warning(checkpoint, name, torch.device("cpu"), float8=False)
+        ):
             facts["warning"] = warning
     return facts
 

@@ -82,14 +82,11 @@ EQUIVALENT = {
     "root = square.masked_fill(is_zero, <<1 -> 2>>).sqrt().masked_fill(is_zero, 0)": (
         "any number above 0 will do: it is replaced behind the root"
     ),
-    "if length == <<1 -> 2>>:  # setting up a convolution takes ten times as long as the sum": (
+    "if length == <<1 -> 2>>:  # the setup of conv1d takes ten times as long as the sum": (
         "both ways compute the same"
     ),
     "return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :<<0 -> 1>>], memory)": (
         "the keys alone say how many there are, and the values are cut from the memory again"
-    ),
-    "q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_1L).chunk(<<2 -> 3>>, dim=2)": (
-        "the same for the two heads of the tests, and a failure for more"
     ),
     "seen, capacity = past.keys_BHTW.shape[2], past.memory[<<0 -> 1>>].shape[2]": (
         "there is room for as many values as keys"

@@ -244,7 +244,7 @@ class Writer:
         samples: list[Sample] = []
         waiting = list(reversed(prompts))
         while waiting or self._rows.samples:
-            if waiting and self._rows.has_room:
+            if waiting and self._rows.has_free_row:
                 request = Request(
                     waiting.pop(), self._num_bases, Uniforms(0), Alphabet(tuple(ACGT))
                 )

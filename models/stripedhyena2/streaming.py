@@ -60,7 +60,7 @@ class Streaming:
         )
 
         def grown(tokens: int) -> int:
-            """Bytes of the past of one block that grow with the sequence, e.g. keys and values."""
+            """Bytes of the largest past of a block that grows with the sequence (a KV cache)."""
             return max(
                 mixer.state_bytes(config, tokens, element_size)
                 - mixer.state_bytes(config, 0, element_size)
@@ -68,7 +68,7 @@ class Streaming:
             )
 
         row = element_size * config.width
-        if self.offload:  # a chunk that comes and one that goes; keys and values in use and to come
+        if self.offload:  # chunks in, in use and out; blocks of keys and values, in use and next
             return activations + 3 * row * chunk + 2 * grown(min(PAST_BLOCK, num_tokens))
         return activations + row * num_tokens + grown(num_tokens)  # with the residual stream
 

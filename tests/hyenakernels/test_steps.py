@@ -58,7 +58,7 @@ def test_steps_by_kernels_are_whole_sequences(
         decoder.place(row, cache)
     right = [exact(ids[None])[0, length:] for ids, length in zip(whole, lengths, strict=True)]
     for name in ("attention", "fir", "linear", "modal", "norm"):
-        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_take", lambda *_, **__: True)
+        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_support", lambda *_, **__: True)
     found = [
         decoder.step(torch.stack([ids[n + t] for ids, n in zip(whole, lengths, strict=True)]))
         for t in range(NEW)
@@ -76,7 +76,7 @@ def test_rows_by_kernels_are_whole_sequences(monkeypatch: pytest.MonkeyPatch) ->
     wanted = [(shared, 64), (shared[:65] + b"GG", 64), (alone, 0)]
     right = [sequence_logprob(exact, bases) for bases, _ in wanted]
     for name in ("attention", "fir", "modal", "norm"):
-        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_take", lambda *_, **__: True)
+        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_support", lambda *_, **__: True)
     packer = Packer(model, Shapes(1024))
     asked = []
     for bases, cut in wanted:
