@@ -34,8 +34,8 @@ evo2cli/training/loss.py: target_weights read_windows weighted_loss
     > evo2cli/training/test_loss.py
 evo2cli/training/optimizer.py: learning_rate > evo2cli/training/test_optimizer.py
 evo2cli/data/splits.py: content_sha256 SplitRule > evo2cli/data/test_tokens.py
-evo2cli/data/order.py: hashed shuffled _feistel OnePool Mixture _floor_sum
-    > evo2cli/data/test_order.py
+evo2cli/data/sampler.py: hashed shuffled _feistel PooledSampler MixtureSampler _floor_sum
+    > evo2cli/data/test_sampler.py
 evo2cli/ranking.py: count_levels area_under_roc average_precision rank mean_estimate
     roc_curve > evo2cli/test_ranking.py
 evo2cli/genome/coding.py: CodingSequence parse_mutant > evo2cli/genome/test_coding.py

@@ -1,4 +1,4 @@
-"""Write token sets, whole or in parts; `data.tokens` says what such a folder holds."""
+"""Write token sets, directly or from parts; `data.tokens` describes the format."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from evo2cli.genome.alphabet import reverse_complement
 FORMAT = 1
 MANIFEST, DOCUMENTS = "manifest.json", "documents.tsv"
 _BLOCK = 1 << 20
-_MAX_JOINS = 64  # parts that wait to be joined
+_MAX_JOINS = 64  # parts queued to be joined
 _COLUMNS = ("split", "index", "name", "source", "strand", "length", "sha256")
 
 
@@ -48,12 +48,12 @@ class Document:
 
 
 class PartWriter:
-    """Writes documents to a folder: their tokens by split, and a row for each of them.
+    """Writes documents to a folder: their tokens by split, and a row of metadata for each.
 
-    A part of a token set, for `TokenWriter.join`. Use as a context manager.
+    The result is a part of a token set, for `TokenWriter.join`. Use as a context manager.
 
     Args:
-        folder: The folder; must be absent.
+        folder: The folder; must not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,11 +94,11 @@ class PartWriter:
 class TokenWriter(PartWriter):
     """Writes a token set document by document, or part by part; use as a context manager.
 
-    Everything is written to a hidden folder beside `folder`, which `finish` renames. A killed run
+    Everything is written to a hidden folder next to `folder`, which `finish` renames. A killed run
     leaves only the hidden folder, which the next run replaces.
 
     Args:
-        folder: Folder of the token set; must be absent or empty.
+        folder: Folder of the token set; must not exist, or be empty.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,7 +117,7 @@ class TokenWriter(PartWriter):
         return self
 
     def part(self, name: str) -> Path:
-        """The folder for a part, which goes when it is joined, or with the writer."""
+        """The folder for a part; deleted when the part is joined, or with the writer."""
         return self._folder / f"part-{name}"
 
     def _write(self, split: str, tokens: bytes) -> None:
@@ -130,7 +130,7 @@ class TokenWriter(PartWriter):
         offsets.append(offsets[-1] + length + 1)
 
     def join(self, part: Path) -> None:
-        """Append the documents of a part and delete it, in a thread, after the parts before."""
+        """Append the documents of a part and delete it, in a background thread, in call order."""
         self._joins.append(self._joiner.submit(self._join, part))
         while len(self._joins) > _MAX_JOINS:
             self._joins.popleft().result()
@@ -149,10 +149,10 @@ class TokenWriter(PartWriter):
         shutil.rmtree(part)
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write the manifest and give the folder its name.
+        """Write the manifest and rename the folder to its final name.
 
         Args:
-            facts: Further entries of the manifest.
+            facts: Further entries for the manifest.
 
         Returns:
             The manifest.

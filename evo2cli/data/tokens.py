@@ -1,7 +1,7 @@
 """Token sets: a folder with one byte per base and an index of its documents.
 
 train.bin            uint8; documents back to back, case kept, each followed by one byte 0
-train.offsets.npy    int64 [documents + 1]; where each document starts, then the size of the .bin
+train.offsets.npy    int64 [documents + 1]; start of each document, then the size of the .bin
 valid.*, test.*      the same, for each of these splits that has a document
 documents.tsv        split, index, name, source, strand, length, content_sha256 of each document
 manifest.json        inputs, options, counts, and the sha256 of each .bin; written last
@@ -29,14 +29,14 @@ from stripedhyena2.values import read_json, require_regular
 
 
 class _Counts(BaseModel):
-    """What a manifest says of a split."""
+    """Counts of one split in a manifest."""
 
     documents: NonNegativeInt
     bases: NonNegativeInt
 
 
 class _Manifest(BaseModel):
-    """What is read from a manifest; more is written."""
+    """The required keys of a manifest; the others are kept as they are."""
 
     format: Literal[1]
     splits: dict[Literal["train", "valid", "test"], _Counts]
@@ -56,7 +56,7 @@ class Split:
 
     Attributes:
         tokens: The bytes of the .bin, memory-mapped.
-        offsets: Where each document starts, then the size of the .bin.
+        offsets: Start of each document, then the size of the .bin.
     """
 
     tokens: npt.NDArray[np.uint8]
@@ -65,7 +65,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DocumentFacts:
-    """Name, file and hash of a document.
+    """Metadata of a document.
 
     Attributes:
         name: Name of its record.
@@ -96,10 +96,10 @@ class TokenSet:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenSet":
-        """Open a token set and check its sizes against its manifest.
+        """Open a token set and check its file sizes against the manifest.
 
         Raises:
-            UserError: It is not a token set, or incomplete.
+            UserError: It is not a token set, or is incomplete.
         """
         try:
             manifest = read_json(folder / MANIFEST, _MANIFEST)
@@ -128,23 +128,23 @@ class TokenSet:
             borders = file.with_suffix(".offsets.npy")
             require_regular(borders, UserError)
             offsets: npt.NDArray[np.int64] = np.load(borders, mmap_mode="r")
-            found = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
+            stored = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
         except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
             raise UserError(
                 f"{file}: it or its offsets cannot be read ({error}); tokenize again"
             ) from None
-        if found != (size, (documents + 1,), [size]):
+        if stored != (size, (documents + 1,), [size]):
             raise UserError(
-                f"{file}: {found[0]:,} bytes in {counted(len(offsets) - 1, 'document')}, but the "
+                f"{file}: {stored[0]:,} bytes in {counted(len(offsets) - 1, 'document')}, but the "
                 f"manifest says {size:,} in {documents:,}; tokenize again"
             )
         return Split(np.memmap(file, np.uint8, "r"), offsets)
 
     def documents(self) -> Iterator["DocumentFacts"]:
-        """Name, file and hash of each document, in the order of the inputs.
+        """Metadata of each document, in the order of the inputs.
 
         Raises:
-            UserError: The record cannot be read.
+            UserError: documents.tsv cannot be read.
         """
         file = self.folder / DOCUMENTS
         try:

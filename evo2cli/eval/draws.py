@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evo2cli.data.order import keyed_number
+from evo2cli.data.sampler import keyed_number
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT, upper_dna
 from evo2cli.genome.interval import Interval

@@ -1,4 +1,4 @@
-"""Convert FASTA or JSON lines to a token set, in one process or in several."""
+"""Convert FASTA or JSON lines to a token set, in one process or by several workers."""
 
 import time
 from collections import Counter
@@ -29,12 +29,12 @@ _DEFAULT_VALID_FRACTION = 0.05
 def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str, Any]:
     """Write the sequences of FASTA files, or the texts of .jsonl files, as a token set.
 
-    An existing token set of files with the same names and hashes and with the same options is left
-    unchanged. FASTA can also come from stdin (`-`) and pipes.
+    An existing token set of the same inputs (by name and hash) with the same options is left as it
+    is. FASTA can also come from stdin (`-`) and pipes.
 
     Args:
         options: Options of the command.
-        quiet: Say nothing of a token set that exists.
+        quiet: Print nothing about an existing token set.
 
     Returns:
         The manifest.
@@ -80,23 +80,23 @@ def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str
 
 
 class _Run:
-    """The tasks of a run, to hash and to read pieces of the inputs.
+    """The tasks of a run: hash the files, and read the pieces.
 
-    Their results are used in the order of the inputs. So the output, and the error of a run that
-    fails, are the same for every number of workers.
+    Results are consumed in the order of the inputs, so that the output, and the error of a failing
+    run, do not depend on the number of workers.
 
     Attributes:
-        tally: Letters and oddities of what is written.
+        tally: Counts over all documents.
         hashes: Size and hash of each file.
     """
 
     def __init__(self, options: TokenizeOptions, rule: SplitRule, writer: TokenWriter) -> None:
         self.tally, self.hashes = Tally(), Hashes()
         self._options, self._rule, self._writer = options, rule, writer
-        self._held_out = writer.part("held-out")  # a file with what `tally.held_out` has
+        self._held_out = writer.part("held-out")  # file with `tally.held_out`, for the workers
         self._pieces: dict[int, Piece] = {}
-        self._results: dict[int, Tally | Hashes | UserError] = {}  # not used yet
-        self._num_tasks = self._num_used = 0
+        self._results: dict[int, Tally | Hashes | UserError] = {}  # not consumed yet
+        self._num_tasks = self._num_consumed = 0
 
     def work(self, advance: Advance) -> None:
         """Run all tasks.
@@ -111,8 +111,8 @@ class _Run:
         ):
             for result in results:
                 self._results[result.number] = result.value
-                self._use_results()
-        self._use_results()
+                self._consume_results()
+        self._consume_results()
         self._held_out.unlink(missing_ok=True)
 
     def _tasks(self) -> Iterator[Task | None]:
@@ -129,8 +129,8 @@ class _Run:
             except UserError as error:
                 self._results[self._num_tasks] = error
                 return
-            while self._num_used < self._num_tasks:
-                yield None  # what is held out is known when all pieces have been read
+            while self._num_consumed < self._num_tasks:
+                yield None  # the hashes to hold out are known once all pieces have been read
             if options.workers > 1 and self.tally.held_out:
                 self._held_out.write_text("\n".join(self.tally.held_out), encoding="ascii")
 
@@ -148,16 +148,16 @@ class _Run:
             read_part, reader, piece, part, self._held_out, options.output, options.workers
         )
 
-    def _use_results(self) -> None:
-        """Use the results of the tasks before the first one that has not finished.
+    def _consume_results(self) -> None:
+        """Consume results in order, up to the first task that has not finished.
 
         Raises:
             UserError: One of these tasks failed.
         """
-        while self._num_used in self._results:
-            number = self._num_used
+        while self._num_consumed in self._results:
+            number = self._num_consumed
             value = self._results.pop(number)
-            self._num_used += 1
+            self._num_consumed += 1
             if isinstance(value, UserError):
                 raise value
             if isinstance(value, dict):
@@ -183,7 +183,7 @@ def _explained_death(workers: int) -> Iterator[None]:
 
 
 def _check_free(output: Path) -> None:
-    """Refuse an output that exists, unless it is an empty folder or a token set.
+    """Refuse an existing output that is neither an empty folder nor a token set.
 
     Raises:
         UserError: It is something else.
@@ -195,7 +195,7 @@ def _check_free(output: Path) -> None:
 
 
 def _check_inputs(inputs: Sequence[Path], workers: int) -> None:
-    """Refuse inputs that cannot be read, or that several workers cannot share.
+    """Refuse inputs that cannot be read, or that only one process can read.
 
     Raises:
         UserError: There is one.
@@ -209,15 +209,15 @@ def _check_inputs(inputs: Sequence[Path], workers: int) -> None:
 
 
 def _size(paths: Sequence[Path]) -> int:
-    """Bytes of all files, of pipes none."""
+    """Total size of the files in bytes; pipes count 0."""
     return sum(path.stat().st_size for path in paths if is_file(path))
 
 
 def _existing(options: TokenizeOptions, facts: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """The manifest of an earlier run on the same input; with a bar unless `quiet`.
+    """The manifest of an existing token set, if it is of the same inputs and options.
 
     Raises:
-        UserError: `output` is a token set of other input.
+        UserError: `output` is a token set of other inputs or options.
     """
     output = options.output
     manifest = TokenSet.open(output).manifest
@@ -230,11 +230,11 @@ def _existing(options: TokenizeOptions, facts: dict[str, Any], *, quiet: bool) -
         if not quiet:
             bar = console.progress("hash", _size([*files]), "bytes")
             advance = stack.enter_context(bar).advance
-        for found in run_tasks(tasks, options.workers, advance):
-            hashes |= found
-    now = {**facts, "sources": _describe_sources(options, hashes)}
-    is_known = all(source["sha256"] for source in now["sources"])
-    if is_known and all(manifest.get(key) == now[key] for key in ("options", "sources")):
+        for hashed in run_tasks(tasks, options.workers, advance):
+            hashes |= hashed
+    expected = {**facts, "sources": _describe_sources(options, hashes)}
+    is_known = all(source["sha256"] for source in expected["sources"])
+    if is_known and all(manifest.get(key) == expected[key] for key in ("options", "sources")):
         return manifest
     raise UserError(
         f"{output}: has tokens of other files or options; remove it or choose another folder"
@@ -242,7 +242,7 @@ def _existing(options: TokenizeOptions, facts: dict[str, Any], *, quiet: bool) -
 
 
 def _describe_sources(options: TokenizeOptions, hashes: Hashes) -> list[dict[str, Any]]:
-    """Name, role, size and hash of every input; for a pipe only name and role are known."""
+    """Name, role, size and hash of every input; size and hash of a pipe are None."""
     described = []
     for role, paths in (("train", options.files), ("valid", options.valid)):
         for path in paths:

@@ -1,4 +1,4 @@
-"""The tasks of `evo2 tokenize`; a worker process imports this file and no other part of a run."""
+"""The tasks of `evo2 tokenize`; workers import this module and not `run`, so they start faster."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ Hashes = dict[Path, tuple[int, str]]  # size and SHA-256 of files
 
 @dataclass(frozen=True)
 class Result:
-    """What a task found, or the error that ended it.
+    """The result of a task, or the error that ended it.
 
     Attributes:
         number: Number of the task, in the order of the inputs.
-        value: What it found.
+        value: The result or the error.
     """
 
     number: int
@@ -32,7 +32,7 @@ class Result:
 
 
 def run_numbered(number: int, task: Task, advance: Advance) -> Result:
-    """Run the task of a number."""
+    """Run a task, and return its result with its number."""
     try:
         return Result(number, task(advance))
     except UserError as error:
@@ -48,15 +48,15 @@ def read_part(
     workers: int,
     advance: Advance,
 ) -> Tally:
-    """Read a piece in a process of its own into the folder `part`.
+    """Read a piece in a worker process into the folder `part`.
 
     Args:
         reader: Reads it.
         piece: The piece.
-        part: The folder, absent.
+        part: The folder; must not exist.
         held_out: File with `content_sha256` of the documents of `valid` files; need not exist.
         output: The token set, for error messages.
-        workers: Number of processes that share the memory.
+        workers: Number of workers, among which the memory limit is divided.
         advance: See `PieceReader.read`.
 
     Raises:
@@ -73,7 +73,7 @@ def _lines_of(file: Path) -> frozenset[str]:
 
 
 def hash_files(paths: Sequence[Path], is_shown: bool, advance: Advance) -> Hashes:
-    """Size and SHA-256 of files; only what `is_shown` advances the progress bar."""
+    """Size and SHA-256 of files; advances the progress bar only if `is_shown`."""
     return {path: _file_sha256(path, advance if is_shown else None) for path in paths}
 
 

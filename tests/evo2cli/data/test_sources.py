@@ -237,7 +237,7 @@ def test_an_index_goes_where_it_can_be_written(
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     assert_stream(opened(file), [b"ACGT"])
-    assert "its index cannot be stored" in capsys.readouterr().err
+    assert "its index cannot be cached" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "t.jsonl",
         "t.jsonl.evo2-index.npy",

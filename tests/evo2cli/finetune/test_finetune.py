@@ -454,12 +454,12 @@ def test_contigs_of_an_annotated_genome_are_held_out(
     [
         (
             {"split": SplitBy.RANDOM},
-            "--split random: the data are already divided by contigs .2,3.",
+            "--split random: the data are already split by contigs .2,3.",
         ),
-        ({"test": Path("x.tsv")}, "--test x.tsv: the data are already divided by contigs .2,3."),
+        ({"test": Path("x.tsv")}, "--test x.tsv: the data are already split by contigs .2,3."),
         (
             {"valid": Path("x.tsv"), "valid_contigs": None, "test_contigs": None},
-            "--valid x.tsv: not with --features, .* divide .*genome.fa with",
+            "--valid x.tsv: not with --features, .* split .*genome.fa with",
         ),
         (
             {"features": None, "task": Task.LM},

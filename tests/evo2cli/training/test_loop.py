@@ -93,7 +93,7 @@ def states(trainer: Trainer) -> dict[str, Any]:
     """Everything that a further step would depend on."""
     engine = engine_of(trainer)
     moments = engine.optimizer.state_dict()["state"]
-    return {"model": engine.model.state_dict(), "optimizer": moments, "ema": engine.averages}
+    return {"model": engine.model.state_dict(), "optimizer": moments, "ema": engine.ema}
 
 
 TIMES = ("seconds", "rate", "rate_per_gpu")
@@ -351,7 +351,7 @@ def test_averaged_weights_are_what_a_checkpoint_holds_and_validation_reads(
         average = 0.5 * average + 0.5 * engine.model.embedding.weight.detach()
     torch.testing.assert_close(engine.weights()["embedding.weight"], average)
     other = make_trainer(make_recipe(tmp_path / "other"))
-    engine_of(other).model.load_state_dict(engine.averages, strict=False)
+    engine_of(other).model.load_state_dict(engine.ema, strict=False)
     before = {name: x.clone() for name, x in engine.model.state_dict().items()}
     assert trainer.validate() == other.validate()
     torch.testing.assert_close(engine.model.state_dict(), before, rtol=0, atol=0)
