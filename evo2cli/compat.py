@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ from stripedhyena2 import InputError, Request, Sampler, Uniforms, generate
 from stripedhyena2.checkpoint.published import PUBLISHED
 from stripedhyena2.dna import check_sequences, reverse_complement
 from stripedhyena2.errors import check_choice, check_count
-from stripedhyena2.layers import find_module
+from stripedhyena2.layers import find_module, listening
 from stripedhyena2.operators import Attention, Hyena
 from stripedhyena2.scoring import mean_logprob, sequence_logprob
 
@@ -156,27 +155,16 @@ class Evo2:
         if not layer_names:
             raise InputError("return_embeddings=True needs layer_names, e.g. ['blocks.26.mlp.l3']")
         embeddings: dict[str, Tensor] = {}
-        hooks = []
-        for name in layer_names:
-            if name == "unembed":
-                continue
-            module, arrange = self._module(name)
 
-            def keep(
-                _module: object,
-                _inputs: object,
-                output: Any,
-                name: str = name,
-                arrange: Callable[[Tensor], Tensor] = arrange,
-            ) -> None:
-                embeddings[name] = arrange(output[0] if isinstance(output, tuple) else output)
+        def keep(name: str, arrange: Callable[[Tensor], Tensor], output: Tensor) -> None:
+            embeddings[name] = arrange(output)
 
-            hooks.append(self.model.get_submodule(module).register_forward_hook(keep))
-        try:
+        modules = {name: self._module(name) for name in layer_names if name != "unembed"}
+        with listening(
+            (self.model.get_submodule(module), partial(keep, name, arrange))
+            for name, (module, arrange) in modules.items()
+        ):
             logits_BLV = self.model(ids_BL)
-        finally:
-            for hook in hooks:
-                hook.remove()
         if "unembed" in layer_names:
             embeddings["unembed"] = logits_BLV
         return (logits_BLV, None), {name: embeddings[name] for name in layer_names}

@@ -80,10 +80,13 @@ class _Warnings(logging.Handler):
         warn(record.getMessage())
 
 
+_WARNINGS = _Warnings(logging.WARNING)
+
+
 def show_warnings() -> None:
-    """Print the warnings that stripedhyena2 and hyenakernels log from now on."""
-    for floor in ("stripedhyena2", "hyenakernels"):
-        logging.getLogger(floor).addHandler(_Warnings(logging.WARNING))
+    """Print the warnings that our packages log from now on."""
+    for package in ("evo2cli", "stripedhyena2", "hyenakernels"):
+        logging.getLogger(package).addHandler(_WARNINGS)
 
 
 PIPE_WIDTH = 200  # columns, where the output is not a terminal

@@ -1,19 +1,23 @@
 """Concatenate the outputs of `evo2 score --shard`."""
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from evo2cli import console
-from evo2cli.errors import UserError, counted
+from evo2cli.errors import TooManySkippedError, UserError, counted
 from evo2cli.files import check_output, open_output
 from evo2cli.genome.source import read_lines
+from evo2cli.genome.vcf import Status
 from evo2cli.score.options import Layout
 from evo2cli.score.output import MARKS, SHARD, SHARDED_INPUT, index_output
 
+_STATUS = b"EVO2_STATUS"
+_UNSCORED = frozenset(status.encode() for status in Status if not status.is_scored)
 LAYOUTS = {".vcf": Layout.VCF, ".tsv": Layout.TSV, ".jsonl": Layout.JSONL}
 
 
@@ -44,6 +48,7 @@ def merge_files(paths: Sequence[Path], output: Path) -> None:
     Raises:
         UserError: Parts differ in format or run, or are missing, repeated or out of order; or a
             file cannot be read or written.
+        TooManySkippedError: No allele has a score; the output is complete.
     """
     layout = _layout(output)
     for path in paths:
@@ -55,16 +60,32 @@ def merge_files(paths: Sequence[Path], output: Path) -> None:
     heads = [_open_part(path, layout)[0] for path in paths]
     _check_order(heads)
     _check_run(heads)
-    count = 0
+    count, has_score = 0, False
+    status_of = _status_reader(layout, heads[0].header)
     with open_output(output) as write:
         write(b"".join(heads[0].header))
         for path in paths:
             for line in _open_part(path, layout)[1]:
                 write(line)
                 count += 1
+                has_score = has_score or not _UNSCORED.issuperset(status_of(line))
     if output.suffix == ".gz" and layout.has_index:
         index_output(output, layout)
     console.say(f"{output}: {counted(count, 'record')} from {counted(len(paths), 'part')}")
+    if count and not has_score:
+        raise TooManySkippedError(f"{output}: nothing could be scored: no record has a score")
+
+
+def _status_reader(layout: Layout, header: Sequence[bytes]) -> Callable[[bytes], list[bytes]]:
+    """What reads the EVO2_STATUS of each allele in a line; empty where there is none."""
+    if layout is Layout.TSV:
+        names = b"".join(header[-1:]).split()
+        if _STATUS not in names:  # of a version that did not write it
+            return lambda _: [b""]
+        column = names.index(_STATUS)
+        return lambda line: [line.rstrip().split(b"\t")[column]]
+    form = re.compile(_STATUS + (b"=" if layout is Layout.VCF else b'": "') + rb'([^;"\s]*)')
+    return lambda line: b",".join(form.findall(line)).split(b",")
 
 
 def _layout(path: Path) -> Layout:

@@ -27,6 +27,7 @@ from copy import copy
 from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum, StrEnum
 from functools import wraps
+from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -37,6 +38,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from evo2cli.errors import UserError
 
 T = TypeVar("T", bound="Options")
+_NUMBERS = {int: (Integral, "a whole number"), float: (Real, "a number")}
 _DASH, _OUTPUTS = Path("-"), ("--output", "DESTINATION")  # `-` means stdin, and is no output
 
 
@@ -47,7 +49,7 @@ class Options:
     Text is converted to a path or a choice, a path to text, and any sequence to a tuple.
 
     Raises:
-        UserError: A value is not one of the choices, or lies outside its range.
+        UserError: A value is not one of the choices, not a number, or outside its range.
     """
 
     panel: ClassVar[str | None] = None
@@ -102,6 +104,8 @@ class _Declaration:
             return path
         if self.kind is str and isinstance(value, Path):
             return str(value)
+        if self.kind in _NUMBERS and not isinstance(value, _NUMBERS[self.kind][0]):
+            raise UserError(f"{self.flag} {value!r}: must be {_NUMBERS[self.kind][1]}")
         if self.kind is int and abs(value) > sys.maxsize:
             raise UserError(f"{self.flag} {value}: must be at most {sys.maxsize}")
         # `not a <= b` is true for NaN, too.

@@ -22,7 +22,7 @@ read_records, Record
 read_vcf, VariantFile, VariantRecord
     The header and the records of a VCF or BCF; a record keeps its line byte for byte.
 read_table
-    The same from TSV, CSV or Parquet with the columns chrom, pos, ref and alt.
+    The same from TSV, CSV, Parquet or JSON lines with chrom, pos, ref and alt.
 read_bed, read_features
     The intervals of a BED file; the features of a BED, GFF3 or GTF file.
 reverse_complement

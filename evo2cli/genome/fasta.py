@@ -14,6 +14,7 @@ from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, RNA_LETTERS
 from evo2cli.genome.formats import recognised
 from evo2cli.genome.source import (
+    BYTE_ORDER_MARK,
     STDIN,
     WHOLE,
     Span,
@@ -28,7 +29,6 @@ _BAR = b"|"  # around a lineage tag
 _MAX_TAG = 1 << 16  # letters; what is longer is no tag
 _BORDER = b"\n>"  # between two records
 _MAX_HEADER = 1 << 22  # bytes
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PROTEIN_ONLY = frozenset(b"EFILPQZefilpqz")
 _TAG_ONLY = frozenset(b"|_;")
 _GAPS, _STOP = b"-.", b"*"  # in some alignments, * is a gap as well
@@ -48,6 +48,10 @@ class Record:
     name: str
     description: str
     sequence: bytes
+
+    def __repr__(self) -> str:  # short, as a sequence may be a chromosome
+        letters = f"<{len(self.sequence):,} letters>"
+        return f"Record(name={self.name!r}, description={self.description!r}, sequence={letters})"
 
 
 def read_records(
@@ -93,7 +97,7 @@ def require_fasta(path: Path) -> None:
 
 
 def _opening(start: bytes) -> bytes:
-    return start.removeprefix(_BYTE_ORDER_MARK).lstrip()
+    return start.removeprefix(BYTE_ORDER_MARK).lstrip()
 
 
 def _require_header(path: Path, opening: bytes) -> None:

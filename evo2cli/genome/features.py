@@ -52,7 +52,7 @@ def is_gff(path: Path) -> bool:
     return not {suffix.lower() for suffix in path.suffixes[-2:]}.isdisjoint(_GFF)
 
 
-def read_features(path: Path, kind: str | None = None) -> list[Feature]:
+def read_features(path: Path | str, kind: str | None = None) -> list[Feature]:
     """Read a GFF3 or GTF file (recognised by its name) or else a BED file; .gz is read too.
 
     Args:
@@ -62,6 +62,7 @@ def read_features(path: Path, kind: str | None = None) -> list[Feature]:
     Raises:
         UserError: The file cannot be read, a line is not valid, or there is no feature.
     """
+    path = Path(path)
     if is_gff(path):
         found = _read_gff(path, kind)
     elif kind is not None:

@@ -65,8 +65,12 @@ def open_parquet(
     schema = arrow.schema([(name, stored[kind]) for name, kind in types.items()])
     waiting: list[Mapping[str, Any]] = []
 
+    texts = [name for name, kind in types.items() if kind is str]
+
     def put(rows: Sequence[Mapping[str, Any]]) -> None:
-        waiting.extend(rows)
+        for row in rows:  # a column of JSON lines may have numbers among its text
+            as_text = {name: str(row[name]) for name in texts if row[name] is not None}
+            waiting.append({**row, **as_text})
         if len(waiting) >= BATCH:
             flush()
 

@@ -8,17 +8,19 @@ at random positions of human chromosome 20 took 21 us by it and 17 us by pysam (
 """
 
 import io
+import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import pysam
 from pysam.utils import SamtoolsError
 
-from evo2cli import console
 from evo2cli.errors import UserError, listed
 from evo2cli.files import atomic_path, reading, size_and_time, temporary_folder, writing
 from evo2cli.genome.bgzip import BgzipText, fits_blocks
@@ -29,11 +31,14 @@ from evo2cli.genome.interval import ENDLESS, Interval
 from evo2cli.genome.regions import read_region, whole_contig
 from evo2cli.genome.source import STDIN, is_bgzip
 
+_LOG = logging.getLogger(__name__)  # not the console: genomes are opened from Python, too
 _LOOK = 1 << 16  # bases
 
 # The genome that was last read into memory, by path, size and date: a command opens its genome
 # several times, and to read a human one takes a minute.
 _held: dict[tuple[Path, int, int], dict[str, bytes]] = {}
+# Likewise the indexes that could not be kept beside their genome.
+_unkept: dict[tuple[Path, int, int], list[bytes]] = {}
 
 
 class Reference:
@@ -41,8 +46,8 @@ class Reference:
 
     A context manager, which closes the file::
 
-    with Reference.open("genome.fa") as genome:
-        bases = genome.fetch(Interval("chr1", 10_000, 10_100))
+        with Reference.open("genome.fa") as genome:
+            bases = genome.fetch(Interval("chr1", 10_000, 10_100))
     """
 
     def __init__(
@@ -160,6 +165,9 @@ class Reference:
             raise ValueError(f"{interval}: reaches beyond the end of the contig ({length:,} bases)")
         return self._fetch(interval)
 
+    def __repr__(self) -> str:
+        return f"<Reference: {len(self._lengths):,} contigs, {sum(self._lengths.values()):,} bases>"
+
     def __enter__(self) -> "Reference":
         return self
 
@@ -171,7 +179,7 @@ def _open(path: Path) -> Reference:
     if path == STDIN or path.is_fifo():
         raise UserError(f"{path}: a genome is read in any order, and a pipe only once; give a file")
     with reading(path):
-        held = _held.get((path.absolute(), *size_and_time(path)))
+        held = _held.get(_key(path))
     if held is not None:
         return _in_memory(held)
     if is_bgzip(path):
@@ -181,6 +189,10 @@ def _open(path: Path) -> Reference:
     if start == b">":
         return _open_indexed(path, (".fai",))
     return _open_in_memory(path)  # gzip, bzip2, comments, a byte order mark, or not FASTA
+
+
+def _key(path: Path) -> tuple[Path, int, int]:
+    return path.absolute(), *size_and_time(path)
 
 
 def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -196,7 +208,7 @@ def _unique_lengths(path: Path, pairs: Iterable[tuple[str, int]]) -> dict[str, i
 
 def _open_in_memory(path: Path) -> Reference:
     _held.clear()
-    key = (path.absolute(), *size_and_time(path))
+    key = _key(path)
     records = list(read_records(path))
     _unique_lengths(path, ((record.name, len(record.sequence)) for record in records))
     sequences = {record.name: record.sequence for record in records}
@@ -222,18 +234,30 @@ def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
     indexes = [path.with_name(path.name + suffix) for suffix in suffixes]
     try:
         with silent_htslib():
-            file = _open_by_kept(path, indexes) or _open_by_new(path, indexes)
+            file = (
+                _open_by_unkept(path, indexes)
+                or _open_by_kept(path, indexes)
+                or _open_by_new(path, indexes)
+            )
     except (OSError, ValueError, SamtoolsError):
-        console.say(
-            f"{path}: cannot be indexed (needs lines of equal length and distinct contig names); "
-            "read into memory"
+        _LOG.warning(
+            "%s: cannot be indexed (needs lines of equal length and distinct contig names); "
+            "read into memory",
+            path,
         )
         return _open_in_memory(path)
     lengths = _unique_lengths(path, zip(file.references, file.lengths, strict=True))
 
+    lock = Lock()  # htslib seeks and then reads without the interpreter's lock
+    process = os.getpid()
+
     def fetch(interval: Interval) -> bytes:
+        if os.getpid() != process:  # a fork, which shares the position in the file
+            raise UserError(f"{path}: was opened by another process; open it in each process")
+        if file.closed:
+            raise UserError(f"{path}: the reference has been closed; keep it open while it is read")
         bases = b""
-        with silent_htslib(), suppress(ValueError, OSError):
+        with lock, silent_htslib(), suppress(ValueError, OSError):
             bases = file.fetch(interval.name, interval.start, interval.end).encode()
         if len(bases) != len(interval):
             names = " or ".join(index.name for index in indexes)
@@ -246,13 +270,25 @@ def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
     return Reference(lengths, fetch, file.close)
 
 
+def _open_by_unkept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
+    """Open by the indexes that this process made before; None if it kept them, or made none."""
+    contents = _unkept.get(_key(path))
+    if contents is None:
+        return None
+    with temporary_folder() as folder:
+        made = [folder / index.name for index in indexes]
+        for index, content in zip(made, contents, strict=True):
+            index.write_bytes(content)
+        return pysam.FastaFile(*map(bytes_of, (path, *made)))
+
+
 def _open_by_kept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
     """Open by the indexes beside the file; None, after a warning, if they do not fit."""
     if not all(index.is_file() for index in indexes):
         return None
     for index in indexes:
         if index.stat().st_mtime < path.stat().st_mtime:
-            console.warn(f"{index}: is older than {path.name}; a new index is made")
+            _LOG.warning("%s: is older than %s; a new index is made", index, path.name)
             return None
     misfit: Path | None = indexes[0]
     try:
@@ -261,7 +297,7 @@ def _open_by_kept(path: Path, indexes: list[Path]) -> pysam.FastaFile | None:
             return pysam.FastaFile(*map(bytes_of, (path, *indexes)))
     except (OSError, ValueError, OverflowError):
         pass  # an index that cannot be read does not fit either
-    console.warn(f"{misfit or indexes[0]}: does not fit {path.name}; a new index is made")
+    _LOG.warning("%s: does not fit %s; a new index is made", misfit or indexes[0], path.name)
     return None
 
 
@@ -283,7 +319,8 @@ def _open_by_new(path: Path, indexes: list[Path]) -> pysam.FastaFile:
                 with writing(index), atomic_path(index, wait=True) as part:
                     shutil.copyfile(source, part)
             except UserError as error:
-                console.say(f"{error}; the index is not kept")
+                _LOG.warning("%s; the index is not kept", error)
+                _unkept[_key(path)] = [each.read_bytes() for each in made]
     return file
 
 

@@ -101,13 +101,13 @@ def whole_contig(name: str) -> Interval:
     return Interval(name, 0, ENDLESS)
 
 
-def read_bed(path: Path) -> Iterator[Interval]:
+def read_bed(path: Path | str) -> Iterator[Interval]:
     """Stream the intervals of a BED file.
 
     Raises:
         UserError: The file cannot be read, or a line is not an interval.
     """
-    return (line.interval for line in read_bed_lines(path))
+    return (line.interval for line in read_bed_lines(Path(path)))
 
 
 class BedLine(NamedTuple):

@@ -17,6 +17,7 @@ from evo2cli.errors import UserError
 from evo2cli.files import reading
 
 STDIN = Path("-")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # with which text from Windows may begin
 T = TypeVar("T")
 
 _GZIP, _BZIP2 = b"\x1f\x8b", b"BZh"
@@ -67,6 +68,7 @@ def read_blocks(
     """
     position, left = span.start, sys.maxsize if span.stop is None else span.stop - span.start
     with _one_line_errors(path), _open_raw(path) as raw, _decompressed(raw) as stream:
+        _note_reading(path)
         if span.start:
             raw.seek(span.start)
         block = stream.read(min(_BLOCK, left))
@@ -99,6 +101,7 @@ def read_lines(path: Path) -> Generator[bytes, None, None]:
     """
     limit = TextLimit(path, _MAX_LINE)
     with _one_line_errors(path), _open_raw(path, _LINE_BUFFER) as raw, _decompressed(raw) as stream:
+        _note_reading(path)
         for line in iter(partial(stream.readline, limit.bytes + 1), b""):
             limit.check(len(line), "a line")
             yield line
@@ -145,13 +148,13 @@ def share_memory(readers: int) -> None:
 
 @contextmanager
 def numbered_lines(path: Path) -> Iterator[Iterator[tuple[int, bytes]]]:
-    """The lines of `read_lines` with their 1-based numbers.
+    """The lines of `read_lines`, without a byte order mark, with their 1-based numbers.
 
     The file is closed when the block ends. A plain loop over its lines that raises an error would
     leave it open for as long as somebody holds the error.
     """
     with closing(read_lines(path)) as lines:
-        yield enumerate(lines, start=1)
+        yield enumerate((line.removeprefix(BYTE_ORDER_MARK) for line in lines), start=1)
 
 
 @contextmanager
@@ -283,6 +286,8 @@ def _open_raw(
     if path == STDIN:
         if not isinstance(sys.stdin, _Stdin):
             sys.stdin = _Stdin(sys.stdin)
+        if sys.stdin.is_read:  # it would look empty
+            raise UserError("-: this command reads stdin more than once; give a file")
         return nullcontext(sys.stdin.bytes)
     _refuse_read_pipe(path)
     file = path.open("rb", buffering=0)
@@ -294,6 +299,13 @@ def _open_raw(
         raw.close()
         raise
     return raw
+
+
+def _note_reading(path: Path) -> None:
+    """From now on, stdin cannot be opened again if it is `path`."""
+    if path == STDIN:
+        assert isinstance(sys.stdin, _Stdin)
+        sys.stdin.is_read = True
 
 
 def _refuse_read_pipe(path: Path) -> None:
@@ -328,6 +340,7 @@ class _Stdin(io.TextIOWrapper):
             rest = io.BufferedReader(bz2.BZ2File(rest), _LINE_BUFFER)
         super().__init__(rest)
         self.bytes: io.BufferedReader = rest
+        self.is_read = False
         self.given = given  # kept alive: when it is collected, it closes what it reads
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from evo2cli.errors import UserError, counted, listed
 from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
-from evo2cli.genome.source import first_bytes, read_lines
-from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value
+from evo2cli.genome.source import BYTE_ORDER_MARK, first_bytes, read_lines
+from evo2cli.genome.vcf import Value
 
 Rows = Generator[tuple[int, Sequence[Value]], None, None]
 _TRUE, _FALSE = {"true", "1", "1.0"}, {"false", "0", "0.0"}

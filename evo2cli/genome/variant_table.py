@@ -1,4 +1,4 @@
-"""Variants from a table: TSV, CSV or Parquet with the columns chrom, pos, ref and alt.
+"""Variants from a table: TSV, CSV, Parquet or JSON lines with chrom, pos, ref and alt.
 
 Columns may come in any order and case, and the header may begin with `#`. A column `id` is read,
 too; all others are carried through. With columns `ref_seq` and `var_seq`, a record has its two
@@ -6,6 +6,7 @@ sequences. In the file positions are 1-based, alleles are anchored and
 alternates are separated by commas, as in a VCF.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from pathlib import Path
 
 from evo2cli.errors import UserError
 from evo2cli.genome.parquet import PARQUET_MAGIC
-from evo2cli.genome.source import first_bytes
+from evo2cli.genome.source import BYTE_ORDER_MARK, first_bytes
 from evo2cli.genome.table import Table, cell_text, decoded, open_table, split_names
-from evo2cli.genome.vcf import BYTE_ORDER_MARK, Value, VariantRecord, is_bases, is_position
+from evo2cli.genome.vcf import Value, VariantRecord, is_bases, is_position
 
 KEYS = ("chrom", "pos", "ref", "alt")
 IDENTIFIER = "id"
 SEQUENCES = ("ref_seq", "var_seq")
 _OF_A_VCF = {"filter", "info"}  # with these too, it is a VCF that has lost its ## lines
+_JSON_KEY = re.compile(r'"([^"]*)"\s*:')
 _ENOUGH = 2  # of the four names make a file a table
 
 
@@ -52,7 +54,11 @@ def is_table(path: Path) -> bool:
         return False
     for line in start.splitlines():
         if line.strip() and not line.startswith(b"##"):
-            names = {name.lower() for name in split_names(decoded(line))}
+            text = decoded(line)
+            # Of JSON only the first bytes of an object are known, which may be a long one.
+            is_json = text.lstrip().startswith("{")
+            found = _JSON_KEY.findall(text) if is_json else split_names(text)
+            names = {name.lower() for name in found}
             return len(names.intersection(KEYS)) >= _ENOUGH and not names >= _OF_A_VCF
     return False
 

@@ -7,7 +7,7 @@ is 0-based. A BCF is read as the VCF text that htslib writes for it.
 
 import re
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -17,12 +17,17 @@ from evo2cli.genome.alphabet import ACGT, LETTERS, RNA_LETTERS
 from evo2cli.genome.htslib import BCF_MAGIC, read_bcf, read_bcf_spans, read_vcf_spans
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.regions import Regions
-from evo2cli.genome.source import closed_at_error, first_bytes, read_lines, then_close
+from evo2cli.genome.source import (
+    BYTE_ORDER_MARK,
+    closed_at_error,
+    first_bytes,
+    read_lines,
+    then_close,
+)
 
 OUR_PREFIX = b"EVO2_"  # of every INFO field that is added
 _SCORED_BEFORE = "has EVO2_ fields of an earlier run; score the original file"
 FIRST_COLUMNS = 8  # CHROM POS ID REF ALT QUAL FILTER INFO; FORMAT and samples may follow
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTIG_NAME, _CONTIG_LENGTH = re.compile(rb"[<,]ID=([^,>]+)"), re.compile(rb"[<,]length=(\d+)")
 _POSITION_DIGITS = 18
 _BASES = re.compile(rb"[Uu%b]+" % LETTERS)
@@ -141,7 +146,7 @@ class VariantRecord:
         sequences: The two sequences with REF and with ALT, if a table has them.
     """
 
-    line: bytes
+    line: bytes = field(repr=False)
     contig: str
     start: int
     identifier: str

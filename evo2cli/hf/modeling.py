@@ -40,6 +40,7 @@ from stripedhyena2.device_map import to_own_device
 from stripedhyena2.errors import reason_of
 from stripedhyena2.float8.inference import float8_parts
 from stripedhyena2.ids import check_batch, check_range
+from stripedhyena2.layers import listening
 from stripedhyena2.layout import layout
 from stripedhyena2.parametrization import folded_state
 
@@ -201,16 +202,9 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
 
         def run(x_BND: Tensor, past: Cache | None) -> list[Tensor]:
             states = [x_BND]
-            hooks = [
-                block.register_forward_hook(lambda *call: states.append(call[2][0]))
-                for block in self.model.blocks[:-1]
-                if all_blocks
-            ]
-            try:
+            blocks = [block for block in self.model.blocks[:-1] if all_blocks]
+            with listening((block, states.append) for block in blocks):
                 last_BND = self.model.through_blocks(x_BND, past)
-            finally:
-                for hook in hooks:
-                    hook.remove()
             return [*states, last_BND] if all_blocks else [last_BND]
 
         padding = _Padding.of(attention_mask, num_new)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evo2cli import __version__, console
-from evo2cli.errors import UntrustedNumericsError, UserError, counted
+from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError, counted
 from evo2cli.files import open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
 from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_description
@@ -28,11 +28,13 @@ from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.features import is_gff, locate_features
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import first_bytes
-from evo2cli.genome.vcf import Status, VariantRecord, is_variants, read_vcf
+from evo2cli.genome.vcf import Status, VariantRecord, is_scored, is_variants, read_vcf
 from evo2cli.options import DType, ModelOptions
 from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer
-from evo2cli.score.options import AlleleOptions
+from evo2cli.score.options import AlleleOptions, Layout
+from evo2cli.score.output import index_output
+from evo2cli.score.report import status_table
 from evo2cli.tables import cell, table_line
 from evo2cli.track.formats import check_track, open_track
 from stripedhyena2.dna import reverse_complement
@@ -102,6 +104,7 @@ def predict(options: PredictOptions) -> None:
 
     Raises:
         UserError: The run or the input cannot be read, or do not fit each other or the output.
+        TooManySkippedError: No allele of a VCF has a prediction; the output is complete.
         UntrustedNumericsError: A prediction is not finite.
     """
     check_track(options.output)
@@ -312,6 +315,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     fields = _info_fields(description.labels.classes, reading)
     vcf = read_vcf(options.source)
     counts: Counter[str] = Counter()
+    missing = ""
     with (
         Reference.open(options.reference) as genome,
         open_output(options.output) as write,
@@ -326,13 +330,21 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
                 records, _predict_alleles(tuned, cutter, records), strict=True
             ):
                 counts.update(allele.status for allele in alleles)
+                if alleles and not missing and genome.find(record.contig) is None:
+                    missing = f": {genome.missing_contig(record.contig)}"
                 write(_with_info(record, alleles, fields))
                 bar.advance(1)
-    done = sum(counts[status] for status in (Status.OK, Status.EDGE))
-    console.say(f"{done:,} of {counted(counts.total(), 'allele')} predicted")
-    for status, count in sorted(counts.items()):
-        if status not in (Status.OK, Status.EDGE):
-            console.say(f"{count:,} {status}")
+    if options.output is not None and options.output.suffix == ".gz":
+        index_output(options.output, Layout.VCF)
+    total = counts.total()
+    done = sum(count for status, count in counts.items() if is_scored(status))
+    console.say(f"{done:,} of {counted(total, 'allele')} predicted")
+    if total:
+        console.write_page(status_table(counts), stderr=True)
+    if total and not done:
+        raise TooManySkippedError(f"{options.source}: nothing could be predicted{missing}")
+    if missing:
+        console.warn(f"{options.source}{missing}")
 
 
 def _predict_alleles(
@@ -381,8 +393,8 @@ def _header_lines(
     told = {"REF": "with REF", "ALT": "with ALT", "DIFF": "with ALT minus that with REF"}
     lines = [
         f"##evo2cli={__version__}",
-        f"##evo2Predict={options.run} ({description.labels.task} on {description.base} "
-        f"{description.base_fingerprint})",
+        f"##evo2Predict={options.run.resolve().name} ({description.labels.task} on "
+        f"{description.base} {description.base_fingerprint})",
     ]
     for names in fields:
         for name, label in zip(names, description.labels.classes, strict=True):

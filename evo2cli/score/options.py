@@ -344,7 +344,7 @@ class OutputOptions(Options, panel="Output"):
             max=1,
             metavar="FRACTION",
             help="Exit with code 3 if more than this fraction of the records has no score. If no "
-            "record has one, the exit code is always 3.",
+            "record has one, the exit code is always 3; of --shard, `evo2 merge` has it.",
         ),
     ] = 1.0
 
@@ -580,9 +580,8 @@ class ScoreOptions(SequenceOptions, VariantOptions, FilterOptions, TableOptions)
         tuple[str, ...],
         typer.Argument(
             metavar="INPUT",
-            help="A FASTA of sequences; or variants: a VCF, BCF or table (TSV, CSV or Parquet "
-            "with the columns chrom, pos, ref, alt), or named, e.g. chr22-1024-A-C. - reads "
-            "stdin.",
+            help="A FASTA of sequences; or variants: a VCF, BCF or table (TSV, CSV, Parquet or "
+            "JSON lines with chrom, pos, ref, alt), or named, e.g. chr22-1024-A-C. - reads stdin.",
         ),
     ]
 

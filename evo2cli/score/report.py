@@ -132,7 +132,8 @@ def report(options: VariantOptions, tally: Tally, *, is_table: bool = False) -> 
             f"REF of {mismatches:,} of {counted(checked, 'allele')} differs from the reference: is "
             "it ANOTHER GENOME BUILD than that of the variants?"
         )
-    if 0 < total == counts[Status.CONTIG_MISSING]:
+    is_part = options.shard is not None
+    if 0 < total == counts[Status.CONTIG_MISSING] and not is_part:
         raise TooManySkippedError(f"{options.source}: nothing could be scored: {tally.missing}")
     for warning in filter(None, (tally.missing, tally.dashes)):
         console.warn(warning)
@@ -143,16 +144,24 @@ def report(options: VariantOptions, tally: Tally, *, is_table: bool = False) -> 
             "same change has another window and another score: run `bcftools norm -f "
             "REFERENCE` first"
         )
-    check_skipped(options, skipped, total)
+    check_skipped(options, skipped, total, is_part=is_part)
 
 
-def check_skipped(options: OutputOptions, skipped: int, total: int) -> None:
+def check_skipped(
+    options: OutputOptions, skipped: int, total: int, *, is_part: bool = False
+) -> None:
     """Compare the fraction of skipped records with `max_skipped`, after the output is complete.
+
+    Args:
+        options: Options of the command.
+        skipped: Records or alleles without a score.
+        total: All of them.
+        is_part: Whether other parts may have scores; `evo2 merge` sees whether one has.
 
     Raises:
         TooManySkippedError: It is larger, or all are skipped.
     """
-    if 0 < skipped == total:
+    if 0 < skipped == total and not is_part:
         raise TooManySkippedError(f"nothing could be scored: none of {total:,} has a score")
     if skipped > options.max_skipped * total:
         raise TooManySkippedError(

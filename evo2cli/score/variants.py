@@ -156,11 +156,23 @@ def score_variants(
         fields = [field for field in (*FIELDS, *WINDOW_COLUMNS) if field != PERCENTILE]
         with opened as genome:
             scorer = VariantScorer(ready_model(model, device=device, dtype=dtype), genome, options)
-            records = (read_variant_name(v, genome) if isinstance(v, str) else v for v in source)
+            records = (_as_record(index, v, genome) for index, v in enumerate(source))
             for record, found in score_records(records, scorer, progress=progress):
                 yield from allele_rows(record, found, fields)
 
     return rows()
+
+
+def _as_record(index: int, variant: VariantRecord | str, genome: Reference) -> VariantRecord:
+    record = read_variant_name(variant, genome) if isinstance(variant, str) else variant
+    if not isinstance(record, VariantRecord):
+        raise UserError(
+            f"variant {index}: is {type(record).__name__}; give text such as 'chr22-1024-A-C', or "
+            "VariantRecord.from_columns('chr22', 1024, 'A', 'C')"
+        )
+    if not genome.names and record.sequences is None:
+        raise UserError(f"{record}: needs a genome; give its FASTA file as the reference")
+    return record
 
 
 def score_records(

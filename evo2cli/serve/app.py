@@ -59,7 +59,7 @@ def make_app(options: ServeOptions, engine: Engine, name: str) -> Guard:
     return guard
 
 
-def _refuse(_request: Request, error: Exception) -> Response:
+def _refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         # Without the input, which may be large, or NaN, which JSON does not have.
         details: list[dict[str, object]] = [
@@ -67,12 +67,20 @@ def _refuse(_request: Request, error: Exception) -> Response:
         ]
         first = details[0]
         where = ".".join(map(str, first["loc"] if isinstance(first["loc"], tuple) else ()))
-        return refused(Refusal(422, f"{where}: {first['msg']}", details))
+        message = f"{where}: {first['msg']}"
+        if where == "body" and "json" not in request.headers.get("content-type", ""):
+            message = "body: send JSON, with the header Content-Type: application/json"
+        return refused(Refusal(422, message, details))
     if isinstance(error, UserError | InputError | Refusal):
         return refused(refusal_of(error))
     # An HTTPException, of FastAPI or of Starlette below it; or a defect, which uvicorn logs.
-    status, message = getattr(error, "status_code", 500), getattr(error, "detail", DEFECT)
-    return refused(Refusal(status, str(message)))
+    status, message = getattr(error, "status_code", 500), str(getattr(error, "detail", DEFECT))
+    headers = getattr(error, "headers", None) or {}
+    if status == 405:
+        message = f"{request.method}: is not answered at this path; use {headers['Allow']}"
+    answer = refused(Refusal(status, message))
+    answer.headers.update(headers)
+    return answer
 
 
 def _add_state(

@@ -42,8 +42,9 @@ class TrackOptions(ModelOptions, RegionOptions):
         int | None,
         typer.Option(
             min=2,
-            help="Bases read before each region, as context without values of their own.",
-            show_default="8192, or the model's context if that is less",
+            help="Bases read before each region, as context without values of their own. Without "
+            "regions: read records in pieces of so many bases, each after the piece before it.",
+            show_default="8192, or the model's context if that is less; records are read whole",
             rich_help_panel="Input",
         ),
     ] = None
@@ -72,8 +73,6 @@ class TrackOptions(ModelOptions, RegionOptions):
         check_output(self.output, self.source, self.bed)
         if self.source == STDIN:
             raise UserError("evo2 track reads its FASTA twice; give a file instead of stdin")
-        if self.window is not None and not self.by_region:
-            raise UserError("--window is what is read before --regions; records are read whole")
         if self.output is not None and self.output.suffix not in BIGWIG:
             suffix = Path(self.output.name.removesuffix(".gz")).suffix
             if suffix not in BEDGRAPH:

@@ -1,6 +1,7 @@
 """`evo2 track`: a value for every base, along the records of a FASTA or regions of a genome.
 
-Sequences are read in chunks with exact state, so memory does not grow with their length.
+Sequences are read in chunks with exact state. Of what was read before, memory holds the keys and
+values of attention, whose time grows with the square of the length.
 
 L tokens, V vocabulary.
 """
@@ -15,7 +16,7 @@ from evo2cli import console
 from evo2cli.errors import UserError, counted
 from evo2cli.files import locks_output
 from evo2cli.genome.alphabet import ACGT, upper_dna
-from evo2cli.genome.fasta import read_records, require_nucleotides
+from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import read_bed
@@ -59,24 +60,29 @@ def write_track(options: TrackOptions) -> None:
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
     check_track(options.output)
-    # Reading the input once more is fast, and an invalid record is found before hours of work.
-    sections = [(section.name, len(section.bases)) for section in _sections(options, 0)]
-    lengths = dict(sections)
     if options.by_region:
         with Reference.open(options.source) as genome:
             lengths = {name: genome.length(name) for name in genome.names}
-    elif len(lengths) < len(sections):
-        raise UserError(f"{options.source}: records share a name; a track needs different names")
+            sizes = [len(region) for region in _regions(options, genome)]
+        if not sum(sizes):
+            raise UserError(f"--bed {options.bed}: has no interval with a base")
+    else:
+        # Reading the input once more is fast, and an invalid record is found before hours of work.
+        records = [(record.name, len(record.sequence)) for record in _records(options)]
+        lengths, sizes = dict(records), [size for _, size in records]
+        if len(lengths) < len(records):
+            raise UserError(
+                f"{options.source}: records share a name; a track needs different names"
+            )
     if "" in lengths:
         raise UserError(f"{options.source}: a record has no name; a track needs a name for each")
     model = open_model(options)
-    context = model.config.context
-    longest = max((size for _, size in sections), default=0)
-    warn_beyond_context(model, longest, f"a sequence of {longest:,} bases")
-    lead = 0
+    lead, longest, total = options.window, max(sizes, default=0), sum(sizes)
     if options.by_region:
-        lead = options.window or min(DEFAULT_LEAD, context)
-    total = sum(size for _, size in sections)
+        lead = lead or min(DEFAULT_LEAD, model.config.context)
+    elif lead is not None:
+        longest = min(longest, 2 * lead)
+    warn_beyond_context(model, longest, f"a sequence of {longest:,} bases")
     with (
         memory_explained(f"evo2 track on {options.device}", "use shorter --regions"),
         open_track(options.output, lengths) as put,
@@ -118,13 +124,27 @@ def entropy(logprobs_LV: Tensor) -> Tensor:
     return bits_L.clamp(min=0)
 
 
-def _sections(options: TrackOptions, lead: int) -> Iterator[Section]:
-    """The records of the FASTA; or the regions, with up to `lead` bases before each."""
+def _records(options: TrackOptions) -> Iterator[Record]:
+    """The records of the FASTA, which hold nucleotides."""
+    for record in read_records(options.source):
+        require_nucleotides(options.source, record)
+        yield record
+
+
+def _sections(options: TrackOptions, lead: int | None) -> Iterator[Section]:
+    """The regions, with up to `lead` bases before each; or the records, whole without a lead.
+
+    With a lead, a record is several sections of as many bases, each after those of the one before.
+    """
     if not options.by_region:
-        for record in read_records(options.source):
-            require_nucleotides(options.source, record)
-            yield Section(record.name, 0, b"", upper_dna(record.sequence))
+        for record in _records(options):
+            bases = upper_dna(record.sequence)
+            size = lead or max(len(bases), 1)
+            for start in range(0, len(bases), size):
+                before = bases[max(start - size, 0) : start]
+                yield Section(record.name, start, before, bases[start : start + size])
         return
+    assert lead is not None
     with Reference.open(options.source) as genome:
         for region in _regions(options, genome):
             first = max(0, region.start - lead)

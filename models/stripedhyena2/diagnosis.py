@@ -1,10 +1,12 @@
 """Finding the layer where NaN or infinity first appears."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from stripedhyena2.layers import listening
 
 
 @torch.no_grad()
@@ -20,19 +22,11 @@ def first_nonfinite_layer(
     """
     found: list[str] = []
 
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if not found and isinstance(first, Tensor) and not torch.isfinite(first).all():
-                found.append(name)
+    def watch(name: str, output: object) -> None:
+        if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+            found.append(name)
 
-        return hook
-
-    hooks = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
-    try:
+    with listening((m, partial(watch, name)) for name, m in model.named_modules() if name):
         if not torch.isfinite((forward or model)(ids_BL)).all() and not found:
             found.append("unembed")
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found[0] if found else None

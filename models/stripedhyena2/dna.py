@@ -1,7 +1,7 @@
 """The letters of DNA, the reverse complement, and sequences as the model reads them. No torch."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from stripedhyena2.errors import InputError, check_choice
 
@@ -53,7 +53,11 @@ def as_read(sequence: bytes) -> bytes:
 
 
 def check_sequences(
-    sequences: Sequence[str | bytes], *, what: str = "sequence", min_length: int = 1
+    sequences: Sequence[str | bytes],
+    *,
+    what: str = "sequence",
+    min_length: int = 1,
+    strands: Sequence[str] = ("fwd",),
 ) -> list[bytes]:
     """Validate the sequences of a user, and return them as bytes.
 
@@ -61,14 +65,16 @@ def check_sequences(
         sequences: Text or bytes.
         what: What the error message calls a sequence.
         min_length: The minimum number of letters of a sequence.
+        strands: The strands that are read.
 
     Raises:
         InputError: A single string was given instead of a list; or a sequence is neither text nor
-            bytes, too short, not ASCII, or has spaces; the message names its index.
+            bytes, too short, not ASCII, has spaces, or has a lineage tag and its reverse strand is
+            read; the message names its index.
     """
     if isinstance(sequences, str | bytes):
         raise InputError(f"expected a list of {what}s and got one; put it into a list: [{what}]")
-    if isinstance(sequences, Mapping) or not isinstance(sequences, Iterable):
+    if isinstance(sequences, Mapping | Set) or not isinstance(sequences, Iterable):
         raise InputError(f"expected a list of {what}s and got {type(sequences).__name__}")
     found = []
     for index, sequence in enumerate(sequences):
@@ -83,6 +89,11 @@ def check_sequences(
         text = sequence if isinstance(sequence, str) else bytes(sequence).decode()
         if not text.isprintable() or (" " in text and "|" not in text):  # tags may have spaces
             raise InputError(f"{what} {index}: has spaces or control characters; give letters only")
+        if "|" in text and "rc" in strands:
+            raise InputError(
+                f"{what} {index}: a lineage tag has no reverse complement; give the DNA alone, or "
+                "strand='fwd'"
+            )
         if len(sequence) < min_length:
             problem, least = f"has only {len(sequence)} base", str(min_length)
             if not sequence:

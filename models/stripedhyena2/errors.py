@@ -22,14 +22,23 @@ def reason_of(error: BaseException) -> str:
     return str(message).partition("\n")[0][:200]
 
 
+def check_whole(name: str, value: int) -> None:
+    """Refuse the value of an argument that is not a whole number.
+
+    Raises:
+        InputError: Names the argument and its value.
+    """
+    if not isinstance(value, Integral):
+        raise InputError(f"{name}={value!r}: must be a whole number")
+
+
 def check_count(name: str, value: int, *, least: int = 1) -> None:
     """Refuse the value of an argument that is not a whole number, or too small.
 
     Raises:
         InputError: Names the argument, its value and the smallest possible one.
     """
-    if not isinstance(value, Integral):
-        raise InputError(f"{name}={value!r}: must be a whole number")
+    check_whole(name, value)
     if value < least:
         raise InputError(f"{name}={value}: must be at least {least}")
 

@@ -22,7 +22,7 @@ from stripedhyena2.cache import Cache
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.diagnosis import first_nonfinite_layer
 from stripedhyena2.dna import ACGT, as_read, check_sequences
-from stripedhyena2.errors import InputError, NonFiniteError, check_choice, check_count
+from stripedhyena2.errors import InputError, NonFiniteError, check_choice, check_count, check_whole
 from stripedhyena2.ids import check_range
 from stripedhyena2.memory import is_out_of_memory
 from stripedhyena2.progress import Progress, ignore_progress
@@ -129,9 +129,9 @@ class GeneratedSequence:
     prompt: str
     number: int
     sequence: str
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    drawn_logprobs: tuple[float, ...]
+    ids: tuple[int, ...] = field(repr=False)
+    logprobs: tuple[float, ...] = field(repr=False)
+    drawn_logprobs: tuple[float, ...] = field(repr=False)
 
     @property
     def mean_logprob(self) -> float:
@@ -174,6 +174,7 @@ def generate_sequences(
     numbers = {"num_tokens": num_tokens, "num_samples": num_samples, "batch_size": batch_size}
     for name, value in numbers.items():
         check_count(name, value)
+    check_whole("seed", seed)
     sampler = Sampler(temperature, top_k, top_p)
     texts = [prompts] if isinstance(prompts, str | bytes) else prompts
     read = [as_read(prompt) for prompt in check_sequences(texts, what="prompt")]

@@ -12,6 +12,11 @@ def check_batch(ids_BL: Tensor) -> None:
     Raises:
         InputError: The ids are not integers [B, L].
     """
+    if not isinstance(ids_BL, Tensor):
+        raise InputError(
+            f"ids are {type(ids_BL).__name__}: must be a torch.int64 tensor [sequences, tokens], "
+            "e.g. torch.tensor([list(b'ACGT')])"
+        )
     if ids_BL.dim() != 2 or ids_BL.dtype not in (torch.int64, torch.int32):
         raise InputError(
             f"ids are {ids_BL.dtype} of the shape {tuple(ids_BL.shape)}: must be torch.int64, "

@@ -6,7 +6,9 @@ L positions, D channels of a layer.
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +78,8 @@ def resolve_layers(model: "StripedHyena2", layers: str | Sequence[str] | None) -
     """
     if layers is None:
         return [default_layer(model.config)]
+    if not isinstance(layers, Iterable):
+        raise InputError(f"layers={layers!r}: give names or numbers in a list, e.g. ['blocks.5']")
     words = layers.split(",") if isinstance(layers, str) else [str(layer) for layer in layers]
     if not words:
         raise InputError("layers=[]: name at least one layer, or pass None for the default")
@@ -113,6 +117,30 @@ def find_module(model: "StripedHyena2", name: str) -> str:
     return found
 
 
+@contextmanager
+def listening(listeners: Iterable[tuple[nn.Module, Callable[[Any], object]]]) -> Iterator[None]:
+    """Within this context, each module's output (the first, if it has several) is listened to.
+
+    A hook belongs to the module, which other threads may be calling for sequences of their own;
+    only outputs of the thread that opens the context are passed on.
+
+    Args:
+        listeners: Modules, each with what is called with its outputs.
+    """
+    thread = threading.get_ident()
+
+    def hook(listen: Callable[[Any], object], _module: nn.Module, _in: object, output: Any) -> None:
+        if threading.get_ident() == thread:
+            listen(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [module.register_forward_hook(partial(hook, listen)) for module, listen in listeners]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
 def stream_layers(
     model: "StripedHyena2",
     ids_L: Tensor,
@@ -133,23 +161,16 @@ def stream_layers(
     passes = max(_num_passes(model.config, name) for name in listeners)
     reported = 0.0
 
-    def hook(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        x_BLD = output[0] if isinstance(output, tuple) else output
+    def listen(name: str, x_BLD: Tensor) -> None:
         listeners[name](seen[name], x_BLD[0])
         seen[name] += x_BLD.shape[1]
 
-    hooks = [
-        model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in listeners
-    ]
-    try:
+    with listening((model.get_submodule(name), partial(listen, name)) for name in listeners):
         for count, _ in stream(model, ids_L[None], streaming):
             if all(count == len(ids_L) for count in seen.values()):
                 break
             reported += count / passes
             progress(count / passes)
-    finally:
-        for handle in hooks:
-            handle.remove()
     progress(len(ids_L) - reported)
 
 

@@ -20,7 +20,7 @@ from stripedhyena2.errors import InputError
 from stripedhyena2.ids import check_batch, check_range
 from stripedhyena2.inference import Inference
 from stripedhyena2.initial import Draw, Uninitialized, constant, normal
-from stripedhyena2.layers import num_blocks
+from stripedhyena2.layers import listening, num_blocks
 from stripedhyena2.operators import Mixer
 
 
@@ -223,23 +223,12 @@ class StripedHyena2(Inference, nn.Module):
         self._check(ids_BL)
         outputs: dict[str, Tensor] = {}
 
-        def keep(layer: str, _module: nn.Module, _inputs: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            assert isinstance(first, Tensor)
-            outputs[layer] = first
-
-        hooks = [
-            self.get_submodule(layer).register_forward_hook(partial(keep, layer))
-            for layer in layers
-        ]
-        try:
+        keep = outputs.__setitem__
+        with listening((self.get_submodule(layer), partial(keep, layer)) for layer in layers):
             depth = num_blocks(self.config, layers)
             x_BLD = self.through_blocks(self.embedding(ids_BL), depth=depth)
             if "norm" in layers:
                 self.norm(x_BLD)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return [outputs[layer] for layer in layers]
 
     def _check(self, ids_BL: Tensor) -> None:

@@ -53,7 +53,7 @@ def embed_sequences(
     check_choice("pool", pool, POOLS)
     strands = strands_of(strand)
     widths = layer_widths(model, resolve_layers(model, layers))
-    letters = [as_read(sequence) for sequence in check_sequences(sequences)]
+    letters = [as_read(sequence) for sequence in check_sequences(sequences, strands=strands)]
     dtype = torch.promote_types(model.embedding.weight.dtype, torch.float32)
     names = [f"sequence {index}" for index in range(len(letters))]
     if pool == "none":

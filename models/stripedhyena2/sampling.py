@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Uniforms:
     @classmethod
     def of_sample(cls, seed: int, prompt: bytes, number: int) -> "Uniforms":
         """The numbers for one sample of a prompt; `number` counts its samples from 1."""
-        return cls(seed, prompt, number)
+        return cls(int(seed), prompt, number)  # a seed of numpy is the same as that of Python
 
     def draw(self) -> float:
         """The next number."""
@@ -58,11 +59,11 @@ class Sampler:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature = {self.temperature} must be 0 or more, and finite")
+        if not (isinstance(self.temperature, Real) and 0 <= self.temperature < math.inf):
+            raise InputError(f"temperature = {self.temperature!r} must be 0 or more, and finite")
         check_count("top_k", self.top_k, least=0)
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p = {self.top_p} must be above 0 and at most 1")
+        if not (isinstance(self.top_p, Real) and 0 < self.top_p <= 1):
+            raise InputError(f"top_p = {self.top_p!r} must be above 0 and at most 1")
 
     @property
     def greedy(self) -> bool:

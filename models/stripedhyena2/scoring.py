@@ -130,7 +130,8 @@ def score_sequences(
             "reduce='none' with strand='both': the strands predict different bases; score 'fwd' "
             "and 'rc' one after the other"
         )
-    letters = [as_read(sequence) for sequence in check_sequences(sequences, min_length=2)]
+    checked = check_sequences(sequences, min_length=2, strands=strands)
+    letters = [as_read(sequence) for sequence in checked]
     if reduce == "none":
         logprobs: list[Tensor] = []
         for index, bases in enumerate(letters):
@@ -306,7 +307,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
     weight = model.embedding.weight
     tensors = model.state_dict().values()
     weights = sum(tensor.nbytes for tensor in tensors if tensor.device == weight.device)
-    advice = "free some" if max_memory is None else "allow more"
+    advice = "free some" if max_memory is None else "raise max_memory"
     if max_memory is None and not weight.is_cuda:
         available = available_bytes()
         needed = Streaming().peak_memory(model.config, num_bases, weight.element_size())

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evo2cli.app import app
-from evo2cli.errors import UserError
+from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.merge import merge_files
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
@@ -20,7 +20,7 @@ def run(
     checkpoint: str,
     shard: str | None = None,
     source: Path = EXAMPLES / "phix174.vcf",
-    **options: int,
+    **options: float,
 ) -> Path:
     score(
         ScoreOptions(
@@ -55,6 +55,28 @@ def test_more_parts_than_records_and_a_limit(tmp_path: Path, checkpoint: str) ->
     parts = [run(tmp_path / f"{i}.tsv", checkpoint, f"{i}/5", limit=3) for i in range(1, 6)]
     merge_files(parts, tmp_path / "merged.tsv")
     assert (tmp_path / "merged.tsv").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".vcf", ".tsv", ".jsonl"])
+def test_a_part_without_a_score_does_not_stop_a_workflow(
+    tmp_path: Path, checkpoint: str, suffix: str
+) -> None:
+    head = b"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    lost = b"chrUn\t9\t.\tA\tC\t.\t.\t.\n"
+    for last, has_score in ((b"NC_001422.1\t262\t.\tT\tC,*\t.\t.\t.\n", True), (lost, False)):
+        (tmp_path / "in.vcf").write_bytes(head + lost + last)
+        shards = [("1/2", tmp_path / f"1{suffix}"), ("2/2", tmp_path / f"2{suffix}")]
+        source = tmp_path / "in.vcf"
+        parts = [run(path, checkpoint, shard, source=source) for shard, path in shards]
+        merged = tmp_path / f"{has_score}{suffix}"
+        if has_score:
+            merge_files(parts, merged)
+        else:
+            with pytest.raises(TooManySkippedError, match="nothing could be scored"):
+                merge_files(parts, merged)
+        assert merged.read_bytes().count(b"CONTIG_MISSING") == 2 - has_score
+    with pytest.raises(TooManySkippedError, match="1 of 1 have no score"):
+        run(tmp_path / f"1{suffix}", checkpoint, "1/2", source=source, max_skipped=0.5)
 
 
 FORMATS = pytest.mark.parametrize("suffix", [".vcf", ".tsv", ".jsonl"])

@@ -29,6 +29,7 @@ def test_sequences_that_cannot_be_read_are_named() -> None:
     for sequences, message in (
         ("ACGT", "expected a list of sequences"),
         ({"x": "ACGT"}, "expected a list of sequences and got dict"),
+        ({"ACGT"}, "expected a list of sequences and got set"),
         (["AC", ""], "sequence 1 is empty; give at least one base"),
         (["AC GT"], "sequence 0: has spaces"),
         ([b"AC\n"], "sequence 0: has spaces"),
@@ -37,6 +38,9 @@ def test_sequences_that_cannot_be_read_are_named() -> None:
     ):
         with pytest.raises(InputError, match=message):
             check_sequences(sequences)
+    assert check_sequences(["|D__X|AC"]) == [b"|D__X|AC"]
+    with pytest.raises(InputError, match="sequence 0: a lineage tag has no reverse complement"):
+        check_sequences(["|D__X|AC"], strands=("fwd", "rc"))
     with pytest.raises(InputError, match="prompt 0 has only 1 base; give at least 2"):
         check_sequences(["A"], what="prompt", min_length=2)
 

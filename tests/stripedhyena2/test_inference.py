@@ -1,9 +1,11 @@
 """Scores, embeddings and sequences are what a forward pass says, whatever stands beside them."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,6 +95,24 @@ def test_results_depend_neither_on_mates_nor_on_order(model32: StripedHyena2, st
         assert torch.equal(alone[layer], vectors_ND[1:2])
 
 
+def test_threads_can_share_a_model(model32: StripedHyena2) -> None:
+    mine, theirs = SEQUENCES[:1], SEQUENCES[3:]
+    layers = ["embedding", "blocks.2", "norm"]
+    expected = [model32.embed(each, layers=layers, pool="none") for each in (mine, theirs)]
+    found = []
+
+    def meanwhile(_: float) -> None:
+        with ThreadPoolExecutor(1) as other:
+            submitted = other.submit(model32.embed, theirs, layers=layers, pool="none")
+            found.append(submitted.result())
+
+    found.insert(0, model32.embed(mine, layers=layers, pool="none", progress=meanwhile))
+    assert len(found) > 2
+    for index, vectors in enumerate(found):
+        for layer in layers:
+            assert torch.equal(vectors[layer][0], expected[index > 0][layer][0])
+
+
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: x.mean(0),
     "max": lambda x: x.amax(0),
@@ -160,6 +180,9 @@ def test_generated_sequences(tiny_model: StripedHyena2) -> None:
         ("GG", 1),
         ("GG", 2),
     ]
+    assert repr(found[0]) == (
+        f"GeneratedSequence(prompt='ACGT', number=1, sequence={found[0].sequence!r})"
+    )
     for one in found:
         assert len(one.sequence) == len(one.ids) == len(one.logprobs) == 7
         assert set(one.sequence) <= set("ACGT")
@@ -170,6 +193,8 @@ def test_generated_sequences(tiny_model: StripedHyena2) -> None:
     assert tiny_model.generate("GG", num_tokens=7, temperature=2.0)[0].ids == found[2].ids
     again = tiny_model.generate("GG", num_tokens=7, temperature=2.0, seed=1)
     assert again[0].ids != found[2].ids
+    seed: Any = np.int64(1)
+    assert tiny_model.generate("GG", num_tokens=7, temperature=2.0, seed=seed) == again
     (free,) = tiny_model.generate("GG", num_tokens=30, alphabet="any", top_k=0, temperature=9)
     assert not set(free.ids) <= set(b"ACGT")
     assert free.sequence.isascii()
@@ -211,7 +236,14 @@ def test_progress_counts_every_base(tiny_model: StripedHyena2) -> None:
         (lambda m: m.score(["AC", Seq()]), r"sequence 1: is Seq, .* e.g. str\(seq\)"),
         (lambda m: m.score(None), "expected a list of sequences and got NoneType"),
         (lambda m: m.embed([65]), "sequence 0: is int"),
+        (lambda m: m.score(["|D__X|AC"], strand="both"), "sequence 0: a lineage tag"),
+        (lambda m: m.embed(["|D__X|AC"], strand="rc"), "sequence 0: a lineage tag"),
         (lambda m: m.embed(["A"], layers=[]), "name at least one layer"),
+        (lambda m: m.embed(["A"], layers=5), r"layers=5: give names or numbers in a list"),
+        (lambda m: m("ACGT"), "ids are str: must be a torch.int64 tensor"),
+        (lambda m: m.generate("A", seed=None), "seed=None: must be a whole number"),
+        (lambda m: m.generate("A", temperature="1"), "temperature = '1' must be 0 or more"),
+        (lambda m: m.generate("A", top_p="1"), "top_p = '1' must be above 0"),
         (lambda m: m.embed(["A"], layers=""), "layer '': the model has no such layer"),
         (lambda m: m.generate(None), "expected a list of prompts"),
         (lambda m: m.generate(["A", None]), "prompt 1: is NoneType"),

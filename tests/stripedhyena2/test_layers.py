@@ -1,12 +1,14 @@
 """Layers by name, and reading no more of the model than they need."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from stripedhyena2 import InputError, StripedHyena2
 from stripedhyena2.checkpoint.layouts.vortex import expected
 from stripedhyena2.checkpoint.published import published_config
-from stripedhyena2.layers import default_layer, resolve_layers, stream_layers
+from stripedhyena2.layers import default_layer, listening, resolve_layers, stream_layers
 from stripedhyena2.layout import shared_modules
 from stripedhyena2.streaming import Streaming
 
@@ -38,6 +40,16 @@ def test_names_and_numbers_agree(tiny_model: StripedHyena2) -> None:
     ):
         with pytest.raises(InputError, match=hint):
             names(wrong)
+
+
+def test_outputs_of_other_threads_are_not_listened_to(tiny_model: StripedHyena2) -> None:
+    heard: list[torch.Tensor] = []
+    ids = torch.tensor([[65, 67]])
+    with listening([(tiny_model.embedding, heard.append)]), ThreadPoolExecutor(1) as other:
+        other.submit(tiny_model.embedding, ids + 1).result()
+        mine = tiny_model.embedding(ids)
+    tiny_model.embedding(ids)
+    assert [id(each) for each in heard] == [id(mine)]
 
 
 def test_blocks_above_the_layers_are_not_run(tiny_model: StripedHyena2) -> None:

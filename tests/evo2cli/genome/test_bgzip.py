@@ -86,7 +86,7 @@ def test_damage_is_one_line(tmp_path: Path, change: str) -> None:
 
 
 def test_no_number_of_a_gzi_can_change_a_base(
-    genome: Path, capsys: pytest.CaptureFixture[str]
+    genome: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever one number becomes, bases are right, and whoever wrote the index hears of it."""
     index = genome.with_name("g.fa.gz.gzi")
@@ -106,9 +106,8 @@ def test_no_number_of_a_gzi_can_change_a_base(
             changed = [*numbers[:place], other, *numbers[place + 1 :]]
             index.write_bytes(struct.pack(f"<{len(changed)}Q", *changed))
             check(genome)
-            assert (
-                "g.fa.gz.gzi: does not fit g.fa.gz; a new index is made" in capsys.readouterr().err
-            )
+            assert "g.fa.gz.gzi: does not fit g.fa.gz; a new index is made" in caplog.text
+            caplog.clear()
             assert index.read_bytes() == good
 
 
@@ -132,7 +131,7 @@ def test_an_incomplete_gzi_is_replaced(genome: Path, change: Callable[[bytes], b
 
 
 def test_the_fai_of_another_bgzip_file_is_replaced(
-    genome: Path, capsys: pytest.CaptureFixture[str]
+    genome: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = genome.with_name("g.fa.gz.fai")
     good = index.read_text()
@@ -144,11 +143,12 @@ def test_the_fai_of_another_bgzip_file_is_replaced(
         assert other != good
         index.write_text(other)
         check(genome)
-        assert "g.fa.gz.fai: does not fit g.fa.gz" in capsys.readouterr().err
+        assert "g.fa.gz.fai: does not fit g.fa.gz" in caplog.text
+        caplog.clear()
         assert index.read_text() == good
 
 
-def test_indexes_that_fit_are_kept(genome: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_indexes_that_fit_are_kept(genome: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Those of htslib for joined files, with empty blocks within, are right as well."""
     genome.write_bytes(
         b"".join(bgzipped(genome, fasta({name: bases})) for name, bases in CONTIGS.items())
@@ -159,18 +159,18 @@ def test_indexes_that_fit_are_kept(genome: Path, capsys: pytest.CaptureFixture[s
     kept = genome.with_name("g.fa.gz.gzi").stat().st_mtime_ns
     check(genome)
     assert genome.with_name("g.fa.gz.gzi").stat().st_mtime_ns == kept
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
 
 def test_what_htslib_misreads_is_held_in_memory(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "g.fa.gz"
     bgzipped(path, ">a\nAC GT\n>b\nGG\n")
     with Reference.open(path) as reference:
         assert reference.fetch(Interval("a", 0, 4)) == b"ACGT"
         assert reference.fetch(Interval("b", 0, 2)) == b"GG"
-    assert "read into memory" in capsys.readouterr().err
+    assert "read into memory" in caplog.text
     bgzipped(path, ">a\nACGT\n>a\nGGTT\n")
     with pytest.raises(UserError, match="two contigs are named 'a'"):
         Reference.open(path)

@@ -67,6 +67,16 @@ def test_a_line_that_is_not_valid_closes_the_file_at_once(name: str, tmp_path: P
     assert not is_open(path)
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_a_byte_order_mark_changes_nothing(name: str, tmp_path: Path) -> None:
+    read, valid, _ = READERS[name]
+    path = tmp_path / name
+    path.write_bytes(valid)
+    expected = list(read(path))
+    path.write_bytes(b"\xef\xbb\xbf" + valid)
+    assert list(read(path)) == expected != []
+
+
 def test_a_header_that_is_not_valid_closes_the_file_at_once(tmp_path: Path) -> None:
     for read, content in (
         (read_vcf, b"##x\nchrom\n"),

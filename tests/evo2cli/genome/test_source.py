@@ -125,6 +125,14 @@ def test_a_pipe_is_read_once_and_is_never_an_empty_file(pipe: Path) -> None:
             read()
 
 
+def test_stdin_is_read_once_and_is_never_an_empty_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"##fileformat=VCFv4.2\n")))
+    assert first_bytes(STDIN) == b"".join(read_lines(STDIN)) == b"##fileformat=VCFv4.2\n"
+    for read in (read_lines, read_blocks, first_bytes):
+        with pytest.raises(UserError, match=r"^-: this command reads stdin more than once; give a"):
+            list(read(STDIN))
+
+
 def test_a_bed_file_through_a_pipe_drops_no_record(command_line, tmp_path: Path) -> None:
     """A filter that found its pipe empty the second time left nothing of the input."""
     source = Path(__file__).parents[3] / "examples" / "phix174.vcf"

@@ -125,6 +125,21 @@ def test_variants_keep_their_lines(
     assert info["EVO2_PREDICT_STATUS"] in ("OK", "EDGE")
 
 
+def test_variants_of_another_genome_end_with_3(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    (tmp_path / "x.fa").write_text(">other\nACGTACGTAA\n")
+    output = tmp_path / "out.vcf.gz"
+    words = ["predict", str(runs["classify"]), str(ROOT / "examples" / "phix174.vcf")]
+    code, _, err = command_line(*words, "-R", str(tmp_path / "x.fa"), "-O", str(output))
+    assert code == 3
+    assert "CONTIG_MISSING       39" in err
+    assert err.endswith(
+        "nothing could be predicted: the genome has no contig NC_001422.1; it has other\n"
+    )
+    assert output.with_name("out.vcf.gz.tbi").is_file()
+
+
 def test_pairs_predict_variants_once(runs: dict[str, Path], command_line: Command) -> None:
     vcf, genome = (ROOT / "examples" / name for name in ("phix174.vcf", "phix174.fa"))
     code, out, err = command_line("predict", str(runs["pairs"]), str(vcf), "-R", str(genome))

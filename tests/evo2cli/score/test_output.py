@@ -223,6 +223,18 @@ def test_parquet_keeps_the_kinds_of_numbers(tmp_path):
     assert str(found.schema.field("window_start").type) == "int64"
 
 
+def test_json_lines_keep_their_columns(tmp_path):
+    source = tmp_path / "in.jsonl"
+    keys = {"chrom": "1", "ref": "A", "alt": "C"}
+    others = [{"pos": 5, "share": 0.5, "gene": "x"}, {"pos": 6, "share": 1, "gene": None}]
+    rows = [{**keys, **other} for other in others]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["share"] for row in table(write(source, tmp_path / "o.jsonl"))] == [0.5, 1]
+    found = parquet.read_table(write(source, tmp_path / "o.parquet"))
+    assert found.column("share").to_pylist() == ["0.5", "1"]  # JSON says no type of a column
+    assert found.column("gene").to_pylist() == ["x", None]
+
+
 def test_a_table_that_was_scored_before_is_not_scored_again(tmp_path):
     first = write(vcf_of(tmp_path / "in.vcf", "1 5 A C"), tmp_path / "out.tsv")
     with pytest.raises(UserError, match="EVO2_DELTA"):

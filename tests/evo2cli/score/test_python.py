@@ -67,6 +67,10 @@ def test_errors_are_values_errors_of_one_line(tmp_path: Path, model: StripedHyen
     ):
         with pytest.raises(ValueError, match=message):
             score_variants(["one-5-A-C"], fasta, model, **words)
+    with pytest.raises(UserError, match=r"variant 1: is tuple; give text such as"):
+        list(score_variants(["one-5-A-C", ("one", 5, "A", "C")], fasta, model))  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"one:5 A>C: needs a genome; give its FASTA file"):
+        list(score_variants(["one-5-A-C"], None, model))
     with pytest.raises(UserError, match="must be one of fwd, rc, both"):
         score_sequences([], model, strand="forward")
     with pytest.raises(UserError, match="record 'a': '!' at position 2"):

@@ -193,13 +193,17 @@ def test_pages_of_other_sites_may_not_read_it(server: Serving) -> None:
     # What a page may send without asking first is not read as JSON.
     simple = {**origin, "Content-Type": "text/plain"}
     body = '{"sequences": ["ACGT"]}'
-    assert server.client.post("/v1/score", content=body, headers=simple).status_code == 422
+    refusal = server.client.post("/v1/score", content=body, headers=simple)
+    assert refusal.status_code == 422
+    assert "send JSON, with the header Content-Type" in refusal.json()["error"]["message"]
 
 
 def test_what_is_not_there_is_said_in_the_same_way(server: Serving) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/v1/score", 405)):
         answer = server.client.request(method, path)
         assert answer.status_code == answer.json()["error"]["code"] == status
+    assert answer.headers["Allow"] == "POST"
+    assert answer.json()["detail"] == "GET: is not answered at this path; use POST"
 
 
 def test_logs_and_metrics_hold_no_text_of_a_client(

@@ -106,6 +106,19 @@ def test_a_region_is_read_after_what_is_before_it(source: Path, checkpoint: str)
     assert not math.isclose(short[0][2], whole["a", 100], abs_tol=1e-3)
 
 
+def test_a_record_in_pieces_is_its_regions(source: Path, checkpoint: str) -> None:
+    in_pieces = lines(run(source, checkpoint, "logprob", window=70))
+    expected = []
+    for name, length in (("a", 400), ("one", 1), ("b", 90)):
+        for start in range(0, length, 70):
+            region = f"{name}:{start + 1}-{min(start + 70, length)}"
+            expected += lines(run(source, checkpoint, "logprob", regions=(region,), window=70))
+    assert in_pieces == expected
+    assert len(in_pieces) == 399 + 89
+    whole = run(source, checkpoint, "logprob").read_bytes()
+    assert run(source, checkpoint, "logprob", window=400).read_bytes() == whole
+
+
 def test_gzip_and_bigwig_hold_the_same(source: Path, checkpoint: str) -> None:
     text = run(source, checkpoint, "entropy").read_bytes()
     packed = run(source, checkpoint, "entropy", ".bedgraph.gz")
@@ -148,7 +161,6 @@ def test_a_bigwig_that_does_not_fit_is_an_error_wherever_it_is_cut(
     ("changes", "message"),
     [
         ({"track": "loss"}, "--value loss: must be one of logprob, entropy"),
-        ({"window": 9}, "--window is what is read before --regions"),
         ({"source": Path("-")}, "give a file instead of stdin"),
         ({"suffix": ".vcf"}, "needs .bedgraph, .bedgraph.gz or .bw"),
         ({"regions": ("c:1-2",)}, "--regions c:1-2: the genome has no contig c; it has a, "),
@@ -170,6 +182,14 @@ def test_without_pybigwig_there_is_one_clear_line(
     monkeypatch.setitem(sys.modules, "pyBigWig", None)
     with pytest.raises(UserError, match=r"pip install 'evo2cli\[bigwig\]', or write"):
         run(source, checkpoint, "logprob", ".bw")
+
+
+@pytest.mark.parametrize("lines", ["", "# nothing\n", "a\t5\t5\n"])
+def test_a_bed_file_without_a_base_is_refused(source: Path, lines: str) -> None:
+    bed = source.with_name("x.bed")
+    bed.write_text(lines)
+    with pytest.raises(UserError, match=r"x\.bed: has no interval with a base"):
+        write_track(TrackOptions(source=source, bed=bed))
 
 
 def test_records_of_one_name_are_refused(tmp_path: Path, checkpoint: str) -> None:
