@@ -1,5 +1,6 @@
 """Write figures with matplotlib (the extra `plots`), which is imported only if needed."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ def new_figure(width: float, height: float) -> "Figure":
     Raises:
         UserError: matplotlib is not installed.
     """
+    # Where the home cannot be written, it would tell of its cache in every run.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         from matplotlib.figure import Figure
     except ImportError:

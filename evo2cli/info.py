@@ -9,6 +9,7 @@ import torch
 
 from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
+from evo2cli.finetune.folder import FACTS, find_tuned, read_description
 from evo2cli.genome.builds import build_of
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.normalization import Indels
@@ -43,8 +44,8 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
     A published model is described from its shape alone, without downloading it.
 
     Args:
-        subject: Folder, file or name of a model; a recipe or shape (.toml); the folder of a token
-            set; a FASTA file; a VCF, BCF or table of variants.
+        subject: Folder, file or name of a model; the folder of a fine-tuning run; a recipe or shape
+            (.toml); the folder of a token set; a FASTA file; a VCF, BCF or table of variants.
         config: Shape of a released model file.
 
     Raises:
@@ -54,6 +55,9 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
     path = Path(subject)
     if (path / "manifest.json").is_file():
         return _tokens(path)
+    if any((folder / FACTS).is_file() for folder in (path, path / "final", path / "best")):
+        description = read_description(find_tuned(path))
+        return {"kind": "fine-tuned model", "name": subject, **description.facts}
     if path.suffix == ".toml":
         return _recipe_or_shape(path)
     if path.is_file() and not looks_like_weights(path):
@@ -142,13 +146,16 @@ def _variants(path: Path) -> dict[str, Any]:
     if is_table(path):
         records = read_table(path).records
     else:
-        vcf = read_vcf(path)
+        vcf = read_vcf(path, scored=True)
         header, records = vcf.header, vcf.records
         facts["kind"] = "VCF"
         facts["samples"] = max(header.num_columns - FIRST_COLUMNS - 1, 0)
         facts["build"] = (
             build_of(header.contig_lengths()) or "unknown: no ##contig lengths of a known build"
         )
+        for key in ("evo2Command", "evo2Model"):
+            if value := header.value(key):
+                facts[key] = value
     contigs, kinds, indels, count = set(), Counter[str](), Indels(), 0
     for record in records:
         count += 1

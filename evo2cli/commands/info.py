@@ -16,15 +16,15 @@ class InfoOptions(JSONOptions, ConfigOptions):
     subject: Annotated[
         str,
         typer.Argument(
-            help="A model (folder, file or name), a recipe, a token set, a FASTA file, or a file "
-            "of variants."
+            help="A model (folder, file or name), a fine-tuning run, a recipe, a token set, a "
+            "FASTA file, or a file of variants."
         ),
     ]
 
 
 @takes(InfoOptions)
 def info(options: InfoOptions) -> None:
-    """Describe a model, a recipe, a token set, a FASTA file or a file of variants."""
+    """Describe a model, a fine-tuning run, a recipe, a token set, FASTA or variants."""
     from evo2cli.info import describe, stripe_colours
 
     description = describe(options.subject, config=options.config)

@@ -277,19 +277,23 @@ def read_vcf_lines(path: Path) -> Generator[bytes, None, None]:
     return read_bcf(path) if first_bytes(path).startswith(BCF_MAGIC) else read_lines(path)
 
 
-def read_vcf(path: Path | str) -> VariantFile:
+def read_vcf(path: Path | str, *, scored: bool = False) -> VariantFile:
     """Open a VCF (plain, gzip, bgzip or bzip2; `-` is stdin) or BCF and read its header.
 
+    Args:
+        path: The file.
+        scored: Whether it may have been scored before.
+
     Raises:
-        UserError: Here or while records are read: the file or one of its lines is not VCF, or it
-            was scored before and has EVO2_ fields.
+        UserError: Here or while records are read: the file or one of its lines is not VCF, or has
+            EVO2_ fields that it may not have.
     """
     path = Path(path)
     source = read_vcf_lines(path)
     lines = enumerate(source, start=1)
     with closed_at_error(source):
-        header = _read_header(path, lines)
-    records = _read_records(path, header.num_columns, lines)
+        header = _read_header(path, lines, scored=scored)
+    records = _read_records(path, header.num_columns, lines, scored=scored)
     return VariantFile(header, then_close(source, records))
 
 
@@ -334,12 +338,12 @@ def _read_spans(
             yield record
 
 
-def _read_header(path: Path, lines: Iterator[tuple[int, bytes]]) -> Header:
+def _read_header(path: Path, lines: Iterator[tuple[int, bytes]], *, scored: bool) -> Header:
     """Read the header from numbered lines."""
     header: list[bytes] = []
     for number, line in lines:
         header.append(line)
-        if b"ID=" + OUR_PREFIX in line:
+        if b"ID=" + OUR_PREFIX in line and not scored:
             raise UserError(f"{path}: line {number}: {_SCORED_BEFORE}")
         if line.startswith(b"##") or (number == 1 and line.startswith(BYTE_ORDER_MARK)):
             continue
@@ -353,22 +357,25 @@ def _read_header(path: Path, lines: Iterator[tuple[int, bytes]]) -> Header:
 
 
 def _read_records(
-    path: Path, num_columns: int, lines: Iterator[tuple[int, bytes]]
+    path: Path, num_columns: int, lines: Iterator[tuple[int, bytes]], *, scored: bool
 ) -> Iterator[VariantRecord]:
     """Parse numbered lines; a blank line becomes a record without alleles."""
     for number, line in lines:
         try:
-            record = read_line(line, num_columns)
+            record = read_line(line, num_columns, scored=scored)
         except ValueError as error:
             raise UserError(f"{path}: line {number}: {error}") from None
         yield record
 
 
-def read_line(line: bytes, num_columns: int = FIRST_COLUMNS) -> VariantRecord:
+def read_line(
+    line: bytes, num_columns: int = FIRST_COLUMNS, *, scored: bool = False
+) -> VariantRecord:
     """Read one line after the header; a blank line becomes a record without alleles.
 
     Raises:
-        ValueError: It is not a record with `num_columns` columns, or was scored before.
+        ValueError: It is not a record with `num_columns` columns, or has EVO2_ fields and may not
+            be `scored`.
     """
     if line.isspace():
         return VariantRecord(line, "", 0, "", b"", ())
@@ -381,7 +388,8 @@ def read_line(line: bytes, num_columns: int = FIRST_COLUMNS) -> VariantRecord:
     contig, position, identifier, reference, alternates, _, _, info = columns[:FIRST_COLUMNS]
     if not is_position(position):
         raise ValueError(f"POS {position[:40].decode(errors='replace')!r} is not a whole number")
-    if OUR_PREFIX in info and any(field.startswith(OUR_PREFIX) for field in info.split(b";")):
+    has_prefix = OUR_PREFIX in info and not scored
+    if has_prefix and any(field.startswith(OUR_PREFIX) for field in info.split(b";")):
         raise ValueError(_SCORED_BEFORE)
     return VariantRecord(
         line,

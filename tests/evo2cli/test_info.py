@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
+from evo2cli.finetune.folder import Description, write_facts
+from evo2cli.finetune.tasks import Labels, Task
 from evo2cli.info import describe
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
@@ -31,6 +33,28 @@ def test_a_model(tiny_model: StripedHyena2, tiny_config: ModelConfig, tmp_path: 
     assert found["stripes"] == tiny_config.stripes
     assert found["parameters"] == sum(p.numel() for p in tiny_model.parameters())
     assert found["provenance"] == {"license": "mine"}
+
+
+def test_a_fine_tuning_run(tmp_path: Path) -> None:
+    labels = Labels(Task.CLASSIFY, ("high", "low"))
+    description = Description(labels, method="head", base="nano", base_fingerprint="f", length=41)
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    write_facts(tmp_path / "run" / "final" / "finetune.json", description.facts)
+    for folder in ("run", "run/final"):
+        found = info(str(tmp_path / folder))
+        assert (found["kind"], found["task"]) == ("fine-tuned model", "classify")
+        assert (found["classes"], found["base"]) == (["high", "low"], "nano")
+
+
+def test_a_scored_vcf_says_what_scored_it(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "phix174.vcf").read_text()
+    line = '##evo2Command=evo2 score\n##INFO=<ID=EVO2_DELTA,Number=A,Type=Float,Description="">\n'
+    scored = text.replace("#CHROM", f"{line}#CHROM").replace("GENE=", "EVO2_DELTA=1;GENE=")
+    (tmp_path / "scored.vcf").write_text(scored)
+    found = info(str(tmp_path / "scored.vcf"))
+    assert found.pop("evo2Command") == "evo2 score"
+    expected = info(str(ROOT / "examples" / "phix174.vcf"))
+    assert found == {**expected, "name": str(tmp_path / "scored.vcf")}
 
 
 def test_what_a_released_model_lacks_is_told(
