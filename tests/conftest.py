@@ -30,9 +30,15 @@ gc.disable()  # while tests are imported: all of it stays, and to search it take
 
 
 def pytest_collection_finish() -> None:
-    """From here on there may be waste, but none of it in what was imported."""
-    gc.freeze()
+    """From here on there may be waste."""
     gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_is_not_searched() -> None:
+    """What stays of earlier modules is for good: to search it for waste takes long."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -274,7 +274,12 @@ def _garbage_of_the_run() -> Iterator[None]:
 
     Those of PyTorch, DeepSpeed and a model are half a million: one rank would walk through them for
     0.2 s in the midst of a step, now and then, while the others wait.
+
+    What the caller has frozen stays frozen: Python unfreezes all objects or none.
     """
+    if gc.get_freeze_count() > 1000:  # Python itself may freeze some hundreds when it starts
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:
