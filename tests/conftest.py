@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels run on the CPU, slowly
 
 from stripedhyena2 import ModelConfig, StripedHyena2
+from tests.models import random_model
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # no law speaks of time
 hypothesis.settings.load_profile("busy machine")
@@ -67,12 +68,4 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_config: ModelConfig) -> StripedHyena2:
-    """A random model whose every weight matters: no filter is near zero as at the start."""
-    model = StripedHyena2.from_seed(tiny_config, seed=0).double().eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "pole" not in name:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(0.2 * noise)
-    return model
+    return random_model(tiny_config)

@@ -74,9 +74,9 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     broadcast = TritonSemantic.broadcast_impl_value
 
     def broadcast_other_shapes(self: TritonSemantic, left: Any, right: Any) -> tuple[Any, Any]:
-        if left.type.is_block() and right.type.is_block():
-            if left.type.shape.values == right.type.shape.values:
-                return left, right
+        are_blocks = left.type.is_block() and right.type.is_block()
+        if are_blocks and left.type.shape.values == right.type.shape.values:
+            return left, right
         return broadcast(self, left, right)
 
     OPERATIONS = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
