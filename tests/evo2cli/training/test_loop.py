@@ -436,11 +436,20 @@ def test_garbage_is_looked_for_among_new_objects_while_a_run_lasts(
         return draw(step)
 
     monkeypatch.setattr(trainer.objective, "batch", batch)
+    gc.unfreeze()  # what tests/conftest.py has frozen
     trainer.run()
     assert min(frozen) > 1000
     assert gc.get_freeze_count() == 0
     gc.collect()
     assert not any(each() for each in lost)
+
+
+def test_what_the_caller_has_frozen_stays_frozen(tmp_path: Path) -> None:
+    trainer = make_trainer(make_recipe(tmp_path / "run"))
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    trainer.run()
+    assert gc.get_freeze_count() == pytest.approx(frozen, rel=0.1)  # of which some are deleted
 
 
 def test_the_curve_is_drawn(whole: tuple[Trainer, Outcome]) -> None:
