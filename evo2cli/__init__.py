@@ -1,3 +1,3 @@
-"""The `evo2` command: tokens, training, scoring, generation and conversion for Evo 2 models."""
+"""The `evo2` command: tokenize, train, score, generate and convert with Evo 2 models."""
 
 __version__ = "0.3.0"

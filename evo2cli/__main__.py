@@ -1,4 +1,4 @@
-"""`evo2`, and `python -m evo2cli`: set up how the process ends, then load and run the rest."""
+"""`evo2` and `python -m evo2cli`: install signal handling, then import and run the command line."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ from evo2cli.processes import (
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it quietly, also while it is loading."""
+    """Run the command line; Ctrl-C ends it without a traceback, even during imports."""
     if LAUNCHER in os.environ:
         end_with_parent(os.environ[LAUNCHER])
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # it is ignored
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # SIGINT is ignored
         _load_and_run()
         return
     signal.signal(signal.SIGINT, on_interrupt)
@@ -27,7 +27,7 @@ def main() -> None:
             end_interrupted()
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to tidy up
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to clean up
 
 
 def _load_and_run() -> None:

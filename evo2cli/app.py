@@ -1,4 +1,4 @@
-"""The `evo2` command: every subcommand joined, and every error turned into one line and a code."""
+"""The `evo2` app: registers all commands, and turns errors into one line and an exit code."""
 
 import sys
 from typing import Annotated, Any
@@ -42,8 +42,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         console.write(f"evo2cli {__version__}\n")
         raise typer.Exit
 
@@ -85,33 +85,33 @@ app.command(cls=Command, rich_help_panel=_FILES)(info.info)
 app.command(cls=Command, rich_help_panel=_FILES)(doctor.doctor)
 
 
-# What Typer raises for a wrong command line; it has no public name.
+# The base class of Typer's errors about the command line; it has no public name.
 _UsageError: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
-    """Run the command line; every error becomes one line on stderr and an exit code."""
+    """Run the command line; turns errors into one line on stderr and an exit code."""
     console.show_warnings()
-    console.open_missing_streams()
-    console.take_any_text()
+    console.replace_closed_streams()
+    console.never_fail_encoding()
     try:
         code = _run()
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
-        # Typer turns a pipe that breaks while a command runs into a SystemExit.
+        # Typer turns a BrokenPipeError of a running command into a SystemExit.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        code = 0  # the reader of our stdout (head, less) has finished
-        console.forget_stdout()
+        code = 0  # the reader of our stdout (head, less) has closed it
+        console.discard_stdout()
     except OSError as error:
-        console.forget_stdout()
+        console.discard_stdout()
         console.say(f"{error.filename or 'stdout'}: {error.strerror or 'is closed'}")
         code = UserError.exit_code
     sys.exit(code)
 
 
 def _with_value(error: Any) -> str:
-    """The message of a wrong command line, with the value that typer leaves out of it."""
+    """The message of a usage error, with the value that Typer leaves out."""
     from pydantic import ValidationError
 
     message = " ".join(error.format_message().split()).rstrip(".")
@@ -123,7 +123,7 @@ def _with_value(error: Any) -> str:
 
 
 def _run() -> int:
-    """Run a command; returns its exit code."""
+    """Run a command and return its exit code."""
     try:
         code = app(prog_name="evo2", standalone_mode=False)
     except _UsageError as error:
@@ -143,6 +143,6 @@ def _run() -> int:
         line, code = explained
         console.say(line)
         return code
-    if code == INTERRUPTED:  # so Typer exits after Ctrl-C, too
+    if code == INTERRUPTED:  # Typer's exit code after Ctrl-C, too
         end_interrupted()
     return code if isinstance(code, int) else 0

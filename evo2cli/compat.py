@@ -1,4 +1,4 @@
-"""The Python class of the reference package `evo2`, for scripts that were written for it.
+"""A drop-in replacement for the class `Evo2` of the reference package `evo2`.
 
     from evo2cli.compat import Evo2  # instead of: from evo2 import Evo2
 
@@ -13,7 +13,7 @@ known to be wrong:
 - Log-softmax runs in fp32 instead of bf16.
 - Generation is right for prompts shorter than 6 tokens, and NaN logits are an error.
 - A sequence without a prediction (one base, no BOS) is an error instead of NaN or 0.
-- The model runs on a CPU, too, in fp32; on GPUs it runs in bf16 like the reference.
+- The model also runs on CPUs, in fp32; on GPUs it runs in bf16 like the reference.
 
 As in the reference, letters are not upper-cased: `a` and `A` are different tokens. New scripts are
 better served by `stripedhyena2.load` and its `score`, `embed` and `generate` (docs/python.md).
@@ -42,10 +42,10 @@ from stripedhyena2.scoring import mean_logprob, sequence_logprob
 
 
 class CharLevelTokenizer:
-    """Bytes as token ids.
+    """A byte-level tokenizer: token ids are the UTF-8 bytes of a text.
 
     Attributes:
-        vocab_size: Number of token ids. Ids from 256 on stand for no byte, but can be sampled.
+        vocab_size: Number of token ids. Ids from 256 on are no bytes, but can be sampled.
         eod: Id of the end-of-document token.
         eos: The same.
         pad: Id of the padding token.
@@ -56,7 +56,7 @@ class CharLevelTokenizer:
     pad = 1
 
     def tokenize(self, text: str) -> list[int]:
-        """The UTF-8 bytes of a text."""
+        """Token ids of a text."""
         return list(text.encode())
 
     def detokenize(self, token_ids: Sequence[int] | Tensor) -> str:
@@ -66,7 +66,7 @@ class CharLevelTokenizer:
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """What `Evo2.generate` returns.
+    """The result of `Evo2.generate`.
 
     Attributes:
         sequences: The generated part of each prompt.
@@ -108,7 +108,7 @@ class Evo2:
         self.model = open_model(
             ModelOptions(model=local_path or model_name, config=config)
         ).requires_grad_(False)
-        self.model.checks_ids = True  # a script gives any
+        self.model.checks_ids = True  # a script may pass any ids
         self.tokenizer = CharLevelTokenizer()
 
     @property
@@ -132,13 +132,13 @@ class Evo2:
         return_embeddings: bool = False,
         layer_names: Sequence[str] | None = None,
     ) -> tuple[tuple[Tensor, None], dict[str, Tensor] | None]:
-        """Logits of token ids, and outputs of layers.
+        """Compute logits, and optionally the outputs of layers.
 
         Args:
-            input_ids: Token ids [B, L], of any integer type and on any device.
+            input_ids: Token ids [B, L], of any integer dtype and on any device.
             return_embeddings: Whether to return the outputs of layers.
-            layer_names: Modules, as the reference names them ("blocks.26", "blocks.26.mlp.l3",
-                "blocks.3.inner_mha_cls", "norm", "unembed", ...) or as we do.
+            layer_names: Modules by the names of the reference ("blocks.26", "blocks.26.mlp.l3",
+                "blocks.3.inner_mha_cls", "norm", "unembed", ...) or by ours.
 
         Returns:
             A pair (outputs, embeddings). `outputs[0]` are the logits [B, L, 512], in fp32;
@@ -170,12 +170,12 @@ class Evo2:
         return (logits_BLV, None), {name: embeddings[name] for name in layer_names}
 
     def _module(self, name: str) -> tuple[str, Callable[[Tensor], Tensor]]:
-        """Our module for a module of the reference, and what puts its channels into that order."""
+        """Map a module of the reference to ours, and a function that reorders its channels."""
         index, _, part = name.removeprefix("blocks.").partition(".")
         ours = f"blocks.{index}.mixer"
         mixers = {f"blocks.{i}.mixer": block.mixer for i, block in enumerate(self.model.blocks)}
         if part == "projections" and isinstance(mixers.get(ours), Hyena):
-            # Ours has all channels of x2, of x1 and of v; the reference x2, x1, v of each channel.
+            # Ours concatenates all channels of x2, x1 and v; the reference interleaves them.
             return (
                 f"{ours}.project_in",
                 lambda x: x.unflatten(-1, (3, -1)).transpose(-1, -2).flatten(-2),
@@ -199,7 +199,7 @@ class Evo2:
         Args:
             seqs: Sequences; letters are scored as they are, lower case as lower case.
             batch_size: Ignored: sequences are read one at a time.
-            prepend_bos: Read token 0 first, so that the first base is predicted, too.
+            prepend_bos: Prepend token 0, so that the first base is predicted, too.
             reduce_method: "mean" over the predicted tokens, or "sum".
             average_reverse_complement: Return the mean of the scores of both strands.
 
@@ -232,10 +232,10 @@ class Evo2:
         verbose: int = 1,  # noqa: ARG002 - part of the interface
         force_prompt_threshold: int | None = None,  # noqa: ARG002 - part of the interface
     ) -> GenerationOutput:
-        """Continue prompts; any token may be drawn, and every sequence has `n_tokens` tokens.
+        """Continue prompts by `n_tokens` tokens each; any token may be sampled.
 
-        Random numbers come from torch's global generator, so `torch.manual_seed` makes a call
-        reproducible; they are not the random numbers of the reference.
+        Random numbers are seeded from torch's global generator, so `torch.manual_seed` makes a call
+        reproducible; they differ from those of the reference.
 
         Args:
             prompt_seqs: Prompts; their lengths may differ. Letters are read as they are.
@@ -244,7 +244,7 @@ class Evo2:
             top_k: Sample from the k likeliest tokens; 0 means all, 1 is greedy.
             top_p: Sample from the smallest set of likeliest tokens with this total probability; 0
                 or less, and 1 or more, mean all.
-            batched: Whether sequences grow together.
+            batched: Whether to decode sequences in batches.
             cached_generation: Ignored: decoding always uses a cache, which changes no result.
             verbose: Ignored: nothing is printed.
             force_prompt_threshold: Ignored: long prompts are read in chunks, which changes no

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def open_missing_streams() -> None:
-    """Replace standard streams that the caller closed: messages are dropped, data is an error."""
+def replace_closed_streams() -> None:
+    """Replace standard streams that are closed: a message is dropped, writing data is an error."""
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     if sys.stdout is None:
@@ -28,11 +28,11 @@ def open_missing_streams() -> None:
         sys.stdout = Path(os.devnull).open()  # noqa: SIM115 - open until the process ends
 
 
-def take_any_text() -> None:
-    r"""Let stdout take every name and sign, whatever the locale: no text ends in an error.
+def never_fail_encoding() -> None:
+    r"""Make stdout accept any text, whatever the encoding of the locale.
 
-    Bytes of a file's name that are not UTF-8 are written as they are, so that a command line or a
-    path can be used; a character that the encoding lacks is written as an escape, e.g. `\xb1`.
+    Bytes of a file name that are not UTF-8 are written unchanged, so that a printed path or command
+    line can be used; a character that the encoding lacks is escaped, e.g. `\xb1`.
     """
     codecs.register_error("evo2", _bytes_or_escape)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -48,8 +48,8 @@ def _bytes_or_escape(error: UnicodeError) -> tuple[str | bytes, int]:
     raise error
 
 
-def forget_stdout() -> None:
-    """Drop what could not be written; at exit, Python would report the failure a second time."""
+def discard_stdout() -> None:
+    """Drop buffered output, whose failure Python would report a second time at exit."""
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
 
 
@@ -59,7 +59,7 @@ def write(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Write one JSON value on one line of stdout; NaN and infinity are refused."""
+    """Write a JSON value to stdout on one line; NaN and infinity are errors."""
     sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
 
 
@@ -74,7 +74,7 @@ def warn(message: str) -> None:
 
 
 class _Warnings(logging.Handler):
-    """Prints warnings that are logged."""
+    """Prints warnings that the lower floors log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warn(record.getMessage())
@@ -84,26 +84,26 @@ _WARNINGS = _Warnings(logging.WARNING)
 
 
 def show_warnings() -> None:
-    """From now on, print the warnings that our packages log."""
+    """Print the warnings that our packages log from now on."""
     for package in ("evo2cli", "stripedhyena2", "hyenakernels"):
         logging.getLogger(package).addHandler(_WARNINGS)
 
 
-PIPE_WIDTH = 200  # columns of a page that is not written to a terminal
+PIPE_WIDTH = 200  # columns, where the output is not a terminal
 
 
 def printable(text: str) -> str:
-    """A text that UTF-8 can hold: other bytes of a file's name become replacement characters."""
+    """Replace bytes of a file name that are not UTF-8, so that a text can be encoded."""
     return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def number_table(label: str, *names: str, justify: 'Literal["left", "right"]' = "left") -> "Table":
-    """A table for a page: a column of labels, then columns of numbers.
+    """An empty table with a column of labels, then columns of numbers.
 
     Args:
-        label: The head of the first column.
-        names: The heads of the others.
-        justify: Of the first column.
+        label: Header of the first column.
+        names: Headers of the others.
+        justify: Alignment of the first column.
     """
     from rich.table import Table
 
@@ -117,7 +117,7 @@ def number_table(label: str, *names: str, justify: 'Literal["left", "right"]' = 
 def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
     """Write a rich renderable to stdout, or to stderr if it is a message rather than data.
 
-    Without a terminal lines are not wrapped, so that grep finds them whole.
+    Without a terminal, lines are not wrapped, so that grep works.
     """
     from rich.console import Console
 
@@ -130,12 +130,12 @@ def write_page(page: "RenderableType", *, stderr: bool = False) -> None:
 def write_description(
     description: Mapping[str, Any], colours: Mapping[str, str], indent: int = 0
 ) -> None:
-    """Write keys and values to stdout, a line each.
+    """Write keys and values to stdout, one per line.
 
     Args:
-        description: Keys and values; a mapping among the values is indented.
-        colours: Of the letters of `stripes` on a terminal.
-        indent: Columns.
+        description: Keys and values; nested mappings are indented.
+        colours: Colours of the letters of `stripes` on a terminal.
+        indent: Indentation in columns.
     """
     from rich.console import Console
     from rich.text import Text
@@ -167,14 +167,11 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-SECONDS_BETWEEN_LINES = 60  # where stderr is not a terminal
+SECONDS_BETWEEN_LINES = 60  # of progress, where stderr is not a terminal
 
 
 class ProgressBar:
-    """Bar of a running task: `advance` it by what is done, `note` what is in progress.
-
-    Without a terminal, such as in the log of a cluster's job, it is a line a minute.
-    """
+    """A progress bar on stderr; without a terminal, e.g. in the log of a job, a line per minute."""
 
     def __init__(self, label: str, total: float | None, unit: str) -> None:
         self._progress = _bars(unit, has_end=total is not None)
@@ -192,7 +189,7 @@ class ProgressBar:
         self._progress.stop()
 
     def advance(self, amount: float = 1) -> None:
-        """Add `amount` units to what is done."""
+        """Advance the bar by `amount` units."""
         self._progress.advance(self._task.id, amount)
         if not self._is_terminal and monotonic() >= self._next_line:
             self._next_line = monotonic() + SECONDS_BETWEEN_LINES
@@ -213,7 +210,7 @@ class ProgressBar:
 
 
 def progress(label: str, total: float | None, unit: str) -> ProgressBar:
-    """A bar with elapsed time and ETA on stderr; a line a minute if stderr is not a terminal.
+    """Create a progress bar with elapsed time and ETA.
 
     Args:
         label: Name of the task, e.g. "score".
@@ -241,7 +238,7 @@ def _bars(unit: str, *, has_end: bool) -> "Progress":
 
 
 class Panel:
-    """Progress of a long task on stderr: table and bar on a terminal, otherwise a line a minute."""
+    """Live metrics and progress on stderr: a table and a bar; without a terminal, log lines."""
 
     def __init__(self, label: str, total: int, unit: str, caption: str) -> None:
         from rich.live import Live
@@ -264,16 +261,16 @@ class Panel:
             self._live.stop()
 
     def advance(self, amount: int = 1) -> None:
-        """Add `amount` units to what is done."""
+        """Advance the bar by `amount` units."""
         self._done += amount
         self._bars.advance(self._task, amount)
 
     def show(self, fields: Mapping[str, str], *, important: bool = False) -> None:
-        """Show `fields`; each keeps its last value.
+        """Update some fields; the others keep their values.
 
         Args:
             fields: Labels and values.
-            important: Without a terminal, print a line now even if the last one is recent.
+            important: Without a terminal, print a line now, even within a minute of the last.
         """
         from rich.console import Group
         from rich.table import Table

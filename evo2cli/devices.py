@@ -1,7 +1,8 @@
-"""One command on several devices: a process for each fills the journal of its part of the work.
+"""Data parallelism for commands: a worker per device writes a journal of its part of the work.
 
-One process then writes the output from these journals, as it would resume from its own after a
-kill. So the output has the bytes of a run on one device, and a killed run resumes where it stopped.
+The main process then writes the output from these journals, in the same way as it resumes a killed
+run from its own. So the output is bit for bit that of a run on one device, and a killed run can be
+resumed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +23,13 @@ from stripedhyena2.progress import Progress
 
 
 class SharedOptions(Protocol):
-    """Options of a command that several devices can share: a frozen dataclass."""
+    """Options (a frozen dataclass) of a command that can run on several devices."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def device(self) -> str:
-        """One device, or several with commas."""
+        """One device, or several separated by commas."""
 
     @property
     def output(self) -> Path | None:
@@ -43,7 +44,7 @@ class Part:
     """A part of the work: the records `first` to `end` of the input, 0-based and half-open.
 
     Attributes:
-        journal: File that keeps its results; None to keep none.
+        journal: Journal of its results; None for no journal.
         first: Index of the first record.
         end: Index after the last record; None for the end of the input.
     """
@@ -59,7 +60,7 @@ class Part:
 
 
 class DeviceError(UserError):
-    """The process of a device failed; the command ends with its exit code."""
+    """The worker of a device failed; the command exits with its exit code."""
 
     def __init__(self, device: str, reason: str, code: int) -> None:
         super().__init__(f"--device {device}: {reason}")
@@ -67,10 +68,10 @@ class DeviceError(UserError):
 
 
 def pick_devices(names: str) -> list[str]:
-    """The devices that `--device` names: one as `open_model` takes it, several, or all GPUs.
+    """Parse `--device`: one device as `open_model` takes it, several, or all GPUs.
 
     Raises:
-        UserError: There are no GPUs; or devices are of two kinds, which would differ in precision.
+        UserError: There are no GPUs; or devices are of different types, whose precision differs.
     """
     if names == "all":
         if not num_gpus():
@@ -83,7 +84,7 @@ def pick_devices(names: str) -> list[str]:
 
 
 def even_borders(total: int, count: int) -> list[int]:
-    """The borders of `count` parts of nearly equal size."""
+    """The `count` + 1 borders of parts of nearly equal size."""
     return [total * index // count for index in range(count + 1)]
 
 
@@ -97,19 +98,19 @@ def open_parts(
 ) -> Iterator[list[Part]]:
     """Yield the parts of the work, whose journals make up the output.
 
-    For a single device that is one part with nothing computed yet. For several devices, `compute`
-    has filled the journal of each part.
+    On a single device that is one part, not computed yet. On several devices, workers have called
+    `compute` for each part before.
 
     Args:
         options: Options of the command.
-        devices: Devices; if there are several, a process runs on each.
+        devices: Devices; if there are several, each gets a worker.
         borders: Index of the first record of each part, and the end of the last part; empty if the
             input can be read only once.
-        compute: Fills the journal of a part; gets the options with `device` set to one device.
-        amount: Amount of work, and its unit.
+        compute: Computes a part and writes its journal; gets the options with a single `device`.
+        amount: Total for the progress bar (None if unknown), and its unit.
 
     Raises:
-        DeviceError: A process has failed; journals stay, so that the same command resumes.
+        DeviceError: A worker failed; journals are kept, so that the same command resumes.
     """
     output = options.output
     if len(devices) == 1:
@@ -133,7 +134,7 @@ def _run(
     compute: Callable[[T, Part, Progress], None],
     amount: tuple[int | None, str],
 ) -> None:
-    """Run a process for each job, also for a single one; the first that fails ends all."""
+    """Run each job in its own worker, even a single one; the first failure ends all."""
     devices: dict[Task, str] = {partial(compute, *job): job[0].device for job in jobs}
     with console.progress("score", *amount) as bar:
         try:

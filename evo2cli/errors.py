@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can fix: the command line prints it as one line, without a traceback.
+    """An error that the user can fix; the command line prints it in one line, without a traceback.
 
     The message names the thing, its value and how to fix it.
     """
@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 class TooManySkippedError(UserError):
-    """The command finished, but more records were skipped than the threshold allows."""
+    """The command finished, but skipped more records than the threshold allows."""
 
     exit_code = 3
 
@@ -25,18 +25,18 @@ class UntrustedNumericsError(UserError):
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:
-    """Names for a message: the first ones, separated by commas; "none" if there is none."""
+    """Join names for a message: the first `most`, then "..."; "none" if there are none."""
     texts = [*map(str, names)]
     return ", ".join([*texts[:most], *(["..."] if len(texts) > most else [])]) or "none"
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number of things for a message: "1 record", "1,200 records".
+    """Format a count for a message: "1 record", "1,200 records".
 
     Args:
-        number: How many.
-        noun: For one of them; a verb may follow, e.g. "record is".
-        plural: For any other number, unless it is `noun` with an s.
+        number: The count.
+        noun: Singular; may include a verb, e.g. "record is".
+        plural: Plural; default: `noun` + s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
@@ -44,11 +44,11 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The line to print and the exit code for an error that the user can act on.
 
-    None stands for every other error, which is a defect of ours and deserves its traceback.
+    None for any other error, which is a bug of ours and deserves its traceback.
     """
     if isinstance(error, UserError):
         return str(error), error.exit_code
-    # The model floor imports torch, so it is imported once an error has come out of it.
+    # Imported late, because the model floor imports torch.
     from stripedhyena2.errors import InputError, NonFiniteError
     from stripedhyena2.memory import is_out_of_memory, out_of_memory
 

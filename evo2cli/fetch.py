@@ -10,19 +10,20 @@ from stripedhyena2.checkpoint.published import PUBLISHED, split_name
 
 
 def fetch_model(name: str, folder: Path | None) -> dict[str, Any]:
-    """Download the files of a published model unless they are here, and compute their SHA-256.
+    """Download the files of a published model, unless they exist, and verify their SHA-256.
 
     Args:
-        name: Name of a published model; @COMMIT may follow.
-        folder: Where to put the files; None for the cache of the Hugging Face hub.
+        name: Name of a published model, optionally with @COMMIT.
+        folder: Folder for the files; None for the Hugging Face cache.
 
     Returns:
-        model, folder, files (path and bytes of each), sha256 of the files joined, verified (True
-        if it equals the recorded one, False if none is recorded), and use (what `--model` takes).
+        model, folder, files (path and bytes of each), sha256 of the concatenated files, verified
+        (True if it equals the recorded one, False if none is recorded), and use (the value for
+        `--model`).
 
     Raises:
         UserError: There is no such model, or the SHA-256 differs from the recorded one.
-        CheckpointError: Its files cannot be downloaded.
+        CheckpointError: The files cannot be downloaded.
     """
     model, _ = split_name(name)
     if model not in PUBLISHED:

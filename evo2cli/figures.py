@@ -1,4 +1,4 @@
-"""Figure files; matplotlib (the extra `plots`) is imported only when a figure is asked for."""
+"""Write figures with matplotlib (the extra `plots`), which is imported only if needed."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def check_plot(path: Path | None) -> None:
-    """Refuse a `--plot` that could not be written; None stands for no figure.
+    """Check before the work begins that `--plot` can be written; None for no figure.
 
     Raises:
         UserError: The suffix is unknown, the folder is missing, or matplotlib is not installed.
@@ -44,9 +44,9 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure file whole or not at all.
+    """Write a figure file atomically.
 
-    Its texts are plain: a $ in the name of a file begins no formula.
+    Texts are not parsed as math, because file names may contain a $.
 
     Raises:
         UserError: It cannot be written.

@@ -1,13 +1,13 @@
-"""Files: errors in one line; outputs checked before the work begins, written whole or not at all.
+"""Files: one-line errors, early checks of outputs, locks and atomic writes.
 
-`stripedhyena2.outputs` says how: locks, partial files, links, devices and pipes.
+`stripedhyena2.outputs` implements them, also for links, devices and pipes.
 """
 
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -16,24 +16,24 @@ from evo2cli import console
 from evo2cli.errors import UserError
 
 Write = Callable[[bytes], object]
-_CHUNK = 1 << 24  # bytes that are hashed at once
+_CHUNK = 1 << 24  # bytes hashed at a time
 
 
 class OutputOptions(Protocol):
-    """Options of a command that writes one output."""
+    """Options of a command with a single output."""
 
     @property
     def output(self) -> Path | None:
         """The file or folder; None for stdout."""
 
 
-Given = TypeVar("Given", bound=OutputOptions)
+OptionsT = TypeVar("OptionsT", bound=OutputOptions)
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
-    """Refuse an output file with another suffix than `suffixes`, or in a folder that is missing.
+    """Refuse an output file without one of these suffixes, or in a folder that does not exist.
 
     Raises:
         UserError: The message names `option`.
@@ -44,7 +44,7 @@ def check_file(path: Path, option: str, suffixes: tuple[str, ...]) -> None:
 
 
 def check_folder(path: Path, option: str) -> None:
-    """Refuse an output file that is an existing folder, or in a folder that is missing.
+    """Refuse an output file that is an existing folder, or in a folder that does not exist.
 
     Raises:
         UserError: The message names `option`.
@@ -70,34 +70,34 @@ def check_output(output: Path | None, *inputs: Path | None, option: str = "--out
             raise UserError(f"{option} {output}: would overwrite {path}; name another file")
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn an OSError into one line that says that `path` cannot be read.
+def reading(path: Path) -> AbstractContextManager[None]:
+    """Turn an OSError into a one-line error that `path` cannot be read.
 
     Raises:
         UserError: In place of the OSError.
     """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return _explained(path, "read")
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError into one line that says that `path` cannot be written.
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Turn an OSError into a one-line error that `path` cannot be written.
 
     Raises:
         UserError: In place of the OSError.
     """
+    return _explained(path, "written")
+
+
+@contextmanager
+def _explained(path: Path, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be {done} ({error.strerror or error})") from None
 
 
 def sha256(paths: Sequence[Path]) -> str:
-    """SHA-256 of files joined, with a bar: a model is read for minutes."""
+    """SHA-256 of concatenated files, with a progress bar: a large model takes minutes."""
     digest = hashlib.sha256()
     total = sum(path.stat().st_size for path in paths)
     with console.progress("check", total, "bytes") as bar:
@@ -109,25 +109,25 @@ def sha256(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-# The functions below import `stripedhyena2` late: options of commands import this module, and
-# `evo2 --help` must stay quick.
+# The functions below import `stripedhyena2` late: the options of commands import this module, and
+# `evo2 --help` must start fast.
 
 
 def size_and_time(file: Path) -> tuple[int, int]:
-    """Bytes, and nanoseconds of the last change: they stay the same while a file does."""
-    facts = file.stat()
-    return facts.st_size, facts.st_mtime_ns
+    """Size in bytes and modification time in nanoseconds, to detect that a file has changed."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def is_stream(path: Path | None) -> bool:
-    """Whether an output is stdout (None), a device or a pipe, beside which nothing is kept."""
+    """Whether an output is stdout (None), a device or a pipe, and not a file."""
     from stripedhyena2 import outputs
 
     return path is None or outputs.is_stream(path)
 
 
 def require_utf8(path: Path, form: str) -> None:
-    """Refuse a path that is not UTF-8, for a form whose library cannot take it.
+    """Refuse a path that is not UTF-8, for a format whose library does not support it.
 
     Raises:
         UserError: The path is not UTF-8.
@@ -139,11 +139,11 @@ def require_utf8(path: Path, form: str) -> None:
 
 
 def beside(output: Path | None, suffix: str) -> Path | None:
-    """The file that is kept beside an output until it is complete; None for a stream.
+    """The path of an auxiliary file next to an output; None for a stream.
 
     Args:
         output: The output; links are followed.
-        suffix: What follows the name of the output, e.g. ".journal".
+        suffix: Appended to the name of the output, e.g. ".journal".
     """
     from stripedhyena2 import outputs
 
@@ -155,10 +155,10 @@ def beside(output: Path | None, suffix: str) -> Path | None:
 
 @contextmanager
 def locked(output: Path | None) -> Iterator[None]:
-    """Hold the lock of an output, if it is a file or folder: no other command writes it meanwhile.
+    """Lock an output, if it is a file or folder, against other commands that write it.
 
     Raises:
-        OutputInUseError: Another process holds it.
+        OutputInUseError: Another process holds the lock.
         UserError: The folder of the output cannot be written.
     """
     from stripedhyena2 import outputs
@@ -170,14 +170,16 @@ def locked(output: Path | None) -> Iterator[None]:
         yield
 
 
-def locks_output(work: Callable[Concatenate[Given, P], T]) -> Callable[Concatenate[Given, P], T]:
-    """Decorate the work of a command: it holds the lock of `options.output` from start to end.
+def locks_output(
+    work: Callable[Concatenate[OptionsT, P], T],
+) -> Callable[Concatenate[OptionsT, P], T]:
+    """Decorate the main function of a command to hold the lock of `options.output` meanwhile.
 
-    Of the ranks that share the work, the first one writes the output, and locks it.
+    Of several ranks, only rank 0 writes the output and locks it.
     """
 
     @wraps(work)
-    def run(options: Given, /, *args: P.args, **others: P.kwargs) -> T:
+    def run(options: OptionsT, /, *args: P.args, **others: P.kwargs) -> T:
         check_output(options.output)
         is_first = os.environ.get("RANK", "0") == "0"
         with locked(options.output if is_first else None):
@@ -188,13 +190,13 @@ def locks_output(work: Callable[Concatenate[Given, P], T]) -> Callable[Concatena
 
 @contextmanager
 def atomic_path(path: Path, *, wait: bool = False) -> Iterator[Path]:
-    """Yield the path of a file to fill, which is renamed to `path` when the block succeeds.
+    """Yield the path of a temporary file, which is renamed to `path` if the block succeeds.
 
-    If the block raises, the file is removed and `path` stays as it was. Errors of the block keep
-    their type: put `writing(path)` around what writes.
+    If the block raises, the file is removed and `path` stays unchanged. Errors of the block keep
+    their type: wrap what writes in `writing(path)`.
 
     Args:
-        path: Output file; a device or a pipe gets the bytes when the file is whole.
+        path: Output file; a device or a pipe gets the bytes once the file is complete.
         wait: Wait while another process writes the same file.
 
     Raises:
@@ -215,8 +217,8 @@ def atomic_path(path: Path, *, wait: bool = False) -> Iterator[Path]:
 def open_output(path: Path | None) -> Iterator[Write]:
     """Yield a function that writes bytes to `path`, or to stdout if `path` is None.
 
-    A file appears under its name when everything is written; a device or a pipe gets the bytes as
-    they come. `.gz` is compressed with bgzip.
+    A file is renamed to `path` once it is complete; a device or a pipe gets the bytes as they come.
+    `.gz` is compressed with bgzip.
 
     Raises:
         OutputInUseError: Another process writes the file.
@@ -250,7 +252,7 @@ def open_output(path: Path | None) -> Iterator[Write]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder for temporary files; those that killed processes have left are removed."""
+    """Yield a temporary folder; removes those that killed processes have left behind."""
     from stripedhyena2 import outputs
 
     with outputs.temporary_folder() as folder:

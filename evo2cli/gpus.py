@@ -13,12 +13,12 @@ _MIN_SHARED_MEMORY = 256 * 2**20  # bytes; containers have 64 MiB by default, to
 
 
 def num_gpus() -> int:
-    """Number of GPUs of this machine that CUDA_VISIBLE_DEVICES leaves."""
+    """Number of visible GPUs of this machine, as limited by CUDA_VISIBLE_DEVICES."""
     return torch.cuda.device_count()
 
 
 def check_communication(world: int, device: str) -> None:
-    """Refuse several ranks on GPUs if this PyTorch cannot communicate between GPUs.
+    """Refuse several ranks on GPUs without NCCL; warn of a small /dev/shm.
 
     Raises:
         UserError: PyTorch was built without NCCL.

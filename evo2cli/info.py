@@ -1,4 +1,4 @@
-"""Describe a model, a recipe, a token set, a FASTA file or a file of variants."""
+"""Describe a model, a recipe, a token set, a FASTA file or a variant file."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from evo2cli.genome.vcf import FIRST_COLUMNS, Kind, is_bases, is_variants, kind_
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_shape
 from stripedhyena2 import ModelConfig
 from stripedhyena2.checkpoint import Checkpoint, read_checkpoint
-from stripedhyena2.checkpoint.precision import doubt, is_released, precision_of
+from stripedhyena2.checkpoint.precision import is_released, precision_of, precision_warning
 from stripedhyena2.checkpoint.published import LICENSE, PUBLISHED, published_config, split_name
 from stripedhyena2.checkpoint.scales import trained_scales
 from stripedhyena2.checkpoint.sources import looks_like_weights
@@ -39,9 +39,9 @@ _NOT_BASES = "not_spelled_in_bases"
 
 
 def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
-    """Describe what `subject` names, as JSON values.
+    """Describe a file, folder or model name, as JSON values.
 
-    A published model is described from its shape alone: nothing is downloaded.
+    A published model is described from its shape alone, without downloading it.
 
     Args:
         subject: Folder, file or name of a model; the folder of a fine-tuning run; a recipe or shape
@@ -49,7 +49,7 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
         config: Shape of a released model file.
 
     Raises:
-        UserError: It is a recipe, a token set or a file of sequences or variants, and damaged.
+        UserError: A recipe, token set, sequence or variant file is damaged.
         InputError: It is none of these, or a model that cannot be read.
     """
     path = Path(subject)
@@ -87,7 +87,7 @@ def describe(subject: str, *, config: Path | None = None) -> dict[str, Any]:
 
 
 def stripe_colours() -> dict[str, str]:
-    """The colour of each letter of `stripes`, as rich names it."""
+    """The colour of each letter of `stripes`, by the name that rich uses."""
     return {letter: mixer.colour for letter, mixer in MIXERS.items()}
 
 
@@ -96,21 +96,23 @@ def _has_variants(path: Path) -> bool:
 
 
 def _precision(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """The FP8 scales it contains, and the precision it needs."""
+    """The FP8 scales of a checkpoint, and the precision it needs."""
     scales = trained_scales(checkpoint.extra_state, checkpoint.config, name)
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "fp8_records": len(checkpoint.extra_state),
         "fp8_projections": len(scales),
     }
     if is_released(checkpoint):
-        found["needs"] = precision_of(checkpoint)
-        if not scales and (warning := doubt(checkpoint, name, torch.device("cpu"), float8=False)):
-            found["warning"] = warning
-    return found
+        facts["needs"] = precision_of(checkpoint)
+        if not scales and (
+            warning := precision_warning(checkpoint, name, torch.device("cpu"), float8=False)
+        ):
+            facts["warning"] = warning
+    return facts
 
 
 def _model(config: ModelConfig) -> dict[str, Any]:
-    """Shape, size, and the memory of weights and of the state at several lengths."""
+    """Shape, parameter count, and memory of weights and of the decoding state by length."""
     return {
         **asdict(config),
         "depth": config.depth,
@@ -123,10 +125,10 @@ def _model(config: ModelConfig) -> dict[str, Any]:
 
 def _recipe_or_shape(path: Path) -> dict[str, Any]:
     """Describe a TOML file: a shape if it has `stripes`, otherwise a recipe."""
-    found = find_recipe(path)
-    if "stripes" in read_values(found, UserError):  # a recipe has them in its table [shape]
-        return {"kind": "model shape", "name": str(path), **_model(read_config(found))}
-    recipe = read_recipe(found)
+    file = find_recipe(path)
+    if "stripes" in read_values(file, UserError):  # a recipe has them in its table [shape]
+        return {"kind": "model shape", "name": str(path), **_model(read_config(file))}
+    recipe = read_recipe(file)
     values = recipe.model_dump(mode="json")
     tokens = recipe.optimizer.steps * recipe.batch.sequences * recipe.batch.length
     shape = _model(read_shape(recipe))
@@ -139,7 +141,7 @@ def _tokens(path: Path) -> dict[str, Any]:
 
 
 def _variants(path: Path) -> dict[str, Any]:
-    """Count the variants of a VCF, BCF or table by kind; name the genome build by the header."""
+    """Count the variants of a VCF, BCF or table by kind; infer the genome build from the header."""
     facts: dict[str, Any] = {"kind": "table of variants", "name": str(path)}
     if is_table(path):
         records = read_table(path).records

@@ -1,10 +1,11 @@
-"""Journals: the results of a long run, kept beside its output so that a killed run resumes."""
+"""Journals: intermediate results of a long run, stored next to its output so that it can resume."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evo2cli import console
 from evo2cli.errors import counted
@@ -12,45 +13,27 @@ from evo2cli.files import beside, writing
 from stripedhyena2 import outputs
 
 Recall = Callable[[str, Callable[[], Any]], Any]
-
-
-class Together:
-    """Results that are computed together, but asked for one by one by a `recall`.
-
-    A journal recalls the first results; those asked for are all that follow, without gaps.
-
-    Args:
-        start: Starts to compute all results from an index on.
-    """
-
-    def __init__(self, start: Callable[[int], Iterator[Any]]) -> None:
-        self._start = start
-        self._results: Iterator[Any] | None = None
-
-    def result(self, index: int) -> Any:
-        """The result of an index."""
-        if self._results is None:
-            self._results = self._start(index)
-        return next(self._results)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
 def open_journal(
-    output: Path | None, settings: Sequence[object], *, anew: bool = False
+    output: Path | None, settings: Sequence[object], *, restart: bool = False
 ) -> Iterator[Recall]:
-    """Keep results beside `output` until it is complete, so that a killed run resumes.
+    """Keep a journal next to `output` until it is complete, so that a killed run can resume.
 
-    Yields `recall(key, compute)`. As long as the keys come in the order of the previous run and
-    `settings` are the same, it returns the stored results; afterwards it calls `compute()` and
-    stores what that returns.
+    Yields `recall(key, compute)`, which replays the results of an earlier run with the same
+    `settings`, as long as the keys come in the same order; after that it calls `compute()` and
+    stores the result.
 
     Args:
         output: Output file, or None for stdout, which has no journal: `recall` always computes.
         settings: Everything that determines the results besides the keys, as JSON values.
-        anew: Discard the results of an earlier run.
+        restart: Discard the results of an earlier run.
     """
     path = journal_of(output)
-    if anew and path is not None:
+    if restart and path is not None:
         path.unlink(missing_ok=True)
     with open_journals([path], settings) as [recall]:
         yield recall
@@ -65,10 +48,10 @@ def journal_of(output: Path | None) -> Path | None:
 def open_journals(
     paths: Sequence[Path | None], settings: Sequence[object]
 ) -> Iterator[list[Recall]]:
-    """As `open_journal`, for several parts of one output; all journals are kept until all are done.
+    """As `open_journal`, for several parts of an output; journals are kept until all are done.
 
     Args:
-        paths: Path of the journal of each part, or None for no journal.
+        paths: Journal of each part, or None for no journal.
         settings: As for `open_journal`.
     """
     with ExitStack() as stack:
@@ -79,7 +62,7 @@ def open_journals(
 
 @contextmanager
 def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Recall]:
-    """As `open_journal`, but the journal stays when the block ends; None is no journal."""
+    """As `open_journal`, but the journal is kept when the block ends; None for no journal."""
     if path is None:
         yield lambda _key, compute: compute()
         return
@@ -91,25 +74,51 @@ def keep_journal(path: Path | None, settings: Sequence[object]) -> Iterator[Reca
         journal.close()
 
 
+def recall_all(
+    recall: Recall,
+    items: Sequence[Item],
+    compute: Callable[[Sequence[Item]], Iterator[Result]],
+    key: Callable[[Item], str] = str,
+) -> Iterator[Result]:
+    """The result of each item, in order; those not in the journal are computed as one batch.
+
+    Args:
+        recall: As `open_journal` yields it.
+        items: The items.
+        compute: Computes the results of the remaining items, in order.
+        key: Maps an item to its key in the journal.
+    """
+    computed: Iterator[Result] | None = None
+
+    def result(index: int) -> Result:
+        nonlocal computed
+        if computed is None:
+            computed = compute(items[index:])
+        return next(computed)
+
+    for index, item in enumerate(items):
+        yield recall(key(item), partial(result, index))
+
+
 class _Journal:
-    """JSON lines: the settings, then [key, result] each; an incomplete last line is dropped."""
+    """JSON lines: first the settings, then [key, result] pairs; drops an incomplete last line."""
 
     def __init__(self, path: Path, settings: str) -> None:
         self._path = path
         self._stream = path.open("a+b")
-        # The processes of devices outlive a killed command by a moment, and may still write.
+        # The workers of a killed command outlive it for a moment, and may still write.
         outputs.lock(self._stream.fileno(), wait=True)
         self._stream.seek(0)
         first = settings.encode() + b"\n"
         if self._stream.readline() != first:
             self._stream.truncate(0)
-            self._stream.seek(0)  # truncating does not move the position, which `recall` reads
+            self._stream.seek(0)  # `truncate` does not move the position, which `recall` reads
             self._stream.write(first)
         self._replaying = True
         self._num_recalled = 0
 
     def recall(self, key: str, compute: Callable[[], Any]) -> Any:
-        """The result of `key`: from the previous run, or computed and stored."""
+        """The result of `key`: replayed from the journal, or computed and stored."""
         if self._replaying:
             offset = self._stream.tell()
             entry = _read_entry(self._stream.readline())
@@ -132,12 +141,12 @@ class _Journal:
             )
 
     def close(self) -> None:
-        with suppress(OSError):  # of a full disk, which `recall` has reported
+        with suppress(OSError):  # a full disk, which `recall` has reported
             self._stream.close()
 
 
 def _read_entry(line: bytes) -> list[Any] | None:
-    """Key and result of a line, or None if the line is incomplete or the file has ended."""
+    """Key and result of a line, or None at the end of the file or for an incomplete line."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Read lengths and sizes with units: 32k positions, 24G of memory."""
+"""Parse lengths and sizes with units: 32k positions, 24G of memory."""
 
 import re
 
@@ -8,11 +8,11 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def parse_length(text: str, option: str) -> int:
-    """Read a number of positions: 32768 or 32k, 1048576 or 1M.
+    """Parse a number of positions: 32768 or 32k, 1048576 or 1M.
 
     Args:
         text: The length; k is 2^10 and M is 2^20, in upper or lower case.
-        option: The option it was given to, for the error message.
+        option: The option, for the error message.
 
     Raises:
         UserError: It is not a length, or 0.
@@ -24,11 +24,11 @@ def parse_length(text: str, option: str) -> int:
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """Read a size of memory in bytes: 24G, 24GiB and 24GB are all 24 * 2^30; also 0.5T, 800M.
+    """Parse a memory size, in bytes: 24G, 24GiB and 24GB are all 24 * 2^30; also 0.5T, 800M.
 
     Args:
         text: The size.
-        option: The option it was given to, for the error message.
+        option: The option, for the error message.
 
     Raises:
         UserError: It is not a size, or 0.

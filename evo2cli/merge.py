@@ -1,4 +1,4 @@
-"""Join the outputs of `evo2 score --shard`."""
+"""Concatenate the outputs of `evo2 score --shard`."""
 
 import json
 import re
@@ -23,13 +23,13 @@ LAYOUTS = {".vcf": Layout.VCF, ".tsv": Layout.TSV, ".jsonl": Layout.JSONL}
 
 @dataclass(frozen=True)
 class _Head:
-    """The lines of a part before its records.
+    """The header of a part.
 
     Attributes:
         path: File of the part.
-        shard: Which part of the whole it is, such as "2/3"; empty if it does not say.
-        marks: Header lines that the whole does not have; they are the same in all parts.
-        header: Header lines that the whole has, too.
+        shard: Its shard, such as "2/3"; empty if not recorded.
+        marks: Header lines to drop in the merged file; identical in all parts.
+        header: Header lines to keep.
     """
 
     path: Path
@@ -39,15 +39,15 @@ class _Head:
 
 
 def merge_files(paths: Sequence[Path], output: Path) -> None:
-    """Write one header and the records of all parts, in the order of the parts.
+    """Write one header, then the records of all parts in order.
 
     Args:
         paths: VCF, TSV or JSON lines of runs that differ only in --shard.
         output: File of the same format, indexed if the format has an index.
 
     Raises:
-        UserError: A part has another format or is from another run, comes twice, is missing or out
-            of order; or a file cannot be read or written.
+        UserError: Parts differ in format or run, or are missing, repeated or out of order; or a
+            file cannot be read or written.
         TooManySkippedError: No allele has a score; the output is complete.
     """
     layout = _layout(output)
@@ -103,14 +103,14 @@ def _check_order(parts: Sequence[_Head]) -> None:
     shards = [part.shard for part in parts]
     if any(shards):
         if shards != [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]:
-            found = ", ".join(shard or "none" for shard in shards)
+            listing = ", ".join(shard or "none" for shard in shards)
             raise UserError(
-                f"{parts[0].path}, ...: are the shards {found}; give all shards of one run, in "
+                f"{parts[0].path}, ...: are the shards {listing}; give all shards of one run, in "
                 "order"
             )
         return
     seen: set[Path] = set()
-    for part in parts:  # of a version that did not mark tables
+    for part in parts:  # tables of versions that did not record the shard
         if part.path.resolve() in seen:
             raise UserError(f"{part.path}: is given twice; give each part once")
         seen.add(part.path.resolve())
@@ -121,8 +121,8 @@ def _check_run(parts: Sequence[_Head]) -> None:
     first = parts[0]
     for part in parts:
         if (part.marks, part.header) != (first.marks, first.header):
-            own, expected = [*part.marks, *part.header], [*first.marks, *first.header]
-            line = next((b for a, b in zip(expected, own, strict=False) if a != b), b"(shorter)")
+            lines, expected = [*part.marks, *part.header], [*first.marks, *first.header]
+            line = next((b for a, b in zip(expected, lines, strict=False) if a != b), b"(shorter)")
             raise UserError(
                 f"{part.path}: is from another run than {first.path}: its header has "
                 f"{line.decode(errors='replace').strip()[:200]!r}"
@@ -130,7 +130,7 @@ def _check_run(parts: Sequence[_Head]) -> None:
 
 
 def _open_part(path: Path, layout: Layout) -> tuple[_Head, Iterator[bytes]]:
-    """The head of a part, and the lines of its records."""
+    """The header of a part, and the lines of its records."""
     lines: Iterator[bytes] = read_lines(path)
     head: list[bytes] = []
     if layout is Layout.JSONL:
@@ -154,8 +154,8 @@ def _open_part(path: Path, layout: Layout) -> tuple[_Head, Iterator[bytes]]:
 
 
 def _json_marks(line: bytes) -> list[bytes]:
-    """The marks in the first of JSON lines; none if it is a record."""
+    """The marks in the first JSON line; empty if that line is a record."""
     if line.startswith(f'{{"{MARKS}": '.encode()):
-        with suppress(ValueError):  # cut off
+        with suppress(ValueError):  # truncated
             return [f"{mark}\n".encode() for mark in json.loads(line)[MARKS]]
     return []

@@ -1,4 +1,4 @@
-"""`evo2 merge-adapter`: the weights of a base and of an adapter as one checkpoint."""
+"""`evo2 merge-adapter`: merge an adapter into its base, as one checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,20 +17,20 @@ def merge_adapter(
 ) -> dict[str, Any]:
     """Merge an adapter into its base and write the result.
 
-    Weights keep the dtypes that the base stores them in.
+    Weights keep the dtypes of the base.
 
     Args:
-        run: The folder of a run of `evo2 finetune`, or of an adapter.
-        output: As the destination of `convert_checkpoint`.
-        to: Its layout, likewise.
-        model: The base; None for the one that the adapter names.
+        run: Folder of a run of `evo2 finetune`, or of an adapter.
+        output: Destination, as for `convert_checkpoint`.
+        to: Layout to write, as for `convert_checkpoint`.
+        model: The base; None for the one recorded in the adapter.
 
     Returns:
-        What `write_checkpoint` returns, and base and adapter.
+        The result of `write_checkpoint`, with base and adapter.
 
     Raises:
         UserError: There is no adapter, or the output cannot be written.
-        CheckpointError: The base is missing, or is another model.
+        CheckpointError: The base is missing, or is not the one of the adapter.
     """
     adapter = open_adapter(run)
     base = model or adapter.base

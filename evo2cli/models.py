@@ -1,4 +1,4 @@
-"""Open a model for a command: choose device and dtype, and report errors in one line."""
+"""Load a model for a command: choose device and dtype, and report errors in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +21,10 @@ DTYPES = {DType.FP32: torch.float32, DType.FP64: torch.float64, DType.BF16: torc
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first CUDA device, or the CPU if there is none.
+    """Parse a device; "auto" is the first CUDA device, or the CPU if there is none.
 
     Raises:
-        UserError: There is no such device.
+        UserError: The device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,11 +38,11 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def memory_explained(what: str, way_out: str) -> Iterator[None]:
-    """Turn running out of memory, of a GPU or of the machine, into one line.
+    """Turn an out-of-memory error, on GPU or host, into a one-line error.
 
     Args:
-        what: What did not fit, which begins the line.
-        way_out: What the user can do, which ends it.
+        what: Begins the message: what did not fit.
+        way_out: Ends the message: what the user can do.
 
     Raises:
         UserError: In place of PyTorch's error.
@@ -56,14 +56,15 @@ def memory_explained(what: str, way_out: str) -> Iterator[None]:
 
 
 def open_model(options: ModelOptions) -> StripedHyena2:
-    """Load the model that `options` name, ready for inference.
+    """Load a model, and its adapter if there is one, for inference.
 
     With device "auto" or "cuda", a model that does not fit one GPU is spread over several. With
     dtype "auto", published models that were trained with FP8 projections compute these in FP8.
 
     Raises:
-        UserError: The device is not available, or the model does not fit its memory.
-        InputError: The model cannot be loaded as asked, or the adapter belongs to another one.
+        UserError: The device is not available, or the model does not fit in its memory.
+        InputError: The model cannot be loaded with these options, or the adapter belongs to another
+            model.
     """
     device, dtype = pick_device(options.device), options.dtype
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -83,17 +84,17 @@ def open_model(options: ModelOptions) -> StripedHyena2:
         adapter = open_adapter(options.adapter)
         adapter.check_base(stored.config, stored.tensors, f"--adapter {options.adapter}")
         adapter.put_on(model)
-    model.checks_ids = model.config.vocabulary < 256  # the ids of a command are bytes
+    model.checks_ids = model.config.vocabulary < 256  # token ids of commands are bytes
     return model
 
 
 def warn_beyond_context(model: StripedHyena2, length: int, what: str) -> None:
-    """Warn if a model reads more positions at once than it was trained on.
+    """Warn if a sequence is longer than the context that the model was trained on.
 
     Args:
         model: The model.
-        length: The number of positions.
-        what: What has this many, which begins the line, e.g. "--window 16,384".
+        length: Length of the sequence in positions.
+        what: Begins the message, e.g. "--window 16,384".
     """
     context = model.config.context
     if length > context:
@@ -104,14 +105,14 @@ def warn_beyond_context(model: StripedHyena2, length: int, what: str) -> None:
 
 
 def precision_name(model: StripedHyena2) -> str:
-    """The dtype of weights and activations, and what is computed in FP8, if anything."""
+    """Describe the dtype of weights and activations, and the parts in FP8, if any."""
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     narrow = float8_parts(model)
     return f"{dtype} with {narrow}" if narrow else dtype
 
 
 def say_demonstration(model: str) -> None:
-    """Say on stderr that a built-in model is not for science; nothing of any other model."""
+    """Print a notice on stderr if the model is a built-in one, which is only for demonstration."""
     if find_built_in(model) is not None:
         console.say(
             f"{model} is a small demonstration model: do not conclude from it; for science give "
@@ -120,7 +121,7 @@ def say_demonstration(model: str) -> None:
 
 
 def open_adapter(run: Path) -> Adapter:
-    """The adapter in the folder of a run of `evo2 finetune`, or in a folder of its own.
+    """Read an adapter from the folder of a run of `evo2 finetune`, or from its own folder.
 
     Raises:
         UserError: There is none.
@@ -145,7 +146,7 @@ def open_adapter(run: Path) -> Adapter:
 def ready_model(
     model: StripedHyena2 | str | Path, *, device: str = "auto", dtype: DType | str = DType.AUTO
 ) -> StripedHyena2:
-    """A loaded model as it is; any other as `open_model` loads it.
+    """Return a loaded model as it is; load any other by `open_model`.
 
     Raises:
         UserError: As `open_model`.

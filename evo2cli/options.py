@@ -1,4 +1,4 @@
-"""Options of commands, each declared once.
+"""Declare the options of commands, each in one place.
 
 The options of a command are the fields of a frozen dataclass. The annotation of a field holds the
 help text, range and choices of the option; the default of the field is the default of the option.
@@ -14,8 +14,8 @@ docs/commands.md is written from it::
     def plan(options: PlanOptions) -> None:
         "Estimate memory, time and cost of a recipe without running it."
 
-Classes of options can inherit from each other, so that an option which several commands share is
-still declared once; each class may name a panel of the help page, and fields that its own command
+Option classes can inherit from each other, so that an option shared by several commands is still
+declared once; each class may name a panel of the help page, and inherited fields that its command
 line leaves out. Nothing here imports torch.
 """
 
@@ -39,14 +39,14 @@ from evo2cli.errors import UserError
 
 T = TypeVar("T", bound="Options")
 _NUMBERS = {int: (Integral, "a whole number"), float: (Real, "a number")}
-_DASH, _OUTPUTS = Path("-"), ("--output", "DESTINATION")  # `-` is stdin, and no name of an output
+_DASH, _OUTPUTS = Path("-"), ("--output", "DESTINATION")  # `-` means stdin, and is no output
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of all options of commands: checks every field against its declaration.
+    """Base class of command options; validates every field against its declaration.
 
-    Text is accepted for a path or a choice, a path for text, and any sequence for a tuple.
+    Text is converted to a path or a choice, a path to text, and any sequence to a tuple.
 
     Raises:
         UserError: A value is not one of the choices, not a number, or outside its range.
@@ -67,13 +67,13 @@ class Options:
 
 @dataclass(frozen=True)
 class _Declaration:
-    """What the annotation of a field says.
+    """The declaration of an option, from the annotation of its field.
 
     Attributes:
-        kind: Type of the value, or of one entry of a tuple.
+        kind: Type of the value, or of the entries of a tuple.
         is_tuple: Whether the option can be repeated.
-        info: What typer shall know of it.
-        flag: How the command line spells it, or the name of an argument.
+        info: Typer's description of the option or argument.
+        flag: Its long option, e.g. "--model", or the metavar of an argument.
     """
 
     kind: Any
@@ -82,7 +82,7 @@ class _Declaration:
     flag: str
 
     def checked(self, value: Any) -> Any:
-        """The value in its own type, if it is in its range."""
+        """Convert the value to its type, and check its range."""
         if self.is_tuple:
             return tuple(self._checked_entry(entry) for entry in value)
         return self._checked_entry(value)
@@ -117,7 +117,7 @@ class _Declaration:
 
 
 def _declarations(options: type[Options]) -> dict[str, _Declaration]:
-    """The declaration of each field that is on the command line, by its name."""
+    """The declarations of all fields that are on the command line, by name."""
     hints = get_type_hints(options, include_extras=True)
     return {
         field.name: _declaration(field.name, *get_args(hints[field.name]))
@@ -140,12 +140,12 @@ def _declaration(name: str, annotation: Any, info: OptionInfo | ArgumentInfo) ->
 
 
 def flag(options: type[Options], name: str) -> str:
-    """How the command line spells the field `name` of `options`."""
+    """The command-line flag of the field `name` of `options`."""
     return _declarations(options)[name].flag
 
 
 def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Decorate a command that is called with `options`: its command line are their fields."""
+    """Decorate a command that takes `options`: their fields become its command line."""
 
     def decorate(command: Callable[[T], None]) -> Callable[..., None]:
         @wraps(command)
@@ -160,7 +160,7 @@ def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., Non
         ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        # A terminal wraps the lines of a paragraph itself.
+        # Join the lines of a paragraph: help pages wrap them to the terminal.
         run.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
         return run
 
@@ -173,7 +173,7 @@ _METAVARS = {bool: "", int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
 def _parameter(
     options: type[Options], field: "Field[Any]", declaration: _Declaration
 ) -> inspect.Parameter:
-    """The parameter that typer makes an option or an argument of."""
+    """The parameter from which Typer creates an option or an argument."""
     info, kind = copy(declaration.info), declaration.kind
     declared_by = next(cls for cls in options.__mro__ if field.name in inspect.get_annotations(cls))
     assert issubclass(declared_by, Options)
@@ -185,7 +185,7 @@ def _parameter(
         if info.metavar is None:
             info.metavar = "|".join(kind) if issubclass(kind, StrEnum) else _METAVARS.get(kind)
         if kind is not bool and info.default is ... and not info.param_decls:
-            info.param_decls = (declaration.flag,)  # else typer 0.27 may call it by its metavar
+            info.param_decls = (declaration.flag,)  # else typer 0.27 may name it after its metavar
     if declaration.is_tuple:
         kind = list[kind]  # type: ignore[valid-type]
         default = None if default == () else default
@@ -200,19 +200,19 @@ def _parameter(
 
 
 class Command(typer.core.TyperCommand):
-    """A command whose help page shows no type beside a flag.
+    """A command whose help page shows no type for flags.
 
     Attributes:
-        moved: Options that moved elsewhere, e.g. "--track", and what to use instead.
+        moved: Maps former options, e.g. "--track", to what to use instead.
     """
 
     moved: ClassVar[Mapping[str, str]] = {}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse options that moved, then parse.
+        """Refuse options that have moved, then parse.
 
         Raises:
-            UserError: There is one; the message says what to use instead.
+            UserError: An option has moved; the message says what to use instead.
         """
         for argument in args:
             option = argument.partition("=")[0]
@@ -221,15 +221,15 @@ class Command(typer.core.TyperCommand):
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """As typer's, without types beside flags."""
+        """As in Typer, without types of flags."""
         return _without_types(super().get_params(ctx))
 
 
 class Group(typer.core.TyperGroup):
-    """A group of commands, likewise."""
+    """A group of commands whose help page shows no type for flags."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """As typer's, without types beside flags."""
+        """As in Typer, without types of flags."""
         return _without_types(super().get_params(ctx))
 
 
@@ -241,13 +241,13 @@ def _without_types(parameters: list[Any]) -> list[Any]:
 
 
 def arguments(options: Options, of: type[Options] | None = None) -> list[str]:
-    """The words of a command line that gives `options`, for another process to be started with.
+    """The command-line arguments that are equivalent to `options`, to start another process.
 
     Positional arguments come first; options at their defaults are left out.
 
     Args:
         options: The options.
-        of: A base class of theirs, to give only the options that it has.
+        of: A base class of theirs, to include only its options.
     """
     positional: list[str] = []
     words: list[str] = []
@@ -267,24 +267,24 @@ def arguments(options: Options, of: type[Options] | None = None) -> list[str]:
 
 
 def shared(options: Options, other: type[T], **values: Any) -> T:
-    """Options of another command, with the values of those fields that both commands have.
+    """Create the options of another command, copying the fields that both have.
 
     Args:
-        options: Options of one command.
-        other: The class of the options of the other.
-        values: Fields of `other` that are set otherwise.
+        options: Options to copy from.
+        other: Option class of the other command.
+        values: Fields of `other` to set to other values.
     """
-    own = {field.name for field in fields(options)}
-    common = {f.name: getattr(options, f.name) for f in fields(other) if f.name in own}
+    names = {field.name for field in fields(options)}
+    common = {f.name: getattr(options, f.name) for f in fields(other) if f.name in names}
     return other(**{**common, **values})
 
 
 def given(options: Options, *groups: type[Options]) -> list[str]:
-    """Flags of those options that are not at their defaults.
+    """Flags of the options that are not at their defaults.
 
     Args:
         options: Options of a command.
-        groups: Base classes of theirs, to whose fields the answer is confined.
+        groups: Base classes of theirs; only their fields are considered.
     """
     return [
         flag(group, field.name)
@@ -295,22 +295,22 @@ def given(options: Options, *groups: type[Options]) -> list[str]:
 
 
 def refuse(options: Options, why: str, *groups: type[Options]) -> None:
-    """Refuse options of groups that do not apply.
+    """Refuse options that do not apply.
 
     Args:
         options: Options of a command.
-        groups: As in `given`.
         why: Begins the message, e.g. "x.toml: a recipe says this itself".
+        groups: Base classes whose options are refused, as in `given`.
 
     Raises:
-        UserError: The message names all that are given.
+        UserError: The message lists the options that were given.
     """
     if flags := given(options, *groups):
         raise UserError(f"{why}; drop {' and '.join(flags)}")
 
 
 class Strand(StrEnum):
-    """Which strand is read; BOTH takes the mean of the two."""
+    """The strand to read; BOTH averages the two."""
 
     FORWARD = "fwd"
     REVERSE = "rc"
@@ -318,7 +318,7 @@ class Strand(StrEnum):
 
     @property
     def single(self) -> "tuple[Strand, ...]":
-        """The strands that are read."""
+        """The strands to read, one by one."""
         return (Strand.FORWARD, Strand.REVERSE) if self is Strand.BOTH else (self,)
 
 
@@ -334,14 +334,14 @@ class DType(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class JSONOptions(Options):
-    """Results as JSON."""
+    """JSON output."""
 
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options, panel="Model"):
-    """Where the computation runs."""
+    """The device."""
 
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, or one GPU such as cuda:1.")
@@ -350,7 +350,7 @@ class DeviceOptions(Options, panel="Model"):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigOptions(Options, panel="Model"):
-    """The shape of a model whose file does not tell it."""
+    """The shape of a model whose file does not contain it."""
 
     config: Annotated[
         Path | None,
@@ -364,7 +364,7 @@ class ConfigOptions(Options, panel="Model"):
 
 @dataclass(frozen=True, kw_only=True)
 class NamedModelOptions(Options, panel="Model"):
-    """The model by its name; a class of its own, so that help pages show it first."""
+    """The model; a class of its own, so that help pages show it first."""
 
     model: Annotated[
         str,
@@ -378,7 +378,7 @@ class NamedModelOptions(Options, panel="Model"):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(DeviceOptions, ConfigOptions, NamedModelOptions, panel="Model"):
-    """Which model runs, where, and how precisely."""
+    """The model, its adapter, device and precision."""
 
     dtype: Annotated[
         DType,
@@ -399,7 +399,7 @@ class ModelOptions(DeviceOptions, ConfigOptions, NamedModelOptions, panel="Model
 
 @dataclass(frozen=True, kw_only=True)
 class DevicesOptions(ModelOptions, panel="Model"):
-    """As `ModelOptions`, for a command that several devices can share."""
+    """As `ModelOptions`, for a command that can run on several devices."""
 
     device: Annotated[
         str,
@@ -413,7 +413,7 @@ class DevicesOptions(ModelOptions, panel="Model"):
 
 @dataclass(frozen=True, kw_only=True)
 class RegionOptions(Options, panel="Input"):
-    """Which parts of a genome are meant."""
+    """Regions of a genome to use."""
 
     regions: Annotated[
         tuple[str, ...],
@@ -430,7 +430,7 @@ class RegionOptions(Options, panel="Input"):
 
 @dataclass(frozen=True, kw_only=True)
 class TagOptions(Options, panel="Input"):
-    """What the model reads before every sequence."""
+    """A lineage tag to prepend to every sequence."""
 
     tag: Annotated[
         str | None,

@@ -1,6 +1,6 @@
-"""How processes end: quietly by Ctrl-C, and together with the process that started them.
+"""Signal handling: exit cleanly on Ctrl-C, and end child processes with their parent.
 
-Everything here must be ready before the rest of the program is loaded.
+This module is imported before the rest of the program, so it imports nothing slow.
 """
 
 import os
@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # exit code: 128 + SIGINT, as in shells
 
-_interrupts: list[int] = []  # that `on_interrupt` has received
+_interrupts: list[int] = []  # signals that `on_interrupt` has received
 
-# In the environment of ranks that `evo2` starts: their parent, or "" if that is another process.
+# Environment variable of ranks that `evo2` starts: the PID of `evo2`, or "" if it is not their
+# parent.
 LAUNCHER = "EVO2_LAUNCHER"
 _PR_SET_PDEATHSIG = 1
 
 
 def on_interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle SIGINT: raise KeyboardInterrupt; during an import, once the import is over.
+    """SIGINT handler: raises KeyboardInterrupt, but during an import only when it has finished.
 
-    In the middle of it, the exception may reach C++, which swallows it or aborts the process. A
-    command that is importing its own work has nothing to tidy up yet, and ends at once.
+    Raised within an import, the exception may reach C++, which swallows it or aborts the process. A
+    command that is still importing its implementation has nothing to clean up, and exits at once.
     """
     _interrupts.append(number)
     importer = _importer(frame)
@@ -39,13 +40,13 @@ def on_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _importer(frame: FrameType | None) -> FrameType | None:
-    """The frame that waits for an import; of imports within imports, for the outermost."""
-    found = None
+    """The frame of the outermost import statement in progress; None if there is none."""
+    importer = None
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            found = frame.f_back
+            importer = frame.f_back
         frame = frame.f_back
-    return found
+    return importer
 
 
 def _raise_interrupt(_frame: FrameType, _event: str, _argument: object) -> NoReturn:
@@ -53,14 +54,14 @@ def _raise_interrupt(_frame: FrameType, _event: str, _argument: object) -> NoRet
 
 
 def was_interrupted() -> bool:
-    """Whether SIGINT came: C++ may have made another exception of KeyboardInterrupt."""
+    """Whether SIGINT came; C++ may have turned the KeyboardInterrupt into another exception."""
     return bool(_interrupts)
 
 
 def end_interrupted() -> NoReturn:
-    """End this process as interrupted, after all that must be tidied up.
+    """Exit as interrupted, after all cleanup.
 
-    Python's own way out would wait for threads, and may report SIGINT in place of the exit code.
+    A normal exit would wait for threads, and might report SIGINT instead of the exit code.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError, RuntimeError, ValueError):  # closed, or interrupted while writing
@@ -71,10 +72,10 @@ def end_interrupted() -> NoReturn:
 
 
 def start_child(process: "BaseProcess") -> None:
-    """Start a process that its parent ends: Ctrl-C in a terminal reaches the parent alone."""
+    """Start a child with SIGINT blocked: Ctrl-C reaches only the parent, which ends the child."""
     from multiprocessing.resource_tracker import ensure_running
 
-    ensure_running()  # the first child would start it, which unblocks SIGINT
+    ensure_running()  # otherwise `start` would start the tracker, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it
     try:
         process.start()
@@ -83,12 +84,13 @@ def start_child(process: "BaseProcess") -> None:
 
 
 def end_with_parent(parent: str = "", number: int = signal.SIGKILL) -> None:
-    """From now on, the system sends this process a signal when its parent has ended.
+    """Have the kernel send this process a signal when its parent ends (Linux only).
 
-    Without this, what a killed process has started runs on. Only Linux has it.
+    Without this, the children of a killed process keep running.
 
     Args:
-        parent: Number of the parent, or "" if unknown; if it has ended, this process ends now.
+        parent: PID of the parent, or "" if unknown; if it has already ended, the signal is sent
+            now.
         number: The signal.
     """
     import ctypes

@@ -1,8 +1,7 @@
-"""How well scores separate positives from negatives: AUROC and average precision, with intervals.
+"""AUROC and average precision with bootstrap intervals, and the mean of values with its interval.
 
-Both depend only on how many positives and negatives have each distinct score, so they are computed
-from these counts: one row for what was measured, and one for each bootstrap resample. A mean of any
-values has its interval by `mean_estimate`.
+Both ranking metrics depend only on the numbers of positives and negatives at each distinct score,
+so they are computed from these counts: one row for the data, and one for each bootstrap resample.
 
 B rows, U distinct scores in ascending order.
 """
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 1000
-PERCENTILES = (2.5, 97.5)  # of the resamples: 95 % lie between
+PERCENTILES = (2.5, 97.5)  # of the resamples: a 95 % interval
 MAX_COUNTS = 1 << 22  # entries of a matrix of resamples, which bounds memory
 
 Counts = NDArray[Any]  # whole numbers
@@ -25,7 +24,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of what was measured, and its bootstrap interval."""
+    """The value of a statistic, and its bootstrap interval."""
 
     value: float
     low: float
@@ -34,7 +33,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Both statistics of one set of scores."""
+    """AUROC and average precision of a set of scores."""
 
     auroc: Estimate
     auprc: Estimate
@@ -86,8 +85,8 @@ def rank(
     order of the scores does not matter.
 
     Args:
-        scores: The higher, the more likely positive.
-        positive: Whether each is positive; at least one is, and at least one is not.
+        scores: Higher scores mean more likely positive.
+        positive: Whether each is positive; there must be positives and negatives.
         seed: Seed of the resamples.
         name: Different names give different resamples, so that groups are independent.
         max_counts: Entries of a matrix of resamples, which bounds memory.
@@ -113,7 +112,7 @@ def rank(
 
 
 def mean_estimate(values: Sequence[float], *, seed: int = 0, name: str = "") -> Estimate:
-    """The mean of values, with the 95 % interval of a bootstrap of them.
+    """The mean of values, with its 95 % bootstrap interval.
 
     The order of the values does not matter.
 
@@ -134,7 +133,7 @@ def mean_estimate(values: Sequence[float], *, seed: int = 0, name: str = "") -> 
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers that depend on the seed and the name alone."""
+    """A random generator seeded by the seed and the name."""
     return np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
 
 
@@ -146,7 +145,7 @@ def _estimate(measured_B: Values, resampled: Sequence[Values]) -> Estimate:
 def roc_curve(
     scores: Sequence[float], positive: Sequence[bool]
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """False and true positive rates from (0, 0) to (1, 1), as the threshold passes each score."""
+    """False and true positive rates at each threshold, from (0, 0) to (1, 1)."""
     true_rates, false_rates = (
         np.concatenate([[0.0], counts_U[::-1].cumsum() / counts_U.sum()])
         for counts_U in count_levels(scores, positive)

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 Row = dict[str, str | int | float | None]
 
-# What a number of a table may be at most: far above any score, and means and squares stay finite.
+# Largest number allowed in a table: far above any score, and means and squares stay finite.
 LARGEST = 1e30
 
 
@@ -17,7 +17,7 @@ def rounded(nats: float) -> float:
 
 
 def cell(value: object) -> str:
-    """A value as tables and INFO fields show it: six decimals for a float, a dot for None."""
+    """Format a value for tables and INFO fields: six decimals for a float, a dot for None."""
     if value is None:
         return "."
     return f"{value:.6f}" if isinstance(value, float) else str(value)
@@ -40,6 +40,6 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def format_mean(value: float, error: float | None, digits: int) -> str:
-    """A mean and its standard error for people: 1.34 ± 0.02."""
+    """Format a mean and its standard error: 1.34 ± 0.02."""
     text = f"{value:z.{digits}f}"
     return text if error is None else f"{text} ± {error:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Tasks in processes of their own: quiet by Ctrl-C, and one line if a process dies."""
+"""A pool of worker processes that ends cleanly on Ctrl-C and reports a dead worker in one line."""
 
 import multiprocessing
 import os
@@ -17,16 +17,16 @@ from evo2cli.errors import UserError, explain
 from evo2cli.processes import end_with_parent, start_child
 
 Advance = Callable[[float], None]
-# A function of a module with its arguments bound by `partial`: it travels to another process.
+# Must be picklable: a module-level function with its arguments bound by `partial`.
 Task = Callable[[Advance], Any]
 
 
 class WorkerError(UserError):
-    """A task failed, or its process died; the command ends with its exit code.
+    """A task failed, or its worker died; the command exits with its exit code.
 
     Attributes:
         task: The task.
-        died: Whether its process died.
+        died: Whether the worker died.
     """
 
     def __init__(self, task: Task, reason: str, code: int, *, died: bool = False) -> None:
@@ -48,16 +48,16 @@ class _Failed:
 def run_tasks(
     tasks: Iterator[Task | None], count: int, advance: Advance
 ) -> Generator[Any, None, None]:
-    """Run tasks in processes, and yield what they return, in the order in which they finish.
+    """Run tasks in worker processes, and yield their results in the order of completion.
 
     Args:
-        tasks: The tasks; each is taken when there is a process for it. None says that the next one
-            depends on a task that has not finished.
-        count: Number of processes at most; with 1, the tasks run one by one in this process.
-        advance: Called with the amounts that tasks give to their `Advance`.
+        tasks: The tasks; each is taken once a worker is idle. None means that the next task must
+            wait until a running one has finished.
+        count: Largest number of workers; with 1, tasks run one by one in this process.
+        advance: Called with the amounts that tasks pass to their own `Advance`.
 
     Raises:
-        WorkerError: A process died, or a task raised an error there; the others are ended.
+        WorkerError: A worker died or a task raised an error; the other workers are killed.
     """
     if count == 1:
         for task in tasks:
@@ -72,18 +72,18 @@ def run_tasks(
                 idle = next((pipe for pipe in workers if pipe not in running), None)
                 pipe = idle or _start(workers)
                 running[pipe] = task
-                with suppress(BrokenPipeError):  # it died; its answer will tell
+                with suppress(BrokenPipeError):  # the worker died; `_receive` will report it
                     pipe.send(task)
             if not running:
                 return
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                answer = _receive(ready, workers[ready], running[ready])
-                if isinstance(answer, _Done):
+                message = _receive(ready, workers[ready], running[ready])
+                if isinstance(message, _Done):
                     del running[ready]
-                    yield answer.value
+                    yield message.value
                 else:
-                    advance(answer)
+                    advance(message)
     finally:
         for process in workers.values():
             process.kill()
@@ -92,7 +92,7 @@ def run_tasks(
 
 
 def _start(workers: dict[Connection, BaseProcess]) -> Connection:
-    """Start a process; returns our end of its pipe."""
+    """Start a worker; returns our end of its pipe."""
     context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), daemon=True)
@@ -103,36 +103,36 @@ def _start(workers: dict[Connection, BaseProcess]) -> Connection:
 
 
 def _receive(pipe: Connection, process: BaseProcess, task: Task) -> float | _Done:
-    """The next answer of a process.
+    """The next message of a worker: progress, or the result of its task.
 
     Raises:
-        WorkerError: It died, or its task raised an error.
+        WorkerError: The worker died, or its task raised an error.
     """
     try:
-        answer: float | _Done | _Failed = pipe.recv()
+        message: float | _Done | _Failed = pipe.recv()
     except (EOFError, ConnectionResetError):
         process.join()
         code = process.exitcode or 0
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise WorkerError(task, f"its process was ended by {how}", 1, died=True) from None
-    if isinstance(answer, _Failed):
-        raise WorkerError(task, answer.reason, answer.code)
-    return answer
+    if isinstance(message, _Failed):
+        raise WorkerError(task, message.reason, message.code)
+    return message
 
 
 def _work(pipe: Connection) -> None:
-    """Run the tasks that come through a pipe, silently: only the parent process prints."""
+    """Main loop of a worker: run tasks from a pipe; only the parent prints, so stderr is muted."""
     end_with_parent()
     with (
         suppress(EOFError, BrokenPipeError, ConnectionResetError),  # the parent is gone
-        Path(os.devnull).open("w") as nowhere,
-        redirect_stderr(nowhere),
+        Path(os.devnull).open("w") as devnull,
+        redirect_stderr(devnull),
     ):
         while True:
-            pipe.send(_answer(pipe.recv(), pipe.send))
+            pipe.send(_run(pipe.recv(), pipe.send))
 
 
-def _answer(task: Task, advance: Advance) -> _Done | _Failed:
+def _run(task: Task, advance: Advance) -> _Done | _Failed:
     try:
         return _Done(task(advance))
     except (BrokenPipeError, ConnectionResetError):

@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels run on the CPU, slowly
 
 from stripedhyena2 import ModelConfig, StripedHyena2
+from tests.models import random_model
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # no law speaks of time
 hypothesis.settings.load_profile("busy machine")
@@ -30,9 +31,15 @@ gc.disable()  # while tests are imported: all of it stays, and to search it take
 
 
 def pytest_collection_finish() -> None:
-    """From here on there may be waste, but none of it in what was imported."""
-    gc.freeze()
+    """From here on there may be waste."""
     gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_is_not_searched() -> None:
+    """What stays of earlier modules is for good: to search it for waste takes long."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -61,12 +68,4 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_config: ModelConfig) -> StripedHyena2:
-    """A random model whose every weight matters: no filter is near zero as at the start."""
-    model = StripedHyena2.from_seed(tiny_config, seed=0).double().eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "pole" not in name:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(0.2 * noise)
-    return model
+    return random_model(tiny_config)

@@ -34,8 +34,8 @@ evo2cli/training/loss.py: target_weights read_windows weighted_loss
     > evo2cli/training/test_loss.py
 evo2cli/training/optimizer.py: learning_rate > evo2cli/training/test_optimizer.py
 evo2cli/data/splits.py: content_sha256 SplitRule > evo2cli/data/test_tokens.py
-evo2cli/data/order.py: hashed shuffled _feistel OnePool Mixture _floor_sum
-    > evo2cli/data/test_order.py
+evo2cli/data/sampler.py: hashed shuffled _feistel PooledSampler MixtureSampler _floor_sum
+    > evo2cli/data/test_sampler.py
 evo2cli/ranking.py: count_levels area_under_roc average_precision rank mean_estimate
     roc_curve > evo2cli/test_ranking.py
 evo2cli/genome/coding.py: CodingSequence parse_mutant > evo2cli/genome/test_coding.py
@@ -82,14 +82,11 @@ EQUIVALENT = {
     "root = square.masked_fill(is_zero, <<1 -> 2>>).sqrt().masked_fill(is_zero, 0)": (
         "any number above 0 will do: it is replaced behind the root"
     ),
-    "if length == <<1 -> 2>>:  # setting up a convolution takes ten times as long as the sum": (
+    "if length == <<1 -> 2>>:  # the setup of conv1d takes ten times as long as the sum": (
         "both ways compute the same"
     ),
     "return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :<<0 -> 1>>], memory)": (
         "the keys alone say how many there are, and the values are cut from the memory again"
-    ),
-    "q_BLHW, k_BLHW = self.rotate(qk_BLHW, positions_1L).chunk(<<2 -> 3>>, dim=2)": (
-        "the same for the two heads of the tests, and a failure for more"
     ),
     "seen, capacity = past.keys_BHTW.shape[2], past.memory[<<0 -> 1>>].shape[2]": (
         "there is room for as many values as keys"

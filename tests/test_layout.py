@@ -1,6 +1,7 @@
 """The house rules that can be executed."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -29,6 +30,18 @@ def test_only_the_console_prints(file: Path) -> None:
         node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)
     }
     assert "print" not in names
+
+
+def test_lower_floors_name_no_option_of_the_command_line() -> None:
+    """Their errors reach callers of Python too, who know `config=` but not `--config`."""
+    named = {
+        f"{file.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for file in MODULES
+        if not file.is_relative_to(ROOT / "evo2cli")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and re.search("--[a-z]", str(node.value))
+    }
+    assert not named
 
 
 def test_a_command_its_room_and_its_tests_share_a_name() -> None:

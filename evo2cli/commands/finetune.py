@@ -17,10 +17,10 @@ def finetune(options: FinetuneOptions) -> None:
     and evo2 eval task; FOLDER/report.json compares it with simple baselines on the test set.
     """
     from evo2cli.finetune.run import finetune as run
-    from evo2cli.finetune.run import write_only
+    from evo2cli.finetune.run import write_recipe_only
 
     if options.dry_run:
-        write_plan(PlanOptions(recipe=write_only(options), json=options.json))
+        write_plan(PlanOptions(recipe=write_recipe_only(options), json=options.json))
         return
     write_report(run(options), json=options.json)
 

@@ -1,1 +1,1 @@
-"""`evo2 convert`: checkpoints from any layout into the four that are written."""
+"""Convert checkpoints between layouts; the work behind `evo2 convert`."""

@@ -46,6 +46,6 @@ class ConvertOptions(JSONOptions, ConfigOptions):
         typer.Option(
             "--verify",
             help="Compare the losses and logits of source and destination on two windows of real "
-            "DNA, and look for the traces of known faults of conversion.",
+            "DNA, and check for known errors of earlier conversions.",
         ),
     ] = False

@@ -1,4 +1,4 @@
-"""Convert a checkpoint from any layout into one that is written."""
+"""Convert a checkpoint from any layout that is read to any that is written."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,7 @@ _WRITE: dict[Target, Callable[[Checkpoint, Path], None]] = {
     Target.HF: hf.write,
     Target.SAVANNA: savanna.write,
 }
-# What each of them refuses, before a large source is read for its hash.
+# Checks of the destination, before a large source is read for its hash.
 _REFUSE: dict[Target, Callable[[Path], None]] = {
     Target.NATIVE: native.refuse_other,
     Target.HF: refuse_full,
@@ -45,16 +45,16 @@ def convert_checkpoint(
     Args:
         source: Anything `stripedhyena2.load` reads.
         destination: A folder; or a .pt or .safetensors file for the layout of the released files
-            (vortex), beside which the shape is written as yml.
+            (vortex), next to which the shape is written as yml.
         to: Layout to write; "auto" is vortex for a file and native for a folder, and refuses a
             new folder with another suffix of letters, such as x.bin.
         config: Shape of the source: a yml or TOML file, or the name of a published model. Needed
-            where neither the source nor its name tells it.
-        verified: Compare both afterwards, as `evo2cli.convert.verify`.
+            if neither the source nor its name implies it.
+        verified: Compare source and destination afterwards, see `evo2cli.convert.verify`.
 
     Returns:
-        What was written: destination, source_layout, layout, stripes, tensors, parameters, bytes,
-        seconds, and verification (None unless asked for).
+        destination, source_layout, layout, stripes, tensors, parameters, bytes, seconds, and
+        verification (None without `verified`).
 
     Raises:
         UserError: The destination cannot be of this layout, or the verification failed.
@@ -83,10 +83,10 @@ def convert_checkpoint(
 def write_checkpoint(
     checkpoint: Checkpoint, destination: Path, *, to: Target | str = Target.AUTO
 ) -> dict[str, Any]:
-    """Write a checkpoint, with a bar that shows how far it is.
+    """Write a checkpoint, with a progress bar.
 
     Args:
-        checkpoint: What to write.
+        checkpoint: The checkpoint.
         destination: As for `convert_checkpoint`.
         to: As for `convert_checkpoint`.
 
@@ -131,7 +131,7 @@ def _target(destination: Path, to: Target) -> Target:
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The provenance of the source, with its SHA-256 where it does not have one yet."""
+    """The provenance of the source, with SHA-256 hashes added if it has none."""
     provenance = {"converted_by": f"evo2cli {__version__}", **checkpoint.provenance}
     if checkpoint.files and "sha256" not in provenance:
         provenance["sha256"] = {file.name: sha256([file]) for file in checkpoint.files}

@@ -1,4 +1,4 @@
-"""Compare a converted checkpoint with its source, and find the traces of known faults.
+"""Compare a converted checkpoint with its source, and check the source for known errors.
 
 L tokens, V vocabulary.
 """
@@ -23,9 +23,9 @@ from stripedhyena2.operators.hyena import HyenaLI, HyenaMR
 from stripedhyena2.parametrization import DecayWindow
 
 WINDOWS = Path(__file__).with_name("windows.fa")
-# Logits of one model in two layouts differ by the rounding of its poles alone.
-TOLERANCE = 1e-3
-BETTER = 0.02  # nats a base by which undoing a fault lowers the loss of a trained model
+# Logits of a model in two layouts differ only by the rounding of its poles.
+TOLERANCE = 1e-3  # relative to the largest logit
+BETTER = 0.02  # nats per base by which undoing an error lowers the loss of a trained model
 
 
 def verify(source: str, destination: Path, *, config: Path | None = None) -> dict[str, Any]:
@@ -33,12 +33,12 @@ def verify(source: str, destination: Path, *, config: Path | None = None) -> dic
 
     Args:
         source: Anything `stripedhyena2.load` reads.
-        destination: What was made of it.
-        config: Shape of the source, where needed.
+        destination: The converted checkpoint.
+        config: Shape of the source, if needed.
 
     Returns:
-        windows (their names), source_loss and target_loss (nats a base), largest_difference (of
-        logits), and suspicions: sentences about traces of known faults in the source.
+        windows (their names), source_loss and target_loss (nats per base), largest_difference (of
+        logits), and suspicions: signs of known errors in the source, a sentence each.
 
     Raises:
         UserError: The logits differ by more than `TOLERANCE` times the largest.
@@ -51,7 +51,7 @@ def verify(source: str, destination: Path, *, config: Path | None = None) -> dic
     after = _logits(_open(str(destination), None), ids)
     largest = max(float((b - a).abs().max()) for b, a in zip(before, after, strict=True))
     scale = max(float(logits.abs().max()) for logits in before)
-    found = {
+    result = {
         "windows": names,
         "source_loss": _loss(before, ids),
         "target_loss": _loss(after, ids),
@@ -63,10 +63,10 @@ def verify(source: str, destination: Path, *, config: Path | None = None) -> dic
     if not largest <= TOLERANCE * scale:
         raise UserError(
             f"{destination}: its logits differ from those of {source} by up to {largest:.2g} "
-            f"(loss {found['source_loss']:.4f} before, {found['target_loss']:.4f} after); "
+            f"(loss {result['source_loss']:.4f} before, {result['target_loss']:.4f} after); "
             "please report this with the name of the source"
         )
-    return found
+    return result
 
 
 def _windows() -> tuple[list[str], list[Tensor]]:
@@ -77,7 +77,7 @@ def _windows() -> tuple[list[str], list[Tensor]]:
 
 
 def _open(name: str, config: Path | None) -> StripedHyena2:
-    """In fp32 if the memory allows, else in bf16: both checkpoints are read the same way."""
+    """Load a checkpoint in fp32 if memory allows, else in bf16, as its counterpart will be."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return load(name, config=config, device=device, float8=False).eval()
@@ -93,7 +93,7 @@ def _logits(model: StripedHyena2, ids: list[Tensor]) -> list[Tensor]:
 
 
 def _loss(logits: list[Tensor], ids: list[Tensor]) -> float:
-    """Mean cross-entropy of the bases behind the first, in nats."""
+    """Mean cross-entropy of all bases but the first, in nats per base."""
     losses = [
         torch.nn.functional.cross_entropy(window[:-1], target[1:].long())
         for window, target in zip(logits, ids, strict=True)
@@ -102,7 +102,7 @@ def _loss(logits: list[Tensor], ids: list[Tensor]) -> float:
 
 
 def _suspicions(model: StripedHyena2, ids: list[Tensor], loss: float) -> Iterator[str]:
-    """What the weights and the shape tell of a wrong conversion before this one."""
+    """Signs in weights and shape that an earlier conversion went wrong."""
     config = model.config
     if lost_interpolation(config):
         yield (
@@ -122,18 +122,18 @@ def _suspicions(model: StripedHyena2, ids: list[Tensor], loss: float) -> Iterato
         with _changed(model, Attention, _regrouped(undo, config.num_heads)):
             undone = _loss(_logits(model, ids), ids)
         if undone < loss - BETTER:
-            yield f"{fault}: otherwise the loss were {undone:.3f} instead of {loss:.3f}"
+            yield f"{fault}: undoing this changes the loss from {loss:.3f} to {undone:.3f}"
     with _changed(model, HyenaMR, _under_window(config)):
         undone = _loss(_logits(model, ids), ids)
     if undone < loss - BETTER:
         yield (
-            "the filters of Hyena-MR were taken without their decay: with it the loss were "
-            f"{undone:.3f} instead of {loss:.3f}"
+            "the filters of Hyena-MR lack their decay: applying it changes the loss from "
+            f"{loss:.3f} to {undone:.3f}"
         )
 
 
 def lost_interpolation(config: ModelConfig) -> bool:
-    """Whether all published models of a shape divide positions, but this one does not."""
+    """Whether this model has no rotary interpolation, but all published models of its shape do."""
     shapes = [published_config(name) for name in PUBLISHED]
     alike = [
         shape
@@ -145,7 +145,7 @@ def lost_interpolation(config: ModelConfig) -> bool:
 
 
 def gamma_is_missing(model: StripedHyena2) -> bool:
-    """Whether all poles are close to -exp(p) for p = -1, where p starts and hardly moves from."""
+    """Whether all poles are near -exp(p) with p = -1, its initial value, which hardly changes."""
     poles = [
         block.mixer.operator.log_poles_DS
         for block in model.blocks
@@ -163,11 +163,11 @@ def _frequencies(model: StripedHyena2) -> Iterator[str]:
         for block in model.blocks
         if isinstance(block.mixer, Attention)
     ]
-    if any(not torch.allclose(each, expected, rtol=ROUNDING, atol=0) for each in stored):
+    if any(not torch.allclose(values, expected, rtol=ROUNDING, atol=0) for values in stored):
         yield (
             f"its rotary frequencies are not those of rotary_base = {model.config.rotary_base:g}"
         )
-    elif any(not torch.equal(each, expected) for each in stored):
+    elif any(not torch.equal(values, expected) for values in stored):
         yield "its rotary frequencies are rounded to bf16, as in the released 1B and 7B models"
 
 
@@ -195,7 +195,7 @@ def _under_window(config: ModelConfig) -> Change:
 
 @contextmanager
 def _changed(model: StripedHyena2, kind: type[torch.nn.Module], change: Change) -> Iterator[None]:
-    """Change a parameter of every mixer of a kind for a while."""
+    """Within the context, change a parameter of every mixer of a class."""
     changes = [change(block.mixer) for block in model.blocks if isinstance(block.mixer, kind)]
     before = [parameter.data for parameter, _ in changes]
     for parameter, value in changes:

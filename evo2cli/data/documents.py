@@ -1,4 +1,4 @@
-"""The common form of every source of training data: one stream of documents, one byte per token.
+"""The common interface of all sources of training data: a token stream of documents, one byte each.
 
 In the stream, each document is followed by one byte END_OF_DOCUMENT. Offsets into it are 0-based.
 Empty documents are left out, so every document has at least one base.
@@ -21,10 +21,10 @@ class Documents(ABC):
     """The documents of one source.
 
     Attributes:
-        name: Its path, as the user gave it.
-        offsets: Where each document starts in the stream, then the length of the stream,
+        name: Path of the source, as the user gave it.
+        offsets: Start of each document in the stream, then the length of the stream,
             [num_documents + 1]; usually memory-mapped.
-        facts: JSON values that provenance records keep.
+        facts: Metadata for the provenance of a run, as JSON values.
     """
 
     def __init__(self, name: str, offsets: Integers, facts: dict[str, Any] | None = None) -> None:
@@ -39,7 +39,7 @@ class Documents(ABC):
 
     @property
     def num_tokens(self) -> int:
-        """Length of the stream: the bytes of all documents, and one byte for the end of each."""
+        """Length of the stream: the bytes of all documents plus one end-of-document byte each."""
         return int(self.offsets[-1])
 
     @abstractmethod
@@ -60,13 +60,13 @@ class Documents(ABC):
 
 
 class ArrayDocuments(Documents):
-    """A stream stored as it is, in memory or in a memory-mapped file.
+    """A stream that is stored as such, in memory or in a memory-mapped file.
 
     Args:
-        name: Its path, as the user gave it.
+        name: Path of the source, as the user gave it.
         tokens: The stream, [num_tokens].
         offsets: As `Documents.offsets`.
-        facts: For the provenance record.
+        facts: As `Documents.facts`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ArrayDocuments(Documents):
 
 
 class IndexedDocuments(Documents):
-    """A stream assembled from documents that are stored anywhere in a file."""
+    """A stream assembled on the fly from documents stored anywhere in a file."""
 
     def read(self, start: int, count: int) -> Bytes:
         """`count` bytes of the stream from offset `start`, [count]."""
@@ -101,7 +101,7 @@ class IndexedDocuments(Documents):
 
     @abstractmethod
     def read_document(self, document: int, start: int, count: int) -> Bytes:
-        """`count` bytes of one document from its byte `start`, its end-of-document byte excluded.
+        """`count` bytes of one document from its byte `start`, without the end-of-document byte.
 
         Raises:
             UserError: The file contains something other than byte tokens.

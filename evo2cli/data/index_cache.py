@@ -1,4 +1,4 @@
-"""An index built once by reading a whole data file, and memory-mapped by every later run."""
+"""A disk cache for document indices: built once by scanning a data file, then memory-mapped."""
 
 import hashlib
 import os
@@ -16,13 +16,13 @@ _FORMAT = 2
 
 
 def cached_index(files: Sequence[Path], *, rows: int, build: Callable[[], Integers]) -> Integers:
-    """The index of a data set; that of an earlier run if the files have not changed since.
+    """The index of a data set, from the cache if the files have not changed since it was built.
 
-    It is stored beside the first file (`x.jsonl.evo2-index.npy`), or in the user's cache folder
+    It is stored next to the first file (`x.jsonl.evo2-index.npy`), or in the user's cache folder
     where that is not writable: int64 `[format, rows, columns, size, mtime, ..., *index]`.
 
     Args:
-        files: The files it is built from; the stored index is valid while the size and modification
+        files: The files it is built from; a cached index is valid while the size and modification
             time of each are unchanged.
         rows: Number of rows.
         build: Builds the index, [rows, columns].
@@ -48,7 +48,7 @@ def cached_index(files: Sequence[Path], *, rows: int, build: Callable[[], Intege
         mapped = _load(path, rows, stamp)
         return index if mapped is None else mapped
     console.warn(
-        f"{files[0]}: its index cannot be stored ({'; '.join(reasons)}) and will be built again"
+        f"{files[0]}: its index cannot be cached ({'; '.join(reasons)}) and will be built again"
     )
     return index
 
@@ -64,7 +64,7 @@ def _in_user_cache(file: Path) -> Path:
 
 
 def _load(path: Path, rows: int, stamp: list[int]) -> Integers | None:
-    """The index stored at `path`, if it is complete and was built from these files."""
+    """The index cached at `path`, if it is complete and up to date."""
     try:
         whole: Integers = np.asarray(np.load(path, mmap_mode="r"))
     except (OSError, ValueError, EOFError):

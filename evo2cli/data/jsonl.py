@@ -1,8 +1,8 @@
 """Documents in a .jsonl file: one JSON object per line, the document under the key "text".
 
-The file is memory-mapped, and an index says where each text lies in it, so that reading a window
-costs no more than the documents it touches. A text stored without JSON escapes (every text of DNA
-and tags) is read in place; a text with escapes is decoded whole.
+The file is memory-mapped, and an index holds the byte range of each text, so that reading a window
+touches only its own documents. A text stored without JSON escapes (any text of DNA and tags) is
+read in place; a text with escapes is decoded as a whole.
 """
 
 import json
@@ -46,13 +46,13 @@ class JsonlDocuments(IndexedDocuments):
         length = int(self.offsets[document + 1] - self.offsets[document]) - 1
         if stop - begin == length:
             return self._file[begin + start : begin + start + count]
-        if self._decoded[0] != document:  # the index gives the whole line, longer than its text
+        if self._decoded[0] != document:  # the index holds the whole line, longer than its text
             self._decoded = document, decode(self._file[begin:stop].tobytes())
         return np.frombuffer(self._decoded[1], np.uint8, count, start)
 
 
 def is_jsonl(path: Path) -> bool:
-    """Whether a file (compressed or not) or stdin begins as JSON lines do; nothing is consumed.
+    """Whether a file (compressed or not) or stdin looks like JSON lines; nothing is consumed.
 
     Raises:
         UserError: It cannot be read.
@@ -127,10 +127,10 @@ def _lines(
 
 
 def _build_index(path: Path) -> Integers:
-    """Stream offsets, and the bytes of the file that hold each non-empty text, [3, D + 1].
+    """The index [3, D + 1] of the D non-empty texts.
 
-    Row 1 and 2 are the first and one-past-last byte: of the text itself where it is stored as it
-    is, and else of its whole line.
+    Row 0 holds their offsets in the token stream; rows 1 and 2 the first and one-past-last byte in
+    the file, of the text itself where it has no JSON escapes, otherwise of its whole line.
 
     Raises:
         UserError: A line is broken.
@@ -145,8 +145,8 @@ def _build_index(path: Path) -> Integers:
             if not text:
                 continue
             start, stop = 0, len(line)
-            if (found := line.find(text)) >= 0:  # equal bytes will do, whatever key they belong to
-                start, stop = found, found + len(text)
+            if (at := line.find(text)) >= 0:  # equal bytes will do, whatever key they belong to
+                start, stop = at, at + len(text)
             lengths.append(len(text) + 1)
             starts.append(offset + start)
             stops.append(offset + stop)

@@ -1,4 +1,4 @@
-"""Documents in a Megatron or Savanna data set: tokens in a .bin file, their index in an .idx file.
+"""Documents of a Megatron or Savanna data set: tokens in a .bin file, their index in an .idx file.
 
 Savanna and current Megatron-core write the same index, little endian: 9 bytes of magic, u64
 version 1, u8 dtype code, u64 S, u64 D + 1; int32 [S] tokens of each sequence, int64 [S] its
@@ -29,10 +29,10 @@ Numbers = npt.NDArray[np.integer]
 
 
 class MegatronDocuments(IndexedDocuments):
-    """The documents of a .bin, without the END_OF_DOCUMENT that only some data sets store.
+    """The documents of a .bin; the END_OF_DOCUMENT that some data sets store is stripped.
 
     Args:
-        name: Its path, as the user gave it.
+        name: Path of the data set, as the user gave it.
         prefix: The path without .bin and .idx.
 
     Raises:
@@ -97,9 +97,9 @@ class _Header:
 
     Attributes:
         idx: The file.
-        dtype: Type of the tokens.
-        num_sequences: S.
-        num_borders: D + 1.
+        dtype: Dtype of the tokens.
+        num_sequences: Number of sequences, S.
+        num_borders: Number of document borders, D + 1.
     """
 
     idx: Path
@@ -109,7 +109,7 @@ class _Header:
 
     @classmethod
     def read(cls, idx: Path) -> "_Header":
-        """Read the header; the size of the file must agree with it.
+        """Read the header and check the file size against it.
 
         Raises:
             UserError: The file is truncated or of another format.
@@ -182,5 +182,5 @@ def _first_invalid(tokens: Numbers) -> int | None:
 
 
 def beside(prefix: Path, suffix: str) -> Path:
-    """The file of a data set with this suffix; the prefix may contain dots itself."""
+    """The file of a data set with this suffix; unlike `with_suffix`, keeps dots in the prefix."""
     return prefix.with_name(prefix.name + suffix)

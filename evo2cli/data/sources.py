@@ -1,4 +1,4 @@
-"""Open the sources that a recipe names, in any of the supported formats."""
+"""Open the data sources of a recipe, in any of the supported formats."""
 
 from pathlib import Path
 
@@ -22,21 +22,21 @@ def open_source(path: Path, split: str) -> Documents | None:
 
     The format is detected from the content: a folder of `evo2 tokenize`; a Megatron or Savanna data
     set, named by its .bin, its .idx or the common prefix of both; or a .jsonl with a "text" in each
-    line. Only token sets have several splits; any other source is entirely its train split. To
-    validate on it, name it in `data.valid`, which `open_held_out` opens.
+    line. Only token sets have splits; any other source is a train split as a whole. To validate on
+    it, list it in `data.valid`, which `open_held_out` opens.
 
-    Opening a Megatron or .jsonl source for the first time reads all of it and stores an index: let
-    one process of a machine open it before the others do.
+    The first time, a Megatron or .jsonl source is read in full and its index cached: let one
+    process per machine open it before the others.
 
     Args:
-        path: A path of `data.sources`.
+        path: A path in `data.sources`.
         split: "train", "valid" or "test".
 
     Returns:
         None if the source has no documents in that split.
 
     Raises:
-        UserError: There is no complete data set of a supported format at `path`.
+        UserError: `path` is not a complete data set in a supported format.
     """
     if path.is_dir():
         return _open_tokens(TokenSet.open(path), path, split)
@@ -47,18 +47,18 @@ def open_source(path: Path, split: str) -> Documents | None:
 
 
 def open_held_out(path: Path) -> Documents:
-    """The documents that an entry of `data.valid` validates on.
+    """The documents of a held-out set, i.e. of an entry of `data.valid`.
 
     Returns:
-        The valid split of a token set, or else its train split; all of any other source.
+        The valid split of a token set, or its train split if it has none; all of any other source.
 
     Raises:
         UserError: As `open_source`, or a token set has only a test split.
     """
-    found = open_source(path, "valid") or open_source(path, "train")
-    if found is None:
+    documents = open_source(path, "valid") or open_source(path, "train")
+    if documents is None:
         raise UserError(f"{path}: has neither a valid nor a train split; name another source")
-    return found
+    return documents
 
 
 def _open_tokens(tokens: TokenSet, path: Path, split: str) -> Documents | None:

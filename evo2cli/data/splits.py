@@ -1,4 +1,4 @@
-"""Assign sequences to splits by a hash of their content, so that no copy leaks into another."""
+"""Assign sequences to splits by a hash of their content, so that copies share a split."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _HASH_RANGE = float(2**64)
 
 
 def content_sha256(sequence: bytes) -> str:
-    """A hash shared by a DNA sequence, its soft-masked copies and their reverse complements."""
+    """A hash of a DNA sequence that ignores case and strand."""
     digest = hashlib.sha256()
     for piece in canonical_pieces(sequence):
         digest.update(piece)
@@ -20,7 +20,7 @@ def content_sha256(sequence: bytes) -> str:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """The fraction of the sequences in each split; the rest is train.
+    """The fractions of the validation and test splits; the rest is for training.
 
     Attributes:
         valid_fraction: 0 to 1.
@@ -42,7 +42,7 @@ class SplitRule:
             )
 
     def split(self, sha256: str) -> str:
-        """The split of the sequence with this `content_sha256`, the same on every machine."""
+        """The split of a sequence, by its `content_sha256`; the same on every machine."""
         point = int(sha256[:16], 16) / _HASH_RANGE
         if point < self.valid_fraction:
             return "valid"

@@ -1,8 +1,8 @@
-"""Tags in texts: parts that condition the model, but are not DNA to be predicted.
+"""Control tags in training texts: they condition the model, but are not DNA to be predicted.
 
 Phylogenetic tags are enclosed in '|', as in `ACGT|d__Bacteria;p__Bacillota|ACGT`. A text is split
-at every '|' and at the ends of documents; a piece that contains '_', ' ' or ';' is a tag, and so
-are the '|' on either side of it. '@' (between exons or windows) and '#' (between contigs) are tags
+at every '|' and at the ends of documents; a piece that contains '_', ' ' or ';' is a tag, together
+with the '|' on either side of it. '@' (between exons or windows) and '#' (between contigs) are tags
 of one character.
 
 Source: `mask_control_tags` of Savanna, which decides by the part of a piece inside the window.
@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from evo2cli.data.documents import END_OF_DOCUMENT, Bytes
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.fasta import Record, require_nucleotides
-from evo2cli.genome.windows import upper_dna
 
 Flags = npt.NDArray[np.bool_]
 
@@ -30,14 +30,14 @@ _KIND[list(b"@#")] = _MARK
 
 
 def find_tags(text: Bytes) -> tuple[Flags, Flags] | None:
-    """The tags of a text of one or more documents; None if it has none.
+    """Locate the tags of a text of one or more documents.
 
     Args:
-        text: Its first and last pieces are taken to be complete.
+        text: Its first and last pieces are assumed to be complete, [T].
 
     Returns:
-        Two masks, [T] each: bytes of phylogenetic tags, including their '|'; and those together
-        with every '@' and '#'.
+        Two masks [T]: the bytes of phylogenetic tags, including their '|'; and the same with every
+        '@' and '#' added. None if there are no tags.
     """
     kinds = _KIND[text]
     if not (kinds & (_IN_TAG | _MARK)).any():
@@ -54,18 +54,18 @@ def find_tags(text: Bytes) -> tuple[Flags, Flags] | None:
 
 
 def read_tag(text: str, origin: str = "--tag") -> bytes:
-    """A lineage in the form Evo 2 was trained on: upper case, between '|'.
+    """A lineage tag in the form Evo 2 was trained on: upper case, between '|'.
 
     Args:
         text: The lineage, with or without the '|'.
-        origin: Where it comes from, for the error message.
+        origin: Begins the error message.
 
     Raises:
         UserError: It could be mistaken for bases.
     """
     tag = f"|{text.strip().strip('|').upper()}|"
-    found = find_tags(np.frombuffer(tag.encode(errors="replace"), np.uint8))
-    if not tag.isascii() or not tag.isprintable() or found is None or not found[0].all():
+    masks = find_tags(np.frombuffer(tag.encode(errors="replace"), np.uint8))
+    if not tag.isascii() or not tag.isprintable() or masks is None or not masks[0].all():
         raise UserError(
             f"{origin} {text}: not a lineage such as 'd__Bacteria;p__Pseudomonadota;g__Escherichia'"
         )
@@ -77,20 +77,20 @@ def split_record(path: Path | str, record: Record, tag: bytes = b"") -> tuple[by
 
     Args:
         path: The file, for messages.
-        record: A record whose sequence may begin with a tag of its own.
-        tag: The tag of records that have none.
+        record: A record whose sequence may begin with its own tag.
+        tag: The tag of records without their own.
 
     Raises:
-        UserError: The rest of the record is not DNA or RNA, its tag is not a lineage, or it has a
-            tag of its own although one is given.
+        UserError: The rest of the record is not DNA or RNA, its tag is not a lineage, or it has its
+            own tag although `tag` is given.
     """
     end = record.sequence.find(b"|", 1) + 1 if record.sequence.startswith(b"|") else 0
-    own, bases = record.sequence[:end], record.sequence[end:]
+    record_tag, bases = record.sequence[:end], record.sequence[end:]
     require_nucleotides(path, replace(record, sequence=bases))
-    if own and tag:
+    if record_tag and tag:
         raise UserError(
             f"{path}: record {record.name!r} begins with a lineage tag of its own; leave out --tag"
         )
-    if own:
-        tag = read_tag(own.decode(errors="replace"), f"{path}: record {record.name!r}:")
+    if record_tag:
+        tag = read_tag(record_tag.decode(errors="replace"), f"{path}: record {record.name!r}:")
     return tag, upper_dna(bases)

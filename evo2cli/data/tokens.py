@@ -1,24 +1,16 @@
 """Token sets: a folder with one byte per base and an index of its documents.
 
 train.bin            uint8; documents back to back, case kept, each followed by one byte 0
-train.offsets.npy    int64 [documents + 1]; where each document starts, then the size of the .bin
+train.offsets.npy    int64 [documents + 1]; start of each document, then the size of the .bin
 valid.*, test.*      the same, for each of these splits that has a document
 documents.tsv        split, index, name, source, strand, length, content_sha256 of each document
 manifest.json        inputs, options, counts, and the sha256 of each .bin; written last
 """
 
-import hashlib
-import json
-import shutil
-from array import array
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,29 +22,21 @@ from pydantic import (
     WrapValidator,
 )
 
-from evo2cli.data.documents import END_OF_DOCUMENT
-from evo2cli.data.splits import SPLITS
+from evo2cli.data.token_writer import DOCUMENTS, MANIFEST
 from evo2cli.errors import UserError, counted
-from evo2cli.genome.alphabet import reverse_complement
 from stripedhyena2.errors import InputError
 from stripedhyena2.values import read_json, require_regular
 
-FORMAT = 1
-MANIFEST, DOCUMENTS = "manifest.json", "documents.tsv"
-_BLOCK = 1 << 20
-_MAX_JOINS = 64  # parts that wait to be joined
-_COLUMNS = ("split", "index", "name", "source", "strand", "length", "sha256")
-
 
 class _Counts(BaseModel):
-    """What a manifest says of a split."""
+    """Counts of one split in a manifest."""
 
     documents: NonNegativeInt
     bases: NonNegativeInt
 
 
 class _Manifest(BaseModel):
-    """What is read from a manifest; more is written."""
+    """The required keys of a manifest; the others are kept as they are."""
 
     format: Literal[1]
     splits: dict[Literal["train", "valid", "test"], _Counts]
@@ -72,7 +56,7 @@ class Split:
 
     Attributes:
         tokens: The bytes of the .bin, memory-mapped.
-        offsets: Where each document starts, then the size of the .bin.
+        offsets: Start of each document, then the size of the .bin.
     """
 
     tokens: npt.NDArray[np.uint8]
@@ -81,7 +65,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DocumentFacts:
-    """Name, file and hash of a document.
+    """Metadata of a document.
 
     Attributes:
         name: Name of its record.
@@ -112,10 +96,10 @@ class TokenSet:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenSet":
-        """Open a token set and check its sizes against its manifest.
+        """Open a token set and check its file sizes against the manifest.
 
         Raises:
-            UserError: It is not a token set, or incomplete.
+            UserError: It is not a token set, or is incomplete.
         """
         try:
             manifest = read_json(folder / MANIFEST, _MANIFEST)
@@ -144,23 +128,23 @@ class TokenSet:
             borders = file.with_suffix(".offsets.npy")
             require_regular(borders, UserError)
             offsets: npt.NDArray[np.int64] = np.load(borders, mmap_mode="r")
-            found = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
+            stored = file.stat().st_size, offsets.shape, offsets[-1:].tolist()
         except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
             raise UserError(
                 f"{file}: it or its offsets cannot be read ({error}); tokenize again"
             ) from None
-        if found != (size, (documents + 1,), [size]):
+        if stored != (size, (documents + 1,), [size]):
             raise UserError(
-                f"{file}: {found[0]:,} bytes in {counted(len(offsets) - 1, 'document')}, but the "
+                f"{file}: {stored[0]:,} bytes in {counted(len(offsets) - 1, 'document')}, but the "
                 f"manifest says {size:,} in {documents:,}; tokenize again"
             )
         return Split(np.memmap(file, np.uint8, "r"), offsets)
 
     def documents(self) -> Iterator["DocumentFacts"]:
-        """Name, file and hash of each document, in the order of the inputs.
+        """Metadata of each document, in the order of the inputs.
 
         Raises:
-            UserError: The record cannot be read.
+            UserError: documents.tsv cannot be read.
         """
         file = self.folder / DOCUMENTS
         try:
@@ -171,177 +155,3 @@ class TokenSet:
                     yield DocumentFacts(name, source, sha256)
         except (OSError, ValueError, StopIteration) as error:
             raise UserError(f"{file}: cannot be read ({error}); tokenize again") from None
-
-
-@dataclass(frozen=True)
-class Document:
-    """A sequence to be written.
-
-    Attributes:
-        name: Name of its record.
-        source: Name of its file.
-        strand: "+" as read, "-" for the reverse complement.
-        sequence: DNA letters, case kept.
-        sha256: Its `content_sha256`, the same for both strands.
-    """
-
-    name: str
-    source: str
-    strand: str
-    sequence: bytes
-    sha256: str
-
-    def reverse_complement(self) -> "Document":
-        """The document of the other strand."""
-        return replace(self, strand="-", sequence=reverse_complement(self.sequence))
-
-
-class PartWriter:
-    """Writes documents to a folder: their tokens by split, and a row for each of them.
-
-    A part of a token set, for `TokenWriter.join`. Use as a context manager.
-
-    Args:
-        folder: The folder; must be absent.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: dict[str, IO[bytes]] = {}
-        self._opened = ExitStack()
-
-    def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True)
-        rows = (self._folder / DOCUMENTS).open("w", encoding="utf-8")
-        self._rows = self._opened.enter_context(rows)
-        return self
-
-    def add(self, split: str, document: Document) -> None:
-        """Append one document to a split."""
-        self._write(split, document.sequence)
-        self._write(split, bytes([END_OF_DOCUMENT]))
-        length = len(document.sequence)
-        facts = (document.name, document.source, document.strand, length, document.sha256)
-        self._describe(split, length, "\t".join(map(str, facts)) + "\n")
-
-    def _write(self, split: str, tokens: bytes) -> None:
-        self._file(split).write(tokens)
-
-    def _file(self, split: str) -> IO[bytes]:
-        if split not in self._files:
-            file = (self._folder / f"{split}.bin").open("wb")
-            self._files[split] = self._opened.enter_context(file)
-        return self._files[split]
-
-    def _describe(self, split: str, _length: int, row: str) -> None:
-        self._rows.write(f"{split}\t{row}")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._opened.close()
-
-
-class TokenWriter(PartWriter):
-    """Writes a token set document by document, or part by part; use as a context manager.
-
-    Everything is written to a hidden folder beside `folder`, which `finish` renames. A killed run
-    leaves only the hidden folder, which the next run replaces.
-
-    Args:
-        folder: Folder of the token set; must be absent or empty.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
-        super().__init__(self.folder.with_name(f".{self.folder.name}.partial"))
-        self._hashes = {name: hashlib.sha256() for name in SPLITS}
-        self._offsets = {name: array("q", [0]) for name in SPLITS}
-        self._joiner, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._joins: deque[Future[None]] = deque()
-        self._stopped = False
-
-    def __enter__(self) -> Self:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        super().__enter__()
-        self._rows.write("\t".join(_COLUMNS) + "\n")
-        return self
-
-    def part(self, name: str) -> Path:
-        """The folder for a part, which goes when it is joined, or with the writer."""
-        return self._folder / f"part-{name}"
-
-    def _write(self, split: str, tokens: bytes) -> None:
-        super()._write(split, tokens)
-        self._hashes[split].update(tokens)
-
-    def _describe(self, split: str, length: int, row: str) -> None:
-        offsets = self._offsets[split]
-        self._rows.write(f"{split}\t{len(offsets) - 1}\t{row}")
-        offsets.append(offsets[-1] + length + 1)
-
-    def join(self, part: Path) -> None:
-        """Append the documents of a part and delete it, in a thread, after the parts before."""
-        self._joins.append(self._joiner.submit(self._join, part))
-        while len(self._joins) > _MAX_JOINS:
-            self._joins.popleft().result()
-
-    def _join(self, part: Path) -> None:
-        with (part / DOCUMENTS).open(encoding="utf-8", newline="\n") as rows:
-            for line in rows:
-                split, _, row = line.partition("\t")
-                self._describe(split, int(row.rsplit("\t", 2)[1]), row)
-        for file in part.glob("*.bin"):
-            with file.open("rb", buffering=0) as tokens:
-                while not self._stopped and (block := tokens.read(_BLOCK)):
-                    hashed = self._hasher.submit(self._hashes[file.stem].update, block)
-                    self._file(file.stem).write(block)
-                    hashed.result()
-        shutil.rmtree(part)
-
-    def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write the manifest and give the folder its name.
-
-        Args:
-            facts: Further entries of the manifest.
-
-        Returns:
-            The manifest.
-        """
-        while self._joins:
-            self._joins.popleft().result()
-        self._opened.close()
-        splits = {}
-        for name in SPLITS:
-            if name not in self._files:
-                continue
-            offsets = np.array(self._offsets[name], np.int64)
-            np.save(self._folder / f"{name}.offsets.npy", offsets)
-            documents = len(offsets) - 1
-            splits[name] = {
-                "documents": documents,
-                "bases": int(offsets[-1]) - documents,
-                "sha256": self._hashes[name].hexdigest(),
-            }
-        manifest = {"format": FORMAT, **facts, "splits": splits}
-        text = json.dumps(manifest, indent=2) + "\n"
-        (self._folder / MANIFEST).write_text(text, encoding="utf-8")
-        self._folder.rename(self.folder)
-        return manifest
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stopped = True
-        for threads in (self._joiner, self._hasher):
-            threads.shutdown(cancel_futures=True)
-        try:
-            super().__exit__(kind, error, traceback)
-        finally:  # closing fails when the disk is full
-            shutil.rmtree(self._folder, ignore_errors=True)

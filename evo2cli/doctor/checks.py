@@ -21,7 +21,7 @@ from hyenakernels import (
     rms_norm,
 )
 from hyenakernels.float8.op import quantize_weight, round_rows, rows_product, scaled_product
-from hyenakernels.float8.reference import E4M3, Float8Weight, narrow
+from hyenakernels.float8.reference import E4M3, Float8Weight, to_float8_saturated
 from stripedhyena2 import StripedHyena2
 from stripedhyena2.decoding import Decoder
 
@@ -191,7 +191,10 @@ def _float8_check(x_MI: Tensor, weight_OI: Tensor) -> Check:
         return scaled_product(x_MI, kept, x_factor, weight_factor)
 
     def exact(x_MI: Tensor, weight_OI: Tensor, _: Tensor) -> Tensor:
-        x, weight = narrow(x_MI, x_factor, E4M3), narrow(weight_OI, weight_factor, E4M3)
+        x, weight = (
+            to_float8_saturated(x_MI, x_factor, E4M3),
+            to_float8_saturated(weight_OI, weight_factor, E4M3),
+        )
         return x.double() @ weight.double().T / (x_factor * weight_factor)
 
     return Check(

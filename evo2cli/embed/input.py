@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from evo2cli.data.tags import read_tag, split_record
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.alphabet import ACGT, upper_dna
 from evo2cli.genome.contig_names import KNOWN
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import Feature, is_gff, locate_features, read_features
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.windows import upper_dna
 from stripedhyena2.pooling import Spans
 
 

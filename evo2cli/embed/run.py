@@ -57,7 +57,7 @@ def embed(options: EmbedOptions) -> dict[str, Any]:
     settings = ["evo2 embed", __version__, contents.metadata["fingerprint"]]
     with (
         open_store(options.output, contents) as store,
-        open_journal(options.output, settings, anew=store.is_new) as recall,
+        open_journal(options.output, settings, restart=store.is_new) as recall,
     ):
         store.prepare()
         _fill(options, model, store, index, recall)

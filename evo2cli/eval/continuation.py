@@ -35,12 +35,11 @@ from evo2cli.eval.report import (
     write_table,
 )
 from evo2cli.files import locks_output
-from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.alphabet import ACGT, upper_dna
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import STDIN, first_bytes
 from evo2cli.genome.table import cell_text, open_table
 from evo2cli.genome.vcf import is_bases
-from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import open_journal
 from evo2cli.models import memory_explained, open_model, warn_beyond_context
 from evo2cli.ranking import RESAMPLES, mean_estimate
@@ -245,7 +244,7 @@ class Writer:
         samples: list[Sample] = []
         waiting = list(reversed(prompts))
         while waiting or self._rows.samples:
-            if waiting and self._rows.has_room:
+            if waiting and self._rows.has_free_row:
                 request = Request(
                     waiting.pop(), self._num_bases, Uniforms(0), Alphabet(tuple(ACGT))
                 )

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice, product
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,7 +34,7 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.table import cell_flag, cell_number, cell_text, open_table
 from evo2cli.genome.vcf import Value
 from evo2cli.genome.windows import Window
-from evo2cli.journal import Together, open_journal
+from evo2cli.journal import open_journal, recall_all
 from evo2cli.models import memory_explained, open_model, warn_beyond_context
 from evo2cli.options import Strand
 from evo2cli.ranking import RESAMPLES, Estimate, rank
@@ -249,17 +249,9 @@ class MutantScorer:
         Raises:
             NonFiniteError: A log-likelihood is NaN or infinite.
         """
-        first = 0
-        while first < len(variants):
-            queued: list[tuple[str, list[tuple[Pair, Window]] | None]] = []
-            for choices, name in islice(variants, first, None):
-                queued.append((name, self._queue(choices)))
-                if self._reader.packer.is_full:
-                    break
-            first += len(queued)
-            self._reader.packer.read().collect()
-            for name, pairs in queued:
-                yield None if pairs is None else self._mean(pairs, name)
+        queued = ((name, self._queue(choices)) for choices, name in variants)
+        for name, pairs in self._reader.read_all(queued):
+            yield None if pairs is None else self._mean(pairs, name)
 
     def _queue(self, choices: Choices) -> list[tuple[Pair, Window]] | None:
         """Queue the windows of a variant; each pair comes with the window that it changes to."""
@@ -311,9 +303,8 @@ def score_all(
         console.progress("dms", len(variants), "variants") as bar,
     ):
         wanted = [(choices[index], variants[index].mutant) for index in order]
-        together = Together(lambda first: scorer.deltas(wanted[first:]))
-        for position, index in enumerate(order):
-            delta = recall(variants[index].mutant, partial(together.result, position))
+        found = recall_all(recall, wanted, scorer.deltas, key=itemgetter(1))
+        for index, delta in zip(order, found, strict=True):
             deltas[index] = math.nan if delta is None else rounded(delta)
             bar.advance()
     return deltas

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from evo2cli.data.order import keyed_number
+from evo2cli.data.sampler import keyed_number
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.alphabet import ACGT, upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.windows import upper_dna
 
 MAX_ATTEMPTS = 200  # draws of one window until it holds only A, C, G and T
 

@@ -23,7 +23,7 @@ from rich.text import Text
 from torch import Tensor
 
 from evo2cli import __version__, console
-from evo2cli.data.order import keyed_number
+from evo2cli.data.sampler import keyed_number
 from evo2cli.errors import counted
 from evo2cli.eval.draws import Label, draw_bases, draw_substitutions, draw_window
 from evo2cli.eval.options import MUTATION_RATE, Distractors, Hidden, NeedleOptions

@@ -17,9 +17,9 @@ from evo2cli.errors import UserError
 from evo2cli.eval.options import PairsOptions
 from evo2cli.eval.report import check_outputs, estimate_columns, format_estimate, write_table
 from evo2cli.files import locks_output
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.table import cell_text, open_table
 from evo2cli.genome.vcf import is_bases
-from evo2cli.genome.windows import upper_dna
 from evo2cli.journal import open_journal
 from evo2cli.models import open_model
 from evo2cli.ranking import RESAMPLES, mean_estimate

@@ -1,1 +1,1 @@
-"""Longer contexts; the work behind `evo2 extend`."""
+"""Context extension; the work behind `evo2 extend`."""

@@ -1,4 +1,4 @@
-"""A checkpoint for a longer context, and the record of how it was made."""
+"""Extend the context of a checkpoint, and record how in its provenance."""
 
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,25 @@ def extend_checkpoint(
     scheme: str = Scheme.INTERPOLATION,
     config: Path | None = None,
 ) -> dict[str, Any]:
-    """Extend a checkpoint and write it as a native folder, whole or not at all.
+    """Extend the context of a checkpoint and write it atomically as a native folder.
 
     Args:
         source: Anything that `stripedhyena2.load` reads.
         output: Folder to write.
-        to: Positions of the new context, a multiple of the old one.
+        to: New context length in positions, a multiple of the old one.
         scheme: A value of `Scheme`.
-        config: Shape of a released source whose name does not tell it.
+        config: Shape of a released file, if its name does not imply it.
 
     Returns:
         output, and the record of the extension, see `extend`.
 
     Raises:
-        UserError: The context would not grow by a whole factor, or `output` is `source` or holds
-            another checkpoint.
+        UserError: The new context is not a multiple of the old one, or `output` is `source` or
+            holds another checkpoint.
         CheckpointError: The source cannot be read, or the output not written.
     """
     if output.suffix in vortex.SUFFIXES:
-        raise UserError(f"{output}: is written as a folder; `evo2 convert` makes a file of it")
+        raise UserError(f"{output}: is written as a folder; `evo2 convert` can make it a file")
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise UserError(f"{output}: is the checkpoint itself; choose another --output")
     checkpoint = read_checkpoint(source, config=config)

@@ -12,7 +12,7 @@ from evo2cli.training.options import DataOptions, SettingsOptions
 
 
 class Scheme(StrEnum):
-    """How rotary positions change: `stripedhyena2.extension.Scheme`, which imports torch."""
+    """How rotary positions change; mirrors `stripedhyena2.extension.Scheme`, without torch."""
 
     INTERPOLATION = "interpolation"
     BASE = "base"
@@ -22,11 +22,11 @@ class Scheme(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions(ConfigOptions, panel="Checkpoint"):
-    """What applies to a checkpoint; a recipe says it itself."""
+    """Options for a checkpoint; a recipe holds these values itself."""
 
     to: Annotated[
         str | None,
-        typer.Option(metavar="LENGTH", help="Positions of the new context: 65536, 32k, 1M."),
+        typer.Option(metavar="LENGTH", help="New context length, e.g. 65536, 32k or 1M."),
     ] = None
     output: Annotated[
         Path | None, typer.Option("--output", "-O", metavar="FOLDER", help="Checkpoint to write.")
@@ -42,7 +42,7 @@ class CheckpointOptions(ConfigOptions, panel="Checkpoint"):
 
 @dataclass(frozen=True, kw_only=True)
 class StageOptions(DataOptions, DeviceOptions, SettingsOptions, panel="Recipe"):
-    """What applies to a recipe, which is trained."""
+    """Options for a recipe, which is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`evo2 extend RECIPE`: extend weights, train them, and verify the result."""
+"""`evo2 extend RECIPE`: extend the context of weights, train them, and verify the result."""
 
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ def extend_stage(options: RunOptions) -> dict[str, Any]:
     """Train a recipe that has a table `[extend]`, or resume it, then verify the result.
 
     Returns:
-        What `train_recipe` returns, and on the first rank of a finished run verification: what
-        `verify` returns.
+        The result of `train_recipe`; on rank 0 of a finished run also verification, the result of
+        `verify`.
 
     Raises:
         UserError: The recipe has no table `[extend]`, or cannot be run.

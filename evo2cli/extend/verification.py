@@ -1,6 +1,6 @@
-"""What an extension did to a model: losses before and after, and recall of needles.
+"""Verify an extended model: loss by position before and after, and needle recall.
 
-docs/eval.md defines both measures. Windows come from the held-out documents of the stage's recipe.
+docs/eval.md defines both metrics. Windows come from the held-out documents of the stage's recipe.
 """
 
 import json
@@ -27,16 +27,16 @@ from stripedhyena2.values import read_json
 
 _KNOWN = TypeAdapter(dict[str, JsonValue])
 MIN_WINDOWS, MAX_WINDOWS = 4, 64
-TOTAL_TOKENS = 2**21  # of all windows together, where MIN_WINDOWS and MAX_WINDOWS allow it
-CANDIDATES = 4  # windows read for each one that is used; those with other letters are dropped
-TOLERANCE = 0.01  # nats per base by which the loss in the first context may rise without a warning
+TOTAL_TOKENS = 2**21  # of all windows together, within MIN_WINDOWS and MAX_WINDOWS
+CANDIDATES = 4  # candidate windows per window used; those with letters other than ACGT are dropped
+TOLERANCE = 0.01  # nats per base by which the loss in the original context may rise
 
 
 def verify(recipe: Recipe, before: str, *, device: str = "auto") -> dict[str, Any]:
-    """Measure losses and recall of a finished stage; a later call reads the results again.
+    """Measure loss and recall of a finished stage; later calls read the stored results.
 
     Args:
-        recipe: Recipe of the stage; its table `[extend]` holds the new context.
+        recipe: Recipe of the stage, with a table `[extend]`.
         before: The initial weights, as `open_model` reads them.
         device: "auto", "cpu", "cuda", ...
 
@@ -51,8 +51,8 @@ def verify(recipe: Recipe, before: str, *, device: str = "auto") -> dict[str, An
     """
     assert recipe.extend is not None
     final, length = recipe.output / "final", recipe.extend.to
-    file, made = recipe.output / "verification.json", final / "provenance.json"
-    if file.is_file() and file.stat().st_mtime_ns >= made.stat().st_mtime_ns:
+    file, provenance = recipe.output / "verification.json", final / "provenance.json"
+    if file.is_file() and file.stat().st_mtime_ns >= provenance.stat().st_mtime_ns:
         return read_json(file, _KNOWN)
     options = NeedleOptions(
         model=str(final), lengths=str(length), depths="0,50,100", repeats=4, device=device
@@ -61,20 +61,20 @@ def verify(recipe: Recipe, before: str, *, device: str = "auto") -> dict[str, An
         f"{final}: is trained; verification with {length:,} positions on one device",
         "--device cpu has more memory, but is slower",
     ):
-        found = {
+        results = {
             "evo2cli": __version__,
             "context": _compare_losses(recipe, str(final), before, device=device),
             "needle": find_needles(options),
         }
     with open_output(file) as write:
-        write(json.dumps(found, allow_nan=False, indent=1).encode() + b"\n")
-    return found
+        write(json.dumps(results, allow_nan=False, indent=1).encode() + b"\n")
+    return results
 
 
-def verification_page(found: dict[str, Any]) -> RenderableType:
+def verification_page(results: dict[str, Any]) -> RenderableType:
     """Lay out the result of `verify`: a table of losses, and a line about recall."""
-    losses = [] if found["context"] is None else [context_page(found["context"])]
-    cells = found["needle"]["cells"]
+    losses = [] if results["context"] is None else [context_page(results["context"])]
+    cells = results["needle"]["cells"]
     depths = ", ".join(f"{cell['depth']:g} %" for cell in cells)
     accuracies = ", ".join(f"{cell['accuracy']:.3f}" for cell in cells)
     gaps = ", ".join(f"{cell['gap']:z.3f}" for cell in cells)
@@ -123,10 +123,7 @@ def _compare_losses(
 
 
 def _warn_of_harm(parts: Sequence[Part], rows: Sequence[dict[str, Any]]) -> None:
-    """Warn if the loss in the first context rose by more than `TOLERANCE` and by more than chance.
-
-    Chance is two standard errors.
-    """
+    """Warn if the loss in the original context rose by more than `TOLERANCE` and 2 std errors."""
     for part, row in zip(parts, rows, strict=True):
         rise, error = row["difference"], row["difference_se"] or 0
         if part.kind == "short" and rise > max(TOLERANCE, 2 * error):
@@ -136,9 +133,9 @@ def _warn_of_harm(parts: Sequence[Part], rows: Sequence[dict[str, Any]]) -> None
 
 
 def held_out_windows(recipe: Recipe, length: int, count: int) -> list[bytes]:
-    """Up to `count` upper-case windows of only A, C, G and T, spread evenly over the documents.
+    """Up to `count` held-out windows of only A, C, G and T, upper case, spread evenly.
 
-    Windows do not overlap; they are taken end to end from documents that are long enough.
+    They are taken from consecutive, non-overlapping windows of documents that are long enough.
     """
     splits = [open_source(source.path, "valid") for source in recipe.data.train_sources]
     held_out = [documents for documents in splits if documents is not None]
@@ -146,19 +143,20 @@ def held_out_windows(recipe: Recipe, length: int, count: int) -> list[bytes]:
     starts = [
         (documents, start) for documents in held_out for start in _window_starts(documents, length)
     ]
-    found = []
+    windows = []
     for index in _evenly_spaced(len(starts), CANDIDATES * count):
         documents, start = starts[index]
         bases = documents.read(start, length).tobytes().upper()
         if not bases.translate(None, ACGT):
-            found.append(bases)
-    return [found[index] for index in _evenly_spaced(len(found), count)]
+            windows.append(bases)
+    return [windows[index] for index in _evenly_spaced(len(windows), count)]
 
 
 def _window_starts(documents: Documents, length: int) -> Iterator[int]:
-    """Where windows begin in the token stream of `documents`."""
+    """Offsets of windows in the token stream of `documents`."""
     offsets = documents.offsets
-    for document in np.flatnonzero(np.diff(offsets) > length).tolist():  # each ends in one byte
+    # Sizes include the end-of-document byte.
+    for document in np.flatnonzero(np.diff(offsets) > length).tolist():
         begin, end = int(offsets[document]), int(offsets[document + 1]) - 1
         yield from range(begin, end - length + 1, length)
 

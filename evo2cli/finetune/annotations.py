@@ -1,8 +1,7 @@
-"""Labels of bases from an annotation: exons and other features of a BED or GFF over a genome.
+"""Label bases by an annotation: exons and other features of a BED or GFF over a genome.
 
 Sequences are windows of regions, e.g. genes, or of whole contigs. A region on the reverse strand is
-read as its reverse complement, so that genes read forward, and features of the other strand do not
-count in it.
+reverse complemented, so that genes read forward, and features of the opposite strand are ignored.
 """
 
 from collections import Counter, defaultdict
@@ -15,11 +14,10 @@ from numpy.typing import NDArray
 from evo2cli.errors import UserError, listed
 from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.tasks import Labels, Task
-from evo2cli.genome.alphabet import ACGT, reverse_complement
+from evo2cli.genome.alphabet import ACGT, reverse_complement, upper_dna
 from evo2cli.genome.features import Feature, locate_features, read_features
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.windows import upper_dna
 
 NONE = "none"  # the class of bases without a feature
 FEATURE = "feature"  # the class of the features of a BED file
@@ -39,15 +37,15 @@ def read_annotated(
     Args:
         genome: FASTA.
         annotation: GFF3, GTF or BED.
-        window: Bases of a sequence; the last one of a region may be shorter.
-        kinds: Types of the features in a GFF, each a class; where two cover a base, the later one
-            of these counts. May be empty if the file has only one.
+        window: Length of a sequence in bases; the last one of a region may be shorter.
+        kinds: Feature types of a GFF, each a class; where features overlap, the type that comes
+            later here wins. May be empty if the file has only one type.
         regions: GFF3, GTF or BED of the regions; None for whole contigs.
-        region_kind: Type of the regions in a GFF.
+        region_kind: Feature type of the regions in a GFF.
 
     Returns:
-        Examples whose groups are the regions, and whose chromosomes are the contigs. Windows that
-        have only letters other than A, C, G and T are left out.
+        Examples whose groups are the regions, and whose chromosomes are the contigs. Windows
+        without any A, C, G or T are left out.
 
     Raises:
         UserError: A file cannot be read, or no feature is on a contig of the genome.
@@ -106,16 +104,16 @@ def _regions(bases: Reference, path: Path | None, kind: str | None) -> dict[str,
     """The regions of each contig, in the order of their file."""
     if path is None:
         return {name: [Feature(name, name, ((0, bases.length(name)),))] for name in bases.names}
-    found = defaultdict(list)
+    by_contig = defaultdict(list)
     for region, where in locate_features(path, bases, kind):
-        found[where.name].append(region)
-    return found
+        by_contig[where.name].append(region)
+    return by_contig
 
 
 def _codes(
     features: Sequence[Feature], classes: Sequence[str], strand: str, length: int
 ) -> NDArray[np.int8]:
-    """The class of each base of a contig, for regions on this strand."""
+    """The class index of each base of a contig, for regions on this strand."""
     codes = np.zeros(length, np.int8)
     for code, kind in enumerate(classes[1:], start=1):
         for feature in features:
@@ -128,7 +126,7 @@ def _codes(
 def _windows(
     bases: Reference, contig: str, region: Feature, codes: NDArray[np.int8], window: int
 ) -> Iterator[tuple[str, str, NDArray[np.int64], str, str]]:
-    """Name, sequence, labels, contig and group of each window of a region, as it reads."""
+    """Name, sequence, labels, contig and group of each window, in the direction of the region."""
     for start in range(region.start, region.end, window):
         interval = Interval(contig, start, min(start + window, region.end))
         sequence, labels = upper_dna(bases.fetch(interval)), codes[start : interval.end]

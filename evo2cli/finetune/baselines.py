@@ -1,10 +1,10 @@
-"""What simple models reach on the same split, so that a number of a large model means something.
+"""Simple baselines on the same split, to put the metrics of a large model into perspective.
 
-A linear model on the frequencies of k-mers knows composition and no positions. A linear model on
-the one-hot bases around the centre is a position weight matrix: it knows positions and no context.
-For labels of bases the second reads the bases around each base, and the first also the k-mers in a
-wider window. Chance knows how frequent each class is. All are fitted on train alone. Models of
-classes are logistic regressions (L2) on standardized features, those of numbers ridge regressions.
+A linear model on k-mer frequencies uses composition but no positions. A linear model on the one-hot
+bases around the centre is a position weight matrix: it uses positions but no interactions. For
+labels of bases, the latter reads the bases around each base, and the former also the k-mers in a
+wider window. Chance predicts class frequencies. All are fitted on the training set alone.
+Classifiers are logistic regressions (L2) on standardized features, regressions are ridge.
 
 N sequences, L bases, F features, C classes or numbers.
 """
@@ -21,10 +21,10 @@ from evo2cli.finetune.similarity import BASE_CODES
 from evo2cli.finetune.splits import class_counts
 from evo2cli.finetune.tasks import Labels, Task
 
-MAX_ROWS = 20_000  # rows that a baseline is fitted on, drawn at random if there are more
+MAX_ROWS = 20_000  # a baseline is fitted on a random sample of this size if there are more rows
 KMER = 4
-KMER_C = 0.01  # C of the logistic regression: k-mers overlap, so they need a strong penalty
-CENTRE = 80  # bases
+KMER_C = 0.01  # C of the logistic regression: k-mers overlap, so they need strong regularization
+CENTRE = 80  # bases around the centre that `position_baseline` reads
 AROUND = 10  # bases on each side of the one whose label is predicted
 AROUND_KMERS = 50  # bases on each side whose k-mers are counted for that label
 MAX_BASES = 4_096  # bases whose features are in memory at once
@@ -32,11 +32,11 @@ MAX_BASES = 4_096  # bases whose features are in memory at once
 Indices = NDArray[np.int64]
 Features = NDArray[np.float32]
 
-_ONE_HOT = np.eye(5, 4, dtype=np.float32)  # other letters than A, C, G and T are all zeros
+_ONE_HOT = np.eye(5, 4, dtype=np.float32)  # letters other than A, C, G and T are all zeros
 
 
 def chance_baseline(examples: Examples, labels: Labels, train: Indices, rows: Indices) -> Any:
-    """Predictions for `rows` that do not look at them: shares of the classes, or means."""
+    """Constant predictions for `rows`: class frequencies, or means, of the training set."""
     if labels.task is Task.REGRESS or labels.task is Task.MULTILABEL:
         constant_C = np.asarray(examples.labels)[train].mean(axis=0)
     else:
@@ -55,13 +55,13 @@ def kmer_baseline(
     *,
     seed: int = 0,
 ) -> Any:
-    """Predictions for `rows` by the frequencies of k-mers.
+    """Predictions for `rows` by a linear model on k-mer frequencies.
 
-    For labels of bases, they are those of the k-mers within `AROUND_KMERS` bases of each base, and
-    the model also reads what `position_baseline` reads.
+    For labels of bases, these are the k-mers within `AROUND_KMERS` bases of each base, and the
+    model also reads the features of `position_baseline`.
 
     Returns:
-        As `measure` takes them.
+        Predictions in the form that `measure` takes.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -89,11 +89,11 @@ def kmer_baseline(
 def position_baseline(
     examples: Examples, labels: Labels, train: Indices, rows: Indices, *, seed: int = 0
 ) -> Any:
-    """Predictions for `rows` by the one-hot bases around the centre, or around each labelled base.
+    """Predictions by a linear model on one-hot bases around the centre, or around each base.
 
     Returns:
-        As `measure` takes them; None if not all sequences are equally long, so that they have no
-        common centre.
+        Predictions for `rows` in the form that `measure` takes; None if the sequences differ in
+        length, because then they have no common centre.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -121,31 +121,31 @@ def _token_baseline(
     features: Callable[[str, Indices], Features],
     c: float = 1.0,
 ) -> list[NDArray[np.float64]]:
-    """Predictions for each base, by a model that is fitted on bases drawn from train.
+    """Predictions for each base, by a model fitted on a sample of the training bases.
 
     Args:
         examples: The examples.
-        labels: What their labels mean.
-        train: The rows whose bases are drawn from.
-        rows: The rows to predict.
-        seed: Seed of the draw.
-        features: Features of some bases of a sequence.
+        labels: Task and classes.
+        train: Rows of the training set.
+        rows: Rows to predict.
+        seed: Seed of the sample.
+        features: Computes the features of given positions of a sequence.
         c: As for `linear_model`.
     """
     assert isinstance(examples.labels, list)
     generator = np.random.default_rng(seed)
-    share = MAX_ROWS / max(1, sum(int((examples.labels[row] >= 0).sum()) for row in train))
-    drawn, values = [], []
+    fraction = MAX_ROWS / max(1, sum(int((examples.labels[row] >= 0).sum()) for row in train))
+    sampled, values = [], []
     for row in train:
-        own = examples.labels[row]
-        positions = np.flatnonzero((own >= 0) & (generator.random(len(own)) < share))
-        drawn.append(features(examples.sequences[row], positions))
-        values.append(own[positions])
+        tokens = examples.labels[row]
+        positions = np.flatnonzero((tokens >= 0) & (generator.random(len(tokens)) < fraction))
+        sampled.append(features(examples.sequences[row], positions))
+        values.append(tokens[positions])
     values_N = np.concatenate(values)
     model = linear_model("a baseline", is_numeric=False, c=c)
-    if (values_N == values_N[0]).all():  # no base of a rare class was drawn
+    if (values_N == values_N[0]).all():  # no base of a rare class was sampled
         model = import_sklearn("a baseline").dummy.DummyClassifier()
-    model.fit(np.concatenate(drawn), values_N)
+    model.fit(np.concatenate(sampled), values_N)
 
     def predicted(sequence: str) -> Iterator[NDArray[np.float64]]:
         for start in range(0, len(sequence), MAX_BASES):
@@ -162,7 +162,7 @@ def _sides(examples: Examples) -> list[list[str]]:
 
 
 def _joined(sides: Sequence[Features]) -> Features:
-    """Features of single sequences; of pairs, those of the first and the difference."""
+    """Features of single sequences; for pairs, those of the first and the difference."""
     return sides[0] if len(sides) == 1 else np.concatenate([sides[0], sides[1] - sides[0]], axis=1)
 
 
@@ -177,7 +177,7 @@ def _codes(sequence: str) -> NDArray[np.uint8]:
 
 
 def _kmers(codes: NDArray[np.uint8], k: int) -> Indices:
-    """Index of the k-mer at each base; 4**k if it has a letter other than A, C, G and T."""
+    """Index of the k-mer at each base; 4**k if it contains a letter other than A, C, G and T."""
     count = max(0, len(codes) - k + 1)
     letters_NK = np.stack([codes[i : i + count] for i in range(k)], axis=1).astype(np.int64)
     kmers = letters_NK @ 4 ** np.arange(k - 1, -1, -1)
@@ -185,14 +185,14 @@ def _kmers(codes: NDArray[np.uint8], k: int) -> Indices:
 
 
 def _kmer_frequencies(sequence: str, k: int) -> Features:
-    """The share of each of the 4**k k-mers among those of a sequence."""
+    """The frequency of each of the 4**k k-mers in a sequence."""
     kmers = _kmers(_codes(sequence), k)
     counts = np.bincount(kmers, minlength=4**k + 1)[:-1]
     return (counts / max(1, len(kmers))).astype(np.float32)
 
 
 def _kmers_around(sequence: str, k: int, positions: Indices) -> Features:
-    """The share of each k-mer [N, 4**k] among those around each position; beyond the ends, none."""
+    """The frequency of each k-mer [N, 4**k] around each position; none beyond the ends."""
     padded = np.pad(_codes(sequence), AROUND_KMERS, constant_values=4)
     count = 2 * AROUND_KMERS + 2 - k
     windows_NW = np.lib.stride_tricks.sliding_window_view(_kmers(padded, k), count)[positions]
@@ -217,12 +217,12 @@ def _neighbours(sequence: str, positions: Indices) -> Features:
 def fit_and_predict(
     labels: Labels, train_NF: Any, values: NDArray[Any], rows_NF: Any, c: float = 1.0
 ) -> NDArray[np.float64]:
-    """Fit a linear model to features, and predict from others: probabilities or numbers [N, C].
+    """Fit a linear model, and return its predictions: probabilities or numbers [N, C].
 
     Args:
-        labels: What is predicted. If examples can have several labels, each gets its own model.
-        train_NF: Features to fit to.
-        values: Their labels, as `Examples` holds them; for labels of bases, one class each.
+        labels: Task and classes. For multilabel tasks, each label gets its own model.
+        train_NF: Training features.
+        values: Training labels, as in `Examples`; for labels of bases, one class per row.
         rows_NF: Features to predict from.
         c: As for `linear_model`.
     """
@@ -241,7 +241,7 @@ def fit_and_predict(
 
 
 def _probabilities(model: Any, labels: Labels, features_NF: Features) -> NDArray[np.float64]:
-    """Probabilities [N, C]; 0 for a class that no fitted row had."""
-    found = np.zeros((len(features_NF), len(labels.classes)))
-    found[:, model.classes_] = model.predict_proba(features_NF)
-    return found
+    """Probabilities [N, C]; 0 for classes that were absent from the training rows."""
+    probabilities = np.zeros((len(features_NF), len(labels.classes)))
+    probabilities[:, model.classes_] = model.predict_proba(features_NF)
+    return probabilities

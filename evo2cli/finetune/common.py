@@ -1,4 +1,4 @@
-"""What runs on labels and runs on next bases have in common: folders, the best weights, reports."""
+"""The base class of fine-tuning runs, on labels or next bases: run folder, best weights, report."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -37,9 +37,9 @@ class Run(ABC):
     Attributes:
         recipe: The recipe.
         ranks: The ranks.
-        stored: The base.
-        writes_recipe: Whether the file of the recipe is to be written.
-        description: What is trained; set by `trainer`.
+        stored: Checkpoint of the base.
+        writes_recipe: Whether to write the recipe file.
+        description: Description of the fine-tuned model; set by `trainer`.
     """
 
     recipe: Recipe
@@ -54,23 +54,23 @@ class Run(ABC):
         return fingerprint(self.stored.config, self.stored.tensors)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when the run is resumed, beside its recipe."""
+        """What must not change when the run is resumed, in addition to its recipe."""
         return {"shape": asdict(self.stored.config), "base": self.base_fingerprint}
 
     def missing_bytes(self) -> int:
-        """Bytes that the run will write into its folder beside checkpoints and models.
+        """Bytes that the run has yet to write in addition to checkpoints and models.
 
         Raises:
-            UserError: What the recipe says of the base is not possible.
+            UserError: The recipe names a layer or pool that does not exist.
         """
         return 0
 
     @abstractmethod
     def trainer(self, folder: RunFolder) -> Trainer:
-        """What trains; sets `description`."""
+        """Create the trainer; sets `description`."""
 
     def describe(self, labels: Labels) -> Description:
-        """The description of what is trained, without a head."""
+        """The description of the fine-tuned model, without a head."""
         recipe = self.recipe
         return Description(
             labels=labels,
@@ -82,7 +82,7 @@ class Run(ABC):
         )
 
     def start(self) -> TunedStart:
-        """The base, with what `description` adds to it."""
+        """The initial model: the base with the adapters and head of `description`."""
         return TunedStart(
             self.stored.config,
             None if self.recipe.tuning.scratch else self.stored.tensors,
@@ -92,10 +92,10 @@ class Run(ABC):
 
     @abstractmethod
     def report(self, trainer: Trainer) -> dict[str, Any]:
-        """What the run found, on the first rank; all ranks call it together."""
+        """The results of the run, on rank 0; all ranks call it together."""
 
     def run(self) -> dict[str, Any]:
-        """Train, or resume; the result is described in `run.tune`."""
+        """Train, or resume; returns what `run.tune` describes."""
         recipe, ranks = self.recipe, self.ranks
         with naming(recipe.file):
             check_shape(recipe, self.stored.config)
@@ -105,11 +105,11 @@ class Run(ABC):
 
     def _run_in(self, folder: RunFolder) -> dict[str, Any]:
         recipe, ranks = self.recipe, self.ranks
-        of_run = {"output": str(recipe.output), "rank": ranks.rank}
+        run_facts = {"output": str(recipe.output), "rank": ranks.rank}
         if (folder.final / FACTS).is_file():
             if ranks.is_first:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
-            return {**of_run, "finished": True, **read_facts(recipe.output / REPORT)}
+            return {**run_facts, "finished": True, **read_facts(recipe.output / REPORT)}
         if self.writes_recipe and ranks.is_first:
             write_recipe(recipe)
         trainer = self.trainer(folder)
@@ -117,12 +117,12 @@ class Run(ABC):
         if not outcome.finished:
             if ranks.is_first:
                 console.say(f"{recipe.output}: {stopped(resumable=recipe.checkpoint.optimizer)}")
-            return {**of_run, "finished": False}
+            return {**run_facts, "finished": False}
         best = trainer.best
         assert best is not None
-        if best.value is None:  # nothing to choose by: the last weights
+        if best.value is None:  # without validation, keep the last weights
             best.step = outcome.step
-            self.keep(trainer.engine, outcome.step)
+            self.save_best(trainer.engine, outcome.step)
         report = self.report(trainer)
         if ranks.is_first:
             records = folder.records()
@@ -136,19 +136,19 @@ class Run(ABC):
                 "memory_gib": max(memory, default=None),
             }
             self._finish(report)
-        ranks.wait()
-        return {**of_run, "finished": True, **report}
+        ranks.barrier()
+        return {**run_facts, "finished": True, **report}
 
-    def best(self, engine: Engine, metric: str, *, larger: bool) -> Best:
-        """Keeps the best weights by a metric of validation."""
+    def best(self, engine: Engine, metric: str, *, higher_is_better: bool) -> Best:
+        """Track the best weights by a validation metric."""
         return Best(
             metric=f"valid_{metric}",
-            larger=larger,
+            higher_is_better=higher_is_better,
             patience=self.recipe.tuning.patience,
-            keep=lambda step: self.keep(engine, step),
+            save=lambda step: self.save_best(engine, step),
         )
 
-    def keep(self, engine: Engine, step: int) -> None:
+    def save_best(self, engine: Engine, step: int) -> None:
         """Write the weights of a step as the best so far; all ranks call it together."""
         weights = engine.weights()
         if self.ranks.is_first:
@@ -159,15 +159,15 @@ class Run(ABC):
                 engine.start.write(weights, partial, {"step": step})
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-        self.ranks.wait()
+        self.ranks.barrier()
 
     @property
     def best_folder(self) -> Path:
-        """Where the best weights so far are."""
+        """The folder of the best weights so far."""
         return self.recipe.output / BEST
 
     def _finish(self, report: dict[str, Any]) -> None:
-        """Make the best weights the result, with all that is known about them."""
+        """Turn the best weights into the final model, with its description and results."""
         output = self.recipe.output
         facts = {
             **self.description.facts,

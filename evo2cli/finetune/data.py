@@ -1,4 +1,4 @@
-"""The examples of a run: read from its tables, cut to the window, divided, and free of leaks."""
+"""Load the examples of a run: read tables, crop to the window, split, and check for leaks."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from evo2cli.finetune.tasks import Cut, Labels, SplitBy, Task
 from evo2cli.genome.reference import Reference
 from evo2cli.training.recipe import Count, Data, LabelledData, Recipe, Seed, Table
 
-CUT_WINDOW = 1024  # bases of windows that are cut from a genome, unless the user says otherwise
+CUT_WINDOW = 1024  # default length, in bases, of windows from a genome
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The examples of a run, divided.
+    """The examples of a run, and their split.
 
     Attributes:
-        examples: All of them.
-        labels: What their labels mean.
-        split: Which of them are for what.
-        leaks: What these parts share.
+        examples: All examples.
+        labels: Task and classes.
+        split: The rows of the training, validation and test sets.
+        leaks: Sequences that these sets share.
     """
 
     examples: Examples
@@ -40,17 +40,17 @@ class DataSet:
 
     @property
     def train(self) -> Examples:
-        """Those that the model is trained on."""
+        """The training set."""
         return self.examples.take(self.split.train)
 
     @property
     def valid(self) -> Examples:
-        """Those by which the best weights are chosen."""
+        """The validation set, by which the best weights are chosen."""
         return self.examples.take(self.split.valid)
 
     @property
     def test(self) -> Examples:
-        """Those that nothing is chosen by."""
+        """The test set, by which nothing is chosen."""
         return self.examples.take(self.split.test)
 
     @property
@@ -61,20 +61,20 @@ class DataSet:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of examples of each part."""
+        """Number of examples in each set."""
         return {part: len(rows) for part, rows in self.split.parts.items()}
 
     @property
     def digest(self) -> str:
-        """A short hash of sequences, labels and their division."""
-        found = hashlib.sha256()
+        """A short hash of sequences, labels and split."""
+        digest = hashlib.sha256()
         for text in (*self.examples.sequences, *(self.examples.pairs or [])):
-            found.update(text.encode() + b"\n")
+            digest.update(text.encode() + b"\n")
         for values in _arrays(self.examples.labels):
-            found.update(values.tobytes())
+            digest.update(values.tobytes())
         for rows in self.split.parts.values():
-            found.update(np.asarray(rows, np.int64).tobytes())
-        return found.hexdigest()[:16]
+            digest.update(np.asarray(rows, np.int64).tobytes())
+        return digest.hexdigest()[:16]
 
 
 def _arrays(labels: Any) -> list[Any]:
@@ -82,13 +82,13 @@ def _arrays(labels: Any) -> list[Any]:
 
 
 class Window(Table, extra="ignore"):
-    """What [batch] says of a window."""
+    """The keys of [batch] that concern the window."""
 
-    length: Count | None = None  # bases; None for the usual limit
+    length: Count | None = None  # bases; None for the default
 
 
 class DataRecipe(Table, extra="ignore"):
-    """The part of a recipe that says how examples are read; the rest may depend on them."""
+    """The part of a recipe that is needed to read the examples; the rest may depend on them."""
 
     seed: Seed = 0
     data: Data
@@ -97,30 +97,30 @@ class DataRecipe(Table, extra="ignore"):
 
     @classmethod
     def of(cls, recipe: Recipe) -> "DataRecipe":
-        """Of a whole recipe."""
+        """Extract it from a whole recipe."""
         return cls.model_validate(recipe.model_dump())
 
 
 def comma_list(text: str | None) -> tuple[str, ...]:
-    """Words separated by commas; none for None."""
+    """Parse comma-separated words; empty for None."""
     return tuple(text.split(",")) if text else ()
 
 
 def read_data(recipe: DataRecipe, limit: int | None = None, *, quiet: bool = False) -> DataSet:
-    """Read and divide examples.
+    """Read and split examples.
 
     Args:
-        recipe: Where they come from, and how they are divided.
-        limit: Bases that sequences are cut to if the recipe has no `batch.length`; None for any.
-        quiet: Whether nothing is said about what was found.
+        recipe: Sources of the examples, and how to split them.
+        limit: Maximum length in bases if the recipe has no `batch.length`; None for no limit.
+        quiet: Do not report task, split and leaks.
 
     Raises:
-        UserError: A table cannot be read, a part is empty, parts share examples, or the recipe
-            divides them in two ways at once.
+        UserError: A table cannot be read, a set is empty, sets share examples, or the recipe splits
+            them in two ways at once.
     """
     tuning, tables = recipe.finetune, _tables(recipe)
     examples, labels, cut_line = _read(tuning, tables, recipe.batch.length or limit)
-    divided = split(
+    parts = split(
         examples,
         labels,
         by=SplitBy(tuning.split) if tuning.split else None,
@@ -128,27 +128,27 @@ def read_data(recipe: DataRecipe, limit: int | None = None, *, quiet: bool = Fal
         fractions=tuning.fractions,
         seed=recipe.seed,
     )
-    leaks = find_leaks(examples, divided)
-    found = DataSet(examples, labels, divided, leaks)
+    leaks = find_leaks(examples, parts)
+    data = DataSet(examples, labels, parts, leaks)
     if not quiet:
-        sizes = ", ".join(f"{count:,} for {part}" for part, count in found.sizes.items())
+        sizes = ", ".join(f"{count:,} for {part}" for part, count in data.sizes.items())
         for line in (
             labels.explanation,
             cut_line,
-            f"{sizes}: {divided.explanation}",
+            f"{sizes}: {parts.explanation}",
             *leaks.report,
         ):
             if line:
                 console.say(line)
     leaks.refuse()
-    return found
+    return data
 
 
 def _tables(recipe: DataRecipe) -> dict[str, Path]:
-    """The table of train, and those of valid and test where they are given.
+    """The training table, and those of validation and test if there are any.
 
     Raises:
-        UserError: There are several of one part, or the examples are divided in two ways at once.
+        UserError: A set has several tables, or the recipe splits examples in two ways at once.
     """
     train, valid = [source.path for source in recipe.data.sources], recipe.data.valid
     if len(train) > 1 or len(valid) > 1:
@@ -165,19 +165,19 @@ def _tables(recipe: DataRecipe) -> dict[str, Path]:
     contigs = ",".join((*tuning.valid_contigs, *tuning.test_contigs))
     if contigs and tuning.split is not None:
         raise UserError(
-            f"--split {tuning.split}: the data are already divided by contigs ({contigs}); "
+            f"--split {tuning.split}: the data are already split by contigs ({contigs}); "
             "use only one of the two"
         )
     part = next((part for part in ("valid", "test") if part in tables), None)
     if contigs and part:
         raise UserError(
-            f"--{part} {tables[part]}: the data are already divided by contigs ({contigs}); use "
+            f"--{part} {tables[part]}: the data are already split by contigs ({contigs}); use "
             "only one of the two"
         )
     if tuning.features is not None and part:
         raise UserError(
             f"--{part} {tables[part]}: not with --features, which labels the bases of one FASTA; "
-            f"divide {train[0]} with --valid-contigs and --test-contigs"
+            f"split {train[0]} with --valid-contigs and --test-contigs"
         )
     return tables
 
@@ -185,7 +185,7 @@ def _tables(recipe: DataRecipe) -> dict[str, Path]:
 def _read(
     tuning: LabelledData, tables: Mapping[str, Path], length: int | None
 ) -> tuple[Examples, Labels, str | None]:
-    """The examples, what their labels mean, and what to say about those that were cut."""
+    """The examples, their task and classes, and a message about those that were cropped."""
     if tuning.features is not None:
         examples, labels = read_annotated(
             tables["train"],

@@ -1,10 +1,10 @@
-"""Labelled sequences, read from tables with the columns that data sets of DNA usually have.
+"""Read labelled sequences from tables, recognizing the usual column names of DNA data sets.
 
 A table has a column `sequence` (or `seq`), or two for a pair: `sequence_a` and `sequence_b`, or
 `ref_seq` and `alt_seq` (also `var_seq`; or `ref` and `alt`, if they hold whole windows). Variants
-(`chrom`, `pos`, `ref` and `alt`) are pairs of windows that are cut from a genome. Labels are in
-`label`, `labels`, `target` or `y`, or in the columns that the user names. `name` or `id`, `chrom`,
-`group` and `split` are read where they exist. Names of columns match in any case.
+(`chrom`, `pos`, `ref` and `alt`) become pairs of windows of a genome. Labels are in `label`,
+`labels`, `target` or `y`, or in columns named by the user. `name` or `id`, `chrom`, `group` and
+`split` are optional. Column names are case-insensitive.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,11 +30,12 @@ from evo2cli.finetune.tasks import (
     parse_numbers,
     parse_tokens,
 )
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.fasta import require_letters
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.table import cell_text, open_table
-from evo2cli.genome.windows import agrees, cut_windows, upper_dna
+from evo2cli.genome.windows import agrees, cut_windows
 from stripedhyena2.dna import as_read
 
 SEQUENCE = ("sequence", "seq")
@@ -58,17 +59,17 @@ LabelArrays = NDArray[Any] | list[NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled sequences, in the order of their files; N of them.
+    """N labelled sequences or pairs, in the order of their files.
 
     Attributes:
-        names: A name each; the number of its line where the table gives none.
+        names: Name of each example; its line number if the table has no names.
         sequences: Upper case, T for U.
-        pairs: The second sequence of each pair, or None.
-        labels: classify: int64 [N]; multilabel and regress: float32 [N, C]; tokens: an int64 [L]
-            each, -100 for a base without a label. None if nothing is labelled.
-        chromosomes: The chromosome of each, or None.
-        groups: The group of each, or None.
-        split: "train", "valid" or "test" of each, or None.
+        pairs: The second sequence of each pair; None for single sequences.
+        labels: classify: int64 [N]; multilabel and regress: float32 [N, C]; tokens: a list of int64
+            [L], with -100 for bases without a label. None for lm.
+        chromosomes: Chromosome of each example, or None.
+        groups: Group of each example, or None.
+        split: "train", "valid" or "test" for each example, or None.
     """
 
     names: list[str]
@@ -84,21 +85,21 @@ class Examples:
 
     @property
     def entries(self) -> list[tuple[str, ...]]:
-        """The sequence of each, or the two of a pair."""
+        """The sequence of each example, or both of a pair."""
         if self.pairs is None:
             return [(sequence,) for sequence in self.sequences]
         return list(zip(self.sequences, self.pairs, strict=True))
 
     @property
     def letters(self) -> list[tuple[bytes, ...]]:
-        """As `entries`, in bytes."""
+        """As `entries`, but in bytes."""
         return [tuple(text.encode() for text in entry) for entry in self.entries]
 
     def take(self, rows: Iterable[int]) -> "Examples":
-        """The examples of these rows, in their order."""
+        """Select rows, in the given order."""
         chosen = [int(row) for row in rows]
 
-        def of(values: list[str] | None) -> list[str] | None:
+        def take_from(values: list[str] | None) -> list[str] | None:
             return None if values is None else [values[row] for row in chosen]
 
         labels = self.labels
@@ -109,21 +110,21 @@ class Examples:
         return Examples(
             [self.names[row] for row in chosen],
             [self.sequences[row] for row in chosen],
-            of(self.pairs),
+            take_from(self.pairs),
             labels,
-            of(self.chromosomes),
-            of(self.groups),
-            of(self.split),
+            take_from(self.chromosomes),
+            take_from(self.groups),
+            take_from(self.split),
         )
 
 
 @dataclass(frozen=True)
 class Genome:
-    """A genome that windows of variants are cut from.
+    """A genome, to extract windows around variants from.
 
     Attributes:
         reference: The genome.
-        window: Bases of a window; the variant is in its middle.
+        window: Window length in bases; the variant is at the centre.
     """
 
     reference: Reference
@@ -133,7 +134,7 @@ class Genome:
         """The windows of both alleles; `pos` is 1-based, as in a VCF.
 
         Raises:
-            UserError: They are not an allele of this genome, or too long for the window.
+            UserError: The alleles do not match the genome, or do not fit the window.
         """
         contig = self.reference.contig(chrom, origin)
         for allele in (ref, alt):
@@ -143,10 +144,10 @@ class Genome:
         if not (ref and alt and 0 <= start < end <= self.reference.length(contig)):
             raise UserError(f"{origin}: {chrom}:{pos} {ref}>{alt} is not a variant of the genome")
         variant = Interval(contig, start, end)
-        found = upper_dna(self.reference.fetch(variant))
-        if not agrees(upper_dna(ref.encode()), found):
+        bases = upper_dna(self.reference.fetch(variant))
+        if not agrees(upper_dna(ref.encode()), bases):
             raise UserError(
-                f"{origin}: ref is {ref}, but the genome has {found.decode()} at {chrom}:{pos}; "
+                f"{origin}: ref is {ref}, but the genome has {bases.decode()} at {chrom}:{pos}; "
                 "is it the right build?"
             )
         pair = cut_windows(self.reference, variant, alt.encode(), self.window)
@@ -158,7 +159,7 @@ class Genome:
         return [pair.reference.sequence, pair.alternate.sequence]
 
 
-Reader = Callable[[Sequence[str], str], list[bytes]]  # from the cells of a row, and its origin
+Reader = Callable[[Sequence[str], str], list[bytes]]  # cells and origin of a row -> sequences
 
 
 def read_examples(
@@ -175,10 +176,10 @@ def read_examples(
     Args:
         source: A table, or one for each of "train", "valid" and "test".
         task: The task; inferred from the labels if None.
-        label_columns: The columns of labels; found by their names if empty.
-        group_column: The column of groups; `group` if None.
-        labels: What labels mean, if a model is known already: then they are read as its own.
-        genome: What windows of variants are cut from.
+        label_columns: Columns of labels; found by their usual names if empty.
+        group_column: Column of groups; `group` if None.
+        labels: Task and classes of an existing model, to encode the labels by; inferred if None.
+        genome: Genome of variants.
 
     Raises:
         UserError: A file cannot be read, a column is missing, or a row is not valid.
@@ -194,29 +195,29 @@ def read_examples(
                 f"{path}: its sequence or label columns differ from those of {first}; give all "
                 "tables the same columns"
             )
-    every = [row for _, rows in tables for row in rows]
+    all_rows = [row for _, rows in tables for row in rows]
     splits = [
         split or row.split for split, (_, rows) in zip(paths, tables, strict=True) for row in rows
     ]
-    cells = [row.labels for row in every]
-    lengths = [len(row.sequences[0]) for row in every]
+    cells = [row.labels for row in all_rows]
+    lengths = [len(row.sequences[0]) for row in all_rows]
 
     def origin(index: int) -> str:
-        return every[index].origin
+        return all_rows[index].origin
 
-    for row in every:
+    for row in all_rows:
         check_cells(row.labels, labelled_by, row.origin)
     if labels is None:
         labels = infer_labels(cells, labelled_by, lengths, origin, task)
     return (
         Examples(
-            names=[row.name for row in every],
-            sequences=[row.sequences[0] for row in every],
-            pairs=_whole([row.sequences[-1] for row in every if len(row.sequences) > 1]),
+            names=[row.name for row in all_rows],
+            sequences=[row.sequences[0] for row in all_rows],
+            pairs=_if_complete([row.sequences[-1] for row in all_rows if len(row.sequences) > 1]),
             labels=_encode(cells, lengths, labels, origin),
-            chromosomes=_whole([row.chromosome for row in every]),
-            groups=_whole([row.group for row in every]),
-            split=_whole(splits),
+            chromosomes=_if_complete([row.chromosome for row in all_rows]),
+            groups=_if_complete([row.group for row in all_rows]),
+            split=_if_complete(splits),
         ),
         labels,
     )
@@ -225,11 +226,11 @@ def read_examples(
 def read_sequences(
     path: Path, genome: Genome | None = None
 ) -> Iterator[tuple[str, tuple[bytes, ...]]]:
-    """Stream the name of each row and its sequence, or the two of a pair; no labels are needed.
+    """Stream the name and the sequence of each row, or both of a pair; labels are not needed.
 
     Args:
         path: The table.
-        genome: What windows of variants are cut from.
+        genome: Genome of variants.
 
     Raises:
         UserError: The file cannot be read, has no column of sequences, or a row is not valid.
@@ -244,10 +245,10 @@ def read_sequences(
 
 
 def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str | None]:
-    """Cut sequences, and labels of their bases, to at most `window` bases.
+    """Crop sequences, and labels of their bases, to at most `window` bases.
 
     Returns:
-        The examples, and a sentence that says how many were cut and how; None if none was.
+        The examples, and a message about how many were cropped and how; None if none was.
     """
     lengths = [len(sequence) for sequence in examples.sequences]
     pairs = examples.pairs
@@ -277,7 +278,7 @@ def fit_length(examples: Examples, window: int, cut: Cut) -> tuple[Examples, str
 class _Row(NamedTuple):
     origin: str
     name: str
-    sequences: list[str]  # one, or the two of a pair
+    sequences: list[str]  # one, or both of a pair
     labels: tuple[str, ...]
     chromosome: str | None
     group: str | None
@@ -287,7 +288,7 @@ class _Row(NamedTuple):
 def _read_rows(
     path: Path, label_columns: Sequence[str], group_column: str | None, genome: Genome | None
 ) -> tuple[tuple[str, ...], list[_Row]]:
-    """The names of the columns of labels, and the rows of a table."""
+    """The names of the label columns, and the rows of a table."""
     table = open_table(path)
     find = _Finder(path, table.names)
     read = find.reader(genome)
@@ -313,24 +314,24 @@ def _read_rows(
 
 
 class _Finder:
-    """Finds columns of a table by their names, in any case."""
+    """Finds columns of a table by name, ignoring case."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self._path, self._names = path, names
         self._lower = [name.lower() for name in names]
 
     def any(self, aliases: Sequence[str]) -> int | None:
-        """The first column that has one of these names."""
+        """Index of the first of these names that is a column; None if none is."""
         return next((self._lower.index(name) for name in aliases if name in self._lower), None)
 
     def required(self, name: str) -> int:
-        """The column of this name."""
+        """Index of the column of this name."""
         if name.lower() not in self._lower:
             raise self._error(f"has no column {name!r}")
         return self._lower.index(name.lower())
 
     def reader(self, genome: Genome | None) -> Reader:
-        """What reads the sequence of a row, or the two of a pair, from its cells."""
+        """A function that reads the sequence of a row, or both of a pair, from its cells."""
         single = self.any(SEQUENCE)
         columns = [] if single is None else [single]
         if single is None:
@@ -356,20 +357,20 @@ class _Finder:
         return lambda texts, origin: [_read_bases(texts[column], origin) for column in columns]
 
     def label(self) -> int:
-        """The column of labels."""
-        found = [name for name in LABEL if name in self._lower]
-        if not found:
+        """Index of the label column."""
+        names = [name for name in LABEL if name in self._lower]
+        if not names:
             raise self._error(f"has no column {LABEL[0]!r} (or {', '.join(LABEL[1:])})")
-        if len(found) > 1:
-            raise self._error(f"has both {found[0]} and {found[1]}; choose by --label-cols")
-        return self._lower.index(found[0])
+        if len(names) > 1:
+            raise self._error(f"has both {names[0]} and {names[1]}; choose by --label-cols")
+        return self._lower.index(names[0])
 
     def _error(self, problem: str) -> UserError:
         return UserError(f"{self._path}: {problem}; its columns: {', '.join(self._names)}")
 
 
 def _read_bases(text: str, origin: str) -> bytes:
-    """A sequence as the model reads it."""
+    """Convert a cell to a sequence as the model reads it."""
     if not text:
         raise UserError(f"{origin}: the sequence is empty; remove the row")
     sequence = as_read(text.encode(errors="replace"))
@@ -384,10 +385,10 @@ def _split_name(text: str, origin: str) -> str:
     raise UserError(f"{origin}: split {text!r} is not train, valid (or val, dev) or test")
 
 
-def _whole(values: Sequence[str | None]) -> list[str] | None:
-    """The values, or None if there are none."""
-    found = [value for value in values if value is not None]
-    return found if found and len(found) == len(values) else None
+def _if_complete(values: Sequence[str | None]) -> list[str] | None:
+    """The values if there are any and all rows have one, otherwise None."""
+    present = [value for value in values if value is not None]
+    return present if present and len(present) == len(values) else None
 
 
 def _encode(
@@ -396,10 +397,10 @@ def _encode(
     labels: Labels,
     origin: Callable[[int], str],
 ) -> LabelArrays | None:
-    """The labels of all rows as arrays.
+    """Encode the labels of all rows as arrays.
 
     Raises:
-        UserError: A label is not one of these classes, or not a number.
+        UserError: A label is not one of the classes, or not a number.
     """
     codes = {name: index for index, name in enumerate(labels.classes)}
 
@@ -436,8 +437,8 @@ def _encode(
             continue
         numbers = parse_numbers(cells, origin(index))
         if len(numbers) != len(codes):
-            found = counted(len(numbers), "number")
-            raise UserError(f"{origin(index)}: {found} for {', '.join(labels.classes)}")
+            count = counted(len(numbers), "number")
+            raise UserError(f"{origin(index)}: {count} for {', '.join(labels.classes)}")
         values[index] = numbers
     return values
 

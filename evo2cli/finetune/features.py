@@ -1,8 +1,8 @@
-"""Features of a frozen model: computed once, kept on disk, and used to choose a layer.
+"""Features of the frozen base: computed once, cached on disk, and used to choose a layer.
 
-They are what a head sees before anything is trained. `--method head` trains on them alone; for
-other methods they give the statistics of the head's input, and the linear probe that results are
-compared with.
+They are the input of the head before training. `--method head` trains on them alone; for other
+methods they give the statistics of the head's input, and the linear probe that results are compared
+with.
 
 N examples, F features, D channels.
 """
@@ -32,10 +32,10 @@ from stripedhyena2.layers import part_names
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import sequence_logprob
 
-LOSS_EXAMPLES = 32
-MAX_TOKENS = 20_000  # labelled bases of a split whose features are kept, for a task of tokens
+LOSS_EXAMPLES = 32  # examples for `base_loss`
+MAX_TOKENS = 20_000  # labelled bases per split whose features are kept, for the task tokens
 FILES = "features-*.safetensors"
-MAX_ROWS = 2_000  # examples by which the best layer is chosen
+MAX_ROWS = 2_000  # examples for choosing the best layer
 FOLDS = 5
 
 
@@ -46,22 +46,22 @@ def base_loss(model: StripedHyena2, examples: Examples) -> float:
     return total / max(1, sum(len(bases) - 1 for bases in chosen))
 
 
-def token_rows(labels: Sequence[NDArray[np.int64]], seed: int) -> NDArray[np.int64]:
-    """Some labelled bases: their sequences and positions, [rows, 2], at most `MAX_TOKENS`."""
-    where = [
-        np.stack([np.full(len(found), index), found], axis=1)
-        for index, own in enumerate(labels)
-        if len(found := np.flatnonzero(own >= 0))
+def sample_token_rows(labels: Sequence[NDArray[np.int64]], seed: int) -> NDArray[np.int64]:
+    """Sample at most `MAX_TOKENS` labelled bases; their sequences and positions [rows, 2]."""
+    pairs = [
+        np.stack([np.full(len(positions), index), positions], axis=1)
+        for index, tokens in enumerate(labels)
+        if len(positions := np.flatnonzero(tokens >= 0))
     ]
-    rows: NDArray[np.int64] = np.concatenate(where) if where else np.zeros((0, 2), np.int64)
+    rows: NDArray[np.int64] = np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)
     if len(rows) > MAX_TOKENS:
         chosen = np.random.default_rng(seed).choice(len(rows), MAX_TOKENS, replace=False)
         rows = rows[np.sort(chosen)]
     return rows
 
 
-def all_rows(sequences: Sequence[str]) -> NDArray[np.int64]:
-    """All bases: their sequences and positions, [rows, 2]."""
+def all_token_rows(sequences: Sequence[str]) -> NDArray[np.int64]:
+    """All bases, as sequence and position [rows, 2]."""
     lengths = [len(sequence) for sequence in sequences]
     positions = [np.arange(length) for length in lengths]
     return np.stack([np.repeat(np.arange(len(lengths)), lengths), np.concatenate(positions)], 1)
@@ -76,14 +76,14 @@ def read_features(
     tokens: NDArray[np.int64] | None = None,
     progress: Progress = ignore_progress,
 ) -> dict[str, Tensor]:
-    """Features of examples from each of several layers, [N, F] in fp32 on the CPU.
+    """Compute features of examples from several layers, each [N, F] in fp32 on the CPU.
 
     Args:
         model: The frozen model.
-        examples: The sequence of each, or both of a pair.
-        reading: What is read; its layer does not matter.
-        layers: The layers, which are read in one pass.
-        tokens: For a task of tokens, the bases whose features are kept, ascending: [N, 2].
+        examples: The sequence of each example, or both of a pair.
+        reading: Pool, strand and pairs; its layer is ignored.
+        layers: The layers, all read in one forward pass.
+        tokens: For the task tokens, the bases whose features are kept, ascending: [N, 2].
         progress: Called with the number of examples done since the last call.
     """
     device = model.embedding.weight.device
@@ -97,13 +97,13 @@ def read_features(
         outputs = model.read_layers(ids_NSL.flatten(0, 1), layers)
         index = None
         if tokens is not None:
-            found = [np.arange(*np.searchsorted(tokens[:, 0], (row, row + 1))) for row in rows]
-            order += np.concatenate(found).tolist()
+            chosen = [np.arange(*np.searchsorted(tokens[:, 0], (row, row + 1))) for row in rows]
+            order += np.concatenate(chosen).tolist()
             index = [
                 torch.from_numpy(np.concatenate(part)).to(device)
                 for part in (
-                    [np.full(len(own), i) for i, own in enumerate(found)],
-                    [tokens[own, 1] for own in found],
+                    [np.full(len(selected), i) for i, selected in enumerate(chosen)],
+                    [tokens[selected, 1] for selected in chosen],
                 )
             ]
         else:
@@ -112,16 +112,16 @@ def read_features(
             features = combine(x_BLD, lengths_NS, reading, pool)
             kept[layer].append((features[index[0], index[1]] if index else features).cpu())
         progress(len(rows))
-    back = torch.from_numpy(np.argsort(order))
-    return {layer: torch.cat(parts)[back].float() for layer, parts in kept.items()}
+    inverse = torch.from_numpy(np.argsort(order))
+    return {layer: torch.cat(parts)[inverse].float() for layer, parts in kept.items()}
 
 
 class FeatureCache:
-    """Features on disk, one file for each of the settings that decide them.
+    """A disk cache of features, keyed by settings and sequences.
 
     Args:
-        folder: Where the files are.
-        settings: What decides the features beside the sequences, as JSON values.
+        folder: Folder of the cache files.
+        settings: Everything besides the sequences that determines the features, as JSON values.
     """
 
     def __init__(self, folder: Path, settings: Sequence[object]) -> None:
@@ -133,12 +133,12 @@ class FeatureCache:
         compute: Callable[[], Mapping[str, Tensor]],
         rows: bytes = b"",
     ) -> dict[str, Tensor]:
-        """The stored tensors of these examples, or what `compute` returns, which is stored.
+        """Load the cached tensors of these examples, or compute and store them.
 
         Args:
-            examples: The sequence of each, or both of a pair.
+            examples: The sequence of each example, or both of a pair.
             compute: Computes the tensors.
-            rows: Which parts of the examples are meant.
+            rows: Identifies the positions of the examples that are meant.
         """
         digest = hashlib.sha256(self._settings.encode() + rows)
         for group in examples:
@@ -148,48 +148,49 @@ class FeatureCache:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
         except (OSError, SafetensorError):
-            found = dict(compute())
+            tensors = dict(compute())
         with atomic_path(path, wait=True) as part:
-            write_safetensors(found, part)
-        return found
+            write_safetensors(tensors, part)
+        return tensors
 
 
 def best_layer(
     model: StripedHyena2, examples: Examples, labels: Labels, reading: Reading, seed: int
 ) -> tuple[str, list[dict[str, Any]]]:
-    """The layer whose frozen features predict the labels of training examples best.
+    """Choose the layer whose frozen features predict the labels of training examples best.
 
-    Each block is scored by cross-validation on some of the examples, with every group in one fold.
+    Each block is scored by a cross-validated linear probe on a sample of the examples; groups are
+    not split across folds.
 
     Returns:
-        Its name, and the score of each layer as `probe_layers` describes them.
+        Its name, and the score of each layer, see `probe_layers`.
 
     Raises:
         UserError: There are too few examples of a class.
     """
     chosen = np.random.default_rng(seed).permutation(len(examples))[:MAX_ROWS]
-    some = examples.take(np.sort(chosen))
+    sample = examples.take(np.sort(chosen))
     layers = [name for name in part_names(model.config) if name.startswith("blocks.")]
     tokens = None
-    found = some.labels
-    groups = some.groups or some.chromosomes
-    if isinstance(found, list):
-        tokens = token_rows(found, seed)
-        values: NDArray[Any] = np.array([found[i][j] for i, j in tokens])
+    sample_labels = sample.labels
+    groups = sample.groups or sample.chromosomes
+    if isinstance(sample_labels, list):
+        tokens = sample_token_rows(sample_labels, seed)
+        values: NDArray[Any] = np.array([sample_labels[i][j] for i, j in tokens])
         groups = [str(i) for i, _ in tokens]
     else:
-        assert found is not None
-        values = found
-    features = read_features(model, some.letters, reading, layers, tokens)
-    if labels.task is Task.MULTILABEL:  # whether it has the most frequent label
+        assert sample_labels is not None
+        values = sample_labels
+    features = read_features(model, sample.letters, reading, layers, tokens)
+    if labels.task is Task.MULTILABEL:  # the probe predicts the most frequent label
         values = values[:, values.mean(axis=0).argmax()]
     elif labels.task is Task.REGRESS:
         values = values.mean(axis=1)
     numeric = labels.task is Task.REGRESS
-    spoken = [float(v) for v in values] if numeric else [str(v) for v in values]
+    targets = [float(v) for v in values] if numeric else [str(v) for v in values]
     if groups is not None and len(set(groups)) < FOLDS:
         groups = None
-    labelled = Labelled(rows=[*range(len(values))], values=spoken, groups=groups)
+    labelled = Labelled(rows=[*range(len(values))], values=targets, groups=groups)
     result = probe_layers(
         {layer: tensor.numpy() for layer, tensor in features.items()},
         labelled,

@@ -1,11 +1,11 @@
-"""The folder of a fine-tuned model, and the model in it.
+"""The folder of a fine-tuned model: write it, and load the model from it.
 
-finetune.json       task, classes, what is read, base and its fingerprint, and how well it did
+finetune.json       task, classes, features of the head, base and its fingerprint, and results
 head.safetensors    the head
-adapter/            the adapter, as the package `peft` writes it (method lora)
+adapter/            the adapter, in the format of the package `peft` (method lora)
 model/              the whole model, as a native checkpoint (method full)
 
-The folder of a run has it as `final`, and while it trains as `best`.
+In the folder of a run it is `final`, and during training `best`.
 """
 
 import json
@@ -35,30 +35,30 @@ from stripedhyena2.dna import as_read, strand_of
 from stripedhyena2.values import read_json
 
 FACTS, HEAD, ADAPTER, MODEL = "finetune.json", "head.safetensors", "adapter", "model"
-PAD = 0  # token id after the end of a sequence, which no base before it sees
-BATCH_TOKENS = 65_536  # positions of a forward pass without gradients on a GPU
-CPU_TOKENS = 8_192
+PAD = 0  # token id of padding at the end of a sequence; the model is causal, so no base sees it
+BATCH_TOKENS = 65_536  # positions per forward pass without gradients, on a GPU
+CPU_TOKENS = 8_192  # the same on a CPU
 
 _OBJECT = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a fine-tuned model is.
+    """Metadata of a fine-tuned model.
 
     Attributes:
         labels: Task and classes.
         method: "lora", "full" or "head".
-        base: Name of the model that it was trained on.
-        base_fingerprint: Fingerprint of the weights of that model as they are stored.
-        length: Bases of the longest sequence that it was trained on.
-        cut: The part that was kept of longer ones.
-        reading: What the head reads; None for lm.
+        base: Name of the base model.
+        base_fingerprint: Fingerprint of the stored weights of the base.
+        length: Maximum sequence length in training, in bases.
+        cut: The part of longer sequences that was kept.
+        reading: The features that the head reads; None for lm.
         head: "linear" or "mlp".
         num_features: Number of features that the head reads, F.
-        scale: Mean and deviation of each number of a regression, by which outputs are scaled.
-        temperature: What outputs are divided by before they become probabilities.
-        adapters: Hyperparameters of the adapters; None without.
+        scale: Mean and standard deviation of each regression target, to rescale outputs.
+        temperature: Calibration: logits are divided by it before they become probabilities.
+        adapters: Hyperparameters of the adapters; None without adapters.
     """
 
     labels: Labels
@@ -76,7 +76,7 @@ class Description:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The content of finetune.json, as JSON values."""
         labels = {"task": str(self.labels.task), "classes": list(self.labels.classes)}
         others = asdict(self)
         del others["labels"]
@@ -84,7 +84,7 @@ class Description:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> "Description":
-        """From JSON values."""
+        """Create it from `facts`."""
         keys = ("method", "base", "base_fingerprint", "length", "cut", "head", "num_features")
         return cls(
             labels=Labels(Task(facts["task"]), tuple(facts["classes"])),
@@ -101,7 +101,7 @@ class Description:
         return len(self.labels.classes)
 
     def new_model(self, trunk: StripedHyena2 | None) -> TaskModel:
-        """A model with a new head; without a trunk, features are its input."""
+        """A model with a new head; without a trunk, its input are features."""
         assert self.reading is not None
         head = Head(self.num_features, self.num_outputs, self.head)
         return TaskModel(trunk, head, self.reading)
@@ -117,19 +117,19 @@ def write_tuned(
     """Write a fine-tuned model.
 
     Args:
-        description: What it is.
+        description: Its metadata.
         config: The shape of the model.
-        weights: The trained weights by name, in fp32; those of a model below a head under `trunk`.
+        weights: Trained weights by name, in fp32; below a head, names begin with `trunk.`.
         folder: A folder that does not exist yet.
-        provenance: Further facts, as JSON values.
+        provenance: Further metadata, as JSON values.
     """
     folder.mkdir(parents=True)
-    own = {name.removeprefix("trunk."): tensor for name, tensor in weights.items()}
-    head = {n: own.pop(n) for n in [*own] if n.startswith(("head.", "pooling."))}
+    trunk = {name.removeprefix("trunk."): tensor for name, tensor in weights.items()}
+    head = {n: trunk.pop(n) for n in [*trunk] if n.startswith(("head.", "pooling."))}
     if head:
         write_safetensors(head, folder / HEAD)
     if description.adapters is not None:
-        adapters = {name: tensor for name, tensor in own.items() if "lora_" in name}
+        adapters = {name: tensor for name, tensor in trunk.items() if "lora_" in name}
         adapter = Adapter(
             description.adapters, adapters, description.base, description.base_fingerprint
         )
@@ -137,12 +137,12 @@ def write_tuned(
         write_adapter(adapter, folder / ADAPTER)
     elif description.method == "full":
         origin = {"trained_by": "evo2 finetune", "base": description.base}
-        save_weights(config, own, folder / MODEL, {**origin, **provenance})
+        save_weights(config, trunk, folder / MODEL, {**origin, **provenance})
     write_facts(folder / FACTS, {**description.facts, **provenance})
 
 
 def find_tuned(run: Path) -> Path:
-    """The folder of the fine-tuned model in the folder of a run, or this folder itself.
+    """Find the fine-tuned model: the folder itself, or a subfolder of the folder of a run.
 
     Raises:
         UserError: There is none.
@@ -157,7 +157,7 @@ def find_tuned(run: Path) -> Path:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a run.
+    """Read a JSON object from a file of a run.
 
     Raises:
         UserError: It cannot be read.
@@ -166,7 +166,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write an object to a JSON file, whole or not at all.
+    """Write a JSON object to a file, atomically.
 
     Raises:
         UserError: It cannot be written.
@@ -176,7 +176,7 @@ def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_description(folder: Path) -> Description:
-    """The description in the folder of a fine-tuned model.
+    """Read the description from the folder of a fine-tuned model.
 
     Raises:
         UserError: It cannot be read, or is damaged.
@@ -192,11 +192,11 @@ def read_description(folder: Path) -> Description:
 
 @dataclass
 class Tuned:
-    """A fine-tuned model, ready to predict.
+    """A fine-tuned model, loaded for prediction.
 
     Attributes:
-        description: What it is.
-        model: The model and its head.
+        description: Its metadata.
+        model: The model with its head.
     """
 
     description: Description
@@ -209,32 +209,32 @@ class Tuned:
         """The outputs of the head: [C] for each example, or [L, C] for tokens; fp32, on the CPU.
 
         Args:
-            examples: The sequence of each, or both of a pair.
+            examples: The sequence of each example, or both of a pair.
             progress: Called with the number of examples done since the last call.
         """
         reading = self.model.reading
         assert self.model.trunk is not None
         device = self.model.trunk.embedding.weight.device
-        found: list[Tensor | None] = [None] * len(examples)
+        by_row: list[Tensor | None] = [None] * len(examples)
         for rows in by_length(examples, device):
             chosen = [examples[row] for row in rows]
             inputs = read_inputs(chosen, reading)
             outputs = self.model(*(tensor.to(device) for tensor in inputs)).cpu()
             for row, group, output in zip(rows, chosen, outputs, strict=True):
-                found[row] = output[: len(group[0])] if reading.by_token else output
+                by_row[row] = output[: len(group[0])] if reading.by_token else output
             progress(len(rows))
-        return [output for output in found if output is not None]
+        return [output for output in by_row if output is not None]
 
 
 def read_inputs(
     examples: Sequence[tuple[bytes, ...]], reading: Reading, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Token ids [N, S, L] and lengths [N, S] of examples, on the CPU.
+    """Token ids [N, S, L], padded, and lengths [N, S] of examples, on the CPU.
 
     Args:
-        examples: The sequence of each, or both of a pair.
-        reading: What is read of them.
-        length: L; that of the longest if None.
+        examples: The sequence of each example, or both of a pair.
+        reading: Determines the strands to read.
+        length: L; None for the length of the longest sequence.
     """
     strands = ("fwd", "rc") if reading.strand == "both" else ("fwd",)
     read = [
@@ -246,7 +246,7 @@ def read_inputs(
 
 
 def by_length(examples: Sequence[tuple[bytes, ...]], device: torch.device) -> Iterator[list[int]]:
-    """Rows that are read together: of similar length, and as many as the memory holds easily."""
+    """Batch rows by similar length, up to a safe number of tokens per batch."""
     budget = BATCH_TOKENS if device.type == "cuda" else CPU_TOKENS
     longest = [max(map(len, group)) for group in examples]
     rows: list[int] = []
@@ -264,11 +264,11 @@ def open_tuned(run: Path, options: ModelOptions) -> Tuned:
 
     Args:
         run: The folder of the run.
-        options: Device and precision; the model is that of the run.
+        options: Device and precision, and the base if it is not the recorded one.
 
     Raises:
         UserError: It has no head, or the folder is damaged.
-        CheckpointError: The base cannot be loaded, or is another than it was.
+        CheckpointError: The base cannot be loaded, or is not the one it was trained on.
     """
     folder = find_tuned(run)
     description = read_description(folder)
@@ -286,7 +286,7 @@ def open_tuned(run: Path, options: ModelOptions) -> Tuned:
 
 
 def open_head(folder: Path, description: Description) -> TaskModel:
-    """The head alone, which takes features, on the CPU.
+    """Load only the head, which takes features, on the CPU.
 
     Raises:
         UserError: The folder is damaged.
@@ -295,7 +295,7 @@ def open_head(folder: Path, description: Description) -> TaskModel:
 
 
 def _with_head(folder: Path, description: Description, trunk: StripedHyena2 | None) -> TaskModel:
-    """A model with the head in the folder."""
+    """Load the head from the folder, on top of a trunk."""
     model = description.new_model(trunk)
     try:
         tensors = load_file(folder / HEAD)
@@ -308,7 +308,7 @@ def _with_head(folder: Path, description: Description, trunk: StripedHyena2 | No
 
 
 def open_trunk(folder: Path, description: Description, options: ModelOptions) -> StripedHyena2:
-    """The model below the head, with its adapter if it has one."""
+    """Load the model below the head, with its adapter if it has one."""
     common = {"device": options.device, "dtype": options.dtype}
     if description.method == "full":
         return open_model(ModelOptions(model=str(folder / MODEL), **common))  # type: ignore[arg-type] # of their types

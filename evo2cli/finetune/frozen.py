@@ -1,7 +1,6 @@
-"""The base before it is trained: its loss, its best layer, its features, and what a probe reads.
+"""The frozen base before training: its loss, best layer, features, and a linear probe on them.
 
-What is found is kept in the folder of the run, so that a resumed run, and other ranks, need not
-compute it again.
+Results are cached in the folder of the run, for the other ranks and for a resumed run.
 """
 
 import gc
@@ -25,11 +24,11 @@ from evo2cli.finetune.features import (
     FILES,
     MAX_TOKENS,
     FeatureCache,
-    all_rows,
+    all_token_rows,
     base_loss,
     best_layer,
     read_features,
-    token_rows,
+    sample_token_rows,
 )
 from evo2cli.finetune.folder import read_facts, write_facts
 from evo2cli.finetune.heads import Pool, Reading
@@ -42,14 +41,14 @@ from stripedhyena2.layers import default_layer, layer_width, resolve_layers
 from stripedhyena2.scoring import sequence_logprob
 
 FACTS = "base.json"
-UNLOADED = 2.0  # nats per base: even guessing among A, C, G and T is better
-MAX_CACHED = 2**31  # bytes of the features of all bases; larger ones are computed in every step
-MAX_PROBED = 5_000  # training examples that the probe of another method than head is fitted to
+UNLOADED = 2.0  # nats per base; uniform guessing has ln(4) = 1.39
+MAX_CACHED = 2**31  # bytes; larger features of all bases are computed in every step instead
+MAX_PROBED = 5_000  # training examples to fit the probe to, for methods other than head
 
 
 @dataclass(frozen=True)
 class FrozenBase:
-    """The base of a run, loaded only if something about it is not known yet.
+    """The frozen base of a run, loaded only if its results are not cached.
 
     Attributes:
         recipe: The recipe.
@@ -83,39 +82,39 @@ class FrozenBase:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What is known of the base: layer, layers (if the best was searched) and loss.
+        """Results of the base: layer, layers (scores, if the best was searched for) and loss.
 
         Raises:
-            UserError: It looks as if its weights were not loaded, or there is no such layer.
+            UserError: The loss suggests that weights were not loaded, or there is no such layer.
         """
         path = self.recipe.output / FACTS
         if path.is_file():
             return read_facts(path)
-        found: dict[str, Any] = {"layer": self._layer_by_name()}
+        facts: dict[str, Any] = {"layer": self._layer_by_name()}
         held_out = self.data.valid if len(self.data.split.valid) else self.data.train
-        found["loss"] = loss = base_loss(self._model, held_out)
+        facts["loss"] = loss = base_loss(self._model, held_out)
         console.say(
             f"loss of the base on these sequences: {loss:.3f} nats per base (chance: 1.386)"
         )
         require_trained(self.recipe, loss)
-        if found["layer"] is None:
-            found["layer"], found["layers"] = best_layer(
+        if facts["layer"] is None:
+            facts["layer"], facts["layers"] = best_layer(
                 self._model, self.data.train, self.data.labels, self.form, self.recipe.seed
             )
-            console.say(f"the best layer for a linear probe is {found['layer']}")
+            console.say(f"the best layer for a linear probe is {facts['layer']}")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_facts(path, found)
-        return found
+        write_facts(path, facts)
+        return facts
 
     @cached_property
     def _shape(self) -> StripedHyena2:
-        """The base without weights."""
+        """The base on the meta device, without weights."""
         with torch.device("meta"):
             return StripedHyena2(self.config)
 
     def _layer_by_name(self) -> str | None:
-        """The layer that the recipe names; None if the best is to be found."""
+        """The layer that the recipe names; None if the best is to be searched for."""
         tuning = self.recipe.tuning
         if tuning.layer == "best":
             return None
@@ -130,30 +129,30 @@ class FrozenBase:
 
     @cached_property
     def form(self) -> Reading:
-        """What the head reads of a layer; the name of the layer is empty.
+        """The features of the head, with the name of the layer left empty.
 
         Raises:
-            UserError: There is no such pool, or bases of pairs are to be labelled.
+            UserError: There is no such pool, or the task is tokens but examples are pairs.
         """
         tuning, examples = self.recipe.tuning, self.data.examples
         pool = "none" if self.data.labels.task is Task.TOKENS else tuning.pool
-        found = Reading("", pool, tuning.strand, examples.pairs is not None)
-        if not found.by_token:
-            Pool.read(found.pool)
-        elif found.is_pair:
+        form = Reading("", pool, tuning.strand, examples.pairs is not None)
+        if not form.by_token:
+            Pool.read(form.pool)
+        elif form.is_pair:
             raise UserError(
                 "--task tokens: takes one sequence per example, but the table has pairs"
             )
-        return found
+        return form
 
     @cached_property
     def reading(self) -> Reading:
-        """What the head reads."""
+        """The features that the head reads."""
         return replace(self.form, layer=self.facts["layer"])
 
     @property
     def is_cached(self) -> bool:
-        """Whether the head is trained on features that are computed once."""
+        """Whether the head is trained on cached features."""
         if self.recipe.tuning.method != "head" or self.form.pool == "attention":
             return False
         bases = sum(map(len, self.data.examples.sequences)) if self.form.by_token else 0
@@ -161,33 +160,33 @@ class FrozenBase:
 
     @property
     def _row_bytes(self) -> int:
-        """Bytes of the features of a row, in fp32; the best layer is always a block."""
+        """Bytes per row of features, in fp32; the best layer is always a block."""
         width = layer_width(self._shape, self._layer_by_name() or "blocks.0")
         return 4 * width * self.form.num_parts
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of the features that are not in the folder of the run yet.
+        """Bytes of the features that are not cached yet.
 
         Raises:
             UserError: There is no such layer or pool.
         """
-        there = sum(file.stat().st_size for file in self.recipe.output.glob(FILES))
-        return max(0, sum(map(len, self.rows.values())) * self._row_bytes - there)
+        cached = sum(file.stat().st_size for file in self.recipe.output.glob(FILES))
+        return max(0, sum(map(len, self.rows.values())) * self._row_bytes - cached)
 
     @cached_property
     def rows(self) -> dict[str, NDArray[np.int64]]:
-        """The rows of features of each part: examples, or for tokens some of their bases [N, 2]."""
-        found = {}
+        """Rows of features of each split: examples, or for tokens some of their bases [N, 2]."""
+        rows = {}
         for part, examples in self._parts.items():
             labels = examples.labels
             if isinstance(labels, list) and self.is_cached:
-                found[part] = all_rows(examples.sequences)
+                rows[part] = all_token_rows(examples.sequences)
             elif isinstance(labels, list):
-                found[part] = token_rows(labels, self.recipe.seed)
+                rows[part] = sample_token_rows(labels, self.recipe.seed)
             else:
-                found[part] = np.arange(len(examples))
-        return found
+                rows[part] = np.arange(len(examples))
+        return rows
 
     @cached_property
     def _parts(self) -> dict[str, Examples]:
@@ -199,17 +198,16 @@ class FrozenBase:
 
     @cached_property
     def features(self) -> dict[str, Tensor]:
-        """Features [rows, F] of the rows of each part."""
+        """Features [rows, F] of the rows of each split."""
         reading = _untrained(self.reading)
-        narrow = self.recipe.precision.compute
         settings = [
             self.fingerprint,
             self.recipe.tuning.scratch and self.recipe.seed,
             asdict(reading),
-            narrow,
+            self.recipe.precision.compute,
         ]
         cache = FeatureCache(self.recipe.output, settings)
-        found = {}
+        features = {}
         for part, examples in self._parts.items():
             letters = examples.letters
             if not letters:
@@ -217,8 +215,8 @@ class FrozenBase:
             tokens = self.rows[part] if reading.by_token else None
             compute = partial(self._read_features, part, letters, tokens)
             rows = b"" if tokens is None else tokens.tobytes()
-            found[part] = cache.recall(letters, compute, rows)[reading.layer]
-        return found
+            features[part] = cache.recall(letters, compute, rows)[reading.layer]
+        return features
 
     def _read_features(
         self, part: str, letters: Sequence[tuple[bytes, ...]], tokens: NDArray[np.int64] | None
@@ -229,37 +227,38 @@ class FrozenBase:
                 self._model, letters, reading, [reading.layer], tokens, bar.advance
             )
 
-    def of_examples(self, part: str) -> Sequence[Tensor]:
-        """The features of each example of a part: [F], or [L, F] for tokens."""
+    def features_by_example(self, part: str) -> Sequence[Tensor]:
+        """The features of each example of a split: [F], or [L, F] for tokens."""
         features = self.features[part]
         if not self.reading.by_token:
             return features.unbind()
         return torch.split(features, [len(text) for text in self._parts[part].sequences])
 
-    def probed(self, part: str) -> tuple[Any, Any]:
-        """The labels of the rows of a part, and what a probe on frozen features predicts."""
+    def probe_predictions(self, part: str) -> tuple[Any, Any]:
+        """Labels of the rows of a split, and predictions of a linear probe on frozen features."""
         labels = self.data.labels
 
-        def chosen(part: str) -> tuple[NDArray[np.float64], Any]:
+        def features_and_labels(part: str) -> tuple[NDArray[np.float64], Any]:
             features, values = self.features[part].double().numpy(), self._parts[part].labels
             if not isinstance(values, list):
                 return features, values
-            own = np.array([values[i][j] for i, j in self.rows[part]], np.int64)
-            labelled = np.flatnonzero(own >= 0)
+            tokens = np.array([values[i][j] for i, j in self.rows[part]], np.int64)
+            labelled = np.flatnonzero(tokens >= 0)
             if len(labelled) > MAX_TOKENS:
                 generator = np.random.default_rng(self.recipe.seed)
                 labelled = generator.choice(labelled, MAX_TOKENS, replace=False)
-            return features[labelled], own[labelled]
+            return features[labelled], tokens[labelled]
 
-        (train, train_labels), (test, truth) = chosen("train"), chosen(part)
+        train, train_labels = features_and_labels("train")
+        test, truth = features_and_labels(part)
         return truth, fit_and_predict(labels, train, train_labels, test)
 
 
 def require_trained(recipe: Recipe, loss: float) -> None:
-    """Refuse a base whose loss, in nats per base, says that its weights were not loaded.
+    """Refuse a base whose loss, in nats per base, suggests that its weights were not loaded.
 
     Raises:
-        UserError: It is worse than guessing, and the recipe does not start from random weights.
+        UserError: The loss is worse than guessing, and the recipe does not train from scratch.
     """
     if not loss < UNLOADED and not recipe.tuning.scratch:
         raise UserError(
@@ -268,8 +267,8 @@ def require_trained(recipe: Recipe, loss: float) -> None:
         )
 
 
-def try_base(recipe: Recipe, config: ModelConfig, reading: Reading, device: torch.device) -> None:
-    """Do what is done with the base before it is trained, with random weights of this shape."""
+def trial_base(recipe: Recipe, config: ModelConfig, reading: Reading, device: torch.device) -> None:
+    """Do with random weights of this shape what `FrozenBase` does, to compile its kernels."""
     model = StripedHyena2.from_seed(config, recipe.seed).to(device, _dtype(recipe)).eval()
     letters = b"A" * recipe.batch.length
     pair = 2 if reading.is_pair else 1
@@ -280,11 +279,11 @@ def try_base(recipe: Recipe, config: ModelConfig, reading: Reading, device: torc
 
 
 def _dtype(recipe: Recipe) -> torch.dtype:
-    """The precision in which the base will stay frozen, or compute."""
+    """The dtype of the base: bf16 if it will be frozen or computed in less than fp32."""
     narrow = recipe.tuning.base != "fp32" or recipe.precision.compute == "bf16"
     return DTYPES[DType.BF16 if narrow else DType.FP32]
 
 
 def _untrained(reading: Reading) -> Reading:
-    """The pool before it is trained: a query that is still zero weighs all positions alike."""
+    """The pool at initialization: attention with a zero query is the mean."""
     return replace(reading, pool="mean") if reading.pool == "attention" else reading

@@ -1,12 +1,11 @@
-"""What a task reads from a model, and the head that predicts labels from it.
+"""Task heads: pool the outputs of a layer into features, and predict labels from them.
 
-The outputs of one layer are pooled over the positions of a sequence into one vector. A sequence may
-be read on both strands, whose vectors are averaged. The two sequences of a pair give the vectors
-[h_a, h_b - h_a]. A task of tokens has a vector at each position instead.
+The outputs of one layer are pooled over the positions of a sequence into one vector. If both
+strands are read, their vectors are averaged. The features of a pair are [h_a, h_b - h_a]. The task
+tokens has a vector at each position instead.
 
-N examples, S sequences that are read for each (of a pair, of both strands), L positions, D channels
-of the layer, F channels of the features (D, or 2D for pairs), C outputs. Pools and features are
-fp32.
+N examples, S sequences read per example (of a pair, on both strands), L positions, D channels of
+the layer, F features (D, or 2D for pairs), C outputs. Pooling and features are fp32.
 """
 
 from collections.abc import Sequence
@@ -24,18 +23,18 @@ from evo2cli.finetune.tasks import NO_LABEL, Task
 from stripedhyena2 import StripedHyena2
 
 POOLS = ("mean", "last", "max", "attention", "center:W")
-SUMS = ("mean", "last", "center")  # pools that are sums over positions, which ranks can share
-CLIP = 20.0  # of standardized features: a channel that hardly varies must not drown the others
+SUMS = ("mean", "last", "center")  # pools that are sums over positions: context parallelism works
+CLIP = 20.0  # clips standardized features, so that near-constant channels cannot dominate
 
 
 @dataclass(frozen=True)
 class Pool:
-    """How the positions of a sequence become one vector.
+    """How to pool the positions of a sequence into one vector.
 
     Attributes:
-        kind: "mean", "last" (the position read last), "max", "attention" (a softmax over positions,
-            which is learned), "center" (the mean of the positions in the middle), or "none".
-        width: The number of positions of "center".
+        kind: "mean", "last" (the last position), "max", "attention" (a learned softmax over
+            positions), "center" (the mean of the central positions), or "none".
+        width: Number of positions for "center".
     """
 
     kind: str
@@ -43,7 +42,7 @@ class Pool:
 
     @classmethod
     def read(cls, text: str) -> "Pool":
-        """Read what `--pool` says.
+        """Parse `--pool`.
 
         Raises:
             UserError: It is not one of `POOLS`.
@@ -60,12 +59,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read from a model for an example.
+    """How features are computed from the model.
 
     Attributes:
-        layer: The name of a module.
+        layer: Name of a module.
         pool: As `Pool.read` takes it; "none" for tokens.
-        strand: "fwd", or "both" for the mean of both strands.
+        strand: "fwd", or "both" to average both strands.
         is_pair: Whether an example has two sequences.
     """
 
@@ -76,30 +75,30 @@ class Reading:
 
     @property
     def by_token(self) -> bool:
-        """Whether there is a vector at each position."""
+        """Whether there are features at each position."""
         return self.pool == "none"
 
     @property
     def num_parts(self) -> int:
-        """Vectors of D channels that the features consist of: [h_a, h_b - h_a] of a pair."""
+        """Number of D-channel vectors in the features: two for a pair, [h_a, h_b - h_a]."""
         return 2 if self.is_pair else 1
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that are read for an example: of a pair, of both strands."""
+        """Number of sequences read per example, over pair and strands, S."""
         return (2 if self.is_pair else 1) * (2 if self.strand == "both" else 1)
 
 
 class Pooling(nn.Module):
-    """Pools the outputs of a layer.
+    """Pools the outputs of a layer over positions.
 
     Args:
-        pool: How positions are pooled.
+        pool: The kind of pooling.
         width: Channels of the layer.
 
     Attributes:
-        group: Ranks that hold neighbouring parts of the positions; None if this one has all.
-        first: The first position of this rank.
+        group: Context-parallel process group; None if this rank has all positions.
+        first: First position of this rank.
     """
 
     def __init__(self, pool: Pool, width: int) -> None:
@@ -112,7 +111,7 @@ class Pooling(nn.Module):
         self.register_parameter("query_D", query)
 
     def forward(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-        """The vectors [B, D] of sequences of these lengths, which are padded at the end."""
+        """Pool sequences of these lengths, padded at the end, into vectors [B, D]."""
         length = x_BLD.shape[1]
         position_L = torch.arange(self.first, self.first + length, device=x_BLD.device)
         ends_B1 = lengths_B[:, None]
@@ -141,14 +140,14 @@ class Pooling(nn.Module):
 class Head(nn.Module):
     """Predicts labels from features.
 
-    "linear" is one layer; "mlp" is LayerNorm, a layer as wide as its input, GELU, dropout and a
-    last layer. Before them, features are scaled by constants (`scale_features`).
+    "linear" is a single linear layer; "mlp" is LayerNorm, a linear layer of the same width, GELU,
+    dropout and an output layer. Features are first shifted and scaled (`scale_features`).
 
     Args:
         num_features: Number of features, F.
         num_outputs: Number of outputs, C.
         kind: "linear" or "mlp".
-        dropout: Dropout of "mlp".
+        dropout: Dropout probability of "mlp".
     """
 
     mean_F: Tensor
@@ -173,9 +172,9 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
-        """Reset the parameters, so that all predictions are the same at first.
+        """Initialize the parameters; all predictions are the same at first.
 
-        The last layer starts at 0, so that what is below it gets no random gradients; a hidden
+        The output layer starts at 0, so that the layers below get no random gradients; a hidden
         layer is drawn from N(0, 1 / fan-in).
         """
         generator = torch.Generator().manual_seed(seed)
@@ -190,16 +189,16 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def scale_features(self, features_NF: Tensor, num_parts: int, *, frozen: bool) -> None:
-        """Take the constants by which features are scaled from those of the frozen base.
+        """Set the constants that scale features, from features of the frozen base.
 
         If the base stays frozen, each feature is standardized. Otherwise each part is only divided
-        by its root mean square: pooled features differ little between sequences, and what is
-        divided by so little would leap with every step that changes the base.
+        by its root mean square: pooled features vary little between sequences, so dividing by their
+        standard deviation would amplify every change of the base.
 
         Args:
             features_NF: Features of training examples.
             num_parts: As in `Reading`.
-            frozen: Whether the base stays as it is.
+            frozen: Whether the base stays frozen.
         """
         if frozen:
             self.mean_F.copy_(features_NF.mean(dim=0))
@@ -220,12 +219,12 @@ class Head(nn.Module):
 
 
 class TaskModel(nn.Module):
-    """A model with a head.
+    """A model with a task head.
 
     Args:
-        trunk: The model; None if features come from a cache.
+        trunk: The model; None if the inputs are cached features.
         head: The head.
-        reading: What the head reads.
+        reading: The features that the head reads.
     """
 
     def __init__(self, trunk: StripedHyena2 | None, head: Head, reading: Reading) -> None:
@@ -243,14 +242,14 @@ class TaskModel(nn.Module):
 
         Args:
             inputs: Features [N, F]; or with a trunk, token ids [N, S, L], padded at the end, and
-                the lengths [N, S] of these sequences.
+                sequence lengths [N, S].
         """
         features = inputs[0] if self.trunk is None else self.features(*inputs)
         outputs: Tensor = self.head(features)
         return outputs
 
     def features(self, ids_NSL: Tensor, lengths_NS: Tensor) -> Tensor:
-        """The features [N, F], or [N, L, F] for tokens; arguments as those of `forward`."""
+        """Features [N, F], or [N, L, F] for tokens; arguments as for `forward`."""
         assert self.trunk is not None
         (x,) = self.trunk.read_layers(ids_NSL.flatten(0, 1), [self.reading.layer])
         return combine(x, lengths_NS, self.reading, self.pooling)
@@ -259,13 +258,13 @@ class TaskModel(nn.Module):
 def combine(
     x_BLD: Tensor, lengths_NS: Tensor, reading: Reading, pooling: nn.Module | None
 ) -> Tensor:
-    """Pool the outputs of a layer, and combine those of strands and pairs.
+    """Pool the outputs of a layer, and combine strands and pairs into features.
 
     Args:
         x_BLD: Outputs for all sequences of all examples, B = N S.
         lengths_NS: Their lengths.
-        reading: What is read.
-        pooling: The pool; None for tokens.
+        reading: Strand and pairs.
+        pooling: The pooling; None for tokens.
     """
     num_strands = 2 if reading.strand == "both" else 1
     if pooling is None:
@@ -281,7 +280,7 @@ def combine(
 
 
 def _mirrored(x_NLD: Tensor, lengths_N: Tensor) -> Tensor:
-    """Rows in the order of the other strand; padding stays at the end."""
+    """Reverse the positions of each sequence; padding stays at the end."""
     position_L = torch.arange(x_NLD.shape[1], device=x_NLD.device)
     from_NL = lengths_N[:, None] - 1 - position_L
     from_NL = torch.where(from_NL >= 0, from_NL, position_L)
@@ -292,14 +291,14 @@ def padded(sequences: Sequence[Sequence[bytes]], length: int, pad: int) -> tuple
     """Token ids [N, S, length], padded at the end, and lengths [N, S]."""
     ids_NSL = torch.full((len(sequences), len(sequences[0]), length), pad, dtype=torch.uint8)
     for row, group in zip(ids_NSL, sequences, strict=True):
-        for own, letters in zip(row, group, strict=True):
-            own[: len(letters)] = torch.frombuffer(bytearray(letters), dtype=torch.uint8)
+        for ids_L, letters in zip(row, group, strict=True):
+            ids_L[: len(letters)] = torch.frombuffer(bytearray(letters), dtype=torch.uint8)
     lengths = torch.tensor([[len(letters) for letters in group] for group in sequences])
     return ids_NSL.long(), lengths
 
 
 def task_loss(task: Task, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """The sum of the losses of predictions, each times its weight.
+    """The weighted sum of losses.
 
     classify: cross-entropy of [N, C]. tokens: of [N, L, C]. multilabel: binary cross-entropy of
     each of [N, C]. regress: half the squared error of each.

@@ -1,4 +1,4 @@
-"""A run on labelled examples: from the frozen base to the report."""
+"""Fine-tuning on labelled examples: frozen base, training, evaluation and report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +19,12 @@ from evo2cli.finetune.baselines import (
 from evo2cli.finetune.common import Run
 from evo2cli.finetune.data import DataSet
 from evo2cli.finetune.folder import Description, open_head, open_tuned
-from evo2cli.finetune.frozen import FrozenBase, try_base
+from evo2cli.finetune.frozen import FrozenBase, trial_base
 from evo2cli.finetune.heads import Reading
 from evo2cli.finetune.metrics import measure, primary_metric
 from evo2cli.finetune.predictions import fit_temperature, predictions
 from evo2cli.finetune.tasks import Task
-from evo2cli.finetune.training import FromLabels, Rows, TunedStart, class_weights
+from evo2cli.finetune.training import ExampleSet, LabelObjective, TunedStart, class_weights
 from evo2cli.options import DType, ModelOptions
 from evo2cli.ranking import Estimate
 from evo2cli.train.engines import devices_line, make_engine, num_parameters
@@ -39,7 +39,7 @@ from evo2cli.training.state import RunFolder
 
 @dataclass
 class LabelledRun(Run):
-    """A run on examples with labels.
+    """A fine-tuning run on labelled examples.
 
     Attributes:
         data: The examples.
@@ -53,12 +53,12 @@ class LabelledRun(Run):
 
     @cached_property
     def base(self) -> FrozenBase:
-        """The base before it is trained."""
+        """The frozen base before training."""
         config, device = self.stored.config, self.ranks.device
         return FrozenBase(self.recipe, self.data, config, self.base_fingerprint, device)
 
     def missing_bytes(self) -> int:
-        """As `Run`: features of the base."""
+        """As `Run`: the size of the feature cache that is missing."""
         return self.base.missing_bytes
 
     def trainer(self, folder: RunFolder) -> Trainer:
@@ -72,7 +72,7 @@ class LabelledRun(Run):
             device=str(ranks.device),
             from_features=base.is_cached,
         )
-        compile_kernels(try_block, recipe, trial, ranks)
+        compile_kernels(trial_block, recipe, trial, ranks)
         first_rank_first(ranks, lambda: (base.facts, base.features))
         base.release()
         self.description = self._describe(base.reading, base.features["train"].shape[1])
@@ -80,16 +80,16 @@ class LabelledRun(Run):
         start = replace(self.start(), features=features, from_features=base.is_cached)
         engine = make_engine(recipe, start, ranks)
         train, valid = (
-            Rows(
+            ExampleSet(
                 examples.letters,
                 examples.labels,
-                base.of_examples(part) if base.is_cached and len(examples) else None,
+                base.features_by_example(part) if base.is_cached and len(examples) else None,
             )
             for part, examples in (("train", data.train), ("valid", data.valid))
         )
         labels = data.labels
         weights = class_weights(train.labels, labels.task, len(labels.classes), tuning.weights)
-        objective = FromLabels(
+        objective = LabelObjective(
             recipe, engine, self.description, train, valid, weights, self._measure
         )
         if ranks.is_first:
@@ -106,16 +106,16 @@ class LabelledRun(Run):
             engine,
             objective,
             folder,
-            self.best(engine, metric, larger=metric != "loss"),
+            self.best(engine, metric, higher_is_better=metric != "loss"),
         )
 
     def _chance(self) -> str:
-        """What validation will find if nothing is learned."""
+        """Validation metrics of the chance baseline."""
         data = self.data
         guess = chance_baseline(data.examples, data.labels, data.split.train, data.split.valid)
-        found = measure(data.labels, data.valid.labels, guess, bootstrap=0)
-        shown = [f"{name} {e.value:.3f}" for name, e in found.items() if " " not in name]
-        return ", ".join(shown) or "no score that is defined"
+        metrics = measure(data.labels, data.valid.labels, guess, bootstrap=0)
+        shown = [f"{name} {e.value:.3f}" for name, e in metrics.items() if " " not in name]
+        return ", ".join(shown) or "no metric is defined"
 
     def _describe(self, reading: Reading, num_features: int) -> Description:
         scale = None
@@ -133,13 +133,13 @@ class LabelledRun(Run):
         )
 
     def _measure(self, outputs: Sequence[Tensor]) -> dict[str, float]:
-        """The metrics of outputs for the validation examples."""
+        """Metrics of outputs on the validation set."""
         predicted = predictions(self.description, outputs)
-        found = measure(self.data.labels, self.data.valid.labels, predicted, bootstrap=0)
-        return {name: estimate.value for name, estimate in found.items() if " " not in name}
+        metrics = measure(self.data.labels, self.data.valid.labels, predicted, bootstrap=0)
+        return {name: estimate.value for name, estimate in metrics.items() if " " not in name}
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
-        """As `Run`: metrics on the test examples, or without any on those of validation."""
+        """As `Run`: metrics on the test set, or on the validation set if there is no test set."""
         del trainer
         if not self.ranks.is_first:
             return {}
@@ -175,23 +175,22 @@ class LabelledRun(Run):
         }
 
     def _best_outputs(self, parts: set[str]) -> dict[str, list[Tensor]]:
-        """The outputs of the best weights, read from disk, for the examples of some parts."""
+        """Outputs of the best weights, loaded from disk, on the examples of some splits."""
+        outputs = {}
         if self.base.is_cached:
             head = open_head(self.best_folder, self.description)
-            found = {}
             for part in parts:
-                found[part] = [head(features) for features in self.base.of_examples(part)]
-            return found
+                outputs[part] = [head(features) for features in self.base.features_by_example(part)]
+            return outputs
         exact = self.recipe.precision.compute == "fp32" and self.recipe.tuning.base == "fp32"
         dtype = DType.FP32 if exact else DType.AUTO
         options = ModelOptions(device=str(self.ranks.device), dtype=dtype)
         tuned = open_tuned(self.best_folder, options)
-        found = {}
         for part in sorted(parts):
             letters = getattr(self.data, part).letters
             with console.progress(f"predict {part}", len(letters), "examples") as bar:
-                found[part] = tuned.outputs(letters, bar.advance)
-        return found
+                outputs[part] = tuned.outputs(letters, bar.advance)
+        return outputs
 
     def _temperature(self, outputs: Sequence[Tensor]) -> float:
         labels: Any = self.data.valid.labels
@@ -202,32 +201,32 @@ class LabelledRun(Run):
         return fit_temperature(task, torch.stack(list(outputs)), torch.from_numpy(labels))
 
     def _baselines(self, part: str) -> dict[str, dict[str, Estimate]]:
-        """Metrics of the simple models on the same examples."""
+        """Metrics of the baselines on the same examples."""
         data, labels, seed = self.data, self.data.labels, self.recipe.seed
         rows = getattr(data.split, part)
-        of_all = data.examples, labels, data.split.train, rows
+        arguments = data.examples, labels, data.split.train, rows
         truth = getattr(data, part).labels
-        predicted = {
-            "chance": chance_baseline(*of_all),
-            f"{KMER}-mers, linear": kmer_baseline(*of_all, seed=seed),
-            "positions, linear": position_baseline(*of_all, seed=seed),
+        baselines = {
+            "chance": chance_baseline(*arguments),
+            f"{KMER}-mers, linear": kmer_baseline(*arguments, seed=seed),
+            "positions, linear": position_baseline(*arguments, seed=seed),
         }
-        found = {
-            name: measure(labels, truth, each, seed=seed)
-            for name, each in predicted.items()
-            if each is not None
+        metrics = {
+            name: measure(labels, truth, predicted, seed=seed)
+            for name, predicted in baselines.items()
+            if predicted is not None
         }
-        truth, probed = self.base.probed(part)
-        if labels.task is Task.TOKENS:  # of some bases only
-            probed, truth = [probed], [truth]
-        found["frozen probe"] = measure(labels, truth, probed, seed=seed)
-        return found
+        truth, predicted = self.base.probe_predictions(part)
+        if labels.task is Task.TOKENS:  # on a sample of the bases, as one sequence
+            truth, predicted = [truth], [predicted]
+        metrics["frozen probe"] = measure(labels, truth, predicted, seed=seed)
+        return metrics
 
 
-def try_block(recipe: Recipe, start: Start, ranks: Ranks) -> None:
-    """What a run does with the base, and unless a head is trained on its features, a step."""
+def trial_block(recipe: Recipe, start: Start, ranks: Ranks) -> None:
+    """Trial run for `compile_kernels`: use the frozen base, and take a step unless it is cached."""
     assert isinstance(start, TunedStart)
     assert start.description.reading is not None
-    try_base(recipe, start.config, start.description.reading, ranks.device)
+    trial_base(recipe, start.config, start.description.reading, ranks.device)
     if not start.from_features:
         take_step(recipe, start, ranks)

@@ -1,4 +1,4 @@
-"""A run on next bases (`--task lm`): documents, replay, and what the model forgets."""
+"""Continued pretraining (`--task lm`), with replay, and loss on other data to show forgetting."""
 
 import json
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ from evo2cli.training.language import NATS_PER_BIT
 from evo2cli.training.loop import Trainer
 from evo2cli.training.state import RunFolder
 
-TOKENS = "tokens"  # folder of the tokens of a FASTA, in that of the run
-MAX_LENGTH = 8_192  # positions of a window unless the user says otherwise
+TOKENS = "tokens"  # subfolder of the run for the token set of a FASTA
+MAX_LENGTH = 8_192  # default limit of the window, in positions
 
 
 def is_language(options: FinetuneOptions) -> bool:
-    """Whether the data are texts without labels, for lm.
+    """Whether the data are unlabelled documents, i.e. the task is lm.
 
     Raises:
         UserError: They cannot be read.
@@ -47,10 +47,10 @@ def is_language(options: FinetuneOptions) -> bool:
 
 
 def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any], int, int]:
-    """The table [data] of a recipe for lm; a FASTA is tokenized into the folder of the run.
+    """Make the table [data] of a recipe for lm; a FASTA is tokenized into the folder of the run.
 
     Returns:
-        The table, windows to train on, and positions of a window.
+        The table, the number of training windows, and their length.
 
     Raises:
         UserError: The documents cannot be read, or are shorter than a window.
@@ -72,8 +72,8 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
     valid = [options.valid, *options.remember]
     table: dict[str, Any] = {
         "sources": sources,
-        "valid": [each for each in valid if each is not None],
-        # One document in a window keeps its tag next to its bases.
+        "valid": [path for path in valid if path is not None],
+        # With one document per window, a tag is always followed by its own bases.
         "packing": "document" if options.tag else "stream",
     }
     console.say(
@@ -83,7 +83,7 @@ def language_data(options: FinetuneOptions, context: int) -> tuple[dict[str, Any
 
 
 def _tokens(options: FinetuneOptions) -> Path:
-    """The documents as the training loop reads them."""
+    """The path of the documents in a format for training; a FASTA is tokenized."""
     path, output = options.data, options.output
     start = b"" if path.is_dir() else first_bytes(path).lstrip()
     if not (start or path.is_dir()):
@@ -105,42 +105,42 @@ def _tokens(options: FinetuneOptions) -> Path:
             for record in read_records(path):
                 text = options.tag + record.sequence.decode("ascii", "replace")
                 file.write(json.dumps({"text": text}) + "\n")
-    # Those of an earlier start of this run stay; it refuses those of other documents.
+    # Keeps the token set if the run is resumed, and refuses one of other documents.
     tokenize_files(TokenizeOptions(files=(source,), output=tokens))
     return tokens
 
 
 @dataclass
 class LanguageRun(Run):
-    """A run on documents.
+    """A run of continued pretraining on documents.
 
     Attributes:
-        before: What validation finds of the base; set by `trainer`.
+        before: Validation metrics of the base; set by `trainer`.
     """
 
     before: dict[str, Any] = field(init=False)
 
     def trainer(self, folder: RunFolder) -> Trainer:
-        """As `Run`; measures the base on all held-out documents first."""
+        """As `Run`; first validates the base on all held-out sets."""
         recipe, ranks = self.recipe, self.ranks
         self.description = self.describe(Labels(Task.LM, ()))
         sources = open_sources(recipe, ranks)
         trainer = make_trainer(recipe, self.start(), sources, folder)
-        trainer.best = self.best(trainer.engine, "bits", larger=False)
+        trainer.best = self.best(trainer.engine, "bits", higher_is_better=False)
         path = recipe.output / FACTS
         if ranks.any(not path.is_file()):
-            found = trainer.validate()
+            metrics = trainer.validate()
             if ranks.is_first:
-                if (bits := found.get("valid_bits")) is not None:
+                if (bits := metrics.get("valid_bits")) is not None:
                     console.say(f"loss of the base on held-out documents: {bits:.4f} bits per base")
                     require_trained(recipe, bits * NATS_PER_BIT)
-                write_facts(path, found)
-            ranks.wait()
+                write_facts(path, metrics)
+            ranks.barrier()
         self.before = read_facts(path)
         return trainer
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
-        """As `Run`: bits per base of each held-out set, before and after."""
+        """As `Run`: bits per base on each held-out set, before and after."""
         best = trainer.best
         assert best is not None
         records = trainer.folder.records()
@@ -152,8 +152,8 @@ class LanguageRun(Run):
         }
 
 
-def _bits(found: dict[str, Any]) -> dict[str, Any]:
-    """Bits per base of each held-out set, and of all."""
-    each = {Path(name).name: bits for name, bits in found.get("valid_bits_of", {}).items()}
-    bits = {"bits per base": found.get("valid_bits"), **each}
+def _bits(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Bits per base over all held-out sets, and on each of them."""
+    by_set = {Path(name).name: bits for name, bits in metrics.get("valid_bits_of", {}).items()}
+    bits = {"bits per base": metrics.get("valid_bits"), **by_set}
     return {name: [value] * 3 for name, value in bits.items() if value is not None}

@@ -1,8 +1,8 @@
-"""Sequences of valid or test that training has seen: exact copies, and near copies, on any strand.
+"""Detect leakage: validation or test sequences with copies or near copies in training.
 
-A model that has seen a sequence may remember its label, so a score on it says nothing about new
-sequences. Exact copies are refused. Near copies (see `evo2cli.finetune.similarity`) are reported:
-whether they are leaks depends on what the model is for.
+Copies on either strand count. A model may memorize the label of a training sequence, so metrics on
+its copies say nothing about new sequences. Exact copies are refused. Near copies (see
+`evo2cli.finetune.similarity`) are reported: whether they are leaks depends on the application.
 """
 
 from collections import defaultdict
@@ -19,16 +19,16 @@ from evo2cli.finetune.splits import Split
 
 @dataclass(frozen=True)
 class Leak:
-    """What one split shares with the splits before it.
+    """The overlap of a split with earlier splits (train, valid, test in this order).
 
     Attributes:
         name: "valid" or "test".
         size: Number of its examples.
-        identical: How many are in an earlier split.
-        reverse: How many of the others are there as reverse complements.
-        near: How many of the others are near copies, directly or linked by others.
-        first: The first copy, in words; empty if there is none.
-        first_near: The first near copy, in words.
+        identical: Number of examples with an identical copy in an earlier split.
+        reverse: Number of further examples whose reverse complement is in an earlier split.
+        near: Number of further examples with near copies, directly or through other sequences.
+        first: Describes the first copy; empty if there is none.
+        first_near: Describes the first near copy; empty if there is none.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Leak:
 
 @dataclass(frozen=True)
 class Leaks:
-    """Leaks into valid and test.
+    """Leaks into the validation and test splits.
 
     Attributes:
-        found: What each of them shares with the splits before it.
-        contradictions: Number of sequences that have copies, in any split, of another class.
+        found: The overlap of each of them with earlier splits.
+        contradictions: Number of sequences that have a copy, in any split, of a different class.
     """
 
     found: tuple[Leak, ...]
@@ -56,7 +56,7 @@ class Leaks:
         """Refuse exact copies.
 
         Raises:
-            UserError: There are some.
+            UserError: There are exact copies.
         """
         for leak in self.found:
             if leak.identical or leak.reverse:
@@ -69,7 +69,7 @@ class Leaks:
 
     @property
     def report(self) -> list[str]:
-        """A sentence for each of valid and test, and one for contradictions."""
+        """A message for each of valid and test, and one for contradictions."""
         lines = []
         if self.contradictions:
             lines.append(
@@ -88,14 +88,14 @@ class Leaks:
 
 
 def find_leaks(examples: Examples, split: Split) -> Leaks:
-    """Find the sequences of valid that are in train, and those of test that are in either."""
+    """Find validation sequences that are in train, and test sequences that are in either."""
     entries = examples.entries
     copies = number_copies(entries)[0].tolist()
     clusters = cluster(entries).tolist()
     earlier_copies: dict[int, list[int]] = defaultdict(list)
     earlier_clusters: dict[int, int] = {}
     names = {int(row): name for name, rows in split.parts.items() for row in rows}
-    found = []
+    leaks = []
 
     def pair(name: str, row: int, other: int) -> str:
         return f"{examples.names[row]} of {name} and {examples.names[other]} of {names[other]}"
@@ -113,7 +113,7 @@ def find_leaks(examples: Examples, split: Split) -> Leaks:
                     reverse.append((row, earlier_copies[copies[row]][0]))
                 elif clusters[row] in earlier_clusters:
                     near.append((row, earlier_clusters[clusters[row]]))
-            found.append(
+            leaks.append(
                 Leak(
                     name,
                     len(rows),
@@ -129,11 +129,11 @@ def find_leaks(examples: Examples, split: Split) -> Leaks:
         for row in rows.tolist():
             earlier_copies[copies[row]].append(row)
             earlier_clusters.setdefault(clusters[row], row)
-    return Leaks(tuple(found), _count_contradictions(copies, examples.labels))
+    return Leaks(tuple(leaks), _count_contradictions(copies, examples.labels))
 
 
 def _count_contradictions(copies: Sequence[int], labels: LabelArrays | None) -> int:
-    """How many sequences have copies of another class; 0 where labels are not classes."""
+    """Number of sequences with copies of a different class; 0 if labels are not single classes."""
     if not isinstance(labels, np.ndarray) or labels.ndim != 1:
         return 0
     classes: dict[int, set[int]] = defaultdict(set)

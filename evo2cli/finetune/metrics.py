@@ -1,8 +1,8 @@
-"""How good predictions are: metrics of each task, with 95 % bootstrap intervals.
+"""Metrics of each task, with 95 % bootstrap intervals.
 
-Every metric is computed from weights of the items: all ones for what was measured, and for a
-resample the number of times that each item was drawn. The items that are drawn are sequences, never
-single bases of one: bases of the same sequence are not independent.
+Every metric is computed from item weights: all ones for the data, and for a bootstrap resample the
+number of times that each item was drawn. Whole sequences are resampled, never single bases, because
+the bases of a sequence are not independent.
 
 N items, C classes or numbers, B resamples, S sequences, U distinct scores in ascending order.
 """
@@ -24,8 +24,8 @@ from evo2cli.ranking import (
 )
 
 MAX_WEIGHTS = 1 << 22  # entries of a matrix of resamples, which bounds memory
-F1 = "f1 "  # before the name of a class
-LEVELS = 512  # levels that scores of bases are rounded to, for the intervals
+F1 = "f1 "  # prefix of the name of a class
+LEVELS = 512  # levels that scores of bases are quantized to, for the intervals
 
 Floats = NDArray[np.float64]
 Metrics = dict[str, Floats]  # [B] by name
@@ -40,7 +40,7 @@ _PRIMARY = {
 
 
 def primary_metric(task: Task) -> str:
-    """The metric that the best checkpoint is chosen by: higher is better, save for a loss."""
+    """The default metric to choose the best checkpoint by; higher is better, except for a loss."""
     return _PRIMARY[task]
 
 
@@ -54,22 +54,21 @@ def measure(
 ) -> dict[str, Estimate]:
     """Metrics of predictions with 95 % bootstrap intervals.
 
-    Metrics that are not defined, such as the AUROC of a class without examples, are left out.
+    Metrics that are undefined, such as the AUROC of a class without examples, are left out.
 
     Args:
-        labels: What is predicted.
-        truth: The labels, as `Examples` holds them.
+        labels: Task and classes.
+        truth: The labels, as in `Examples`.
         predicted: classify and multilabel: probabilities [N, C]; regress: numbers [N, C]; tokens:
             probabilities [L, C] for each sequence.
-        seed: Seed of the resamples, which keep the number of items of each class of a
-            classification.
-        bootstrap: Number of resamples; 0 leaves the intervals as wide as the value.
+        seed: Seed of the resamples, which are stratified by class for classify.
+        bootstrap: Number of resamples; with 0, low and high equal the value.
 
     Returns:
         classify, tokens: accuracy, balanced_accuracy, macro_f1, mcc, auroc, auprc. multilabel:
         macro_f1, auroc, auprc. regress: pearson, spearman, r2. The F1 of each class is `f1 donor`
-        and so on. Of two classes, auroc and auprc are those of the second. Of several classes or
-        numbers they are a mean, and those of each follow, as `auroc donor`.
+        and so on. With two classes, auroc and auprc are those of the second. With several classes
+        or numbers they are means, followed by those of each, as `auroc donor`.
     """
     num_units = len(truth)
     if len(predicted) != num_units or not num_units:
@@ -88,18 +87,18 @@ def measure(
     measured = _measures(labels, truth, predicted)(np.ones((1, len(truth))))
     measures = _measures(labels, truth, predicted, units_N)
     batches = [measures(weights_BS) for weights_BS in _resamples(strata, seed, bootstrap)]
-    found = {}
+    estimates = {}
     for name, values_1 in measured.items():
         value = float(values_1[0])
         if np.isfinite(value):
             values = np.concatenate([batch[name] for batch in batches] or [values_1])
             low, high = np.percentile(values[np.isfinite(values)], PERCENTILES)
-            found[name] = Estimate(value, float(low), float(high))
-    return found
+            estimates[name] = Estimate(value, float(low), float(high))
+    return estimates
 
 
 def confusion_matrix(labels: Labels, truth: Any, predicted: Any) -> NDArray[np.int64]:
-    """Counts [C, C] of items by their class (row) and by the likeliest class (column)."""
+    """Counts [C, C] of items by true class (row) and predicted class (column)."""
     size = len(labels.classes)
     if labels.task is Task.TOKENS:
         truth, predicted, _ = flatten(truth, predicted)
@@ -113,13 +112,13 @@ Measures = Callable[[Floats], Metrics]  # from weights [B, S] of the sequences
 def _measures(
     labels: Labels, truth: Any, predicted: Floats, units_N: NDArray[np.int64] | None = None
 ) -> Measures:
-    """What computes the metrics of a task.
+    """A function that computes the metrics of a task from weights.
 
     Args:
-        labels: What is predicted.
-        truth: Labels of items.
-        predicted: Predictions of items.
-        units_N: The sequence of each item; None if every item has a weight of its own.
+        labels: Task and classes.
+        truth: Labels of the items.
+        predicted: Predictions of the items.
+        units_N: Index of the sequence of each item; None if every item has its own weight.
     """
     if labels.task is Task.MULTILABEL:
         return _of_flags(labels, truth > 0, predicted)
@@ -129,7 +128,7 @@ def _measures(
 
 
 def flatten(truth: Any, predicted: Any) -> tuple[Any, Any, NDArray[np.int64]]:
-    """The labelled bases of all sequences, their predictions, and the sequence of each."""
+    """Labels and predictions of all labelled bases, and the index of the sequence of each."""
     units_N = np.repeat(np.arange(len(truth)), [len(labels) for labels in truth])
     truth_N, predicted_NC = np.concatenate(truth), np.concatenate(predicted)
     is_labelled = truth_N >= 0
@@ -137,7 +136,7 @@ def flatten(truth: Any, predicted: Any) -> tuple[Any, Any, NDArray[np.int64]]:
 
 
 def _resamples(strata: NDArray[np.int64], seed: int, count: int) -> Iterator[Floats]:
-    """Weights [B, S]: how often each sequence was drawn, stratum by stratum, in batches."""
+    """Bootstrap weights [B, S]: counts of each sequence in stratified resamples, in batches."""
     generator = np.random.default_rng(seed)
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     batch = max(1, MAX_WEIGHTS // len(strata))
@@ -156,11 +155,11 @@ def _of_classes(
     predicted_NC: Floats,
     units_N: NDArray[np.int64] | None,
 ) -> Measures:
-    """Metrics of one class for each item; items are sequences, or bases with their sequence."""
+    """Metrics of single-label classification; items are sequences, or bases with `units_N`."""
     size = len(labels.classes)
     owners_N = np.arange(len(truth_N)) if units_N is None else units_N
     cells_N = truth_N * size + predicted_NC.argmax(axis=1)
-    # Bases of a sequence in the same cell of the confusion matrix are counted once and for all.
+    # Count the bases of a sequence in each cell of the confusion matrix once for all resamples.
     keys, counts = np.unique(owners_N * size**2 + cells_N, return_counts=True)
     owners, cells = np.divmod(keys, size**2)
     chosen = [1] if size == 2 else range(size)
@@ -202,12 +201,12 @@ def _of_confusion(confusion_BCC: Floats, names: Sequence[str]) -> Metrics:
 
 
 def _f1_of_each(f1_BC: Floats, names: Sequence[str]) -> Metrics:
-    """F1 of each class; NaN where no item has it and none is predicted to."""
+    """F1 of each class; NaN if no item has the class and none is predicted to."""
     return {f"{F1}{name}": f1_B for name, f1_B in zip(names, f1_BC.T, strict=True)}
 
 
 def _of_flags(labels: Labels, truth_NC: NDArray[np.bool_], predicted_NC: Floats) -> Measures:
-    """Metrics of any number of classes for each item."""
+    """Metrics of multilabel classification."""
     called_NC = predicted_NC > 0.5
     counted = [
         flags_NC.astype(np.float64) for flags_NC in (truth_NC & called_NC, truth_NC, called_NC)
@@ -227,24 +226,24 @@ def _of_flags(labels: Labels, truth_NC: NDArray[np.bool_], predicted_NC: Floats)
 
 
 def _of_numbers(labels: Labels, truth_NC: Floats, predicted_NC: Floats) -> Measures:
-    """Metrics of one or several numbers for each item."""
+    """Metrics of regression on one or several numbers."""
     columns = list(zip(labels.classes, truth_NC.T, predicted_NC.T, strict=True))
     ranks = {name: (_Ranks(truth), _Ranks(predicted)) for name, truth, predicted in columns}
 
     def measures(weights_BS: Floats) -> Metrics:
-        found: dict[str, Metrics] = {"pearson": {}, "spearman": {}, "r2": {}}
+        metrics: dict[str, Metrics] = {"pearson": {}, "spearman": {}, "r2": {}}
         for name, truth_N, predicted_N in columns:
             rank_true_BN, rank_predicted_BN = (of.weighted(weights_BS) for of in ranks[name])
-            found["pearson"][name] = _correlation(weights_BS, truth_N, predicted_N)
-            found["spearman"][name] = _correlation(weights_BS, rank_true_BN, rank_predicted_BN)
-            found["r2"][name] = _explained(weights_BS, truth_N, predicted_N)
-        return _with_means(found)
+            metrics["pearson"][name] = _correlation(weights_BS, truth_N, predicted_N)
+            metrics["spearman"][name] = _correlation(weights_BS, rank_true_BN, rank_predicted_BN)
+            metrics["r2"][name] = _explained(weights_BS, truth_N, predicted_N)
+        return _with_means(metrics)
 
     return measures
 
 
 def _correlation(weights_BN: Floats, one: Floats, other: Floats) -> Floats:
-    """Pearson's correlation [B] of items with weights; 0 where either side is constant."""
+    """Weighted Pearson correlation [B]; 0 where either side is constant."""
     total_B1 = weights_BN.sum(axis=1, keepdims=True)
 
     def centred(values: Floats) -> Floats:
@@ -261,14 +260,14 @@ def _correlation(weights_BN: Floats, one: Floats, other: Floats) -> Floats:
 
 
 def _explained(weights_BN: Floats, truth_N: Floats, predicted_N: Floats) -> Floats:
-    """The share [B] of the variance that is explained, R2; negative if worse than the mean."""
+    """Weighted R2 [B], the explained fraction of the variance; negative if worse than the mean."""
     mean_B1 = (weights_BN @ truth_N / weights_BN.sum(axis=1))[:, None]
     variance_B = (weights_BN * (truth_N - mean_B1) ** 2).sum(axis=1)
     return np.asarray(1 - _ratio(weights_BN @ (truth_N - predicted_N) ** 2, variance_B))
 
 
 class _Ranks:
-    """Ranks of numbers, ties sharing their mean, as the items are drawn again."""
+    """Ranks of numbers within bootstrap resamples; ties get their mean rank."""
 
     def __init__(self, values_N: Floats) -> None:
         self._order = np.argsort(values_N, kind="stable")
@@ -278,14 +277,14 @@ class _Ranks:
         self._level_N[self._order] = is_new.cumsum() - 1
 
     def weighted(self, weights_BN: Floats) -> Floats:
-        """The rank [B, N] of each item among all that were drawn."""
+        """The rank [B, N] of each item in each resample."""
         counts_BU = np.add.reduceat(weights_BN[:, self._order], self._starts, axis=1)
         ranks_BU = counts_BU.cumsum(axis=1) - (counts_BU - 1) / 2
         return np.asarray(ranks_BU[:, self._level_N])
 
 
 class _Levels:
-    """How many positives and negatives have each score, as the items are drawn again."""
+    """Numbers of positives and negatives at each distinct score, within bootstrap resamples."""
 
     def __init__(
         self,
@@ -306,7 +305,7 @@ class _Levels:
         ]
 
     def counts(self, weights_BS: Floats) -> tuple[Floats, Floats]:
-        """Positives and negatives [B, U] at each score; scores of bases are rounded."""
+        """Positives and negatives [B, U] at each score; scores of bases are quantized."""
         if self._units_N is not None:
             positives_SU, negatives_SU = self._counts
             weights_BS = weights_BS[:, : len(positives_SU)]
@@ -318,29 +317,29 @@ class _Levels:
 
 
 def _ranking(levels: Mapping[str, _Levels], weights_BS: Floats) -> Metrics:
-    """AUROC and average precision of each class against all others."""
-    found: dict[str, Metrics] = {"auroc": {}, "auprc": {}}
+    """One-versus-rest AUROC and average precision of each class."""
+    metrics: dict[str, Metrics] = {"auroc": {}, "auprc": {}}
     for name, of in levels.items():
         positives_BU, negatives_BU = of.counts(weights_BS)
         both_B = (positives_BU.sum(axis=1) > 0) & (negatives_BU.sum(axis=1) > 0)
         for metric, function in (("auroc", area_under_roc), ("auprc", average_precision)):
-            found[metric][name] = np.full(len(weights_BS), np.nan)
-            found[metric][name][both_B] = function(positives_BU[both_B], negatives_BU[both_B])
-    return _with_means(found)
+            metrics[metric][name] = np.full(len(weights_BS), np.nan)
+            metrics[metric][name][both_B] = function(positives_BU[both_B], negatives_BU[both_B])
+    return _with_means(metrics)
 
 
-def _with_means(found: Mapping[str, Metrics]) -> Metrics:
-    """The mean of each metric over names, then, if there are several, the metric of each name."""
+def _with_means(metrics: Mapping[str, Metrics]) -> Metrics:
+    """The mean of each metric over names; if there are several names, also the metric of each."""
     means = {
-        metric: _mean(np.stack(list(values.values()), axis=1)) for metric, values in found.items()
+        metric: _mean(np.stack(list(values.values()), axis=1)) for metric, values in metrics.items()
     }
-    each = {
+    by_name = {
         f"{metric} {name}": values_B
-        for metric, values in found.items()
+        for metric, values in metrics.items()
         if len(values) > 1
         for name, values_B in values.items()
     }
-    return means | each
+    return means | by_name
 
 
 def _ratio(one: Floats, other: Floats) -> Floats:
@@ -349,7 +348,7 @@ def _ratio(one: Floats, other: Floats) -> Floats:
 
 
 def _mean(values_BC: Floats) -> Floats:
-    """The mean [B] over C of what is defined; NaN where nothing is."""
+    """The mean [B] over C of the defined values; NaN where there are none."""
     is_defined_BC = np.isfinite(values_BC)
     return _ratio(
         np.where(is_defined_BC, values_BC, 0.0).sum(axis=1),

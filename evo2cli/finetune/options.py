@@ -26,7 +26,7 @@ class Method(StrEnum):
 
 
 class ReadStrand(StrEnum):
-    """Which strands the head reads; BOTH takes the mean of the two."""
+    """Strands that the head reads; BOTH averages their features."""
 
     FORWARD = "fwd"
     BOTH = "both"
@@ -40,7 +40,7 @@ class HeadKind(StrEnum):
 
 
 class Weights(StrEnum):
-    """NONE: every example counts the same. BALANCED: every class does."""
+    """Class weights. NONE: every example counts the same. BALANCED: every class does."""
 
     NONE = "none"
     BALANCED = "balanced"
@@ -169,7 +169,7 @@ class DataOptions(Options, panel="Data"):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions(Options, panel="Task"):
-    """What is learned, and what of the model is trained."""
+    """The task, the method, and the head."""
 
     task: Annotated[
         Task | None,
@@ -228,7 +228,7 @@ class TaskOptions(Options, panel="Task"):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions(Options, panel="Adapters"):
-    """What the adapters of `--method lora` look like."""
+    """The adapters of `--method lora`, and the precision of the base."""
 
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16
     alpha: Annotated[
@@ -263,7 +263,7 @@ class AdapterOptions(Options, panel="Adapters"):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions(Options, panel="Training"):
-    """How it is trained."""
+    """Optimizer, schedule and validation."""
 
     lr: Annotated[
         float | None,
@@ -304,9 +304,7 @@ class OptimizerOptions(Options, panel="Training"):
     ] = None
     warmup: Annotated[
         float,
-        typer.Option(
-            min=0, max=0.99, help="Fraction of the steps in which the learning rate rises."
-        ),
+        typer.Option(min=0, max=0.99, help="Fraction of the steps for learning-rate warmup."),
     ] = 0.05
     weight_decay: Annotated[
         float, typer.Option(min=0, max=1, help="Weight decay of the trained matrices.")
@@ -337,7 +335,7 @@ class OptimizerOptions(Options, panel="Training"):
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageOptions(Options, panel="Language models"):
-    """What `--task lm` adds."""
+    """Options for `--task lm` only."""
 
     tag: Annotated[
         str | None,

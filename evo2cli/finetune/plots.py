@@ -1,4 +1,4 @@
-"""Pictures of predictions: confusion matrix, ROC and precision-recall curves, or a scatter plot."""
+"""Plot predictions: confusion matrix, ROC and precision-recall curves, or a scatter plot."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANEL = 5.0  # inches
-MAX_CLASSES = 8  # more curves cannot be told apart
-MAX_POINTS = 5_000  # of a scatter plot
+MAX_CLASSES = 8  # more curves would be hard to tell apart
+MAX_POINTS = 5_000  # in a scatter plot
 
 
 def draw_predictions(path: Path, labels: Labels, truth: Any, predicted: Any) -> None:
-    """Draw predictions and labels, in the form that `measure` takes.
+    """Plot predictions against labels, both in the form that `measure` takes.
 
     Raises:
         UserError: The figure cannot be written.
@@ -51,7 +51,7 @@ def draw_predictions(path: Path, labels: Labels, truth: Any, predicted: Any) -> 
 
 
 def _draw_matrix(axes: "Axes", labels: Labels, matrix: Any) -> None:
-    """Counts, coloured by their share of the true class."""
+    """Draw counts, coloured by their fraction of the true class."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(matrix) <= MAX_CLASSES:
@@ -65,7 +65,7 @@ def _draw_matrix(axes: "Axes", labels: Labels, matrix: Any) -> None:
 
 
 def _draw_curves(roc: "Axes", precision: "Axes", curves: Mapping[str, tuple[Any, Any]]) -> None:
-    """The curves of each class against all others."""
+    """Draw one-versus-rest curves of each class."""
     for name, (scores_N, is_positive_N) in curves.items():
         counts = [counts_U[::-1].cumsum() for counts_U in count_levels(scores_N, is_positive_N)]
         true_U, false_U = (np.concatenate([[0], counts_U]) for counts_U in counts)
@@ -82,7 +82,7 @@ def _draw_curves(roc: "Axes", precision: "Axes", curves: Mapping[str, tuple[Any,
 
 
 def _draw_numbers(path: Path, labels: Labels, truth: Any, predicted: Any) -> None:
-    """Predicted against true numbers, a panel each."""
+    """Draw predicted against true numbers, one panel per target."""
     names = labels.classes[:MAX_CLASSES]
     figure = new_figure(1 + len(names) * PANEL, PANEL)
     drawn = np.random.default_rng(0).permutation(len(truth))[:MAX_POINTS]

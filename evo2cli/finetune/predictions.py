@@ -1,4 +1,4 @@
-"""From the outputs of a head to predictions: calibrated probabilities, or numbers in their units.
+"""Turn outputs of a head into predictions: calibrated probabilities, or numbers in their units.
 
 N examples, L positions, C classes or numbers.
 """
@@ -20,7 +20,7 @@ Predictions = NDArray[np.float64] | list[NDArray[np.float64]]
 
 
 def predictions(description: Description, outputs: Sequence[Tensor]) -> Predictions:
-    """Probabilities of the classes, or numbers: [N, C], or for tokens an [L, C] each."""
+    """Class probabilities, or numbers: [N, C], or for tokens a list of [L, C]."""
     if description.labels.task is Task.TOKENS:
         return [_values(description, output_LC) for output_LC in outputs]
     if not len(outputs):
@@ -39,13 +39,13 @@ def _values(description: Description, outputs: Tensor) -> NDArray[np.float64]:
 
 
 def fit_temperature(task: Task, outputs: Tensor, targets: Tensor) -> float:
-    """The temperature that makes probabilities most likely on held-out examples.
+    """Temperature scaling: the temperature with the lowest loss on held-out examples.
 
-    Outputs are divided by it. It does not change which class is the most probable.
+    Logits are divided by it, which does not change the most probable class.
 
     Args:
         task: A task with classes.
-        outputs: [rows, C].
+        outputs: Logits [rows, C].
         targets: Classes [rows], negative for none; or flags [rows, C].
     """
     x = outputs.double()

@@ -1,6 +1,8 @@
-"""From the options of `evo2 finetune` and its data to the recipe that is run and kept."""
+"""Make the recipe of a fine-tuning run from the options of `evo2 finetune` and its data."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -11,17 +13,62 @@ from evo2cli.finetune.data import comma_list
 from evo2cli.finetune.options import Base, FinetuneOptions, Method
 from evo2cli.finetune.tasks import Task
 from evo2cli.models import pick_device
-from evo2cli.training.recipe import Recipe
+from evo2cli.training.recipe import Count, Rate, Recipe, Table, Windows
+from evo2cli.training.recipe_file import check_values
 
 NAME = "recipe.toml"  # in the folder of the run
-FEW_EXAMPLES = 1_000  # below, only a head is trained unless the user says otherwise
-RATES = {Method.LORA: 5e-4, Method.FULL: 1.5e-5, Method.HEAD: 3e-3}
-LM_RATE = 1e-4  # of adapters that predict the next base
-HEAD_RATE = 1e-3  # of a new head on weights that are all trained
+FEW_EXAMPLES = 1_000  # with fewer training examples, the default method is head
+RATES = {Method.LORA: 5e-4, Method.FULL: 1.5e-5, Method.HEAD: 3e-3}  # default learning rates
+LM_RATE = 1e-4  # of adapters for lm
+HEAD_RATE = 1e-3  # of the head with method full
+
+
+class _Batch(Table, extra="ignore"):
+    length: Count | None = None
+    sequences: Windows | None = None
+
+
+class _Optimizer(Table, extra="ignore"):
+    steps: Count | None = None
+    learning_rate: Rate | None = None
+
+
+class _Finetune(Table, extra="ignore"):
+    method: Method | None = None
+
+
+class _Given(Table, extra="ignore"):
+    """Recipe keys that options set as well, and from which other keys are derived."""
+
+    batch: _Batch = _Batch()
+    optimizer: _Optimizer = _Optimizer()
+    finetune: _Finetune = _Finetune()
+
+
+def with_settings(options: FinetuneOptions, values: dict[str, Any], path: Path) -> FinetuneOptions:
+    """Copy values from `--set` into the options, so that the keys derived from them follow.
+
+    Args:
+        options: Options of the command.
+        values: Tables with the settings applied.
+        path: The recipe, for messages.
+
+    Raises:
+        UserError: A setting is not valid, or another option contradicts it.
+    """
+    given = check_values(_Given, values, path)
+    changes: dict[str, Any] = {
+        "length": given.batch.length,
+        "batch": given.batch.sequences,
+        "steps": given.optimizer.steps,
+        "lr": given.optimizer.learning_rate,
+        "method": given.finetune.method,
+    }
+    return replace(options, **{name: value for name, value in changes.items() if value is not None})
 
 
 def choose_method(options: FinetuneOptions, task: Task, num_train: int) -> Method:
-    """The method that was asked for, or the one for this many examples."""
+    """The method of the options, or the default for this number of examples."""
     if options.method is not None:
         if options.method is Method.HEAD and task is Task.LM:
             raise UserError("--method head: lm has no head to train; use lora or full")
@@ -30,7 +77,7 @@ def choose_method(options: FinetuneOptions, task: Task, num_train: int) -> Metho
 
 
 def data_values(options: FinetuneOptions) -> dict[str, Any]:
-    """The tables of a `DataRecipe`; for lm, [data] is another."""
+    """The tables of a `DataRecipe`; for lm, `language_data` makes [data]."""
     return {
         "seed": options.seed,
         "data": {
@@ -56,17 +103,17 @@ def recipe_values(
     Args:
         options: Options of the command.
         task: The task.
-        num_train: Examples, or windows, to train on.
-        length: Bases of the longest window.
-        known: What is known without the data: the tables of `data_values`.
+        num_train: Number of training examples, or windows.
+        length: Length of the longest window in bases.
+        known: Tables that do not depend on the data, from `data_values`.
     """
     method = choose_method(options, task, num_train)
     on_gpu = pick_device(options.device).type == "cuda"
     is_head = method is Method.HEAD
     batch = min(options.batch or (256 if is_head else 32), max(1, num_train))
     epochs = (50 if is_head else 3) if options.epochs is None else options.epochs
-    fewest = 300 if is_head and options.epochs is None else 1  # such steps take a second
-    steps = options.steps or max(fewest, math.ceil(epochs * num_train / batch))
+    min_steps = 300 if is_head and options.epochs is None else 1  # such steps take a second
+    steps = options.steps or max(min_steps, math.ceil(epochs * num_train / batch))
     every = max(1, steps // options.validations)
     rate = options.lr or (LM_RATE if task is Task.LM and method is Method.LORA else RATES[method])
     head_rate = options.head_lr or (HEAD_RATE if method is Method.FULL else None)
@@ -110,15 +157,15 @@ def recipe_values(
 
 
 def _same(options: FinetuneOptions, *names: str) -> dict[str, Any]:
-    """Options that have the same names in recipes."""
+    """Copy options whose recipe keys have the same names."""
     return {name: getattr(options, name) for name in names}
 
 
 def recipe_text(recipe: Recipe) -> bytes:
-    """A recipe as a file.
+    """A recipe as the content of a TOML file.
 
     Raises:
-        UserError: It names a file in other bytes than UTF-8, as no TOML can.
+        UserError: A file name is not UTF-8, which TOML requires.
     """
     opening = "# Written by `evo2 finetune`; run it again with `evo2 train` or `evo2 launch`.\n"
     values = recipe.model_dump(mode="json", exclude_unset=True, exclude_none=True)
@@ -134,7 +181,7 @@ def recipe_text(recipe: Recipe) -> bytes:
 
 
 def write_recipe(recipe: Recipe) -> None:
-    """Write the file of a recipe, whole or not at all.
+    """Write the file of a recipe, atomically.
 
     Raises:
         UserError: It cannot be written.

@@ -1,4 +1,4 @@
-"""The results of a run, for people."""
+"""Lay out the report of a run for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +15,9 @@ MAX_METRICS = 6
 
 
 def report_page(report: Mapping[str, Any]) -> RenderableType:
-    """The metrics of the model beside those of the baselines, with their 95 % intervals.
+    """A table of metrics of the model and the baselines, with 95 % intervals.
 
-    The F1 of each class is a table of its own.
+    The F1 of each class has its own table.
     """
     results, best, base = report["results"], report["best"], report["base"]
     names = [name for name in results["model"] if report["task"] == "lm" or " " not in name]
@@ -42,7 +42,7 @@ def report_page(report: Mapping[str, Any]) -> RenderableType:
 
 
 def _table(title: str, results: Mapping[str, Any], names: Sequence[str]) -> Table:
-    """Some metrics, a row each for the model and what it is compared with."""
+    """A table of some metrics, with a row for each baseline and for the model."""
     heads = [name.removeprefix(F1) for name in names[:MAX_METRICS]]
     table = console.number_table(title, *heads)
     for row, metrics in results.items():

@@ -1,4 +1,4 @@
-"""`evo2 finetune`, step by step; `evo2 train` runs the same from the recipe that it wrote."""
+"""The steps of `evo2 finetune`; `evo2 train` runs the same from the recipe that it writes."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,14 @@ from evo2cli.finetune.data import CUT_WINDOW, DataRecipe, DataSet, read_data
 from evo2cli.finetune.labelled import LabelledRun
 from evo2cli.finetune.language import LanguageRun, is_language, language_data
 from evo2cli.finetune.options import FinetuneOptions
-from evo2cli.finetune.recipes import NAME, data_values, recipe_text, recipe_values, write_recipe
+from evo2cli.finetune.recipes import (
+    NAME,
+    data_values,
+    recipe_text,
+    recipe_values,
+    with_settings,
+    write_recipe,
+)
 from evo2cli.finetune.tasks import Task
 from evo2cli.train.engines import check_ranks
 from evo2cli.training.gpu_memory import training_device
@@ -25,10 +32,10 @@ from stripedhyena2.checkpoint import read_checkpoint
 
 
 def finetune(options: FinetuneOptions) -> dict[str, Any]:
-    """Fine-tune a model, resuming an earlier run with the same options.
+    """Fine-tune a model, or resume an earlier run with the same options.
 
     Returns:
-        The report of `tune`.
+        The result of `tune`.
 
     Raises:
         UserError: Data, model, options or output folder do not allow the run.
@@ -38,14 +45,14 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     return tune(recipe, options.device, data, writes_recipe=True)
 
 
-def write_only(options: FinetuneOptions) -> Path:
-    """Write the recipe of a run, and do not train.
+def write_recipe_only(options: FinetuneOptions) -> Path:
+    """Write the recipe of a run without training.
 
     Returns:
-        The recipe.
+        Path of the recipe.
 
     Raises:
-        UserError: As `finetune`; or the folder has a run already.
+        UserError: As `finetune`; or the folder already contains a run.
     """
     recipe, _ = prepare(options)
     if (options.output / "run.json").is_file():
@@ -57,14 +64,17 @@ def write_only(options: FinetuneOptions) -> Path:
 
 
 def prepare(options: FinetuneOptions) -> tuple[Recipe, DataSet | None]:
-    """Look at the data, and make the recipe of the run.
+    """Read the data, and make the recipe of the run.
 
     Returns:
-        The recipe, and the examples that it describes; None for lm.
+        The recipe, and its examples; None for lm.
     """
     path = options.output / NAME
     context = read_checkpoint(options.model).config.context
     values, data = data_values(options), None
+    # Settings may change how examples are read and split, and the keys derived from options.
+    set_values(values, options.settings)
+    options = with_settings(options, values, path)
     if is_language(options):
         if given := options.valid_contigs or options.test_contigs:
             raise UserError(
@@ -74,11 +84,9 @@ def prepare(options: FinetuneOptions) -> tuple[Recipe, DataSet | None]:
         values["data"], num_train, length = language_data(options, context)
         task = Task.LM
     else:
-        # The settings may change how examples are read, or divided.
-        set_values(values, options.settings)
         is_cut = options.features is not None or options.reference is not None
-        usual = min(context, CUT_WINDOW) if is_cut else context
-        data = read_data(check_values(DataRecipe, values, path), options.length or usual)
+        default = min(context, CUT_WINDOW) if is_cut else context
+        data = read_data(check_values(DataRecipe, values, path), options.length or default)
         task, num_train, length = data.labels.task, len(data.split.train), data.longest
     values = recipe_values(options, task, num_train, length, values)
     recipe = make_recipe(values, path, options.settings)
@@ -93,19 +101,19 @@ def tune(
     *,
     writes_recipe: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tune by a recipe, resuming an earlier run of it.
+    """Fine-tune from a recipe, or resume an earlier run of it.
 
     Args:
         recipe: A recipe with [finetune].
         device: As `--device`.
-        data: Its examples, if they were read already.
-        writes_recipe: Whether its file is to be written.
+        data: Its examples, if they have been read already.
+        writes_recipe: Whether to write the recipe file.
 
     Returns:
-        output, rank, finished; if it is finished also what report.json has: task, method, base (its
-        name, loss and the layer that is read), steps, best (the step, and the metric that chose
-        it), seconds, memory_gib, and results, a row each for simple baselines, a probe on the
-        frozen base and the model, with metrics and their intervals.
+        output, rank, finished; for a finished run also the content of report.json: task, method,
+        base (its name, loss and the layer that is read), steps, best (step, metric and value),
+        seconds, memory_gib, and results: metrics with intervals of the baselines, of a probe on the
+        frozen base, and of the model.
 
     Raises:
         UserError: The recipe, its data or the device do not allow the run.

@@ -1,8 +1,8 @@
-"""Which examples are for training, which for validation and which for test.
+"""Split examples into training, validation and test sets.
 
-What belongs together (the same chromosome, group or cluster) is a unit and never in two splits. The
-units are taken in an order that the seed decides, each by the split that lacks the most examples,
-so that the sizes come close to the fractions wanted.
+Examples of the same chromosome, group or cluster form a unit, which is never divided. Units are
+assigned greedily in a random order, each to the split that lacks the most examples, so that the
+sizes come close to the requested fractions.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from evo2cli.finetune.tasks import Labels, SplitBy, Task
 from evo2cli.genome.contig_names import plain_name
 
 FRACTIONS = (0.8, 0.1, 0.1)  # of train, valid and test
-MIN_CHROMOSOMES = 5  # fewer are too coarse to be split by without being told so
+MIN_CHROMOSOMES = 5  # with fewer, splitting by chromosome is too coarse to be the default
 NO_CONTIGS: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 Indices = NDArray[np.int64]
@@ -28,13 +28,13 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the examples, ascending; together they are all rows, each once.
+    """The rows of each split, ascending; each row is in exactly one split.
 
     Attributes:
-        train: Rows to learn from.
+        train: Rows to train on.
         valid: Rows to choose the best checkpoint by.
-        test: Rows to report on; may be empty if the data came with a split of its own.
-        explanation: A sentence that says how the rows were split.
+        test: Rows to report metrics on; may be empty if the data define their own split.
+        explanation: A message about how the rows were split.
     """
 
     train: Indices
@@ -61,45 +61,47 @@ def split(
 
     Args:
         examples: The examples.
-        labels: What their labels mean.
-        by: What decides; None: the column `split` or else the groups, or at least
-            `MIN_CHROMOSOMES` chromosomes, or else clusters.
+        labels: Task and classes.
+        by: How to split; None for `usual_split`.
         contigs: Contigs, under any of their names, of "valid" and of "test". If there are any, they
-            decide, and all other examples are for train.
-        fractions: Wanted sizes of train, valid and test; their sum is 1.
-        seed: Another seed gives another split, except by column.
+            define the split, and all other examples are for train.
+        fractions: Requested fractions of train, valid and test; their sum is 1.
+        seed: Random seed; has no effect on a split by column.
 
     Raises:
-        UserError: The data lack what they are to be split by, or a split is empty or lacks classes
-            that it needs.
+        UserError: The data have no column to split by, or a split is empty or lacks classes.
     """
     if by is None:
         by = usual_split(examples)
     if any(contigs.values()):
-        named = ", ".join(f"{','.join(own)} for {part}" for part, own in contigs.items() if own)
-        given = _parts_by_contig(examples, contigs)
-        found = _as_named(examples, given, f"split by contig: {named}", fractions, seed)
+        listing = ", ".join(
+            f"{','.join(names)} for {part}" for part, names in contigs.items() if names
+        )
+        parts_by_contig = _parts_by_contig(examples, contigs)
+        explanation = f"split by contig: {listing}"
+        result = _as_named(examples, parts_by_contig, explanation, fractions, seed)
     elif by is SplitBy.COLUMN:
         if examples.split is None:
             raise UserError("--split column: the table has no column 'split'")
-        found = _as_named(examples, examples.split, "split by column", fractions, seed)
+        result = _as_named(examples, examples.split, "split by column", fractions, seed)
     else:
-        units, named = units_of(examples, by)
+        units, summary = units_of(examples, by)
         strata = _strata(examples, labels) if by is SplitBy.RANDOM else None
         parts = _assign(units, fractions, seed, strata)
         train, valid, test = (np.flatnonzero(parts == part) for part in range(len(SPLITS)))
         for name, fraction, rows in zip(SPLITS, fractions, (train, valid, test), strict=True):
             if fraction > 0 and not len(rows):
                 raise UserError(
-                    f"--split {by}: {named} are too few for a {name} split; choose another --split"
+                    f"--split {by}: {summary} are too few for a {name} split; choose another "
+                    "--split"
                 )
-        found = Split(train, valid, test, f"split by {by} (seed {seed}): {named}")
-    check_split(examples, labels, found)
-    return found
+        result = Split(train, valid, test, f"split by {by} (seed {seed}): {summary}")
+    check_split(examples, labels, result)
+    return result
 
 
 def usual_split(examples: Examples) -> SplitBy:
-    """What examples are split by if the user does not say."""
+    """The default: by column, else group, else enough chromosomes, else cluster."""
     if examples.split is not None:
         return SplitBy.COLUMN
     if examples.groups is not None:
@@ -110,10 +112,10 @@ def usual_split(examples: Examples) -> SplitBy:
 
 
 def units_of(examples: Examples, by: SplitBy) -> tuple[Indices, str]:
-    """A number [N] for each example, the same within a unit; and their count, in words.
+    """The unit number [N] of each example, and a description of the units.
 
     Raises:
-        UserError: There is no such column.
+        UserError: The column is missing or has empty cells.
     """
     if by is SplitBy.RANDOM:
         return number_copies(examples.entries)[0], f"{len(examples):,} sequences"
@@ -135,17 +137,17 @@ def units_of(examples: Examples, by: SplitBy) -> tuple[Indices, str]:
     return units, f"{len(numbers):,} {by}s ({listed(numbers)})"
 
 
-def check_split(examples: Examples, labels: Labels, found: Split) -> None:
-    """Refuse a split that nothing can be learned from, or measured on.
+def check_split(examples: Examples, labels: Labels, proposed: Split) -> None:
+    """Refuse a split that cannot be trained or evaluated on.
 
     Raises:
-        UserError: Train or valid is empty, train lacks a class, or only one class is in another.
+        UserError: Train or valid is empty, train lacks a class, or a split has only one class.
     """
-    for name, rows in found.parts.items():
+    for name, rows in proposed.parts.items():
         if not len(rows):
             if name == "test":
                 continue
-            raise UserError(f"the {name} split is empty; {found.explanation}")
+            raise UserError(f"the {name} split is empty; {proposed.explanation}")
         counts = class_counts(examples, labels, rows)
         missing = [label for label, count in counts.items() if not count]
         if name == "train" and missing:
@@ -160,7 +162,7 @@ def check_split(examples: Examples, labels: Labels, found: Split) -> None:
                 f"{listed(missing)}; split in another way (--split, --seed)"
             )
     if labels.task is Task.REGRESS and isinstance(examples.labels, np.ndarray):
-        for name, values in zip(labels.classes, examples.labels[found.train].T, strict=True):
+        for name, values in zip(labels.classes, examples.labels[proposed.train].T, strict=True):
             if (values == values[0]).all():
                 raise UserError(
                     f"{name} is {values[0]:g} in all training examples; there is nothing to learn"
@@ -168,7 +170,7 @@ def check_split(examples: Examples, labels: Labels, found: Split) -> None:
 
 
 def class_counts(examples: Examples, labels: Labels, rows: Sequence[int] | Indices) -> Counter[str]:
-    """How many examples, or bases, of these rows have each class; empty for numbers."""
+    """Number of examples, or bases, of each class in these rows; empty for numbers."""
     values = examples.labels
     counts = np.zeros(len(labels.classes), np.int64)
     if labels.task is Task.TOKENS and isinstance(values, list):
@@ -184,16 +186,16 @@ def class_counts(examples: Examples, labels: Labels, rows: Sequence[int] | Indic
 
 
 def _parts_by_contig(examples: Examples, contigs: Mapping[str, Sequence[str]]) -> list[str]:
-    """The part of each example: that which its contig was given for, or else train.
+    """The split of each example: the one that its contig was given for, otherwise train.
 
     Raises:
-        UserError: The examples have no contigs, or not this one; or one is given for two parts.
+        UserError: The examples have no contigs, or not this one; or it is given for two splits.
     """
     names = examples.chromosomes or []
     plain_names = [plain_name(name) for name in names]
     known = set(plain_names)
     of_contig: dict[str, str] = {}
-    for part, name in ((part, name) for part, own in contigs.items() for name in own):
+    for part, name in ((part, name) for part, given in contigs.items() for name in given):
         option, plain = f"--{part}-contigs {name}", plain_name(name)
         if not known or "" in known:
             raise UserError(f"{option}: the table has no column 'chrom', or it has empty cells")
@@ -212,18 +214,18 @@ def _as_named(
     fractions: Sequence[float],
     seed: int,
 ) -> Split:
-    """The split that the part of each example names; valid is taken from train if none is named."""
+    """The split by the name of each example; if none is "valid", it is taken from train."""
     names = np.array(given)
     train, valid, test = (np.flatnonzero(names == name) for name in SPLITS)
     if not len(valid) and len(train):
         rest = examples.take(train)
         by = SplitBy.CLUSTER if rest.groups is None else SplitBy.GROUP
-        units, named = units_of(rest, by)
+        units, summary = units_of(rest, by)
         share = fractions[1] / (fractions[0] + fractions[1])
         parts = _assign(units, [1 - share, share], seed, None)
         explanation += (
             f"; it has no validation split, so {share:.0%} of the training split are used, "
-            f"by {by} (seed {seed}): {named}"
+            f"by {by} (seed {seed}): {summary}"
         )
         train, valid = train[parts == 0], train[parts == 1]
     return Split(train, valid, test, explanation)
@@ -239,7 +241,7 @@ def _strata(examples: Examples, labels: Labels) -> Indices | None:
 def _assign(
     units: Indices, fractions: Sequence[float], seed: int, strata: Indices | None
 ) -> Indices:
-    """The part [N] of each row: units are kept whole, and strata are split alike.
+    """The split [N] of each row; units are not divided, and strata have the same fractions.
 
     A unit belongs to the stratum of its first row.
     """

@@ -1,4 +1,4 @@
-"""The task and its classes, inferred from the labels, and choices about data; without numpy."""
+"""Tasks, their inference from labels, and enums of data options; imports nothing slow."""
 
 import json
 from collections import Counter
@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 
 from evo2cli.errors import UserError, counted, listed
 
-MAX_NUMBERED_CLASSES = 20  # more different whole numbers than this are measurements
-UNLABELLED = (".", "-100", "null", "None", "")  # a base without a label, in a table
-NO_LABEL = -100  # the same as a class; it counts nowhere
+MAX_NUMBERED_CLASSES = 20  # more distinct whole numbers are regression targets, not classes
+UNLABELLED = (".", "-100", "null", "None", "")  # in a table: a base without a label
+NO_LABEL = -100  # class index of a base without a label, which loss and metrics ignore
 _WAY_OUT = "--task overrides this"
 
 S = TypeVar("S", bound=Any)
-Cells = Sequence[str]  # the cells of one row in the columns of labels
+Cells = Sequence[str]  # the cells of one row in the label columns
 
 
 class Task(StrEnum):
-    """What a model is trained for.
+    """The task of fine-tuning: what the model predicts.
 
     LM: the next base.
     CLASSIFY: one of several classes for a sequence.
@@ -37,7 +37,7 @@ class Task(StrEnum):
 
 
 class Cut(StrEnum):
-    """What is kept of a sequence that is longer than the window.
+    """Which part of a sequence longer than the window to keep.
 
     CENTRE: its central bases.
     START: its first bases.
@@ -49,7 +49,7 @@ class Cut(StrEnum):
     END = "end"
 
     def shorten(self, sequence: S, window: int) -> S:
-        """At most `window` letters of a sequence, or labels of its bases."""
+        """Crop a sequence, or the labels of its bases, to at most `window`."""
         extra = max(0, len(sequence) - window)
         start = {Cut.CENTRE: extra // 2, Cut.START: 0, Cut.END: extra}[self]
         shorter: S = sequence[start : start + window]
@@ -57,13 +57,13 @@ class Cut(StrEnum):
 
 
 class SplitBy(StrEnum):
-    """What decides whether a sequence is for training, validation or test.
+    """How to split examples into training, validation and test.
 
-    COLUMN: the column `split`, or the file that it is in.
-    CHROMOSOME: its chromosome, which is never in two splits.
-    GROUP: its group, likewise.
-    CLUSTER: its cluster of copies and near copies, likewise.
-    RANDOM: chance, class by class; exact copies stay together.
+    COLUMN: by the column `split`, or the file.
+    CHROMOSOME: a chromosome is never in two splits.
+    GROUP: a group is never in two splits.
+    CLUSTER: a cluster of copies and near copies is never in two splits.
+    RANDOM: at random, stratified by class; exact copies stay together.
     """
 
     COLUMN = "column"
@@ -75,12 +75,12 @@ class SplitBy(StrEnum):
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels of a data set mean.
+    """Task and classes of a data set.
 
     Attributes:
         task: The task.
-        classes: Names of the classes, or of the numbers of a regression.
-        explanation: A sentence that says how the task was inferred from the data.
+        classes: Names of the classes, or of the regression targets.
+        explanation: A message about how the task was inferred from the data.
     """
 
     task: Task
@@ -92,7 +92,7 @@ def check_cells(cells: Cells, columns: Sequence[str], origin: str) -> None:
     """Refuse cells that are not labels.
 
     Raises:
-        UserError: One is empty, or begins like a list but is not one.
+        UserError: A cell is empty, or looks like a list but cannot be parsed.
     """
     for name, cell in zip(columns, cells, strict=True):
         if not cell:
@@ -115,11 +115,11 @@ def infer_labels(
     """Infer the task and the classes from the cells of the label columns.
 
     Args:
-        rows: The cells of each row, which `check_cells` has seen.
-        columns: Names of these columns.
-        lengths: Bases of each sequence.
-        origin: Says where a row is in its file, for messages.
-        task: The task, if the user gave it.
+        rows: The cells of each row, which have passed `check_cells`.
+        columns: Names of the label columns.
+        lengths: Length of each sequence in bases.
+        origin: Returns file and line of a row, for messages.
+        task: The task, if given by the user.
 
     Raises:
         UserError: The labels do not fit the task, or there is only one class.
@@ -131,15 +131,15 @@ def infer_labels(
     else:
         labels = _of_column([cells[0] for cells in rows], columns[0], lengths, origin, task)
     if labels.task in (Task.CLASSIFY, Task.TOKENS) and len(labels.classes) < 2:
-        found = f"all labels are {labels.classes[0]!r}" if labels.classes else "no base has a label"
-        raise UserError(f"{columns[0]}: {found}; at least two classes are needed")
+        fault = f"all labels are {labels.classes[0]!r}" if labels.classes else "no base has a label"
+        raise UserError(f"{columns[0]}: {fault}; at least two classes are needed")
     return labels
 
 
 def _of_columns(
     rows: Sequence[Cells], columns: Sequence[str], origin: Callable[[int], str], task: Task | None
 ) -> Labels:
-    """The labels of several columns: a number each."""
+    """Infer labels from several columns, which hold a number each."""
     names = tuple(columns)
     if task in (Task.CLASSIFY, Task.TOKENS):
         raise UserError(f"--task {task} takes one column of labels, not {', '.join(names)}")
@@ -161,12 +161,12 @@ def _of_column(
     origin: Callable[[int], str],
     task: Task | None,
 ) -> Labels:
-    """The labels of one column."""
+    """Infer labels from one column."""
     if task is Task.TOKENS or (task is None and _are_tokens(cells, lengths)):
-        found: set[str] = set()
+        names: set[str] = set()
         for index, (cell, length) in enumerate(zip(cells, lengths, strict=True)):
-            found.update(parse_tokens(cell, length, origin(index)))
-        classes = sort_classes(found.difference(UNLABELLED))
+            names.update(parse_tokens(cell, length, origin(index)))
+        classes = sort_classes(names.difference(UNLABELLED))
         explanation = f"tokens: every {column} is as long as its sequence, with {_counted(classes)}"
         return Labels(Task.TOKENS, classes, explanation)
     if task is not Task.CLASSIFY:
@@ -203,7 +203,7 @@ def _of_column(
 
 
 def _of_lists(cells: Sequence[str], column: str, task: Task | None) -> Labels:
-    """The labels of one column with several labels in a cell."""
+    """Infer labels from one column with several labels per cell."""
     rows = [parse_names(cell) for cell in cells]
     numbers = [[_number(name) for name in row] for row in rows]
     num_columns = len(rows[0])
@@ -234,7 +234,7 @@ def _num_tokens(cell: str) -> int:
 
 
 def _look_like_classes(counts: Counter[str], numbers: dict[str, float]) -> bool:
-    """Whether labels that are numbers are rather names of classes: few of them, and whole."""
+    """Whether numeric labels are class names: whole numbers, and few distinct ones."""
     if len(counts) <= 2:
         return True
     are_whole = all(value.is_integer() for value in numbers.values())
@@ -246,13 +246,13 @@ def _look_like_classes(counts: Counter[str], numbers: dict[str, float]) -> bool:
 
 
 def class_name(cell: str) -> str:
-    """The name of a class as labels are compared: 1 for 1.0, else the text."""
+    """The canonical name of a class: 1 for 1.0, otherwise the text."""
     number = _number(cell)
     return str(int(number)) if number is not None and number.is_integer() else cell
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Numbers by value, then words in alphabetical order."""
+    """Sort class names: numbers by value, then words alphabetically."""
 
     def key(name: str) -> tuple[bool, float, str]:
         number = _number(name)
@@ -262,10 +262,10 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_list(cell: str) -> list[str] | None:
-    """The entries of a cell such as `[0, 1]` or `["a", "b"]`; None if it is not a list.
+    """Parse a list such as `[0, 1]` or `["a", "b"]`; None if the cell is not a list.
 
     Raises:
-        ValueError: It begins like a list, but is not one.
+        ValueError: The cell looks like a list but cannot be parsed.
     """
     if not cell.startswith("["):
         return None
@@ -274,7 +274,7 @@ def parse_list(cell: str) -> list[str] | None:
 
 
 def parse_names(cell: str) -> list[str]:
-    """The labels of a cell with several: a list, or names with `;`, `|` or `,` between."""
+    """Parse several labels: a list, or names separated by `;`, `|` or `,`."""
     entries = parse_list(cell)
     if entries is None:
         entries = cell.replace("|", ";").replace(",", ";").split(";")
@@ -282,35 +282,35 @@ def parse_names(cell: str) -> list[str]:
 
 
 def parse_tokens(cell: str, length: int, origin: str) -> Sequence[str]:
-    """The label of each base: the letters of the cell, or the entries of a list.
+    """Parse the label of each base: the letters of the cell, or the entries of a list.
 
     Raises:
-        UserError: There are more or fewer than bases.
+        UserError: The number of labels is not the number of bases.
     """
     tokens = parse_list(cell)
-    found: Sequence[str] = cell if tokens is None else [class_name(token) for token in tokens]
-    if len(found) != length:
+    labels: Sequence[str] = cell if tokens is None else [class_name(token) for token in tokens]
+    if len(labels) != length:
         raise UserError(
-            f"{origin}: {counted(len(found), 'label')} for {counted(length, 'base')}; --task "
+            f"{origin}: {counted(len(labels), 'label')} for {counted(length, 'base')}; --task "
             "tokens needs one digit, letter or list entry for each base"
         )
-    return found
+    return labels
 
 
 def parse_numbers(cells: Iterable[str], origin: str) -> list[float]:
-    """The values of cells that are numbers, or lists of numbers.
+    """Parse cells that hold numbers or lists of numbers.
 
     Raises:
-        UserError: One is not a finite number.
+        UserError: An entry is not a finite number.
     """
-    found = []
+    values = []
     for cell in cells:
         for entry in parse_list(cell) or [cell]:
             value = _number(entry)
             if value is None:
                 raise UserError(f"{origin}: label {entry!r} is not a finite number")
-            found.append(value)
-    return found
+            values.append(value)
+    return values
 
 
 def _number(text: str) -> float | None:

@@ -1,6 +1,6 @@
-"""Fine-tuning on the training loop: the model that starts, and labels as its objective.
+"""The initial model and the supervised objective of fine-tuning, for the training loop.
 
-N examples, S sequences of an example, L positions, F features, C outputs.
+N examples, S sequences per example, L positions, F features, C outputs.
 """
 
 import math
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from evo2cli.data.order import OnePool
+from evo2cli.data.sampler import PooledSampler
 from evo2cli.errors import UntrustedNumericsError, UserError
 from evo2cli.finetune.folder import Description, read_inputs, write_tuned
 from evo2cli.finetune.heads import SUMS, Pool, TaskModel, task_loss
@@ -36,15 +36,15 @@ from stripedhyena2.layers import num_blocks
 
 @dataclass(frozen=True)
 class TunedStart(Start):
-    """A trained model as the start, with what fine-tuning adds to it.
+    """A base model with the adapters and the head that fine-tuning adds.
 
     Attributes:
-        description: What is trained.
-        device: Where frozen weights go: the device of this rank.
-        features: Features of the frozen base for training examples, [N, F], which tell the head
-            how large features are; None for lm.
-        from_features: Whether the head alone is trained, on features that are known already.
-        is_random: Whether frozen weights are random, too.
+        description: Description of the fine-tuned model.
+        device: Device of this rank, for frozen weights.
+        features: Features of the frozen base for training examples [N, F], to scale the input of
+            the head; None for lm.
+        from_features: Whether only the head is trained, on cached features.
+        is_random: Whether frozen weights are random, too (to compile kernels).
     """
 
     description: Description = None  # type: ignore[assignment] # a field after those with defaults
@@ -74,7 +74,7 @@ class TunedStart(Start):
         return model
 
     def _depth(self) -> int:
-        """Blocks that are computed."""
+        """Number of blocks up to the layer that the head reads."""
         reading = self.description.reading
         return self.config.depth if reading is None else num_blocks(self.config, [reading.layer])
 
@@ -82,7 +82,7 @@ class TunedStart(Start):
         trunk = super().build(recipe, adopt)
         assert isinstance(trunk, StripedHyena2)
         reading = self.description.reading
-        if reading is not None:  # what is not computed is not trained
+        if reading is not None:  # freeze what is above the layer that the head reads
             for block in trunk.blocks[self._depth() :]:
                 block.requires_grad_(False)
             trunk.norm.requires_grad_(reading.layer == "norm")
@@ -105,10 +105,9 @@ class TunedStart(Start):
         return trunk
 
     def of_block(self, kind: str) -> Self:
-        """As `Start`; adapters are beside every projection, so that gradients reach all kernels.
+        """As `Start`; with adapters on every projection, so that all kernels run backward.
 
-        Beside a frozen base there are two blocks, because nothing before the first one needs a
-        gradient.
+        With a frozen base there are two blocks, because the input of the first needs no gradient.
         """
         description = self.description
         depth = 1 if description.method == "full" else 2
@@ -126,7 +125,7 @@ class TunedStart(Start):
         )
 
     def inputs(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, ...]:
-        """As `Start`; for a head also the lengths of the sequences."""
+        """As `Start`; with a head, also the sequence lengths."""
         (ids_NL,) = super().inputs(recipe, device)
         reading = self.description.reading
         if reading is None:
@@ -135,7 +134,7 @@ class TunedStart(Start):
         return ids_NSL, torch.full(ids_NSL.shape[:2], ids_NL.shape[1], device=device)
 
     def write(self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]) -> None:
-        """As `Start`; what was not trained is taken from the base."""
+        """As `Start`; with method full, parameters that were frozen are taken from the base."""
         description = self.description
         if description.method == "full":
             base = self.weights
@@ -147,13 +146,13 @@ class TunedStart(Start):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Labelled examples, as they are trained on.
+class ExampleSet:
+    """Labelled examples in the form of the objective.
 
     Attributes:
-        letters: The sequence of each, or both of a pair.
+        letters: The sequence of each example, or both of a pair.
         labels: As in `Examples`.
-        features: The features of each, [F] or for tokens [L, F], if the head alone is trained.
+        features: Cached features of each example, [F] or for tokens [L, F]; None to compute them.
     """
 
     letters: list[tuple[bytes, ...]]
@@ -164,17 +163,17 @@ class Rows:
         return len(self.letters)
 
 
-class FromLabels(Objective):
-    """Predict the labels of examples.
+class LabelObjective(Objective):
+    """Supervised prediction of labels.
 
     Args:
         recipe: The recipe.
         engine: The model in training.
-        description: What is trained.
+        description: Description of the fine-tuned model.
         train: The training examples.
         valid: The validation examples.
-        class_weights: The weight of each class in the loss, [C]; None if all are 1.
-        measure: The metrics of outputs for the validation examples, by name.
+        class_weights: Weight of each class in the loss, [C]; None if all are 1.
+        measure: Computes metrics from the outputs for the validation examples.
     """
 
     def __init__(
@@ -182,8 +181,8 @@ class FromLabels(Objective):
         recipe: Recipe,
         engine: Engine,
         description: Description,
-        train: Rows,
-        valid: Rows,
+        train: ExampleSet,
+        valid: ExampleSet,
         class_weights: NDArray[np.float64] | None,
         measure: Callable[[list[Tensor]], dict[str, float]],
     ) -> None:
@@ -191,14 +190,14 @@ class FromLabels(Objective):
         self._description, self._train, self._valid = description, train, valid
         self._task = description.labels.task
         self._measure = measure
-        self._order = OnePool([len(train)], recipe.seed)
+        self._sampler = PooledSampler([len(train)], recipe.seed)
         self._class_weights = None
         if class_weights is not None:
             self._class_weights = torch.from_numpy(class_weights).float()
         self._share_positions()
 
     def _share_positions(self) -> None:
-        """Let pools sum over the ranks that hold parts of the same sequences."""
+        """Make pooling sum over the ranks of a context-parallel group."""
         ranks, reading = self._ranks, self._description.reading
         assert reading is not None
         self._length: int | None = None
@@ -213,56 +212,57 @@ class FromLabels(Objective):
                 f"{reading.strand} needs all positions; use mean, last or center:W, or strand fwd"
             )
         if isinstance(model, TaskModel) and model.pooling is not None:
-            model.pooling.group, model.pooling.first = ranks.neighbours, self._engine.part[0]
+            model.pooling.group, model.pooling.first = ranks.neighbours, self._engine.positions[0]
 
     def batch(self, step: int) -> Batch:
         """As `Objective`."""
-        share = self._ranks.share(self._recipe.batch.sequences)
-        samples = step * self._recipe.batch.sequences + np.arange(share.start, share.stop)
-        rows = self._order.locate(samples).window
+        shard = self._ranks.shard(self._recipe.batch.sequences)
+        samples = step * self._recipe.batch.sequences + np.arange(shard.start, shard.stop)
+        rows = self._sampler.locate(samples).window
         return self._read(self._train, rows.tolist())
 
-    def _read(self, of: Rows, rows: list[int]) -> Batch:
-        """The examples of some rows, on the device."""
+    def _read(self, examples: ExampleSet, rows: list[int]) -> Batch:
+        """Collate rows into a batch on the device."""
         reading, device = self._description.reading, self._ranks.device
         assert reading is not None
         inputs: tuple[Tensor, ...]
-        if of.features is not None:
-            # Sequences of different lengths are padded at the end.
-            features = pad_sequence([of.features[row] for row in rows], batch_first=True)
+        if examples.features is not None:
+            # Features of tokens are padded at the end.
+            features = pad_sequence([examples.features[row] for row in rows], batch_first=True)
             inputs, length = (features.to(device),), features.shape[1]
         else:
             ids_NSL, lengths_NS = read_inputs(
-                [of.letters[row] for row in rows], reading, self._length
+                [examples.letters[row] for row in rows], reading, self._length
             )
             length = ids_NSL.shape[2]
-            own = slice(*self._engine.part) if self._length else slice(None)
-            inputs = (ids_NSL[:, :, own].to(device), lengths_NS.to(device))
-        targets, weights = self._targets(of, rows, length)
+            positions = slice(*self._engine.positions) if self._length else slice(None)
+            inputs = (ids_NSL[:, :, positions].to(device), lengths_NS.to(device))
+        targets, weights = self._targets(examples, rows, length)
         return Batch(inputs, targets.to(device), weights.to(device))
 
-    def _targets(self, of: Rows, rows: list[int], length: int) -> tuple[Tensor, Tensor]:
-        task, weights = self._task, self._class_weights
+    def _targets(self, examples: ExampleSet, rows: list[int], length: int) -> tuple[Tensor, Tensor]:
+        """Targets and loss weights of rows."""
+        task, weights, labels = self._task, self._class_weights, examples.labels
         if task is Task.TOKENS:
             targets = torch.full((len(rows), length), NO_LABEL)
             for target, row in zip(targets, rows, strict=True):
-                target[: len(of.labels[row])] = torch.from_numpy(of.labels[row])
+                target[: len(labels[row])] = torch.from_numpy(labels[row])
             if self._length:
-                targets = targets[:, slice(*self._engine.part)]
+                targets = targets[:, slice(*self._engine.positions)]
             ones = (targets >= 0).float()
             return targets, ones if weights is None else ones * weights[targets.clamp_min(0)]
-        targets = torch.from_numpy(of.labels[rows])
-        shared = self._ranks.context_parallel  # ranks that all predict the same label
+        targets = torch.from_numpy(labels[rows])
+        num_copies = self._ranks.context_parallel  # ranks that all predict the same label
         if task is Task.CLASSIFY:
-            own = torch.ones(len(rows)) if weights is None else weights[targets]
-            return targets, own / shared
+            target_weights = torch.ones(len(rows)) if weights is None else weights[targets]
+            return targets, target_weights / num_copies
         if task is Task.REGRESS:
             mean, deviation = (torch.tensor(row) for row in self._description.scale or ((0,), (1,)))
             targets = (targets - mean) / deviation
-        own = torch.ones_like(targets)
+        target_weights = torch.ones_like(targets)
         if task is Task.MULTILABEL and weights is not None:
-            own = torch.where(targets > 0, weights, own)
-        return targets.float(), own / shared
+            target_weights = torch.where(targets > 0, weights, target_weights)
+        return targets.float(), target_weights / num_copies
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """As `Objective`; see `task_loss`."""
@@ -279,48 +279,49 @@ class FromLabels(Objective):
         return {"valid_loss": loss, **{f"valid_{name}": value for name, value in metrics.items()}}
 
     @torch.no_grad()
-    def outputs(self, of: Rows) -> tuple[float, list[Tensor]]:
-        """The mean loss of examples, and their outputs on the CPU: [C] each, or [L, C] for tokens.
+    def outputs(self, examples: ExampleSet) -> tuple[float, list[Tensor]]:
+        """Mean loss of examples, and their outputs on the CPU: [C] each, or [L, C] for tokens.
 
-        All ranks call it together, and get the same.
+        All ranks call it together, and get the same results.
         """
         ranks, micro = self._ranks, self._recipe.micro(self._ranks.world)
-        length = self._length or max((len(g[0]) for g in of.letters), default=0)
-        shape = [len(of), *([length] if self._task is Task.TOKENS else [])]
-        found = torch.zeros(*shape, self._description.num_outputs, device=ranks.device)
+        length = self._length or max((len(g[0]) for g in examples.letters), default=0)
+        shape = [len(examples), *([length] if self._task is Task.TOKENS else [])]
+        gathered = torch.zeros(*shape, self._description.num_outputs, device=ranks.device)
         sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
-        part = slice(*self._engine.part) if self._length else slice(None)
-        # Each sequence is computed once; ranks that share it hold parts of it, or the same outputs.
+        positions = slice(*self._engine.positions) if self._length else slice(None)
+        # Each rank fills in its rows, and its positions of tokens; the sum over ranks is the whole.
+        # The ranks of a context-parallel group have equal pooled outputs: only the first counts.
         is_owner = ranks.rank % ranks.context_parallel == 0
-        every = list(range(len(of)))
-        own = every[ranks.group :: ranks.num_groups]
-        for start in range(0, -(-len(of) // ranks.num_groups), micro):
-            rows = own[start : start + micro]
-            # A rank without an example left still runs the model, for the others need its part.
-            batch = self._read(of, rows or every[:1])
+        all_rows = list(range(len(examples)))
+        shard = all_rows[ranks.data_parallel_rank :: ranks.data_parallel_size]
+        for start in range(0, -(-len(examples) // ranks.data_parallel_size), micro):
+            rows = shard[start : start + micro]
+            # A rank that has run out of examples still runs the model: collectives need all ranks.
+            batch = self._read(examples, rows or all_rows[:1])
             outputs = self._engine.forward(*batch.inputs)
             if not rows:
                 continue
             sums[0] += self.loss(outputs, batch)
             sums[1] += batch.weights.sum()
             if self._length and self._task is Task.TOKENS:
-                found[rows, part] = outputs
+                gathered[rows, positions] = outputs
             elif is_owner and self._task is Task.TOKENS:
-                found[rows, : outputs.shape[1]] = outputs
+                gathered[rows, : outputs.shape[1]] = outputs
             elif is_owner:
-                found[rows] = outputs
+                gathered[rows] = outputs
         loss, weight = ranks.sum(sums).tolist()
-        all_outputs = ranks.sum(found).cpu()
+        all_outputs = ranks.sum(gathered).cpu()
         if self._task is not Task.TOKENS:
             return loss / max(weight, 1e-6), list(all_outputs)
-        pairs = zip(all_outputs, of.letters, strict=True)
+        pairs = zip(all_outputs, examples.letters, strict=True)
         return loss / max(weight, 1e-6), [output[: len(group[0])] for output, group in pairs]
 
 
 def class_weights(
     labels: Any, task: Task, num_classes: int, kind: str
 ) -> NDArray[np.float64] | None:
-    """The weights of classes in the loss: "balanced" gives every class the same total weight.
+    """Class weights of the loss: "balanced" gives every class the same total weight.
 
     For multilabel tasks it is the weight of a positive label: negatives over positives.
     """
@@ -330,7 +331,7 @@ def class_weights(
         positives = labels.sum(axis=0)
         weights: NDArray[np.float64] = (len(labels) - positives) / np.maximum(positives, 1)
         return weights
-    found = np.concatenate(labels) if isinstance(labels, list) else labels
-    counts = np.bincount(found[found >= 0], minlength=num_classes)
+    flat = np.concatenate(labels) if isinstance(labels, list) else labels
+    counts = np.bincount(flat[flat >= 0], minlength=num_classes)
     balanced: NDArray[np.float64] = counts.sum() / (num_classes * np.maximum(counts, 1))
     return balanced

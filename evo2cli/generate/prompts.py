@@ -8,8 +8,8 @@ from pathlib import Path
 from evo2cli import console
 from evo2cli.data.tags import read_tag
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.fasta import Record, read_records, require_nucleotides
-from evo2cli.genome.windows import upper_dna
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,15 @@ __all__ = [
     "canonical_pieces",
     "reverse_complement",
     "to_dna",
+    "upper_dna",
 ]
 
 _COMPARED, _PIECE = 1 << 12, 1 << 18  # bases
+
+
+def upper_dna(sequence: bytes) -> bytes:
+    """The sequence in the letters that the model was trained on: upper case, T for U."""
+    return to_dna(sequence.upper())
 
 
 def canonical_pieces(sequence: bytes) -> Iterator[bytes]:

@@ -14,12 +14,12 @@ from typing import TypeVar
 from Bio.Data import CodonTable
 
 from evo2cli.errors import UserError, counted
-from evo2cli.genome.alphabet import ACGT, reverse_complement
+from evo2cli.genome.alphabet import ACGT, reverse_complement, upper_dna
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import Feature, is_gff, read_features
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
-from evo2cli.genome.windows import Window, cut_windows, upper_dna
+from evo2cli.genome.windows import Window, cut_windows
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ bases as possible, as far to the left as possible. The alleles alone decide it, 
 if all end with the same base, that base can be removed, or replaced by the base before them.
 """
 
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.vcf import VariantRecord, is_bases
-from evo2cli.genome.windows import upper_dna
 
 
 class Indels:

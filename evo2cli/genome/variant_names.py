@@ -8,11 +8,10 @@ such as positions in a transcript or rs numbers, is refused.
 import re
 
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import LETTERS, reverse_complement
+from evo2cli.genome.alphabet import LETTERS, reverse_complement, upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
-from evo2cli.genome.windows import upper_dna
 
 _BASES = f"[Uu{LETTERS.decode()}]+"
 _VARIANT = re.compile(

@@ -14,7 +14,7 @@ half-open; letters are upper case with T for U.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evo2cli.genome.alphabet import reverse_complement, to_dna
+from evo2cli.genome.alphabet import reverse_complement, upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 
@@ -70,11 +70,6 @@ class WindowPair:
         return WindowPair(
             self.reference, window, self.interval, self.alternate_interval, self.at_edge
         )
-
-
-def upper_dna(sequence: bytes) -> bytes:
-    """The sequence in the letters that the model was trained on: upper case, T for U."""
-    return to_dna(sequence.upper())
 
 
 def agrees(allele: bytes, genome: bytes) -> bool:

@@ -1,11 +1,16 @@
 """The shape of a model as a transformers config."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
 from stripedhyena2 import ModelConfig
+from stripedhyena2.checkpoint import named_shape
 from stripedhyena2.checkpoint.layouts.hf import (
     EOS,
     MODEL_TYPE,
@@ -14,6 +19,7 @@ from stripedhyena2.checkpoint.layouts.hf import (
     hf_config,
     is_shape,
     read_hf_config,
+    write_beside,
 )
 from stripedhyena2.checkpoint.published import published_config
 
@@ -50,6 +56,15 @@ class Evo2Config(PreTrainedConfig):
         """
         return cls(**{**_canonical(shape), **values})
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **values: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As for other configs, also for the names of models; `from_pretrained` calls it."""
+        with described(pretrained_model_name_or_path) as source:
+            found: tuple[dict[str, Any], dict[str, Any]] = super().get_config_dict(source, **values)
+        return found
+
     @property
     def shape(self) -> ModelConfig:
         """The shape as the model takes it.
@@ -58,6 +73,23 @@ class Evo2Config(PreTrainedConfig):
             ConfigError: A value is not possible.
         """
         return read_hf_config(vars(self), "config")
+
+
+@contextmanager
+def described(name: str | Path) -> Iterator[str | Path]:
+    """Where transformers finds config and tokenizer: the path or repository itself.
+
+    For a name that `stripedhyena2.load` knows it is a folder that is written here, so that the hub
+    is not asked.
+    """
+    shape = named_shape(name)
+    if shape is None:
+        yield name
+        return
+    with TemporaryDirectory() as folder:
+        Evo2Config.from_shape(shape).save_pretrained(folder)
+        write_beside(Path(folder), shape, {})
+        yield folder
 
 
 def _canonical(shape: ModelConfig) -> dict[str, Any]:

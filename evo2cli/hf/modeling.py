@@ -185,13 +185,13 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         attention_mask: Tensor | None,
         cache: Evo2Cache | None,
         inputs_embeds: Tensor | None,
-        *,
-        all_blocks: bool,
-    ) -> list[Tensor]:
-        """Outputs of the last block [B, N, D]; with `all_blocks`, first those of all before it.
+        output_hidden_states: bool | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Outputs of the last block [B, N, D], and the hidden states if they are wanted.
 
-        The embeddings count as a block.
+        These are the embeddings, the outputs of all blocks but the last, and of the final norm.
         """
+        all_blocks = self._wants_states(output_hidden_states)
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give either input_ids or inputs_embeds")
         if input_ids is not None:
@@ -215,9 +215,10 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         else:
             counts = [num_new] * batch if padding is None else padding.real_BN.sum(1).tolist()
             states = cache.advance(self.model, x_BND, counts, run)
-        if padding is None:
-            return states
-        return [_gathered(state, padding.source_BN) for state in states]
+        if padding is not None:
+            states = [_gathered(state, padding.source_BN) for state in states]
+        *before, last_BND = states
+        return last_BND, (*before, self._normed(last_BND)) if all_blocks else None
 
     def _check(
         self,
@@ -240,10 +241,6 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         with full_precision(x_BLD):
             y_BLD: Tensor = self.model.norm(x_BLD.to(accumulation_dtype(x_BLD)))
         return y_BLD
-
-    def _hidden_states(self, states: list[Tensor], asked: bool) -> tuple[Tensor, ...] | None:
-        """The embeddings, the outputs of all blocks but the last, and that after the final norm."""
-        return (*states[:-1], self._normed(states[-1])) if asked else None
 
     def _wants_states(self, output_hidden_states: bool | None) -> bool:
         if output_hidden_states is None:
@@ -518,12 +515,13 @@ class Evo2Model(Evo2PreTrainedModel):
         """
         _unsupported(values)
         cache = _cache(cache, past_key_values, use_cache)
-        asked = self._wants_states(output_hidden_states)
-        states = self._states(input_ids, attention_mask, cache, inputs_embeds, all_blocks=asked)
+        last_BND, hidden_states = self._states(
+            input_ids, attention_mask, cache, inputs_embeds, output_hidden_states
+        )
         return BaseModelOutputWithPast(
-            last_hidden_state=self._normed(states[-1]),
+            last_hidden_state=self._normed(last_BND),
             cache=cache,
-            hidden_states=self._hidden_states(states, asked),
+            hidden_states=hidden_states,
         )
 
 
@@ -594,9 +592,11 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
             if (keeps_last or num_new == 1) and cache.can_decode(num_new):
                 logits_BV = self._decoded(input_ids, attention_mask, cache)
                 return CausalLMOutputWithPast(logits=logits_BV[:, None], cache=cache)
-        states = self._states(input_ids, attention_mask, cache, inputs_embeds, all_blocks=asked)
+        last_BND, hidden_states = self._states(
+            input_ids, attention_mask, cache, inputs_embeds, output_hidden_states
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits_BNV = self.model.unembed(states[-1][:, kept])
+        logits_BNV = self.model.unembed(last_BND[:, kept])
         loss = None
         if labels is not None:
             labels = _counted(labels, attention_mask, skip_first=True)
@@ -609,7 +609,7 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
             loss=loss,
             logits=logits_BNV,
             cache=cache,
-            hidden_states=self._hidden_states(states, asked),
+            hidden_states=hidden_states,
         )
 
     def _decoded(self, ids_BN: Tensor, mask: Tensor | None, cache: Evo2Cache) -> Tensor:
@@ -704,13 +704,14 @@ class _Evo2Classifier(Evo2PreTrainedModel):
         _unsupported(values)
         if attention_mask is None and input_ids is not None:
             attention_mask = self._default_mask(input_ids)
-        asked = self._wants_states(output_hidden_states)
-        states = self._states(input_ids, attention_mask, None, inputs_embeds, all_blocks=asked)
-        logits = self._logits(states[-1])
+        last_BND, hidden_states = self._states(
+            input_ids, attention_mask, None, inputs_embeds, output_hidden_states
+        )
+        logits = self._logits(last_BND)
         return self._output(
             loss=None if labels is None else self._loss(logits, labels, attention_mask),
             logits=logits,
-            hidden_states=self._hidden_states(states, asked),
+            hidden_states=hidden_states,
         )
 
     def _default_mask(self, input_ids: Tensor) -> Tensor | None:

@@ -1,11 +1,13 @@
 """Bytes as token ids."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from evo2cli.hf.config import described
 from stripedhyena2.checkpoint.layouts.hf import tokenizer, tokenizer_config
 
 
@@ -24,6 +26,16 @@ class Evo2Tokenizer(PreTrainedTokenizerFast):
         settings = {key: value for key, value in tokenizer_config().items() if key not in _OF_FILE}
         bytes_tokenizer = Tokenizer.from_str(json.dumps(tokenizer()))
         super().__init__(tokenizer_object=bytes_tokenizer, **{**settings, **values})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *inputs: Any, **values: Any
+    ) -> Any:
+        """As for other tokenizers, also for the names of models."""
+        with described(pretrained_model_name_or_path) as source:
+            tokenizer = super().from_pretrained(source, *inputs, **values)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
+        return tokenizer
 
 
 _OF_FILE = ("tokenizer_class",)

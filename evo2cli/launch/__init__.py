@@ -1,1 +1,1 @@
-"""Training on many GPUs; the work behind `evo2 launch`."""
+"""Start training on many GPUs; the work behind `evo2 launch`."""

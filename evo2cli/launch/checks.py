@@ -1,4 +1,4 @@
-"""Checks of recipe and machine before any rank starts."""
+"""Check recipe and machine before any rank starts."""
 
 import errno
 import importlib.util
@@ -12,29 +12,29 @@ from evo2cli.training.recipe_file import naming
 from evo2cli.training.state import locked_run
 
 
-def count_processes(asked: str, device: str) -> int:
-    """The number of ranks that `--local` asks for: one per GPU, or any number on CPUs.
+def count_processes(local: str, device: str) -> int:
+    """The number of ranks for `--local`: at most one per GPU; any number on CPUs.
 
     Raises:
         UserError: It is not a number, or there are fewer GPUs.
     """
     available = 0 if device == "cpu" else gpus.num_gpus()
-    if asked == "all":
+    if local == "all":
         if not available:
             raise UserError("--local all: this machine has no GPU; give a number of CPU processes")
         return available
-    if not asked.isdecimal() or int(asked) < 1:
-        raise UserError(f"--local {asked}: must be all, or a number from 1")
+    if not local.isdecimal() or int(local) < 1:
+        raise UserError(f"--local {local}: must be all, or a number from 1")
     on_gpus = available or device.startswith("cuda")
-    if on_gpus and int(asked) > available:
+    if on_gpus and int(local) > available:
         raise UserError(
-            f"--local {asked}: this machine has {available} GPUs; use fewer, or --device cpu"
+            f"--local {local}: this machine has {available} GPUs; use fewer, or --device cpu"
         )
-    return int(asked)
+    return int(local)
 
 
 def check_recipe(recipe: Recipe, world: int) -> None:
-    """Refuse a recipe that `world` ranks cannot share, or that needs a missing DeepSpeed.
+    """Refuse a recipe whose batch `world` ranks cannot divide, or that needs a missing DeepSpeed.
 
     Raises:
         UserError: One of these.
@@ -48,7 +48,7 @@ def check_recipe(recipe: Recipe, world: int) -> None:
 
 
 def check_rendezvous(endpoint: str) -> None:
-    """Refuse an address where ranks cannot meet; whether the port is free only its owner can tell.
+    """Refuse an unusable rendezvous endpoint; a port in use is noticed only on its own machine.
 
     Raises:
         UserError: It is not host:port, the host is unknown, or the port is in use.
@@ -73,10 +73,10 @@ def check_rendezvous(endpoint: str) -> None:
 
 
 def check_no_run(output: Path) -> None:
-    """Refuse an output folder into which another run is training; the first rank locks it.
+    """Refuse an output folder that another run has locked; rank 0 will lock it for this run.
 
     Raises:
-        OutputInUseError: There is one.
+        OutputInUseError: Another run trains into it.
     """
     if output.is_dir():
         with locked_run(output):

@@ -36,12 +36,12 @@ class ModeOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOptions(Options, panel="With --local"):
-    """Options that only --local takes."""
+    """Options for --local only."""
 
     rendezvous: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="With --nodes: where all machines meet, on the first of them."
+            metavar="HOST:PORT", help="With --nodes: rendezvous endpoint on the first machine."
         ),
     ] = None
     launcher: Annotated[Launcher, typer.Option(help="Program that starts the ranks.")] = (
@@ -49,13 +49,13 @@ class LocalOptions(Options, panel="With --local"):
     )
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything, then print the command line instead."),
+        typer.Option("--dry-run", help="Check everything, then only print the command line."),
     ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions(Options, panel="With --slurm"):
-    """Options that only --slurm takes."""
+    """Options for --slurm only."""
 
     script: Annotated[
         Path | None,
@@ -70,9 +70,7 @@ class SlurmOptions(Options, panel="With --slurm"):
         None
     )
     partition: Annotated[str | None, typer.Option(metavar="NAME", help="Partition (queue).")] = None
-    account: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Account that is charged.")
-    ] = None
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="Account to charge.")] = None
     job_name: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Name of the job.", show_default="the recipe's name"),

@@ -1,8 +1,8 @@
-"""Run the ranks of one machine by torchrun or by DeepSpeed's launcher.
+"""Run the ranks of one machine with torchrun or DeepSpeed's launcher.
 
-By themselves, both launchers kill their ranks 30 seconds after a signal, whether or not these have
-saved, and do not report which rank failed. Here signals are forwarded to the ranks directly, and
-the rank that failed is named with its exit code.
+Both launchers kill their ranks 30 seconds after a signal, even while they save a checkpoint, and do
+not report which rank failed. Here signals are forwarded to the ranks directly, and the failed rank
+is reported with its exit code.
 """
 
 import base64
@@ -37,10 +37,10 @@ from evo2cli.processes import LAUNCHER, end_with_parent, on_interrupt
 from stripedhyena2.errors import reason_of
 
 DEEPSPEED = "deepspeed.launcher.launch"
-GRACE = 5  # seconds; ranks that wait for one that has failed cannot save anyway
+GRACE = 5  # seconds; ranks that wait for a failed one cannot save a checkpoint anyway
 
-# DeepSpeed's launcher runs a rank through this shell command, which appends the rank and its exit
-# code to the file that is its first argument. The shell says nothing itself.
+# DeepSpeed's launcher runs each rank through this shell script, which appends the rank and its exit
+# code to the file in $0. The shell itself prints nothing.
 _REPORTING = """
 exec 3>&2 2>/dev/null
 (exec "$@" 2>&3 3>&-)
@@ -69,7 +69,7 @@ class Group:
     Attributes:
         processes: Number of ranks on this machine, and on every other one.
         nodes: Number of machines.
-        rendezvous: host:port where several machines meet, on the first of them.
+        rendezvous: host:port of the rendezvous of several machines, on the first of them.
     """
 
     processes: int
@@ -83,7 +83,7 @@ class Group:
 
 
 def command_line(group: Group, program: Sequence[str], launcher: str) -> str:
-    """What `run_ranks` starts, as a shell command."""
+    """The shell command that is equivalent to `run_ranks`."""
     variables = [f"{name}={shlex.quote(value)}" for name, value in _environment(group).items()]
     if launcher == "deepspeed":
         words = [DEEPSPEED, *_deepspeed_arguments(group), sys.executable, *program]
@@ -97,12 +97,12 @@ def run_ranks(group: Group, program: Sequence[str], launcher: str) -> None:
 
     Args:
         group: The ranks.
-        program: The arguments of Python for a rank: a script, or -m and a module, and its own.
+        program: Arguments of Python for a rank: a script, or -m and a module, and its arguments.
         launcher: "torchrun" or "deepspeed".
 
     Raises:
         RankError: A rank failed; this process should exit with its code.
-        UserError: The launcher failed, or several machines did not meet.
+        UserError: The launcher failed, or the rendezvous of several machines did.
     """
     os.environ.update(_environment(group))
     os.environ[LAUNCHER] = "" if launcher == "deepspeed" else str(os.getpid())
@@ -123,10 +123,11 @@ def _environment(group: Group) -> dict[str, str]:
 
 def _torchrun_arguments(group: Group) -> list[str]:
     """The arguments of torchrun before the program."""
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", group.rendezvous or "127.0.0.1:0"]
+    endpoint = group.rendezvous or "127.0.0.1:0"  # port 0: any free port
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
     if group.rendezvous is None:
-        meeting += ["--local-addr", "127.0.0.1"]  # with port 0, above: any free port
-    return ["--nnodes", str(group.nodes), "--nproc-per-node", str(group.processes), *meeting]
+        rendezvous += ["--local-addr", "127.0.0.1"]
+    return ["--nnodes", str(group.nodes), "--nproc-per-node", str(group.processes), *rendezvous]
 
 
 def _run_torchrun(arguments: Sequence[str]) -> None:
@@ -150,9 +151,9 @@ def _run_torchrun(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _soon_killed() -> Iterator[None]:
-    """Within the context, ranks are killed `GRACE` seconds after another has failed.
+    """Within the context, torchrun kills the other ranks `GRACE` seconds after one has failed.
 
-    By itself, torchrun waits 30 seconds, and has no option that changes this.
+    Its default is 30 seconds, and it has no option for it.
     """
     close = PContext.close
 
@@ -197,7 +198,7 @@ def _run_deepspeed(arguments: Sequence[str], program: Sequence[str]) -> None:
         finally:
             launcher.terminate()
             launcher.wait()
-            with suppress(ProcessLookupError):  # what it has left, if it was killed itself
+            with suppress(ProcessLookupError):  # ranks that survive if the launcher was killed
                 os.killpg(launcher.pid, signal.SIGKILL)
         lines = report.read_text().splitlines() if report.exists() else []
     codes = {int(rank): int(code) for rank, code in map(str.split, lines)}
@@ -210,10 +211,10 @@ def _run_deepspeed(arguments: Sequence[str], program: Sequence[str]) -> None:
 
 
 def first_failure(codes: Mapping[int, int]) -> RankError:
-    """The failure to report: one that printed its reason, or else the earliest.
+    """The failure to report: a rank that printed its reason, or else the earliest.
 
     Args:
-        codes: Exit code by rank of those that failed, in order of time; -n for signal n.
+        codes: Exit codes of the failed ranks, the earliest first; -n for signal n.
     """
     reasons = (UserError.exit_code, UntrustedNumericsError.exit_code)
     rank = next((rank for rank, code in codes.items() if code in reasons), next(iter(codes)))
@@ -232,7 +233,7 @@ def _children(process: int) -> list[int]:
 
 
 def _grandchildren() -> list[int]:
-    """The ranks under DeepSpeed's launcher: each is the child of a shell, the launcher's child."""
+    """The ranks under DeepSpeed's launcher: children of shells that are its children."""
     level = [os.getpid()]
     for _ in range(3):
         level = [child for process in level for child in _children(process)]
@@ -241,10 +242,10 @@ def _grandchildren() -> list[int]:
 
 @contextmanager
 def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
-    """Within the context, a signal to stop this process asks all ranks to save and exit.
+    """Within the context, SIGTERM, SIGINT or SIGHUP make all ranks save a checkpoint and exit.
 
-    A second Ctrl-C kills them. If no rank runs yet, this process exits at once; if one is ended by
-    the signal, because it is not ready to save, this process ends likewise.
+    A second Ctrl-C kills them. If no rank runs yet, this process exits at once; if the signal kills
+    a rank, because it is not ready to save, this process exits as if the signal had killed it.
     """
     received: list[int] = []
 
@@ -256,19 +257,19 @@ def _forwarded_signals(ranks: Callable[[], list[int]]) -> Iterator[None]:
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         impatient = received.count(signal.SIGINT) > 1
-        found = ranks()
-        if not found:
+        running = ranks()
+        if not running:
             if impatient or len(received) == 1:
                 end(number, frame)
             return  # the ranks have exited, and the launcher is about to
         what = "killing them" if impatient else "asking them to save and exit"
-        console.say(f"{signal.Signals(number).name}: {counted(len(found), 'rank')}, {what}")
-        for rank in found:
+        console.say(f"{signal.Signals(number).name}: {counted(len(running), 'rank')}, {what}")
+        for rank in running:
             with suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGKILL if impatient else signal.SIGTERM)
 
     stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    # A signal that is ignored stays ignored: nohup ignores SIGHUP.
+    # Ignored signals stay ignored: nohup ignores SIGHUP.
     handled = [number for number in stops if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, forward) for number in handled}
     try:

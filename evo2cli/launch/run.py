@@ -1,4 +1,4 @@
-"""Start a recipe on many GPUs: on this machine, or as a batch script for Slurm."""
+"""Start a recipe on many GPUs: on this machine, or by a batch script for Slurm."""
 
 from pathlib import Path
 
@@ -21,7 +21,8 @@ def launch_recipe(options: LaunchOptions) -> None:
     """Train on this machine, or write the script that trains under Slurm.
 
     Raises:
-        UserError: Recipe, machine or options do not allow it.
+        UserError: The recipe cannot run on these ranks, or options are missing or exclude each
+            other.
         OutputInUseError: Another run trains into the same folder.
         RankError: A rank failed; has its exit code.
     """
@@ -72,6 +73,6 @@ def _write_script(options: LaunchOptions, recipe: Recipe) -> None:
 
 
 def _write(path: Path | None, text: str) -> None:
-    """Write what a shell reads: names of files have their bytes, whatever the locale."""
+    """Write shell code; file names keep their bytes, whatever the locale."""
     with open_output(path) as write:
         write(text.encode(errors="surrogateescape"))

@@ -12,18 +12,18 @@ from evo2cli.options import arguments
 from evo2cli.training.options import RunOptions
 from stripedhyena2.checkpoint.published import recipes_folder
 
-CPUS_PER_GPU = 8  # for the threads of a rank; --sbatch cpus-per-task=N changes it
+CPUS_PER_GPU = 8  # threads of a rank; --sbatch cpus-per-task=N overrides it
 
 
 def slurm_script(options: LaunchOptions, output: Path) -> str:
-    """The script.
+    """The batch script.
 
     Args:
-        options: Of `evo2 launch --slurm`.
+        options: Options of `evo2 launch --slurm`.
         output: Folder of the run.
 
     Raises:
-        UserError: An option of sbatch has no valid name, or a line break or quote in its value.
+        UserError: An sbatch option has an invalid name, or a line break or quote in its value.
     """
     launch = ["evo2", "launch", *arguments(options, RunOptions)]
     made_by = ["evo2", "launch", *arguments(replace(options, script=None))]
@@ -55,7 +55,7 @@ def _directives(options: LaunchOptions) -> list[str]:
         "chdir": str(Path.cwd()),
         "output": "%x-%j.log",
         "open-mode": "append",
-        "signal": "TERM@120",  # seconds before the end
+        "signal": "TERM@120",  # 120 s before the time limit
         "requeue": "",
     }
     for option in options.sbatch:

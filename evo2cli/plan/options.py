@@ -10,7 +10,7 @@ from evo2cli.training.options import RecipeOptions
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions(RecipeOptions, panel="Plan"):
-    """A recipe, and the GPUs to plan for."""
+    """A recipe, and the GPUs to estimate it for."""
 
     gpus: Annotated[
         int | None,

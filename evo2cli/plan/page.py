@@ -1,4 +1,4 @@
-"""A plan as a page for the terminal."""
+"""Lay out a plan for the terminal."""
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -52,7 +52,7 @@ ACCURACY = (
 
 
 def plan_page(plan: Mapping[str, Any]) -> RenderableType:
-    """The page of what `plan_recipe` returns."""
+    """The result of `plan_recipe` as a page."""
     return Group(
         Text(f"{plan['recipe']} {' '.join(plan['settings'])}".rstrip(), style="bold"),
         _facts(plan),

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evo2cli.data.tokens import MANIFEST, TokenSet
+from evo2cli.data.token_writer import MANIFEST
+from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.plan.options import PlanOptions
 from evo2cli.training.plan.estimate import Plan, advice, make_plan, smallest_plan
@@ -15,11 +16,12 @@ from evo2cli.training.recipe_file import find_recipe, naming, read_recipe, read_
 
 
 def plan_recipe(options: PlanOptions) -> dict[str, Any]:
-    """Estimate memory, time and cost of a recipe from shapes alone; nothing is allocated or run.
+    """Estimate memory, time and cost of a recipe from shapes alone, without running it.
 
     Returns:
         JSON values: model, mesh, memory (bytes on one GPU), flops (per token), time (seconds per
-        step), run (totals), sources, fits, and advice (what to change; None if it fits).
+        step), run (totals), sources, fits, and advice (what to change so that it fits; None if it
+        does).
 
     Raises:
         UserError: The recipe is invalid, or cannot run on these GPUs.
@@ -45,11 +47,11 @@ def plan_recipe(options: PlanOptions) -> dict[str, Any]:
 
 
 def _accelerator(name: str) -> Accelerator:
-    found = find_accelerator(name)
-    if found is None:
+    accelerator = find_accelerator(name)
+    if accelerator is None:
         known = ", ".join(gpu.key for gpu in ACCELERATORS)
         raise UserError(f"--gpu {name}: unknown; choose one of {known}")
-    return found
+    return accelerator
 
 
 def _describe(plan: Plan) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _run(plan: Plan, price: float | None) -> dict[str, Any]:
 
 
 def _sources(recipe: Recipe, tokens: int) -> list[dict[str, Any]]:
-    """Share of the windows, size and epochs of each source; None for what is not known."""
+    """Share of the windows, size in tokens and epochs of each source; None where unknown."""
     sources = recipe.data.train_sources
     sizes = [_tokens(source.path) for source in sources]
     shares = _shares(recipe.data, sizes)
@@ -119,16 +121,16 @@ def _sources(recipe: Recipe, tokens: int) -> list[dict[str, Any]]:
 
 
 def _shares(data: Data, sizes: Sequence[int | None]) -> Sequence[float | None]:
-    """Shares by weight; without weights by size, if all sizes are known."""
-    parts = sizes if data.weights is None else data.weights
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts) or not sum(known):
-        return [None] * len(parts)
-    return [part / sum(known) for part in known]
+    """Shares by sampling weight; without weights by size, if all sizes are known."""
+    weights = sizes if data.weights is None else data.weights
+    known = [weight for weight in weights if weight is not None]
+    if len(known) < len(weights) or not sum(known):
+        return [None] * len(weights)
+    return [weight / sum(known) for weight in known]
 
 
 def _tokens(path: Path) -> int | None:
-    """Size of the train split of a token set; None if there is no token set at this path."""
+    """Tokens in the train split of a token set; None if there is no token set at this path."""
     if not (path / MANIFEST).is_file():
         return None
     facts = TokenSet.open(path).manifest["splits"].get("train", {"bases": 0, "documents": 0})

@@ -23,12 +23,12 @@ from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, 
 from evo2cli.finetune.heads import Reading
 from evo2cli.finetune.predictions import Predictions, predictions
 from evo2cli.finetune.tasks import Cut, Labels, Task
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.features import is_gff, locate_features
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.vcf import Header, Status, VariantRecord, is_scored, is_variants, read_vcf
-from evo2cli.genome.windows import upper_dna
 from evo2cli.options import DType, ModelOptions
 from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer

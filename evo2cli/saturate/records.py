@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from evo2cli.errors import UserError
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.contig_names import ContigNames
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed
 from evo2cli.genome.vcf import VariantRecord
-from evo2cli.genome.windows import upper_dna
 
 BASES = b"ACGT"
 _REGION = re.compile(r"(?P<name>.+):(?P<start>[0-9][0-9,]{0,29})-(?P<end>[0-9][0-9,]{0,29})")

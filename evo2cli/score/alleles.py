@@ -1,13 +1,12 @@
 """Scores of alleles: the log-likelihoods of their windows, of each strand."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import fsum, isfinite
 from typing import Any
 
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import ACGT, reverse_complement
+from evo2cli.genome.alphabet import ACGT, reverse_complement, upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import (
@@ -27,7 +26,6 @@ from evo2cli.genome.windows import (
     centred,
     cut_windows,
     ending,
-    upper_dna,
     window_pair,
 )
 from evo2cli.options import Strand
@@ -37,25 +35,9 @@ from evo2cli.score.output import FIELDS, NUM_OTHER, STRAND_FIELDS, WINDOW_COLUMN
 from evo2cli.score.prefixes import Pair, WindowReader
 from evo2cli.tables import Row, rounded
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.packing import Batch
 from stripedhyena2.scoring import require_finite
 
 DEFAULT_WINDOW = 8192
-
-
-@dataclass(frozen=True)
-class _PendingRecords:
-    """Records whose alleles are read in one batch.
-
-    Attributes:
-        queued: Each record with its alleles, or with what is wrong with it.
-        batch: The batch that reads them.
-        end: The index of the record after them.
-    """
-
-    queued: "list[tuple[VariantRecord, list[_PendingAllele] | UserError]]"
-    batch: Batch
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,43 +115,27 @@ class VariantScorer:
     def score_all(self, records: Sequence[VariantRecord]) -> Iterator[list[Row]]:
         """The rows of each record, as `score` gives them.
 
-        The alleles of several records are read side by side: enough to keep the device busy, and
-        not more than fit its memory. On a CPU it is usually one record.
+        The alleles of several records are read side by side; see `WindowReader.read_all`.
 
         Raises:
             UserError: As `score`, after the rows of the records before.
             NonFiniteError: Likewise.
         """
-        first, waiting = 0, deque[_PendingRecords]()
-        while first < len(records) or waiting:
-            if first < len(records):
-                waiting.append(self._queue_batch(records, first))
-                first = waiting[-1].end
-                runs_ahead = self._reader.packer.runs_ahead and first < len(records)
-                if runs_ahead and len(waiting) == 1:
-                    continue  # a GPU reads while the next are queued
-            pending = waiting.popleft()
-            pending.batch.collect()
-            for record, alleles in pending.queued:
-                if isinstance(alleles, UserError):
-                    raise alleles
-                yield [self._row(allele, record) for allele in alleles]
+        for record, alleles in self._reader.read_all(self._queue_all(records)):
+            if isinstance(alleles, UserError):
+                raise alleles
+            yield [self._row(allele, record) for allele in alleles]
 
-    def _queue_batch(self, records: Sequence[VariantRecord], first: int) -> "_PendingRecords":
-        """Queue the windows of as many records, from `first` on, as one batch can read."""
-        queued: list[tuple[VariantRecord, list[_PendingAllele] | UserError]] = []
-        end = len(records)
-        for index in range(first, len(records)):
-            record = records[index]
+    def _queue_all(
+        self, records: Iterable[VariantRecord]
+    ) -> Iterator[tuple[VariantRecord, list[_PendingAllele] | UserError]]:
+        """Queue the windows of records; each comes with its alleles, or with what ends the run."""
+        for record in records:
             try:
-                queued.append((record, [self._queue(record, alt) for alt in record.alternates]))
+                yield record, [self._queue(record, alt) for alt in record.alternates]
             except UserError as error:
-                queued.append((record, error))
-                break
-            if self._reader.packer.is_full:
-                end = index + 1
-                break
-        return _PendingRecords(queued, self._reader.packer.read(), end)
+                yield record, error
+                return
 
     def _queue(self, record: VariantRecord, alternate: bytes) -> _PendingAllele:
         """Queue the windows of an allele."""

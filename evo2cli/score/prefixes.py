@@ -11,13 +11,17 @@ cut is that of the reference window, for both alleles, so its rounding leaves no
 difference.
 """
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from evo2cli.genome.windows import Window
 from stripedhyena2 import StripedHyena2
-from stripedhyena2.packing import GRAIN, Packer, Prefix, Suffix
+from stripedhyena2.packing import GRANULARITY, Batch, Packer, Prefix, Suffix
+
+Queued = TypeVar("Queued")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,30 @@ class WindowReader:
         self._ends = lru_cache(1 << 12)(self._ends_of)
         self._cut = lru_cache(1 << 12)(self._cut_of)
 
+    def read_all(self, queued: Iterable[Queued]) -> Iterator[Queued]:
+        """The items of an iterable that queues pairs, each once its pairs have been read.
+
+        They are read in batches that keep the device busy and fit its memory, on a CPU usually
+        those of one item; while a GPU reads a batch, the next one is queued.
+        """
+        waiting = deque[tuple[list[Queued], Batch]]()
+        for batch in self._batches(queued):
+            waiting.append(batch)
+            if len(waiting) > self.packer.runs_ahead:
+                yield from _collected(*waiting.popleft())
+        for batch in waiting:
+            yield from _collected(*batch)
+
+    def _batches(self, queued: Iterable[Queued]) -> Iterator[tuple[list[Queued], Batch]]:
+        taken: list[Queued] = []
+        for one in queued:
+            taken.append(one)
+            if self.packer.is_full:
+                yield taken, self.packer.read()
+                taken = []
+        if taken:
+            yield taken, self.packer.read()
+
     def windows(self, reference: Window, alternate: Window) -> Pair:
         """Ask for the log-likelihoods of the windows of an allele."""
         if not (reference.allele + reference.after and alternate.allele + alternate.after):
@@ -111,11 +139,11 @@ class WindowReader:
             cut = self._first(before)
         else:
             cut = self._cut(before, len(window.allele) + len(window.after))
-        return self._rest(self._prefix(window.before, cut), window, cumulated=self._is_anchored)
+        return self._rest(self._prefix(window.before, cut), window, cumulative=self._is_anchored)
 
-    def _rest(self, prefix: Prefix, window: Window, *, cumulated: bool = False) -> Suffix:
+    def _rest(self, prefix: Prefix, window: Window, *, cumulative: bool = False) -> Suffix:
         rest = window.before[prefix.length :] + window.allele + window.after
-        return self.packer.suffix(prefix, rest, cumulated=cumulated)
+        return self.packer.suffix(prefix, rest, cumulative=cumulative)
 
     def _prefix(self, letters: bytes, cut: int) -> Prefix:
         """The first `cut` of the bases before an allele."""
@@ -142,7 +170,12 @@ class WindowReader:
         least = self._width // 2
         if before < least:  # at the beginning of a contig
             least = before and 1 << before.bit_length() - 1
-        return least if shapes.is_whole(least) else least // GRAIN * GRAIN
+        return least if shapes.is_whole(least) else least // GRANULARITY * GRANULARITY
+
+
+def _collected(queued: list[Queued], batch: Batch) -> list[Queued]:
+    batch.collect()
+    return queued
 
 
 def _with_base(window: Window) -> Window:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from evo2cli import console
 from evo2cli.errors import TooManySkippedError, counted
+from evo2cli.genome.alphabet import upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.normalization import Indels
 from evo2cli.genome.reference import Reference
@@ -17,7 +18,7 @@ from evo2cli.genome.vcf import (
     is_scored,
     words_of,
 )
-from evo2cli.genome.windows import agrees, upper_dna
+from evo2cli.genome.windows import agrees
 from evo2cli.score.options import OutputOptions, VariantOptions
 from evo2cli.tables import Row
 

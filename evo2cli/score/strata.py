@@ -12,11 +12,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from evo2cli.genome.alphabet import ACGT, reverse_complement
+from evo2cli.genome.alphabet import ACGT, reverse_complement, upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import Kind, VariantRecord, is_bases, kind_of
-from evo2cli.genome.windows import upper_dna
 
 _PYRIMIDINES = b"CT"
 _MAX_TRIES = 50_000  # random positions for a kind; the rarest, of a CpG, is found at hundreds

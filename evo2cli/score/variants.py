@@ -21,7 +21,7 @@ from evo2cli.genome.parquet import import_pyarrow
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord
-from evo2cli.journal import Recall, Together, keep_journal, open_journals
+from evo2cli.journal import Recall, keep_journal, open_journals, recall_all
 from evo2cli.models import (
     memory_explained,
     open_model,
@@ -194,21 +194,15 @@ def score_records(
     for block in _blocks(records):
         order = sorted(range(len(block)), key=lambda i: (block[i].contig, block[i].start))
         ordered = [block[index] for index in order]
-        together = Together(partial(_score_from, scorer, ordered))
         found: dict[int, list[Row]] = {}
         num_done = 0
-        for position, index in enumerate(order):
-            found[index] = recall(str(block[index]), partial(together.result, position))
+        all_rows = recall_all(recall, ordered, scorer.score_all)
+        for index, rows in zip(order, all_rows, strict=True):
+            found[index] = rows
             progress(1)
             while num_done in found:
                 yield block[num_done], found.pop(num_done)
                 num_done += 1
-
-
-def _score_from(
-    scorer: VariantScorer, records: Sequence[VariantRecord], first: int
-) -> Iterator[list[Row]]:
-    return scorer.score_all(records[first:])
 
 
 def _blocks(records: Iterable[VariantRecord]) -> Iterator[list[VariantRecord]]:

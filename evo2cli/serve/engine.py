@@ -409,7 +409,7 @@ class Engine:
     def _join_some(self) -> None:
         """Let the next sequences grow, while rows are free and time is left."""
         until = time.monotonic() + JOINING_SECONDS
-        while self._to_grow and self._rows.has_room and time.monotonic() < until:
+        while self._to_grow and self._rows.has_free_row and time.monotonic() < until:
             self._join_one()
             self._outbox.send()
 

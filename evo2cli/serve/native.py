@@ -9,12 +9,11 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from evo2cli.errors import UserError
-from evo2cli.genome.alphabet import reverse_complement
+from evo2cli.genome.alphabet import reverse_complement, upper_dna
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.variant_names import read_variant_name
 from evo2cli.genome.vcf import VariantRecord, read_line
-from evo2cli.genome.windows import upper_dna
 from evo2cli.options import Strand
 from evo2cli.saturate.records import locate_region, snv_records
 from evo2cli.score import score_sequences

@@ -1,1 +1,1 @@
-"""From FASTA or JSON lines to a token set; the work behind `evo2 tokenize`."""
+"""Convert FASTA or JSON lines to a token set; the work behind `evo2 tokenize`."""

@@ -27,7 +27,7 @@ class TokenizeOptions(Options):
     ] = False
     workers: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Processes that share the files."),
+        typer.Option(min=1, metavar="N", help="Number of worker processes."),
     ] = 1
     json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False
     valid: Annotated[

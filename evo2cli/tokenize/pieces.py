@@ -1,4 +1,4 @@
-"""Cut the inputs into pieces that are read independently, each about as much work as the others."""
+"""Divide the inputs into pieces of about equal size that are read independently."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from evo2cli.files import reading
 from evo2cli.genome.fasta import has_old_line_ends
 from evo2cli.genome.source import WHOLE, Span, is_file, is_plain_file
 
-PIECE = 1 << 24  # stored bytes
+PIECE = 1 << 24  # bytes as stored, i.e. before decompression
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the inputs: whole files, or one span of a file.
+    """A part of the inputs: whole files, or a span of one file.
 
     Attributes:
         files: The files.
-        span: The part of them to read; `WHOLE` if there are several.
+        span: The part of the file to read; `WHOLE` if there are several files.
     """
 
     files: tuple[Path, ...]
@@ -30,14 +30,14 @@ class Piece:
 
     @property
     def first_files(self) -> tuple[Path, ...]:
-        """The files whose first piece this is."""
+        """The files that begin in this piece."""
         return () if self.span.start else self.files
 
 
 def cut_into_pieces(paths: Sequence[Path]) -> Iterator[Piece]:
-    """Cut inputs into pieces, in order.
+    """Divide inputs into pieces, in order.
 
-    A record or line is never cut, nor is a compressed file.
+    Records, lines and compressed files are never cut.
 
     Raises:
         UserError: A file cannot be read.
@@ -45,21 +45,21 @@ def cut_into_pieces(paths: Sequence[Path]) -> Iterator[Piece]:
     small: list[Path] = []
     size = 0
     for path in paths:
-        own = path.stat().st_size if is_file(path) else 0
-        if small and size + own > PIECE:
+        file_size = path.stat().st_size if is_file(path) else 0
+        if small and size + file_size > PIECE:
             yield Piece(tuple(small))
             small, size = [], 0
-        if own > PIECE:
-            yield from (Piece((path,), span) for span in _cut(path, own))
+        if file_size > PIECE:
+            yield from (Piece((path,), span) for span in _cut(path, file_size))
         else:
             small.append(path)
-            size += own
+            size += file_size
     if small:
         yield Piece(tuple(small))
 
 
 def _cut(path: Path, size: int) -> Iterator[Span]:
-    """Spans of a file of `size` bytes."""
+    """Cut a file of `size` bytes into spans."""
     is_lines = is_jsonl(path)
     border = b"\n" if is_lines else b"\n>"
     with reading(path), path.open("rb") as file:
@@ -76,13 +76,13 @@ def _cut(path: Path, size: int) -> Iterator[Span]:
 
 
 def _find(file: BinaryIO, border: bytes, start: int, size: int) -> int:
-    """The offset of what follows the first byte of the first border after `start`, or `size`."""
+    """Offset just after the first byte of the next `border`; `size` if there is none."""
     start = min(start, size)
     file.seek(start - 1)
     carried = b""
     while block := file.read(_BLOCK):
         text = carried + block
-        # Looking for one byte is much faster than for two, of which every line has the first.
+        # Searching for one byte is much faster than for two, the first of which ends every line.
         if border[-1:] in block and (at := text.find(border)) >= 0:
             return start + at
         start += len(text) - 1

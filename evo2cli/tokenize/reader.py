@@ -1,4 +1,4 @@
-"""Read pieces of the inputs, and tell to which split each of their documents belongs."""
+"""Read pieces of the inputs, and assign each document to a split."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from evo2cli.data.jsonl import is_jsonl, read_texts
 from evo2cli.data.letters import count_bytes
 from evo2cli.data.splits import SplitRule, content_sha256
 from evo2cli.data.tags import find_tags
-from evo2cli.data.tokens import Document, PartWriter
+from evo2cli.data.token_writer import Document, PartWriter
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, to_dna
 from evo2cli.genome.fasta import read_records, require_nucleotides
@@ -24,15 +24,15 @@ _NOT_DNA = ~np.isin(np.arange(256), list(LETTERS))
 
 @dataclass
 class Tally:
-    """Letters and oddities of pieces.
+    """Counts over the documents that have been read.
 
     Attributes:
         counts: Number of occurrences of each byte, with U counted as T, [256].
         empty: Number of records without a sequence.
         rna: Number of records with U.
-        repeated_names: Number of records that repeat a name of their file.
-        in_valid: Number of documents left out because a `valid` file has them.
-        names: Names of the records of the file read last, if it is read in several pieces.
+        repeated_names: Number of records whose name occurs earlier in their file.
+        in_valid: Number of training documents left out because a `valid` file has them.
+        names: Record names of the file read last, if it is read in several pieces.
         held_out: `content_sha256` of the documents of `valid` files.
     """
 
@@ -50,7 +50,7 @@ class Tally:
         return {chr(byte): int(count) for byte, count in enumerate(self.counts) if count}
 
     def add(self, later: "Tally", *, same_file: bool) -> None:
-        """Add the tally of the next piece, which may belong to the file read last."""
+        """Add the tally of the next piece; `same_file` if it continues the file read last."""
         self.counts += later.counts
         self.empty += later.empty
         self.rna += later.rna
@@ -64,10 +64,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class PieceReader:
-    """Reads the documents of a piece into a part of a token set.
+    """Reads the documents of a piece and writes them to their splits.
 
     Attributes:
-        rule: The fraction of each split.
+        rule: Assigns documents to splits.
         reverse_complement: Whether to write both strands.
         valid: Whether the files are held out for validation.
     """
@@ -79,11 +79,11 @@ class PieceReader:
     def read(
         self, piece: Piece, writer: PartWriter, held_out: Collection[str], advance: Advance
     ) -> Tally:
-        """Add every document to its split, unless `held_out` has its hash.
+        """Write every document to its split, except training documents whose hash is held out.
 
         Args:
             piece: The piece.
-            writer: Where to.
+            writer: Writes the documents.
             held_out: `content_sha256` of the documents of `valid` files.
             advance: Called with the number of stored bytes read since its last call.
 
@@ -106,12 +106,12 @@ class PieceReader:
                     _require_no_tags(document)
                     writer.add(split, document.reverse_complement())
         if piece.span == WHOLE:
-            tally.names.clear()  # they are not needed any more
+            tally.names.clear()  # only needed to compare the pieces of a file
         return tally
 
 
 def _documents(path: Path, span: Span, tally: Tally, advance: Advance) -> Iterator[Document]:
-    """The documents of a span of a file that are not empty.
+    """The non-empty documents of a span of a file.
 
     Raises:
         UserError: It cannot be read, or is neither DNA nor JSON lines.
@@ -122,7 +122,7 @@ def _documents(path: Path, span: Span, tally: Tally, advance: Advance) -> Iterat
 
 
 def _read_jsonl(path: Path, span: Span, tally: Tally, advance: Advance) -> Iterator[Document]:
-    """The texts as they are, tags included, named by their line numbers."""
+    """The texts unchanged, including tags, named by their line numbers."""
     for number, text in read_texts(path, advance, span):
         if not text:
             tally.empty += 1
@@ -160,8 +160,8 @@ def _require_no_tags(document: Document) -> None:
     Raises:
         UserError: It has a tag.
     """
-    found = find_tags(np.frombuffer(document.sequence, np.uint8))
-    if found is not None and found[0].any():
+    masks = find_tags(np.frombuffer(document.sequence, np.uint8))
+    if masks is not None and masks[0].any():
         raise UserError(
             f"{document.source}: document {document.name} has a tag, which has no reverse "
             "complement; drop --reverse-complement (training reverse complements windows itself)"

@@ -1,41 +1,40 @@
-"""Convert FASTA or JSON lines to a token set, in one process or in several."""
+"""Convert FASTA or JSON lines to a token set, in one process or by several workers."""
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evo2cli import __version__, console
 from evo2cli.data.splits import SPLITS, SplitRule
-from evo2cli.data.tokens import MANIFEST, PartWriter, TokenSet, TokenWriter
+from evo2cli.data.token_writer import MANIFEST, TokenWriter
+from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError, counted
-from evo2cli.files import locked, reading, writing
-from evo2cli.genome.source import STDIN, is_file, share_memory
+from evo2cli.files import locked, writing
+from evo2cli.genome.source import STDIN, is_file
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.pieces import Piece, cut_into_pieces
 from evo2cli.tokenize.reader import PieceReader, Tally
+from evo2cli.tokenize.tasks import Hashes, hash_files, read_part, run_numbered
 from evo2cli.workers import Advance, Task, WorkerError, run_tasks
 from stripedhyena2.progress import ignore_progress
 
 _DEFAULT_VALID_FRACTION = 0.05
-_BLOCK = 1 << 20
-_Hashes = dict[Path, tuple[int, str]]  # size and SHA-256 of files
 
 
 def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str, Any]:
     """Write the sequences of FASTA files, or the texts of .jsonl files, as a token set.
 
-    An existing token set of files with the same names and hashes and with the same options is left
-    unchanged. FASTA can also come from stdin (`-`) and pipes.
+    An existing token set of the same inputs (by name and hash) with the same options is left as it
+    is. FASTA can also come from stdin (`-`) and pipes.
 
     Args:
         options: Options of the command.
-        quiet: Say nothing of a token set that exists.
+        quiet: Print nothing about an existing token set.
 
     Returns:
         The manifest.
@@ -80,37 +79,24 @@ def tokenize_files(options: TokenizeOptions, *, quiet: bool = False) -> dict[str
     return manifest
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What a task found, or the error that ended it.
-
-    Attributes:
-        number: Number of the task, in the order of the inputs.
-        value: What it found.
-    """
-
-    number: int
-    value: Tally | _Hashes | UserError
-
-
 class _Run:
-    """The tasks of a run, to hash and to read pieces of the inputs.
+    """The tasks of a run: hash the files, and read the pieces.
 
-    Their results are used in the order of the inputs. So the output, and the error of a run that
-    fails, are the same for every number of workers.
+    Results are consumed in the order of the inputs, so that the output, and the error of a failing
+    run, do not depend on the number of workers.
 
     Attributes:
-        tally: Letters and oddities of what is written.
+        tally: Counts over all documents.
         hashes: Size and hash of each file.
     """
 
     def __init__(self, options: TokenizeOptions, rule: SplitRule, writer: TokenWriter) -> None:
-        self.tally, self.hashes = Tally(), _Hashes()
+        self.tally, self.hashes = Tally(), Hashes()
         self._options, self._rule, self._writer = options, rule, writer
-        self._held_out = writer.part("held-out")  # a file with what `tally.held_out` has
+        self._held_out = writer.part("held-out")  # file with `tally.held_out`, for the workers
         self._pieces: dict[int, Piece] = {}
-        self._results: dict[int, Tally | _Hashes | UserError] = {}  # not used yet
-        self._num_tasks = self._num_used = 0
+        self._results: dict[int, Tally | Hashes | UserError] = {}  # not consumed yet
+        self._num_tasks = self._num_consumed = 0
 
     def work(self, advance: Advance) -> None:
         """Run all tasks.
@@ -125,8 +111,8 @@ class _Run:
         ):
             for result in results:
                 self._results[result.number] = result.value
-                self._use_results()
-        self._use_results()
+                self._consume_results()
+        self._consume_results()
         self._held_out.unlink(missing_ok=True)
 
     def _tasks(self) -> Iterator[Task | None]:
@@ -136,21 +122,21 @@ class _Run:
             try:
                 for piece in cut_into_pieces(paths):
                     if files := [path for path in piece.first_files if is_file(path)]:
-                        yield self._numbered(partial(_hash_files, files, False))
+                        yield self._numbered(partial(hash_files, files, False))
                     yield self._numbered(self._read_task(reader, piece))
                     if any(isinstance(value, UserError) for value in self._results.values()):
                         return
             except UserError as error:
                 self._results[self._num_tasks] = error
                 return
-            while self._num_used < self._num_tasks:
-                yield None  # what is held out is known when all pieces have been read
+            while self._num_consumed < self._num_tasks:
+                yield None  # the hashes to hold out are known once all pieces have been read
             if options.workers > 1 and self.tally.held_out:
                 self._held_out.write_text("\n".join(self.tally.held_out), encoding="ascii")
 
     def _numbered(self, task: Task) -> Task:
         self._num_tasks += 1
-        return partial(_run_numbered, self._num_tasks - 1, task)
+        return partial(run_numbered, self._num_tasks - 1, task)
 
     def _read_task(self, reader: PieceReader, piece: Piece) -> Task:
         number, options = self._num_tasks, self._options
@@ -158,18 +144,20 @@ class _Run:
         if options.workers == 1:
             return partial(reader.read, piece, self._writer, self.tally.held_out)
         part = self._writer.part(str(number))
-        return partial(_read_part, reader, piece, part, self._held_out, options)
+        return partial(
+            read_part, reader, piece, part, self._held_out, options.output, options.workers
+        )
 
-    def _use_results(self) -> None:
-        """Use the results of the tasks before the first one that has not finished.
+    def _consume_results(self) -> None:
+        """Consume results in order, up to the first task that has not finished.
 
         Raises:
             UserError: One of these tasks failed.
         """
-        while self._num_used in self._results:
-            number = self._num_used
+        while self._num_consumed in self._results:
+            number = self._num_consumed
             value = self._results.pop(number)
-            self._num_used += 1
+            self._num_consumed += 1
             if isinstance(value, UserError):
                 raise value
             if isinstance(value, dict):
@@ -178,48 +166,6 @@ class _Run:
             self.tally.add(value, same_file=bool(self._pieces.pop(number).span.start))
             if self._options.workers > 1:
                 self._writer.join(self._writer.part(str(number)))
-
-
-def _run_numbered(number: int, task: Task, advance: Advance) -> _Result:
-    try:
-        return _Result(number, task(advance))
-    except UserError as error:
-        return _Result(number, error)
-
-
-def _read_part(
-    reader: PieceReader,
-    piece: Piece,
-    part: Path,
-    held_out: Path,
-    options: TokenizeOptions,
-    advance: Advance,
-) -> Tally:
-    """Read a piece in a process of its own into the folder `part`."""
-    share_memory(options.workers)
-    with writing(options.output), PartWriter(part) as writer:
-        return reader.read(piece, writer, () if reader.valid else _lines_of(held_out), advance)
-
-
-@cache
-def _lines_of(file: Path) -> frozenset[str]:
-    return frozenset(file.read_text(encoding="ascii").split() if file.is_file() else ())
-
-
-def _hash_files(paths: Sequence[Path], is_shown: bool, advance: Advance) -> _Hashes:
-    """Size and hash of files; only what `is_shown` advances the progress bar."""
-    return {path: _file_sha256(path, advance if is_shown else None) for path in paths}
-
-
-def _file_sha256(path: Path, advance: Advance | None) -> tuple[int, str]:
-    size, digest = 0, hashlib.sha256()
-    with reading(path), path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-            if advance is not None:
-                advance(len(block))
-    return size, digest.hexdigest()
 
 
 @contextmanager
@@ -237,7 +183,7 @@ def _explained_death(workers: int) -> Iterator[None]:
 
 
 def _check_free(output: Path) -> None:
-    """Refuse an output that exists, unless it is an empty folder or a token set.
+    """Refuse an existing output that is neither an empty folder nor a token set.
 
     Raises:
         UserError: It is something else.
@@ -249,7 +195,7 @@ def _check_free(output: Path) -> None:
 
 
 def _check_inputs(inputs: Sequence[Path], workers: int) -> None:
-    """Refuse inputs that cannot be read, or that several workers cannot share.
+    """Refuse inputs that cannot be read, or that only one process can read.
 
     Raises:
         UserError: There is one.
@@ -263,40 +209,40 @@ def _check_inputs(inputs: Sequence[Path], workers: int) -> None:
 
 
 def _size(paths: Sequence[Path]) -> int:
-    """Bytes of all files, of pipes none."""
+    """Total size of the files in bytes; pipes count 0."""
     return sum(path.stat().st_size for path in paths if is_file(path))
 
 
 def _existing(options: TokenizeOptions, facts: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """The manifest of an earlier run on the same input; with a bar unless `quiet`.
+    """The manifest of an existing token set, if it is of the same inputs and options.
 
     Raises:
-        UserError: `output` is a token set of other input.
+        UserError: `output` is a token set of other inputs or options.
     """
     output = options.output
     manifest = TokenSet.open(output).manifest
     files = {path for path in (*options.files, *options.valid) if is_file(path)}
-    tasks = (partial(_hash_files, [path], True) for path in files)
-    hashes = _Hashes()
+    tasks = (partial(hash_files, [path], True) for path in files)
+    hashes = Hashes()
     with ExitStack() as stack:
         stack.enter_context(_explained_death(options.workers))
         advance: Advance = ignore_progress
         if not quiet:
             bar = console.progress("hash", _size([*files]), "bytes")
             advance = stack.enter_context(bar).advance
-        for found in run_tasks(tasks, options.workers, advance):
-            hashes |= found
-    now = {**facts, "sources": _describe_sources(options, hashes)}
-    is_known = all(source["sha256"] for source in now["sources"])
-    if is_known and all(manifest.get(key) == now[key] for key in ("options", "sources")):
+        for hashed in run_tasks(tasks, options.workers, advance):
+            hashes |= hashed
+    expected = {**facts, "sources": _describe_sources(options, hashes)}
+    is_known = all(source["sha256"] for source in expected["sources"])
+    if is_known and all(manifest.get(key) == expected[key] for key in ("options", "sources")):
         return manifest
     raise UserError(
         f"{output}: has tokens of other files or options; remove it or choose another folder"
     )
 
 
-def _describe_sources(options: TokenizeOptions, hashes: _Hashes) -> list[dict[str, Any]]:
-    """Name, role, size and hash of every input; for a pipe only name and role are known."""
+def _describe_sources(options: TokenizeOptions, hashes: Hashes) -> list[dict[str, Any]]:
+    """Name, role, size and hash of every input; size and hash of a pipe are None."""
     described = []
     for role, paths in (("train", options.files), ("valid", options.valid)):
         for path in paths:

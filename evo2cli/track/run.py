@@ -15,12 +15,11 @@ from torch import Tensor
 from evo2cli import console
 from evo2cli.errors import UserError, counted
 from evo2cli.files import locks_output
-from evo2cli.genome.alphabet import ACGT
+from evo2cli.genome.alphabet import ACGT, upper_dna
 from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import read_bed
-from evo2cli.genome.windows import upper_dna
 from evo2cli.models import memory_explained, open_model, warn_beyond_context
 from evo2cli.track.formats import check_track, open_track
 from evo2cli.track.options import TrackOptions, Value

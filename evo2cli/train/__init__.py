@@ -1,1 +1,1 @@
-"""Training a model by a recipe; the work behind `evo2 train`."""
+"""Train a model from a recipe; the work behind `evo2 train`."""

@@ -1,4 +1,4 @@
-"""A folder of genomes as the data of a run: converted to tokens once, nothing held out in train."""
+"""Tokenize a folder of genomes for a run, and check that no held-out sequence is in train."""
 
 import re
 import shutil
@@ -13,18 +13,18 @@ from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
 from evo2cli.training.recipe import WHOLE, Corpus
 
-OTHER = "other"  # files of no domain
+OTHER = "other"  # files that belong to no domain
 _GENOME = re.compile(r"[^.].*\.(fa|fasta|fna)(\.(gz|bgz|bz2))?", re.IGNORECASE)
 Files = dict[str, list[Path]]
 
 
 def write_corpus(corpus: Corpus) -> None:
-    """Write a token set for each domain of `train` and of `valid`, unless it is there already.
+    """Write a token set for each domain of `train` and of `valid`, unless it exists.
 
     Raises:
-        UserError: A part or a domain has no genome, a file cannot be read, `corpus.tokens` has
-            tokens of other files, or a sequence of `valid` (or its reverse complement, in any
-            case and under any name) is in `train` as well.
+        UserError: `train` or a domain has no genome, a file cannot be read, `corpus.tokens` has
+            tokens of other files, or a sequence of `valid` is in `train` as well (on either strand,
+            in any case, under any name).
     """
     if not corpus.path.is_dir():
         raise UserError(
@@ -47,14 +47,14 @@ def write_corpus(corpus: Corpus) -> None:
 
 
 def genomes(folder: Path) -> list[Path]:
-    """The FASTA files of a folder, by name; none if there is no such folder."""
+    """The FASTA files of a folder, sorted by name; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(file for file in folder.iterdir() if _GENOME.fullmatch(file.name))
 
 
 def train_files(corpus: Corpus) -> Files:
-    """The files of each domain of `train`; those of no domain are left out, which is said."""
+    """The files of each domain of `train`; reports those of no domain, which are left out."""
     folder = corpus.path / "train"
     files = genomes(folder)
     if not files:
@@ -79,11 +79,11 @@ def train_files(corpus: Corpus) -> Files:
 
 
 def by_domain(files: Iterable[Path], domains: Collection[str]) -> Files:
-    """Files by the longest domain that their names begin with; `OTHER` has those of none."""
+    """Group files by the longest domain that is a prefix of their name, or under `OTHER`."""
     groups = defaultdict(list)
     for file in files:
-        fitting = [domain for domain in domains if file.name.startswith(domain)]
-        groups[max(fitting, key=len, default=OTHER)].append(file)
+        prefixes = [domain for domain in domains if file.name.startswith(domain)]
+        groups[max(prefixes, key=len, default=OTHER)].append(file)
     return dict(groups)
 
 
@@ -94,12 +94,12 @@ def _write(folder: Path, files: Sequence[Path]) -> TokenSet:
 
 
 def _refuse_held_out(corpus: Corpus, tokens: TokenSet, held_out: Mapping[str, str]) -> None:
-    """Refuse a token set with a held-out sequence, and remove it.
+    """Refuse and delete a token set that contains a held-out sequence.
 
     Args:
         corpus: The corpus.
         tokens: A token set of `train`.
-        held_out: The file of each sequence of `valid`, by its hash.
+        held_out: Maps the hash of each sequence of `valid` to its file.
     """
     for document in tokens.documents():
         if document.sha256 in held_out:

@@ -1,4 +1,4 @@
-"""The engine of a run: the plain one, or DeepSpeed's where the recipe shards the model."""
+"""Choose the engine of a run: the plain one, or DeepSpeed where the recipe shards the model."""
 
 import torch
 
@@ -14,7 +14,11 @@ from hyenakernels.float8.op import runs_float8
 
 
 def check_ranks(recipe: Recipe, ranks: Ranks) -> None:
-    """Refuse a recipe that these ranks cannot run."""
+    """Refuse a recipe that these ranks cannot run.
+
+    Raises:
+        UserError: The batch cannot be divided, or a setting is not supported here.
+    """
     sharded = _needs_deepspeed(recipe)
     with naming(recipe.file):
         recipe.micro(ranks.world)
@@ -39,10 +43,10 @@ def _needs_deepspeed(recipe: Recipe) -> bool:
 
 
 def make_engine(recipe: Recipe, start: Start, ranks: Ranks) -> Engine:
-    """The engine that a recipe needs on these ranks.
+    """Create the engine that a recipe needs on these ranks.
 
     Raises:
-        UserError: The model does not fit the memory, or the recipe does not fit the model.
+        UserError: The model does not fit in memory, or the recipe does not suit the model.
     """
     file = recipe.file
     way_out = f"raise parallel.zero or use more GPUs; `evo2 plan {file}` shows what is needed"
@@ -55,7 +59,7 @@ def make_engine(recipe: Recipe, start: Start, ranks: Ranks) -> Engine:
 
 
 def devices_line(engine: Engine) -> str:
-    """Where an engine runs, for people."""
+    """Describe the devices and parallelism of an engine in a few words."""
     world, device = engine.ranks.world, engine.ranks.device
     if world == 1:
         return f"{device}" if engine.name == "plain" else f"{device} by DeepSpeed"
@@ -66,5 +70,5 @@ def devices_line(engine: Engine) -> str:
 
 
 def num_parameters(engine: Engine) -> int:
-    """The number of parameters that are trained."""
+    """Number of trainable parameters."""
     return sum(shape.numel() for shape in engine.shapes.values())

@@ -1,6 +1,6 @@
-"""Kernels of a run, compiled before they are needed by a process for each kind of block.
+"""Compile the kernels of a run in advance, in a process for each kind of block.
 
-Triton keeps them in its cache on disk, where the ranks of a machine find them.
+Triton keeps them in its disk cache, from which all ranks of a machine load them.
 """
 
 import hashlib
@@ -24,51 +24,51 @@ from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from evo2cli.workers import Advance, WorkerError, run_tasks
 
-Trial = Callable[[Recipe, Start, Ranks], None]
+Trial = Callable[[Recipe, Start, Ranks], None]  # a trial run, which compiles the kernels
 
-# What of [finetune] decides which kernels a run needs.
+# The keys of [finetune] that determine which kernels a run needs.
 _TUNING = {"task", "method", "base", "adapters", "pool", "strand"}
 
 
 def compile_kernels(trial: Trial, recipe: Recipe, start: Start, ranks: Ranks) -> None:
-    """Compile what is not yet in the cache; only the first rank of a machine with GPUs does.
+    """Compile the kernels that are not yet cached, on the first rank of each machine with GPUs.
 
-    A failure is a warning: the first step compiles what is missing.
+    A failure is only a warning: the first step compiles what is missing.
 
     Args:
-        trial: Does what the run will do, with a model of one kind of block; a function of a module.
+        trial: Does what the run will do, on a model of one kind of block; must be picklable.
         recipe: The recipe.
         start: The model that the run starts from.
         ranks: The ranks of the run.
     """
     if ranks.device.type != "cuda" or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    alone = _for_one_rank(recipe, ranks)
-    mark = _cache() / f"evo2-{_key(alone, start, ranks.device)}"
-    if mark.exists():
+    single = _for_one_rank(recipe, ranks)
+    marker = _cache() / f"evo2-{_key(single, start, ranks.device)}"
+    if marker.exists():
         return
-    steps = [
-        partial(_run, trial, alone, start.of_block(kind), str(ranks.device))
+    tasks = [
+        partial(_run, trial, single, start.of_block(kind), str(ranks.device))
         for kind in sorted(set(start.config.stripes))
     ]
-    together = _num_together(alone, start, ranks.device)
+    num_workers = _num_concurrent(single, start, ranks.device)
     try:
-        with console.progress("compile kernels", len(steps), "kinds of blocks") as bar:
-            for first in range(0, len(steps), together):
-                # More than one process, even for one kind: this one's memory stays as it is.
-                some = steps[first : first + together]
-                for _ in run_tasks(iter(some), max(2, together), bar.advance):
+        with console.progress("compile kernels", len(tasks), "kinds of blocks") as bar:
+            for first in range(0, len(tasks), num_workers):
+                # At least two workers, so that no task runs in this process and uses its memory.
+                batch = tasks[first : first + num_workers]
+                for _ in run_tasks(iter(batch), max(2, num_workers), bar.advance):
                     bar.advance()
     except WorkerError as error:
         console.warn(f"kernels are compiled at the first step, not in advance: {error}")
         return
     with suppress(OSError):  # the next run compiles again
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
 
 
 def _for_one_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
-    """A recipe by which one process does what each rank of a run does in a forward pass."""
+    """A recipe for one process with the micro-batch of each rank of the run."""
     micro, parallel = recipe.micro(ranks.world), recipe.parallel
     length = -(-recipe.batch.length // parallel.context)
     batch = {"length": length, "sequences": micro, "micro_sequences": micro}
@@ -80,26 +80,26 @@ def _for_one_rank(recipe: Recipe, ranks: Ranks) -> Recipe:
     )
 
 
-def _num_together(recipe: Recipe, start: Start, device: torch.device) -> int:
-    """How many kinds of blocks take their step at once: as many as fit the GPU, at least one."""
-    recipe = recipe.model_copy(update={"finetune": None})  # whatever is frozen takes less
+def _num_concurrent(recipe: Recipe, start: Start, device: torch.device) -> int:
+    """Number of kinds of blocks to run at once: as many as fit in GPU memory, at least one."""
+    recipe = recipe.model_copy(update={"finetune": None})  # frozen weights would take less
     needed = 0.0
     for kind in set(start.config.stripes):
-        single = start.of_block(kind).config
-        setup = make_setup(recipe, single, 1)
-        memory = memory_per_gpu(single, count_sizes(recipe, single), setup)
+        config = start.of_block(kind).config
+        setup = make_setup(recipe, config, 1)
+        memory = memory_per_gpu(config, count_sizes(recipe, config), setup)
         needed = max(needed, memory.total)
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, int(free // needed))
 
 
 def take_step(recipe: Recipe, start: Start, ranks: Ranks) -> None:
-    """One step of training, and a forward pass as in validation.
+    """Take one training step, and a forward pass as in validation.
 
     Args:
         recipe: The recipe.
-        start: The model.
-        ranks: This process alone.
+        start: The initial model.
+        ranks: A single rank.
     """
     engine = make_engine(recipe, start, ranks)
     inputs = start.inputs(recipe, ranks.device)
@@ -111,7 +111,7 @@ def take_step(recipe: Recipe, start: Start, ranks: Ranks) -> None:
 
 
 def _run(trial: Trial, recipe: Recipe, start: Start, device: str, _: Advance) -> None:
-    """Run a trial in a process that no launcher started."""
+    """Run a trial as a single process, without the launcher's environment."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     where = torch.device(device)
@@ -121,7 +121,7 @@ def _run(trial: Trial, recipe: Recipe, start: Start, device: str, _: Advance) ->
 
 
 def _key(recipe: Recipe, start: Start, device: torch.device) -> str:
-    """What decides which kernels a run needs."""
+    """A hash of everything that determines which kernels a run needs."""
     tables: Any = dict.fromkeys(("batch", "memory", "parallel", "precision"), True)
     facts = {
         "versions": [__version__, torch.__version__],
@@ -133,7 +133,7 @@ def _key(recipe: Recipe, start: Start, device: torch.device) -> str:
 
 
 def _cache() -> Path:
-    """Triton's cache."""
+    """The folder of Triton's cache."""
     from triton import knobs  # type: ignore[import-untyped] # has no annotations
 
     return Path(knobs.cache.dir)

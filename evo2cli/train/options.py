@@ -11,7 +11,7 @@ from evo2cli.training.options import RunOptions
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(PlanOptions, RunOptions, panel="Plan", without=("price",)):
-    """A training run, or with `dry_run` a plan of it."""
+    """A training run, or with `dry_run` its plan."""
 
     dry_run: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""Train a model by a recipe, on one process or as one rank of many."""
+"""Train a model from a recipe, in a single process or as one rank of many."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Summary(BaseModel):
-    """What the provenance of a finished run says of it."""
+    """The summary of a finished run in its provenance."""
 
     steps: int
     trained_tokens: int
@@ -46,14 +46,14 @@ _SUMMARY = TypeAdapter(Summary)
 
 
 def train_recipe(options: RunOptions) -> dict[str, Any]:
-    """Train by a recipe, resuming an earlier run of it.
+    """Train from a recipe, or resume an earlier run of it.
 
     Started by torchrun or `evo2 launch`, this process is one rank of many.
 
     Returns:
-        output, resumable (whether the run can go on after a stop), finished, steps (done),
-        trained_tokens, parameters, valid_bits (bits per base at the last validation, None without
-        any), skipped (steps that were not finite), rank.
+        output, resumable (whether a stopped run can be resumed), finished, steps (done),
+        trained_tokens, parameters, valid_bits (bits per base at the last validation; None without
+        validation), skipped (steps that were not finite), rank.
 
     Raises:
         UserError: Recipe, data, device or output folder do not allow the run.
@@ -66,7 +66,7 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         shape = _shape(recipe)
         sources = open_sources(recipe, ranks)
         folder = stack.enter_context(open_run(recipe, shape, _identity(shape, sources), ranks))
-        of_run = {
+        run_facts = {
             "output": str(recipe.output),
             "resumable": recipe.checkpoint.optimizer,
             "rank": ranks.rank,
@@ -75,9 +75,9 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         if summary is not None:
             if ranks.is_first:
                 console.say(f"{recipe.output}: already finished; remove it to train again")
-            return {**of_run, "finished": True, **summary}
+            return {**run_facts, "finished": True, **summary}
 
-        start, origin = _start(recipe, shape, ranks)
+        start, initial_provenance = _start(recipe, shape, ranks)
         trainer = make_trainer(recipe, start, sources, folder)
         outcome = run_trainer(trainer)
         summary = {
@@ -89,12 +89,12 @@ def train_recipe(options: RunOptions) -> dict[str, Any]:
         }
         if outcome.finished:
             provenance = _provenance(recipe, options.settings, sources)
-            _save_final(trainer, {**summary, **provenance, **origin})
-        return {**of_run, "finished": outcome.finished, **summary}
+            _save_final(trainer, {**summary, **provenance, **initial_provenance})
+        return {**run_facts, "finished": outcome.finished, **summary}
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
-    """One line for people about what `train_recipe` returns."""
+    """Summarize the result of `train_recipe` in one line."""
     bits = summary["valid_bits"]
     quality = "not validated" if bits is None else f"{bits:.4f} bits per base on validation"
     end = f"{summary['output']}/final"
@@ -105,12 +105,12 @@ def summary_line(summary: Mapping[str, Any]) -> str:
 
 
 def first_rank_first(ranks: Ranks, work: Callable[[], T]) -> T:
-    """Do the same work on all ranks, on the others after the first has left its results on disk."""
+    """Do the same work on all ranks, on rank 0 first, so that the others find its files."""
     if not ranks.is_first:
-        ranks.wait()
+        ranks.barrier()
     result = work()
     if ranks.is_first:
-        ranks.wait()
+        ranks.barrier()
     return result
 
 
@@ -124,7 +124,7 @@ def _shape(recipe: Recipe) -> ModelConfig:
 
 
 def open_sources(recipe: Recipe, ranks: Ranks) -> list[Documents]:
-    """The training documents, in the order of the recipe; genomes are converted to tokens."""
+    """Open the training sources, in the order of the recipe; genomes are tokenized first."""
 
     def work() -> list[Documents]:
         if recipe.data.corpus is not None and ranks.is_first:
@@ -142,26 +142,26 @@ def _open_train(path: Path) -> Documents:
 
 
 def _identity(shape: ModelConfig, sources: Sequence[Documents]) -> dict[str, Any]:
-    """What must be the same when a run is resumed, beside its recipe."""
+    """What must not change when a run is resumed, in addition to its recipe."""
     tokens = {documents.name: documents.facts for documents in sources}
     return {"shape": asdict(shape), "tokens": tokens}
 
 
 def _start(recipe: Recipe, shape: ModelConfig, ranks: Ranks) -> tuple[Start, dict[str, Any]]:
-    """The start of the run, and what provenance records of its initial weights."""
+    """The initial model of the run, and the provenance of its weights."""
     if recipe.init is None:
         return Start(shape), {}
-    start, origin = first_rank_first(ranks, lambda: read_start(recipe))
-    record = origin.get("extended")
+    start, provenance = first_rank_first(ranks, lambda: read_start(recipe))
+    record = provenance.get("extended")
     if record and ranks.is_first:
         console.say(extension_line(record["source"], record))
-    return start, origin
+    return start, provenance
 
 
 def make_trainer(
     recipe: Recipe, start: Start, sources: Sequence[Documents], folder: RunFolder
 ) -> Trainer:
-    """The trainer on all sources; the first rank says what it is going to do."""
+    """Create the trainer of a run; rank 0 reports model, data and devices."""
     ranks, data = folder.ranks, recipe.data
     with naming(f"{recipe.file}: batch.length"):
         loader = WindowLoader(
@@ -191,10 +191,10 @@ def make_trainer(
 
 
 def run_trainer(trainer: Trainer) -> Outcome:
-    """Train.
+    """Run a trainer, with a hint on running out of memory.
 
     Raises:
-        UserError: The memory does not suffice, or as `Trainer.run`.
+        UserError: Memory ran out, or as `Trainer.run`.
         UntrustedNumericsError: A loss or a gradient is not finite.
     """
     recipe, device = trainer.recipe, trainer.ranks.device
@@ -205,7 +205,7 @@ def run_trainer(trainer: Trainer) -> Outcome:
 
 
 def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
-    """The validation windows: of the valid splits of the sources, and of what else is held out."""
+    """The validation windows of each held-out set, including the valid splits of the sources."""
     data = recipe.data
     splits = [open_source(source.path, "valid") for source in data.train_sources]
     held_out = [documents for documents in splits if documents is not None]
@@ -220,11 +220,11 @@ def held_out_windows(recipe: Recipe) -> dict[str, Windows]:
         )
         for documents in held_out
     }
-    return {name: found for name, found in windows.items() if len(found)}
+    return {name: selected for name, selected in windows.items() if len(selected)}
 
 
 def _finished(final: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, from the provenance of its final model."""
+    """The summary of a finished run, from the provenance of its final model; None if unfinished."""
     file = final / "provenance.json"
     if not file.is_file():
         return None
@@ -235,13 +235,13 @@ def _save_final(trainer: Trainer, provenance: dict[str, Any]) -> None:
     weights = trainer.engine.weights()
     if trainer.ranks.is_first:
         trainer.engine.start.write(weights, trainer.folder.final, provenance)
-    trainer.ranks.wait()
+    trainer.ranks.barrier()
 
 
 def _provenance(
     recipe: Recipe, settings: Sequence[str], sources: Sequence[Documents]
 ) -> dict[str, Any]:
-    """What is needed to train these weights again."""
+    """Everything that is needed to reproduce these weights."""
     return {
         "trained_by": f"evo2cli {__version__}",
         "recipe": recipe.file.name,

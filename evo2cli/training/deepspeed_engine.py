@@ -1,10 +1,10 @@
-"""DeepSpeed as the engine: ZeRO over many ranks, and bf16 weights with fp32 masters.
+"""The DeepSpeed engine: ZeRO over many ranks, and bf16 weights with fp32 master weights.
 
-A model that does not fit one GPU has its weights sharded over all of them (ZeRO 3), part by part
-while it is built.
+Under ZeRO 3 the weights are sharded while the model is built, module by module, so that a model
+need not fit one GPU.
 
-DeepSpeed has no public interface for a few things that are needed here. The functions at the end of
-this file are all that depends on its internals; a test fails if one of these changes.
+DeepSpeed has no public interface for a few things that are needed here. Only the functions at the
+end of this file depend on its internals; a test fails if one of these changes.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ _TAG = "state"
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """Import the package, with its messages reduced to errors.
+    """Import DeepSpeed, and silence all its messages but errors.
 
     Raises:
         UserError: It is not installed.
@@ -62,7 +62,7 @@ def import_deepspeed(device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence deprecation warnings, also of its dependencies, and its prints to stdout."""
+    """Silence deprecation warnings of DeepSpeed and its dependencies, and prints to stdout."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -74,7 +74,7 @@ class DeepSpeedEngine(Engine):
     Args:
         recipe: The recipe.
         start: The model that the run starts from.
-        ranks: The processes, which have joined their group.
+        ranks: The ranks, whose process group is initialized.
     """
 
     name = "deepspeed"
@@ -99,7 +99,7 @@ class DeepSpeedEngine(Engine):
             self._engine, *_ = self._deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings
             )
-            self._widen(masters)
+            self._restore_masters(masters)
         self.model = self._engine.module
 
     @property
@@ -110,23 +110,23 @@ class DeepSpeedEngine(Engine):
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """As `Engine`."""
-        return {name: _whole_shape(tensor) for name, tensor in self.trained.items()}
+        return {name: _whole_shape(tensor) for name, tensor in self.trainable.items()}
 
     def _build(
         self, settings: dict[str, Any], masters: list[tuple[nn.Parameter, Tensor]]
     ) -> nn.Module:
-        """The model, before DeepSpeed takes it over.
+        """Build the model that DeepSpeed is initialized with.
 
         Args:
             settings: The configuration of DeepSpeed.
-            masters: Where parameters are narrowed, they are appended here with this rank's shard of
-                their fp32 values, so that all ranks together keep one copy.
+            masters: Parameters that are cast to bf16 are appended here, each with this rank's shard
+                of its fp32 values, so that all ranks together keep one copy.
         """
 
         def adopt(part: nn.Module) -> None:
             for module in part.modules():
                 if isinstance(module, Mixer):
-                    module.keeps_fp32 = False  # DeepSpeed narrows all parameters alike
+                    module.keeps_fp32 = False  # DeepSpeed casts all parameters alike
             if self._dtype != torch.float32:
                 for parameter in part.parameters():
                     masters.append((parameter, self._shard(parameter.detach())))
@@ -139,28 +139,29 @@ class DeepSpeedEngine(Engine):
             self._deepspeed.zero.Init(module=part, config_dict_or_path=settings, dtype=self._dtype)
 
         model = self.start.build(self._recipe, adopt).train()
-        # A block is gathered as one, because hooks cost more than its bytes. On CPUs DeepSpeed asks
-        # for the stream of gradients that such a module got without being trained.
+        # Gather a block as a unit: hooks on each of its modules cost more time than the transfer.
+        # On CPUs DeepSpeed asks for the stream of gradients that such a module got without being
+        # trained.
         if self._stage == 3 and self.ranks.device.type == "cuda":
             self._deepspeed.utils.set_z3_leaf_modules(model, [Block])
-        self.part = prepare(model, self._recipe, self.ranks)
+        self.positions = prepare(model, self._recipe, self.ranks)
         return model
 
     def _shard(self, whole: Tensor) -> Tensor:
-        """A copy of this rank's share of a tensor, flat and padded at the end, as ZeRO 3 has it."""
+        """A copy of this rank's shard of a tensor: flat, padded at the end, as in ZeRO 3."""
         size = -(-whole.numel() // self.ranks.world)
-        own = whole.flatten()[self.ranks.rank * size :][:size]
-        return nn.functional.pad(own, (0, size - len(own))).clone()
+        shard = whole.flatten()[self.ranks.rank * size :][:size]
+        return nn.functional.pad(shard, (0, size - len(shard))).clone()
 
-    def _widen(self, masters: list[tuple[nn.Parameter, Tensor]]) -> None:
-        """Give fp32 masters, which DeepSpeed made of bf16 weights, the digits that those lost."""
+    def _restore_masters(self, masters: list[tuple[nn.Parameter, Tensor]]) -> None:
+        """Restore the fp32 masters, which DeepSpeed has copied from the rounded bf16 weights."""
         for parameter, shard in masters:
             if parameter.requires_grad and self._stage == 3:
                 self._set_shard(parameter, shard)
             elif parameter.requires_grad:
-                own = shard.to(self.ranks.device)
-                shards = [torch.empty_like(own) for _ in range(self.ranks.world)]
-                dist.all_gather(shards, own)
+                shard = shard.to(self.ranks.device)
+                shards = [torch.empty_like(shard) for _ in range(self.ranks.world)]
+                dist.all_gather(shards, shard)
                 self._set(parameter, torch.cat(shards)[: _whole_shape(parameter).numel()])
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class DeepSpeedEngine(Engine):
         return outputs
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """As `Engine`; DeepSpeed averages over ranks, so the loss is multiplied by their number."""
+        """As `Engine`; the loss is scaled by the world size, because DeepSpeed averages ranks."""
         self._engine.backward(loss * self.ranks.world, scale_wrt_gas=False)
         if not last:
             self._engine.step()  # only counts micro-batches
@@ -184,40 +185,40 @@ class DeepSpeedEngine(Engine):
         return float(self._engine.get_global_grad_norm())
 
     def nonfinite_gradient(self) -> str | None:
-        """As `Engine`: None, because DeepSpeed has freed the gradients."""
+        """As `Engine`: always None, because DeepSpeed has freed the gradients."""
         return None
 
     def save(self, folder: Path) -> None:
-        """As `Engine`, in DeepSpeed's own files."""
+        """As `Engine`, in DeepSpeed's checkpoint format."""
         with _quiet():
             self._engine.save_checkpoint(str(folder / FOLDER), tag=_TAG, save_latest=False)
 
     def restore(self, folder: Path) -> None:
         """As `Engine`."""
         with _quiet():
-            found, _ = self._engine.load_checkpoint(str(folder / FOLDER), tag=_TAG)
-        if found is None:
+            loaded, _ = self._engine.load_checkpoint(str(folder / FOLDER), tag=_TAG)
+        if loaded is None:
             raise FileNotFoundError(folder / FOLDER)
 
-    def adopt(self, parameters: Iterator[Parameter], steps: int) -> None:
+    def load_parameters(self, parameters: Iterator[Parameter], steps: int) -> None:
         """As `Engine`.
 
-        A step with learning rate 0, between setting weights and moments, copies the fp32 masters to
-        the bf16 weights and creates the moments.
+        A step with learning rate 0, after the weights and before the moments are set, copies the
+        fp32 masters to the bf16 weights and allocates the moments.
         """
-        own = self.trained
+        trainable = self.trainable
         moments = []
         for parameter in parameters:
-            self._set(own[parameter.name], parameter.value)
+            self._set(trainable[parameter.name], parameter.value)
             moments.append(parameter)
-        self._idle_step()
+        self._zero_rate_step()
         for parameter in moments:
-            self._set(own[parameter.name], parameter.average, "exp_avg")
-            self._set(own[parameter.name], parameter.square, "exp_avg_sq")
+            self._set(trainable[parameter.name], parameter.exp_avg, "exp_avg")
+            self._set(trainable[parameter.name], parameter.exp_avg_sq, "exp_avg_sq")
         _set_step_count(self._engine.optimizer, steps)
 
     def _set(self, parameter: nn.Parameter, whole: Tensor, moment: str | None = None) -> None:
-        """Set the fp32 master of a parameter, or one of its moments, to values all ranks have."""
+        """Set the fp32 master of a parameter, or one of its moments, from the unsharded tensor."""
         from deepspeed import utils
 
         if self._stage == 3:
@@ -229,20 +230,21 @@ class DeepSpeedEngine(Engine):
             else:
                 utils.safe_set_full_optimizer_state(parameter, whole, moment)
 
-    def _set_shard(self, parameter: nn.Parameter, own: Tensor, moment: str | None = None) -> None:
-        """As `_set` under ZeRO 3, by this rank's share.
+    def _set_shard(self, parameter: nn.Parameter, shard: Tensor, moment: str | None = None) -> None:
+        """As `_set` under ZeRO 3, from this rank's shard.
 
-        Shards are set, not the whole: DeepSpeed 0.19 does not pad the last one itself.
+        DeepSpeed 0.19 could shard the whole tensor itself, but does not pad the last shard.
         """
         from deepspeed import utils
 
         if moment is None:
-            utils.safe_set_local_fp32_param(parameter, own)
+            utils.safe_set_local_fp32_param(parameter, shard)
         else:
-            utils.safe_set_local_optimizer_state(parameter, own, moment)
+            utils.safe_set_local_optimizer_state(parameter, shard, moment)
 
-    def _idle_step(self) -> None:
-        length = self.part[1] - self.part[0] if self.ranks.context_parallel > 1 else 1
+    def _zero_rate_step(self) -> None:
+        """Take an optimizer step that changes no weight."""
+        length = self.positions[1] - self.positions[0] if self.ranks.context_parallel > 1 else 1
         ids_BL = torch.zeros(1, length, dtype=torch.long, device=self.ranks.device)
         count = self._engine.gradient_accumulation_steps()
         for micro in range(count):
@@ -251,14 +253,14 @@ class DeepSpeedEngine(Engine):
         _link_moments(self._engine.optimizer)
 
     def weights(self) -> dict[str, Tensor]:
-        """As `Engine`; parameters are gathered one by one from their fp32 masters."""
+        """As `Engine`; gathers the fp32 masters one parameter at a time."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         whole = []
-        for name, parameter in self.trained.items():
+        for name, parameter in self.trainable.items():
             value = safe_get_full_fp32_param(parameter)
             if self.ranks.is_first:
-                # A copy on a CPU, too: it may be a view into a padded buffer.
+                # Copied even on a CPU, where it may be a view into a padded buffer.
                 whole.append((name, value.to("cpu", copy=True)))
         if not self.ranks.is_first:
             return {}
@@ -268,7 +270,7 @@ class DeepSpeedEngine(Engine):
 def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
     """The configuration of DeepSpeed for a recipe."""
     micro = recipe.micro(world)
-    # DeepSpeed counts windows per GPU; under context parallelism a window is counted once a group.
+    # DeepSpeed counts windows per data-parallel rank, which is a context-parallel group here.
     groups = world // recipe.parallel.context
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
@@ -286,12 +288,12 @@ def deepspeed_settings(recipe: Recipe, world: int) -> dict[str, Any]:
 
 
 def _zero_settings(stage: int) -> dict[str, Any]:
-    """How weights are gathered under ZeRO 3; tests/benchmarks/results/training.md has the times."""
+    """The ZeRO configuration; tests/benchmarks/results/training.md has timings of its values."""
     if stage < 3:
         return {"stage": stage}
     return {
         "stage": stage,
-        # Parameters of up to so many numbers (norms, filters, biases) are not sharded at all.
+        # Parameters with fewer elements (norms, filters, biases) are not sharded.
         "stage3_param_persistence_threshold": 1_000_000,
         "stage3_prefetch_bucket_size": PREFETCH,
         "stage3_max_live_parameters": LIVE,
@@ -302,13 +304,13 @@ def _zero_settings(stage: int) -> dict[str, Any]:
 def deepspeed_parameters(
     folder: Path, shapes: Mapping[str, torch.Size], ranks: Ranks
 ) -> Iterator[Parameter]:
-    """The parameters that DeepSpeed saved on any number of ranks, for another engine to adopt.
+    """The unsharded parameters of a DeepSpeed checkpoint, for another engine or world size.
 
-    DeepSpeed's own converter joins the shards once; then all ranks read the same files.
+    Rank 0 joins the shards with DeepSpeed's converter; then all ranks read the same files.
 
     Args:
-        folder: A checkpoint.
-        shapes: Shapes of the whole parameters, by name.
+        folder: A checkpoint, written by any number of ranks.
+        shapes: Shapes of the unsharded parameters, by name.
         ranks: The ranks that read.
 
     Raises:
@@ -317,13 +319,13 @@ def deepspeed_parameters(
     joined = folder / "joined"
     if ranks.is_first and not joined.is_dir():
         _join(folder, joined)
-    ranks.wait()
+    ranks.barrier()
     for name, shape in shapes.items():
-        value, average, square = (
+        value, exp_avg, exp_avg_sq = (
             _read_joined(joined / "zero" / name / f"{part}.pt", shape)
             for part in ("fp32", "exp_avg", "exp_avg_sq")
         )
-        yield Parameter(name, value, average, square)
+        yield Parameter(name, value, exp_avg, exp_avg_sq)
 
 
 def _join(folder: Path, joined: Path) -> None:
@@ -342,38 +344,38 @@ def _join(folder: Path, joined: Path) -> None:
 
 
 def _read_joined(file: Path, shape: torch.Size) -> Tensor:
-    """Read a tensor: in a dict from ZeRO 1 and 2; flat, with padding, from ZeRO 3."""
-    found = torch.load(file, weights_only=True)
-    tensor: Tensor = found["param"] if isinstance(found, dict) else found
+    """Read a joined tensor; ZeRO 1 and 2 wrap it in a dict, ZeRO 3 leaves it flat and padded."""
+    stored = torch.load(file, weights_only=True)
+    tensor: Tensor = stored["param"] if isinstance(stored, dict) else stored
     return tensor.detach().flatten()[: shape.numel()].view(shape)
 
 
 def _disable_shm_comm(deepspeed: Any) -> None:
-    """Mark the shared-memory collectives, which only inference on CPUs uses, as not available.
+    """Mark the shared-memory collectives, which only CPU inference uses, as not available.
 
-    DeepSpeed would otherwise compile them on its first use: for a minute, under a file lock that a
-    killed run leaves behind, which blocks all later runs.
+    DeepSpeed would otherwise compile them on first use. That takes a minute, under a file lock that
+    a killed run leaves behind and that blocks all later runs.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of a parameter that ZeRO 3 may have sharded."""
+    """The unsharded shape of a parameter."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def _set_step_count(optimizer: Any, steps: int) -> None:
-    """Set the number of steps of the AdamW inside DeepSpeed's optimizer."""
+    """Set the step count of the AdamW inside DeepSpeed's optimizer."""
     for state in optimizer.optimizer.state.values():
         state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(steps))
 
 
 def _link_moments(optimizer: Any) -> None:
-    """Make the moments of all parameters known to `safe_set_full_optimizer_state`.
+    """Link the moments of all parameters, for `safe_set_full_optimizer_state`.
 
-    DeepSpeed 0.19 links them (under ZeRO 1 and 2) after the step of the first parameter group, when
-    those of the second group do not exist yet, and never again.
+    Under ZeRO 1 and 2, DeepSpeed 0.19 links them only once, after the step of the first parameter
+    group, when those of the second do not exist yet.
     """
     if hasattr(optimizer, "_hp_optimizer_states_linked"):
         optimizer._hp_optimizer_states_linked = False

@@ -1,7 +1,7 @@
-"""The interface between the training loop and an engine, and the engine for a single process.
+"""The interface of training engines, and the plain engine, which does not shard the model.
 
 An engine owns the model and the optimizer. Parameters are trained in fp32 (or as fp32 masters of
-bf16 weights), and gradients are summed in fp32.
+bf16 weights), and gradients are accumulated in fp32.
 """
 
 import math
@@ -29,120 +29,120 @@ from stripedhyena2.parametrization import folded_state
 
 @dataclass(frozen=True)
 class Parameter:
-    """A whole parameter in training form with its optimizer state, in fp32.
+    """An unsharded parameter in training form with its optimizer state, in fp32.
 
     Attributes:
         name: Its name in the model.
-        value: Its weights.
-        average: Adam's first moment.
-        square: Adam's second moment.
+        value: The weights.
+        exp_avg: Adam's first moment.
+        exp_avg_sq: Adam's second moment.
     """
 
     name: str
     value: Tensor
-    average: Tensor
-    square: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
 
 
 class Engine(ABC):
-    """A model in training.
+    """A model in training, with its optimizer.
 
     Attributes:
-        model: The model; its parameters may be sharded over many GPUs, and some may be frozen.
-        start: What it was built from.
-        ranks: The processes that share it.
+        model: The model; its parameters may be sharded over the ranks, and some may be frozen.
+        start: The initial model that it was built from.
+        ranks: The ranks of the run.
         name: Name of the engine in checkpoints.
-        part: Start and end of the positions of a window that this rank computes.
+        positions: First and one-past-last position of a window that this rank computes.
     """
 
     name: str
     model: nn.Module
     start: Start
     ranks: Ranks
-    part: tuple[int, int]
+    positions: tuple[int, int]
 
     @property
     def trunk(self) -> StripedHyena2:
-        """The StripedHyena 2 in the model, which has one."""
+        """The StripedHyena 2 in the model; there must be one."""
         trunk = trunk_of(self.model)
         assert trunk is not None
         return trunk
 
     @cached_property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name."""
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are not frozen, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @property
     def layout(self) -> dict[str, Any]:
-        """Facts that must be equal for `restore` to read what `save` wrote."""
+        """Engine, world size and ZeRO stage; `restore` needs those that the checkpoint had."""
         return {"engine": self.name, "world": self.ranks.world, "zero": 0}
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Shapes of the whole trained parameters by name, also where they are sharded."""
-        return {name: tensor.shape for name, tensor in self.trained.items()}
+        """Unsharded shapes of the trainable parameters, by name."""
+        return {name: tensor.shape for name, tensor in self.trainable.items()}
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The model's outputs; of its part of windows that this rank shares with others."""
+        """The outputs of the model, under context parallelism for this rank's `positions`."""
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of one micro-batch.
+        """Accumulate the gradient of one micro-batch.
 
         Args:
-            loss: Its part of the loss of the step, which is the sum over micro-batches and ranks.
+            loss: Its loss; the loss of the step is the sum over micro-batches and ranks.
             last: Whether it is the last micro-batch of the step.
         """
 
     @abstractmethod
     def step(self, learning_rate: float) -> float:
-        """Clip and apply the gradient of the step; if possible, not when it is not finite.
+        """Clip the gradient and update the weights, unless the gradient is found not finite.
 
         Returns:
-            The norm of the gradient over all parameters, before clipping.
+            The global gradient norm before clipping.
         """
 
     @abstractmethod
     def nonfinite_gradient(self) -> str | None:
-        """The name of a parameter whose gradient is not finite, if the gradient still exists."""
+        """Name of a parameter with a gradient that is not finite; None if none is known."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what `restore` needs; all ranks call it together."""
+        """Write weights and optimizer state; all ranks call it together."""
 
     @abstractmethod
     def restore(self, folder: Path) -> None:
-        """Read what `save` wrote with the same engine and the same number of ranks, exactly."""
+        """Read bit for bit what `save` wrote with the same `layout`."""
 
     @abstractmethod
-    def adopt(self, parameters: Iterator[Parameter], steps: int) -> None:
-        """Continue a run of another engine, or of another number of ranks.
+    def load_parameters(self, parameters: Iterator[Parameter], steps: int) -> None:
+        """Load weights and optimizer state that another engine or world size has written.
 
         Args:
-            parameters: All parameters, in any order.
-            steps: Number of optimizer steps they have had.
+            parameters: All trainable parameters, in any order.
+            steps: Number of optimizer steps taken.
         """
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within the context, the model computes with the weights that `weights` returns."""
+    def ema_weights(self) -> Iterator[None]:
+        """Within the context, the model has the EMA weights, if the recipe keeps an EMA."""
         yield
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """Whole folded fp32 weights, on the CPU of the first rank; empty on the other ranks.
+        """Unsharded fp32 weights in inference form, on the CPU of rank 0; empty on other ranks.
 
         Frozen parameters are left out.
         """
 
 
-BUCKET = 100_000_000  # numbers of a transfer, unless one parameter has more
+BUCKET = 100_000_000  # elements per all-reduce, unless one parameter has more
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters in their order, in groups of up to `BUCKET` numbers."""
+    """Group parameters, in order, into buckets of up to `BUCKET` elements."""
     bucket: list[nn.Parameter] = []
     size = 0
     for parameter in parameters:
@@ -155,14 +155,15 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 
 
 class PlainEngine(Engine):
-    """Whole weights on one device, in autocast over fp32 parameters.
+    """Unsharded fp32 parameters under autocast.
 
-    Several ranks each hold all weights, and sum their gradients once a step.
+    With several ranks it is plain data parallelism: each holds all weights, and gradients are
+    all-reduced once per step.
 
     Args:
         recipe: The recipe.
         start: The model that the run starts from.
-        ranks: The processes.
+        ranks: The ranks of the run.
     """
 
     name = "plain"
@@ -171,11 +172,11 @@ class PlainEngine(Engine):
         self.ranks, self.start = ranks, start
         self._recipe = recipe
         self.model = start.build(recipe, lambda part: part.to(ranks.device)).train()
-        self.part = prepare(self.model, recipe, self.ranks)
+        self.positions = prepare(self.model, recipe, self.ranks)
         self.optimizer = make_optimizer(self.model, recipe.optimizer, recipe.head_scale)
-        self.averages: dict[str, Tensor] = {}
+        self.ema: dict[str, Tensor] = {}
         if recipe.optimizer.ema is not None:
-            self.averages = {n: p.detach().clone() for n, p in self.trained.items()}
+            self.ema = {n: p.detach().clone() for n, p in self.trainable.items()}
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """As `Engine`."""
@@ -191,19 +192,19 @@ class PlainEngine(Engine):
             self._sum_gradients()
 
     def _sum_gradients(self) -> None:
-        """Sum the gradients of all ranks, many in one transfer."""
-        for bucket in _buckets(self.trained.values()):
-            # A gradient is missing where no example of this rank needed it.
-            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-            whole = self.ranks.sum(torch.cat([gradient.flatten() for gradient in found]))
-            parts = torch.split(whole, [p.numel() for p in bucket])
-            for parameter, part in zip(bucket, parts, strict=True):
-                parameter.grad = part.view_as(parameter)
+        """All-reduce the gradients in buckets."""
+        for bucket in _buckets(self.trainable.values()):
+            # A gradient is None where no example of this rank used the parameter.
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            flat = self.ranks.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+            reduced = torch.split(flat, [p.numel() for p in bucket])
+            for parameter, gradient in zip(bucket, reduced, strict=True):
+                parameter.grad = gradient.view_as(parameter)
 
     def step(self, learning_rate: float) -> float:
-        """As `Engine`; a gradient that is not finite is kept for `nonfinite_gradient`."""
+        """As `Engine`; gradients that are not finite are kept for `nonfinite_gradient`."""
         set_rate(self.optimizer, learning_rate)
-        parameters = list(self.trained.values())
+        parameters = list(self.trainable.values())
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients, foreach=True)
         value = norm.item()
@@ -211,37 +212,37 @@ class PlainEngine(Engine):
             clip_grads_with_norm_(parameters, self._recipe.optimizer.clip, norm, foreach=True)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self._average()
+            self._update_ema()
         return value
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _update_ema(self) -> None:
         decay = self._recipe.optimizer.ema
         if decay is None:
             return
-        for name, parameter in self.trained.items():
-            self.averages[name].lerp_(parameter, 1 - decay)
+        for name, parameter in self.trainable.items():
+            self.ema[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """As `Engine`."""
-        self._swap()
+        self._swap_ema()
         try:
             yield
         finally:
-            self._swap()
+            self._swap_ema()
 
-    def _swap(self) -> None:
-        """Swap the parameters and their averages."""
-        for name, parameter in self.trained.items():
-            if name in self.averages:
-                parameter.data, self.averages[name] = self.averages[name], parameter.data
+    def _swap_ema(self) -> None:
+        """Swap the parameters and their EMA."""
+        for name, parameter in self.trainable.items():
+            if name in self.ema:
+                parameter.data, self.ema[name] = self.ema[name], parameter.data
 
     def nonfinite_gradient(self) -> str | None:
-        """As `Engine`; then sets the gradient to zero for the next step."""
+        """As `Engine`; then discards the gradients."""
         bad = [
             name
-            for name, parameter in self.trained.items()
+            for name, parameter in self.trainable.items()
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
         ]
         self.optimizer.zero_grad()
@@ -249,9 +250,9 @@ class PlainEngine(Engine):
 
     def save(self, folder: Path) -> None:
         """As `Engine`, in resume.pt."""
-        if not self.ranks.is_first:  # all ranks have the same
+        if not self.ranks.is_first:  # the state is the same on all ranks
             return
-        names = {parameter: name for name, parameter in self.trained.items()}
+        names = {parameter: name for name, parameter in self.trainable.items()}
         groups = self.optimizer.param_groups
         frozen = {n for n, p in self.model.named_parameters() if not p.requires_grad}
         weights = {n: tensor for n, tensor in self.model.state_dict().items() if n not in frozen}
@@ -259,7 +260,7 @@ class PlainEngine(Engine):
             "names": [names[parameter] for group in groups for parameter in group["params"]],
             "model": weights,
             "optimizer": self.optimizer.state_dict(),
-            "averages": self.averages,
+            "averages": self.ema,
         }
         torch.save(state, folder / "resume.pt")
 
@@ -268,28 +269,28 @@ class PlainEngine(Engine):
         state = read_plain(folder, self.ranks.device)
         self.model.load_state_dict({**self.model.state_dict(), **state["model"]})
         self.optimizer.load_state_dict(state["optimizer"])
-        self.averages = state["averages"]
+        self.ema = state["averages"]
 
     @torch.no_grad()
-    def adopt(self, parameters: Iterator[Parameter], steps: int) -> None:
+    def load_parameters(self, parameters: Iterator[Parameter], steps: int) -> None:
         """As `Engine`."""
-        own = self.trained
+        trainable = self.trainable
         for parameter in parameters:
-            target = own[parameter.name]
+            target = trainable[parameter.name]
             target.copy_(parameter.value)
             # A capturable or fused AdamW keeps its step count on the device.
             count = torch.tensor(float(steps), device=target.device if target.is_cuda else None)
             self.optimizer.state[target] = {
                 "step": count,
-                "exp_avg": parameter.average.to(target.device, copy=True),
-                "exp_avg_sq": parameter.square.to(target.device, copy=True),
+                "exp_avg": parameter.exp_avg.to(target.device, copy=True),
+                "exp_avg_sq": parameter.exp_avg_sq.to(target.device, copy=True),
             }
 
     def weights(self) -> dict[str, Tensor]:
-        """As `Engine`; the averaged weights if the recipe has optimizer.ema."""
+        """As `Engine`; the EMA weights if the recipe has optimizer.ema."""
         if not self.ranks.is_first:
             return {}
-        folded = folded_state(self.model, {**self.trained, **self.averages}.items())
+        folded = folded_state(self.model, {**self.trainable, **self.ema}.items())
         return {name: tensor.cpu() for name, tensor in folded.items()}
 
 
@@ -297,7 +298,7 @@ def prepare(model: nn.Module, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
     """Apply the recipe's activation checkpointing, FP8, compilation and context parallelism.
 
     Returns:
-        Start and end of the positions of a window that this rank computes.
+        First and one-past-last position of a window that this rank computes.
 
     Raises:
         ValueError: A width of the model is not a multiple of what FP8 needs.
@@ -306,7 +307,7 @@ def prepare(model: nn.Module, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
     if trunk is None:
         return 0, recipe.batch.length
     trunk.activation_checkpointing = recipe.memory.activation_checkpointing
-    trunk.checks_ids = False  # they are bytes
+    trunk.checks_ids = False  # token ids are bytes, so always valid
     if recipe.precision.fp8:
         use_float8(trunk)
     if recipe.precision.compile:
@@ -321,9 +322,9 @@ def prepare(model: nn.Module, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
 
 
 def raise_recompile_limit(count: int) -> None:
-    """Allow torch.compile to compile `count` more variants of a function than by default.
+    """Raise torch.compile's limit of compiled variants per function by `count`.
 
-    Every parametrized operator has a class of its own, so blocks of the same kind do not share
+    `parametrize` gives every operator a class of its own, so blocks of the same kind do not share
     compiled code.
     """
     # The limit is documented, but only in the private module. Importing it takes seconds.
@@ -333,13 +334,13 @@ def raise_recompile_limit(count: int) -> None:
 
 
 def read_plain(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What the plain engine saved; only tensors are unpickled."""
+    """Read the state that the plain engine saved; only tensors are unpickled."""
     state: dict[str, Any] = torch.load(folder / "resume.pt", map_location=device, weights_only=True)
     return state
 
 
 def plain_parameters(folder: Path) -> Iterator[Parameter]:
-    """The parameters that the plain engine saved, for another engine to adopt."""
+    """The parameters that the plain engine saved, for `Engine.load_parameters`."""
     state = read_plain(folder)
     for index, name in enumerate(state["names"]):  # optimizer states are keyed by index
         entry = state["optimizer"]["state"][index]

@@ -1,4 +1,4 @@
-"""Learning to predict the next base: windows of documents, and bits per base.
+"""The pretraining objective: next-base prediction on windows of documents.
 
 B windows, T = L + 1 bytes per window, L predictions, V vocabulary.
 """
@@ -22,16 +22,16 @@ NATS_PER_BIT = math.log(2)
 
 
 class NextBase(Objective):
-    """Predict each base of a window from those before it.
+    """Next-base prediction, i.e. causal language modelling.
 
     Args:
         recipe: The recipe.
         engine: The model in training.
-        loader: The training windows.
+        loader: Loads the training windows.
         valid: The validation windows of each held-out set; may be empty.
 
     Attributes:
-        valid: These.
+        valid: The validation windows.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class NextBase(Objective):
 
     def batch(self, step: int) -> Batch:
         """As `Objective`."""
-        share = self._ranks.share(self._recipe.batch.sequences)
-        return self._read(self._loader.windows(step, share), self._weight_of_byte)
+        rows = self._ranks.shard(self._recipe.batch.sequences)
+        return self._read(self._loader.windows(step, rows), self._weight_of_byte)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """As `Objective`: cross-entropies in nats."""
@@ -59,11 +59,11 @@ class NextBase(Objective):
         return {"loss": loss, "bits": None if loss is None else loss / NATS_PER_BIT}
 
     def validate(self) -> dict[str, Any]:
-        """Bits per base on the validation windows; A, C, G and T all count 1, in either case.
+        """Bits per base on the validation windows; A, C, G and T have weight 1 in either case.
 
         Returns:
             valid_bits over all held-out sets, and valid_bits_of each set if there are several;
-            nothing without held-out sets.
+            empty if there are none.
 
         Raises:
             UntrustedNumericsError: The loss is not finite.
@@ -71,37 +71,38 @@ class NextBase(Objective):
         totals = self._ranks.sum(self._sums())
         if not totals[:, 1].any():
             return {}
-        total, *each = torch.cat([totals.sum(dim=0, keepdim=True), totals]).unbind()
+        overall, *by_set = torch.cat([totals.sum(dim=0, keepdim=True), totals]).unbind()
         bits = [
             (nats / weight).item() / NATS_PER_BIT if weight else None
-            for nats, weight in (total, *each)
+            for nats, weight in (overall, *by_set)
         ]
         if not all(value is None or math.isfinite(value) for value in bits):
             raise UntrustedNumericsError(f"validation: the loss is not finite; {WAY_OUT}")
-        found: dict[str, Any] = {"valid_bits": bits[0]}
-        if len(each) > 1:
-            found["valid_bits_of"] = dict(zip(self.valid, bits[1:], strict=True))
-        return found
+        metrics: dict[str, Any] = {"valid_bits": bits[0]}
+        if len(by_set) > 1:
+            metrics["valid_bits_of"] = dict(zip(self.valid, bits[1:], strict=True))
+        return metrics
 
     def _sums(self) -> Tensor:
-        """Nats and weight, summed over this rank's share of every held-out set, [sets, 2]."""
+        """Nats and weight, summed over this rank's shard of each held-out set, [sets, 2]."""
         weight_of_byte = target_weights(lowercase=1, end_of_document=0)
         micro = self._recipe.micro(self._ranks.world)
         sums = torch.zeros(len(self.valid), 2, dtype=torch.float64, device=self._ranks.device)
         for row, windows in zip(sums, self.valid.values(), strict=True):
-            share = windows.share(self._ranks.group, self._ranks.num_groups)
-            for start in range(0, -(-len(windows) // self._ranks.num_groups), micro):
-                part = share[start : start + micro]
-                # A rank without a window left still runs the model, for the others need its shard.
-                batch = self._read(part or windows[:1], weight_of_byte)
-                weights = batch.weights if len(part) else torch.zeros_like(batch.weights)
+            shard = windows.shard(self._ranks.data_parallel_rank, self._ranks.data_parallel_size)
+            for start in range(0, -(-len(windows) // self._ranks.data_parallel_size), micro):
+                rows = shard[start : start + micro]
+                # A rank that has run out of windows still runs the model, because under ZeRO 3 the
+                # other ranks need its shard of the weights.
+                batch = self._read(rows or windows[:1], weight_of_byte)
+                weights = batch.weights if len(rows) else torch.zeros_like(batch.weights)
                 logits = self._engine.forward(*batch.inputs)
                 row[0] += weighted_loss(logits, batch.targets, weights)
                 row[1] += weights.sum()
         return sums
 
     def _read(self, windows: Windows, weight_of_byte: Tensor) -> Batch:
-        """Ids, targets and weights of the positions that this rank computes."""
+        """A batch on the device, cut to the positions that this rank computes."""
 
         def to_device(array: Any) -> Tensor:
             tensor = torch.from_numpy(array)
@@ -115,5 +116,5 @@ class NextBase(Objective):
             to_device(windows.masked),
             weight_of_byte,
         )
-        own = slice(*self._engine.part)
-        return Batch((ids_BT[:, own],), targets_BT[:, own], weights_BT[:, own])
+        positions = slice(*self._engine.positions)
+        return Batch((ids_BT[:, positions],), targets_BT[:, positions], weights_BT[:, positions])

@@ -1,6 +1,6 @@
-"""The training loop: steps, validation, checkpoints, and metrics of each step.
+"""The training loop: optimizer steps, validation, checkpoints and metrics.
 
-What is learned, an `Objective`, is not its business: next bases in `language`, labels in
+Data and loss come from an `Objective`: next-base prediction in `language`, labels in
 `evo2cli.finetune`.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evo2cli import console
-from evo2cli.data.order import keyed_number
+from evo2cli.data.sampler import keyed_number
 from evo2cli.errors import UntrustedNumericsError, counted
 from evo2cli.training.best import Best
 from evo2cli.training.clock import Clock
@@ -39,9 +39,9 @@ class Outcome:
 
     Attributes:
         step: Number of steps done.
-        finished: Whether these are all steps that were due, and nothing asked the run to stop in
-            the last of them; otherwise it was asked to stop, and saved.
-        valid: What the last validation found; empty without validation.
+        finished: Whether training is complete. A run that was told to stop is not finished but has
+            saved a checkpoint, even if the signal came in the last step.
+        valid: Metrics of the last validation; empty without validation.
         skipped: Number of steps that were skipped because their gradient was not finite.
     """
 
@@ -59,14 +59,14 @@ class Outcome:
 
 @dataclass
 class Trainer:
-    """A run in progress; every rank has one.
+    """Runs the training loop, on every rank.
 
     Attributes:
         recipe: The recipe.
-        engine: The model, its optimizer and the ranks that share them.
-        objective: What the model learns.
+        engine: The model and its optimizer.
+        objective: Batches, loss and validation.
         folder: The folder of the run.
-        best: Keeps the best weights by validation, and ends a run that no longer improves.
+        best: Keeps the best weights by validation and stops early; None for neither.
     """
 
     recipe: Recipe
@@ -84,7 +84,7 @@ class Trainer:
         self._peak = peak_flops(torch.cuda.get_device_name(self.ranks.device)) if on_gpu else None
 
     def run(self) -> Outcome:
-        """Train from the newest checkpoint to the last step, or until asked to stop.
+        """Train from the newest checkpoint to the last step, or until SIGTERM.
 
         Raises:
             UntrustedNumericsError: A loss or a gradient is not finite.
@@ -94,18 +94,18 @@ class Trainer:
         saved = self.folder.resume(self.engine)
         step, self._skipped = saved["step"], saved.get("skipped", 0)
         if self.best is not None:
-            self.best.resume(saved)
+            self.best.load_state(saved)
         if step and self.ranks.is_first:
             console.say(f"resuming from step {step:,} of {steps:,}")
         valid: dict[str, Any] = {}
         logger = MetricsLogger(self.folder, steps, step, self._caption(), tracking=recipe.tracking)
         with (
-            _stop_requests() as stop_requested,
+            _sigterm_flag() as got_sigterm,
             step_deadline(recipe.guard.step_deadline, self.folder.path, self.ranks) as restart,
-            _garbage_of_the_run(),
+            _gc_frozen(),
             logger,
         ):
-            last, asked = self._is_over(step), False
+            last, stopping = self._is_done(step), False
             while not last:
                 restart()
                 record: dict[str, Any] = {**self.step(step)}
@@ -116,43 +116,45 @@ class Trainer:
                     if self.best is not None:
                         self.best.update(step, valid)
                 logger.log(record)
-                asked = self.ranks.any(stop_requested())
-                last = asked or self._is_over(step)
+                stopping = self.ranks.any(got_sigterm())
+                last = stopping or self._is_done(step)
                 if last or step % recipe.checkpoint.every == 0:
                     restart()
-                    facts = self.best.facts if self.best is not None else {}
-                    self.folder.save(step, self.engine, {"skipped": self._skipped, **facts})
-        # What follows a last step may take long; a run that can be resumed does it then.
-        finished = self._is_over(step) and not (asked and recipe.checkpoint.optimizer)
-        if finished and not valid:  # was killed between the last step and the result
+                    state = self.best.state if self.best is not None else {}
+                    self.folder.save(step, self.engine, {"skipped": self._skipped, **state})
+        # What follows the last step may take long, so a stopping run leaves it to the next one.
+        finished = self._is_done(step) and not (stopping and recipe.checkpoint.optimizer)
+        if finished and not valid:  # the earlier run was killed after its last step
             valid = self.validate()
         if self.ranks.is_first:
             draw_curve(self.folder)
         return Outcome(step, finished, valid, self._skipped)
 
-    def _is_over(self, step: int) -> bool:
-        """Whether the run ends after `step` steps: all are done, or patience is exhausted."""
-        given_up = self.best is not None and self.best.is_over
-        return step == self.recipe.optimizer.steps or given_up
+    def _is_done(self, step: int) -> bool:
+        """Whether training is over after `step` steps, including by early stopping."""
+        stops_early = self.best is not None and self.best.should_stop
+        return step == self.recipe.optimizer.steps or stops_early
 
     def step(self, step: int) -> dict[str, Any]:
-        """One optimizer step (0-based).
+        """Take one optimizer step (0-based).
 
         Returns:
-            step (1-based), loss (None for a skipped step) and what the objective says of it,
-            learning_rate, gradient_norm, tokens (in total), seconds, rate and rate_per_gpu (tokens
-            per second), mfu (if the peak of the GPU is known), memory_gib (the peak of a GPU),
-            memory_retries (how often the fullest GPU stood still for memory so far, if it did),
-            skipped (steps in total, if there are any), and with several ranks slowest_rank and
-            slowest_over_median (by the time of their own work).
+            step (1-based), loss (None for a skipped step) and metrics that the objective derives
+            from it, learning_rate, gradient_norm, tokens (in total), seconds, rate and rate_per_gpu
+            (tokens per second), mfu (if the peak FLOP/s of the GPU are known), memory_gib (peak of
+            the fullest GPU), memory_retries (allocation retries so far, if any), skipped (steps in
+            total, if any), and with several ranks slowest_rank and slowest_over_median (by busy
+            time).
         """
         clock = Clock(self.ranks.device)
-        # Dropout depends on the step alone, so that a resumed run draws what a whole one does.
-        torch.manual_seed(keyed_number(self.recipe.seed, "dropout", step, self.ranks.group))
-        with clock.own():
+        # Seed dropout by the step, so that a resumed run equals an uninterrupted one.
+        torch.manual_seed(
+            keyed_number(self.recipe.seed, "dropout", step, self.ranks.data_parallel_rank)
+        )
+        with clock.working():
             batch = self.objective.batch(step)
         rate = learning_rate(step, self.recipe.optimizer)
-        loss = self._differentiate(batch, clock).item()
+        loss = self._forward_backward(batch, clock).item()
         norm = self.engine.step(rate)
         finite = math.isfinite(loss + norm)
         if not finite:
@@ -167,48 +169,48 @@ class Trainer:
             **({"skipped": self._skipped} if self._skipped else {}),
         }
 
-    def _differentiate(self, batch: Batch, clock: Clock) -> Tensor:
-        """Accumulate the gradient of a step; returns the loss per unit of weight.
+    def _forward_backward(self, batch: Batch, clock: Clock) -> Tensor:
+        """Accumulate the gradient of a step over its micro-batches; returns the weighted mean loss.
 
         Losses are divided by the total weight of all micro-batches on all ranks, so the result does
-        not depend on how a step is divided.
+        not depend on how the batch is divided.
         """
         total_weight = self.ranks.sum(batch.weights.sum()).clamp_min(1e-6)
         loss = torch.zeros((), device=self.ranks.device)
         for start in range(0, len(batch), self.micro):
             micro = batch[start : start + self.micro]
-            with clock.own():
+            with clock.working():
                 outputs = self.engine.forward(*micro.inputs)
-                part = self.objective.loss(outputs, micro) / total_weight
+                micro_loss = self.objective.loss(outputs, micro) / total_weight
             del outputs
-            self.engine.backward(part, last=start + self.micro >= len(batch))
-            loss += part.detach()
+            self.engine.backward(micro_loss, last=start + self.micro >= len(batch))
+            loss += micro_loss.detach()
         return self.ranks.sum(loss)
 
     def _speed(self, clock: Clock) -> dict[str, Any]:
-        seconds, own = clock.read()
+        seconds, busy_seconds = clock.read()
         rate = self.recipe.batch.tokens / seconds
-        each = rate / self.ranks.world
+        rate_per_gpu = rate / self.ranks.world
         speed: dict[str, Any] = {
             "seconds": round(seconds, 4),
             "rate": round(rate),
-            "rate_per_gpu": round(each),
+            "rate_per_gpu": round(rate_per_gpu),
         }
         if self._peak is not None and self._flops is not None:
-            speed["mfu"] = round(each * self._flops / self._peak, 4)
+            speed["mfu"] = round(rate_per_gpu * self._flops / self._peak, 4)
         if self.ranks.device.type == "cuda":
-            peak, retries = map(max, map(self.ranks.gather, read_memory(self.ranks.device)))
+            peak, retries = map(max, map(self.ranks.all_gather, read_memory(self.ranks.device)))
             speed["memory_gib"] = round(peak, 2)
             if retries:
                 speed["memory_retries"] = int(retries)
         if self.ranks.world > 1:
-            times = self.ranks.gather(own)
+            times = self.ranks.all_gather(busy_seconds)
             speed["slowest_rank"] = times.index(max(times))
             speed["slowest_over_median"] = round(max(times) / statistics.median(times), 2)
         return speed
 
     def _caption(self) -> str:
-        """The formula of the panel's MFU."""
+        """The caption of the panel: how MFU is computed."""
         if self._flops is None:
             return ""
         flops = f"{self._flops / 1e9:,.2f} GFLOP per token, forward and backward"
@@ -218,19 +220,19 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """What the objective finds on held-out data.
+        """Metrics on the held-out sets.
 
-        The model is the one that a checkpoint of this step would have, so with averaged weights if
-        the recipe keeps any.
+        The weights are those that a checkpoint of this step holds, i.e. the EMA if the recipe keeps
+        one.
 
         Raises:
             UntrustedNumericsError: The loss is not finite.
         """
         self.engine.model.eval()
-        with self.engine.averaged():
-            found = self.objective.validate()
+        with self.engine.ema_weights():
+            metrics = self.objective.validate()
         self.engine.model.train()
-        return found
+        return metrics
 
     def _skip_or_stop(self, step: int, loss: float, norm: float, batch: Batch) -> None:
         guard = self.recipe.guard
@@ -245,15 +247,15 @@ class Trainer:
             )
 
     def _stop(self, step: int, loss: float, norm: float, batch: Batch) -> NoReturn:
-        """Stop the run with the rank and the layer, or else the gradient, that is not finite."""
+        """Raise an error that names the rank and the layer, or the gradient, that is not finite."""
         gradient = self.engine.nonfinite_gradient()
         micros = [batch[i : i + self.micro] for i in range(0, len(batch), self.micro)]
         layers = [self._first_nonfinite_layer(micro) for micro in micros]
         bad = [f"the output of {layer}" for layer in layers if layer]
         bad += [f"the gradient of {gradient}"] if gradient else []
-        found = self.ranks.collect(bad[0] if bad else None)
+        reports = self.ranks.all_gather_text(bad[0] if bad else None)
         rank, what = next(
-            ((rank, what) for rank, what in enumerate(found) if what), (None, "a gradient")
+            ((rank, what) for rank, what in enumerate(reports) if what), (None, "a gradient")
         )
         where = f" on rank {rank}" if self.ranks.world > 1 and rank is not None else ""
         raise UntrustedNumericsError(
@@ -269,12 +271,17 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _garbage_of_the_run() -> Iterator[None]:
-    """Within this context, Python looks for garbage only among objects that are new.
+def _gc_frozen() -> Iterator[None]:
+    """Within this context, the garbage collector ignores objects that existed before (`gc.freeze`).
 
-    Those of PyTorch, DeepSpeed and a model are half a million: one rank would walk through them for
-    0.2 s in the midst of a step, now and then, while the others wait.
+    PyTorch, DeepSpeed and a model create half a million objects. Now and then a collection of all
+    of them would stop one rank for 0.2 s in the middle of a step, while the others wait.
+
+    If the caller has frozen objects, nothing changes: Python can only unfreeze all of them.
     """
+    if gc.get_freeze_count() > 1000:  # Python itself may freeze some hundreds when it starts
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:
@@ -284,8 +291,8 @@ def _garbage_of_the_run() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield whether SIGTERM was received, which does not kill the process within the context."""
+def _sigterm_flag() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether SIGTERM came, which no longer kills the process."""
     received: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))

@@ -18,9 +18,9 @@ _COMPLEMENT = torch.tensor(list(reverse_complement(_BYTES)[::-1]))
 def target_weights(lowercase: float, end_of_document: float) -> Tensor:
     """The loss weight of each byte as a target, [256].
 
-    A, C, G and T have weight 1, soft-masked bases `lowercase`, and the end of a document
+    A, C, G and T have weight 1, soft-masked bases `lowercase`, and the end-of-document byte
     `end_of_document`. Everything else (N, ambiguity codes, the punctuation of tags, padding) has
-    weight 0: there is nothing to learn from it.
+    weight 0.
     """
     weight = torch.zeros(256)
     weight[list(ACGT)] = 1
@@ -32,16 +32,16 @@ def target_weights(lowercase: float, end_of_document: float) -> Tensor:
 def read_windows(
     bytes_BT: Tensor, reversed_B: Tensor, masked_BT: Tensor, weight_of_byte: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Convert stored windows to inputs, targets and weights.
+    """Convert stored windows to input ids, targets and loss weights.
 
     Args:
         bytes_BT: uint8 windows as stored, case kept.
-        reversed_B: Windows to read as their reverse complement; padding stays at the end.
-        masked_BT: Bytes with weight 0 as targets, in the order in which they are stored.
+        reversed_B: Windows to reverse complement; padding stays at the end.
+        masked_BT: Bytes that have weight 0 as targets, in stored order.
         weight_of_byte: From `target_weights`.
 
     Returns:
-        Input ids [B, L] and targets [B, L], upper case, and the targets' weights [B, L].
+        Input ids [B, L] and targets [B, L], upper case, and the weights of the targets [B, L].
     """
     device = bytes_BT.device
     stored_BT = bytes_BT.long()

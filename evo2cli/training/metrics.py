@@ -11,14 +11,14 @@ from evo2cli.training.trackers import Record, open_trackers
 
 
 class MetricsLogger:
-    """Logs every step of a run, on the first rank only; use as a context manager.
+    """Logs every step of a run, on rank 0 only; use as a context manager.
 
     Args:
         folder: Folder of the run.
         steps: Number of steps of the whole run.
-        done: Number of steps done before, which are logged already.
+        done: Number of steps that an earlier run has done and logged.
         caption: Text below the numbers of the panel.
-        tracking: The trackers.
+        tracking: The [tracking] table of the recipe.
 
     Raises:
         UserError: A tracker is not installed, or cannot be started.
@@ -45,7 +45,7 @@ class MetricsLogger:
             tracker.close(failed=any(reason))
 
     def log(self, record: Record) -> None:
-        """Log one step; `Trainer.step` describes the record."""
+        """Log the metrics of one step, which `Trainer.step` describes."""
         self._folder.log(dict(record))
         self._panel.advance()
         if self._is_first:
@@ -55,9 +55,8 @@ class MetricsLogger:
             if "memory_retries" in record and not self._has_warned:
                 self._has_warned = True
                 console.warn(
-                    "a GPU is full and stands still while PyTorch frees memory for the next step; "
-                    "a smaller batch.micro_sequences, or memory.activation_checkpointing = 4, may "
-                    "be faster"
+                    "GPU memory is full, and the GPU stalls while PyTorch frees some; a smaller "
+                    "batch.micro_sequences, or memory.activation_checkpointing = 4, may be faster"
                 )
         for tracker in self._trackers:
             tracker.log(record)

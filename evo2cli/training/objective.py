@@ -1,4 +1,4 @@
-"""What a model learns: the batches of a run, the loss of a batch, and validation."""
+"""The interface of training objectives: batches, loss and validation."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ WAY_OUT = "lower learning_rate, or delete the newest checkpoints to resume from 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of a step on this rank.
+    """The examples of a step on this rank.
 
     Attributes:
-        inputs: What the model is called with; the first axis of each tensor are the examples.
-        targets: What it should predict.
-        weights: How much each prediction counts; the loss of a step is a mean by these weights.
+        inputs: Arguments of the model; the first dim of each tensor is the batch.
+        targets: Targets of the predictions.
+        weights: Loss weights of the targets; the loss of a step is the weighted mean.
     """
 
     inputs: tuple[Tensor, ...]
@@ -32,29 +32,29 @@ class Batch:
 
 
 class Objective(ABC):
-    """What a model learns; every rank has one.
+    """A training objective; every rank has one.
 
     Attributes:
-        flops_per_token: FLOPs of a training step, per token; None if they are not counted.
+        flops_per_token: FLOPs of a training step, per token; None if unknown.
     """
 
     flops_per_token: float | None = None
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """The share of this rank in the examples of a step (0-based), on its device."""
+        """This rank's shard of the batch of a step (0-based), on its device."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The sum of the losses of predictions, each times its weight."""
+        """The weighted sum of the losses of a (micro-)batch."""
 
     def describe(self, loss: float | None) -> dict[str, Any]:
-        """What the log of a step says of its loss per unit of weight; None for a skipped step."""
+        """The metrics to log for the weighted mean loss of a step; None for a skipped step."""
         return {"loss": loss}
 
     @abstractmethod
     def validate(self) -> dict[str, Any]:
-        """Metrics on held-out data, by keys that begin with `valid_`; all ranks call it together.
+        """Metrics on held-out data; keys begin with `valid_`. All ranks call it together.
 
         Raises:
             UntrustedNumericsError: A prediction is not finite.

@@ -1,4 +1,4 @@
-"""AdamW: the learning rate of each step, and which parameters have weight decay."""
+"""AdamW: parameter groups for weight decay, and the learning-rate schedule."""
 
 import math
 from typing import Any
@@ -12,23 +12,23 @@ from stripedhyena2 import StripedHyena2
 from stripedhyena2.adapters.lora import is_adapter_parameter
 from stripedhyena2.mixer import folded_name
 
-HEAD = ("head.", "pooling.")  # names of what fine-tuning puts on top of a model
+HEAD = ("head.", "pooling.")  # name prefixes of the modules that fine-tuning adds on top
 MLP = ("mlp.gate.weight", "mlp.up.weight", "mlp.down.weight")
 
 
 def make_optimizer(
     model: nn.Module, recipe: Optimizer, head_scale: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW with groups of parameters: with and without weight decay, and those of a head.
+    """AdamW with three parameter groups: with weight decay, without it, and the head.
 
     By default ("matrices") only the weight matrices of projections and MLPs decay; decay would pull
     filters towards zero and the tied head towards a uniform prediction. "evo2-published" reproduces
-    the published runs, which also decayed filters and norms. All that fine-tuning adds decays.
+    the published runs, which also decayed filters and norms. Adapters and heads always decay.
 
     Args:
-        model: In training form; frozen parameters are left out.
-        recipe: Its table [optimizer].
-        head_scale: The learning rate of a head over that of the rest.
+        model: The model in training form; frozen parameters are left out.
+        recipe: The [optimizer] table.
+        head_scale: Learning rate of the head as a multiple of that of the rest.
     """
     trunk = trunk_of(model)
     in_trunk = set() if trunk is None else decaying(trunk, recipe)
@@ -59,10 +59,10 @@ def make_optimizer(
 
 
 def learning_rate(step: int, recipe: Optimizer) -> float:
-    """The learning rate of a step (0-based).
+    """The learning rate of a step (0-based): linear warmup, then cosine decay.
 
-    It rises linearly from above 0 to the peak during warmup, then follows a half cosine down to the
-    minimum, which it reaches at the last step. If only one step follows warmup, it has the peak.
+    Warmup step i of n has (i + 1) / n of the peak. The step after warmup has the peak, and the last
+    step the minimum; if they are the same step, it has the peak.
     """
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
@@ -72,16 +72,16 @@ def learning_rate(step: int, recipe: Optimizer) -> float:
 
 
 def set_rate(optimizer: Any, learning_rate: float) -> None:
-    """Set the learning rate of a step, which that of a head is a multiple of."""
+    """Set the learning rate of all groups; that of the head is scaled by its `head_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("scale", 1.0)
 
 
 def decaying(model: StripedHyena2, recipe: Optimizer) -> set[str]:
-    """The names of the parameters with weight decay.
+    """Names of the parameters with weight decay.
 
-    Savanna excluded biases and the taps of MR; poles, residues, other taps, skips, norms and the
-    tied embedding decayed as well, by oversight.
+    For the published runs, Savanna excluded only biases and the taps of MR; poles, residues, other
+    taps, skips, norms and the tied embedding decayed as well, by oversight.
     """
     matrices, published_free = set(), set()
     for index, mixer in enumerate(model.mixers):

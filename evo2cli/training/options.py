@@ -1,4 +1,4 @@
-"""Options that the commands on recipes share: plan, train, launch and extend."""
+"""Options shared by the commands that take a recipe: plan, train, launch and extend."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ class SettingsOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
-    """The genomes of a run whose recipe reads a folder of them."""
+    """The folder of genomes, for recipes with [data.corpus]."""
 
     data: Annotated[
         Path | None,
@@ -52,7 +52,7 @@ class RecipeOptions(JSONOptions, SettingsOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(DataOptions, DeviceOptions, RecipeOptions):
-    """A training run: the options that every rank is given."""
+    """A training run: the options that a launcher passes to every rank."""
 
     output: Annotated[
         Path | None,

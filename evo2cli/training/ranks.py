@@ -1,4 +1,4 @@
-"""The ranks of a run, one process per GPU, and the communication between them."""
+"""The ranks of a run (one process per GPU) and collectives between them."""
 
 import datetime
 import os
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from evo2cli.errors import UserError
 
-_TIMEOUT = datetime.timedelta(minutes=30)  # for the slowest wait: writing a large checkpoint
+_TIMEOUT = datetime.timedelta(minutes=30)  # the longest wait is for rank 0 to write a checkpoint
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, as one of the ranks of a run.
+    """This rank, and the process groups that it belongs to.
 
     Attributes:
         rank: 0-based; rank 0 writes files and messages.
-        world: Number of ranks.
+        world: World size, the number of ranks.
         device: The device of this rank.
-        context_parallel: Number of neighbouring ranks that share the same windows.
+        context_parallel: Degree of context parallelism: consecutive ranks that share each window.
         neighbours: Their process group; None if `context_parallel` is 1.
     """
 
@@ -40,9 +40,9 @@ class Ranks:
 
     @classmethod
     def join(cls, device: torch.device) -> "Ranks":
-        """Join the processes started by a launcher: torchrun, DeepSpeed's, or srun with either.
+        """Join the processes that a launcher started: torchrun, DeepSpeed's, or srun with either.
 
-        Without a launcher the run has a single process. Each rank on GPUs uses its own.
+        Without a launcher the run has a single process. On GPUs each rank uses its own.
 
         Raises:
             UserError: This machine has fewer GPUs than ranks.
@@ -69,7 +69,7 @@ class Ranks:
     @classmethod
     @contextmanager
     def joined(cls, device: torch.device) -> "Iterator[Ranks]":
-        """As `join`, and `leave` at the end."""
+        """As `join`, as a context manager that ends in `leave`."""
         ranks = cls.join(device)
         try:
             yield ranks
@@ -77,7 +77,7 @@ class Ranks:
             ranks.leave()
 
     def sharing(self, context_parallel: int) -> "Ranks":
-        """The same ranks, in groups of `context_parallel` (a divisor of world) that share windows.
+        """The same ranks in context-parallel groups of this size, a divisor of `world`.
 
         All ranks must call it.
         """
@@ -92,7 +92,7 @@ class Ranks:
         )
 
     def leave(self) -> None:
-        """Destroy the process group; there is no communication afterwards."""
+        """Destroy the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -102,22 +102,22 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def group(self) -> int:
-        """Index of the group of neighbours that this rank is in."""
+    def data_parallel_rank(self) -> int:
+        """Index of this rank's context-parallel group."""
         return self.rank // self.context_parallel
 
     @property
-    def num_groups(self) -> int:
-        """Number of groups of neighbours; each group has windows of its own."""
+    def data_parallel_size(self) -> int:
+        """Number of context-parallel groups; each reads its own windows."""
         return self.world // self.context_parallel
 
-    def share(self, total: int) -> slice:
-        """The share of this group in `total` items, which the groups divide evenly."""
-        each = total // self.num_groups
-        return slice(self.group * each, (self.group + 1) * each)
+    def shard(self, total: int) -> slice:
+        """This group's shard of `total` items, a multiple of `data_parallel_size`."""
+        size = total // self.data_parallel_size
+        return slice(self.data_parallel_rank * size, (self.data_parallel_rank + 1) * size)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of `x` over all ranks, in place."""
+        """All-reduce `x` by sum over all ranks, in place."""
         if self.world > 1:
             dist.all_reduce(x)
         return x
@@ -126,28 +126,28 @@ class Ranks:
         """Whether the flag is true on any rank; all ranks get the same answer."""
         if self.world == 1:
             return flag
-        most = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return bool(most.item())
+        largest = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return bool(largest.item())
 
-    def gather(self, value: float) -> list[float]:
-        """The value of every rank, in the order of ranks."""
+    def all_gather(self, value: float) -> list[float]:
+        """The values of all ranks, by rank."""
         if self.world == 1:
             return [value]
-        own = torch.tensor([value], dtype=torch.float64, device=self.device)
-        gathered = [torch.empty_like(own) for _ in range(self.world)]
-        dist.all_gather(gathered, own)
+        local = torch.tensor([value], dtype=torch.float64, device=self.device)
+        gathered = [torch.empty_like(local) for _ in range(self.world)]
+        dist.all_gather(gathered, local)
         return [entry.item() for entry in gathered]
 
-    def collect(self, value: str | None) -> list[str | None]:
-        """The text of every rank, in the order of ranks; slow."""
+    def all_gather_text(self, value: str | None) -> list[str | None]:
+        """The texts of all ranks, by rank; slow, because they are pickled."""
         if self.world == 1:
             return [value]
         gathered: list[str | None] = [None] * self.world
         dist.all_gather_object(gathered, value)
         return gathered
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all ranks have called this."""
         if self.world > 1:
             dist.barrier()

@@ -1,4 +1,4 @@
-"""A recipe: the model, data, schedule and hardware of a run; `recipe_file` reads it from TOML."""
+"""The schema of recipes: model, data, schedule and parallelism of a run, read by `recipe_file`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from evo2cli.data.cuts import Packing
+from evo2cli.data.packing import Packing
 from evo2cli.errors import counted
 from evo2cli.lengths import parse_length
 from stripedhyena2.adapters import LoRA
@@ -22,9 +22,9 @@ from stripedhyena2.parallelize import Schemes
 from stripedhyena2.values import Number
 
 
-def _positions(given: Any) -> Any:
-    """A length given as text, e.g. "64k", as a number."""
-    return parse_length(given, "a context of") if isinstance(given, str) else given
+def _positions(value: Any) -> Any:
+    """Parse a length given as text, e.g. "64k"."""
+    return parse_length(value, "a context of") if isinstance(value, str) else value
 
 
 def _no_nul(path: Path) -> Path:
@@ -34,10 +34,10 @@ def _no_nul(path: Path) -> Path:
 
 
 File = Annotated[Path, AfterValidator(_no_nul)]
-# Far above every run, and low enough that products of counts are 64-bit numbers.
+# Far above any real run, and low enough that products of counts fit in 64 bits.
 Count = Annotated[int, Field(ge=1, le=2**40), Number]
 Windows = Annotated[int, Field(ge=1, le=2**20), Number]
-MAX_STEP = 2**32  # positions
+MAX_STEP = 2**32  # positions per step
 Fraction = Annotated[float, Field(ge=0, le=1), Number]
 Rate = Annotated[float, Field(gt=0, le=1), Number]
 Beta = Annotated[float, Field(ge=0, lt=1), Number]
@@ -45,78 +45,78 @@ Seconds = Annotated[float, Field(gt=0), Number]
 Weight = Annotated[float, Field(gt=0), Number]
 Seed = Annotated[int, Field(ge=0, lt=2**63), Number]
 Positions = Annotated[Count, BeforeValidator(_positions)]
-WHOLE = "all"  # name of the one source of a corpus without domains
+WHOLE = "all"  # name of the only source of a corpus without domains
 
 
 class Table(BaseModel):
-    """A table of a recipe: frozen, and unknown keys are refused."""
+    """Base of the tables of a recipe: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid", frozen=True)
 
 
 class Source(Table):
-    """Documents to train on: a folder of `evo2 tokenize`, a Megatron .bin, or a .jsonl file."""
+    """A data source: a folder of `evo2 tokenize`, a Megatron .bin, or a .jsonl file."""
 
     path: File
-    weight: Weight | None = None  # share of the windows, relative to the other sources
+    weight: Weight | None = None  # sampling weight, relative to the other sources
 
 
 class Extend(Table):
-    """Extension of the context of the initial weights, before training."""
+    """Context extension of the initial weights, before training."""
 
     to: Positions  # new context length: 65_536, or "64k"
-    scheme: Scheme = Scheme.INTERPOLATION  # for rotary positions, as `evo2 extend --scheme`
+    scheme: Scheme = Scheme.INTERPOLATION  # of rotary positions, as `evo2 extend --scheme`
 
 
 class Corpus(Table):
-    """A folder of genomes: FASTA files in its folders `train` and `valid`."""
+    """A folder of genomes: FASTA files in its subfolders `train` and `valid`."""
 
     path: File
-    tokens: File  # folder for its token sets, which the first run writes
-    # Share of the windows of the files in `train` whose names begin like this, relative to the
-    # others; without any, all files are one source.
+    tokens: File  # folder for the token sets, which the first run writes
+    # Sampling weights by file name prefix: the files in `train` that share a prefix are one source,
+    # a domain. Without domains, all files are one source.
     domains: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], Weight] = {}
 
     @property
     def sources(self) -> list[Source]:
-        """The token set of each domain, with its weight, sorted by name."""
+        """The token set and weight of each domain, sorted by name."""
         folder, domains = self.tokens / "train", sorted(self.domains.items())
         weighted = [Source(path=folder / name, weight=weight) for name, weight in domains]
         return weighted or [Source(path=folder / WHOLE)]
 
     @property
     def valid(self) -> list[Path]:
-        """The token sets of the files in `valid`, as far as they have been written."""
+        """The token sets of the files in `valid` that have been written so far."""
         return sorted((self.tokens / "valid").glob("[!.]*"))
 
 
 class Data(Table):
-    """What a run is trained on, and how its bases count in the loss."""
+    """Training and validation data, and the loss weights of bases."""
 
     sources: Annotated[list[Source], Field(min_length=1)] = []
-    valid: list[File] = []  # held-out documents, beside the valid splits of the sources
-    corpus: Corpus | None = None  # genomes, instead of sources
+    valid: list[File] = []  # held-out sets, in addition to the valid splits of the sources
+    corpus: Corpus | None = None  # a folder of genomes, instead of sources
     packing: Packing = "stream"  # whether windows run across documents
     reverse_complement: bool = True  # reverse complement each window with probability 1/2
     lowercase_weight: Fraction = 0.1  # loss weight of soft-masked (repeat) bases
     end_of_document_weight: Fraction = 1.0
-    mask_tags: bool = True  # phylogenetic tags, @ and # are inputs but not targets
-    repeats: Fraction = 0.0  # probability that a window gets a copy of an earlier piece of itself
-    inverted_repeats: Fraction = 0.25  # share of these copies that are reverse complements
+    mask_tags: bool = True  # exclude phylogenetic tags, @ and # from the loss
+    repeats: Fraction = 0.0  # probability that a repeat is inserted into a window
+    inverted_repeats: Fraction = 0.25  # fraction of these repeats that are reverse complements
 
     @property
     def train_sources(self) -> list[Source]:
-        """The sources, or those of the corpus."""
+        """The training sources, given directly or by the corpus."""
         return self.sources if self.corpus is None else self.corpus.sources
 
     @property
     def held_out(self) -> list[Path]:
-        """What is held out beside the valid splits of the sources."""
+        """The held-out sets other than the valid splits of the sources."""
         return [*self.valid, *(self.corpus.valid if self.corpus else ())]
 
     @property
     def weights(self) -> list[float] | None:
-        """Weight of each source; None if no source has one."""
+        """Sampling weight of each source; None if no source has one."""
         weights = [source.weight for source in self.train_sources]
         return [weight for weight in weights if weight is not None] or None
 
@@ -137,11 +137,11 @@ class Data(Table):
 
 
 class Batch(Table):
-    """The windows of one step, on all GPUs together."""
+    """The global batch of a step."""
 
     length: Count  # positions per window
-    sequences: Windows  # windows per step
-    micro_sequences: Windows | None = None  # windows per forward pass on one GPU; default: all
+    sequences: Windows  # windows per step, over all GPUs
+    micro_sequences: Windows | None = None  # micro-batch: windows per forward pass on one GPU
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -163,14 +163,14 @@ class Batch(Table):
         return self.sequences * self.length
 
     def micro(self, world: int) -> int:
-        """Windows per forward pass when `world` GPUs, or groups of GPUs, share a step.
+        """The micro-batch size, in windows, on `world` data-parallel ranks.
 
         Raises:
-            ValueError: They cannot share it evenly.
+            ValueError: The batch cannot be divided evenly.
         """
-        each, rest = divmod(self.sequences, world)
-        micro = self.micro_sequences or each
-        if rest or each % micro:
+        per_rank, rest = divmod(self.sequences, world)
+        micro = self.micro_sequences or per_rank
+        if rest or per_rank % micro:
             passes = f" in forward passes of {micro}" if self.micro_sequences else ""
             raise ValueError(
                 f"batch.sequences = {self.sequences} cannot be shared by {world} GPUs{passes}"
@@ -179,17 +179,17 @@ class Batch(Table):
 
 
 class Optimizer(Table):
-    """AdamW with a linear warmup and a cosine decay to the minimum learning rate."""
+    """AdamW with linear warmup and cosine decay to the minimum learning rate."""
 
     steps: Count
     warmup_steps: Annotated[int, Field(ge=0, le=2**40), Number]
     learning_rate: Rate
     min_learning_rate: Fraction
     weight_decay: Fraction = 0.1
-    decay: Literal["matrices", "evo2-published"] = "matrices"  # parameters with weight decay
+    decay: Literal["matrices", "evo2-published"] = "matrices"  # which parameters decay
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    clip: Annotated[float, Field(gt=0), Number] = 1.0  # global gradient norm
-    ema: Beta | None = None  # decay per step of averaged weights, which final/ then has
+    clip: Annotated[float, Field(gt=0), Number] = 1.0  # maximum global gradient norm
+    ema: Beta | None = None  # decay per step of the EMA of the weights, which final/ then holds
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -213,20 +213,20 @@ class Validation(Table):
 
 
 class Checkpoint(Table):
-    """Checkpoints on the way, from the newest of which a killed run resumes."""
+    """Periodic checkpoints; a run resumes from the newest."""
 
     every: Count = 500  # steps
     keep: Count = 2  # number of newest checkpoints to keep
-    keep_every: Count | None = None  # steps; these checkpoints are never deleted
-    optimizer: bool = True  # false: weights only, a quarter of the bytes; no run resumes from them
+    keep_every: Count | None = None  # steps; checkpoints at multiples of it are never deleted
+    optimizer: bool = True  # false: weights only, a quarter of the size, but no run can resume
 
 
 class Precision(Table):
-    """Precision of the forward pass; master weights and gradient sums are always fp32."""
+    """Precision of the forward pass; master weights and gradient accumulation are always fp32."""
 
     compute: Literal["fp32", "bf16"] = "bf16"
     fp8: bool = False  # projections and MLPs in FP8, on Hopper GPUs and newer
-    compile: bool = False
+    compile: bool = False  # torch.compile each block
 
     @model_validator(mode="after")
     def _fp8_needs_bf16(self) -> Self:
@@ -238,14 +238,14 @@ class Precision(Table):
 class Memory(Table):
     """Activation checkpointing: less memory for more compute."""
 
-    # Blocks per checkpoint; 0: off.
+    # Blocks per checkpointed segment; 0: off.
     activation_checkpointing: Annotated[int, Field(ge=0), Number] = 0
 
 
 class Parallel(Table):
-    """How GPUs share a run; `hyenakernels/parallel/README.md` compares the exchanges."""
+    """Parallelism; `hyenakernels/parallel/README.md` compares the context-parallel exchanges."""
 
-    # ZeRO stage: shards the optimizer (1), gradients (2) and weights (3).
+    # ZeRO stage: shards optimizer state (1), gradients (2) and weights (3).
     zero: Annotated[Literal[0, 1, 2, 3], Number] = 0
     context: Count = 1  # context parallelism: GPUs per window, each with a part of its positions
     fir: Literal["overlapped", "halo", "all-to-all", "pipelined"] = "overlapped"  # SE and MR
@@ -254,20 +254,20 @@ class Parallel(Table):
 
     @property
     def schemes(self) -> Schemes:
-        """The exchanges between the GPUs of a window."""
+        """The exchanges between the GPUs that share a window."""
         return Schemes(self.fir, self.modal, self.attention)
 
 
 class Guard(Table):
-    """What to do when a step fails."""
+    """What to do when a step diverges or hangs."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     skip_limit: Count = 10  # with "skip": stop after more skipped steps than this
-    step_deadline: Seconds | None = None  # a slower step dumps all stacks and ends the run
+    step_deadline: Seconds | None = None  # a longer step dumps all stacks and ends the run
 
 
 class Tracking(Table):
-    """Trackers beside metrics.jsonl; without a value, the variables WANDB_* of W&B count."""
+    """Experiment trackers, in addition to metrics.jsonl; unset keys fall back to WANDB_*."""
 
     tensorboard: bool = False  # events in OUTPUT/tensorboard; needs the extra `train`
     wandb: bool = False  # a run of Weights & Biases; needs the extra `wandb`
@@ -298,7 +298,7 @@ class Adapters(Table):
 
     @property
     def lora(self) -> LoRA:
-        """As the model floor takes it."""
+        """The same settings as `stripedhyena2.adapters.LoRA`."""
         return LoRA(**self.model_dump())
 
 
@@ -306,22 +306,22 @@ TaskName = Literal["lm", "classify", "multilabel", "regress", "tokens"]
 
 
 class LabelledData(Table, extra="ignore"):
-    """What [finetune] says of the labelled examples in `data`; can be read before the rest."""
+    """The keys of [finetune] that describe labelled examples; can be read before the rest."""
 
     task: TaskName | None = None  # default: inferred from the labels
     labels: list[str] = []  # columns with labels; default: label, labels, target or y
     group: str | None = None  # column with groups; default: group
     reference: Path | None = None  # genome of a table of variants
-    test: Path | None = None  # a table that is looked at once, at the end
+    test: Path | None = None  # table of test examples, evaluated once, at the end
     split: Literal["column", "chromosome", "group", "cluster", "random"] | None = None
     fractions: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)  # train, valid, test
-    valid_contigs: list[str] = []  # whose sequences are for validation, instead of split
-    test_contigs: list[str] = []  # likewise
+    valid_contigs: list[str] = []  # contigs whose sequences are for validation; replaces split
+    test_contigs: list[str] = []  # contigs whose sequences are for test; replaces split
     features: Path | None = None  # BED or GFF whose features label the bases of a FASTA
     feature_type: str | None = None  # of a GFF; several are separated by commas
-    regions: Path | None = None  # BED or GFF of the parts of the FASTA that are used
+    regions: Path | None = None  # BED or GFF of the regions of the FASTA to use
     region_type: str | None = None  # of a GFF
-    cut: Literal["centre", "start", "end"] = "centre"  # what is kept of longer sequences
+    cut: Literal["centre", "start", "end"] = "centre"  # part of longer sequences to keep
 
 
 class Finetune(LabelledData, extra="forbid"):
@@ -329,7 +329,7 @@ class Finetune(LabelledData, extra="forbid"):
 
     task: TaskName
     method: Literal["lora", "full", "head"] = "lora"
-    layer: str | None = None  # that the head reads; default: the last block
+    layer: str | None = None  # layer that the head reads; default: the last block
     pool: str = "mean"  # mean, last, max, attention, or center:W
     strand: Literal["fwd", "both"] = "fwd"
     head: Literal["linear", "mlp"] = "linear"
@@ -337,15 +337,15 @@ class Finetune(LabelledData, extra="forbid"):
     base: Literal["fp32", "bf16", "fp8"] = "fp32"  # precision of frozen weights
     adapters: Adapters = Adapters()
     weights: Literal["none", "balanced"] = "none"  # of classes in the loss
-    metric: str | None = None  # of validation, which chooses the best weights
-    patience: Count | None = None  # validations without a better one
-    scratch: bool = False  # start from random weights of the same shape instead
+    metric: str | None = None  # validation metric by which the best weights are chosen
+    patience: Count | None = None  # early stopping: validations without improvement
+    scratch: bool = False  # random weights instead of those of init, as a baseline
 
 
 class Recipe(Table):
-    """A run, starting from random weights of a given shape (model) or from trained ones (init)."""
+    """A training run from random weights of a given shape (model) or from trained ones (init)."""
 
-    model: str | None = None  # a shape: a TOML beside the recipe, or a shipped one
+    model: str | None = None  # a shape: a TOML file next to the recipe, or a shipped one
     shape: dict[str, Any] = {}  # changes to that shape, by its keys
     init: str | None = None  # weights: what `--model` takes, or the recipe that trains them
     extend: Extend | None = None  # extends the context of the weights of init
@@ -366,44 +366,44 @@ class Recipe(Table):
 
     @property
     def file(self) -> Path:
-        """Where it was read from, or will be written: for messages, and for files beside it."""
+        """Its TOML file, for messages and to resolve relative paths."""
         return self._file
 
-    def placed(self, file: Path) -> Self:
-        """The same recipe in this file."""
+    def with_file(self, file: Path) -> Self:
+        """A copy of the recipe with this as its file."""
         recipe = self.model_copy()
         recipe._file = file
         return recipe
 
     @property
     def base(self) -> str:
-        """The weights that a recipe with `init` starts from."""
+        """`init`, which must be set."""
         assert self.init is not None
         return self.init
 
     @property
     def tuning(self) -> Finetune:
-        """The table [finetune] of a recipe that has it."""
+        """The table [finetune], which must be set."""
         assert self.finetune is not None
         return self.finetune
 
     @property
     def head_scale(self) -> float:
-        """The learning rate of a head over that of the rest."""
+        """Learning rate of the head as a multiple of that of the rest."""
         rate = self.finetune and self.finetune.head_learning_rate
         return rate / self.optimizer.learning_rate if rate else 1.0
 
     def extension(self, context: int) -> Extension | None:
-        """The extension of initial weights that have this context length; None if none is due."""
+        """The extension to apply to weights with this context length; None if there is none."""
         if self.extend is None or self.extend.to == context:
             return None
         return Extension(self.extend.to, self.extend.scheme)
 
     def micro(self, world: int) -> int:
-        """Windows per forward pass when `world` GPUs share a step.
+        """The micro-batch size, in windows, on `world` ranks.
 
         Raises:
-            ValueError: They cannot share it evenly.
+            ValueError: The batch cannot be divided evenly.
         """
         context_parallel = self.parallel.context
         if world % context_parallel:

@@ -1,4 +1,4 @@
-"""Find, read and check recipe files, with the recipes they are based on."""
+"""Find, read and validate recipe files, including the base recipes they inherit from."""
 
 import difflib
 import os
@@ -14,26 +14,21 @@ from evo2cli.errors import UserError
 from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig, read_config
-from stripedhyena2.checkpoint import read_checkpoint
+from stripedhyena2.checkpoint import named_shape, read_checkpoint
 from stripedhyena2.checkpoint.layouts import native
-from stripedhyena2.checkpoint.published import (
-    PUBLISHED,
-    published_config,
-    recipes_folder,
-    split_name,
-)
+from stripedhyena2.checkpoint.published import recipes_folder
 from stripedhyena2.config import change_config
 from stripedhyena2.values import fault, read_values, shown
 
-BASE = "base"  # the key that names the recipe which this one changes
-_MAX_BASES = 32  # recipes that change one another
+BASE = "base"  # the key that names the recipe to inherit from
+_MAX_BASES = 32  # length of a chain of base recipes
 
 T = TypeVar("T", bound=BaseModel)
 
 
 @contextmanager
 def naming(where: Path | str) -> Iterator[None]:
-    """Name the recipe, or a key of it, in front of what is wrong with a value.
+    """Prefix a ValueError with the recipe, or a key of it.
 
     Raises:
         UserError: In place of any other ValueError.
@@ -70,12 +65,12 @@ def find_recipe(name: Path) -> Path:
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
+    """Read and validate a recipe.
 
     Args:
-        path: A TOML file. Its key `base` names a recipe that it changes, relative to its own
+        path: A TOML file. Its key `base` names a recipe to inherit from, relative to its own
             folder: tables are merged, other values replaced.
-        settings: Changes as `table.key=value`, the value in TOML.
+        settings: Overrides as `table.key=value`, the value in TOML.
 
     Raises:
         UserError: With the file, the table and the key.
@@ -84,28 +79,28 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 
 def make_recipe(values: dict[str, Any], path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """Make and check a recipe.
+    """Validate the values of a recipe.
 
     Args:
-        values: Its tables and keys; `settings` change them in place.
-        path: Its file, for messages.
+        values: Tables and keys; `settings` are applied in place.
+        path: File of the recipe, for messages.
         settings: As for `read_recipe`.
 
     Raises:
         UserError: With the file, the table and the key.
     """
     set_values(values, settings)
-    return check_values(Recipe, values, path).placed(path)
+    return check_values(Recipe, values, path).with_file(path)
 
 
 def set_values(values: dict[str, Any], settings: Sequence[str]) -> None:
-    """Change the tables of a recipe in place; `settings` as for `read_recipe`."""
+    """Apply overrides to the tables of a recipe, in place; `settings` as for `read_recipe`."""
     for setting in settings:
         _set_value(values, setting)
 
 
 def check_values(schema: type[T], values: Mapping[str, Any], path: Path) -> T:
-    """The tables of a recipe, or those of them that `schema` has, as an object.
+    """Validate the tables of a recipe, or the part of them that `schema` covers.
 
     Raises:
         UserError: With the file, the table and the key.
@@ -117,7 +112,7 @@ def check_values(schema: type[T], values: Mapping[str, Any], path: Path) -> T:
 
 
 def read_run(options: RunOptions) -> Recipe:
-    """The recipe of a run, with the output folder and the genomes that its options name.
+    """Read the recipe of a run, with `--output` and `--data` applied.
 
     Raises:
         UserError: There is no such recipe, or it is not valid.
@@ -137,10 +132,10 @@ def read_run(options: RunOptions) -> Recipe:
 
 
 def read_shape(recipe: Recipe) -> ModelConfig:
-    """The shape of the model that a recipe trains, after any extension.
+    """The shape of the model that a recipe trains, after any context extension.
 
-    It comes from the weights of `init`, or from the file that `model` names: beside the recipe, or
-    shipped. If `init` is a recipe that has not been trained yet, its shape follows from that
+    It comes from the weights of `init`, or from the file that `model` names: next to the recipe, or
+    a shipped one. If `init` is a recipe that has not been trained yet, the shape follows from that
     recipe. Nothing is downloaded.
 
     Raises:
@@ -155,10 +150,10 @@ def read_shape(recipe: Recipe) -> ModelConfig:
 
 
 def find_initial_weights(recipe: Recipe) -> str:
-    """The checkpoint that `init` names, directly or as the result of a recipe.
+    """The checkpoint that `init` stands for: itself, or the final weights of the recipe it names.
 
     Raises:
-        UserError: That recipe has not been trained yet; the message has the commands to run.
+        UserError: That recipe has not been trained yet; the message lists the commands to run.
     """
     assert recipe.init is not None
     waiting = _unfinished(recipe)
@@ -174,7 +169,7 @@ def find_initial_weights(recipe: Recipe) -> str:
 
 
 def _unfinished(recipe: Recipe) -> list[Recipe]:
-    """The recipes to train before this one can start, the last of them first."""
+    """The recipes to train before this one can start, in reverse order of training."""
     chain = [recipe]
     while (file := _initial_recipe(chain[-1])) is not None:
         if any(file.samefile(later.file) for later in chain):
@@ -187,7 +182,7 @@ def _unfinished(recipe: Recipe) -> list[Recipe]:
 
 
 def _initial_recipe(recipe: Recipe) -> Path | None:
-    """The recipe that `init` names: beside this one, or as `find_recipe` finds it."""
+    """The recipe that `init` names, if it is one: next to this recipe, or by `find_recipe`."""
     if recipe.init is None or not recipe.init.endswith(".toml"):
         return None
     beside = Path(os.path.normpath(recipe.file.parent / recipe.init))
@@ -204,18 +199,17 @@ def _final(recipe: Recipe) -> Path:
 
 
 def _extended(recipe: Recipe, shape: ModelConfig) -> ModelConfig:
-    """The shape that a recipe trains if it starts from weights of this shape."""
+    """The shape after the context extension of a recipe."""
     extension = recipe.extension(shape.context)
     with naming(f"{recipe.file}: extend.to"):
         return extension.config(shape) if extension else shape
 
 
 def _first_shape(recipe: Recipe) -> ModelConfig:
-    """The shape of the model that a recipe starts from, which must exist."""
+    """The shape of the initial weights of a recipe, before any extension."""
     if recipe.init is not None:
-        name, _ = split_name(recipe.init)
-        if name in PUBLISHED and not Path(recipe.init).exists():
-            return published_config(name)
+        if (named := named_shape(recipe.init)) is not None:
+            return named
         source = find_initial_weights(recipe)
         with naming(f"{recipe.file}: init"):
             return read_checkpoint(source).config
@@ -233,7 +227,7 @@ def _first_shape(recipe: Recipe) -> ModelConfig:
 
 
 def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file, merged into those of its base."""
+    """The values of a recipe file, merged over those of its base."""
     values = read_values(path, UserError)
     if path.resolve() in children:
         raise UserError(f"{path}: is its own base")
@@ -246,11 +240,11 @@ def _read_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: base = {shown(base)}: must be the path of a recipe, as text")
     file = path.parent / base
     below = _read_values(file, (*children, path.resolve()))
-    for key, suffix in (("model", ".toml"), ("init", "")):  # paths in the base are relative to it
+    for key, suffix in (("model", ".toml"), ("init", "")):  # paths are relative to their recipe
         if key in below and (file.parent / f"{below[key]}{suffix}").is_file():
             below[key] = os.path.relpath(file.parent / below[key], path.parent)
     for start, others in (("model", ("init", "extend")), ("init", ("model", "shape"))):
-        if start in values:  # replaces the start of the base
+        if start in values:  # overrides where the base recipe starts from
             below = {key: value for key, value in below.items() if key not in others}
     return _merged(below, values)
 
@@ -280,8 +274,8 @@ def _set_value(values: dict[str, Any], setting: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line for a pydantic error: table, key, reason, and a similar key if there is one."""
-    unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+    """A validation error in one line: table, key, reason, and a similar key if there is one."""
+    unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
     if not unknown:
         return fault(error)
     *tables, key = (str(part) for part in unknown[0])
@@ -293,7 +287,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _keys(location: Sequence[str]) -> list[str]:
-    """The keys of the table at `location`, in which numbers are indices of lists."""
+    """The keys of the table at `location`; numbers in it are list indices."""
     table: Any = Recipe
     for part in location:
         if part.isdigit():

@@ -1,4 +1,4 @@
-"""The check, before a run starts, that its output folder has space for what it writes."""
+"""Check before a run that its output folder is writable and its disk has enough space."""
 
 import os
 import shutil
@@ -12,22 +12,22 @@ from evo2cli.training.plan.estimate import count_sizes, make_setup
 from evo2cli.training.recipe import Recipe
 from stripedhyena2 import ModelConfig
 
-BEST = "best"  # subfolder of a fine-tuning run with the best weights so far
+BEST = "best"  # subfolder for the best weights so far of a fine-tuning run
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space on the disk of a folder."""
+    """Free space on the disk of a folder, in bytes."""
     return shutil.disk_usage(folder).free
 
 
 def check_output(recipe: Recipe, config: ModelConfig, world: int, *, others: int = 0) -> None:
-    """Refuse an output folder that is not writable, or a disk without space for what a run writes.
+    """Refuse an output folder that is not writable, or a disk with too little space for the run.
 
     Args:
         recipe: The recipe.
         config: Shape of the model.
         world: Number of ranks.
-        others: Bytes that it will write beside checkpoints and models: features of a frozen base.
+        others: Bytes written in addition to checkpoints and models, i.e. cached features.
 
     Raises:
         UserError: The folder is not writable, or the disk has too little space.
@@ -40,15 +40,16 @@ def check_output(recipe: Recipe, config: ModelConfig, world: int, *, others: int
         return
     counts = count_sizes(recipe, config)
     needed = disk(recipe, counts, make_setup(recipe, config, world))
-    there = len([*output.glob("step-*")])
-    best_there = needed.best if (output / BEST).is_dir() else 0
-    missing = others + max(needed.peak - there * needed.checkpoint - best_there, needed.final)
+    existing_checkpoints = len([*output.glob("step-*")])
+    existing_bytes = existing_checkpoints * needed.checkpoint
+    existing_bytes += needed.best if (output / BEST).is_dir() else 0
+    missing = others + max(needed.peak - existing_bytes, needed.final)
     free = free_bytes(existing)
     if missing > free:
         which = f"the {'best' if needed.best else 'final'} model"
         if others:
             which = f"{which} and {decimal(others)} of features of the base"
-        have = f", of which {there:,} are there," if there else ""
+        have = f", of which {existing_checkpoints:,} exist," if existing_checkpoints else ""
         raise UserError(
             f"{output}: {counted(needed.most, 'checkpoint')} of {decimal(needed.checkpoint)} "
             f"({counts.all:,} parameters){have} and {which} need "
@@ -58,11 +59,11 @@ def check_output(recipe: Recipe, config: ModelConfig, world: int, *, others: int
 
 
 def _ways_out(recipe: Recipe) -> str:
-    """What to change in a recipe, so that less is written."""
+    """Suggest changes to the recipe that reduce what is written."""
     checkpoint = recipe.checkpoint
     fewer = f"lower checkpoint.keep = {checkpoint.keep}"
     if checkpoint.keep_every is not None:
         fewer += f", raise checkpoint.keep_every = {checkpoint.keep_every}"
     if checkpoint.optimizer:
-        fewer += ", or set checkpoint.optimizer = false (weights only, which no run resumes from)"
+        fewer += ", or set checkpoint.optimizer = false (weights only, so no run can resume)"
     return fewer if checkpoint.optimizer else f"or {fewer}"

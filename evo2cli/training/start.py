@@ -1,4 +1,4 @@
-"""The start of a run: a shape with random weights, or trained weights, extended if need be."""
+"""The initial model of a run: random weights of a shape, or a checkpoint, extended if asked for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,19 +21,19 @@ from stripedhyena2.fingerprint import fingerprint
 
 @dataclass(frozen=True)
 class Start:
-    """The model that a run starts from: how it is built, and how its trained weights are written.
+    """The initial model of a run: how to build it, and how to write its weights after training.
 
     Attributes:
         config: Its shape.
-        weights: Folded weights by name, and the parts of some of an earlier training, see
-            `assemble`; None for random ones from the seed of the recipe.
+        weights: Weights by name in inference form, and in training form where the checkpoint has
+            them, see `assemble`; None for random ones from the seed of the recipe.
     """
 
     config: ModelConfig
     weights: Mapping[str, Tensor] | None = None
 
     def build(self, recipe: Recipe, adopt: Adopt) -> nn.Module:
-        """The model in training form.
+        """Build the model in training form.
 
         Args:
             recipe: The recipe.
@@ -48,37 +48,37 @@ class Start:
         )
 
     def of_block(self, kind: str) -> Self:
-        """A model of one kind of block, with random weights: it needs the same kernels."""
+        """A model of a single block of this kind, with random weights, to compile its kernels."""
         return replace(self, config=replace(self.config, stripes=kind), weights=None)
 
     def inputs(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, ...]:
-        """Inputs of the model for a batch of a recipe, as they are in training but all zero."""
+        """Dummy inputs of the model: a batch of the recipe, all zeros."""
         batch = recipe.batch
         return (torch.zeros(batch.sequences, batch.length, dtype=torch.long, device=device),)
 
     def write(self, weights: dict[str, Tensor], folder: Path, provenance: dict[str, Any]) -> None:
-        """Write trained weights, as `Engine.weights` returns them, into a new folder."""
+        """Write trained weights, as `Engine.weights` returns them, to a new folder."""
         save_weights(self.config, weights, folder, provenance)
 
 
 def trunk_of(model: nn.Module) -> StripedHyena2 | None:
-    """The StripedHyena 2 in a model that is trained: itself, its part `trunk`, or none."""
+    """The StripedHyena 2 of a model: the model itself or its submodule `trunk`; None without."""
     trunk = model if isinstance(model, StripedHyena2) else getattr(model, "trunk", None)
     return trunk if isinstance(trunk, StripedHyena2) else None
 
 
 def read_start(recipe: Recipe) -> tuple[Start, dict[str, Any]]:
-    """Read the initial weights of a recipe that has an `init`, and extend them as it says.
+    """Read the initial weights of a recipe with `init`, and apply its context extension.
 
     Args:
         recipe: The recipe; weights that already have the context of `[extend]` stay as they are.
 
     Returns:
-        The start of the run, and what its provenance records of the weights: `before`, what theirs
-        says, and the record of the extension.
+        The initial model, and entries for the provenance of the run: `before`, the provenance of
+        the checkpoint, and the record of the extension.
 
     Raises:
-        UserError: `init` has not been trained yet, cannot be read, or cannot be extended like this.
+        UserError: `init` has not been trained yet, cannot be read, or cannot be extended.
     """
     source = find_initial_weights(recipe)
     with naming(f"{recipe.file}: init"):
@@ -99,13 +99,13 @@ def extend(
 
     Args:
         checkpoint: The checkpoint.
-        source: Its path or name, for the record.
+        source: Its path or name, for the provenance.
         extension: The new context length and the scheme.
 
     Returns:
-        The extended checkpoint, and the record with which its provenance begins: source and
-        source_hash (`fingerprint`), scheme, factor (new / old context), and context, rotary_scale
-        and rotary_base before and after.
+        The extended checkpoint, and the record of the extension, which is also in its provenance:
+        source and source_hash (`fingerprint`), scheme, factor (new / old context), and context,
+        rotary_scale and rotary_base before and after.
 
     Raises:
         ConfigError: The new context is not a multiple of the old one.
@@ -129,7 +129,7 @@ def extend(
 
 
 def extension_line(name: str, record: Mapping[str, Any]) -> str:
-    """One line for people about an extension, from its record."""
+    """Summarize the record of an extension in one line."""
     before, after = record["before"], record["after"]
     return (
         f"{name}: context {before['context']:,} -> {after['context']:,}, "

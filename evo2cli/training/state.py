@@ -1,9 +1,9 @@
-"""The folder of a run: its checkpoints, and resuming from them.
+"""The output folder of a run: write checkpoints, and resume from them.
 
 OUTPUT/run.json             recipe, shape and data of the run; resuming with others is refused
 OUTPUT/metrics.jsonl        one line per step
 OUTPUT/step-000000500/      a native checkpoint, with checkpoint.optimizer also the state of the
-                            engine; complete or absent
+                            engine; written atomically
 OUTPUT/final/               the native checkpoint of a finished run
 """
 
@@ -35,7 +35,7 @@ RESUME = "resume.json"
 
 
 class _Saved(BaseModel):
-    """What `save` writes of a checkpoint: `Engine.layout`, and facts of the run."""
+    """The content of resume.json: `Engine.layout`, and the state of the training loop."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -49,13 +49,13 @@ class _Saved(BaseModel):
 
 _SAVED, _VALUES = TypeAdapter(_Saved), TypeAdapter(dict[str, JsonValue])
 
-# Keys that may change when a run is resumed: they change neither the data nor their order.
+# Keys that may change on resume: they affect neither the data nor its order.
 _MAY_CHANGE: Any = {
     **dict.fromkeys(
         ("checkpoint", "guard", "memory", "output", "parallel", "tracking", "validation"), True
     ),
     "batch": {"micro_sequences"},
-    "data": {"corpus": {"path"}},  # hashes of its files are among the facts of the tokens
+    "data": {"corpus": {"path"}},  # the manifest of its tokens has the hashes of its files
     "precision": {"compile"},
 }
 
@@ -69,7 +69,7 @@ def open_run(
     *,
     others: int = 0,
 ) -> Iterator["RunFolder"]:
-    """The `RunFolder`, which no other run can use meanwhile.
+    """Open and lock the output folder of a run.
 
     Args:
         recipe: The recipe.
@@ -79,13 +79,13 @@ def open_run(
         others: As for `check_output`.
 
     Raises:
-        UserError: Another process trains into the folder, its disk has no room, or as `RunFolder`.
+        UserError: Another process trains into the folder, its disk is too full, or as `RunFolder`.
     """
     path = recipe.output
     if path.is_file():
         raise UserError(f"{path}: cannot be used as output: it is a file; name a folder")
     with contextlib.ExitStack() as stack:
-        with _first_alone(ranks, _unusable(path)) as is_first:
+        with _on_first_rank(ranks, _unusable(path)) as is_first:
             if is_first:
                 check_output(recipe, config, ranks.world, others=others)
                 path.mkdir(parents=True, exist_ok=True)
@@ -94,14 +94,14 @@ def open_run(
 
 
 def stopped(*, resumable: bool) -> str:
-    """What to do after a run was stopped, for people."""
+    """The message after a run was stopped: how to resume it, if it can be."""
     if resumable:
         return "stopped; run the same command again to resume"
     return "stopped; its last checkpoint has weights only, so it cannot be resumed"
 
 
 def locked_run(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of the folder of a run.
+    """Lock the folder of a run.
 
     Raises:
         OutputInUseError: Another process trains into the folder.
@@ -115,11 +115,12 @@ class RunFolder:
 
     Args:
         recipe: The recipe.
-        identity: Further facts that must be the same when the run is resumed, as JSON values.
+        identity: JSON values that must not change on resume, in addition to the recipe.
         ranks: The ranks.
 
     Raises:
-        UserError: The folder belongs to another run, cannot be written, or has weights only.
+        UserError: The folder belongs to another run, cannot be written, or its checkpoints have
+            weights only.
     """
 
     def __init__(self, recipe: Recipe, identity: Mapping[str, Any], ranks: Ranks) -> None:
@@ -129,9 +130,9 @@ class RunFolder:
         self.description = self.path / DESCRIPTION
         self.ranks = ranks
         self._checkpoint = recipe.checkpoint
-        # `identity` has the whole shape, in place of the recipe's changes to it.
+        # `identity` has the full shape, in place of the recipe's changes to it.
         values = {**recipe.model_dump(mode="json", exclude=_MAY_CHANGE), **identity}
-        with _first_alone(self.ranks, _unusable(self.path)) as is_first:
+        with _on_first_rank(self.ranks, _unusable(self.path)) as is_first:
             if is_first:
                 self._open(json.loads(json.dumps(values)))
 
@@ -141,7 +142,7 @@ class RunFolder:
             before: dict[str, Any] = read_json(self.description, _VALUES, UserError)
             if isinstance(shape := before.get("shape"), dict):
                 before["shape"] = current_keys(shape, str(self.description))
-            self._refuse_another(before, values)
+            self._refuse_other_run(before, values)
         else:
             _write_text(self.description, json.dumps(values, indent=2) + "\n")
         if self.newest() is None and not self.final.exists() and [*self.path.glob("step-*")]:
@@ -150,10 +151,10 @@ class RunFolder:
                 "so the run cannot be resumed; begin another with one of them as init, or remove "
                 "them"
             )
-        for unfinished in self.path.glob(".*step-*"):  # by a killed process
+        for unfinished in self.path.glob(".*step-*"):  # left by a killed run
             remove(unfinished)
 
-    def _refuse_another(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def _refuse_other_run(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         was, is_now = _flat(before), _flat(now)
         for key in sorted(was.keys() | is_now.keys()):
             if was.get(key) != is_now.get(key):
@@ -166,7 +167,7 @@ class RunFolder:
         return hashlib.sha256(self.description.read_bytes()).hexdigest()
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint with the state of the engine."""
+        """The newest complete checkpoint to resume from; None if there is none."""
         complete = sorted(file.parent for file in self.path.glob(f"step-*/{RESUME}"))
         return complete[-1] if complete else None
 
@@ -175,8 +176,8 @@ class RunFolder:
 
         Args:
             step: Number of steps done.
-            engine: Its state is saved.
-            facts: JSON values that `resume` returns.
+            engine: The engine to save.
+            facts: State of the training loop for `resume` to return, as JSON values.
 
         Raises:
             UserError: It cannot be written; earlier checkpoints are unchanged.
@@ -185,14 +186,14 @@ class RunFolder:
         partial = folder.with_name(f".{folder.name}")
         failure = f"{folder}: the checkpoint cannot be written"
         weights = engine.weights()
-        with _first_alone(self.ranks, failure) as is_first:
+        with _on_first_rank(self.ranks, failure) as is_first:
             if is_first:
                 remove(partial)
                 engine.start.write(weights, partial, {"step": step})
         if self._checkpoint.optimizer:
             with _explained(failure):
                 engine.save(partial)
-        with _first_alone(self.ranks, failure) as is_first:
+        with _on_first_rank(self.ranks, failure) as is_first:
             if is_first:
                 if self._checkpoint.optimizer:
                     resume = {"step": step, **engine.layout, **facts, "run": self._identity()}
@@ -207,16 +208,16 @@ class RunFolder:
                 shutil.rmtree(old.rename(old.with_name(f".{old.name}")))
 
     def resume(self, engine: Engine) -> dict[str, Any]:
-        """Load the newest checkpoint into the engine, whichever engine and ranks wrote it.
+        """Load the newest checkpoint into the engine, resharding it if the layout has changed.
 
         Returns:
-            step (the number of steps done, 0 without a checkpoint), and the facts given to `save`.
+            step (number of steps done, 0 without a checkpoint), and the `facts` given to `save`.
 
         Raises:
-            UserError: The checkpoint is damaged, or of another run.
+            UserError: The checkpoint is damaged, or is from another run.
         """
         folder = self.newest()
-        self.ranks.wait()  # all ranks must look before one of them writes
+        self.ranks.barrier()  # every rank must look before any rank writes
         if folder is None:
             if self.ranks.is_first:
                 self.metrics.unlink(missing_ok=True)
@@ -230,7 +231,7 @@ class RunFolder:
                 )
             self._load(folder, saved, engine)
             if self.ranks.is_first:
-                self._cut_metrics(saved["step"])
+                self._truncate_metrics(saved["step"])
         return saved
 
     def _load(self, folder: Path, saved: Mapping[str, Any], engine: Engine) -> None:
@@ -241,7 +242,7 @@ class RunFolder:
         if self.ranks.is_first:
             before, now = _layout_text(layout), _layout_text(engine.layout)
             console.say(f"{folder}: was written by {before}, now {now}")
-        engine.adopt(self._parameters(folder, layout["engine"], engine), saved["step"])
+        engine.load_parameters(self._parameters(folder, layout["engine"], engine), saved["step"])
 
     def _parameters(self, folder: Path, writer: str, engine: Engine) -> Iterator[Parameter]:
         if writer == "plain":
@@ -264,8 +265,8 @@ class RunFolder:
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
             return [_VALUES.validate_json(line) for line in lines]
 
-    def _cut_metrics(self, step: int) -> None:
-        """Delete lines after the step from which the run resumes, and a line cut off by a kill."""
+    def _truncate_metrics(self, step: int) -> None:
+        """Delete lines after the step that the run resumes from, and an incomplete last line."""
         if not self.metrics.is_file():
             return
         kept = []
@@ -281,8 +282,8 @@ def _unusable(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _first_alone(ranks: Ranks, failure: str) -> Iterator[bool]:
-    """Work of the first rank alone; if it fails, all ranks raise an error."""
+def _on_first_rank(ranks: Ranks, failure: str) -> Iterator[bool]:
+    """Yield whether this is rank 0, which alone does the work; if it fails, all ranks raise."""
     error: UserError | None = None
     try:
         with _explained(failure):
@@ -295,7 +296,7 @@ def _first_alone(ranks: Ranks, failure: str) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _explained(failure: str) -> Iterator[None]:
-    """Report errors of reading or writing files in one line, which begins with `failure`."""
+    """Turn errors of reading or writing files into one line that begins with `failure`."""
     try:
         yield
     except UserError:

@@ -1,7 +1,7 @@
-"""Trackers beside metrics.jsonl: TensorBoard, and Weights & Biases.
+"""Experiment trackers in addition to metrics.jsonl: TensorBoard, and Weights & Biases.
 
-A killed run has tracked steps that it did not save, and does them again when it is resumed. Every
-tracker still shows each step once, on one curve.
+A resumed run repeats the steps between its last checkpoint and the kill, which were tracked before.
+Every tracker still shows each step once, on one curve.
 """
 
 import json
@@ -20,7 +20,7 @@ from stripedhyena2.errors import reason_of
 
 Record = Mapping[str, Any]
 
-# Names that users of Weights & Biases expect; others stay as in metrics.jsonl.
+# Names that are usual in Weights & Biases; others stay as in metrics.jsonl.
 _WANDB_NAMES = {
     "loss": "train/loss",
     "bits": "train/bits",
@@ -30,25 +30,25 @@ _WANDB_NAMES = {
 
 
 class Tracker(Protocol):
-    """Shows the metrics of a run."""
+    """An experiment tracker."""
 
     def log(self, record: Record) -> None:
-        """Show one step, a line of metrics.jsonl."""
+        """Log one step, a line of metrics.jsonl."""
 
     def close(self, *, failed: bool) -> None:
-        """End; `failed` says that an error ended the run."""
+        """Finish; `failed` if the run ended by an error."""
 
 
 def open_trackers(tracking: Tracking, folder: RunFolder, done: int) -> list[Tracker]:
-    """The trackers of a run.
+    """Start the trackers of a run.
 
     Args:
-        tracking: Which, and how.
+        tracking: The [tracking] table of the recipe.
         folder: Folder of the run.
-        done: Number of steps done before, which metrics.jsonl has.
+        done: Number of steps that an earlier run has done and logged.
 
     Raises:
-        UserError: One is not installed, or cannot be started.
+        UserError: A tracker is not installed, or cannot be started.
     """
     trackers: list[Tracker] = []
     if tracking.tensorboard:
@@ -59,7 +59,7 @@ def open_trackers(tracking: Tracking, folder: RunFolder, done: int) -> list[Trac
 
 
 def _numbers(record: Record) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl, without that of the step."""
+    """The numeric values of a line of metrics.jsonl, except the step."""
     return {
         key: value
         for key, value in record.items()
@@ -68,7 +68,7 @@ def _numbers(record: Record) -> dict[str, float]:
 
 
 class _TensorBoard:
-    """Events; those of steps after the first `done` are hidden."""
+    """TensorBoard event files; events of steps after `done` are purged."""
 
     def __init__(self, folder: RunFolder, done: int) -> None:
         try:
@@ -89,11 +89,11 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A run of Weights & Biases, which a resumed run continues.
+    """A Weights & Biases run, which a resumed run continues.
 
-    Its history cannot be cut, and it may lack the last steps before a kill; offline, nothing of the
-    history is known. So the steps that it lacks are sent from metrics.jsonl, and steps that it has
-    are left out, which are done again with the same numbers.
+    Its history cannot be truncated and may lack the last steps before a kill; offline, the history
+    is unknown. So steps that it lacks are sent from metrics.jsonl, and steps that it has are not
+    logged again: they are repeated with the same numbers.
     """
 
     def __init__(self, tracking: Tracking, folder: RunFolder) -> None:
@@ -124,7 +124,7 @@ class _WandB:
             ) from None
         if url := None if self._run.offline else self._run.url:
             console.say(f"Weights & Biases: {url}")
-        self._first: int = self._run.step  # that it does not have
+        self._first: int = self._run.step  # first step that its history lacks
         for record in folder.records():
             self.log(record)
 
@@ -146,7 +146,7 @@ def _wandb_name(name: str) -> str:
 
 
 def _wandb_id(folder: RunFolder) -> str:
-    """The id of a run, kept in its folder; WANDB_RUN_ID may choose it."""
+    """The W&B id of the run, kept in its folder; WANDB_RUN_ID sets it."""
     file = folder.path / "wandb-id"
     if not file.is_file():
         with writing(file):

@@ -1,8 +1,8 @@
-"""The operators of StripedHyena 2, each defined in plain PyTorch and fast on a GPU by Triton.
+"""The operators of StripedHyena 2: references in plain PyTorch, and Triton kernels for GPUs.
 
-A Hyena operator is what a mixer computes between its two projections, on a GPU in one pass over
-memory. The projections z [B, L, 3D] = [x2 | x1 | v] first pass a featurizer, a causal FIR on each
-channel; then
+A Hyena operator is everything between the input and output projections of a mixer; on a GPU it is
+one fused pass over memory. The projections z [B, L, 3D] = [x2 | x1 | v] first go through the
+featurizer, a causal depthwise FIR; then
 
     u = x1 * v,    y = x2 * (conv(u) + skip * u),    y [B, L, D]
 
@@ -11,7 +11,7 @@ channel; then
     hyena_modal       conv(u)[t, d] = sum_{j <= t} h[d, j] u[t - j, d], with h[d, t] =
                       sum_s R[d, s] exp(p[d, s] t), poles p and residues R [D, S]: Hyena-LI
 
-The convolutions alone, for samples [B, L, D]:
+The convolutions on their own, for samples [B, L, D]:
 
     causal_fir        the FIR with taps [G, K]
     modal_conv        the sum of exponentials, O(L) in time and memory
@@ -21,9 +21,9 @@ Attention, for heads [B, H, L, W]:
 
     rotary            rotates each pair (i, i + W/2) of a head by the angle of its position
     causal_attention  softmax(q k^T / sqrt(W)) v of the last L of T positions
-    append_token      stores the key and value of a new token, and returns its rotated query
-    decode_attention  attention of one new token of each sequence
-    pooled_attention  attention of new tokens of many sequences, whose pasts share a pool
+    append_token      writes the key and value of a new token to the KV cache, returns its query
+    decode_attention  attention of one new token of each sequence to its KV cache
+    pooled_attention  attention of new tokens of many sequences, whose KV caches share a pool
 
 Norms, and the linear layers of a decoding step, for rows x [B, L, D]; their weights may be in FP8
 (`float8.reference.Float8Weight`):
@@ -34,14 +34,16 @@ Norms, and the linear layers of a decoding step, for rows x [B, L, D]; their wei
     gated_linear      act(rms_norm(x) G^T) * (rms_norm(x) U^T)
     added_linear      added + (x W^T + bias)
 
-`parallel` holds the same operators for sequences that are sharded over several ranks, `float8` FP8
-quantization and products, and `host_memory` transfers of tensors that do not fit a GPU.
+`parallel` has the same operators for sequences that are sharded over several ranks (context
+parallelism), `float8` FP8 quantization and matrix products, and `host_memory` asynchronous
+transfers of tensors that do not fit a GPU.
 
-Every convolution takes the past of its sequence as an argument, and returns the past for the
-samples that follow. It is None for zeros at the start of a sequence, the cache while decoding, the
-previous chunk while streaming, and the rows of the previous ranks on several ranks. A sequence may
-be cut anywhere: the outputs of its parts are those of the whole. The parameters of an operator are
-one record (`FIRFilters`, `ModalFilters`), and so is its past (`HyenaPast`):
+Every convolution takes its past (the last samples of an FIR, the state of a modal filter) as an
+argument, and returns the past for the samples that follow. It is None (zeros) at the start of a
+sequence, the cache while decoding, the state after the previous chunk while streaming, and what the
+preceding ranks send on several ranks. A sequence may be cut anywhere: the outputs of its parts are
+those of the whole. The parameters of an operator are one record (`FIRFilters`, `ModalFilters`), and
+so is its past (`HyenaPast`):
 
     >>> import torch
     >>> from hyenakernels import FIRFilters, hyena_fir
@@ -57,12 +59,12 @@ one record (`FIRFilters`, `ModalFilters`), and so is its past (`HyenaPast`):
     >>> torch.allclose(torch.cat([first, second], dim=1), y, rtol=1e-4, atol=1e-4)
     True
 
-`hyena_fir_step` and `hyena_modal_step` compute one new token of each of many sequences, and update
+`hyena_fir_step` and `hyena_modal_step` decode one new token of each of many sequences, and update
 their pasts in place (`HyenaSlots`).
 
-Tensors may have any float dtype, and sums are kept in fp32 or better. The Triton kernels run on a
-CUDA device for fp32, bf16 and fp16; elsewhere, and for shapes that no kernel supports, the
-definitions in plain PyTorch run. All operators are differentiable except those of a decoding step.
+Tensors may have any float dtype, and sums are accumulated in fp32 or better. The Triton kernels run
+on CUDA devices for fp32, bf16 and fp16; elsewhere, and for shapes that no kernel supports, the
+reference implementations run. All operators are differentiable except those of a decoding step.
 
 Shapes: B batch, L length, D channels, C = 3D channels, G filter groups, K taps, F featurizer taps,
 P = K - 1 past samples, S modes, H heads, W channels of a head, T keys.

@@ -1,4 +1,4 @@
-"""Which implementation runs: the Triton kernels on a GPU, the references elsewhere."""
+"""Dispatch: the Triton kernels on a GPU if they support the input, else the references."""
 
 import logging
 from functools import cache
@@ -18,11 +18,11 @@ MAX_TAPS, MAX_FEATURIZER_TAPS, MAX_MODES, MAX_CHANNELS = 256, 4, 64, 16_384
 
 @cache
 def warn_once(reason: str) -> None:
-    """Log why no kernel runs."""
+    """Log once why the reference runs instead of a kernel."""
     _LOG.warning("%s; the slower reference runs instead", reason)
 
 
-def kernels_take(
+def kernels_support(
     z_BLC: Tensor,
     num_featurizer_taps: int = 1,
     *,
@@ -30,27 +30,27 @@ def kernels_take(
     num_modes: int = 1,
     width: int = 1,
 ) -> bool:
-    """Whether the kernels support this input; on a GPU each reason against them is logged once.
+    """Whether the kernels support this input; on a GPU, each reason why not is logged once.
 
     Args:
         z_BLC: The input.
         num_featurizer_taps: 1 without a featurizer.
         num_taps: 1 without an FIR filter.
         num_modes: 1 without a modal filter.
-        width: The number of channels that one program has to hold at once.
+        width: The number of channels that one program has to hold at the same time.
     """
     if not z_BLC.is_cuda or z_BLC.numel() == 0:
         return False
-    reason = _reason_against(z_BLC.dtype, num_featurizer_taps, num_taps, num_modes, width)
+    reason = _unsupported_reason(z_BLC.dtype, num_featurizer_taps, num_taps, num_modes, width)
     if reason:
         warn_once(reason)
     return not reason
 
 
-def _reason_against(
+def _unsupported_reason(
     dtype: torch.dtype, num_featurizer_taps: int, num_taps: int, num_modes: int, width: int
 ) -> str:
-    """Why no kernel supports an input; empty if one does."""
+    """Why no kernel supports an input; empty if the kernels do."""
     if not HAS_TRITON:
         return "triton is not installed"
     if dtype not in KERNEL_DTYPES:
@@ -67,34 +67,34 @@ def _reason_against(
 
 
 def all_contiguous(*tensors: Tensor | None) -> bool:
-    """Whether every tensor that is given is contiguous."""
+    """Whether all tensors are contiguous; None counts as contiguous."""
     return all(x is None or x.is_contiguous() for x in tensors)
 
 
 def contiguous_rows(x_BLC: Tensor) -> Tensor:
-    """`x` with the channels of a row next to each other, as kernels read projections.
+    """`x` with unit stride along the channels, as kernels read projections.
 
-    Rows may be any stride apart, so a slice of a wider tensor is not copied.
+    The row stride may be anything, so a slice of a wider tensor is not copied.
     """
     return x_BLC if x_BLC.stride(2) == 1 else x_BLC.contiguous()
 
 
 def batch_stride(x_BLC: Tensor) -> int:
-    """The number of elements from one sequence to the next; 0 for a single sequence.
+    """The stride from one sequence to the next, in elements; 0 for a single sequence.
 
-    The stride of a single long sequence exceeds 32 bits, for which Triton would compile every
-    kernel once more.
+    The stride of a single long sequence can exceed 32 bits, for which Triton would compile every
+    kernel a second time.
     """
     return x_BLC.stride(0) if x_BLC.shape[0] > 1 else 0
 
 
 def last_rows(x_BLC: Tensor, past_BPC: Tensor | None, count: int) -> Tensor:
-    """The last rows of `past` followed by `x`, as a copy: the past of the samples that follow.
+    """A copy of the last rows of [past, x]: the past for the samples that follow.
 
     Args:
         x_BLC: The samples.
         past_BPC: The `count` rows before them; zeros when None.
-        count: Rows of a past.
+        count: The number of rows of a past.
     """
     length = x_BLC.shape[1]
     if length >= count:

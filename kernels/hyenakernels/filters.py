@@ -1,7 +1,7 @@
-"""The parameters of a Hyena operator, and the past of its sequence: one record for each.
+"""The parameters of a Hyena operator and its past, as one record each.
 
 `hyena_fir`, `hyena_modal`, their steps and all their parallel forms take these records. They are
-unpacked where PyTorch wants plain tensors: at the custom operators and at autograd functions.
+unpacked where PyTorch needs plain tensors: in custom operators and autograd functions.
 
 B batch, D channels, C = 3D channels [x2 | x1 | v], F featurizer taps, G filter groups, K taps,
 S modes, P past samples.
@@ -19,8 +19,8 @@ class FIRFilters(NamedTuple):
 
     Attributes:
         featurizer_taps_CF: One filter for each of the 3D channels, tap 0 for the newest sample.
-        taps_GK: One filter for D / G neighbouring channels, tap 0 for the newest sample.
-        skip_D: The weight with which u itself is added to its convolution; None for no skip.
+        taps_GK: One filter per group of D / G neighbouring channels, tap 0 for the newest sample.
+        skip_D: Weight per channel of the skip connection, conv(u) + skip * u; None for no skip.
     """
 
     featurizer_taps_CF: Tensor
@@ -28,7 +28,7 @@ class FIRFilters(NamedTuple):
     skip_D: Tensor | None = None
 
     def contiguous(self) -> "FIRFilters":
-        """The same filters as the kernels read them."""
+        """The same filters as contiguous tensors, as the kernels need them."""
         featurizer_taps_CF, taps_GK, skip_D = self
         return FIRFilters(
             featurizer_taps_CF.contiguous(),
@@ -37,11 +37,11 @@ class FIRFilters(NamedTuple):
         )
 
     def launch_arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The tensors in the order of the kernels; without a skip they get the taps, unread."""
+        """The tensors in the order of the kernels' arguments; the taps, not read, for no skip."""
         return (*self[:2], self.taps_GK if self.skip_D is None else self.skip_D)
 
     def of_channels(self, start: int, end: int) -> "FIRFilters":
-        """The filters of the channels `start` to `end`, which must be whole filter groups."""
+        """The filters of the channels [start, end), which must be whole filter groups."""
         featurizer_taps_CF, taps_GK, skip_D = self
         group_size = featurizer_taps_CF.shape[0] // 3 // taps_GK.shape[0]
         return FIRFilters(
@@ -56,9 +56,9 @@ class ModalFilters(NamedTuple):
 
     Attributes:
         featurizer_taps_CF: One filter for each of the 3D channels, tap 0 for the newest sample.
-        log_poles_DS: Real; negative for a filter that decays.
+        log_poles_DS: Logarithms of the poles, real; negative for a decaying filter.
         residues_DS: The weight of each mode.
-        skip_D: The weight with which u itself is added to its convolution; None for no skip.
+        skip_D: Weight per channel of the skip connection, conv(u) + skip * u; None for no skip.
     """
 
     featurizer_taps_CF: Tensor
@@ -67,7 +67,7 @@ class ModalFilters(NamedTuple):
     skip_D: Tensor | None = None
 
     def contiguous(self) -> "ModalFilters":
-        """The same filters as the kernels read them."""
+        """The same filters as contiguous tensors, as the kernels need them."""
         featurizer_taps_CF, log_poles_DS, residues_DS, skip_D = self
         return ModalFilters(
             featurizer_taps_CF.contiguous(),
@@ -77,11 +77,11 @@ class ModalFilters(NamedTuple):
         )
 
     def launch_arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The tensors in the order of the kernels; without a skip they get the poles, unread."""
+        """The tensors in the order of the kernels' arguments; the poles, not read, for no skip."""
         return (*self[:3], self.log_poles_DS if self.skip_D is None else self.skip_D)
 
     def of_channels(self, start: int, end: int) -> "ModalFilters":
-        """The filters of the channels `start` to `end`."""
+        """The filters of the channels [start, end)."""
         featurizer_taps_CF, log_poles_DS, residues_DS, skip_D = self
         return ModalFilters(
             _featurizer_of_channels(featurizer_taps_CF, start, end),
@@ -93,7 +93,7 @@ class ModalFilters(NamedTuple):
 
 @dataclass(frozen=True)
 class HyenaPast:
-    """The past of a Hyena operator: what its outputs depend on before the given samples.
+    """The state of a Hyena operator: all that later outputs depend on from earlier samples.
 
     Attributes:
         featurizer_BPC: The last F - 1 rows of the projections.
@@ -106,5 +106,5 @@ class HyenaPast:
 
 
 def _featurizer_of_channels(featurizer_taps_CF: Tensor, start: int, end: int) -> Tensor:
-    """The taps of the channels `start` to `end` in each of the three parts x2, x1 and v."""
+    """The taps of the channels [start, end) in each of the three parts x2, x1 and v."""
     return torch.unflatten(featurizer_taps_CF, 0, (3, -1))[:, start:end].flatten(0, 1)

@@ -1,7 +1,7 @@
-"""Operators with a gradient of their own, as autograd and torch.compile take them.
+"""Operators with hand-written gradients, registered with autograd and torch.compile.
 
 A custom operator cannot return None in a list of tensors, so the gradient of an input that is None
-is an empty tensor until autograd gets it.
+is an empty tensor until it is handed to autograd.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,11 @@ from torch import Tensor
 
 
 class Fused:
-    """An operator with a gradient, from functions that run kernels.
+    """A differentiable operator, from a forward and a backward function that launch kernels.
 
-    Autograd calls them directly. torch.compile, and tensors that only stand for others, get the
-    same functions as custom operators, whose dispatch costs Python half as much again.
+    In eager mode an autograd function calls them directly. torch.compile and tensor subclasses,
+    such as fake tensors, get the same functions as custom operators, whose dispatch takes Python
+    half as long again.
 
     Attributes:
         traced: The custom operator.
@@ -36,13 +37,14 @@ class Fused:
         """Register both.
 
         Args:
-            name: Name of the custom operator; its gradient gets "_gradient" appended.
-            forward: Takes plain tensors, or None, and plain values, with annotations.
-            gradient: Likewise, for the backward pass.
-            fakes: Both without contents, as `register_fake` takes them.
-            save: Fills an autograd context, from it and the inputs and outputs of `forward`.
-            backward: The gradients of the inputs: from `gradient` or its custom operator, the
-                context, and the gradients of the outputs, None where there is none.
+            name: Name of the custom operator; that of its gradient has "_gradient" appended.
+            forward: The forward function; its annotated arguments are tensors, None and numbers.
+            gradient: Likewise, the function that computes the gradients.
+            fakes: The fake implementations of both, for `register_fake`.
+            save: Called with the autograd context, inputs and outputs of `forward`; saves in the
+                context what `backward` needs.
+            backward: Called with `gradient` or its custom operator, the context, and the gradients
+                of the outputs (None where there is none); returns the gradients of the inputs.
         """
         self.traced = torch.library.custom_op(f"hyenakernels::{name}", forward, mutates_args=())
         self.traced_gradient = torch.library.custom_op(
@@ -51,43 +53,46 @@ class Fused:
         self.traced.register_fake(fakes[0])
         self.traced_gradient.register_fake(fakes[1])
 
-        def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             ctx.set_materialize_grads(False)
             save(ctx, inputs, output)
 
-        self.traced.register_autograd(partial(backward, self.traced_gradient), setup_context=keep)
+        self.traced.register_autograd(
+            partial(backward, self.traced_gradient), setup_context=setup_context
+        )
 
         traced_gradient = self.traced_gradient
 
         class Direct(torch.autograd.Function):
-            """The same without the dispatcher; torch.compile cannot look into it."""
+            """The same without the dispatcher; torch.compile cannot trace through it."""
 
             @staticmethod
             def forward(ctx: Any, *inputs: Any) -> Any:
                 output = forward(*inputs)
-                keep(ctx, inputs, output)
+                setup_context(ctx, inputs, output)
                 return output
 
             @staticmethod
             def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-                # With create_graph: a custom operator refuses a second derivative, when wanted.
+                # With create_graph=True the custom operator runs: it raises an error only if a
+                # second derivative is computed.
                 run = traced_gradient if torch.is_grad_enabled() else gradient
                 return backward(run, ctx, *gradients)
 
         self._direct: Callable[..., Any] = Direct.apply
 
     def __call__(self, x: Tensor, *inputs: Any) -> Any:
-        """What `forward` returns, with a graph if a gradient is wanted."""
+        """The result of `forward`, recorded by autograd where a gradient is required."""
         return self.traced(x, *inputs) if is_traced(x) else self._direct(x, *inputs)
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether kernels must be hidden in a custom operator: `x` has no memory, or is recorded."""
+    """Whether kernels must run as custom operators: torch.compile traces, or `x` is a subclass."""
     return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
 
 
 def fake_gradients(inputs: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """Contiguous tensors in the shapes of the inputs, empty ones where an input is None."""
+    """Contiguous tensors with the shapes of the inputs; an empty one where an input is None."""
     return [
         like.new_empty(0)
         if tensor is None
@@ -96,9 +101,9 @@ def fake_gradients(inputs: Sequence[Tensor | None], like: Tensor) -> list[Tensor
     ]
 
 
-def given_gradients(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """The gradients as autograd takes them: None where no gradient is wanted."""
+def needed_gradients(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients as autograd expects them: None where no gradient is needed."""
     return tuple(
-        gradient if wanted else None
-        for wanted, gradient in zip(ctx.needs_input_grad, gradients, strict=True)
+        gradient if needed else None
+        for needed, gradient in zip(ctx.needs_input_grad, gradients, strict=True)
     )

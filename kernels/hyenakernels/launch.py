@@ -1,6 +1,6 @@
-"""Launch shapes of the kernels: a small measured table for each GPU architecture, and a fallback.
+"""Launch parameters of the kernels: a small table of measured values, and fallbacks.
 
-Nothing is tuned at run time; Triton keeps compiled kernels in its cache on disk.
+There is no autotuning at run time; Triton keeps compiled kernels in its cache on disk.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ import torch
 
 @dataclass(frozen=True)
 class FirLaunch:
-    """Sizes of the block convolution.
+    """Launch parameters of the block convolution.
 
     Attributes:
-        parts: Parts of at most 16 channels of a filter group that a program processes.
-        tiles: Tiles of 16 rows of a block, 1 or 2.
-        rows: Consecutive rows per thread, a divisor of the block.
-        num_warps: Warps per program; on tensor cores each has a part to itself.
-        resident: Programs that a multiprocessor of an H200 holds at the same time.
+        parts: Parts per program; a part is at most 16 channels of one filter group.
+        tiles: Tiles of 16 rows per block, 1 or 2.
+        rows: Consecutive rows per thread, a divisor of the rows of a block.
+        num_warps: Warps per program; with tensor cores, each works on a part of its own.
+        resident: Programs resident on an SM at the same time, on an H200.
     """
 
     parts: int
@@ -31,11 +31,11 @@ class FirLaunch:
 
 @dataclass(frozen=True)
 class RowLaunch:
-    """Sizes of the kernels that scan the rows in order.
+    """Launch parameters of the modal scan, whose threads process rows in order.
 
     Attributes:
         block_d: Channels per program.
-        rows: Rows per thread with up to 16 modes, a divisor of the segment.
+        rows: Rows per thread and iteration with up to 16 modes, a divisor of the segment.
         num_warps: Warps per program.
     """
 
@@ -46,11 +46,11 @@ class RowLaunch:
 
 @dataclass(frozen=True)
 class NormLaunch:
-    """Sizes of the kernels that process whole rows.
+    """Launch parameters of the norms, whose programs process whole rows.
 
     Attributes:
         channels: Channels per thread.
-        warps: Warps of all programs on a multiprocessor, as many as its registers allow.
+        warps: Warps per SM over all resident programs, as many as the registers allow.
     """
 
     channels: int
@@ -59,7 +59,7 @@ class NormLaunch:
 
 @dataclass(frozen=True)
 class LinearLaunch:
-    """Sizes of the linear layers of one row.
+    """Launch parameters of the linear layers of a single row.
 
     Attributes:
         block_o: Output channels per program.
@@ -74,13 +74,13 @@ class LinearLaunch:
 
 @dataclass(frozen=True)
 class PooledLaunch:
-    """Sizes of the attention to a pool.
+    """Launch parameters of the attention to a pool of keys and values.
 
     Attributes:
         block_l: Queries per program.
         block_t: Keys per iteration.
         num_warps: Warps per program.
-        num_stages: Iterations whose loads are under way.
+        num_stages: Stages of software pipelining: iterations whose loads are in flight.
     """
 
     block_l: int
@@ -91,13 +91,13 @@ class PooledLaunch:
 
 @dataclass(frozen=True)
 class Float8LinearLaunch:
-    """Sizes of the linear layers of one row with weights in FP8.
+    """Launch parameters of the linear layers of a single row with weights in FP8.
 
     Attributes:
         block_o: Output channels per iteration.
-        block_w: Words of a row, of four weights each, that the threads read together.
+        block_w: 32-bit words, of four weights each, that a program loads of a row at once.
         num_warps: Warps per program.
-        programs: Programs at most.
+        programs: The maximum number of programs.
     """
 
     block_o: int
@@ -110,8 +110,8 @@ FirPass = Literal["forward", "input gradient", "filter gradient"]
 ModalPass = Literal["forward", "adjoint", "parameters", "input gradient"]
 NormPass = Literal["forward", "backward"]
 
-MAX_SHORT_TAPS = 16  # up to here sums and tiles fill few registers
-LONGEST_SEGMENT = 2560  # rows; short enough that the last programs leave few multiprocessors idle
+MAX_SHORT_TAPS = 16  # up to here, accumulators and tiles take few registers
+LONGEST_SEGMENT = 2560  # rows; short enough that the last wave leaves few SMs idle
 
 # Measured on an H200: tests/benchmarks/results/kernels_log.md. They fit every GPU.
 _SHORT_FIR: dict[FirPass, FirLaunch] = {
@@ -144,17 +144,17 @@ _NORM: dict[NormPass, NormLaunch] = {
     "backward": NormLaunch(channels=16, warps=16),
 }
 
-# Small tiles that fit every GPU Triton supports, fp32, and the interpreter.
+# Small tiles, for fp32, the interpreter and every GPU that Triton supports.
 _ANY_ROWS = RowLaunch(block_d=64, rows=4, num_warps=2)
 
 
-def parts_of(total: int, size: int) -> int:
-    """How many parts of a size cover a total; `triton.cdiv` costs Python twenty times as much."""
-    return -(-total // size)
+def cdiv(a: int, b: int) -> int:
+    """Ceiling division; `triton.cdiv` takes twenty times as long when called from Python."""
+    return -(-a // b)
 
 
-def power_of_two(least: int) -> int:
-    """The smallest power of two that is not below `least`, 1 for 0."""
+def next_power_of_two(least: int) -> int:
+    """The smallest power of two >= `least`; 1 for 0."""
     return 1 << max(least - 1, 0).bit_length()
 
 
@@ -165,14 +165,14 @@ def architecture() -> tuple[int, int]:
 
 
 @cache
-def _multiprocessors() -> int:
+def _num_sms() -> int:
     if not torch.cuda.is_available():
         return 1
     return torch.cuda.get_device_properties().multi_processor_count
 
 
 def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype) -> FirLaunch:
-    """The sizes of one pass of the FIR; short filters have no filter gradient of its own."""
+    """Parameters of one pass of the FIR; short filters have no separate "filter gradient" pass."""
     if dtype == torch.float32:
         return _FULL_FIR[which]
     return (_SHORT_FIR if num_taps <= MAX_SHORT_TAPS else _LONG_FIR)[which]
@@ -181,15 +181,15 @@ def fir_launch(which: FirPass, num_taps: int, dtype: torch.dtype) -> FirLaunch:
 def fir_segment(programs: int, length: int, resident: int) -> int:
     """The number of rows of a segment, which one program of the FIR processes in order.
 
-    Each segment takes `programs` programs, for all channels and sequences. As many segments as fill
-    the GPU, with `resident` programs on a multiprocessor, a whole number of times. Each of them
-    reads the rows before its first block again, so they are not short. Outputs and input gradients
-    have the same bits however the sequence is cut.
+    Each segment takes `programs` programs, for all channels and sequences. The number of segments
+    is such that all programs together are a whole number of full waves, with `resident` programs
+    per SM. Segments are not short, because each reads the rows before its first block again.
+    Outputs and input gradients have the same bits however the sequence is cut.
     """
-    places = resident * _multiprocessors()
-    waves = parts_of(parts_of(length, LONGEST_SEGMENT) * programs, places)
-    rows = parts_of(length, max(waves * places // programs, 1))
-    return max(parts_of(rows, 32) * 32, 256)
+    wave = resident * _num_sms()
+    num_waves = cdiv(cdiv(length, LONGEST_SEGMENT) * programs, wave)
+    rows = cdiv(length, max(num_waves * wave // programs, 1))
+    return max(cdiv(rows, 32) * 32, 256)
 
 
 def modal_segment(width: int) -> int:
@@ -204,7 +204,7 @@ def modal_segment(width: int) -> int:
 
 
 def modal_launch(which: ModalPass, dtype: torch.dtype) -> RowLaunch:
-    """The sizes of one pass of the modal scan; fp32, whose poles carry a remainder, is small."""
+    """Parameters of one pass of the modal scan; fp32, with two-part poles, takes small tiles."""
     measured = _MODAL.get(architecture())
     return _ANY_ROWS if measured is None or dtype == torch.float32 else measured[which]
 
@@ -213,17 +213,17 @@ def modal_launch(which: ModalPass, dtype: torch.dtype) -> RowLaunch:
 def norm_launch(which: NormPass, width: int) -> tuple[int, int]:
     """The warps per program and the number of programs, for every GPU and dtype.
 
-    There are as many programs as can run at the same time, so that none waits for another.
+    The grid is persistent: as many programs as are resident at the same time.
     """
     launch = _NORM[which]
     num_warps = 1
     while num_warps * 32 * launch.channels < width:
         num_warps *= 2
-    return num_warps, max(launch.warps // num_warps, 1) * _multiprocessors()
+    return num_warps, max(launch.warps // num_warps, 1) * _num_sms()
 
 
 def linear_launch(inputs: int, *, gated: bool) -> LinearLaunch:
-    """The sizes of a layer with `inputs` input channels, and with two weights where it is gated.
+    """Parameters for a layer with `inputs` input channels, and with two weights if it is gated.
 
     The fastest of thirteen choices measured on an H100 for 1B and 7B.
     """
@@ -233,27 +233,27 @@ def linear_launch(inputs: int, *, gated: bool) -> LinearLaunch:
 
 
 def pooled_launch(dtype: torch.dtype, width: int) -> PooledLaunch:
-    """The sizes of the attention to a pool, for heads of `width` channels.
+    """Parameters of the attention to a pool, for heads of `width` channels.
 
-    fp32 runs without tensor cores and takes small tiles, and so do heads that fill more registers.
-    They decide the order of the sums, so nothing else but the GPU may decide them. `block_l` is a
-    multiple of `block_t`.
+    fp32, which runs without tensor cores, takes small tiles, and so do wide heads, which need more
+    registers. Tile sizes decide the order of summation, so they depend on nothing else but the GPU:
+    not on the batch or on lengths. `block_l` is a multiple of `block_t`.
     """
     if dtype == torch.float32 or width > 128:
         return PooledLaunch(block_l=32, block_t=32, num_warps=4, num_stages=1)
-    stages = 3 if architecture() >= (9, 0) else 2  # as many as the shared memory holds
+    stages = 3 if architecture() >= (9, 0) else 2  # as many as fit the shared memory
     return PooledLaunch(block_l=128, block_t=64, num_warps=8, num_stages=stages)
 
 
 @cache
 def float8_linear_launch(inputs: int, *, gated: bool) -> Float8LinearLaunch:
-    """The sizes of a layer with `inputs` input channels, for every GPU.
+    """Parameters for a layer with `inputs` input channels, for every GPU.
 
-    A multiprocessor runs 16 warps; the longer the rows, the more of them share one, because their
-    registers hold it. Measured on an H200 for 7B.
+    There are 16 warps per SM; the longer the rows, the more warps a program has, because the row of
+    x is held in their registers. Measured on an H200 for 7B.
     """
     num_warps = 4 if inputs <= 4096 else 8 if inputs <= 16_384 else 16
-    programs = 16 // num_warps * _multiprocessors()
+    programs = 16 // num_warps * _num_sms()
     block_o = 4 if num_warps == 4 else 2
     return Float8LinearLaunch(
         block_o // 2 if gated else block_o, 128 * num_warps, num_warps, programs

@@ -13,7 +13,7 @@ from hyenakernels.launch import architecture
 
 @triton.jit
 def wait_for_previous(OVERLAPS: tl.constexpr):
-    """Wait until all earlier launches have ended; before it, read only what no launch writes."""
+    """Wait until all earlier launches have ended; before, read only what no launch writes."""
     if OVERLAPS:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()

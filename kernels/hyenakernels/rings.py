@@ -1,4 +1,4 @@
-"""Pasts that change in place while decoding: rings of K rows.
+"""Pasts that are updated in place while decoding: ring buffers of K rows.
 
 Row t mod K of a ring holds the sample of position t, so a new sample overwrites the one that a
 filter of K taps no longer reaches.
@@ -30,7 +30,7 @@ class HyenaSlots:
     lengths_B: Tensor
 
     def put(self, row: int, past: HyenaPast, length: int) -> None:
-        """Copy the past of a single sequence of `length` tokens into a row."""
+        """Copy the past of a single sequence of `length` tokens into row `row` of the batch."""
         fill(self.featurizer_BFC[row], length, past.featurizer_BPC[0])
         if past.inner.shape[1:] == self.inner.shape[1:]:  # a state
             self.inner[row] = past.inner[0]
@@ -39,15 +39,15 @@ class HyenaSlots:
 
 
 def check(op: str, x_B1D: Tensor, taps_GK: Tensor, ring_BKD: Tensor) -> None:
-    """Check that there is one row for each sequence, and a ring of K such rows.
+    """Check the shapes of one new row per sequence, of the taps and of the ring.
 
     Raises:
-        ValueError: Names the shapes.
+        ValueError: They do not match; the message gives them.
     """
     (batch, length, width), (groups, num_taps) = x_B1D.shape, taps_GK.shape
     if length != 1 or width % groups or ring_BKD.shape != (batch, num_taps, width):
         raise ValueError(
-            f"{op}: rows {tuple(x_B1D.shape)} and taps {tuple(taps_GK.shape)} do not fit a ring "
+            f"{op}: rows {tuple(x_B1D.shape)} and taps {tuple(taps_GK.shape)} do not match a ring "
             f"{tuple(ring_BKD.shape)}; rows are [batch, 1, channels], rings [batch, taps, channels]"
         )
 

@@ -1,4 +1,4 @@
-"""A model for training, built part by part, so that no process ever holds a large one whole."""
+"""Building a model for training part by part, so that no process holds a large model whole."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,12 +27,12 @@ def assemble(
 
     Args:
         config: Shape of the model.
-        seed: Seed of fresh weights.
-        weights: Weights to start from instead, folded, by their names in the model; and parts of
-            some of them from an earlier training, as in `Checkpoint.training_form`.
+        seed: Seed of random initial weights.
+        weights: Weights to start from instead, in folded form, by their names in the model; and
+            factors of some of them from an earlier training, as in `Checkpoint.training_form`.
         published: As for `trainable`.
-        adopt: Moves each part (embedding, block, final norm), complete and on the CPU in fp32, to
-            where it belongs: onto a device, or in shards over several.
+        adopt: Called with each initialized part (embedding, block, final norm), on the CPU in fp32;
+            moves it to a device, or shards it over several.
     """
     with torch.device("meta"):
         model = StripedHyena2(config)
@@ -55,7 +55,7 @@ def assemble(
 
 
 def _parts(config: ModelConfig) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """The parts in the order of the model's parameters, and what makes them."""
+    """Paths of the parts and their constructors, in the order of the model's parameters."""
     yield "embedding", partial(nn.Embedding, config.vocabulary, config.width)
     for index in range(config.depth):
         yield f"blocks.{index}", partial(Block, config, index)
@@ -63,15 +63,15 @@ def _parts(config: ModelConfig) -> Iterator[tuple[str, Callable[[], nn.Module]]]
 
 
 def _one_ahead(tasks: Iterable[Callable[[], nn.Module]]) -> Iterator[nn.Module]:
-    """The results of tasks in their order; a thread works on the next while one is used."""
+    """The results of tasks in order; a thread computes the next one while one is in use."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        coming: Future[nn.Module] | None = None
+        pending: Future[nn.Module] | None = None
         for task in tasks:
-            ready, coming = coming, thread.submit(task)
+            ready, pending = pending, thread.submit(task)
             if ready is not None:
                 yield ready.result()
-        if coming is not None:
-            yield coming.result()
+        if pending is not None:
+            yield pending.result()
 
 
 @torch.no_grad()
@@ -81,8 +81,8 @@ def _fill(
     for name, parameter in part.named_parameters():
         if values is None:
             parameter.copy_(weights[f"{path}.{name}"])
-        else:  # the drawn tensor itself: a copy costs a large model as much as the drawing
+        else:  # without a copy, which would take as long as drawing the numbers
             parameter.data = next(values)
     for name, buffer in part.named_buffers():
-        if f"{path}.{name}" in weights:  # released checkpoints carry rounded frequencies
+        if f"{path}.{name}" in weights:  # released checkpoints have rounded frequencies
             buffer.copy_(weights[f"{path}.{name}"])

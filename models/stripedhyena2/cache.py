@@ -1,6 +1,6 @@
-"""What a model remembers of the tokens it has seen: one past for each block.
+"""The state of a model after the tokens it has seen: for each block a past.
 
-Every operator has pasts, slots and pools of its own.
+A past is a recurrent state or a KV cache; every operator has pasts, slots and pools of its own.
 
 B batch, L new tokens, T tokens seen.
 """
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Past = Any  # what a block remembers of a batch of sequences; every operator has a type of its own
+Past = Any  # the state of a block after a batch of sequences; every operator has its own type
 
 
 class Slots:
-    """What a block remembers of sequences of different lengths that grow in place.
+    """The pasts of a decoding batch in a block: each of its rows grows in place, by its own length.
 
     These are the slots of an operator that remembers nothing.
     """
@@ -40,31 +40,32 @@ class Slots:
 
 @dataclass(frozen=True)
 class Launch:
-    """Sequences that are read side by side, each after a prefix of its own.
+    """A forward pass over a batch of sequences, each after a cached prefix of its own.
 
-    A pool has a slot for the state after each prefix and, for operators that need every token of
-    the past, a place for each token, like a paged KV cache with pages of one token. Slot 0 is that
-    of the empty prefix.
+    A pool has a slot for the state after each prefix; slot 0 is that of the empty prefix. Attention
+    needs every token of the past: its pool is a paged KV cache, with pages of one token called
+    places.
 
     Attributes:
-        sources_B: The slot of each sequence's prefix, int64.
-        pasts_B: The length of that prefix in tokens, int32.
-        places_BT: The places of its tokens, int32; entries beyond its length are unused.
-        targets_N: Slots that keep the states after the first N sequences, int64; None keeps none.
-        places_NL: Places that keep the new tokens of these sequences, int64.
+        prefix_slots_B: The slot of the state after each sequence's prefix, int64.
+        pasts_B: The lengths of the prefixes in tokens, int32.
+        places_BT: Page table: the places of the tokens of each prefix, int32; entries beyond its
+            length are unused.
+        new_slots_N: Slots for the states after the first N sequences, int64; None keeps none.
+        places_NL: Places for the new tokens of these sequences, int64.
         copies: This launch on other devices.
     """
 
-    sources_B: Tensor
+    prefix_slots_B: Tensor
     pasts_B: Tensor
     places_BT: Tensor
-    targets_N: Tensor | None = None
+    new_slots_N: Tensor | None = None
     places_NL: Tensor | None = None
     copies: dict[torch.device, "Launch"] = field(default_factory=dict, init=False)
 
     def to(self, device: torch.device) -> "Launch":
         """The same on the device of a block."""
-        if self.sources_B.device == device:
+        if self.prefix_slots_B.device == device:
             return self
         if device not in self.copies:
             tensors = (getattr(self, each.name) for each in fields(self) if each.init)
@@ -74,12 +75,12 @@ class Launch:
 
 
 class Pool:
-    """What a block remembers of many prefixes.
+    """The cache of a block for many prefixes.
 
     These are the pools of an operator that defines none: pasts of any kind, one for each slot.
 
     Attributes:
-        uses_places: Whether it keeps something for every token.
+        uses_places: Whether it is a KV cache, with a place for every token.
         pasts: Pasts by slot.
     """
 
@@ -94,7 +95,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Stands in for the past of a block whose sequences are read side by side."""
+    """In place of the past of a block: its cache of prefixes, and the launch that reads it."""
 
     pool: Pool
     launch: Launch

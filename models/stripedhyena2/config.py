@@ -1,4 +1,4 @@
-"""The shape of a model: one frozen dataclass, read from TOML and from the released yml."""
+"""The shape of a model: a frozen dataclass, read from TOML or from the released yml."""
 
 import difflib
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from stripedhyena2.errors import InputError
 from stripedhyena2.mixer import MIXERS, Mixer
 from stripedhyena2.values import Number, fault, read_values, shown
 
-# Far above every real model, and low enough that the size of each tensor is a 64-bit number.
+# Far above every real model, and low enough that the size of every tensor fits into 64 bits.
 MAX_BLOCKS = 1024
 Width = Annotated[int, Field(ge=1, le=2**17), Number]
 Count = Annotated[int, Field(ge=1, le=2**24), Number]
@@ -31,7 +31,7 @@ Vocabulary = Annotated[int, Field(ge=256, le=2**24), Number]  # every byte is a 
 Positive = Annotated[float, Field(ge=1e-30, le=1e30, allow_inf_nan=False), Number]
 
 
-def _known(stripes: str) -> str:
+def _check_letters(stripes: str) -> str:
     unknown = [letter for letter in stripes if letter not in MIXERS]
     if unknown or not stripes:
         known = ", ".join(f"{letter} ({mixer.title})" for letter, mixer in MIXERS.items())
@@ -41,7 +41,7 @@ def _known(stripes: str) -> str:
 
 
 class ConfigError(InputError):
-    """An impossible model shape: the message names file, key, value and the way out."""
+    """An invalid model shape: the message names the file, key, value and the way out."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -51,24 +51,24 @@ class ModelConfig:
     Attributes:
         stripes: One letter per block: S Hyena-SE, M Hyena-MR, L Hyena-LI, A attention.
         width: Channels of the residual stream, D.
-        num_heads: Attention heads; they divide the width into even head widths.
+        num_heads: Attention heads; the width of a head must be an even whole number.
         mlp_width: Inner channels of the gated MLP.
-        num_short_filter_groups: Filters of a Hyena-SE block; each serves width / groups channels.
+        num_short_filter_groups: Filters of a Hyena-SE block; width / groups channels share each.
         num_medium_filter_groups: Filters of a Hyena-MR block, likewise.
-        context: Positions of the windows that the model was trained on.
+        context: Context length: positions of the windows that the model was trained on.
         rotary_base: Base of the rotary frequencies, unless a checkpoint stores frequencies.
         rotary_scale: Positions are divided by it (linear position interpolation).
         num_short_taps: Taps of a Hyena-SE filter.
         num_medium_taps: Taps of a Hyena-MR filter.
-        num_featurizer_taps: Taps of the filter before the gates.
+        num_featurizer_taps: Taps of the featurizer, the filter before the gates.
         num_modes: Number of real exponentials per channel of Hyena-LI.
-        vocabulary: Token ids; bytes take the first 256.
-        norm_eps: Added to the root mean square, outside the root.
-        base_context: Positions it was trained on before its context was extended; None if it never
-            was. The filters of MR keep the decay window of this length.
+        vocabulary: Number of token ids; the first 256 are bytes.
+        norm_eps: Added to the root mean square, outside the square root.
+        base_context: Context length before the context was extended; None if it never was. The
+            filters of MR keep the decay window of this length.
     """
 
-    stripes: Annotated[str, Field(max_length=MAX_BLOCKS), AfterValidator(_known)]
+    stripes: Annotated[str, Field(max_length=MAX_BLOCKS), AfterValidator(_check_letters)]
     width: Width
     num_heads: Count
     mlp_width: Count
@@ -109,7 +109,7 @@ class ModelConfig:
 
     @property
     def original_context(self) -> int:
-        """Positions of the windows that the filters were first trained on."""
+        """Context length of the first training, whose decay window the filters keep."""
         return self.base_context or self.context
 
 
@@ -122,33 +122,33 @@ _GROUPS = ("num_short_filter_groups", "num_medium_filter_groups")
 
 
 def current_keys(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """The same values under the keys of today.
+    """The values, with keys of earlier versions replaced by the current ones.
 
-    Until 2026 the one key `num_filter_groups` stood for both numbers of groups; checkpoint folders
+    Until 2026 a single key `num_filter_groups` stood for both numbers of groups; checkpoint folders
     and recipes that have it stay readable.
 
     Raises:
         ConfigError: The old key and a new one are given together.
     """
-    found = dict(values)
-    if _BOTH_GROUPS in found:
-        both = found.pop(_BOTH_GROUPS)
+    renamed = dict(values)
+    if _BOTH_GROUPS in renamed:
+        both = renamed.pop(_BOTH_GROUPS)
         for key in _GROUPS:
-            if key in found:
+            if key in renamed:
                 raise ConfigError(
                     f"{origin}: {_BOTH_GROUPS} = {shown(both)} means both "
-                    f"{' and '.join(_GROUPS)}, but {key} = {shown(found[key])} is given too; drop "
-                    f"{_BOTH_GROUPS}"
+                    f"{' and '.join(_GROUPS)}, but {key} = {shown(renamed[key])} is given too; "
+                    f"drop {_BOTH_GROUPS}"
                 )
-        found |= dict.fromkeys(_GROUPS, both)
-    return found
+        renamed |= dict.fromkeys(_GROUPS, both)
+    return renamed
 
 
 def make_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
-    """Check `values` and make the config of them.
+    """Validate `values` and build a config from them.
 
     Args:
-        values: Keys and values of `ModelConfig`; also those of earlier versions.
+        values: Keys and values of `ModelConfig`, also of earlier versions.
         origin: Where they come from, for the error message.
 
     Raises:
@@ -175,7 +175,7 @@ def read_config(path: Path) -> ModelConfig:
     """Read a shape from our TOML, or from a released yml.
 
     Raises:
-        ConfigError: The file cannot be read as either, or describes an impossible model.
+        ConfigError: The file is neither, or the shape is invalid.
     """
     values = read_values(path, ConfigError)
     if path.suffix in (".yml", ".yaml"):
@@ -183,7 +183,7 @@ def read_config(path: Path) -> ModelConfig:
     return make_config(values, str(path))
 
 
-# What all released models have in common; other values describe models that we do not implement.
+# Keys with the same value in all released models; other values are not implemented.
 _RELEASED_FIXED: dict[str, Any] = {
     "tie_embeddings": True,
     "final_norm": True,
@@ -201,7 +201,7 @@ _RELEASED_FIXED: dict[str, Any] = {
 
 
 class _Released(BaseModel):
-    """The keys of a released yml that we use; it has others. `_released_schema` adds the blocks."""
+    """The keys of a released yml that are used. `_released_schema` adds those of the blocks."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -227,18 +227,18 @@ class _Released(BaseModel):
 
     @property
     def rotary_scale(self) -> float:
-        """The factor counts only if positions are interpolated."""
+        """The scaling factor, which applies only if positions are interpolated."""
         return self.rotary_emb_scaling_factor if self.use_interpolated_rotary_pos_emb else 1
 
     @property
     def mlp_width(self) -> int:
-        """As given, else 8/3 of the width, rounded up to a multiple that the yml gives."""
+        """The given width, else 8/3 of the model width, rounded up to the multiple in the yml."""
         multiple = self.inner_size_multiple_of * self.model_parallel_size
         return self.inner_mlp_size or -(-int(2 * self.hidden_size * 4 / 3) // multiple) * multiple
 
     @property
     def original_context(self) -> int | None:
-        """As our own yml says, else the context before interpolation stretched it, as in Evo 2."""
+        """The `base_context` of our own yml, else the context before interpolation, as in Evo 2."""
         if "base_context" in self.model_fields_set or not self.use_interpolated_rotary_pos_emb:
             return self.base_context
         base, rest = divmod(self.max_seqlen, self.rotary_scale)
@@ -246,34 +246,34 @@ class _Released(BaseModel):
 
 
 def from_released(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Translate the keys of a released yml; `make_config` checks the values once more."""
+    """Translate the keys of a released yml; `make_config` validates the values again."""
     for key, fixed in _RELEASED_FIXED.items():
         if values.get(key, fixed) != fixed:
             raise ConfigError(
                 f"{origin}: {key} = {shown(values[key])} is not supported, only {fixed!r}"
             )
     try:
-        found = _released_schema().model_validate(values)
+        released = _released_schema().model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {fault(error)}") from None
-    _check_released_taps(found.hcs_filter_length, found.hcm_filter_length, origin)
+    _check_released_taps(released.hcs_filter_length, released.hcm_filter_length, origin)
     return {
-        "stripes": _stripes(found, origin),
-        "width": found.hidden_size,
-        "num_heads": found.num_attention_heads,
-        "mlp_width": found.mlp_width,
-        "num_short_filter_groups": found.hcs_filter_groups,
-        "num_medium_filter_groups": found.hcm_filter_groups,
-        "context": found.max_seqlen,
-        "rotary_base": found.rotary_emb_base,
-        "rotary_scale": found.rotary_scale,
-        "num_short_taps": found.hcs_filter_length,
-        "num_medium_taps": found.hcm_filter_length,
-        "num_featurizer_taps": found.short_filter_length,
-        "num_modes": found.state_size,
-        "vocabulary": found.vocab_size,
-        "norm_eps": found.eps,
-        "base_context": found.original_context,
+        "stripes": _stripes(released, origin),
+        "width": released.hidden_size,
+        "num_heads": released.num_attention_heads,
+        "mlp_width": released.mlp_width,
+        "num_short_filter_groups": released.hcs_filter_groups,
+        "num_medium_filter_groups": released.hcm_filter_groups,
+        "context": released.max_seqlen,
+        "rotary_base": released.rotary_emb_base,
+        "rotary_scale": released.rotary_scale,
+        "num_short_taps": released.hcs_filter_length,
+        "num_medium_taps": released.hcm_filter_length,
+        "num_featurizer_taps": released.short_filter_length,
+        "num_modes": released.state_size,
+        "vocabulary": released.vocab_size,
+        "norm_eps": released.eps,
+        "base_context": released.original_context,
     }
 
 
@@ -281,10 +281,10 @@ RELEASED_MEDIUM_TAPS = 128
 
 
 def _check_released_taps(num_short_taps: int, num_medium_taps: int, origin: str) -> None:
-    """Refuse lengths that the released layout cannot express.
+    """Refuse filter lengths that the released layout cannot express.
 
-    Its reader, Vortex, takes any filter of 128 taps or more for a medium one (stored newest first,
-    with a skip) and any shorter filter for a short one (stored newest last, without a skip).
+    Its reader, Vortex, treats any filter of 128 taps or more as a medium one (stored newest first,
+    with a skip) and any shorter filter as a short one (stored newest last, without a skip).
     """
     if not num_short_taps < RELEASED_MEDIUM_TAPS <= num_medium_taps:
         raise ConfigError(
@@ -295,7 +295,7 @@ def _check_released_taps(num_short_taps: int, num_medium_taps: int, origin: str)
 
 
 def _released_mixers() -> list[type[Mixer]]:
-    """The operators that the released layout knows, in the order of its keys."""
+    """The operators that the released layout supports, in the order of its keys."""
     known = [mixer for mixer in MIXERS.values() if mixer.released_indices]
     return sorted(known, key=lambda mixer: str(mixer.released_indices))
 
@@ -322,7 +322,7 @@ def _stripes(values: _Released, origin: str) -> str:
 
 
 def released_yml(config: ModelConfig) -> str:
-    """The yml of `to_released`, as it lies beside the weights.
+    """The yml file with the keys of `to_released`, as written beside the weights.
 
     Raises:
         ConfigError: As `to_released`.
@@ -331,7 +331,7 @@ def released_yml(config: ModelConfig) -> str:
 
 
 def to_released(config: ModelConfig) -> dict[str, Any]:
-    """The yml keys of a released model that describe `config`; `read_config` reads them back.
+    """The keys of a released yml that describe `config`; `read_config` reads them back.
 
     Raises:
         ConfigError: The released layout cannot express the model.
@@ -339,7 +339,7 @@ def to_released(config: ModelConfig) -> dict[str, Any]:
     for mixer in config.mixers:
         if mixer.released_indices is None:
             raise ConfigError(
-                f"stripes = {config.stripes!r}: the released layout does not know {mixer.title} "
+                f"stripes = {config.stripes!r}: the released layout does not support {mixer.title} "
                 f"({mixer.letter}); use the native layout"
             )
     _check_released_taps(config.num_short_taps, config.num_medium_taps, "this shape")
@@ -349,7 +349,9 @@ def to_released(config: ModelConfig) -> dict[str, Any]:
         "num_filters": config.width,
         "num_layers": config.depth,
         **{
-            str(mixer.released_indices): [i for i, at in enumerate(config.mixers) if at is mixer]
+            str(mixer.released_indices): [
+                i for i, other in enumerate(config.mixers) if other is mixer
+            ]
             for mixer in _released_mixers()
         },
         "hcm_filter_length": config.num_medium_taps,
@@ -366,7 +368,7 @@ def to_released(config: ModelConfig) -> dict[str, Any]:
         "rotary_emb_scaling_factor": config.rotary_scale,
         "use_interpolated_rotary_pos_emb": config.rotary_scale != 1,
         "max_seqlen": config.context,
-        "base_context": config.base_context,  # ours; other readers of these files ignore it
+        "base_context": config.base_context,  # our own key; other readers ignore it
         **_RELEASED_FIXED,
         "column_split": True,
         "tokenizer_type": "CharLevelTokenizer",

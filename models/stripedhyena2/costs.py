@@ -1,4 +1,4 @@
-"""Sizes that follow from a model's shape: its parameters, and the bytes of weights and state."""
+"""Sizes that follow from the shape of a model: parameters, and bytes of weights and cache."""
 
 import torch
 from torch import nn
@@ -13,11 +13,11 @@ from stripedhyena2.parametrization import trainable
 def parameter_counts(
     config: ModelConfig, *, training: bool = False, published: bool = False
 ) -> dict[str, int]:
-    """The size of every parameter of a model, by name; nothing but filters is allocated.
+    """The number of elements of every parameter, by name; allocates at most the filters.
 
     Args:
         config: Shape of the model.
-        training: Whether to count the training form of the filters, as after `trainable`.
+        training: Count the training form of the filters, as after `trainable`.
         published: As for `trainable`.
     """
     with torch.device("meta"):
@@ -33,7 +33,7 @@ def parameter_counts(
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """The number of parameters of a model of this shape, in inference form."""
+    """The total number of parameters of a model of this shape, in inference form."""
     return sum(parameter_counts(config).values())
 
 
@@ -43,8 +43,8 @@ def weight_bytes(config: ModelConfig, element: int = 2, *, float8: bool = False)
     Args:
         config: Shape of the model.
         element: Bytes of a parameter.
-        float8: Whether projections and MLPs are in FP8: one byte per weight, and an fp32 scale for
-            each output channel.
+        float8: Whether projections and MLPs are in FP8: one byte per weight, and an fp32 scale per
+            output channel.
     """
     total = element * count_parameters(config)
     if not float8:
@@ -56,7 +56,7 @@ def weight_bytes(config: ModelConfig, element: int = 2, *, float8: bool = False)
 
 
 def state_bytes(config: ModelConfig, length: int, element: int = 2) -> int:
-    """Bytes that one sequence of `length` tokens needs in the cache.
+    """Bytes of the cache of one sequence of `length` tokens.
 
     Args:
         config: Shape of the model.

@@ -1,6 +1,6 @@
-"""Decoding: a batch of sequences that grows by one token per step, at the speed of memory.
+"""Decoding: one token per step for each sequence of a batch, bound by memory bandwidth.
 
-All memory is allocated once, and on a GPU a step is one CUDA graph: the same kernels on the same
+All memory is allocated once, and on a GPU a step is a CUDA graph: the same kernels on the same
 addresses, without Python between them. A model on several GPUs runs without a graph.
 
 B sequences (rows), V vocabulary.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """Sequences that each grow by one token per step; their lengths may differ.
+    """A batch of sequences that each grow by one token per step; their lengths may differ.
 
     Args:
-        model: The model; its weights must not move in memory while the decoder is used.
+        model: The model; its weights must not move in memory while the decoder is in use.
         batch_size: Number of sequences.
-        capacity: The most tokens of a sequence, with its prompt.
+        capacity: The maximum number of tokens of a sequence, including its prompt.
         float8: Store keys and values in FP8.
 
     Raises:
@@ -38,16 +38,18 @@ class Decoder:
         self, model: "StripedHyena2", batch_size: int, capacity: int, *, float8: bool = False
     ) -> None:
         if batch_size < 1 or capacity < 1:
-            raise ValueError(f"{batch_size} sequences of up to {capacity} tokens: both must be 1+")
+            raise ValueError(
+                f"{batch_size} sequences of up to {capacity} tokens: both must be at least 1"
+            )
         self._model = model
         self.batch_size = batch_size
         self.capacity = capacity
         device = model.embedding.weight.device
         self._ids_B1 = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         devices = {parameter.device for parameter in model.parameters()}
-        # A model on several devices needs a copy on each.
+        # A model on several devices needs a copy on each of them.
         self._lengths = {
-            each: torch.zeros_like(self._ids_B1[:, 0], device=each) for each in devices
+            other: torch.zeros_like(self._ids_B1[:, 0], device=other) for other in devices
         }
         self._can_record = devices == {device} and device.type == "cuda"
         self._slots = self._new_slots(float8=float8)
@@ -55,20 +57,19 @@ class Decoder:
         self._logits_BV = self._ids_B1.new_empty(0)
 
     def _new_slots(self, *, float8: bool) -> list[Slots]:
-        """Pasts of all sequences, in memory that does not move."""
-        found: list[Slots] = []
+        """The pasts of all sequences, in memory that does not move."""
+        all_slots: list[Slots] = []
         for mixer in self._model.mixers:
             lengths_B = self._lengths[mixer.project_out.weight.device]
             slots = mixer.new_slots(self.batch_size, self.capacity, lengths_B, float8=float8)
-            found.append(slots)
-        return found
+            all_slots.append(slots)
+        return all_slots
 
     def new_cache(self, row: int) -> Cache:
-        """An empty cache for one sequence, whose keys and values are stored in a row.
+        """An empty cache for the prefill of one sequence, with its keys and values in a row.
 
-        A prompt that is read with it is not copied later. It overwrites the sequence in that row,
-        so `place` must be called before the next step. Reading more tokens than the row can hold
-        raises ValueError.
+        So they need no copy later. The prefill overwrites the sequence in that row, so `place` must
+        be called before the next step. Reading more tokens than the capacity raises ValueError.
         """
         cache = self._model.new_cache(1)
         cache.pasts = [slots.past_in(row) for slots in self._slots]
@@ -76,11 +77,11 @@ class Decoder:
 
     @torch.no_grad()
     def place(self, row: int, cache: Cache) -> None:
-        """Put a sequence into a row, instead of the one that is there.
+        """Put a sequence into a row, in place of the one that is there.
 
         Args:
-            row: 0-based.
-            cache: One sequence with at least one token, as the model has left it.
+            row: Index of the row, 0-based.
+            cache: The cache of one sequence with at least one token.
 
         Raises:
             ValueError: The cache holds several sequences, no token, or more than the capacity.
@@ -97,7 +98,7 @@ class Decoder:
 
     @torch.no_grad()
     def take(self, row: int) -> Cache:
-        """A copy of the sequence in a row, as `place` takes it."""
+        """A copy of the cache of the sequence in a row, for `place`."""
         length = int(next(iter(self._lengths.values()))[row])
         return Cache(1, length, [slots.take(row, length) for slots in self._slots])
 
@@ -106,11 +107,11 @@ class Decoder:
         """Append a token to every sequence.
 
         Args:
-            ids_B: int64 token ids in [0, V); any id for a row that is not in use. On the CPU
-                they are checked without waiting for the GPU.
+            ids_B: int64 token ids in [0, V); any id for a row that is not in use. Ids on the CPU
+                are checked without synchronizing with the GPU.
 
         Returns:
-            Logits of the next token, [B, V]; meaningless for a row that has reached its capacity.
+            Next-token logits [B, V]; meaningless for a row that has reached its capacity.
 
         Raises:
             InputError: An id is out of range.
@@ -127,7 +128,7 @@ class Decoder:
         return self._logits_BV.clone()
 
     def _advance(self) -> Tensor:
-        """One step: a token through all blocks, which updates their pasts in place."""
+        """One step: the tokens pass all blocks, whose pasts are updated in place."""
         x_B1D = self._model.embedding(self._ids_B1)
         for block, slots in zip(self._model.blocks, self._slots, strict=True):
             x_B1D = _through_block(cast("Block", block), x_B1D, slots)
@@ -137,7 +138,7 @@ class Decoder:
         return logits_BV
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """Record a step, after a first run that compiles the kernels, which cannot be recorded."""
+        """Capture a step, after a warm-up that compiles the kernels and cannot be captured."""
         state = [x.clone() for x in self._state()]
         self._advance()
         graph = torch.cuda.CUDAGraph()
@@ -149,15 +150,15 @@ class Decoder:
         return graph
 
     def _state(self) -> list[Tensor]:
-        """What a step changes, except keys and values: a repeated step writes the same ones."""
+        """What a step changes, except KV caches: there, a repeated step writes the same values."""
         states = [state for slots in self._slots for state in slots.state()]
         return [*self._lengths.values(), *states]
 
 
 def _through_block(block: "Block", x_B1D: Tensor, slots: Slots) -> Tensor:
-    """One token of each sequence through a block, in launches that read its weights once."""
+    """One token of each sequence through a block, by fused kernels that read its weights once."""
     norm, mlp = block.post_norm, block.mlp
-    mixer: Any = block.mixer  # its slots are of its kind
+    mixer: Any = block.mixer  # its slots have the matching type
     x_B1D = x_B1D.to(norm.scale.device)
     before = block.pre_norm
     if (weight := _weight(mixer.project_in)) is not None:
@@ -179,9 +180,9 @@ def _through_block(block: "Block", x_B1D: Tensor, slots: Slots) -> Tensor:
 
 
 def _weight(layer: nn.Module) -> Weight | None:
-    """The weight of a layer that only multiplies by it; None if the layer must be called.
+    """The weight of a layer that is a plain product; None if the layer must be called.
 
-    A layer in place of a linear one, in FP8 or with an adapter, must be called unless it has an
+    Replacements of linear layers, in FP8 or with an adapter, must be called unless they have an
     `operand`.
     """
     if isinstance(layer, nn.Linear):

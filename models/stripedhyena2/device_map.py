@@ -1,8 +1,8 @@
-"""Placing a model that is too large for one GPU: consecutive blocks on each of several devices.
+"""Device maps: models that are too large for one GPU, spread over several by consecutive blocks.
 
 The residual stream moves from device to device. Embedding, final norm and head stay on the first
-one, since embedding and head share a tensor. Each device waits while the others compute, so this is
-for models that do not fit one device; it is not faster.
+device, since embedding and head share a tensor. Devices work one after the other, so this is for
+models that do not fit one device; it is not faster.
 
 A device map is a sequence with the device of each block.
 """
@@ -22,10 +22,10 @@ WEIGHT_FRACTION = 0.8  # of a device's free memory; activations and caches need 
 
 
 def choose_devices(num_bytes: int, free: Sequence[int]) -> list[int]:
-    """Indices of the smallest set of devices that holds the weights.
+    """Indices of the smallest set of devices that fits the weights.
 
-    The first device that can hold them alone is taken. Otherwise it is the smallest possible number
-    of devices, those with the most free memory, in ascending order.
+    If one device suffices, it is the first such device. Otherwise it is the smallest number of
+    devices, those with the most free memory, in ascending order.
 
     Args:
         num_bytes: Bytes of all weights.
@@ -48,18 +48,18 @@ def choose_devices(num_bytes: int, free: Sequence[int]) -> list[int]:
 
 
 def device_map(sizes: Sequence[int], devices: Sequence[torch.device]) -> list[torch.device]:
-    """A device for each block: consecutive blocks together, about equal bytes on each device.
+    """The device of each block: consecutive blocks, about the same number of bytes per device.
 
     Args:
         sizes: Bytes of each block.
         devices: The devices, in the order in which the blocks fill them.
     """
-    total, before, found = sum(sizes), 0, []
+    total, before, blocks = sum(sizes), 0, []
     for size in sizes:
         middle = (before + size / 2) / max(total, 1)
-        found.append(devices[min(int(middle * len(devices)), len(devices) - 1)])
+        blocks.append(devices[min(int(middle * len(devices)), len(devices) - 1)])
         before += size
-    return found
+    return blocks
 
 
 def device_of(name: str, blocks: Sequence[torch.device]) -> torch.device:
@@ -76,7 +76,7 @@ def block_sizes(
         tensors: The model's tensors by name, on any device.
         depth: The number of blocks.
         element_size: Bytes of every element.
-        float8: Names of weights that take one byte per element instead.
+        float8: Names of weights with one byte per element.
     """
     sizes = [0] * depth
     for name, tensor in tensors.items():
@@ -87,12 +87,12 @@ def block_sizes(
 
 
 def move_activations(model: "StripedHyena2") -> None:
-    """Make the residual stream follow the blocks to their devices, and back to the final norm."""
+    """Add hooks that move the residual stream to the device of each block and the final norm."""
     for part in (*model.blocks, model.norm):
         part.register_forward_pre_hook(to_own_device)
 
 
 def to_own_device(part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Before a part of the model runs, move the residual stream to its device."""
+    """A forward pre-hook that moves the residual stream to the device of a part of the model."""
     x_BLD, *others = inputs
     return (x_BLD.to(next(part.parameters()).device), *others)

@@ -18,7 +18,7 @@ def first_nonfinite_layer(
     Args:
         model: The model whose layers are checked.
         ids_BL: Token ids.
-        forward: Runs the model, e.g. through a training engine; by default it is called directly.
+        forward: Runs the model, e.g. through a training engine; by default the model is called.
     """
     found: list[str] = []
 

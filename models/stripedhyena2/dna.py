@@ -24,10 +24,10 @@ def reverse_complement(sequence: bytes) -> bytes:
 
 
 def strands_of(choice: str) -> tuple[str, ...]:
-    """The single strands, "fwd" or "rc", that are read for a choice of `STRANDS`.
+    """The strands, "fwd" or "rc", that are read for a choice of `STRANDS`.
 
     Raises:
-        InputError: It is not a choice.
+        InputError: It is not one of the choices.
     """
     check_choice("strand", choice, STRANDS)
     return STRANDS[choice]
@@ -39,12 +39,12 @@ def strand_of(sequence: bytes, strand: str) -> bytes:
 
 
 def to_dna(sequence: bytes) -> bytes:
-    """The sequence with T for U; keeps case."""
+    """The sequence with U replaced by T; keeps case."""
     return sequence.translate(_RNA_TO_DNA)
 
 
 def as_read(sequence: bytes) -> bytes:
-    """The sequence as the model was trained on it: upper case, T for U.
+    """The sequence in the form that the model was trained on: upper case, T instead of U.
 
     The text of a lineage tag such as `|D__BACTERIA;P__PSEUDOMONADOTA|` keeps its U.
     """
@@ -59,12 +59,12 @@ def check_sequences(
     min_length: int = 1,
     strands: Sequence[str] = ("fwd",),
 ) -> list[bytes]:
-    """Sequences that a user gave, as bytes.
+    """Validate the sequences of a user, and return them as bytes.
 
     Args:
         sequences: Text or bytes.
-        what: What the error message calls one of them.
-        min_length: The fewest letters that one may have.
+        what: What the error message calls a sequence.
+        min_length: The minimum number of letters of a sequence.
         strands: The strands that are read.
 
     Raises:

@@ -9,17 +9,17 @@ class InputError(ValueError):
 
 
 class InsufficientMemoryError(InputError):
-    """A sequence does not fit the memory that is free; the message says what would."""
+    """A sequence does not fit into the free memory; the message says what would help."""
 
 
 class NonFiniteError(FloatingPointError):
-    """A result is NaN or infinite; the message names the layer in which that began, if one did."""
+    """A result is NaN or infinite; the message names the first layer affected, if there is one."""
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error of a library or of the system says, on one short line."""
-    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(said).partition("\n")[0][:200]
+    """The message of an error of a library or of the system, as one short line."""
+    message = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(message).partition("\n")[0][:200]
 
 
 def check_whole(name: str, value: int) -> None:

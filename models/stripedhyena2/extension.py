@@ -1,8 +1,8 @@
-"""Checkpoints prepared for a longer context; training then teaches the model to use it.
+"""Context extension: checkpoints with rotary positions for a longer context, to be trained further.
 
-Only attention changes. Filters keep their values: SE and MR see as few positions as before, LI's
-exponentials run over any length, and MR's taps continue to train under the decay window of the
-context that the model was first trained on (`ModelConfig.base_context`).
+Only attention changes. Filters keep their values: SE and MR see as few positions as before, the
+exponentials of LI work for any length, and the taps of MR continue to train under the decay window
+of the first training (`ModelConfig.base_context`).
 """
 
 import math
@@ -20,18 +20,18 @@ ROUNDING = 2**-8  # relative; released files contain frequencies rounded to bf16
 
 
 class Scheme(StrEnum):
-    """What happens to the rotary positions when the context grows by a factor f.
+    """How rotary embeddings change when the context grows by a factor f.
 
-    INTERPOLATION: positions are divided by f more: the angles stay in the range they had. This is
-        what happened in Evo 2.
-    BASE: the base is multiplied by 10^log2(f): slow pairs of channels turn more slowly, fast ones
+    INTERPOLATION: positions are also divided by f, so angles stay in the trained range. This is how
+        Evo 2 was extended.
+    BASE: the base is multiplied by 10^log2(f): slow pairs of channels rotate more slowly, fast ones
         as before.
-    BOTH: both; what the configuration files of Evo 2's extension asked for.
-    NONE: neither; attention meets angles that it has not seen.
+    BOTH: both; this is what the configuration files of Evo 2's extension specify.
+    NONE: neither; attention extrapolates to angles that it has not seen.
 
     From 8,192 positions and base b these are, with m = L / 8,192 and k = log2(m), Savanna's
-    "evo1" (b, m), "log" (b 10^k, 1) and "hybrid log_evo1" (b 10^k, m). Stages multiply, so that
-    several give what one gives.
+    "evo1" (b, m), "log" (b 10^k, 1) and "hybrid log_evo1" (b 10^k, m). Factors of stages multiply,
+    so several stages give the same as one.
     """
 
     INTERPOLATION = "interpolation"
@@ -45,8 +45,8 @@ class Extension:
     """An extension of the context.
 
     Attributes:
-        to: Positions of the new context: a multiple of the old.
-        scheme: What happens to rotary positions.
+        to: The new context length, a multiple of the old one.
+        scheme: How rotary embeddings change.
     """
 
     to: int
@@ -81,15 +81,15 @@ class Extension:
     def apply(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint after the extension; the caller writes the provenance.
 
-        The frequencies of attention are a buffer that checkpoints carry. In Savanna the new base of
-        a stage never took effect, because loading restored the old buffer: Evo 2 was extended by
+        The rotary frequencies are a buffer in the checkpoint. In Savanna the new base of a stage
+        never took effect, because loading restored the old buffer: Evo 2 was extended by
         interpolation alone. Here a new base gives new buffers, base^(-2i / head width) for the
-        pairs i of a head's channels in fp32; with an unchanged base they stay bit for bit, once
-        they are verified to be of that base.
+        pairs i of a head in fp32; with an unchanged base they are kept bit for bit, after checking
+        that they are of that base.
 
         Raises:
             ConfigError: As `config`.
-            CheckpointError: A buffer has the frequencies of another base than the shape gives.
+            CheckpointError: The frequencies in a buffer are not those of the base in the shape.
         """
         before, after = checkpoint.config, self.config(checkpoint.config)
         changed: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A short hash by which results and checkpoints name the model they came from."""
+"""A short hash that identifies a model in results and checkpoints."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _SAMPLES = 4096  # values of each tensor that are hashed: reading all of a 40B m
 
 
 def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor]) -> str:
-    """Twelve hexadecimal digits of the shape of a model, its dtypes and a sample of each tensor."""
+    """Twelve hexadecimal digits: a hash of the shape, the dtypes and a sample of each tensor."""
     digest = hashlib.sha256(repr(config).encode())
     for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().reshape(-1)

@@ -1,9 +1,9 @@
-"""Generation: many sequences grow together, each as if it were alone.
+"""Generation with continuous batching: many sequences grow together, each as if it were alone.
 
-The model reads one prompt after the other, chunk by chunk; then each sequence grows in a row of a
-`Decoder`. When a sequence ends, the next one takes its row. `generate_sequences` is
-`StripedHyena2.generate`; `generate` is the same for any tokens, rules and random numbers; `Rows`
-lets sequences join and leave at any time.
+Prompts are prefilled one after the other, chunk by chunk; then each sequence is decoded in a row of
+a `Decoder`. When a sequence ends, the next one takes its row. `generate_sequences` implements
+`StripedHyena2.generate`; `generate` is the same for any tokens, constraints and random numbers;
+`Rows` lets sequences join and leave at any time.
 
 B rows, L prompt length, V vocabulary.
 """
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-PREFILL_CHUNK = 8192  # prompt tokens in one forward pass: bounds memory, changes no result
+PREFILL_CHUNK = 8192  # prompt tokens per forward pass: bounds memory, changes no result
 ALPHABETS = ("dna", "any")
 KV_CACHES = ("auto", "fp8")
 
 
 class Guide(Protocol):
-    """The rules of one sequence while it is generated."""
+    """Constrains the generation of one sequence."""
 
     def allowed(self) -> tuple[int, ...]:
         """Token ids that may come next, at least one."""
 
     def advance(self, token: int) -> str | None:
-        """Append the token that was drawn; returns why the sequence ends here, or None."""
+        """Append the drawn token; returns the stop reason if the sequence ends here, else None."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Request:
     """One sequence to generate.
 
     Attributes:
-        prompt_L: int64 token ids, at least one. Consecutive requests that share the tensor have it
-            read once.
-        num_tokens: The sequence ends after this many tokens, at least one, with the reason
+        prompt_L: int64 token ids, at least one. If consecutive requests share the tensor, it is
+            prefilled once.
+        num_tokens: The maximum number of generated tokens, at least one; the stop reason is then
             "length".
-        uniforms: Its random numbers, one for each token.
-        guide: Which tokens may be drawn, and what ends the sequence earlier; None allows any token.
+        uniforms: Its random numbers, one per token.
+        guide: Which tokens may be drawn, and when the sequence ends earlier; None allows any token.
     """
 
     prompt_L: Tensor
@@ -92,9 +92,9 @@ class Sample:
         logprobs: Log-probability of each under the model, in nats: over the whole vocabulary, at
             temperature 1.
         drawn_logprobs: Log-probability of each in the distribution it was drawn from, in nats.
-        logits: Logits [V] that each was drawn from, if they are kept.
-        stop_reason: "length", or what the guide said; empty while the sequence grows.
-        problem: Why the sequence cannot continue: its logits are NaN or infinite. Otherwise empty.
+        logits: The logits [V] that each was drawn from, if they are kept.
+        stop_reason: "length", or the reason from the guide; empty while the sequence grows.
+        problem: Why the sequence cannot continue: its logits are NaN or infinite. Else empty.
     """
 
     index: int
@@ -107,7 +107,7 @@ class Sample:
 
     @property
     def has_ended(self) -> bool:
-        """Whether no token will follow."""
+        """Whether the sequence is complete, or has failed."""
         return bool(self.stop_reason or self.problem)
 
 
@@ -117,7 +117,7 @@ class GeneratedSequence:
 
     Attributes:
         prompt: The prompt as the model read it.
-        number: Number of the sample of this prompt, from 1.
+        number: The number of the sample of this prompt, from 1.
         sequence: The generated part as text; tokens that are not printable letters become "?".
         ids: Its token ids.
         logprobs: Log-probability of each token under the model, in nats: over the whole vocabulary,
@@ -144,7 +144,7 @@ class NonFiniteLogitsError(NonFiniteError):
 
     Attributes:
         index: Index of the request.
-        problem: The message, which does not name the request.
+        problem: The message, without the index of the request.
     """
 
     def __init__(self, index: int, problem: str) -> None:
@@ -168,7 +168,7 @@ def generate_sequences(
     kv_cache: str = "auto",
     progress: Progress = ignore_progress,
 ) -> list[GeneratedSequence]:
-    """Generate sequences; arguments, result and errors are those of `StripedHyena2.generate`."""
+    """Implements `StripedHyena2.generate`, with the same arguments, result and errors."""
     check_choice("alphabet", alphabet, ALPHABETS)
     check_choice("kv_cache", kv_cache, KV_CACHES)
     numbers = {"num_tokens": num_tokens, "num_samples": num_samples, "batch_size": batch_size}
@@ -185,7 +185,7 @@ def generate_sequences(
         Request(ids[prompt], num_tokens, Uniforms.of_sample(seed, prompt, number), guide)
         for prompt, number in samples
     ]
-    found = generate(
+    generated = generate(
         model,
         requests,
         sampler,
@@ -203,7 +203,7 @@ def generate_sequences(
                 tuple(sample.logprobs),
                 tuple(sample.drawn_logprobs),
             )
-            for (prompt, number), sample in zip(samples, found, strict=True)
+            for (prompt, number), sample in zip(samples, generated, strict=True)
         ]
     except NonFiniteLogitsError as error:
         prompt_index, sample_index = divmod(error.index, num_samples)
@@ -213,14 +213,14 @@ def generate_sequences(
 
 
 def token_text(ids: Sequence[int]) -> str:
-    """Tokens as text that a FASTA file can hold: others than printable letters become "?"."""
+    """Tokens as text for FASTA files; tokens that are not printable letters become "?"."""
     letters = map(chr, ids)
     return "".join(c if c.isascii() and c.isprintable() and c not in "> " else "?" for c in letters)
 
 
 @torch.no_grad()
 def prefill(model: "StripedHyena2", ids_BL: Tensor, cache: Cache) -> Tensor:
-    """Read prompts of equal length into a cache; returns the logits of the next token, [B, V]."""
+    """Prefill a cache with prompts of equal length; returns the next-token logits, [B, V]."""
     for start in range(0, ids_BL.shape[1], PREFILL_CHUNK):
         logits_BV: Tensor = model(ids_BL[:, start : start + PREFILL_CHUNK], cache=cache)[:, -1]
     return logits_BV
@@ -238,20 +238,20 @@ def generate(
 ) -> Iterator[Sample]:
     """Generate sequences, up to `batch_size` of them together.
 
-    A sequence depends on its own request only, except that the last bits of the logits can differ
+    A sequence depends on its own request alone, except that the last bits of the logits can differ
     with the number and order of rows.
 
     Args:
-        model: On any device; random numbers are turned into tokens on the CPU, in fp64.
+        model: The model, on any device; tokens are drawn on the CPU, in fp64.
         requests: What to generate.
         sampler: The distribution that tokens are drawn from.
-        batch_size: Sequences that grow together; halved until the memory suffices.
+        batch_size: Sequences per decoding step; halved until they fit the memory.
         float8: Store keys and values in FP8, which halves their memory and changes the numbers.
         keep_logits: Keep the logits of every token in the samples.
         progress: Called with the number of tokens drawn since the last call.
 
     Yields:
-        A sample for each request, in their order, as soon as it and all before it are complete.
+        A sample for each request, in order, as soon as it and all before it are complete.
 
     Raises:
         InputError: A prompt is empty, or its number of tokens is below 1; or a token of a prompt or
@@ -277,37 +277,37 @@ def generate(
     finished: dict[int, Sample] = {}
     next_index = 0
     while waiting or rows.samples:
-        if waiting and rows.has_room:
+        if waiting and rows.has_free_row:
             index, request = waiting.popleft()
-            grown = [rows.add(request, sampler, index, keep_logits=keep_logits)]
+            updated = [rows.add(request, sampler, index, keep_logits=keep_logits)]
         else:
-            grown = rows.step()
-        for sample in grown:
+            updated = rows.step()
+        for sample in updated:
             if sample.problem:
                 raise NonFiniteLogitsError(sample.index, sample.problem)
             if sample.stop_reason:
                 finished[sample.index] = sample
-        progress(len(grown))
+        progress(len(updated))
         while next_index in finished:
             yield finished.pop(next_index)
             next_index += 1
 
 
 class Rows:
-    """Sequences in the rows of a decoder, which join and leave between tokens.
+    """Continuous batching: sequences in the rows of a decoder, which join and leave between steps.
 
-    The logits of a sequence do not depend on what grows beside it; the number of rows, which is
-    fixed, may show in their last bits.
+    The logits of a sequence do not depend on the sequences in other rows; the number of rows, which
+    is fixed, can change their last bits.
 
     Args:
-        model: On any device; random numbers are turned into tokens on the CPU, in fp64.
+        model: The model, on any device; tokens are drawn on the CPU, in fp64.
         batch_size: Number of rows.
-        capacity: The most tokens of a sequence, with its prompt.
+        capacity: The maximum number of tokens of a sequence, including its prompt.
         float8: Store keys and values in FP8.
 
     Attributes:
         batch_size: Number of rows.
-        capacity: The most tokens of a sequence, with its prompt.
+        capacity: The maximum number of tokens of a sequence, including its prompt.
     """
 
     def __init__(
@@ -316,13 +316,13 @@ class Rows:
         self.batch_size, self.capacity = batch_size, capacity
         self._model = model
         self._device = next(model.parameters()).device
-        self._rows: list[_Growing | None] = [None] * batch_size
+        self._rows: list[_ActiveSequence | None] = [None] * batch_size
         self._decoder = Decoder(model, batch_size, capacity, float8=float8)
         self._masks: dict[tuple[int, ...] | None, Tensor] = {}
-        self._prompt_L: Tensor | None = None  # the prompt read last, with its logits and its cache
+        self._prompt_L: Tensor | None = None  # the last prefilled prompt, with its logits and cache
         self._logits_1V: Tensor
         self._cache: Cache
-        self._begun: _Step | None = None
+        self._pending_step: _Step | None = None
         self._decoder.step(torch.zeros(batch_size, dtype=torch.int64))
 
     @classmethod
@@ -335,7 +335,7 @@ class Rows:
         float8: bool = False,
         prompt_L: Tensor,
     ) -> "Rows":
-        """As many rows as the memory allows: `batch_size`, halved until a prompt can be read, too.
+        """As many rows as fit the memory: `batch_size`, halved until a prefill also fits.
 
         Raises:
             RuntimeError: Out of memory even for one row.
@@ -353,23 +353,23 @@ class Rows:
 
     @property
     def samples(self) -> list[Sample]:
-        """The samples that grow."""
-        return [growing.sample for growing in self._rows if growing is not None]
+        """The samples in progress."""
+        return [active.sample for active in self._rows if active is not None]
 
     @property
-    def has_room(self) -> bool:
+    def has_free_row(self) -> bool:
         """Whether a row is free."""
         return None in self._rows
 
     def add(
         self, request: Request, sampler: Sampler, index: int = 0, *, keep_logits: bool = False
     ) -> Sample:
-        """Read a prompt into a free row, and draw the first token after it.
+        """Prefill a prompt into a free row, and draw the first token after it.
 
-        The prompt is not read again if it is the tensor that was read last.
+        The prompt is not prefilled again if it is the same tensor as last time.
 
         Args:
-            request: What to generate; prompt and tokens must not be more than the capacity.
+            request: What to generate; prompt and tokens must not exceed the capacity.
             sampler: The distribution that tokens are drawn from.
             index: The index of the sample.
             keep_logits: Keep the logits of every token in the sample.
@@ -378,77 +378,78 @@ class Rows:
         self._read(request.prompt_L, row)
         # Placed even if it ends here: steps write to idle rows too, after their last sequence.
         self._decoder.place(row, self._cache)
-        growing = _Growing(Sample(index), request, sampler, keep_logits)
-        self._draw([growing], self._logits_1V)
-        if not growing.sample.has_ended:
-            self._rows[row] = growing
-        return growing.sample
+        active = _ActiveSequence(Sample(index), request, sampler, keep_logits)
+        self._draw([active], self._logits_1V)
+        if not active.sample.has_ended:
+            self._rows[row] = active
+        return active.sample
 
     def step(self) -> list[Sample]:
         """Draw a token for every sample; those that end, or have a problem, leave their rows.
 
-        The next step of the decoder is then begun at once: a GPU computes it while the caller
-        handles these tokens. A sample that is added meanwhile takes part in the step after it, and
-        what is computed for one that is removed meanwhile is dropped.
+        The next step of the decoder is then launched at once: a GPU computes it while the caller
+        handles these tokens. A sample that is added meanwhile joins the step after it, and results
+        for a sample that is removed meanwhile are dropped.
         """
-        step = self._begun or self._begin()
-        self._begun = None
-        kept = [(row, each) for row, each in step.growing if self._rows[row] is each]
+        step = self._pending_step or self._start_step()
+        self._pending_step = None
+        kept = [(row, active) for row, active in step.active if self._rows[row] is active]
         logits_BV = step.logits_BV.cpu()
         if len(kept) < len(logits_BV):
             logits_BV = logits_BV[[row for row, _ in kept]]
-        self._draw([each for _, each in kept], logits_BV)
-        for row, each in kept:
-            if each.sample.has_ended:
+        self._draw([active for _, active in kept], logits_BV)
+        for row, active in kept:
+            if active.sample.has_ended:
                 self._rows[row] = None
         if any(self._rows):
-            self._begun = self._begin()
-        return [each.sample for _, each in kept]
+            self._pending_step = self._start_step()
+        return [active.sample for _, active in kept]
 
-    def _begin(self) -> "_Step":
-        """Begin a step of the decoder."""
-        growing = [(row, each) for row, each in enumerate(self._rows) if each is not None]
-        last_B = [0 if each is None else each.sample.ids[-1] for each in self._rows]
-        return _Step(growing, self._decoder.step(torch.tensor(last_B)))
+    def _start_step(self) -> "_Step":
+        """Launch a step of the decoder."""
+        occupied = [(row, active) for row, active in enumerate(self._rows) if active is not None]
+        last_B = [0 if active is None else active.sample.ids[-1] for active in self._rows]
+        return _Step(occupied, self._decoder.step(torch.tensor(last_B)))
 
     def remove(self, sample: Sample) -> None:
         """Free the row of a sample, if it has one."""
         self._rows = [
-            None if growing is not None and growing.sample is sample else growing
-            for growing in self._rows
+            None if active is not None and active.sample is sample else active
+            for active in self._rows
         ]
 
     def _read(self, prompt_L: Tensor, row: int) -> None:
-        """Read a prompt into a row, unless it is the one read last.
+        """Prefill a prompt into a row, unless it is the last one.
 
-        Its keys and values stay in that row. The sequence that grows there only appends to them, so
-        other samples of the prompt copy them from there.
+        Its keys and values stay in that row. The sequence in the row only appends to them, so other
+        samples of the prompt copy them from there.
         """
         if prompt_L is not self._prompt_L:
-            self._prompt_L = None  # until it is read whole
+            self._prompt_L = None  # until the prefill is complete
             self._cache = self._decoder.new_cache(row)
             ids_1L = prompt_L[None].to(self._device)
             self._logits_1V = prefill(self._model, ids_1L, self._cache).cpu()
             self._prompt_L = prompt_L
 
-    def _draw(self, group: "Sequence[_Growing]", logits_BV: Tensor) -> None:
-        """Draw the next token of samples, each from its row of logits."""
+    def _draw(self, group: "Sequence[_ActiveSequence]", logits_BV: Tensor) -> None:
+        """Draw the next token of each sample from its row of logits."""
         wide_BV = logits_BV.double()
-        if not wide_BV.sum().isfinite():  # a sum of finite numbers of fp32 is finite in fp64
+        if not wide_BV.sum().isfinite():  # a sum of finite fp32 numbers is finite in fp64
             are_finite = logits_BV.isfinite().all(1)
-            for growing, is_finite in zip(group, are_finite.tolist(), strict=True):
+            for active, is_finite in zip(group, are_finite.tolist(), strict=True):
                 if not is_finite:
-                    growing.sample.problem = self._not_finite(growing)
-            group = [growing for growing in group if not growing.sample.problem]
+                    active.sample.problem = self._not_finite(active)
+            group = [active for active in group if not active.sample.problem]
             logits_BV, wide_BV = logits_BV[are_finite], wide_BV[are_finite]
         if not group:
             return
-        for row, growing in enumerate(group):
-            if growing.keep_logits:
-                growing.sample.logits.append(logits_BV[row].clone())
-        allowed_BV = torch.stack([self._mask(growing.request.guide) for growing in group])
-        probabilities_BV = _probabilities([each.sampler for each in group], wide_BV, allowed_BV)
-        ids_B = draw(probabilities_BV, [growing.request.uniforms.draw() for growing in group])
+        for row, active in enumerate(group):
+            if active.keep_logits:
+                active.sample.logits.append(logits_BV[row].clone())
+        allowed_BV = torch.stack([self._mask(active.request.guide) for active in group])
+        samplers = [active.sampler for active in group]
+        probabilities_BV = _probabilities(samplers, wide_BV, allowed_BV)
+        ids_B = draw(probabilities_BV, [active.request.uniforms.draw() for active in group])
         drawn = zip(
             group,
             ids_B.tolist(),
@@ -456,8 +457,8 @@ class Rows:
             _picked(probabilities_BV, ids_B).log().tolist(),
             strict=True,
         )
-        for growing, token, logprob, drawn_logprob in drawn:
-            sample, request = growing.sample, growing.request
+        for active, token, logprob, drawn_logprob in drawn:
+            sample, request = active.sample, active.request
             sample.ids.append(token)
             sample.logprobs.append(logprob)
             sample.drawn_logprobs.append(drawn_logprob)
@@ -466,7 +467,7 @@ class Rows:
             sample.stop_reason = reason or ("length" if is_full else "")
 
     def _mask(self, guide: Guide | None) -> Tensor:
-        """Tokens that may be drawn, [V]."""
+        """The mask of tokens that may be drawn, [V]."""
         ids = None if guide is None else guide.allowed()
         mask_V = self._masks.get(ids)
         if mask_V is None:
@@ -477,10 +478,10 @@ class Rows:
             self._masks[ids] = mask_V
         return mask_V
 
-    def _not_finite(self, growing: "_Growing") -> str:
-        """The problem of logits that are not finite, with the layer where that began."""
-        ids = torch.tensor(growing.sample.ids, dtype=torch.int64)
-        ids_1L = torch.cat([growing.request.prompt_L, ids])[None]
+    def _not_finite(self, active: "_ActiveSequence") -> str:
+        """The error message for logits that are not finite, with the first layer affected."""
+        ids = torch.tensor(active.sample.ids, dtype=torch.int64)
+        ids_1L = torch.cat([active.request.prompt_L, ids])[None]
         try:
             cache = self._model.new_cache(*ids_1L.shape)
             layer = first_nonfinite_layer(
@@ -495,13 +496,13 @@ class Rows:
             origin = "in a layer that cannot be found for lack of memory"
         return (
             f"the logits of token {len(ids) + 1} after the prompt are not finite, {origin}; "
-            "compute in fp32 (--dtype fp32), or use other weights"
+            "compute in fp32, or use other weights"
         )
 
 
 @dataclass(frozen=True, eq=False)
-class _Growing:
-    """What a row needs to know of its sequence."""
+class _ActiveSequence:
+    """A sequence that occupies a row."""
 
     sample: Sample
     request: Request
@@ -511,28 +512,28 @@ class _Growing:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step of the decoder that has begun.
+    """A step of the decoder that has been launched.
 
     Attributes:
-        growing: The sequences that take part, each with its row.
-        logits_BV: Logits of the next token of every row, idle ones included.
+        active: The sequences that take part, each with its row.
+        logits_BV: Next-token logits of every row, idle ones included.
     """
 
-    growing: list[tuple[int, _Growing]]
+    active: list[tuple[int, _ActiveSequence]]
     logits_BV: Tensor
 
 
 def _probabilities(samplers: Sequence[Sampler], logits_BV: Tensor, allowed_BV: Tensor) -> Tensor:
-    """The distributions of rows, each by its sampler, [B, V]; equal samplers work together."""
+    """The distributions of rows, each by its sampler, [B, V]; rows are batched by sampler."""
     rows_of: dict[Sampler, list[int]] = {}
     for row, sampler in enumerate(samplers):
         rows_of.setdefault(sampler, []).append(row)
     if len(rows_of) == 1:
         return samplers[0].probabilities(logits_BV, allowed_BV)
-    found_BV = torch.empty_like(logits_BV)
+    probabilities_BV = torch.empty_like(logits_BV)
     for sampler, rows in rows_of.items():
-        found_BV[rows] = sampler.probabilities(logits_BV[rows], allowed_BV[rows])
-    return found_BV
+        probabilities_BV[rows] = sampler.probabilities(logits_BV[rows], allowed_BV[rows])
+    return probabilities_BV
 
 
 def _picked(values_BV: Tensor, ids_B: Tensor) -> Tensor:

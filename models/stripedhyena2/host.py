@@ -1,4 +1,4 @@
-"""The memory of this machine; nothing here imports torch."""
+"""The free memory of the host. Nothing here imports torch."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int | None:
-    """Memory that is free or can be freed, within the limit of the container; None if unknown."""
+    """Host memory that can be allocated, within the limit of the container; None if unknown."""
     limits = []
     if (free := _find(r"MemAvailable:\s+(\d+) kB", _MEMORY)) is not None:
         limits.append(free * 1024)
@@ -20,7 +20,7 @@ def available_bytes() -> int | None:
 
 def _find(pattern: str, file: Path) -> int | None:
     try:
-        found = re.search(pattern, file.read_text(encoding="utf-8"))
+        match = re.search(pattern, file.read_text(encoding="utf-8"))
     except OSError:
         return None
-    return int(found[1]) if found else None
+    return int(match[1]) if match else None

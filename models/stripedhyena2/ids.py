@@ -1,4 +1,4 @@
-"""Token ids from outside are refused before a GPU meets them: there, one out of range is fatal."""
+"""Validation of token ids before they reach a GPU, where an id out of range is fatal."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from stripedhyena2.errors import InputError
 
 
 def check_batch(ids_BL: Tensor) -> None:
-    """Refuse what is not a batch of token ids.
+    """Check that `ids_BL` is a batch of token ids.
 
     Raises:
         InputError: The ids are not integers [B, L].
@@ -27,16 +27,16 @@ def check_batch(ids_BL: Tensor) -> None:
 def check_range(
     ids: Tensor, count: int, name: str = "token id", *, ignored: int | None = None
 ) -> None:
-    """Refuse ids outside [0, `count`). Ids on a GPU are read back, which waits for it.
+    """Refuse ids outside [0, `count`). For ids on a GPU this synchronizes.
 
     Args:
         ids: Integers of any shape.
         count: The size of the vocabulary, or the number of classes.
-        name: What an id is, for the message.
-        ignored: One more value that is allowed.
+        name: What an id is called in the message.
+        ignored: An additional allowed value.
 
     Raises:
-        InputError: Names the first id out of range, its position and the range.
+        InputError: The message gives the first id out of range, its position and the range.
     """
     if not ids.numel() or ids.is_meta:
         return

@@ -26,8 +26,8 @@ class Inference:
     """The methods of `StripedHyena2` that score, embed and generate DNA.
 
     Sequences are text or ASCII bytes. Letters are upper-cased and U is read as T (not inside a
-    lineage tag `|...|`); letters other than A, C, G and T are read as they are. Sequences are read
-    one at a time, so a result does not depend on what else is in the list. Long sequences are
+    lineage tag `|...|`); letters other than A, C, G and T are read as they are. Sequences are
+    processed one at a time, so a result does not depend on the rest of the list. Long sequences are
     streamed within the available memory; beyond `config.context`, the model extrapolates.
     """
 
@@ -132,15 +132,15 @@ class Inference:
     ) -> dict[str, Tensor] | dict[str, list[Tensor]]:
         """Embeddings of sequences: outputs of layers, pooled over positions.
 
-        Blocks above the deepest layer asked for are not computed.
+        Blocks after the deepest requested layer are not computed.
 
         Args:
             sequences: Sequences of at least 1 base.
             layers: Names of modules ("blocks.5", "blocks.5.mlp.down", "norm"), also as in the
                 released models ("blocks.5.mlp.l3"); block numbers ("5", "-1"); or "all": the
                 embedding, each block and the final norm. None is the block at 26/32 of the depth.
-            pool: "mean" or "max" over positions, channel by channel; "last": the position read
-                last, which has seen all others; "none": every position.
+            pool: "mean" or "max" over positions, channel by channel; "last": the position that is
+                read last, which has seen all others; "none": every position.
             strand: "fwd": the sequence as it is; "rc": its reverse complement; "both": the mean of
                 the two vectors.
             max_memory: Bytes that weights and computation may use on the device; None for what is
@@ -148,7 +148,7 @@ class Inference:
             progress: Called with the number of bases done since the last call.
 
         Returns:
-            For each layer, by our name of it, the vectors [N, D] on the CPU, fp32 (fp64 for a fp64
+            For each layer, by our name for it, the vectors [N, D] on the CPU, fp32 (fp64 for a fp64
             model). With "none", a list of tensors [L, D], where row i belongs to base i on the
             forward strand whichever strand was read.
 
@@ -197,9 +197,9 @@ class Inference:
             temperature: Divides the logits; 0 is greedy.
             top_k: Sample from the k likeliest tokens; 0 means all, 1 is greedy.
             top_p: Sample from the smallest set of likeliest tokens with this total probability.
-            seed: With the prompt and the number of the sample, decides the random numbers.
+            seed: Determines the random numbers, together with the prompt and the sample number.
             alphabet: "dna": only A, C, G and T; "any": any token.
-            batch_size: Sequences that grow together; fewer if memory does not suffice.
+            batch_size: Sequences per decoding step; fewer if they do not fit the memory.
             kv_cache: "auto": keys and values in the model's dtype; "fp8": half the memory, and
                 slightly different numbers.
             progress: Called with the number of tokens drawn since the last call.

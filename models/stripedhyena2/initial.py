@@ -1,4 +1,4 @@
-"""Distributions that fresh parameters are drawn from, in place and from one generator."""
+"""Initial distributions of parameters, drawn in place from a single generator."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +11,11 @@ from stripedhyena2.twister import jump
 
 Draw = Callable[[Tensor, Generator], object]
 
-PIECE = 2**23  # numbers that one thread draws at a time
+PIECE = 2**23  # numbers that a thread draws at a time
 
 
 def constant(value: float) -> Draw:
-    """The same value everywhere; nothing is drawn."""
+    """A constant, which takes no random numbers."""
     return lambda x, _: x.fill_(value)
 
 
@@ -30,11 +30,11 @@ def uniform(low: float, high: float) -> Draw:
 
 
 def _in_pieces(draw: Draw) -> Draw:
-    """A draw by several threads, each a piece; the numbers are those of a single thread.
+    """Draw in pieces by several threads; the numbers are those of a single thread.
 
     Args:
-        draw: Takes one 32-bit number of the generator for each number of a piece, as torch does for
-            fp32 tensors of 16 numbers or more.
+        draw: Consumes one 32-bit number of the generator per element, as torch does for fp32
+            tensors of 16 elements or more.
     """
 
     def fill(x: Tensor, generator: Generator) -> None:
@@ -54,7 +54,7 @@ def _in_pieces(draw: Draw) -> Draw:
 
 
 class Uninitialized(TorchFunctionMode):
-    """Within this context, layers leave their parameters uninitialized."""
+    """A context in which layers leave their parameters uninitialized."""
 
     def __torch_function__(
         self, function: Any, _types: Any, args: Any = (), kwargs: Any = None

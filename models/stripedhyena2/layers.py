@@ -1,6 +1,6 @@
-"""Layers by name, and reading their outputs while a sequence streams through the model.
+"""Layers by name, and capturing their outputs while a sequence streams through the model.
 
-A layer is any module whose output is a vector at each position.
+A layer is any module whose output is a vector per position.
 
 L positions, D channels of a layer.
 """
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 MIXER_PROJECTIONS = ("mixer.project_in", "mixer.project_out")
 MLP_PROJECTIONS = ("mlp.gate", "mlp.up", "mlp.down")
 
-Listener = Callable[[int, Tensor], object]  # a position, and the outputs [L, D] from there on
+Listener = Callable[[int, Tensor], object]  # takes a start position and the outputs [L, D] from it
 
 
 def part_names(config: ModelConfig) -> list[str]:
-    """The layers that "all" stands for: the embedding, each block, the final norm."""
+    """The layers that "all" selects: the embedding, each block, the final norm."""
     return ["embedding", *(f"blocks.{index}" for index in range(config.depth)), "norm"]
 
 
 def block_index(name: str) -> int | None:
-    """The index of the block that a layer or a tensor of this name is in; None for the others."""
+    """The index of the block of a layer or tensor, by its name; None if it is not in a block."""
     part, _, rest = name.partition(".")
     return int(rest.partition(".")[0]) if part == "blocks" else None
 
@@ -54,22 +54,22 @@ def num_blocks(config: ModelConfig, layers: Sequence[str]) -> int:
 
 
 def projection_names(config: ModelConfig) -> list[str]:
-    """The linear layers of every block: the projections of its mixer, and those of its MLP."""
+    """The linear layers of all blocks: the projections of mixers and MLPs."""
     names = (*MIXER_PROJECTIONS, *MLP_PROJECTIONS)
     return [f"blocks.{index}.{name}" for index in range(config.depth) for name in names]
 
 
 def default_layer(config: ModelConfig) -> str:
-    """Block 26 of 32, which published classifiers and autoencoders read, or its equivalent."""
+    """Block 26 of 32, which published classifiers and autoencoders use, or its equivalent."""
     return f"blocks.{config.depth * 26 // 32}"
 
 
 def resolve_layers(model: "StripedHyena2", layers: str | Sequence[str] | None) -> list[str]:
-    """The names of layers as our modules are called, each once.
+    """Resolve layers to the names of our modules, without duplicates.
 
     Args:
         model: The model.
-        layers: Names, ours or those of the released models; numbers of blocks, where negative ones
+        layers: Names, ours or those of the released models; indices of blocks, where negative ones
             count from the end; or "all". A string may hold several, separated by commas. None is
             `default_layer`.
 
@@ -98,7 +98,7 @@ def _resolve(model: "StripedHyena2", word: str) -> list[str]:
 
 
 def find_module(model: "StripedHyena2", name: str) -> str:
-    """The name of our module that `name` means: itself, or the one of that released name.
+    """The name of our module for `name`, which may be a name in the released models.
 
     Raises:
         InputError: The model has no such layer; the message suggests similar names.
@@ -148,13 +148,13 @@ def stream_layers(
     listeners: Mapping[str, Listener],
     progress: Progress = ignore_progress,
 ) -> None:
-    """Stream a sequence through the model as far as the deepest of the layers listened to.
+    """Stream a sequence through the model, up to the deepest layer that has a listener.
 
     Args:
         model: The model.
         ids_L: Token ids.
-        streaming: The plan.
-        listeners: One for each layer, called with its outputs in the order of positions.
+        streaming: The streaming plan.
+        listeners: A listener per layer, called with its outputs in order of position.
         progress: See `stripedhyena2.progress`.
     """
     seen = dict.fromkeys(listeners, 0)
@@ -175,7 +175,7 @@ def stream_layers(
 
 
 def _num_passes(config: ModelConfig, layer: str) -> int:
-    """How often the tokens pass through a block or the head until this layer is complete."""
+    """The number of passes (of all tokens through a block or the head) that complete a layer."""
     index = block_index(layer)
     if index is not None:
         return index + 1
@@ -183,7 +183,7 @@ def _num_passes(config: ModelConfig, layer: str) -> int:
 
 
 def layer_width(model: "StripedHyena2", layer: str) -> int:
-    """The number of channels of a layer of a model as it is built, also on the meta device."""
+    """The number of channels of a layer; the model may be on the meta device."""
     module = model.get_submodule(layer)
     if isinstance(module, nn.Linear):
         return module.out_features
@@ -191,7 +191,7 @@ def layer_width(model: "StripedHyena2", layer: str) -> int:
 
 
 def layer_widths(model: "StripedHyena2", layers: Sequence[str]) -> dict[str, int]:
-    """The number of channels of each layer, found by reading one base."""
+    """The number of channels of each layer, from the outputs for a single base."""
     widths: dict[str, int] = {}
 
     def note(name: str) -> Listener:

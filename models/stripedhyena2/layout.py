@@ -1,8 +1,8 @@
-"""Translate tensors between our layout and that of the released Evo 2 files, bit for bit.
+"""The tensors of our layout and of the released Evo 2 files, and their bit-exact translation.
 
-The files differ in names, in extra axes, in the row order of the projections and in the tap order
-of the short filters. Every operator lists its own tensors (`Mixer.released_tensors`);
-`layout` lists those of a whole model, which `checkpoint.layouts.vortex` translates.
+The layouts differ in names, in extra axes, in the row order of the projections and in the tap order
+of the short filters. Every operator lists its own tensors (`Mixer.released_tensors`); `layout`
+lists those of a whole model, which `checkpoint.layouts.vortex` translates.
 
 G filter groups, K taps.
 """
@@ -30,8 +30,8 @@ class Entry(NamedTuple):
 
 
 # The rows of an input projection are three parts (q, k, v or x2, x1, v) of equally many owners
-# (heads or channels). Ours are ordered by part: each part of a position is one piece of memory,
-# which the kernels read as whole 16-byte vectors. Theirs are ordered by owner.
+# (heads or channels). Ours are ordered by part: each part of a position is contiguous, and the
+# kernels load it as 16-byte vectors. Theirs are ordered by owner.
 def by_part(rows: Tensor, num_owners: int) -> Tensor:
     """Rows in the order of our layout."""
     by_owner = rows.reshape(num_owners, 3, -1, rows.shape[1])
@@ -55,7 +55,7 @@ def newest_last(taps_GK: Tensor) -> Tensor:
 
 
 def layout(config: "ModelConfig") -> Iterator[Entry]:
-    """Every tensor of a model of this shape that the released layout knows."""
+    """Every tensor of a model of this shape, in both layouts."""
     yield Entry("embedding.weight", "embedding_layer.weight")
     yield Entry("norm.scale", "norm.scale")
     for index, mixer in enumerate(config.mixers):
@@ -77,9 +77,9 @@ _BLOCK = [
 
 
 def shared_modules(config: "ModelConfig") -> dict[str, str]:
-    """Modules that give the same output in both layouts, channel by channel: theirs to ours.
+    """The modules whose outputs are the same in both layouts: released names to ours.
 
-    Input projections do not: their channels are in another order.
+    Input projections are not among them: their channels are in another order.
     """
     buffers = {
         f"blocks.{index}.mixer.{name}"

@@ -1,4 +1,4 @@
-"""The free memory of a GPU, and errors that say that memory is used up."""
+"""The free memory of a GPU, and out-of-memory errors."""
 
 import re
 
@@ -8,15 +8,15 @@ _DETAIL = re.compile(r"[Tt]ried to allocate [\d.]+ \w+(\. GPU \d+ has .*? is fre
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can be allocated on a GPU: free ones, and those that PyTorch holds unused."""
+    """Bytes that can be allocated on a GPU: free ones, and those cached by PyTorch's allocator."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed for lack of memory.
+    """Whether an error means that memory could not be allocated.
 
-    GPUs have a type of error for that; of the host, only the message tells.
+    For GPUs there is an error type; for host memory only the message tells.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -27,6 +27,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """A short description of such an error, with the size of the allocation if it is known."""
+    """A short description of an out-of-memory error, with the size of the allocation if known."""
     detail = _DETAIL.search(" ".join(str(error).split()))
     return f"out of memory ({detail[0]})" if detail else "out of memory"

@@ -1,4 +1,4 @@
-"""What an operator is: the base class of all mixers, and the letters that stand for them.
+"""The base class of all mixers (token-mixing operators), and their registry by letter.
 
 B batch, L new tokens, D channels, C = 3D channels.
 """
@@ -15,51 +15,51 @@ from stripedhyena2.cache import Launch, Past, Pool, Slots
 from stripedhyena2.initial import Draw, constant, normal
 from stripedhyena2.layout import Entry
 
-if TYPE_CHECKING:  # a config looks its letters up here
+if TYPE_CHECKING:  # `config` imports this module to look up letters
     from stripedhyena2.config import ModelConfig
 
-MIXERS: dict[str, type["Mixer"]] = {}  # every operator by its letter, entered by its class
+MIXERS: dict[str, type["Mixer"]] = {}  # every operator by its letter; its class registers itself
 
 
 def folded_name(name: str) -> str:
-    """The name of a parameter in the folded form, whatever form it trains in."""
+    """The name of a parameter in the folded (inference) form, whatever form it trains in."""
     path, marker, rest = name.partition(".parametrizations.")
     return f"{path}.{rest.partition('.')[0]}" if marker else name
 
 
 class Mixer(nn.Module):
-    """What mixes the tokens of a block: a projection to 3D channels, an operator, and one back.
+    """Mixes the tokens in a block: a projection to 3D channels, an operator, a projection back.
 
-    A subclass with a letter is an operator that `ModelConfig.stripes` can spell:
+    A subclass with a letter is an operator that can be used in `ModelConfig.stripes`:
 
         class HyenaSE(Hyena, letter="S"): ...
 
-    It defines `forward` and `step`, and `new_slots` if it remembers anything; `new_pool` and
-    `read_rows` make it fast where many sequences are read side by side. It also carries every
-    fact about itself that training, planning, checkpoints and printing need; the defaults here
-    suit an operator without a state and without parameters between the projections. Names of
-    tensors are relative to the mixer. An element is a number in the dtype of the activations.
+    It defines `forward` and `step`, and `new_slots` if it has state; `new_pool` and `read_rows`
+    make it fast when many sequences are read in one batch. It also has every fact about itself that
+    training, planning, checkpoints and printing need; the defaults here are for an operator without
+    state and without parameters between the projections. Names of tensors are relative to the
+    mixer. `element` is the size in bytes of a number in the dtype of the activations.
 
     Attributes:
-        letter: In `ModelConfig.stripes`: one upper-case letter.
+        letter: Its upper-case letter in `ModelConfig.stripes`.
         title: Its name in messages.
-        colour: Colour of its letter on a terminal, by rich's name.
-        fp32_tensors: Tensors that stay in fp32 or better whatever the dtype of the model, in their
-            training form too: `to`, `bfloat16` and the like do not narrow them.
+        colour: The colour of its letter on a terminal, as rich names it.
+        fp32_tensors: Tensors that stay in fp32 or better whatever the dtype of the model, also in
+            their training form: `to`, `bfloat16` and the like do not lower their precision.
         decaying: Parameters that weight decay applies to.
-        published_free: Parameters that weight decay spared in the published training runs.
-        released_indices: Key of the released yml that lists its blocks; None if released models
+        published_free: Parameters without weight decay in the published training runs.
+        released_indices: The key of the released yml that lists its blocks; None if released models
             cannot have it.
-        float8_record: Name, within a block of a released file, of the FP8 scales that its input
-            projection was trained with; None if that ran in bf16.
-        is_quadratic: Whether its FLOPs grow with the length and determine its time; the time of
-            others is that of the bytes they move.
-        scheme: The field of `parallelize.Schemes` that names its exchange.
-        exchanges: Its operator on a sequence that several ranks share, by the name of the scheme.
+        float8_record: The name, within a block of a released file, of the FP8 scales that its input
+            projection was trained with; None if the projection ran in bf16.
+        is_quadratic: Whether it is bound by FLOPs that grow quadratically with the length; other
+            operators are bound by the bytes they move.
+        scheme: The field of `parallelize.Schemes` that selects its exchange.
+        exchanges: Its operator for context parallelism, by the name of the scheme.
         first_position: Position of the first token of sequences without a past; not 0 on ranks that
             hold a later part of a sequence.
-        keeps_fp32: Whether parameters among `fp32_tensors` stay wide when the module is cast. A
-            training engine that keeps fp32 masters of all parameters sets it to False.
+        keeps_fp32: Whether parameters among `fp32_tensors` keep their precision when the module is
+            cast. A training engine with fp32 master weights of all parameters sets it to False.
     """
 
     letter: ClassVar[str]
@@ -76,7 +76,7 @@ class Mixer(nn.Module):
 
     def __init_subclass__(cls, *, letter: str | None = None) -> None:
         super().__init_subclass__()
-        if letter is None:  # a base of several operators, or a parametrized one
+        if letter is None:  # a base class of several operators, or a parametrized class
             return
         if letter in MIXERS:
             raise ValueError(f"the letter {letter!r} already stands for {MIXERS[letter].title}")
@@ -88,12 +88,12 @@ class Mixer(nn.Module):
         self.first_position = 0
         self.keeps_fp32 = True
         self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
-        if operator is not None:  # between the two: seeds draw parameters in this order
+        if operator is not None:  # between the two, since initial values are drawn in this order
             self.operator = operator
         self.project_out = nn.Linear(config.width, config.width)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
-        """What `to`, `bfloat16`, `cuda` and the like call: torch has no public hook for these."""
+        """Called by `to`, `bfloat16`, `cuda` and the like, for which torch has no public hook."""
         parameters = self.named_parameters() if self.keeps_fp32 else ()
         named = [*parameters, *self.named_buffers()]
         wide = [tensor for name, tensor in named if folded_name(name) in self.fp32_tensors]
@@ -108,19 +108,19 @@ class Mixer(nn.Module):
         return self
 
     def forward(self, x_BLD: Tensor, past: Any) -> tuple[Tensor, Any]:
-        """Mix along L; returns the shape it was given, and the past of what follows.
+        """Mix along L; returns the shape of the input, and the past for the tokens that follow.
 
         Args:
             x_BLD: New tokens.
-            past: The past that it returned for the tokens before; None at the start.
+            past: The past returned for the previous tokens; None at the start of a sequence.
         """
         raise NotImplementedError
 
     def step(self, z_B1C: Tensor, slots: Any) -> Tensor:
-        """Mix the projections of one token of each sequence into [B, 1, D].
+        """One decoding step: mix the projections of one token of each sequence, [B, 1, D].
 
         Args:
-            z_B1C: What `project_in` gives.
+            z_B1C: The output of `project_in`.
             slots: From `new_slots`; updated in place.
         """
         raise NotImplementedError
@@ -128,44 +128,44 @@ class Mixer(nn.Module):
     def new_past(
         self, batch_size: int, num_tokens: int, *, on_host: bool = False, float8: bool = False
     ) -> Past | None:
-        """A past with memory for `num_tokens` tokens, if its size grows with them; else None.
+        """A past preallocated for `num_tokens` tokens if it grows with the sequence, else None.
 
         Args:
             batch_size: Number of sequences.
-            num_tokens: Tokens of each.
-            on_host: Use pinned memory of the host.
+            num_tokens: Tokens of each sequence.
+            on_host: Use pinned host memory.
             float8: Store keys and values in FP8.
         """
         del batch_size, num_tokens, on_host, float8
         return None
 
     def require_room(self, past: Any, num_tokens: int) -> None:
-        """Refuse new tokens that a past has no memory for, before any block has read them.
+        """Refuse new tokens that exceed the capacity of a past, before any block has read them.
 
         Raises:
-            InputError: Names the numbers of tokens.
+            InputError: The message gives the numbers of tokens.
         """
 
     def new_pool(self) -> Any:
-        """Memory for the pasts of many prefixes, before the first."""
+        """An empty pool for the pasts of many prefixes."""
         return Pool()
 
     def read_rows(self, x_BLD: Tensor, pool: Any, launch: Launch) -> Tensor:
-        """Mix sequences side by side, each after a prefix of its own, along L.
+        """Mix a batch of sequences along L, each after a prefix of its own.
 
-        Operators that do not define it read one sequence after the other.
+        By default, one sequence is read after the other.
 
         Args:
             x_BLD: New tokens.
-            pool: From `new_pool`; new states are stored where the launch wants them.
+            pool: From `new_pool`; new states are stored in the slots that the launch names.
             launch: The prefixes, on the device of the tokens.
 
         Returns:
-            The shape it was given.
+            A tensor with the shape of the input.
         """
-        targets = [] if launch.targets_N is None else launch.targets_N.tolist()
+        targets = [] if launch.new_slots_N is None else launch.new_slots_N.tolist()
         rows = []
-        for row, source in enumerate(launch.sources_B.tolist()):
+        for row, source in enumerate(launch.prefix_slots_B.tolist()):
             y_1LD, past = self(x_BLD[row : row + 1], pool.pasts.get(source))
             rows.append(y_1LD)
             if row < len(targets):
@@ -175,23 +175,24 @@ class Mixer(nn.Module):
     def new_slots(
         self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False
     ) -> Slots:
-        """Memory for sequences that grow by a token a step, before their first token.
+        """State for sequences that grow by one token per step, before their first token.
 
         Args:
             batch_size: Number of sequences.
-            capacity: Tokens of the longest.
-            lengths_B: Tokens seen by each, int64; their owner increments them after each step.
+            capacity: The maximum number of tokens of a sequence.
+            lengths_B: Tokens seen by each sequence, int64; the caller increments them after each
+                step.
             float8: Store keys and values in FP8.
         """
         del batch_size, capacity, lengths_B, float8
         return Slots()
 
     def training_forms(self, context: int, *, published: bool) -> dict[str, nn.Module]:
-        """Parametrizations that some of its parameters train in, by the names of the parameters.
+        """Parametrizations of its parameters for training, by the names of the parameters.
 
         Args:
             context: Positions of the windows of the first training.
-            published: Use the forms of the published training runs.
+            published: Use the parametrizations of the published training runs.
         """
         del context, published
         return {}
@@ -202,7 +203,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def initial(cls, config: "ModelConfig") -> dict[str, Draw]:
-        """The distribution that each of its parameters starts from, by name.
+        """The initial distribution of each of its parameters, by name.
 
         Projections N(0, 2 / 5D); output projections N(0, (2 / (depth * sqrt(D)))^2); biases 0.
         """
@@ -214,7 +215,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def buffers_of(cls, config: "ModelConfig") -> dict[str, Tensor]:
-        """The buffers that are computed from the shape, by name."""
+        """The buffers that are computed from the config, by name."""
         del config
         return {}
 
@@ -226,13 +227,13 @@ class Mixer(nn.Module):
 
     @classmethod
     def flops(cls, config: "ModelConfig", length: int) -> int:
-        """FLOPs between the projections, a token of a window of `length`; a multiply-add is two."""
+        """FLOPs between the projections per token, in a window of `length`; a multiply-add is 2."""
         del config, length
         return 0
 
     @classmethod
     def saved_bytes(cls, config: "ModelConfig", element: int) -> float:
-        """Bytes per token of the tensors that the backward pass needs, without the mixer's input.
+        """Bytes per token saved for the backward pass, without the mixer's input.
 
         By default the outputs of the input projection (3D) and of the operator (D).
         """
@@ -240,7 +241,7 @@ class Mixer(nn.Module):
 
     @classmethod
     def moved_bytes(cls, config: "ModelConfig", element: int, recomputed: int) -> float:
-        """Bytes per token that are read and written between the projections in a training step.
+        """Bytes per token that a training step reads and writes between the projections.
 
         By default those of copying the operator's inputs and outputs: 4D numbers forward, 11D
         forward and backward.
@@ -248,24 +249,24 @@ class Mixer(nn.Module):
         Args:
             config: Shape of the model.
             element: Bytes of a number.
-            recomputed: Forward passes beside the first.
+            recomputed: The number of recomputed forward passes.
         """
         return (11 + 4 * recomputed) * config.width * element
 
     @classmethod
     def sent_numbers(cls, config: "ModelConfig", scheme: str, count: int) -> float:
-        """Numbers a token that a pass sends when `count` ranks share a sequence."""
+        """Numbers per token that a rank sends in a pass, if `count` ranks share a sequence."""
         del config, scheme, count
         return 0
 
     @classmethod
     def check_exchange(cls, config: "ModelConfig", scheme: str, count: int) -> None:
-        """Refuse an exchange that is impossible for this shape.
+        """Refuse an exchange that this shape does not support.
 
         Args:
             config: Shape of the model.
             scheme: A key of `exchanges`; empty for an operator without them.
-            count: Ranks that share a sequence.
+            count: The number of ranks that share a sequence.
 
         Raises:
             ValueError: The message begins with a key of the recipe's [parallel].

@@ -25,7 +25,7 @@ from stripedhyena2.operators import Mixer
 
 
 class RMSNorm(nn.Module):
-    """x * scale / (rms(x) + eps): eps stands outside the root, as the released weights expect."""
+    """x * scale / (rms(x) + eps), with eps outside the square root, as released weights expect."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -33,21 +33,21 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Normalize each token, in fp32 or better; returns the dtype it was given or autocast's."""
+        """Normalize each token, in fp32 or better; returns the dtype of x or of autocast."""
         return rms_norm(x_BLD, self.scale, self.eps)
 
 
 class SumRMSNorm(RMSNorm):
-    """The RMSNorm of a sum, in the same pass over memory."""
+    """Residual addition and RMSNorm, in one pass over memory."""
 
     def forward(  # type: ignore[override]  # a sum has two terms
         self, x_BLD: Tensor, y_BLD: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Normalize x + y; returns the result and the sum."""
+        """Returns the normalized x + y, and x + y."""
         return add_rms_norm(x_BLD, y_BLD, self.scale, self.eps)
 
 
-MLP_TOKENS = 131_072  # positions computed together: bounds the memory between the MLP's layers
+MLP_TOKENS = 131_072  # tokens computed at once: bounds the memory of the MLP's inner activations
 
 
 class GatedMLP(nn.Module):
@@ -61,7 +61,7 @@ class GatedMLP(nn.Module):
         self.activation = F.gelu if gelu else nn.Identity()
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Mix along D; long sequences in chunks, which the backward pass recomputes."""
+        """Mix along D. Long sequences run in chunks, which the backward pass recomputes."""
         chunks = torch.split(x_BLD, MLP_TOKENS, dim=1)
         if len(chunks) == 1:
             return self._mix(x_BLD)
@@ -86,7 +86,7 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """Returns the residual stream, and the past for the tokens that follow.
 
-        Sequences that are read side by side have a `Pooled` past, which is returned unchanged.
+        A `Pooled` past, for a batch of sequences with prefixes of their own, is returned unchanged.
         """
         if isinstance(past, Pooled):
             launch = past.launch.to(x_BLD.device)
@@ -99,15 +99,15 @@ class Block(nn.Module):
 
 
 class StripedHyena2(Inference, nn.Module):
-    """Token ids to next-token logits, through the blocks that `config.stripes` spells.
+    """Token ids to next-token logits, through the blocks that `config.stripes` lists.
 
     Attributes:
-        activation_checkpointing: Blocks per checkpoint: while training, only the input of each
-            group of this many blocks is kept, and the backward pass recomputes the rest. 0 keeps
-            all activations.
-        checks_ids: Whether ids out of range are refused. On a GPU the check waits for all earlier
-            work, so a caller whose ids are known to be valid sets it to False, as every command
-            does. An id out of range then ends the process.
+        activation_checkpointing: Blocks per checkpoint: in training, only the input of each group
+            of this many blocks is saved, and the backward pass recomputes the rest. 0 saves all
+            activations.
+        checks_ids: Whether ids out of range are refused. On a GPU the check synchronizes, so a
+            caller whose ids are known to be valid sets it to False, as every command does. An id
+            out of range then is a device-side assert, which ends the process.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -115,7 +115,8 @@ class StripedHyena2(Inference, nn.Module):
         self.config = config
         self.activation_checkpointing = 0
         self.checks_ids = True
-        # Not drawn here: a draw on the meta device imports torch._dynamo, which takes seconds.
+        # Not initialized here: random numbers on the meta device import torch._dynamo, which takes
+        # seconds.
         table_VD = torch.empty(config.vocabulary, config.width)
         self.embedding: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
             table_VD, freeze=False
@@ -125,7 +126,7 @@ class StripedHyena2(Inference, nn.Module):
 
     @classmethod
     def from_seed(cls, config: ModelConfig, seed: int) -> "StripedHyena2":
-        """A model with fresh random weights, the same for the same seed."""
+        """A model with random initial weights, which are the same for the same seed."""
         with Uninitialized():
             model = cls(config)
         initialize(model, seed)
@@ -139,13 +140,13 @@ class StripedHyena2(Inference, nn.Module):
     def new_cache(
         self, batch_size: int, capacity: int | None = None, *, float8: bool = False
     ) -> Cache:
-        """The state of `batch_size` sequences before their first token.
+        """An empty cache for `batch_size` sequences.
 
         Args:
             batch_size: Number of sequences.
-            capacity: Allocate the keys and values of this many tokens now, instead of copying them
-                as they grow. Such a cache cannot branch: its clones share the memory.
-            float8: Store these keys and values in FP8.
+            capacity: Preallocate keys and values for this many tokens, instead of copying them as
+                they grow. Such a cache cannot branch: its clones share the memory.
+            float8: Store the preallocated keys and values in FP8.
         """
         pasts: list[Past | None] = [None] * self.config.depth
         if capacity is not None:
@@ -153,7 +154,7 @@ class StripedHyena2(Inference, nn.Module):
         return Cache(batch_size, position=0, pasts=pasts)
 
     def forward(self, ids_BL: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits of the token that follows each of `ids`.
+        """Next-token logits at each position.
 
         Args:
             ids_BL: int64 token ids in [0, V); L may be 0.
@@ -164,7 +165,7 @@ class StripedHyena2(Inference, nn.Module):
 
         Raises:
             InputError: The ids are not integers [B, L], or out of range; or the cache has another
-                batch size, or no memory for them, and stays as it was.
+                batch size, or no capacity for them. The cache is then unchanged.
         """
         self._check(ids_BL)
         if cache is None:
@@ -180,12 +181,14 @@ class StripedHyena2(Inference, nn.Module):
     def through_blocks(
         self, x_BLD: Tensor, cache: Cache | None = None, depth: int | None = None
     ) -> Tensor:
-        """All blocks, or the first; without a cache, the backward pass may recompute groups.
+        """The residual stream after all blocks or the first `depth`.
+
+        Without a cache, `activation_checkpointing` applies.
 
         Args:
             x_BLD: Embedded tokens.
             cache: As for `forward`.
-            depth: The number of blocks, without a cache; None for all.
+            depth: The number of blocks, only without a cache; None for all.
         """
         if cache is not None:
             for index, block in enumerate(self.blocks):
@@ -234,7 +237,7 @@ class StripedHyena2(Inference, nn.Module):
             check_range(ids_BL, self.config.vocabulary)
 
     def unembed(self, x_BLD: Tensor) -> Tensor:
-        """Final norm and the tied head, in fp32 or better whatever the model's dtype."""
+        """Final norm and tied output head, in fp32 or better whatever the dtype of the model."""
         dtype = accumulation_dtype(x_BLD)
         with full_precision(x_BLD):
             return F.linear(self.norm(x_BLD.to(dtype)), self.embedding.weight.to(dtype))
@@ -248,14 +251,14 @@ def initialize(model: StripedHyena2, seed: int) -> None:
 
 
 def initial_values(model: StripedHyena2, seed: int) -> Iterator[Tensor]:
-    """A fresh value for every parameter of `model` in their order, as Savanna does for Evo 2.
+    """Initial values of all parameters of `model`, in order, as in Savanna for Evo 2.
 
     Embedding and MLP N(0, 2 / 5D); outputs of the MLP N(0, (2 / (depth * sqrt(D)))^2); norms 1;
-    mixers as their `Mixer.initial` says.
+    mixers as in their `Mixer.initial`.
 
-    They are drawn on the CPU in fp32, by threads with the numbers of a single one, so that a seed
-    gives the same model everywhere (to the last bit on CPUs with AVX2; others round the last bits
-    otherwise). Only names and shapes of `model` matter, which may be on the meta device.
+    They are drawn on the CPU in fp32, by several threads that give the numbers of a single one, so
+    that a seed gives the same model everywhere (to the last bit on CPUs with AVX2; others round the
+    last bits differently). Only names and shapes of `model` matter; it may be on the meta device.
 
     Source: the public Evo 2 training recipes; the skips, which they leave undefined, start at 0.
     """

@@ -1,11 +1,11 @@
-"""Outputs: written whole or not at all, and by one process at a time.
+"""Output files: written atomically, and by one process at a time.
 
-An output is filled under a hidden name (`.x.vcf.part`), and one rename gives it its own. Meanwhile
-a file beside it (`.x.vcf.lock`) is locked by `flock`. The system releases the lock when the
-process ends, however it ends, and the next process clears away what a killed one has left. This
-holds between the processes of one machine, and between machines if the file system passes locks on
-(NFS does); a file system without locks gets a warning. Links are followed. Devices and pipes are
-written to and never replaced.
+An output is written under a hidden name (`.x.vcf.part`) and then renamed. Meanwhile a file beside
+it (`.x.vcf.lock`) is locked by `flock`. The system releases the lock when the process ends, however
+it ends, and the next process cleans up what a killed one has left. This works between the processes
+of one machine, and between machines if the file system supports it (NFS does); for a file system
+without locks there is a warning. Links are followed. Devices and pipes are written to and never
+replaced.
 
 Errors of the system are OSErrors. Nothing here imports torch.
 """
@@ -34,11 +34,11 @@ _LOG = logging.getLogger(__name__)
 _HELD: set[Path] = set()  # outputs that this process has locked
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _OPEN_FILES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
-_MAX_LINKS = 40  # as many as the system follows
+_MAX_LINKS = 40  # as many as Linux follows
 
 
 class OutputInUseError(InputError):
-    """Another process writes the output; the message says which one, and since when."""
+    """Another process is writing the output; the message says which one, and since when."""
 
 
 def is_stream(path: Path) -> bool:
@@ -51,7 +51,7 @@ def is_stream(path: Path) -> bool:
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether a path is UTF-8, as safetensors, pyarrow and pyBigWig need it."""
+    """Whether a path is valid UTF-8, as safetensors, pyarrow and pyBigWig require."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -60,7 +60,7 @@ def is_utf8(path: Path) -> bool:
 
 
 def real_path(path: Path) -> Path:
-    """Where an output lies; the links of a `_switch` that was killed stand for the file itself."""
+    """The path of an output with links resolved, except those of a `_switch` that was killed."""
     for _ in range(_MAX_LINKS):
         if not path.is_symlink() or path.readlink().parent.suffix == ".view":
             break
@@ -74,7 +74,7 @@ def _hidden(path: Path, suffix: str) -> Path:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of an output; inside of it, the same process may lock the output again.
+    """Hold the lock of an output; it is reentrant within the process.
 
     Args:
         path: The output. Streams have no lock.
@@ -82,7 +82,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         OutputInUseError: Another process holds the lock.
-        OSError: No file can be made beside the output.
+        OSError: The lock file cannot be created beside the output.
     """
     real = real_path(path)
     if real in _HELD or is_stream(path):
@@ -96,12 +96,12 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     finally:
         _HELD.remove(real)
         with suppress(OSError):
-            file.unlink()  # while it is locked: whoever waits for it sees that it is gone
+            file.unlink()  # while it is locked: a process that waits for it sees that it is gone
         os.close(descriptor)
 
 
 def _acquire(file: Path, output: Path, wait: bool) -> int:
-    """Make a file, lock it and note in it who has; returns its descriptor."""
+    """Create a lock file, lock it and write the owner into it; returns its descriptor."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -109,7 +109,7 @@ def _acquire(file: Path, output: Path, wait: bool) -> int:
                 raise OutputInUseError(f"{output}: {_describe(os.read(descriptor, 1 << 20))}")
             if _is_at(file, descriptor):
                 try:
-                    os.ftruncate(descriptor, 0)  # what a killed process noted
+                    os.ftruncate(descriptor, 0)  # the entry of a killed process
                     os.write(descriptor, json.dumps(_this_process()).encode())
                 except OSError:
                     file.unlink()
@@ -118,7 +118,7 @@ def _acquire(file: Path, output: Path, wait: bool) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # of a file that the process before has removed
+        os.close(descriptor)  # the previous owner has removed this file: try again
 
 
 def _is_at(file: Path, descriptor: int) -> bool:
@@ -162,30 +162,30 @@ def _this_process() -> dict[str, object]:
 
 
 def _describe(holder: bytes) -> str:
-    """What a user reads about the process that holds a lock."""
+    """A message about the process that holds a lock."""
     try:
-        found = json.loads(holder)
-        who = f"process {found['process']} on {found['host']}, since {found['since']}"
-    except (ValueError, KeyError, TypeError):  # it has not noted this yet
+        info = json.loads(holder)
+        who = f"process {info['process']} on {info['host']}, since {info['since']}"
+    except (ValueError, KeyError, TypeError):  # not written yet
         return "is being written by another process; wait for it, or name another output"
-    if found.get("command") == _this_process()["command"]:
+    if info.get("command") == _this_process()["command"]:
         return f"the same command is already running ({who}); wait for it"
     return f"is being written by another command ({who}); wait for it, or name another output"
 
 
 @contextmanager
 def atomic_path(path: Path, *, wait: bool = False) -> Iterator[Path]:
-    """Yield the path of a file or folder to fill, which replaces `path` when the block succeeds.
+    """Yield a temporary path for a file or folder, which replaces `path` if the block succeeds.
 
-    If the block raises, what it wrote is removed and `path` stays as it was. A stream gets the
-    bytes of the file when it is whole.
+    If the block raises, the temporary file is removed and `path` is unchanged. A stream gets the
+    bytes of the file when it is complete.
 
     Args:
         path: The output.
         wait: As for `locked`.
 
     Raises:
-        OutputInUseError: Another process writes it.
+        OutputInUseError: Another process is writing it.
         OSError: It cannot be written.
     """
     if is_stream(path):
@@ -210,13 +210,13 @@ def atomic_path(path: Path, *, wait: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_paths(first: Path, second: Path) -> Iterator[tuple[Path, Path]]:
-    """As `atomic_path`, for two files that belong together: one rename decides for both.
+    """As `atomic_path`, for two files that belong together: a single rename replaces both.
 
-    Links into different folders are the exception: there, the second file is replaced before the
+    Links into different folders are an exception: there, the second file is replaced before the
     first.
 
     Args:
-        first: The file without which nobody looks for the second.
+        first: The main file, without which the second is not read.
         second: The file beside it.
     """
     real = real_path(first), real_path(second)
@@ -242,10 +242,10 @@ def atomic_paths(first: Path, second: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _switch(staging: Path, paths: Sequence[Path]) -> None:
-    """Replace files by those of the same names in the folder `staging`, by one rename.
+    """Replace files by those of the same names in the folder `staging`, by a single rename.
 
-    For a moment they are links which lead through another one, `.x.pt.view`: first to what they
-    were, and from that rename on to what they become. `_settle` makes files of them again.
+    For a moment they are links through another link, `.x.pt.view`: first to the old files, and from
+    that rename on to the new ones. `_settle` turns them into files again.
     """
     old, view = _hidden(paths[0], "old"), _hidden(paths[0], "view")
     old.mkdir()
@@ -259,7 +259,7 @@ def _switch(staging: Path, paths: Sequence[Path]) -> None:
 
 
 def _point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link, by one rename."""
+    """Create or replace a symbolic link atomically."""
     new = _hidden(link, "link")
     new.unlink(missing_ok=True)
     new.symlink_to(target)
@@ -267,7 +267,7 @@ def _point(link: Path, target: str) -> None:
 
 
 def _settle(paths: Sequence[Path]) -> None:
-    """End a `_switch`, also one that was killed: of the links it leaves, make files."""
+    """Complete a `_switch`, also one that was killed: turn its links into files."""
     for path in filter(Path.is_symlink, paths):
         if path.exists():
             new = _hidden(path, "link")
@@ -281,16 +281,16 @@ def _settle(paths: Sequence[Path]) -> None:
 
 
 def replace(new: Path, path: Path) -> None:
-    """Rename `new` to `path`, in place of a file or a whole folder of that name."""
+    """Rename `new` to `path`, replacing a file or a whole folder."""
     if new.is_dir() and path.is_dir():
         _exchange(new, path)
-        remove(new)  # what was at `path`
+        remove(new)  # now the old folder
     else:
         new.replace(path)
 
 
 def _exchange(new: Path, path: Path) -> None:
-    """Exchange two folders at once or, where the system cannot (NFS), by renaming one at a time."""
+    """Exchange two folders atomically or, if the system cannot (NFS), by separate renames."""
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     names = os.fsencode(new.absolute()), os.fsencode(path.absolute())
     try:
@@ -305,7 +305,7 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 def _finish_exchange(path: Path) -> None:
-    """End an exchange that was killed between two renames."""
+    """Complete an exchange that was killed between two renames."""
     old = _hidden(path, "old")
     if path.exists():
         remove(old)
@@ -323,7 +323,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder among the temporary files of the system; those of killed processes are removed."""
+    """A temporary folder, removed at the end; also removes those that killed processes left."""
     base = Path(tempfile.gettempdir(), f"evo2-{os.getuid()}")
     with ExitStack() as stack:
         with locked(base, wait=True):

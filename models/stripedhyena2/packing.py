@@ -1,9 +1,11 @@
-"""Many sequences read side by side; prefixes that they share are read once.
+"""Log-likelihoods of many sequences in batches, with prefix caching.
 
-A sequence is cut into a prefix, whose state other sequences may continue as well, and a suffix,
-which ends it. The rows of a launch are suffixes, each after its own prefix, or pieces of prefixes.
-Launches have a few shapes: suffixes are padded after their last base, and empty rows fill a launch.
-Neither changes a result, since no base sees what follows it and rows do not see each other.
+A sequence is cut into a prefix, whose states, keys and values are cached for other sequences, and a
+suffix, which ends it. Prefixes form a tree, as in a radix cache: each node is a piece that several
+others may continue. A launch is one forward pass over a batch, whose rows are suffixes, each after
+its own prefix, or pieces of prefixes. Launches have a few shapes (buckets): suffixes are padded on
+the right, and empty rows fill a launch. Neither changes a result, since no base sees what follows
+it and rows do not see each other.
 
 The shape depends on the length of the row alone, and a row has the same bits wherever it stands in
 a launch of a shape: kernels compute each row by itself, and the matrix products of a GPU sum every
@@ -34,20 +36,20 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-GRAIN = 64  # tokens; the shortest row of a packed launch, and of a piece of a prefix in it
-SHORT = 512  # tokens; a launch of shorter rows has no more of them: each may need a prefix
-STEPS = 16  # lengths of suffixes between a power of two and the next, which bounds the padding
-WORK = 1e16  # multiply-adds of a batch at most: half a minute of a GPU
-MOST_TOKENS = 1 << 22  # of a batch
-MEMORY = 0.35  # share of a GPU's free memory for prefixes; a pool is copied when it grows
-PADDING = ord("A")  # any token with finite activations: 0 * inf would spread
+GRANULARITY = 64  # tokens; the shortest row of a packed launch, and of a piece of a prefix in it
+SHORT_ROW = 512  # tokens; a launch of shorter rows has no more of them: each may need a prefix
+BUCKETS = 16  # row lengths of suffixes between a power of two and the next
+MAX_MULTIPLY_ADDS = 1e16  # of a batch: half a minute of a GPU
+MAX_TOKENS = 1 << 22  # of a batch
+MAX_MEMORY_SHARE = 0.35  # of a GPU's free memory, for prefixes; a pool is copied when it grows
+PAD_TOKEN = ord("A")  # any token with finite activations: 0 * inf would spread
 NOT_READ = -1  # in place of a slot
 NO_PLACES = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The shapes of launches: how long the rows are, and how many.
+    """The shapes of launches: how long rows are, in buckets, and how many there are.
 
     Attributes:
         tokens: Tokens of a launch, a power of two; 0 for one sequence at a time, never padded.
@@ -64,7 +66,7 @@ class Shapes:
 
     def rows(self, length: int) -> int:
         """Rows of a launch."""
-        return max(self.tokens // max(length, SHORT), 1)
+        return max(self.tokens // max(length, SHORT_ROW), 1)
 
     def padded(self, length: int) -> int:
         """The length of the row of a suffix of this many bases.
@@ -74,10 +76,10 @@ class Shapes:
         """
         if 2 * length > self.tokens:  # one row, whatever its length
             return length
-        below = _power_below(max(length - 1, GRAIN))
-        if length <= below + GRAIN:
-            return below + GRAIN if length > below else below
-        step = max(below // STEPS, GRAIN)
+        below = _power_below(max(length - 1, GRANULARITY))
+        if length <= below + GRANULARITY:
+            return below + GRANULARITY if length > below else below
+        step = max(below // BUCKETS, GRANULARITY)
         return -(-length // step) * step
 
     def pieces(self, first: int, end: int) -> Iterator[int]:
@@ -85,11 +87,11 @@ class Shapes:
 
         They are powers of two, the longest first, so that prefixes with a common beginning share
         pieces, and pieces of different prefixes are as long. Packed, `end - first` is a multiple of
-        GRAIN; else what is left of one is the last piece.
+        GRANULARITY; else what is left of one is the last piece.
         """
         while end - first > CHUNK:
             yield (first := first + CHUNK)
-        while end - first >= GRAIN:
+        while end - first >= GRANULARITY:
             yield (first := first + _power_below(end - first))
         if first < end:
             yield end
@@ -117,16 +119,16 @@ class Shapes:
             rest: Bases that follow them.
 
         Returns:
-            `before` itself one at a time. Packed, a multiple of GRAIN behind `first`: of those for
-            which the row is as short as it can be, the one with the fewest pieces.
+            `before` itself one at a time. Packed, a multiple of GRANULARITY behind `first`: of
+            those for which the row is as short as it can be, the one with the fewest pieces.
         """
         if not self.tokens:
             return before
-        found = first + (before - first) // GRAIN * GRAIN
+        found = first + (before - first) // GRANULARITY * GRANULARITY
         earliest = before + rest - self.padded(before + rest - found)
         if earliest <= first:
             return first
-        size = GRAIN
+        size = GRANULARITY
         while (rounder := first + (found - first) // (2 * size) * (2 * size)) >= earliest:
             found, size = rounder, 2 * size
         return found
@@ -138,31 +140,31 @@ def _power_below(number: int) -> int:
 
 
 class Prefix:
-    """The beginning of sequences: pieces in a chain, each of which several pieces may continue.
+    """The beginning of sequences: a node in the tree of prefixes, with a piece of the bases.
 
     Attributes:
-        before: What this piece continues; None for the prefix without a base.
+        parent: The node that it continues; None for the root, the empty prefix.
         bases: The bases of this piece.
-        length: Number of bases of all pieces.
+        length: Number of bases from the root to the end of this piece.
         logprob: Log-likelihood of all of them, in nats; once they are read.
     """
 
     __slots__ = (
         "bases",
         "batch",
-        "before",
         "children",
         "length",
         "logprob",
         "logprobs",
+        "parent",
         "places",
         "slot",
         "suffixes",
     )
 
-    def __init__(self, before: "Prefix | None", bases: bytes) -> None:
-        self.before, self.bases = before, bases
-        self.length: int = len(bases) + (before.length if before else 0)
+    def __init__(self, parent: "Prefix | None", bases: bytes) -> None:
+        self.parent, self.bases = parent, bases
+        self.length: int = len(bases) + (parent.length if parent else 0)
         self.logprob = 0.0
         self.logprobs: Floats | None = None  # up to each base of this piece; only of chunks
         self.slot = NOT_READ
@@ -174,49 +176,49 @@ class Prefix:
     def put_places(self, places_T: npt.NDArray[np.int32]) -> None:
         """Write the places of all its tokens to the beginning of an array."""
         piece: Prefix = self
-        while piece.before is not None:
-            places_T[piece.before.length : piece.length] = piece.places
-            piece = piece.before
+        while piece.parent is not None:
+            places_T[piece.parent.length : piece.length] = piece.places
+            piece = piece.parent
 
 
 class Suffix:
-    """The end of a sequence, and with it the whole sequence.
+    """The end of a sequence, a leaf in the tree of prefixes, and with it the whole sequence.
 
     Attributes:
-        before: The prefix that it ends.
+        parent: The prefix that it continues.
         bases: Its bases, at least one; those of long ones are mostly in further prefixes.
         logprob: Log-likelihood of the whole sequence, in nats; once it is read.
         last: Log-probability of the last base, given all before, in nats; likewise.
     """
 
-    __slots__ = ("bases", "batch", "before", "cumulated", "last", "logprob", "logprobs")
+    __slots__ = ("bases", "batch", "cumulative", "last", "logprob", "logprobs", "parent")
 
-    def __init__(self, before: Prefix, bases: bytes, *, cumulated: bool) -> None:
-        self.before, self.bases, self.cumulated = before, bases, cumulated
+    def __init__(self, parent: Prefix, bases: bytes, *, cumulative: bool) -> None:
+        self.parent, self.bases, self.cumulative = parent, bases, cumulative
         self.batch = 0  # the last one that uses it
         self.logprob = self.last = float("nan")
-        self.logprobs: Floats | None = None  # up to each of its bases; if `cumulated`
+        self.logprobs: Floats | None = None  # up to each of its bases; if `cumulative`
 
     def logprob_until(self, length: int) -> float:
         """Log-likelihood of the first `length` bases of the sequence, in nats.
 
-        The sequence was queued with `cumulated`, and its own prefix is not longer.
+        The sequence was queued with `cumulative`, and its own prefix is not longer.
         """
-        before, logprobs = self.before, self.logprobs
-        while length < before.length:
-            assert before.before is not None
-            before, logprobs = before.before, before.logprobs
-        if length == before.length:
-            return before.logprob
-        assert logprobs is not None, "queued with `cumulated`"
-        return before.logprob + float(logprobs[length - before.length - 1])
+        parent, logprobs = self.parent, self.logprobs
+        while length < parent.length:
+            assert parent.parent is not None
+            parent, logprobs = parent.parent, parent.logprobs
+        if length == parent.length:
+            return parent.logprob
+        assert logprobs is not None, "queued with `cumulative`"
+        return parent.logprob + float(logprobs[length - parent.length - 1])
 
 
 class Packer:
-    """Reads sequences side by side.
+    """Reads sequences in batches.
 
     Sequences are queued first (`prefix`, `suffix`). Then `read` reads all of them, and `collect`
-    gives them their log-likelihoods. Prefixes that the next batch uses again stay in memory.
+    gives them their log-likelihoods. Prefixes that the next batch uses again stay in the cache.
 
     Args:
         model: Model in inference mode.
@@ -226,7 +228,7 @@ class Packer:
 
     Attributes:
         shapes: The launches.
-        start: The prefix without a base.
+        root: The empty prefix.
         num_bases: Number of bases that ran through the model, without padding.
     """
 
@@ -239,8 +241,8 @@ class Packer:
         counts_only: bool = False,
     ) -> None:
         self.shapes = shapes or Shapes.of(model)
-        self.start = Prefix(None, b"")
-        self.start.slot = 0
+        self.root = Prefix(None, b"")
+        self.root.slot = 0
         self.num_bases = 0
         self._model, self._counts_only, self._brief = model, counts_only, brief
         self._device = model.embedding.weight.device
@@ -257,7 +259,9 @@ class Packer:
         )
         self._bytes = fixed, growing - fixed  # of a slot, of a place
         multiply_adds = sum(parameter.numel() for parameter in model.parameters())
-        most = 0 if brief or not self.shapes.tokens else min(WORK / multiply_adds, MOST_TOKENS)
+        most = min(MAX_MULTIPLY_ADDS / multiply_adds, MAX_TOKENS)
+        if brief or not self.shapes.tokens:
+            most = 0
         self._most_tokens = max(most, self.shapes.tokens, 1)
         self._batch = 0
         self._last: Batch | None = None
@@ -272,10 +276,10 @@ class Packer:
         self._most_bytes = math.inf
         if self._device.type == "cuda":
             pools = self._size(self._num_slots, self._num_places)
-            self._most_bytes = MEMORY * (free_bytes(self._device) + pools)
+            self._most_bytes = MAX_MEMORY_SHARE * (free_bytes(self._device) + pools)
 
     def _size(self, num_slots: int, num_places: int) -> int:
-        """Bytes of prefixes."""
+        """Bytes of cached prefixes."""
         slot, place = self._bytes
         return num_slots * slot + num_places * place
 
@@ -285,23 +289,22 @@ class Packer:
         used = self._size(self._used_slots, self._used_places)
         return self._tokens >= self._most_tokens or used > self._most_bytes
 
-    def prefix(self, bases: bytes, ends: Iterable[int], after: Prefix | None = None) -> Prefix:
+    def prefix(self, bases: bytes, ends: Iterable[int]) -> Prefix:
         """Ask for the beginning of a sequence.
 
         Args:
             bases: The sequence, or more than its beginning, in upper-case letters.
             ends: Where its pieces end, in order.
-            after: A queued prefix of the sequence, which ends before them.
         """
-        found = after or self.start
+        found = self.root
         for end in ends:
             found = self._piece(found, bases[found.length : end])
         return found
 
-    def _piece(self, before: Prefix, bases: bytes) -> Prefix:
-        found = before.children.get(bases)
+    def _piece(self, parent: Prefix, bases: bytes) -> Prefix:
+        found = parent.children.get(bases)
         if found is None:
-            found = before.children[bases] = Prefix(before, bases)
+            found = parent.children[bases] = Prefix(parent, bases)
             self._prefixes.append(found)
             self._tokens += len(bases)
         if found.batch != self._batch:
@@ -310,22 +313,22 @@ class Packer:
             self._used_places += len(bases)
         return found
 
-    def suffix(self, before: Prefix, bases: bytes, *, cumulated: bool = False) -> Suffix:
+    def suffix(self, parent: Prefix, bases: bytes, *, cumulative: bool = False) -> Suffix:
         """Ask for a sequence.
 
         Args:
-            before: Its beginning, queued in the same batch.
+            parent: Its beginning, queued in the same batch.
             bases: The rest, at least one base, in upper-case letters.
-            cumulated: Whether `Suffix.logprob_until` will be called.
+            cumulative: Whether `Suffix.logprob_until` will be called.
         """
-        found = before.suffixes.get(bases)
-        if found and found.cumulated >= cumulated:
+        found = parent.suffixes.get(bases)
+        if found and found.cumulative >= cumulative:
             found.batch = self._batch
             return found
-        prefix, rest = before, bases
+        prefix, rest = parent, bases
         while len(rest) > CHUNK:
             prefix, rest = self._piece(prefix, rest[:CHUNK]), rest[CHUNK:]
-        found = before.suffixes[bases] = Suffix(prefix, rest, cumulated=cumulated)
+        found = parent.suffixes[bases] = Suffix(prefix, rest, cumulative=cumulative)
         found.batch = self._batch
         self._suffixes.append(found)
         self._tokens += len(rest) if len(rest) > 1 else 0  # a single base is not read
@@ -337,7 +340,7 @@ class Packer:
 
         A GPU may still be at work when this returns.
         """
-        self._forget()
+        self._evict()
         self.num_bases += self._tokens
         batch = Batch([], [], None, self._last)
         if self._counts_only:
@@ -347,17 +350,17 @@ class Packer:
                 suffix.logprob = suffix.last = 0.0
                 suffix.logprobs = np.zeros(len(suffix.bases))
         else:
-            self._reserve()
-            reads = [*self._read_prefixes(), *self._read_suffixes()]
+            self._allocate()
+            results = [*self._read_prefixes(), *self._read_suffixes()]
             single = [suffix for suffix in self._suffixes if len(suffix.bases) == 1]
-            batch = Batch(reads, single, self._read_single(single), self._last)
+            batch = Batch(results, single, self._read_single(single), self._last)
         self._last = batch
         self._begin()
         return batch
 
-    def _forget(self) -> None:
+    def _evict(self) -> None:
         """Drop the prefixes that this batch does not use."""
-        free, waiting = [self._free_places], [self.start]
+        free, waiting = [self._free_places], [self.root]
         while waiting:
             prefix = waiting.pop()
             gone = [child for child in prefix.children.values() if child.batch != self._batch]
@@ -378,7 +381,7 @@ class Packer:
         if len(free) > 1:
             self._free_places = np.concatenate(free)
 
-    def _reserve(self) -> None:
+    def _allocate(self) -> None:
         """Make room for the prefixes to read."""
         num_slots = self._num_slots + max(len(self._prefixes) - len(self._free_slots), 0)
         self._free_slots += range(self._num_slots, num_slots)
@@ -401,11 +404,11 @@ class Packer:
         """Whether a GPU may still compute when `read` returns, while more is queued."""
         return self._device.type == "cuda" and not self._brief
 
-    def _read_prefixes(self) -> Iterator["_Read"]:
+    def _read_prefixes(self) -> Iterator["_Result"]:
         """Read pieces whose beginning has been read, the longest first."""
         waiting = self._prefixes
         while waiting:
-            ready = [each for each in waiting if each.before and each.before.slot != NOT_READ]
+            ready = [each for each in waiting if each.parent and each.parent.slot != NOT_READ]
             length = max(len(each.bases) for each in ready)
             now = [each for each in ready if len(each.bases) == length]
             num_rows = self.shapes.piece_rows(length)
@@ -413,7 +416,7 @@ class Packer:
                 yield self._launch(now[first : first + num_rows], length, num_rows)
             waiting = [each for each in waiting if each.slot == NOT_READ]
 
-    def _read_suffixes(self) -> Iterator["_Read"]:
+    def _read_suffixes(self) -> Iterator["_Result"]:
         """Read suffixes of more than a base; that of one is in the predictions of its prefix."""
         by_length: dict[int, list[Suffix]] = defaultdict(list)
         for suffix in self._suffixes:
@@ -424,27 +427,27 @@ class Packer:
             for first in range(0, len(suffixes), num_rows):
                 yield self._launch(suffixes[first : first + num_rows], length, num_rows)
 
-    def _launch(self, rows: Sequence[Prefix | Suffix], length: int, num_rows: int) -> "_Read":
+    def _launch(self, rows: Sequence[Prefix | Suffix], length: int, num_rows: int) -> "_Result":
         """Read rows in one launch, and keep what follows if they are prefixes."""
-        ids_BL = np.full((num_rows, length), PADDING, np.uint8)
+        ids_BL = np.full((num_rows, length), PAD_TOKEN, np.uint8)
         # Tokens of the row; slot and tokens of what comes before.
         numbers_3B = np.zeros((3, num_rows), np.int64)
         letters = [row.bases for row in rows]
-        befores = [row.before or self.start for row in rows]
-        most = max(before.length for before in befores) if self._uses_places else 0
+        parents = [row.parent or self.root for row in rows]
+        most = max(parent.length for parent in parents) if self._uses_places else 0
         places_BT = np.zeros((num_rows, most), np.int32)
-        for index, (bases, before) in enumerate(zip(letters, befores, strict=True)):
+        for index, (bases, parent) in enumerate(zip(letters, parents, strict=True)):
             ids_BL[index, : len(bases)] = np.frombuffer(bases, np.uint8)
-            numbers_3B[:, index] = len(bases), before.slot, before.length
-            if index and before is befores[index - 1]:
+            numbers_3B[:, index] = len(bases), parent.slot, parent.length
+            if index and parent is parents[index - 1]:
                 places_BT[index] = places_BT[index - 1]
             elif self._uses_places:
-                before.put_places(places_BT[index])
-        targets_N = places_NL = None
+                parent.put_places(places_BT[index])
+        new_slots_N = places_NL = None
         prefixes = [row for row in rows if isinstance(row, Prefix)]
         if prefixes:
             slots, self._free_slots = _split(self._free_slots, len(prefixes))
-            targets_N = self._on_device(np.array(slots))
+            new_slots_N = self._on_device(np.array(slots))
             for prefix, slot in zip(prefixes, slots, strict=True):
                 prefix.slot = slot
         if prefixes and self._uses_places:
@@ -453,13 +456,15 @@ class Packer:
             places_NL = self._on_device(own_NL.astype(np.int64))
             for prefix, own_L in zip(prefixes, own_NL, strict=True):
                 prefix.places = own_L
-        lengths_B, sources_B, pasts_B = self._on_device(numbers_3B)
-        launch = Launch(sources_B, pasts_B.int(), self._on_device(places_BT), targets_N, places_NL)
+        lengths_B, prefix_slots_B, pasts_B = self._on_device(numbers_3B)
+        launch = Launch(
+            prefix_slots_B, pasts_B.int(), self._on_device(places_BT), new_slots_N, places_NL
+        )
         logprobs_BL = self._logprobs(self._on_device(ids_BL).long(), lengths_B, launch)
         last_B = logprobs_BL.gather(1, (lengths_B - 1).clamp(min=0)[:, None])[:, 0]
         totals_B2 = torch.stack([logprobs_BL.sum(dim=1), last_B], dim=1)
         kept = [index for index, row in enumerate(rows) if _keeps_all(row)]
-        return _Read(
+        return _Result(
             rows,
             totals_B2[: len(rows)],
             logprobs_BL[kept] if kept else None,
@@ -478,12 +483,13 @@ class Packer:
         logprobs_BLV = model.unembed(x_BLD).log_softmax(dim=-1)
         if self._next_SV is None:
             self._next_SV = logprobs_BLV.new_zeros(self._num_slots, logprobs_BLV.shape[2])
-        first_B1 = self._next_SV[launch.sources_B].gather(1, ids_BL[:, :1])  # 0 at the first base
+        prefix_next_BV = self._next_SV[launch.prefix_slots_B]  # 0 after the empty prefix
+        first_B1 = prefix_next_BV.gather(1, ids_BL[:, :1])
         rest_BL = logprobs_BLV[:, :-1].gather(2, ids_BL[:, 1:, None])[:, :, 0]
         logprobs_BL = torch.cat([first_B1, rest_BL], dim=1).double()
-        if launch.targets_N is not None:
-            kept_NV = logprobs_BLV[: len(launch.targets_N), -1]
-            self._next_SV.index_copy_(0, launch.targets_N, kept_NV)
+        if launch.new_slots_N is not None:
+            kept_NV = logprobs_BLV[: len(launch.new_slots_N), -1]
+            self._next_SV.index_copy_(0, launch.new_slots_N, kept_NV)
         positions_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
         return logprobs_BL.masked_fill(positions_L >= lengths_B[:, None], 0)
 
@@ -491,13 +497,13 @@ class Packer:
         """Log-probabilities of suffixes of one base, from the predictions of their prefixes."""
         if not suffixes or self._next_SV is None:
             return None
-        slots = self._on_device(np.array([suffix.before.slot for suffix in suffixes]))
+        slots = self._on_device(np.array([suffix.parent.slot for suffix in suffixes]))
         letters = self._on_device(np.array([suffix.bases[0] for suffix in suffixes]))
         return self._next_SV[slots, letters].double()
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Result:
     """What a launch has found, on the device.
 
     Attributes:
@@ -518,13 +524,13 @@ class Batch:
     """What has been read together, on the device until it is collected.
 
     Attributes:
-        reads: The launches, in their order.
+        results: Those of its launches, in their order.
         single: Suffixes of one base.
         values_N: Their log-probabilities; None: they are first bases, which have none.
         earlier: The batch before, whose prefixes may be continued here; None: it is collected.
     """
 
-    reads: list[_Read]
+    results: list[_Result]
     single: list[Suffix]
     values_N: Tensor | None
     earlier: "Batch | None"
@@ -534,28 +540,29 @@ class Batch:
         if self.earlier is not None:
             self.earlier.collect()
             self.earlier = None
-        rows = [row for read in self.reads for row in read.rows]
-        totals = torch.cat([read.totals_N2 for read in self.reads]).tolist() if rows else []
+        rows = [row for result in self.results for row in result.rows]
+        totals = torch.cat([result.totals_N2 for result in self.results]).tolist() if rows else []
         for row, (logprob, last) in zip(rows, totals, strict=True):
-            assert row.before is not None
-            row.logprob = row.before.logprob + logprob
+            assert row.parent is not None
+            row.logprob = row.parent.logprob + logprob
             if isinstance(row, Suffix):
                 row.last = last
-        for read in self.reads:
-            if read.logprobs_KL is not None:
+        for result in self.results:
+            if result.logprobs_KL is not None:
                 # Summed here, since a GPU may sum a single row in any order.
-                for row, logprobs_L in zip(read.kept, read.logprobs_KL.cpu().numpy(), strict=True):
+                logprobs_KL = result.logprobs_KL.cpu().numpy()
+                for row, logprobs_L in zip(result.kept, logprobs_KL, strict=True):
                     row.logprobs = np.cumsum(logprobs_L[: len(row.bases)])
         values = [0.0] * len(self.single) if self.values_N is None else self.values_N.tolist()
         for suffix, value in zip(self.single, values, strict=True):
-            suffix.last, suffix.logprob = value, suffix.before.logprob + value
+            suffix.last, suffix.logprob = value, suffix.parent.logprob + value
             suffix.logprobs = np.array([value])
-        self.reads, self.single, self.values_N = [], [], None  # once is enough
+        self.results, self.single, self.values_N = [], [], None  # once is enough
 
 
 def _keeps_all(row: Prefix | Suffix) -> bool:
     """Whether its log-likelihoods up to each base are kept; a chunk may be part of a suffix."""
-    return row.cumulated if isinstance(row, Suffix) else len(row.bases) == CHUNK
+    return row.cumulative if isinstance(row, Suffix) else len(row.bases) == CHUNK
 
 
 def _split(things: Any, count: int) -> tuple[Any, Any]:

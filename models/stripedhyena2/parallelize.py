@@ -1,7 +1,7 @@
-"""One sequence on several ranks, put on a model from outside: every mixer gets its exchange.
+"""Context parallelism, applied to a model from outside: every mixer gets its exchange.
 
-Each rank holds the positions that follow those of the rank before it. Embedding, norms,
-projections, MLPs and the head compute one position at a time and stay as they are.
+Each rank holds the positions that follow those of the preceding rank. Embedding, norms,
+projections, MLPs and the head work position by position and need no change.
 
 B batch, L tokens of this rank, T tokens of the sequence.
 """
@@ -22,9 +22,10 @@ from stripedhyena2.model import StripedHyena2
 
 @dataclass(frozen=True)
 class Schemes:
-    """How the operators exchange; `hyenakernels/parallel/README.md` compares the schemes.
+    """The exchange scheme of each operator; `hyenakernels/parallel/README.md` compares them.
 
-    Every operator takes the field that its `Mixer.scheme` names, a key of its `Mixer.exchanges`.
+    An operator uses the field that its `Mixer.scheme` names, whose value is a key of its
+    `Mixer.exchanges`.
 
     Attributes:
         fir: For Hyena-SE and Hyena-MR.
@@ -42,7 +43,7 @@ class Schemes:
 
 
 def check_schemes(config: ModelConfig, schemes: Schemes, count: int) -> None:
-    """Refuse exchanges that `count` ranks cannot make for a model of this shape.
+    """Refuse exchanges that `count` ranks cannot run for a model of this shape.
 
     Raises:
         ValueError: The message names the scheme and what to choose instead.
@@ -53,11 +54,11 @@ def check_schemes(config: ModelConfig, schemes: Schemes, count: int) -> None:
 
 @dataclass
 class SharedSequence:
-    """The ranks of a group hold neighbouring parts of the same sequences.
+    """Context parallelism: the ranks of a group hold contiguous parts of the same sequences.
 
     Attributes:
-        group: The ranks, in the order of the sequence; None for the world.
-        schemes: How they exchange.
+        group: The ranks, in the order of the sequence; None for all ranks.
+        schemes: The exchange schemes.
     """
 
     group: dist.ProcessGroup | None
@@ -66,33 +67,33 @@ class SharedSequence:
     _mixers: list[Mixer] = field(default_factory=list, init=False)
 
     def put_on(self, model: StripedHyena2) -> None:
-        """Let the mixers of `model` exchange, from the first `expect` or `cut` on."""
+        """Wrap the mixers of `model`; they exchange after the first call of `expect` or `cut`."""
         self._mixers = model.mixers
         for mixer in self._mixers:
-            together = mixer.exchanges.get(self.schemes.of(type(mixer)))
-            if together is not None:
-                mixer.wrap_operator(partial(self._either, together))
+            parallel = mixer.exchanges.get(self.schemes.of(type(mixer)))
+            if parallel is not None:
+                mixer.wrap_operator(partial(self._either, parallel))
 
     def _either(
-        self, together: Callable[..., Any], alone: Callable[..., Any]
+        self, parallel: Callable[..., Any], local: Callable[..., Any]
     ) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             if self._sharding is None:
-                return alone(*args)
-            return together(*args, sharding=self._sharding, group=self.group)
+                return local(*args)
+            return parallel(*args, sharding=self._sharding, group=self.group)
 
         return run
 
     @property
     def rank(self) -> int:
-        """The index of the part of a sequence that this rank holds."""
+        """The rank within the group, which is the index of its part of a sequence."""
         return dist.get_rank(self.group)
 
     def expect(self, length: int) -> tuple[int, int]:
         """Prepare for sequences of `length` tokens, the same on all ranks.
 
         Returns:
-            Start and end of this rank's part; parts differ by at most one token.
+            Start and end of this rank's part; the lengths of parts differ by at most one.
 
         Raises:
             ValueError: There are fewer tokens than ranks.
@@ -107,12 +108,12 @@ class SharedSequence:
         return start, end
 
     def dissolve(self) -> None:
-        """Let the model take whole sequences again, on each rank by itself."""
+        """Let the model process whole sequences again, each rank on its own."""
         self._sharding = None
         for mixer in self._mixers:
             mixer.first_position = 0
 
     def cut(self, x_BT: Tensor) -> Tensor:
-        """This rank's part of whole sequences, [B, L]; the model is prepared for it."""
+        """This rank's part of whole sequences, [B, L]; prepares the model for it."""
         start, end = self.expect(x_BT.shape[1])
         return x_BT[:, start:end]

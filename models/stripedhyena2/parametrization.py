@@ -1,11 +1,11 @@
-"""Reparametrize the filters of a model for training; checkpoints hold the folded form.
+"""Reparametrization of the filters of a model for training; checkpoints hold the folded form.
 
-Poles train as the logarithm of their rate, which keeps every mode decaying. MR taps train under the
-decay window that Savanna multiplies at every step, so that far taps are regularized.
-`Mixer.training_forms` says which parameters of an operator train in which form.
+Poles train as the logarithm of their decay rate, which keeps every mode decaying. MR taps train
+under the decay window that Savanna multiplies at every step, which regularizes distant taps.
+`Mixer.training_forms` defines which parameters of an operator are reparametrized, and how.
 
-Released weights are in the folded form only. Unfolding them restores the values, but not the state
-of the optimizer that trained them.
+Released weights have only the folded form (the one for inference). Unfolding them restores the
+values, but not the state of the optimizer that trained them.
 
 D channels, S modes, G filter groups, K taps.
 """
@@ -21,10 +21,10 @@ from stripedhyena2.mixer import Mixer, folded_name
 
 
 class DecayingPoles(nn.Module):
-    """log_poles = -exp(start + shift): negative whatever the optimizer does.
+    """log_poles = -exp(start + shift), which is negative whatever the optimizer does.
 
-    The shift starts at 0, so that it is exact even if a training engine keeps parameters in bf16.
-    A pole of exactly 0 stays there: its start is -inf and its gradient 0.
+    The shift starts at 0, so it is exact even if a training engine keeps parameters in bf16. A log
+    pole of exactly 0 stays there: its start is -inf and its gradient 0.
     """
 
     start_DS: Tensor
@@ -38,14 +38,14 @@ class DecayingPoles(nn.Module):
         return -torch.exp(self.start_DS + shift_DS)
 
     def right_inverse(self, log_poles_DS: Tensor) -> Tensor:
-        """Unfold poles that are not positive."""
+        """Unfold log poles that are not positive."""
         log_rates_DS = torch.log(-log_poles_DS)
-        # For a pole of 0 both are -inf, whose difference would be NaN.
+        # For a log pole of 0 both are -inf, and their difference would be NaN.
         return (log_rates_DS - self.start_DS).masked_fill(log_rates_DS == self.start_DS, 0)
 
 
 class PublishedPoles(nn.Module):
-    """log_poles = -exp(p) exp(g): two factors for one rate, as Savanna trained Evo 2.
+    """log_poles = -exp(p) exp(g): two factors for one decay rate, as Savanna trained Evo 2.
 
     Attributes:
         parts: The names of the factors in `Checkpoint.training_form`.
@@ -58,18 +58,18 @@ class PublishedPoles(nn.Module):
         return -torch.exp(p_DS.float()) * torch.exp(g_DS.float())
 
     def right_inverse(self, log_poles_DS: Tensor) -> tuple[Tensor, Tensor]:
-        """Unfold with p = -1, where Savanna starts."""
+        """Unfold with p = -1, the initial value in Savanna."""
         p_DS = torch.full_like(log_poles_DS, -1)
         return p_DS, torch.log(-log_poles_DS) - p_DS
 
 
-MIN_WINDOW = 1e-6  # short contexts would underflow, and taps under a zero could not be unfolded
+MIN_WINDOW = 1e-6  # the window must not underflow to 0, where taps could not be unfolded
 
 
 class DecayWindow(nn.Module):
-    """taps = free taps * exp(-rate_g * n / (context - 1)), rates log-spaced in [0.01, 100].
+    """taps = free taps * exp(-rate_g * n / (context - 1)), with rates log-spaced in [0.01, 100].
 
-    A context of 1, in which only tap 0 sees a sample, has the window of 2.
+    A context of 1, in which only tap 0 has a sample, has the window of a context of 2.
     """
 
     window_GK: Tensor
@@ -90,15 +90,15 @@ class DecayWindow(nn.Module):
 
 
 def trainable(module: nn.Module, context: int, *, published: bool = False) -> None:
-    """Let the filters of a model, or of a part of one, train in a form that stays stable.
+    """Reparametrize the filters of a model, or of a part of one, for stable training.
 
-    Values do not change.
+    The values of the filters do not change.
 
     Args:
-        module: Contains mixers.
-        context: Positions that the decay window of MR spans: those of the first training, even if
-            the context was extended since.
-        published: Use the redundant form of poles of the published training runs.
+        module: A module that contains mixers.
+        context: The context length that the decay window of MR spans: that of the first training,
+            even if the context was extended since.
+        published: Use the redundant parametrization of poles of the published training runs.
     """
     for mixer in [*module.modules()]:
         if isinstance(mixer, Mixer):
@@ -109,12 +109,12 @@ def trainable(module: nn.Module, context: int, *, published: bool = False) -> No
 
 @torch.no_grad()
 def restore_form(module: nn.Module, path: str, weights: Mapping[str, Tensor]) -> None:
-    """Give parametrized weights the parts that they had in an earlier training, where known.
+    """Restore the factors that parametrized weights had in an earlier training, if stored.
 
     Args:
-        module: A part of a model, in its training form.
+        module: A part of a model, in training form.
         path: Path of that part in the model.
-        weights: Parts by the name of the weight in the model and their own, e.g.
+        weights: Factors by the name of the weight in the model and of the factor, e.g.
             "blocks.2.mixer.operator.log_poles_DS.gamma".
     """
     for owner_path, owner in module.named_modules():
@@ -131,11 +131,11 @@ def restore_form(module: nn.Module, path: str, weights: Mapping[str, Tensor]) ->
 def folded_state(
     model: nn.Module, parameters: Iterable[tuple[str, Tensor]] | None = None
 ) -> dict[str, Tensor]:
-    """The weights under their names and values in inference, whatever form they train in.
+    """The weights of a model by name, in the folded form for inference.
 
     Args:
-        model: In either form.
-        parameters: Other values of its parameters, by the names they train under.
+        model: A model in either form.
+        parameters: Values to use instead of its own parameters, by their names in training form.
     """
     state: dict[str, Tensor] = {}
     originals: dict[str, list[Tensor]] = {}
@@ -151,7 +151,7 @@ def folded_state(
         forms: Any = model.get_submodule(f"{path}.parametrizations.{last}")
         form = forms[0]
         on_device = [value.to(_device(form, value)) for value in values]
-        # Not called as a module: hooks of a training engine would take that for a forward pass.
+        # Not called as a module: hooks of a training engine would treat that as a forward pass.
         state[name] = form.forward(*on_device).to(values[0].device)
     for name, buffer in model.named_buffers():
         if ".parametrizations." not in name:

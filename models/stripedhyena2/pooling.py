@@ -1,7 +1,7 @@
 """Embeddings of sequences: outputs of layers, pooled over positions or kept position by position.
 
-A sequence streams through the model and each chunk is pooled as it comes, so memory does not grow
-with length times width. Sums over positions are fp64, so chunk borders leave no trace.
+A sequence streams through the model and is pooled chunk by chunk, so memory does not grow with
+length times width. Sums over positions are in fp64, so that chunk borders have no effect.
 
 N sequences, L positions, D channels of a layer, R rows: the vectors of one sequence.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stripedhyena2.model import StripedHyena2
 
 POOLS = ("mean", "last", "max", "none")
-_BLOCK = 1024  # positions that are converted to fp64 together
+_BLOCK = 1024  # positions that are converted to fp64 at once
 
 Spans = Sequence[tuple[int, int]]  # intervals [start, end) of a sequence, ascending
 
@@ -49,7 +49,7 @@ def embed_sequences(
     max_memory: float | None = None,
     progress: Progress = ignore_progress,
 ) -> dict[str, Tensor] | dict[str, list[Tensor]]:
-    """Embed sequences; arguments, result and errors are those of `StripedHyena2.embed`."""
+    """Implements `StripedHyena2.embed`, with the same arguments, result and errors."""
     check_choice("pool", pool, POOLS)
     strands = strands_of(strand)
     widths = layer_widths(model, resolve_layers(model, layers))
@@ -113,8 +113,8 @@ def pool_positions(
         pool: "mean" or "max" of the positions, or "last": the position read last.
         strands: "fwd", "rc" or both, in which case the vectors are averaged.
         name: What messages call the sequence.
-        context: What is read before the bases of either strand, e.g. a lineage tag; its outputs
-            are left out.
+        context: Letters that are read before the bases of either strand, e.g. a lineage tag; their
+            outputs are not pooled.
         max_memory: As for `scoring.sequence_logprob`.
         progress: See `stripedhyena2.progress`.
 
@@ -122,7 +122,7 @@ def pool_positions(
         Vectors [R, D] of each layer, fp64 on the CPU.
 
     Raises:
-        InputError: The memory does not suffice.
+        InputError: The sequence does not fit into memory.
         NonFiniteError: A vector is NaN or infinite.
     """
 
@@ -133,10 +133,10 @@ def pool_positions(
             if strand == "rc":
                 spans = [_mirrored(row, len(bases)) for row in rows]
             pools = {layer: _Pool(pool, spans, width) for layer, width in widths.items()}
-            listeners = {layer: each.add for layer, each in pools.items()}
+            listeners = {layer: pooled.add for layer, pooled in pools.items()}
             read = context + strand_of(bases, strand)
             _read_strand(model, read, len(context), streaming, listeners, progress, len(strands))
-            readings.append({layer: each.vectors() for layer, each in pools.items()})
+            readings.append({layer: pooled.vectors() for layer, pooled in pools.items()})
         return {
             layer: torch.stack([reading[layer] for reading in readings]).mean(0) for layer in widths
         }
@@ -173,7 +173,7 @@ def keep_positions(
         progress: See `stripedhyena2.progress`.
 
     Raises:
-        InputError: The memory does not suffice.
+        InputError: The sequence does not fit into memory.
         NonFiniteError: A vector is NaN or infinite.
     """
 
@@ -201,12 +201,12 @@ def keep_positions(
 
     try:
         stream_within_memory(model, len(context) + len(bases), compute, progress, max_memory)
-    except _NotFiniteError as error:  # diagnosed here, as it runs the model without these listeners
+    except _NotFiniteError as error:  # the diagnosis runs the model without these listeners
         raise _not_finite(model, context + bases, str(error), name) from None
 
 
 class _NotFiniteError(Exception):
-    """The layer of this name has an output that is NaN or infinite."""
+    """An output of the layer of this name is NaN or infinite."""
 
 
 def _read_strand(
@@ -220,7 +220,7 @@ def _read_strand(
 ) -> None:
     """Read a strand; listeners get the outputs after `num_context` letters, with positions from 0.
 
-    Progress counts those letters only.
+    Progress counts only these positions.
     """
 
     def after_context(listen: Listener, start: int, x_LD: Tensor) -> None:
@@ -243,7 +243,7 @@ def _not_finite(model: "StripedHyena2", bases: bytes, layer: str, name: str) -> 
 
 
 class _InMemory:
-    """A `PositionStore` in a tensor."""
+    """A `PositionStore` in memory."""
 
     def __init__(self, vectors_LD: Tensor) -> None:
         self.vectors_LD = vectors_LD
@@ -284,7 +284,7 @@ class _Pool:
         ]
         if not here:
             return
-        # One transfer per chunk, whatever the number of rows in it.
+        # One transfer per chunk, whatever the number of rows.
         parts = torch.stack([self._reduce(x_LD[first:last]) for first, last, _ in here]).cpu()
         for part_D, (_, _, row) in zip(parts, here, strict=True):
             pooled_D = self._pooled_RD[row]
@@ -296,12 +296,12 @@ class _Pool:
     def _reduce(self, x_LD: Tensor) -> Tensor:
         if self._is_max:
             return x_LD.amax(0).double()
-        # An fp64 sum of narrower numbers converts a copy of them; blocks keep the copy small.
+        # An fp64 sum of narrower dtypes converts its input first; blocks keep that copy small.
         blocks = torch.split(x_LD, _BLOCK)
         return torch.stack([block_LD.sum(0, dtype=torch.float64) for block_LD in blocks]).sum(0)
 
     def vectors(self) -> Tensor:
-        """The pooled vectors [R, D], once all outputs were added."""
+        """The pooled vectors [R, D], after all outputs have been added."""
         return self._pooled_RD if self._is_max else self._pooled_RD / self._counts_R1
 
 

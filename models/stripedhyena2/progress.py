@@ -1,8 +1,8 @@
-"""Following the progress of long computations.
+"""Progress callbacks of long computations.
 
 A function that takes `progress` calls it with the number of bases done since the last call. The
-number may be a fraction, as one base counts fully once it has passed all layers, and it is negative
-when work is repeated because memory did not suffice.
+number may be a fraction, since a base counts fully only when it has passed all layers, and it is
+negative when work is repeated after an out-of-memory error.
 """
 
 from collections.abc import Callable
@@ -11,4 +11,4 @@ Progress = Callable[[float], None]
 
 
 def ignore_progress(_: float) -> None:
-    """The `progress` of a caller who does not follow it."""
+    """The default `progress`, which does nothing."""

@@ -1,4 +1,4 @@
-"""From logits to the next token.
+"""Sampling: from logits to the next token.
 
 B batch, V vocabulary, C tokens that may be drawn.
 """
@@ -18,7 +18,7 @@ from stripedhyena2.errors import InputError, check_count
 
 
 class Uniforms:
-    """Uniform random numbers in [0, 1) that depend on a key only, the same on every machine.
+    """Uniform random numbers in [0, 1) that depend on a key alone, the same on every machine.
 
     They are the upper 53 bits of the raw words of Philox, a counter-based generator, seeded by a
     hash of the key.
@@ -40,15 +40,15 @@ class Uniforms:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The distribution that a token is sampled from: top-k, then temperature, then top-p.
+    """The distribution that tokens are sampled from: top-k, then temperature, then top-p.
 
-    Of equally likely tokens, that with the lower id comes first.
+    Ties between equally likely tokens go to the lower id.
 
     Attributes:
-        temperature: Divides the logits; 0 is greedy, i.e. takes the likeliest token.
+        temperature: Divides the logits; 0 is greedy, i.e. always takes the likeliest token.
         top_k: Sample from the k likeliest tokens; 0 means all, 1 is greedy.
-        top_p: Sample from the fewest likeliest tokens with this total probability or more; 1 means
-            all.
+        top_p: Sample from the smallest set of likeliest tokens whose total probability is at least
+            this; 1 means all.
 
     Raises:
         InputError: A value is out of range.
@@ -71,12 +71,12 @@ class Sampler:
         return self.temperature == 0 or self.top_k == 1
 
     def probabilities(self, logits_BV: Tensor, allowed_BV: Tensor | None = None) -> Tensor:
-        """The distribution tokens are drawn from, [B, V].
+        """The distribution that tokens are drawn from, [B, V].
 
         Args:
             logits_BV: Finite logits.
-            allowed_BV: Tokens that may be drawn, at least one per row; the others are removed
-                before top-k. None allows all.
+            allowed_BV: Mask of tokens that may be drawn, at least one per row; the others are
+                removed before top-k. None allows all.
         """
         logits = logits_BV
         if allowed_BV is not None:
@@ -86,11 +86,11 @@ class Sampler:
         order_BC = self._order(logits, allowed_BV)
         if self.top_k > 0:
             logits = logits.scatter(1, order_BC[:, self.top_k :], -torch.inf)
-        # With a temperature near 0 quotients may overflow to -inf, but that of the largest is 0.
+        # With a temperature near 0, quotients may overflow to -inf, but the largest one is 0.
         below = logits - logits.amax(dim=1, keepdim=True)
         probabilities = torch.softmax(below / self.temperature, dim=1)
         if self.top_p < 1:
-            # A token goes when those before it hold top_p already.
+            # A token is dropped if those before it already reach top_p.
             held_BC = probabilities.gather(1, order_BC).cumsum(1) >= self.top_p
             dropped_BC = F.pad(held_BC[:, :-1], (1, 0))
             dropped_BV = torch.zeros_like(probabilities, dtype=torch.bool)
@@ -101,9 +101,9 @@ class Sampler:
 
     @staticmethod
     def _order(logits_BV: Tensor, allowed_BV: Tensor | None) -> Tensor:
-        """The tokens that any row may draw, of each row the likeliest first, [B, C].
+        """The tokens that are allowed in any row, sorted in each row by descending logit, [B, C].
 
-        The others, which have no probability, need not be sorted: mostly four of 512 are left.
+        The others have no probability and need no sorting; mostly four of 512 are left.
         """
         if allowed_BV is None:
             return logits_BV.argsort(dim=1, descending=True, stable=True)
@@ -118,11 +118,11 @@ def draw(probabilities_BV: Tensor, uniforms: Sequence[float]) -> Tensor:
 
     Args:
         probabilities_BV: fp64, on the CPU.
-        uniforms: One number in [0, 1) for each row.
+        uniforms: One number in [0, 1) per row.
     """
     cumulative_BV = probabilities_BV.cumsum(1)
     total_B1 = cumulative_BV[:, -1:]
     wanted_B1 = torch.tensor(uniforms, dtype=torch.float64)[:, None] * total_B1
-    # Rounding may lift a number near 1 to the total, which no cumulative probability exceeds.
+    # Rounding may lift a product to the total, which no cumulative probability exceeds.
     wanted_B1 = torch.minimum(wanted_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
     return torch.searchsorted(cumulative_BV, wanted_B1, right=True)[:, 0]

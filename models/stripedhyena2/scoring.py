@@ -5,9 +5,9 @@ The first base has no prediction, as no token precedes it, so n bases have n - 1
 Log-softmax is computed in fp32 or better over the whole vocabulary, sums in fp64. Sequences are
 read one at a time, so no score depends on what else is scored.
 
-`ScoringState` reads a sequence chunk by chunk and can be continued any number of times, which lets
-windows share a common beginning. `sequence_logprob` streams one sequence of any length through the
-model layer by layer, within the available memory. `score_sequences` is `StripedHyena2.score`.
+`ScoringState` reads a sequence chunk by chunk and can be continued any number of times, so that
+windows can share a prefix. `sequence_logprob` streams one sequence of any length through the model
+layer by layer, within the available memory. `score_sequences` implements `StripedHyena2.score`.
 
 L tokens, V vocabulary.
 """
@@ -45,13 +45,13 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 
-CHUNK = 8192  # bases in one forward pass: bounds its memory; fixed, so that sums never vary
+CHUNK = 8192  # bases per forward pass: bounds memory; fixed, so that sums are always the same
 REDUCTIONS = ("mean", "sum", "none")
 
 
 @dataclass(frozen=True)
 class ScoringState:
-    """The beginning of a sequence. `extend` returns a new state and leaves this one unchanged.
+    """A prefix of a sequence. `extend` returns a new state and leaves this one unchanged.
 
     Attributes:
         model: The model that reads the sequence.
@@ -73,7 +73,7 @@ class ScoringState:
     def extend(
         self, bases: bytes, progress: Callable[[int], None] = ignore_progress
     ) -> "ScoringState":
-        """Read further bases, upper-case letters."""
+        """Read more bases, upper-case letters."""
         state = self
         for start in range(0, len(bases), CHUNK):
             chunk = bases[start : start + CHUNK]
@@ -83,7 +83,7 @@ class ScoringState:
 
     @torch.inference_mode()
     def predict(self, bases: bytes) -> tuple["ScoringState", Tensor, Tensor]:
-        """Read further bases in one forward pass, and return their predictions.
+        """Read more bases in one forward pass, and return their predictions.
 
         Returns:
             The state after them, token ids [L], and log-probabilities [L, V] in nats, where each
@@ -122,7 +122,7 @@ def score_sequences(
     max_memory: float | None = None,
     progress: Progress = ignore_progress,
 ) -> list[float] | list[Tensor]:
-    """Score sequences; arguments, result and errors are those of `StripedHyena2.score`."""
+    """Implements `StripedHyena2.score`, with the same arguments, result and errors."""
     check_choice("reduce", reduce, REDUCTIONS)
     strands = strands_of(strand)
     if reduce == "none" and len(strands) > 1:
@@ -133,17 +133,17 @@ def score_sequences(
     checked = check_sequences(sequences, min_length=2, strands=strands)
     letters = [as_read(sequence) for sequence in checked]
     if reduce == "none":
-        found: list[Tensor] = []
+        logprobs: list[Tensor] = []
         for index, bases in enumerate(letters):
             read = strand_of(bases, *strands)
             logprobs_L = sequence_logprobs(model, read, progress, max_memory)
             require_finite(logprobs_L.sum().item(), model, read, f"sequence {index}")
-            found.append(logprobs_L)
-        return found
+            logprobs.append(logprobs_L)
+        return logprobs
     total = partial(sequence_logprob, model, max_memory=max_memory)
     scores: list[float] = []
     for index, bases in enumerate(letters):
-        reads = [strand_of(bases, each) for each in strands]
+        reads = [strand_of(bases, direction) for direction in strands]
         score = mean_logprob(model, reads, f"sequence {index}", total, progress)
         scores.append(score / (len(bases) - 1 if reduce == "mean" else 1))
     return scores
@@ -156,7 +156,7 @@ def mean_logprob(
     total: Callable[[bytes, Progress], float],
     progress: Progress = ignore_progress,
 ) -> float:
-    """The mean log-likelihood of a sequence as its strands are read, in nats.
+    """The log-likelihood of a sequence, averaged over its strands, in nats.
 
     Args:
         model: The model that `total` runs, for the error message.
@@ -190,11 +190,11 @@ def sequence_logprob(
         progress: See `stripedhyena2.progress`.
         max_memory: Bytes that weights and computation may use on the device of the model; None for
             what is free.
-        context: What is read before the bases without a log-likelihood of its own, e.g. a lineage
-            tag. After it the first base has a prediction, too.
+        context: Letters that are read before the bases but not scored, e.g. a lineage tag. After
+            them, the first base has a prediction, too.
 
     Raises:
-        InsufficientMemoryError: The memory does not suffice, even for the smallest chunks.
+        InsufficientMemoryError: Even the smallest chunks do not fit into memory.
     """
     letters = context + bases
 
@@ -214,7 +214,7 @@ def sequence_logprobs(
     progress: Progress = ignore_progress,
     max_memory: float | None = None,
 ) -> Tensor:
-    """The terms of `sequence_logprob`, of each base but the first: [L - 1], fp64, on the CPU."""
+    """The terms of `sequence_logprob`, for each base but the first: [L - 1], fp64, on the CPU."""
 
     def compute(streaming: Streaming, progress: Progress) -> Tensor:
         chunks = _stream_logprobs(model, bases, streaming, progress)
@@ -227,7 +227,7 @@ def sequence_logprobs(
 def _stream_logprobs(
     model: "StripedHyena2", bases: bytes, streaming: Streaming, progress: Progress
 ) -> Iterator[Tensor]:
-    """Log-probabilities of all bases but the first, in order, a few tensors [L] for each chunk."""
+    """Log-probabilities of all bases but the first, in order, as one or two tensors per chunk."""
     ids_L = token_ids(model, bases)
     next_V, done = None, 0
     for count, logits in stream(model, ids_L[None], streaming):
@@ -250,18 +250,18 @@ def stream_within_memory(
     progress: Progress = ignore_progress,
     max_memory: float | None = None,
 ) -> T:
-    """The result of `compute`, which streams a sequence, as fast as the memory allows.
+    """Run `compute`, which streams a sequence, with the fastest plan that fits into memory.
 
     Args:
         model: The model that reads the sequence.
         num_bases: Length of the sequence.
-        compute: Called with the streaming plan and a callback for its progress; called again with
-            smaller chunks if memory does not suffice.
+        compute: Called with the streaming plan and a progress callback; called again with the next
+            smaller plan after an out-of-memory error.
         progress: See `stripedhyena2.progress`.
         max_memory: As for `sequence_logprob`.
 
     Raises:
-        InsufficientMemoryError: The memory does not suffice, even for the smallest chunks.
+        InsufficientMemoryError: Even the smallest chunks do not fit into memory.
     """
     streaming: Streaming | None = choose_streaming(model, num_bases, max_memory)
     while streaming is not None:
@@ -291,7 +291,7 @@ def stream_within_memory(
 
 
 def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float | None) -> Streaming:
-    """The fastest plan to stream a sequence that needs at most `max_memory` bytes with the weights.
+    """The fastest streaming plan that needs at most `max_memory` bytes, including the weights.
 
     Args:
         model: The model; only weights on the device of its embedding count.
@@ -307,7 +307,7 @@ def choose_streaming(model: "StripedHyena2", num_bases: int, max_memory: float |
     weight = model.embedding.weight
     tensors = model.state_dict().values()
     weights = sum(tensor.nbytes for tensor in tensors if tensor.device == weight.device)
-    advice = "free some" if max_memory is None else "raise max_memory (--max-memory)"
+    advice = "free some" if max_memory is None else "raise max_memory"
     if max_memory is None and not weight.is_cuda:
         available = available_bytes()
         needed = Streaming().peak_memory(model.config, num_bases, weight.element_size())
@@ -331,16 +331,14 @@ def require_finite(logprob: float, model: "StripedHyena2", bases: bytes, name: s
     """Refuse a log-likelihood that is NaN or infinite.
 
     Raises:
-        NonFiniteError: The message names the layer in which that began.
+        NonFiniteError: The message names the first layer affected.
     """
     if not math.isfinite(logprob):
         raise nonfinite_error(f"{name}: the log-likelihood is {logprob}", model, bases)
 
 
 def nonfinite_error(problem: str, model: "StripedHyena2", bases: bytes) -> NonFiniteError:
-    """An error that adds to a problem the layer in which it began, if reading `bases` shows it."""
+    """An error for a problem, with the first layer affected if reading `bases` reproduces it."""
     layer = first_nonfinite_layer(model, token_ids(model, bases[:CHUNK])[None])
     origin = f", first in layer {layer}" if layer else ""
-    return NonFiniteError(
-        f"{problem}{origin}; compute in fp32 (--dtype fp32), or use other weights"
-    )
+    return NonFiniteError(f"{problem}{origin}; compute in fp32, or use other weights")

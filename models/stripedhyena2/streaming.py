@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hyenakernels.attention.op import PAST_BLOCK
-from hyenakernels.host_memory import prefetch, put
+from hyenakernels.host_memory import Chunks
 from stripedhyena2.cache import Past
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.ids import check_batch, check_range
@@ -60,7 +60,7 @@ class Streaming:
         )
 
         def grown(tokens: int) -> int:
-            """Bytes of the past of one block that grow with the sequence, e.g. keys and values."""
+            """Bytes of the largest past of a block that grows with the sequence (a KV cache)."""
             return max(
                 mixer.state_bytes(config, tokens, element_size)
                 - mixer.state_bytes(config, 0, element_size)
@@ -68,8 +68,8 @@ class Streaming:
             )
 
         row = element_size * config.width
-        if self.offload:  # a chunk and a block of keys and values: one in use, one in transfer
-            return activations + 2 * (row * chunk + grown(min(PAST_BLOCK, num_tokens)))
+        if self.offload:  # chunks in, in use and out; blocks of keys and values, in use and next
+            return activations + 3 * row * chunk + 2 * grown(min(PAST_BLOCK, num_tokens))
         return activations + row * num_tokens + grown(num_tokens)  # with the residual stream
 
 
@@ -127,26 +127,21 @@ def stream(
     streaming = streaming or Streaming()
     device, dtype = ids_BL.device, model.embedding.weight.dtype
     batch, length = ids_BL.shape
-    pinned = streaming.offload and device.type == "cuda"
     x_LBD = torch.empty(
         (length, batch, model.config.width),
         dtype=dtype,
         device=torch.device("cpu") if streaming.offload else device,
-        pin_memory=pinned,
+        pin_memory=streaming.offload and device.type == "cuda",
     )
-    starts = range(0, length, streaming.chunk)
-    chunks = [x_LBD[start : start + streaming.chunk].transpose(0, 1) for start in starts]
-
-    def on_device() -> Iterator[Tensor]:
-        return (x_BLD for (x_BLD,) in prefetch([(chunk,) for chunk in chunks], device))
-
-    for start, chunk_BLD in zip(starts, chunks, strict=True):
-        put(chunk_BLD, model.embedding(ids_BL[:, start : start + streaming.chunk]))
+    windows = [slice(start, start + streaming.chunk) for start in range(0, length, streaming.chunk)]
+    chunks = Chunks([x_LBD[window].transpose(0, 1) for window in windows], device)
+    for index, window in enumerate(windows):
+        chunks.put(index, model.embedding(ids_BL[:, window]))
     for block, mixer in zip(model.blocks, model.mixers, strict=True):
         past: Past | None = mixer.new_past(batch, length, on_host=streaming.offload)
-        for chunk_BLD, x_BLD in zip(chunks, on_device(), strict=True):
+        for index, x_BLD in enumerate(chunks):
             y_BLD, past = block(x_BLD, past)
-            put(chunk_BLD, y_BLD.to(device))
-            yield chunk_BLD.shape[1], None
-    for chunk_BLD, x_BLD in zip(chunks, on_device(), strict=True):
-        yield chunk_BLD.shape[1], model.unembed(x_BLD)
+            chunks.put(index, y_BLD.to(device))
+            yield x_BLD.shape[1], None
+    for x_BLD in chunks:
+        yield x_BLD.shape[1], model.unembed(x_BLD)

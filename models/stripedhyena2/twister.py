@@ -1,10 +1,10 @@
-"""Jump ahead in the random numbers of a torch generator on the CPU, the Mersenne twister MT19937.
+"""Jump ahead in the random numbers of torch's CPU generator, the Mersenne twister MT19937.
 
-Its words follow a linear recurrence over GF(2), so that the word n places ahead is a sum of the
-next 19,937 words, chosen by the coefficients of x^n modulo the characteristic polynomial. The
+Its words follow a linear recurrence over GF(2), so the word n positions ahead is a sum of the next
+19,937 words, selected by the coefficients of x^n modulo the characteristic polynomial. The
 polynomial: Matsumoto and Nishimura 1998, appendix A. Jumps: Haramoto et al. 2008.
 
-Polynomials over GF(2) are Python's integers, bit i the coefficient of x^i.
+Polynomials over GF(2) are Python integers, with bit i as the coefficient of x^i.
 """
 
 from functools import cache
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Generator
 
 _N, _M, _DEGREE, _MATRIX = 624, 397, 19_937, 0x9908B0DF
-# Where torch keeps the words, each in 8 bytes, in the state of a generator.
+# The position of the words, 8 bytes each, in the state of a torch generator.
 _WORDS = slice(24, 24 + 8 * _N)
 
 
 def jump(generator: Generator, count: int) -> None:
-    """Bring a generator to where `count` draws of a 32-bit number would bring it."""
+    """Advance a generator as `count` draws of a 32-bit number would."""
     state = generator.get_state()
     words = state[_WORDS].view(torch.int64).numpy()  # shares memory with `state`
     following = _following(words.astype(np.uint32))
@@ -32,7 +32,7 @@ def jump(generator: Generator, count: int) -> None:
 
 
 def _following(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The words, and as many after them as a jump sums."""
+    """The words, followed by the next ones that a jump needs."""
     x = np.empty(_N + _DEGREE, np.uint32)
     x[:_N] = words
     step = _N - _M  # words that depend on earlier ones only
@@ -47,7 +47,7 @@ def _following(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 @cache
 def _terms(count: int) -> list[int]:
-    """The exponents of x^count modulo the characteristic polynomial."""
+    """The exponents in x^count modulo the characteristic polynomial."""
     modulus, power = _characteristic(), 1
     for bit in f"{count:b}":
         power = int("0".join(f"{power:b}"), 2)  # squared: its bits move apart

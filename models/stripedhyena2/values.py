@@ -1,7 +1,7 @@
-"""Files of values (TOML, yml, JSON): regular files of a bounded size and depth, and of a schema.
+"""Configuration and data files (TOML, yml, JSON): bounded in size and depth, and validated.
 
-Everything that is read from such a file goes through here, so that any file, however damaged or
-malicious, gives either a value of the expected type or an error of one line that names it.
+All such files are read here, so that any file, however damaged or malicious, gives either a value
+of the expected type or a one-line error that names it.
 """
 
 import json
@@ -19,9 +19,9 @@ from stripedhyena2.errors import InputError, reason_of
 
 T = TypeVar("T")
 
-# Bytes. Some TOML and yml takes tomllib and PyYAML a time that grows with the square of its size.
+# Bytes. For some TOML and yml, tomllib and PyYAML take time quadratic in the size.
 MAX_TEXT, MAX_JSON = 1 << 16, 1 << 26
-MAX_NESTING = 32  # tables and lists inside each other; JSON may have 200
+MAX_NESTING = 32  # levels of tables and lists; JSON may have 200
 _PARSER_ERRORS = (
     ValueError,
     ArithmeticError,
@@ -38,7 +38,7 @@ _short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases, with which a small file can stand for any amount of data."""
+    """Refuses aliases, with which a small file can expand to any amount of data."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: as `repr`, but on one short line."""
+    """The `repr` of a value, shortened for error messages."""
     try:
         return _short.repr(value)
     except ValueError:  # Python prints no integer of more digits
@@ -60,11 +60,11 @@ def _not_bool(value: T) -> T:
     return value
 
 
-Number = BeforeValidator(_not_bool)  # of each numeric key, because pydantic takes true for 1
+Number = BeforeValidator(_not_bool)  # for every numeric key, because pydantic accepts true as 1
 
 
 def require_regular(path: Path, refuse: type[ValueError] = InputError) -> None:
-    """Refuse what is not a regular file (links are followed): a pipe or a device may never end.
+    """Refuse files that are not regular (links are followed): a pipe or device may never end.
 
     Raises:
         InputError: Or `refuse`.
@@ -122,9 +122,9 @@ def read_json(path: Path, schema: TypeAdapter[T], refuse: type[ValueError] = Inp
 
 
 def _with_names(data: bytes) -> Any:
-    """The value of JSON with names of files that are not UTF-8, which pydantic does not parse.
+    """The value of JSON with file names that are not UTF-8, which pydantic cannot parse.
 
-    Python writes a byte of such a name as half of a pair of surrogates. None for any other JSON.
+    Python writes a byte of such a name as a lone surrogate. None for any other JSON.
     """
     if not _NAME_BYTE.search(data):
         return None
@@ -137,7 +137,7 @@ def _with_names(data: bytes) -> Any:
 
 
 def fault(error: ValidationError) -> str:
-    """The first fault that pydantic found, in one line: a key, its value and the reason."""
+    """The first error of a validation as one line: the key, its value and the reason."""
     first = error.errors(include_url=False, include_context=False)[0]
     key = ".".join(map(str, first["loc"]))[:200] or "its content"
     if first["type"] == "missing":

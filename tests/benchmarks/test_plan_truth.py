@@ -345,7 +345,8 @@ def resumed(case: Case, tokens: Path, folder: Path, device: str = "auto") -> dic
         "ready, s": cell(before.ready, digits=0),
         "write, s": cell(written, digits=1),
         "ready again, s": cell(after.ready, digits=0),
-        "loss before": cell(before.steps[-1]["loss"], digits=4),
+        # Of the step that wrote the checkpoint; the run may have gone on before it was killed.
+        "loss before": cell(before.steps[1]["loss"], digits=4),
         "loss after": cell(after.steps[0]["loss"], digits=4),
         "host GiB": cell(max(before.host, after.host) / 2**30, digits=0),
     }

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from evo2cli import console
 from evo2cli.app import main
 from stripedhyena2 import ModelConfig, StripedHyena2, save
+from tests.models import random_model
 
 
 @pytest.fixture
@@ -43,6 +45,17 @@ def chromium() -> Iterator[Any]:
             pytest.skip(f"no Chromium starts here: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_config: ModelConfig) -> ModelConfig:
+    """Every operator once: that blocks of one kind differ is a law of the model."""
+    return replace(tiny_config, stripes="SMLA")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: ModelConfig) -> StripedHyena2:
+    return random_model(tiny_config)
 
 
 @pytest.fixture(scope="session")

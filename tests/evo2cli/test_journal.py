@@ -14,7 +14,7 @@ KEYS = [f"record {number}" for number in range(20)]
 
 
 def squares(
-    output: Path, settings: list, *, stop_after: int | None = None, anew: bool = False
+    output: Path, settings: list, *, stop_after: int | None = None, restart: bool = False
 ) -> tuple[list, int]:
     """Every key's number squared through the journal, and how many had to be computed."""
     num_computed, found = 0, []
@@ -26,7 +26,7 @@ def squares(
         num_computed += 1
         return [number**2, number / 3, None]
 
-    with open_journal(output, settings, anew=anew) as recall:
+    with open_journal(output, settings, restart=restart) as recall:
         for number, key in enumerate(KEYS):
             found.append(recall(key, lambda number=number: compute(number)))
     return found, num_computed
@@ -68,9 +68,9 @@ def test_a_journal_of_other_settings_or_other_records_is_not_used(tmp_path):
 
 @pytest.mark.parametrize("settings", [["other"], ["same"]])
 def test_a_journal_that_was_begun_anew_is_gone_on_from(tmp_path, settings):
-    for begun, anew in ((["same"], False), (settings, settings == ["same"])):
+    for begun, restart in ((["same"], False), (settings, settings == ["same"])):
         with pytest.raises(KeyboardInterrupt):
-            squares(tmp_path / "x", begun, stop_after=7, anew=anew)
+            squares(tmp_path / "x", begun, stop_after=7, restart=restart)
     assert squares(tmp_path / "x", settings)[1] == len(KEYS) - 7
 
 

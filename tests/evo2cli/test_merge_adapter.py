@@ -55,7 +55,7 @@ def test_scores_with_an_adapter_are_those_of_the_merged_model(
     ("arguments", "message"),
     [
         (["--adapter", "nowhere"], "nowhere: has no adapter"),
-        (["--adapter", "run", "--model", "nano"], "belongs to the model .*give --model"),
+        (["--adapter", "run", "--model", "nano"], "belongs to the model .*use it with "),
     ],
 )
 def test_what_is_no_adapter_of_this_model_is_said(

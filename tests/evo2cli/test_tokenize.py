@@ -5,6 +5,7 @@ import errno
 import gzip
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from typer.testing import CliRunner
 from evo2cli.app import app
 from evo2cli.data.jsonl import read_texts
 from evo2cli.data.letters import count_bytes
-from evo2cli.data.tokens import TokenSet, TokenWriter
+from evo2cli.data.splits import SplitRule
+from evo2cli.data.token_writer import TokenWriter
+from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
@@ -390,6 +394,21 @@ def test_workers_write_the_bytes_of_one(
         assert_same_files(folder, tmp_path / "whole")
     assert not list(tmp_path.glob(".*"))
     assert tokenize(files, folder, **usual, workers=2) == TokenSet.open(folder).manifest
+
+
+def test_a_worker_imports_only_what_its_tasks_need(tmp_path: Path) -> None:
+    """Every one of N processes does so, before its first piece."""
+    file = write_fasta(tmp_path / "g.fa", random_sequences(2))
+    options = TokenizeOptions(files=(file,), output=tmp_path / "t", workers=2)
+    with TokenWriter(options.output) as writer:
+        tasks = list(islice(_Run(options, SplitRule(0, 0), writer)._tasks(), 2))
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer); print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(tasks), capture_output=True, check=True
+    )
+    imported = {module.partition(".")[0] for module in result.stdout.decode().split()}
+    assert "numpy" in imported
+    assert not imported & {"Bio", "pydantic", "pysam", "rich", "torch", "typer", "yaml"}
 
 
 @given(

@@ -1,6 +1,7 @@
 """Kernels are compiled before the first step: by the rank that should, once, and never fatally."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,9 @@ from evo2cli.train import kernels
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
-from stripedhyena2 import ModelConfig
+from tests.evo2cli import tiny
 
-CONFIG = ModelConfig(
-    stripes="SMLASM",
-    width=16,
-    num_heads=2,
-    mlp_width=24,
-    num_short_filter_groups=4,
-    num_medium_filter_groups=4,
-    context=256,
-)
+CONFIG = replace(tiny.CONFIG, stripes="SMLASM")
 GPU = torch.device("cuda", 0)
 
 

@@ -1,5 +1,9 @@
 """A run that trains in seconds: its shape, and the part of its recipe that tests share."""
 
+import tomllib
+
+from stripedhyena2 import ModelConfig
+
 SHAPE = """
 stripes = "SMLA"
 width = 16
@@ -9,6 +13,7 @@ num_short_filter_groups = 4
 num_medium_filter_groups = 4
 context = 256
 """
+CONFIG = ModelConfig(**tomllib.loads(SHAPE))
 RECIPE = """
 model = "tiny"
 output = "run"

@@ -7,14 +7,19 @@ It computes and refuses what it did:
   enough.
 - Whether an integer operation overflows it finds by eight operations of `triton.language`: NumPy
   finds it by one.
-- It builds its table of data types at every look-up: an answer can be kept.
+- It builds its table of data types at every look-up, and the type and shape of every result anew:
+  each can be kept.
+- To find that two operands have one shape, it builds the shape once more.
 
 There is no public hook for this: it relies on `interpreter._patch_lang`, `_get_np_dtype` and the
 methods below, and tests/hyenakernels/test_interpreter.py fails when they change.
 """
 
+import math
+import operator
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,6 +28,7 @@ import torch
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     import numpy as np
+    import triton.language as tl
     from triton.language.semantic import TritonSemantic
     from triton.runtime import interpreter
 
@@ -47,6 +53,32 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
             found_dtypes[kind.name] = find_dtype(kind)
         return found_dtypes[kind.name]
 
+    make_block_type = tl.block_type.__init__
+    made_block_types: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def make_block_type_once(self: tl.block_type, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *map(operator.index, shape))
+        if key not in made_block_types:
+            make_block_type(self, element_ty, shape)
+            made_block_types[key] = vars(self)
+        vars(self).update(made_block_types[key])
+
+    @lru_cache
+    def shape_and_size(*shape: int) -> tuple[tl.tuple, tl.constexpr]:
+        return tl.tuple([tl.constexpr(size) for size in shape]), tl.constexpr(math.prod(shape))
+
+    def make_tensor(self: tl.tensor, handle: Any, type: Any) -> None:  # noqa: A002 - Triton's name
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shape_and_size(*(type.shape if type.is_block() else ()))
+
+    broadcast = TritonSemantic.broadcast_impl_value
+
+    def broadcast_other_shapes(self: TritonSemantic, left: Any, right: Any) -> tuple[Any, Any]:
+        are_blocks = left.type.is_block() and right.type.is_block()
+        if are_blocks and left.type.shape.values == right.type.shape.values:
+            return left, right
+        return broadcast(self, left, right)
+
     OPERATIONS = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 
     def refuse_overflow(self: TritonSemantic, left: Any, right: Any, operation: Any) -> None:
@@ -63,6 +95,9 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     interpreter.GridExecutor.__call__ = launch_kernel
     interpreter.InterpretedFunction.__call__ = call_function
     interpreter._get_np_dtype = find_dtype_once
+    tl.block_type.__init__ = make_block_type_once
+    tl.tensor.__init__ = make_tensor
+    TritonSemantic.broadcast_impl_value = broadcast_other_shapes
     TritonSemantic.binary_op_sanitize_overflow_impl = refuse_overflow
 
 

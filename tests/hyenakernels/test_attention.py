@@ -36,7 +36,7 @@ def assert_close(found: Tensor, right: Tensor, tolerance: float) -> None:
 @pytest.fixture(autouse=True)
 def kernels_and_poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels run, interpreted where there is no GPU; memory they do not write is NaN."""
-    monkeypatch.setattr(op, "kernels_take", lambda *_, **__: True)
+    monkeypatch.setattr(op, "kernels_support", lambda *_, **__: True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -137,12 +137,12 @@ def pool_of(pasts: list[int], heads: int, width: int, dtype: torch.dtype) -> tup
     """
     order = torch.randperm(sum(pasts) + 7, generator=torch.Generator().manual_seed(5))
     pool = torch.full((2, len(order), heads, width), torch.nan, dtype=dtype, device=DEVICE)
-    places_BT = torch.full((len(pasts), max(pasts) + 1), 3, dtype=torch.int32)
+    page_table_BT = torch.full((len(pasts), max(pasts) + 1), 3, dtype=torch.int32)
     for row, past in enumerate(pasts):
         own = order[sum(pasts[:row]) :][:past]
-        places_BT[row, :past] = own
+        page_table_BT[row, :past] = own
         pool[:, own] = random(2, past, heads, width, seed=row, dtype=dtype)
-    return (*pool, places_BT.to(DEVICE), torch.tensor(pasts, dtype=torch.int32, device=DEVICE))
+    return (*pool, page_table_BT.to(DEVICE), torch.tensor(pasts, dtype=torch.int32, device=DEVICE))
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "one by one"])
@@ -150,36 +150,36 @@ def pool_of(pasts: list[int], heads: int, width: int, dtype: torch.dtype) -> tup
 def test_pooled_attention_is_that_of_each_sequence(
     dtype: torch.dtype, kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(op, "kernels_take", lambda *_, **__: kernel)
+    monkeypatch.setattr(op, "kernels_support", lambda *_, **__: kernel)
     pasts, length, heads, width = [0, 1, 130, 64], 70, 2, 12
     qkv = random(len(pasts), length, 3 * heads, width, seed=9, dtype=dtype)
     q, k, v = qkv.split(heads, dim=2)  # heads of a wider projection
-    keys, values, places_BT, pasts_B = pool_of(pasts, heads, width, dtype)
+    keys, values, page_table_BT, past_lengths_B = pool_of(pasts, heads, width, dtype)
     rows = []
     for row, past in enumerate(pasts):
-        own = places_BT[row, :past].long()
+        own = page_table_BT[row, :past].long()
         seen = [torch.cat([x[own], y[row]]).double() for x, y in ((keys, k), (values, v))]
         heads_first = (x.transpose(0, 1)[None] for x in (q[row].double(), *seen))
         visible = torch.ones(length, past + length, dtype=torch.bool, device=DEVICE).tril(past)
         y = F.scaled_dot_product_attention(*heads_first, attn_mask=visible)
         rows.append(y[0].transpose(0, 1))
-    right, pool = torch.stack(rows), (keys, values, places_BT, pasts_B)
+    right, pool = torch.stack(rows), (keys, values, page_table_BT, past_lengths_B)
     assert_close(pooled_attention(q, k, v, *pool), right, TOLERANCE[dtype])
     wide = (x.double() for x in (q, k, v, keys, values))
-    assert_close(reference.pooled_attention(*wide, places_BT, pasts_B), right, 1e-12)
+    assert_close(reference.pooled_attention(*wide, page_table_BT, past_lengths_B), right, 1e-12)
 
 
-def test_pooled_attention_depends_neither_on_the_batch_nor_on_the_places() -> None:
+def test_pooled_attention_depends_neither_on_the_batch_nor_on_the_pages() -> None:
     pasts, heads, width = [100, 37, 130], 2, 16
     q, k, v = (random(3, 40, heads, width, seed=s) for s in (1, 2, 3))
-    keys, values, places_BT, pasts_B = pool_of(pasts, heads, width, torch.float32)
-    together = pooled_attention(q, k, v, keys, values, places_BT, pasts_B)
-    moved = places_BT[2:, :130].long()[0]
+    keys, values, page_table_BT, past_lengths_B = pool_of(pasts, heads, width, torch.float32)
+    together = pooled_attention(q, k, v, keys, values, page_table_BT, past_lengths_B)
+    moved = page_table_BT[2:, :130].long()[0]
     alone = pooled_attention(
         *(x[2:] for x in (q, k, v)),
         *(x[moved] for x in (keys, values)),
         torch.arange(130, dtype=torch.int32, device=DEVICE)[None],
-        pasts_B[2:],
+        past_lengths_B[2:],
     )
     assert torch.equal(alone, together[2:])
 
@@ -195,9 +195,9 @@ def test_what_pads_a_row_reaches_nothing_before_it() -> None:
 
 def test_shapes_that_do_not_fit_a_pool_are_refused() -> None:
     q, k, v = (random(1, 5, 2, 16, seed=s) for s in (1, 2, 3))
-    keys, values, places_BT, pasts_B = pool_of([4], 3, 16, torch.float32)
-    with pytest.raises(ValueError, match=r"do not fit a pool \(11, 3, 16\)"):
-        pooled_attention(q, k, v, keys, values, places_BT, pasts_B)
+    keys, values, page_table_BT, past_lengths_B = pool_of([4], 3, 16, torch.float32)
+    with pytest.raises(ValueError, match=r"do not match a pool \(11, 3, 16\)"):
+        pooled_attention(q, k, v, keys, values, page_table_BT, past_lengths_B)
 
 
 def in_float8(x_BHTW: Tensor) -> Float8Rows:
@@ -238,7 +238,7 @@ def test_attention_continued_is_attention(cut: int, monkeypatch: pytest.MonkeyPa
     q, k, v = (random(2, 3, 100, 8, seed=s).double() for s in range(3))
     whole = causal_attention(q, k, v)
     torch.testing.assert_close(causal_attention(q[:, :, cut:], k, v), whole[:, :, cut:])
-    torch.testing.assert_close(op._continued(q[:, :, cut:], k, v, cut), whole[:, :, cut:])
+    torch.testing.assert_close(op._by_blocks(q[:, :, cut:], k, v, cut), whole[:, :, cut:])
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

@@ -96,7 +96,7 @@ def test_the_kernel_is_the_reference(
 
 @pytest.mark.parametrize("takes", [True, False], ids=["kernel", "reference"])
 def test_the_fake_has_the_shapes(takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "kernels_take", lambda _: takes)
+    monkeypatch.setattr(op, "kernels_support", lambda _: takes)
     x, turned = (draw(*shape, dtype=torch.bfloat16) for shape in ((21, 32), (32, 48)))
     for matrix in (x, turned.T):
         for rows, columns in ((True, True), (True, False), (False, True)):
@@ -159,7 +159,7 @@ def test_the_kernel_rounds_rows_as_the_reference(
 ) -> None:
     x = numbers(*shape).to(dtype)
     x[-1, 2] = float("nan")
-    monkeypatch.setattr(op, "kernels_take", lambda _: True)
+    monkeypatch.setattr(op, "kernels_support", lambda _: True)
     found = op.round_rows(x[:, None])
     assert found.scale_P1[shape[0] - 1].isnan()
     assert_same_rows(found, reference.round_rows(x[:, None]))
@@ -169,7 +169,7 @@ def test_the_kernel_rounds_rows_as_the_reference(
 def test_normed_rows_are_rounded(monkeypatch: pytest.MonkeyPatch, *, takes: bool) -> None:
     # Rows of 1 and -1, halved by the norm if eps is outside the root; numbers of e4m3 as its scale.
     x, scale_D = draw(5, 2, 48).sign(), numbers(1, 48)[0]
-    monkeypatch.setattr(op, "kernels_take", lambda _: takes)
+    monkeypatch.setattr(op, "kernels_support", lambda _: takes)
     assert_same_rows(op.round_rows(x, (scale_D, 1.0)), reference.round_rows(x / 2 * scale_D))
 
 
@@ -181,7 +181,7 @@ def test_gated_rows_are_rounded(
     # GELU leaves 16 as it is, to the last digit of fp32.
     gate, up = torch.full((5, 2, 48), 16.0, device=DEVICE), numbers(10, 48).view(5, 2, 48)
     gate[1, 1] = 0
-    monkeypatch.setattr(op, "kernels_take", lambda _: takes)
+    monkeypatch.setattr(op, "kernels_support", lambda _: takes)
     assert_same_rows(op.round_gated(gate, up, gelu=gelu), reference.round_rows(gate * up))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyenakernels.host_memory import prefetch, put
+from hyenakernels.host_memory import Chunks, prefetch, put
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 MANY_CYCLES = 2_000_000  # device cycles: about a millisecond
@@ -39,6 +39,25 @@ def test_parts_arrive_in_order(lengths: list[int]) -> None:
         for (x_BLC, few_BLC), expected in zip(found, right, strict=True):
             torch.testing.assert_close(x_BLC, expected + times - 1)
             torch.testing.assert_close(few_BLC, expected[..., :10])
+
+
+@pytest.mark.parametrize("lengths", [[7], [300, 300, 41], [300, 300, 300, 300, 5]], ids=str)
+def test_chunks_are_read_as_they_were_last_put(lengths: list[int]) -> None:
+    chunks = Chunks(rooms(lengths), DEVICE)
+    expected = [torch.randn(chunk.shape, device=DEVICE) for chunk in chunks.chunks]
+    for index, x_BLC in enumerate(expected):
+        delay_device()
+        chunks.put(index, x_BLC.clone())
+    for times in range(1, 4):
+        for index, x_BLC in enumerate(chunks):
+            torch.testing.assert_close(x_BLC, expected[index] + times - 1)
+            delay_device()
+            chunks.put(index, x_BLC + 1)
+            torch.full_like(x_BLC, torch.nan)  # takes what is free by now
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    for chunk, x_BLC in zip(chunks.chunks, expected, strict=True):
+        torch.testing.assert_close(chunk.to(DEVICE), x_BLC + 3)
 
 
 def test_memory_is_not_reused_while_a_part_is_in_transfer() -> None:

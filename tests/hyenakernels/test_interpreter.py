@@ -88,3 +88,32 @@ def test_a_kept_dtype_is_that_of_its_type() -> None:
             assert interpreter._get_np_dtype(kind) == expected
             assert interpreter._get_np_dtype(tl.block_type(kind, [4])) == expected
             assert interpreter._get_np_dtype(tl.pointer_type(kind)) == "uint64"
+
+
+def test_a_kept_block_type_is_that_of_its_element_and_shape() -> None:
+    for kind in (tl.float32, tl.int1, tl.pointer_type(tl.float32)):
+        for shape in ([4], [2, 4], [tl.constexpr(2), tl.constexpr(4)]):
+            for _ in range(2):
+                made = tl.block_type(kind, shape)
+                assert made.element_ty == kind
+                assert made.shape.values == [tl.constexpr(size).value for size in shape]
+                assert made.numel == 4 * 2 ** (len(shape) - 1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="must be a power of 2"):
+            tl.block_type(tl.float32, [3])
+        with pytest.raises(TypeError):
+            tl.block_type(tl.float32, [4.0])
+
+
+@triton.jit
+def _add(x, y, z, M: tl.constexpr, N: tl.constexpr):
+    column, row = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :]
+    total = tl.load(x + column) + tl.load(y + row) + 1.0
+    tl.static_assert(total.shape == [M, N])
+    tl.store(z + column * N + row, total + total)
+
+
+def test_operands_of_other_shapes_are_broadcast() -> None:
+    x, y, z = torch.arange(4.0), torch.arange(2.0), torch.empty(4, 2)
+    _add[(1,)](x, y, z, M=4, N=2)
+    assert torch.equal(z, 2 * (x[:, None] + y + 1))

@@ -314,7 +314,7 @@ def assert_same_past(found: HyenaPast, expected: HyenaPast) -> None:
 def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public operators use the kernels, interpreted where there is no GPU."""
     for module in (fir, modal):
-        monkeypatch.setattr(module, "kernels_take", lambda *_, **__: True)
+        monkeypatch.setattr(module, "kernels_support", lambda *_, **__: True)
 
 
 @pytest.mark.usefixtures("kernels_everywhere")
@@ -448,7 +448,7 @@ def test_a_pole_near_one_keeps_its_precision(
     path: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After many steps the fp32 state is that of the pole, not of the rounded pole."""
-    monkeypatch.setattr(modal, "kernels_take", lambda *_, **__: path == "kernel")
+    monkeypatch.setattr(modal, "kernels_support", lambda *_, **__: path == "kernel")
     width, modes, steps = 4, 8, 200
     poles = -torch.linspace(1e-5, 3e-5, width * modes, device=DEVICE).view(width, modes)
     filters = ModalFilters(torch.ones(3 * width, 1, device=DEVICE), poles, torch.ones_like(poles))
@@ -661,16 +661,16 @@ def test_inputs_without_a_kernel_are_logged_once(
     dispatch.warn_once.cache_clear()
     z = torch.zeros(1, 4, 6, dtype=torch.float64).as_subclass(OnGpu)
     with caplog.at_level(logging.WARNING):
-        assert not dispatch.kernels_take(z, 3, num_taps=7)
-        assert not dispatch.kernels_take(z, 3, num_taps=7)
-        assert not dispatch.kernels_take(z.float(), 3, num_taps=300)
+        assert not dispatch.kernels_support(z, 3, num_taps=7)
+        assert not dispatch.kernels_support(z, 3, num_taps=7)
+        assert not dispatch.kernels_support(z.float(), 3, num_taps=300)
     assert [record.message for record in caplog.records] == [
         "torch.float64 has no kernel; the slower reference runs instead",
         "filters of more than 256 taps have no kernel; the slower reference runs instead",
     ]
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
-    assert not dispatch.kernels_take(z.float(), 3)
-    assert not dispatch.kernels_take(torch.zeros(1, 4, 6), 3)  # on a CPU nothing is logged
+    assert not dispatch.kernels_support(z.float(), 3)
+    assert not dispatch.kernels_support(torch.zeros(1, 4, 6), 3)  # on a CPU nothing is logged
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

@@ -25,7 +25,7 @@ Layer = Callable[..., Tensor]
 @pytest.fixture(autouse=True)
 def kernels_and_poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels run, interpreted where there is no GPU; memory they do not write is NaN."""
-    monkeypatch.setattr(op, "kernels_take", lambda *_, **__: True)
+    monkeypatch.setattr(op, "kernels_support", lambda *_, **__: True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     with torch.no_grad():
         yield
@@ -156,7 +156,7 @@ def test_a_row_in_float8_is_rounded_alone_and_beside_others(
     given = in_float8(arguments(added_linear, (48, 7), torch.float32))
     x, weight, bias, added = given
     alone = added_linear(x, weight, bias, added)
-    monkeypatch.setattr(op, "kernels_take", lambda *_: False)
+    monkeypatch.setattr(op, "kernels_support", lambda *_: False)
     beside = added_linear(x.expand(3, 2, 48), weight, bias, added.expand(3, 2, 7))
     torch.testing.assert_close(beside, alone.expand(3, 2, 7))
     drawn = arguments(added_linear, (48, 7), torch.float32)[0]

@@ -35,7 +35,7 @@ TOLERANCE[NARROW] = 4e-3 if DEVICE == "cuda" else 1e-2
 @pytest.fixture
 def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public operators use the kernels, interpreted where there is no GPU."""
-    monkeypatch.setattr(norm, "kernels_take", lambda *_, **__: True)
+    monkeypatch.setattr(norm, "kernels_support", lambda *_, **__: True)
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ def test_a_model_with_kernels_is_the_model_without(
     ids = torch.randint(0, 512, (2, 7), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     found = []
     for takes in (True, False):
-        monkeypatch.setattr(norm, "kernels_take", lambda *_, takes=takes, **__: takes)
+        monkeypatch.setattr(norm, "kernels_support", lambda *_, takes=takes, **__: takes)
         for group in (0, 2):
             model = StripedHyena2.from_seed(config, seed=0).to(DEVICE)
             model.activation_checkpointing = group
@@ -380,9 +380,9 @@ def test_norms_without_a_kernel_are_logged_once(caplog: pytest.LogCaptureFixture
 
     dispatch.warn_once.cache_clear()
     x = torch.zeros(1, 1, 16_385).as_subclass(OnGpu)
-    assert not dispatch.kernels_take(x, width=16_385)
-    assert not dispatch.kernels_take(x, width=16_385)
-    assert not dispatch.kernels_take(x[:0], width=5)
+    assert not dispatch.kernels_support(x, width=16_385)
+    assert not dispatch.kernels_support(x, width=16_385)
+    assert not dispatch.kernels_support(x[:0], width=5)
     assert [record.message for record in caplog.records] == [
         "norms of more than 16384 channels have no kernel; the slower reference runs instead"
     ]

@@ -196,8 +196,8 @@ def test_the_private_operators_of_pytorch_have_these_signatures(
     monkeypatch: pytest.MonkeyPatch, by_cudnn: bool
 ) -> None:
     """On the meta device, so that a change of PyTorch shows without a GPU too."""
-    monkeypatch.setattr(block, "flash_takes", lambda *_: True)
-    monkeypatch.setattr(block, "_cudnn_takes", lambda *_: by_cudnn)
+    monkeypatch.setattr(block, "flash_supports", lambda *_: True)
+    monkeypatch.setattr(block, "_use_cudnn", lambda *_: by_cudnn)
     q, k, v, dout = (torch.empty(2, 3, 1024, 64, device="meta").bfloat16() for _ in range(4))
     out, lse = block.block_forward(q, k, v, True)
     assert (out.shape, out.dtype) == (q.shape, q.dtype)

@@ -165,7 +165,7 @@ def test_autocast_does_not_narrow_the_sums(case: str) -> None:
         ),
         (
             lambda: long_conv(torch.ones(1, 4, 6), torch.ones(2, 9), torch.ones(1, 3, 5)),
-            "does not fit",
+            "does not match",
         ),
         (lambda: modal_conv(torch.ones(1, 4, 6), torch.ones(5, 2), torch.ones(5, 2)), "6 channels"),
         (

@@ -13,6 +13,7 @@ from stripedhyena2 import ModelConfig, StripedHyena2
 from stripedhyena2.decoding import Decoder
 from stripedhyena2.packing import Packer, Shapes
 from stripedhyena2.scoring import sequence_logprob
+from tests.models import random_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NEW = 3  # steps: enough to read what the first of them has stored in a ring
@@ -22,9 +23,8 @@ def sequence(length: int, seed: int) -> Tensor:
     return torch.randint(0, 512, (length,), generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
 def small_models() -> tuple[StripedHyena2, StripedHyena2]:
-    """A random model whose every weight matters, in fp64 and in fp32."""
+    """A random model in fp64 and in fp32."""
     shape = ModelConfig(
         "SMLA",
         width=16,
@@ -34,13 +34,8 @@ def small_models() -> tuple[StripedHyena2, StripedHyena2]:
         num_medium_filter_groups=4,
         context=256,
     )
-    exact, noise = StripedHyena2.from_seed(shape, seed=0).double(), torch.Generator().manual_seed(1)
-    for name, parameter in exact.named_parameters():
-        if "pole" not in name:
-            drawn = torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
-            parameter.add_(0.2 * drawn)
-    model = deepcopy(exact).to(DEVICE, torch.float32)
-    return exact, model
+    exact = random_model(shape)
+    return exact, deepcopy(exact).to(DEVICE, torch.float32)
 
 
 @torch.no_grad()
@@ -58,7 +53,7 @@ def test_steps_by_kernels_are_whole_sequences(
         decoder.place(row, cache)
     right = [exact(ids[None])[0, length:] for ids, length in zip(whole, lengths, strict=True)]
     for name in ("attention", "fir", "linear", "modal", "norm"):
-        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_take", lambda *_, **__: True)
+        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_support", lambda *_, **__: True)
     found = [
         decoder.step(torch.stack([ids[n + t] for ids, n in zip(whole, lengths, strict=True)]))
         for t in range(NEW)
@@ -76,7 +71,7 @@ def test_rows_by_kernels_are_whole_sequences(monkeypatch: pytest.MonkeyPatch) ->
     wanted = [(shared, 64), (shared[:65] + b"GG", 64), (alone, 0)]
     right = [sequence_logprob(exact, bases) for bases, _ in wanted]
     for name in ("attention", "fir", "modal", "norm"):
-        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_take", lambda *_, **__: True)
+        monkeypatch.setattr(f"hyenakernels.{name}.op.kernels_support", lambda *_, **__: True)
     packer = Packer(model, Shapes(1024))
     asked = []
     for bases, cut in wanted:

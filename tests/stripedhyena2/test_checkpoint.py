@@ -313,7 +313,7 @@ def test_an_unknown_name_lists_the_known() -> None:
 def test_an_unknown_shape_asks_for_the_config(pt_file: Path) -> None:
     assert load(pt_file) is not None  # by the yml beside it
     pt_file.with_suffix(".yml").unlink()
-    with pytest.raises(CheckpointError, match="give --config"):
+    with pytest.raises(CheckpointError, match="give a config: "):
         load(pt_file)
 
 

@@ -248,7 +248,7 @@ def test_who_joins_and_leaves_during_a_step_leaves_no_trace(
     gone: dict[int, int] = {}  # how many tokens were drawn until then
     while waiting or rows.samples:
         for _ in range(draw.randrange(3)):
-            if waiting and rows.has_room:
+            if waiting and rows.has_free_row:
                 index = waiting.pop(0)
                 found.append(rows.add(*mixed(index), index, keep_logits=True))
         grown = rows.step()

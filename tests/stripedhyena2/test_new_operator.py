@@ -278,7 +278,7 @@ def test_it_is_saved_loaded_extended_and_printed(
     assert "SXYA" in result.stdout
     found = json.loads(CliRunner().invoke(app, ["info", str(folder), "--json"]).stdout)
     assert found["parameters"] == count_parameters(shape())
-    with pytest.raises(ConfigError, match=r"released layout does not know scale \(X\)"):
+    with pytest.raises(ConfigError, match=r"released layout does not support scale \(X\)"):
         vortex.write(read_checkpoint(folder), tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from stripedhyena2 import Mixer, ModelConfig, StripedHyena2, packing
 from stripedhyena2.cache import Launch, Past
 from stripedhyena2.mixer import MIXERS
-from stripedhyena2.packing import CHUNK, GRAIN, Packer, Shapes, Suffix
+from stripedhyena2.packing import CHUNK, GRANULARITY, Packer, Shapes, Suffix
 from stripedhyena2.scoring import sequence_logprob
 
 PACKED = Shapes(2048)
@@ -30,10 +30,10 @@ def model(tiny_model: StripedHyena2) -> StripedHyena2:
     return narrow
 
 
-def ask(packer: Packer, bases: bytes, *ends: int, cumulated: bool = False) -> Suffix:
+def ask(packer: Packer, bases: bytes, *ends: int, cumulative: bool = False) -> Suffix:
     """A sequence whose prefix has these pieces."""
     prefix = packer.prefix(bases, ends)
-    return packer.suffix(prefix, bases[prefix.length :], cumulated=cumulated)
+    return packer.suffix(prefix, bases[prefix.length :], cumulative=cumulative)
 
 
 def logprobs(packer: Packer, wanted: Sequence[tuple[bytes, tuple[int, ...]]]) -> list[float]:
@@ -57,7 +57,7 @@ def many(count: int) -> list[tuple[bytes, tuple[int, ...]]]:
 def test_log_likelihoods_are_those_of_sequences(tiny_model: StripedHyena2, shapes: Shapes) -> None:
     """In fp64, of whole sequences, of their beginnings, and of their last base."""
     packer, wanted = Packer(tiny_model, shapes), many(24)
-    asked = [ask(packer, bases, *ends, cumulated=True) for bases, ends in wanted]
+    asked = [ask(packer, bases, *ends, cumulative=True) for bases, ends in wanted]
     packer.read().collect()
 
     def total(bases: bytes) -> float:
@@ -89,7 +89,7 @@ def test_padding_enters_no_result(model: StripedHyena2, monkeypatch: pytest.Monk
     wanted = many(20)
     together = logprobs(Packer(model, PACKED), wanted)
     for letter in b"TN|\x00":
-        monkeypatch.setattr(packing, "PADDING", letter)
+        monkeypatch.setattr(packing, "PAD_TOKEN", letter)
         assert logprobs(Packer(model, PACKED), wanted) == together
     torch.use_deterministic_algorithms(True, warn_only=True)  # `empty` is NaN
     try:
@@ -135,7 +135,7 @@ def test_long_suffixes_are_read_in_chunks(
     bases = letters(450)
     for shapes in (Shapes(0), PACKED):
         packer = Packer(tiny_model, shapes)
-        suffix = ask(packer, bases, 64, cumulated=True)
+        suffix = ask(packer, bases, 64, cumulative=True)
         packer.read().collect()
         for length in (64, 65, 192, 200, 320, 321, 450):
             expected = sequence_logprob(tiny_model, bases[:length])
@@ -175,7 +175,7 @@ def test_a_launch_follows_a_block_to_its_device() -> None:
     moved = launch.to(torch.device("meta"))
     assert launch.to(torch.device("meta")) is moved
     assert moved.places_BT.is_meta
-    assert moved.targets_N is None
+    assert moved.new_slots_N is None
 
 
 @given(st.integers(1, CHUNK), st.sampled_from([1024, 4096, 8192, 16_384, 65_536]))
@@ -183,7 +183,7 @@ def test_rows_are_few_lengths_and_little_padding(length: int, tokens: int) -> No
     shapes = Shapes(tokens)
     padded = shapes.padded(length)
     assert length <= padded
-    assert padded - length < max(GRAIN, length / 16)
+    assert padded - length < max(GRANULARITY, length / 16)
     assert padded == length or shapes.padded(padded) == padded  # a length of the table
     assert shapes.rows(padded) * padded <= max(tokens, padded)
     if 2 * length > tokens:
@@ -216,10 +216,10 @@ def test_a_cut_lies_where_pieces_end(tokens: int, first: int, more: int, rest: i
     if not tokens:
         assert cut == before
         return
-    assert (cut - first) % GRAIN == 0
+    assert (cut - first) % GRANULARITY == 0
     assert all(size == shapes_power(size) and size <= CHUNK for size in sizes)
     # The row is as short as it can be for a cut on the grain.
-    nearest = first + more // GRAIN * GRAIN
+    nearest = first + more // GRANULARITY * GRANULARITY
     assert shapes.padded(before + rest - cut) == shapes.padded(before + rest - nearest)
 
 

@@ -1,1 +1,1 @@
-"""Formulas and measured rates that predict the memory and the time of a training step."""
+"""Predict the memory and time of a training step from formulas and measured rates."""

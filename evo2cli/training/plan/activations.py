@@ -1,6 +1,6 @@
-"""Bytes per token that a forward pass keeps for the backward pass, tensor by tensor.
+"""Activation memory: bytes per token that a forward pass saves for the backward pass.
 
-The tensors are those that autograd saves of `stripedhyena2.model`, with the fused operators of a
+The tensors are those that autograd saves in `stripedhyena2.model`, with the fused operators of a
 GPU; tests/evo2cli/training/plan/test_activations.py counts them on the model.
 
 D channels, M inner channels of the MLP, V vocabulary.
@@ -19,8 +19,8 @@ class Dtypes:
     """Element sizes of a run's activations.
 
     Attributes:
-        compute: Bytes of a number in products and operators.
-        residual: Bytes of a number in the residual stream.
+        compute: Bytes per element in matrix products and operators.
+        residual: Bytes per element of the residual stream.
     """
 
     compute: int
@@ -28,14 +28,14 @@ class Dtypes:
 
     @property
     def is_autocast(self) -> bool:
-        """Whether fp32 weights are cast for their products."""
+        """Whether weights are cast to a narrower dtype for their products."""
         return self.residual > self.compute
 
 
 def block_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
-    """Bytes per token that one block keeps, its input included and its MLP left out.
+    """Bytes per token that one block saves, including its input but not its MLP.
 
-    Both norms keep their input (D in the dtype of the residual stream) and an fp32 root. In the
+    Both norms save their input (D in the dtype of the residual stream) and an fp32 root. In the
     compute dtype: the outputs of both norms (2 D), and what the mixer saves (`Mixer.saved_bytes`).
     """
     width, element = config.width, dtypes.compute
@@ -44,15 +44,15 @@ def block_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
 
 
 def mlp_bytes(config: ModelConfig, index: int, dtypes: Dtypes) -> float:
-    """Bytes per token that the MLP of a block keeps, of the tokens that it computes at once.
+    """Bytes that the MLP of a block saves, per token that it computes at once.
 
-    In the compute dtype its gate, up and product (3 M; in the first block M more for its GELU).
+    In the compute dtype: its gate, up and product (3 M; in the first block M more for its GELU).
     """
     return dtypes.compute * (4 if index == 0 else 3) * config.mlp_width
 
 
 def working_bytes(config: ModelConfig, dtypes: Dtypes) -> float:
-    """Bytes per token that the backward pass of a block needs at its peak, beside what was kept.
+    """Temporary bytes per token at the peak of a block's backward pass, on top of what was saved.
 
     The peak is in its MLP: the gradient of the residual stream, and two tensors as wide as the MLP.
     The fused operators need less later, when the MLP's tensors are freed.
@@ -61,17 +61,17 @@ def working_bytes(config: ModelConfig, dtypes: Dtypes) -> float:
 
 
 def chunked_working_bytes(config: ModelConfig, dtypes: Dtypes, share: float) -> float:
-    """As `working_bytes`, if the MLP takes the sequence in chunks, and with what a chunk keeps.
+    """As `working_bytes`, for an MLP that computes in chunks; includes what a chunk saves.
 
-    The gradient of the residual stream (with autocast also as the MLP takes it), and the larger of
-    two moments: in the last chunk, what that keeps and needs (5 M), the gradient of its output (D),
-    and the gradients of the other chunks' inputs (D); or at the end, the gradients of all inputs,
-    and the same joined (2 D).
+    The gradient of the residual stream (under autocast also in the compute dtype), and the larger
+    of two peaks: in the last chunk, what it saves and needs (5 M), the gradient of its output (D),
+    and the gradients of the inputs of the other chunks (D); or at the end, the gradients of all
+    inputs, and their concatenation (2 D).
 
     Args:
         config: Shape of the model.
-        dtypes: Bytes of its numbers.
-        share: The fraction of the tokens that one chunk holds.
+        dtypes: Element sizes.
+        share: Fraction of the tokens in one chunk.
     """
     width, element = config.width, dtypes.compute
     wide = mlp_bytes(config, 1, dtypes) + 2 * element * config.mlp_width
@@ -81,10 +81,11 @@ def chunked_working_bytes(config: ModelConfig, dtypes: Dtypes, share: float) -> 
 
 
 def head_bytes(config: ModelConfig) -> tuple[float, float]:
-    """What final norm, head and loss keep in fp32, a token, and what they need beside it.
+    """Bytes per token that final norm, head and loss save, and temporary bytes on top, all fp32.
 
-    Kept: the norm's input and output (2 D) and the logits' log-softmax (V). Needed: gradients of
-    log-softmax and logits (2 V); later, when the norm's output is freed, those of the norm (2 D).
+    Saved: the norm's input and output (2 D) and the logits' log-softmax (V). Temporary: gradients
+    of log-softmax and logits (2 V); later, when the norm's output is freed, those of the norm
+    (2 D).
     """
     kept = FP32 * (2 * config.width + config.vocabulary)
     needed = FP32 * max(2 * config.vocabulary, config.width)
@@ -93,14 +94,14 @@ def head_bytes(config: ModelConfig) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations of one micro-batch, in bytes.
+    """Bytes of activations of one micro-batch at three points of the backward pass.
 
     Attributes:
-        at_loss: When the backward pass begins: kept by all blocks (or the inputs of the groups that
-            are recomputed) and by the head, and the head's gradients.
-        in_blocks: At the peak of the backward pass through the blocks.
-        at_end: In the backward pass of the first blocks, which comes last.
-        group_blocks: Blocks whose tensors exist at the same time.
+        at_loss: At its start: what all blocks (or the inputs of the checkpointed segments) and the
+            head save, and the head's gradients.
+        in_blocks: At the peak within the blocks.
+        at_end: At its end, in the first blocks.
+        group_blocks: Number of blocks whose activations exist at the same time.
     """
 
     at_loss: float
@@ -118,16 +119,16 @@ def activations(
     mlp_tokens: int | None = None,
     shared: bool = False,
 ) -> Activations:
-    """What a micro-batch keeps.
+    """Activation memory of a micro-batch.
 
     Args:
         config: Shape of the model.
-        dtypes: Bytes of its numbers.
+        dtypes: Element sizes.
         tokens: Tokens of the micro-batch.
-        checkpointing: Blocks in a group that is recomputed from its input; 0 keeps everything.
-        mlp_tokens: Tokens that an MLP computes together, in chunks that it recomputes; None for
+        checkpointing: Blocks per checkpointed segment; 0 without activation checkpointing.
+        mlp_tokens: Tokens per chunk of an MLP that computes, and recomputes, in chunks; None for
             all at once.
-        shared: Whether other GPUs have other parts of the same windows.
+        shared: Whether windows are shared with other GPUs (context parallelism).
     """
     blocks = [block_bytes(config, index, dtypes) for index in range(config.depth)]
     if mlp_tokens is None or mlp_tokens >= tokens:
@@ -148,7 +149,7 @@ def activations(
             for first in range(0, config.depth, checkpointing)
         ]
         at_loss = one_input * len(groups) + head_kept + head_needed
-        # The first norm of a group keeps the group's input itself.
+        # The saved input of a segment is also that of its first norm, so it counts once.
         alive = [one_input * index + group + working for index, group in enumerate(groups)]
         in_blocks, at_end = max(alive), alive[0]
     together = min(checkpointing or config.depth, config.depth)

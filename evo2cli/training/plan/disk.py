@@ -1,14 +1,14 @@
-"""Bytes of a run on disk.
+"""Disk space of a run.
 
 Bytes per parameter in a checkpoint, with e = 2 in bf16 and 4 in fp32:
 
-                       all engines   plain, with averages   DeepSpeed, ZeRO 1 and 2
+                       all engines   plain, with EMA   DeepSpeed, ZeRO 1 and 2
 exported fp32 weights  4
 fp32 weights, moments  12
-besides                              4                      e, its copy of the weights
+in addition                          4                 e, its copy of the weights
 
 The exported weights are in inference form, the others in training form. With
-checkpoint.optimizer = false there are the exported weights only, as in final/.
+checkpoint.optimizer = false only the exported weights are written, as in final/.
 
 Fine-tuning keeps the best weights so far in best/, which becomes final/.
 """
@@ -23,14 +23,14 @@ from evo2cli.training.recipe import Checkpoint, Recipe
 
 @dataclass(frozen=True)
 class Disk:
-    """What a run writes.
+    """Sizes and numbers of what a run writes.
 
     Attributes:
-        checkpoint: Bytes of a checkpoint, the files of all ranks together.
-        final: Bytes of the model of the finished run.
+        checkpoint: Bytes of a checkpoint, with the files of all ranks.
+        final: Bytes of the final model.
         best: Bytes of the best weights so far; 0 if the run does not keep them.
-        kept: Checkpoints at its end.
-        most: Checkpoints at any time, with the one that is being written.
+        kept: Number of checkpoints at the end.
+        most: Largest number of checkpoints at a time, including the one being written.
     """
 
     checkpoint: int
@@ -46,42 +46,42 @@ class Disk:
 
     @property
     def peak(self) -> int:
-        """Bytes at any time; old checkpoints are deleted before final/ is written.
+        """The most bytes at any time; old checkpoints are deleted before final/ is written.
 
-        Better weights are written beside those that they replace, but no checkpoint is written
-        then, and one is at least as large.
+        New best weights are written before the old ones are deleted. That needs no extra space: no
+        checkpoint is being written then, and a checkpoint is at least as large.
         """
         return max(self.most * self.checkpoint + self.best, self.at_end)
 
 
 def disk(recipe: Recipe, counts: Sizes, setup: Setup) -> Disk:
-    """What a run writes.
+    """The disk space that a run needs.
 
     Args:
-        recipe: Its recipe.
+        recipe: The recipe.
         counts: Numbers of parameters.
-        setup: Which engine writes, and how.
+        setup: How the run uses its GPUs.
     """
     checkpoint = recipe.checkpoint
-    final = FP32 * (counts.folded if setup.frozen is None else setup.frozen.trained)
-    each = final + (_engine_bytes(counts, setup) if checkpoint.optimizer else 0)
+    final = FP32 * (counts.folded if setup.frozen is None else setup.frozen.trainable)
+    size = final + (_engine_bytes(counts, setup) if checkpoint.optimizer else 0)
     written = -(-recipe.optimizer.steps // checkpoint.every)  # the last step always has one
     before_last = _num_kept(checkpoint, written - 1)
     best = 0 if recipe.finetune is None else final
-    return Disk(each, final, best, _num_kept(checkpoint, written), before_last + 1)
+    return Disk(size, final, best, _num_kept(checkpoint, written), before_last + 1)
 
 
 def _engine_bytes(counts: Sizes, setup: Setup) -> int:
-    """Bytes from which an engine resumes: weights and moments."""
-    each = FP32 + MOMENTS
+    """Bytes of the state of the engine in a checkpoint: weights and moments."""
+    per_parameter = FP32 + MOMENTS
     if setup.frozen is None:
-        each += FP32 if setup.averaged else 0
-        each += setup.dtypes.compute if setup.zero in (1, 2) else 0
-    return each * setup.trained(counts)
+        per_parameter += FP32 if setup.ema else 0
+        per_parameter += setup.dtypes.compute if setup.zero in (1, 2) else 0
+    return per_parameter * setup.num_trainable(counts)
 
 
 def _num_kept(checkpoint: Checkpoint, written: int) -> int:
-    """Checkpoints that are left once so many are written, every `checkpoint.every` steps."""
+    """Number of checkpoints left after `written` of them, one every `checkpoint.every` steps."""
     newest = min(checkpoint.keep, written)
     if checkpoint.keep_every is None:
         return newest

@@ -1,4 +1,4 @@
-"""Estimates of memory, time and cost of a recipe, without running it."""
+"""Estimate memory, time and cost of a recipe, without running it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,23 +20,23 @@ from stripedhyena2.adapters.lora import target_names
 from stripedhyena2.parallelize import check_schemes
 
 SECONDS_PER_DAY = 86_400
-CHECKPOINTING = (4, 2, 1)  # values of memory.activation_checkpointing that advice considers
+CHECKPOINTING = (4, 2, 1)  # values of memory.activation_checkpointing that `advice` tries
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned run on a number of GPUs of one kind.
+    """The estimate for a run on a given number of GPUs of one model.
 
     Attributes:
         config: Shape of the model.
         counts: Numbers of its parameters.
-        gpu: The kind of GPU.
-        setup: How the GPUs are used.
+        gpu: The GPU model.
+        setup: How the run uses its GPUs.
         batch: The batch of the recipe.
         steps: Steps of the whole run.
-        memory: Memory of one GPU.
+        memory: Peak memory of one GPU.
         time: Time of a step.
-        disk: What the run writes.
+        disk: Disk space of the run.
     """
 
     config: ModelConfig
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def days(self) -> float:
-        """Days of the whole run, without validation, checkpoints and failures."""
+        """Days of the whole run, excluding validation, checkpoints and failures."""
         return self.steps * self.time.total / SECONDS_PER_DAY
 
     @property
@@ -102,7 +102,7 @@ def make_plan(recipe: Recipe, config: ModelConfig, *, gpus: int, gpu: Accelerato
         recipe: The recipe.
         config: Shape of the model that it trains.
         gpus: Number of GPUs.
-        gpu: Their kind.
+        gpu: The GPU model.
 
     Raises:
         ValueError: The recipe cannot run on these GPUs, however much memory they have.
@@ -118,12 +118,12 @@ def count_sizes(recipe: Recipe, config: ModelConfig) -> Sizes:
 
 
 def _frozen(recipe: Recipe, config: ModelConfig) -> Frozen | None:
-    """The base of a fine-tuning that does not train it."""
+    """The frozen base of a fine-tuning run; None if all weights are trained."""
     tuning = recipe.finetune
     if tuning is None or tuning.method == "full":
         return None
     element = {"fp32": 4, "bf16": 2, "fp8": 1}[tuning.base]
-    # The output of a block as the head's input: a hidden layer as wide, or else one output.
+    # Assume that the head reads a block, and has a hidden layer of the same width or one output.
     is_hidden = tuning.task != "lm" and tuning.head == "mlp"
     head = config.width * (config.width + 4) if is_hidden else config.width
     if tuning.method == "head":
@@ -142,10 +142,10 @@ def _frozen(recipe: Recipe, config: ModelConfig) -> Frozen | None:
 
 
 def make_setup(recipe: Recipe, config: ModelConfig, gpus: int) -> Setup:
-    """How a recipe uses a number of GPUs.
+    """How a recipe uses this number of GPUs.
 
     Raises:
-        ValueError: They cannot share a step evenly.
+        ValueError: The batch cannot be divided evenly.
     """
     micro, context_parallel = recipe.micro(gpus), recipe.parallel.context
     frozen = _frozen(recipe, config)
@@ -158,7 +158,7 @@ def make_setup(recipe: Recipe, config: ModelConfig, gpus: int) -> Setup:
         checkpointing=recipe.memory.activation_checkpointing,
         compute=recipe.precision.compute,
         fp8=recipe.precision.fp8,
-        averaged=recipe.optimizer.ema is not None,
+        ema=recipe.optimizer.ema is not None,
         context=context_parallel,
         schemes=recipe.parallel.schemes,
         frozen=frozen,
@@ -195,10 +195,10 @@ def _check(recipe: Recipe, config: ModelConfig, gpus: int, gpu: Accelerator) -> 
 
 
 def check_shape(recipe: Recipe, config: ModelConfig) -> None:
-    """Refuse windows, or a degree of context parallelism, that a shape of model does not allow.
+    """Refuse windows or context parallelism that the shape of the model does not allow.
 
     Raises:
-        ValueError: With the table and the key.
+        ValueError: The message names the table and the key.
     """
     if recipe.batch.length > config.context:
         key = "extend.to" if recipe.init else "shape.context"
@@ -215,7 +215,7 @@ def check_shape(recipe: Recipe, config: ModelConfig) -> None:
 def smallest_plan(recipe: Recipe, config: ModelConfig, *, gpu: Accelerator) -> Plan:
     """The plan with the fewest GPUs on which a recipe fits as it is.
 
-    Where it fits on no number of GPUs, the plan with the fewest that can run it.
+    If it fits on no number of GPUs, the plan with the fewest that can divide its batch.
 
     Raises:
         ValueError: As `make_plan`.
@@ -227,7 +227,7 @@ def smallest_plan(recipe: Recipe, config: ModelConfig, *, gpu: Accelerator) -> P
 
 
 def possible_gpus(recipe: Recipe) -> list[int]:
-    """All numbers of GPUs that can share a step evenly, ascending."""
+    """All numbers of GPUs that can divide the batch evenly, ascending."""
     most = recipe.batch.sequences // (recipe.batch.micro_sequences or 1)
     if recipe.optimizer.ema is not None:  # needs whole weights in one process
         most = 1
@@ -243,7 +243,7 @@ def _nearest(recipe: Recipe, gpus: int) -> str:
 
 
 def advice(plan: Plan, recipe: Recipe) -> str:
-    """How to make a run fit: a change of as few keys as possible, and among those the fastest."""
+    """How to make a run fit: the change of the fewest keys, and among those the fastest."""
     for change in _changes(plan, recipe):
         return change
     for gpus in possible_gpus(recipe):
@@ -260,7 +260,7 @@ def advice(plan: Plan, recipe: Recipe) -> str:
 
 def _changes(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """Changes of the recipe that make it fit on the same GPUs, the best first."""
-    found = []
+    fitting = []
     for setup in _alternatives(plan.setup):
         other = _plan(recipe, plan.config, plan.counts, plan.gpu, setup)
         keys = [
@@ -273,23 +273,23 @@ def _changes(plan: Plan, recipe: Recipe) -> Iterator[str]:
             if getattr(setup, name) != getattr(plan.setup, name)
         ]
         if other.fits:
-            found.append((len(keys), other.time.total, ", ".join(keys)))
-    for _, _, change in sorted(found):
+            fitting.append((len(keys), other.time.total, ", ".join(keys)))
+    for _, _, change in sorted(fitting):
         yield f"set {change}"
 
 
 def _alternatives(setup: Setup) -> Iterator[Setup]:
     is_alone = setup.gpus == 1 or setup.frozen is not None
     stages = [setup.zero] if is_alone else range(setup.zero, 4)
-    each = setup.micro * setup.accumulation
+    per_rank = setup.micro * setup.accumulation
     for zero in stages:
         for checkpointing in {setup.checkpointing, *CHECKPOINTING}:
             for micro in range(1, setup.micro + 1):
-                if each % micro == 0:
+                if per_rank % micro == 0:
                     yield replace(
                         setup,
                         zero=zero,
                         checkpointing=checkpointing,
                         micro=micro,
-                        accumulation=each // micro,
+                        accumulation=per_rank // micro,
                     )

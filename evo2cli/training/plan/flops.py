@@ -1,4 +1,4 @@
-"""Floating point operations of a model, by formula: one multiply-add is two.
+"""FLOPs of a model, by formula; a multiply-add counts as two.
 
 Every count is for one token of a window of L positions. D channels, M inner channels of the MLP,
 V vocabulary.
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from stripedhyena2 import ModelConfig
 
-BACKWARD = 2  # a product has two gradients, each as large as itself
+BACKWARD = 2  # a matrix product has two gradients, each as many FLOPs as itself
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of a forward pass, a token.
+    """FLOPs of a forward pass, per token.
 
     Attributes:
         dense: Projections and MLPs of all blocks.
-        operators: What stands between the projections of the Hyena blocks.
-        attention: Scores and weighted sums of the attention blocks, causal, and whatever else
+        operators: Hyena operators, without their projections.
+        attention: Causal scores and weighted sums of the attention blocks, and anything else that
             grows with the length.
         head: From the residual stream to logits.
     """
@@ -30,7 +30,7 @@ class Flops:
 
     @property
     def blocks(self) -> float:
-        """Everything but the head: what activation checkpointing computes once more."""
+        """Everything but the head, which is what activation checkpointing recomputes."""
         return self.dense + self.operators + self.attention
 
     @property
@@ -48,10 +48,10 @@ class Flops:
 
 
 def flops_per_token(config: ModelConfig, length: int) -> Flops:
-    """FLOPs of a forward pass, a token of a window of `length`.
+    """FLOPs of a forward pass, per token of a window of `length`.
 
-    dense      2 (4 D^2 + 3 D M) a block
-    operators  as `Mixer.flops` of each block says; so for attention
+    dense      2 (4 D^2 + 3 D M) per block
+    operators  `Mixer.flops` of each block; likewise for attention
     head       2 V D
 
     Norms, activations, rotary positions, residual sums, embedding and loss are not counted.
@@ -69,10 +69,10 @@ def flops_per_token(config: ModelConfig, length: int) -> Flops:
 
 
 def paper_flops_per_token(config: ModelConfig, length: int) -> float:
-    """Training FLOPs per token as the StripedHyena 2 paper counts: 6 N_dense + 10 n_attn L D.
+    """Training FLOPs per token as the StripedHyena 2 paper counts them: 6 N_dense + 10 n_attn L D.
 
-    N_dense are the weights of projections and MLPs, n_attn the attention blocks, which are counted
-    with more than the causal half (2 L D); operators and head are not counted.
+    N_dense is the number of weights of projections and MLPs, n_attn that of attention blocks, each
+    of which counts for more than the causal half (2 L D); operators and head are not counted.
 
     Source: recovered from Figures 2.2 and B.3 of arXiv:2503.01868, whose bars it fits.
     """

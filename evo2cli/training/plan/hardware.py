@@ -1,4 +1,4 @@
-"""Data sheets of GPUs: peak rates without sparsity, memory, and links."""
+"""GPU specifications: peak rates without sparsity, memory, and interconnect."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ GIGA, TERA = 1e9, 1e12
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A kind of GPU.
+    """A GPU model.
 
     Attributes:
         key: Its name on the command line.
@@ -68,14 +68,14 @@ ACCELERATORS = [_read(line) for line in _TABLE.split("\n") if line]
 
 
 def find_accelerator(name: str) -> Accelerator | None:
-    """The accelerator of this key or device name; None if it is not in the table."""
+    """The GPU model with this key or device name; None if it is not in the table."""
     return next((gpu for gpu in ACCELERATORS if name in (gpu.key, gpu.device_name)), None)
 
 
 def peak_flops(device_name: str) -> float | None:
     """Dense bf16 FLOP/s of the GPU with this `torch.cuda.get_device_name`; None if unknown.
 
-    The utilization of FP8 runs refers to the same peak, so that it is comparable.
+    FP8 runs use the same peak, so that their MFU is comparable.
     """
     gpu = find_accelerator(device_name)
     return None if gpu is None else gpu.bf16

@@ -1,16 +1,18 @@
-"""Memory of one GPU while it trains, by component, from formulas: nothing is allocated.
+"""Training memory of one GPU, by component, from formulas: nothing is allocated.
 
 Bytes per parameter, on each of w GPUs:
 
                 weights       gradients             optimizer (masters and two moments)
 plain           4             4                     8
-ZeRO 1          e             4, and e a while      12 / w
+ZeRO 1          e             4, temporarily + e    12 / w
 ZeRO 2          e             4 / w                 12 / w
 ZeRO 3          e / w         4 / w                 12 / w
 
-with e = 2 in bf16 and 4 in fp32. The plain engine also holds bf16 copies of what it multiplies.
+with e = 2 in bf16 and 4 in fp32. In bf16, autocast in the plain engine also holds bf16 copies of
+the weights of matrix products.
 
-Frozen weights have 1, 2 or 4 bytes and nothing else, and what is trained beside them is plain.
+Frozen weights take 1, 2 or 4 bytes and have neither gradients nor optimizer state; parameters that
+are trained on top of them count as in the plain engine.
 """
 
 from dataclasses import dataclass, field
@@ -36,16 +38,16 @@ MOMENTS = 2 * FP32
 
 
 class Frozen(NamedTuple):
-    """A base that is not trained.
+    """The frozen base of a fine-tuning run.
 
     Attributes:
-        element: Bytes of a weight of its projections.
-        trained: Parameters that are trained beside it.
+        element: Bytes per weight of its projections.
+        trainable: Number of parameters that are trained on top of it.
         has_backward: Whether gradients pass through it, to adapters.
     """
 
     element: int
-    trained: int
+    trainable: int
     has_backward: bool
 
 
@@ -57,15 +59,15 @@ class Setup:
         gpus: Number of GPUs.
         zero: ZeRO stage; 0 for the plain engine.
         length: Positions of a window.
-        micro: Windows per forward pass, on one GPU or on those that share a window.
-        accumulation: Forward passes per step.
-        checkpointing: Blocks recomputed together; 0 for none.
-        compute: Dtype of products.
-        fp8: Whether projections and MLPs multiply in FP8.
-        averaged: Whether averaged weights are kept too.
-        context: Number of GPUs that share a window, each with a part of its positions.
-        schemes: How they exchange.
-        frozen: The base, if it is not trained.
+        micro: Micro-batch: windows per forward pass on one context-parallel group.
+        accumulation: Gradient accumulation: micro-batches per step.
+        checkpointing: Blocks per checkpointed segment; 0 without activation checkpointing.
+        compute: Dtype of matrix products.
+        fp8: Whether projections and MLPs compute in FP8.
+        ema: Whether an EMA of the weights is kept.
+        context: Degree of context parallelism: GPUs that share a window.
+        schemes: Exchanges of context parallelism.
+        frozen: The frozen base; None if all weights are trained.
     """
 
     gpus: int
@@ -76,14 +78,14 @@ class Setup:
     checkpointing: int
     compute: Literal["fp32", "bf16"]
     fp8: bool = False
-    averaged: bool = False
+    ema: bool = False
     context: int = 1
     schemes: Schemes = field(default_factory=Schemes)
     frozen: Frozen | None = None
 
-    def trained(self, counts: "Sizes") -> int:
-        """Number of parameters that are trained."""
-        return counts.all if self.frozen is None else self.frozen.trained
+    def num_trainable(self, counts: "Sizes") -> int:
+        """Number of trainable parameters."""
+        return counts.all if self.frozen is None else self.frozen.trainable
 
     @property
     def is_plain(self) -> bool:
@@ -92,7 +94,7 @@ class Setup:
 
     @property
     def dtypes(self) -> Dtypes:
-        """Bytes of numbers: the plain engine autocasts over fp32, DeepSpeed's weights are bf16."""
+        """Element sizes: the plain engine autocasts fp32 weights, DeepSpeed's weights are bf16."""
         compute = BF16 if self.compute == "bf16" else FP32
         if self.frozen is not None:
             return Dtypes(compute, max(compute, self.frozen.element))
@@ -116,9 +118,9 @@ class Sizes:
     Attributes:
         all: Parameters of the model in training form.
         folded: Parameters of the model in inference form.
-        block: Parameters of its largest block.
+        block: Parameters of the largest block.
         products: Parameters of the projections and MLPs.
-        largest: Parameters in its largest tensor.
+        largest: Parameters of the largest tensor.
     """
 
     all: int
@@ -133,7 +135,7 @@ def sizes(config: ModelConfig, *, published: bool = False) -> Sizes:
 
     Args:
         config: Shape of the model.
-        published: Whether poles train in the redundant form of the published runs.
+        published: Whether poles are trained in the redundant form of the published runs.
     """
     counts = parameter_counts(config, training=True, published=published)
     blocks = [0] * config.depth
@@ -159,12 +161,12 @@ class Memory:
     """Bytes on one GPU at the peak of a step.
 
     Attributes:
-        weights: Parameters, and averaged ones if the run keeps them.
+        weights: Parameters, and their EMA if the run keeps one.
         copies: bf16 copies that autocast makes of fp32 weights.
-        gradients: Accumulated gradients, and the one that is being added.
+        gradients: Accumulated gradients, and the one being added.
         optimizer: fp32 masters and Adam's moments.
-        activations: What one micro-batch keeps, and the temporary tensors of its backward pass.
-        communication: Buckets of gradients, and weights gathered from other GPUs.
+        activations: Activations of one micro-batch, and temporaries of its backward pass.
+        communication: Gradient buckets, and weights gathered from other GPUs.
         framework: CUDA, NCCL and the fragmentation of torch's allocator.
     """
 
@@ -178,23 +180,23 @@ class Memory:
 
     @property
     def allocated(self) -> float:
-        """What `torch.cuda.max_memory_allocated` will report."""
+        """Prediction of `torch.cuda.max_memory_allocated`."""
         return self.total - self.framework
 
     @property
     def total(self) -> float:
-        """What the GPU must have."""
+        """Memory that the GPU must have."""
         return float(sum(vars(self).values()))
 
 
 def memory_per_gpu(config: ModelConfig, counts: Sizes, setup: Setup) -> Memory:
-    """The peak of a step on one GPU.
+    """Peak memory of a step on one GPU.
 
-    It can be at the loss, in the blocks, or at the end of the backward pass, when all gradients
-    exist.
+    The peak can be at the loss, in the blocks, or at the end of the backward pass, when all
+    gradients exist.
     """
     frozen = setup.frozen
-    # Without a backward pass a block at a time is in memory.
+    # Without a backward pass, the activations of one block at a time are in memory.
     group = 1 if frozen is not None and not frozen.has_backward else setup.checkpointing
     kept = activations(
         config,
@@ -208,16 +210,17 @@ def memory_per_gpu(config: ModelConfig, counts: Sizes, setup: Setup) -> Memory:
     element = setup.dtypes.compute
     casts = setup.dtypes.is_autocast
     in_flight = counts.largest * (element + FP32 if casts else element)
-    if frozen is not None:  # no gradient of a large weight; one of a byte is widened to multiply
+    if frozen is not None:  # large weights have no gradients; FP8 ones are cast up to multiply
         in_flight = counts.largest * element if frozen.element == 1 else 0
-    # Recomputation casts weights again; without it the casts of the forward pass are kept.
+    # With activation checkpointing, weights are cast again for the recomputation; without it the
+    # casts of the forward pass are kept.
     copy = counts.products * BF16 / config.depth if casts else 0
-    moments = [
+    peaks = [
         (held, 0 if setup.checkpointing else copy * config.depth, kept.at_loss),
         (held + in_flight, copy * kept.group_blocks, kept.in_blocks),
         (grown + in_flight, copy, kept.at_end),
     ]
-    gradients, copies, alive = max(moments, key=sum)
+    gradients, copies, alive = max(peaks, key=sum)
     weights, optimizer = _states(counts, setup)
     parts = (weights, copies, gradients, optimizer, alive, _communication(counts, setup))
     framework = CONTEXT + FRAGMENTATION * sum(parts) + (CHANNELS if setup.gpus > 1 else 0)
@@ -225,14 +228,14 @@ def memory_per_gpu(config: ModelConfig, counts: Sizes, setup: Setup) -> Memory:
 
 
 def _states(counts: Sizes, setup: Setup) -> tuple[float, float]:
-    """Bytes of weights, and of optimizer states."""
-    trained = setup.trained(counts)
+    """Bytes of weights, and of optimizer state."""
+    trainable = setup.num_trainable(counts)
     if setup.frozen is not None:
         others = (counts.all - counts.products) * max(BF16, setup.frozen.element)
-        weights = counts.products * setup.frozen.element + others + trained * FP32
-        return weights, trained * MOMENTS
+        weights = counts.products * setup.frozen.element + others + trainable * FP32
+        return weights, trainable * MOMENTS
     if setup.is_plain:
-        return counts.all * FP32 * (2 if setup.averaged else 1), counts.all * MOMENTS
+        return counts.all * FP32 * (2 if setup.ema else 1), counts.all * MOMENTS
     weights = counts.all * setup.dtypes.compute
     optimizer = counts.all * (FP32 + MOMENTS) / setup.gpus
     return (weights / setup.gpus if setup.zero == 3 else weights), optimizer
@@ -240,21 +243,21 @@ def _states(counts: Sizes, setup: Setup) -> tuple[float, float]:
 
 def _gradients(counts: Sizes, setup: Setup) -> tuple[float, float]:
     """Bytes of gradients before a step's last backward pass, and at its end."""
-    whole = setup.trained(counts) * FP32
+    whole = setup.num_trainable(counts) * FP32
     if setup.zero >= 2:
         return whole / setup.gpus, whole / setup.gpus
     if setup.zero == 1 and setup.compute == "bf16":
-        # DeepSpeed keeps fp32 sums, and adds the bf16 gradients of all parameters at the end.
+        # DeepSpeed accumulates in fp32, and adds the bf16 gradients of all parameters at the end.
         return whole, whole + counts.all * BF16
     return (0 if setup.accumulation == 1 else whole), whole
 
 
 def _communication(counts: Sizes, setup: Setup) -> float:
-    """Buffers of sums. DeepSpeed's buckets have their maximum size, whatever the model's size."""
+    """Bytes of communication buffers; DeepSpeed's buckets are full-size for any model."""
     if setup.is_plain:
-        return min(PLAIN_BUCKET, setup.trained(counts)) * FP32 if setup.gpus > 1 else 0
+        return min(PLAIN_BUCKET, setup.num_trainable(counts)) * FP32 if setup.gpus > 1 else 0
     narrow = setup.compute == "bf16"
-    sent = min(BUCKET, counts.all) * FP32  # a bucket's copy in what is sent
+    sent = min(BUCKET, counts.all) * FP32  # fp32 copy of a bucket that is sent
     if setup.zero == 1:
         return sent if narrow else BUCKET * FP32
     if setup.zero == 2:

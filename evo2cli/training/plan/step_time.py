@@ -1,6 +1,6 @@
-"""How long a step takes, from counts of operations and bytes, and the rates in `calibration`.
+"""Predict the time of a step from FLOPs, bytes moved, and the rates in `calibration`.
 
-Plans are for uncompiled models: `precision.compile` can only make them faster.
+Predictions are for uncompiled models; `precision.compile` can only be faster.
 """
 
 from dataclasses import dataclass
@@ -28,23 +28,23 @@ from evo2cli.training.plan.hardware import Accelerator
 from evo2cli.training.plan.memory import BF16, Setup, Sizes
 from stripedhyena2 import ModelConfig
 
-PRODUCTS = 5  # weight matrices a block
+PRODUCTS = 5  # weight matrices per block
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step, recomputation included.
+    """Seconds of a step, including recomputation.
 
     Attributes:
         products: Projections and MLPs.
         attention: Attention.
-        operators: Fused Hyena operators, bound by memory.
-        elementwise: Norms, residual sums, casts and gates, bound by memory.
+        operators: Fused Hyena operators, memory-bound.
+        elementwise: Norms, residual sums, casts and gates, memory-bound.
         head: From the residual stream to logits, in fp32.
-        parameters: Casts, sums of gradients, and the optimizer, bound by memory.
-        host: Python that the GPU waits for: the hooks of ZeRO 3.
-        waiting: For transfers between GPUs that do not overlap with computation.
-        transfers: All transfers, overlapped or not; not part of the sum.
+        parameters: Casts, gradient accumulation and the optimizer, memory-bound.
+        host: Waiting for Python, i.e. for the hooks of ZeRO 3.
+        waiting: Waiting for transfers between GPUs that computation does not hide.
+        transfers: All transfers, hidden or not; not part of the total.
     """
 
     products: float
@@ -59,62 +59,62 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """All parts together."""
+        """Sum of all parts but `transfers`."""
         return float(sum(vars(self).values())) - self.transfers
 
 
 def step_time(
     config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerator, *, tokens: float
 ) -> StepTime:
-    """Predict a step.
+    """Predict the time of a step.
 
     Args:
         config: Shape of the model.
         counts: Numbers of its parameters.
-        setup: How the GPUs are used.
-        gpu: Their kind.
+        setup: How the run uses its GPUs.
+        gpu: The GPU model.
         tokens: Tokens of a step on one GPU.
     """
-    products, attention, head = (tokens * each for each in _computed(config, setup, gpu))
-    memory = gpu.bandwidth * BANDWIDTH
-    operators, elementwise = (tokens * each / memory for each in _moved(config, setup, gpu))
-    each_pass, each_step = PARAMETER_BYTES[setup.zero]
-    trained = setup.trained(counts)
-    own = trained if setup.is_plain else trained / setup.gpus
-    moved = setup.accumulation * trained * each_pass + own * each_step
+    products, attention, head = (tokens * time for time in _computed(config, setup, gpu))
+    bandwidth = gpu.bandwidth * BANDWIDTH
+    operators, elementwise = (tokens * size / bandwidth for size in _moved(config, setup, gpu))
+    per_micro_batch, per_step = PARAMETER_BYTES[setup.zero]
+    trainable = setup.num_trainable(counts)
+    sharded = trainable if setup.is_plain else trainable / setup.gpus
+    moved = setup.accumulation * trainable * per_micro_batch + sharded * per_step
     transfers = _transfers(config, counts, setup, gpu)
     hidden = OVERLAP * min(transfers, products + attention + operators + elementwise)
     waiting = transfers - hidden if setup.zero == 3 else transfers
     exchanges = _exchanges(config, setup, gpu, tokens)
-    # Rings exchange keys and values while attention computes.
-    behind = 0 if setup.schemes.attention == "heads" else OVERLAP * attention
+    # Ring attention exchanges keys and values while it computes.
+    overlapped = 0 if setup.schemes.attention == "heads" else OVERLAP * attention
     return StepTime(
         products,
         attention,
         operators,
         elementwise,
         head,
-        moved / memory,
+        moved / bandwidth,
         HOOKS * config.depth * (_passes(setup) + 1) * setup.accumulation if setup.zero == 3 else 0,
-        waiting + max(0.0, exchanges - behind),
+        waiting + max(0.0, exchanges - overlapped),
         transfers + exchanges,
     )
 
 
 def _passes(setup: Setup) -> int:
-    """Forward passes over the blocks in a step."""
+    """Forward passes over the blocks per micro-batch, including recomputation."""
     return 2 if setup.checkpointing and _backward(setup) else 1
 
 
 def _backward(setup: Setup) -> int:
-    """Gradients of a product that are computed, each as large as itself."""
+    """Number of gradients computed per matrix product, each as many FLOPs as itself."""
     if setup.frozen is None:
         return BACKWARD
     return 1 if setup.frozen.has_backward else 0
 
 
 def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[float, float, float]:
-    """Seconds a token of products, of attention and of the head."""
+    """Seconds per token of matrix products, of attention and of the head."""
     flops = flops_per_token(config, setup.length)
     times = _backward(setup) + _passes(setup)
     fp32 = gpu.fp32 * FP32_MATMUL
@@ -122,12 +122,12 @@ def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[floa
     rate = gpu.bf16 * MATMUL if narrow else fp32
     if setup.fp8 and gpu.fp8 is not None:
         rate = gpu.fp8 * FP8_MATMUL
-    # An MLP that takes a sequence in chunks recomputes each in the backward pass.
+    # An MLP that computes a sequence in chunks recomputes each of them in the backward pass.
     recomputes = _backward(setup) > 0 and setup.mlp_tokens < setup.tokens
     mlp = 2 * 3 * config.width * config.mlp_width * config.depth
     return (
         (times * flops.dense + (mlp if recomputes else 0)) / rate,
-        # Queries, keys and values have gradients also where weights have none.
+        # Queries, keys and values have gradients even where weights are frozen.
         (times + (_backward(setup) == 1))
         * flops.attention
         / (gpu.bf16 * ATTENTION if narrow else fp32),
@@ -136,9 +136,9 @@ def _computed(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[floa
 
 
 def _moved(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[float, float]:
-    """Bytes per token that fused operators, and norms and elementwise parts, read and write.
+    """Memory traffic in bytes per token of fused operators, and of norms and elementwise parts.
 
-    What attention moves beside its products, and rounding to FP8, count as elementwise.
+    What attention moves outside of its products, and quantization to FP8, count as elementwise.
     """
     recomputed = _passes(setup) - 1
     forward, backward = elementwise_bytes(config, setup.dtypes)
@@ -159,11 +159,12 @@ def _moved(config: ModelConfig, setup: Setup, gpu: Accelerator) -> tuple[float, 
 
 
 def elementwise_bytes(config: ModelConfig, dtypes: Dtypes) -> tuple[int, int]:
-    """Bytes per token that norms, residual sums, casts and the MLP's gate of a block move.
+    """Memory traffic per token of norms, residual sums, casts and the MLP's gate of a block.
 
-    With r and c bytes per number of the residual stream and of products: the norms r + c and
-    2 (r + c), the second sum 2 r + c, the gate 3 c; going back, their gradients, the sums where two
-    gradients meet (3 r and 3 c), the bias (c), and under autocast two casts between r and c.
+    With r and c bytes per element of the residual stream and of products: the norms r + c and
+    2 (r + c), the second sum 2 r + c, the gate 3 c; in the backward pass their gradients, the sums
+    where two gradients meet (3 r and 3 c), the bias (c), and under autocast two casts between r and
+    c.
 
     Returns:
         The bytes of the forward pass, and of the backward pass.
@@ -175,10 +176,11 @@ def elementwise_bytes(config: ModelConfig, dtypes: Dtypes) -> tuple[int, int]:
 
 
 def rounding_bytes(config: ModelConfig) -> tuple[int, int]:
-    """Bytes per token that rounding to FP8 moves in a block: forward, and backward.
+    """Memory traffic per token of quantization to FP8 in a block: forward, and backward.
 
-    Inputs of the four products' layers, then the gradients of their outputs: each number of 2 bytes
-    is read for the largest and again to be rounded, and written by rows and by columns.
+    Forward the inputs of the four linear layers, backward the gradients of their outputs: each
+    2-byte element is read once for the maximum and once to be rounded, and written by rows and by
+    columns.
     """
     inputs = 3 * config.width + config.mlp_width
     gradients = 5 * config.width + 2 * config.mlp_width
@@ -186,17 +188,17 @@ def rounding_bytes(config: ModelConfig) -> tuple[int, int]:
 
 
 def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerator) -> float:
-    """Seconds that a step's collectives take.
+    """Seconds of the collectives of a step.
 
-    Fp32 gradients are summed over all GPUs once a step (an all-reduce: two rings). ZeRO 1 also
-    gathers weights; ZeRO 2 sums at every micro-batch; ZeRO 3 leaves each GPU its part of the sum
-    (one ring), and gathers the weights for every pass of every micro-batch.
+    Fp32 gradients are all-reduced once per step (twice around the ring), under ZeRO 2 at every
+    micro-batch. ZeRO 1 and 2 also all-gather weights. ZeRO 3 reduce-scatters gradients (once around
+    the ring), and all-gathers weights for every pass of every micro-batch.
     """
     if setup.gpus == 1:
         return 0
-    trained = setup.trained(counts)
-    gradients, weights = trained * FP32, counts.all * setup.dtypes.compute
-    buckets = -(-trained // BUCKET)
+    trainable = setup.num_trainable(counts)
+    gradients, weights = trainable * FP32, counts.all * setup.dtypes.compute
+    buckets = -(-trainable // BUCKET)
     summed = _ring(gradients, buckets, setup, gpu)
     if setup.is_plain:
         return 2 * summed
@@ -209,9 +211,9 @@ def _transfers(config: ModelConfig, counts: Sizes, setup: Setup, gpu: Accelerato
 
 
 def _exchanges(config: ModelConfig, setup: Setup, gpu: Accelerator, tokens: float) -> float:
-    """Seconds that GPUs that share windows spend on their exchanges in a step.
+    """Seconds of the exchanges of context parallelism in a step.
 
-    Hyena blocks send so little that only the starts count.
+    Hyena blocks send so little that only latency counts.
     """
     count = setup.context
     if count == 1:
@@ -226,7 +228,7 @@ def _exchanges(config: ModelConfig, setup: Setup, gpu: Accelerator, tokens: floa
 
 
 def _ring(size: float, collectives: int, setup: Setup, gpu: Accelerator) -> float:
-    """Seconds for `size` bytes once around all GPUs, in a number of collectives."""
+    """Seconds to pass `size` bytes once around the ring of all GPUs, in so many collectives."""
     nodes = -(-setup.gpus // GPUS_PER_NODE)
     width = gpu.link if nodes == 1 else min(gpu.link, gpu.network * GPUS_PER_NODE)
     start = RING_START + (setup.gpus - nodes) * RING_LINK + (nodes - 1) * RING_NETWORK

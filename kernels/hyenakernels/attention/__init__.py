@@ -1,1 +1,1 @@
-"""Softmax attention: causal over a sequence, for one new token of each sequence, and by blocks."""
+"""Softmax attention: causal (prefill and training), decoding, paged, and by mergeable blocks."""

@@ -1,7 +1,7 @@
-"""Attention of a block of queries to a block of keys, in a form that can be merged.
+"""Attention of a block of queries to a block of keys, with the log-sum-exp for merging.
 
-PyTorch's public attention does not return the logarithm of the softmax's denominator, which merging
-needs. So this file, and no other, calls the private operators behind it, `_cudnn_attention` and
+PyTorch's public attention does not return the log-sum-exp (lse) of the scores, which merging needs.
+So this file, and no other, calls the private operators behind it, `_cudnn_attention` and
 `_flash_attention` below; tests/hyenakernels/test_parallel_attention.py fails when they change.
 
 B batch, H heads, L queries, T keys, W channels of a head.
@@ -23,14 +23,14 @@ _cudnn_attention_backward = torch.ops.aten._scaled_dot_product_cudnn_attention_b
 _flash_attention = torch.ops.aten._scaled_dot_product_flash_attention.default
 _flash_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
 
-CUDNN_MULTIPLE = 1024  # cuDNN takes a while to prepare every new shape, so it gets few of them
+CUDNN_MULTIPLE = 1024  # cuDNN builds a plan for every new shape, which takes a while: few shapes
 QUERY_CHUNK = 1024  # queries at a time without FlashAttention: bounds the scores to 1024 x T
 
 
 def block_forward(
     q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention to these keys alone, and the logarithm of its denominator.
+    """Softmax attention to these keys alone, and the log-sum-exp of the scores.
 
     out = softmax(s) v and lse = log sum_keys exp(s), with s = q k^T / sqrt(W).
 
@@ -43,10 +43,10 @@ def block_forward(
     Returns:
         out [B, H, L, W], and lse [B, H, L] in fp32 or better.
     """
-    if _cudnn_takes(q_BHLW, k_BHTW):
+    if _use_cudnn(q_BHLW, k_BHTW):
         out_BHLW, lse = _cudnn_attention(q_BHLW, k_BHTW, v_BHTW, None, True, 0.0, causal)[:2]
         return out_BHLW, lse.view(q_BHLW.shape[:3])
-    if flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
+    if flash_supports(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
         out_BHLW, lse_BHL = _flash_attention(q_BHLW, k_BHTW, v_BHTW, 0.0, causal)[:2]
         return out_BHLW, lse_BHL
     return plain_forward(q_BHLW, k_BHTW, v_BHTW, causal)
@@ -73,51 +73,52 @@ def block_backward(
         k_BHTW: The keys of this block.
         v_BHTW: Their values.
         out_BHLW: The output over all keys that these queries see.
-        lse_BHL: The logarithm of the denominator, over all these keys too.
+        lse_BHL: The log-sum-exp over all these keys too.
         causal: See `block_forward`.
 
     Returns:
         dq, dk and dv, in the dtype of q.
     """
-    if not flash_takes(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
+    if not flash_supports(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3]):
         return plain_backward(dout_BHLW, q_BHLW, k_BHTW, v_BHTW, out_BHLW, lse_BHL, causal)
     lse_BHL = lse_BHL.contiguous()  # the kernels ignore its strides
     inputs = (dout_BHLW, q_BHLW, k_BHTW, v_BHTW, out_BHLW)
     lengths = (q_BHLW.shape[2], k_BHTW.shape[2])
-    if _cudnn_takes(q_BHLW, k_BHTW):
-        unread = torch.zeros((), dtype=torch.int64, device=q_BHLW.device)  # dropout's generator
+    if _use_cudnn(q_BHLW, k_BHTW):
+        no_rng = torch.zeros((), dtype=torch.int64, device=q_BHLW.device)  # there is no dropout
         dq_BHLW, dk_BHTW, dv_BHTW = _cudnn_attention_backward(
-            *inputs, lse_BHL[..., None], unread, unread, None, None, None, *lengths, 0.0, causal
+            *inputs, lse_BHL[..., None], no_rng, no_rng, None, None, None, *lengths, 0.0, causal
         )
         return dq_BHLW, dk_BHTW, dv_BHTW
-    unread = torch.empty(2, dtype=torch.uint64, device=q_BHLW.device)
+    no_rng = torch.empty(2, dtype=torch.uint64, device=q_BHLW.device)
     dq_BHLW, dk_BHTW, dv_BHTW = _flash_attention_backward(
-        *inputs, lse_BHL, None, None, *lengths, 0.0, causal, unread, unread
+        *inputs, lse_BHL, None, None, *lengths, 0.0, causal, no_rng, no_rng
     )
     return dq_BHLW, dk_BHTW, dv_BHTW
 
 
-def merge(out_BHLW: Tensor, lse_BHL: Tensor, more_BHLW: Tensor, more_lse_BHL: Tensor) -> None:
+def merge(out_BHLW: Tensor, lse_BHL: Tensor, other_BHLW: Tensor, other_lse_BHL: Tensor) -> None:
     """Merge attention to more keys into `out` and `lse`, in place.
 
-    exp(more_lse) / (exp(lse) + exp(more_lse)) = sigmoid(more_lse - lse) is the weight of the new.
+    exp(other_lse) / (exp(lse) + exp(other_lse)) = sigmoid(other_lse - lse) is the weight of
+    `other`.
     """
-    share_BHL = torch.sigmoid(more_lse_BHL - lse_BHL)
-    out_BHLW.lerp_(more_BHLW.to(out_BHLW.dtype), share_BHL[..., None])
-    torch.logaddexp(lse_BHL, more_lse_BHL, out=lse_BHL)
+    weight_BHL = torch.sigmoid(other_lse_BHL - lse_BHL)
+    out_BHLW.lerp_(other_BHLW.to(out_BHLW.dtype), weight_BHL[..., None])
+    torch.logaddexp(lse_BHL, other_lse_BHL, out=lse_BHL)
 
 
-def _cudnn_takes(q_BHLW: Tensor, k_BHTW: Tensor) -> bool:
+def _use_cudnn(q_BHLW: Tensor, k_BHTW: Tensor) -> bool:
     """Whether cuDNN is used: on Hopper and newer GPUs it is nearly twice as fast."""
     if q_BHLW.shape[2] % CUDNN_MULTIPLE or k_BHTW.shape[2] % CUDNN_MULTIPLE:
         return False
-    return _cudnn_takes_heads(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3])
+    return _cudnn_supports_heads(q_BHLW.device, q_BHLW.dtype, q_BHLW.shape[3])
 
 
 @cache
-def _cudnn_takes_heads(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+def _cudnn_supports_heads(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     return (
-        flash_takes(device, dtype, width)
+        flash_supports(device, dtype, width)
         and width <= 128
         and torch.cuda.get_device_capability(device) >= (9, 0)
         and torch.backends.cudnn.enabled
@@ -125,30 +126,31 @@ def _cudnn_takes_heads(device: torch.device, dtype: torch.dtype, width: int) -> 
 
 
 @cache
-def flash_takes(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether FlashAttention supports this; on a GPU a lack of support is logged once."""
+def flash_supports(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether FlashAttention supports these heads; on a GPU it is logged once if not."""
     if device.type != "cuda":
         return False
-    takes = (
+    supports = (
         dtype in (torch.bfloat16, torch.float16)
         and width <= 256
         and width % 8 == 0
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
-    if not takes:
+    if not supports:
         _LOG.warning(
-            "FlashAttention has no %s heads of %d channels on %s; the slower reference runs",
+            "FlashAttention does not support %s heads of %d channels on %s; the slower reference "
+            "runs instead",
             dtype,
             width,
             torch.cuda.get_device_name(device),
         )
-    return takes
+    return supports
 
 
 def plain_forward(
     q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """`block_forward` by its formula; both results are in fp32 or better."""
+    """`block_forward` in plain PyTorch; both results are in fp32 or better."""
     dtype = accumulation_dtype(q_BHLW)
     q_BHLW, k_BHTW, v_BHTW = (x.to(dtype) for x in (q_BHLW, k_BHTW, v_BHTW))
     out_BHLW, lse_BHL = torch.empty_like(q_BHLW), q_BHLW.new_empty(q_BHLW.shape[:3])
@@ -170,8 +172,8 @@ def plain_backward(
     lse_BHL: Tensor,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`block_backward` by its formula, in fp32 or better."""
-    given, dtype, scale = q_BHLW.dtype, accumulation_dtype(q_BHLW), q_BHLW.shape[3] ** -0.5
+    """`block_backward` in plain PyTorch, computed in fp32 or better."""
+    input_dtype, dtype, scale = q_BHLW.dtype, accumulation_dtype(q_BHLW), q_BHLW.shape[3] ** -0.5
     q_BHLW, k_BHTW, v_BHTW, out_BHLW, dout_BHLW = (
         x.to(dtype) for x in (q_BHLW, k_BHTW, v_BHTW, out_BHLW, dout_BHLW)
     )
@@ -181,25 +183,25 @@ def plain_backward(
         for queries, keys in _chunks(q_BHLW.shape[2], k_BHTW.shape[2], causal):
             q, dout, k = q_BHLW[:, :, queries], dout_BHLW[:, :, queries], k_BHTW[:, :, keys]
             p = (_scores(q, k, causal, queries.start) - lse_BHL[:, :, queries, None]).exp()
-            mean = (dout * out_BHLW[:, :, queries]).sum(dim=3, keepdim=True)
-            ds = p * (dout @ v_BHTW[:, :, keys].mT - mean) * scale
+            delta = (dout * out_BHLW[:, :, queries]).sum(dim=3, keepdim=True)
+            ds = p * (dout @ v_BHTW[:, :, keys].mT - delta) * scale
             dq_BHLW[:, :, queries] = ds @ k
             dk_BHTW[:, :, keys] += ds.mT @ q
             dv_BHTW[:, :, keys] += p.mT @ dout
-    return dq_BHLW.to(given), dk_BHTW.to(given), dv_BHTW.to(given)
+    return dq_BHLW.to(input_dtype), dk_BHTW.to(input_dtype), dv_BHTW.to(input_dtype)
 
 
 def _chunks(length: int, num_keys: int, causal: bool) -> Iterator[tuple[slice, slice]]:
-    """Chunks of queries, and the keys that they see."""
+    """Chunks of queries, and the keys that each chunk attends to."""
     for start in range(0, length, QUERY_CHUNK):
         end = min(start + QUERY_CHUNK, length)
         yield slice(start, end), slice(0, end if causal else num_keys)
 
 
 def _scores(q_BHLW: Tensor, k_BHTW: Tensor, causal: bool, first: int) -> Tensor:
-    """The scores s of queries from row `first` on; minus infinity for keys after the query."""
+    """The scores s of queries from row `first` on; if causal, -inf for keys after the query."""
     scores: Tensor = q_BHLW @ k_BHTW.mT * q_BHLW.shape[3] ** -0.5
     if causal:
-        masked = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
-        scores.masked_fill_(masked.triu(first + 1), -torch.inf)
+        future = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
+        scores.masked_fill_(future.triu(first + 1), -torch.inf)
     return scores

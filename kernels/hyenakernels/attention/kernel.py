@@ -1,4 +1,4 @@
-"""Rotary positions in one pass over memory.
+"""Rotary position embedding in one pass over memory.
 
 B batch, H heads, L tokens, W channels of a head, V = W / 2 rotated pairs.
 """
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
-from hyenakernels.launch import power_of_two
+from hyenakernels.launch import next_power_of_two
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -45,7 +45,7 @@ def _rotary_kernel(
 
 
 def rotary(x_BLHW, cos_BLV, sin_BLV, *, backward):
-    """`reference.rotary`, or its transpose if `backward`; returns [B, L, H, W]."""
+    """`reference.rotary`, or its transpose (the inverse rotation) if `backward`; [B, L, H, W]."""
     batch, length, heads, width = x_BLHW.shape
     y_BLHW = torch.empty(x_BLHW.shape, dtype=x_BLHW.dtype, device=x_BLHW.device)
     _rotary_kernel[(length, batch)](
@@ -60,8 +60,8 @@ def rotary(x_BLHW, cos_BLV, sin_BLV, *, backward):
         sign=-1 if backward else 1,
         H=heads,
         V=width // 2,
-        BLOCK_H=min(16, power_of_two(heads)),
-        BLOCK_V=power_of_two(width // 2),
+        BLOCK_H=min(16, next_power_of_two(heads)),
+        BLOCK_V=next_power_of_two(width // 2),
         num_warps=4,
     )
     return y_BLHW

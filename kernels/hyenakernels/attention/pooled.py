@@ -1,17 +1,18 @@
-"""Attention of sequences side by side, each after a past that lies in a pool of keys and values.
+"""Attention of a batch of sequences to a paged KV cache (a pool, with pages of one token).
 
-A program takes a block of queries of one head of one sequence, reads the past keys where they lie,
-in the order of their positions, and then the new keys up to the diagonal. So nothing is copied, and
-no bit of a result depends on the other sequences, on their number or on where the pool keeps what.
+A program takes a block of queries of one head of one sequence, reads the past keys through the page
+table, in order of position, and then the new keys up to the diagonal. So nothing is copied, and no
+bit of a result depends on the other sequences, on their number or on the order of the pool.
 
-B batch, H heads, L new tokens, T places, W channels of a head.
+B batch, H heads, L new tokens, T columns of the page table, N tokens in the pool, W channels of a
+head.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.launch import parts_of, pooled_launch, power_of_two
+from hyenakernels.launch import cdiv, next_power_of_two, pooled_launch
 
 LOG2_E = 1.4426950408889634
 
@@ -33,9 +34,10 @@ def _attend(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take more keys and values into the softmax, whose exponents are of base 2.
+    """Update the online softmax (in base 2) with a block of keys and values.
 
-    They begin at `key_at` and `value_at`; unless CHECKED all of them are there, and visible.
+    `key_at` and `value_at` are the offsets of the rows. Unless CHECKED, no mask is needed: all of
+    them exist and are visible.
     """
     maximum, total, summed = state
     channel = tl.arange(0, BLOCK_W)
@@ -63,18 +65,18 @@ def _attend(
     return new_maximum, total, summed
 
 
-@triton.jit(do_not_specialize=["length", "room"])
+@triton.jit(do_not_specialize=["length", "max_past"])
 def _pooled_kernel(
     q,
     k,
     v,
     keys,
     values,
-    places,
-    pasts,
+    page_table,
+    past_lengths,
     y,
     length,
-    room,
+    max_past,
     q_batch_stride,
     k_batch_stride,
     v_batch_stride,
@@ -90,7 +92,7 @@ def _pooled_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # The last queries see the most keys: their programs start first.
+    # The last queries attend to the most keys, so their programs start first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = block * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -110,26 +112,26 @@ def _pooled_kernel(
     )
     step = tl.arange(0, BLOCK_T)
 
-    past = tl.load(pasts + batch)
-    places += batch * room
+    past = tl.load(past_lengths + batch)
+    page_table += batch * max_past
     in_blocks = past // BLOCK_T * BLOCK_T
     for first in range(0, in_blocks, BLOCK_T):
-        place = tl.load(places + first + step).to(tl.int64)
-        lane = (place * H + head) * W
+        page = tl.load(page_table + first + step).to(tl.int64)
+        lane = (page * H + head) * W
         state = _attend(
             query, keys, values, lane, lane, step, step, state, scale,
             False, W, BLOCK_W, OPERAND, PRECISION,
         )  # fmt: skip
     for first in range(in_blocks, past, BLOCK_T):
         seen = first + step < past
-        place = tl.load(places + first + step, mask=seen, other=0).to(tl.int64)
-        lane = (place * H + head) * W
+        page = tl.load(page_table + first + step, mask=seen, other=0).to(tl.int64)
+        lane = (page * H + head) * W
         state = _attend(
             query, keys, values, lane, lane, seen, seen[None, :], state, scale,
             True, W, BLOCK_W, OPERAND, PRECISION,
         )  # fmt: skip
 
-    start = block * BLOCK_L  # all queries see the keys before it
+    start = block * BLOCK_L  # the keys before it are visible to all queries of the block
     for first in range(0, start, BLOCK_T):
         position = (first + step).to(tl.int64)
         state = _attend(
@@ -148,8 +150,8 @@ def _pooled_kernel(
     tl.store(y + at, (summed / total[:, None]).to(y.dtype.element_ty), mask=present)
 
 
-def pooled_attention(q_BLHW, k_BLHW, v_BLHW, keys_NHW, values_NHW, places_BT, pasts_B):
-    """`reference.pooled_attention` for heads whose channels, and whose rows, are dense."""
+def pooled_attention(q_BLHW, k_BLHW, v_BLHW, keys_NHW, values_NHW, page_table_BT, past_lengths_B):
+    """`reference.pooled_attention` for heads that are dense along [H, W]."""
     batch, length, heads, width = q_BLHW.shape
     launch = pooled_launch(q_BLHW.dtype, width)
     y_BLHW = q_BLHW.new_empty(batch, length, heads, width)
@@ -158,17 +160,17 @@ def pooled_attention(q_BLHW, k_BLHW, v_BLHW, keys_NHW, values_NHW, places_BT, pa
     operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(q_BLHW.dtype)
     if not narrow or triton.knobs.runtime.interpret:
         operand = tl.float32
-    _pooled_kernel[(parts_of(length, launch.block_l), heads, batch)](
+    _pooled_kernel[(cdiv(length, launch.block_l), heads, batch)](
         q_BLHW,
         k_BLHW,
         v_BLHW,
         keys_NHW,
         values_NHW,
-        places_BT,
-        pasts_B,
+        page_table_BT,
+        past_lengths_B,
         y_BLHW,
         length,
-        places_BT.shape[1],
+        page_table_BT.shape[1],
         q_BLHW.stride(0),
         k_BLHW.stride(0),
         v_BLHW.stride(0),
@@ -178,7 +180,7 @@ def pooled_attention(q_BLHW, k_BLHW, v_BLHW, keys_NHW, values_NHW, places_BT, pa
         width**-0.5 * LOG2_E,
         H=heads,
         W=width,
-        BLOCK_W=max(power_of_two(width), 16),
+        BLOCK_W=max(next_power_of_two(width), 16),
         BLOCK_L=launch.block_l,
         BLOCK_T=launch.block_t,
         OPERAND=operand,

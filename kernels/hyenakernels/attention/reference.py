@@ -1,6 +1,7 @@
-"""The definitions of what the attention kernels compute, in plain PyTorch.
+"""References of the attention kernels in plain PyTorch.
 
-B batch, H heads, L tokens, T room for keys, W channels of a head, V = W / 2 rotated pairs.
+B batch, H heads, L tokens, T capacity of a KV cache, N tokens in a pool, W channels of a head,
+V = W / 2 rotated pairs.
 """
 
 import torch
@@ -11,9 +12,10 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 
 
 def rotary(x_BLHW: Tensor, cos_BLV: Tensor, sin_BLV: Tensor) -> Tensor:
-    """Rotate each pair (i, i + W/2) of a head by the angle of its token; B of the angles may be 1.
+    """Rotate each pair (i, i + W/2) of a head by the angle of its token.
 
-    Computed in the dtype of the angles, returned in that of x.
+    The batch size of the angles may be 1. Computed in the dtype of the angles, returned in that of
+    x.
 
     Source: Su et al., RoFormer, arXiv:2104.09864.
     """
@@ -36,7 +38,7 @@ def append_token(
     values_BHTW: Rows,
     lengths_B: Tensor,
 ) -> Tensor:
-    """Rotate a new token's query and key by its position, and store key and value there."""
+    """Rotate the query and key of a new token by its position, and store key and value there."""
     heads_BHW = qkv_BC.view(len(qkv_BC), -1, keys_BHTW.shape[3])
     heads = keys_BHTW.shape[1]
     qk_BHW, v_BHW = heads_BHW[:, : 2 * heads], heads_BHW[:, 2 * heads :]
@@ -52,10 +54,10 @@ def append_token(
 def decode_attention(
     q_BHW: Tensor, keys_BHTW: Tensor, values_BHTW: Tensor, lengths_B: Tensor
 ) -> Tensor:
-    """Softmax attention of one query of each sequence to its first `lengths` keys.
+    """Softmax attention of one query per sequence to its first `lengths` keys.
 
     y = sum_{t < length} softmax_t(q . k_t / sqrt(W)) v_t, in fp32 or better, returned in the dtype
-    of q. Keys and values from `lengths` on have no influence, even if they are not finite.
+    of q. Keys and values from `lengths` on are masked, even if they are not finite.
     """
     dtype = accumulation_dtype(q_BHW)
     with full_precision(q_BHW):
@@ -75,27 +77,28 @@ def pooled_attention(
     v_BLHW: Tensor,
     keys_NHW: Tensor,
     values_NHW: Tensor,
-    places_BT: Tensor,
-    pasts_B: Tensor,
+    page_table_BT: Tensor,
+    past_lengths_B: Tensor,
 ) -> Tensor:
-    """Softmax attention of new tokens to those before them, of sequences with pasts of their own.
+    """Causal softmax attention of new tokens, to their past in a pool and to each other.
 
-    The keys of sequence b are keys[places[b, t]] for t < pasts[b], then k[b, 0], k[b, 1], ...;
-    query t sees pasts[b] + t + 1 of them. y = softmax(q k^T / sqrt(W)) v, in fp32 or better,
-    returned in the dtype of q. Places from `pasts` on have no influence.
+    The keys of sequence b are keys[page_table[b, t]] for t < past_lengths[b], then k[b, 0],
+    k[b, 1], ...; query t attends to the first past_lengths[b] + t + 1 of them.
+    y = softmax(q k^T / sqrt(W)) v, in fp32 or better, returned in the dtype of q. Entries of the
+    page table from `past_lengths` on are ignored.
     """
     dtype, length = accumulation_dtype(q_BLHW), q_BLHW.shape[1]
     rows = []
     with full_precision(q_BLHW):
-        for q_LHW, k_LHW, v_LHW, places_T, past in zip(
-            q_BLHW, k_BLHW, v_BLHW, places_BT, pasts_B.tolist(), strict=True
+        for q_LHW, k_LHW, v_LHW, page_table_T, past in zip(
+            q_BLHW, k_BLHW, v_BLHW, page_table_BT, past_lengths_B.tolist(), strict=True
         ):
-            own = places_T[:past].long()
+            pages = page_table_T[:past].long()
             q_HLW = q_LHW.to(dtype).transpose(0, 1)
-            k_HTW = torch.cat([keys_NHW[own], k_LHW]).to(dtype).transpose(0, 1)
-            v_HTW = torch.cat([values_NHW[own], v_LHW]).to(dtype).transpose(0, 1)
+            k_HTW = torch.cat([keys_NHW[pages], k_LHW]).to(dtype).transpose(0, 1)
+            v_HTW = torch.cat([values_NHW[pages], v_LHW]).to(dtype).transpose(0, 1)
             scores_HLT = q_HLW @ k_HTW.mT * q_LHW.shape[2] ** -0.5
-            unseen_LT = torch.ones(length, past + length, dtype=torch.bool, device=q_LHW.device)
-            scores_HLT = scores_HLT.masked_fill(unseen_LT.triu(past + 1), -torch.inf)
+            future_LT = torch.ones(length, past + length, dtype=torch.bool, device=q_LHW.device)
+            scores_HLT = scores_HLT.masked_fill(future_LT.triu(past + 1), -torch.inf)
             rows.append((scores_HLT.softmax(dim=2) @ v_HTW).transpose(0, 1))
     return torch.stack(rows).to(q_BLHW.dtype)

@@ -1,16 +1,17 @@
-"""The backward pass of the block convolution: from the last row to the first, to all gradients.
+"""Backward pass of the block convolution, from the last row to the first: all gradients.
 
-With g = dy * x2 and transposed tiles this is the pass of forward in reverse order,
+With g = dy * x2 and transposed tiles this is the forward pass in reverse order,
 
     du_n = T_0' g_n + T_1' g_(n+1) + ... + skip g_n.
 
-The gates and the transposed featurizer follow at once: du is never written to memory. A row of dz
-needs the F - 1 rows after it, which the thread with the next run of rows holds; `rows_after` hands
-them over once a block. Each segment starts early enough to have the rows after its last one.
+The gates and the transposed featurizer are its epilogue: du is never written to memory. A row of dz
+needs the F - 1 rows after it, which the thread with the next run of rows holds; `rows_after`
+exchanges them once per block. A segment begins with blocks after its end, which hold the rows that
+its last ones need.
 
-The same pass, or for long filters a pass of its own, sums Gram tiles G_m = sum_n g_(n+m) u_n',
-whose diagonals are the gradients of the taps. Each program writes its share, and the shares are
-added in a fixed order. Filters that are frozen cost none of this.
+The same pass, or for long filters a separate one, accumulates Gram tiles G_m = sum_n g_(n+m) u_n',
+whose diagonals are the gradients of the taps. Each program writes partial sums, which are reduced
+in a fixed order. Frozen filters skip this.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 """
@@ -41,12 +42,12 @@ from hyenakernels.fir.tiles import (
 )
 from hyenakernels.gate.gradient import add_taps, store_sums, store_transposed, zero_sums
 from hyenakernels.gate.rows import featurized, load_featurizer, load_gates, load_rows
-from hyenakernels.launch import MAX_SHORT_TAPS, parts_of
+from hyenakernels.launch import MAX_SHORT_TAPS, cdiv
 
 
 @triton.jit
 def _load_gradient(dx2, first, channel, inside, length, D: tl.constexpr, N: tl.constexpr):
-    """Rows of dx2 in fp32."""
+    """Load rows of dx2, in fp32."""
     rows = load_rows(dx2, dx2, first, channel, inside, length, D, D, N, 0, 0, 0)
     d_x2 = ()
     for i in tl.static_range(N):
@@ -56,7 +57,7 @@ def _load_gradient(dx2, first, channel, inside, length, D: tl.constexpr, N: tl.c
 
 @triton.jit
 def _gated_rows(x2, rows_dy, taps, F: tl.constexpr):
-    """Rows of g = dy * x2."""
+    """Rows of g = dy * x2, with x2 featurized."""
     rows_g = ()
     for i in tl.static_range(len(rows_dy)):
         rows_g = rows_g + (featurized(x2, taps[0], i, F) * rows_dy[i].to(tl.float32),)
@@ -78,7 +79,7 @@ def _with_pasts(
     HAS_PAST: tl.constexpr,
     HAS_TAIL: tl.constexpr,
 ):
-    """Add the gradient of the returned past to the last rows; store that of the given past."""
+    """Add the gradient of the returned past to the last rows; store that of the input past."""
     rows = ()
     for i in tl.static_range(len(rows_du)):
         row = first + i
@@ -89,7 +90,7 @@ def _with_pasts(
             added = tl.load(dtail + index * D + channel, mask=present, other=0.0)
             du += added.to(tl.float32)
         if HAS_PAST:
-            # Only the first segment owns the rows before 0.
+            # Rows before 0 belong to the first segment alone.
             present = (start == 0) & (row < 0) & (row > -K) & inside
             at = dpast + (row + K - 1) * D + channel
             tl.store(at, du.to(dpast.dtype.element_ty), mask=present)
@@ -132,7 +133,7 @@ def _store_rows(
 
 
 @triton.jit
-def _own_inputs(
+def _segment_inputs(
     x1,
     v,
     taps,
@@ -147,16 +148,16 @@ def _own_inputs(
     PAST_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Rows of u, zero where they belong to another program; those of the past to the first."""
+    """Rows of u, zero outside the segment; those of the past belong to the first segment."""
     _, taps_x1, taps_v = taps
     rows = ()
     for i in tl.static_range(ROWS):
         u = gate_input(x1, v, taps_x1, taps_v, past, first, channel, inside, i, D, F, PAST_ROWS)
         row = first + i
-        own = row < stop
+        in_segment = row < stop
         if PAST_ROWS > 0:
-            own = own & ((row >= start) | (start == 0))
-        rows = rows + (tl.where(own, u, 0.0),)
+            in_segment = in_segment & ((row >= start) | (start == 0))
+        rows = rows + (tl.where(in_segment, u, 0.0),)
     return rows
 
 
@@ -197,11 +198,11 @@ def _adjoint_kernel(
     GRAMS: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """DZ: gradients of z, of the featurizer's taps and the pasts. GRAMS: those of taps and skip."""
+    """DZ: gradients of z, the featurizer's taps and the pasts. GRAMS: those of taps and skip."""
     C: tl.constexpr = 3 * D
     BLOCK: tl.constexpr = SUB * TILE
     P: tl.constexpr = F - 1
-    # Blocks after a segment: for the products, and for the transposed featurizer.
+    # Blocks after the segment that are processed for the products and the transposed featurizer.
     LATE: tl.constexpr = (TILES + SUB - 2 + (1 if P > 0 else 0)) // SUB
     FURTHEST: tl.constexpr = K if K > F else F
     EARLY: tl.constexpr = (FURTHEST + BLOCK - 2) // BLOCK if HAS_PAST else 0
@@ -211,7 +212,7 @@ def _adjoint_kernel(
     N: tl.constexpr = ROWS + P
     RUNS: tl.constexpr = BLOCK // ROWS
     COUNT: tl.constexpr = TILES if GRAMS else 0
-    program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    program, chunk, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     z += batch.to(tl.int64) * batch_stride
     dy += batch.to(tl.int64) * length * D
     dx2 += batch.to(tl.int64) * length * D
@@ -231,24 +232,24 @@ def _adjoint_kernel(
         tiles = toeplitz_tiles(
             taps, program, D // W, K, W, PART, PARTS, TILES, True, False, OPERAND
         )
-        waiting = zero_tiles(TILES - 1, PARTS, tl.float32)
+        pending = zero_tiles(TILES - 1, PARTS, tl.float32)
         sums = zero_sums(tl.zeros((RUNS, PARTS * TILE), tl.float32), F)
-        kept, rotation = rotation_of(RUNS, PARTS * TILE, RUNS, P)
+        carried, rotation = rotation_of(RUNS, PARTS * TILE, RUNS, P)
     if HAS_SKIP:
         skips = load_skips(skip, channel, inside, PARTS)
         sum_skip = tl.zeros((RUNS, PARTS * TILE), tl.float32)
 
-    start = (piece * SEGMENTS + lane_segment) * segment
+    start = (chunk * SEGMENTS + lane_segment) * segment
     stop = tl.minimum(start + segment, length)
-    blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
+    blocks = tl.cdiv(tl.minimum(segment, length - chunk * SEGMENTS * segment), BLOCK)
     last = blocks + LATE - 1
-    lowest = tl.where(piece == 0, -EARLY, 0)
+    lowest = tl.where(chunk == 0, -EARLY, 0)
     first = start + tl.arange(0, RUNS)[:, None] * ROWS + last * BLOCK
     x2 = load_rows(z, z_past, first, channel, inside, length, row_stride, C, N, P, Q, N)
     rows_dy = load_rows(dy, dy, first, channel, inside, length, D, D, ROWS, 0, 0, 0)
     for back in range(last - lowest + 1):
         block = last - back
-        # The products' inputs were loaded a block earlier; the rest is loaded while they run.
+        # The operands were loaded one block ahead; the rest is loaded while the products run.
         before = first - BLOCK
         next_x2 = load_rows(z, z_past, before, channel, inside, length, row_stride, C, N, P, Q, N)
         next_dy = load_rows(dy, dy, before, channel, inside, length, D, D, ROWS, 0, 0, 0)
@@ -256,7 +257,7 @@ def _adjoint_kernel(
         rows_g = _gated_rows(x2, rows_dy, taps_z, F)
         operands = to_operands(stack(rows_g, ROWS).to(OPERAND), PARTS, SUB)
         if GRAMS:
-            rows_u = _own_inputs(
+            rows_u = _segment_inputs(
                 x1, v, taps_z, past, first, start, stop, channel, inside, D, F, PAST_ROWS, ROWS
             )
             if HAS_SKIP:
@@ -266,21 +267,21 @@ def _adjoint_kernel(
         summed = ()
         for n in tl.static_range(SUB):
             operand = operands[SUB - 1 - n]
-            # A product with the identity brings g to where sums and left operands are.
-            copied = multiply(eye, operand)
+            # The product with the identity converts g to the layout of sums and left operands.
+            converted = multiply(eye, operand)
             if DZ:
-                complete, waiting = push(tiles, operand, waiting, TILES)
+                complete, pending = push(tiles, operand, pending, TILES)
                 if HAS_SKIP:
-                    complete = tl.fma(skips, copied, complete)
+                    complete = tl.fma(skips, converted, complete)
                 summed = (complete,) + summed
             if GRAMS:
-                own = tl.permute(operands_u[SUB - 1 - n], (0, 2, 1))
-                held = (copied.to(OPERAND),) + later
-                added = ()
+                transposed_u = tl.permute(operands_u[SUB - 1 - n], (0, 2, 1))
+                tiles_g = (converted.to(OPERAND),) + later
+                updated = ()
                 for m in tl.static_range(TILES):
-                    added = added + (multiply(held[m], own, grams[m]),)
-                grams = added
-                later = held[: TILES - 1]
+                    updated = updated + (multiply(tiles_g[m], transposed_u, grams[m]),)
+                grams = updated
+                later = tiles_g[: TILES - 1]
         if DZ:
             d_x2 = _load_gradient(dx2, first, channel, inside, length, D, N)
             rows_du = unstack(from_operands(summed, PARTS, SUB), ROWS)
@@ -299,7 +300,7 @@ def _adjoint_kernel(
                 HAS_TAIL,
             )
             d_x1, d_v = _gate_rows(rows_du, x1, v, taps_z, F)
-            after_x1, after_v, kept = rows_after(d_x1, d_v, kept, rotation, P)
+            after_x1, after_v, carried = rows_after(d_x1, d_v, carried, rotation, P)
             gradients = (d_x2, d_x1 + after_x1, d_v + after_v)
             _store_rows(dz, gradients, taps_z, first, start, stop, channel, inside, D, F, ROWS)
             if (block >= 0) & (block < blocks):
@@ -311,14 +312,14 @@ def _adjoint_kernel(
         first = before
         x2, rows_dy = next_x2, next_dy
 
-    index = (batch * tl.num_programs(1) + piece).to(tl.int64)
-    share = index * SEGMENTS + lane_segment
+    index = (batch * tl.num_programs(1) + chunk).to(tl.int64)
+    segment_index = index * SEGMENTS + lane_segment
     if DZ:
-        store_sums(partial_featurizer + share * C * F, sums, channel, inside, D, F)
+        store_sums(partial_featurizer + segment_index * C * F, sums, channel, inside, D, F)
     if GRAMS:
         if HAS_SKIP:
-            added = tl.sum(sum_skip, axis=0)[None, :]
-            tl.store(partial_skip + share * D + channel, added, mask=inside)
+            total_skip = tl.sum(sum_skip, axis=0)[None, :]
+            tl.store(partial_skip + segment_index * D + channel, total_skip, mask=inside)
         part = tl.arange(0, PARTS)[:, None]
         parts = index * tl.num_programs(0) * PARTS + program * PARTS + part
         at = partial_taps + parts * TILES * TILE + tl.arange(0, TILE)[None, :]
@@ -332,19 +333,19 @@ def _adjoint_kernel(
 
 @triton.jit
 def _diagonals(gram, PARTS: tl.constexpr, BELOW: tl.constexpr):
-    """sum_i gram[:, i, i - l] for l = 0 .. TILE - 1, or of gram[:, i, i - l + TILE] above."""
+    """sum_i gram[:, i, i - l], l = 0 .. TILE - 1, if BELOW, else sum_i gram[:, i, i - l + TILE]."""
     i = tl.arange(0, PARTS * TILE)[:, None] % TILE
     lag = tl.arange(0, TILE)[None, :]
     skewed = tl.gather(tl.reshape(gram, (PARTS * TILE, TILE)), (i - lag + TILE) % TILE, axis=1)
-    wanted = (i >= lag) if BELOW else (i < lag)
-    skewed = tl.where(wanted, skewed, 0.0)
+    valid = (i >= lag) if BELOW else (i < lag)
+    skewed = tl.where(valid, skewed, 0.0)
     return tl.sum(tl.reshape(skewed, (PARTS, TILE, TILE)), axis=1)
 
 
 def gradients(z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, frozen):
-    """Gradients of z, of the featurizer's taps, taps and skip (fp32), and of both pasts.
+    """Gradients of z, of featurizer taps, taps and skip (fp32), and of both pasts.
 
-    Those of the pasts are empty without a past, that of the skip without one, and those of taps and
+    Empty are those of the pasts if there are none, of the skip if there is none, and of taps and
     skip if the filters are frozen.
 
     Args:
@@ -365,7 +366,7 @@ def gradients(z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, frozen):
         else (torch.empty_like(past.featurizer_BPC), torch.empty_like(past.inner))
     )
     arguments = (z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, dz_BLC, dz_past_BPC, dpast_BPD)
-    # Of a long filter, the sums of both would not fit in the registers.
+    # For long filters, the accumulators of both passes would not fit in registers.
     together = num_taps <= MAX_SHORT_TAPS and not frozen
     dfeaturizer_CF, dtaps_GK, dskip_D = _launch("input gradient", *arguments, True, together)
     if not together and not frozen:
@@ -376,24 +377,27 @@ def gradients(z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, frozen):
 
 
 def _launch(which, z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, *outputs_and_flags):
-    """Write dz and the gradients of the pasts if asked; return the other gradients, empty if not.
+    """Launch one pass: writes dz and the gradients of the pasts, and returns the other gradients.
 
-    Those of the taps are of every part of a group, with lags up to a multiple of TILE.
+    The two flags choose what is computed; gradients that are not are empty. Those of the taps are
+    for every part of a group, with lags up to a multiple of TILE.
     """
     dz_BLC, dz_past_BPC, dpast_BPD, with_dz, with_grams = outputs_and_flags
     sizes = tiling(which, z_BLC, filters)
     programs, segment = grid(which, z_BLC, sizes)
-    along_channels, pieces, batch = programs
-    segments = batch * pieces * (TILE.value // sizes["PART"])
+    along_channels, chunks, batch = programs
+    segments = batch * chunks * (TILE.value // sizes["PART"])
     lags = sizes["TILES"] * TILE.value
     has_skip = filters.skip_D is not None
 
-    def shares(count, *shape):
+    def new_partials(count, *shape):
         return z_BLC.new_empty(count, *shape, dtype=torch.float32)
 
-    dfeaturizer_NCF = shares(segments if with_dz else 0, *filters.featurizer_taps_CF.shape)
-    dtaps_NPK = shares(batch * pieces if with_grams else 0, along_channels * sizes["PARTS"], lags)
-    dskip_ND = shares(segments if with_grams and has_skip else 0, sizes["D"])
+    dfeaturizer_NCF = new_partials(segments if with_dz else 0, *filters.featurizer_taps_CF.shape)
+    dtaps_NPK = new_partials(
+        batch * chunks if with_grams else 0, along_channels * sizes["PARTS"], lags
+    )
+    dskip_ND = new_partials(segments if with_grams and has_skip else 0, sizes["D"])
     _adjoint_kernel[programs](
         z_BLC,
         z_BLC if past is None else past.featurizer_BPC,
@@ -418,9 +422,9 @@ def _launch(which, z_BLC, filters, past, dy_BLD, dtail_BPD, dx2_BLD, *outputs_an
         GRAMS=with_grams,
         **sizes,
     )
-    parts = filters.taps_GK.shape[0] * parts_of(sizes["W"], sizes["PART"])
+    parts = filters.taps_GK.shape[0] * cdiv(sizes["W"], sizes["PART"])
 
-    def added(shares):
-        return shares.sum(dim=0) if len(shares) else shares.new_empty(0)
+    def reduced(partials):
+        return partials.sum(dim=0) if len(partials) else partials.new_empty(0)
 
-    return added(dfeaturizer_NCF), added(dtaps_NPK)[:parts], added(dskip_ND)
+    return reduced(dfeaturizer_NCF), reduced(dtaps_NPK)[:parts], reduced(dskip_ND)

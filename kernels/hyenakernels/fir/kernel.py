@@ -5,9 +5,9 @@ A filter of K taps over tiles of N = 16 rows is M + 1 = ceil((K - 1) / N) + 1 To
     y_n = T_0 u_n + T_1 u_(n-1) + ... + T_M u_(n-M),    T_m[i, j] = taps[m N + i - j],
 
 shared by the channels of a group. A program processes the rows of a segment in order and adds the
-products of each tile of rows to the sums of those that follow, so a row is read once and its
-operand is built once. A warp has a group, or a part of one, to itself: warps meet only where rows
-are read and written.
+products of each tile of rows to its accumulator and to those of the tiles that follow, so a row is
+loaded once and its operand is built once. Each warp has a group, or a part of one, of its own:
+warps synchronize only where rows are loaded and stored.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, K taps, G groups.
 Source: arXiv:2503.01868, section 3 and appendix A.1.
@@ -35,7 +35,7 @@ from hyenakernels.fir.tiles import (
 )
 from hyenakernels.gate.rows import featurized, load_featurizer, load_gates, load_rows
 
-MOST_IN_REGISTERS = tl.constexpr(9)  # tiles; those of 128 taps
+MAX_TILES_IN_REGISTERS = tl.constexpr(9)  # the number of tiles of 128 taps
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def _load_signals(
     ROWS: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
-    """Rows of x2, or of its gradient's gate dy, and of x1 and v."""
+    """Load rows of the gate (x2, or dy for the GRADIENT of x2), of x1 and of v."""
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
     N: tl.constexpr = ROWS + HALO
@@ -96,7 +96,7 @@ def _convolution_kernel(
     GRADIENT: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """Gate times conv(u) + skip u: y with the gate x2, the GRADIENT of x2 with the gate dy."""
+    """Compute gate * (conv(u) + skip * u): y with x2 as gate, the GRADIENT of x2 with dy."""
     C: tl.constexpr = 3 * D
     BLOCK: tl.constexpr = SUB * TILE
     EARLY: tl.constexpr = (TILES + SUB - 2) // SUB
@@ -105,7 +105,7 @@ def _convolution_kernel(
     PAST_ROWS: tl.constexpr = K - 1 if HAS_PAST else 0
     RUNS: tl.constexpr = BLOCK // ROWS
     dtype: tl.constexpr = z.dtype.element_ty
-    program, piece, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    program, chunk, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     z += batch.to(tl.int64) * batch_stride
     gate += batch.to(tl.int64) * length * D
     y += batch.to(tl.int64) * length * D
@@ -114,15 +114,17 @@ def _convolution_kernel(
     tail += batch.to(tl.int64) * (K - 1) * D
 
     channel, lane_segment, inside = channels_of(program, D, W, PART, PARTS)
-    KEPT: tl.constexpr = TILES <= MOST_IN_REGISTERS and OPERAND != tl.float32  # noqa: SIM300 - a constant of the kernel
-    tiles = toeplitz_tiles(taps, program, D // W, K, W, PART, PARTS, TILES, False, KEPT, OPERAND)
-    waiting = zero_tiles(TILES - 1, PARTS, tl.float32)
+    IN_REGISTERS: tl.constexpr = TILES <= MAX_TILES_IN_REGISTERS and OPERAND != tl.float32  # noqa: SIM300 - a constant of the kernel
+    tiles = toeplitz_tiles(
+        taps, program, D // W, K, W, PART, PARTS, TILES, False, IN_REGISTERS, OPERAND
+    )
+    pending = zero_tiles(TILES - 1, PARTS, tl.float32)
     taps_x2, taps_x1, taps_v = load_featurizer(featurizer_taps, channel, inside, D, F)
     if HAS_SKIP:
         eye = identity(PARTS, OPERAND)
         skips = load_skips(skip, channel, inside, PARTS)
 
-    start = (piece * SEGMENTS + lane_segment) * segment
+    start = (chunk * SEGMENTS + lane_segment) * segment
     stop = tl.minimum(start + segment, length)
     run = tl.arange(0, RUNS)[:, None]
     line = tl.arange(0, BLOCK)[:, None]
@@ -130,8 +132,8 @@ def _convolution_kernel(
     gates, x1, v = _load_signals(
         z, z_past, gate, first, channel, inside, length, row_stride, D, F, Z_PAST, ROWS, GRADIENT
     )
-    blocks = tl.cdiv(tl.minimum(segment, length - piece * SEGMENTS * segment), BLOCK)
-    last_start = ((piece + 1) * SEGMENTS - 1) * segment
+    blocks = tl.cdiv(tl.minimum(segment, length - chunk * SEGMENTS * segment), BLOCK)
+    last_start = ((chunk + 1) * SEGMENTS - 1) * segment
     for block in range(-EARLY, blocks):
         after = first + BLOCK
         following = _load_signals(
@@ -162,9 +164,9 @@ def _convolution_kernel(
         operands = to_operands(u.to(OPERAND), PARTS, SUB)
         convolved = ()
         for n in tl.static_range(SUB):
-            complete, waiting = push(tiles, operands[n], waiting, TILES)
+            complete, pending = push(tiles, operands[n], pending, TILES)
             if HAS_SKIP:
-                # A product with the identity brings u to where the sums are.
+                # The product with the identity converts u to the layout of the accumulators.
                 complete = tl.fma(skips, multiply(eye, operands[n]), complete)
             convolved = convolved + (complete,)
         gated = stack(rows_gate, ROWS) * from_operands(convolved, PARTS, SUB)
@@ -173,10 +175,12 @@ def _convolution_kernel(
         tl.store(y + row.to(tl.int64) * D + channel, gated.to(dtype), mask=present)
         if not GRADIENT:  # noqa: SIM102 - known when the kernel is compiled
             if last_start + (block + 1) * BLOCK > length - K + 1:
-                # The last K - 1 rows of u are the next past; some may be rows of the given past.
+                # The last K - 1 rows of u are the next past; some may be rows of the input past.
                 index = row - (length - K + 1)
-                own = ((block >= 0) & (row < stop)) | (row < 0)
-                tl.store(tail + index * D + channel, u.to(dtype), mask=own & (index >= 0) & inside)
+                valid = ((block >= 0) & (row < stop)) | (row < 0)
+                tl.store(
+                    tail + index * D + channel, u.to(dtype), mask=valid & (index >= 0) & inside
+                )
         first = after
         gates, x1, v = following
 
@@ -206,7 +210,7 @@ def _convolve(which, z_BLC, filters, past, gate_BLD, tail_BPD):
 
 
 def forward(z_BLC, filters, past):
-    """Compute y = x2 * (conv(u) + skip * u) with u = x1 * v, all featurized.
+    """Compute y = x2 * (conv(u) + skip * u), u = x1 * v, of the featurized projections.
 
     Args:
         z_BLC: The projections, contiguous along C.

@@ -1,14 +1,14 @@
-"""The public functions of the causal FIR: alone, and fused with the rest of a Hyena operator."""
+"""The public functions of the causal FIR: on its own, and as a whole Hyena operator."""
 
 import torch
 from torch import Tensor
 
 from hyenakernels import rings
-from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_take, last_rows
+from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_support, last_rows
 from hyenakernels.filters import FIRFilters, HyenaPast
 from hyenakernels.fir import reference
 from hyenakernels.gate.reference import gated
-from hyenakernels.gradients import Fused, fake_gradients, given_gradients
+from hyenakernels.gradients import Fused, fake_gradients, needed_gradients
 
 
 def causal_fir(
@@ -18,7 +18,7 @@ def causal_fir(
 
     Args:
         x_BLD: The new samples.
-        taps_GK: One filter for each group, tap 0 for the newest sample.
+        taps_GK: One filter per group, tap 0 for the newest sample.
         past_BPD: The K - 1 samples before `x`, oldest first; zeros when None.
 
     Returns:
@@ -36,28 +36,27 @@ def causal_fir(
 def hyena_fir(
     z_BLC: Tensor, filters: FIRFilters, past: HyenaPast | None = None
 ) -> tuple[Tensor, HyenaPast]:
-    """Hyena-SE and Hyena-MR between their projections: featurizer, gate, grouped FIR, skip, gate.
+    """The operator of Hyena-SE and Hyena-MR: featurizer, gate, grouped FIR with skip, gate.
 
     y = x2 * (fir(u) + skip * u), u = x1 * v; defined by `gate.reference.gated`.
 
     Args:
-        z_BLC: The projections [x2 | x1 | v], each D channels wide.
+        z_BLC: The projections [x2 | x1 | v], D channels each.
         filters: The taps of the featurizer and of the FIR, and the skip.
-        past: The F - 1 rows before `z`, and the K - 1 rows of u before those of `z`; zeros when
-            None.
+        past: The F - 1 rows of z and the K - 1 rows of u before the first row; zeros when None.
 
     Returns:
         y [B, L, D] in the dtype of `z`, and the past for the samples that follow.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     featurizer_taps_CF, taps_GK, _ = filters
     channels = z_BLC.shape[2]
     z_past, inner_past = (None, None) if past is None else (past.featurizer_BPC, past.inner)
     z_shape = _past_shape("hyena_fir", z_BLC, channels, featurizer_taps_CF, z_past)
     inner_shape = _past_shape("hyena_fir", z_BLC, channels // 3, taps_GK, inner_past)
-    if kernels_take(z_BLC, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]):
+    if kernels_support(z_BLC, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]):
         y_BLD, inner_after = fused(
             contiguous_rows(z_BLC),
             *filters,
@@ -77,25 +76,25 @@ def hyena_fir(
 
 
 def hyena_fir_step(z_B1C: Tensor, filters: FIRFilters, slots: rings.HyenaSlots) -> Tensor:
-    """`hyena_fir` of one new row of each sequence, without gradients.
+    """One decoding step of `hyena_fir`: one new row of each sequence, without gradients.
 
     Args:
-        z_B1C: The projections of the rows.
+        z_B1C: The projections of the new rows.
         filters: The taps of the featurizer and of the FIR, and the skip.
-        slots: The rings of rows of z and of u, in which the new rows are stored, and the positions
+        slots: The rings of rows of z and u, to which the new rows are written, and the positions
             of the new rows.
 
     Returns:
         y [B, 1, D] in the dtype of `z`.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     featurizer_taps_CF, taps_GK, _ = filters
     z_ring_BFC, ring_BKD, lengths_B = slots.featurizer_BFC, slots.inner, slots.lengths_B
     rings.check("hyena_fir_step", z_B1C, featurizer_taps_CF, z_ring_BFC)
     rings.check("hyena_fir_step", z_B1C[:, :, : z_B1C.shape[2] // 3], taps_GK, ring_BKD)
-    if kernels_take(
+    if kernels_support(
         z_B1C, featurizer_taps_CF.shape[1], num_taps=taps_GK.shape[1]
     ) and all_contiguous(*filters, z_ring_BFC, ring_BKD, lengths_B):
         from hyenakernels.fir.step import step
@@ -114,7 +113,7 @@ def hyena_fir_step(z_B1C: Tensor, filters: FIRFilters, slots: rings.HyenaSlots) 
 def _past_shape(
     op: str, x: Tensor, width: int, taps_GK: Tensor, past: Tensor | None
 ) -> tuple[int, int, int]:
-    """The shape of the past; raises ValueError if taps or past do not fit `x`."""
+    """The shape of the past; raises ValueError if taps or past do not match `x`."""
     groups, num_taps = taps_GK.shape
     if width % groups:
         raise ValueError(
@@ -130,7 +129,7 @@ def _past_shape(
     return expected
 
 
-# Custom operators take plain tensors, so records are unpacked here and made again inside.
+# Custom operators take plain tensors, so records are unpacked for the call and rebuilt inside.
 
 
 def _forward(
@@ -141,7 +140,7 @@ def _forward(
     z_past_BPC: Tensor | None,
     past_BPD: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`hyena_fir` by the kernels, with both pasts or neither. Returns y and the inner past."""
+    """`hyena_fir` by the kernels, with both pasts or neither; returns y and the new inner past."""
     from hyenakernels.fir import kernel
 
     filters = FIRFilters(featurizer_taps_CF, taps_GK, skip_D).contiguous()
@@ -234,7 +233,7 @@ def _backward(gradient, ctx, dy_BLD, dpast_after_BPD):  # type: ignore[no-untype
         dy_BLD = z_BLC.new_zeros(*z_BLC.shape[:2], z_BLC.shape[2] // 3)
     frozen = not any(ctx.needs_input_grad[2:4])
     gradients = gradient(*inputs, dy_BLD, dpast_after_BPD, frozen)
-    return given_gradients(ctx, gradients)
+    return needed_gradients(ctx, gradients)
 
 
 fused = Fused(

@@ -1,4 +1,4 @@
-"""The definition of the causal FIR in plain PyTorch: any float dtype, differentiable.
+"""Reference of the causal FIR in plain PyTorch: any float dtype, differentiable.
 
 B batch, L length, D channels, G filter groups, K taps, P = K - 1 past samples.
 """
@@ -18,13 +18,13 @@ def causal_fir(x_BLD: Tensor, taps_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor
 
     Args:
         x_BLD: The new samples; L may be 0.
-        taps_GK: One filter for each group of D / G neighbouring channels; G divides D.
+        taps_GK: One filter per group of D / G neighbouring channels; G divides D.
         past_BPD: The K - 1 samples before `x`, oldest first.
 
     Returns:
         y in the shape and dtype of `x`, and the past for the samples that follow: the last K - 1.
 
-    Source: arXiv:2503.01868, section 3 (grouped filters); sums in fp32 or better.
+    Sums are accumulated in fp32 or better. Source: arXiv:2503.01868, section 3 (grouped filters).
     """
     channels, length = x_BLD.shape[2], x_BLD.shape[1]
     (groups, num_taps), dtype = taps_GK.shape, accumulation_dtype(x_BLD)
@@ -35,7 +35,7 @@ def causal_fir(x_BLD: Tensor, taps_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor
         # PyTorch's conv1d correlates; flipping the taps makes it a convolution.
         taps_DK = taps_GK.to(dtype).flip(1).repeat_interleave(channels // groups, dim=0)
         samples_BDT = extended.to(dtype).transpose(1, 2)
-        if length == 1:  # setting up a convolution takes ten times as long as the sum
+        if length == 1:  # the setup of conv1d takes ten times as long as the sum
             y_BDL = (samples_BDT * taps_DK).sum(2, keepdim=True)
         else:
             y_BDL = F.conv1d(samples_BDT, taps_DK[:, None], groups=channels)

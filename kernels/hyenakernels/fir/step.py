@@ -1,4 +1,4 @@
-"""The gated FIR for one token of each sequence: L = 1, with the past in rings.
+"""Decoding step of the gated FIR: one token of each sequence, L = 1, with the pasts in rings.
 
 B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, K taps; `rings` defines a
 ring.
@@ -12,7 +12,7 @@ import triton.language as tl
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import load_featurizer
 from hyenakernels.gate.step import gated_step
-from hyenakernels.launch import MAX_SHORT_TAPS, parts_of, power_of_two
+from hyenakernels.launch import MAX_SHORT_TAPS, cdiv, next_power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
@@ -42,7 +42,7 @@ def _step_kernel(
     channel = first + tl.arange(0, BLOCK_D)
     inside = channel < D
     ring += batch.to(tl.int64) * K * D
-    # Filters are read while the previous launch still runs.
+    # Filters are loaded while the previous launch still runs.
     featurizer = load_featurizer(featurizer_taps, channel, inside, D, F)
     newest_tap = tl.load(taps + channel // W * K, mask=inside, other=0.0).to(tl.float32)
     wait_for_previous(OVERLAPS)
@@ -50,14 +50,14 @@ def _step_kernel(
     newest = (position % K).to(tl.int32)
     row = tl.arange(0, BLOCK_K)[:, None]
     age = (newest + K - row) % K
-    present = (row < K) & (age > 0)  # the new sample is not read from the ring
-    kept = tl.load(ring + row * D + channel[None, :], mask=present & inside[None, :], other=0.0)
+    present = (row < K) & (age > 0)  # the new sample is not in the ring yet
+    samples = tl.load(ring + row * D + channel[None, :], mask=present & inside[None, :], other=0.0)
     # A tap is loaded once for SHARE neighbouring channels.
     shared = first + SHARE * tl.arange(0, BLOCK_D // SHARE)[None, :]
     tap = tl.load(taps + shared // W * K + age, mask=present & (shared < D), other=0.0)
     tap = tl.broadcast_to(tap[:, :, None], (BLOCK_K, BLOCK_D // SHARE, SHARE))
     tap = tl.reshape(tap, (BLOCK_K, BLOCK_D))
-    convolved = tl.sum(kept.to(tl.float32) * tap.to(tl.float32), axis=0)
+    convolved = tl.sum(samples.to(tl.float32) * tap.to(tl.float32), axis=0)
 
     x2, u = gated_step(z, z_ring, featurizer, batch, batch_stride, position, channel, inside, D, F)
     convolved += u * newest_tap
@@ -72,9 +72,9 @@ def step(z_B1C, filters, slots):
     batch, _, channels = z_B1C.shape
     width, (groups, num_taps) = channels // 3, filters.taps_GK.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
-    block_k = power_of_two(num_taps)
+    block_k = next_power_of_two(num_taps)
     block_d = 128 if num_taps <= MAX_SHORT_TAPS else 64
-    _step_kernel[(parts_of(width, block_d), batch)](
+    _step_kernel[(cdiv(width, block_d), batch)](
         z_B1C,
         slots.featurizer_BFC,
         *filters.launch_arguments(),

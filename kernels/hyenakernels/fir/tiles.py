@@ -1,8 +1,8 @@
 """Tiles of the block convolution: channels of a program, Toeplitz tiles, products.
 
 Groups are cut into parts of at most 16 channels. The columns of a product are the channels of a
-part. Where groups are narrower, several segments are placed next to each other to fill the minimum
-of 16 columns of a tensor core; for ungrouped filters all 16 columns are segments.
+part. If groups are narrower, several segments are placed side by side to fill the minimum of 16
+columns of a tensor core; for ungrouped filters all 16 columns are segments.
 
 D channels, G filter groups of W channels, K taps, F featurizer taps.
 """
@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 
 from hyenakernels.gate.rows import featurized
-from hyenakernels.launch import fir_launch, fir_segment, parts_of, power_of_two
+from hyenakernels.launch import cdiv, fir_launch, fir_segment, next_power_of_two
 
-# Rows and columns of a tile: the smallest of a tensor core, with the least work outside 0 .. K - 1.
+# Rows and columns of a tile: the minimum of tensor cores, with the least work outside the K taps.
 TILE = tl.constexpr(16)
 
 
 def tiling(which, z_BLC, filters):
-    """The compile-time sizes that every kernel of this folder takes, for the pass `which`."""
+    """The constexpr sizes that every kernel of this folder takes, for the pass `which`."""
     width = z_BLC.shape[2] // 3
     groups, num_taps = filters.taps_GK.shape
     num_featurizer_taps = filters.featurizer_taps_CF.shape[1]
@@ -30,12 +30,12 @@ def tiling(which, z_BLC, filters):
         "F": num_featurizer_taps,
         "K": num_taps,
         "W": width // groups,
-        "PART": min(TILE.value, power_of_two(width // groups)),
+        "PART": min(TILE.value, next_power_of_two(width // groups)),
         "PARTS": launch.parts,
         "SUB": launch.tiles,
-        # Without a featurizer no row needs its neighbours, and a thread reads whole 16 bytes.
+        # Without a featurizer no row needs its neighbours, and a thread loads 16 bytes at once.
         "ROWS": 1 if num_featurizer_taps == 1 else launch.rows,
-        "TILES": parts_of(num_taps - 1, TILE.value) + 1,
+        "TILES": cdiv(num_taps - 1, TILE.value) + 1,
         "OPERAND": _operand_dtype(z_BLC.dtype),
         "num_warps": launch.num_warps,
         "num_stages": 1,
@@ -52,21 +52,21 @@ def _operand_dtype(dtype):
 
 
 def grid(which, z_BLC, sizes):
-    """The programs along channels, sequence and batch, and the number of rows of a segment."""
+    """The launch grid (channels, chunks of the sequence, batch), and the rows of a segment."""
     batch, length, _ = z_BLC.shape
-    parts = sizes["D"] // sizes["W"] * parts_of(sizes["W"], sizes["PART"])
-    programs = parts_of(parts, sizes["PARTS"])
+    parts = sizes["D"] // sizes["W"] * cdiv(sizes["W"], sizes["PART"])
+    programs = cdiv(parts, sizes["PARTS"])
     segments = TILE.value // sizes["PART"]
     resident = fir_launch(which, sizes["K"], z_BLC.dtype).resident
-    segment = fir_segment(batch * programs, parts_of(length, segments), resident)
-    return (programs, parts_of(length, segment * segments), batch), segment
+    segment = fir_segment(batch * programs, cdiv(length, segments), resident)
+    return (programs, cdiv(length, segment * segments), batch), segment
 
 
 @triton.jit
 def channels_of(program, D: tl.constexpr, W: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
-    """The channel of each lane of a [1, PARTS * TILE] tile, its segment, and whether it exists.
+    """The channel of each lane of a [1, PARTS * TILE] tile, its segment, and the channel mask.
 
-    If segments do not lie next to each other, the segment is [1, 1].
+    If segments are not side by side, the segment is [1, 1].
     """
     lane = tl.arange(0, PARTS * TILE)
     column = lane % TILE
@@ -98,14 +98,14 @@ def identity(PARTS: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def load_skips(skip, channel, inside, PARTS: tl.constexpr):
-    """The skip of each column of the parts' tiles."""
+    """The skip of each column of the tiles of the parts."""
     skips = tl.load(skip + channel, mask=inside, other=0.0).to(tl.float32)
     return tl.reshape(skips, (PARTS, 1, TILE))
 
 
 @triton.jit
 def multiply(x, y, start=None):
-    """Products of tiles of every part, added to `start`; TF32 would break the promise of fp32."""
+    """Tile products for every part, accumulated on `start`; fp32 operands never become TF32."""
     return tl.dot(x, y, start, input_precision="ieee")
 
 
@@ -126,11 +126,11 @@ def toeplitz_tiles(
     """Tiles T_0, T_1, ... of each part's group, [PARTS, TILE, TILE].
 
     They stay in shared memory, from which every block loads them again, unless IN_REGISTERS: the
-    results of a product are where the left operands of the next are.
+    result of a product (with the identity) already has the layout of left operands.
     """
     parts_a_group: tl.constexpr = (W + PART - 1) // PART
-    # Two axes: from a load of three, Triton would place tiles in shared memory part by part within
-    # each row, and reading one would meet bank conflicts.
+    # Loaded with two axes: with three, Triton would lay tiles out in shared memory part by part
+    # within each row, and every read would have bank conflicts.
     line = tl.arange(0, PARTS * TILE)[:, None]
     group = (program * PARTS + line // TILE) // parts_a_group
     ahead = tl.arange(0, TILE)[None, :] - line % TILE
@@ -150,7 +150,7 @@ def toeplitz_tiles(
 
 @triton.jit
 def stack(rows, NUM_ROWS: tl.constexpr):
-    """Rows, each [R, T], as one tile [R * NUM_ROWS, T]; no data moves between threads."""
+    """Join rows [R, T] into a tile [R * NUM_ROWS, T], without data movement between threads."""
     R: tl.constexpr = rows[0].shape[0]
     T: tl.constexpr = rows[0].shape[1]
     if NUM_ROWS == 1:
@@ -168,7 +168,7 @@ def stack(rows, NUM_ROWS: tl.constexpr):
 
 @triton.jit
 def unstack(tile, NUM_ROWS: tl.constexpr):
-    """The inverse of `stack`: a tile [R * NUM_ROWS, T] as a tuple of rows, each [R, T]."""
+    """The inverse of `stack`: split a tile [R * NUM_ROWS, T] into a tuple of rows [R, T]."""
     R: tl.constexpr = tile.shape[0] // NUM_ROWS
     T: tl.constexpr = tile.shape[1]
     tile = tl.permute(tl.reshape(tile, (R, NUM_ROWS, T)), (0, 2, 1))
@@ -194,26 +194,26 @@ def unstack(tile, NUM_ROWS: tl.constexpr):
 
 @triton.jit
 def rotation_of(R: tl.constexpr, T: tl.constexpr, RUNS: tl.constexpr, COUNT: tl.constexpr):
-    """Initial `kept` and `rotation` of `rows_after` for COUNT rows: zeros, and source lines."""
+    """Initial `carried` and `rotation` of `rows_after` for COUNT rows: zeros, and source lines."""
     LINES: tl.constexpr = 4 if COUNT <= 2 else 8
     AROUND: tl.constexpr = RUNS * LINES
-    kept = ()
+    carried = ()
     if COUNT > 0:
         for _ in tl.static_range(LINES):
-            kept = kept + (tl.zeros((R, T), tl.float32),)
+            carried = carried + (tl.zeros((R, T), tl.float32),)
     line = tl.arange(0, R * LINES)[:, None]
     source = line - line % AROUND + (line + LINES) % AROUND
     is_last = tl.arange(0, R)[:, None] % RUNS == RUNS - 1
-    return kept, (tl.broadcast_to(source, (R * LINES, T)), is_last)
+    return carried, (tl.broadcast_to(source, (R * LINES, T)), is_last)
 
 
 @triton.jit
-def rows_after(x, y, kept, rotation, COUNT: tl.constexpr):
+def rows_after(x, y, carried, rotation, COUNT: tl.constexpr):
     """The COUNT rows of x and y that follow each run of rows: the first rows of the next run.
 
-    One exchange between threads rotates the runs of a block by one. The last run of a block thereby
-    receives the first rows of its own block, which are those that the last run of the block before
-    needs. Blocks come in reverse order: they are the third result, the `kept` of the next call.
+    One gather across threads rotates the runs of a block by one. The last run of a block thereby
+    receives the first rows of its own block, which the last run of the block before needs. Blocks
+    come in reverse order, so these rows are the third result, and `carried` in the next call.
     """
     HALF: tl.constexpr = 2 if COUNT <= 2 else 4
     after = ()
@@ -223,15 +223,15 @@ def rows_after(x, y, kept, rotation, COUNT: tl.constexpr):
         tile = stack(x[:HALF] + y[:HALF], 2 * HALF)
         rotated = unstack(tl.gather(tile, source, axis=0), 2 * HALF)
         for j in tl.static_range(2 * HALF):
-            after = after + (tl.where(is_last, kept[j], rotated[j]),)
+            after = after + (tl.where(is_last, carried[j], rotated[j]),)
     return after[:COUNT], after[HALF : HALF + COUNT], rotated
 
 
 @triton.jit
 def to_operands(tile, PARTS: tl.constexpr, SUB: tl.constexpr):
     """A block [SUB * TILE, PARTS * TILE] as SUB operands [PARTS, TILE, TILE], first rows first."""
-    # The sum of one term hides from Triton that rows were joined. It would take joined tensors for
-    # numbers of 8 bits, and read both operands of a product in smaller pieces.
+    # The sum over an axis of size 1 hides the join from Triton, which would take joined tensors for
+    # 8-bit data and load both operands of a product in smaller pieces.
     tile = tl.sum(tl.reshape(tile, (1, SUB * TILE, PARTS * TILE)), axis=0)
     x = tl.permute(tl.reshape(tile, (SUB, TILE, PARTS, TILE)), (2, 1, 0, 3))
     if SUB == 1:
@@ -256,7 +256,7 @@ def from_operands(operands, PARTS: tl.constexpr, SUB: tl.constexpr):
 
 @triton.jit
 def zero_tiles(COUNT: tl.constexpr, PARTS: tl.constexpr, dtype: tl.constexpr):
-    """COUNT zero tensors [PARTS, TILE, TILE]."""
+    """COUNT zero tiles [PARTS, TILE, TILE]."""
     tensors = ()
     for _ in tl.static_range(COUNT):
         tensors = tensors + (tl.zeros((PARTS, TILE, TILE), dtype),)
@@ -264,15 +264,15 @@ def zero_tiles(COUNT: tl.constexpr, PARTS: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def push(tiles, operand, waiting, TILES: tl.constexpr):
-    """Multiply TILE rows by every tile; returns their complete sums, and those still waiting."""
+def push(tiles, operand, pending, TILES: tl.constexpr):
+    """Multiply TILE rows by all tiles; returns their complete sums, and the pending later ones."""
     if TILES == 1:
         complete = multiply(tiles[0], operand)
     else:
-        complete = multiply(tiles[0], operand, waiting[0])
+        complete = multiply(tiles[0], operand, pending[0])
     moved = ()
     for m in tl.static_range(1, TILES - 1):
-        moved = moved + (multiply(tiles[m], operand, waiting[m]),)
+        moved = moved + (multiply(tiles[m], operand, pending[m]),)
     if TILES > 1:
         moved = moved + (multiply(tiles[TILES - 1], operand),)
     return complete, moved
@@ -298,6 +298,6 @@ def gate_input(
     row = first + i
     if PAST_ROWS > 0:
         present = (row < 0) & (row >= -PAST_ROWS) & inside
-        remembered = tl.load(past + (row + PAST_ROWS) * D + channel, mask=present, other=0.0)
-        u = tl.where(row < 0, remembered.to(tl.float32), u)
+        u_past = tl.load(past + (row + PAST_ROWS) * D + channel, mask=present, other=0.0)
+        u = tl.where(row < 0, u_past.to(tl.float32), u)
     return u

@@ -1,1 +1,1 @@
-"""Tensors in FP8, with one scale or a scale for each row, and products with weights in FP8."""
+"""FP8 quantization, with a scale per tensor or per row, and matrix products with FP8 weights."""

@@ -1,4 +1,4 @@
-"""The public functions for quantizing to FP8, and for products with a weight kept in FP8."""
+"""The public functions for quantization to FP8, and for matrix products with weights in FP8."""
 
 from functools import cache
 from typing import Any
@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
-from hyenakernels.dispatch import kernels_take
+from hyenakernels.dispatch import kernels_support
 from hyenakernels.float8 import reference
 from hyenakernels.float8.reference import E4M3, MULTIPLE, Float8Weight, RoundedRows
 from hyenakernels.gradients import is_traced
 from hyenakernels.norm.op import rms_norm
 
-MAX_ROW = 32_768  # numbers of a row that a program rounds at once
+MAX_ROW = 32_768  # the longest row that a program quantizes
 
 
 def quantize(
@@ -25,12 +25,12 @@ def quantize(
     rows: bool = False,
     columns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize x * factor to FP8 with one factor for the tensor; see `float8.reference.quantize`.
+    """Quantize x * factor to FP8 with one factor per tensor; see `float8.reference.quantize`.
 
     Args:
         x_MN: A matrix; the kernel supports bf16 only.
         dtype: torch.float8_e4m3fn or torch.float8_e5m2.
-        factor: An fp32 scalar; by default the largest magnitude becomes the largest FP8 number.
+        factor: An fp32 scalar; by default it maps the amax to the largest FP8 number.
         rows: Whether to return the matrix by rows, [P, N].
         columns: Whether to return the matrix by columns, [N, P].
 
@@ -38,11 +38,11 @@ def quantize(
         The matrix by rows, by columns, and 1 / factor in fp32; a layout that was not requested
         is empty.
     """
-    # The reference too is hidden from torch.compile, which would choose another memory layout for
-    # its results than FP8 products take.
+    # The reference too is opaque to torch.compile, which would choose another memory layout for its
+    # results than FP8 products support.
     run = traced if is_traced(x_MN) else _in_layouts
-    found: tuple[Tensor, Tensor, Tensor] = run(x_MN, dtype, rows, columns, factor)
-    return found
+    result: tuple[Tensor, Tensor, Tensor] = run(x_MN, dtype, rows, columns, factor)
+    return result
 
 
 def by_kernel(
@@ -52,23 +52,23 @@ def by_kernel(
     from hyenakernels.float8 import kernel
 
     with torch.cuda.device_of(x_MN):
-        found: tuple[Tensor, Tensor, Tensor] = kernel.quantize(
+        result: tuple[Tensor, Tensor, Tensor] = kernel.quantize(
             x_MN, factor, dtype, rows=rows, columns=columns
         )
-    return found
+    return result
 
 
 def _in_layouts(
     x_MN: Tensor, dtype: torch.dtype, rows: bool, columns: bool, factor: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`by_kernel` where the kernel takes `x`, else the same by the reference."""
-    if x_MN.dtype == torch.bfloat16 and kernels_take(x_MN):
+    """`by_kernel` if the kernel supports `x`, else the same by the reference."""
+    if x_MN.dtype == torch.bfloat16 and kernels_support(x_MN):
         return by_kernel(x_MN, dtype, rows, columns, factor)
     rows_PN, columns_NP, scale = reference.quantize(x_MN, dtype, factor)
-    nothing = (0, 0)
+    empty = (0, 0)
     return (
-        rows_PN if rows else rows_PN.new_empty(nothing),
-        columns_NP if columns else columns_NP.new_empty(nothing),
+        rows_PN if rows else rows_PN.new_empty(empty),
+        columns_NP if columns else columns_NP.new_empty(empty),
         scale,
     )
 
@@ -97,13 +97,13 @@ Norm = tuple[Tensor, float]  # the scale [N] of an RMS norm, and its eps
 
 
 def round_rows(x: Tensor, norm: Norm | None = None) -> RoundedRows:
-    """Round each row to e4m3 with a scale of its own; see `float8.reference.round_rows`.
+    """Quantize to e4m3 with a scale per row; see `float8.reference.round_rows`.
 
     Args:
         x: Rows [..., N].
-        norm: The rows are normed before they are rounded; None for rows as they are.
+        norm: An RMS norm to apply to the rows first; None for no norm.
     """
-    if _rounds(x):
+    if _supports_rounding(x):
         scale_N, eps = (None, 0.0) if norm is None else norm
         return _by_kernel(x, norm_scale_N=scale_N, eps=eps)
     if norm is not None:
@@ -112,16 +112,16 @@ def round_rows(x: Tensor, norm: Norm | None = None) -> RoundedRows:
 
 
 def round_gated(gate: Tensor, up: Tensor, *, gelu: bool) -> RoundedRows:
-    """Round the rows of act(gate) * up, where act is GELU or the identity."""
-    if _rounds(gate) and up.dtype == gate.dtype:
+    """Quantize the rows of act(gate) * up, where act is GELU or the identity."""
+    if _supports_rounding(gate) and up.dtype == gate.dtype:
         return _by_kernel(gate, up_MN=up.flatten(0, -2), gelu=gelu)
     return reference.round_rows(reference.gated(gate, up, gelu=gelu))
 
 
-def _rounds(x: Tensor) -> bool:
-    """Whether a kernel rounds the rows of `x`; in the interpreter it always does."""
+def _supports_rounding(x: Tensor) -> bool:
+    """Whether the kernel supports the rows of `x`: on GPUs with FP8, and in the interpreter."""
     on_device = not x.is_cuda or runs_float8(x.device)
-    return x.shape[-1] <= MAX_ROW and kernels_take(x) and on_device
+    return x.shape[-1] <= MAX_ROW and kernels_support(x) and on_device
 
 
 def _by_kernel(x: Tensor, **others: Any) -> RoundedRows:
@@ -133,12 +133,12 @@ def _by_kernel(x: Tensor, **others: Any) -> RoundedRows:
 
 
 def rows_product(rows: RoundedRows, weight: Float8Weight, bias_O: Tensor | None = None) -> Tensor:
-    """Multiply rounded rows by a weight kept in e4m3; see `float8.reference.rows_product`.
+    """Multiply quantized rows by a weight in e4m3; see `float8.reference.rows_product`.
 
-    In FP8 the sums stay in the tensor cores, as in `scaled_product`: promoting partial sums to fp32
-    takes longer, and what it corrects is far below the rounding of the operands to 4 digits.
+    Uses the fast accumulation of the tensor cores, as `scaled_product` does: promoting partial sums
+    to fp32 takes longer, and the error is far below the rounding of the operands to 4 bits.
     """
-    if not _multiplies(rows, weight):
+    if not _use_scaled_mm(rows, weight):
         return reference.rows_product(rows, weight, bias_O)
     y_PO: Tensor = F.scaled_mm(
         rows.values_PN,
@@ -154,8 +154,8 @@ def rows_product(rows: RoundedRows, weight: Float8Weight, bias_O: Tensor | None 
     return rows.unpadded(y_PO)
 
 
-def _multiplies(rows: RoundedRows, weight: Float8Weight) -> bool:
-    """Whether tensor cores compute this: with a scale for each row, results are in bf16."""
+def _use_scaled_mm(rows: RoundedRows, weight: Float8Weight) -> bool:
+    """Whether FP8 tensor cores compute this: with a scale per row, only with bf16 results."""
     values_PN = rows.values_PN
     return (
         values_PN.is_cuda
@@ -174,12 +174,12 @@ def runs_float8(device: torch.device) -> bool:
 
 
 def quantize_weight(weight_OI: Tensor, factor: float, device: torch.device) -> Tensor:
-    """The values e4m3(W * factor) of a weight on `device`, as `scaled_product` takes them.
+    """Quantize a weight to e4m3(W * factor) on `device`, as `scaled_product` takes it.
 
-    They are in e4m3 if the device multiplies e4m3, else in the narrowest dtype that it multiplies:
-    bf16 on a GPU, fp32 elsewhere. Both represent every number of e4m3.
+    The values are stored in e4m3 if the device multiplies e4m3, else in the narrowest dtype that it
+    multiplies: bf16 on a GPU, fp32 elsewhere. Both represent every number of e4m3.
     """
-    values_OI = reference.narrow(weight_OI.to(device), factor, E4M3)
+    values_OI = reference.to_float8_saturated(weight_OI.to(device), factor, E4M3)
     if runs_float8(device):
         return values_OI
     return values_OI.to(torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -190,8 +190,8 @@ def scaled_product(
 ) -> Tensor:
     """Multiply by the result of `quantize_weight`; see `float8.reference.scaled_product`.
 
-    In FP8 the sums are those of the tensor cores, without the correction that makes them more
-    precise: the published 20B and 40B models were trained with the sums of Hopper, and need them.
+    Uses the fast accumulation of the tensor cores, without promotion to fp32: the published 20B and
+    40B models were trained with that of Hopper, and need it.
     """
     if x_MI.is_cuda and weight_OI.dtype == E4M3 and runs_float8(x_MI.device):
         factor, scale = (_scalar(value, x_MI) for value in (x_factor, 1 / weight_factor))
@@ -208,7 +208,7 @@ def scaled_product(
         )
         return y_PO[: len(x_MI)]
     if x_MI.is_cuda and weight_OI.dtype == torch.bfloat16:
-        values_MI = reference.narrow(x_MI, x_factor, E4M3).bfloat16()
+        values_MI = reference.to_float8_saturated(x_MI, x_factor, E4M3).bfloat16()
         sums_MO = torch.mm(values_MI, weight_OI.T, out_dtype=torch.float32)
         return (sums_MO / (x_factor * weight_factor)).to(x_MI.dtype)
     return reference.scaled_product(x_MI, weight_OI, x_factor, weight_factor)

@@ -1,1 +1,1 @@
-"""Featurizer and gates: what surrounds the inner convolution of every Hyena operator."""
+"""Featurizer and gates, which surround the inner convolution of every Hyena operator."""

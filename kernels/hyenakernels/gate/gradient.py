@@ -1,4 +1,4 @@
-"""Gradients of the gates and the featurizer, row by row: the end of the fused backward kernels.
+"""Gradients of the featurizer, row by row: the epilogue of the fused backward kernels.
 
 With d the gradient at the featurizer's output and z its input,
 
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def zero_sums(zero, NUM_TAPS: tl.constexpr):
-    """Initial sums for `add_taps`: `zero` for each tap of x2, x1 and v."""
+    """Initial accumulators for `add_taps`: `zero` for each tap of x2, x1 and v."""
     zeros = ()
     for _ in tl.static_range(NUM_TAPS):
         zeros = zeros + (zero,)
@@ -22,7 +22,7 @@ def zero_sums(zero, NUM_TAPS: tl.constexpr):
 
 @triton.jit
 def add_taps(sums, gradient, signals, i: tl.constexpr, NUM_TAPS: tl.constexpr):
-    """Add row `i` to the gradients of the taps of x2, x1 and v.
+    """Accumulate row `i` into the gradients of the taps of x2, x1 and v.
 
     As in `featurized`, the rows of `signals` begin NUM_TAPS - 1 rows before those of the gradient.
     """
@@ -50,11 +50,11 @@ def store_transposed(
 
 @triton.jit
 def store_sums(partial, sums, channel, inside, D: tl.constexpr, NUM_TAPS: tl.constexpr):
-    """Store a program's share of the gradients of the taps, [3D, NUM_TAPS]; sums over its rows."""
+    """Store a program's partial sums of the gradients of the taps, [3D, NUM_TAPS]."""
     for part in tl.static_range(3):
         for j in tl.static_range(NUM_TAPS):
             at = partial + (part * D + channel) * NUM_TAPS + j
-            share = sums[part][j]
-            if len(share.shape) == 2:
-                share = tl.sum(share, axis=0)[None, :]
-            tl.store(at, share, mask=inside)
+            total = sums[part][j]
+            if len(total.shape) == 2:
+                total = tl.sum(total, axis=0)[None, :]
+            tl.store(at, total, mask=inside)

@@ -1,4 +1,4 @@
-"""The definition of featurizer and gates in plain PyTorch: any float dtype, differentiable.
+"""Reference of featurizer and gates in plain PyTorch: any float dtype, differentiable.
 
 B batch, L length, D channels, C = 3D channels [x2 | x1 | v], F featurizer taps, P = F - 1.
 """
@@ -17,12 +17,12 @@ def gated(
     filters: FIRFilters | ModalFilters,
     featurizer_past_BPC: Tensor,
 ) -> tuple[Tensor, HyenaPast]:
-    """Compute y = x2 * (convolve(u) + skip * u), u = x1 * v, all after the featurizer FIR.
+    """Compute y = x2 * (convolve(u) + skip * u), u = x1 * v, with [x2 | x1 | v] = featurizer(z).
 
     Args:
-        convolve: The inner convolution: returns its output for u, and its own new past.
+        convolve: The inner convolution: takes u, returns its output and its new past.
         z_BLC: The projections.
-        filters: The featurizer's taps and the skip are taken from here.
+        filters: Only the taps of the featurizer and the skip are used.
         featurizer_past_BPC: The F - 1 rows before `z`.
 
     Returns:

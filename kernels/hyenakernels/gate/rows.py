@@ -1,8 +1,8 @@
-"""Rows in registers: how the fused kernels read their input.
+"""Rows in registers: how the fused kernels load their input, and the featurizer as their prologue.
 
 A thread holds a few neighbouring channels and a run of consecutive rows, so the featurizer's shifts
-along time are other registers of the same thread: each row is read once, and the rows of the next
-block are loaded while the current block is computed.
+along time are registers of the same thread: each row is loaded once, and the rows of the next block
+are loaded while the current block is computed.
 
 D channels, z [B, L, 3D] = [x2 | x1 | v].
 """
@@ -45,7 +45,7 @@ def load_rows(
     PAST_ROWS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Rows first - BEFORE .. first - BEFORE + NUM_ROWS - 1 as a tuple, as stored.
+    """Rows first - BEFORE .. first - BEFORE + NUM_ROWS - 1 as a tuple, in their stored dtype.
 
     Rows at or after `length` are zero. Rows before 0 come from the PAST_ROWS rows of `past`, or are
     zero without a past. Only the first EARLY rows of the tuple may lie before 0.
@@ -58,13 +58,13 @@ def load_rows(
         present = (row.to(tl.uint32) < length) & inside
         values = tl.load(start + (i - BEFORE) * stride, mask=present, other=0.0)
         if PAST_ROWS > 0 and i < EARLY:
-            remembered = (row < 0) & (row >= -PAST_ROWS)
+            in_past = (row < 0) & (row >= -PAST_ROWS)
             earlier = tl.load(
                 past + (row + PAST_ROWS) * past_stride + channel,
-                mask=remembered & inside,
+                mask=in_past & inside,
                 other=0.0,
             )
-            values = tl.where(remembered, earlier, values)
+            values = tl.where(in_past, earlier, values)
         rows = rows + (values,)
     return rows
 
@@ -84,7 +84,7 @@ def load_gates(
     PAST_ROWS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """The same rows of x1 and v."""
+    """Load the same rows of x1 and v, see `load_rows`."""
     C: tl.constexpr = 3 * D
     z += D
     past += D
@@ -114,7 +114,7 @@ def load_signals(
     PAST_ROWS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """The same rows of x2, x1 and v."""
+    """Load the same rows of x2, x1 and v, see `load_rows`."""
     C: tl.constexpr = 3 * D
     x2 = load_rows(
         z, past, first, channel, inside, length, stride, C, NUM_ROWS, BEFORE, PAST_ROWS, EARLY
@@ -129,7 +129,7 @@ def load_signals(
 def featurized(rows, taps, i: tl.constexpr, NUM_TAPS: tl.constexpr):
     """Row NUM_TAPS - 1 + `i` of `rows` after the featurizer, in fp32.
 
-    Sums are written as fma wherever the compiler might fuse either of two products: a row must have
+    Sums are explicit fma wherever the compiler could fuse either of two products: a row must have
     the same bits in every block and loop that computes it.
     """
     y = taps[0] * rows[i + NUM_TAPS - 1].to(tl.float32)
@@ -140,7 +140,7 @@ def featurized(rows, taps, i: tl.constexpr, NUM_TAPS: tl.constexpr):
 
 @triton.jit
 def zero_rows(COUNT: tl.constexpr, BLOCK_D: tl.constexpr):
-    """COUNT zeros for each channel, as initial sums."""
+    """COUNT zero accumulators for each channel."""
     zeros = ()
     for _ in tl.static_range(COUNT):
         zeros = zeros + (tl.zeros((BLOCK_D,), tl.float32),)

@@ -1,4 +1,4 @@
-"""Featurizer and gate of one new row of each sequence, which is also stored in the ring.
+"""Featurizer and gate of one new row per sequence, which is also written to the ring.
 
 D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps; `rings` defines a ring.
 """
@@ -11,7 +11,7 @@ import triton.language as tl
 def gated_step(
     z, ring, taps, batch, batch_stride, position, channel, inside, D: tl.constexpr, F: tl.constexpr
 ):
-    """Compute x2 and u = x1 * v of the row at `position` of a sequence; store the row.
+    """Compute x2 and u = x1 * v of the row at `position` of a sequence; store the row in the ring.
 
     `taps` is the result of `gate.rows.load_featurizer`.
     """
@@ -27,11 +27,11 @@ def gated_step(
 
 @triton.jit
 def _featurized_step(z, ring, taps, newest, channel, inside, C: tl.constexpr, F: tl.constexpr):
-    """Compute the featurized row at `channel` of C; store the row as it is in z."""
+    """Compute the featurized row at `channel` of C; store the row of z itself in the ring."""
     new = tl.load(z + channel, mask=inside, other=0.0)
     y = taps[0] * new.to(tl.float32)
     for age in tl.static_range(1, F):
-        kept = tl.load(ring + (newest + F - age) % F * C + channel, mask=inside, other=0.0)
-        y += taps[age] * kept.to(tl.float32)
+        old = tl.load(ring + (newest + F - age) % F * C + channel, mask=inside, other=0.0)
+        y += taps[age] * old.to(tl.float32)
     tl.store(ring + newest * C + channel, new.to(ring.dtype.element_ty), mask=inside)
     return y

@@ -1,1 +1,1 @@
-"""The linear layers of a decoding step, fused with the norm before and the sum after them."""
+"""The linear layers of a decoding step, fused with norm, activation, gate, bias and residual."""

@@ -1,12 +1,13 @@
-"""Linear layers of one row with weights in FP8: as `linear.kernel`, at one byte per weight.
+"""Linear layers of a single row with weights in FP8: as `linear.kernel`, at a byte per weight.
 
-As many programs as fit the GPU at once each take every n-th block of whole rows of the weight. A
-program normalizes the row of x and rounds it to e4m3 once, then holds it in registers. So the
-numbers are those of a norm, `round_rows` and a product, up to the order of sums.
+The grid is persistent: n programs each take every n-th block of whole rows of the weight. A program
+normalizes the row of x and rounds it to e4m3 once, then holds it in registers. So the numbers are
+those of a norm, `round_rows` and a product, up to the order of summation.
 
-Weights are read as words of four, 16 bytes a thread at a time: a part of a row is what all threads
-read so. On a GPU an instruction converts two numbers of a word to fp16 and another each to fp32; in
-the interpreter, which has no inline PTX, the bits of a number are moved to where fp32 has them.
+Weights are loaded as 32-bit words of four, 16 bytes per thread at a time; a part of a row is what
+all threads load at once. On a GPU, one instruction converts two numbers of a word to fp16, another
+each of them to fp32; in the interpreter, which has no inline PTX, the bits of a number are shifted
+to their positions in fp32.
 
 I input channels, W = I / 4 words, O output channels.
 """
@@ -15,30 +16,30 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.float8.kernel import largest_bits, row_scale
-from hyenakernels.float8.reference import E4M3, SMALLEST
-from hyenakernels.launch import float8_linear_launch, parts_of
+from hyenakernels.float8.kernel import amax_bits, row_scale
+from hyenakernels.float8.reference import E4M3, MIN_SCALE
+from hyenakernels.launch import cdiv, float8_linear_launch
 from hyenakernels.linear.kernel import activated, arguments_of, store
 from hyenakernels.overlap import wait_for_previous
 
-# Where its bits are moved, the exponent of an e4m3 number is 127 - 7 too low as part of an fp32
-# number. The row makes up for half of that and the sum for the other half, so that both stay in
-# range.
+# Where bits are shifted, the exponent of an e4m3 number is 127 - 7 too low for fp32. One half of
+# this factor is applied to the row and the other to the sum, so that both stay in range.
 _HALF = tl.constexpr(2.0**60)
 
 
 @triton.jit
 def _number(words, BYTE: tl.constexpr):
-    """The number in a byte of each word, times 2 ** -120; the sign is copied, then masked."""
-    moved = (words << (24 - 8 * BYTE)) >> 4
-    return (moved & -0x78100000).to(tl.float32, bitcast=True)  # bits 31 and 26 to 20
+    """The number in a byte of each word, times 2 ** -120."""
+    shifted = (words << (24 - 8 * BYTE)) >> 4
+    # Bits 31 and 26 to 20: the shift to the right has also copied the sign to bits 30 to 27.
+    return (shifted & -0x78100000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _converted(words):
-    """The numbers in the four bytes of each word, by the conversions of Ada and Hopper."""
-    # ptxas 12.8 makes the high half of a word that it knows to be 0 a NaN. It knows none: a part of
-    # a row is a few words of every thread, and at least one of them is a weight.
+    """The numbers in the four bytes of each word, by conversion instructions of Ada and Hopper."""
+    # ptxas 12.8 turns the high half of a word into NaN if it can prove it to be 0. Here it cannot:
+    # a part of a row is a few words per thread, and at least one of them is a weight.
     return tl.inline_asm_elementwise(
         """
         {
@@ -75,7 +76,7 @@ def _numbers(words, CONVERTS: tl.constexpr):
 
 @triton.jit
 def _quarters(x, first, I: tl.constexpr, BLOCK_W: tl.constexpr):  # noqa: E741
-    """The channels of x whose weights are in each byte of the words from `first` on, in fp32."""
+    """The channels of x that belong to bytes 0 to 3 of the words from `first` on, in fp32."""
     channel = 4 * (first + tl.arange(0, BLOCK_W))[:, None] + tl.arange(0, 4)[None, :]
     x_W4 = tl.load(x + channel, mask=channel < I, other=0.0).to(tl.float32)
     even, odd = tl.split(tl.reshape(x_W4, (BLOCK_W, 2, 2)))
@@ -86,7 +87,7 @@ def _quarters(x, first, I: tl.constexpr, BLOCK_W: tl.constexpr):  # noqa: E741
 
 @triton.jit
 def _row(x, I: tl.constexpr, BLOCK_W: tl.constexpr, PARTS: tl.constexpr):  # noqa: E741
-    """All channels of x: `_quarters` of each part."""
+    """Load all channels of x: `_quarters` of each part."""
     row = ()
     for part in tl.static_range(PARTS):
         row = row + _quarters(x, part * BLOCK_W, I, BLOCK_W)
@@ -103,28 +104,28 @@ def _rounded_row(
     COUNT: tl.constexpr,
     I: tl.constexpr,  # noqa: E741
     HALF: tl.constexpr,
-    LIMIT: tl.constexpr,
-    SMALLEST: tl.constexpr,
+    FP8_MAX: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
 ):
-    """The row rounded to e4m3, normalized before if NORMED, and its scale."""
+    """The row, normalized if NORMED, rounded to e4m3, and its scale."""
     if NORMED:
         squares = x[0] * x[0]
         for i in tl.static_range(1, COUNT):
             squares += x[i] * x[i]
         factor = 1.0 / (tl.sqrt_rn(tl.sum(squares, axis=0) / I) + eps)
         normed = ()
-        for i in tl.static_range(COUNT):  # rounded as the norm stores it
+        for i in tl.static_range(COUNT):  # rounded to the dtype that the norm stores
             normed = normed + ((norm_scale[i] * (x[i] * factor)).to(dtype).to(tl.float32),)
         x = normed
-    largest = tl.abs(x[0])
+    amax = tl.abs(x[0])
     for i in tl.static_range(1, COUNT):
-        largest = tl.maximum(largest, tl.abs(x[i]), propagate_nan=tl.PropagateNan.ALL)
-    scale = row_scale(largest_bits(largest), LIMIT, SMALLEST)
+        amax = tl.maximum(amax, tl.abs(x[i]), propagate_nan=tl.PropagateNan.ALL)
+    scale = row_scale(amax_bits(amax), FP8_MAX, MIN_SCALE)
     factor = tl.div_rn(1.0, scale)
     rounded = ()
     for i in tl.static_range(COUNT):
-        limited = tl.clamp(x[i] * factor, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
-        rounded = rounded + (limited.to(tl.float8e4nv).to(tl.float32) * HALF,)
+        clamped = tl.clamp(x[i] * factor, -FP8_MAX, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+        rounded = rounded + (clamped.to(tl.float8e4nv).to(tl.float32) * HALF,)
     return rounded, scale
 
 
@@ -140,7 +141,7 @@ def _load_words(
     BLOCK_W: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """The words of a block of rows, a tensor for each part; if GATED, every other row is of up."""
+    """Load a block of rows as words, a tensor per part; if GATED, every second row is of `up`."""
     row = tl.arange(0, ROWS)
     out = start + row
     if GATED:
@@ -169,8 +170,8 @@ def _linear_kernel(
     eps,
     O: tl.constexpr,  # noqa: E741
     I: tl.constexpr,  # noqa: E741
-    LIMIT: tl.constexpr,
-    SMALLEST: tl.constexpr,
+    FP8_MAX: tl.constexpr,
+    MIN_SCALE: tl.constexpr,
     NORMED: tl.constexpr,
     GATED: tl.constexpr,
     GELU: tl.constexpr,
@@ -186,7 +187,7 @@ def _linear_kernel(
     HALF: tl.constexpr = 1.0 if CONVERTS else _HALF
     first = tl.program_id(0) * BLOCK_O
     step = tl.num_programs(0) * BLOCK_O
-    # Weights are loaded one block ahead, the first block while the previous launch still runs.
+    # Weights are prefetched one block ahead, the first block while the previous launch still runs.
     following = _load_words(weight, up, first, O, I, ROWS, GATED, BLOCK_W, PARTS)
     scales = ()
     if NORMED:
@@ -194,7 +195,7 @@ def _linear_kernel(
     wait_for_previous(OVERLAPS)
     row = _row(x, I, BLOCK_W, PARTS)
     row, x_scale = _rounded_row(
-        row, scales, eps, x.dtype.element_ty, NORMED, 4 * PARTS, I, HALF, LIMIT, SMALLEST
+        row, scales, eps, x.dtype.element_ty, NORMED, 4 * PARTS, I, HALF, FP8_MAX, MIN_SCALE
     )
     for start in range(first, O, step):
         words = following
@@ -223,22 +224,22 @@ def linear(x_1I, weight, *, up=None, **parts):
     outputs, inputs = weight.shape
     y_1O = x_1I.new_empty(1, outputs)
     launch = float8_linear_launch(inputs, gated=up is not None)
-    given = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
+    arguments = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
     up = weight if up is None else up
-    _linear_kernel[(min(parts_of(outputs, launch.block_o), launch.programs),)](
-        **given,
+    _linear_kernel[(min(cdiv(outputs, launch.block_o), launch.programs),)](
+        **arguments,
         weight=weight.values_OI.view(torch.int32),
         weight_scale=weight.scale_O1,
         up=up.values_OI.view(torch.int32),
         up_scale=up.scale_O1,
         O=outputs,
         I=inputs,
-        LIMIT=torch.finfo(E4M3).max,
-        SMALLEST=SMALLEST,
+        FP8_MAX=torch.finfo(E4M3).max,
+        MIN_SCALE=MIN_SCALE,
         CONVERTS=x_1I.is_cuda,  # the interpreter has no inline PTX
         BLOCK_O=launch.block_o,
         BLOCK_W=launch.block_w,
-        PARTS=parts_of(inputs // 4, launch.block_w),
+        PARTS=cdiv(inputs // 4, launch.block_w),
         num_warps=launch.num_warps,
     )
     return y_1O

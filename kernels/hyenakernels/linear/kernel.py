@@ -1,8 +1,8 @@
-"""Linear layers of one row, which take as long as reading their weights.
+"""Linear layers of a single row (GEMV), which take as long as reading their weights.
 
-A program reads a few whole rows of the weight and keeps a partial sum for each column of a block;
-these are added at the end. The norm before a product and the sum after it need no launches of their
-own: the norm's factor of the row commutes with the product, and the sum is added before storing.
+A program reads a few whole rows of the weight and keeps an accumulator per column of a block; these
+are summed at the end. The norm before a product and the residual addition after it are fused: the
+norm's factor of the row commutes with the product, and the residual is added in the epilogue.
 
 I input channels, O output channels.
 """
@@ -10,13 +10,13 @@ I input channels, O output channels.
 import triton
 import triton.language as tl
 
-from hyenakernels.launch import linear_launch, parts_of, power_of_two
+from hyenakernels.launch import cdiv, linear_launch, next_power_of_two
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
 
 @triton.jit
 def activated(y_O, bias, out, is_out, HAS_BIAS: tl.constexpr, GELU: tl.constexpr):
-    """act(y + bias), without the parts that are not asked for."""
+    """act(y + bias), each only if its flag is set."""
     if HAS_BIAS:
         y_O += tl.load(bias + out, mask=is_out, other=0.0).to(tl.float32)
     if GELU:
@@ -26,7 +26,7 @@ def activated(y_O, bias, out, is_out, HAS_BIAS: tl.constexpr, GELU: tl.constexpr
 
 @triton.jit
 def store(y, y_O, added, out, is_out, ADDED: tl.constexpr):
-    """Store the outputs, after adding to them if ADDED."""
+    """Store the outputs, plus `added` if ADDED."""
     if ADDED:
         y_O += tl.load(added + out, mask=is_out, other=0.0).to(tl.float32)
     tl.store(y + out, y_O.to(y.dtype.element_ty), mask=is_out)
@@ -57,7 +57,7 @@ def _linear_kernel(
     is_out = out < O
     lane = tl.arange(0, BLOCK_I)
     at = out.to(tl.int64)[:, None] * I + lane[None, :]
-    # Weights are loaded one block ahead, the first block while the previous launch still runs.
+    # Weights are prefetched one block ahead, the first block while the previous launch still runs.
     present = is_out[:, None] & (lane < I)[None, :]
     next_OI = tl.load(weight + at, mask=present, other=0.0)
     if GATED:
@@ -98,7 +98,7 @@ def _linear_kernel(
 def arguments_of(
     x_1I, y_1O, *, is_gated, scale_I=None, eps=0.0, gelu=False, bias_O=None, added_1O=None
 ):
-    """What every kernel of these layers takes, by name; tensors not given are never read."""
+    """The keyword arguments that both kernels share; x stands for tensors that are not read."""
     return {
         "x": x_1I,
         "norm_scale": x_1I if scale_I is None else scale_I,
@@ -120,15 +120,15 @@ def linear(x_1I, weight_OI, *, up=None, **parts):
     outputs, inputs = weight_OI.shape
     y_1O = x_1I.new_empty(1, outputs)
     launch = linear_launch(inputs, gated=up is not None)
-    given = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
-    _linear_kernel[(parts_of(outputs, launch.block_o),)](
-        **given,
+    arguments = arguments_of(x_1I, y_1O, is_gated=up is not None, **parts)
+    _linear_kernel[(cdiv(outputs, launch.block_o),)](
+        **arguments,
         weight=weight_OI,
         up=weight_OI if up is None else up,
         O=outputs,
         I=inputs,
         BLOCK_O=launch.block_o,
-        BLOCK_I=min(launch.block_i, power_of_two(inputs)),
+        BLOCK_I=min(launch.block_i, next_power_of_two(inputs)),
         num_warps=launch.num_warps,
     )
     return y_1O

@@ -1,9 +1,9 @@
-"""The public functions of a decoding step's linear layers, with the norm, gate and sum around them.
+"""The public functions of a decoding step's linear layers, with norm, gate and residual fused.
 
 For a single row each is one launch, which takes as long as reading its weights; without gradients.
-For more rows `linear.reference`, which defines them, computes them: PyTorch's products are as fast.
-By a weight in FP8, every row is rounded to e4m3 too, also if it is the only one: a sequence has the
-same numbers alone and beside others, up to the order of sums.
+For more rows `linear.reference`, which defines them, runs: PyTorch's matrix products are as fast.
+With a weight in FP8, rows are rounded to e4m3 too, even a single one: a sequence has the same
+numbers alone and in a batch, up to the order of summation.
 
 B batch, L rows of a sequence, I input channels, O output channels.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyenakernels.dispatch import all_contiguous, kernels_take
+from hyenakernels.dispatch import all_contiguous, kernels_support
 from hyenakernels.float8.op import MAX_ROW, runs_float8
 from hyenakernels.float8.reference import E4M3, Float8Weight
 from hyenakernels.linear import reference
@@ -26,14 +26,14 @@ def normed_linear(x_BLI: Tensor, scale_I: Tensor, eps: float, weight: Weight) ->
     Args:
         x_BLI: The rows.
         scale_I: The scale of the RMS norm.
-        eps: Added to the root, not inside it.
+        eps: Added to the RMS, outside the square root.
         weight: W [O, I], in the dtype of `x` or in FP8.
 
     Returns:
         [B, L, O], in the dtype of `x`.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     _check("normed_linear", x_BLI, weight, scale_I)
     if _is_one_row(x_BLI, scale_I, weight):
@@ -49,7 +49,7 @@ def gated_linear(
     Args:
         x_BLI: The rows.
         scale_I: The scale of the RMS norm.
-        eps: Added to the root, not inside it.
+        eps: Added to the RMS, outside the square root.
         gate: G [O, I], in the dtype of `x` or in FP8.
         up: U, likewise.
         gelu: Whether act is GELU; else it is the identity.
@@ -58,7 +58,7 @@ def gated_linear(
         [B, L, O], in the dtype of `x`.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     _check("gated_linear", x_BLI, gate, scale_I)
     _check("gated_linear", x_BLI, up, scale_I)
@@ -73,14 +73,14 @@ def added_linear(x_BLI: Tensor, weight: Weight, bias_O: Tensor | None, added_BLO
     Args:
         x_BLI: The rows.
         weight: W [O, I], in the dtype of `x` or in FP8.
-        bias_O: For each output channel; None for no bias.
-        added_BLO: The product is added to it.
+        bias_O: One number per output channel; None for no bias.
+        added_BLO: What the product is added to, e.g. the residual stream.
 
     Returns:
         [B, L, O], in the dtype of `x`.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     _check("added_linear", x_BLI, weight)
     if added_BLO.shape != (*x_BLI.shape[:2], weight.shape[0]):
@@ -105,24 +105,24 @@ def _check(op: str, x_BLI: Tensor, weight: Weight, scale_I: Tensor | None = None
 
 
 def _is_one_row(x_BLI: Tensor, scale_I: Tensor | None, *others: Weight | None) -> bool:
-    """Whether a kernel supports this: one row, all contiguous, all but scales in one dtype."""
-    narrow = [x for x in others if isinstance(x, Float8Weight)]
+    """Whether the kernels support this: one row, all contiguous, all but scales in one dtype."""
+    float8 = [x for x in others if isinstance(x, Float8Weight)]
     tensors = [x for x in others if isinstance(x, Tensor)]
     return (
         x_BLI.shape[:2] == (1, 1)
         and all(x.dtype == x_BLI.dtype for x in tensors)
-        and all_contiguous(scale_I, *tensors, *(x.values_OI for x in narrow))
+        and all_contiguous(scale_I, *tensors, *(x.values_OI for x in float8))
         and not torch.is_grad_enabled()
-        and kernels_take(x_BLI)
-        and (not narrow or _reads_float8(x_BLI, narrow))
+        and kernels_support(x_BLI)
+        and (not float8 or _supports_float8(x_BLI, float8))
     )
 
 
-def _reads_float8(x_BLI: Tensor, weights: list[Float8Weight]) -> bool:
-    """Whether the kernel for weights in FP8 supports them; in the interpreter it always runs."""
+def _supports_float8(x_BLI: Tensor, weights: list[Float8Weight]) -> bool:
+    """Whether the kernel supports these FP8 weights: on GPUs with FP8, and in the interpreter."""
     return (
         x_BLI.shape[2] <= MAX_ROW
-        and x_BLI.shape[2] % 4 == 0  # weights in a word
+        and x_BLI.shape[2] % 4 == 0  # a word holds four weights
         and all(weight.values_OI.dtype == E4M3 for weight in weights)
         and (not x_BLI.is_cuda or runs_float8(x_BLI.device))
     )

@@ -1,7 +1,7 @@
-"""The definitions of a decoding step's linear layers in plain PyTorch: any dtype, differentiable.
+"""References of a decoding step's linear layers in plain PyTorch: any dtype, differentiable.
 
-They also compute the layers for more than one row. By a weight in FP8, rows are multiplied as
-`float8.reference.rows_product` says.
+They also run for more than one row. Products with a weight in FP8 are those of
+`float8.op.rows_product`.
 
 B batch, L rows of a sequence, I input channels, O output channels.
 """
@@ -37,10 +37,10 @@ def added_linear(x_BLI: Tensor, weight: Weight, bias_O: Tensor | None, added_BLO
 def _products(
     x_BLI: Tensor, *weights: Weight, bias_O: Tensor | None = None, norm: Norm | None = None
 ) -> list[Tensor]:
-    """Compute norm(x) W^T + bias with each weight; all are in FP8, or none."""
-    narrow = [weight for weight in weights if isinstance(weight, Float8Weight)]
-    if narrow:
+    """Compute norm(x) W^T + bias for each weight; either all of them are in FP8 or none."""
+    float8 = [weight for weight in weights if isinstance(weight, Float8Weight)]
+    if float8:
         rows = round_rows(x_BLI, norm)
-        return [rows_product(rows, weight, bias_O) for weight in narrow]
+        return [rows_product(rows, weight, bias_O) for weight in float8]
     x_BLI = x_BLI if norm is None else rms_norm(x_BLI, *norm)
     return [F.linear(x_BLI, weight, bias_O) for weight in weights if isinstance(weight, Tensor)]

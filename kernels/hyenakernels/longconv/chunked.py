@@ -1,4 +1,4 @@
-"""The long convolution in bounded memory: one chunk of channels at a time, forward and backward.
+"""The long convolution in bounded memory: chunk by chunk of channels, forward and backward.
 
 B batch, L new samples, P past samples, T = P + L, D channels, C channels of a chunk, G filter
 groups, E channels of a group, K filter length, N points of an FFT, F = N // 2 + 1 frequencies.
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from hyenakernels.precision import accumulation_dtype, full_precision
 
-SPECTRUM_BYTES = 256 * 2**20  # of a chunk; a call needs a few tensors of this size, whatever D
+SPECTRUM_BYTES = 256 * 2**20  # per chunk; a call needs a few tensors of this size, whatever D is
 
 
 def long_conv(u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def long_conv(u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor) -> tuple[Tenso
 class ChunkedConvolution(torch.autograd.Function):
     """y of `long_conv`, for a past of at most K - 1 samples and a filter of at most T.
 
-    Saves only its inputs; the backward pass computes each chunk's spectra again.
+    Saves only its inputs; the backward pass recomputes the spectra of each chunk.
     """
 
     @staticmethod
@@ -106,8 +106,8 @@ def _samples(x_BGEF: Tensor, points: int, total: int) -> Tensor:
 def _points(u_BLD: Tensor, filter_GK: Tensor) -> int:
     """The number of points of an FFT.
 
-    With L + K - 1 points the circular sums wrap around only where nothing is read: y is read at the
-    new samples, dx at all T <= L + K - 1, dh at the K taps.
+    With L + K - 1 points, circular convolutions wrap around only into entries that are not read: y
+    is read at the new samples, dx at all T <= L + K - 1, dh at the K taps.
     """
     return smooth_length(u_BLD.shape[1] + filter_GK.shape[1] - 1)
 
@@ -121,7 +121,7 @@ def smooth_length(least: int) -> int:
 
 
 def _chunks(u_BLD: Tensor, filter_GK: Tensor, points: int) -> Iterator[tuple[slice, slice]]:
-    """Cut the channels: a chunk is a part of one group, or several whole groups.
+    """Cut the channels into chunks: a part of one group each, or several whole groups.
 
     Yields:
         The channels of a chunk, and their groups.

@@ -12,14 +12,14 @@ def long_conv(
 
     Args:
         u_BLD: The new samples.
-        filter_GK: One filter for each group, entry 0 for the newest sample.
-        past_BPD: The samples before `u`, oldest first, of any number; none when None.
+        filter_GK: One filter per group, entry 0 for the newest sample.
+        past_BPD: Any number of samples before `u`, oldest first; None for none.
 
     Returns:
         The filtered samples, and the past for the samples that follow.
 
     Raises:
-        ValueError: The groups do not divide the channels, or the past does not fit `u`.
+        ValueError: The groups do not divide the channels, or the shape of the past does not match.
     """
     batch, _, channels = u_BLD.shape
     if channels % filter_GK.shape[0]:
@@ -31,6 +31,6 @@ def long_conv(
         past_BPD = u_BLD.new_zeros(batch, 0, channels)
     elif past_BPD.shape[0::2] != (batch, channels):
         raise ValueError(
-            f"long_conv: the past {tuple(past_BPD.shape)} does not fit u {tuple(u_BLD.shape)}"
+            f"long_conv: the past {tuple(past_BPD.shape)} does not match u {tuple(u_BLD.shape)}"
         )
     return chunked.long_conv(u_BLD, filter_GK, past_BPD)

@@ -1,4 +1,4 @@
-"""The definition of a long convolution in plain PyTorch: any float dtype, differentiable.
+"""Reference of the long convolution in plain PyTorch: any float dtype, differentiable.
 
 B batch, L length, D channels, G filter groups, K filter length, P past samples (any number).
 """
@@ -12,13 +12,13 @@ from hyenakernels.precision import accumulation_dtype, full_precision
 def long_conv(u_BLD: Tensor, filter_GK: Tensor, past_BPD: Tensor) -> tuple[Tensor, Tensor]:
     """Convolve every channel with the explicit filter of its group, of any length.
 
-    y[b, t, d] = sum_j filter[d // (D / G), j] * u[b, t - j, d], by one real FFT that is long enough
-    that no sum wraps around.
+    y[b, t, d] = sum_j filter[d // (D / G), j] * u[b, t - j, d], by a real FFT that is long enough
+    for a linear convolution.
 
     Args:
         u_BLD: The new samples; L may be 0.
-        filter_GK: One filter for each group of D / G neighbouring channels; G divides D.
-        past_BPD: The samples before `u`, oldest first; samples before them count as zero.
+        filter_GK: One filter per group of D / G neighbouring channels; G divides D.
+        past_BPD: The samples before `u`, oldest first; those before them are zero.
 
     Returns:
         y in the shape and dtype of `u`, and the past for the samples that follow: the last K - 1

@@ -1,4 +1,4 @@
-"""Filter gradients of the fused modal scan: from the first row to the last.
+"""Filter gradients of the fused modal scan, from the first row to the last.
 
 With g = dy * x2, S the states and A their adjoints (`modal.adjoint`),
 
@@ -6,8 +6,8 @@ With g = dy * x2, S the states and A their adjoints (`modal.adjoint`),
     dR = sum_t g[t] S[t],    dexp(p) = R sum_t g[t] Q[t] + sum_n A_n Q_n,
 
 where Q[t] = exp(p) Q[t - 1] + S[t - 1] is the derivative of the state with respect to exp(p) inside
-a segment, Q_n its value after segment n, and A_n the adjoint at the end of segment n. Filters that
-are frozen need dx2 alone.
+a segment, Q_n its value after segment n, and A_n the adjoint at the end of segment n. With frozen
+filters, only dx2 is computed.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
 """
@@ -18,7 +18,7 @@ import triton.language as tl
 
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import featurized, load_featurizer, load_rows, load_signals, zero_rows
-from hyenakernels.launch import modal_launch, modal_segment, parts_of
+from hyenakernels.launch import cdiv, modal_launch, modal_segment
 from hyenakernels.modal.adjoint import adjoints, input_gradient
 from hyenakernels.modal.kernel import sizes_of
 from hyenakernels.modal.modes import decayed, load_filter, load_modes, store_modes
@@ -104,12 +104,9 @@ def _parameter_kernel(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Compute dx2 of a segment, and its share of the gradients of poles, residues and skip.
-
-    FROZEN filters get no gradients.
-    """
+    """Compute dx2 of a segment, and its partial sums for poles, residues and skip unless FROZEN."""
     HALO: tl.constexpr = F - 1
-    piece, batch = tl.program_id(1), tl.program_id(2)
+    segment_index, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
     z += batch.to(tl.int64) * batch_stride
@@ -120,13 +117,13 @@ def _parameter_kernel(
     filters = load_filter(
         log_poles, residues, skip, channel, inside, D, S, EXACT, HAS_SKIP, BLOCK_D
     )
-    index = (batch * num_segments + piece).to(tl.int64)
+    index = (batch * num_segments + segment_index).to(tl.int64)
     states = load_modes(starts + index * S * D, channel, inside, S, False, D)
     zeros = zero_rows(S, BLOCK_D)
-    # States, their derivatives with respect to exp(p), and sums for residues, poles and skip.
+    # States, their derivatives with respect to exp(p), accumulators for residues, poles and skip.
     carry = (states, zeros, zeros, zeros, tl.zeros((BLOCK_D,), tl.float32))
 
-    first = piece * segment
+    first = segment_index * segment
     count = tl.minimum(segment, length - first)
     signals = load_signals(
         z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, HALO, HALO
@@ -201,13 +198,13 @@ def gradients(z_BLC, filters, z_past_BPC, starts_BNSD, dy_BLD, dfinal_BSD, froze
     """Gradients of all inputs of `forward`.
 
     Args:
-        z_BLC: As in `forward`, like the filters and the past.
+        z_BLC: As for `forward`, like the filters and the past.
         filters: Contiguous `ModalFilters`.
         z_past_BPC: The F - 1 rows before `z`.
         starts_BNSD: The state before each segment, as `forward` returned it.
         dy_BLD: The gradient of y.
         dfinal_BSD: The gradient of the state after the last row.
-        frozen: Whether poles, residues and skip need no gradient; theirs are empty then.
+        frozen: Whether poles, residues and skip need no gradients, which are then empty.
 
     Returns:
         Gradients of z, featurizer taps, poles, residues, skip (empty without one), past and state:
@@ -234,7 +231,7 @@ def _parameter_gradients(
     sums = starts_BNSD[:0] if frozen else starts_BNSD
     dpoles_BNSD, dresidues_BNSD = torch.empty_like(sums), torch.empty_like(sums)
     dskip_BND = starts_BNSD.new_empty(len(sums), num_segments, width)
-    _parameter_kernel[(parts_of(width, launch.block_d), num_segments, batch)](
+    _parameter_kernel[(cdiv(width, launch.block_d), num_segments, batch)](
         z_BLC,
         z_past_BPC,
         *filters.launch_arguments(),

@@ -3,10 +3,10 @@
     S[t] = exp(p) S[t - 1] + u[t],    y[t] = x2[t] (sum_s R_s S_s[t] + skip u[t])
 
 A thread keeps the states of a few channels in registers and processes a segment of the sequence in
-order, in fp32 and without any exchange between threads: S multiply-adds for the states and S for
+order, in fp32 and without communication between threads: S multiply-adds for the states and S for
 the output are all the work, and the rows of the next block are loaded meanwhile. Segments run in
-parallel: first each computes the state it would leave if it began at zero, then a scan over
-segments gives every one its true first state, then all outputs follow.
+parallel, as a chunked scan: first each computes its final state from a zero initial state, then a
+scan over segments computes the true initial states, then all segments compute their outputs.
 
 B batch, L length, D channels, z [B, L, 3D] = [x2 | x1 | v], F featurizer taps, S modes, N segments.
 """
@@ -24,7 +24,7 @@ from hyenakernels.gate.rows import (
     load_taps,
     zero_rows,
 )
-from hyenakernels.launch import modal_launch, modal_segment, parts_of, power_of_two
+from hyenakernels.launch import cdiv, modal_launch, modal_segment, next_power_of_two
 from hyenakernels.modal.modes import (
     advance,
     load_filter,
@@ -55,11 +55,11 @@ def _ends_kernel(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """The state each segment but the last would leave if it began at zero."""
+    """The final state of each segment but the last, from a zero initial state."""
     C: tl.constexpr = 3 * D
     HALO: tl.constexpr = F - 1
     COUNT: tl.constexpr = ROWS + HALO
-    piece, batch = tl.program_id(1), tl.program_id(2)
+    segment_index, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
     z += batch.to(tl.int64) * batch_stride
@@ -71,7 +71,7 @@ def _ends_kernel(
 
     z_x1, z_v = z + D, z + 2 * D
     past_x1, past_v = z_past + D, z_past + 2 * D
-    first = piece * segment
+    first = segment_index * segment
     x1 = load_rows(
         z_x1, past_x1, first, channel, inside, length, row_stride, C, COUNT, HALO, HALO, HALO
     )
@@ -91,7 +91,7 @@ def _ends_kernel(
             states = advance(poles, remainders, states, u, S, EXACT)
         first = after
         x1, v = next_x1, next_v
-    at = ends + (batch * num_segments + piece).to(tl.int64) * S * D
+    at = ends + (batch * num_segments + segment_index).to(tl.int64) * S * D
     store_modes(at, states, channel, inside, S, D)
 
 
@@ -109,7 +109,7 @@ def _scan_kernel(
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Carry states over segments: `starts` are those before each segment, `ends` what each adds."""
+    """Scan over segments: from `ends`, their final states from zero, to `starts`, the true ones."""
     mode, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
@@ -121,16 +121,16 @@ def _scan_kernel(
     for n in range(0, num_segments, STEPS):
         added = ()
         for i in tl.static_range(STEPS):
-            piece = num_segments - 1 - n - i if REVERSED else n + i
+            segment_index = num_segments - 1 - n - i if REVERSED else n + i
             present = (n + i + zeros < num_segments - 1) & inside
-            at = ends + lane + piece.to(tl.int64) * S * D
+            at = ends + lane + segment_index.to(tl.int64) * S * D
             added = added + (tl.load(at, mask=present, other=0.0),)
         for i in tl.static_range(STEPS):
-            piece = num_segments - 1 - n - i if REVERSED else n + i
-            at = starts + lane + piece.to(tl.int64) * S * D
+            segment_index = num_segments - 1 - n - i if REVERSED else n + i
+            at = starts + lane + segment_index.to(tl.int64) * S * D
             tl.store(at, carried, mask=(n + i + zeros < num_segments) & inside)
             if REVERSED:
-                # The last segment may be short: its end already contains the decayed initial state.
+                # The last segment may be short: its `ends` include the decayed initial state.
                 carried = tl.where(n + i + zeros == 0, 0.0, carried)
             carried = tl.fma(decay, carried, tl.fma(remainder, carried, added[i]))
 
@@ -188,9 +188,9 @@ def _output_kernel(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """All outputs of a segment from its first state; the last segment leaves the final state."""
+    """The outputs of a segment from its initial state; the last segment stores the final state."""
     HALO: tl.constexpr = F - 1
-    piece, batch = tl.program_id(1), tl.program_id(2)
+    segment_index, batch = tl.program_id(1), tl.program_id(2)
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
     z += batch.to(tl.int64) * batch_stride
@@ -200,10 +200,10 @@ def _output_kernel(
     filters = load_filter(
         log_poles, residues, skip, channel, inside, D, S, EXACT, HAS_SKIP, BLOCK_D
     )
-    at = starts + (batch * num_segments + piece).to(tl.int64) * S * D
+    at = starts + (batch * num_segments + segment_index).to(tl.int64) * S * D
     states = load_modes(at, channel, inside, S, False, D)
 
-    first = piece * segment
+    first = segment_index * segment
     count = tl.minimum(segment, length - first)
     signals = load_signals(
         z, z_past, first, channel, inside, length, row_stride, D, ROWS + HALO, HALO, HALO, HALO
@@ -226,18 +226,18 @@ def _output_kernel(
             y, row, taps, filters, states, first, channel, inside, D, F, S, EXACT, 1
         )
         first += 1
-    if piece == num_segments - 1:
+    if segment_index == num_segments - 1:
         store_modes(final + batch.to(tl.int64) * S * D, states, channel, inside, S, D)
 
 
 def _rows(launch, num_featurizer_taps, num_modes):
-    rows = launch.rows * 16 // max(16, power_of_two(num_modes))
-    # Only the first block may read the past: blocks are at least as long as the featurizer's.
-    return max(rows, power_of_two(num_featurizer_taps - 1), 1)
+    rows = launch.rows * 16 // max(16, next_power_of_two(num_modes))
+    # Only the first block may read the past, so blocks are no shorter than the featurizer's past.
+    return max(rows, next_power_of_two(num_featurizer_taps - 1), 1)
 
 
 def sizes_of(z_BLC, filters, launch):
-    """The compile-time sizes that every kernel of this folder takes."""
+    """The constexpr sizes that every kernel of this folder takes."""
     num_featurizer_taps = filters.featurizer_taps_CF.shape[1]
     width, num_modes = filters.log_poles_DS.shape
     return {
@@ -247,7 +247,7 @@ def sizes_of(z_BLC, filters, launch):
         "S": num_modes,
         "EXACT": z_BLC.dtype == torch.float32,
         "BLOCK_D": launch.block_d,
-        # Fewer rows for more modes, so that a thread needs about as many registers.
+        # Fewer rows for more modes, so that a thread needs about the same number of registers.
         "ROWS": _rows(launch, num_featurizer_taps, num_modes),
         "num_warps": launch.num_warps,
         "num_stages": 1,
@@ -258,8 +258,8 @@ def scan(ends_BNSD, initial_BSD, log_poles_DS, segment, *, reverse):
     """The state before every segment, or the adjoint after every segment if `reverse`.
 
     Args:
-        ends_BNSD: The state each segment would leave if it began at zero. The last one in the order
-            of the scan is not read. In reverse the last segment begins at `initial` instead.
+        ends_BNSD: The final state of each segment from a zero initial state. The last one in the
+            order of the scan is not read. In reverse the last segment starts from `initial`.
         initial_BSD: The state before the first segment, or the adjoint after the last.
         log_poles_DS: Contiguous.
         segment: Rows of a segment.
@@ -268,7 +268,7 @@ def scan(ends_BNSD, initial_BSD, log_poles_DS, segment, *, reverse):
     batch, num_segments, modes, width = ends_BNSD.shape
     starts_BNSD = torch.empty_like(ends_BNSD)
     block_d = 128
-    _scan_kernel[(parts_of(width, block_d), modes, batch)](
+    _scan_kernel[(cdiv(width, block_d), modes, batch)](
         ends_BNSD,
         initial_BSD,
         starts_BNSD,
@@ -291,11 +291,11 @@ def starts(z_BLC, filters, z_past_BPC, state_BSD):
     launch = modal_launch("forward", z_BLC.dtype)
     sizes = sizes_of(z_BLC, filters, launch)
     segment = modal_segment(sizes["D"])
-    num_segments = parts_of(length, segment)
+    num_segments = cdiv(length, segment)
     if num_segments == 1:
         return state_BSD[:, None].clone()
     ends_BNSD = state_BSD.new_empty(batch, num_segments, *state_BSD.shape[1:])
-    _ends_kernel[(parts_of(sizes["D"], launch.block_d), num_segments - 1, batch)](
+    _ends_kernel[(cdiv(sizes["D"], launch.block_d), num_segments - 1, batch)](
         z_BLC,
         z_past_BPC,
         filters.featurizer_taps_CF,
@@ -311,7 +311,7 @@ def starts(z_BLC, filters, z_past_BPC, state_BSD):
 
 
 def forward(z_BLC, filters, z_past_BPC, state_BSD):
-    """Compute y = x2 * (modal convolution of u + skip * u), u = x1 * v, all featurized.
+    """Compute y = x2 * (modal(u) + skip * u), u = x1 * v, of the featurized projections.
 
     Args:
         z_BLC: The projections, contiguous along C.
@@ -321,7 +321,7 @@ def forward(z_BLC, filters, z_past_BPC, state_BSD):
 
     Returns:
         y [B, L, D] in the dtype of `z`, the state after the last row [B, S, D], and the state
-        before each segment [B, N, S, D], which the backward pass reads; both in fp32.
+        before each segment [B, N, S, D], saved for the backward pass; both in fp32.
     """
     batch, length, _ = z_BLC.shape
     launch = modal_launch("forward", z_BLC.dtype)
@@ -330,7 +330,7 @@ def forward(z_BLC, filters, z_past_BPC, state_BSD):
     num_segments = starts_BNSD.shape[1]
     y_BLD = z_BLC.new_empty(batch, length, sizes["D"])
     final_BSD = torch.empty_like(state_BSD)
-    _output_kernel[(parts_of(sizes["D"], launch.block_d), num_segments, batch)](
+    _output_kernel[(cdiv(sizes["D"], launch.block_d), num_segments, batch)](
         z_BLC,
         z_past_BPC,
         *filters.launch_arguments(),

@@ -1,6 +1,6 @@
-"""The modes of a filter in registers: one tensor of channels for each mode of a tuple.
+"""The modes of a filter in registers: a tuple with one tensor of channels for each mode.
 
-So a thread holds all modes of its channels. Sums are written as fma, as in `gate.rows`.
+So a thread holds all modes of its channels. Sums are explicit fma, as in `gate.rows`.
 
 D channels, S modes.
 """
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D: tl.constexpr):
-    """S values of each channel as a tuple, from [D, S] if BY_CHANNEL, else from [S, D], in fp32."""
+    """Load S values of each channel, from [D, S] if BY_CHANNEL, else from [S, D], in fp32."""
     values = ()
     for s in tl.static_range(S):
         at = x + channel * S + s if BY_CHANNEL else x + s * D + channel
@@ -21,10 +21,10 @@ def load_modes(x, channel, inside, S: tl.constexpr, BY_CHANNEL: tl.constexpr, D:
 
 @triton.jit
 def two_part_exp(x):
-    """exp(x), as a number in fp32 and the remainder of rounding it, in fp32 too.
+    """exp(x) as the sum of two fp32 numbers: the rounded value and its rounding remainder.
 
-    What is near 1 and multiplies a state again and again needs both: the rounding would add up to
-    the largest error in fp32.
+    A factor near 1 that is applied at every step needs both: its rounding error would accumulate
+    and be the largest error in fp32.
     """
     wide = tl.exp(x.to(tl.float64))
     rounded = wide.to(tl.float32)
@@ -33,9 +33,9 @@ def two_part_exp(x):
 
 @triton.jit
 def load_poles(log_poles, channel, inside, S: tl.constexpr, EXACT: tl.constexpr):
-    """exp(log_poles) of each channel, and if EXACT the remainder of rounding it to fp32.
+    """Load exp(log_poles) of each channel, and if EXACT the remainder of its rounding to fp32.
 
-    A narrower dtype does without: a pole is applied once for each row of a segment at most.
+    Narrower dtypes do without the remainder: a pole is applied at most once per row of a segment.
     """
     poles = ()
     remainders = ()
@@ -53,7 +53,7 @@ def load_poles(log_poles, channel, inside, S: tl.constexpr, EXACT: tl.constexpr)
 
 @triton.jit
 def decayed(poles, remainders, states, x, s: tl.constexpr, EXACT: tl.constexpr):
-    """State `s` one step later, plus `x`: exp(p) S + x."""
+    """One step of mode `s`: exp(p) S + x."""
     if EXACT:
         x = tl.fma(remainders[s], states[s], x)
     return tl.fma(poles[s], states[s], x)
@@ -61,14 +61,14 @@ def decayed(poles, remainders, states, x, s: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def store_modes(x, values, channel, inside, S: tl.constexpr, D: tl.constexpr):
-    """Store S values of each channel as [S, D]."""
+    """Store S values of each channel, as [S, D]."""
     for s in tl.static_range(S):
         tl.store(x + s * D + channel, values[s], mask=inside)
 
 
 @triton.jit
 def advance(poles, remainders, states, x, S: tl.constexpr, EXACT: tl.constexpr):
-    """One step of the recurrence."""
+    """One step of the recurrence, for all modes."""
     following = ()
     for s in tl.static_range(S):
         following = following + (decayed(poles, remainders, states, x, s, EXACT),)
@@ -77,7 +77,7 @@ def advance(poles, remainders, states, x, S: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def weigh(weights, states, start, S: tl.constexpr):
-    """Start + sum_s weights[s] * states[s]."""
+    """The weighted sum over modes, `start` + sum_s weights[s] * states[s]."""
     for s in tl.static_range(S):
         start = tl.fma(weights[s], states[s], start)
     return start
@@ -96,7 +96,7 @@ def load_filter(
     HAS_SKIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The poles, their remainders, residues and skip of each channel."""
+    """Load the poles, their remainders, residues and skip of each channel."""
     poles, remainders = load_poles(log_poles, channel, inside, S, EXACT)
     weights = load_modes(residues, channel, inside, S, True, D)
     skips = tl.zeros((BLOCK_D,), tl.float32)

@@ -1,13 +1,13 @@
-"""The public functions of the modal convolution: alone, and fused with the rest of Hyena-LI."""
+"""The public functions of the modal convolution: on its own, and as the operator of Hyena-LI."""
 
 import torch
 from torch import Tensor
 
 from hyenakernels import rings
-from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_take, last_rows
+from hyenakernels.dispatch import all_contiguous, contiguous_rows, kernels_support, last_rows
 from hyenakernels.filters import HyenaPast, ModalFilters
 from hyenakernels.gate.reference import gated
-from hyenakernels.gradients import Fused, fake_gradients, given_gradients
+from hyenakernels.gradients import Fused, fake_gradients, needed_gradients
 from hyenakernels.launch import modal_segment
 from hyenakernels.modal import reference
 from hyenakernels.precision import accumulation_dtype
@@ -20,7 +20,7 @@ def modal_conv(
 
     Args:
         u_BLD: The new samples.
-        log_poles_DS: Real, negative for a filter that decays.
+        log_poles_DS: Real; negative for a decaying filter.
         residues_DS: The weight of each mode.
         state_BDS: The state after the sample before `u`; zeros when None.
 
@@ -28,7 +28,7 @@ def modal_conv(
         The filtered samples, and the state after the last of them.
 
     Raises:
-        ValueError: Poles, residues, state and samples do not fit each other.
+        ValueError: The shapes of poles, residues, state and samples do not match.
     """
     width = u_BLD.shape[2]
     state_BDS = _checked_state("modal_conv", u_BLD, width, log_poles_DS, residues_DS, state_BDS)
@@ -38,12 +38,12 @@ def modal_conv(
 def hyena_modal(
     z_BLC: Tensor, filters: ModalFilters, past: HyenaPast | None = None
 ) -> tuple[Tensor, HyenaPast]:
-    """Hyena-LI between its projections: featurizer, gate, modal convolution, skip, gate.
+    """The operator of Hyena-LI: featurizer, gate, modal convolution with skip, gate.
 
     y = x2 * (modal(u) + skip * u), u = x1 * v; defined by `gate.reference.gated`.
 
     Args:
-        z_BLC: The projections [x2 | x1 | v], each D channels wide.
+        z_BLC: The projections [x2 | x1 | v], D channels each.
         filters: The taps of the featurizer, poles, residues and skip.
         past: The F - 1 rows before `z`, and the state after the last of them; zeros when None.
 
@@ -51,7 +51,7 @@ def hyena_modal(
         y [B, L, D] in the dtype of `z`, and the past for the samples that follow.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     featurizer_taps_CF, log_poles_DS, residues_DS, _ = filters
     batch, _, channels = z_BLC.shape
@@ -70,7 +70,7 @@ def hyena_modal(
         raise ValueError(
             f"hyena_modal: the featurizer's past is {tuple(z_past_BPC.shape)}, expected {expected}"
         )
-    if not kernels_take(z_BLC, num_featurizer_taps, num_modes=num_modes):
+    if not kernels_support(z_BLC, num_featurizer_taps, num_modes=num_modes):
         return gated(
             lambda u_BLD: reference.modal_conv(u_BLD, log_poles_DS, residues_DS, state_BDS),
             z_BLC,
@@ -87,26 +87,26 @@ def hyena_modal(
 
 
 def hyena_modal_step(z_B1C: Tensor, filters: ModalFilters, slots: rings.HyenaSlots) -> Tensor:
-    """`hyena_modal` of one new row of each sequence, without gradients.
+    """One decoding step of `hyena_modal`: one new row of each sequence, without gradients.
 
     Args:
-        z_B1C: The projections of the rows.
+        z_B1C: The projections of the new rows.
         filters: The taps of the featurizer, poles, residues and skip.
-        slots: The ring of rows of z, in which the new rows are stored; the states after the rows
-            before, which are updated in place; and the positions of the new rows.
+        slots: The ring of rows of z, to which the new rows are written; the states, which are
+            updated in place; and the positions of the new rows.
 
     Returns:
         y [B, 1, D] in the dtype of `z`.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     featurizer_taps_CF, log_poles_DS, residues_DS, _ = filters
     z_ring_BFC, state_BDS, lengths_B = slots.featurizer_BFC, slots.inner, slots.lengths_B
     width = z_B1C.shape[2] // 3
     rings.check("hyena_modal_step", z_B1C, featurizer_taps_CF, z_ring_BFC)
     _checked_state("hyena_modal_step", z_B1C, width, log_poles_DS, residues_DS, state_BDS)
-    if kernels_take(
+    if kernels_support(
         z_B1C, featurizer_taps_CF.shape[1], num_modes=log_poles_DS.shape[1]
     ) and all_contiguous(*filters, z_ring_BFC, state_BDS.transpose(1, 2), lengths_B):
         from hyenakernels.modal.step import step
@@ -129,7 +129,7 @@ def _checked_state(
     residues_DS: Tensor,
     state_BDS: Tensor | None,
 ) -> Tensor:
-    """The state, zeros when None; raises ValueError if poles, residues or state do not fit `x`."""
+    """The state, zeros when None; raises ValueError if any shape does not match that of `x`."""
     if log_poles_DS.shape != residues_DS.shape or log_poles_DS.shape[0] != width:
         raise ValueError(
             f"{op}: x {tuple(x.shape)} needs poles and residues of {width} channels, "
@@ -144,7 +144,7 @@ def _checked_state(
     return state_BDS
 
 
-# Custom operators take plain tensors, so records are unpacked here and made again inside.
+# Custom operators take plain tensors, so records are unpacked for the call and rebuilt inside.
 
 
 def _forward(
@@ -253,7 +253,7 @@ def _backward(gradient, ctx, dy_BLD, dfinal_BSD, _):  # type: ignore[no-untyped-
     if dfinal_BSD is None:
         dfinal_BSD = torch.zeros_like(starts_BNSD[:, 0])
     frozen = not any(ctx.needs_input_grad[2:5])
-    return given_gradients(ctx, gradient(*inputs, dy_BLD, dfinal_BSD, frozen))
+    return needed_gradients(ctx, gradient(*inputs, dy_BLD, dfinal_BSD, frozen))
 
 
 fused = Fused(

@@ -1,6 +1,6 @@
-"""What a shard of a sequence contributes to the others: its state from zero, and its adjoint.
+"""What the shards of a sequence exchange: final states from zero, and their adjoints.
 
-Each is computed in one pass over two thirds of what the operator itself reads.
+Each is computed in one pass that reads two thirds of what the operator itself reads.
 
 B batch, L rows, D channels, C = 3D channels [x2 | x1 | v], F featurizer taps, P = F - 1, S modes.
 """
@@ -8,7 +8,7 @@ B batch, L rows, D channels, C = 3D channels [x2 | x1 | v], F featurizer taps, P
 import torch
 from torch import Tensor
 
-from hyenakernels.dispatch import contiguous_rows, kernels_take
+from hyenakernels.dispatch import contiguous_rows, kernels_support
 from hyenakernels.filters import ModalFilters
 from hyenakernels.fir.reference import causal_fir
 from hyenakernels.launch import modal_segment
@@ -17,7 +17,7 @@ from hyenakernels.precision import accumulation_dtype
 
 
 def state_from_zero(z_BLC: Tensor, filters: ModalFilters, z_past_BPC: Tensor) -> Tensor:
-    """The state after the last row if it was zero before the first: sum_t exp(p (L-1-t)) u[t].
+    """The final state from a zero initial state: sum_t exp(p (L - 1 - t)) u[t].
 
     Args:
         z_BLC: The projections, L >= 1.
@@ -30,7 +30,7 @@ def state_from_zero(z_BLC: Tensor, filters: ModalFilters, z_past_BPC: Tensor) ->
     featurizer_taps_CF, log_poles_DS, residues_DS, _ = filters
     width, modes = log_poles_DS.shape
     with torch.no_grad():
-        if kernels_take(z_BLC, featurizer_taps_CF.shape[1], num_modes=modes):
+        if kernels_support(z_BLC, featurizer_taps_CF.shape[1], num_modes=modes):
             return _state_by_kernels(
                 contiguous_rows(z_BLC), _without_skip(filters).contiguous(), z_past_BPC
             )
@@ -47,9 +47,9 @@ def state_from_zero(z_BLC: Tensor, filters: ModalFilters, z_past_BPC: Tensor) ->
 def adjoint_from_zero(
     z_BLC: Tensor, filters: ModalFilters, z_past_BPC: Tensor, dy_BLD: Tensor
 ) -> Tensor:
-    """The gradient of the state before the first row if that of the state after the last is zero.
+    """The gradient of the initial state if that of the final state is zero.
 
-    It is R sum_t exp(p (t + 1)) g[t], g = dy * x2: the state of g in reverse, one step later.
+    It is R sum_t exp(p (t + 1)) g[t], g = dy * x2: the state of the reversed g, one step later.
 
     Args:
         z_BLC: The projections, L >= 1.
@@ -63,7 +63,7 @@ def adjoint_from_zero(
     featurizer_taps_CF, log_poles_DS, residues_DS, _ = filters
     width, modes = log_poles_DS.shape
     with torch.no_grad():
-        if kernels_take(z_BLC, featurizer_taps_CF.shape[1], num_modes=modes):
+        if kernels_support(z_BLC, featurizer_taps_CF.shape[1], num_modes=modes):
             return _adjoint_by_kernels(
                 contiguous_rows(z_BLC),
                 _without_skip(filters).contiguous(),
@@ -92,7 +92,7 @@ def _zeros(z_BLC: Tensor, log_poles_DS: Tensor) -> Tensor:
 
 
 def _state_by_kernels(z_BLC: Tensor, filters: ModalFilters, z_past_BPC: Tensor) -> Tensor:
-    """Compute the state before the last segment by the scan, and then that segment alone."""
+    """Scan to the state before the last segment, then compute that segment alone."""
     from hyenakernels.modal import kernel
 
     segment = modal_segment(filters.log_poles_DS.shape[0])
@@ -113,7 +113,7 @@ def _state_by_kernels(z_BLC: Tensor, filters: ModalFilters, z_past_BPC: Tensor) 
 def _adjoint_by_kernels(
     z_BLC: Tensor, filters: ModalFilters, z_past_BPC: Tensor, dy_BLD: Tensor
 ) -> Tensor:
-    """Compute the adjoint after the first segment by the scan, and then that segment alone."""
+    """Scan to the adjoint after the first segment, then compute that segment alone."""
     from hyenakernels.modal import adjoint
 
     segment = modal_segment(filters.log_poles_DS.shape[0])

@@ -1,4 +1,4 @@
-"""The definition of the modal convolution in plain PyTorch: any float dtype, linear in L.
+"""Reference of the modal convolution in plain PyTorch: any float dtype, linear in L.
 
 Differentiable. B batch, L length, D channels, S modes, C samples of a chunk, N chunks.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyenakernels.precision import accumulation_dtype, full_precision
 
-CHUNK = 64  # samples; 32 to 64 are fastest on CPUs, and the result does not depend on it
+CHUNK = 64  # samples; 32 to 64 are fastest on CPUs, and it does not change the result
 
 
 def modal_conv(
@@ -17,12 +17,13 @@ def modal_conv(
 ) -> tuple[Tensor, Tensor]:
     """Convolve every channel with h[t] = sum_s residues[s] * exp(log_poles[s] * t).
 
-    State[t] = exp(log_poles) * state[t - 1] + u[t], and y[t] = sum_s residues[s] * state[t, s].
-    Inside a chunk this is a Toeplitz product; the state carries over from chunk to chunk.
+    A chunked scan of state[t] = exp(log_poles) * state[t - 1] + u[t], with
+    y[t] = sum_s residues[s] * state[t, s]: a Toeplitz product inside a chunk, and a recurrence of
+    the state from chunk to chunk.
 
     Args:
         u_BLD: The new samples; L may be 0.
-        log_poles_DS: Real, negative for a filter that decays.
+        log_poles_DS: Real; negative for a decaying filter.
         residues_DS: The weight of each mode.
         state_BDS: The state after the sample before `u`.
 
@@ -55,12 +56,12 @@ def _chunked(
     num_chunks = length // chunk
     time_C = torch.arange(chunk, device=u_BLD.device, dtype=u_BLD.dtype)
     decay_DSC = torch.exp(log_poles_DS[:, :, None] * time_C)
-    # [D, C, B * N]: every product below is one batched matrix product over the channels.
+    # [D, C, B * N]: every product below is a batched matrix product over the channels.
     u_DCX = u_BLD.reshape(batch, num_chunks, chunk, channels).permute(3, 2, 0, 1).flatten(2)
 
     modes = log_poles_DS.shape[1]
     gained_DSBN = (decay_DSC.flip(2) @ u_DCX).view(channels, modes, batch, num_chunks)
-    # exp(p C) - 1, not exp(p C): the latter would be rounded near 1, with an error that adds up.
+    # exp(p C) - 1, not exp(p C): near 1 the latter loses digits, and the error would accumulate.
     chunk_loss_DS1 = torch.expm1(log_poles_DS * chunk)[:, :, None]
     state_DSB = state_BDS.permute(1, 2, 0)
     before = []

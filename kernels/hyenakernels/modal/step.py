@@ -1,4 +1,4 @@
-"""The gated modal convolution for one token of each sequence, L = 1.
+"""Decoding step of the gated modal convolution: one token of each sequence, L = 1.
 
 B batch, D channels, z [B, 1, 3D] = [x2 | x1 | v], F featurizer taps, S modes; `rings` defines a
 ring.
@@ -10,12 +10,12 @@ import triton.language as tl
 from hyenakernels.dispatch import batch_stride
 from hyenakernels.gate.rows import load_featurizer
 from hyenakernels.gate.step import gated_step
-from hyenakernels.launch import parts_of
+from hyenakernels.launch import cdiv
 from hyenakernels.modal.modes import advance, load_filter, load_modes, store_modes, weigh
 from hyenakernels.overlap import overlap_options, wait_for_previous
 
-BLOCK_D = 32  # channels of a program, one a thread
-PROGRAMS = 16  # for the same channels of different sequences: as many as the GPU runs at once
+BLOCK_D = 32  # channels of a program, one per thread
+PROGRAMS = 16  # for the same channels of different sequences: as many as are resident at once
 
 
 @triton.jit(do_not_specialize=["batch_size"])
@@ -40,15 +40,15 @@ def _step_kernel(
 ):
     channel = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = channel < D
-    # Filters are read while the previous launch still runs.
+    # Filters are loaded while the previous launch still runs.
     featurizer = load_featurizer(featurizer_taps, channel, inside, D, F)
-    # Poles are exact whatever the dtype: one is applied once for each token, without an end.
+    # EXACT whatever the dtype: there is no limit to the number of tokens that a pole is applied to.
     poles, remainders, residue, skips = load_filter(
         log_poles, residues, skip, channel, inside, D, S, True, HAS_SKIP, BLOCK_D
     )
     wait_for_previous(OVERLAPS)
     first, step = tl.program_id(1).to(tl.int64), tl.num_programs(1)
-    # States are loaded one sequence ahead.
+    # States are loaded one sequence ahead (prefetched).
     following = load_modes(state + first * S * D, channel, inside, S, False, D)
     for sequence in range(first, batch_size, step):
         batch = tl.cast(sequence, tl.int64)
@@ -69,7 +69,7 @@ def step(z_B1C, filters, slots):
     """`hyena_modal_step` for contiguous filters and rings, and states contiguous as [B, S, D]."""
     batch, (width, modes) = len(z_B1C), filters.log_poles_DS.shape
     y_B1D = z_B1C.new_empty(batch, 1, width)
-    _step_kernel[(parts_of(width, BLOCK_D), min(batch, PROGRAMS))](
+    _step_kernel[(cdiv(width, BLOCK_D), min(batch, PROGRAMS))](
         z_B1C,
         slots.featurizer_BFC,
         *filters.launch_arguments(),

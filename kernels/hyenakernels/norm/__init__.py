@@ -1,1 +1,1 @@
-"""RMS normalization of rows, and of the residual sum before a mixer or an MLP."""
+"""RMS norm of rows, on its own and fused with the residual addition before it."""

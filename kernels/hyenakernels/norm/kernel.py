@@ -1,6 +1,6 @@
-"""Norms, row by row: n programs take every n-th row as a whole, with the scale in registers.
+"""RMS norms in persistent kernels: n programs take every n-th row, with the scale in registers.
 
-The next row is loaded while the current one is summed. The order of a row's sum depends on D alone.
+The next row is loaded while the current one is summed. The order of summation depends on D alone.
 
 N rows, D channels.
 """
@@ -9,12 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
-from hyenakernels.launch import NormPass, norm_launch, power_of_two
+from hyenakernels.launch import NormPass, next_power_of_two, norm_launch
 
 
 @triton.jit
 def load_row(x, row, rows, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Load a row in its dtype, padded with zeros; zeros where the row does not exist."""
+    """Load a row in its dtype, padded with zeros; all zeros past the last row."""
     channel = tl.arange(0, BLOCK_D)
     start = x + row.to(tl.int64) * D
     present = tl.zeros((BLOCK_D,), tl.int32) + row < rows
@@ -36,7 +36,7 @@ def _norm_kernel(
     scale,
     normed,
     total,
-    roots,
+    rms,
     rows,
     eps,
     D: tl.constexpr,
@@ -55,21 +55,21 @@ def _norm_kernel(
         values = next_x.to(tl.float32)
         next_x = load_row(x, row + step, rows, D, BLOCK_D)
         if HAS_Y:
-            # The sum is rounded as it is stored before it is normalized.
+            # The sum is rounded to its stored dtype before it is normalized.
             summed = (values + next_y.to(tl.float32)).to(total.dtype.element_ty)
             next_y = load_row(y, row + step, rows, D, BLOCK_D)
             store_row(total, row, summed, D, BLOCK_D)
             values = summed.to(tl.float32)
-        root = tl.sqrt_rn(tl.sum(values * values, axis=0) / D)
-        tl.store(roots + row, root)
-        store_row(normed, row, scales * (values * (1.0 / (root + eps))), D, BLOCK_D)
+        row_rms = tl.sqrt_rn(tl.sum(values * values, axis=0) / D)
+        tl.store(rms + row, row_rms)
+        store_row(normed, row, scales * (values * (1.0 / (row_rms + eps))), D, BLOCK_D)
         row += step
 
 
 def aligned(x):
-    """`x` as the kernels read it: contiguous, at an address aligned for the widest loads.
+    """`x` as the kernels need it: contiguous, and aligned for the widest loads.
 
-    With narrower loads a thread would get other channels, and sum them in another order.
+    With narrower loads a thread would get other channels, which changes the order of summation.
     """
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()
@@ -80,7 +80,7 @@ def sizes_of(which: NormPass, x_BLD):
     width = x_BLD.shape[-1]
     rows = x_BLD.numel() // width
     num_warps, programs = norm_launch(which, width)
-    block = max(power_of_two(width), 32)
+    block = max(next_power_of_two(width), 32)
     return min(rows, programs), {
         "rows": rows,
         "D": width,
@@ -90,21 +90,21 @@ def sizes_of(which: NormPass, x_BLD):
 
 
 def forward(x_BLD, y_BLD, scale_D, eps, dtype):
-    """The normed rows in `dtype`, the sum (empty without y), and the roots."""
+    """The normalized rows in `dtype`, the sum (empty without y), and the RMS of each row."""
     programs, sizes = sizes_of("forward", x_BLD)
     x_BLD = aligned(x_BLD)
     normed_BLD = torch.empty_like(x_BLD, dtype=dtype)
     total_BLD = x_BLD.new_empty(0) if y_BLD is None else torch.empty_like(x_BLD)
-    roots_BL = x_BLD.new_empty(x_BLD.shape[:-1], dtype=torch.float32)
+    rms_BL = x_BLD.new_empty(x_BLD.shape[:-1], dtype=torch.float32)
     _norm_kernel[(programs,)](
         x_BLD,
         x_BLD if y_BLD is None else aligned(y_BLD),
         aligned(scale_D),
         normed_BLD,
         total_BLD,
-        roots_BL,
+        rms_BL,
         eps=eps,
         HAS_Y=y_BLD is not None,
         **sizes,
     )
-    return normed_BLD, total_BLD, roots_BL
+    return normed_BLD, total_BLD, rms_BL

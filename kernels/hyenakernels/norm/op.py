@@ -1,9 +1,9 @@
-"""The public functions of the norms: of rows, and of a residual sum."""
+"""The public functions of the norms: RMS norm, and residual addition with RMS norm."""
 
 import torch
 from torch import Tensor
 
-from hyenakernels.dispatch import kernels_take
+from hyenakernels.dispatch import kernels_support
 from hyenakernels.gradients import Fused
 from hyenakernels.norm import reference
 
@@ -14,18 +14,18 @@ def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
     Args:
         x_BLD: The rows.
         scale_D: A factor for each channel.
-        eps: Added to the root, not inside it.
+        eps: Added to the RMS, outside the square root.
 
     Returns:
         The normalized rows in the dtype of `x`. Under autocast the kernel writes them in the dtype
-        to which autocast casts the input of a product; the reference leaves that to the product.
+        of autocast's matrix products; the reference leaves the cast to the product.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     _check("rms_norm", x_BLD, scale_D)
-    if kernels_take(x_BLD, width=x_BLD.shape[2]):
-        normed_BLD: Tensor = fused(x_BLD, None, scale_D, eps, _product_dtype(x_BLD))[0]
+    if kernels_support(x_BLD, width=x_BLD.shape[2]):
+        normed_BLD: Tensor = fused(x_BLD, None, scale_D, eps, _matmul_dtype(x_BLD))[0]
         return normed_BLD
     return reference.rms_norm(x_BLD, scale_D, eps)
 
@@ -33,20 +33,20 @@ def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
 def add_rms_norm(
     x_BLD: Tensor, y_BLD: Tensor, scale_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`rms_norm` of x + y, and x + y, as a block needs them between its two branches.
+    """rms_norm(x + y) and x + y, as a block needs them between its mixer and its MLP.
 
     Args:
         x_BLD: The residual stream.
-        y_BLD: The output of a branch, which is added to it.
+        y_BLD: The output of a mixer, which is added to it.
         scale_D: A factor for each channel.
-        eps: Added to the root, not inside it.
+        eps: Added to the RMS, outside the square root.
 
     Returns:
-        rms_norm(x + y), in the dtype that `rms_norm` gives; and x + y, in the dtype of `x` unless
+        rms_norm(x + y), in the dtype that `rms_norm` returns; and x + y, in the dtype of `x` unless
         `y` is wider.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not match.
     """
     _check("add_rms_norm", x_BLD, scale_D)
     if y_BLD.shape != x_BLD.shape:
@@ -54,8 +54,8 @@ def add_rms_norm(
     if torch.promote_types(x_BLD.dtype, y_BLD.dtype) != x_BLD.dtype:
         total_BLD = x_BLD + y_BLD
         return rms_norm(total_BLD, scale_D, eps), total_BLD
-    if kernels_take(x_BLD, width=x_BLD.shape[2]):
-        normed_BLD, total_BLD, _ = fused(x_BLD, y_BLD, scale_D, eps, _product_dtype(x_BLD))
+    if kernels_support(x_BLD, width=x_BLD.shape[2]):
+        normed_BLD, total_BLD, _ = fused(x_BLD, y_BLD, scale_D, eps, _matmul_dtype(x_BLD))
         return normed_BLD, total_BLD
     return reference.add_rms_norm(x_BLD, y_BLD, scale_D, eps)
 
@@ -68,8 +68,8 @@ def _check(op: str, x_BLD: Tensor, scale_D: Tensor) -> None:
         )
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype to which autocast would cast `x` for a product; that of `x` without autocast."""
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """The dtype to which autocast casts `x` for a matrix product; that of `x` without autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -77,12 +77,12 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _forward(
     x_BLD: Tensor, y_BLD: Tensor | None, scale_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By the kernel: normed rows in `dtype`, the sum (empty without y), the roots of the rows."""
+    """By the kernel: normalized rows in `dtype`, the sum (empty without y), the RMS of each row."""
     from hyenakernels.norm import kernel
 
     with torch.cuda.device_of(x_BLD):
-        normed_BLD, total_BLD, roots_BL = kernel.forward(x_BLD, y_BLD, scale_D, eps, dtype)
-    return normed_BLD, total_BLD, roots_BL
+        normed_BLD, total_BLD, rms_BL = kernel.forward(x_BLD, y_BLD, scale_D, eps, dtype)
+    return normed_BLD, total_BLD, rms_BL
 
 
 def _fake(
@@ -93,14 +93,14 @@ def _fake(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     total_BLD = x_BLD.new_empty(0 if y_BLD is None else x_BLD.shape)
-    roots_BL = x_BLD.new_empty(x_BLD.shape[:-1], dtype=torch.float32)
-    return x_BLD.new_empty(x_BLD.shape, dtype=dtype), total_BLD, roots_BL
+    rms_BL = x_BLD.new_empty(x_BLD.shape[:-1], dtype=torch.float32)
+    return x_BLD.new_empty(x_BLD.shape, dtype=dtype), total_BLD, rms_BL
 
 
 def _gradient(
     x_BLD: Tensor,
     scale_D: Tensor,
-    roots_BL: Tensor,
+    rms_BL: Tensor,
     dnormed_BLD: Tensor,
     dtotal_BLD: Tensor | None,
     eps: float,
@@ -111,7 +111,7 @@ def _gradient(
 
     with torch.cuda.device_of(x_BLD):
         dx_BLD, dy_BLD, dscale_D = gradient.gradients(
-            x_BLD, scale_D, roots_BL, dnormed_BLD, dtotal_BLD, eps, dy_dtype
+            x_BLD, scale_D, rms_BL, dnormed_BLD, dtotal_BLD, eps, dy_dtype
         )
     return dx_BLD, dy_BLD, dscale_D.to(scale_D.dtype)
 
@@ -119,7 +119,7 @@ def _gradient(
 def _fake_gradient(
     x_BLD: Tensor,
     scale_D: Tensor,
-    roots_BL: Tensor,  # noqa: ARG001
+    rms_BL: Tensor,  # noqa: ARG001
     dnormed_BLD: Tensor,  # noqa: ARG001
     dtotal_BLD: Tensor | None,  # noqa: ARG001
     eps: float,  # noqa: ARG001
@@ -132,20 +132,20 @@ def _fake_gradient(
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x_BLD, y_BLD, scale_D, eps, _ = inputs
-    _, total_BLD, roots_BL = output
-    ctx.save_for_backward(x_BLD if y_BLD is None else total_BLD, scale_D, roots_BL)
+    _, total_BLD, rms_BL = output
+    ctx.save_for_backward(x_BLD if y_BLD is None else total_BLD, scale_D, rms_BL)
     ctx.eps, ctx.y_dtype = eps, None if y_BLD is None else y_BLD.dtype
 
 
 def _backward(gradient, ctx, dnormed_BLD, dtotal_BLD, _):  # type: ignore[no-untyped-def]
-    x_BLD, scale_D, roots_BL = ctx.saved_tensors
+    x_BLD, scale_D, rms_BL = ctx.saved_tensors
     if dnormed_BLD is None:
         dnormed_BLD = x_BLD.new_zeros(x_BLD.shape)
     has_y, is_same = ctx.y_dtype is not None, ctx.y_dtype == x_BLD.dtype
     dx_BLD, dy_BLD, dscale_D = gradient(
         x_BLD,
         scale_D,
-        roots_BL,
+        rms_BL,
         dnormed_BLD,
         dtotal_BLD if has_y else None,
         ctx.eps,

@@ -1,4 +1,4 @@
-"""The definitions of the norms in plain PyTorch: any float dtype, differentiable.
+"""References of the norms in plain PyTorch: any float dtype, differentiable.
 
 B batch, L length, D channels.
 """
@@ -11,7 +11,7 @@ from hyenakernels.precision import accumulation_dtype
 def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
     """Compute scale * x / (rms(x) + eps) of each row, in fp32 or better.
 
-    eps is added outside the root, as the weights of Evo 2 expect.
+    eps is added outside the square root, as the weights of Evo 2 expect.
 
     Returns:
         The normalized rows in the dtype of `x`.
@@ -20,7 +20,7 @@ def rms_norm(x_BLD: Tensor, scale_D: Tensor, eps: float) -> Tensor:
     """
     x = x_BLD.to(accumulation_dtype(x_BLD))
     square = x.square().mean(dim=-1, keepdim=True)
-    # The square root has no gradient at 0, and a row of zeros needs none: it is divided by eps.
+    # sqrt has no gradient at 0, and a row of zeros needs none: there, the divisor is eps.
     is_zero = square == 0
     root = square.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
     return (scale_D.to(x.dtype) * (x / (root + eps))).to(x_BLD.dtype)

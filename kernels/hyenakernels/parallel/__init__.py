@@ -1,24 +1,26 @@
-"""Operators on a sequence that is sharded over several ranks: an exchange and the local operator.
+"""Context parallelism: operators on a sequence that is sharded over several ranks.
+
+Each is an exchange between ranks and the local operator.
 
 SE and MR, `hyena_fir`:
 
-    hyena_fir_halo          sends the last rows of z and u to the next ranks
-    hyena_fir_overlapped    the same, while the shard is computed
-    hyena_fir_all_to_all    exchanges rows for filter groups, at once or in pipelined chunks
+    hyena_fir_halo          sends the last rows of z and u (the halo) to the next ranks
+    hyena_fir_overlapped    the same, overlapped with the computation of the shard
+    hyena_fir_all_to_all    all-to-all from rows to filter groups and back, or in pipelined chunks
 
 LI, `hyena_modal`:
 
-    hyena_modal_states      sends the last rows of z to the next ranks, and modal states to all
-    hyena_modal_all_to_all  exchanges rows for channels, at once or in pipelined chunks
-    hyena_modal_fft         one Fourier transform of all shards, by point-to-point butterflies
+    hyena_modal_states      sends the last rows of z to the next ranks, all-gathers modal states
+    hyena_modal_all_to_all  all-to-all from rows to channels and back, or in pipelined chunks
+    hyena_modal_fft         an FFT distributed over all ranks, by point-to-point butterflies
 
 Causal attention:
 
-    attention_all_to_all    exchanges rows for heads
-    attention_ring          receives keys and values rank by rank while computing with the last ones
-    attention_zigzag        the same between two exchanges that give all ranks equal work
+    attention_all_to_all    all-to-all from rows to heads and back (Ulysses)
+    attention_ring          receives keys and values rank by rank, overlapped with the computation
+    attention_zigzag        the same between two exchanges that balance the work of the ranks
 
-Every function takes this rank's shard, a `Sharding`, and a process group; README.md compares them.
+Every function takes this rank's shard, a `Sharding` and a process group. README.md compares them.
 """
 
 from hyenakernels.parallel.attention import attention_all_to_all, attention_ring

@@ -1,4 +1,4 @@
-"""The Fourier transform of a sequence over several ranks, by butterflies between pairs of ranks.
+"""The FFT of a sequence that is sharded over several ranks, by butterflies between pairs of ranks.
 
 Decimation in frequency of T rows, where w(T) = exp(-2 pi i / T):
 
@@ -6,9 +6,9 @@ Decimation in frequency of T rows, where w(T) = exp(-2 pi i / T):
     X[2 k + 1] = sum over n < T / 2 of  (x[n] - x[n + T / 2]) exp(-2 pi i n / T)    w(T / 2)^(n k)
 
 Each half of the ranks continues with half of the frequencies. After log2 N rounds every rank holds
-M rows, whose own transform is the frequencies of one class: X[N k + c], k = 0 .. M - 1.
+M rows, whose local FFT gives the frequencies of one residue class: X[N k + c], k = 0 .. M - 1.
 
-B batch, M rows of a block, D channels, N ranks, T = N M rows in all.
+B batch, M rows of a block, D channels, N ranks, T = N M rows in total.
 """
 
 import math
@@ -29,7 +29,7 @@ class Hypercube:
         rank: This process's rank within the group.
         num_ranks: N.
         num_rows: M.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
     """
 
     rank: int
@@ -46,12 +46,12 @@ class Hypercube:
 
     @property
     def frequency_class(self) -> int:
-        """c: the reversed bits of the rank, since the first round decides the lowest bit of k."""
+        """c: the bit-reversed rank, since the first round decides the lowest bit of k."""
         bit_pairs = zip(self._halves, reversed(self._halves), strict=True)
         return sum(low for high, low in bit_pairs if self.rank & high)
 
     def transform(self, x_BMD: Tensor) -> Tensor:
-        """X[N k + c], k = 0 .. M - 1, from this rank's block of complex rows."""
+        """X[N k + c], k = 0 .. M - 1, of the sequence, from this rank's block of complex rows."""
         for half in self._halves:
             x_BMD = self._butterfly(x_BMD, half)
             if self.rank & half:
@@ -60,7 +60,7 @@ class Hypercube:
         return frequencies_BMD
 
     def inverse(self, frequencies_BMD: Tensor) -> Tensor:
-        """This rank's block of complex rows: the inverse of `transform`, round by round."""
+        """The inverse of `transform`, round by round: this rank's block of complex rows."""
         x_BMD: Tensor = torch.fft.ifft(frequencies_BMD, dim=1)
         for half in reversed(self._halves):
             if self.rank & half:
@@ -70,11 +70,11 @@ class Hypercube:
 
     @property
     def _halves(self) -> list[int]:
-        """The distance in ranks between the pairs of each round: N / 2 .. 1."""
+        """The distance in ranks between the two of a pair in each round: N / 2 .. 1."""
         return [self.num_ranks >> i for i in range(1, self.num_ranks.bit_length())]
 
     def _butterfly(self, x_BMD: Tensor, half: int) -> Tensor:
-        """The sum of a pair's rows on its lower rank, the difference on its upper."""
+        """The sum of the pair's rows on its lower rank, their difference on the upper one."""
         pieces = tuple(
             Piece(rank, 0, rank ^ half, 0, self.num_rows) for rank in range(self.num_ranks)
         )
@@ -90,7 +90,7 @@ class Hypercube:
 
 def phases(angle: float, first: int, count: int, like: Tensor) -> Tensor:
     """exp(i angle n) for n = first .. first + count - 1, complex rows [M, 1] like `like`."""
-    # In double precision, since the angles of late rows are many times 2 pi.
+    # In fp64, because the angles of late rows are many times 2 pi.
     angles_M = angle * torch.arange(first, first + count, dtype=torch.float64, device=like.device)
     phases_M = torch.polar(torch.ones_like(angles_M), angles_M)
     return phases_M[:, None].to(like.dtype.to_complex())

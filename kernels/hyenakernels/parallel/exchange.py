@@ -1,11 +1,11 @@
 """Exchanges between ranks as linear maps: asynchronous, and each with an adjoint.
 
 An exchange is split into two autograd nodes, `_Post` and `_Wait`. Operations called between them
-run while the rows travel. In the backward pass the adjoint is started where the forward pass waited
-and awaited where it started, so the gradients of the same operations overlap with it again.
+overlap with the transfer. In the backward pass the adjoint is posted where the forward pass waited
+and awaited where it was posted, so the gradients of the same operations overlap with it again.
 
-Every rank of the group must call the same exchanges in the same order, and use what they return in
-the loss: a rank that does not would not start the adjoint, and the others would wait for it.
+Every rank of the group must call the same exchanges in the same order, and use their results in the
+loss: a rank that does not would never post the adjoint, and the others would wait forever.
 """
 
 from abc import ABC, abstractmethod
@@ -18,20 +18,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Landing = Callable[[], Tensor]
+WaitFunction = Callable[[], Tensor]
 
 
 class Exchange(ABC):
-    """A linear map from the tensors of all ranks to new tensors of all ranks."""
+    """A collective or point-to-point transfer: a linear map of the tensors of all ranks."""
 
     @abstractmethod
-    def begin(self, x: Tensor) -> Landing:
-        """Start sending this rank's tensor; the returned function waits for what arrives."""
+    def begin(self, x: Tensor) -> WaitFunction:
+        """Post the transfer; the returned function waits and returns what this rank receives."""
 
     @property
     @abstractmethod
     def adjoint(self) -> "Exchange":
-        """The map that carries gradients back."""
+        """The exchange that sends gradients back."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Route(Exchange):
-    """Rows (dim 1) sent point to point.
+    """Point-to-point transfers of rows (dim 1).
 
-    Rows that arrive for the same target row are added; target rows that get none are zero.
+    Rows received for the same target row are added; target rows that receive none are zero.
 
     Attributes:
-        pieces: All rows to send, in the same order on all ranks.
+        pieces: The rows to send between all ranks, in the same order on all of them.
         num_sources: The number of rows of this rank before the exchange.
         num_targets: Its number of rows after the exchange.
         rank: This process's rank within the group.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
     """
 
     pieces: tuple[Piece, ...]
@@ -70,7 +70,7 @@ class Route(Exchange):
     rank: int
     group: dist.ProcessGroup | None
 
-    def begin(self, x: Tensor) -> Landing:
+    def begin(self, x: Tensor) -> WaitFunction:
         """Post the sends and receives of this rank in one batch."""
         arriving, operations = [], []
         for piece in self.pieces:
@@ -78,7 +78,7 @@ class Route(Exchange):
                 continue
             rows = x[:, piece.source_row : piece.source_row + piece.count]
             if piece.source == self.rank != piece.target:
-                # The operation keeps the copy alive until it has been sent.
+                # The operation keeps the copy alive until it is sent.
                 operations.append(self._operation(dist.isend, rows.contiguous(), piece.target))
             elif piece.source != self.rank:
                 rows = x.new_empty(x.shape[0], piece.count, *x.shape[2:])
@@ -87,7 +87,7 @@ class Route(Exchange):
                 arriving.append((piece, rows))
         works = dist.batch_isend_irecv(operations) if operations else []
 
-        def land() -> Tensor:
+        def wait() -> Tensor:
             for work in works:
                 work.wait()
             operations.clear()
@@ -96,46 +96,46 @@ class Route(Exchange):
                 y[:, piece.target_row : piece.target_row + piece.count] += rows
             return y
 
-        return land
+        return wait
 
     def _operation(self, kind: Callable[..., Any], rows: Tensor, peer: int) -> dist.P2POp:
         return dist.P2POp(kind, rows, group=self.group, group_peer=peer)
 
     @property
     def adjoint(self) -> "Route":
-        """Every piece sent back to its source."""
+        """Every piece is sent back to its source."""
         back = tuple(piece.back for piece in self.pieces)
         return Route(back, self.num_targets, self.num_sources, self.rank, self.group)
 
 
 @dataclass(frozen=True)
 class AllToAll(Exchange):
-    """Every rank sends a part of a flat tensor to every rank; parts are in the order of ranks.
+    """All-to-all of a flat tensor, whose parts are in the order of ranks.
 
     Attributes:
         sent: The number of elements for each rank.
         received: The number of elements from each rank.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
     """
 
     sent: tuple[int, ...]
     received: tuple[int, ...]
     group: dist.ProcessGroup | None
 
-    def begin(self, x: Tensor) -> Landing:
-        """Start one collective."""
+    def begin(self, x: Tensor) -> WaitFunction:
+        """Post one collective."""
         x = x.contiguous()
         y = x.new_empty(sum(self.received))
         work = dist.all_to_all_single(
             y, x, list(self.received), list(self.sent), group=self.group, async_op=True
         )
 
-        def land() -> Tensor:
+        def wait() -> Tensor:
             if work is not None:
                 work.wait()
             return y
 
-        return land
+        return wait
 
     @property
     def adjoint(self) -> "AllToAll":
@@ -144,7 +144,7 @@ class AllToAll(Exchange):
 
 
 class Flight:
-    """An exchange in progress, differentiable."""
+    """An exchange in flight, differentiable."""
 
     def __init__(self, exchange: Exchange, x: Tensor) -> None:
         self._channel = _Channel(exchange)
@@ -159,23 +159,23 @@ class Flight:
 
 
 class _Channel:
-    """State shared by the two nodes of a flight; without a tensor of the graph, so no cycle."""
+    """State shared by the two nodes of a flight; no tensor of the graph, so no reference cycle."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self._landing: Landing | None = None
+        self._wait_function: WaitFunction | None = None
 
     def begin(self, exchange: Exchange, x: Tensor) -> None:
-        self._landing = exchange.begin(x)
+        self._wait_function = exchange.begin(x)
 
-    def land(self) -> Tensor:
-        assert self._landing is not None, "no exchange was started"
-        landing, self._landing = self._landing, None
-        return landing()
+    def wait(self) -> Tensor:
+        assert self._wait_function is not None, "no exchange was started"
+        wait, self._wait_function = self._wait_function, None
+        return wait()
 
 
 class _Post(torch.autograd.Function):
-    """Start an exchange; returns an empty token that connects `_Wait` to it in the graph."""
+    """Post an exchange; returns an empty token that connects `_Wait` to it in the graph."""
 
     @staticmethod
     def forward(ctx: Any, channel: _Channel, x: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class _Post(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dtoken: Tensor) -> tuple[None, Tensor]:  # noqa: ARG004 - it is empty
-        return None, ctx.channel.land()
+        return None, ctx.channel.wait()
 
 
 class _Wait(torch.autograd.Function):
@@ -195,7 +195,7 @@ class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, channel: _Channel, token: Tensor) -> Tensor:  # noqa: ARG004 - it is empty
         ctx.channel = channel
-        return channel.land()
+        return channel.wait()
 
     @staticmethod
     @once_differentiable

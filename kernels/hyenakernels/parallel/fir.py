@@ -26,21 +26,21 @@ def hyena_fir_halo(
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, HyenaPast]:
-    """`hyena_fir` of this shard; its past is the last rows of z and u of the ranks before.
+    """`hyena_fir` of this shard; its past is the halo, the last rows of z and u of earlier ranks.
 
     Args:
         z_BLC: This rank's rows of the projections.
         filters: The same on all ranks.
         past: The past of the whole sequence, read on the first rank only; zeros when None.
         sharding: Contiguous; when None the ranks exchange their lengths first.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
 
     Returns:
-        y [B, L, D], and the past for the samples that follow this shard: on the last rank that of
-        the samples that follow the sequence.
+        y [B, L, D], and the past for the samples that follow this shard; that of the last rank is
+        for the samples that follow the sequence.
 
     Raises:
-        ValueError: The shapes do not fit each other, or `z` does not fit the sharding.
+        ValueError: The shapes do not match, or `z` does not match the sharding.
 
     Source: arXiv:2503.01868, section 4.2.
     """
@@ -58,11 +58,11 @@ def hyena_fir_overlapped(
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, HyenaPast]:
-    """`hyena_fir_halo`, but the shard is computed from zeros while the halo travels.
+    """`hyena_fir_halo`, with the transfer overlapped: the shard is computed from a zero past first.
 
-    Then the first K + F - 2 rows, all that depend on a past, are computed again. In the backward
-    pass the adjoint of the halo travels during the backward pass of the shard. Shards of at most
-    K + F - 2 rows wait as in `hyena_fir_halo`. All arguments and results are as there.
+    Then the first K + F - 2 rows, which are all that depend on the past, are recomputed. In the
+    backward pass the adjoint of the halo overlaps with the backward pass of the shard. Shards of at
+    most K + F - 2 rows wait as `hyena_fir_halo` does. Arguments and results are the same.
 
     Source: arXiv:2503.01868, section 4.2.
     """
@@ -91,8 +91,8 @@ def hyena_fir_all_to_all(
     """`hyena_fir` of the whole sequence, where each rank computes some of the filter groups.
 
     Arguments and results are those of `hyena_fir_halo`, but only the last rank gets the past for
-    the samples that follow; elsewhere it has no rows. With several chunks of channels, exchange and
-    computation overlap.
+    the samples that follow; on the others it has no rows. With several chunks of channels, exchange
+    and computation are pipelined.
 
     Raises:
         ValueError: There are fewer groups than ranks times `num_chunks`.
@@ -118,17 +118,17 @@ def hyena_fir_all_to_all(
 
 
 def _reach(filters: FIRFilters) -> int:
-    """The number of earlier rows of z on which a row of y depends."""
+    """The number of earlier rows of z that a row of y depends on."""
     return filters.featurizer_taps_CF.shape[1] + filters.taps_GK.shape[1] - 2
 
 
 def _send_tails(
     tail_BTC: Tensor, filters: FIRFilters, past: HyenaPast | None, shard: LocalShard
 ) -> tuple[Flight, Flight]:
-    """Send z's last F - 1 rows and u's last K - 1; `tail` is the K + F - 2 rows they depend on.
+    """Send the last F - 1 rows of z and K - 1 of u; `tail` is the K + F - 2 rows they depend on.
 
-    u is a third as wide as z, so its own rows are sent rather than more of z. In a shard of fewer
-    than K + F - 2 rows the rows of u depend on the halo of z, and wait for it.
+    u is a third as wide as z, so its rows are sent rather than more of z. In a shard of fewer than
+    K + F - 2 rows, the rows of u depend on the halo of z and wait for it.
     """
     featurizer_taps_CF, taps_GK, _ = filters
     z_reach, u_reach = featurizer_taps_CF.shape[1] - 1, taps_GK.shape[1] - 1
@@ -151,7 +151,8 @@ def _send_tails(
 class _Corrected(torch.autograd.Function):
     """y + (corrected - from_zeros) on the first rows, where y and `from_zeros` are equal.
 
-    So the forward pass only writes `corrected` into y, and the backward pass returns dy uncopied.
+    So the forward pass just writes `corrected` into y, and the backward pass returns dy without a
+    copy.
     """
 
     @staticmethod

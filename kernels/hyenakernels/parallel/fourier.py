@@ -1,4 +1,4 @@
-"""Hyena-LI over shards of a sequence by one Fourier transform over all ranks.
+"""Hyena-LI over shards of a sequence, by one FFT that is distributed over all ranks.
 
 B batch, L rows of this shard, C = 3D channels [x2 | x1 | v], F featurizer taps, S modes, N ranks,
 M rows of a block, T = N M rows of the transform, E channels transformed at once.
@@ -20,7 +20,7 @@ from hyenakernels.parallel.routes import edges, overlaps, start_halo
 from hyenakernels.parallel.sharding import HeldSpan, LocalShard, Sharding
 from hyenakernels.precision import accumulation_dtype, full_precision
 
-MAX_NUMBERS = 2**28  # numbers of this rank transformed at once: bounds the memory
+MAX_NUMBERS = 2**28  # numbers that this rank transforms at once: bounds the memory
 
 
 def hyena_modal_fft(
@@ -31,16 +31,16 @@ def hyena_modal_fft(
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, HyenaPast]:
-    """`hyena_modal` of this shard, with the inner convolution by a point-to-point FFT.
+    """`hyena_modal` of this shard, with the inner convolution by a distributed FFT.
 
-    With theta = pi / (2 T) the rows get a phase: x[n] = exp(i theta n) u[n]. Products that a
-    circular convolution of T points wraps around then have the additional phase theta T, a right
-    angle. So the real part is the causal convolution, without padding to 2 T points. Arguments,
-    results and the exchange of states are those of `hyena_modal_states`.
+    With theta = pi / (2 T), rows are multiplied by a phase: x[n] = exp(i theta n) u[n]. Products
+    that a circular convolution of T points wraps around then have the additional phase theta T, a
+    right angle. So the real part is the causal convolution, without padding to 2 T points.
+    Arguments, results and the exchange of states are those of `hyena_modal_states`.
 
     Raises:
-        ValueError: The number of ranks is not a power of two, the shapes do not fit each other, or
-            `z` does not fit the sharding.
+        ValueError: The number of ranks is not a power of two, the shapes do not match, or `z` does
+            not match the sharding.
 
     Source: arXiv:2503.01868, appendix A.
     """
@@ -57,13 +57,13 @@ def hyena_modal_fft(
     def convolve(u_BLD: Tensor) -> tuple[Tensor, Tensor]:
         width = max(1, MAX_NUMBERS // (u_BLD.shape[0] * num_rows))
         slices = [slice(first, first + width) for first in range(0, u_BLD.shape[2], width)]
-        parts = [part(u_BLD[:, :, own], own) for own in slices]
+        parts = [part(u_BLD[:, :, channels], channels) for channels in slices]
         return torch.cat([y for y, _ in parts], dim=2), torch.cat([end for _, end in parts], dim=1)
 
-    def part(u_BLE: Tensor, own: slice) -> tuple[Tensor, Tensor]:
-        u, poles, residues = u_BLE.to(dtype), log_poles_DS[own], residues_DS[own]
+    def part(u_BLE: Tensor, channels: slice) -> tuple[Tensor, Tensor]:
+        u, poles, residues = u_BLE.to(dtype), log_poles_DS[channels], residues_DS[channels]
         with full_precision(u):
-            state = None if state_BDS is None else state_BDS[:, own]
+            state = None if state_BDS is None else state_BDS[:, channels]
             initial, final = _states(u, state, poles, shard)
             weights = residues * torch.exp(poles) * initial
             y = _convolved(u, poles, residues, shard, cube)
@@ -76,7 +76,7 @@ def hyena_modal_fft(
 def _convolved(
     u_BLD: Tensor, log_poles_DS: Tensor, residues_DS: Tensor, shard: LocalShard, cube: Hypercube
 ) -> Tensor:
-    """This shard's rows of the convolution from a zero state."""
+    """This shard's rows of the convolution, from a zero initial state."""
     route = _to_blocks(shard, cube.num_rows)
     u_BMD = Flight(route, u_BLD).wait()
     theta = math.pi / (2 * cube.num_ranks * cube.num_rows)
@@ -87,17 +87,17 @@ def _convolved(
 
 
 def _to_blocks(shard: LocalShard, num_rows: int) -> Route:
-    """From shards to blocks of M rows; the last blocks end in zeros where M N > L."""
+    """The route from shards to blocks of M rows; the last blocks end in zeros if M N > L."""
     blocks = [HeldSpan(r, 0, r * num_rows, (r + 1) * num_rows) for r in range(shard.num_ranks)]
     pieces = overlaps(shard.sharding.held_spans, tuple(blocks))
     return Route(pieces, shard.length, num_rows, shard.rank, shard.group)
 
 
 def _spectrum(log_poles_DS: Tensor, residues_DS: Tensor, theta: float, cube: Hypercube) -> Tensor:
-    """This rank's frequencies of the filter with its phases, [M, D]; no row of it is sent.
+    """This rank's frequencies of the filter with its phases, [M, D], without communication.
 
-    The rounds of the transform would turn a mode over all T rows into the same mode over M rows
-    here, with a complex residue: R sum over blocks q of exp((p + i phi) M q).
+    The rounds of the FFT turn a mode over all T rows into the same mode over the M rows of this
+    rank, with a complex residue: R sum over blocks q of exp((p + i phi) M q).
     """
     num_rows, count = cube.num_rows, cube.num_ranks
     phi = theta - 2 * math.pi * cube.frequency_class / (count * num_rows)
@@ -114,7 +114,7 @@ def _spectrum(log_poles_DS: Tensor, residues_DS: Tensor, theta: float, cube: Hyp
 def _series(weights_XDS: Tensor, log_poles_DS: Tensor, length: int) -> Tensor:
     """sum_s weights[s] exp(p_s t), t = 0 .. L - 1, [X, L, D], as a product of two short series.
 
-    With t = I i + j and I about sqrt(L) no [D, S, L] tensor of all modes is needed.
+    With t = I i + j and I about sqrt(L), no [D, S, L] tensor of all modes is materialized.
     """
     step = math.isqrt(length - 1) + 1
     count = -(-length // step)
@@ -130,7 +130,7 @@ def _series(weights_XDS: Tensor, log_poles_DS: Tensor, length: int) -> Tensor:
 
 
 def _state_from_zero(u_BLD: Tensor, log_poles_DS: Tensor) -> Tensor:
-    """The state after the last row from zero, sum_t exp(p (L - 1 - t)) u[t], as in `_series`."""
+    """The final state from zero, sum_t exp(p (L - 1 - t)) u[t], with two series as `_series`."""
     length = u_BLD.shape[1]
     step = math.isqrt(length - 1) + 1
     count = -(-length // step)
@@ -149,17 +149,18 @@ def _state_from_zero(u_BLD: Tensor, log_poles_DS: Tensor) -> Tensor:
 def _states(
     u_BLD: Tensor, state_BDS: Tensor | None, log_poles_DS: Tensor, shard: LocalShard
 ) -> tuple[Tensor, Tensor]:
-    """The state before the sequence decayed to this shard's first row, and the state after it.
+    """The initial state of the sequence decayed to this shard, and the state after the shard.
 
-    All ranks gather the states that each shard leaves from zero, [B, D, S], and the first state.
+    All ranks gather the final state of each shard from zero, [B, D, S], and the initial state.
     """
-    own_BDS = _state_from_zero(u_BLD, log_poles_DS)
+    local_BDS = _state_from_zero(u_BLD, log_poles_DS)
     if state_BDS is None or shard.rank > 0:
-        state_BDS = torch.zeros_like(own_BDS)
-    own = torch.stack([own_BDS, state_BDS.to(own_BDS.dtype)])
-    share = (own.numel(),) * shard.num_ranks
-    flight = Flight(AllToAll(share, share, shard.group), own.flatten().repeat(shard.num_ranks))
-    all_NXBDS = flight.wait().view(shard.num_ranks, *own.shape)
+        state_BDS = torch.zeros_like(local_BDS)
+    local_XBDS = torch.stack([local_BDS, state_BDS.to(local_BDS.dtype)])
+    counts = (local_XBDS.numel(),) * shard.num_ranks
+    sent = local_XBDS.flatten().repeat(shard.num_ranks)
+    flight = Flight(AllToAll(counts, counts, shard.group), sent)
+    all_NXBDS = flight.wait().view(shard.num_ranks, *local_XBDS.shape)
 
     rank, before = shard.rank, sum(shard.lengths[: shard.rank])
     after = [sum(shard.lengths[other + 1 : rank + 1]) for other in range(rank + 1)]

@@ -27,10 +27,10 @@ def hyena_modal_states(
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, HyenaPast]:
-    """`hyena_modal` of this shard, from the state that the ranks before leave.
+    """`hyena_modal` of this shard, starting from the final state of the preceding ranks.
 
-    The state after a shard is exp(p L) times the state before it, plus the state it would leave
-    from zero. So the ranks exchange only the latter, [B, D, S], in one collective; likewise in the
+    The state after a shard is exp(p L) times the state before it, plus the final state of the shard
+    from zero. So the ranks exchange only the latter, [B, D, S], in one all-gather; likewise in the
     backward pass.
 
     Args:
@@ -38,14 +38,14 @@ def hyena_modal_states(
         filters: The same on all ranks.
         past: The past of the whole sequence, read on the first rank only; zeros when None.
         sharding: Contiguous; when None the ranks exchange their lengths first.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
 
     Returns:
-        y [B, L, D], and the past for the samples that follow this shard: on the last rank that of
-        the samples that follow the sequence.
+        y [B, L, D], and the past for the samples that follow this shard; that of the last rank is
+        for the samples that follow the sequence.
 
     Raises:
-        ValueError: The shapes do not fit each other, or `z` does not fit the sharding.
+        ValueError: The shapes do not match, or `z` does not match the sharding.
 
     Source: arXiv:2503.01868, section 4, for the exchanges; the state form follows from the modes.
     """
@@ -79,8 +79,8 @@ def hyena_modal_all_to_all(
     """`hyena_modal` of the whole sequence, where each rank computes some of the channels.
 
     Arguments and results are those of `hyena_modal_states`, but only the last rank gets the past
-    for the samples that follow; elsewhere it has no rows and no modes. With several chunks of
-    channels, exchange and computation overlap.
+    for the samples that follow; on the others it has no rows and no modes. With several chunks of
+    channels, exchange and computation are pipelined.
 
     Raises:
         ValueError: There are fewer channels than ranks times `num_chunks`.
@@ -111,13 +111,13 @@ def hyena_modal_all_to_all(
 
 
 class _Chained(torch.autograd.Function):
-    """Returns y and the last state unchanged; in the backward pass adds the later ranks' gradient.
+    """The identity on y and the final state, whose backward pass adds the later ranks' gradient.
 
-    A rank's last state is the first state of the next rank, although it got there by an exchange
-    without a graph. So its gradient is that of the next rank's first state. It is computed as the
-    state itself is: exp(p L) times what reaches that rank from the ranks after it, plus what the
-    rank would give from zero. With its true first state and its true last adjoint, each shard's own
-    backward pass is exact, that of the poles included.
+    The final state of a rank is the initial state of the next one, although it gets there by an
+    exchange without a graph. So its gradient is that of the next rank's initial state, which is
+    computed as the state itself is: exp(p L) times the gradient that the ranks after it send, plus
+    the adjoint of the rank from zero. With the true initial state and the true final adjoint, the
+    backward pass of each shard is exact on its own, including the gradient of the poles.
     """
 
     @staticmethod
@@ -140,10 +140,10 @@ class _Chained(torch.autograd.Function):
         shard = ctx.shard
         z_BLC, z_past_BPC, *saved = ctx.saved_tensors
         filters = ModalFilters(*saved)
-        own = adjoint_from_zero(z_BLC, filters, z_past_BPC, dy_BLD)
-        own = own + decay(filters.log_poles_DS, [shard.length], own) * dfinal_BDS
+        local = adjoint_from_zero(z_BLC, filters, z_past_BPC, dy_BLD)
+        local = local + decay(filters.log_poles_DS, [shard.length], local) * dfinal_BDS
         after = range(shard.rank + 1, shard.num_ranks)
-        dfinal_BDS = dfinal_BDS + _carried(own, filters.log_poles_DS, shard, after)
+        dfinal_BDS = dfinal_BDS + _carried(local, filters.log_poles_DS, shard, after)
         return dy_BLD, dfinal_BDS, *[None] * (3 + len(filters))
 
 
@@ -151,7 +151,7 @@ class _Chained(torch.autograd.Function):
 def _state_before(
     from_zero_BDS: Tensor, state_BDS: Tensor | None, log_poles_DS: Tensor, shard: LocalShard
 ) -> Tensor:
-    """The state before this shard, from the states all shards leave from zero.
+    """The state before this shard, from the final states of all shards from zero.
 
     `state` is the state before the sequence on the first rank, and None on the others.
     """
@@ -161,20 +161,20 @@ def _state_before(
     return _carried(from_zero_BDS, log_poles_DS, shard, range(shard.rank))
 
 
-def _carried(own_BDS: Tensor, log_poles_DS: Tensor, shard: LocalShard, ranks: range) -> Tensor:
-    """The sum of the tensors of `ranks`, each decayed over the rows between it and this rank."""
-    own_BDS = own_BDS.contiguous()
-    all_NBDS = own_BDS.new_empty(shard.num_ranks, *own_BDS.shape)
-    dist.all_gather(list(all_NBDS.unbind()), own_BDS, group=shard.group)
+def _carried(local_BDS: Tensor, log_poles_DS: Tensor, shard: LocalShard, ranks: range) -> Tensor:
+    """The sum of the tensors of `ranks`, each decayed over the rows between its rank and this."""
+    local_BDS = local_BDS.contiguous()
+    all_NBDS = local_BDS.new_empty(shard.num_ranks, *local_BDS.shape)
+    dist.all_gather(list(all_NBDS.unbind()), local_BDS, group=shard.group)
     between = [
         sum(shard.lengths[min(rank, shard.rank) + 1 : max(rank, shard.rank)]) for rank in ranks
     ]
-    decay_NDS = decay(log_poles_DS, between, own_BDS)
+    decay_NDS = decay(log_poles_DS, between, local_BDS)
     return (decay_NDS[:, None] * all_NBDS[ranks.start : ranks.stop]).sum(0)
 
 
 def decay(log_poles_DS: Tensor, num_rows: list[int], like: Tensor) -> Tensor:
     """exp(p * rows), [N, D, S], for each number of rows."""
-    # A blocking copy would wait for all work queued on the device.
+    # A blocking copy would synchronize with all work queued on the device.
     rows_N = torch.tensor(num_rows, dtype=like.dtype).to(like.device, non_blocking=True)
     return torch.exp(log_poles_DS.to(like.dtype) * rows_N[:, None, None])

@@ -1,6 +1,6 @@
-"""From one sharding of a sequence to another, and ring attention between two such exchanges.
+"""Resharding of a sequence, and ring attention between two such exchanges.
 
-B batch, H heads, L rows of this shard, C channels, W channels a head.
+B batch, H heads, L rows of this shard, C channels, W channels per head.
 """
 
 import torch
@@ -14,29 +14,29 @@ from hyenakernels.parallel.sharding import LocalShard, Sharding
 
 
 def reshard(
-    x_BLC: Tensor, given: Sharding, wanted: Sharding, *, group: dist.ProcessGroup | None = None
+    x_BLC: Tensor, source: Sharding, target: Sharding, *, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """The rows that `wanted` gives this rank, from the ranks that hold them.
+    """This rank's rows in the sharding `target`, from the ranks that hold them in `source`.
 
     Args:
-        x_BLC: This rank's rows in the sharding `given`.
-        given: The current sharding.
-        wanted: The new sharding, of the same length.
-        group: None for all ranks.
+        x_BLC: This rank's rows in the sharding `source`.
+        source: The current sharding.
+        target: The new sharding, of the same length.
+        group: The process group; None for all ranks.
 
     Returns:
         [B, L, C].
 
     Raises:
-        ValueError: `x` does not fit `given`, or the shardings do not fit each other.
+        ValueError: `x` does not match `source`, or `source` does not match `target`.
     """
-    shard = LocalShard.find("reshard", x_BLC, given, group, contiguous=False)
-    if sum(given.lengths) != sum(wanted.lengths) or len(given.spans) != len(wanted.spans):
+    shard = LocalShard.find("reshard", x_BLC, source, group, contiguous=False)
+    if sum(source.lengths) != sum(target.lengths) or len(source.spans) != len(target.spans):
         raise ValueError(
-            f"reshard: {given.spans} and {wanted.spans} differ in their length or number of ranks"
+            f"reshard: {source.spans} and {target.spans} differ in length or number of ranks"
         )
-    pieces = overlaps(given.held_spans, wanted.held_spans)
-    route = Route(pieces, shard.length, wanted.lengths[shard.rank], shard.rank, group)
+    pieces = overlaps(source.held_spans, target.held_spans)
+    route = Route(pieces, shard.length, target.lengths[shard.rank], shard.rank, group)
     return Flight(route, x_BLC).wait()
 
 
@@ -48,9 +48,9 @@ def attention_zigzag(
     sharding: Sharding,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """`attention_ring` with the same work for every rank, for any sharding.
+    """`attention_ring` with balanced work, for any sharding.
 
-    One exchange brings queries, keys and values to `Sharding.zigzag`, another the result back.
+    One exchange reshards queries, keys and values to `Sharding.zigzag`, another the result back.
     Arguments and result are those of `attention_ring`.
     """
     count, num_heads = len(sharding.spans), q_BHLW.shape[1]

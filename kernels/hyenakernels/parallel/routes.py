@@ -1,4 +1,4 @@
-"""Point-to-point routes: which rows have to be sent, and the halo from the ranks before.
+"""Point-to-point routes: which rows are sent where, and the halo from the preceding ranks.
 
 B batch, L rows, C channels, P rows of a halo, N ranks.
 """
@@ -17,9 +17,9 @@ from hyenakernels.parallel.sharding import HeldSpan, LocalShard, Sharding
 
 
 def start_halo(tail_BTC: Tensor, past_BPC: Tensor | None, shard: LocalShard, reach: int) -> Flight:
-    """Send the last rows to the ranks after; `wait` returns the `reach` rows before this shard.
+    """Post the exchange of halos; `wait` returns the `reach` rows before this shard.
 
-    Where shards are shorter than the reach, the halo comes from several ranks.
+    If shards are shorter than the reach, the halo comes from several ranks.
 
     Args:
         tail_BTC: The last min(reach, length) rows of this shard.
@@ -39,20 +39,20 @@ def start_halo(tail_BTC: Tensor, past_BPC: Tensor | None, shard: LocalShard, rea
 
 @cache
 def _halo_pieces(lengths: tuple[int, ...], reach: int) -> tuple[Piece, ...]:
-    """The rows to send; the first rank also has the rows before the sequence, before its tail."""
+    """The rows to send; the first rank has the rows before the sequence in front of its tail."""
     ends = list(accumulate(lengths))
-    held, wanted = [HeldSpan(0, 0, -reach, 0)], []
+    held, needed = [HeldSpan(0, 0, -reach, 0)], []
     for rank, (length, end) in enumerate(zip(lengths, ends, strict=True)):
         held.append(HeldSpan(rank, reach if rank == 0 else 0, end - min(reach, length), end))
-        wanted.append(HeldSpan(rank, 0, end - length - reach, end - length))
-    return overlaps(tuple(held), tuple(wanted))
+        needed.append(HeldSpan(rank, 0, end - length - reach, end - length))
+    return overlaps(tuple(held), tuple(needed))
 
 
 @cache
-def overlaps(held: tuple[HeldSpan, ...], wanted: tuple[HeldSpan, ...]) -> tuple[Piece, ...]:
-    """The rows to send so that every rank gets those it wants, if any rank holds them."""
+def overlaps(held: tuple[HeldSpan, ...], needed: tuple[HeldSpan, ...]) -> tuple[Piece, ...]:
+    """The rows to send so that every rank gets those it needs, if any rank holds them."""
     pieces = []
-    for target in wanted:
+    for target in needed:
         for source in held:
             low, high = max(source.start, target.start), min(source.end, target.end)
             if low < high:
@@ -62,10 +62,11 @@ def overlaps(held: tuple[HeldSpan, ...], wanted: tuple[HeldSpan, ...]) -> tuple[
 
 
 def edges(x_BLC: Tensor, head: int, tail: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Copies of the first and last rows, whose gradients are added to that of x in place.
+    """Copies of the first and last rows, whose gradients are added in place to that of x.
 
     Returns:
-        `x` itself, which only the local operator may read; its first `head` and last `tail` rows.
+        `x` itself, which only the local operator may read; its first `head` rows; and its last
+        `tail` rows.
     """
     result: tuple[Tensor, Tensor, Tensor] = _Edges.apply(x_BLC, head, tail)
     return result
@@ -102,20 +103,20 @@ def halo(
     sharding: Sharding | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """The `reach` rows before this shard, from as many ranks as hold them.
+    """The `reach` rows before this shard, from the one or more ranks that hold them.
 
     Args:
         x_BLC: This rank's shard.
         reach: P.
         past_BPC: The P rows before the sequence, read on the first rank; zeros when None.
         sharding: Contiguous; when None the ranks exchange their lengths first.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
 
     Returns:
         [B, P, C].
 
     Raises:
-        ValueError: `x` does not fit the sharding.
+        ValueError: `x` does not match the sharding.
     """
     shard = LocalShard.find("halo", x_BLC, sharding, group)
     tail = x_BLC[:, max(x_BLC.shape[1] - reach, 0) :]

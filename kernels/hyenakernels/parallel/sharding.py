@@ -1,4 +1,4 @@
-"""Which rows of a sequence each rank holds, and which rank this process is.
+"""Shardings of a sequence: which rows each rank holds, and which rank this process is.
 
 N ranks, L rows of the whole sequence.
 """
@@ -15,14 +15,14 @@ Span = tuple[int, int]  # start and end, 0-based, half-open
 
 
 def partition(total: int, count: int) -> tuple[Span, ...]:
-    """Cut 0 .. total into `count` neighbouring spans whose lengths differ by one at most."""
+    """Cut [0, total) into `count` contiguous spans whose lengths differ by at most one."""
     borders = [total * i // count for i in range(count + 1)]
     return tuple(pairwise(borders))
 
 
 @dataclass(frozen=True)
 class HeldSpan:
-    """Positions `start` to `end` of the sequence, held by `rank` from its row `row` on."""
+    """Positions [start, end) of the sequence, which `rank` holds from its row `row` on."""
 
     rank: int
     row: int
@@ -35,7 +35,8 @@ class Sharding:
     """The rows of each rank, in the order in which the rank holds them.
 
     Attributes:
-        spans: For each rank the spans of the sequence it holds; together they hold every row once.
+        spans: For each rank, the spans of the sequence that it holds; together they cover every row
+            once.
     """
 
     spans: tuple[tuple[Span, ...], ...]
@@ -54,12 +55,12 @@ class Sharding:
 
     @classmethod
     def even(cls, length: int, count: int) -> "Sharding":
-        """Contiguous shards whose lengths differ by one at most."""
+        """Contiguous shards whose lengths differ by at most one."""
         return cls(tuple((span,) for span in partition(length, count)))
 
     @classmethod
     def zigzag(cls, length: int, count: int) -> "Sharding":
-        """Rank r holds chunks r and 2N - 1 - r of 2N, so causal attention is equal work for all."""
+        """Rank r holds chunks r and 2N - 1 - r of 2N, which balances causal attention."""
         chunks = partition(length, 2 * count)
         return cls(tuple((chunks[rank], chunks[-1 - rank]) for rank in range(count)))
 
@@ -70,7 +71,7 @@ class Sharding:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether each rank holds one span, which follows that of the rank before it."""
+        """Whether each rank holds one span, which follows that of the preceding rank."""
         spans = [spans[0] for spans in self.spans if len(spans) == 1]
         return len(spans) == len(self.spans) and all(
             left[1] == right[0] for left, right in pairwise([(0, 0), *spans])
@@ -78,17 +79,17 @@ class Sharding:
 
     @property
     def held_spans(self) -> tuple[HeldSpan, ...]:
-        """Every span, with its rank and its first row there."""
-        found = []
+        """Every span, with its rank and its first row in the shard of that rank."""
+        held = []
         for rank, spans in enumerate(self.spans):
             row = 0
             for start, end in spans:
-                found.append(HeldSpan(rank, row, start, end))
+                held.append(HeldSpan(rank, row, start, end))
                 row += end - start
-        return tuple(found)
+        return tuple(held)
 
     def positions(self, rank: int, device: torch.device | None = None) -> Tensor:
-        """The position in the sequence of each row of `rank`, as rotary angles need it."""
+        """The position in the sequence of each row of `rank`, e.g. for rotary embedding."""
         spans = [torch.arange(start, end, device=device) for start, end in self.spans[rank]]
         return torch.cat(spans)
 
@@ -97,7 +98,7 @@ class Sharding:
         return torch.cat([self.positions(rank, device) for rank in range(len(self.spans))])
 
     def cut(self, x: Tensor, rank: int, dim: int = 1) -> Tensor:
-        """The shard of `rank` from the whole sequence."""
+        """The shard of `rank`, cut from the whole sequence."""
         pieces = [x.narrow(dim, start, end - start) for start, end in self.spans[rank]]
         return torch.cat(pieces, dim=dim)
 
@@ -109,12 +110,12 @@ class Sharding:
 
 @dataclass(frozen=True)
 class LocalShard:
-    """The shard of this process among those of all ranks.
+    """The sharding of a sequence, and the shard of this process in it.
 
     Attributes:
         sharding: The rows of every rank.
         rank: This process's rank within the group.
-        group: None for all ranks.
+        group: The process group; None for all ranks.
     """
 
     sharding: Sharding
@@ -134,8 +135,8 @@ class LocalShard:
         """The shard of this process; without a sharding the ranks exchange their lengths.
 
         Raises:
-            ValueError: The length of `x` is not that which the sharding gives this rank, the group
-                has another number of ranks, or the sharding is not contiguous where it must be.
+            ValueError: `x` does not have the number of rows that the sharding gives this rank, the
+                group has another number of ranks, or the sharding must be contiguous and is not.
         """
         rank, count = dist.get_rank(group), dist.get_world_size(group)
         if sharding is None:
@@ -169,6 +170,6 @@ class LocalShard:
 
 def _all_lengths(x_BLC: Tensor, count: int, group: dist.ProcessGroup | None) -> list[int]:
     lengths = torch.empty(count, dtype=torch.int64, device=x_BLC.device)
-    own = torch.tensor([x_BLC.shape[1]], device=x_BLC.device)
-    dist.all_gather(list(torch.split(lengths, 1)), own, group=group)
+    local = torch.tensor([x_BLC.shape[1]], device=x_BLC.device)
+    dist.all_gather(list(torch.split(lengths, 1)), local, group=group)
     return [int(length) for length in lengths.tolist()]

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA) on the projections of a model, and their folders.
 
-lora.py    which modules get an adapter, what it adds to their outputs, and merging it into them
-folder.py  the folder of an adapter, in the format of the package `peft`
+lora.py    target modules, the forward and backward pass of an adapter, and merging
+folder.py  the folder of an adapter, in the format of `peft`
 """
 
 from stripedhyena2.adapters.folder import (

@@ -1,7 +1,7 @@
-"""The folder of an adapter, as the package `peft` writes and reads it.
+"""The folder of an adapter, in the format of `peft`.
 
-adapter_config.json        its hyperparameters, and the modules it is attached to
-adapter_model.safetensors  its tensors; the metadata has the fingerprint of the base
+adapter_config.json        its hyperparameters, and the modules that it adapts
+adapter_model.safetensors  its tensors; the fingerprint of the base model is in the metadata
 
 Names of tensors are `base_model.model.` and the path of the module in our class for Hugging Face,
 which holds a `StripedHyena2` as `ATTRIBUTE`.
@@ -31,13 +31,13 @@ _BASE = "base_fingerprint"  # key in the metadata
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as a folder holds it.
+    """An adapter as stored in a folder.
 
     Attributes:
         lora: Its hyperparameters.
         tensors: Its tensors by their names in the model.
-        base: Name of the model that it was trained on.
-        base_fingerprint: Fingerprint of the weights of that model; None if unknown.
+        base: Name of the base model that it was trained on.
+        base_fingerprint: Fingerprint of the weights of the base model; None if unknown.
     """
 
     lora: LoRA
@@ -46,32 +46,32 @@ class Adapter:
     base_fingerprint: str | None
 
     def check_base(self, config: ModelConfig, weights: Mapping[str, Tensor], origin: str) -> None:
-        """Refuse a model that is not the one that the adapter was trained on.
+        """Refuse a model other than the base model of the adapter.
 
         Args:
             config: The shape of the model.
-            weights: Its weights as they are stored.
+            weights: Its weights as stored.
             origin: The adapter, for the message.
 
         Raises:
             CheckpointError: It is another model.
         """
         check_base(self.base, self.base_fingerprint, config, weights, origin)
-        for module, own in by_module(self.tensors).items():
+        for module, parts in by_module(self.tensors).items():
             weight = weights.get(f"{module}.weight")
-            width = own["lora_A.weight"].shape[1]
+            width = parts["lora_A.weight"].shape[1]
             if weight is None or weight.shape[1] != width:
                 raise CheckpointError(
                     f"{origin}: has an adapter of {width} channels for {module}, which this model "
-                    f"does not have; give --model {self.base}"
+                    f"does not have; use it with {self.base}"
                 )
 
     def merge_into(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of the base with the adapter merged into them, in their own dtypes."""
+        """The weights of the base model with the adapter merged into them, in their own dtypes."""
         return merged_weights(weights, self.lora, self.tensors)
 
     def put_on(self, model: StripedHyena2) -> None:
-        """Let a model that was loaded for inference compute with the adapter; see `lora.put_on`."""
+        """Apply the adapter to a model that was loaded for inference; see `lora.put_on`."""
         put_on(model, self.lora, self.tensors)
 
     def attach_to(self, model: StripedHyena2) -> list[str]:
@@ -90,16 +90,16 @@ def check_base(
     weights: Mapping[str, Tensor],
     origin: str,
 ) -> None:
-    """Refuse a model that is not the one of a name and a fingerprint.
+    """Refuse a model whose fingerprint is not that of the base model.
 
     Raises:
         CheckpointError: It is another model.
     """
-    found = fingerprint(config, weights)
-    if base_fingerprint not in (None, found):
+    actual = fingerprint(config, weights)
+    if base_fingerprint not in (None, actual):
         raise CheckpointError(
             f"{origin}: belongs to the model {base} (fingerprint {base_fingerprint}), not to this "
-            f"one ({found}); give --model {base}"
+            f"one ({actual}); use it with {base}"
         )
 
 
@@ -141,7 +141,7 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read the folder of an adapter, ours or one that `peft` trained on our class.
+    """Read the folder of an adapter, written here or by `peft` for our class.
 
     Raises:
         CheckpointError: A file is missing or damaged, or describes another kind of adapter.

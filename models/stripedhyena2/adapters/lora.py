@@ -1,13 +1,13 @@
-"""LoRA: beside each frozen projection, the product of two thin matrices is trained.
+"""LoRA: a trainable low-rank update beside each frozen projection.
 
     y = W x + s B A x      with A [R, I], B [O, R], and s = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
-DoRA also trains a magnitude m for each output channel of the sum of both:
+DoRA also trains a magnitude m for each output channel of the sum:
 
-    y = m / ||W + s B A|| * (W + s B A) x      with the norm of each row, as a constant
+    y = m / ||W + s B A|| * (W + s B A) x      with the norm of each row, treated as a constant
 
 An adapter is attached to its projection: A and B are submodules of it, so their names are those of
-the package `peft`, and the module with the weight W stays what it was, whatever its precision.
+`peft`, and the module with the weight W stays as it is, whatever its precision.
 
 I input channels, O output channels, R the rank. Sources: arXiv:2106.09685 (LoRA), 2312.03732
 (rsLoRA), 2402.09353 (DoRA).
@@ -38,13 +38,13 @@ class LoRA:
     """Hyperparameters of adapters.
 
     Attributes:
-        rank: Columns of B and rows of A.
-        alpha: What the product of both is multiplied by, divided by the rank.
-        dropout: Probability with which inputs of A are zeroed while training.
+        rank: Rows of A and columns of B.
+        alpha: The update B A is scaled by alpha / rank.
+        dropout: Dropout probability of the inputs of A in training.
         targets: "all" projections and MLPs, those of the "mixer", of "attention" or of the "mlp";
-            or a regular expression that matches the whole names of modules.
-        rslora: Divide alpha by the square root of the rank instead.
-        dora: Train the magnitude of each output channel as well.
+            or a regular expression that matches whole names of modules.
+        rslora: Scale by alpha / sqrt(rank) instead.
+        dora: Also train the magnitude of each output channel (DoRA).
     """
 
     rank: int = 16
@@ -61,13 +61,13 @@ class LoRA:
 
 
 def projections(config: ModelConfig) -> dict[str, frozenset[str]]:
-    """The modules that may have an adapter, in order, and the sets of `SETS` that each is in."""
-    found: dict[str, frozenset[str]] = {}
+    """The modules that can have an adapter, in order, each with the `SETS` it belongs to."""
+    modules: dict[str, frozenset[str]] = {}
     for index, mixer in enumerate(config.mixers):
         kinds = {"all", "mixer"} | ({"attention"} if mixer.is_quadratic else set())
-        found |= {f"blocks.{index}.{name}": frozenset(kinds) for name in MIXER_PROJECTIONS}
-        found |= {f"blocks.{index}.{name}": frozenset({"all", "mlp"}) for name in MLP_PROJECTIONS}
-    return found
+        modules |= {f"blocks.{index}.{name}": frozenset(kinds) for name in MIXER_PROJECTIONS}
+        modules |= {f"blocks.{index}.{name}": frozenset({"all", "mlp"}) for name in MLP_PROJECTIONS}
+    return modules
 
 
 def target_names(config: ModelConfig, targets: str, depth: int | None = None) -> list[str]:
@@ -76,44 +76,44 @@ def target_names(config: ModelConfig, targets: str, depth: int | None = None) ->
     Args:
         config: The shape of the model.
         targets: As `LoRA.targets`.
-        depth: Only the first blocks, because later ones are not computed.
+        depth: Only these first blocks, because later ones are not computed.
 
     Raises:
-        InputError: No module matches; the message lists those that could.
+        InputError: No module matches; the message lists the candidates.
     """
-    known = {
+    allowed = {
         name: sets
         for name, sets in projections(config).items()
         if depth is None or num_blocks(config, [name]) <= depth
     }
     if targets in SETS:
-        found = [name for name, sets in known.items() if targets in sets]
+        chosen = [name for name, sets in allowed.items() if targets in sets]
     else:
         try:
             pattern = re.compile(targets)
         except re.error as error:
             raise InputError(f"targets {targets!r}: not a regular expression ({error})") from None
-        found = [name for name in known if pattern.fullmatch(name)]
-    if not found:
-        names = ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name, count=1) for name in known))
+        chosen = [name for name in allowed if pattern.fullmatch(name)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name, count=1) for name in allowed))
         raise InputError(
             f"targets {targets!r}: no module matches; choose {', '.join(SETS)}, or a regular "
             f"expression for whole names among {names}, with N from 0 to "
             f"{(depth or config.depth) - 1}"
         )
-    return found
+    return chosen
 
 
 def add_adapters(
     model: StripedHyena2, lora: LoRA, names: Iterable[str], *, seed: int = 0
 ) -> list[str]:
-    """Attach adapters in fp32 to modules of a model; its outputs do not change, because B is 0.
+    """Attach fp32 adapters to modules of a model; its outputs do not change, because B is 0.
 
     Args:
         model: The model.
         lora: Hyperparameters of the adapters.
-        names: The modules.
-        seed: Seed of the values of A, which are drawn on the CPU, module by module.
+        names: Names of the modules.
+        seed: Seed of the initial values of A, which are drawn on the CPU, module by module.
 
     Returns:
         The names of the new parameters.
@@ -127,10 +127,10 @@ def add_adapters(
             linear.__class__, linear.scale = kind, lora.scale
             linear.requires_grad_(False)
         else:
-            linear.register_forward_hook(_Branch(lora))
+            linear.register_forward_hook(_AdapterHook(lora))
         height, width = linear.weight.shape
         device = linear.weight.device
-        bound = 1 / math.sqrt(width)  # as torch and peft start the weights of a layer
+        bound = 1 / math.sqrt(width)  # as torch and peft initialize linear layers
         a_RI = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=generator)
         linear.add_module(A, _linear(a_RI.to(device)))
         linear.add_module(B, _linear(torch.zeros(height, lora.rank, device=device)))
@@ -149,23 +149,23 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 
 class _Adapted(nn.Module):
-    """A projection with an adapter, as one operation: `_AdaptedProduct`."""
+    """A projection with an adapter, as one fused operation: `_AdaptedProduct`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute x W^T + s (x A^T) B^T in the dtype of autocast if it is on, else that of `x`."""
         kind = x.device.type
         is_autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if is_autocast else x.dtype
-        own: Any = self
-        bias_O: Tensor | None = own.bias
+        layer: Any = self
+        bias_O: Tensor | None = layer.bias
         product: Any = _AdaptedProduct.apply
         y: Tensor = product(
             x.to(dtype),
-            own.dense,
+            layer.dense,
             None if bias_O is None else bias_O.to(dtype),
-            own.lora_A.weight,
-            own.lora_B.weight,
-            own.scale,
+            layer.lora_A.weight,
+            layer.lora_B.weight,
+            layer.scale,
         )
         return y
 
@@ -179,7 +179,7 @@ class _AdaptedLinear(_Adapted, nn.Linear):
 
 
 class _AdaptedFrozenLinear(_Adapted, FrozenLinear):
-    """A projection with an adapter whose weight is stored in FP8."""
+    """A projection whose weight is stored in FP8, with an adapter."""
 
 
 _ADAPTED: dict[type[nn.Module], type[_Adapted]] = {
@@ -191,12 +191,11 @@ _ADAPTED: dict[type[nn.Module], type[_Adapted]] = {
 class _AdaptedProduct(torch.autograd.Function):
     """x W^T + bias + s (x A^T) B^T in the dtype of x, with gradients for x, A and B alone.
 
-    `dense` gives W in a dtype. The backward pass asks for it again, so that of a weight in FP8 no
-    wide copy is kept.
+    `dense` returns W in a dtype. The backward pass calls it again, so that no dequantized copy of a
+    weight in FP8 is saved.
 
-    A product with a thin matrix is bound by memory: it reads or writes all of x or y. So none of
-    them is added to another afterwards. The large product adds its own result to that of the thin
-    one, while it computes.
+    Products with low-rank matrices are memory-bound: they read or write all of x or y. So no sum
+    takes a pass of its own: the large product accumulates onto the result of the small one.
     """
 
     @staticmethod
@@ -231,8 +230,8 @@ class _AdaptedProduct(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Branch:
-    """The forward hook of a projection with any other adapter, or any other projection."""
+class _AdapterHook:
+    """The forward hook for DoRA, dropout, and projections that `_Adapted` does not cover."""
 
     lora: LoRA
 
@@ -244,7 +243,7 @@ class _Branch:
         a: Tensor = self.lora.scale * linear.lora_A(x)
         b_OR: Tensor = linear.lora_B.weight
         if not self.lora.dora:
-            # One pass over the output, which is much wider than the rank.
+            # A single pass over the output, which is much wider than the rank.
             rows = output.to(a.dtype).flatten(0, -2)
             return torch.addmm(rows, a.flatten(0, -2), b_OR.T).view_as(output).to(output.dtype)
         added = nn.functional.linear(a, b_OR)
@@ -257,7 +256,7 @@ class _Branch:
 
 
 def dense_weight(linear: Any) -> Tensor:
-    """The weight of a projection in fp32 or better, whatever it is stored in."""
+    """The weight of a projection in fp32 or better, whatever dtype it is stored in."""
     weight: Tensor = linear.weight.detach()
     if isinstance(linear, FrozenLinear | ScaledLinear):
         return linear.dense(torch.float32)
@@ -287,7 +286,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merged_weight(weight_OI: Tensor, lora: LoRA, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The weight that computes what a projection and its adapter compute, in fp32 or better.
+    """The weight of a projection with its adapter merged into it, in fp32 or better.
 
     Args:
         weight_OI: The weight of the projection.
@@ -306,43 +305,43 @@ def merged_weight(weight_OI: Tensor, lora: LoRA, tensors: Mapping[str, Tensor]) 
 def merged_weights(
     weights: Mapping[str, Tensor], lora: LoRA, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The weights of a model with its adapters merged into them, in the dtypes they had.
+    """The weights of a model with its adapters merged into them, in their own dtypes.
 
     Args:
-        weights: Weights of the base by name.
+        weights: Weights of the base model by name.
         lora: Hyperparameters of the adapters.
         tensors: The tensors of all adapters by name.
     """
     merged = dict(weights)
-    for module, own in by_module(tensors).items():
+    for module, parts in by_module(tensors).items():
         name = f"{module}.weight"
-        merged[name] = merged_weight(weights[name], lora, own).to(weights[name].dtype)
+        merged[name] = merged_weight(weights[name], lora, parts).to(weights[name].dtype)
     return merged
 
 
 def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of adapters by the module they are attached to, under their names within it."""
-    found: dict[str, dict[str, Tensor]] = {}
+    """The tensors of adapters by the module that they adapt, under their names within it."""
+    modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        module, own = re.split(rf"\.(?=(?:{A}|{B}|{MAGNITUDE})(?:\.|$))", name, maxsplit=1)
-        found.setdefault(module, {})[own] = tensor
-    return found
+        module, part = re.split(rf"\.(?=(?:{A}|{B}|{MAGNITUDE})(?:\.|$))", name, maxsplit=1)
+        modules.setdefault(module, {})[part] = tensor
+    return modules
 
 
 @torch.no_grad()
 def put_on(model: StripedHyena2, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
-    """Let a model that was loaded for inference compute with adapters.
+    """Apply adapters to a model that was loaded for inference.
 
-    They are merged into the weights, in the precision of the model; beside projections that are
-    stored in FP8 they stay what they are, in the dtype of the activations.
+    They are merged into the weights, in the precision of the model. For projections that are stored
+    in FP8 they stay separate, in the dtype of the activations.
     """
-    for module, own in by_module(tensors).items():
+    for module, parts in by_module(tensors).items():
         linear: Any = model.get_submodule(module)
         if isinstance(linear, nn.Linear):
-            linear.weight.copy_(merged_weight(linear.weight, lora, own))
+            linear.weight.copy_(merged_weight(linear.weight, lora, parts))
             continue
         add_adapters(model, lora, [module])
-        for name, tensor in own.items():
+        for name, tensor in parts.items():
             parameter = linear.get_parameter(name)
             parameter.data = tensor.to(parameter.device, model.embedding.weight.dtype)
             parameter.requires_grad_(False)

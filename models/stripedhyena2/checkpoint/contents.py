@@ -14,7 +14,7 @@ from stripedhyena2.model import StripedHyena2
 
 
 class CheckpointError(InputError):
-    """An unusable checkpoint: the message names file, tensor, shapes and the way out."""
+    """An unusable checkpoint: the message names the file, tensor, shapes and the way out."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Checkpoint:
     Attributes:
         config: The shape of the model.
         tensors: The weights under the model's own names, in their stored dtypes; those of a file
-            are read anew whenever they are asked for.
-        training_form: Tensors from which some weights are computed in the form that they train in,
-            if the checkpoint has that form: by the name of the weight and of the part, as in
+            are read from it again on every access.
+        training_form: The factors that some weights are trained as, if the checkpoint has them: by
+            the name of the weight and of the factor, as in
             "blocks.2.mixer.operator.log_poles_DS.p".
         files: The files it was read from.
         extra_state: FP8 scale records of released files, as raw bytes. Never executed.
@@ -48,12 +48,12 @@ def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-# Types of numbers that weights are stored in.
+# The dtypes that weights are stored in.
 WEIGHTS = ("bfloat16", "float16", "float32", "float64")
 
 
 def kind_of(tensor: Tensor) -> str:
-    """The type of the numbers of an ordinary tensor; for any other, what kind it is."""
+    """The dtype of a dense tensor; for any other tensor, its kind, such as "nested"."""
     if tensor.is_meta:
         return "meta (without data)"
     if tensor.is_nested:
@@ -64,32 +64,32 @@ def kind_of(tensor: Tensor) -> str:
 
 
 def check_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], origin: str
+    tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], origin: str
 ) -> None:
-    """Compare names and shapes, and refuse types of numbers that weights are not.
+    """Check names, shapes and dtypes of tensors against those of a model.
 
     Raises:
-        CheckpointError: A tensor is missing, extra, of another shape or of another kind; the first
-            is named.
+        CheckpointError: A tensor is missing, unexpected, or has the wrong shape or dtype; the
+            message names the first.
     """
     for name, shape in expected.items():
-        if name not in found:
+        if name not in tensors:
             raise CheckpointError(
-                f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right --config?"
+                f"{origin}: tensor {name!r} {list(shape)} is missing; is this the right config?"
             )
-        if (kind := str(found[name].dtype).removeprefix("torch.")) not in WEIGHTS:
+        if (kind := str(tensors[name].dtype).removeprefix("torch.")) not in WEIGHTS:
             raise CheckpointError(
                 f"{origin}: tensor {name!r} is {kind}, not a weight; weights are dense "
                 f"{', '.join(WEIGHTS)}"
             )
-        if found[name].shape != shape:
+        if tensors[name].shape != shape:
             raise CheckpointError(
-                f"{origin}: tensor {name!r} is {list(found[name].shape)}, expected {list(shape)}; "
-                "is this the right --config?"
+                f"{origin}: tensor {name!r} is {list(tensors[name].shape)}, expected "
+                f"{list(shape)}; is this the right config?"
             )
-    for name in found:
+    for name in tensors:
         if name not in expected:
             raise CheckpointError(
-                f"{origin}: tensor {name!r} {list(found[name].shape)} is not part of this model; "
-                "is this the right --config?"
+                f"{origin}: tensor {name!r} {list(tensors[name].shape)} is not part of this model; "
+                "is this the right config?"
             )

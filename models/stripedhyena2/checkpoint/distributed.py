@@ -1,7 +1,7 @@
-"""Checkpoints of torch.distributed: folders of .distcp files with a .metadata file beside them.
+"""torch.distributed checkpoints: folders of .distcp files and a .metadata file.
 
-They are read without a process group. The metadata are a pickle; of it only the classes in which
-torch describes tensors are made, and everything else is replaced by an object that does nothing.
+They are read without a process group. The metadata is a pickle, of which only the classes that
+describe tensors are instantiated; everything else is replaced by inert objects.
 """
 
 import pickle
@@ -23,7 +23,8 @@ from stripedhyena2.errors import reason_of
 from stripedhyena2.values import require_regular
 
 METADATA = ".metadata"
-# What torch describes tensors with. Whole names: one that begins in a module can lead out of it.
+# The classes that torch describes tensors with. Matched by their whole names: a dotted name that
+# starts in a safe module can lead out of it.
 _DESCRIPTIONS = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
@@ -49,7 +50,7 @@ _MAX_METADATA = 1 << 28  # bytes
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Only what describes tensors is found."""
+        """Find only classes that describe tensors; others are inert."""
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or (module, name) in _DESCRIPTIONS:
             return super().find_class(module, name)
@@ -58,16 +59,16 @@ class _Unpickler(pickle.Unpickler):
 
 class _Reader(FileSystemReader):
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """As torch's, without running anything."""
+        """As torch's, without executing pickled code."""
         with (Path(self.path) / METADATA).open("rb") as file:
-            found = _Unpickler(file).load()
-        if not isinstance(found, Metadata):
-            raise TypeError(f"holds a {type(found).__name__}, not metadata")
-        return found
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f"holds a {type(metadata).__name__}, not metadata")
+        return metadata
 
 
 def open_distributed(folder: Path) -> Tensors:
-    """The tensors in such a folder, none of them read.
+    """The tensors in such a folder, loaded lazily.
 
     Raises:
         CheckpointError: The metadata cannot be read.

@@ -1,4 +1,4 @@
-"""Files of checkpoints: opened whatever their format, and written whole or not at all."""
+"""Single checkpoint files: opened in any format, and errors of writing them."""
 
 import io
 import pickle
@@ -17,13 +17,13 @@ from stripedhyena2.errors import reason_of
 from stripedhyena2.memory import is_out_of_memory, out_of_memory
 from stripedhyena2.values import require_regular, shown
 
-_WRAPPERS = ("module", "state_dict", "model_state_dict", "model")  # keys that hold the tensors
-_LOOK = 512  # bytes at the beginning that tell what a file is
+_WRAPPERS = ("module", "state_dict", "model_state_dict", "model")  # keys around the tensors
+_HEADER_BYTES = 512  # enough to recognize a file by its first bytes
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what cannot be written into one line that names `path`; its missing parents are made.
+    """Turn errors of writing into one line that names `path`; creates missing parent folders.
 
     Raises:
         CheckpointError: In place of the error of the system or of the library that writes.
@@ -33,7 +33,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({reason_of(error)})") from None
-    except (RuntimeError, SafetensorError) as error:  # torch and safetensors, of a full disk
+    except (RuntimeError, SafetensorError) as error:  # from torch and safetensors if a disk is full
         raise CheckpointError(
             f"{path}: cannot be written; is the disk full? ({reason_of(error)})"
         ) from None
@@ -42,22 +42,22 @@ def writing(path: Path) -> Iterator[None]:
 def refuse_full(
     folder: Path, problem: str = "exists; choose another name, or remove it first"
 ) -> None:
-    """Refuse to write into a folder that holds anything.
+    """Refuse to write into a folder that is not empty.
 
     Raises:
-        CheckpointError: It does, or it is a file.
+        CheckpointError: It is not empty, or it is a file.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise CheckpointError(f"{folder}: {problem}")
 
 
 class Contents(NamedTuple):
-    """What a file of weights holds.
+    """The contents of a file of weights.
 
     Attributes:
-        tensors: By name; none is read yet.
+        tensors: By name, loaded lazily.
         blobs: Raw bytes beside them: FP8 records, never executed.
-        wrappers: What was around the tensors, the outermost first, e.g. "state_dict".
+        wrappers: Keys of the dictionaries around the tensors, outermost first, e.g. "state_dict".
     """
 
     tensors: Tensors
@@ -66,7 +66,7 @@ class Contents(NamedTuple):
 
 
 def open_tensors(path: Path) -> Contents:
-    """Open a file of named tensors. Their numbers are read, and checksums compared, on access.
+    """Open a file of named tensors. Data is read, and checksums are verified, on access.
 
     Args:
         path: A .safetensors file, a file of `torch.save`, or any part `NAME.partN` of one.
@@ -97,7 +97,7 @@ def open_tensors(path: Path) -> Contents:
 
 
 def open_shards(folder: Path) -> Tensors:
-    """The tensors of model.safetensors, or of the shards that its index names.
+    """The tensors of model.safetensors, or of the shards listed in its index.
 
     Raises:
         CheckpointError: A file is missing, or cannot be read.
@@ -108,7 +108,7 @@ def open_shards(folder: Path) -> Tensors:
 
 
 def _named(contents: object, path: Path) -> Contents:
-    """Tensors and bytes by name, out of what is wrapped around them."""
+    """Tensors and bytes by name, taken out of the dictionaries around them."""
     wrappers: list[str] = []
     while isinstance(contents, Mapping) and len(wrappers) < 2:
         inner = next((key for key in _WRAPPERS if isinstance(contents.get(key), Mapping)), None)
@@ -136,7 +136,7 @@ def _named(contents: object, path: Path) -> Contents:
 
 
 def _kind(value: object) -> str:
-    """What an entry is that should be a tensor."""
+    """A description of an entry that should be a tensor and is not."""
     if isinstance(value, NotWeights):
         return f"{value}, not a weight; weights are dense {', '.join(WEIGHTS)}"
     return (
@@ -145,15 +145,15 @@ def _kind(value: object) -> str:
 
 
 def require_weights(path: Path) -> None:
-    """Refuse what is often found in the place of weights; only the beginning is read.
+    """Refuse files that are often found in place of weights; only the first bytes are read.
 
     Raises:
-        CheckpointError: No regular file, an empty file, a Git LFS pointer or a web page.
+        CheckpointError: Not a regular file, or an empty file, a Git LFS pointer or a web page.
     """
     require_regular(path, CheckpointError)
     try:
         with path.open("rb") as file:
-            start = file.read(_LOOK)
+            start = file.read(_HEADER_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from None
     if not start:

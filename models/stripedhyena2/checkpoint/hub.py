@@ -1,6 +1,6 @@
-"""Files of models on the hub: in huggingface-hub's cache, in a folder, or fetched into either.
+"""Models on the Hugging Face hub: in its local cache, in a folder, or downloaded into either.
 
-The library downloads and resumes. It is not called with network access if the files are present.
+huggingface-hub downloads and resumes. If all files are present, the network is not used.
 """
 
 import logging
@@ -22,7 +22,7 @@ from stripedhyena2.checkpoint.parts import parts_of
 from stripedhyena2.checkpoint.published import PUBLISHED, Precision, Published, split_name
 
 _WEIGHTS = ("*.pt", "*.pt.part*")  # of the published models
-# Of any other repository: weights in all layouts that are read, and what describes their shape.
+# Of any other repository: weights in all layouts that can be read, and files with their shape.
 PATTERNS = (
     *_WEIGHTS,
     *("*.safetensors", "*.bin", "*.pth", "*.ckpt", "*.distcp", "*.metadata", "latest*"),
@@ -30,27 +30,27 @@ PATTERNS = (
 )
 
 
-ELSEWHERE = "run `evo2 fetch` on a machine with a network, and give --model its folder"
+ELSEWHERE = "run `evo2 fetch` on a machine with a network, and give its folder as the model"
 
 
 def fetch(name: str, folder: Path | None = None, *, way_out: str = ELSEWHERE) -> Path:
-    """The folder with a model's files; the network is used only if they are absent.
+    """The folder with the files of a model, downloaded if they are missing.
 
     Args:
-        name: Of a published model, or owner/name of any repository; @COMMIT may follow.
-        folder: Where to put them; by default the library's cache.
+        name: A published model, or owner/name of any repository; @COMMIT may follow.
+        folder: Where to put the files; by default the cache of huggingface-hub.
         way_out: What to do without a network, for the error message.
 
     Raises:
-        CheckpointError: They are absent and cannot be fetched.
+        CheckpointError: Files are missing and cannot be downloaded.
     """
     present = find(name, folder)
     if present is not None:
         return present
-    published, commit = _asked(name)
+    published, commit = _requested(name)
     repository = f"models--{published.repository.replace('/', '--')}"
     where = folder or Path(constants.HF_HUB_CACHE) / repository
-    # Without a network the library logs five lines for every attempt.
+    # Without a network, huggingface-hub logs five lines for every attempt.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         planned = snapshot_download(
@@ -77,8 +77,8 @@ def fetch(name: str, folder: Path | None = None, *, way_out: str = ELSEWHERE) ->
 
 
 def find(name: str, folder: Path | None = None) -> Path | None:
-    """The folder with all files of a model, found without the network, or None."""
-    published, commit = _asked(name)
+    """The folder with all files of a model, without using the network; None if any is missing."""
+    published, commit = _requested(name)
     if folder is None:
         try:
             folder = Path(
@@ -92,14 +92,14 @@ def find(name: str, folder: Path | None = None) -> Path | None:
         except LocalEntryNotFoundError:
             return None
         if not published.shape:
-            return folder  # the library returns the folder of a commit once it is complete
+            return folder  # huggingface-hub returns the folder of a commit once it is complete
         if commit != published.commit or not published.sizes:
             files = weight_files(folder)
-            # The sizes of parts are unknown at this commit, only their number is known.
+            # At this commit the sizes of parts are unknown; only their number is known.
             whole = files and (files[0].suffix == ".pt" or len(files) >= len(published.sizes))
             return folder if whole else None
-    found = tuple(file.stat().st_size for file in weight_files(folder))
-    return folder if commit == published.commit and found and found == published.sizes else None
+    sizes = tuple(file.stat().st_size for file in weight_files(folder))
+    return folder if commit == published.commit and sizes and sizes == published.sizes else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -111,12 +111,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def known_hash(name: str) -> str | None:
-    """The SHA-256 of a published model's file, parts joined, if it is known at this commit."""
-    published, commit = _asked(name)
+    """The SHA-256 of the file of a published model, parts joined, if it is known at this commit."""
+    published, commit = _requested(name)
     return published.sha256 if commit == published.commit else None
 
 
-def _asked(name: str) -> tuple[Published, str]:
+def _requested(name: str) -> tuple[Published, str]:
     model, commit = split_name(name)
     if commit == "":
         raise CheckpointError(f"{name}: no commit after @; write {model}@main, for example")
@@ -125,7 +125,7 @@ def _asked(name: str) -> tuple[Published, str]:
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name can be that of a repository on the hub: owner/name."""
+    """Whether a name has the form of a repository on the hub, owner/name."""
     try:
         validate_repo_id(split_name(name)[0])
     except HFValidationError:
@@ -138,19 +138,19 @@ def _patterns(published: Published) -> list[str]:
 
 
 def _require_space(name: str, missing: int, where: Path) -> None:
-    """Refuse a download that does not fit the disk, before it starts."""
+    """Refuse a download that does not fit on the disk, before it starts."""
     begun = sum(file.stat().st_size for file in where.rglob("*.incomplete")) if missing else 0
     existing = next(parent for parent in (where, *where.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(existing).free
     if missing - begun > free:
         raise CheckpointError(
             f"{name}: {(missing - begun) / 1e9:,.1f} GB are missing and {where} has "
-            f"{free / 1e9:,.1f} GB free; choose another disk with `evo2 fetch --to` or HF_HOME"
+            f"{free / 1e9:,.1f} GB free; name a folder on another disk, or set HF_HOME to one"
         )
 
 
 def _reason(name: str, where: Path, error: Exception, way_out: str) -> str:
-    published, commit = _asked(name)
+    published, commit = _requested(name)
     model, _ = split_name(name)
     causes = (error, error.__cause__)
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):

@@ -14,7 +14,7 @@ from stripedhyena2.checkpoint.built_in import built_in_models, find_built_in
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
 from stripedhyena2.checkpoint.layouts import LAYOUTS, bridge, hf, layout_of, native
 from stripedhyena2.checkpoint.layouts.base import Layout
-from stripedhyena2.checkpoint.precision import doubt, precision_of
+from stripedhyena2.checkpoint.precision import precision_of, precision_warning
 from stripedhyena2.checkpoint.published import (
     LICENSE,
     PUBLISHED,
@@ -66,21 +66,22 @@ def load(
             file with the same keys; a built-in model such as "nano"; or a published one such as
             "evo2_7b".
         config: The shape of a released file: its yml, our TOML, or a published name. Not needed
-            if the folder has a yml or the file a published name.
-        device: Where the weights go; of several devices, the smallest number that holds them is
-            used, block after block.
-        dtype: Of weights and activations; poles, residues and rotary frequencies stay at fp32
-            or better, and so do final norm and head. None is the dtype of the stored embedding.
-        float8: True: all projections and MLPs compute in FP8, with weights of a byte each. None:
-            only the Hyena input projections of published models that need it (1B, 20B, 40B), with
-            the scales they were trained with, which True keeps too. False: nothing does.
+            if there is a yml in the folder or the file has a published name.
+        device: Where the weights go; if there are several devices, the smallest number that fits
+            the weights is used, with consecutive blocks on each.
+        dtype: The dtype of weights and activations; poles, residues and rotary frequencies stay in
+            fp32 or better, and so do the final norm and the head. None for the dtype of the stored
+            embedding.
+        float8: True: all projections and MLPs compute in FP8, with one byte per weight. None: only
+            the Hyena input projections of published models that need it (1B, 20B, 40B), with the
+            scales they were trained with, which True keeps too. False: nothing does.
 
     Raises:
-        CheckpointError: The checkpoint is missing, incomplete, or does not fit its config or the
-            devices.
+        CheckpointError: The checkpoint is missing, incomplete, does not match its config, or does
+            not fit the devices.
         ConfigError: The config is invalid.
-        InputError: A device cannot be used here, or the dtype is not a `torch.dtype` of weights; or
-            FP8 is requested of a GPU that does not multiply it, or not these widths.
+        InputError: A device is not available, or the dtype is not one of weights; or FP8 is
+            requested on a GPU that does not support it, or does not for these widths.
     """
     check_placement(device, dtype)
     checkpoint = read_checkpoint(path_or_name, config=config)
@@ -95,11 +96,11 @@ def load(
     rounded: set[str] = set()
     if float8:
         names = projection_names(checkpoint.config)
-        for each in [device] if isinstance(device, str | torch.device) else device:
-            require_float8(model, names, torch.device(each))
+        for candidate in [device] if isinstance(device, str | torch.device) else device:
+            require_float8(model, names, torch.device(candidate))
         rounded = {f"{name}.weight" for name in round_products(model, names)}
     blocks = _device_map(checkpoint, device, dtype, rounded | set(scales), str(path_or_name))
-    _say_once(doubt(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
+    _warn_once(precision_warning(checkpoint, str(path_or_name), blocks[0], float8=bool(scales)))
     wide = torch.promote_types(dtype, torch.float32)
     fp32_tensors = {
         f"blocks.{index}.mixer.{name}"
@@ -126,22 +127,22 @@ def load(
 def check_placement(
     device: str | torch.device | Sequence[torch.device], dtype: torch.dtype | None
 ) -> None:
-    """Refuse devices that cannot be used here, and dtypes that weights cannot have.
+    """Refuse devices that are not available, and dtypes that weights cannot have.
 
     Raises:
-        InputError: Names the argument and its value.
+        InputError: The message names the argument and its value.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: must be one of {', '.join(map(str, DTYPES))}")
     devices = [device] if isinstance(device, str | torch.device) else device
     if not devices:
         raise InputError("device=[]: name at least one device")
-    for each in devices:
+    for candidate in devices:
         try:
-            torch.empty(0, device=each)
+            torch.empty(0, device=candidate)
         except (RuntimeError, AssertionError) as error:
             raise InputError(
-                f"device={str(each)!r}: not available here ({reason_of(error)}); use 'cpu'"
+                f"device={str(candidate)!r}: not available here ({reason_of(error)}); use 'cpu'"
             ) from None
 
 
@@ -152,42 +153,44 @@ def _device_map(
     float8: set[str],
     origin: str,
 ) -> list[torch.device]:
-    """A device for each block; weights named in `float8` take a byte each, if the devices can."""
+    """A device for each block; weights in `float8` take one byte, if all devices support FP8."""
     depth = checkpoint.config.depth
     if isinstance(device, str | torch.device):
         return [torch.device(device)] * depth
-    narrow = float8 if all(runs_float8(each) for each in device) else set()
-    sizes = block_sizes(Tensors.of(checkpoint.tensors).like, depth, dtype.itemsize, narrow)
+    one_byte = float8 if all(runs_float8(candidate) for candidate in device) else set()
+    sizes = block_sizes(Tensors.of(checkpoint.tensors).like, depth, dtype.itemsize, one_byte)
     try:
-        chosen = choose_devices(sum(sizes), [torch.cuda.mem_get_info(each)[0] for each in device])
+        chosen = choose_devices(
+            sum(sizes), [torch.cuda.mem_get_info(candidate)[0] for candidate in device]
+        )
     except MemoryError as error:
         raise CheckpointError(
-            f"{origin}: {error}; use more or larger devices, or --device cpu"
+            f"{origin}: {error}; use more or larger devices, or the CPU"
         ) from None
     if len(chosen) > 1:
-        _say_once(f"{origin}: too large for one device, its blocks are spread over {len(chosen)}")
+        _warn_once(f"{origin}: too large for one device, its blocks are spread over {len(chosen)}")
     return device_map(sizes, [device[index] for index in chosen])
 
 
 def _scales(checkpoint: Checkpoint, origin: str) -> dict[str, Scales]:
-    """The scales that a published model was trained with, if it needs them."""
+    """The FP8 scales that a published model was trained with, if it needs them."""
     if precision_of(checkpoint) is Precision.BF16:
         return {}
     return trained_scales(checkpoint.extra_state, checkpoint.config, origin)
 
 
 @cache
-def _say_once(message: str | None) -> None:
+def _warn_once(message: str | None) -> None:
     if message is not None:
         _LOG.warning(message)
 
 
 def save(model: StripedHyena2, folder: Path, provenance: dict[str, Any]) -> None:
-    """Write a model as a native checkpoint folder, its filters in their inference form.
+    """Write a model as a native checkpoint folder, with its filters in inference form.
 
     Raises:
         CheckpointError: The folder exists and is not a checkpoint, or cannot be written; or weights
-            of the model were rounded to FP8.
+            of the model are in FP8.
     """
     if float8_parts(model):
         raise CheckpointError(f"{folder}: weights rounded to FP8 are not saved; load without fp8")
@@ -202,7 +205,7 @@ def save_weights(
 
 
 def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = None) -> Checkpoint:
-    """Read a checkpoint of any layout; its tensors are read when they are asked for.
+    """Read a checkpoint of any layout; its tensors are loaded lazily.
 
     Arguments and errors are those of `load`.
     """
@@ -210,7 +213,7 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     if native.is_native(path):
         if config is not None:
             raise CheckpointError(
-                f"{path}: a native checkpoint contains its own shape; drop --config"
+                f"{path}: a native checkpoint contains its own shape; leave out the config"
             )
         return native.read(path)
     source = open_source(path, lambda names: layout_of(names) is not None)
@@ -231,7 +234,7 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
         provenance["before"] = before
     if source.unwrapped:
         provenance["unwrapped"] = list(source.unwrapped)
-        _say_once(f"{source.path}: taken out of {' and '.join(source.unwrapped)}")
+        _warn_once(f"{source.path}: taken out of {' and '.join(source.unwrapped)}")
     return Checkpoint(
         shape,
         layout.to_ours(source.tensors, shape, str(source.path)),
@@ -242,8 +245,16 @@ def read_checkpoint(path_or_name: str | Path, *, config: str | Path | None = Non
     )
 
 
+def named_shape(name: str | Path) -> ModelConfig | None:
+    """The shape of a built-in or published model, unless a path has its name; without network."""
+    built_in, (model, _) = find_built_in(name), split_name(str(name))
+    if built_in is not None:
+        return read_config(built_in / native.CONFIG)
+    return published_config(model) if model in PUBLISHED and not Path(name).exists() else None
+
+
 def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
-    """The path of the checkpoint (an existing path wins over a name), and its origin."""
+    """The path of a checkpoint (an existing path goes before a name), and its origin."""
     path, name = Path(path_or_name), str(path_or_name)
     if name and (path.exists() or path.with_name(f"{path.name}.part0").exists()):
         return path, {}
@@ -268,12 +279,9 @@ def _locate(path_or_name: str | Path) -> tuple[Path, dict[str, str]]:
 def _shape(
     path_or_name: str | Path, source: Source, config: str | Path | None, layout: Layout
 ) -> ModelConfig:
-    """The shape as given, else from the description beside the tensors, else from a name."""
+    """The shape: from `config`, else from a file beside the tensors, else from a published name."""
     if config is not None:
-        if str(config) in PUBLISHED:
-            return published_config(str(config))
-        built_in = find_built_in(config)
-        return read_config(Path(config) if built_in is None else built_in / native.CONFIG)
+        return named_shape(config) or read_config(Path(config))
     if source.shape is not None:
         return _described(source.shape)
     for name in (split_name(str(path_or_name))[0], source.path.name.partition(".")[0]):
@@ -283,8 +291,8 @@ def _shape(
     fitting = [name for name in PUBLISHED if _fits(source, layout, published_config(name))]
     names = f"{' or '.join(fitting)}, which fit its tensors" if fitting else ", ".join(PUBLISHED)
     raise CheckpointError(
-        f"{source.path}: unknown shape of a {layout.name} checkpoint; give --config with its yml, "
-        f"the config.toml of a native checkpoint, or a published name ({names})"
+        f"{source.path}: unknown shape of a {layout.name} checkpoint; give a config: its yml, the "
+        f"config.toml of a native checkpoint, or a published name ({names})"
     )
 
 
@@ -297,7 +305,7 @@ def _fits(source: Source, layout: Layout, config: ModelConfig) -> bool:
 
 
 def _described(file: Path) -> ModelConfig:
-    """The shape in a file that a program wrote beside the tensors."""
+    """The shape in a file that a training program wrote beside the tensors."""
     if file.name == hf.CONFIG:
         return hf.read_config_file(file)
     if file.suffix == ".yaml":

@@ -1,4 +1,4 @@
-"""Files that were cut into parts, read as one without a second copy on disk."""
+"""Files that were split into parts, read as one without a second copy on disk."""
 
 import io
 import re
@@ -14,7 +14,7 @@ _PART = re.compile(r"\.part(\d+)$")
 
 
 def is_part(path: Path) -> bool:
-    """Whether a file is a part of another: NAME.partN."""
+    """Whether a file is a part of another, NAME.partN."""
     return _PART.search(path.name) is not None
 
 

@@ -1,7 +1,7 @@
-"""Files of `torch.save`: where their tensors lie, read without running anything.
+"""torch.save files: their tensors, located without executing pickled code and loaded lazily.
 
-Only tensors and raw bytes are unpickled. The numbers of a tensor are read, and its checksum is
-compared, when it is asked for.
+Only tensors and raw bytes are unpickled. The data of a tensor is read, and its checksum is
+verified, on access.
 """
 
 import io
@@ -26,9 +26,9 @@ from stripedhyena2.values import shown
 
 _ZIP = b"PK\x03\x04"
 _PROTOCOL = b"\x80"  # how a pickle of torch.save begins
-_MAX_PICKLE = 1 << 28  # bytes of an archive's data.pkl, which has the names but not the numbers
-_CHUNK = 1 << 24  # bytes of a storage whose checksum is computed at a time
-# Programs whose objects stand beside the tensors in the checkpoints of training runs.
+_MAX_PICKLE = 1 << 28  # bytes of an archive's data.pkl, which has names but no data
+_CHUNK = 1 << 24  # bytes of a storage that are checksummed at a time
+# Packages whose objects are pickled beside the tensors in the checkpoints of training runs.
 _TRAINERS = (
     "argparse",
     "deepspeed",
@@ -39,7 +39,7 @@ _TRAINERS = (
     "pytorch_lightning",
     "savanna",
 )
-# What the readers of pickles, archives and safetensors raise for a file that is not sound.
+# What the readers of pickles, archives and safetensors raise for damaged files.
 UNREADABLE = (
     ArithmeticError,
     AssertionError,
@@ -59,9 +59,9 @@ UNREADABLE = (
 
 
 class Inert:
-    """Stands in for the classes of other programs: takes anything, does nothing."""
+    """Stands in for the classes of other programs: accepts anything, does nothing."""
 
-    def __new__(cls, *_: object, **__: object) -> "Inert":  # noqa: D102 - takes anything
+    def __new__(cls, *_: object, **__: object) -> "Inert":  # noqa: D102 - accepts anything
         return super().__new__(cls)
 
     def __init__(self, *_: object, **__: object) -> None:
@@ -76,15 +76,15 @@ class NotWeights(str):
 
 
 def open_pickle(path: Path) -> object:
-    """The contents of a file of `torch.save`, with a `Stored` in place of each tensor.
+    """The contents of a torch.save file, with a `Stored` in place of each tensor.
 
-    Only the archive's directory and its pickle are read. Files older than PyTorch 1.6 are not
+    Only the directory and the pickle of the archive are read. Files from before PyTorch 1.6 are not
     archives and are read whole.
 
     Raises:
         CheckpointError: It is neither an archive nor a pickle; or as `open_archive`.
     """
-    # PyTorch's documentation imports it from there; it loads a second's worth of modules.
+    # PyTorch's documentation imports it from there. The import takes a second.
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with opened(path) as file:
@@ -97,7 +97,7 @@ def open_pickle(path: Path) -> object:
         foreign = _stand_ins(file) if archive else []
         file.seek(0)
         with torch.serialization.safe_globals([io.BytesIO, *foreign]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
+            warnings.simplefilter("ignore")  # about kinds of tensors that are refused afterwards
             if archive is None:
                 return _stored(torch.load(file, map_location="cpu", weights_only=True), None)
             try:
@@ -105,7 +105,7 @@ def open_pickle(path: Path) -> object:
                     contents = torch.load(file, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
                 raise
-            except UNREADABLE:  # kinds of tensors that weights are not; read whole, they have names
+            except UNREADABLE:  # unsupported kinds of tensors: read whole, so that errors name them
                 file.seek(0)
                 contents, archive = torch.load(file, map_location="cpu", weights_only=True), None
             return _stored(contents, archive)
@@ -118,7 +118,7 @@ def _stand_ins(file: io.BufferedReader) -> list[tuple[Any, str]]:
 
 
 def _stored(contents: object, archive: "Archive | None") -> object:
-    """Every tensor in nested dictionaries becomes a `Stored`."""
+    """Replace every tensor in nested dictionaries by a `Stored`."""
     if isinstance(contents, Mapping):
         return {name: _stored(value, archive) for name, value in contents.items()}
     if not isinstance(contents, Tensor):
@@ -130,24 +130,24 @@ def _stored(contents: object, archive: "Archive | None") -> object:
     like = torch.empty_strided(
         contents.shape, contents.stride(), dtype=contents.dtype, device="meta"
     )
-    # PyTorch documents this mark of storages that are loaded in the mode for fake tensors.
+    # PyTorch documents this attribute of storages that are loaded under FakeTensorMode.
     offset = contents.untyped_storage()._checkpoint_offset
     assert offset is not None
     return Stored(like, partial(archive.read, offset, like, int(contents.storage_offset())))
 
 
 class Archive:
-    """The storages of a .pt archive: where they lie and what their checksums are."""
+    """The storages of a .pt archive: their offsets, sizes and checksums."""
 
     def __init__(self, path: Path, records: Mapping[int, tuple[str, int, int]]) -> None:
         """Describe an archive.
 
         Args:
             path: Path of the file, or of a part of it.
-            records: Name, bytes and CRC-32 (0: not computed) of each entry by its offset.
+            records: Name, size in bytes and CRC-32 (0: not computed) of each entry by its offset.
         """
         self._path, self._records = path, dict(records)
-        self._sound: set[int] = set()
+        self._verified: set[int] = set()
 
     def read(self, offset: int, like: Tensor, first: int) -> Tensor:
         """Read a tensor.
@@ -155,10 +155,10 @@ class Archive:
         Args:
             offset: Offset of its storage in the file.
             like: Its shape, strides and dtype.
-            first: Its first number in the storage.
+            first: The index of its first element in the storage.
 
         Raises:
-            CheckpointError: The checksum of the storage is wrong, or the file was cut.
+            CheckpointError: The checksum of the storage is wrong, or the file is truncated.
         """
         last = sum((n - 1) * stride for n, stride in zip(like.shape, like.stride(), strict=True))
         count = last + 1 if like.numel() else 0
@@ -169,37 +169,37 @@ class Archive:
             file.seek(offset + first * like.itemsize)
             if file.readinto(data) != len(data):
                 raise CheckpointError(f"{self._path}: ends in the middle of a tensor")
-            self._require_sound(file, offset, data)
+            self._verify_checksum(file, offset, data)
         numbers = torch.frombuffer(data, dtype=like.dtype)
         return numbers.as_strided(like.shape, like.stride())
 
-    def _require_sound(self, file: io.BufferedReader, offset: int, data: bytearray) -> None:
-        """Compare the checksum of a storage, of which `data` was read, once."""
+    def _verify_checksum(self, file: io.BufferedReader, offset: int, data: bytearray) -> None:
+        """Verify the checksum of the storage that `data` was read from, once."""
         if offset not in self._records:
-            raise CheckpointError(f"{self._path}: damaged: a tensor lies where no entry is")
+            raise CheckpointError(f"{self._path}: damaged: a tensor lies outside its entries")
         name, size, expected = self._records[offset]
-        if offset in self._sound or not expected:
+        if offset in self._verified or not expected:
             return
         if len(data) == size:
-            found = zlib.crc32(data)
-        else:  # a tensor that is a part of its storage
+            checksum = zlib.crc32(data)
+        else:  # the tensor is a part of its storage
             file.seek(offset)
-            found = 0
+            checksum = 0
             for start in range(0, size, _CHUNK):
-                found = zlib.crc32(file.read(min(_CHUNK, size - start)), found)
-        if found != expected:
+                checksum = zlib.crc32(file.read(min(_CHUNK, size - start)), checksum)
+        if checksum != expected:
             raise CheckpointError(
                 f"{self._path}: damaged: the checksum of its entry {shown(name)} is wrong; get the "
                 "file again"
             )
-        self._sound.add(offset)
+        self._verified.add(offset)
 
 
 def open_archive(file: io.BufferedReader, path: Path) -> "Archive | None":
     """The storages of a .pt archive; None for other formats.
 
     Raises:
-        CheckpointError: An entry is compressed, which reading it in place would not notice; or its
+        CheckpointError: An entry is compressed, which reading it in place would not detect; or its
             pickle is too large.
     """
     file.seek(0)
@@ -208,10 +208,10 @@ def open_archive(file: io.BufferedReader, path: Path) -> "Archive | None":
     records = {}
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
-            require_plain_entry(entry, path)
+            check_entry(entry, path)
             if entry.CRC and "/data/" not in entry.filename:
-                archive.read(entry)  # compares its checksum
-            # The length of the name and of what pads an entry stand before it, not in the list.
+                archive.read(entry)  # verifies its checksum
+            # The lengths of name and padding are in the local header of the entry alone.
             file.seek(entry.header_offset + 26)
             sizes = struct.unpack("<HH", file.read(4))
             offset = entry.header_offset + 30 + sum(sizes)
@@ -219,11 +219,11 @@ def open_archive(file: io.BufferedReader, path: Path) -> "Archive | None":
     return Archive(path, records)
 
 
-def require_plain_entry(entry: zipfile.ZipInfo, origin: Path | str) -> None:
-    """Refuse an entry of a .pt archive that is made to fill the memory.
+def check_entry(entry: zipfile.ZipInfo, origin: Path | str) -> None:
+    """Refuse an entry of a .pt archive that could exhaust the memory (a zip bomb).
 
     Raises:
-        CheckpointError: It is compressed, or a pickle of more than names.
+        CheckpointError: It is compressed, or a pickle that is too large for names.
     """
     if entry.compress_type != zipfile.ZIP_STORED:
         raise CheckpointError(
@@ -237,8 +237,8 @@ def require_plain_entry(entry: zipfile.ZipInfo, origin: Path | str) -> None:
         )
 
 
-def require_sound_record(record: bytes, origin: str) -> None:
-    """Refuse an archive within a file that is damaged, or made to fill the memory.
+def check_record(record: bytes, origin: str) -> None:
+    """Refuse an FP8 record that is a damaged archive, or one that could exhaust the memory.
 
     Raises:
         CheckpointError: One of its entries is compressed, too large, or has a wrong checksum.
@@ -247,7 +247,7 @@ def require_sound_record(record: bytes, origin: str) -> None:
         return
     with zipfile.ZipFile(io.BytesIO(record)) as archive:
         for entry in archive.infolist():
-            require_plain_entry(entry, origin)
+            check_entry(entry, origin)
         damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
     if damaged is not None:
         raise CheckpointError(

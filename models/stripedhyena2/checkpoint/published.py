@@ -1,6 +1,6 @@
-"""The published models by name: shape, files, and the precision their numbers need.
+"""The published models by name: shape, files, and the precision that they need.
 
-Commits, sizes and SHA-256 were recorded by several public projects; we have not verified them on
+Commits, sizes and SHA-256 were recorded by several public projects; they have not been verified on
 the files. A name may request another commit, as in evo2_7b@main.
 """
 
@@ -22,7 +22,7 @@ class Precision(StrEnum):
     BF16: no FP8 needed: 0.995 with and without it (7B, 1M).
     FP8: rounding to FP8, on any hardware: 1.077 with, 1.243 without (1B).
     HOPPER: FP8 with the short accumulators of Hopper GPUs: 0.922 there, 1.79 on Blackwell, 1.70
-        without FP8 (40B). 20B is reported to be the same.
+        without FP8 (40B). 20B is reported to need the same.
     """
 
     BF16 = "bf16"
@@ -35,12 +35,12 @@ class Published:
     """A published model.
 
     Attributes:
-        repository: On the Hugging Face hub.
+        repository: Its repository on the Hugging Face hub.
         shape: Name of the shape file in recipes/models.
-        precision: The precision its numbers need.
-        commit: Fetched unless the name gives another; "main" if none is known.
-        sizes: Bytes of its file, or of its parts; empty if unknown.
-        sha256: Of the whole file, parts joined; None if unknown.
+        precision: The precision that it needs.
+        commit: The commit to fetch unless the name gives another; "main" if none is known.
+        sizes: Bytes of its file, or of each of its parts; empty if unknown.
+        sha256: SHA-256 of the whole file, parts joined; None if unknown.
     """
 
     repository: str
@@ -116,12 +116,12 @@ _NAMES = {published.repository: name for name, published in PUBLISHED.items()}
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """A model's name and the commit it requests: evo2_7b@main is evo2_7b, main.
+    """Split a name into model and requested commit: evo2_7b@main is evo2_7b, main.
 
-    The repository of a published model is the model, however it is named.
+    The repository of a published model is translated to the name of the model.
     """
-    model, asked, commit = name.partition("@")
-    return _NAMES.get(model, model), commit if asked else None
+    model, separator, commit = name.partition("@")
+    return _NAMES.get(model, model), commit if separator else None
 
 
 def published_config(name: str) -> ModelConfig:
@@ -139,10 +139,9 @@ def needed_precision(config: ModelConfig) -> Precision:
 
 
 def recipes_folder() -> Path:
-    """The shipped recipes, with the shapes of models in models/.
+    """The folder of the shipped recipes, with the shapes of models in models/.
 
-    A wheel has them inside this package; a source tree, also one that is installed as editable, has
-    them in recipes/.
+    A wheel has them inside this package; a source tree (also an editable install) in recipes/.
     """
     package = Path(str(resources.files("stripedhyena2")))
     installed = package / "recipes"

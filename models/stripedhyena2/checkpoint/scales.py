@@ -1,8 +1,8 @@
-"""The FP8 scales of released files, read from their records without executing anything.
+"""The FP8 scales of released files, read from their records without executing pickled code.
 
-Beside some layers a released file has an `_extra_state`: the FP8 state of Transformer Engine, a
-pickle inside the file. Two numbers of it matter: scale_fwd[0], of the layer's input, and
-scale_fwd[1], of its weight. Only the Hyena input projections ran in FP8.
+For some layers a released file has an `_extra_state`: the FP8 state of Transformer Engine, a pickle
+inside the file. Two of its numbers matter: scale_fwd[0], for the input of the layer, and
+scale_fwd[1], for its weight. Only the Hyena input projections ran in FP8.
 """
 
 import io
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from stripedhyena2.checkpoint.contents import WEIGHTS, CheckpointError, kind_of
-from stripedhyena2.checkpoint.pickles import UNREADABLE, Inert, require_sound_record
+from stripedhyena2.checkpoint.pickles import UNREADABLE, Inert, check_record
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.errors import reason_of
 from stripedhyena2.float8.inference import Scales
@@ -39,23 +39,23 @@ def trained_scales(
         Scales of every Hyena block; empty if the checkpoint has none.
 
     Raises:
-        CheckpointError: A record is unreadable, or some blocks lack scales.
+        CheckpointError: A record is unreadable, or only some blocks have scales.
     """
-    found, lacking = {}, []
+    present, missing = {}, []
     for index, mixer in enumerate(config.mixers):
         if mixer.float8_record is None:
             continue
         name = f"blocks.{index}.{mixer.float8_record}"
         scales = _read(records.get(name, b""), f"{origin}: {name}")
         if scales is None:
-            lacking.append(name)
+            missing.append(name)
         else:
-            found[f"blocks.{index}.mixer.project_in.weight"] = scales
-    if found and lacking:
+            present[f"blocks.{index}.mixer.project_in.weight"] = scales
+    if present and missing:
         raise CheckpointError(
-            f"{origin}: {lacking[0]} has no FP8 scales, but {len(found)} other blocks have them"
+            f"{origin}: {missing[0]} has no FP8 scales, but {len(present)} other blocks have them"
         )
-    return found
+    return present
 
 
 def _read(record: bytes, name: str) -> Scales | None:
@@ -63,11 +63,11 @@ def _read(record: bytes, name: str) -> Scales | None:
     if not record:
         return None
     try:
-        require_sound_record(record, name)
+        check_record(record, name)
         unknown = get_unsafe_globals_in_checkpoint(io.BytesIO(record))
         inert: list[Any] = [(Inert, known) for known in unknown if known.startswith(_MAKER)]
         with safe_globals(inert), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
+            warnings.simplefilter("ignore")  # about kinds of tensors that are refused afterwards
             state = torch.load(io.BytesIO(record), map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

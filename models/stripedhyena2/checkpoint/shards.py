@@ -1,6 +1,6 @@
-"""Files of safetensors, and models that are cut into several of them.
+"""Safetensors files, and models that are sharded over several of them.
 
-The library writes all tensors of a file at once; here one at a time is in memory.
+The safetensors library writes all tensors of a file at once; here one at a time is in memory.
 """
 
 import json
@@ -40,7 +40,7 @@ def _shard(name: str) -> str:
 
 
 class _Index(BaseModel):
-    """The file that says which shard has a tensor."""
+    """The index: which shard has which tensor."""
 
     weight_map: dict[str, Annotated[str, AfterValidator(_shard)]]
 
@@ -49,7 +49,7 @@ _INDEX = TypeAdapter(_Index)
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The files that an index of shards names.
+    """The shard files that an index lists.
 
     Raises:
         CheckpointError: It cannot be read.
@@ -59,10 +59,12 @@ def shards_of(index: Path) -> list[Path]:
 
 
 def open_safetensors(path: Path) -> Tensors:
-    """A file is mapped anew for each tensor, so that pages of others do not stay in memory.
+    """The tensors of a file, loaded lazily.
+
+    The file is mapped again for each tensor, so that the pages of others do not stay in memory.
 
     Raises:
-        CheckpointError: The library cannot take the path.
+        CheckpointError: The safetensors library cannot open the path.
     """
     if not is_utf8(path):
         raise CheckpointError(f"{path}: safetensors needs a path in UTF-8; rename file or folder")
@@ -84,16 +86,16 @@ def open_safetensors(path: Path) -> Tensors:
 def write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None
 ) -> None:
-    """Write a .safetensors file, of which one tensor at a time is in memory.
+    """Write a .safetensors file with one tensor at a time in memory.
 
-    The format is that of the safetensors library, which needs all tensors of a file at once and
-    makes files that only their owner can read: the length of a header in JSON as 8 bytes, the
-    header, and the tensors, the widest numbers first.
+    The safetensors library needs all tensors of a file at once, and creates files that only their
+    owner can read. The format is the same: the length of a JSON header as 8 bytes, the header, and
+    the tensors, the widest dtypes first.
 
     Args:
         tensors: By name.
         path: The file.
-        facts: Further metadata.
+        facts: Additional metadata.
     """
     likes = Tensors.of(tensors).like
     order = sorted(likes, key=lambda name: (-likes[name].itemsize, name))
@@ -117,7 +119,7 @@ def write_safetensors(
 
 
 def write_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write model.safetensors, or shards of it of at most `MAX_SHARD` bytes and their index."""
+    """Write model.safetensors, or shards of at most `MAX_SHARD` bytes and their index."""
     plan = split_torch_state_dict_into_shards(
         Tensors.of(tensors).like, max_shard_size=MAX_SHARD, filename_pattern=SHARD_PATTERN
     )

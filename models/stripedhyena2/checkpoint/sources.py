@@ -1,7 +1,7 @@
-"""From a path to the tensors that lie there, whatever program wrote them.
+"""From a path to the tensors stored there, whichever program wrote them.
 
-Files and folders are resolved until tensors are found; what is wrapped around them is taken off.
-What cannot be read is refused with a line that says what it is.
+Files and folders are resolved until tensors are found, wrappers and prefixes are removed. What
+cannot be read is refused with a line that says what it is.
 """
 
 import re
@@ -20,8 +20,8 @@ from stripedhyena2.checkpoint.tensors import Tensors
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 INDEX = ".index.json"
-DISTRIBUTED = ".metadata"  # in every checkpoint of torch.distributed
-# Prefixes that training programs give to every name.
+DISTRIBUTED = ".metadata"  # in every torch.distributed checkpoint
+# Prefixes that training programs put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.")
 _RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _ZERO_3 = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
@@ -29,20 +29,20 @@ _OPTIMIZER = re.compile(r"(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt"
 
 
 def looks_like_weights(path: Path) -> bool:
-    """Whether a file has the name of one that holds weights."""
+    """Whether the name of a file suggests that it holds weights."""
     return path.suffix in SUFFIXES or is_part(path) or path.name.endswith(INDEX)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Tensors as they lie in files, before their layout is known.
+    """Tensors as stored in files, before their layout is known.
 
     Attributes:
         path: Where they were found, for messages.
-        tensors: By name, without the prefixes of programs; none is read yet.
+        tensors: By name, without the prefixes of training programs; loaded lazily.
         blobs: Raw bytes beside them.
         files: The files that hold them.
-        unwrapped: What was taken off, the outermost first.
+        unwrapped: The wrappers and prefixes that were removed, outermost first.
         shape: A file that may describe the shape of the model.
     """
 
@@ -62,7 +62,7 @@ def open_source(path: Path, is_known: Callable[[Collection[str]], bool]) -> Sour
         is_known: Whether tensors of these names are in a known layout.
 
     Raises:
-        CheckpointError: There are none, or more than one checkpoint; or it cannot be read.
+        CheckpointError: There is no checkpoint, or more than one; or it cannot be read.
     """
     source = _open_folder(path, is_known) if path.is_dir() else _open_file(path)
     return _without_prefixes(source, is_known)
@@ -94,7 +94,7 @@ def _open_shards(index: Path) -> Source:
 
 
 def _open_folder(folder: Path, is_known: Callable[[Collection[str]], bool]) -> Source:
-    names = {entry.name for entry in _listed(folder)}
+    names = {entry.name for entry in _entries(folder)}
     if "adapter_config.json" in names:
         raise CheckpointError(
             f"{folder}: is an adapter, not a model; give the model that it was trained on"
@@ -112,7 +112,7 @@ def _open_folder(folder: Path, is_known: Callable[[Collection[str]], bool]) -> S
         raise CheckpointError(_zero_3(folder))
     for pointer, form in (("latest", "{}"), ("latest_checkpointed_iteration.txt", "iter_{:0>7}")):
         if pointer in names:
-            return open_source(_pointed(folder / pointer, form), is_known)
+            return open_source(_step_folder(folder / pointer, form), is_known)
     index = [name for name in sorted(names) if name.endswith(INDEX)]
     candidates = [folder / name for name in index] or [*_candidates(folder)]
     if len(candidates) != 1:
@@ -126,7 +126,7 @@ def _open_folder(folder: Path, is_known: Callable[[Collection[str]], bool]) -> S
     return source if source.shape else replace(source, shape=_hf_config(folder))
 
 
-def _listed(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -134,10 +134,10 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    """Files and folders in a folder that may be a checkpoint."""
-    for entry in _listed(folder):
+    """The files and folders in a folder that may be a checkpoint."""
+    for entry in _entries(folder):
         if entry.is_dir():
-            inside = {inner.name for inner in _listed(entry)}
+            inside = {inner.name for inner in _entries(entry)}
             if inside & {"config.toml", DISTRIBUTED, "latest"} or any(
                 _RANK.fullmatch(name) or _ZERO_3.fullmatch(name) for name in inside
             ):
@@ -146,8 +146,8 @@ def _candidates(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def _pointed(pointer: Path, form: str) -> Path:
-    """The folder of the step that a file names."""
+def _step_folder(pointer: Path, form: str) -> Path:
+    """The folder of the training step that a pointer file names."""
     try:
         step = pointer.read_text(encoding="utf-8")[:100].strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -159,7 +159,7 @@ def _pointed(pointer: Path, form: str) -> Path:
 
 
 def _open_ranks(files: list[Path]) -> Source:
-    """The files of model-parallel ranks, joined."""
+    """Join the files of model-parallel ranks."""
     numbers = [int(match[1]) for file in files if (match := _RANK.fullmatch(file.name))]
     if numbers != list(range(len(numbers))):
         missing = min(set(range(len(numbers))) - set(numbers))
@@ -179,7 +179,7 @@ def _zero_3(folder: Path) -> str:
 
 
 def _yml_beside(file: Path) -> Path | None:
-    """The shape that is written beside the weights, as the released files have it."""
+    """The yml with the shape beside a file of weights, as for the released files."""
     yml = file.with_suffix(".yml")
     return yml if yml.is_file() else None
 
@@ -190,19 +190,19 @@ def _hf_config(folder: Path) -> Path | None:
 
 
 def _run_config(folder: Path) -> Path | None:
-    """The description that Megatron-Bridge or NeMo 2 keeps beside its tensors."""
+    """The run configuration that Megatron-Bridge or NeMo 2 stores beside its tensors."""
     candidates = (folder / "run_config.yaml", folder.parent / "context" / "model.yaml")
     return next((file for file in candidates if file.is_file()), None)
 
 
 def _without_prefixes(source: Source, is_known: Callable[[Collection[str]], bool]) -> Source:
-    """Remove what precedes every name, until the names are those of a layout."""
-    tensors, blobs, taken = source.tensors, source.blobs, list(source.unwrapped)
-    while not is_known(list(tensors)) and len(taken) < len(_PREFIXES):
+    """Remove prefixes that all names share, until the names are those of a known layout."""
+    tensors, blobs, removed = source.tensors, source.blobs, list(source.unwrapped)
+    while not is_known(list(tensors)) and len(removed) < len(_PREFIXES):
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)
         if prefix is None:
             break
         tensors = tensors.renamed(methodcaller("removeprefix", prefix))
         blobs = {name.removeprefix(prefix): blob for name, blob in blobs.items()}
-        taken.append(prefix.removesuffix("."))
-    return replace(source, tensors=tensors, blobs=blobs, unwrapped=tuple(taken))
+        removed.append(prefix.removesuffix("."))
+    return replace(source, tensors=tensors, blobs=blobs, unwrapped=tuple(removed))

@@ -1,8 +1,8 @@
-"""Named tensors that stay in their file until they are read, and tables that translate them.
+"""Lazily loaded tensors by name, and tables that translate them between layouts.
 
 A checkpoint of 40B is larger than the memory of most machines. `Tensors` knows the shape and dtype
-of each tensor and reads it when it is asked for; `translate` makes the tensors of one layout from
-those of another without reading any.
+of each tensor and reads its data on access; `translate` defines the tensors of one layout in terms
+of those of another, without reading any.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from stripedhyena2.checkpoint.contents import CheckpointError
 
 
 class Stored(NamedTuple):
-    """A tensor that has not been read.
+    """A tensor that is not loaded.
 
     Attributes:
-        like: Its shape and dtype, on the meta device.
-        read: Reads it into the memory of the host.
+        like: Its shape and dtype, as a tensor on the meta device.
+        read: Loads it into host memory.
     """
 
     like: Tensor
@@ -27,12 +27,12 @@ class Stored(NamedTuple):
 
 
 def in_memory(tensor: Tensor) -> Stored:
-    """A tensor that is in memory already."""
+    """A `Stored` for a tensor that is in memory already."""
     return Stored(tensor.to("meta"), lambda: tensor)
 
 
 class Tensors(Mapping[str, Tensor]):
-    """Tensors by name, each read anew whenever it is asked for."""
+    """Tensors by name, each loaded again on every access."""
 
     def __init__(self, stored: Mapping[str, Stored]) -> None:
         self._stored = dict(stored)
@@ -45,9 +45,9 @@ class Tensors(Mapping[str, Tensor]):
         return cls({name: in_memory(tensor) for name, tensor in tensors.items()})
 
     @classmethod
-    def joined(cls, several: Sequence["Tensors"]) -> "Tensors":
-        """All of several."""
-        return cls({name: stored for each in several for name, stored in each._stored.items()})
+    def joined(cls, groups: Sequence["Tensors"]) -> "Tensors":
+        """The union of several; of equal names, the last counts."""
+        return cls({name: stored for group in groups for name, stored in group._stored.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._stored[name].read()
@@ -63,72 +63,74 @@ class Tensors(Mapping[str, Tensor]):
 
     @property
     def like(self) -> dict[str, Tensor]:
-        """Shape and dtype of each, on the meta device."""
+        """The shape and dtype of each, as tensors on the meta device."""
         return {name: stored.like for name, stored in self._stored.items()}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of them."""
+        """The total size in bytes."""
         return sum(stored.like.nbytes for stored in self._stored.values())
 
-    def watched(self, seen: Callable[[int], None]) -> "Tensors":
-        """The same tensors; `seen` is called with the bytes of each that is read."""
+    def watched(self, on_read: Callable[[int], None]) -> "Tensors":
+        """The same tensors; `on_read` is called with the bytes of each one that is loaded."""
 
         def read(stored: Stored) -> Tensor:
             tensor = stored.read()
-            seen(tensor.nbytes)
+            on_read(tensor.nbytes)
             return tensor
 
         return Tensors({name: Stored(s.like, partial(read, s)) for name, s in self._stored.items()})
 
     def only(self, names: Iterable[str]) -> "Tensors":
-        """Those of these names."""
+        """The tensors of these names."""
         return Tensors({name: self._stored[name] for name in names})
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Tensors":
-        """The same tensors under other names; those that `rename` gives None are left out."""
-        found = {rename(name): stored for name, stored in self._stored.items()}
-        return Tensors({name: stored for name, stored in found.items() if name is not None})
+        """The same tensors under other names, without those for which `rename` returns None."""
+        renamed = {rename(name): stored for name, stored in self._stored.items()}
+        return Tensors({name: stored for name, stored in renamed.items() if name is not None})
 
 
-class Made(NamedTuple):
-    """How a tensor of one layout is made.
+class Rule(NamedTuple):
+    """How a tensor of one layout is computed from those of another.
 
     Attributes:
-        of: Names in the other layout.
-        by: Makes it from those tensors, in this order; also from tensors on the meta device.
+        sources: Names in the other layout.
+        convert: Computes it from these tensors, in this order; works on the meta device, too.
     """
 
-    of: tuple[str, ...]
-    by: Callable[..., Tensor] = lambda tensor: tensor
+    sources: tuple[str, ...]
+    convert: Callable[..., Tensor] = lambda tensor: tensor
 
 
-Table = Mapping[str, Made]  # of every tensor of a layout
+Table = Mapping[str, Rule]  # a rule for every tensor of a layout
 
 
 def translate(tensors: Tensors, table: Table, origin: str) -> Tensors:
-    """The tensors that a table makes of others, each made when it is read.
+    """The tensors that a table defines in terms of others, each computed when it is loaded.
 
     Raises:
-        CheckpointError: A tensor is missing, or its shape is impossible.
+        CheckpointError: A tensor is missing, or has a shape that cannot be converted.
     """
     likes = tensors.like
 
-    def made(name: str, rule: Made) -> Stored:
-        for part in rule.of:
+    def converted(name: str, rule: Rule) -> Stored:
+        for part in rule.sources:
             if part not in likes:
                 raise CheckpointError(f"{origin}: tensor {part!r} is missing")
-        parts = [likes[part] for part in rule.of]
+        parts = [likes[part] for part in rule.sources]
         try:
-            like = rule.by(*parts).to("meta")
+            like = rule.convert(*parts).to("meta")
         except RuntimeError:
             shapes = " and ".join(
                 f"{part!r} {list(tensor.shape)}"
-                for part, tensor in zip(rule.of, parts, strict=True)
+                for part, tensor in zip(rule.sources, parts, strict=True)
             )
             raise CheckpointError(
-                f"{origin}: {shapes} cannot become {name!r}; is this the right --config?"
+                f"{origin}: {shapes} cannot become {name!r}; is this the right config?"
             ) from None
-        return Stored(like, lambda: rule.by(*(tensors[part] for part in rule.of)).contiguous())
+        return Stored(
+            like, lambda: rule.convert(*(tensors[part] for part in rule.sources)).contiguous()
+        )
 
-    return Tensors({name: made(name, rule) for name, rule in table.items()})
+    return Tensors({name: converted(name, rule) for name, rule in table.items()})

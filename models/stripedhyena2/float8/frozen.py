@@ -1,9 +1,9 @@
-"""Projections with their weights in FP8, a byte each, which cannot be trained.
+"""Frozen projections with weights in FP8, one byte each.
 
-`FrozenLinear` rounds the weight alone, beside which adapters train. `RoundedLinear` rounds its
-inputs too, for inference: tensor cores multiply FP8 twice as fast, and decoding takes as long as
-reading the weights. Both pass gradients to their inputs as if nothing were rounded; the backward
-pass reads the rounded weight again instead of keeping a wide copy.
+`FrozenLinear` quantizes the weight alone, beside which adapters train. `RoundedLinear` quantizes
+its inputs too, for inference: tensor cores multiply FP8 twice as fast, and decoding takes as long
+as reading the weights. Both pass gradients straight through the rounding to their inputs; the
+backward pass dequantizes the weight again instead of saving a copy.
 
 I input channels, O output channels.
 """
@@ -26,11 +26,11 @@ Dense = Callable[[torch.dtype], Tensor]
 
 
 class FrozenLinear(nn.Module):
-    """x W^T + b with W rounded to e4m3, multiplied in the dtype of the activations.
+    """x W^T + b with W quantized to e4m3, multiplied in the dtype of the activations.
 
     Attributes:
-        weight: Rounded weights [O, I].
-        scale_O1: What they are multiplied by.
+        weight: Quantized weight [O, I].
+        scale_O1: A scale per output channel: W = weight * scale.
         bias: The bias of the layer that it replaces; may be None.
     """
 
@@ -45,11 +45,11 @@ class FrozenLinear(nn.Module):
 
     @property
     def rounded(self) -> Float8Weight:
-        """The weight as kernels take it."""
+        """The quantized weight, as the kernels take it."""
         return Float8Weight(self.weight.detach(), self.scale_O1)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight that it multiplies by."""
+        """The dequantized weight."""
         return self.rounded.dense(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,17 +64,17 @@ class FrozenLinear(nn.Module):
 
 
 class RoundedLinear(FrozenLinear):
-    """x W^T + b with both operands rounded to e4m3, each token of x with a scale of its own."""
+    """x W^T + b with both operands quantized to e4m3, x with a scale per token."""
 
     @property
     def operand(self) -> Float8Weight | None:
-        """The weight, if the layer is no more than its product; None beside an adapter."""
+        """The weight, if the layer is a plain product; None if it has an adapter."""
         return None if any(self.children()) else self.rounded
 
     def forward(self, x: Tensor | RoundedRows) -> Tensor:
-        """Compute `hyenakernels.float8.reference.rows_product`; in the dtype of `x`.
+        """Compute `hyenakernels.float8.reference.rows_product`, in the dtype of `x`.
 
-        Rows that are rounded already pass no gradient on.
+        There is no gradient for rows that are quantized already.
         """
         if isinstance(x, RoundedRows):
             return rows_product(x, self.rounded, self.bias)
@@ -85,12 +85,12 @@ class RoundedLinear(FrozenLinear):
 
 
 def straight_through(x: Tensor, forward: Forward, dense: Dense) -> Tensor:
-    """`forward(x)`, a product with a frozen weight whose rounding has no derivative.
+    """`forward(x)`, a product with a frozen weight, with a straight-through gradient.
 
     Args:
         x: The input.
         forward: The product.
-        dense: The weight [O, I] in a dtype: the gradient of x is that of x W^T.
+        dense: Returns the weight [O, I] in a dtype; the gradient of x is that of x W^T.
     """
     y: Tensor = _StraightThrough.apply(x, forward, dense)  # type: ignore[no-untyped-call]
     return y
@@ -110,10 +110,10 @@ class _StraightThrough(torch.autograd.Function):
 def freeze_float8(
     model: "StripedHyena2", names: Iterable[str], kind: type[FrozenLinear] = FrozenLinear
 ) -> list[str]:
-    """Round the weights of projections to FP8, those that are not rounded already.
+    """Quantize the weights of projections to FP8, except those that already are.
 
     Returns:
-        The names of those that it has rounded.
+        The names of the projections that it has quantized.
     """
     wide = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
     for name in wide:

@@ -1,10 +1,9 @@
-"""Loading a model in FP8: with the scales it was trained with, or with those of its weights.
+"""Loading a model in FP8: with the scales that it was trained with, or with dynamic ones.
 
 The Hyena input projections of the published models were trained in FP8 with fixed scales, and some
-models need them. Any model can compute all projections and MLPs in FP8, with a scale for each
-output channel of a weight and for each token. Weights are rounded once, at loading, and inputs at
-every product. The weights cannot be trained, but gradients pass through the product to what comes
-before it, as if nothing were rounded.
+models need them. Any model can compute all projections and MLPs in FP8, with a scale per output
+channel of a weight and per token. Weights are quantized once, at loading, and inputs at every
+product. The weights cannot be trained, but gradients pass straight through to the inputs.
 
 I input channels, O output channels.
 """
@@ -37,7 +36,7 @@ from stripedhyena2.model import GatedMLP, StripedHyena2
 
 @dataclass(frozen=True)
 class Scales:
-    """Factors by which the operands of one projection are multiplied before rounding to e4m3."""
+    """The factors that multiply the operands of a projection before rounding to e4m3."""
 
     input: float
     weight: float
@@ -64,15 +63,15 @@ class ScaledLinear(nn.Module):
         return scaled_product(x_MI, self.weight, self.scales.input, self.scales.weight)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight that it multiplies by."""
+        """The dequantized weight."""
         return self.weight.to(dtype) / self.scales.weight
 
 
 def use_scales(model: StripedHyena2, scales: Mapping[str, Scales]) -> None:
-    """Replace projections by FP8 ones, whose weights `scaled_weight` makes and the caller loads.
+    """Replace projections by FP8 ones; the caller loads their weights, from `scaled_weight`.
 
     Args:
-        model: On the meta device.
+        model: A model on the meta device.
         scales: Scales by the name of the projection's weight.
 
     Raises:
@@ -91,11 +90,11 @@ def use_scales(model: StripedHyena2, scales: Mapping[str, Scales]) -> None:
 
 
 class RoundedMLP(GatedMLP):
-    """A gated MLP of `RoundedLinear` layers, each of whose inputs is rounded once."""
+    """A gated MLP of `RoundedLinear` layers, which quantizes each input once."""
 
     def _mix(self, x_BLD: Tensor) -> Tensor:
         layers: Any = (self.gate, self.up, self.down)
-        # Gradients, and an adapter beside a layer, need its input as it was.
+        # Gradients and adapters need the inputs in their original precision.
         if torch.is_grad_enabled() or any(layer.operand is None for layer in layers):
             return super()._mix(x_BLD)
         rows = round_rows(x_BLD)
@@ -106,14 +105,14 @@ class RoundedMLP(GatedMLP):
 
 
 def round_products(model: StripedHyena2, names: Iterable[str]) -> list[str]:
-    """Compute projections and MLPs in FP8, those that are not computed so already.
+    """Switch projections and MLPs to FP8 products, except those that already use FP8.
 
     Args:
-        model: Also on the meta device, to load rounded weights later.
-        names: Projections; the MLPs of all blocks are among them.
+        model: The model; it may be on the meta device, to load quantized weights later.
+        names: Names of projections, including the MLPs of all blocks.
 
     Returns:
-        The names of the projections whose weights are rounded now.
+        The names of the projections that were switched.
     """
     rounded = freeze_float8(model, names, RoundedLinear)
     for module in model.blocks.modules():
@@ -123,10 +122,10 @@ def round_products(model: StripedHyena2, names: Iterable[str]) -> list[str]:
 
 
 def require_float8(model: StripedHyena2, names: Iterable[str], device: torch.device) -> None:
-    """Refuse products in FP8 that a GPU cannot compute; on a CPU the definition computes any.
+    """Refuse FP8 products that a GPU does not support; on a CPU the reference computes any.
 
     Raises:
-        InputError: The GPU does not multiply FP8, or a width is not a multiple of 16.
+        InputError: The GPU has no FP8 products, or a width is not a multiple of 16.
     """
     if device.type != "cuda":
         return
@@ -148,11 +147,10 @@ PRODUCTS, PROJECTIONS, WEIGHTS = "FP8 products", "FP8 projections", "FP8 weights
 
 
 def float8_parts(model: nn.Module) -> str | None:
-    """What `model` computes in FP8: all its products, the projections trained so, or nothing.
+    """What a model computes in FP8: all products, the projections that were trained so, or nothing.
 
     Returns:
-        `PRODUCTS`, `PROJECTIONS`, `WEIGHTS` if it multiplies rounded weights in a wider dtype, or
-        None.
+        `PRODUCTS`, `PROJECTIONS`, `WEIGHTS` if only its weights are in FP8, or None.
     """
     modules = [*model.modules()]
     if any(isinstance(module, RoundedLinear) for module in modules):

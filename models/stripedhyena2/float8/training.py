@@ -1,9 +1,9 @@
-"""Projections and MLPs in FP8 while training, on GPUs with FP8 tensor cores (Hopper and newer).
+"""FP8 training of projections and MLPs, on GPUs with FP8 tensor cores (Hopper and newer).
 
-Both operands of every product are rounded to FP8 with one scale per tensor, which maps its largest
-magnitude at this step to the largest FP8 number: inputs and weights as e4m3, gradients as e5m2.
-Sums, results and the weights themselves keep the wider dtype. Source: Micikevicius et al., FP8
-Formats for Deep Learning, arXiv:2209.05433.
+Both operands of every product are quantized with one scale per tensor, which maps the amax of the
+current step to the largest FP8 number (current scaling): inputs and weights to e4m3, gradients to
+e5m2. Sums, outputs and the parameters themselves keep the wider dtype. Source: Micikevicius et al.,
+FP8 Formats for Deep Learning, arXiv:2209.05433.
 
 M rows (tokens), P the same padded to a multiple of 16, I input channels, O output channels.
 """
@@ -32,7 +32,7 @@ class Float8Linear(nn.Linear):
 
 
 class Float8GatedMLP(GatedMLP):
-    """A gated MLP of such layers, whose input is rounded once for two of them."""
+    """A gated MLP of `Float8Linear` layers; its input is quantized once for gate and up."""
 
     def _mix(self, x_BLD: Tensor) -> Tensor:
         gate: Any = self.gate
@@ -43,7 +43,7 @@ class Float8GatedMLP(GatedMLP):
 
 
 def _products(x: Tensor, *layers: Float8Linear) -> list[Tensor]:
-    """The outputs of layers that have the same input."""
+    """The outputs of layers that share an input."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
@@ -60,7 +60,7 @@ def _products(x: Tensor, *layers: Float8Linear) -> list[Tensor]:
 
 
 class _Products(torch.autograd.Function):
-    """x W^T for each weight; the operands that the backward pass needs are kept in FP8."""
+    """x W^T for each weight; the operands are saved for the backward pass in FP8."""
 
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, *weights_OI: Tensor) -> tuple[Tensor, ...]:
@@ -87,8 +87,8 @@ class _Products(torch.autograd.Function):
             needs_weight = need_weights[index]
             dy_PO, dy_OP, dy_scale = quantize(dy_MO, BACKWARD, rows=needs_x, columns=needs_weight)
             if needs_x:
-                own_MI = _multiply(dy_PO, weight_IO, dy_scale, scale, dy_MO.dtype)[: len(dy_MO)]
-                dx_MI = own_MI if dx_MI is None else dx_MI + own_MI
+                term_MI = _multiply(dy_PO, weight_IO, dy_scale, scale, dy_MO.dtype)[: len(dy_MO)]
+                dx_MI = term_MI if dx_MI is None else dx_MI + term_MI
             dweights.append(
                 _multiply(dy_OP, x_IP, dy_scale, x_scale, dy_MO.dtype) if needs_weight else None
             )
@@ -104,7 +104,7 @@ def _multiply(
     *,
     fast: bool = False,
 ) -> Tensor:
-    """A @ b^T; `fast` keeps sums in the tensor cores, else they go to fp32 every few products."""
+    """A @ b^T; `fast` accumulation does not promote partial sums to fp32 every few products."""
     product: Tensor = F.scaled_mm(
         a,
         b.T,
@@ -119,7 +119,7 @@ def _multiply(
 
 
 def use_float8(model: StripedHyena2) -> None:
-    """Compute the projections and MLPs of every block in FP8; the parameters do not change.
+    """Switch the projections and MLPs of every block to FP8 products; parameters do not change.
 
     Raises:
         ValueError: A width is not a multiple of 16.
@@ -139,5 +139,5 @@ def use_float8(model: StripedHyena2) -> None:
 
 
 def _is_bare(linear: nn.Module) -> bool:
-    """Whether a layer is in FP8 and has no adapter, which reads its input as it was."""
+    """Whether a layer is in FP8 and has no adapter, which would need its unquantized input."""
     return type(linear) is Float8Linear and not any(linear.children())

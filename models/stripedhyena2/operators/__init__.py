@@ -5,8 +5,8 @@
     L  Hyena-LI   hyena.py      long implicit filter
     A  attention  attention.py
 
-Another operator is another subclass of `Mixer` with a letter of its own: the class defines the
-computation and carries all facts that the rest of the code asks for, from initial values to FLOPs.
+A new operator is a subclass of `Mixer` with a letter of its own: the class defines the computation
+and all facts that the rest of the code needs, from initial values to FLOPs.
 """
 
 from stripedhyena2.mixer import MIXERS, Mixer

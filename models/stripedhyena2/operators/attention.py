@@ -1,6 +1,6 @@
-"""Causal multi-head attention with rotary positions, its keys and values.
+"""Causal multi-head attention with rotary position embedding, and its KV caches.
 
-B batch, L new tokens, T tokens seen, D channels, C = 3D channels, H heads, W channels a head.
+B batch, L new tokens, T tokens seen, D channels, C = 3D channels, H heads, W channels per head.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,20 +27,20 @@ from stripedhyena2.errors import InputError
 from stripedhyena2.layout import Entry, by_owner, by_part
 from stripedhyena2.mixer import Mixer
 
-# Bytes that rotary positions and the splitting of projections read and write, a channel, in a
+# Bytes per channel that rotary embedding and the splitting of projections read and write, in a
 # forward pass and in a backward pass.
 ROTARY_FORWARD, ROTARY_BACKWARD = 8, 28
 
 
 @dataclass(frozen=True)
 class AttentionPast:
-    """Every key (already rotated) and value seen, as [B, H, T, W]."""
+    """The KV cache: every (rotated) key and every value seen, [B, H, T, W]."""
 
     keys_BHTW: Rows
     values_BHTW: Rows
 
     def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "AttentionPast":
-        """The past after L more tokens."""
+        """The past with L more tokens."""
         assert isinstance(self.keys_BHTW, Tensor)
         assert isinstance(self.values_BHTW, Tensor)
         return AttentionPast(
@@ -51,10 +51,10 @@ class AttentionPast:
 
 @dataclass(frozen=True)
 class PreallocatedKV(AttentionPast):
-    """A past that grows in memory allocated beforehand; only the latest one may be extended.
+    """A KV cache that grows in preallocated memory; only the latest one may be extended.
 
     Attributes:
-        memory: For all keys and all values, [B, H, capacity, W] each.
+        memory: The memory of keys and values, [B, H, capacity, W] each.
     """
 
     memory: tuple[Rows, Rows]
@@ -66,7 +66,7 @@ class PreallocatedKV(AttentionPast):
         return cls(keys_BHTW[:, :, :0], values_BHTW[:, :, :0], memory)
 
     def extended(self, k_BHLW: Tensor, v_BHLW: Tensor) -> "PreallocatedKV":
-        """As `AttentionPast`; the memory must have room for them."""
+        """As in `AttentionPast`, up to the capacity; writes to the memory in place."""
         seen, new = self.keys_BHTW.shape[2], k_BHLW.shape[2]
         for memory_BHTW, x_BHLW in zip(self.memory, (k_BHLW, v_BHLW), strict=True):
             if isinstance(memory_BHTW, Float8Rows):
@@ -79,12 +79,12 @@ class PreallocatedKV(AttentionPast):
 
 @dataclass(frozen=True)
 class AttentionSlots(Slots):
-    """Keys and values of sequences of different lengths.
+    """The KV cache of sequences of different lengths.
 
     Attributes:
-        keys_BHTW: Memory for T tokens of each sequence, of which the first `lengths` are filled.
-        values_BHTW: Likewise.
-        lengths_B: Tokens seen, below T, int64.
+        keys_BHTW: Keys of up to T tokens per sequence, of which the first `lengths` are filled.
+        values_BHTW: Values, likewise.
+        lengths_B: Tokens seen by each sequence, below T, int64.
     """
 
     keys_BHTW: Rows
@@ -92,7 +92,7 @@ class AttentionSlots(Slots):
     lengths_B: Tensor
 
     def put(self, row: int, past: AttentionPast, length: int) -> None:
-        """As `Slots`; a past that `past_in` gave for this row is already there."""
+        """As in `Slots`; a past from `past_in` for this row is already in place."""
         for memory, x in ((self.keys_BHTW, past.keys_BHTW), (self.values_BHTW, past.values_BHTW)):
             if memory[row].data_ptr() == x.data_ptr():
                 continue
@@ -102,26 +102,26 @@ class AttentionSlots(Slots):
                 memory[row, :, :length] = x[0] if isinstance(x, Tensor) else x[0].to(memory.device)
 
     def take(self, row: int, length: int) -> AttentionPast:
-        """As `Slots`."""
+        """As in `Slots`."""
         assert isinstance(self.keys_BHTW, Tensor)
         assert isinstance(self.values_BHTW, Tensor)
-        own = slice(row, row + 1)
+        rows = slice(row, row + 1)
         return AttentionPast(
-            self.keys_BHTW[own, :, :length].clone(), self.values_BHTW[own, :, :length].clone()
+            self.keys_BHTW[rows, :, :length].clone(), self.values_BHTW[rows, :, :length].clone()
         )
 
     def past_in(self, row: int) -> PreallocatedKV:
-        """As `Slots`."""
-        own = slice(row, row + 1)
-        return PreallocatedKV.empty((self.keys_BHTW[own], self.values_BHTW[own]))
+        """As in `Slots`."""
+        rows = slice(row, row + 1)
+        return PreallocatedKV.empty((self.keys_BHTW[rows], self.values_BHTW[rows]))
 
 
 class AttentionPool(Pool):
-    """Keys and values of the tokens of many prefixes, by their places.
+    """A paged KV cache (with pages of one token) for the tokens of many prefixes.
 
     Attributes:
         keys_NHW: Rotated keys; None before the first tokens are read.
-        values_NHW: Values.
+        values_NHW: Values, likewise.
     """
 
     uses_places = True
@@ -133,7 +133,7 @@ class AttentionPool(Pool):
         self.values_NHW: Tensor | None = None
 
     def reserve(self, num_slots: int, num_places: int) -> None:
-        """As `Pool`."""
+        """As in `Pool`."""
         del num_slots
         self._num_places = max(num_places, self._num_places)
         if self.keys_NHW is not None and self.values_NHW is not None:
@@ -141,15 +141,15 @@ class AttentionPool(Pool):
             self.values_NHW = with_room(self.values_NHW, self._num_places)
 
     def rows(self, like_BLHW: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values, in memory that is allocated when the first are read."""
+        """All keys and values; their memory is allocated on the first call."""
         if self.keys_NHW is None or self.values_NHW is None:
-            none_NHW = like_BLHW.new_zeros(0, *like_BLHW.shape[2:])
-            self.keys_NHW = with_room(none_NHW, self._num_places)
-            self.values_NHW = with_room(none_NHW, self._num_places)
+            empty_NHW = like_BLHW.new_zeros(0, *like_BLHW.shape[2:])
+            self.keys_NHW = with_room(empty_NHW, self._num_places)
+            self.values_NHW = with_room(empty_NHW, self._num_places)
         return self.keys_NHW, self.values_NHW
 
     def store(self, launch: Launch, k_BLHW: Tensor, v_BLHW: Tensor) -> None:
-        """Keep the keys and values of the sequences that the launch wants kept."""
+        """Store the keys and values of the sequences that the launch names places for."""
         if launch.places_NL is None:
             return
         count, places = len(launch.places_NL), launch.places_NL.flatten()
@@ -158,17 +158,17 @@ class AttentionPool(Pool):
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Radians a position, rotary_base^(-2i / head width) for each pair i of a head, in fp32."""
+    """Radians per position, rotary_base^(-2i / head width) for each pair i of a head, in fp32."""
     evens = range(0, config.width // config.num_heads, 2)
-    # Python's numbers: torch's, on the meta device, import all of torch._dynamo.
+    # In Python floats: arithmetic of torch on the meta device would import torch._dynamo.
     radians = [config.rotary_base ** (-even * config.num_heads / config.width) for even in evens]
     return torch.tensor(radians, dtype=torch.float32)
 
 
 class Attention(Mixer, letter="A"):
-    """Causal multi-head attention with rotary positions.
+    """Causal multi-head attention with rotary position embedding.
 
-    The frequencies are stored, not recomputed: released checkpoints carry rounded ones.
+    The frequencies are a buffer, not recomputed: those in released checkpoints are rounded.
     """
 
     title = "attention"
@@ -193,7 +193,7 @@ class Attention(Mixer, letter="A"):
         self.register_buffer("inverse_frequency", rotary_frequencies(config))
 
     def rotate(self, x_BLHW: Tensor, positions_BL: Tensor) -> Tensor:
-        """Turn each pair (i, i + W/2) by its angle; B of the positions may be 1.
+        """Rotate each pair (i, i + W/2) by its angle; the batch size of the positions may be 1.
 
         angle(t, i) = t / rotary_scale * inverse_frequency[i], in fp32 or better.
         """
@@ -201,7 +201,7 @@ class Attention(Mixer, letter="A"):
         return rotary(x_BLHW, angle_BLV.cos(), angle_BLV.sin())
 
     def forward(self, x_BLD: Tensor, past: AttentionPast | None) -> tuple[Tensor, AttentionPast]:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         length, device = x_BLD.shape[1], x_BLD.device
         first = past.keys_BHTW.shape[2] if past else self.first_position
         positions_1L = torch.arange(first, first + length, device=device)[None]
@@ -212,17 +212,17 @@ class Attention(Mixer, letter="A"):
         return self.project_out(y_BHLW.transpose(1, 2).flatten(2)), past
 
     def _heads(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys and values, [B, L, H, W]; B of the positions may be 1."""
+        """Rotated queries, rotated keys, and values, [B, L, H, W] each."""
         qkv_BLHW = self.project_in(x_BLD).unflatten(2, (3 * self.num_heads, -1))
         qk_BLHW, v_BLHW = qkv_BLHW.split([2 * self.num_heads, self.num_heads], dim=2)
         return *self.rotate(qk_BLHW, positions_BL).chunk(2, dim=2), v_BLHW
 
     def new_pool(self) -> AttentionPool:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         return AttentionPool()
 
     def read_rows(self, x_BLD: Tensor, pool: AttentionPool, launch: Launch) -> Tensor:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         new_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
         q_BLHW, k_BLHW, v_BLHW = self._heads(x_BLD, launch.pasts_B[:, None] + new_L)
         rows = *pool.rows(k_BLHW), launch.places_BT, launch.pasts_B
@@ -232,14 +232,14 @@ class Attention(Mixer, letter="A"):
         return projected_BLD
 
     def step(self, z_B1C: Tensor, slots: AttentionSlots) -> Tensor:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         rows = slots.keys_BHTW, slots.values_BHTW
         angles = self.inverse_frequency, self.rotary_scale
         q_BHW = append_token(z_B1C[:, 0], *angles, *rows, slots.lengths_B)
         return decode_attention(q_BHW, *rows, slots.lengths_B + 1).flatten(1)[:, None]
 
     def require_room(self, past: AttentionPast | None, num_tokens: int) -> None:
-        """As `Mixer`: a `PreallocatedKV` has a capacity."""
+        """As in `Mixer`: a `PreallocatedKV` has a capacity."""
         if isinstance(past, PreallocatedKV):
             seen, capacity = past.keys_BHTW.shape[2], past.memory[0].shape[2]
             if seen + num_tokens > capacity:
@@ -251,25 +251,26 @@ class Attention(Mixer, letter="A"):
     def new_past(
         self, batch_size: int, num_tokens: int, *, on_host: bool = False, float8: bool = False
     ) -> PreallocatedKV:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         memory = self._memory(batch_size, num_tokens, on_host=on_host, float8=float8)
         return PreallocatedKV.empty(memory)
 
     def new_slots(
         self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False
     ) -> AttentionSlots:
-        """As `Mixer`; rows at their capacity still write a token."""
+        """As in `Mixer`, with room for the token that rows at their capacity still write."""
         memory = self._memory(batch_size, capacity + 1, on_host=False, float8=float8)
         return AttentionSlots(*memory, lengths_B)
 
     def _memory(
         self, batch_size: int, num_tokens: int, *, on_host: bool, float8: bool
     ) -> tuple[Rows, Rows]:
-        """Memory for the keys and the values of sequences, [B, H, T, W] each.
+        """Allocate keys and values, [B, H, T, W] each.
 
-        On the host it is pinned and ordered [T, B, H, W], so that some tokens are one piece of it.
+        On the host they are pinned, and laid out as [T, B, H, W], so that slices of tokens are
+        contiguous.
         """
-        # The bias has the dtype of the activations, even where weights are in FP8.
+        # The bias has the dtype of the activations, even if weights are in FP8.
         like = self.project_out.bias
         width = len(like) // self.num_heads
         heads, dtype = self.num_heads, like.dtype
@@ -287,46 +288,46 @@ class Attention(Mixer, letter="A"):
         return allocate(), allocate()
 
     def wrap_operator(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         self.attend = wrap(self.attend)
 
     @classmethod
     def buffers_of(cls, config: ModelConfig) -> dict[str, Tensor]:
-        """As `Mixer`: the rotary frequencies."""
+        """As in `Mixer`: the rotary frequencies."""
         return {"inverse_frequency": rotary_frequencies(config)}
 
     @classmethod
     def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
-        """As `Mixer`: a key and a value a token."""
+        """As in `Mixer`: a key and a value per token."""
         return 2 * length * config.width * element
 
     @classmethod
     def flops(cls, config: ModelConfig, length: int) -> int:
-        """As `Mixer`: 2 L D.
+        """As in `Mixer`: 2 L D.
 
-        Scores and weighted sums are 2D each for every position seen, and a token sees half of the
+        Scores and weighted sums take 2D each per visible position, and a token sees half of the
         window on average.
         """
         return 2 * length * config.width
 
     @classmethod
     def saved_bytes(cls, config: ModelConfig, element: int) -> float:
-        """As `Mixer`: also rotated queries and keys (2D), and the fp32 sums of the softmax."""
+        """As in `Mixer`, plus rotated queries and keys (2D), and the fp32 log-sum-exp per head."""
         return (
             super().saved_bytes(config, element) + 2 * element * config.width + 4 * config.num_heads
         )
 
     @classmethod
     def moved_bytes(cls, config: ModelConfig, element: int, recomputed: int) -> float:  # noqa: ARG003 - measured for bf16
-        """As `Mixer`: rotary positions and the splitting of projections."""
+        """As in `Mixer`: rotary embedding and the splitting of projections."""
         return (ROTARY_FORWARD * (1 + recomputed) + ROTARY_BACKWARD) * config.width
 
     @classmethod
     def sent_numbers(cls, config: ModelConfig, scheme: str, count: int) -> float:
-        """As `Mixer`.
+        """As in `Mixer`.
 
-        An all-to-all of q, k, v and y for "heads"; keys and values of what is seen for "ring"; as
-        many for "zigzag" on average, with half of q, k, v and y moved.
+        "heads": an all-to-all of q, k, v and y. "ring": the visible keys and values. "zigzag": as
+        many on average, and half of q, k, v and y to reshard.
         """
         numbers = {
             "heads": 4 * (1 - 1 / count),
@@ -337,7 +338,7 @@ class Attention(Mixer, letter="A"):
 
     @classmethod
     def check_exchange(cls, config: ModelConfig, scheme: str, count: int) -> None:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         if scheme == "heads" and config.num_heads < count:
             raise ValueError(
                 f'attention = "heads": {config.num_heads} heads for {count} ranks; use "zigzag"'
@@ -345,7 +346,7 @@ class Attention(Mixer, letter="A"):
 
     @classmethod
     def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         heads = config.num_heads
         yield Entry(
             "project_in.weight",

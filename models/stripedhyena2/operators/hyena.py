@@ -34,7 +34,7 @@ from stripedhyena2.layout import Entry, by_owner, by_part, newest_first, newest_
 from stripedhyena2.mixer import Mixer
 from stripedhyena2.parametrization import DecayingPoles, DecayWindow, PublishedPoles
 
-CHUNKS = 4  # of the channels of a rank, in a pipelined all-to-all
+CHUNKS = 4  # chunks of a rank's channels in a pipelined all-to-all
 
 FIR_EXCHANGES: dict[str, Callable[..., Any]] = {
     "halo": parallel.hyena_fir_halo,
@@ -51,13 +51,13 @@ MODAL_EXCHANGES: dict[str, Callable[..., Any]] = {
 
 
 def _num_parts(scheme: str, count: int) -> int:
-    """Parts that a scheme divides the channels or groups into, one at least for each rank."""
+    """The number of parts that a scheme divides the channels or groups into; 0 for no limit."""
     return {"all-to-all": count, "pipelined": CHUNKS * count}.get(scheme, 0)
 
 
 @dataclass(frozen=True)
 class HyenaSlots(hyenakernels.HyenaSlots, Slots):
-    """The slots of the kernels, which also say what a repeated step would change.
+    """The slots of the kernels, as `Slots`.
 
     Attributes:
         is_modal: Whether the inner pasts are modal states, not rings.
@@ -66,22 +66,22 @@ class HyenaSlots(hyenakernels.HyenaSlots, Slots):
     is_modal: bool = False
 
     def take(self, row: int, length: int) -> HyenaPast:
-        """As `Slots`."""
-        own = slice(row, row + 1)
+        """As in `Slots`."""
+        rows = slice(row, row + 1)
         lengths_1 = torch.tensor([length], device=self.inner.device)
-        inner = self.inner[own]
+        inner = self.inner[rows]
         return HyenaPast(
-            rings.past_of(self.featurizer_BFC[own], lengths_1),
+            rings.past_of(self.featurizer_BFC[rows], lengths_1),
             inner.clone() if self.is_modal else rings.past_of(inner, lengths_1),
         )
 
     def state(self) -> tuple[Tensor, ...]:
-        """As `Slots`: rings store a sample twice in the same slot, but modal states advance."""
+        """As in `Slots`: a repeated step rewrites the same row of a ring, but advances a state."""
         return (self.inner,)
 
 
 class HyenaPool(Pool):
-    """The pasts of many prefixes, by their slots; slot 0 is zeros, as before the first token."""
+    """The pasts of many prefixes, by slot; slot 0 holds zeros, the past of an empty prefix."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class HyenaPool(Pool):
         self._pasts: HyenaPast | None = None
 
     def reserve(self, num_slots: int, num_places: int) -> None:
-        """As `Pool`."""
+        """As in `Pool`."""
         del num_places
         self._num_slots = max(num_slots, self._num_slots)
         if self._pasts is not None:
@@ -101,36 +101,36 @@ class HyenaPool(Pool):
             with_room(pasts.inner, self._num_slots),
         )
 
-    def gather(self, sources_B: Tensor, empty: HyenaPast) -> HyenaPast:
+    def gather(self, slots_B: Tensor, empty: HyenaPast) -> HyenaPast:
         """The pasts in some slots.
 
         Args:
-            sources_B: The slots.
-            empty: The past of zero sequences; the slots have its shape, dtype and device.
+            slots_B: Indices of the slots.
+            empty: A past of zero sequences, for the shape, dtype and device of the slots.
         """
         if self._pasts is None:
             self._pasts = self._with_room(empty)
         return HyenaPast(
-            self._pasts.featurizer_BPC.index_select(0, sources_B),
-            self._pasts.inner.index_select(0, sources_B),
+            self._pasts.featurizer_BPC.index_select(0, slots_B),
+            self._pasts.inner.index_select(0, slots_B),
         )
 
-    def store(self, targets_N: Tensor | None, past: HyenaPast) -> None:
-        """Keep the pasts of the first N sequences in these slots."""
-        if targets_N is None:
+    def store(self, slots_N: Tensor | None, past: HyenaPast) -> None:
+        """Store the pasts of the first N sequences in these slots."""
+        if slots_N is None:
             return
-        assert self._pasts is not None, "what is read comes after what was gathered"
-        count = len(targets_N)
-        self._pasts.featurizer_BPC.index_copy_(0, targets_N, past.featurizer_BPC[:count])
-        self._pasts.inner.index_copy_(0, targets_N, past.inner[:count])
+        assert self._pasts is not None, "`gather` is called before `store`"
+        count = len(slots_N)
+        self._pasts.featurizer_BPC.index_copy_(0, slots_N, past.featurizer_BPC[:count])
+        self._pasts.inner.index_copy_(0, slots_N, past.inner[:count])
 
 
 class HyenaOperator(nn.Module):
-    """What stands between the projections of a Hyena mixer: featurizer, gate, convolution, gate.
+    """The operator between the projections of a Hyena mixer: featurizer, gate, convolution, gate.
 
-    y = x2 * (conv(u) + skip * u) with u = x1 * v, where x2, x1, v are the featurized projections,
-    side by side. Subclasses differ in `conv`: each has one fused operator, `convolve`, and one for
-    a single token of each sequence, `convolve_step`.
+    y = x2 * (conv(u) + skip * u) with u = x1 * v, where [x2 | x1 | v] are the featurized
+    projections. Subclasses differ in `conv`: each has a fused operator, `convolve`, and one for a
+    decoding step, `convolve_step`.
     """
 
     convolve: Callable[..., tuple[Tensor, HyenaPast]]
@@ -147,15 +147,15 @@ class HyenaOperator(nn.Module):
         return self.convolve(z_BLC, self.filters(), past)
 
     def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
-        """Mix the projections of a token of each sequence into [B, 1, D]."""
+        """Mix the projections of one token of each sequence into [B, 1, D]."""
         return self.convolve_step(z_B1C, self.filters(), slots)
 
     def filters(self) -> FIRFilters | ModalFilters:
-        """The parameters, as the kernels take them."""
+        """The parameters as the record that the kernels take."""
         raise NotImplementedError
 
     def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
-        """The past of the inner convolution before the first token, as `HyenaSlots` keep it."""
+        """The initial past of the inner convolution, as stored in `HyenaSlots`."""
         raise NotImplementedError
 
     def start(self, batch_size: int, like: Tensor) -> HyenaPast:
@@ -166,7 +166,7 @@ class HyenaOperator(nn.Module):
 
 
 class HyenaFIR(HyenaOperator):
-    """A FIR with the taps of the channel's group, and perhaps a skip per channel."""
+    """An FIR filter per group of channels, and optionally a skip weight per channel."""
 
     convolve = staticmethod(hyena_fir)
     convolve_step = staticmethod(hyena_fir_step)
@@ -178,22 +178,22 @@ class HyenaFIR(HyenaOperator):
         self.register_parameter("skip_D", nn.Parameter(torch.empty(config.width)) if skip else None)
 
     def filters(self) -> FIRFilters:
-        """As `HyenaOperator`."""
+        """As in `HyenaOperator`."""
         return FIRFilters(self.featurizer_taps_CK, self.taps_GK, self.skip_D)
 
     def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
-        """A ring of samples."""
+        """A ring buffer of samples."""
         sizes = (batch_size, self.taps_GK.shape[1], self.featurizer_taps_CK.shape[0] // 3)
         return like.new_zeros(sizes)
 
     def start(self, batch_size: int, like: Tensor) -> HyenaPast:
-        """As `HyenaOperator`; a past has one sample fewer than a ring."""
+        """As in `HyenaOperator`; a past has one sample less than a ring."""
         past = super().start(batch_size, like)
         return HyenaPast(past.featurizer_BPC, past.inner[:, 1:])
 
 
 class HyenaModal(HyenaOperator):
-    """A sum of decaying exponentials per channel, and a skip."""
+    """A sum of decaying exponentials per channel, and a skip weight per channel."""
 
     convolve = staticmethod(hyena_modal)
     convolve_step = staticmethod(hyena_modal_step)
@@ -205,13 +205,13 @@ class HyenaModal(HyenaOperator):
         self.skip_D = nn.Parameter(torch.empty(config.width))
 
     def filters(self) -> ModalFilters:
-        """As `HyenaOperator`."""
+        """As in `HyenaOperator`."""
         return ModalFilters(
             self.featurizer_taps_CK, self.log_poles_DS, self.residues_DS, self.skip_D
         )
 
     def new_inner(self, batch_size: int, like: Tensor) -> Tensor:
-        """States whose channels are adjacent in memory."""
+        """States with channels contiguous in memory."""
         sizes = (batch_size, *self.log_poles_DS.shape[::-1])
         return like.new_zeros(sizes, dtype=accumulation_dtype(like)).transpose(1, 2)
 
@@ -220,8 +220,8 @@ class Hyena(Mixer):
     """A Hyena mixer: projection to 3D channels, operator, projection back.
 
     Attributes:
-        slowdown: Time of the fused operator over that of copying the bytes it must move, for a
-            forward pass, and for forward and backward together. Source: tests/benchmarks/results/
+        slowdown: Time of the fused operator relative to a copy of the bytes it must move, for
+            forward, and for forward and backward together. Source: tests/benchmarks/results/
             kernels_log.md, D = 4,096 and L = 8,192 on an H200.
     """
 
@@ -230,33 +230,33 @@ class Hyena(Mixer):
     slowdown: ClassVar[tuple[float, float]]
 
     def forward(self, x_BLD: Tensor, past: HyenaPast | None) -> tuple[Tensor, HyenaPast]:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         y_BLD, past = self.operator(self.project_in(x_BLD), past)
         return self.project_out(y_BLD), past
 
     def step(self, z_B1C: Tensor, slots: HyenaSlots) -> Tensor:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         return self.operator.step(z_B1C, slots)
 
     def new_pool(self) -> HyenaPool:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         return HyenaPool()
 
     def read_rows(self, x_BLD: Tensor, pool: HyenaPool, launch: Launch) -> Tensor:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         z_BLC = self.project_in(x_BLD)
-        past = pool.gather(launch.sources_B, self.operator.start(0, z_BLC))
+        past = pool.gather(launch.prefix_slots_B, self.operator.start(0, z_BLC))
         y_BLD, past = self.operator(z_BLC, past)
-        pool.store(launch.targets_N, past)
+        pool.store(launch.new_slots_N, past)
         projected_BLD: Tensor = self.project_out(y_BLD)
         return projected_BLD
 
     def new_slots(
         self, batch_size: int, capacity: int, lengths_B: Tensor, *, float8: bool = False
     ) -> HyenaSlots:
-        """As `Mixer`; the memory does not grow with the capacity."""
+        """As in `Mixer`; the state does not grow with the capacity."""
         del capacity, float8
-        # The bias has the dtype of the activations, even where weights are in FP8.
+        # The bias has the dtype of the activations, even if weights are in FP8.
         like = self.project_out.bias
         channels, num_taps = self.operator.featurizer_taps_CK.shape
         ring_BFC = like.new_zeros(batch_size, num_taps, channels)
@@ -264,24 +264,24 @@ class Hyena(Mixer):
         return HyenaSlots(ring_BFC, inner, lengths_B, isinstance(self.operator, HyenaModal))
 
     def wrap_operator(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         self.operator.convolve = wrap(self.operator.convolve)
 
     @classmethod
     def initial(cls, config: ModelConfig) -> dict[str, Draw]:
-        """As `Mixer`: featurizer taps uniform within sqrt(1 / featurizer taps)."""
+        """As in `Mixer`; featurizer taps U(-b, b) with b = sqrt(1 / featurizer taps)."""
         bound = math.sqrt(1 / config.num_featurizer_taps)
         return {**super().initial(config), "operator.featurizer_taps_CK": uniform(-bound, bound)}
 
     @classmethod
     def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
-        """As `Mixer`: the past samples of the featurizer; those of shorter sequences count too."""
+        """As in `Mixer`: the past samples of the featurizer, whatever the length."""
         del length
         return (config.num_featurizer_taps - 1) * 3 * config.width * element
 
     @classmethod
     def flops(cls, config: ModelConfig, length: int) -> int:
-        """As `Mixer`: featurizer 2 F 3D, two gates 2 D, and the inner convolution."""
+        """As in `Mixer`: 2 F 3D for the featurizer, 2 D for two gates, and the convolution."""
         del length
         gates = 2
         multiply_adds = 3 * config.num_featurizer_taps + cls.inner_multiply_adds(config)
@@ -294,13 +294,13 @@ class Hyena(Mixer):
 
     @classmethod
     def moved_bytes(cls, config: ModelConfig, element: int, recomputed: int) -> float:
-        """As `Mixer`, times the measured slowdowns."""
+        """As in `Mixer`, times the measured slowdowns."""
         forward, both = cls.slowdown
         return (11 * both + 4 * forward * recomputed) * config.width * element
 
     @classmethod
     def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         width = config.width
         yield Entry(
             "project_in.weight",
@@ -327,7 +327,7 @@ def _check_groups(num_groups: int, scheme: str, count: int) -> None:
 
 
 class HyenaSE(Hyena, letter="S"):
-    """Short explicit: a handful of taps, learned one by one."""
+    """Short explicit filter: a few taps, each a parameter."""
 
     title = "Hyena-SE"
     colour = "green"
@@ -342,35 +342,35 @@ class HyenaSE(Hyena, letter="S"):
 
     @classmethod
     def initial(cls, config: ModelConfig) -> dict[str, Draw]:
-        """As `Hyena`: taps uniform within sqrt(1 / featurizer taps)."""
+        """As in `Hyena`; taps U(-b, b) with b = sqrt(1 / featurizer taps)."""
         bound = math.sqrt(1 / config.num_featurizer_taps)
         return {**super().initial(config), "operator.taps_GK": uniform(-bound, bound)}
 
     @classmethod
     def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
-        """As `Hyena`, and the past samples of the filter."""
+        """As in `Hyena`, plus the past samples of the filter."""
         inner = config.width * (config.num_short_taps - 1) * element
         return super().state_bytes(config, length, element) + inner
 
     @classmethod
     def inner_multiply_adds(cls, config: ModelConfig) -> int:
-        """As `Hyena`: K."""
+        """As in `Hyena`: K."""
         return config.num_short_taps
 
     @classmethod
     def check_exchange(cls, config: ModelConfig, scheme: str, count: int) -> None:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         _check_groups(config.num_short_filter_groups, scheme, count)
 
     @classmethod
     def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         yield from super().released_tensors(config)
         yield Entry("operator.taps_GK", "filter.h", newest_first, newest_last)
 
 
 class HyenaMR(Hyena, letter="M"):
-    """Medium regularized: about a hundred taps, and a skip per channel."""
+    """Medium regularized filter: about a hundred taps under a decay window, and a skip."""
 
     title = "Hyena-MR"
     colour = "cyan"
@@ -386,15 +386,15 @@ class HyenaMR(Hyena, letter="M"):
         groups, taps = config.num_medium_filter_groups, config.num_medium_taps
         super().__init__(config, HyenaFIR(config, groups, taps, skip=True))
 
-    def training_forms(self, context: int, *, published: bool) -> dict[str, nn.Module]:  # noqa: ARG002 - both train so
-        """As `Mixer`: taps under a decay window."""
+    def training_forms(self, context: int, *, published: bool) -> dict[str, nn.Module]:  # noqa: ARG002 - the same for both
+        """As in `Mixer`: taps under a decay window."""
         taps_GK = self.operator.taps_GK
         groups, taps = taps_GK.shape
         return {"operator.taps_GK": DecayWindow(groups, taps, context).to(taps_GK.device)}
 
     @classmethod
     def initial(cls, config: ModelConfig) -> dict[str, Draw]:
-        """As `Hyena`: taps 1e-5 * N(0, 1) / sqrt(context), skip 0."""
+        """As in `Hyena`; taps 1e-5 * N(0, 1) / sqrt(context), skip 0."""
         return {
             **super().initial(config),
             "operator.taps_GK": normal(1e-5 / math.sqrt(config.original_context)),
@@ -403,23 +403,23 @@ class HyenaMR(Hyena, letter="M"):
 
     @classmethod
     def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
-        """As `Hyena`, and the past samples of the filter."""
+        """As in `Hyena`, plus the past samples of the filter."""
         inner = config.width * (config.num_medium_taps - 1) * element
         return super().state_bytes(config, length, element) + inner
 
     @classmethod
     def inner_multiply_adds(cls, config: ModelConfig) -> int:
-        """As `Hyena`: K, and one for the skip."""
+        """As in `Hyena`: K, and 1 for the skip."""
         return config.num_medium_taps + 1
 
     @classmethod
     def check_exchange(cls, config: ModelConfig, scheme: str, count: int) -> None:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         _check_groups(config.num_medium_filter_groups, scheme, count)
 
     @classmethod
     def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
-        """As `Mixer`; these taps are stored newest first, as ours."""
+        """As in `Mixer`; the taps of MR are stored newest first, as ours."""
         yield from super().released_tensors(config)
         yield Entry(
             "operator.taps_GK", "filter.h", lambda h: h.squeeze(1), lambda h: h.unsqueeze(1)
@@ -432,7 +432,7 @@ def _draw_log_poles(value: Tensor, generator: Generator) -> None:
 
 
 class HyenaLI(Hyena, letter="L"):
-    """Long implicit: a sum of decaying exponentials per channel, over the whole past."""
+    """Long implicit filter: a sum of decaying exponentials per channel, over the whole past."""
 
     title = "Hyena-LI"
     colour = "blue"
@@ -447,14 +447,14 @@ class HyenaLI(Hyena, letter="L"):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, HyenaModal(config))
 
-    def training_forms(self, context: int, *, published: bool) -> dict[str, nn.Module]:  # noqa: ARG002 - poles have no window
-        """As `Mixer`: poles that stay negative."""
+    def training_forms(self, context: int, *, published: bool) -> dict[str, nn.Module]:  # noqa: ARG002 - poles have no decay window
+        """As in `Mixer`: poles that stay negative."""
         poles = PublishedPoles() if published else DecayingPoles(self.operator.log_poles_DS)
         return {"operator.log_poles_DS": poles}
 
     @classmethod
     def initial(cls, config: ModelConfig) -> dict[str, Draw]:
-        """As `Hyena`: poles -U(0.01, 0.1) / e, residues 0.1 * N(0, 1) / sqrt(modes), skip 0."""
+        """As in `Hyena`; poles -U(0.01, 0.1) / e, residues 0.1 * N(0, 1) / sqrt(modes), skip 0."""
         return {
             **super().initial(config),
             "operator.log_poles_DS": _draw_log_poles,
@@ -464,23 +464,23 @@ class HyenaLI(Hyena, letter="L"):
 
     @classmethod
     def state_bytes(cls, config: ModelConfig, length: int, element: int) -> int:
-        """As `Hyena`, and the fp32 states of all modes."""
+        """As in `Hyena`, plus the fp32 states of all modes."""
         return super().state_bytes(config, length, element) + 4 * config.width * config.num_modes
 
     @classmethod
     def inner_multiply_adds(cls, config: ModelConfig) -> int:
-        """As `Hyena`: each mode decays and adds, is weighted and summed; and one for the skip."""
+        """As in `Hyena`: 2 per mode, for its recurrence and its output, and 1 for the skip."""
         return 2 * config.num_modes + 1
 
     @classmethod
     def saved_bytes(cls, config: ModelConfig, element: int) -> float:
-        """As `Mixer`, and the fp32 states before the segments of the scan."""
+        """As in `Mixer`, plus the fp32 state before each segment of the scan."""
         states = 4 * config.num_modes * config.width / modal_segment(config.width)
         return super().saved_bytes(config, element) + states
 
     @classmethod
     def check_exchange(cls, config: ModelConfig, scheme: str, count: int) -> None:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         if config.width < _num_parts(scheme, count):
             raise ValueError(
                 f'modal = "{scheme}": {config.width} channels for {_num_parts(scheme, count)} '
@@ -491,7 +491,7 @@ class HyenaLI(Hyena, letter="L"):
 
     @classmethod
     def released_tensors(cls, config: ModelConfig) -> Iterator[Entry]:
-        """As `Mixer`."""
+        """As in `Mixer`."""
         yield from super().released_tensors(config)
         yield Entry(
             "operator.log_poles_DS",

@@ -160,7 +160,7 @@ def test_a_step_is_the_same_alone_and_shared(
         rows = slice(rank * each, (rank + 1) * each)
         assert_same(make_loader(sources, 9, seed, **rules).windows(step, rows), whole[rows])
         spread = slice(rank, None, world)
-        assert_same(running.windows(step, spread), whole.share(rank, world))
+        assert_same(running.windows(step, spread), whole.shard(rank, world))
     twice = WindowLoader(sources, length=9, sequences=2 * SEQUENCES, seed=seed, **rules)
     assert_same(twice.windows(step)[:SEQUENCES], running.windows(2 * step))
     assert_same(twice.windows(step)[SEQUENCES:], running.windows(2 * step + 1))

@@ -22,7 +22,7 @@ def random_windows(count: int, length: int, seed: int = 0) -> Bytes:
 def repeated(before: Bytes, **rules: Any) -> Bytes:
     after = before.copy()
     samples = np.arange(len(before)) + 1000
-    Repeats(**{"share": 1.0, "inverted": 0.0, "seed": 7, **rules}).put(
+    Repeats(**{"probability": 1.0, "inverted": 0.0, "seed": 7, **rules}).insert(
         after, np.zeros(before.shape, np.bool_), samples
     )
     return after
@@ -65,8 +65,8 @@ def test_an_inverted_copy_is_the_reverse_complement_of_an_earlier_piece() -> Non
 @pytest.mark.parametrize(("share", "inverted"), [(0.1, 0.25), (0.5, 0.9)])
 def test_copies_and_strands_have_their_shares(share: float, inverted: float) -> None:
     before = random_windows(4000, 64)
-    direct = repeated(before, share=share)
-    mixed = repeated(before, share=share, inverted=inverted)
+    direct = repeated(before, probability=share)
+    mixed = repeated(before, probability=share, inverted=inverted)
     got = (before != direct).any(axis=1)
     turned = (mixed != direct).any(axis=1)
     assert got.mean() == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4000))
@@ -115,7 +115,7 @@ def test_a_tag_made_of_bases_is_kept() -> None:
     before = random_windows(500, 128)
     after, masked = before.copy(), np.zeros(before.shape, np.bool_)
     masked[:, 40:80] = True
-    Repeats(1.0, 0.5, 1).put(after, masked, np.arange(500))
+    Repeats(1.0, 0.5, 1).insert(after, masked, np.arange(500))
     assert (before != after).any()
     np.testing.assert_array_equal(after[:, 40:80], before[:, 40:80])
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from evo2cli.data.documents import Documents
 from evo2cli.data.jsonl import read_texts
 from evo2cli.data.sources import open_held_out, open_source
-from evo2cli.data.tokens import Document, TokenWriter
+from evo2cli.data.token_writer import Document, TokenWriter
 from evo2cli.errors import UserError
 
 CODES = {"u1": 1, "i1": 2, "i2": 3, "i4": 4, "i8": 5, "u2": 8}
@@ -237,7 +237,7 @@ def test_an_index_goes_where_it_can_be_written(
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     assert_stream(opened(file), [b"ACGT"])
-    assert "its index cannot be stored" in capsys.readouterr().err
+    assert "its index cannot be cached" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "t.jsonl",
         "t.jsonl.evo2-index.npy",

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.data.splits import SPLITS, SplitRule, content_sha256
-from evo2cli.data.tokens import Document, TokenSet, TokenWriter
+from evo2cli.data.token_writer import Document, TokenWriter
+from evo2cli.data.tokens import TokenSet
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import LETTERS, reverse_complement
 from tests.hostile import hostile, refusal, values

@@ -28,7 +28,7 @@ from stripedhyena2.streaming import Streaming, stream
 )
 LENGTHS = {"a": 200, "b": 77, "c": 1}
 SEQUENCES = {name: PHIX[i * 300 :][:length] for i, (name, length) in enumerate(LENGTHS.items())}
-INNER = ["blocks.2.mlp.gate", "blocks.3.mixer", "blocks.4.mixer.operator", "blocks.1.post_norm"]
+INNER = ["blocks.2.mlp.gate", "blocks.3.mixer", "blocks.2.mixer.operator", "blocks.1.post_norm"]
 
 
 def write_fasta(path: Path, sequences: dict[str, bytes]) -> Path:
@@ -199,17 +199,17 @@ def test_a_table_of_positions_has_a_row_for_each(
     fasta: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("evo2cli.embed.store._BATCH", 24 * 64)
-    found = run(fasta, checkpoint, layers="4", pooling="none")
+    found = run(fasta, checkpoint, layers="3", pooling="none")
     output = fasta.with_name("out.parquet")
-    options = {"layers": "4", "pooling": "none", "dtype": "fp64", "device": "cpu"}
+    options = {"layers": "3", "pooling": "none", "dtype": "fp64", "device": "cpu"}
     embed(EmbedOptions(source=fasta, model=checkpoint, output=output, **options))
     table = pyarrow.parquet.read_table(output)
     rows = zip(
-        *(table[name].to_pylist() for name in ("names", "positions", "blocks.4")), strict=True
+        *(table[name].to_pylist() for name in ("names", "positions", "blocks.3")), strict=True
     )
     count = 0
     for name, position, vector in rows:
-        assert vector == found[f"{name}/blocks.4"][position].tolist()
+        assert vector == found[f"{name}/blocks.3"][position].tolist()
         count += 1
     assert count == sum(LENGTHS.values())
 
@@ -272,14 +272,14 @@ def test_regions_are_the_sequences_they_name(fasta: Path, checkpoint: str) -> No
     inside = fasta.with_name("inside.bed")
     inside.write_text("a\t10\t90\tall\na\t0\t20\tleft\na\t80\t91\tright\n")
     again = run(bed, checkpoint, reference=fasta, layers="-2", features=inside)
-    assert again["blocks.5"].tobytes() == found["blocks.5"][0].tobytes()
+    assert again["blocks.2"].tobytes() == found["blocks.2"][0].tobytes()
 
 
 def test_an_interrupted_run_resumes(
     fasta: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fasta.with_name("whole.npz")
-    options = EmbedOptions(source=fasta, model=checkpoint, output=whole, device="cpu", layers="2,4")
+    options = EmbedOptions(source=fasta, model=checkpoint, output=whole, device="cpu", layers="1,3")
     embed(options)
     seen = []
 
@@ -327,7 +327,7 @@ def test_smaller_chunks_are_tried_when_memory_runs_out(
 
     def scarce(model, ids_BL, streaming):
         for number, step in enumerate(stream(model, ids_BL, streaming)):
-            if ids_BL.shape[1] > 1 and streaming.chunk > most and number > 4:
+            if ids_BL.shape[1] > 1 and streaming.chunk > most and number > 2:
                 raise torch.OutOfMemoryError
             yield step
 
@@ -353,8 +353,8 @@ def test_a_nan_names_its_layer(
         twin.blocks[2].mlp.down.weight[3, 3] = torch.nan
     save(twin, tmp_path / "bad", {})
     assert run(fasta, str(tmp_path / "bad"), "good.safetensors", layers="1", pooling=pooling)
-    with pytest.raises(NonFiniteError, match=r"a: .*blocks\.4 is.*layer blocks\.2\.mlp\.down"):
-        run(fasta, str(tmp_path / "bad"), layers="4", pooling=pooling)
+    with pytest.raises(NonFiniteError, match=r"a: .*blocks\.3 is.*layer blocks\.2\.mlp\.down"):
+        run(fasta, str(tmp_path / "bad"), layers="3", pooling=pooling)
     assert not (tmp_path / "out.safetensors").exists()
 
 

@@ -161,7 +161,7 @@ def test_from_a_fasta_to_a_table_and_a_figure(tmp_path: Path, checkpoint: str) -
     assert result.exit_code == 0
     probed = json.loads(result.stdout)["probe"]
     found = {row["layer"]: row["score"] for row in probed["rows"]}
-    assert list(found) == ["embedding", *(f"blocks.{index}" for index in range(7)), "norm"]
+    assert list(found) == ["embedding", *(f"blocks.{index}" for index in range(4)), "norm"]
     assert found["embedding"] == 1
     with np.load(output) as file:
         assert file["norm"].shape == (24, 24)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from evo2cli.app import app
 from evo2cli.data.sources import open_source
-from evo2cli.data.tokens import Document, TokenWriter
+from evo2cli.data.token_writer import Document, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.extend.checkpoint import extend_checkpoint
 from evo2cli.extend.stage import find_stage

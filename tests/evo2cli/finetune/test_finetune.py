@@ -20,7 +20,8 @@ from evo2cli.finetune import frozen
 from evo2cli.finetune.data import DataRecipe, read_data
 from evo2cli.finetune.folder import FACTS, find_tuned, read_facts
 from evo2cli.finetune.metrics import measure
-from evo2cli.finetune.options import Base, HeadKind, Method, ReadStrand, Weights
+from evo2cli.finetune.options import Base, FinetuneOptions, HeadKind, Method, ReadStrand, Weights
+from evo2cli.finetune.run import prepare
 from evo2cli.finetune.run import tune as run_recipe
 from evo2cli.finetune.tasks import Cut, SplitBy, Task
 from evo2cli.predict.run import predict_table
@@ -321,6 +322,33 @@ def test_the_recipe_says_which_examples_the_run_had(tune: Run, tmp_path: Path) -
     assert data.longest == 22
 
 
+@pytest.mark.parametrize(
+    ("setting", "option"),
+    [
+        ("optimizer.steps=10", {"steps": 10}),
+        ("optimizer.learning_rate=1e-5", {"lr": 1e-5}),
+        ("batch.sequences=4", {"batch": 4}),
+        ("batch.length=22", {"length": 22}),
+        ("finetune.method=full", {"method": "full"}),
+    ],
+)
+def test_a_setting_gives_the_recipe_of_the_option(
+    base: str, tmp_path: Path, setting: str, option: dict[str, Any]
+) -> None:
+    """So warmup, number of steps, intervals and rates that are derived from it follow it, too."""
+    usual: dict[str, Any] = {
+        "data": small_table(tmp_path / "x.tsv", "classify"),
+        "model": base,
+        "device": "cpu",
+        "split": "random",
+        "output": tmp_path / "run",
+    }
+    by_setting, _ = prepare(FinetuneOptions(**usual, settings=(setting,)))
+    by_option, _ = prepare(FinetuneOptions(**usual, **option))
+    assert by_setting == by_option
+    assert by_option != prepare(FinetuneOptions(**usual))[0]
+
+
 def test_the_best_weights_are_kept_and_a_run_gives_up(tune: Run, tmp_path: Path) -> None:
     options = {"lr": 1e-9, "steps": 12, "validations": 12, "patience": 3}
     report = tune(small_table(tmp_path / "x.tsv", "classify"), method="lora", **options)
@@ -374,6 +402,7 @@ def rows(labels: list[str]) -> str:
         (rows(["a", "b"]), {"pool": "median"}, "--pool median: must be one of mean"),
         (rows(["a", "b"]), {"targets": "dense", "method": "lora"}, "no module matches"),
         (rows(["a", "b"]), {"settings": ("batch.length=500",)}, "longer than the model's context"),
+        (rows(["a", "b"]), {"settings": ("optimizer.steps=ten",)}, r"optimizer\.steps"),
     ],
 )
 def test_what_cannot_be_learned_is_said_in_one_line(
@@ -425,12 +454,12 @@ def test_contigs_of_an_annotated_genome_are_held_out(
     [
         (
             {"split": SplitBy.RANDOM},
-            "--split random: the data are already divided by contigs .2,3.",
+            "--split random: the data are already split by contigs .2,3.",
         ),
-        ({"test": Path("x.tsv")}, "--test x.tsv: the data are already divided by contigs .2,3."),
+        ({"test": Path("x.tsv")}, "--test x.tsv: the data are already split by contigs .2,3."),
         (
             {"valid": Path("x.tsv"), "valid_contigs": None, "test_contigs": None},
-            "--valid x.tsv: not with --features, .* divide .*genome.fa with",
+            "--valid x.tsv: not with --features, .* split .*genome.fa with",
         ),
         (
             {"features": None, "task": Task.LM},

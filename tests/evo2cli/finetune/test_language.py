@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from evo2cli.errors import UserError
 from evo2cli.finetune.data import DataRecipe, read_data
+from evo2cli.finetune.options import FinetuneOptions
+from evo2cli.finetune.run import prepare
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions
 from evo2cli.tokenize.options import TokenizeOptions
@@ -90,6 +93,20 @@ def test_what_is_too_short_is_named_before_a_run_begins(tune: Run, tmp_path: Pat
     data.write_text("")
     with pytest.raises(UserError, match=r"x.fa: is empty; give a FASTA"):
         tune(data, split=None, task="lm")
+
+
+def test_a_setting_of_the_window_changes_the_number_of_windows(base: str, tmp_path: Path) -> None:
+    usual: dict[str, Any] = {
+        "data": fasta(tmp_path / "x.fa", 1),
+        "model": base,
+        "device": "cpu",
+        "task": "lm",
+        "output": tmp_path / "run",
+    }
+    by_setting, _ = prepare(FinetuneOptions(**usual, settings=("batch.length=16",)))
+    by_option, _ = prepare(FinetuneOptions(**usual, length=16))
+    assert by_setting == by_option
+    assert by_option.optimizer.steps > prepare(FinetuneOptions(**usual))[0].optimizer.steps
 
 
 def test_a_head_needs_labels(tune: Run, tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """The config and the tokenizer of transformers are those of any other folder of Evo 2."""
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoTokenizer
 
-from evo2cli.hf import Evo2Config, Evo2Tokenizer
+from evo2cli.hf import Evo2Config, Evo2ForCausalLM, Evo2Tokenizer
 from stripedhyena2 import ConfigError, ModelConfig
+from stripedhyena2.checkpoint import named_shape
 from stripedhyena2.checkpoint.published import published_config
 from tests.stripedhyena2.test_hf_layout import LAYER_TYPES, PATTERN
 
@@ -35,6 +38,30 @@ def test_every_dialect_is_saved_in_one(values: dict[str, Any], tmp_path: Path) -
     assert again.shape == config.shape
     assert again.num_labels == 1
     assert not {"layer_types", "hybrid_override_pattern"} & vars(again).keys()
+
+
+@pytest.mark.parametrize("name", ["nano", "evo2_7b"])
+def test_names_of_models_need_no_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub may have a repository of the same name, and a cluster may have no network."""
+    asked: list[object] = []
+
+    def refuse(_: socket.socket, address: object) -> None:
+        asked.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    shape = named_shape(name)
+    assert shape is not None
+    config = Evo2Config.from_pretrained(name, num_labels=3)
+    assert (config.shape, config.num_labels) == (shape, 3)
+    tokenizer = Evo2Tokenizer.from_pretrained(name, padding_side="right")
+    assert tokenizer("ACGT")["input_ids"] == list(b"ACGT")
+    assert (tokenizer.model_max_length, tokenizer.padding_side) == (shape.context, "right")
+    assert tokenizer.name_or_path == name
+    if name == "nano":
+        assert Evo2ForCausalLM.from_pretrained(name).config.shape == shape
+    assert not asked
 
 
 def test_the_wrong_end_of_documents_is_corrected() -> None:

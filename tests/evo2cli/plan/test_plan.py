@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evo2cli.app import app
-from evo2cli.data.tokens import Document, TokenWriter
+from evo2cli.data.token_writer import Document, TokenWriter
 from evo2cli.errors import UserError
 from evo2cli.plan.options import PlanOptions
 from evo2cli.plan.run import plan_recipe

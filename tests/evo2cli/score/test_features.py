@@ -50,7 +50,7 @@ def test_the_embedding_is_the_mean_with_alt_minus_that_with_ref(
     model,
     pool,
 ):
-    words = {"features": "embedding", "pool": pool, "layer": "blocks.4", "strand": "fwd"}
+    words = {"features": "embedding", "pool": pool, "layer": "blocks.2", "strand": "fwd"}
     for row in rows(run(tmp_path, checkpoint, **words)):
         at, ref, alt = row["pos"] - 1, row["ref"], row["alt"]
         windows = []
@@ -61,7 +61,7 @@ def test_the_embedding_is_the_mean_with_alt_minus_that_with_ref(
             sequence = CONTIG[start:at] + allele + CONTIG[at + len(ref) : end]
             first = at - start + (len(allele) - 7) // 2
             span = slice(None) if pool == "whole" else slice(first, first + 7)
-            windows.append(pooled(model, sequence, "blocks.4", span))
+            windows.append(pooled(model, sequence, "blocks.2", span))
         expected = (windows[1] - windows[0]).float()
         found = torch.tensor([row[f"embedding_{channel}"] for channel in range(len(expected))])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

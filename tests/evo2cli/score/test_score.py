@@ -136,7 +136,7 @@ def test_a_sequence_fits_the_memory_it_is_given(tmp_path, checkpoint, model):
     assert found["sum_logprob"] == pytest.approx(whole["sum_logprob"], abs=1e-2)
     with pytest.raises(
         UserError,
-        match=r"long\.fa: 5,386 tokens need 11 MiB with the weights, .* are 1; .*--max-memory",
+        match=r"long\.fa: 5,386 tokens need 11 MiB with the weights, .* are 1; raise max_memory",
     ):
         run(tmp_path / "long.fa", checkpoint, max_memory="1M")
 

@@ -76,7 +76,7 @@ def test_a_gpu_that_reads_while_more_is_asked_for_changes_nothing(
     some = records(14)
     at_once = list(score_records(some, scorer_of(model, genome, windows)))
     monkeypatch.setattr(Packer, "runs_ahead", True)
-    monkeypatch.setattr("stripedhyena2.packing.MOST_TOKENS", 0)  # a few launches are a batch
+    monkeypatch.setattr("stripedhyena2.packing.MAX_TOKENS", 0)  # a few launches are a batch
     assert list(score_records(some, scorer_of(model, genome, windows))) == at_once
     monkeypatch.setattr(Packer, "is_full", True)  # nor does a memory that holds one record
     assert list(score_records(some, scorer_of(model, genome, windows))) == at_once

@@ -15,18 +15,8 @@ from evo2cli.training.engine import PlainEngine
 from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
-from stripedhyena2 import ModelConfig
+from tests.evo2cli.tiny import CONFIG
 from tests.ranks import Attempt, failures_on_ranks
-
-CONFIG = ModelConfig(
-    stripes="SMLA",
-    width=16,
-    num_heads=2,
-    mlp_width=24,
-    num_short_filter_groups=4,
-    num_medium_filter_groups=4,
-    context=256,
-)
 
 
 @pytest.fixture(scope="module", autouse=True)

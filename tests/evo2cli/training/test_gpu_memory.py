@@ -37,5 +37,5 @@ def test_a_full_gpu_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with MetricsLogger(folder, 3, 0, "", tracking=recipe.tracking) as logger:
         for step, full in enumerate(({}, {"memory_retries": 1}, {"memory_retries": 4}), 1):
             logger.log({"step": step, "loss": 1.0, "tokens": step, **full})
-    assert capsys.readouterr().err.count("a GPU is full and stands still") == 1
+    assert capsys.readouterr().err.count("GPU memory is full, and the GPU stalls") == 1
     assert [each.get("memory_retries") for each in folder.records()] == [None, 1, 4]

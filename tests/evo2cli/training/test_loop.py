@@ -27,18 +27,10 @@ from evo2cli.training.ranks import Ranks
 from evo2cli.training.recipe import Recipe
 from evo2cli.training.start import Start
 from evo2cli.training.state import RunFolder
-from stripedhyena2 import ModelConfig, load
+from stripedhyena2 import load
+from tests.evo2cli.tiny import CONFIG
 
 ROOT = Path(__file__).parents[3]
-SHAPE = ModelConfig(
-    stripes="SMLA",
-    width=16,
-    num_heads=2,
-    mlp_width=24,
-    num_short_filter_groups=4,
-    num_medium_filter_groups=4,
-    context=256,
-)
 LETTERS = np.frombuffer(b"ACGTacgtN", np.uint8)
 TOKENS = np.random.default_rng(0).choice(LETTERS, 1500)
 VALID = np.random.default_rng(1).choice(LETTERS, 300)
@@ -78,7 +70,7 @@ def make_trainer(
     *,
     facts: dict[str, Any] | None = None,
 ) -> Trainer:
-    engine = PlainEngine(recipe, Start(SHAPE), Ranks.alone(torch.device("cpu")))
+    engine = PlainEngine(recipe, Start(CONFIG), Ranks.alone(torch.device("cpu")))
     folder = RunFolder(recipe, facts or {}, engine.ranks)
     batch = recipe.batch
     loader = WindowLoader(
@@ -101,7 +93,7 @@ def states(trainer: Trainer) -> dict[str, Any]:
     """Everything that a further step would depend on."""
     engine = engine_of(trainer)
     moments = engine.optimizer.state_dict()["state"]
-    return {"model": engine.model.state_dict(), "optimizer": moments, "ema": engine.averages}
+    return {"model": engine.model.state_dict(), "optimizer": moments, "ema": engine.ema}
 
 
 TIMES = ("seconds", "rate", "rate_per_gpu")
@@ -359,7 +351,7 @@ def test_averaged_weights_are_what_a_checkpoint_holds_and_validation_reads(
         average = 0.5 * average + 0.5 * engine.model.embedding.weight.detach()
     torch.testing.assert_close(engine.weights()["embedding.weight"], average)
     other = make_trainer(make_recipe(tmp_path / "other"))
-    engine_of(other).model.load_state_dict(engine.averages, strict=False)
+    engine_of(other).model.load_state_dict(engine.ema, strict=False)
     before = {name: x.clone() for name, x in engine.model.state_dict().items()}
     assert trainer.validate() == other.validate()
     torch.testing.assert_close(engine.model.state_dict(), before, rtol=0, atol=0)
@@ -444,11 +436,20 @@ def test_garbage_is_looked_for_among_new_objects_while_a_run_lasts(
         return draw(step)
 
     monkeypatch.setattr(trainer.objective, "batch", batch)
+    gc.unfreeze()  # what tests/conftest.py has frozen
     trainer.run()
     assert min(frozen) > 1000
     assert gc.get_freeze_count() == 0
     gc.collect()
     assert not any(each() for each in lost)
+
+
+def test_what_the_caller_has_frozen_stays_frozen(tmp_path: Path) -> None:
+    trainer = make_trainer(make_recipe(tmp_path / "run"))
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    trainer.run()
+    assert gc.get_freeze_count() == pytest.approx(frozen, rel=0.1)  # of which some are deleted
 
 
 def test_the_curve_is_drawn(whole: tuple[Trainer, Outcome]) -> None:
@@ -464,10 +465,10 @@ def test_a_run_is_locked_before_its_folder_is_touched(tmp_path: Path) -> None:
     with (recipe.output / ".run.json.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         told = r"run\.json: is being written by another process"
-        with pytest.raises(UserError, match=told), state.open_run(recipe, SHAPE, {}, ranks):
+        with pytest.raises(UserError, match=told), state.open_run(recipe, CONFIG, {}, ranks):
             pass
     assert unfinished.is_dir()
-    with state.open_run(recipe, SHAPE, {}, ranks):
+    with state.open_run(recipe, CONFIG, {}, ranks):
         assert not unfinished.is_dir()
 
 

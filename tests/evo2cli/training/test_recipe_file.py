@@ -310,7 +310,7 @@ def test_a_recipe_knows_its_file_however_it_is_copied(recipe_file: Path) -> None
     sent = pickle.loads(pickle.dumps(changed))  # noqa: S301 - our own
     for each in (recipe, changed, sent):
         assert each.file == recipe_file
-    assert recipe.placed(Path("other.toml")).file == Path("other.toml")
+    assert recipe.with_file(Path("other.toml")).file == Path("other.toml")
     assert recipe.file == recipe_file
     assert not {"file", "_file"} & recipe.model_dump().keys()
 

@@ -106,7 +106,7 @@ def test_what_peft_writes_is_read(lora: LoRA, tiny_config: ModelConfig, tmp_path
 def test_another_base_is_refused(trained: tuple[Adapter, Tensor], tiny_config: ModelConfig) -> None:
     adapter, _ = trained
     other = StripedHyena2.from_seed(tiny_config, 4)
-    with pytest.raises(CheckpointError, match=r"it: belongs to the model x .*give --model x"):
+    with pytest.raises(CheckpointError, match=r"it: belongs to the model x .*use it with x"):
         adapter.check_base(tiny_config, other.state_dict(), "it")
 
 

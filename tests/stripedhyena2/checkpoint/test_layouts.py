@@ -278,11 +278,11 @@ def test_missing_scales_are_said(monkeypatch: pytest.MonkeyPatch, layout: str, t
     monkeypatch.setattr(precision, "needed_precision", lambda _: Precision.FP8)
     source = Checkpoint(CONFIG, {}, provenance={"layout": layout})
     for checkpoint in (source, replace(source, provenance={"before": source.provenance})):
-        line = precision.doubt(checkpoint, "x", torch.device("cpu"), float8=False)
+        line = precision.precision_warning(checkpoint, "x", torch.device("cpu"), float8=False)
         assert line is not None
         assert told in line
     trained = replace(source, provenance={"trained_by": "us", "before": source.provenance})
-    assert precision.doubt(trained, "x", torch.device("cpu"), float8=False) is None
+    assert precision.precision_warning(trained, "x", torch.device("cpu"), float8=False) is None
 
 
 @pytest.mark.parametrize("name", ["tiny-7b-1m", "tiny-1b-base", "tiny-40b-1m"])

@@ -126,14 +126,14 @@ def test_what_is_simulated_is_what_fp8_units_compute() -> None:
     # The public F.scaled_mm of PyTorch 2.11 has no implementation for CPUs.
     units = torch._scaled_mm(
         x_PI,
-        reference.narrow(weight, scales.weight, E4M3).T,
+        reference.to_float8_saturated(weight, scales.weight, E4M3).T,
         scale_a=inverses[0],
         scale_b=inverses[1],
         out_dtype=torch.float32,
         use_fast_accum=True,
     )
     for kept in (torch.float32, torch.bfloat16, E4M3):  # each holds every number of e4m3
-        held = reference.narrow(weight, scales.weight, E4M3).to(kept).to(DEVICE)
+        held = reference.to_float8_saturated(weight, scales.weight, E4M3).to(kept).to(DEVICE)
         simulated = op.scaled_product(x.to(DEVICE), held, scales.input, scales.weight).cpu()
         torch.testing.assert_close(simulated, units[:37], **tolerance(DEVICE, torch.float32))
 
@@ -151,7 +151,7 @@ def test_a_row_does_not_depend_on_others() -> None:
 def test_a_change_of_dtype_leaves_the_values() -> None:
     scales = Scales(40.5, 1000.25)
     x, weight = torch.randn(5, 64), 0.05 * torch.randn(96, 64)
-    layer = ScaledLinear(reference.narrow(weight, scales.weight, E4M3), scales)
+    layer = ScaledLinear(reference.to_float8_saturated(weight, scales.weight, E4M3), scales)
     before = layer(x)
     torch.testing.assert_close(layer.double()(x.double()).float(), before)
     torch.testing.assert_close(layer.bfloat16()(x), before)

@@ -1,4 +1,4 @@
-"""What a layout is: names and forms of the tensors of a model."""
+"""The base class of layouts: names and stored forms of the tensors of a model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -9,11 +9,11 @@ from stripedhyena2.config import ModelConfig
 
 
 class Layout(ABC):
-    """A way to name the tensors of a model, and the form that they are stored in.
+    """Names for the tensors of a model, and the forms in which they are stored.
 
     Attributes:
-        name: As `evo2 convert --to` calls it.
-        stored_as: As the provenance of what was read from it calls it.
+        name: The name of the layout.
+        stored_as: Its name in the provenance of checkpoints that were read from it.
     """
 
     name: ClassVar[str]
@@ -29,21 +29,21 @@ class Layout(ABC):
 
     @abstractmethod
     def to_ours(self, tensors: Tensors, config: ModelConfig, origin: str) -> Tensors:
-        """The model's own tensors, none of them read.
+        """The tensors under the model's own names and in its forms, loaded lazily.
 
         Raises:
-            CheckpointError: A tensor is missing, extra or of another shape.
+            CheckpointError: A tensor is missing, unexpected, or has the wrong shape.
         """
 
     @abstractmethod
     def from_ours(self, tensors: Tensors, config: ModelConfig) -> Tensors:
-        """The tensors of this layout, none of them read."""
+        """The tensors of this layout, from the model's own, loaded lazily."""
 
     def extra_state(self, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
-        """FP8 records under the names that they have in the released layout."""
+        """The FP8 records, under the names of the released layout."""
         return dict(blobs)
 
     def training_form(self, tensors: Tensors, config: ModelConfig) -> Tensors:
-        """As `Checkpoint.training_form`; layouts of folded weights have none."""
+        """See `Checkpoint.training_form`; layouts of folded weights have none."""
         del tensors, config
         return Tensors({})

@@ -1,8 +1,8 @@
-"""Megatron-Bridge and NeMo 2: the torch-distributed checkpoints that BioNeMo trains.
+"""Megatron-Bridge and NeMo 2: the torch.distributed checkpoints that BioNeMo writes.
 
 Hyena operators keep Savanna's names below `decoder.layers.{i}`, and the first two matrices of an
-MLP are one. Where Transformer Engine fuses a norm with the projection behind it, the projection
-holds the norm's weights.
+MLP are concatenated. Where Transformer Engine fuses a norm with the projection after it, the norm's
+weights are stored under the projection.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stripedhyena2.checkpoint.layouts.named import Named, computed_frequencies
 from stripedhyena2.checkpoint.layouts.savanna import Savanna
-from stripedhyena2.checkpoint.tensors import Made, Table
+from stripedhyena2.checkpoint.tensors import Rule, Table
 from stripedhyena2.config import ConfigError, ModelConfig, make_config
 from stripedhyena2.values import read_values, shown
 
@@ -29,57 +29,61 @@ class Bridge(Named):
     name = "bridge"
 
     def claims(self, names: Collection[str]) -> bool:
-        """Whether they begin as Megatron's modules do."""
+        """Whether there are names that start like those of Megatron's modules."""
         return any(name.startswith("decoder.layers.") for name in names)
 
     def is_unused(self, name: str) -> bool:
-        """Whether a tensor plays no part in the model."""
+        """Whether a tensor is not used by the model."""
         return name.endswith(("_extra_state", ".filter.t", ".inv_freq"))
 
     def has_any_length(self, name: str) -> bool:
-        """As `Savanna`."""
+        """As in `Savanna`."""
         return Savanna().has_any_length(name)
 
     def to_released(self, config: ModelConfig, names: Collection[str], origin: str) -> Table:
-        """As `Named`."""
-        del origin  # a name that is missing is found out by whoever reads the table
+        """As in `Named`."""
+        del origin  # `translate` checks that all names exist
 
         def theirs(name: str) -> str:
             candidates = list(_candidates(name, config))
-            return next((found for found in candidates if found in names), candidates[0])
+            return next(
+                (candidate for candidate in candidates if candidate in names), candidates[0]
+            )
 
-        found: dict[str, Made] = {}
+        table: dict[str, Rule] = {}
         for ours, rule in _savanna_rules(config):
             if ours.endswith("inv_freq"):
-                found[ours] = computed_frequencies(config)
-            elif matrix := _FIRST_MATRICES.fullmatch(rule.of[0]):
+                table[ours] = computed_frequencies(config)
+            elif matrix := _FIRST_MATRICES.fullmatch(rule.sources[0]):
                 half = _first_half if matrix[2] == "1" else _second_half
-                found[ours] = Made((theirs(rule.of[0]),), half)
+                table[ours] = Rule((theirs(rule.sources[0]),), half)
             else:
-                found[ours] = Made(tuple(theirs(part) for part in rule.of), rule.by)
-        return found
+                table[ours] = Rule(tuple(theirs(part) for part in rule.sources), rule.convert)
+        return table
 
     def from_released(self, config: ModelConfig) -> Table:
-        """As `Named`, with the fused norms of Transformer Engine."""
-        found: dict[str, Made] = {}
+        """As in `Named`, with the fused norms of Transformer Engine."""
+        table: dict[str, Rule] = {}
         for savanna, rule in Savanna().from_released(config).items():
             if savanna.endswith("inv_freq"):
                 continue
             theirs = next(_candidates(savanna, config))
-            if theirs in found:
-                found[theirs] = Made((*found[theirs].of, *rule.of), lambda *both: torch.cat(both))
+            if theirs in table:
+                table[theirs] = Rule(
+                    (*table[theirs].sources, *rule.sources), lambda *both: torch.cat(both)
+                )
             else:
-                found[theirs] = rule
-        return found
+                table[theirs] = rule
+        return table
 
 
-def _savanna_rules(config: ModelConfig) -> Iterator[tuple[str, Made]]:
+def _savanna_rules(config: ModelConfig) -> Iterator[tuple[str, Rule]]:
     names = list(Savanna().from_released(config))
     yield from Savanna().to_released(config, names, "").items()
 
 
 def _candidates(savanna: str, config: ModelConfig) -> Iterator[str]:
-    """The names that a tensor of Savanna can have, the usual one first."""
+    """The names that a tensor of Savanna can have here, the usual one first."""
     if savanna.endswith("word_embeddings.weight"):
         yield "embedding.word_embeddings.weight"
         return
@@ -127,7 +131,7 @@ _LETTERS = {"S": "S", "D": "M", "H": "L", "*": "A"}
 
 
 def read_run_config(file: Path) -> ModelConfig:
-    """The shape in the description that training keeps beside the tensors.
+    """The shape in the run configuration that is stored beside the tensors.
 
     Raises:
         ConfigError: It cannot be read, or a key is missing.
@@ -135,10 +139,10 @@ def read_run_config(file: Path) -> ModelConfig:
     values = read_values(file, ConfigError)
     model = values.get("model", values.get("config", values))
     if not isinstance(model, dict):
-        raise ConfigError(f"{file}: its key 'model' is not a mapping; give --config")
+        raise ConfigError(f"{file}: its key 'model' is not a mapping; give a config")
     missing = [key for key in ("hybrid_override_pattern", *_KEYS) if model.get(key) is None]
     if missing:
-        raise ConfigError(f"{file}: the key {missing[0]!r} is missing; give --config")
+        raise ConfigError(f"{file}: the key {missing[0]!r} is missing; give a config")
     shape = {ours: model[theirs] for theirs, ours in _KEYS.items()}
     stripes = stripes_of(model["hybrid_override_pattern"], str(file))
     scale = model.get("seq_len_interpolation_factor") or 1
@@ -147,10 +151,10 @@ def read_run_config(file: Path) -> ModelConfig:
 
 
 def stripes_of(pattern: object, origin: str) -> str:
-    """The stripes that a `hybrid_override_pattern` stands for.
+    """The stripes of a `hybrid_override_pattern`.
 
     Raises:
-        ConfigError: It has another letter, or is not text.
+        ConfigError: It has an unknown letter, or is not text.
     """
     if not isinstance(pattern, str):
         raise ConfigError(f"{origin}: hybrid_override_pattern = {shown(pattern)} is not text")
@@ -163,10 +167,10 @@ def stripes_of(pattern: object, origin: str) -> str:
 
 
 def interpolated(context: object, factor: object, origin: str) -> dict[str, Any]:
-    """The keys of a shape of which positions are divided by a factor.
+    """The keys of a shape whose positions are divided by a factor.
 
     Raises:
-        ConfigError: One of both is not a number.
+        ConfigError: Context or factor is not a positive number.
     """
     for value in (context, factor):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:

@@ -1,7 +1,7 @@
 """Hugging Face folders of Evo 2: config.json in three dialects, and the files beside the weights.
 
-All dialects call themselves `"model_type": "evo2"`. The one that is written has the keys of the
-released yml, and beside them the names that other libraries look for.
+All dialects have `"model_type": "evo2"`. The one that is written has the keys of the released yml,
+and in addition the keys that other libraries look for.
 """
 
 import json
@@ -34,9 +34,9 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 CARD = "README.md"
 EOS, PAD = 0, 1  # token ids
-WRONG_EOS = 2  # in folders that an early converter of another project wrote
+WRONG_EOS = 2  # in folders written by an early converter of another project
 
-# Keys that give the shape in the other two dialects; `hf_config` has those of the released yml.
+# Keys of the shape in the other two dialects; `hf_config` has those of the released yml.
 OTHER_KEYS = (
     *("hybrid_override_pattern", "layers_block_type", "num_groups_hyena_short"),
     *("num_groups_hyena_medium", "num_groups_hyena", "hcl_state_size", "short_conv_length"),
@@ -44,30 +44,31 @@ OTHER_KEYS = (
     *("layer_types", "hyena_filters", "hyena_order", "hyena_kernel_size"),
     *("rope_scaling", "rope_parameters"),
 )
-_HYENAS = "SML"  # the order in which Hyena blocks follow each other in every Evo 2
+_HYENAS = "SML"  # the repeating order of Hyena blocks in every Evo 2
 
 
-_BLOCKS = ("hybrid_override_pattern", "hcl_layer_idxs", "layer_types")  # one for each dialect
+_BLOCKS = ("hybrid_override_pattern", "hcl_layer_idxs", "layer_types")  # one per dialect
 
 
 def is_shape(values: Mapping[str, Any]) -> bool:
-    """Whether the keys of a config.json say what its blocks are, in any of the dialects."""
+    """Whether a config.json describes the blocks of the model, in any of the dialects."""
     return any(values.get(key) is not None for key in _BLOCKS)
 
 
 def read_hf_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
     """The shape that a config.json describes, in any of the dialects.
 
-    The released yml's keys (`hcl_layer_idxs`, ...); those of BioNeMo's export for vLLM
-    (`hybrid_override_pattern`); those of transformers' pull request 42210 (`layer_types`), which
-    says nothing of the lengths of filters and of the order of Hyena blocks: they are Evo 2's.
+    The dialects are the keys of the released yml (`hcl_layer_idxs`, ...); those of BioNeMo's export
+    for vLLM (`hybrid_override_pattern`); and those of transformers' pull request 42210
+    (`layer_types`), which does not have the filter lengths and the order of Hyena blocks: those of
+    Evo 2 are assumed.
 
     Args:
         values: The contents of the file.
         origin: Its name, for messages.
 
     Raises:
-        ConfigError: It describes another model, a key is missing, or a value is not possible.
+        ConfigError: It describes another model, a key is missing, or a value is invalid.
     """
     kind = values.get("model_type", MODEL_TYPE)
     if kind != MODEL_TYPE:
@@ -78,7 +79,9 @@ def read_hf_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
             f"Evo 2 ends documents with token {EOS}, which is used instead"
         )
     if not is_shape(values):
-        raise ConfigError(f"{origin}: says nothing of its blocks: has none of {', '.join(_BLOCKS)}")
+        raise ConfigError(
+            f"{origin}: does not describe its blocks: has none of {', '.join(_BLOCKS)}"
+        )
     try:
         if values.get("hybrid_override_pattern") is not None:
             shape = _from_pattern(values, origin)
@@ -143,7 +146,7 @@ def _from_layer_types(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _widths(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """What both other dialects call by the names of transformers."""
+    """The keys that both other dialects name as transformers does."""
     _check_fixed(values, origin, tie_word_embeddings=True)
     return {
         "width": values["hidden_size"],
@@ -161,12 +164,12 @@ def _check_fixed(values: Mapping[str, Any], origin: str, **fixed: Any) -> None:
 
 
 def is_hf(folder: Path) -> bool:
-    """Whether a folder has a config.json, and weights beside it."""
+    """Whether a folder has a config.json and safetensors weights."""
     return (folder / CONFIG).is_file() and any(folder.glob("*.safetensors"))
 
 
 def head_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a classifier on top of the model, in a folder that has one."""
+    """The tensors of a classifier head on top of the model, if a folder has any."""
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         tensors = open_tensors(file).tensors
@@ -175,7 +178,7 @@ def head_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The contents of config.json for a model of this shape, stored in this dtype.
+    """The contents of config.json for a model of this shape and stored dtype.
 
     Raises:
         ConfigError: The released layout cannot express the model.
@@ -198,12 +201,12 @@ def hf_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def write_beside(folder: Path, config: ModelConfig, provenance: Mapping[str, Any]) -> None:
-    """Write what stands beside config.json and the weights; a file that is there stays.
+    """Write the other files of a folder: tokenizer, generation config and card, unless they exist.
 
     Args:
-        folder: Exists.
+        folder: An existing folder.
         config: Shape of the model.
-        provenance: Of a `Checkpoint`.
+        provenance: The provenance of a `Checkpoint`.
     """
     files = {
         GENERATION: _json({"eos_token_id": EOS, "pad_token_id": PAD}),
@@ -223,7 +226,7 @@ def _json(values: Mapping[str, Any]) -> str:
 def byte_letters() -> list[str]:
     """The character that stands for each byte in a byte-level tokenizer.json.
 
-    A printable byte of Latin-1 is its own character; the others follow from U+0100 on, in order.
+    A printable byte of Latin-1 is its own character; the others are numbered from U+0100 on.
     Source: the byte-level encoding of GPT-2, which `tokenizers` calls ByteLevel.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -234,7 +237,7 @@ def byte_letters() -> list[str]:
 def tokenizer(vocabulary: int = 512) -> dict[str, Any]:
     """The contents of tokenizer.json: every byte is the token of that id, nothing is added.
 
-    Ids from 256 on stand for no byte and no text becomes them, but a model can sample them.
+    Ids from 256 on are not bytes: no text is encoded to them, but a model can sample them.
     """
     letters = byte_letters()[:vocabulary]
     names = [*letters, *(f"<{index}>" for index in range(len(letters), vocabulary))]
@@ -270,8 +273,8 @@ def tokenizer(vocabulary: int = 512) -> dict[str, Any]:
 def tokenizer_config(context: int | None = None) -> dict[str, Any]:
     """The contents of tokenizer_config.json.
 
-    Padding stands on the left, as generation needs it. The names of the two special tokens are
-    letters that text may contain, which then stand for their own bytes (`split_special_tokens`).
+    Padding is on the left, as generation needs it. The names of the two special tokens are letters
+    that text may contain, where they are encoded as their own bytes (`split_special_tokens`).
     """
     letters = byte_letters()
     return {
@@ -290,7 +293,7 @@ _ORIGINS = ("license", "source", "repository", "commit", "sha256")  # keys of a 
 
 
 def _origins(provenance: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a provenance says of licence, source, commit and hash, from the newest to the oldest."""
+    """License, source, commit and hash in a provenance, from the newest to the oldest."""
     origin: Any = provenance
     while isinstance(origin, Mapping):
         yield from ((key, origin[key]) for key in _ORIGINS if key in origin)
@@ -345,10 +348,10 @@ def read_config_file(file: Path) -> ModelConfig:
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a folder for Hugging Face's libraries: vortex's tensors, in shards where they are many.
+    """Write a folder for Hugging Face libraries: the tensors of vortex, sharded if they are large.
 
-    FP8 scales stand as tensors beside the projections, and their records as bytes in a file of
-    their own.
+    FP8 scales are stored as tensors beside the projections, and their records as bytes in a
+    separate file.
 
     Raises:
         CheckpointError: The folder exists and is not empty, or cannot be written.
@@ -367,7 +370,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_weights(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the tensors of a checkpoint under vortex's names, without the copy of the embedding."""
+    """Write the tensors of a checkpoint under the names of vortex, without `unembed.weight`."""
     config, ours = checkpoint.config, Tensors.of(checkpoint.tensors)
     released = Vortex().from_ours(ours, config)
     tied = released.only(name for name in released if name != "unembed.weight")

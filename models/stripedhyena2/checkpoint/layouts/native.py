@@ -1,7 +1,7 @@
-"""The native checkpoint: a folder of config.toml, model.safetensors and provenance.json.
+"""The native checkpoint: a folder with config.toml, model.safetensors and provenance.json.
 
-A large model is cut into shards with an index beside them. FP8 scale records of a released file
-are kept in extra_state.safetensors, as bytes. A folder appears complete or not at all.
+A large model is sharded, with an index. The FP8 scale records of a released file are kept in
+extra_state.safetensors, as bytes. Folders are written atomically.
 """
 
 import json
@@ -41,16 +41,16 @@ class Native(Layout):
     name = "native"
 
     def claims(self, names: Collection[str]) -> bool:
-        """As `Layout`."""
+        """As in `Layout`."""
         return "embedding.weight" in names
 
     def to_ours(self, tensors: Tensors, config: ModelConfig, origin: str) -> Tensors:
-        """As `Layout`."""
+        """As in `Layout`."""
         check_tensors(tensors.like, expected_shapes(config), origin)
         return tensors
 
     def from_ours(self, tensors: Tensors, config: ModelConfig) -> Tensors:
-        """As `Layout`."""
+        """As in `Layout`."""
         del config
         return tensors
 
@@ -65,11 +65,11 @@ def write(checkpoint: Checkpoint, folder: Path, *, over_another: bool = True) ->
 
     Args:
         checkpoint: What to write.
-        folder: The folder; an earlier checkpoint is replaced at once.
-        over_another: Whether the earlier one may be of another provenance.
+        folder: The folder; an earlier checkpoint is replaced atomically.
+        over_another: Whether the earlier one may have another provenance.
 
     Raises:
-        CheckpointError: `folder` is not an earlier checkpoint, or of another provenance, or cannot
+        CheckpointError: `folder` is not an earlier checkpoint, or has another provenance, or cannot
             be written.
         OutputInUseError: Another process writes it.
     """
@@ -88,10 +88,10 @@ def write(checkpoint: Checkpoint, folder: Path, *, over_another: bool = True) ->
 
 
 def refuse_other(folder: Path) -> None:
-    """Refuse to write over a folder that holds anything but a checkpoint.
+    """Refuse to overwrite a folder that is not a checkpoint.
 
     Raises:
-        CheckpointError: It does, or it is a file.
+        CheckpointError: It has other contents, or is a file.
     """
     if not is_native(folder):
         refuse_full(folder, "exists and is not a checkpoint; choose another name")
@@ -108,7 +108,7 @@ def _fill(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_beside(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write what is not weights: FP8 records as bytes, and the provenance."""
+    """Write the files beside the weights: FP8 records as bytes, and the provenance."""
     if checkpoint.extra_state:
         blobs = {
             name: torch.from_numpy(np.frombuffer(blob, dtype=np.uint8).copy())
@@ -120,17 +120,17 @@ def write_beside(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def add_to_provenance(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write more facts into the provenance of a folder."""
+    """Add facts to the provenance of a folder."""
     text = json.dumps({**provenance_of(folder), **facts}, indent=2) + "\n"
     with writing(folder), atomic_path(folder / PROVENANCE) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read a checkpoint folder; tensors are read when they are asked for.
+    """Read a checkpoint folder; tensors are loaded lazily.
 
     Raises:
-        CheckpointError: Something is missing or does not fit the config.
+        CheckpointError: Something is missing or does not match the config.
     """
     config = read_config(folder / CONFIG)
     tensors = Native().to_ours(open_shards(folder), config, str(folder))

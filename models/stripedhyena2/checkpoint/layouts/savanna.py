@@ -1,4 +1,4 @@
-"""Savanna, in which Evo 2 was trained: filters in the form that they train in.
+"""Savanna, the training program of Evo 2: filters are stored in the form that they train in.
 
 A folder DIR/global_stepN with one mp_rank_XX_model_states.pt per model-parallel rank, or one flat
 file. Block i is `sequential.{i+2}`; the final norm follows the last block after one or two modules
@@ -18,20 +18,20 @@ from torch import Tensor
 from stripedhyena2.checkpoint.contents import Checkpoint, CheckpointError
 from stripedhyena2.checkpoint.files import refuse_full, writing
 from stripedhyena2.checkpoint.layouts.named import Named, computed_frequencies
-from stripedhyena2.checkpoint.tensors import Made, Stored, Table, Tensors
+from stripedhyena2.checkpoint.tensors import Rule, Stored, Table, Tensors
 from stripedhyena2.config import ModelConfig, released_yml
 from stripedhyena2.outputs import atomic_path
 
 _FINAL_NORM = re.compile(r"(sequential\.\d+|blocks\.\d+)\.norm\.(weight|scale)")
-# Positions, FP8 states, and norms that the model has but never applies.
+# Time axes, FP8 states, and norms that exist but are never applied.
 _UNUSED = re.compile(
     r"(_extra_state|\.filter\.t|\.(post_attention_layernorm|outer_mlp_layernorm)\.\w+)$"
 )
 _WEIGHTS = "mp_rank_00_model_states.pt"
 _RECORD = re.compile(r"sequential\.(\d+)\.mixer\.dense_projection\._extra_state")
-# Tensors as long as the windows of training, of which the model uses the first taps.
+# Tensors as long as the training context, of which the model uses the first taps.
 _LONG = re.compile(r"\.mixer\.mixer\.filter\.(h|decay)$")
-# Of these, model-parallel ranks hold columns, or copies; of all other tensors, rows.
+# Model-parallel ranks hold columns of these, copies of those, and rows of all other tensors.
 _COLUMNS = re.compile(r"(mixer\.dense|mlp\.w3)\.weight$")
 _COPIES = re.compile(r"(norm\.\w+|\.bias|\.filter\.t|\.inv_freq)$")
 
@@ -42,11 +42,11 @@ class Savanna(Named):
     name = "savanna"
 
     def claims(self, names: Collection[str]) -> bool:
-        """Whether they begin as Savanna's modules do."""
+        """Whether there are names that start like those of Savanna's modules."""
         return any(name.startswith("sequential.") for name in names)
 
     def is_unused(self, name: str) -> bool:
-        """Whether a tensor plays no part in the model."""
+        """Whether a tensor is not used by the model."""
         return _UNUSED.search(name) is not None
 
     def has_any_length(self, name: str) -> bool:
@@ -54,31 +54,31 @@ class Savanna(Named):
         return _LONG.search(name) is not None
 
     def to_released(self, config: ModelConfig, names: Collection[str], origin: str) -> Table:
-        """As `Named`."""
-        found = [name for name in names if _FINAL_NORM.fullmatch(name)]
-        if len(found) != 1:
+        """As in `Named`."""
+        final_norms = [name for name in names if _FINAL_NORM.fullmatch(name)]
+        if len(final_norms) != 1:
             raise CheckpointError(
                 f"{origin}: expected one final norm, e.g. 'sequential.N.norm.weight', but found "
-                f"{', '.join(found) or 'none'}"
+                f"{', '.join(final_norms) or 'none'}"
             )
         return {
             ours: computed_frequencies(config)
-            if ours.endswith("inv_freq") and rule.of[0] not in names
+            if ours.endswith("inv_freq") and rule.sources[0] not in names
             else rule
-            for ours, rule in _rules(config, found[0])
+            for ours, rule in _rules(config, final_norms[0])
         }
 
     def extra_state(self, blobs: Mapping[str, bytes]) -> dict[str, bytes]:
-        """As `Layout`: those of the input projections, the only ones that computed in FP8."""
-        found = {name: _RECORD.fullmatch(name) for name in blobs}
+        """As in `Layout`: those of the input projections, the only layers that ran in FP8."""
+        matches = {name: _RECORD.fullmatch(name) for name in blobs}
         return {
             f"blocks.{int(match[1]) - 2}.projections._extra_state": blobs[name]
-            for name, match in found.items()
+            for name, match in matches.items()
             if match
         }
 
     def training_form(self, tensors: Tensors, config: ModelConfig) -> Tensors:
-        """As `Layout`: the two factors of the rates of Hyena-LI."""
+        """As in `Layout`: the two factors of the decay rates of Hyena-LI."""
         parts = {
             f"sequential.{index + 2}.mixer.mixer.filter.{part}": (
                 f"blocks.{index}.mixer.operator.log_poles_DS.{part}"
@@ -90,63 +90,63 @@ class Savanna(Named):
         return tensors.renamed(parts.get)
 
     def from_released(self, config: ModelConfig) -> Table:
-        """As `Named`.
+        """As in `Named`.
 
-        The forward pass is the same; how the filters were trained is not known from a released
-        file, so gamma is 0 and decay is 1.
+        The forward pass is the same. A released file does not have the factors that the filters
+        were trained as, so gamma is 0 and decay is 1.
         """
-        found: dict[str, Made] = {}
+        table: dict[str, Rule] = {}
         for ours, rule in _rules(config, f"sequential.{config.depth + 3}.norm.weight"):
             if ours.endswith("log_poles"):
-                p, gamma = rule.of
-                found[p] = Made((ours,), lambda poles_DS1: torch.log(-poles_DS1.squeeze(2)))
-                found[gamma] = Made((ours,), lambda poles: torch.zeros_like(poles.squeeze(2)))
-            elif len(rule.of) == 2:
-                h, decay = rule.of
-                found[h] = Made((ours,), lambda taps_G1K: taps_G1K.squeeze(1))
-                found[decay] = Made((ours,), lambda taps: torch.ones_like(taps.squeeze(1)))
+                p, gamma = rule.sources
+                table[p] = Rule((ours,), lambda poles_DS1: torch.log(-poles_DS1.squeeze(2)))
+                table[gamma] = Rule((ours,), lambda poles: torch.zeros_like(poles.squeeze(2)))
+            elif len(rule.sources) == 2:
+                h, decay = rule.sources
+                table[h] = Rule((ours,), lambda taps_G1K: taps_G1K.squeeze(1))
+                table[decay] = Rule((ours,), lambda taps: torch.ones_like(taps.squeeze(1)))
             elif ours.endswith("short_filter_weight"):
-                found[rule.of[0]] = Made((ours,), lambda taps_C1K: taps_C1K.squeeze(1))
+                table[rule.sources[0]] = Rule((ours,), lambda taps_C1K: taps_C1K.squeeze(1))
             else:
-                found[rule.of[0]] = Made((ours,))
-        return found
+                table[rule.sources[0]] = Rule((ours,))
+        return table
 
 
-def _rules(config: ModelConfig, final_norm: str) -> Iterator[tuple[str, Made]]:
-    """The released layout's tensors, made of Savanna's."""
-    yield "embedding_layer.weight", Made(("sequential.0.word_embeddings.weight",))
-    yield "norm.scale", Made((final_norm,))
+def _rules(config: ModelConfig, final_norm: str) -> Iterator[tuple[str, Rule]]:
+    """The rules for the tensors of the released layout, from Savanna's."""
+    yield "embedding_layer.weight", Rule(("sequential.0.word_embeddings.weight",))
+    yield "norm.scale", Rule((final_norm,))
     for index, letter in enumerate(config.stripes):
         ours, theirs = f"blocks.{index}.", f"sequential.{index + 2}."
-        yield ours + "pre_norm.scale", Made((theirs + "input_layernorm.weight",))
-        yield ours + "post_norm.scale", Made((theirs + "pre_mlp_layernorm.weight",))
+        yield ours + "pre_norm.scale", Rule((theirs + "input_layernorm.weight",))
+        yield ours + "post_norm.scale", Rule((theirs + "pre_mlp_layernorm.weight",))
         for number in (1, 2, 3):
-            yield f"{ours}mlp.l{number}.weight", Made((f"{theirs}mlp.w{number}.weight",))
+            yield f"{ours}mlp.l{number}.weight", Rule((f"{theirs}mlp.w{number}.weight",))
         mixer, operator = theirs + "mixer.", theirs + "mixer.mixer."
         if letter == "A":
             ours += "inner_mha_cls."
-            yield ours + "Wqkv.weight", Made((mixer + "dense_projection.weight",))
-            yield ours + "out_proj.weight", Made((mixer + "dense.weight",))
-            yield ours + "out_proj.bias", Made((mixer + "dense.bias",))
-            yield ours + "rotary_emb.inv_freq", Made((mixer + "rotary_emb.inv_freq",))
+            yield ours + "Wqkv.weight", Rule((mixer + "dense_projection.weight",))
+            yield ours + "out_proj.weight", Rule((mixer + "dense.weight",))
+            yield ours + "out_proj.bias", Rule((mixer + "dense.bias",))
+            yield ours + "rotary_emb.inv_freq", Rule((mixer + "rotary_emb.inv_freq",))
             continue
-        yield ours + "projections.weight", Made((mixer + "dense_projection.weight",))
-        yield ours + "out_filter_dense.weight", Made((mixer + "dense.weight",))
-        yield ours + "out_filter_dense.bias", Made((mixer + "dense.bias",))
-        featurizer = Made((mixer + "hyena_proj_conv.short_conv_weight",), _with_middle_axis)
+        yield ours + "projections.weight", Rule((mixer + "dense_projection.weight",))
+        yield ours + "out_filter_dense.weight", Rule((mixer + "dense.weight",))
+        yield ours + "out_filter_dense.bias", Rule((mixer + "dense.bias",))
+        featurizer = Rule((mixer + "hyena_proj_conv.short_conv_weight",), _with_middle_axis)
         yield ours + "filter.short_filter_weight", featurizer
         ours += "filter."
         if letter == "S":
-            taps = Made((operator + "short_conv.short_conv_weight",), _with_middle_axis)
+            taps = Rule((operator + "short_conv.short_conv_weight",), _with_middle_axis)
             yield ours + "h", taps
             continue
-        yield ours + "D", Made((operator + "conv_bias",))
+        yield ours + "D", Rule((operator + "conv_bias",))
         theirs = operator + "filter."
         if letter == "M":
-            yield ours + "h", Made((theirs + "h", theirs + "decay"), _under_decay(config))
+            yield ours + "h", Rule((theirs + "h", theirs + "decay"), _windowed_taps(config))
         else:
-            yield ours + "log_poles", Made((theirs + "p", theirs + "gamma"), _poles)
-            yield ours + "residues", Made((theirs + "R",))
+            yield ours + "log_poles", Rule((theirs + "p", theirs + "gamma"), _poles)
+            yield ours + "residues", Rule((theirs + "R",))
 
 
 def _with_middle_axis(taps: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _with_middle_axis(taps: Tensor) -> Tensor:
     return taps.reshape(taps.shape[0], 1, taps.shape[-1])
 
 
-def _under_decay(config: ModelConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def _windowed_taps(config: ModelConfig) -> Callable[[Tensor, Tensor], Tensor]:
     def taps(h_GK: Tensor, decay_GK: Tensor) -> Tensor:
         return (h_GK * decay_GK)[:, : config.num_medium_taps].unsqueeze(1)
 
@@ -166,10 +166,10 @@ def _poles(p_DS: Tensor, gamma_DS: Tensor) -> Tensor:
 
 
 def join_ranks(ranks: Sequence[Tensors], origin: str) -> Tensors:
-    """The whole tensors, of whose parts each model-parallel rank holds one.
+    """Join the parts of tensors that model-parallel ranks hold.
 
     Raises:
-        CheckpointError: The ranks do not hold the same tensors.
+        CheckpointError: The ranks do not hold tensors of the same names.
     """
     first = ranks[0]
     for number, rank in enumerate(ranks):
@@ -194,7 +194,7 @@ def join_ranks(ranks: Sequence[Tensors], origin: str) -> Tensors:
 def write(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the folder that Savanna and DeepSpeed load: one model-parallel rank at step 0.
 
-    The shape lies beside the weights, as beside a released file; Savanna does not read it.
+    The shape is written beside the weights, as for a released file; Savanna does not read it.
 
     Raises:
         CheckpointError: The folder exists and is not empty, or cannot be written.

@@ -1,7 +1,7 @@
-"""The names that a pull request to transformers gives the tensors of Evo 2 (42210).
+"""The names of tensors in a pull request that adds Evo 2 to transformers (42210).
 
-Queries, keys and values are three matrices, each with the rows of one head after the other; ours
-and the released layout's are one.
+Queries, keys and values are three matrices, each with its rows ordered by head; in our layout and
+in the released one they are a single matrix.
 
 D channels.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stripedhyena2.checkpoint.layouts import vortex
 from stripedhyena2.checkpoint.layouts.named import Named, computed_frequencies
-from stripedhyena2.checkpoint.tensors import Made, Table
+from stripedhyena2.checkpoint.tensors import Rule, Table
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.layout import by_owner, by_part
 
@@ -37,38 +37,38 @@ class Transformers(Named):
     name = "hf"
 
     def claims(self, names: Collection[str]) -> bool:
-        """Whether they begin as its modules do."""
+        """Whether there are names that start like those of its modules."""
         return any(name.startswith("model.layers.") for name in names)
 
     def is_unused(self, name: str) -> bool:
-        """The output matrix is the embedding."""
+        """Whether a tensor is not used by the model; the head is tied to the embedding."""
         return name == "lm_head.weight" or name.endswith((".filter.t", ".inv_freq"))
 
     def to_released(self, config: ModelConfig, names: Collection[str], origin: str) -> Table:
-        """As `Named`."""
+        """As in `Named`."""
         del names, origin
-        found: dict[str, Made] = {}
+        table: dict[str, Rule] = {}
         for ours in vortex.expected(config):
             if ours.endswith("inv_freq"):
-                found[ours] = computed_frequencies(config)
+                table[ours] = computed_frequencies(config)
             elif ours.endswith("Wqkv.weight"):
-                found[ours] = Made(_projections(ours), lambda *qkv: _together(qkv, config))
+                table[ours] = Rule(_projections(ours), lambda *qkv: _fused_qkv(qkv, config))
             else:
-                found[ours] = Made((_renamed(ours),))
-        return found
+                table[ours] = Rule((_renamed(ours),))
+        return table
 
     def from_released(self, config: ModelConfig) -> Table:
-        """As `Named`."""
-        found: dict[str, Made] = {}
+        """As in `Named`."""
+        table: dict[str, Rule] = {}
         for ours, rule in self.to_released(config, (), "").items():
-            for part, name in enumerate(rule.of):
-                by = _one_of_three(part, config) if len(rule.of) == 3 else rule.by
-                found[name] = Made((ours,), by)
-        return found
+            for part, name in enumerate(rule.sources):
+                by = _split_qkv(part, config) if len(rule.sources) == 3 else rule.convert
+                table[name] = Rule((ours,), by)
+        return table
 
 
 def _renamed(released: str) -> str:
-    """The name of a tensor that has the same form."""
+    """The name of a tensor that is stored in the same form."""
     block, rest = "", released
     if released.startswith("blocks."):
         _, number, rest = released.split(".", 2)
@@ -84,9 +84,9 @@ def _projections(released: str) -> tuple[str, ...]:
     return tuple(f"model.layers.{index}.block.attention.{part}_proj.weight" for part in "qkv")
 
 
-def _together(qkv: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
+def _fused_qkv(qkv: tuple[Tensor, ...], config: ModelConfig) -> Tensor:
     return by_owner(torch.cat(qkv), config.num_heads)
 
 
-def _one_of_three(part: int, config: ModelConfig) -> Callable[[Tensor], Tensor]:
+def _split_qkv(part: int, config: ModelConfig) -> Callable[[Tensor], Tensor]:
     return lambda rows: by_part(rows, config.num_heads).chunk(3)[part]

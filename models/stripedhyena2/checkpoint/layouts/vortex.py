@@ -1,7 +1,7 @@
 """The layout of the published Evo 2 files, which Vortex reads: both ways, bit for bit.
 
 `layout.layout` describes how it differs from ours. `filter.t` (a time axis) and `unembed.weight` (a
-copy of the embedding) contain nothing of their own; `_extra_state` entries are FP8 scales.
+copy of the embedding) are redundant; `_extra_state` entries are FP8 scales.
 """
 
 import io
@@ -16,13 +16,13 @@ from stripedhyena2.checkpoint.contents import Checkpoint, check_tensors, expecte
 from stripedhyena2.checkpoint.files import writing
 from stripedhyena2.checkpoint.layouts.base import Layout
 from stripedhyena2.checkpoint.shards import write_safetensors
-from stripedhyena2.checkpoint.tensors import Made, Tensors, translate
+from stripedhyena2.checkpoint.tensors import Rule, Tensors, translate
 from stripedhyena2.config import ModelConfig, released_yml
 from stripedhyena2.layout import layout
 from stripedhyena2.outputs import atomic_paths
 
 SUFFIXES = (".pt", ".safetensors")
-HEAD = "score."  # begins the names of a classifier on top of the model
+HEAD = "score."  # prefix of the tensors of a classifier head on top of the model
 _UNUSED = re.compile(
     r"(^score\..*|unembed\.weight|_extra_state|\.filter\.t|\.(input|weight)_scale)$"
 )
@@ -36,19 +36,19 @@ class Vortex(Layout):
     name, stored_as = "vortex", "released"
 
     def claims(self, names: Collection[str]) -> bool:
-        """As `Layout`."""
+        """As in `Layout`."""
         return "embedding_layer.weight" in names
 
     def to_ours(self, tensors: Tensors, config: ModelConfig, origin: str) -> Tensors:
-        """As `Layout`."""
+        """As in `Layout`."""
         used = tensors.renamed(_current_name)
         check_tensors(used.like, {n: t.shape for n, t in expected(config).items()}, origin)
-        table = {entry.ours: Made((entry.theirs,), entry.to_ours) for entry in layout(config)}
+        table = {entry.ours: Rule((entry.theirs,), entry.to_ours) for entry in layout(config)}
         return translate(used, table, origin)
 
     def from_ours(self, tensors: Tensors, config: ModelConfig) -> Tensors:
-        """As `Layout`, with the copy of the embedding that released files have."""
-        table = {entry.theirs: Made((entry.ours,), entry.to_theirs) for entry in layout(config)}
+        """As in `Layout`, with the copy of the embedding that released files have."""
+        table = {entry.theirs: Rule((entry.ours,), entry.to_theirs) for entry in layout(config)}
         table["unembed.weight"] = table["embedding_layer.weight"]
         return translate(tensors, table, "this model")
 
@@ -60,7 +60,7 @@ def _current_name(name: str) -> str | None:
 
 
 def expected(config: ModelConfig) -> dict[str, Tensor]:
-    """Every tensor that matters in a released file of this shape, on the meta device."""
+    """Every tensor of a released file that the model uses, on the meta device."""
     ours = {name: torch.empty(s, device="meta") for name, s in expected_shapes(config).items()}
     return {entry.theirs: entry.to_theirs(ours[entry.ours]) for entry in layout(config)}
 

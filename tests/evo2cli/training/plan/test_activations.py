@@ -44,7 +44,7 @@ DTYPES = [AUTOCAST, NARROW, WIDE]
 def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let every operator take the way of a GPU."""
     for op in (attention, fir, modal, norm):
-        monkeypatch.setattr(op, "kernels_take", lambda *_, **__: True)
+        monkeypatch.setattr(op, "kernels_support", lambda *_, **__: True)
     with FakeTensorMode():
         yield
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evo2cli.data.documents import Integers
-from evo2cli.data.order import PERIOD, Mixture, OnePool, hashed, shuffled
+from evo2cli.data.sampler import PERIOD, MixtureSampler, PooledSampler, hashed, shuffled
 
 counts = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 weights = st.floats(1e-6, 1, allow_subnormal=False)
@@ -67,9 +67,9 @@ def test_small_orders_all_come_up(size: int, least: int) -> None:
 
 def test_the_order_is_this_one_for_ever() -> None:
     """A run that went on under another order would see windows twice: these numbers are frozen."""
-    pool = OnePool([6, 4], seed=7)
+    pool = PooledSampler([6, 4], seed=7)
     assert pool.locate(np.arange(10)).window.tolist() == [3, 0, 1, 2, 4, 5, 1, 0, 3, 2]
-    mixture = Mixture([6, 4], [0.6, 0.4], seed=7)
+    mixture = MixtureSampler([6, 4], [0.6, 0.4], seed=7)
     assert mixture.locate(np.arange(10)).source.tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 1, 1]
     assert mixture.locate(np.arange(10)).window.tolist() == [0, 2, 1, 5, 2, 2, 2, 0, 1, 0]
 
@@ -84,7 +84,7 @@ def test_hashed_bits_are_fair_coins(seed: int) -> None:
 @given(sizes=counts, seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 5))
 def test_one_pool_has_every_window_once_an_epoch(sizes: list[int], seed: int, epoch: int) -> None:
     total = sum(sizes)
-    pool = OnePool(sizes, seed)
+    pool = PooledSampler(sizes, seed)
     places = pool.locate(np.arange(epoch * total, (epoch + 1) * total))
     assert (places.epoch == epoch).all()
     found = sorted(zip(places.source.tolist(), places.window.tolist(), strict=True))
@@ -94,9 +94,9 @@ def test_one_pool_has_every_window_once_an_epoch(sizes: list[int], seed: int, ep
 
 @given(parts=st.lists(weights, min_size=1, max_size=6), period=st.integers(0, 2**24))
 def test_shares_are_exact_in_every_period_and_over_time(parts: list[float], period: int) -> None:
-    mixture = Mixture([1] * len(parts), parts, seed=0)
+    mixture = MixtureSampler([1] * len(parts), parts, seed=0)
     exact = [Fraction(part) * PERIOD / sum(map(Fraction, parts)) for part in parts]
-    before, after = mixture.dealt(period), mixture.dealt(period + 1)
+    before, after = mixture.drawn(period), mixture.drawn(period + 1)
     here = [late - early for early, late in zip(before, after, strict=True)]
     assert sum(here) == PERIOD
     for share, count, total in zip(exact, here, before, strict=True):
@@ -105,19 +105,19 @@ def test_shares_are_exact_in_every_period_and_over_time(parts: list[float], peri
         assert abs(total - share * period) < 20 + period * 2**-15
 
 
-def test_dealt_counts_what_the_periods_hold() -> None:
-    mixture = Mixture([3, 5, 2], [0.7, 0.29999, 0.00001], seed=4)
+def test_drawn_counts_what_the_periods_hold() -> None:
+    mixture = MixtureSampler([3, 5, 2], [0.7, 0.29999, 0.00001], seed=4)
     places = mixture.locate(np.arange(3 * PERIOD))
     for periods in (1, 2, 3):
         found = np.bincount(places.source[: periods * PERIOD], minlength=3)
-        assert found.tolist() == mixture.dealt(periods)
+        assert found.tolist() == mixture.drawn(periods)
 
 
 def test_a_tiny_weight_has_its_turn() -> None:
-    mixture = Mixture([10, 10], [1.0, 1e-6], seed=0)
+    mixture = MixtureSampler([10, 10], [1.0, 1e-6], seed=0)
     exact = 100_000 * PERIOD * 1e-6 / (1 + 1e-6)
-    assert mixture.dealt(100_000)[1] == pytest.approx(exact, abs=3)
-    first = next(p for p in range(100) if mixture.dealt(p)[1])
+    assert mixture.drawn(100_000)[1] == pytest.approx(exact, abs=3)
+    first = next(p for p in range(100) if mixture.drawn(p)[1])
     samples = np.arange((first - 1) * PERIOD, first * PERIOD)
     assert (mixture.locate(samples).source == 1).sum() == 1
 
@@ -132,7 +132,7 @@ def test_a_source_of_a_mixture_is_gone_through_epoch_by_epoch(
     sizes: list[int], seed: int, data: st.DataObject
 ) -> None:
     parts = data.draw(st.lists(weights, min_size=len(sizes), max_size=len(sizes)))
-    mixture = Mixture(sizes, parts, seed)
+    mixture = MixtureSampler(sizes, parts, seed)
     places = mixture.locate(np.arange(2 * PERIOD))
     for source, size in enumerate(sizes):
         mine = places.source == source
@@ -152,7 +152,7 @@ def test_a_source_of_a_mixture_is_gone_through_epoch_by_epoch(
 )
 def test_any_samples_alone_are_as_together(weighted: bool, start: int, size: int, cut: int) -> None:
     sizes, parts = [7, 1000, 123_456], [0.5, 0.3, 0.2]
-    order = Mixture(sizes, parts, 3) if weighted else OnePool(sizes, 3)
+    order = MixtureSampler(sizes, parts, 3) if weighted else PooledSampler(sizes, 3)
     samples = np.arange(start, start + size)
     whole = order.locate(samples)
     pieces = [order.locate(samples[:cut]), order.locate(samples[cut:])]

@@ -1,8 +1,8 @@
-"""Which window of which source is the j-th sample of a run, without storing a permutation.
+"""Samplers: map the j-th sample of a run to a window of a source, without storing a permutation.
 
-An order is a keyed bijection, so any element of it is computed by itself, in O(1) memory and time.
-All hashing is spelled out here, because a run must resume in the same order under any version of
-any library.
+A shuffled order is a keyed bijection, so each of its elements is computed on its own, in O(1) time
+and memory. All hashing is written out here, because a resumed run must see the same order with any
+version of any library.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from evo2cli.data.documents import Integers
 
 PERIOD = 1 << 16  # samples
 _ROUNDS = 6
-_UNITS = 1 << 32  # parts of a sample that shares are counted in
+_UNITS = 1 << 32  # resolution of shares: units per sample
 _STRIDE = 2654435769  # odd and near _UNITS / golden ratio, so that periods spread evenly
 _ONE, _GOLDEN = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
 _Words = npt.NDArray[np.uint64]
 
 
 def keyed_number(*key: int | str) -> int:
-    """A number in [0, 2**64) that depends on the key alone, the same on every machine."""
+    """A hash of the key in [0, 2**64), the same on every machine."""
     text = "/".join(map(str, key))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def hashed(key: _Words | np.uint64, numbers: Integers) -> _Words:
-    """A pseudorandom word for each number, [S]; one key maps different numbers to different words.
+    """A pseudorandom word for each number, [S]; for one key, different numbers never collide.
 
     Source: splitmix64.
     """
@@ -43,27 +43,26 @@ def hashed(key: _Words | np.uint64, numbers: Integers) -> _Words:
 
 
 def shuffled(positions: Integers, sizes: Integers, keys: _Words) -> Integers:
-    """The element at each position of a shuffled order of [0, size), [S].
+    """The element at each position of a keyed random permutation of [0, size), [S].
 
-    For each size and key this is a bijection. A Feistel network permutes [0, n) with n the next
-    power of four; a result outside [0, size) goes through it again until it is inside, which takes
-    at most 4 rounds on average.
+    A Feistel network permutes [0, n) with n the next power of four; a result outside [0, size) goes
+    through it again until it is inside (cycle walking), which takes at most 4 passes on average.
 
     Args:
         positions: Each below its size, [S].
         sizes: At most 2**52, [S].
-        keys: Each selects an order, [S].
+        keys: Each selects a permutation, [S].
     """
-    found, outside = positions.copy(), np.arange(len(positions))
+    permuted, outside = positions.copy(), np.arange(len(positions))
     half = (np.frexp(np.maximum(sizes - 1, 1))[1].astype(np.uint64) + _ONE) >> _ONE
     while len(outside):
-        found[outside] = _feistel(found[outside], half[outside], keys[outside])
-        outside = outside[found[outside] >= sizes[outside]]
-    return found
+        permuted[outside] = _feistel(permuted[outside], half[outside], keys[outside])
+        outside = outside[permuted[outside] >= sizes[outside]]
+    return permuted
 
 
 def _feistel(numbers: Integers, half: _Words, keys: _Words) -> Integers:
-    """A bijection of [0, 4**half)."""
+    """A keyed permutation of [0, 4**half)."""
     low = (_ONE << half) - _ONE
     words = numbers.astype(np.uint64)
     left, right = words >> half, words & low
@@ -75,12 +74,12 @@ def _feistel(numbers: Integers, half: _Words, keys: _Words) -> Integers:
 
 @dataclass(frozen=True)
 class Locations:
-    """Where S samples are read.
+    """The windows that S samples are read from.
 
     Attributes:
         source: Index of the source, [S].
-        epoch: Number of complete passes over that source before, [S].
-        window: Index of the window in the source, [S].
+        epoch: Epoch of that source, i.e. complete passes over it before this sample, [S].
+        window: Index of the window within the source, [S].
     """
 
     source: Integers
@@ -88,22 +87,22 @@ class Locations:
     window: Integers
 
 
-class Order(Protocol):
-    """A mapping from the samples of a run to windows of its sources."""
+class WindowSampler(Protocol):
+    """Maps the samples of a run to windows of its sources."""
 
     def locate(self, samples: Integers) -> Locations:
-        """Where samples (0-based, in any order) are read."""
+        """The windows of samples (0-based numbers, in any order)."""
 
     def epochs(self, samples: int) -> tuple[float, ...]:
-        """Number of passes over each source in that many samples."""
+        """Number of passes over each source in the first `samples` samples."""
 
 
-class OnePool:
-    """All sources in one pool: every window of every source once per epoch, in one shuffled order.
+class PooledSampler:
+    """Shuffles the windows of all sources together; each window is read once per epoch.
 
     Args:
         counts: Number of windows of each source.
-        seed: Selects the order.
+        seed: Seed of the shuffle.
     """
 
     def __init__(self, counts: Sequence[int], seed: int) -> None:
@@ -112,7 +111,7 @@ class OnePool:
         self._key = np.uint64(keyed_number(seed, "windows"))
 
     def locate(self, samples: Integers) -> Locations:
-        """Where samples are read."""
+        """As `WindowSampler`."""
         total = np.full_like(samples, self._ends[-1])
         epoch, position = np.divmod(samples, total)
         window = shuffled(position, total, hashed(self._key, epoch))
@@ -120,12 +119,12 @@ class OnePool:
         return Locations(source, epoch, window - self._starts[source])
 
     def epochs(self, samples: int) -> tuple[float, ...]:
-        """Number of passes over each source."""
+        """As `WindowSampler`."""
         return (samples / int(self._ends[-1]),) * len(self._ends)
 
 
-class Mixture:
-    """One pool per source, drawn from in proportion to weights.
+class MixtureSampler:
+    """Draws from each source in proportion to its weight; each source is shuffled on its own.
 
     In each period of PERIOD samples a source has its exact share, rounded up or down by a fixed
     pattern, so that over time every share is exact, however small. (Rounding each period by largest
@@ -137,12 +136,12 @@ class Mixture:
     Args:
         counts: Number of windows of each source.
         weights: Weight of each source, positive; only their ratios matter.
-        seed: Selects the order.
+        seed: Seed of the shuffles.
     """
 
     def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int) -> None:
         self._counts = np.array(counts, np.int64)
-        self._deal_key = np.uint64(keyed_number(seed, "deal"))
+        self._slot_key = np.uint64(keyed_number(seed, "deal"))
         keys = [keyed_number(seed, "windows", source) for source in range(len(counts))]
         self._keys = np.array(keys, np.uint64)
         total = sum(map(Fraction, weights))
@@ -154,36 +153,36 @@ class Mixture:
         self._whole = [unit // _UNITS for unit in units]
         self._part_ends = list(accumulate((unit % _UNITS for unit in units), initial=0))
 
-    def dealt(self, periods: int) -> list[int]:
-        """Number of samples of each source in the first `periods` periods, in O(log periods)."""
+    def drawn(self, periods: int) -> list[int]:
+        """Number of samples drawn from each source in the first `periods`, in O(log periods)."""
         sums = [_floor_sum(periods, _UNITS, _STRIDE, end) for end in self._part_ends]
         parts = zip(self._whole, pairwise(sums), strict=True)
         return [periods * whole + after - before for whole, (before, after) in parts]
 
     def locate(self, samples: Integers) -> Locations:
-        """Where samples are read."""
+        """As `WindowSampler`."""
         period, slot = np.divmod(samples, PERIOD)
-        source, turn = np.empty_like(slot), np.empty_like(slot)
+        source, draw = np.empty_like(slot), np.empty_like(slot)
         for number in np.unique(period).tolist():
-            these = period == number
-            source[these], turn[these] = self._deal(number, slot[these])
+            in_period = period == number
+            source[in_period], draw[in_period] = self._assign(number, slot[in_period])
         counts = self._counts[source]
-        epoch, position = np.divmod(turn, counts)
+        epoch, position = np.divmod(draw, counts)
         window = shuffled(position, counts, hashed(self._keys[source], epoch))
         return Locations(source, epoch, window)
 
-    def _deal(self, period: int, slots: Integers) -> tuple[Integers, Integers]:
+    def _assign(self, period: int, slots: Integers) -> tuple[Integers, Integers]:
         """Source of each slot of a period, and the number of earlier samples of that source."""
-        before = np.array(self.dealt(period))
-        here = np.array(self.dealt(period + 1)) - before
-        ends = np.cumsum(here)
-        whole = np.full_like(slots, PERIOD)
-        card = shuffled(slots, whole, hashed(self._deal_key, np.full_like(slots, period)))
-        source = np.searchsorted(ends, card, side="right")
-        return source, before[source] + card - (ends - here)[source]
+        before = np.array(self.drawn(period))
+        counts = np.array(self.drawn(period + 1)) - before
+        ends = np.cumsum(counts)
+        sizes = np.full_like(slots, PERIOD)
+        slot = shuffled(slots, sizes, hashed(self._slot_key, np.full_like(slots, period)))
+        source = np.searchsorted(ends, slot, side="right")
+        return source, before[source] + slot - (ends - counts)[source]
 
     def epochs(self, samples: int) -> tuple[float, ...]:
-        """Number of passes over each source."""
+        """As `WindowSampler`."""
         shares = zip(self._shares, self._counts.tolist(), strict=True)
         return tuple(samples * share / count for share, count in shares)
 

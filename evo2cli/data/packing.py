@@ -1,4 +1,7 @@
-"""How the stream of a source is cut into windows of L predictions, which take L + 1 bytes."""
+"""Packing: how the token stream of a source is divided into windows of L predictions.
+
+A window of L predictions takes L + 1 bytes: its inputs, and its targets one byte further on.
+"""
 
 from typing import Literal, Protocol
 
@@ -11,47 +14,47 @@ Packing = Literal["stream", "document"]  # whether windows run across documents
 _BLOCK = 1 << 12  # documents
 
 
-class Cut(Protocol):
-    """A division of a stream into windows.
+class WindowPacking(Protocol):
+    """A division of a token stream into windows.
 
     Attributes:
-        count: Number of windows.
+        num_windows: Number of windows.
         num_phases: Number of offsets at which the first window can start.
     """
 
-    count: int
+    num_windows: int
     num_phases: int
 
     def span(self, window: int, phase: int) -> tuple[int, int]:
-        """First byte and size of a window, with the first window starting at offset `phase`."""
+        """First byte and size of a window; the first window starts at offset `phase`."""
 
 
-class StreamCut:
-    """Consecutive windows across documents; neighbours share one byte.
+class StreamPacking:
+    """Consecutive windows that run across documents; neighbours share one byte.
 
     Args:
         documents: The source.
         length: Predictions per window.
-        shifted: Leave room to start at any offset within the first window.
+        shifted: Leave room for the first window to start at any offset below `length`.
     """
 
     def __init__(self, documents: Documents, length: int, *, shifted: bool) -> None:
         self._length, tokens = length, documents.num_tokens
-        self.count = max(0, tokens - 1) // length
-        if shifted and self.count:
+        self.num_windows = max(0, tokens - 1) // length
+        if shifted and self.num_windows:
             # One window fewer than would fit, so that every phase fits; but at least one.
-            self.count = max(1, tokens // length - 1)
-        self.num_phases = min(tokens - self.count * length, length) if shifted else 1
+            self.num_windows = max(1, tokens // length - 1)
+        self.num_phases = min(tokens - self.num_windows * length, length) if shifted else 1
 
     def span(self, window: int, phase: int) -> tuple[int, int]:
         """First byte and size of a window."""
         return phase + window * self._length, self._length + 1
 
 
-class DocumentCut:
+class DocumentPacking:
     """Windows from the start of each document; the last window of a document can be shorter.
 
-    Every byte but the first of each document is predicted once, including its end.
+    Every byte of a document except the first is a target once, including its end-of-document byte.
 
     Args:
         documents: The source.
@@ -63,9 +66,10 @@ class DocumentCut:
     def __init__(self, documents: Documents, length: int) -> None:
         self._length, self._offsets = length, documents.offsets
         starts = range(0, documents.num_documents, _BLOCK)
-        # Windows before each block of documents; one number per document would take much memory.
+        # Number of windows before each block of documents: an entry per document would take too
+        # much memory.
         self._before = np.cumsum([0, *(self._counts(start).sum() for start in starts)])
-        self.count = int(self._before[-1])
+        self.num_windows = int(self._before[-1])
 
     def span(self, window: int, phase: int) -> tuple[int, int]:
         """First byte and size (at most L + 1) of a window."""
