@@ -6,7 +6,7 @@ N sequences, L positions, C classes or numbers.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -28,7 +28,7 @@ from evo2cli.genome.fasta import read_records, require_nucleotides
 from evo2cli.genome.features import is_gff, locate_features
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import first_bytes
-from evo2cli.genome.vcf import Status, VariantRecord, is_scored, is_variants, read_vcf
+from evo2cli.genome.vcf import Header, Status, VariantRecord, is_scored, is_variants, read_vcf
 from evo2cli.options import DType, ModelOptions
 from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer
@@ -42,6 +42,7 @@ from stripedhyena2.progress import Progress, ignore_progress
 
 T = TypeVar("T")
 
+STATUS = "EVO2_PREDICT_STATUS"
 BLOCK = 1_024  # sequences, or variants, that are read before they are predicted
 
 
@@ -313,7 +314,8 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     if options.output is not None and not options.output.name.endswith(VCFS):
         raise UserError(f"--output {options.output}: variants are written to x.vcf or x.vcf.gz")
     fields = _info_fields(description.labels.classes, reading)
-    vcf = read_vcf(options.source)
+    vcf = read_vcf(options.source, scored=True)  # scores and predictions stand side by side
+    _check_names(options.source, vcf.header, [STATUS, *chain.from_iterable(fields)])
     counts: Counter[str] = Counter()
     missing = ""
     with (
@@ -386,6 +388,17 @@ def _info_fields(classes: Sequence[str], reading: Reading) -> list[list[str]]:
     ]
 
 
+def _check_names(source: Path, header: Header, names: Iterable[str]) -> None:
+    """Refuse a VCF that has one of the fields that will be added.
+
+    Raises:
+        UserError: It has.
+    """
+    for name in names:
+        if any(f"ID={name},".encode() in line for line in header.lines):
+            raise UserError(f"{source}: has {name} of an earlier run; give the original file")
+
+
 def _header_lines(
     options: PredictOptions, description: Description, fields: list[list[str]]
 ) -> list[str]:
@@ -403,7 +416,7 @@ def _header_lines(
                 f'##INFO=<ID={name},Number=A,Type=Float,Description="{what} of {label} {where}">'
             )
     lines.append(
-        '##INFO=<ID=EVO2_PREDICT_STATUS,Number=A,Type=String,Description="OK, EDGE (the window is '
+        f'##INFO=<ID={STATUS},Number=A,Type=String,Description="OK, EDGE (the window is '
         'cut or shifted at an end of the contig), or why there is no prediction">'
     )
     return lines
@@ -417,5 +430,5 @@ def _with_info(record: VariantRecord, alleles: Sequence[_Allele], fields: list[l
         for column, name in enumerate(names):
             cells = [cell(float(a.values[index][column]) if a.values else None) for a in alleles]
             entries.append(f"{name}={','.join(cells)}")
-    entries.append(f"EVO2_PREDICT_STATUS={','.join(allele.status for allele in alleles)}")
+    entries.append(f"{STATUS}={','.join(allele.status for allele in alleles)}")
     return record.with_info(";".join(entries))

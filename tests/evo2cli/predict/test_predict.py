@@ -125,6 +125,26 @@ def test_variants_keep_their_lines(
     assert info["EVO2_PREDICT_STATUS"] in ("OK", "EDGE")
 
 
+def test_scores_and_predictions_stand_side_by_side(
+    runs: dict[str, Path], tmp_path: Path, command_line: Command
+) -> None:
+    genome, output = ROOT / "examples" / "phix174.fa", tmp_path / "out.vcf"
+    scored = tmp_path / "scored.vcf"
+    text = (ROOT / "examples" / "phix174.vcf").read_text()
+    line = '##INFO=<ID=EVO2_DELTA,Number=A,Type=Float,Description="">\n'
+    text = text.replace("#CHROM", f"{line}#CHROM").replace("GENE=", "EVO2_DELTA=1;GENE=")
+    scored.write_text(text)
+    words = ["predict", str(runs["classify"]), "-R", str(genome)]
+    code, _, err = command_line(*words, str(scored), "-O", str(output))
+    assert code == 0, err
+    both = [row for row in output.read_text().splitlines() if not row.startswith("#")]
+    assert all("EVO2_PREDICT_STATUS=" in row for row in both)
+    assert sum("EVO2_DELTA=1;" in row for row in both) == text.count("EVO2_DELTA=1;")
+    code, _, err = command_line(*words, str(output))
+    assert code == 2
+    assert "has EVO2_PREDICT_STATUS of an earlier run; give the original file" in err
+
+
 def test_variants_of_another_genome_end_with_3(
     runs: dict[str, Path], tmp_path: Path, command_line: Command
 ) -> None:
