@@ -378,7 +378,9 @@ def test_an_impossible_loading_is_refused(
 
 
 def test_a_repository_that_is_nowhere_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^nobody/nothing: no such file or folder, and not available"):
+    with pytest.raises(
+        UserError, match=r"^nobody/nothing: no such file or folder, and not available"
+    ):
         Evo2ForCausalLM.from_pretrained("nobody/nothing", local_files_only=True)
 
 
