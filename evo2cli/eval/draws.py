@@ -1,7 +1,7 @@
 """Reproducible random DNA: random bases, substitutions, and random windows of a genome.
 
-A draw is a function of its labels alone, derived from a hash of them: it is the same on every machine
-and with every library version, and independent of other draws.
+A draw is derived from a hash of its labels alone: it is the same on every machine and with every
+library version, and independent of other draws.
 """
 
 import hashlib
