@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Evaluations(Group):
-    """Knows that the presets of `variants` once were commands."""
+    """Points from former commands to the presets of `variants` that replaced them."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Refuse such a command with the one to use instead.

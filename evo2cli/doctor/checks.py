@@ -1,4 +1,6 @@
-"""Self-tests: each also computes something wrong, and fails if it does not notice.
+"""Self-tests of the operators and of a model against fp64.
+
+Each test also runs a wrong computation (a negative control), and fails if it does not detect it.
 
 B batch, L length, D channels, C = 3D channels, G filter groups, K taps, S modes.
 """
@@ -26,9 +28,9 @@ from stripedhyena2 import StripedHyena2
 from stripedhyena2.decoding import Decoder
 
 LENGTH, WIDTH, GROUPS, MODES = 600, 64, 4, 16
-REPEAT_UNIT = 32  # bases of the tandem repeat that models read
+REPEAT_UNIT = 32  # bases of the unit of the tandem repeat that models are run on
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # on ||x - exact|| / ||exact||
-FLOAT8_TOLERANCE = 1e-2  # FP8 units sum with fewer bits than fp32 has
+FLOAT8_TOLERANCE = 1e-2  # FP8 tensor cores accumulate with fewer bits than fp32
 UNROUNDED = "operands not rounded"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MODEL_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # through all layers
@@ -42,10 +44,10 @@ class Outcome:
 
     Attributes:
         name: What was tested.
-        wrong: What was computed wrong on purpose.
-        error: Error of the correct computation, which must not exceed `tolerance`.
-        error_of_wrong: Error of the wrong computation, which must exceed it.
-        tolerance: Limit between the two.
+        wrong: The deliberate mistake of the negative control, in words.
+        error: Error of the computation under test, which must not exceed `tolerance`.
+        error_of_wrong: Error of the negative control, which must exceed it.
+        tolerance: Maximum error.
     """
 
     name: str
@@ -56,21 +58,21 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether the correct result passes and the wrong one is noticed; NaN fails both."""
+        """Whether the test is within tolerance and detects the wrong result; NaN fails both."""
         return self.error <= self.tolerance < self.error_of_wrong
 
 
 @dataclass(frozen=True)
 class Check:
-    """A computation on a device, compared with the same on the CPU in fp64.
+    """A test of an operator on a device against its fp64 reference on the CPU.
 
     Attributes:
-        name: What is tested.
+        name: The operator.
         inputs: Inputs in fp64 on the CPU.
-        run: The computation to test; takes inputs in any dtype on any device.
-        exact: What it should give; takes inputs in fp64.
+        run: The operator under test; takes inputs in any dtype on any device.
+        exact: Its reference; takes inputs in fp64.
         wrong: What `spoil` does, in words.
-        spoil: Turns the inputs into those of a wrong computation.
+        spoil: Corrupts the inputs for the negative control.
         tolerance: Overrides the tolerance of the dtype.
     """
 
@@ -84,13 +86,13 @@ class Check:
 
     @torch.inference_mode()
     def outcome(self, device: torch.device, dtype: torch.dtype) -> Outcome:
-        """Compute right and wrong on `device` from inputs rounded to `dtype`."""
+        """Run the test and its negative control on `device`, with inputs rounded to `dtype`."""
         rounded = [value.to(dtype) for value in self.inputs]
         exact = self.exact(*(value.double() for value in rounded))
 
         def error(*inputs: Tensor) -> float:
-            found = self.run(*(value.to(device) for value in inputs)).double().cpu()
-            return float((found - exact).norm() / exact.norm())
+            output = self.run(*(value.to(device) for value in inputs)).double().cpu()
+            return float((output - exact).norm() / exact.norm())
 
         return Outcome(
             f"{self.name}, {NAMES[dtype]}",
@@ -102,10 +104,10 @@ class Check:
 
 
 def checks(*, float8: bool = True) -> Iterator[Check]:
-    """A check of every operator of a model.
+    """Yield a check of every operator of the model.
 
     Args:
-        float8: Whether to check the products of `--dtype fp8`.
+        float8: Whether to check the FP8 matrix products of `--dtype fp8` as well.
     """
     draw = partial(_draw, torch.Generator().manual_seed(0))
     z_BLC, featurizer_CF = draw(1, LENGTH, 3 * WIDTH), draw(3 * WIDTH, 3)
@@ -115,7 +117,7 @@ def checks(*, float8: bool = True) -> Iterator[Check]:
             (z_BLC, featurizer_CF, draw(GROUPS, num_taps), draw(WIDTH)),
             _fir,
             _fir,
-            "taps in the other order",
+            "taps reversed",
             lambda z, featurizer, taps, skip: (z, featurizer, taps.flip(1), skip),
         )
     yield Check(
@@ -123,7 +125,7 @@ def checks(*, float8: bool = True) -> Iterator[Check]:
         (z_BLC, featurizer_CF, -draw(WIDTH, MODES).abs() / 10, draw(WIDTH, MODES), draw(WIDTH)),
         _modal,
         _modal,
-        "poles a tenth off",
+        "poles 10 % too large",
         lambda z, featurizer, poles, *more: (z, featurizer, 1.1 * poles, *more),
     )
     yield Check(
@@ -139,7 +141,7 @@ def checks(*, float8: bool = True) -> Iterator[Check]:
         (draw(1, 2, LENGTH, 32), draw(1, 2, LENGTH + 40, 32), draw(1, 2, LENGTH + 40, 32)),
         causal_attention,
         _attention,
-        "values one position off",
+        "values shifted by one position",
         lambda q, k, v: (q, k, v.roll(1, dims=2)),
     )
     yield _float8_check(draw(LENGTH, WIDTH), draw(3 * WIDTH, WIDTH))
@@ -172,23 +174,23 @@ def _modal(z_BLC: Tensor, *filters: Tensor) -> Tensor:
 
 
 def _attention(q_BHLW: Tensor, k_BHTW: Tensor, v_BHTW: Tensor) -> Tensor:
-    """Attention of the last L of T positions by its formula."""
-    length, seen = q_BHLW.shape[2], k_BHTW.shape[2]
+    """Causal attention of the last L of T positions, by the formula."""
+    length, num_keys = q_BHLW.shape[2], k_BHTW.shape[2]
     scores = q_BHLW @ k_BHTW.transpose(2, 3) / q_BHLW.shape[3] ** 0.5
-    hidden = torch.ones(length, seen, dtype=torch.bool).triu(seen - length + 1)
-    weights_BHLT: Tensor = scores.masked_fill(hidden, float("-inf")).softmax(dim=3)
+    future = torch.ones(length, num_keys, dtype=torch.bool).triu(num_keys - length + 1)
+    weights_BHLT: Tensor = scores.masked_fill(future, float("-inf")).softmax(dim=3)
     return weights_BHLT @ v_BHTW
 
 
 def _float8_check(x_MI: Tensor, weight_OI: Tensor) -> Check:
-    """An FP8 projection; it must round its operands, so a product in full precision is wrong."""
+    """Check of an FP8 projection; its negative control does not round the operands to FP8."""
     x_factor, weight_factor = 40.5, 100.25
 
     def run(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
         if not rounding:
             return x_MI @ weight_OI.T
-        kept = quantize_weight(weight_OI, weight_factor, x_MI.device)
-        return scaled_product(x_MI, kept, x_factor, weight_factor)
+        quantized = quantize_weight(weight_OI, weight_factor, x_MI.device)
+        return scaled_product(x_MI, quantized, x_factor, weight_factor)
 
     def exact(x_MI: Tensor, weight_OI: Tensor, _: Tensor) -> Tensor:
         x, weight = (
@@ -213,27 +215,27 @@ def _leave_unrounded(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> tuple
 
 
 def _rows_product(x_MI: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
-    """A product of `--dtype fp8`."""
+    """A matrix product of `--dtype fp8`."""
     if not rounding:
         return x_MI @ weight_OI.T
     return rows_product(round_rows(x_MI), Float8Weight.rounded(weight_OI))
 
 
 def _token_product(x_1I: Tensor, weight_OI: Tensor, rounding: Tensor) -> Tensor:
-    """The same as a step of decoding computes it."""
+    """The matrix-vector product of `--dtype fp8` in a decoding step."""
     weight = Float8Weight.rounded(weight_OI) if rounding else weight_OI
     return added_linear(x_1I[None], weight, None, x_1I.new_zeros(1, 1, len(weight_OI)))[0]
 
 
 @torch.inference_mode()
 def check_model(model: StripedHyena2, exact: StripedHyena2 | None = None) -> Iterator[Outcome]:
-    """Compare a model on a tandem repeat with its fp64 twin, read in chunks and base by base.
+    """Test a model on a tandem repeat: against fp64, and with a cache, in chunks and base by base.
 
     The log-probabilities of A, C, G and T in the second half are compared.
 
     Args:
         model: Model to test.
-        exact: The same model in fp64 on the CPU; None skips the comparison with it.
+        exact: The same model in fp64 on the CPU; None skips the comparison with fp64.
     """
     device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
     unit = torch.randint(4, (1, REPEAT_UNIT), generator=torch.Generator().manual_seed(0))
@@ -244,10 +246,10 @@ def check_model(model: StripedHyena2, exact: StripedHyena2 | None = None) -> Ite
     def logprobs(logits_BLV: Tensor) -> Tensor:
         return logits_BLV[:, -half:, letters.to(device)].cpu().double().log_softmax(dim=2)
 
-    def result(name: str, wrong: str, found: Tensor, spoiled: Tensor, expected: Tensor) -> Outcome:
+    def result(name: str, wrong: str, output: Tensor, spoiled: Tensor, expected: Tensor) -> Outcome:
         error, of_wrong = (
             float((logprobs(logits_BLV) - expected).norm() / expected.norm())
-            for logits_BLV in (found, spoiled)
+            for logits_BLV in (output, spoiled)
         )
         tolerance = MODEL_TOLERANCES.get(dtype, 1e-6)
         return Outcome(f"{name}, {NAMES.get(dtype, 'fp64')}", wrong, error, of_wrong, tolerance)
@@ -256,12 +258,13 @@ def check_model(model: StripedHyena2, exact: StripedHyena2 | None = None) -> Ite
     if exact is not None:
         expected = exact(ids_BL.cpu())[:, -half:, letters].log_softmax(dim=2)
         yield result("whole model", "other bases", whole, model(others_BL), expected)
-    cache, forgetful = model.new_cache(1), model(ids_BL[:, half:])
+    cache, without_context = model.new_cache(1), model(ids_BL[:, half:])
     first = model(ids_BL[:, :half], cache=cache)
     decoder = Decoder(model, 1, ids_BL.shape[1])
     decoder.place(0, cache)
-    pieces = (ids_BL[:, half : half + 1], ids_BL[:, half + 1 :])
-    joined = torch.cat([first, *(model(piece, cache=cache) for piece in pieces)], dim=1)
-    yield result("cut, against whole", "the past forgotten", joined, forgetful, logprobs(whole))
+    chunks = (ids_BL[:, half : half + 1], ids_BL[:, half + 1 :])
+    joined = torch.cat([first, *(model(chunk, cache=cache) for chunk in chunks)], dim=1)
+    mistake = "first half left out"
+    yield result("in chunks", mistake, joined, without_context, logprobs(whole))
     steps = torch.stack([decoder.step(ids_BL[:, t]) for t in range(half, ids_BL.shape[1])], dim=1)
-    yield result("base by base", "the past forgotten", steps, forgetful, logprobs(whole))
+    yield result("base by base", mistake, steps, without_context, logprobs(whole))

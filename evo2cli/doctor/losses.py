@@ -1,8 +1,8 @@
-"""The loss of a published model on its publisher's prompts, compared with the published loss.
+"""Reproduce the published loss of a published model on the prompts of its publisher.
 
-Published losses are in the test of ArcInstitute/evo2: the mean over prompts of the cross-entropy
-per token, that of each prompt computed from bf16 logits and rounded to bf16. The same is computed
-here to compare, and the loss in fp32 besides.
+The losses are from the test of ArcInstitute/evo2: the mean over prompts of the cross-entropy per
+token, where that of each prompt is computed from bf16 logits and rounded to bf16. It is computed
+here in the same way for comparison, and also in fp32.
 
 L tokens, V vocabulary.
 """
@@ -32,7 +32,7 @@ COLUMNS = ("sequence", "sequences", "seq", "prompt")
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The sequences of a CSV with a header: its column named as in `COLUMNS`, or else its first.
+    """Read the sequences of a CSV with a header: a column named as in `COLUMNS`, or else the first.
 
     Raises:
         UserError: The file cannot be read, or a sequence is shorter than two bases.
@@ -56,17 +56,18 @@ def read_prompts(path: Path) -> list[str]:
 def measure_losses(
     model: StripedHyena2, prompts: list[str], published: float | None, *, chunk: int = CHUNK
 ) -> dict[str, Any]:
-    """The mean loss over prompts in nats per token, compared with the published one.
+    """Measure the mean loss over prompts, in nats per token, and compare it with the published one.
 
     Args:
-        model: Model to measure.
+        model: Model to evaluate.
         prompts: Sequences.
-        published: Published loss of the model on these prompts, if there is one.
+        published: Published loss of the model on these prompts, or None.
         chunk: Bases in one forward pass.
 
     Returns:
-        prompts (their number), loss (fp32), loss_as_published (rounded as the published one was),
-        published, and passed: whether the last two agree, None without a published loss.
+        prompts (their number), loss (fp32), loss_as_published (bf16, as the published one),
+        published, and passed: whether the last two agree within `TOLERANCE`; None without a
+        published loss.
     """
     losses = []
     with console.progress("prompts", sum(map(len, prompts)), "bases") as bar:
@@ -85,7 +86,7 @@ def measure_losses(
 
 @torch.inference_mode()
 def _losses(model: StripedHyena2, bases: bytes, chunk: int) -> tuple[float, float]:
-    """The mean loss of one prompt: in fp32, and rounded as the published one was."""
+    """The mean loss of one prompt: in fp32, and in bf16 as the published one."""
     ids_L, cache = token_ids(model, bases), model.new_cache(1)
     exact, rounded = [], []
     for start in range(0, len(bases) - 1, chunk):

@@ -16,12 +16,12 @@ from hyenakernels.float8.op import runs_float8
 from stripedhyena2.checkpoint.precision import sums_like_hopper
 from stripedhyena2.host import available_bytes
 
-# Optional packages, and what each is for.
+# Optional packages and what they are used for.
 OPTIONAL = {
     "triton": "fused kernels on GPUs",
     "deepspeed": "training on several GPUs",
-    "tensorboard": "curves of a training run",
-    "wandb": "the same in Weights & Biases",
+    "tensorboard": "training curves",
+    "wandb": "training curves in Weights & Biases",
     "matplotlib": "--plot",
     "pyarrow": "Parquet",
     "pyBigWig": "bigWig",
@@ -31,7 +31,7 @@ _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Facts as JSON values; None for what is unknown."""
+    """Describe hardware and software as JSON values; None where unknown."""
     cache = Path(constants.HF_HUB_CACHE)
     existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     return {
@@ -52,15 +52,15 @@ def describe_machine() -> dict[str, Any]:
 
 
 def memory_bytes() -> int:
-    """Memory of the machine, or the part of it that a container may use."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Memory of the machine in bytes, or the cgroup limit of a container if that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
-    return min(whole, int(limit)) if limit.isdecimal() else whole
+    return min(total, int(limit)) if limit.isdecimal() else total
 
 
 def _driver() -> str | None:
-    found = re.search(r"Kernel Module\D*(\d[\d.]+)", _read(_DRIVER))
-    return found[1] if found else None
+    match = re.search(r"Kernel Module\D*(\d[\d.]+)", _read(_DRIVER))
+    return match[1] if match else None
 
 
 def _read(file: Path) -> str:
@@ -76,15 +76,15 @@ def _version(package: str) -> str | None:
 
 def _gpu(index: int) -> dict[str, Any]:
     device = torch.device("cuda", index)
-    facts = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(device)
     free, _ = torch.cuda.mem_get_info(device)
     fp8 = "simulated for models trained so, --dtype fp8 refused"
     if runs_float8(device):
         fp8 = "yes, Hopper's sums" if sums_like_hopper(device) else "yes, other sums than Hopper's"
     return {
-        "name": facts.name,
-        "capability": f"{facts.major}.{facts.minor}",
-        "memory_bytes": facts.total_memory,
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
         "free_bytes": free,
         "fp8": fp8,
     }

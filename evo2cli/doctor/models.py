@@ -1,4 +1,4 @@
-"""Which published models fit this machine, and which give trustworthy numbers on it."""
+"""Which published models fit this machine, and which reproduce their published numbers on it."""
 
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ BF16, FP32 = 2, 4
 
 
 def describe_models(device: torch.device, memory: int, free_disk: int) -> list[dict[str, Any]]:
-    """A row for each published model.
+    """Describe each published model: memory, trust, and whether it fits.
 
     Args:
-        device: Where models shall run.
-        memory: Bytes of memory of the machine.
-        free_disk: Bytes that may be fetched.
+        device: Device to run models on.
+        memory: Host memory in bytes.
+        free_disk: Free disk space for downloads, in bytes.
 
     Returns:
         name, needs (precision), trusted and why (see `trust`), file_bytes, needed_bytes, fits,
@@ -56,9 +56,9 @@ def describe_models(device: torch.device, memory: int, free_disk: int) -> list[d
         if needed > capacity:
             obstacle = f"needs {needed / 1e9:,.0f} GB of {capacity / 1e9:,.0f}"
         elif len(published.sizes) > 1 and file > memory:
-            obstacle = f"reading its parts takes {file / 1e9:,.0f} GB of memory"
+            obstacle = f"loading its parts takes {file / 1e9:,.0f} GB of memory"
         elif not cached and file > free_disk:
-            obstacle = f"{file / 1e9:,.0f} GB to fetch, {free_disk / 1e9:,.0f} GB of disk free"
+            obstacle = f"{file / 1e9:,.0f} GB to download, {free_disk / 1e9:,.0f} GB of disk free"
         rows.append(
             {
                 "name": name,
@@ -76,15 +76,15 @@ def describe_models(device: torch.device, memory: int, free_disk: int) -> list[d
 
 
 def trust(precision: Precision, *, float8: bool, hopper: bool) -> tuple[str, str]:
-    """Whether a device computes the published numbers ("yes", "unproven", "no"), and why.
+    """Whether a device reproduces the published numbers ("yes", "unproven" or "no"), and why.
 
-    "unproven": the device computes as the model needs it, but this was not compared with published
-    numbers of the model.
+    "unproven": the device has the arithmetic that the model needs, but its results have not been
+    compared with published numbers of the model.
 
     Args:
-        precision: What the model needs.
-        float8: Whether the device multiplies in FP8.
-        hopper: Whether it sums FP8 products as Hopper GPUs do.
+        precision: Precision that the model needs.
+        float8: Whether the device has FP8 matrix products.
+        hopper: Whether it accumulates FP8 products as Hopper GPUs do.
     """
     if precision is Precision.BF16:
         return "yes", "needs no FP8"
@@ -98,15 +98,15 @@ def trust(precision: Precision, *, float8: bool, hopper: bool) -> tuple[str, str
 
 
 def inference_bytes(config: ModelConfig, device: torch.device, *, float8: bool) -> int:
-    """About the memory that scoring or generating one sequence of `CHUNK` tokens takes.
+    """Estimate the memory to score or generate one sequence of `CHUNK` tokens, in bytes.
 
-    The sum of weights, decoding state and what `Streaming` needs to pass a chunk; on a GPU also the
-    CUDA context and fragmentation.
+    It is the sum of weights, decoding state and the activations of a chunk (`Streaming`); on a GPU
+    also the CUDA context and fragmentation.
 
     Args:
         config: Shape of the model.
-        device: A GPU computes in bf16, other devices in fp32.
-        float8: Whether the device keeps the input projections of Hyena in FP8.
+        device: The weights are bf16 on a GPU and fp32 on other devices.
+        float8: Whether the device stores the input projections of Hyena in FP8.
     """
     element = BF16 if device.type == "cuda" else FP32
     weights = element * count_parameters(config)
@@ -120,7 +120,7 @@ def inference_bytes(config: ModelConfig, device: torch.device, *, float8: bool) 
 
 
 def published_name(model: str) -> str | None:
-    """The published model that `model` names or is a file of; None for any other."""
+    """The published model that `model` is the name or a file of; None for other models."""
     path = Path(model)
     names = [split_name(model)[0], path.name, *(file.name for file in hub.weight_files(path))]
     names.append(str(native.provenance_of(path).get("source")))

@@ -12,7 +12,7 @@ from evo2cli.options import ConfigOptions, DeviceOptions, JSONOptions
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions(JSONOptions, DeviceOptions, ConfigOptions):
-    """What is tested beside the operators and the built-in model."""
+    """Options of `evo2 doctor`."""
 
     model: Annotated[
         str | None,
@@ -27,7 +27,7 @@ class DoctorOptions(JSONOptions, DeviceOptions, ConfigOptions):
         typer.Option(
             metavar="FILE",
             help="CSV of sequences on which to measure the loss of the model; on its publisher's "
-            "prompts it must equal the published loss.",
+            "prompts it must reproduce the published loss.",
         ),
     ] = None
 

@@ -1,4 +1,4 @@
-"""The page that `evo2 doctor` shows."""
+"""The terminal page of `evo2 doctor`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,13 +57,11 @@ def _machine(machine: Mapping[str, Any], device: str) -> Table:
 
 
 def _checks(checks: list[Mapping[str, Any]]) -> Table:
-    table = _table(
-        "Self-tests against fp64; each also computes something wrong, which it must notice"
-    )
+    table = _table("Self-tests against fp64; each must also detect a deliberate mistake")
     table.add_column("test")
-    for column in ("error", "error if wrong", "limit"):
+    for column in ("error", "with mistake", "limit"):
         table.add_column(column, justify="right")
-    table.add_column("what was wrong")
+    table.add_column("mistake")
     table.add_column("")
     for check in checks:
         passed = check["passed"]
@@ -99,8 +97,8 @@ def _models(models: list[Mapping[str, Any]]) -> Table:
 
 
 def _losses(losses: Mapping[str, Any], name: str) -> Text:
-    found = f"{losses['loss']:.4f} nats per token, {losses['loss_as_published']:.4f} in bf16"
-    line = Text(f"{name}: loss on {counted(losses['prompts'], 'prompt')} {found}; ")
+    measured = f"{losses['loss']:.4f} nats per token, {losses['loss_as_published']:.4f} in bf16"
+    line = Text(f"{name}: loss on {counted(losses['prompts'], 'prompt')} {measured}; ")
     if losses["published"] is None:
         return line.append("no published loss to compare")
     within = f"published {losses['published']:.4f}, allowed difference {TOLERANCE:g}: "

@@ -1,4 +1,4 @@
-"""`evo2 doctor`: self-tests of this machine, and which published models it can be trusted with."""
+"""`evo2 doctor`: self-test this machine, and list the published models it can run reliably."""
 
 import math
 from dataclasses import replace
@@ -21,11 +21,11 @@ from stripedhyena2.float8.inference import float8_parts
 
 
 def examine(options: DoctorOptions) -> dict[str, Any]:
-    """Run all self-tests and describe machine and models.
+    """Run all self-tests, and describe the machine and the published models.
 
     Returns:
-        JSON values: machine, device, models, checks; if a model is given also model, with its own
-        checks among the others; with prompts also losses.
+        JSON values: machine, device, models, checks; with a model also model, and its checks among
+        the others; with prompts also losses.
 
     Raises:
         UserError: The prompts cannot be read, or the device is not available.
@@ -59,12 +59,12 @@ def examine(options: DoctorOptions) -> dict[str, Any]:
 
 
 def _check_device(device: torch.device) -> list[Outcome]:
-    """Test operators and the built-in model in the precisions that `device` is used with."""
+    """Test the operators and the built-in model in all precisions that are used on `device`."""
     dtypes = [torch.float32, *([torch.bfloat16] if device.type == "cuda" else [])]
     float8 = device.type != "cuda" or runs_float8(device)
     if not float8:
         name = torch.cuda.get_device_name(device)
-        console.warn(f"FP8 products are not tested: {name} has none, and --dtype fp8 is refused")
+        console.warn(f"FP8 products are not tested: {name} does not support them, nor --dtype fp8")
     tests, outcomes = list(checks(float8=float8)), []
     with console.progress("self-test", len(dtypes) * (len(tests) + 1), "checks") as bar:
         exact = load("nano", dtype=torch.float64)
@@ -78,7 +78,7 @@ def _check_device(device: torch.device) -> list[Outcome]:
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as JSON values, which have no NaN or infinity: such errors are None."""
+    """An outcome as JSON values, with None for an error that is NaN or infinite."""
     values = {**vars(outcome), "passed": outcome.passed}
     for key in ("error", "error_of_wrong"):
         values[key] = values[key] if math.isfinite(values[key]) else None
@@ -86,7 +86,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def require_health(result: dict[str, Any]) -> None:
-    """Fail if a self-test or the comparison with a published loss failed.
+    """Raise an error if a self-test or the comparison with a published loss failed.
 
     Raises:
         UntrustedNumericsError: The message names the first failure.
@@ -97,9 +97,9 @@ def require_health(result: dict[str, Any]) -> None:
         if error is None:
             why = f"{name} gives NaN or infinity"
         elif error > tolerance:
-            why = f"{name} has an error of {error:.1e}, allowed is {tolerance:.0e}"
+            why = f"{name} has an error of {error:.1e}, more than {tolerance:.0e}"
         else:
-            why = f"{name} does not notice {failed[0]['wrong']}"
+            why = f"{name} does not detect the mistake: {failed[0]['wrong']}"
         raise UntrustedNumericsError(
             f"{len(failed)} of {len(result['checks'])} self-tests failed: {why}"
         )
@@ -107,5 +107,5 @@ def require_health(result: dict[str, Any]) -> None:
     if losses and losses["passed"] is False:
         raise UntrustedNumericsError(
             f"{result['model']['name']}: loss {losses['loss_as_published']:.4f} on these prompts, "
-            f"published is {losses['published']:.4f}; its numbers here are not the published ones"
+            f"published is {losses['published']:.4f}; this machine does not reproduce the model"
         )

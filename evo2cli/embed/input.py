@@ -1,4 +1,4 @@
-"""What `evo2 embed` reads: records of a FASTA or regions of a genome, and features in them."""
+"""The input of `evo2 embed`: FASTA records or regions of a genome, and features in them."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -18,14 +18,14 @@ from stripedhyena2.pooling import Spans
 
 @dataclass(frozen=True)
 class InputSequence:
-    """A sequence that the model reads by itself.
+    """A sequence to embed, independently of the others.
 
     Attributes:
         name: Name of the record or region.
-        contig: Name of the record, or of the contig that the region is on.
+        contig: Name of the record, or of the contig of the region.
         start: First position in the contig, 0-based.
         bases: Upper-case bases.
-        tag: Lineage between '|' that is read before them, or empty.
+        tag: Lineage tag before the bases, enclosed in '|', or empty.
     """
 
     name: str
@@ -37,7 +37,7 @@ class InputSequence:
 
 @dataclass(frozen=True)
 class OutputRow:
-    """One vector: its name, and the spans of its sequence that it is pooled over."""
+    """One output vector: its name, and the spans of the sequence to pool over."""
 
     name: str
     spans: Spans
@@ -45,10 +45,10 @@ class OutputRow:
 
 @dataclass(frozen=True)
 class InputSummary:
-    """What the input holds.
+    """Summary of the input.
 
     Attributes:
-        sequences: Name and length of each sequence that has a vector.
+        sequences: Name and length of each sequence that gives a vector.
         rows: Name of each vector, and name of its sequence.
         num_ambiguous: Number of these sequences with letters other than A, C, G and T.
         num_features: Number of features that lie within a sequence.
@@ -61,7 +61,7 @@ class InputSummary:
 
     @property
     def num_bases(self) -> int:
-        """Bases of all sequences."""
+        """Total length of all sequences."""
         return sum(length for _, length in self.sequences)
 
 
@@ -77,7 +77,7 @@ class FeatureIndex:
         return sum(map(len, self._by_contig.values()))
 
     def within(self, sequence: InputSequence) -> Iterator[Feature]:
-        """Features that lie entirely within a sequence, in the order of their starts."""
+        """Features that lie entirely within a sequence, by ascending start."""
         contig = KNOWN.find(sequence.contig, self._by_contig)
         if contig is None:
             return
@@ -101,7 +101,7 @@ def read_feature_index(options: EmbedOptions) -> FeatureIndex | None:
 
 
 def rows_of(sequence: InputSequence, index: FeatureIndex | None) -> list[OutputRow]:
-    """The vectors of a sequence: one for each feature within it, or one for all of it."""
+    """The output rows of a sequence: one per feature within it, or one for the whole sequence."""
     if index is None:
         return [OutputRow(sequence.name, [(0, len(sequence.bases))])]
     start = sequence.start
@@ -112,7 +112,7 @@ def rows_of(sequence: InputSequence, index: FeatureIndex | None) -> list[OutputR
 
 
 def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
-    """The sequences in the order of the input: records, or the forward strand of regions.
+    """Read the sequences in the order of the input: records, or the forward strand of regions.
 
     Raises:
         UserError: The input is not valid, or a sequence is empty.
@@ -121,21 +121,21 @@ def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
     if options.reference is not None:
         kind = options.feature_type if options.features is None else None
         with Reference.open(options.reference) as genome:
-            for region, found in locate_features(options.source, genome, kind):
-                bases = upper_dna(genome.fetch(found))
-                yield InputSequence(region.name, found.name, found.start, bases, tag)
+            for region, interval in locate_features(options.source, genome, kind):
+                bases = upper_dna(genome.fetch(interval))
+                yield InputSequence(region.name, interval.name, interval.start, bases, tag)
         return
     if is_gff(options.source) or ".bed" in options.source.suffixes:
         raise UserError(f"{options.source}: give the genome of these regions with --reference")
     for record in read_records(options.source):
-        own_tag, bases = split_record(options.source, record, tag)
+        record_tag, bases = split_record(options.source, record, tag)
         if not bases:
             raise UserError(f"{options.source}: record {record.name!r} is empty; remove it")
-        yield InputSequence(record.name, record.name, 0, bases, own_tag)
+        yield InputSequence(record.name, record.name, 0, bases, record_tag)
 
 
 def summarize_input(options: EmbedOptions, index: FeatureIndex | None) -> InputSummary:
-    """Read the whole input once before the work, so that every error in it is found now.
+    """Read the whole input once, so that errors in it are found before the model runs.
 
     Raises:
         UserError: The input is not valid, no feature lies within a sequence, or two sequences
@@ -146,11 +146,11 @@ def summarize_input(options: EmbedOptions, index: FeatureIndex | None) -> InputS
     num_ambiguous = 0
     features: set[int] = set()
     for sequence in read_sequences(options):
-        found = rows_of(sequence, index)
-        if not found:
+        sequence_rows = rows_of(sequence, index)
+        if not sequence_rows:
             continue
         sequences.append((sequence.name, len(sequence.bases)))
-        rows.extend((row.name, sequence.name) for row in found)
+        rows.extend((row.name, sequence.name) for row in sequence_rows)
         num_ambiguous += bool(sequence.bases.translate(None, ACGT))
         if index is not None:
             features.update(map(id, index.within(sequence)))
@@ -164,6 +164,6 @@ def summarize_input(options: EmbedOptions, index: FeatureIndex | None) -> InputS
         if count > 1:
             raise UserError(
                 f"{options.source}: {count} sequences are named {name!r}; --pooling none writes an "
-                "array for each name, so give each sequence its own"
+                "array for each name, so names must be unique"
             )
     return InputSummary(sequences, rows, num_ambiguous, len(features))

@@ -14,10 +14,10 @@ SUFFIXES = (".safetensors", ".npz", ".parquet")
 
 
 class Pooling(StrEnum):
-    """How the outputs at the positions of a sequence, or of a feature, become one vector.
+    """Pooling of hidden states over the positions of a sequence or feature.
 
-    MEAN, MAX: over positions, for each channel. LAST: the output at the position that is read last.
-    NONE: the outputs at all positions are kept.
+    MEAN, MAX: over positions, per channel. LAST: the last position in reading direction. NONE: no
+    pooling, one vector per position.
     """
 
     MEAN = "mean"
@@ -28,7 +28,7 @@ class Pooling(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions(TagOptions, panel="Input"):
-    """Which sequences are read, and which features in them."""
+    """Input sequences, and features in them."""
 
     source: Annotated[
         Path,
@@ -45,8 +45,8 @@ class InputOptions(TagOptions, panel="Input"):
     features: Annotated[
         Path | None,
         typer.Option(
-            help="BED, GFF3 or GTF: pool over each feature that lies within a sequence, instead of "
-            "over the whole sequence."
+            help="BED, GFF3 or GTF: pool over each feature that lies within a sequence instead of "
+            "the whole sequence."
         ),
     ] = None
     feature_type: Annotated[
@@ -59,7 +59,7 @@ class InputOptions(TagOptions, panel="Input"):
 
 @dataclass(frozen=True, kw_only=True)
 class VectorOptions(Options, panel="Vectors"):
-    """Which outputs of the model are taken, and how they are pooled."""
+    """Layers, pooling and strand."""
 
     layers: Annotated[
         str | None,
@@ -72,7 +72,7 @@ class VectorOptions(Options, panel="Vectors"):
     ] = None
     pooling: Annotated[
         Pooling,
-        typer.Option(help="How positions are pooled; none keeps the vectors of all positions."),
+        typer.Option(help="Pooling over positions; none writes one vector per position."),
     ] = Pooling.MEAN
     strand: Annotated[
         Strand,
@@ -82,27 +82,25 @@ class VectorOptions(Options, panel="Vectors"):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions(Options, panel="Probe"):
-    """Whether a linear model is fitted to labels from every layer, and how it is tested."""
+    """Linear probing of every layer."""
 
     probe: Annotated[
         Path | None,
         typer.Option(
             metavar="LABELS",
-            help="TSV of names and labels: measure how well each layer predicts the labels.",
+            help="TSV of names and labels: fit a linear probe on each layer and cross-validate it.",
         ),
     ] = None
     folds: Annotated[int, typer.Option(min=2, help="Number of cross-validation folds.")] = 5
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the assignment to folds.")
-    ] = 0
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed of the folds.")] = 0
     plot: Annotated[
-        Path | None, typer.Option(help="Figure of the scores to write: x.png, x.pdf or x.svg.")
+        Path | None, typer.Option(help="Plot the probe scores to this file: x.png, x.pdf or x.svg.")
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(JSONOptions, panel="Output"):
-    """Where vectors are written."""
+    """Output file."""
 
     output: Annotated[
         Path | None,
@@ -125,15 +123,15 @@ class EmbedOptions(OutputOptions, ModelOptions, ProbeOptions, VectorOptions, Inp
         if self.output is None and self.probe is None:
             raise UserError(f"give an --output to write: x{', x'.join(SUFFIXES)}")
         if self.plot is not None and self.probe is None:
-            raise UserError(f"--plot {self.plot} shows the scores of a probe; give --probe, too")
+            raise UserError(f"--plot {self.plot} plots the scores of a probe; give --probe as well")
         if self.pooling is Pooling.NONE and self.features is not None:
             raise UserError(
                 "--features are pooled over, but --pooling none keeps every position; leave one out"
             )
         if self.pooling is Pooling.NONE and self.probe is not None:
             raise UserError(
-                "--probe needs one vector for each name, but --pooling none gives many; leave one "
-                "out"
+                "--probe needs one vector per name, but --pooling none gives one per position; "
+                "leave one out"
             )
         if self.feature_type is not None and self.features is None and self.reference is None:
             raise UserError(

@@ -1,7 +1,6 @@
-"""How well each layer predicts labels: a linear model on its vectors, cross-validated.
+"""Linear probing: cross-validate a linear model from the vectors of each layer to labels.
 
-N labelled vectors, D channels. scikit-learn (the extra `probe`) is imported only when a probe is
-asked for.
+N labelled vectors, D channels. scikit-learn (the extra `probe`) is imported only when needed.
 """
 
 from collections import Counter
@@ -21,14 +20,14 @@ from evo2cli.figures import new_figure, save_figure
 from evo2cli.genome.source import numbered_lines
 from evo2cli.tables import format_mean, mean_and_error
 
-PENALTIES = tuple(10.0**power for power in range(-2, 7))  # ridge regression chooses one of them
+PENALTIES = tuple(10.0**power for power in range(-2, 7))  # candidate alphas of ridge regression
 MAX_ITERATIONS = 10_000  # of logistic regression, which usually needs some tens
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to fit on, rows to test on
 
 
 class Label(NamedTuple):
-    """A line of a file of labels; the lines of a group are kept in the same fold."""
+    """A label, and the group that must not be split across folds, or None."""
 
     value: str
     group: str | None
@@ -36,12 +35,12 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class Labelled:
-    """The vectors that have a label, sorted by name, so that the order of the input has no effect.
+    """The labelled vectors, sorted by name, so that results do not depend on the input order.
 
     Attributes:
         rows: Indices of the vectors.
-        values: Their labels: numbers, or names of classes.
-        groups: Their groups, or None if there are no groups.
+        values: Labels: numbers, or names of classes.
+        groups: Groups for grouped cross-validation, or None.
     """
 
     rows: list[int]
@@ -56,12 +55,12 @@ class Labelled:
 
     @property
     def metric(self) -> str:
-        """The score of a layer: R2 for numbers, AUROC for two classes, accuracy for more."""
+        """The metric: R2 for numbers, AUROC for two classes, balanced accuracy for more."""
         return {0: "R2", 2: "AUROC"}.get(len(self.classes), "balanced accuracy")
 
     @property
     def chance(self) -> float:
-        """The score of a layer that is unrelated to the labels."""
+        """The score expected by chance."""
         return 1 / len(self.classes) if self.classes else 0.0
 
     def folds(self, count: int, seed: int) -> list[Fold]:
@@ -73,16 +72,16 @@ class Labelled:
         if self.classes:
             rarest = min(self.classes, key=lambda name: self.classes[name])
             limit = self.classes[rarest]
-            found = f"the size of class {rarest!r} is {limit}"
+            reason = f"the size of class {rarest!r} is {limit}"
         else:
             limit = len(self.rows) // 2
-            found = f"the number of numeric labels is {len(self.rows)}"
+            reason = f"the number of numeric labels is {len(self.rows)}"
         if self.groups is not None and len(set(self.groups)) < count:
             limit = len(set(self.groups))
-            found = f"the number of groups is {limit}"
+            reason = f"the number of groups is {limit}"
         if limit < count:
             raise UserError(
-                f"--probe: {found}, too few for --folds {count}; label more, or take fewer folds"
+                f"--probe: {reason}, too few for --folds {count}; label more, or use fewer folds"
             )
         selection = import_sklearn("--probe").model_selection
         kinds = {
@@ -99,17 +98,17 @@ class Labelled:
             for part in (train, test):
                 if len({self.values[row] for row in part}) < max(2, len(self.classes)):
                     raise UserError(
-                        f"--folds {count}: a fold does not have rows of every label; take fewer "
+                        f"--folds {count}: a fold does not have rows of every label; use fewer "
                         "folds, or smaller groups"
                     )
         return folds
 
 
 def import_sklearn(needed_by: str) -> Any:
-    """Import scikit-learn with the modules that a probe needs.
+    """Import scikit-learn with the submodules for linear models.
 
     Raises:
-        UserError: It is not installed; the message says what needs it.
+        UserError: It is not installed; the message begins with `needed_by`.
     """
     try:
         import sklearn.dummy
@@ -123,13 +122,13 @@ def import_sklearn(needed_by: str) -> Any:
 
 
 def linear_model(needed_by: str, *, is_numeric: bool, c: float = 1.0) -> Any:
-    """A linear model on features that are standardized by the rows it is fitted on.
+    """Create a pipeline of standardization and a linear model.
 
     Args:
         needed_by: As for `import_sklearn`.
-        is_numeric: Whether it predicts numbers, by ridge regression with the best of `PENALTIES` by
-            leave-one-out; otherwise it predicts classes, by logistic regression (L2).
-        c: Inverse strength of the penalty of logistic regression.
+        is_numeric: True for ridge regression, with alpha chosen from `PENALTIES` by leave-one-out
+            cross-validation; false for logistic regression with an L2 penalty.
+        c: Inverse regularization strength of logistic regression.
     """
     sklearn = import_sklearn(needed_by)
     if is_numeric:
@@ -140,14 +139,14 @@ def linear_model(needed_by: str, *, is_numeric: bool, c: float = 1.0) -> Any:
 
 
 def read_labels(path: Path) -> dict[str, Label]:
-    """Read lines `name<TAB>label` or `name<TAB>label<TAB>group`, also gzipped.
+    """Read lines `name<TAB>label` or `name<TAB>label<TAB>group`; the file may be gzipped.
 
     A first line that begins with `name` is a header; lines that begin with # are comments.
 
     Raises:
         UserError: The file cannot be read, a line has other columns, or a name occurs twice.
     """
-    found: dict[str, Label] = {}
+    labels: dict[str, Label] = {}
     for number, columns in _label_lines(path):
         if not 2 <= len(columns) <= 3 or not all(columns[1:]):
             raise UserError(
@@ -155,14 +154,14 @@ def read_labels(path: Path) -> dict[str, Label]:
                 "and, optionally, a group, separated by tabs"
             )
         name, value, *group = columns
-        if name in found:
+        if name in labels:
             raise UserError(f"{path}: line {number}: {name!r} already has a label; give one")
-        found[name] = Label(value, group[0] if group else None)
-    if not found:
+        labels[name] = Label(value, group[0] if group else None)
+    if not labels:
         raise UserError(f"{path}: has no labels")
-    if len({label.group is None for label in found.values()}) > 1:
+    if len({label.group is None for label in labels.values()}) > 1:
         raise UserError(f"{path}: some lines have a group and others do not; give all of them one")
-    return found
+    return labels
 
 
 def _label_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -180,10 +179,10 @@ def _label_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def match_labels(path: Path, labels: Mapping[str, Label], names: Sequence[str]) -> Labelled:
-    """Find the vectors that have a label.
+    """Match labels to vectors by name.
 
     Args:
-        path: The file of the labels, for messages.
+        path: The file of the labels, for error messages.
         labels: The labels by name.
         names: Names of the vectors.
 
@@ -229,21 +228,19 @@ def probe_layers(
     seed: int,
     progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Fit and test a linear model on each layer, with the same folds.
-
-    The model is `linear_model`, with C = 1.
+    """Cross-validate `linear_model` (C = 1) on each layer, with the same folds.
 
     Args:
-        vectors: [rows, D] of each layer.
-        labelled: The rows that have a label.
+        vectors: Vectors of each layer, [rows, D].
+        labelled: The labelled rows.
         folds: Number of folds.
         seed: Seed of the folds.
         progress: Called with 1 after each layer.
 
     Returns:
-        metric, chance, classes (rows of each), labelled, groups (their number or None), folds,
-        seed; rows: for each layer the mean score over folds and its standard error; best: the layer
-        with the highest mean.
+        metric, chance, classes (number of rows by class), labelled (number of rows), groups (their
+        number or None), folds, seed; rows: mean score over folds and its standard error per layer;
+        best: the layer with the highest mean.
     """
     sklearn = import_sklearn("--probe")
     pipeline = linear_model("--probe", is_numeric=not labelled.classes)
@@ -275,7 +272,7 @@ def probe_layers(
 
 
 def probe_page(result: Mapping[str, Any]) -> RenderableType:
-    """The result of `probe_layers` as a table."""
+    """Lay out the result of `probe_layers` as a table."""
     table = Table(box=None, pad_edge=False)
     table.add_column("layer")
     table.add_column(result["metric"], justify="right")

@@ -1,4 +1,4 @@
-"""Embeds every sequence of the input, writes the vectors, and probes the layers."""
+"""`evo2 embed`: embed every sequence, write the vectors, and probe the layers."""
 
 import json
 import zlib
@@ -36,12 +36,12 @@ from stripedhyena2.progress import Progress
 
 @locks_output
 def embed(options: EmbedOptions) -> dict[str, Any]:
-    """Embed every sequence by itself, write the vectors, and probe the layers if --probe is given.
+    """Embed every sequence independently, write the vectors, and probe the layers if requested.
 
     Returns:
         evo2cli, model, fingerprint, dtype, pooling, strand; layers: number of channels by name;
-        sequences, bases and vectors: how many there are; output: path or None; probe: the result
-        of `probe_layers` or None.
+        sequences, bases and vectors: their numbers; output: path or None; probe: the result of
+        `probe_layers` or None.
 
     Raises:
         UserError: The input, the model, the labels or an output cannot be used.
@@ -78,10 +78,10 @@ def embed(options: EmbedOptions) -> dict[str, Any]:
 
 
 def _check_files(options: EmbedOptions) -> None:
-    """Refuse outputs that cannot be written, before the work begins.
+    """Refuse outputs that cannot be written, before the model runs.
 
     Raises:
-        UserError: There is one.
+        UserError: An output cannot be written.
     """
     if options.output is not None:
         check_file(options.output, "--output", SUFFIXES)
@@ -96,7 +96,7 @@ def _report_input(summary: InputSummary, index: FeatureIndex | None) -> None:
     if summary.num_ambiguous:
         console.warn(
             f"{summary.num_ambiguous:,} of {counted(len(summary.sequences), 'sequence')}: with "
-            "letters other than A, C, G and T; the model reads them as they are"
+            "letters other than A, C, G and T; they are passed to the model unchanged"
         )
     if index is not None and summary.num_features < len(index):
         console.say(
@@ -106,7 +106,7 @@ def _report_input(summary: InputSummary, index: FeatureIndex | None) -> None:
 
 
 def _read_labels(options: EmbedOptions, summary: InputSummary) -> Labelled | None:
-    """The labelled vectors; None without --probe.
+    """Read the labels and match them to vectors; None without --probe.
 
     Raises:
         UserError: The labels cannot be read, match no vector, or are too few for the folds.
@@ -129,7 +129,7 @@ def _contents(options: EmbedOptions, model: StripedHyena2, summary: InputSummary
     longest = max(length for _, length in summary.sequences)
     warn_beyond_context(model, longest, f"a sequence of {longest:,} bases")
     if layers == ["embedding"]:
-        console.warn("the layer embedding encodes single letters, without their context")
+        console.warn("the layer embedding encodes each base on its own, without its context")
     dtype = model.embedding.weight.dtype
     names = {dtype: name for name, dtype in DTYPES.items()}
     return Contents(
@@ -156,7 +156,7 @@ def _fill(
     index: FeatureIndex | None,
     recall: Recall,
 ) -> None:
-    """Embed the sequences that an interrupted run has not embedded."""
+    """Embed all sequences that are not in the journal of an interrupted run."""
     first = 0
     with console.progress("embed", store.contents.summary.num_bases, "bases") as bar:
         embed_one = partial(_embed_sequence, options, model, store, bar.advance)
@@ -180,7 +180,7 @@ def _embed_sequence(
     rows: list[OutputRow],
     first: int,
 ) -> None:
-    """Store the vectors of a sequence; pooled vectors are the rows of each array from `first`."""
+    """Embed a sequence and store its vectors; pooled vectors go to the rows from `first` on."""
     contents, bases, strands = store.contents, sequence.bases, options.strand.single
     arrays = {layer: store.arrays[contents.key(layer, sequence.name)] for layer in contents.layers}
     common: dict[str, Any] = {"name": sequence.name, "context": sequence.tag, "progress": progress}

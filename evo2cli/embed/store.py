@@ -1,7 +1,7 @@
-"""Vectors on disk: a file that is filled while sequences are embedded, then becomes the output.
+"""Write vectors to disk as they are computed, so that runs are resumable and memory stays small.
 
-Until then it is a safetensors file of the full size, `x.npz.vectors`. So no array is ever held in
-memory, and what an interrupted run has written is kept.
+While sequences are embedded, a safetensors file of the full size (`x.npz.vectors` beside the output
+`x.npz`) is filled in place; at the end it is moved or converted to the output.
 """
 
 import json
@@ -23,22 +23,22 @@ from evo2cli.embed.input import InputSummary
 from evo2cli.files import atomic_path, beside, temporary_folder, writing
 from evo2cli.genome.parquet import Columns, write_columns
 
-_BATCH = 1 << 24  # numbers in a batch of a Parquet file: 64 MiB
+_BATCH = 1 << 24  # values per batch of a Parquet file: 64 MiB
 
 Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The arrays that will be written.
+    """Names, shapes and metadata of the output arrays.
 
     Attributes:
-        summary: What the input holds.
+        summary: Summary of the input.
         layers: Number of channels of each layer.
-        by_position: Whether there is an array for each sequence and layer with a row for each
-            position; else there is an array for each layer with a row for each vector.
-        by_feature: Whether vectors are those of features in sequences.
-        metadata: How the vectors were computed.
+        by_position: True for one array per sequence and layer, with a row per position; false for
+            one array per layer, with a row per vector.
+        by_feature: Whether vectors are pooled over features.
+        metadata: Provenance: how the vectors were computed.
     """
 
     summary: InputSummary
@@ -53,7 +53,7 @@ class Contents:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Rows and channels of each array, by name."""
+        """Shape (rows, channels) of each array, by name."""
         return {
             self.key(layer, name): (num_rows, width)
             for name, num_rows in self.groups
@@ -62,12 +62,12 @@ class Contents:
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """Name and rows of what has an array for each layer: a sequence, or all vectors."""
+        """Name and number of rows of each set of arrays: one per sequence, or one for all."""
         return self.summary.sequences if self.by_position else [("", len(self.summary.rows))]
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
-        """Columns that identify pooled vectors: their names and, for features, the sequences."""
+        """Index columns of pooled vectors: their names and, for features, their sequences."""
         if self.by_position:
             return {}
         columns = {"names": [name for name, _ in self.summary.rows]}
@@ -77,7 +77,7 @@ class Contents:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all arrays in fp32."""
+        """Size of all arrays in fp32, in bytes."""
         return sum(4 * num_rows * width for num_rows, width in self.shapes.values())
 
     def header(self) -> bytes:
@@ -96,12 +96,12 @@ class Contents:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array of a `Store`, written and read some rows at a time: a `PositionStore` on disk.
+    """One array of a `Store`, read and written by slices of rows: a `PositionStore` on disk.
 
     Attributes:
         path: The file of the store.
         offset: First byte of the array in the file.
-        shape: Rows and channels.
+        shape: (rows, channels).
     """
 
     path: Path
@@ -132,12 +132,12 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Store:
-    """The file that is being filled.
+    """The safetensors file that is being filled.
 
     Attributes:
         contents: Its arrays.
         path: The file.
-        is_new: Whether no earlier run has begun to fill it with the same contents.
+        is_new: False to resume a file that an earlier run with the same contents has left.
     """
 
     contents: Contents
@@ -156,7 +156,7 @@ class Store:
         }
 
     def prepare(self) -> None:
-        """Create the file if it is new, after the journal of an earlier run has been discarded.
+        """Create the file if it is new; call it after the journal of an earlier run is discarded.
 
         Raises:
             UserError: It cannot be written.
@@ -169,7 +169,7 @@ class Store:
             file.write(header)
 
     def write_to(self, output: Path) -> None:
-        """Convert the file to the output, which is written whole or not at all, and remove it.
+        """Move or convert the file to the output, atomically.
 
         Raises:
             UserError: The output cannot be written.
@@ -190,13 +190,13 @@ class Store:
         vectors = {key: array.all() for key, array in self.arrays.items()}
         with writing(output), atomic_path(output) as part, zipfile.ZipFile(part, "w") as archive:
             for key, array in {**metadata, **names, **vectors}.items():
-                # A ZipInfo always has the same date, so equal arrays give equal bytes.
+                # A default ZipInfo has a fixed date, which keeps the output reproducible.
                 entry = zipfile.ZipInfo(f"{key}.npy")
                 with archive.open(entry, "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
 
     def _tables(self) -> Iterator[Columns]:
-        """The rows of a table in batches; each layer is a column of lists."""
+        """Batches of rows of a Parquet table; each layer is a column of lists."""
         contents = self.contents
         batch = max(1, _BATCH // sum(contents.layers.values()))
         for name, num_rows in contents.groups:
@@ -214,13 +214,13 @@ class Store:
 
 @contextmanager
 def open_store(output: Path | None, contents: Contents) -> Iterator[Store]:
-    """Yield the store beside `output`: as an earlier run with the same contents left it, or new.
+    """Yield the store beside `output`, resumed from an earlier run with the same contents or new.
 
-    For stdout, a device or a pipe it is a temporary file. Otherwise it is kept if the work is
-    interrupted.
+    An interrupted run leaves the file for the next one. For stdout, a device or a pipe, a temporary
+    file is used instead.
 
     Raises:
-        UserError: A file of its name cannot be read.
+        UserError: An existing file at its path cannot be read.
     """
     path = beside(output, ".vectors")
     if path is None:

@@ -1,6 +1,6 @@
-"""Variants and what is known of them, read one by one or into memory; they may be scored or not.
+"""Read variants with their INFO values from a VCF, BCF or table, scored or not.
 
-`evo2cli.genome.vcf` reads VCFs that will be written again, and refuses those that were scored.
+`evo2cli.genome.vcf`, in contrast, reads VCFs to be rewritten and refuses those that have scores.
 """
 
 import math
@@ -31,7 +31,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """A record and its INFO values.
+    """A variant record and its INFO values.
 
     Attributes:
         contig: CHROM.
@@ -67,10 +67,10 @@ class Annotated:
         return [None if part == "." else part for part in parts]
 
     def number(self, key: str, text: str | None) -> float:
-        """One of the `values` as a number; NaN for None.
+        """Convert one of the `values` to a number; None is NaN.
 
         Raises:
-            UserError: It is another text, or not between -`LARGEST` and `LARGEST`.
+            UserError: It is not a number between -`LARGEST` and `LARGEST`.
         """
         if text is None:
             return math.nan
@@ -88,12 +88,12 @@ class Annotated:
 
 @dataclass
 class AnnotatedHeader:
-    """What a VCF or a table says before its records.
+    """The header of a VCF or table.
 
     Attributes:
-        place: Where the values of a record stand: INFO, or the table.
+        place: What holds the values of a record, for error messages: "INFO" or "the table".
         meta: Values of `##key=value` lines; the last one of each key.
-        declared: Declarations of INFO keys, or the columns of a table.
+        declared: Declarations of INFO keys, or of the columns of a table.
     """
 
     place: str = "INFO"
@@ -112,7 +112,7 @@ class AnnotatedFile(AnnotatedHeader):
     records: list[Annotated] = field(default_factory=list)
 
     def has(self, key: str) -> bool:
-        """Whether any record has a value for the key."""
+        """Whether any record has the key."""
         return any(key in record.info for record in self.records)
 
     def keys(self) -> list[str]:
@@ -121,14 +121,14 @@ class AnnotatedFile(AnnotatedHeader):
 
 
 def missing_key(source: Path, place: str, key: str, known: Iterable[str], option: str) -> UserError:
-    """The error for a key that no record has.
+    """Create the error for a key that no record has.
 
     Args:
         source: The file.
         place: As in `AnnotatedHeader`.
-        key: The key.
-        known: The keys that there are.
-        option: The option by which another key can be chosen.
+        key: The missing key.
+        known: Existing keys.
+        option: The option that selects the key.
     """
     return UserError(
         f"{source}: no record has {key} in {place}, which holds {listed(known, 12)}; choose "
@@ -137,11 +137,11 @@ def missing_key(source: Path, place: str, key: str, known: Iterable[str], option
 
 
 def read_annotated(path: Path, *, shift: int = 0) -> AnnotatedFile:
-    """Read a VCF, BCF or table, each as `evo2 score` reads it; `-` is stdin.
+    """Read a VCF, BCF or table in the formats of `evo2 score`; `-` is stdin.
 
     Args:
         path: The file.
-        shift: What to add to every position of a table.
+        shift: Number to add to every position of a table.
 
     Raises:
         UserError: The file cannot be read, or is none of these.
@@ -154,10 +154,10 @@ def read_annotated(path: Path, *, shift: int = 0) -> AnnotatedFile:
 def open_annotated(
     path: Path, *, shift: int = 0
 ) -> Iterator[tuple[AnnotatedHeader, Iterator[Annotated]]]:
-    """As `read_annotated`, but yield what stands before the records, and the records one by one.
+    """As `read_annotated`, but yield the header and an iterator over the records.
 
     Raises:
-        UserError: Here or while records are read, as there.
+        UserError: As in `read_annotated`, here or while the records are read.
     """
     if is_table(path):
         table = read_table(path, shift=shift)
@@ -186,7 +186,7 @@ def _read_header(path: Path, lines: Iterator[tuple[int, str]]) -> AnnotatedHeade
 
 
 def _read_rows(table: VariantTable) -> Generator[Annotated, None, None]:
-    """All rows of a table; a cell holds one value, which all alleles of the row share."""
+    """Yield the rows of a table; all alleles of a row share the value of a cell."""
     for record in table.records:
         cells = zip(table.others, record.others, strict=True)
         info = {name: str(cell) for name, cell in cells if cell not in (None, "")}

@@ -1,8 +1,8 @@
-"""The consequence of each allele, from what annotators write into INFO.
+"""The consequence of each allele, from the INFO fields of variant annotators.
 
 VEP (CSQ), SnpEff (ANN), bcftools csq (BCSQ) and ClinVar (MC) write one entry per transcript, with
-fields separated by `|`; other files write only the term. The most severe term of all entries is the
-consequence of the allele.
+fields separated by `|`; other files write only the term. The consequence of an allele is the most
+severe term of all its entries.
 """
 
 import re
@@ -17,8 +17,8 @@ _TERM_FIELDS = ("consequence", "annotation")  # names of the field that holds th
 _CLINVAR_FIELD = 1  # its index in MC=SO:0001583|missense_variant
 
 # Terms of the Sequence Ontology without `_variant` and other common spellings, from the most to the
-# least severe in the order of Ensembl. The value says whether the allele lies in a coding sequence;
-# None where the term does not tell: a splice region, for example, reaches into the exon.
+# least severe in the order of Ensembl. The value is whether the allele is in a coding sequence, or
+# None if the term does not imply it: a splice region, for example, extends into the exon.
 TERMS: dict[str, bool | None] = {
     "transcript_ablation": None,
     "splice_acceptor": False,
@@ -71,7 +71,7 @@ class Consequence:
 
     Attributes:
         name: Its most severe term, as written.
-        coding: Whether it lies in a coding sequence; None if no term tells.
+        coding: Whether it is in a coding sequence; None if no term implies it.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Consequence:
 
 
 def find_key(has: Callable[[str], bool], *, beside: str | None = None) -> str | None:
-    """The first key of consequences that a file has, other than `beside`; None without one."""
+    """The first consequence key in a file, other than `beside`; None if there is none."""
     return next((key for key in KEYS if key != beside and has(key)), None)
 
 
@@ -100,21 +100,21 @@ def consequences(
     allele = names.index("allele") if "allele" in names else None
     entries = [entry.split("|") for entry in text.split(",")]
     entries = [entry for entry in entries if len(entry) > max(field, allele or 0)]
-    found: list[Consequence | None] = []
+    result: list[Consequence | None] = []
     for alternate in record.alternates:
         # SnpEff writes the allele as ALT has it, VEP without the first base that all alleles share.
         spellings = alternate, alternate[1:] or "-"
-        own = [entry for entry in entries if allele is None or entry[allele] in spellings]
-        terms = [entry[field] for entry in own or entries]
-        found.append(_most_severe(terms) if terms else None)
-    return found
+        matching = [entry for entry in entries if allele is None or entry[allele] in spellings]
+        terms = [entry[field] for entry in matching or entries]
+        result.append(_most_severe(terms) if terms else None)
+    return result
 
 
 def _most_severe(entries: list[str]) -> Consequence:
-    """The most severe term of all entries; an entry may join several terms by `&`."""
+    """The most severe term of all entries; `&` joins several terms of an entry."""
     terms = [term.strip() for entry in entries for term in entry.split("&")]
     plain = [term.lower().removesuffix("_variant") for term in terms]
     ranks = [_RANKS.get(term, len(TERMS)) for term in plain]
-    answers = {TERMS.get(term) for term in plain}
-    coding = True if True in answers else False if False in answers else None
+    is_coding = {TERMS.get(term) for term in plain}
+    coding = True if True in is_coding else False if False in is_coding else None
     return Consequence(terms[ranks.index(min(ranks))], coding)

@@ -1,4 +1,4 @@
-"""`evo2 eval context`: loss by position in windows of a genome; docs/eval.md defines it."""
+"""`evo2 eval context`: loss as a function of position, in windows of a genome; see docs/eval.md."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.scoring import ScoringState, require_finite, token_logprobs
 
-FIRST_SECTION = 128  # positions; each section after it ends twice as far
+FIRST_SECTION = 128  # positions; the end doubles from section to section
 
 
 @dataclass(frozen=True)
 class Part:
-    """Positions `start` to `end` of a window, 0-based and half-open; position 0 has no prediction.
+    """Positions `start` to `end` of a window, 0-based and half-open; position 0 is not predicted.
 
     Attributes:
-        kind: "stretch", one of the sections that fill the window; "short", the context that the
-            model was first trained with, which an extension should not harm; "all", the window.
+        kind: "stretch", one of the sections that partition the window; "short", the context length
+            before extension, where the loss should not increase; "all", the whole window.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Part:
 
 
 def window_parts(length: int, short: int) -> list[Part]:
-    """The parts of a window: sections that each end twice as far as the last, "short" and "all"."""
+    """The parts of a window: sections whose ends double from 128 on, then "short" and "all"."""
     borders = [0]
     while borders[-1] < length:
         borders.append(min(length, max(FIRST_SECTION, 2 * borders[-1])))
@@ -56,15 +56,15 @@ def window_parts(length: int, short: int) -> list[Part]:
 def evaluate_context(
     options: ContextOptions, open_model: Callable[..., StripedHyena2] = open_model
 ) -> dict[str, Any]:
-    """Measure the loss by position.
+    """Measure the loss as a function of position, of one model or of two on the same windows.
 
     Args:
         options: Windows, models and output.
-        open_model: Opens a model by its name; one model at a time is held in memory.
+        open_model: Loads a model; only one model is in memory at a time.
 
     Returns:
-        evaluation, model, fingerprint, against (None without), against_fingerprint, genome, length,
-        windows, seed, and rows: see `loss_rows`.
+        evaluation, model, fingerprint, against and against_fingerprint (None without a second
+        model), genome, length, windows, seed, and rows: see `loss_rows`.
 
     Raises:
         UserError: The genome, a model or an output cannot be used.
@@ -77,12 +77,12 @@ def evaluate_context(
         model = open_model(options)
         length = options.window_length or model.config.context
         draw = partial(draw_window, genome, options.genome, length, "window", options.seed, length)
-        draw(0)  # fail on a genome that is too short before the work, not after
+        draw(0)  # fail early if the genome is too short
         if options.windows * length > sum(map(genome.length, genome.names)):
             console.warn(
                 f"{options.windows} windows of {length:,} bases must overlap in "
-                f"{options.genome}: standard errors are too small, and a position in the window "
-                "may stand for few places in the genome"
+                f"{options.genome}: standard errors are underestimated, and a position in the "
+                "window may represent few places in the genome"
             )
         parts = window_parts(length, model.config.original_context)
         settings = ["evo2 eval context", __version__, [part.end for part in parts]]
@@ -92,7 +92,7 @@ def evaluate_context(
             console.progress("context", num_models * options.windows * length, "bases") as bar,
         ):
 
-            def read(name: str, model: StripedHyena2) -> tuple[str, list[list[float]]]:
+            def evaluate(name: str, model: StripedHyena2) -> tuple[str, list[list[float]]]:
                 """The fingerprint of a model, and its loss in each part of each window."""
                 warn_beyond_context(model, length, f"--length {length:,}, --model {name}")
                 identity = fingerprint(model.config, model.state_dict())
@@ -104,12 +104,12 @@ def evaluate_context(
                     losses.append(recall(key, compute))
                 return identity, losses
 
-            identity, losses = read(options.model, model)
-            del model  # one at a time in memory
+            identity, losses = evaluate(options.model, model)
+            del model  # free it before the other is loaded
             if options.against is not None:
-                own_config = options.config if options.against == options.model else None
-                model = open_model(replace(options, model=options.against, config=own_config))
-                other_identity, other_losses = read(options.against, model)
+                config = options.config if options.against == options.model else None
+                model = open_model(replace(options, model=options.against, config=config))
+                other_identity, other_losses = evaluate(options.against, model)
     rows = loss_rows(parts, losses, other_losses)
     result = {
         "evaluation": "context",
@@ -155,13 +155,13 @@ def loss_rows(
     measured: Sequence[Sequence[float]],
     against: Sequence[Sequence[float]] | None = None,
 ) -> list[Row]:
-    """A row for each part: part, start, end; means and standard errors over windows.
+    """One row per part: part, start, end; loss and its standard error over windows.
 
     Args:
         parts: Parts of a window.
-        measured: For each window, the losses that `measure` returns.
-        against: The same of another model on the same windows. It adds the columns against and
-            difference, which is loss - against in pairs.
+        measured: The losses from `measure`, for each window.
+        against: Those of another model on the same windows. They add the columns against and
+            difference, the paired difference loss - against.
     """
     rows = []
     for index, part in enumerate(parts):

@@ -1,10 +1,10 @@
-"""`evo2 eval continuation`: how many of the next bases does a model get right? See docs/eval.md.
+"""`evo2 eval continuation`: accuracy of greedy continuations of genomic windows; see docs/eval.md.
 
-    window = context + truth     `context` bases that the model reads, `bases` that it must predict
+    window = context + truth     `context` bases as the prompt, then `bases` to predict
 
-All contexts of a window end at the same base, so their truth is the same.
+All contexts of a window end at the same base, so the bases to predict are the same.
 
-C bases of a context, K = 4**order short sequences.
+C bases of a context, K = 4**order k-mers.
 """
 
 import zlib
@@ -51,8 +51,8 @@ from stripedhyena2.generation import Alphabet, Request, Rows, Sample
 from stripedhyena2.progress import Progress, ignore_progress
 from stripedhyena2.sampling import Sampler, Uniforms
 
-ROWS = 16  # windows that are continued together; fixed, because it may change the last bits
-ORDER = 8  # of the Markov model: the bases that it looks back, at most
+ROWS = 16  # batch size; fixed, because it may change the last bits of the logits
+ORDER = 8  # maximum order of the Markov model
 
 _CODE = np.zeros(256, np.int64)
 _CODE[list(ACGT)] = range(4)
@@ -60,15 +60,15 @@ _CODE[list(ACGT)] = range(4)
 
 @dataclass(frozen=True)
 class Window:
-    """The bases that are read and those to predict, upper-case A, C, G and T."""
+    """The context and the bases to predict, upper-case A, C, G and T, and their group."""
 
     group: str
     bases: bytes
 
 
 @dataclass(frozen=True)
-class Found:
-    """The share of right bases of one window: by the model, and by the Markov model."""
+class Accuracy:
+    """The accuracy on one window, of the model and of the Markov model."""
 
     model: float
     markov: float
@@ -78,11 +78,11 @@ class Found:
 def evaluate_continuation(
     options: ContinuationOptions, open_model: Callable[..., StripedHyena2] = open_model
 ) -> dict[str, Any]:
-    """Let a model continue windows, and compare with the bases that really follow.
+    """Continue windows greedily and compare with the bases that follow in the sequence.
 
     Args:
         options: Windows, model and output.
-        open_model: Opens the model, once everything else has been found to be in order.
+        open_model: Loads the model, after the inputs have been checked.
 
     Returns:
         evaluation, model, fingerprint, sources, by, bases, seed, resamples, left_out (sequences
@@ -104,7 +104,8 @@ def evaluate_continuation(
     longest = f"--contexts {max(options.context_lengths):,}, with --bases {options.bases}"
     warn_beyond_context(model, options.window_length, longest)
     identity = fingerprint(model.config, model.state_dict())
-    found: dict[tuple[str | None, int], list[Found]] = defaultdict(list)  # None: all windows
+    # By group (None: all windows) and context length.
+    accuracies: dict[tuple[str | None, int], list[Accuracy]] = defaultdict(list)
     settings = ["evo2 eval continuation", __version__, identity, options.bases]
     total = len(windows) * sum(length + options.bases for length in options.context_lengths)
     with (
@@ -124,14 +125,16 @@ def evaluate_continuation(
                 for window, text, answer in zip(batch, texts, written, strict=True):
                     markov = continue_by_counts(text[:length], options.bases)
                     truth = text[length:]
-                    one = Found(share_equal(answer.encode(), truth), share_equal(markov, truth))
+                    accuracy = Accuracy(
+                        share_equal(answer.encode(), truth), share_equal(markov, truth)
+                    )
                     for group in (None, window.group):
-                        found[group, length].append(one)
+                        accuracies[group, length].append(accuracy)
     names: list[str | None] = [*dict.fromkeys(window.group for window in windows)]
-    if len(names) > 1:  # one group is all there is
+    if len(names) > 1:  # a single group is the same as all windows
         names.insert(0, None)
     rows = [
-        group_row("all" if name is None else name, length, found[name, length], options.seed)
+        group_row("all" if name is None else name, length, accuracies[name, length], options.seed)
         for name in names
         for length in options.context_lengths
     ]
@@ -155,7 +158,7 @@ def evaluate_continuation(
 
 
 def read_windows(options: ContinuationOptions) -> tuple[list[Window], int]:
-    """The windows, each with the longest context; and how many sequences are left out.
+    """Read the windows, each with the longest context, and count the sequences left out.
 
     Raises:
         UserError: A file cannot be used, or there is no window.
@@ -168,8 +171,8 @@ def read_windows(options: ContinuationOptions) -> tuple[list[Window], int]:
             continue
         if options.windows is not None:
             raise UserError(
-                f"--windows {options.windows}: is only for FASTA; of the table {source}, every "
-                "row is used"
+                f"--windows {options.windows}: applies only to FASTA; all rows of the table "
+                f"{source} are used"
             )
         for group, bases in _read_rows(source, options):
             window = upper_dna(bases)[-options.window_length :]
@@ -215,15 +218,14 @@ def _read_rows(source: Path, options: ContinuationOptions) -> Iterator[tuple[str
 
 
 class Writer:
-    """Writes the likeliest continuation of contexts of one length, base by base.
+    """Greedy decoding over A, C, G and T for contexts of one length.
 
-    A base is the likeliest of A, C, G and T, given the context and the bases written before it. A
-    continuation does not depend on the others that are written with it.
+    A continuation does not depend on the others in its batch.
 
     Args:
         model: In inference mode.
         length: Bases of a context.
-        num_bases: Bases to write.
+        num_bases: Bases to generate.
     """
 
     def __init__(self, model: StripedHyena2, length: int, num_bases: int) -> None:
@@ -262,11 +264,11 @@ class Writer:
 
 
 def continue_by_counts(context: bytes, num_bases: int) -> bytes:
-    """The continuation of a context by a Markov model that is counted from the context alone.
+    """Continue a context by a Markov model estimated from the context alone.
 
-    Each base is the one that most often follows the last `ORDER` bases in the context, or fewer of
-    them if these were never followed by a base. Ties go to the first in the alphabet. It shows how
-    far composition and repeats alone go.
+    Each base is the one that most often follows the last `ORDER` bases in the context, backing off
+    to fewer bases if these do not occur before a base. Ties go to the first in the alphabet. This
+    baseline measures how far composition and repeats alone go.
     """
     codes_C = _CODE[np.frombuffer(context, np.uint8)]
     highest = min(ORDER, len(context))
@@ -284,7 +286,7 @@ def continue_by_counts(context: bytes, num_bases: int) -> bytes:
 
 
 def _count_followers(codes_C: NDArray[np.int64], order: int) -> NDArray[np.int64]:
-    """How often each base follows each sequence of `order` bases, [K, 4]."""
+    """How often each base follows each k-mer of `order` bases, [K, 4]."""
     rows = np.zeros(len(codes_C) - order, np.int64)
     for distance in range(order, 0, -1):
         rows = 4 * rows + codes_C[order - distance : len(codes_C) - distance]
@@ -293,23 +295,23 @@ def _count_followers(codes_C: NDArray[np.int64], order: int) -> NDArray[np.int64
 
 
 def share_equal(written: bytes, truth: bytes) -> float:
-    """The share of positions whose bases are equal."""
+    """The fraction of positions with the same base."""
     return sum(one == other for one, other in zip(written, truth, strict=True)) / len(truth)
 
 
-def group_row(name: str, length: int, found: Sequence[Found], seed: int) -> Row:
+def group_row(name: str, length: int, accuracies: Sequence[Accuracy], seed: int) -> Row:
     """The results of one group with contexts of one length.
 
     Returns:
-        group, context, windows; accuracy, the share of right bases; markov, that of the Markov
-        model; gain, their difference in pairs; each with its 95 % interval over windows.
+        group, context, windows; accuracy of the model; markov, that of the Markov model; gain, the
+        paired difference; each with its 95 % bootstrap interval over windows.
     """
     columns = {
-        "accuracy": [one.model for one in found],
-        "markov": [one.markov for one in found],
-        "gain": [one.model - one.markov for one in found],
+        "accuracy": [accuracy.model for accuracy in accuracies],
+        "markov": [accuracy.markov for accuracy in accuracies],
+        "gain": [accuracy.model - accuracy.markov for accuracy in accuracies],
     }
-    row: Row = {"group": name, "context": length, "windows": len(found)}
+    row: Row = {"group": name, "context": length, "windows": len(accuracies)}
     for column, values in columns.items():
         estimate = mean_estimate(values, seed=seed, name=f"{name} {length}")
         row |= estimate_columns(column, estimate)

@@ -1,7 +1,7 @@
-"""`evo2 eval dms`: do deltas of coding sequences follow a deep mutational scan?
+"""`evo2 eval dms`: correlation of scores with a deep mutational scan; see docs/eval.md.
 
-docs/eval.md defines it. The score of a protein variant is EVO2_DELTA: the log-likelihood of the
-coding sequence with its new codons minus that without, in nats.
+The score of a protein variant is EVO2_DELTA: the log-likelihood of the mutant coding sequence minus
+that of the wild type, in nats.
 
 V variants.
 """
@@ -45,8 +45,8 @@ from stripedhyena2 import StripedHyena2
 from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.scoring import require_finite
 
-MAX_CHOICES = 256  # combinations of codons of one variant
-Choices = Sequence[dict[int, bytes]]  # combinations of new codons, by their sites
+MAX_CHOICES = 256  # combinations of codons per variant
+Choices = Sequence[dict[int, bytes]]  # combinations of new codons, each by site
 _NUMBERS = Labels(Task.REGRESS, ("score",))
 
 
@@ -55,11 +55,11 @@ class Measured:
     """A row of the table.
 
     Attributes:
-        mutant: The changes as they are written.
-        changes: The changes.
-        score: What was measured; NaN if it is missing.
-        is_fit: The label; None without one.
-        delta: EVO2_DELTA of the table; NaN if it is missing.
+        mutant: The amino-acid changes as written in the table.
+        changes: The parsed changes.
+        score: Measured score; NaN if missing.
+        is_fit: Binary label; None if missing.
+        delta: EVO2_DELTA from the table; NaN if missing.
         cells: All cells of the row.
     """
 
@@ -75,11 +75,11 @@ class Measured:
 def evaluate_dms(
     options: DMSOptions, open_model: Callable[..., StripedHyena2] = open_model
 ) -> dict[str, Any]:
-    """Score the variants, unless the table has EVO2_DELTA, and compare with what was measured.
+    """Score the variants, unless the table has EVO2_DELTA, and correlate with the measurements.
 
     Args:
         options: Table, coding sequence, model and output.
-        open_model: Opens the model, once everything else has been found to be in order.
+        open_model: Loads the model, after the inputs have been checked.
 
     Returns:
         evaluation, source; cds, codons, model, fingerprint and strand, None if the table had
@@ -140,7 +140,7 @@ def evaluate_dms(
 
 
 def read_measured(options: DMSOptions) -> tuple[list[str], list[Measured]]:
-    """The names of the columns, and the rows.
+    """Read the table: the names of its columns, and its rows.
 
     Raises:
         UserError: The table lacks a column or has no rows, or a cell cannot be read.
@@ -206,12 +206,12 @@ def codons_of(
 
 
 class MutantScorer:
-    """The delta of new codons: log P(sequence with them) - log P(sequence), in nats.
+    """Scores mutants: delta = log P(mutant sequence) - log P(wild-type sequence), in nats.
 
     Args:
         model: In inference mode.
-        sequence: The coding sequence.
-        genome: The genome that it is in; None for a sequence alone.
+        sequence: The wild-type coding sequence.
+        genome: The genome that contains it; None to score the coding sequence alone.
         options: Strand and window.
 
     Attributes:
@@ -235,13 +235,13 @@ class MutantScorer:
         warn_beyond_context(model, length, f"a window of {length:,} bases")
 
     def deltas(self, variants: Sequence[tuple[Choices, str]]) -> Iterator[float | None]:
-        """The mean delta over combinations of codons and over strands, of each variant.
+        """Compute the delta of each variant, the mean over codon combinations and strands.
 
-        On a GPU many are read side by side.
+        On a GPU, windows of several variants are batched.
 
         Args:
-            variants: Combinations of new codons, by their sites; and what an error message calls
-                the variant.
+            variants: Combinations of new codons, each by site; and the name of the variant for
+                error messages.
 
         Yields:
             The delta; None if the codons are farther apart than half a window of the genome.
@@ -254,21 +254,21 @@ class MutantScorer:
             yield None if pairs is None else self._mean(pairs, name)
 
     def _queue(self, choices: Choices) -> list[tuple[Pair, Window]] | None:
-        """Queue the windows of a variant; each pair comes with the window that it changes to."""
+        """Queue the windows of a variant; each pair comes with its mutant window."""
         pairs = []
         for codons in choices:
             windows = self.sequence.windows(codons, self._genome, self.window)
             if windows is None:
                 return None
             for strand in self._strands:
-                reads = windows
+                stranded = windows
                 if strand is Strand.REVERSE:
-                    reads = windows[0].reverse_complement(), windows[1].reverse_complement()
-                pairs.append((self._reader.windows(*reads), reads[1]))
+                    stranded = windows[0].reverse_complement(), windows[1].reverse_complement()
+                pairs.append((self._reader.windows(*stranded), stranded[1]))
         return pairs
 
     def _mean(self, pairs: Sequence[tuple[Pair, Window]], name: str) -> float:
-        """The mean difference of windows that have been read."""
+        """The mean delta of pairs of windows that have been scored."""
         deltas = []
         for pair, window in pairs:
             reference, alternate = pair.logprobs
@@ -284,9 +284,9 @@ def score_all(
     variants: Sequence[Measured],
     choices: Sequence[list[dict[int, bytes]]],
 ) -> list[float]:
-    """The delta of each variant in nats; NaN where there is none.
+    """The delta of each variant in nats; NaN if it cannot be scored.
 
-    They are scored by their sites, so that those of a site share what is read before it.
+    Variants are scored in the order of their sites, so that those of a site share their prefix.
     """
     settings = [
         *("evo2 eval dms", __version__, identity, options.codons, options.strand),
@@ -302,9 +302,9 @@ def score_all(
         open_journal(kept, settings) as recall,
         console.progress("dms", len(variants), "variants") as bar,
     ):
-        wanted = [(choices[index], variants[index].mutant) for index in order]
-        found = recall_all(recall, wanted, scorer.deltas, key=itemgetter(1))
-        for index, delta in zip(order, found, strict=True):
+        jobs = [(choices[index], variants[index].mutant) for index in order]
+        results = recall_all(recall, jobs, scorer.deltas, key=itemgetter(1))
+        for index, delta in zip(order, results, strict=True):
             deltas[index] = math.nan if delta is None else rounded(delta)
             bar.advance()
     return deltas
@@ -326,38 +326,38 @@ def write_scored(
 
 
 def group_rows(variants: Sequence[Measured], deltas: Sequence[float], seed: int) -> list[Row]:
-    """A row for all variants, and, if there are several kinds, for each number of changes.
+    """One row for all variants and, if these differ, one for each number of changes.
 
     Raises:
         UserError: No variant has both a measurement and a delta.
     """
-    found: dict[str, list[tuple[Measured, float]]] = {"all": []}
+    groups: dict[str, list[tuple[Measured, float]]] = {"all": []}
     pairs = sorted(zip(variants, deltas, strict=True), key=lambda pair: len(pair[0].changes))
     for variant, delta in pairs:
         if math.isnan(delta) or math.isnan(variant.score):
             continue
         count = len(variant.changes)
         for group in ("all", f"{count} change{'s' * (count > 1)}"):
-            found.setdefault(group, []).append((variant, delta))
-    if not found["all"]:
+            groups.setdefault(group, []).append((variant, delta))
+    if not groups["all"]:
         raise UserError("no variant has both a measurement and a delta")
-    if len(found) == 2:
-        found = {"all": found["all"]}
-    return [group_row(name, own, seed) for name, own in found.items()]
+    if len(groups) == 2:
+        groups = {"all": groups["all"]}
+    return [group_row(name, members, seed) for name, members in groups.items()]
 
 
 def group_row(name: str, pairs: Sequence[tuple[Measured, float]], seed: int) -> Row:
     """The results of one group.
 
     Args:
-        name: Its name.
-        pairs: Variants that have a measurement, and their deltas.
+        name: Name of the group.
+        pairs: Measured variants and their deltas.
         seed: Seed of the bootstrap.
 
     Returns:
-        group, variants; spearman, the correlation of the ranks of deltas and measurements; positive
-        and negative, the numbers of labels; auroc, of the deltas; None where there are fewer than
-        `MIN_CLASS` variants, or labels of a kind. Each with its 95 % interval.
+        group, variants; spearman, the rank correlation of deltas and measurements; positive and
+        negative, the numbers of labels; auroc of the deltas. spearman and auroc have 95 %
+        intervals, and are None with fewer than `MIN_CLASS` variants, or positives or negatives.
     """
     spearman: Estimate | None = None
     if len(pairs) >= MIN_CLASS:
@@ -394,7 +394,7 @@ def dms_page(result: dict[str, Any]) -> RenderableType:
         title += "s" * (result["codons"] == "all")
     notes = ["95 %: bootstrap intervals over variants; by chance Spearman is 0 and AUROC 0.5"]
     if any(row[name] is None for row in result["rows"] for name in ("spearman", "auroc")):
-        notes.append(f"-: fewer than {MIN_CLASS} variants, or of the labels of a kind")
+        notes.append(f"-: fewer than {MIN_CLASS} variants, or positives or negatives")
     for count, why in (
         (result["left_out"], "without a measurement"),
         (result["unscored"], "without a score"),

@@ -1,7 +1,7 @@
 """Reproducible random DNA: random bases, substitutions, and random windows of a genome.
 
-A draw is a function of its labels alone: it is read from a hash of them, so it is the same on every
-machine and with every library version, and no draw depends on another.
+A draw is derived from a hash of its labels alone: it is the same on every machine and with every
+library version, and independent of other draws.
 """
 
 import hashlib
@@ -29,23 +29,23 @@ def draw_bases(count: int, *labels: Label) -> bytes:
 
 
 def draw_substitutions(bases: bytes, count: int, *labels: Label) -> bytes:
-    """The bases with `count` of them replaced by others: at Hamming distance `count`.
+    """Substitute `count` of the bases, which gives a sequence at Hamming distance `count`.
 
     Args:
         bases: A, C, G and T.
-        count: At most as many as there are bases.
+        count: Number of substitutions, at most the number of bases.
         labels: Different labels give different positions and bases.
     """
     order = sorted(range(len(bases)), key=lambda index: keyed_number(*labels, "place", index))
-    found = bytearray(bases)
+    mutated = bytearray(bases)
     for index in order[:count]:
         others = ACGT.replace(bases[index : index + 1], b"")
-        found[index] = others[keyed_number(*labels, "base", index) % len(others)]
-    return bytes(found)
+        mutated[index] = others[keyed_number(*labels, "base", index) % len(others)]
+    return bytes(mutated)
 
 
 def draw_window(genome: Reference, path: Path, length: int, *labels: Label) -> bytes:
-    """An upper-case window of a genome that holds only A, C, G and T.
+    """Draw an upper-case window of a genome that contains only A, C, G and T.
 
     All such windows of all contigs are equally likely.
 

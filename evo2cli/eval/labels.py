@@ -1,4 +1,4 @@
-"""Labels of variants: which INFO key holds them, and which values are positive or negative."""
+"""Labels of variants: their INFO key, and which values are positive or negative."""
 
 import re
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Labels:
 
     @property
     def in_both(self) -> list[str]:
-        """Values that are both positive and negative, which contradicts itself."""
+        """Values that are listed as both positive and negative, an error."""
         return sorted(_normalized(self.positive) & _normalized(self.negative))
 
     def classify(self, value: str | None) -> bool | None:
@@ -52,11 +52,11 @@ class Allele:
 
 
 class Preset(StrEnum):
-    """Data sets whose labels are known.
+    """Data sets with predefined labels.
 
     BRCA1: saturation genome editing. Findlay et al. 2018 (doi:10.1038/s41586-018-0461-z) call a
-        variant functional (FUNC), intermediate (INT) or loss of function (LOF); the Evo 2 paper
-        sets LOF against the other two together.
+        variant functional (FUNC), intermediate (INT) or loss of function (LOF); positives are LOF,
+        negatives the other two, as in the Evo 2 paper.
     CLINVAR: (likely) pathogenic against (likely) benign.
     """
 

@@ -1,11 +1,11 @@
-"""`evo2 eval needle`: does a model recall a needle from its haystack? docs/eval.md defines it.
+"""`evo2 eval needle`: needle-in-a-haystack recall in DNA; see docs/eval.md.
 
     needle = key + value
     text   = haystack that contains the needle + the needle again       `length` bases in all
-    asked  : the value of the second needle, each base given everything before it
+    target : the value of the second needle, each base given everything before it
 
-The haystack may hold the needle as its reverse complement or mutated, and near copies of the key
-with other values.
+The needle in the haystack may be reverse complemented or mutated, and the haystack may contain
+distractors: near copies of the key, each with another value.
 
 L tokens, V vocabulary.
 """
@@ -58,8 +58,8 @@ class Trial:
     Attributes:
         haystack: Bases before the second needle.
         needle: Key and value.
-        num_asked: Bases of the value, which is predicted; the key is given.
-        hidden: What the haystack holds instead of the first needle, of the same length.
+        num_asked: Bases of the value, the target of prediction; the key is given.
+        hidden: The form of the needle in the haystack, of the same length.
     """
 
     haystack: bytes
@@ -69,7 +69,7 @@ class Trial:
 
     @property
     def control(self) -> bytes:
-        """The text without a needle in the haystack, which keeps its own bases."""
+        """The control text, whose haystack has no needle."""
         return self.haystack + self.needle
 
     def start(self, depth: float) -> int:
@@ -81,7 +81,7 @@ class Trial:
         return round(depth / 100 * (len(self.haystack) - len(self.needle)))
 
     def text(self, depth: float) -> bytes:
-        """What the model reads: `control` with `hidden` in place of bases of the haystack."""
+        """The input of the model: `control` with `hidden` in place of bases of the haystack."""
         start = self.start(depth)
         after = self.haystack[start + len(self.hidden) :]
         return self.haystack[:start] + self.hidden + after + self.needle
@@ -110,11 +110,11 @@ class Trial:
 def find_needles(
     options: NeedleOptions, open_model: Callable[..., StripedHyena2] = open_model
 ) -> dict[str, Any]:
-    """Ask for needles at every length and depth.
+    """Measure the recall of needles for every length, set of distractors and depth.
 
     Args:
         options: Texts, model and output.
-        open_model: Opens the model, once everything else has been found to be in order.
+        open_model: Loads the model, after the inputs have been checked.
 
     Returns:
         evaluation, model, fingerprint, haystack, needle_length, key_length, hidden, mutation_rate
@@ -129,7 +129,7 @@ def find_needles(
     """
     check_outputs(options)
     with _open_haystacks(options) as draw_haystack:
-        for length in options.text_lengths:  # fail before hours of work, not after
+        for length in options.text_lengths:  # fail early if the genome is too short
             draw_haystack(length - options.needle_length, 0)
         model = open_model(options)
         longest = max(options.text_lengths)
@@ -176,7 +176,7 @@ def _mutation_rate(options: NeedleOptions) -> float | None:
 
 
 def draw_trial(options: NeedleOptions, haystack: bytes, length: int, repeat: int) -> Trial:
-    """The trial of a repeat: a haystack, a random needle, and what the haystack hides of it."""
+    """The trial of a repeat: a haystack, a random needle, and its form in the haystack."""
     labels = ("needle", options.seed, length, repeat)
     needle = draw_bases(options.needle_length, *labels)
     hidden = needle
@@ -204,9 +204,9 @@ def add_distractors(
     key = trial.needle[: options.num_key]
     copies = []
     for index in range(distractors.number):
-        own = ("distractor", *labels, distractors.distance or 0, index)
-        other = draw_substitutions(key, distractors.distance or 0, *own)
-        copy = other + draw_bases(trial.num_asked, *own)
+        seeds = ("distractor", *labels, distractors.distance or 0, index)
+        near_key = draw_substitutions(key, distractors.distance or 0, *seeds)
+        copy = near_key + draw_bases(trial.num_asked, *seeds)
         copies.append(reverse_complement(copy) if options.hidden is Hidden.REVCOMP else copy)
     return trial.distracted(depth, copies, "place", *labels)
 
@@ -240,11 +240,11 @@ def _measure_cells(
                 ) -> list[tuple[float, float]]:
                     if not distractors.number:
                         return measure(model, trial, depths, bar.advance)
-                    found = []
+                    pairs = []
                     for depth in depths:
-                        own = add_distractors(trial, depth, distractors, options, *labels)
-                        found += measure(model, own, [depth], bar.advance)
-                    return found
+                        distracted = add_distractors(trial, depth, distractors, options, *labels)
+                        pairs += measure(model, distracted, [depth], bar.advance)
+                    return pairs
 
                 kind = f"{distractors.number}:{distractors.distance}"
                 key = f"{length} {kind} {repeat} {zlib.crc32(trial.control):08x}"
@@ -271,7 +271,7 @@ def _measure_cells(
 
 
 def _num_bases(options: NeedleOptions) -> int:
-    """Bases that all cells take to read."""
+    """Total number of bases that the model processes for all cells."""
     size, depths = options.needle_length, options.needle_depths
     total = 0
     for length, distractors in product(options.text_lengths, options.distractor_sets):
@@ -289,14 +289,14 @@ def measure(
 ) -> list[tuple[float, float]]:
     """Copy accuracy and likelihood gap (nats per base) of a trial at each depth.
 
-    What precedes a needle is read once for all depths and the control. Every text is cut into the
-    same chunks whichever depths are asked for, so the numbers of a depth do not depend on others.
+    The prefix before a needle is processed once for all depths and the control. Texts are split
+    into the same chunks whatever the depths, so the results of a depth do not depend on others.
 
     Args:
-        model: Model to ask.
+        model: Model to evaluate.
         trial: Haystack and needle.
         depths: Percentages, ascending.
-        progress: Called with the number of bases read.
+        progress: Called with the number of bases processed.
 
     Raises:
         NonFiniteError: A log-likelihood is not a finite number.
@@ -326,7 +326,7 @@ def _branch(trial: Trial, depth: float) -> int:
 def _answer(
     model: StripedHyena2, shared: ScoringState, trial: Trial, text: bytes, progress: Progress
 ) -> tuple[Tensor, Tensor]:
-    """The tokens that are asked for [L], and the log-probabilities at their positions [L, V]."""
+    """The target tokens [L], and the log-probabilities at their positions [L, V]."""
     num_given = len(text) - trial.num_asked
     given = shared.extend(text[shared.cache.position : num_given], progress)
     end, ids_L, logprobs_LV = given.predict(text[num_given:])
@@ -336,7 +336,7 @@ def _answer(
 
 
 def _copy_accuracy(ids_L: Tensor, logprobs_LV: Tensor) -> float:
-    """The share of tokens that are the likeliest of A, C, G and T."""
+    """The fraction of target tokens that are the likeliest of A, C, G and T."""
     bases = ids_L.new_tensor(list(ACGT))
     likeliest_L = bases[logprobs_LV[:, bases].argmax(dim=1)]
     return (likeliest_L == ids_L).double().mean().item()
@@ -356,16 +356,16 @@ def needle_page(result: dict[str, Any]) -> RenderableType:
     if hidden:
         parts.append(Text(f"hidden: {hidden}"))
     sets = cells_by_distractors(cells)
-    for kind, own in sets.items():
+    for kind, members in sets.items():
         if kind.number or len(sets) > 1:
             parts.append(Text(f"\n{kind}", style="bold"))
         parts += [
-            Text(f"\ncopy accuracy, chance 0.25{_errors('accuracy', own)}"),
-            _grid("accuracy", own),
-            Text(f"\nexact match{_errors('exact', own)}"),
-            _grid("exact", own),
-            Text(f"\nlikelihood gap, nats per base, chance 0{_errors('gap', own)}"),
-            _grid("gap", own),
+            Text(f"\ncopy accuracy, chance 0.25{_errors('accuracy', members)}"),
+            _grid("accuracy", members),
+            Text(f"\nexact match{_errors('exact', members)}"),
+            _grid("exact", members),
+            Text(f"\nlikelihood gap, nats per base, chance 0{_errors('gap', members)}"),
+            _grid("gap", members),
         ]
     return Group(*parts)
 

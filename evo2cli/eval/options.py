@@ -20,7 +20,7 @@ MUTATION_RATE = 0.1
 
 
 class Hidden(StrEnum):
-    """What the haystack holds of a needle.
+    """The form of the needle in the haystack.
 
     EXACT: the needle. REVCOMP: its reverse complement. MUTATED: the needle with substitutions.
     """
@@ -31,11 +31,11 @@ class Hidden(StrEnum):
 
 
 class Distractors(NamedTuple):
-    """Near copies of the key in a haystack, each with a value of its own.
+    """Near copies of the key in a haystack, each followed by another value.
 
     Attributes:
-        number: How many there are.
-        distance: Hamming distance of their keys from that of the needle; None without any.
+        number: Number of copies.
+        distance: Hamming distance of their keys from that of the needle; None if there are none.
     """
 
     number: int
@@ -49,7 +49,7 @@ class Distractors(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(JSONOptions, panel="Output"):
-    """Where the results of an evaluation go, and the seed that reproduces them."""
+    """Output of an evaluation, and its random seed."""
 
     output: Annotated[
         Path | None,
@@ -66,7 +66,7 @@ class EvalOptions(JSONOptions, panel="Output"):
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(Options, panel="Needles and haystacks"):
-    """The texts that a needle is hidden in."""
+    """Haystacks, needles and distractors."""
 
     lengths: Annotated[
         str,
@@ -146,7 +146,7 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
             )
         if self.mutation_rate is not None and self.hidden is not Hidden.MUTATED:
             raise UserError(f"--mutation-rate {self.mutation_rate}: needs --hidden mutated")
-        most = max(each.number for each in self.distractor_sets)
+        most = max(distractors.number for distractors in self.distractor_sets)
         # Distractors stand in places of the size of a needle to its left and right: two borders.
         least = (most + 3 if most else 2) * self.needle_length
         for length in self.text_lengths:
@@ -162,7 +162,7 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
-        """`lengths`, ascending and each once."""
+        """`lengths` in bases, ascending and unique."""
         return tuple(sorted({parse_length(text, "--lengths") for text in self.lengths.split(",")}))
 
     @property
@@ -172,8 +172,8 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
 
     @property
     def distractor_sets(self) -> tuple[Distractors, ...]:
-        """`distractors`, each once."""
-        found = {}
+        """`distractors`, unique and in order."""
+        sets = {}
         for text in self.distractors.split(","):
             match = re.fullmatch(r"0|([1-9][0-9]{0,5}):([0-9]{1,5})", text.strip())
             if match is None:
@@ -187,13 +187,13 @@ class NeedleOptions(EvalOptions, ModelOptions, TextOptions):
                     f"--distractors {text}: a key of {self.num_key} bases has copies at Hamming "
                     f"distances from 1 to {self.num_key}"
                 )
-            each = Distractors(int(number), int(distance)) if number else Distractors(0, None)
-            found[each] = True
-        return tuple(found)
+            key = Distractors(int(number), int(distance)) if number else Distractors(0, None)
+            sets[key] = True
+        return tuple(sets)
 
     @property
     def needle_depths(self) -> tuple[float, ...]:
-        """`depths` in percent, ascending and each once; whole numbers are integers."""
+        """`depths` in percent, ascending and unique; whole numbers are integers."""
         depths = set()
         for text in self.depths.split(","):
             try:
@@ -252,7 +252,7 @@ class ContextOptions(EvalOptions, ModelOptions, WindowOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions(Options, panel="Labels"):
-    """Variants and what is known of them."""
+    """Labelled variants, and their groups."""
 
     source: Annotated[
         Path,
@@ -282,7 +282,7 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="VALUES",
-            help="Comma-separated labels of harmful variants.",
+            help="Comma-separated labels of positives, e.g. pathogenic variants.",
             show_default="those of the preset",
         ),
     ] = None
@@ -290,7 +290,7 @@ class LabelOptions(Options, panel="Labels"):
         str | None,
         typer.Option(
             metavar="VALUES",
-            help="Comma-separated labels of harmless variants.",
+            help="Comma-separated labels of negatives, e.g. benign variants.",
             show_default="those of the preset",
         ),
     ] = None
@@ -313,7 +313,7 @@ class LabelOptions(Options, panel="Labels"):
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The keys of `by`, each once."""
+        """The keys of `by`, without duplicates."""
         return tuple(dict.fromkeys(self.by.split(","))) if self.by else ()
 
 
@@ -347,12 +347,12 @@ class VariantsOptions(EvalOptions, ModelOptions, ScoringOptions, LabelOptions):
 
     @property
     def labels(self) -> Labels:
-        """The labels of the preset, with `label`, `positive` and `negative` in place of its own."""
-        usual = self.preset.labels if self.preset else Labels("", (), ())
+        """The labels of the preset, overridden by `label`, `positive` and `negative`."""
+        default = self.preset.labels if self.preset else Labels("", (), ())
         labels = Labels(
-            self.label or usual.key,
-            tuple(self.positive.split(",")) if self.positive else usual.positive,
-            tuple(self.negative.split(",")) if self.negative else usual.negative,
+            self.label or default.key,
+            tuple(self.positive.split(",")) if self.positive else default.positive,
+            tuple(self.negative.split(",")) if self.negative else default.negative,
         )
         if not (labels.key and labels.positive and labels.negative):
             raise UserError(
@@ -412,8 +412,7 @@ class ContinuedOptions(Options, panel="Windows"):
         str,
         typer.Option(
             metavar="LENGTHS",
-            help="Comma-separated numbers of bases that the model reads before it predicts, e.g. "
-            "512,1k,15000.",
+            help="Comma-separated context lengths in bases, e.g. 512,1k,15000.",
         ),
     ] = "256,512,1k"
     bases: Annotated[int, typer.Option(min=1, help="Number of bases to predict.")] = 30
@@ -440,12 +439,12 @@ class ContinuedOptions(Options, panel="Windows"):
 
     @property
     def context_lengths(self) -> tuple[int, ...]:
-        """`contexts`, ascending and each once."""
+        """`contexts` in bases, ascending and unique."""
         return tuple(sorted({parse_length(t, "--contexts") for t in self.contexts.split(",")}))
 
     @property
     def window_length(self) -> int:
-        """Bases of the longest context and of what is to be found."""
+        """Bases of the longest context and of its continuation."""
         return max(self.context_lengths) + self.bases
 
 
@@ -464,7 +463,7 @@ class ContinuationOptions(EvalOptions, ModelOptions, ContinuedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MutantTableOptions(TableOptions, panel="Measurements"):
-    """A table of protein variants and what was measured of them."""
+    """A table of protein variants and their measured scores."""
 
     usual_label: ClassVar[str] = "DMS_score_bin"
 
@@ -498,10 +497,10 @@ class MutantTableOptions(TableOptions, panel="Measurements"):
 
 
 class CodonChoice(StrEnum):
-    """Which codons stand for a new amino acid.
+    """Codons that encode a new amino acid.
 
-    NEAREST: the one that changes the fewest bases; of several the first in the alphabet. ALL: every
-    one but that which is there, whose deltas are averaged.
+    NEAREST: the codon that changes the fewest bases; ties go to the first in the alphabet. ALL: all
+    codons but the present one; their deltas are averaged.
     """
 
     NEAREST = "nearest"
@@ -575,8 +574,8 @@ class DMSOptions(EvalOptions, ModelOptions, CodingOptions, MutantTableOptions, w
         super().__post_init__()
         if self.window is not None and self.reference is None:
             raise UserError(
-                f"--window {self.window}: needs --reference; without a genome, the coding "
-                "sequence is read whole"
+                f"--window {self.window}: needs --reference; without a genome, the whole coding "
+                "sequence is scored"
             )
         if self.scored is not None and self.scored == self.output:
             raise UserError(f"--scored {self.scored}: is also --output; name another file")

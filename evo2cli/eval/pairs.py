@@ -1,4 +1,4 @@
-"""`evo2 eval pairs`: is a real sequence likelier than a perturbed one? docs/eval.md defines it."""
+"""`evo2 eval pairs`: likelihood of real against perturbed sequences; see docs/eval.md."""
 
 import zlib
 from collections import defaultdict
@@ -33,7 +33,7 @@ MIN_BASES = 2  # the first base has no prediction
 
 @dataclass(frozen=True)
 class Pair:
-    """A real and a perturbed sequence in upper-case DNA, and their group; None for none."""
+    """A real and a perturbed sequence, upper-case DNA, and their group or None."""
 
     real: bytes
     perturbed: bytes
@@ -83,8 +83,8 @@ def evaluate_pairs(options: PairsOptions) -> dict[str, Any]:
                 differences[group].append((real - perturbed, by_base))
             bar.advance()
     rows = [
-        group_row("all" if name is None else name, found, options.seed)
-        for name, found in differences.items()
+        group_row("all" if name is None else name, values, options.seed)
+        for name, values in differences.items()
     ]
     result = {
         "evaluation": "pairs",
@@ -136,9 +136,9 @@ def group_row(name: str, differences: Sequence[tuple[float, float]], seed: int) 
     """The results of one group.
 
     Args:
-        name: Its name.
-        differences: Log-likelihood of the real minus that of the perturbed sequence of each pair,
-            in nats, and the same of their means per base.
+        name: Name of the group.
+        differences: For each pair, the log-likelihood of the real minus that of the perturbed
+            sequence in nats, and the same difference of the means per base.
         seed: Seed of the bootstrap.
 
     Returns:

@@ -61,7 +61,7 @@ def _heat_map(
 
 
 def draw_context(path: Path, result: Mapping[str, Any]) -> None:
-    """Loss against position: a step for each section, with its standard error as a band.
+    """Loss as a function of position: a step per section, with the standard error as a band.
 
     Raises:
         UserError: The figure cannot be written.
@@ -91,7 +91,7 @@ def draw_context(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def draw_continuation(path: Path, result: Mapping[str, Any]) -> None:
-    """Share of right bases against the length of the context, with its interval as a band.
+    """Accuracy as a function of context length, with its interval as a band.
 
     Raises:
         UserError: The figure cannot be written.

@@ -1,4 +1,4 @@
-"""What the evaluations share: output files, and columns of means with standard errors."""
+"""Output shared by all evaluations: files, and columns of means, estimates and their errors."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from evo2cli.tables import Row, mean_and_error, rounded, table_line
 
 
 def check_outputs(options: EvalOptions, *inputs: Path) -> None:
-    """Refuse output files that could not be written, before any work.
+    """Refuse output files that could not be written, before the model runs.
 
     Raises:
         UserError: A suffix is unknown, a folder is missing, matplotlib is not installed, or the
@@ -58,7 +58,7 @@ def estimate_columns(name: str, estimate: Estimate | None) -> Row:
 
 
 def format_estimate(row: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """An estimate of a row and its interval for people; a dash if it has none."""
+    """Format an estimate of a row and its interval; a dash if there is none."""
     value, low, high = (row[f"{name}{part}"] for part in ("", "_low", "_high"))
     if value is None:
         return "-", ""
@@ -68,16 +68,16 @@ def format_estimate(row: Mapping[str, Any], name: str) -> tuple[str, str]:
 def cells_by_distractors(
     cells: Sequence[dict[str, Any]],
 ) -> dict[Distractors, list[dict[str, Any]]]:
-    """The cells of `evo2 eval needle`, by their distractors."""
-    found: dict[Distractors, list[dict[str, Any]]] = {}
+    """Group the cells of `evo2 eval needle` by distractors."""
+    groups: dict[Distractors, list[dict[str, Any]]] = {}
     for cell in cells:
         distractors = Distractors(cell["distractors"], cell["distance"])
-        found.setdefault(distractors, []).append(cell)
-    return found
+        groups.setdefault(distractors, []).append(cell)
+    return groups
 
 
 def format_length(length: int) -> str:
-    """A length as `parse_length` reads it: 8192 is 8k."""
+    """Format a length for `parse_length`: 8192 is 8k."""
     for unit, size in (("M", 2**20), ("k", 2**10)):
         if length % size == 0:
             return f"{length // size}{unit}"

@@ -1,7 +1,4 @@
-"""`evo2 eval task`: how well a fine-tuned model predicts the labels of a table.
-
-docs/finetune.md defines the metrics.
-"""
+"""`evo2 eval task`: evaluate a fine-tuned model on a labelled table; see docs/finetune.md."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,19 +21,19 @@ Predict = Callable[[Examples], Any]  # predictions in the form that `measure` ta
 
 
 def evaluate_task(options: TaskOptions, labels: Labels, predict: Predict) -> dict[str, Any]:
-    """Predict the labels of a table and compare.
+    """Predict the labels of a table and compute the metrics.
 
     Args:
         options: The options.
-        labels: What the run predicts.
-        predict: Its predictions for examples.
+        labels: Task and labels of the fine-tuned model.
+        predict: Predicts the labels of examples.
 
     Returns:
         evaluation, run, test, task, classes, sequences (their number), seed, resamples; rows: each
         metric with its interval; confusion: counts by true and by predicted class, or None.
 
     Raises:
-        UserError: The table cannot be read, or has labels that the run does not know.
+        UserError: The table cannot be read, or has labels that are unknown to the run.
         UntrustedNumericsError: A prediction is not a finite number.
     """
     check_outputs(options)

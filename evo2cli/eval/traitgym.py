@@ -1,7 +1,7 @@
-"""`evo2 eval traitgym`: do features of variants separate causal ones from others?
+"""`evo2 eval traitgym`: the TraitGym benchmark of causal variants; see docs/eval.md.
 
-docs/eval.md defines it. The metric is AUPRC by chromosome, the mean weighted by the number of
-variants; logistic regressions are fitted without the chromosome that they predict.
+The metric is AUPRC by chromosome, averaged with the numbers of variants as weights; logistic
+regressions are cross-validated by leaving one chromosome out.
 
 V variants, F features.
 """
@@ -40,9 +40,9 @@ class Labelled:
     """The variants that have a label and all features.
 
     Attributes:
-        chromosomes: The chromosome of each variant, without chr.
-        positive: Whether each is causal [V].
-        values: Each feature by its name [V].
+        chromosomes: Chromosome of each variant, without the prefix chr, [V].
+        positive: Whether a variant is causal, [V].
+        values: Each feature by name, [V].
         num_left_out: Number of variants without a feature.
     """
 
@@ -53,7 +53,7 @@ class Labelled:
 
 
 def evaluate_traitgym(options: TraitGymOptions) -> dict[str, Any]:
-    """Measure features of variants, and logistic regressions on them.
+    """Evaluate features of variants, and logistic regressions on them, as predictors.
 
     Returns:
         evaluation, source, label, metric, positives, negatives, left_out (variants without
@@ -64,17 +64,17 @@ def evaluate_traitgym(options: TraitGymOptions) -> dict[str, Any]:
         UserError: The table cannot be used, or scikit-learn is not installed.
     """
     check_outputs(options, options.source)
-    found = read_labelled(options)
+    labelled = read_labelled(options)
     chosen = [
         name
-        for name in np.unique(found.chromosomes)
-        if len(set(found.positive[found.chromosomes == name])) == 2
+        for name in np.unique(labelled.chromosomes)
+        if len(set(labelled.positive[labelled.chromosomes == name])) == 2
     ]
     if not chosen:
         raise UserError(f"{options.source}: no chromosome has variants of both labels")
-    predictors = _predictors(found, chosen)
+    predictors = _predictors(labelled, chosen)
     rows: list[Row] = [
-        {"predictor": name, **_by_chromosome(found, scores_V, chosen, options.seed)}
+        {"predictor": name, **_by_chromosome(labelled, scores_V, chosen, options.seed)}
         for name, scores_V in predictors.items()
     ]
     result = {
@@ -83,9 +83,9 @@ def evaluate_traitgym(options: TraitGymOptions) -> dict[str, Any]:
         "source": str(options.source),
         "label": options.label,
         "metric": "AUPRC by chromosome, weighted by the number of variants",
-        "positives": int(found.positive.sum()),
-        "negatives": int((~found.positive).sum()),
-        "left_out": found.num_left_out,
+        "positives": int(labelled.positive.sum()),
+        "negatives": int((~labelled.positive).sum()),
+        "left_out": labelled.num_left_out,
         "chromosomes": [str(name) for name in chosen],
         "resamples": RESAMPLES,
         "seed": options.seed,
@@ -136,26 +136,26 @@ def read_labelled(options: TraitGymOptions) -> Labelled:
 
 
 def _feature_columns(path: Path, names: Sequence[str], options: TraitGymOptions) -> list[str]:
-    """The columns that hold features: those of `--features`, or those that we write.
+    """The feature columns: those of `--features`, or those written by `evo2 score`.
 
     Raises:
         UserError: There are none, or one is missing.
     """
     if options.features:
         wanted = [word.strip() for word in options.features.split(",")]
-        found = [
+        columns = [
             name
             for word in wanted
             for name in ([word] if word in names else _of_embedding(names, word))
         ]
         if missing := [w for w in wanted if w not in names and not _of_embedding(names, w)]:
             raise UserError(f"--features {options.features}: {path} has no column {missing[0]!r}")
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(columns))
     scalars = [name for name in ("llr", "absllr") if name in names]
     if not scalars and "EVO2_DELTA" in names:
         scalars = ["EVO2_DELTA"]
-    if found := [*scalars, *_of_embedding(names, "embedding")]:
-        return found
+    if columns := [*scalars, *_of_embedding(names, "embedding")]:
+        return columns
     raise UserError(
         f"{path}: has no feature (llr, absllr, embedding_0, ..., EVO2_DELTA); run evo2 "
         "score --features first, or name the columns with --features"
@@ -166,12 +166,12 @@ def _of_embedding(names: Sequence[str], word: str) -> list[str]:
     return [name for name in names if word == "embedding" and name.startswith(EMBEDDING)]
 
 
-def _predictors(found: Labelled, chosen: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def _predictors(labelled: Labelled, chosen: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """The scores [V] of each predictor: the higher, the more likely causal."""
-    embedding = [name for name in found.values if name.startswith(EMBEDDING)]
-    scalars = [name for name in found.values if name not in embedding]
+    embedding = [name for name in labelled.values if name.startswith(EMBEDDING)]
+    scalars = [name for name in labelled.values if name not in embedding]
     predictors = {
-        f"-{name}" if name in SIGNS else name: SIGNS.get(name, 1.0) * found.values[name]
+        f"-{name}" if name in SIGNS else name: SIGNS.get(name, 1.0) * labelled.values[name]
         for name in scalars
     }
     if len(chosen) <= FOLDS:
@@ -180,25 +180,25 @@ def _predictors(found: Labelled, chosen: Sequence[str]) -> dict[str, NDArray[np.
     groups = {"embedding": embedding} if scalars and embedding else {}
     groups["all features"] = [*scalars, *embedding]
     for name, columns in groups.items():
-        x_VF = np.stack([found.values[column] for column in columns], axis=1)
-        predictors[f"logistic, {name}"] = predict_left_out(found, x_VF, chosen)
+        x_VF = np.stack([labelled.values[column] for column in columns], axis=1)
+        predictors[f"logistic, {name}"] = predict_left_out(labelled, x_VF, chosen)
     return predictors
 
 
 def predict_left_out(
-    found: Labelled, x_VF: NDArray[np.float64], chosen: Sequence[str]
+    labelled: Labelled, x_VF: NDArray[np.float64], chosen: Sequence[str]
 ) -> NDArray[np.float64]:
-    """Scores [V] of a logistic regression, each by the model without its own chromosome.
+    """Scores [V] of a logistic regression, cross-validated by leaving one chromosome out.
 
-    Features are standardized by the variants that are fitted on. The penalty is the one with the
-    best average precision over `FOLDS` folds of these, which keep chromosomes together.
+    Features are standardized on the training variants. The penalty is the one with the best average
+    precision in an inner cross-validation with `FOLDS` folds grouped by chromosome.
     """
     sklearn = import_sklearn("evo2 eval traitgym")
     scores_V = np.zeros(len(x_VF))
     with console.progress("fit", len(chosen), "chromosomes") as bar:
         for name in chosen:
-            test_V = found.chromosomes == name
-            train_V = np.isin(found.chromosomes, chosen) & ~test_V
+            test_V = labelled.chromosomes == name
+            train_V = np.isin(labelled.chromosomes, chosen) & ~test_V
             search = sklearn.model_selection.GridSearchCV(
                 sklearn.pipeline.make_pipeline(
                     sklearn.preprocessing.StandardScaler(),
@@ -210,24 +210,24 @@ def predict_left_out(
                 scoring="average_precision",
                 cv=sklearn.model_selection.GroupKFold(FOLDS),
             )
-            groups = found.chromosomes[train_V]
-            search.fit(x_VF[train_V], found.positive[train_V], groups=groups)
+            groups = labelled.chromosomes[train_V]
+            search.fit(x_VF[train_V], labelled.positive[train_V], groups=groups)
             scores_V[test_V] = search.decision_function(x_VF[test_V])
             bar.advance()
     return scores_V
 
 
 def _by_chromosome(
-    found: Labelled, scores_V: NDArray[np.float64], chosen: Sequence[str], seed: int
+    labelled: Labelled, scores_V: NDArray[np.float64], chosen: Sequence[str], seed: int
 ) -> Row:
-    """AUPRC and AUROC, each the mean over chromosomes weighted by their numbers of variants.
+    """AUPRC and AUROC, averaged over chromosomes with their numbers of variants as weights.
 
-    The interval is that of a bootstrap of whole chromosomes.
+    The 95 % interval of AUPRC is from a bootstrap over chromosomes.
     """
     precisions, areas, sizes = [], [], []
     for name in chosen:
-        own_V = found.chromosomes == name
-        positives_U, negatives_U = count_levels(scores_V[own_V], found.positive[own_V])
+        own_V = labelled.chromosomes == name
+        positives_U, negatives_U = count_levels(scores_V[own_V], labelled.positive[own_V])
         precisions.append(average_precision(positives_U[None], negatives_U[None])[0])
         areas.append(area_under_roc(positives_U[None], negatives_U[None])[0])
         sizes.append(own_V.sum())

@@ -1,6 +1,6 @@
-"""`evo2 eval variants`: do deltas rank harmful variants above harmless ones?
+"""`evo2 eval variants`: classification of pathogenic and benign variants; see docs/eval.md.
 
-docs/eval.md defines it. The score of an allele is -EVO2_DELTA: the less likely, the higher.
+An allele is ranked by -EVO2_DELTA, which is higher for less likely alleles.
 """
 
 from collections import Counter, defaultdict
@@ -30,7 +30,7 @@ from evo2cli.score.run import score
 from evo2cli.tables import Row
 
 DELTA = "EVO2_DELTA"
-MIN_CLASS = 5  # positives, and negatives, that a group needs for statistics
+MIN_CLASS = 5  # minimum number of positives, and of negatives, in a group with statistics
 
 
 @locks_output
@@ -100,7 +100,7 @@ def _score(options: VariantsOptions, output: Path) -> None:
 
 
 def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, int]:
-    """How many alleles have a label that is neither positive nor negative, by label.
+    """Check the keys and labels; count alleles that are neither positive nor negative, by label.
 
     Raises:
         UserError: No record has the INFO keys, or no allele is positive, or none negative.
@@ -108,8 +108,8 @@ def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, in
     source, labels = options.source, options.labels
     if not file.has(labels.key):
         raise missing_key(source, file.place, labels.key, file.keys(), "--label")
-    wanted = [("--consequence", options.consequence), *(("--by", key) for key in options.groups)]
-    for flag, key in wanted:
+    keys = [("--consequence", options.consequence), *(("--by", key) for key in options.groups)]
+    for flag, key in keys:
         if key and not file.has(key):
             raise missing_key(source, file.place, key, file.keys(), flag)
     values = [
@@ -136,11 +136,11 @@ def _check_labels(options: VariantsOptions, file: AnnotatedFile) -> dict[str, in
 def collect_alleles(
     file: AnnotatedFile, labels: Labels, consequence: str | None, by: Sequence[str] = ()
 ) -> tuple[list[Allele], dict[str, int]]:
-    """The alleles with a label and a score; how many with a label have no score, by status.
+    """Collect the labelled and scored alleles; count labelled ones without a score, by status.
 
     Args:
         file: The scored variants.
-        labels: Which variants are positive and which are negative.
+        labels: Labels of positive and negative variants.
         consequence: INFO key, or column, of consequences.
         by: INFO keys, or columns, of further groups.
     """
@@ -160,9 +160,9 @@ def collect_alleles(
             if delta is None:
                 unscored.append(statuses[index] or "no status")
                 continue
-            own = [(key, value) for key, found in others if (value := found[index]) is not None]
-            usual = _groups(record.reference, alternate, effects[index])
-            groups = (*(group for group in usual if group[0] not in by), *own)
+            extra = [(key, value) for key, texts in others if (value := texts[index]) is not None]
+            standard = _groups(record.reference, alternate, effects[index])
+            groups = (*(group for group in standard if group[0] not in by), *extra)
             alleles.append(Allele(record.number(DELTA, delta), is_positive, groups))
     return alleles, _count(unscored)
 
@@ -170,7 +170,7 @@ def collect_alleles(
 def _groups(
     reference: str, alternate: str, effect: Consequence | None
 ) -> tuple[tuple[str, str], ...]:
-    """Kind and name of the groups of an allele, apart from the group of all alleles."""
+    """Kind and name of the groups of an allele, besides the group of all alleles."""
     groups = [("class", str(kind_of(reference, alternate)))]
     if effect is not None:
         groups.append(("consequence", effect.name))
@@ -180,9 +180,9 @@ def _groups(
 
 
 def group_rows(alleles: Sequence[Allele], seed: int, by: Sequence[str] = ()) -> list[Row]:
-    """A row for all alleles, then one for each group, the largest of a kind first.
+    """One row for all alleles, then one per group, the largest of a kind first.
 
-    A kind with a single group has no row. Kinds are consequence, class and region, then `by`.
+    Kinds are consequence, class and region, then `by`; a kind with a single group is left out.
     """
     members: dict[tuple[str, str], list[Allele]] = defaultdict(list)
     for allele in alleles:

@@ -16,21 +16,21 @@ STOP_CODON, STOP_MOTIF = "stop-codon", "stop-motif"
 
 
 class Alphabet(StrEnum):
-    """Which tokens can be sampled: A, C, G and T, or the whole vocabulary."""
+    """Tokens to sample from: A, C, G and T, or the whole vocabulary."""
 
     DNA = "dna"
     ANY = "any"
 
 
 class Frame(StrEnum):
-    """Which base is the first of the first codon."""
+    """Start of the reading frame: the first base of the prompt, or the first generated base."""
 
     PROMPT = "prompt"
     GENERATED = "generated"
 
 
 class KVCache(StrEnum):
-    """Precision of cached keys and values: AUTO is the one the model computes in."""
+    """Precision of the KV cache: AUTO is the compute precision of the model."""
 
     AUTO = "auto"
     FP8 = "fp8"
@@ -38,20 +38,20 @@ class KVCache(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(Options, panel="Prompt"):
-    """What every sequence continues."""
+    """Prompts."""
 
     prompt: Annotated[
         tuple[str, ...],
         typer.Option(metavar="BASES", help="Bases to continue; repeatable."),
     ] = ()
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FASTA", help="File of prompts; - is stdin.")
+        Path | None, typer.Option(metavar="FASTA", help="FASTA of prompts; - is stdin.")
     ] = None
     tag: Annotated[
         str | None,
         typer.Option(
             metavar="LINEAGE",
-            help="Lineage to put before every prompt, or to use as the only prompt: "
+            help="Lineage tag to prepend to every prompt, or to use as the only prompt: "
             "'d__Bacteria;p__...;s__...'.",
         ),
     ] = None
@@ -59,16 +59,14 @@ class PromptOptions(Options, panel="Prompt"):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(Options, panel="Sampling"):
-    """How bases are sampled."""
+    """Sampling."""
 
-    num_samples: Annotated[
-        int, typer.Option(min=1, help="Number of sequences for each prompt.")
-    ] = 1
+    num_samples: Annotated[int, typer.Option(min=1, help="Number of sequences per prompt.")] = 1
     seed: Annotated[
-        int, typer.Option(help="Seed of the random numbers; equal seeds give equal sequences.")
+        int, typer.Option(help="Random seed; the same seed gives the same sequences.")
     ] = 0
     temperature: Annotated[
-        float, typer.Option(min=0, help="Divide the logits by this (0 = take the likeliest base).")
+        float, typer.Option(min=0, help="Sampling temperature (0 = greedy).")
     ] = 1.0
     top_k: Annotated[
         int,
@@ -79,7 +77,8 @@ class SamplingOptions(Options, panel="Sampling"):
         typer.Option(
             min=0,
             max=1,
-            help="Sample from the likeliest tokens that together have this probability (1 = all).",
+            help="Nucleus sampling: sample from the smallest set of likeliest tokens whose total "
+            "probability is at least this (1 = all).",
         ),
     ] = 1.0
     alphabet: Annotated[
@@ -90,7 +89,7 @@ class SamplingOptions(Options, panel="Sampling"):
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingOptions(Options, panel="Stopping"):
-    """Where a sequence ends."""
+    """Stopping criteria."""
 
     tokens: Annotated[
         int,
@@ -120,14 +119,14 @@ class StoppingOptions(Options, panel="Stopping"):
 
     @property
     def stops(self) -> list[str]:
-        """Names of the given options by which a pattern ends a sequence."""
+        """Names of the given options that end a sequence at a pattern."""
         given = {STOP_CODON: self.stop_codon, STOP_MOTIF: self.stop_motif}
         return [name for name, value in given.items() if value]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintOptions(Options, panel="Constraints"):
-    """What holds for every generated sequence."""
+    """Constraints on every generated sequence."""
 
     forbid: Annotated[
         tuple[str, ...],
@@ -138,10 +137,10 @@ class ConstraintOptions(Options, panel="Constraints"):
         ),
     ] = ()
     both_strands: Annotated[
-        bool, typer.Option("--both-strands", help="Avoid patterns on both strands, too.")
+        bool, typer.Option("--both-strands", help="Avoid patterns on both strands.")
     ] = False
     max_homopolymer: Annotated[
-        int | None, typer.Option(min=1, help="Maximum length of a run of one base.")
+        int | None, typer.Option(min=1, help="Maximum length of a homopolymer run.")
     ] = None
     fix: Annotated[
         tuple[str, ...],
@@ -178,23 +177,22 @@ class ConstraintOptions(Options, panel="Constraints"):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions(ModelOptions, panel="Model"):
-    """Which model runs, and how much memory it takes."""
+    """The model, batch size and KV cache."""
 
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Number of sequences generated at the same time.")
+        int, typer.Option(min=1, help="Number of sequences to generate in parallel.")
     ] = 16
     kv_cache: Annotated[
         KVCache,
         typer.Option(
-            help="Precision of cached keys and values: auto is the model's, fp8 takes half the "
-            "memory."
+            help="Precision of the KV cache: auto is that of the model, fp8 takes half the memory."
         ),
     ] = KVCache.AUTO
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(Options, panel="Output"):
-    """Where sequences are written, and in which format."""
+    """Output file and format."""
 
     output: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""What is reported about a generated sequence, and its FASTA record."""
+"""Describe a generated sequence, as JSON values or as a FASTA record."""
 
 from itertools import groupby
 from statistics import fmean
@@ -11,19 +11,19 @@ from evo2cli.tables import rounded
 from stripedhyena2 import Sample
 from stripedhyena2.generation import token_text
 
-LINE_WIDTH = 60  # bases in a line of FASTA
+LINE_WIDTH = 60  # bases per line of FASTA
 
 
 def describe(
     options: GenerateOptions, prompt: Prompt, number: int, sample: Sample
 ) -> dict[str, Any]:
-    """Everything that is reported about a sample, as JSON values.
+    """Describe a sample as JSON values.
 
-    `passed` lists the constraints it satisfies: all that were given, since none can be broken.
+    `passed` lists the constraints it satisfies: all that were given, as decoding enforces them.
     """
     end = len(sample.ids) - (sample.stop_reason == EOD)
     sequence = token_text(sample.ids[:end])
-    found = {
+    description = {
         "name": prompt.name if options.num_samples == 1 else f"{prompt.name}_{number}",
         "sample": number,
         "seed": options.seed,
@@ -37,24 +37,26 @@ def describe(
         "passed": options.constraints,
     }
     if options.json:
-        found["logprobs"] = [rounded(value) for value in sample.logprobs[:end]]
-        found["drawn_logprobs"] = [rounded(value) for value in sample.drawn_logprobs[:end]]
-    return found
+        description["logprobs"] = [rounded(value) for value in sample.logprobs[:end]]
+        description["drawn_logprobs"] = [rounded(value) for value in sample.drawn_logprobs[:end]]
+    return description
 
 
-def as_fasta(found: dict[str, Any]) -> bytes:
+def as_fasta(description: dict[str, Any]) -> bytes:
     """A FASTA record whose header holds the description as key=value fields."""
-    sequence = found["sequence"]
+    sequence = description["sequence"]
     lines = [sequence[at : at + LINE_WIDTH] for at in range(0, len(sequence), LINE_WIDTH)]
     fields = {
-        "sample": found["sample"],
-        "prompt": len(found["prompt"]),
+        "sample": description["sample"],
+        "prompt": len(description["prompt"]),
         "length": len(sequence),
-        "mean_logprob": f"{found['mean_logprob']:.4f}",
-        "gc": f"{found['gc']:.3f}",
-        "longest_run": found["longest_run"],
-        "stop": found["stop"],
-        **({"passed": ",".join(found["passed"])} if found["passed"] else {}),
+        "mean_logprob": f"{description['mean_logprob']:.4f}",
+        "gc": f"{description['gc']:.3f}",
+        "longest_run": description["longest_run"],
+        "stop": description["stop"],
+        **({"passed": ",".join(description["passed"])} if description["passed"] else {}),
     }
-    header = " ".join([f">{found['name']}", *(f"{key}={value}" for key, value in fields.items())])
+    header = " ".join(
+        [f">{description['name']}", *(f"{key}={value}" for key, value in fields.items())]
+    )
     return "\n".join([header, *lines, ""]).encode()

@@ -14,11 +14,11 @@ from evo2cli.genome.fasta import Record, read_records, require_nucleotides
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a sequence continues.
+    """A prompt.
 
     Attributes:
         name: Name of its FASTA record, or `prompt1`, `prompt2`, ...
-        tag: Lineage between '|', or empty.
+        tag: Lineage tag, enclosed in '|', or empty.
         bases: Bases after the tag, in upper case with T for U.
     """
 
@@ -28,7 +28,7 @@ class Prompt:
 
     @property
     def text(self) -> bytes:
-        """What the model reads."""
+        """The input of the model: tag and bases."""
         return self.tag.encode() + self.bases
 
 
@@ -40,10 +40,10 @@ def read_prompts(
     Args:
         texts: Bases.
         fasta: File of further prompts.
-        tag: Lineage put before every prompt; without prompts it is the only one.
+        tag: Lineage tag to prepend to every prompt; without prompts it is the only one.
 
     Raises:
-        UserError: There is no prompt, a prompt is empty or is not DNA, or the tag is not a lineage.
+        UserError: There is no prompt, a prompt is empty or not DNA, or the tag is not a lineage.
     """
     records = [Record(f"prompt{n}", "", text.strip().encode()) for n, text in enumerate(texts, 1)]
     for record in records:

@@ -1,4 +1,4 @@
-"""Generates a sequence for every prompt and sample, and writes them."""
+"""`evo2 generate`: sample sequences for every prompt and write them in order."""
 
 import sys
 import zlib
@@ -31,8 +31,8 @@ from stripedhyena2 import generate as generate_tokens
 from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.fingerprint import fingerprint
 
-# Options that do not change a sequence: they say where sequences come from or go to, or affect the
-# speed, or are known from the prompts and the fingerprint of the model.
+# Options that a resumed run may change: they concern only input, output or speed, or are covered by
+# the prompts and the fingerprint of the model.
 _WITHOUT_EFFECT = (
     "prompt",
     "prompts",
@@ -49,9 +49,10 @@ Job = tuple[Prompt, int]  # a prompt, and the number of the sample
 
 @locks_output
 def generate(options: GenerateOptions) -> None:
-    """Continue every prompt, and write each sequence as soon as all before it are written.
+    """Generate the samples of every prompt, and write them in order as they become available.
 
-    A sample depends on the model, the seed, its prompt and its number, and on no other sample.
+    A sample depends only on the model, the options, the seed, its prompt and its number, not on
+    other samples.
 
     Raises:
         UserError: A prompt or an option is not valid, or no sequence satisfies the constraints.
@@ -85,14 +86,14 @@ def generate(options: GenerateOptions) -> None:
             )
             return _described(options, jobs[first:], samples)
 
-        for found in _recalled(jobs, recall, start):
-            write(json_line(found) if options.json else as_fasta(found))
+        for description in _recalled(jobs, recall, start):
+            write(json_line(description) if options.json else as_fasta(description))
             if options.output is None:
                 sys.stdout.flush()
 
 
 def _settings(options: GenerateOptions, model: StripedHyena2) -> list[object]:
-    """Everything that decides the results, except the prompts and the numbers of the samples."""
+    """Everything that determines the results, apart from prompts and sample numbers."""
     given = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
     given["numbered"] = options.num_samples > 1  # whether names end in the sample's number
     return ["evo2 generate", __version__, fingerprint(model.config, model.state_dict()), given]
@@ -101,7 +102,7 @@ def _settings(options: GenerateOptions, model: StripedHyena2) -> list[object]:
 def _recalled(
     jobs: Sequence[Job], recall: Recall, start: Callable[[int], Iterator[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:
-    """The results an interrupted run has kept, then those that `start` yields for the rest."""
+    """Yield the results of an interrupted run from its journal, then those of `start`."""
     started: Iterator[dict[str, Any]] | None = None
 
     def compute(index: int) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _recalled(
 def requests_of(
     options: GenerateOptions, jobs: Sequence[Job], make_guide: MakeGuide, vocabulary: int
 ) -> list[Request]:
-    """What the model is asked for: a sample for each job, constrained as the options say."""
+    """One request per job, with its random numbers and constraints."""
     ids = {prompt: torch.tensor(list(prompt.text)) for prompt, _ in jobs}
     return [
         Request(

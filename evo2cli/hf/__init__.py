@@ -1,15 +1,15 @@
-"""Evo 2 as Hugging Face models: importing this package registers them for the Auto classes.
+"""Evo 2 for Hugging Face transformers; importing this package registers it with the Auto classes.
 
     import evo2cli.hf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained("folder")     # that `save_pretrained` wrote
+    model = AutoModelForCausalLM.from_pretrained("folder")     # written by `save_pretrained`
     model = evo2cli.hf.Evo2ForCausalLM.from_pretrained("nano") # or anything that `load` reads
 
-config.py     the shape of a model as a transformers config
-tokenizer.py  bytes as tokens
-cache.py      what the model remembers, as transformers' cache
-modeling.py   the models; each is a `StripedHyena2` in `.model`, and perhaps a head
+config.py     `Evo2Config`
+tokenizer.py  the byte-level tokenizer
+cache.py      the generation cache: keys and values, filter and modal states
+modeling.py   the models; each wraps a `StripedHyena2` as `.model`, some with a head
 """
 
 from transformers import (

@@ -1,4 +1,4 @@
-"""The shape of a model as a transformers config."""
+"""The transformers config of Evo 2."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +27,12 @@ _ADJUSTABLE = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Evo2Config(PreTrainedConfig):
-    """The config of an Evo 2 model: the keys of the released yml, and transformers' names of them.
+    """Configuration of an Evo 2 model: the keys of the released yml, also by transformers' names.
 
     Args:
-        values: The keys of a config.json, in any dialect that `read_hf_config` knows; what is not
-            given is that of evo2_7b. Other keys, such as `num_labels`, are transformers'.
+        values: The keys of a config.json, in any dialect that `read_hf_config` knows. Without a
+            list of blocks among them, missing keys are those of evo2_7b. Other keys, such as
+            `num_labels`, are passed on to transformers.
     """
 
     model_type = MODEL_TYPE
@@ -49,7 +50,7 @@ class Evo2Config(PreTrainedConfig):
 
     @classmethod
     def from_shape(cls, shape: ModelConfig, **values: Any) -> "Evo2Config":
-        """The config of a model of this shape, with other values of transformers.
+        """The config of a model of this shape, with further config values such as `num_labels`.
 
         Raises:
             ConfigError: The released layout cannot express the shape.
@@ -60,27 +61,29 @@ class Evo2Config(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | Path, **values: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As for other configs, also for the names of models; `from_pretrained` calls it."""
-        with described(pretrained_model_name_or_path) as source:
-            found: tuple[dict[str, Any], dict[str, Any]] = super().get_config_dict(source, **values)
-        return found
+        """As in transformers, and also by the name of a model; called by `from_pretrained`."""
+        with config_source(pretrained_model_name_or_path) as source:
+            config: tuple[dict[str, Any], dict[str, Any]] = super().get_config_dict(
+                source, **values
+            )
+        return config
 
     @property
     def shape(self) -> ModelConfig:
-        """The shape as the model takes it.
+        """The shape of the model.
 
         Raises:
-            ConfigError: A value is not possible.
+            ConfigError: A value is not valid.
         """
         return read_hf_config(vars(self), "config")
 
 
 @contextmanager
-def described(name: str | Path) -> Iterator[str | Path]:
-    """Where transformers finds config and tokenizer: the path or repository itself.
+def config_source(name: str | Path) -> Iterator[str | Path]:
+    """Yield the path or repository from which transformers can load config and tokenizer.
 
-    For a name that `stripedhyena2.load` knows it is a folder that is written here, so that the hub
-    is not asked.
+    For a model name known to `stripedhyena2.load`, it is a temporary folder written here, so that
+    nothing is requested from the Hub.
     """
     shape = named_shape(name)
     if shape is None:
@@ -94,5 +97,5 @@ def described(name: str | Path) -> Iterator[str | Path]:
 
 def _canonical(shape: ModelConfig) -> dict[str, Any]:
     values = hf_config(shape, torch.float32)
-    del values["torch_dtype"], values["model_type"]  # of the weights; of the class
+    del values["torch_dtype"], values["model_type"]  # properties of the weights and of the class
     return values

@@ -1,8 +1,8 @@
-"""Evo 2 as models of transformers: each holds a `StripedHyena2`, and perhaps a head.
+"""transformers models of Evo 2: wrappers of `StripedHyena2`, some with a head.
 
-Padding, on either side or in between, changes nothing for other positions: the tokens of a row are
-moved together before the model reads them, so that no filter and no attention meets padding. At
-padding, outputs are those of the last token before it.
+Padding on either side, or between tokens, does not affect the outputs at tokens: the tokens of a
+row are compacted before the model runs, so that neither convolutions nor attention see padding.
+Outputs at a padding position are copies of those at the last token before it.
 
 B rows, N new positions, L all positions, D channels, V vocabulary.
 """
@@ -47,29 +47,29 @@ from stripedhyena2.parametrization import folded_state
 _LOG = logging.getLogger(__name__)
 
 TARGET_MODULES = ("project_in", "project_out", "gate", "up", "down")
-"""The linear layers that adapters can be put on, for `target_modules` of PEFT: the projections into
-and out of every Hyena and attention mixer, and the three layers of every MLP."""
+"""`target_modules` for PEFT, all linear layers that support adapters: the input and output
+projections of every Hyena and attention mixer, and the three layers of every MLP."""
 
-_MODEL = "model."  # begins the names of the tensors of the `StripedHyena2`
-_IGNORED = -100  # as a label
+_MODEL = "model."  # prefix of the tensor names of the `StripedHyena2`
+_IGNORED = -100  # the label that the loss ignores
 
 
 class _Padding(NamedTuple):
-    """Where the tokens of a padded batch are.
+    """The padding of a batch.
 
     Attributes:
-        real_BN: Whether a position is a token.
-        order_BN: The positions of a row, those of tokens first.
-        source_BN: For each position the place, in that order, of the last token up to it.
+        is_token_BN: Whether a position is a token.
+        order_BN: Positions of a row in compacted order: tokens first, then padding.
+        source_BN: For each position, the index in `order_BN` of the last token up to it.
     """
 
-    real_BN: Tensor
+    is_token_BN: Tensor
     order_BN: Tensor
     source_BN: Tensor
 
     @classmethod
     def of(cls, mask: Tensor | None, num_new: int) -> "_Padding | None":
-        """The padding of the last positions of a mask; None if there is none."""
+        """The padding among the last `num_new` positions of a mask; None if there is none."""
         if mask is None:
             return None
         if mask.ndim != 2:
@@ -77,33 +77,33 @@ class _Padding(NamedTuple):
                 f"attention_mask has the shape {list(mask.shape)}; give [batch, length], 1 for a "
                 "token and 0 for padding"
             )
-        real_BN = mask[:, -num_new:].bool()
-        if bool(real_BN.all()):
+        is_token_BN = mask[:, -num_new:].bool()
+        if bool(is_token_BN.all()):
             return None
-        order_BN = real_BN.int().argsort(dim=1, descending=True, stable=True)
-        return cls(real_BN, order_BN, (real_BN.cumsum(1) - 1).clamp(min=0))
+        order_BN = is_token_BN.int().argsort(dim=1, descending=True, stable=True)
+        return cls(is_token_BN, order_BN, (is_token_BN.cumsum(1) - 1).clamp(min=0))
 
     @property
-    def first(self) -> Tensor:
+    def is_first(self) -> Tensor:
         """Whether a position is the first token of its row, [B, N]."""
-        return self.real_BN & (self.real_BN.cumsum(1) == 1)
+        return self.is_token_BN & (self.is_token_BN.cumsum(1) == 1)
 
 
 def _gathered(x: Tensor, index_BN: Tensor) -> Tensor:
-    """Pick these positions from [B, N] or [B, N, D]."""
+    """Gather positions from [B, N] or [B, N, D]."""
     index_BN = index_BN.to(x.device)
     return x.gather(1, index_BN if x.ndim == 2 else index_BN[..., None].expand(-1, -1, x.shape[2]))
 
 
 class Evo2PreTrainedModel(transformers.PreTrainedModel):
-    """What all Evo 2 models have in common.
+    """Base class of the Evo 2 models: loading, saving and the forward pass through the blocks.
 
     Args:
-        config: The shape, and what else transformers wants to know.
-        model: The model; by default one with fresh random weights.
+        config: The configuration.
+        model: The wrapped model; by default a new one with random weights.
 
     Attributes:
-        model: The `StripedHyena2`, with `score`, `embed` and `generate` of its own.
+        model: The wrapped `StripedHyena2`, which has its own `score`, `embed` and `generate`.
     """
 
     config_class = Evo2Config
@@ -111,8 +111,8 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
     model: StripedHyena2
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True  # whatever is asked for, attention is ours
-    _is_stateful = True  # a past cannot be shortened
+    _supports_sdpa = True  # accepted, though attention always uses our kernel
+    _is_stateful = True  # the cache cannot be cropped
     _no_split_modules = ["Block"]  # noqa: RUF012 - as in transformers
 
     def __init__(self, config: Evo2Config, model: StripedHyena2 | None = None) -> None:
@@ -120,7 +120,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         if model is None:
             model = StripedHyena2.from_seed(config.shape, int(torch.randint(2**62, ())))
         self.model = model
-        for tensor in self._wide_tensors():  # transformers may make all in a narrow dtype
+        for tensor in self._fp32_tensors():  # transformers may create all in 16 bits
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
         self.gradient_checkpointing = False
         self.register_load_state_dict_pre_hook(_accept_released_names)
@@ -128,15 +128,15 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
     ) -> None:
-        """Recompute every block in the backward pass, or none; never reentrant."""
-        del gradient_checkpointing_func  # ours
+        """Checkpoint every block (non-reentrant) or none."""
+        del gradient_checkpointing_func  # StripedHyena2 checkpoints its blocks itself
         if every_n_layers != 1:
-            raise UserError(f"every_n_layers = {every_n_layers} is not possible, only 1")
-        self.gradient_checkpointing = enable  # by this attribute it is asked for
+            raise UserError(f"every_n_layers = {every_n_layers} is not supported, only 1")
+        self.gradient_checkpointing = enable  # read by `is_gradient_checkpointing`
         self.model.activation_checkpointing = int(enable)
 
     def init_weights(self) -> None:
-        """Fresh weights for the head; the model has its own."""
+        """Initialize the head; the `StripedHyena2` initializes itself."""
         for name, parameter in self.named_parameters():
             if name.startswith(_MODEL):
                 continue
@@ -145,8 +145,8 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
             else:
                 nn.init.normal_(parameter, std=0.02)
 
-    def _wide_tensors(self) -> list[Tensor]:
-        """Poles, residues and rotary frequencies."""
+    def _fp32_tensors(self) -> list[Tensor]:
+        """Tensors that need fp32 or better: poles, residues and rotary frequencies."""
         named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         return [
             named[name]
@@ -160,22 +160,22 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         return self.model.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding, and with it the unembedding."""
+        """Replace the embedding, which is tied to the language-model head."""
         self.model.embedding = cast("nn.Embedding", value)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *_: Any, **__: Any
     ) -> nn.Module:
-        """The embedding; its size is fixed, because tokens are bytes.
+        """Return the embedding, which cannot be resized, because tokens are bytes.
 
         Raises:
-            UserError: Another size is asked for.
+            UserError: `new_num_tokens` is not the size of the vocabulary.
         """
         size = self.config.shape.vocabulary
         if new_num_tokens not in (None, size):
             raise UserError(
                 f"the vocabulary has {size} tokens, not {new_num_tokens}: tokens are bytes; ids "
-                f"from 256 to {size - 1} are free for new ones"
+                f"from 256 to {size - 1} are unused and free for new tokens"
             )
         return self.get_input_embeddings()
 
@@ -187,11 +187,12 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         inputs_embeds: Tensor | None,
         output_hidden_states: bool | None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Outputs of the last block [B, N, D], and the hidden states if they are wanted.
+        """Outputs of the last block [B, N, D], and the hidden states if requested, else None.
 
-        These are the embeddings, the outputs of all blocks but the last, and of the final norm.
+        The hidden states, as in transformers, are the embeddings, the outputs of all blocks but the
+        last, and those of the final norm.
         """
-        all_blocks = self._wants_states(output_hidden_states)
+        all_blocks = self._returns_states(output_hidden_states)
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give either input_ids or inputs_embeds")
         if input_ids is not None:
@@ -200,11 +201,11 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         x_BND = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         batch, num_new = x_BND.shape[:2]
 
-        def run(x_BND: Tensor, past: Cache | None) -> list[Tensor]:
+        def run(x_BND: Tensor, cache: Cache | None) -> list[Tensor]:
             states = [x_BND]
             blocks = [block for block in self.model.blocks[:-1] if all_blocks]
             with listening((block, states.append) for block in blocks):
-                last_BND = self.model.through_blocks(x_BND, past)
+                last_BND = self.model.through_blocks(x_BND, cache)
             return [*states, last_BND] if all_blocks else [last_BND]
 
         padding = _Padding.of(attention_mask, num_new)
@@ -213,7 +214,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         if cache is None:
             states = run(x_BND, None)
         else:
-            counts = [num_new] * batch if padding is None else padding.real_BN.sum(1).tolist()
+            counts = [num_new] * batch if padding is None else padding.is_token_BN.sum(1).tolist()
             states = cache.advance(self.model, x_BND, counts, run)
         if padding is not None:
             states = [_gathered(state, padding.source_BN) for state in states]
@@ -229,9 +230,10 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         *,
         ignored: int | None = None,
     ) -> None:
-        """Refuse ids or labels out of range: on a GPU, they would end the process.
+        """Refuse out-of-range ids or labels, which on a GPU would crash the process.
 
-        Steps of training do not wait for the GPU only for this, but a mask is read in any case.
+        Training steps on a GPU skip the check, to avoid a synchronization, unless there is a mask,
+        which synchronizes anyway.
         """
         if not (self.training and ids.is_cuda and mask is None):
             check_range(ids, count, name, ignored=ignored)
@@ -242,7 +244,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
             y_BLD: Tensor = self.model.norm(x_BLD.to(accumulation_dtype(x_BLD)))
         return y_BLD
 
-    def _wants_states(self, output_hidden_states: bool | None) -> bool:
+    def _returns_states(self, output_hidden_states: bool | None) -> bool:
         if output_hidden_states is None:
             return bool(self.config.output_hidden_states)
         return output_hidden_states
@@ -264,21 +266,22 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         """Load a model, in evaluation mode.
 
         Args:
-            pretrained_model_name_or_path: A folder in the Hugging Face layout; a repository of the
-                hub with such files; or anything that `stripedhyena2.load` reads.
-            config: The shape and labels; by default that of the checkpoint.
-            dtype: Of weights and activations; "auto" is that of the stored weights.
-            device_map: A device; or "auto": the GPUs that are needed, or the CPU. None is the CPU.
+            pretrained_model_name_or_path: A folder or Hub repository in the Hugging Face layout, or
+                anything that `stripedhyena2.load` reads.
+            config: Configuration; by default that of the checkpoint.
+            dtype: Dtype of weights and activations; "auto" is that of the stored weights.
+            device_map: A device, or "auto" for as many GPUs as needed, or the CPU without GPUs.
+                None is torch's default device.
             float8: As for `stripedhyena2.load`.
-            revision: Of a repository.
-            ignore_mismatched_sizes: Start with a fresh head if the stored one has another size.
-            output_loading_info: Return what was missing, too.
-            values: Values of the config, such as `num_labels`; and arguments of transformers for
-                its cache of the hub.
+            revision: Branch, tag or commit of a repository.
+            ignore_mismatched_sizes: Initialize the head if the stored one has another shape.
+            output_loading_info: Also return the missing keys.
+            values: Config values to override, such as `num_labels`, and arguments for the Hub
+                download, such as `cache_dir`.
 
         Raises:
             InputError: The checkpoint is not usable; the message says why.
-            UserError: An argument has no meaning here.
+            UserError: An argument is not supported.
         """
         name = str(pretrained_model_name_or_path)
         hub = {key: values.pop(key) for key in _HUB if key in values}
@@ -287,12 +290,12 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
             values.pop(key)
         for key in _REFUSED & values.keys():
             if values.pop(key) is not None:
-                raise UserError(f"{name}: {key} has no meaning for Evo 2; leave it out")
-        path = _located(name, revision, hub)
-        asked = values.pop("torch_dtype", None) or dtype
+                raise UserError(f"{name}: {key} is not supported for Evo 2; leave it out")
+        path = _checkpoint_path(name, revision, hub)
+        requested = values.pop("torch_dtype", None) or dtype
         loaded = load(
             path,
-            dtype=None if asked in (None, "auto") else _dtype(asked),
+            dtype=None if requested in (None, "auto") else _dtype(requested),
             device=_devices(device_map),
             float8=float8,
         )
@@ -308,7 +311,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
                 raise UserError(f"{name}: from_pretrained has no argument {key!r}")
             setattr(config, key, value)
         if config.shape != loaded.config:
-            raise UserError(f"{name}: the given config describes another shape of model")
+            raise UserError(f"{name}: the given config and the checkpoint differ in shape")
         config.name_or_path = name
         embedding = loaded.embedding.weight
         config.dtype = embedding.dtype
@@ -326,7 +329,7 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
         return model, {"missing_keys": missing, "unexpected_keys": set(), "error_msgs": []}
 
     def _load_head(self, folder: Path, ignore_mismatched_sizes: bool) -> set[str]:
-        """Fill the head from a folder; returns the tensors that stay fresh."""
+        """Load the head from a folder; return the names of tensors that it does not have."""
         like = self.model.embedding.weight
         stored = head_tensors(folder) if folder.is_dir() else {}
         missing = set()
@@ -337,16 +340,16 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
             value = stored.get(name)
             if value is not None and value.shape != parameter.shape and not ignore_mismatched_sizes:
                 raise UserError(
-                    f"{folder}: {name} is {list(value.shape)}, and num_labels = "
+                    f"{folder}: {name} has shape {list(value.shape)}, but num_labels = "
                     f"{self.config.num_labels} needs {list(parameter.shape)}; give the stored "
-                    "number, or ignore_mismatched_sizes=True for a fresh head"
+                    "number, or ignore_mismatched_sizes=True for a newly initialized head"
                 )
             if value is None or value.shape != parameter.shape:
                 missing.add(name)
             else:
                 parameter.data.copy_(value)
         if missing:
-            _LOG.warning(f"{folder}: {', '.join(sorted(missing))}: fresh weights, to be trained")
+            _LOG.warning(f"{folder}: {', '.join(sorted(missing))}: newly initialized; train it")
         return missing
 
     def save_pretrained(
@@ -358,13 +361,13 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
     ) -> None:
         """Write a folder in the Hugging Face layout: weights, configs, tokenizer and model card.
 
-        With an adapter of `add_adapter`, only the adapter is written, as transformers does.
+        With a PEFT adapter added, only the adapter is written, as in transformers.
 
         Args:
-            save_directory: Made if it is missing; a tokenizer and a card that are there stay.
-            is_main_process: Whether this process writes what all have in common.
+            save_directory: Created if missing; an existing tokenizer and model card are kept.
+            is_main_process: Whether this process writes the files that all processes share.
             state_dict: Weights to write instead of those of the model, by the same names.
-            values: As for other models of transformers.
+            values: As for other transformers models.
 
         Raises:
             UserError: Weights of the model were rounded to FP8.
@@ -384,14 +387,14 @@ class Evo2PreTrainedModel(transformers.PreTrainedModel):
             write_beside(Path(save_directory), self.config.shape, origin)
 
     def _released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors by the names of the released files; the head keeps its names."""
-        of_model = {
+        """Rename tensors to those of the released files; the head keeps its names."""
+        ours = {
             name.removeprefix(_MODEL): tensor
             for name, tensor in state.items()
             if name.startswith(_MODEL)
         }
         parameters = dict(self.model.named_parameters())
-        trained = [(name, tensor) for name, tensor in of_model.items() if name in parameters]
+        trained = [(name, tensor) for name, tensor in ours.items() if name in parameters]
         folded = Tensors.of(folded_state(self.model, trained))
         released = dict(Vortex().from_ours(folded, self.config.shape))
         del released["unembed.weight"]  # tied
@@ -412,8 +415,8 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-def _located(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
-    """The path or name of a checkpoint; files of a repository of the hub are fetched."""
+def _checkpoint_path(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
+    """The path or name of a checkpoint; a Hub repository is downloaded."""
     if Path(name).exists():
         return name
     if name.count("/") != 1:  # not a repository
@@ -423,7 +426,7 @@ def _located(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
         return str(snapshot_download(name, revision=revision, allow_patterns=patterns, **hub))
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"{name}: no such file or folder, and the hub does not give it ({reason_of(error)})"
+            f"{name}: no such file or folder, and not available on the Hub ({reason_of(error)})"
         ) from None
 
 
@@ -438,7 +441,7 @@ def _dtype(name: str | torch.dtype) -> torch.dtype:
 
 
 def _devices(device_map: Any) -> str | torch.device | Sequence[torch.device]:
-    """The devices that a `device_map` of transformers means."""
+    """Translate a transformers `device_map` for `load`."""
     if isinstance(device_map, Mapping) and list(device_map) == [""]:
         device_map = device_map[""]
     if device_map is None:
@@ -454,20 +457,20 @@ def _devices(device_map: Any) -> str | torch.device | Sequence[torch.device]:
 
 
 def _device_map(model: StripedHyena2) -> dict[str, Any]:
-    """Where the parts of a model are, as accelerate writes it down."""
+    """The device of each part of a model, in the format of accelerate."""
     parts = {
         "model.embedding": model.embedding,
         **{f"model.blocks.{index}": block for index, block in enumerate(model.blocks)},
         "model.norm": model.norm,
     }
-    found = {name: next(part.parameters()).device for name, part in parts.items()}
-    return found if len(set(found.values())) > 1 else {"": found["model.norm"]}
+    devices = {name: next(part.parameters()).device for name, part in parts.items()}
+    return devices if len(set(devices.values())) > 1 else {"": devices["model.norm"]}
 
 
 def _accept_released_names(
     module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    """Translate tensors of a saved folder, which `Trainer` loads as they are."""
+    """Rename the tensors of a saved folder, which `Trainer` passes to `load_state_dict` as is."""
     assert isinstance(module, Evo2PreTrainedModel)
     for entry in layout(module.config.shape):
         if (key := prefix + entry.theirs) in state:
@@ -475,15 +478,15 @@ def _accept_released_names(
 
 
 def _unsupported(values: Mapping[str, Any]) -> None:
-    """Refuse arguments of `forward` that would change a result and that we do not heed."""
+    """Refuse arguments of `forward` that are not supported and would affect the result."""
     if values.get("position_ids") is not None:
         raise UserError("position_ids cannot be given: positions are counted from the first token")
     if values.get("output_attentions"):
-        raise UserError("output_attentions is not possible: attention weights are never stored")
+        raise UserError("output_attentions is not supported: attention weights are never stored")
 
 
 class Evo2Model(Evo2PreTrainedModel):
-    """The model without a head."""
+    """The bare model, without a head."""
 
     def __init__(self, config: Evo2Config, model: StripedHyena2 | None = None) -> None:
         super().__init__(config, model)
@@ -501,17 +504,20 @@ class Evo2Model(Evo2PreTrainedModel):
         past_key_values: Evo2Cache | None = None,
         **values: Any,
     ) -> BaseModelOutputWithPast:
-        """Outputs of the final norm.
+        """Compute the outputs of the final norm, [B, N, D].
 
         Args:
             input_ids: Token ids [B, N].
-            attention_mask: [B, L] or [B, N]: 1 for a token, 0 for padding.
-            cache: What was seen before; it is updated.
+            attention_mask: 1 for a token, 0 for padding; [B, L] or [B, N].
+            cache: States of earlier positions, updated in place.
             inputs_embeds: Embedded tokens [B, N, D] instead of token ids.
-            use_cache: Return a cache; by default if one is given.
-            output_hidden_states: Return the embeddings, and the outputs of all blocks.
-            past_key_values: Another name of `cache`.
-            values: Refused if they would matter.
+            use_cache: Whether to create a cache if none is given, and return it.
+            output_hidden_states: Whether to return the embeddings and the outputs of all blocks.
+            past_key_values: Alias of `cache`.
+            values: Other arguments; refused if they would affect the result.
+
+        Raises:
+            UserError: An argument is not supported or not valid.
         """
         _unsupported(values)
         cache = _cache(cache, past_key_values, use_cache)
@@ -528,23 +534,23 @@ class Evo2Model(Evo2PreTrainedModel):
 def _cache(
     cache: Evo2Cache | None, past_key_values: Evo2Cache | None, use_cache: bool | None
 ) -> Evo2Cache | None:
-    found = cache if cache is not None else past_key_values
-    if found is not None and not isinstance(found, Evo2Cache):
+    cache = cache if cache is not None else past_key_values
+    if cache is not None and not isinstance(cache, Evo2Cache):
         raise UserError(
-            f"the cache is a {type(found).__name__}; Evo 2 needs an evo2cli.hf.Evo2Cache"
+            f"the cache is a {type(cache).__name__}; Evo 2 needs an evo2cli.hf.Evo2Cache"
         )
-    return Evo2Cache() if found is None and use_cache else found
+    return Evo2Cache() if cache is None and use_cache else cache
 
 
 class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
-    """The model with its head, which is tied to the embedding."""
+    """The model with its language-model head, which is tied to the embedding."""
 
     def __init__(self, config: Evo2Config, model: StripedHyena2 | None = None) -> None:
         super().__init__(config, model)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The embedding, whose weights are the head's."""
+        """The embedding, which shares its weights with the head."""
         return self.get_input_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -565,29 +571,32 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
         past_key_values: Evo2Cache | None = None,
         **values: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of the token that follows each position, in fp32 or better.
-
-        Arguments are those of `Evo2Model.forward`, and:
+        """Compute next-token logits [B, N, V], in fp32 or better, and the loss.
 
         Args:
-            input_ids: Token ids [B, N].
-            attention_mask: [B, L] or [B, N].
-            cache: What was seen before.
-            inputs_embeds: Instead of token ids.
-            labels: Tokens [B, N], in general the same as `input_ids`: position t is compared with
-                what was predicted before it. -100, padding and the first token do not count.
-            use_cache: Return a cache.
-            logits_to_keep: Compute only the last so many logits, or those of some positions; 0 is
-                all.
-            output_hidden_states: Return the embeddings, and the outputs of all blocks.
-            past_key_values: Another name of `cache`.
-            values: `num_items_in_batch` of `Trainer`; others are refused if they would matter.
+            input_ids: As for `Evo2Model`.
+            attention_mask: As for `Evo2Model`.
+            cache: As for `Evo2Model`.
+            inputs_embeds: As for `Evo2Model`.
+            labels: Target tokens [B, N], usually `input_ids`; they are shifted here, so that the
+                label at position t is the target of the logits at t - 1. -100, padding and the
+                first token of a row are ignored.
+            use_cache: As for `Evo2Model`.
+            logits_to_keep: Number of last positions, or indices of the positions, to compute
+                logits for; 0 is all.
+            output_hidden_states: As for `Evo2Model`.
+            past_key_values: As for `Evo2Model`.
+            values: `num_items_in_batch` of `Trainer`; others are refused if they would affect the
+                result.
+
+        Raises:
+            UserError: An argument is not supported or not valid.
         """
         _unsupported(values)
         cache = _cache(cache, past_key_values, use_cache)
-        asked = self._wants_states(output_hidden_states)
+        returns_states = self._returns_states(output_hidden_states)
         keeps_last = isinstance(logits_to_keep, int) and logits_to_keep == 1
-        if cache is not None and input_ids is not None and not asked and labels is None:
+        if cache is not None and input_ids is not None and not returns_states and labels is None:
             num_new = input_ids.shape[1]
             if (keeps_last or num_new == 1) and cache.can_decode(num_new):
                 logits_BV = self._decoded(input_ids, attention_mask, cache)
@@ -599,7 +608,7 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
         logits_BNV = self.model.unembed(last_BND[:, kept])
         loss = None
         if labels is not None:
-            labels = _counted(labels, attention_mask, skip_first=True)
+            labels = _masked_labels(labels, attention_mask, skip_first=True)
             vocabulary = self.config.shape.vocabulary
             self._check(labels, vocabulary, "label", attention_mask, ignored=_IGNORED)
             loss = self.loss_function(
@@ -613,15 +622,15 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
         )
 
     def _decoded(self, ids_BN: Tensor, mask: Tensor | None, cache: Evo2Cache) -> Tensor:
-        """Logits [B, V] after the last token of each row."""
+        """Next-token logits [B, V] after the last token of each row, from the decoder."""
         batch, num_new = ids_BN.shape
         padding = _Padding.of(mask, num_new)
         if padding is None:
             return cache.decode(self.model, ids_BN, [num_new] * batch)
-        counts = padding.real_BN.sum(1).tolist()
+        counts = padding.is_token_BN.sum(1).tolist()
         return cache.decode(self.model, _gathered(ids_BN, padding.order_BN), counts)
 
-    def _prepare_cache_for_generation(  # transformers has no public place for a cache of one's own
+    def _prepare_cache_for_generation(  # there is no public hook for a custom cache
         self,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
@@ -629,26 +638,29 @@ class Evo2ForCausalLM(Evo2PreTrainedModel, GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        """Give `generate` a cache, in a decoder where prompts are read whole and rows stay."""
+        """Create the cache of `generate`.
+
+        It uses a decoder unless beams reorder rows, the prompt comes in chunks, or there are hooks.
+        """
         if generation_config.cache_implementation is not None:
             raise UserError(
-                f"cache_implementation = {generation_config.cache_implementation!r}: Evo 2 has a "
-                "cache of its own; leave it out"
+                f"cache_implementation = {generation_config.cache_implementation!r}: Evo 2 uses "
+                "its own cache; leave it out"
             )
         if model_kwargs.get("cache") is None and generation_config.use_cache is not False:
-            in_place = (
+            uses_decoder = (
                 generation_config.num_beams == 1
                 and generation_config.prefill_chunk_size is None
                 and not _has_hooks(self.model)
             )
-            model_kwargs["cache"] = Evo2Cache(max_cache_length if in_place else None)
+            model_kwargs["cache"] = Evo2Cache(max_cache_length if uses_decoder else None)
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
 
 
 def _has_hooks(model: nn.Module) -> bool:
-    """Whether modules have hooks, which a decoder does not call."""
+    """Whether modules have forward hooks of the user, which a decoder does not call."""
     return any(
         hook is not to_own_device
         for module in model.modules()
@@ -656,17 +668,17 @@ def _has_hooks(model: nn.Module) -> bool:
     )
 
 
-def _counted(labels: Tensor, mask: Tensor | None, *, skip_first: bool) -> Tensor:
-    """Labels [B, N] without those at padding, and without the first of each row."""
+def _masked_labels(labels: Tensor, mask: Tensor | None, *, skip_first: bool) -> Tensor:
+    """Set the labels [B, N] at padding, and if asked at the first token of a row, to -100."""
     padding = _Padding.of(mask, labels.shape[1])
     if padding is None:
         return labels
-    without = ~padding.real_BN | (padding.first & skip_first)
-    return labels.masked_fill(without.to(labels.device), _IGNORED)
+    is_ignored_BN = ~padding.is_token_BN | (padding.is_first & skip_first)
+    return labels.masked_fill(is_ignored_BN.to(labels.device), _IGNORED)
 
 
 class _Evo2Classifier(Evo2PreTrainedModel):
-    """A model with a linear head on the final norm.
+    """Base class of the classifiers: a linear head on the final norm.
 
     Attributes:
         score: The head.
@@ -691,15 +703,18 @@ class _Evo2Classifier(Evo2PreTrainedModel):
         output_hidden_states: bool | None = None,
         **values: Any,
     ) -> SequenceClassifierOutputWithPast | TokenClassifierOutput:
-        """Outputs of the head; the class says of which shape they and the labels are.
+        """Compute the logits and, given labels, the loss; the class documents their shapes.
 
         Args:
             input_ids: Token ids [B, N].
-            attention_mask: [B, N].
-            inputs_embeds: Instead of token ids.
-            labels: What the outputs are compared with.
-            output_hidden_states: Return the embeddings, and the outputs of all blocks.
-            values: Refused if they would matter.
+            attention_mask: 1 for a token, 0 for padding; [B, N].
+            inputs_embeds: Embedded tokens [B, N, D] instead of token ids.
+            labels: Targets of the loss.
+            output_hidden_states: Whether to return the embeddings and the outputs of all blocks.
+            values: Other arguments; refused if they would affect the result.
+
+        Raises:
+            UserError: An argument is not supported or not valid.
         """
         _unsupported(values)
         if attention_mask is None and input_ids is not None:
@@ -715,19 +730,19 @@ class _Evo2Classifier(Evo2PreTrainedModel):
         )
 
     def _default_mask(self, input_ids: Tensor) -> Tensor | None:
-        """The mask where none is given."""
+        """The attention mask to use if none is given."""
         del input_ids
         return None
 
     def _logits(self, x_BLD: Tensor) -> Tensor:
-        """The head's outputs at each position, in fp32 or better."""
+        """The outputs of the head at each position, in fp32 or better."""
         normed_BLD = self._normed(x_BLD)
         like = next(self.score.parameters())
-        scores: Tensor = self.score(normed_BLD.to(like.device, like.dtype))
-        return scores.to(accumulation_dtype(scores))
+        logits: Tensor = self.score(normed_BLD.to(like.device, like.dtype))
+        return logits.to(accumulation_dtype(logits))
 
     def _loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """The loss of these outputs."""
+        """The loss of these logits."""
         raise NotImplementedError
 
     def _check_classes(self, labels: Tensor, mask: Tensor | None) -> None:
@@ -735,11 +750,12 @@ class _Evo2Classifier(Evo2PreTrainedModel):
 
 
 class Evo2ForSequenceClassification(_Evo2Classifier):
-    """A class, several, or numbers for each sequence, from its last token: [B, num_labels].
+    """Classification or regression of sequences, from the last token: logits [B, num_labels].
 
-    Labels are classes [B] (int64), several [B, num_labels] (0 or 1, float), or numbers [B] or
-    [B, num_labels] (float); `config.problem_type` says which, by default it is told from
-    `num_labels` and the dtype. Without an attention mask, the padding token is padding.
+    Labels are classes [B] (int64) for single-label classification, 0 or 1 [B, num_labels] (float)
+    for multi-label classification, or numbers [B] or [B, num_labels] (float) for regression.
+    `config.problem_type` selects the problem; by default it is inferred from `num_labels` and the
+    dtype of the labels. Without an attention mask, padding tokens are masked.
     """
 
     _output = SequenceClassifierOutputWithPast
@@ -751,12 +767,12 @@ class Evo2ForSequenceClassification(_Evo2Classifier):
         return input_ids.ne(self.config.pad_token_id)
 
     def _logits(self, x_BLD: Tensor) -> Tensor:
-        return super()._logits(x_BLD[:, -1:])[:, 0]  # at padding stands the last token before
+        return super()._logits(x_BLD[:, -1:])[:, 0]  # right padding repeats the last token
 
     def _loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        problem, is_whole = self.config.problem_type, not labels.is_floating_point()
+        problem, is_integer = self.config.problem_type, not labels.is_floating_point()
         if problem == "single_label_classification" or (
-            problem is None and self.config.num_labels > 1 and is_whole
+            problem is None and self.config.num_labels > 1 and is_integer
         ):
             self._check_classes(labels, mask)
         loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -764,9 +780,9 @@ class Evo2ForSequenceClassification(_Evo2Classifier):
 
 
 class Evo2ForTokenClassification(_Evo2Classifier):
-    """A class for each token: [B, N, num_labels].
+    """Classification of tokens: logits [B, N, num_labels].
 
-    Labels are classes [B, N]; -100 and padding do not count.
+    Labels are classes [B, N]; -100 and padding are ignored.
     """
 
     _output = TokenClassifierOutput
@@ -775,6 +791,6 @@ class Evo2ForTokenClassification(_Evo2Classifier):
         super().__init__(config, model, bias=True)
 
     def _loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        labels = _counted(labels, mask, skip_first=False)
+        labels = _masked_labels(labels, mask, skip_first=False)
         self._check_classes(labels, mask)
         return cast("Tensor", self.loss_function(logits, labels, self.config))

@@ -1,5 +1,5 @@
-"""`evo2 report`: scored variants as one HTML file.
+"""`evo2 report`: a self-contained HTML report of scored variants.
 
-`collect` reads the variants once and keeps what the file shows, `saturation` the heat map, and
-`page` makes the file of it and of `evo2cli.pages`.
+`collect` reads the variants in one pass and aggregates them, `saturation` detects saturation
+mutagenesis and prepares its heat map, and `page` fills the template in `evo2cli.pages`.
 """

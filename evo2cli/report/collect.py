@@ -1,6 +1,6 @@
-"""What a report shows of scored variants, from one pass over them.
+"""Aggregate scored variants for a report, in one pass.
 
-Memory holds a few numbers for each allele, and the text of those that the table shows.
+Memory holds a few numbers per allele, and the text of only those shown in the table.
 """
 
 import heapq
@@ -21,15 +21,15 @@ from evo2cli.eval.labels import Preset
 from evo2cli.genome.genes import Gene, Genes
 from evo2cli.genome.vcf import kind_of
 from evo2cli.report.options import ReportOptions
-from evo2cli.report.saturation import LAYERS, Saturation, described
+from evo2cli.report.saturation import LAYERS, Saturation, region_figures
 from evo2cli.tables import rounded
 
 DELTA, STATUS, PERCENTILE = "EVO2_DELTA", "EVO2_STATUS", "EVO2_PCT"
-MAX_ROWS = 5_000  # alleles, and genes, of a table
-MAX_GROUPS = 25  # groups of a figure; the smallest of more are one
-MAX_POINTS = 400  # of a group
-MAX_ALLELE = 30  # letters of an allele that the table shows
-LOOK_AHEAD = 1_000  # records by which keys are found that no header declares
+MAX_ROWS = 5_000  # of the tables of alleles and of genes
+MAX_GROUPS = 25  # in a figure; beyond it, the smallest groups are merged into one
+MAX_POINTS = 400  # drawn per group
+MAX_ALLELE = 30  # letters of an allele shown in the table
+LOOK_AHEAD = 1_000  # records searched for INFO keys that the header does not declare
 KIND = "kind of variant"
 NONE, OTHERS = "none", "others"
 
@@ -40,8 +40,8 @@ GENE_COLUMNS = [
 
 
 @dataclass
-class _OfGene:
-    """What is known of the alleles in a gene."""
+class _GeneDeltas:
+    """Deltas of the scored alleles that overlap a gene, and of those that overlap its CDS."""
 
     gene: Gene
     deltas: "array[float]" = field(default_factory=lambda: array("d"))
@@ -50,14 +50,14 @@ class _OfGene:
 
 @dataclass
 class Collected:
-    """What a report shows.
+    """The data of a report.
 
     Attributes:
         columns: Columns of the table of alleles.
-        statuses: Number of alleles by status.
+        statuses: Number of alleles by EVO2_STATUS.
         has_delta: Whether any record has EVO2_DELTA.
-        groupings: Deltas by group, of each way to group them.
-        saturation: The heat map, if all alleles are one.
+        groupings: Deltas in nats by group, for each grouping (kind of variant, consequence, label).
+        saturation: The regions of a saturation mutagenesis, if the alleles are one.
     """
 
     columns: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Collected:
     groupings: dict[str, defaultdict[str, "array[float]"]] = field(default_factory=dict)
     saturation: Saturation = field(default_factory=Saturation)
     _rows: list[tuple[float, int, list[Any]]] = field(default_factory=list)
-    _genes: dict[int, _OfGene] = field(default_factory=dict)
+    _genes: dict[int, _GeneDeltas] = field(default_factory=dict)
 
     @property
     def num_alleles(self) -> int:
@@ -79,9 +79,9 @@ class Collected:
         return array("d", chain.from_iterable(self.groupings[KIND].values()))
 
     def keep(self, delta: float, row: list[Any]) -> None:
-        """Keep a row for the table while it is among those with the lowest deltas.
+        """Add a row to the table, which keeps the `MAX_ROWS` rows with the lowest deltas.
 
-        Alleles without a delta (NaN) come last, and of equal ones the first come first.
+        Alleles without a delta (NaN) rank last, and ties in the order of the file.
         """
         order = math.inf if math.isnan(delta) else delta
         entry = (-order, -self.num_alleles, row)
@@ -93,10 +93,10 @@ class Collected:
     def count_in_genes(self, genes: Sequence[Gene], start: int, end: int, delta: float) -> None:
         """Count an allele with a delta in the genes that it overlaps."""
         for gene in genes:
-            found = self._genes.setdefault(id(gene), _OfGene(gene))
-            found.deltas.append(delta)
+            collected = self._genes.setdefault(id(gene), _GeneDeltas(gene))
+            collected.deltas.append(delta)
             if any(first < end and start < last for first, last in gene.coding):
-                found.coding.append(delta)
+                collected.coding.append(delta)
 
     @property
     def rows(self) -> list[list[Any]]:
@@ -113,18 +113,18 @@ class Collected:
         """A row of `GENE_COLUMNS` for each gene, the one with the lowest delta first."""
         rows = [
             [
-                found.gene.name,
-                found.gene.contig,
-                found.gene.spans[0][0] + 1,
-                found.gene.spans[-1][1],
-                found.gene.strand,
-                len(found.deltas),
-                rounded(min(found.deltas)),
-                rounded(float(np.median(found.deltas))),
-                len(found.coding),
-                rounded(min(found.coding)) if found.coding else None,
+                of_gene.gene.name,
+                of_gene.gene.contig,
+                of_gene.gene.spans[0][0] + 1,
+                of_gene.gene.spans[-1][1],
+                of_gene.gene.strand,
+                len(of_gene.deltas),
+                rounded(min(of_gene.deltas)),
+                rounded(float(np.median(of_gene.deltas))),
+                len(of_gene.coding),
+                rounded(min(of_gene.coding)) if of_gene.coding else None,
             ]
-            for found in self._genes.values()
+            for of_gene in self._genes.values()
         ]
         lowest = GENE_COLUMNS.index("lowest")
         return sorted(rows, key=lambda row: (row[lowest], row[1], row[2], row[0]))[:MAX_ROWS]
@@ -136,10 +136,10 @@ def collect(
     records: Iterator[Annotated],
     genes: Genes | None,
 ) -> Collected:
-    """Read all records.
+    """Read and aggregate all records.
 
     Raises:
-        UserError: No record has EVO2_DELTA, or the key that was asked for; or a delta is no number.
+        UserError: No record has EVO2_DELTA, or the key of an option; or a delta is not a number.
     """
     first = list(islice(records, LOOK_AHEAD))
     known = set(header.declared).union(*(record.info for record in first))
@@ -152,11 +152,11 @@ def collect(
     scores = [name for name in (DELTA, "EVO2_FWD", "EVO2_RC", PERCENTILE) if name in known]
     by_effect = f"consequence ({effect})"
     groupings = [KIND, *([by_effect] if effect else []), *([label] if label else [])]
-    found = Collected(groupings={name: defaultdict(_numbers) for name in groupings})
-    found.columns = ["chrom", "pos", "id", "ref", "alt", *scores, STATUS]
-    found.columns += groupings[1:] + ["genes"] * (genes is not None)
+    collected = Collected(groupings={name: defaultdict(_numbers) for name in groupings})
+    collected.columns = ["chrom", "pos", "id", "ref", "alt", *scores, STATUS]
+    collected.columns += groupings[1:] + ["genes"] * (genes is not None)
     for record in chain(first, records):
-        found.has_delta = found.has_delta or DELTA in record.info
+        collected.has_delta = collected.has_delta or DELTA in record.info
         end = record.start + len(record.reference)
         near = [] if genes is None else genes.overlapping(record.contig, record.start, end)
         values = {
@@ -169,7 +169,7 @@ def collect(
                 name: record.number(name, values[name][index]) for name in (*LAYERS, PERCENTILE)
             }
             delta, status = numbers[DELTA], values[STATUS][index] or "no status"
-            found.statuses[status] += 1
+            collected.statuses[status] += 1
             groups = {KIND: str(kind_of(record.reference, alternate))}
             if effect:
                 term = effects[index]
@@ -178,9 +178,9 @@ def collect(
                 groups[label] = values[label][index] or NONE
             if not math.isnan(delta):
                 for name, group in groups.items():
-                    found.groupings[name][group].append(delta)
-                found.count_in_genes(near, record.start, end, delta)
-            found.saturation.add(
+                    collected.groupings[name][group].append(delta)
+                collected.count_in_genes(near, record.start, end, delta)
+            collected.saturation.add(
                 record.contig,
                 record.start,
                 record.reference,
@@ -192,13 +192,13 @@ def collect(
             row += [None if math.isnan(numbers[name]) else numbers[name] for name in scores]
             row += [status, *list(groups.values())[1:]]
             row += [", ".join(gene.name for gene in near)] if genes is not None else []
-            found.keep(delta, row)
-    if not found.has_delta:
+            collected.keep(delta, row)
+    if not collected.has_delta:
         raise UserError(
             f"{options.source}: no record has {DELTA} in {header.place}; score it first "
             "(evo2 score)"
         )
-    return found
+    return collected
 
 
 def _numbers() -> "array[float]":
@@ -212,21 +212,21 @@ def _short(allele: str) -> str:
 
 
 def strips(by_group: dict[str, "array[float]"]) -> list[dict[str, Any]]:
-    """The groups of a figure, the lowest median first, as `stripFigure` of the page draws them.
+    """The groups of a strip plot, by ascending median, as input of `stripFigure` of the page.
 
-    The quartiles are those of all deltas. Of more than `MAX_POINTS`, the points are evenly spaced
-    by rank, with the lowest and the highest.
+    Quartiles are computed from all deltas. At most `MAX_POINTS` are drawn as points, evenly
+    spaced by rank from the lowest to the highest.
     """
     largest = sorted(by_group, key=lambda name: (-len(by_group[name]), name))
     groups = {name: by_group[name] for name in largest}
     if len(largest) > MAX_GROUPS:
         rest = [groups.pop(name) for name in largest[MAX_GROUPS - 1 :]]
         groups[f"{OTHERS} ({len(rest)} groups)"] = array("d", chain.from_iterable(rest))
-    found = []
+    figure = []
     for name, deltas in groups.items():
         sorted_N = np.sort(np.asarray(deltas))
         ranks = np.unique(np.linspace(0, len(sorted_N) - 1, MAX_POINTS).round().astype(int))
-        found.append(
+        figure.append(
             {
                 "name": name,
                 "count": len(deltas),
@@ -234,12 +234,12 @@ def strips(by_group: dict[str, "array[float]"]) -> list[dict[str, Any]]:
                 "quartiles": [round(v, 6) for v in np.quantile(sorted_N, [0, 0.25, 0.5, 0.75, 1])],
             }
         )
-    return sorted(found, key=lambda group: (group["quartiles"][2], group["name"]))
+    return sorted(figure, key=lambda group: (group["quartiles"][2], group["name"]))
 
 
 def heat_maps(saturation: Saturation, genes: Genes | None) -> list[dict[str, Any]]:
-    """The regions of a saturation with their genes."""
-    maps = described(saturation.regions)
+    """The heat maps of a saturation mutagenesis, with the genes of each region."""
+    maps = region_figures(saturation.regions)
     if genes is None:
         return maps
     for region in maps:

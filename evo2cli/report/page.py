@@ -1,4 +1,4 @@
-"""The file of a report: the data as JSON, and the style and scripts of `evo2cli.pages`."""
+"""The HTML of a report: data as JSON, with the style sheet and scripts of `evo2cli.pages`."""
 
 import base64
 import hashlib
@@ -13,10 +13,10 @@ SCRIPTS = ("dom.js", "figures.js", "report.js")
 
 
 def report_page(title: str, data: dict[str, Any]) -> str:
-    """One HTML file that needs no other.
+    """Render a self-contained HTML file.
 
-    Its policy lets the browser run these scripts alone, which are named by their hashes, and load
-    nothing from anywhere.
+    Its Content-Security-Policy allows only these scripts and styles, by their hashes, and blocks
+    all network requests.
     """
     style = read_asset("style.css")
     script = "\n".join(map(read_asset, SCRIPTS))
@@ -29,11 +29,11 @@ def report_page(title: str, data: dict[str, Any]) -> str:
         policy=policy,
         style=style,
         script=script,
-        # No text of the data can end the element that holds it.
+        # Escaped, so that no text of the data can close the script element.
         data=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 
 def _hash(text: str) -> str:
-    """How a Content-Security-Policy names the content of an inline element."""
+    """The hash source of an inline element for a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

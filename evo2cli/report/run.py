@@ -1,4 +1,4 @@
-"""`evo2 report`: reads scored variants, and writes the file."""
+"""`evo2 report`: read scored variants and write the report."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,41 +29,41 @@ def report(options: ReportOptions) -> None:
     """Write the report.
 
     Raises:
-        UserError: The variants or the genes cannot be read, nothing is scored, or the file cannot
-            be written.
+        UserError: The variants or the genes cannot be read, the variants are not scored, or the
+            report cannot be written.
     """
     genes = None if options.gff is None else read_genes(options.gff)
     with (
         open_annotated(options.source) as (header, records),
         console.progress("read", None, "records") as bar,
     ):
-        found = collect(options, header, _counted(records, bar), genes)
-    if genes is not None and not found.num_genes:
+        collected = collect(options, header, _counted(records, bar), genes)
+    if genes is not None and not collected.num_genes:
         console.warn(
             f"--gff {options.gff}: no scored allele is in a gene; is it the annotation of "
             "another genome?"
         )
-    regions = heat_maps(found.saturation, genes)
+    regions = heat_maps(collected.saturation, genes)
     title = "stdin" if options.source == STDIN else console.printable(options.source.name)
     data = {
         "title": title,
-        "facts": _facts(header, found),
+        "facts": _facts(header, collected),
         "statuses": [
-            [status, count, _meaning(status)] for status, count in found.statuses.most_common()
+            [status, count, _meaning(status)] for status, count in collected.statuses.most_common()
         ],
         "groupings": [
             {"name": name, "groups": strips(groups)}
-            for name, groups in found.groupings.items()
+            for name, groups in collected.groupings.items()
             if groups
         ],
         "regions": regions,
-        "table": {"columns": found.columns, "rows": found.rows},
-        "genes": None if genes is None else {"columns": GENE_COLUMNS, "rows": found.gene_rows},
-        "rules": _rules(found, max((region["step"] for region in regions), default=1)),
+        "table": {"columns": collected.columns, "rows": collected.rows},
+        "genes": None if genes is None else {"columns": GENE_COLUMNS, "rows": collected.gene_rows},
+        "rules": _rules(collected, max((region["step"] for region in regions), default=1)),
     }
     with open_output(options.output) as write:
         write(report_page(title, data).encode())
-    console.say(f"{options.output}: {counted(found.num_alleles, 'allele')}")
+    console.say(f"{options.output}: {counted(collected.num_alleles, 'allele')}")
 
 
 def _counted(records: Iterator[Annotated], bar: ProgressBar) -> Iterator[Annotated]:
@@ -73,15 +73,15 @@ def _counted(records: Iterator[Annotated], bar: ProgressBar) -> Iterator[Annotat
 
 
 def _meaning(status: str) -> str:
-    meanings = {str(each): each.meaning for each in Status}
-    return "; ".join(filter(None, (meanings.get(word, "") for word in status.split("&"))))
+    meanings = {str(member): member.meaning for member in Status}
+    return "; ".join(filter(None, (meanings.get(term, "") for term in status.split("&"))))
 
 
-def _facts(header: AnnotatedHeader, found: Collected) -> list[list[Any]]:
-    """What made the scores, and how many there are."""
-    deltas = found.deltas
+def _facts(header: AnnotatedHeader, collected: Collected) -> list[list[Any]]:
+    """Number and range of the scores, and their provenance."""
+    deltas = collected.deltas
     return [
-        ["Alleles", found.num_alleles],
+        ["Alleles", collected.num_alleles],
         ["with a score", len(deltas)],
         ["Lowest EVO2_DELTA, nats", min(deltas, default=None)],
         ["Highest", max(deltas, default=None)],
@@ -92,28 +92,28 @@ def _facts(header: AnnotatedHeader, found: Collected) -> list[list[Any]]:
     ]
 
 
-def _rules(found: Collected, step: int) -> dict[str, str]:
-    """What is left out of each view, in words; "" if nothing is.
+def _rules(collected: Collected, step: int) -> dict[str, str]:
+    """Notes on what each view leaves out; "" if nothing.
 
     Args:
-        found: What was collected.
-        step: Positions of a column of the heat map.
+        collected: The data of the report.
+        step: Positions per column of the heat map.
     """
-    groups = [group for by_group in found.groupings.values() for group in by_group.values()]
+    groups = [group for by_group in collected.groupings.values() for group in by_group.values()]
     rules = dict.fromkeys(("table", "points", "genes", "regions"), "")
-    if found.num_alleles > MAX_ROWS:
+    if collected.num_alleles > MAX_ROWS:
         rules["table"] = (
-            f"The {MAX_ROWS:,} alleles with the lowest EVO2_DELTA, of {found.num_alleles:,} "
-            f"({len(found.deltas):,} with a score)."
+            f"The {MAX_ROWS:,} alleles with the lowest EVO2_DELTA, of {collected.num_alleles:,} "
+            f"({len(collected.deltas):,} with a score)."
         )
     if max(map(len, groups), default=0) > MAX_POINTS:
         rules["points"] = (
-            "Boxes and numbers are of all alleles; of a group of more than "
-            f"{MAX_POINTS:,}, as many dots are drawn, evenly by rank."
+            "Boxes and numbers are of all alleles; a group shows at most "
+            f"{MAX_POINTS:,} dots, evenly spaced by rank."
         )
-    if found.num_genes > MAX_ROWS:
+    if collected.num_genes > MAX_ROWS:
         rules["genes"] = (
-            f"The {MAX_ROWS:,} genes with the lowest EVO2_DELTA, of {found.num_genes:,} with a "
+            f"The {MAX_ROWS:,} genes with the lowest EVO2_DELTA, of {collected.num_genes:,} with a "
             "scored allele."
         )
     if step > 1:

@@ -1,4 +1,4 @@
-"""The heat map of a report: every SNV of regions, recognised by the alleles themselves."""
+"""The heat map of a report: regions with every SNV, recognised from the alleles themselves."""
 
 import math
 from array import array
@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 BASES = "ACGT"
-MAX_COLUMNS = 20_000  # of all regions together; more positions share columns
-MAX_GAP = 100  # positions without an allele, such as N, within a region
+MAX_COLUMNS = 20_000  # of all regions together; more positions are binned
+MAX_GAP = 100  # positions without alleles, such as N, allowed within a region
 
-# The scores that a heat map may show: the field of an allele, and what the reader chooses by.
+# Scores that a heat map can show, by INFO key, with their labels in the menu.
 LAYERS = {
     "EVO2_DELTA": "both strands",
     "EVO2_FWD": "forward strand",
@@ -24,10 +24,10 @@ class Region:
     """Positions of a contig, in ascending order.
 
     Attributes:
-        contig: Its name.
+        contig: Name of the contig.
         positions: 0-based positions that have alleles.
-        references: The base of the genome at each of them.
-        scores: By layer, four numbers for each of them, in the order of `BASES`; NaN if none.
+        references: Reference base at each position.
+        scores: For each layer, four scores per position in the order of `BASES`; NaN if none.
     """
 
     contig: str
@@ -38,22 +38,22 @@ class Region:
     )
 
     def is_followed_by(self, contig: str, start: int) -> bool:
-        """Whether a position belongs to the same region."""
+        """Whether a position continues this region."""
         return contig == self.contig and 0 < start - self.positions[-1] <= MAX_GAP
 
 
 class Saturation:
-    """Regions of which every SNV is there, as `evo2 saturate` writes them.
+    """Collects regions in which every SNV is present, as written by `evo2 saturate`.
 
-    Alleles are added in the order of the file. As soon as they are anything else, nothing is kept:
-    then it is no saturation.
+    Alleles are added in the order of the file. At the first one that does not fit this pattern, the
+    file is not a saturation mutagenesis, and all regions are dropped.
     """
 
     def __init__(self) -> None:
         self._regions: list[Region] = []
         self._reference = ""  # of the current position
         self._alternates: set[str] = set()
-        self._is_one = True
+        self._is_complete = True
 
     def add(
         self, contig: str, start: int, reference: str, alternate: str, scores: Sequence[float]
@@ -65,19 +65,19 @@ class Saturation:
             start: 0-based position.
             reference: REF.
             alternate: ALT.
-            scores: A number for each layer; NaN if there is none.
+            scores: Score of each layer; NaN if there is none.
         """
-        if not self._is_one:
+        if not self._is_complete:
             return
         region = self._regions[-1] if self._regions else None
         is_new = region is None or (region.contig, region.positions[-1]) != (contig, start)
-        is_complete = not is_new or region is None or len(self._alternates) == len(BASES) - 1
+        is_last_done = not is_new or region is None or len(self._alternates) == len(BASES) - 1
         if is_new:
             self._reference, self._alternates = reference, set()
-        known = {self._reference, *self._alternates}
-        is_another_base = alternate not in known and {reference, alternate} <= set(BASES)
-        if not (is_complete and is_another_base and reference == self._reference):
-            self._is_one = False
+        seen = {self._reference, *self._alternates}
+        is_new_snv = alternate not in seen and {reference, alternate} <= set(BASES)
+        if not (is_last_done and is_new_snv and reference == self._reference):
+            self._is_complete = False
             self._regions.clear()
             return
         self._alternates.add(alternate)
@@ -94,22 +94,22 @@ class Saturation:
 
     @property
     def regions(self) -> list[Region]:
-        """The regions; none if there is a position without three alternate bases."""
+        """The regions; none unless every position has its three alternate bases."""
         return self._regions if len(self._alternates) == len(BASES) - 1 else []
 
 
-def described(regions: Sequence[Region]) -> list[dict[str, Any]]:
-    """The regions as `regionFigure` of the page draws them, without genes.
+def region_figures(regions: Sequence[Region]) -> list[dict[str, Any]]:
+    """The regions as input of `regionFigure` of the page, without genes.
 
-    If all of them have more than `MAX_COLUMNS` positions, neighbouring ones share a column, whose
-    score is the mean.
+    If they have more than `MAX_COLUMNS` positions in total, neighbouring positions are binned, and
+    the score of a bin is the mean.
     """
     total = sum(region.positions[-1] - region.positions[0] + 1 for region in regions)
     step = max(1, math.ceil(total / MAX_COLUMNS))
-    return [_described(region, step) for region in regions]
+    return [_region_figure(region, step) for region in regions]
 
 
-def _described(region: Region, step: int) -> dict[str, Any]:
+def _region_figure(region: Region, step: int) -> dict[str, Any]:
     first, end = region.positions[0], region.positions[-1] + 1
     num_columns = math.ceil((end - first) / step)
     letters = ["."] * num_columns
@@ -124,11 +124,11 @@ def _described(region: Region, step: int) -> dict[str, Any]:
             continue
         deltas: dict[str, list[float | None]] = {}
         for index, base in enumerate(BASES):
-            found: list[list[float]] = [[] for _ in range(num_columns)]
+            bins: list[list[float]] = [[] for _ in range(num_columns)]
             for column, score in zip(columns, scores[index :: len(BASES)], strict=True):
                 if not math.isnan(score):
-                    found[column].append(score)
-            deltas[base] = [round(fmean(each), 3) if each else None for each in found]
+                    bins[column].append(score)
+            deltas[base] = [round(fmean(values), 3) if values else None for values in bins]
         layers.append({"label": label, "deltas": deltas})
     return {
         "name": region.contig,

@@ -1,4 +1,4 @@
-"""Which tokens may come next in one sequence."""
+"""Constrained decoding: the tokens that may come next in a sequence."""
 
 from typing import NamedTuple
 
@@ -33,14 +33,15 @@ class FreeGuide:
 
 
 class Node(NamedTuple):
-    """All that the rules need to know of a sequence so far.
+    """The state of the constraints after a partial sequence.
 
     Attributes:
         length: Generated bases.
         state: State of the automaton.
-        num_gc: G and C among all bases, or among the last `window` if windows are shorter.
-        window: For such windows, a bit for each base that tells whether it is G or C, the last
-            base in the lowest bit.
+        num_gc: Number of G and C among all generated bases or, with GC windows shorter than the
+            sequence, in the last window.
+        window: With such windows, one bit per base of the last window, set for G or C; the last
+            base is the lowest bit.
     """
 
     length: int

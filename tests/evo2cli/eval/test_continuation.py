@@ -189,7 +189,10 @@ def test_the_command_shows_what_it_writes(table: Path, checkpoint: str, command_
         ({"contexts": "20,x"}, "--contexts x: not a length"),
         ({"contexts": "200"}, "has no sequence that ends in 207 bases A, C, G and T"),
         ({"bases": 0}, "--bases 0: must be at least 1"),
-        ({"windows": 3}, "--windows 3: is only for FASTA; of the table .*windows.tsv, every"),
+        (
+            {"windows": 3},
+            "--windows 3: applies only to FASTA; all rows of the table .*windows.tsv are",
+        ),
         ({"column": "seq"}, "has no column 'seq'; its columns: kind, sequence"),
         ({"by": "group"}, "has no column 'group'"),
         ({"column": "kind"}, "line 2: kind 'k0' is not a sequence of bases"),

@@ -321,14 +321,14 @@ def test_a_head_is_saved_and_loaded(
     ids = ids_of("ACGT")
     assert torch.equal(found(ids).logits, saved.eval()(ids).logits)
     assert not caplog.records
-    with pytest.raises(UserError, match=r"score\.weight is \[3, 24\].*needs \[5, 24\]"):
+    with pytest.raises(UserError, match=r"score\.weight has shape \[3, 24\].*needs \[5, 24\]"):
         Evo2ForTokenClassification.from_pretrained(tmp_path, num_labels=5)
     _, missing = Evo2ForTokenClassification.from_pretrained(
         tmp_path, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True
     )
     assert missing["missing_keys"] == {"score.weight", "score.bias"}
     assert Evo2ForCausalLM.from_pretrained(tmp_path).config.shape == tiny_config
-    assert "fresh weights" in caplog.text
+    assert "newly initialized" in caplog.text
 
 
 def test_any_checkpoint_is_loaded(checkpoint: str) -> None:
@@ -365,9 +365,9 @@ def test_poles_stay_wide_when_a_model_is_narrowed(checkpoint: str) -> None:
         ({"device_map": {"model": 0, "": 1}}, "device_map = .*give one device, or auto"),
         ({"dtype": "int8"}, "dtype = 'int8': give float32"),
         ({"dtype": torch.float16}, "float16 cannot hold the activations"),
-        ({"quantization_config": {}}, "quantization_config has no meaning for Evo 2"),
+        ({"quantization_config": {}}, "quantization_config is not supported for Evo 2"),
         ({"num_heds": 3}, "from_pretrained has no argument 'num_heds'"),
-        ({"config": Evo2Config()}, "the given config describes another shape"),
+        ({"config": Evo2Config()}, "the given config and the checkpoint differ in shape"),
     ],
 )
 def test_an_impossible_loading_is_refused(
@@ -378,7 +378,9 @@ def test_an_impossible_loading_is_refused(
 
 
 def test_a_repository_that_is_nowhere_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^nobody/nothing: no such file or folder, and the hub"):
+    with pytest.raises(
+        UserError, match=r"^nobody/nothing: no such file or folder, and not available"
+    ):
         Evo2ForCausalLM.from_pretrained("nobody/nothing", local_files_only=True)
 
 
@@ -386,7 +388,7 @@ def test_what_would_change_results_is_refused(causal: Evo2ForCausalLM) -> None:
     ids = ids_of("ACGT")
     for values, message in (
         ({"position_ids": ids}, "position_ids cannot be given"),
-        ({"output_attentions": True}, "output_attentions is not possible"),
+        ({"output_attentions": True}, "output_attentions is not supported"),
         (
             {"attention_mask": torch.ones(1, 1, 4, 4)},
             r"attention_mask has the shape \[1, 1, 4, 4\]",

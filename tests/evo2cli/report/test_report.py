@@ -169,7 +169,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(module, "MAX_POINTS", 50)
     data = reported(source, gff=tmp_path / "g.gff3")
     assert data["rules"]["table"].startswith("The 1 alleles with the lowest EVO2_DELTA, of 300 (")
-    assert "more than 50, as many dots" in data["rules"]["points"]
+    assert "at most 50 dots" in data["rules"]["points"]
     assert data["rules"]["genes"].endswith("of 2 with a scored allele.")
     assert len(data["genes"]["rows"]) == len(data["table"]["rows"]) == 1
     for grouping in data["groupings"]:
