@@ -32,6 +32,7 @@ from stripedhyena2.checkpoint import read_checkpoint, save_weights
 from stripedhyena2.checkpoint.shards import write_safetensors
 from stripedhyena2.config import ModelConfig
 from stripedhyena2.dna import as_read, strand_of
+from stripedhyena2.packing import Shapes
 from stripedhyena2.values import read_json
 
 FACTS, HEAD, ADAPTER, MODEL = "finetune.json", "head.safetensors", "adapter", "model"
@@ -208,21 +209,32 @@ class Tuned:
     ) -> list[Tensor]:
         """The outputs of the head: [C] for each example, or [L, C] for tokens; fp32, on the CPU.
 
+        The output of an example depends on that example alone, bit for bit: batches have the fixed
+        shapes of `stripedhyena2.packing`.
+
         Args:
             examples: The sequence of each example, or both of a pair.
             progress: Called with the number of examples done since the last call.
         """
         reading = self.model.reading
         assert self.model.trunk is not None
-        device = self.model.trunk.embedding.weight.device
+        device, shapes = self.model.trunk.embedding.weight.device, Shapes.of(self.model.trunk)
+        by_length: dict[int, list[int]] = {}
+        for row, group in enumerate(examples):
+            by_length.setdefault(shapes.padded(max(map(len, group))), []).append(row)
         by_row: list[Tensor | None] = [None] * len(examples)
-        for rows in by_length(examples, device):
-            chosen = [examples[row] for row in rows]
-            inputs = read_inputs(chosen, reading)
-            outputs = self.model(*(tensor.to(device) for tensor in inputs)).cpu()
-            for row, group, output in zip(rows, chosen, outputs, strict=True):
-                by_row[row] = output[: len(group[0])] if reading.by_token else output
-            progress(len(rows))
+        for length, same in sorted(by_length.items()):
+            # A batch of this length always has as many rows; the last one is repeated to fill it.
+            num_rows = max(shapes.rows(length) // reading.num_sequences, 1)
+            for first in range(0, len(same), num_rows):
+                rows = same[first : first + num_rows]
+                chosen = [examples[row] for row in rows]
+                filling = [chosen[-1]] * (num_rows - len(rows))
+                inputs = read_inputs([*chosen, *filling], reading, length)
+                outputs = self.model(*(tensor.to(device) for tensor in inputs)).cpu()
+                for row, group, output in zip(rows, chosen, outputs[: len(rows)], strict=True):
+                    by_row[row] = output[: len(group[0])] if reading.by_token else output
+                progress(len(rows))
         return [output for output in by_row if output is not None]
 
 

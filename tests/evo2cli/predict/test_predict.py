@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from evo2cli.finetune.examples import Examples
+from evo2cli.finetune.folder import open_tuned
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.run import finetune
+from evo2cli.options import ModelOptions
 from evo2cli.predict.run import predict_table, tiles
 from tests.evo2cli.finetune.conftest import Run, base, small_table, tune
 
@@ -71,6 +74,23 @@ def test_a_fasta_and_a_table_give_what_python_gives(
             ("high", "low")[int(row.argmax())] for row in np.array(values)
         ]
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("kind", ["classify", "tokens", "regress", "pairs"])
+def test_an_output_does_not_depend_on_what_is_read_with_it(
+    runs: dict[str, Path], kind: str
+) -> None:
+    random = np.random.default_rng(3)
+    lengths = [*random.integers(15, 300, 20).tolist(), 60, 60, 61]
+    letters = [bytes(random.choice(list(b"ACGT"), length).tolist()) for length in lengths]
+    examples = [(each, each[::-1]) if kind == "pairs" else (each,) for each in letters]
+    tuned = open_tuned(runs[kind], ModelOptions(device="cpu"))
+    outputs = tuned.outputs(examples)
+    turned = tuned.outputs(examples[::-1])[::-1]
+    for example, output, other in zip(examples, outputs, turned, strict=True):
+        [alone] = tuned.outputs([example])
+        assert torch.equal(output, alone)
+        assert torch.equal(output, other)
 
 
 def test_numbers_have_their_units(
