@@ -43,10 +43,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_tokens(folder: Path, *, seed: int = 0, bases: int = 700, held_out: float = 0) -> None:
+def write_tokens(
+    folder: Path, *, seed: int = 0, bases: tuple[int, int] = (700, 200), held_out: float = 0
+) -> None:
+    """Tokens of random bases, for training and for validation."""
     random = np.random.default_rng(seed)
-    for name in ("train", "valid"):
-        sequence = bytes(random.choice(list(b"ACGTacgt"), bases).astype(np.uint8))
+    for name, count in zip(("train", "valid"), bases, strict=True):
+        sequence = bytes(random.choice(list(b"ACGTacgt"), count).astype(np.uint8))
         folder.with_name(f"{name}.fa").write_bytes(b">x\n" + sequence + b"\n")
     fasta, valid = folder.with_name("train.fa"), folder.with_name("valid.fa")
     tokenize_files(
@@ -113,7 +116,7 @@ def test_what_cannot_run_is_said_in_one_line(
     place: Path, arguments: list[str], message: str
 ) -> None:
     write_tokens(place / "held", held_out=1)
-    write_tokens(place / "short", bases=80)
+    write_tokens(place / "short", bases=(80, 80))
     result = run(*arguments)
     assert isinstance(result.exception, UserError), result.output
     assert re.search(message, str(result.exception))

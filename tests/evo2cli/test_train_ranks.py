@@ -22,7 +22,7 @@ from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
 from tests.ranks import Hold, World, wait_until
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
+STEPS = 6
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "second.toml").write_text(SECOND)
     config = read_config(tmp_path / "tiny.toml")
     save(StripedHyena2.from_seed(config, seed=0), tmp_path / "weights", {"license": "mine"})
-    write_tokens(tmp_path / "tokens", bases=3_000)
+    write_tokens(tmp_path / "tokens", bases=(3_000, 3_000))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
