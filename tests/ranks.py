@@ -43,6 +43,7 @@ SERVER.set_forkserver_preload(
         "setuptools",
         "matplotlib.figure",
         "matplotlib.backends.backend_agg",
+        "sklearn.linear_model",
     ]
 )
 
