@@ -29,8 +29,9 @@ import httpx
 from evo2cli import console
 from tests.benchmarks.gpu import Report, cell
 from tests.benchmarks.serving_server import Memory, Rates, random_dna
-from tests.evo2cli.serve.conftest import is_ready, wait_until
+from tests.evo2cli.serve.conftest import is_ready
 from tests.evo2cli.serve.load import Job, Load, ask, metric, wait_until_idle
+from tests.ranks import wait_until
 
 GENOME_BASES = 200_000
 SHARE = 0.9  # of the decoder's own rate, at least

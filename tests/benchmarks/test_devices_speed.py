@@ -23,6 +23,7 @@ from stripedhyena2.checkpoint import save_weights
 from stripedhyena2.parametrization import folded_state
 from tests.benchmarks.gpu import Report, cell
 from tests.benchmarks.inference import model_of
+from tests.shell import forked_evo2
 
 ABOUT = """\
 # Variants on several GPUs
@@ -36,6 +37,7 @@ output files.
 Command: `pytest -n 0 -m benchmark -s tests/benchmarks/test_devices_speed.py`"""
 
 WINDOW = 8_192
+EVO2 = [sys.executable, "-m", "evo2cli"]
 FEW, MANY = 32, 352  # variants of the two runs with several GPUs, multiples of 3
 
 
@@ -78,10 +80,10 @@ def read_command(
     took, scored, output = [], [], folder / f"{name}.{device}.tsv"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for count in (FEW, MANY):
-        command = genome.command(name, count, folder)
+        command = [*EVO2, *genome.command(name, count, folder)]
         command += ["--output", str(output), "--device", device, *model]
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "evo2cli", *command], check=True, env=environment)
+        subprocess.run(command, check=True, env=environment)
         took.append(time.perf_counter() - started)
         found = output.read_bytes()
         output.unlink()
@@ -133,12 +135,14 @@ def test_several_gpus(name: str, saved_model: Path, tmp_path: Path, report: Repo
 @pytest.mark.slow
 def test_a_toy_on_several_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On two processes of the CPU, with a small model and small windows."""
+    monkeypatch.setattr(f"{__name__}.EVO2", [str(tmp_path / "evo2")])
     monkeypatch.setattr(f"{__name__}.FEW", 6)
     monkeypatch.setattr(f"{__name__}.MANY", 24)
     report = Report("devices.md", ABOUT, tmp_path)
     genome = Genome.draw(tmp_path, 4_000)
     model = ("--model", "nano", "--window", "64")
-    add_devices(report, "saturate", "cpu", "cpu,cpu", 2, genome, tmp_path, *model)
+    with forked_evo2(tmp_path / "evo2"):
+        add_devices(report, "saturate", "cpu", "cpu,cpu", 2, genome, tmp_path, *model)
     assert report.tables["Several GPUs"][1][-1] == "yes"
 
 

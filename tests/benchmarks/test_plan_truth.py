@@ -31,7 +31,7 @@ from evo2cli.plan.run import plan_recipe
 from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
 from tests.benchmarks.gpu import Report, cell
-from tests.ranks import free_port
+from tests.ranks import forked, free_port
 
 ABOUT = """\
 # The plan against measurements
@@ -243,6 +243,41 @@ def memory_of(process: int) -> int:
     return 1024 * sum(map(int, own)) + sum(memory_of(int(child)) for child in children.split())
 
 
+def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """A rank in a session of its own."""
+    with log.open("ab") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "evo2cli", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+class ForkedRank:
+    """What `start` returns, forked from a process that has imported what a rank needs."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self._process = forked(log, run_in_session, command, environment)
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> None:
+        self._process.join()
+
+
+def run_in_session(command: list[str], environment: dict[str, str]) -> None:
+    from evo2cli.app import main
+
+    os.setsid()
+    os.environ.update(environment)
+    sys.argv = ["evo2", *command]
+    main()
+
+
 @contextmanager
 def started(command: list[str], count: int, log: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The ranks of a command while the context lasts; at its end all their processes are killed."""
@@ -250,30 +285,21 @@ def started(command: list[str], count: int, log: Path) -> Iterator[list[subproce
     ranks = []
     # A benchmark that `timeout` ends leaves no ranks behind.
     usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    with log.open("wb") as said:
-        try:
-            for rank in range(count):
-                own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-                path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
-                environment = {**os.environ, "PYTHONPATH": path}
-                environment |= {**address, **own} if count > 1 else {}
-                environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
-                ranks.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "evo2cli", *command],
-                        stdout=subprocess.DEVNULL,
-                        stderr=said,
-                        env=environment,
-                        start_new_session=True,
-                    )
-                )
-            yield ranks
-        finally:
-            for process in ranks:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            signal.signal(signal.SIGTERM, usual)
+    try:
+        for rank in range(count):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
+            environment = {**os.environ, "PYTHONPATH": path}
+            environment |= {**address, **own} if count > 1 else {}
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+            ranks.append(start(command, environment, log))
+        yield ranks
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        signal.signal(signal.SIGTERM, usual)
 
 
 def read_steps(metrics: Path) -> tuple[dict[str, Any], ...]:
@@ -411,8 +437,11 @@ def test_resume(case: Case, tokens: Path, tmp_path: Path, report: Report) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CHECKPOINTS, ids=str)
-def test_a_toy_resumes(case: Case, tokens: Path, tmp_path: Path) -> None:
+def test_a_toy_resumes(
+    case: Case, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the CPU; the second run goes on, and does not begin with the loss of a new model."""
+    monkeypatch.setattr(f"{__name__}.start", ForkedRank)
     settings = ("batch.length=64", "batch.sequences=2", "checkpoint.every=2")
     settings += tuple(s for s in case.settings if s == "checkpoint.optimizer=true")
     toy = replace(case, recipe="recipes/toy.toml", gpus=1, settings=settings)
@@ -446,6 +475,7 @@ def test_a_toy_is_measured(
 ) -> None:
     """One CPU rank, and two that share a window, with the toy's recipe and short windows."""
     pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
+    monkeypatch.setattr(f"{__name__}.start", ForkedRank)
     monkeypatch.setattr(f"{__name__}.ENOUGH", 0.0)
     monkeypatch.setattr(f"{__name__}.LOOK", 0.0)
     settings = (

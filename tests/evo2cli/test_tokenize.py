@@ -40,6 +40,7 @@ from evo2cli.tokenize.pieces import Piece, cut_into_pieces
 from evo2cli.tokenize.reader import PieceReader
 from evo2cli.tokenize.run import _Run, tokenize_files
 from evo2cli.workers import Task
+from tests.ranks import Hold, World
 
 
 def tokenize(files: Sequence[Path], output: Path, **options: Any) -> dict[str, Any]:
@@ -224,17 +225,15 @@ def test_letters_are_counted_in_any_mixture() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_killed_run_starts_over_cleanly(tmp_path: Path, workers: str) -> None:
-    file = write_fasta(tmp_path / "g.fa", random_sequences(400, length=100_000))
-    command = [sys.executable, "-m", "evo2cli", "tokenize", str(file), "-o", str(tmp_path / "t")]
-    command += ["--workers", workers]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    file = write_fasta(tmp_path / "g.fa", random_sequences(40, length=100_000))
+    command = ["tokenize", str(file), "-o", str(tmp_path / "t"), "--workers", workers]
+    killed = World(1, tmp_path, "killed", command, Hold(_Run, "_use_results", call=2))
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
     partial = tmp_path / ".t.partial"
-    while not list(partial.rglob("train.bin")) and process.poll() is None:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert list(partial.rglob("train.bin"))
     assert not (tmp_path / "t").exists()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    codes, said = World(1, tmp_path, "again", command).finish()
+    assert codes == [0], said
     tokenize([file], tmp_path / "again")
     for path in (tmp_path / "again").iterdir():
         assert path.read_bytes() == (tmp_path / "t" / path.name).read_bytes(), path.name

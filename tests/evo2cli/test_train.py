@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +19,12 @@ from evo2cli.tokenize.options import TokenizeOptions
 from evo2cli.tokenize.run import tokenize_files
 from evo2cli.training import space
 from evo2cli.training.engine import PlainEngine
+from evo2cli.training.state import RunFolder
 from stripedhyena2 import load
 from stripedhyena2.checkpoint import read_checkpoint
 from tests.evo2cli import tiny
 from tests.evo2cli.tiny import SHAPE
-from tests.ranks import World
+from tests.ranks import Hold, World
 
 RECIPE = f"""{tiny.RECIPE}[checkpoint]
 every = 2
@@ -43,10 +43,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_tokens(folder: Path, *, seed: int = 0, bases: int = 700, held_out: float = 0) -> None:
+def write_tokens(
+    folder: Path, *, seed: int = 0, bases: tuple[int, int] = (700, 200), held_out: float = 0
+) -> None:
+    """Tokens of random bases, for training and for validation."""
     random = np.random.default_rng(seed)
-    for name in ("train", "valid"):
-        sequence = bytes(random.choice(list(b"ACGTacgt"), bases).astype(np.uint8))
+    for name, count in zip(("train", "valid"), bases, strict=True):
+        sequence = bytes(random.choice(list(b"ACGTacgt"), count).astype(np.uint8))
         folder.with_name(f"{name}.fa").write_bytes(b">x\n" + sequence + b"\n")
     fasta, valid = folder.with_name("train.fa"), folder.with_name("valid.fa")
     tokenize_files(
@@ -113,7 +116,7 @@ def test_what_cannot_run_is_said_in_one_line(
     place: Path, arguments: list[str], message: str
 ) -> None:
     write_tokens(place / "held", held_out=1)
-    write_tokens(place / "short", bases=80)
+    write_tokens(place / "short", bases=(80, 80))
     result = run(*arguments)
     assert isinstance(result.exception, UserError), result.output
     assert re.search(message, str(result.exception))
@@ -223,15 +226,13 @@ def test_a_checkpoint_of_another_recipe_is_refused(place: Path, change: str) -> 
 
 @pytest.mark.slow
 def test_kill_nine_and_the_same_command_give_the_same_bytes(place: Path) -> None:
-    arguments = ["--device", "cpu", "--set", "optimizer.steps=40"]
-    killed = World(1, place, "killed", ["train", "recipe.toml", *arguments])
-    while killed.is_running and not list(place.glob("run/step-*/resume.json")):
-        time.sleep(0.01)
-    killed.signal(signal.SIGKILL)
-    assert killed.finish()[0] == [-signal.SIGKILL]
+    arguments = ["--device", "cpu"]
+    hold = Hold(RunFolder, "log", call=5)
+    killed = World(1, place, "killed", ["train", "recipe.toml", *arguments], hold)
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
     assert not (place / "run" / "final").exists()
 
-    assert "resuming from step" in run(*arguments).stderr
+    assert "resuming from step 4" in run(*arguments).stderr
     assert run(*arguments, "--output", "whole").exit_code == 0
     for name in ("model.safetensors", "provenance.json", "config.toml"):
         cut, whole = (place / folder / "final" / name for folder in ("run", "whole"))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import torch
 
 pytest.importorskip("deepspeed", reason="several ranks need the extra `train`")
 
+from evo2cli.training.state import RunFolder
 from stripedhyena2 import load
 from stripedhyena2.outputs import locked
 from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
-from tests.ranks import World
+from tests.ranks import Hold, World, wait_until
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -41,44 +41,28 @@ def command(output: Path, *settings: str) -> list[str]:
     return ["train", "recipe.toml", "--device", "cpu", "--output", str(output), *options]
 
 
-def start(place: Path, world: int, output: str, *settings: str) -> World:
-    return World(world, place, output, command(place / output, *settings))
-
-
 def run(place: Path, world: int, output: str, *settings: str) -> str:
     """Run to the end; returns what was said."""
-    codes, said = start(place, world, output, *settings).finish()
+    codes, said = World(world, place, output, command(place / output, *settings)).finish()
     assert not any(codes), said
     return said
 
 
-def start_by(launcher: list[str], place: Path, arguments: list[str]) -> subprocess.Popen[str]:
-    """Run ranks under a launcher of modules."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]),
-        "TORCH_EXTENSIONS_DIR": str(place / "compiled"),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher, *arguments],
-        cwd=place,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def end_early(place: Path, world: int, output: str, *settings: str, by: int) -> list[int]:
+    """End a run by a signal, with a checkpoint and a step beyond it; returns its exit codes."""
+    words, hold = command(place / output, *settings), Hold(RunFolder, "log", call=3)
+    return World(world, place, output, words, hold).end_held(by)
 
 
-def launch_forever(
-    place: Path, output: str, *settings: str, launcher: str = "torchrun"
-) -> subprocess.Popen[str]:
+def launch_forever(place: Path, output: str, *settings: str, launcher: str = "torchrun") -> World:
     """Two ranks under `evo2 launch` that have saved a checkpoint and go on."""
     _, *arguments = command(place / output, "optimizer.steps=100000", *settings)
-    options = ["--local", "2", "--launcher", launcher]
-    process = start_by(["evo2cli", "launch"], place, [*arguments, *options])
-    while process.poll() is None and not list((place / output).glob("step-*/resume.json")):
-        time.sleep(0.01)
-    return process
+    words = ["launch", *arguments, "--local", "2", "--launcher", launcher]
+    launched = World(1, place, output, words)
+    saved = "step-*/resume.json"
+    wait_until(lambda: any((place / output).glob(saved)) or not launched.is_running)
+    assert launched.is_running, launched.finish()[1]
+    return launched
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -113,21 +97,12 @@ def assert_same_model(folder: Path, expected: Path) -> None:
         )
 
 
-def stop_after(place: Path, output: str, world: World, number: int) -> None:
-    """Send a signal to all ranks of a run once it has written a checkpoint."""
-    while world.is_running and not list((place / output).glob("step-*/resume.json")):
-        time.sleep(0.01)
-    world.signal(number)
-    world.finish()
-
-
 def ranks_of(folder: Path) -> list[int]:
     """The processes that train into a folder; a launcher gives each a session of its own."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            words = entry.read_bytes().split(b"\0")
-            if str(folder).encode() in words and b"torch.distributed.run" not in words:
+            if str(folder).encode() in entry.read_bytes().split(b"\0"):
                 found.append(int(entry.parent.name))
     return found
 
@@ -145,9 +120,21 @@ def test_two_ranks_are_one(place: Path, alone: Path, zero: int) -> None:
 def test_two_ranks_of_torchrun_are_one(place: Path, alone: Path) -> None:
     """And DeepSpeed compiles nothing for them."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evo2cli"]
-    process = start_by(launcher, place, command(place / "zero1", "parallel.zero=1"))
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]),
+        "TORCH_EXTENSIONS_DIR": str(place / "compiled"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *command(place / "zero1", "parallel.zero=1")],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert losses(place / "zero1") == pytest.approx(losses(alone), rel=1e-5)
     assert_same_model(place / "zero1", alone)
     assert not (place / "compiled").exists()
@@ -160,7 +147,7 @@ def test_two_ranks_of_zero_3_are_one_also_after_a_kill(place: Path, alone: Path)
     assert losses(place / "whole") == pytest.approx(losses(alone), rel=1e-5)
     assert_same_model(place / "whole", alone)
 
-    stop_after(place, "cut", start(place, 2, "cut", "parallel.zero=3"), signal.SIGKILL)
+    assert set(end_early(place, 2, "cut", "parallel.zero=3", by=signal.SIGKILL)) == {-9}
     assert not (place / "cut" / "final").exists()
     assert "resuming from step" in run(place, 2, "cut", "parallel.zero=3")
     assert numbers(place / "cut") == numbers(place / "whole")
@@ -177,8 +164,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_windows(
 ) -> None:
     """Stopped by SIGTERM, which saves; what one layout saved, another takes over."""
     output = f"resized{before}{zero}"
-    settings = (f"parallel.zero={zero if before > 1 else 0}",)
-    stop_after(place, output, start(place, before, output, *settings), signal.SIGTERM)
+    end_early(place, before, output, f"parallel.zero={zero}", by=signal.SIGTERM)
     said = run(place, after, output, f"parallel.zero={2 if after > 1 else 0}")
     assert "was written by" in said
     assert losses(place / output) == pytest.approx(losses(alone), rel=1e-4)
@@ -195,8 +181,7 @@ def test_ranks_that_divide_no_parameter_evenly_are_one(place: Path) -> None:
     run(place, 1, "alone5", batch)
     alone = place / "alone5"
     for output, first, zero in (("odd", world, 3), ("taken", 1, 0)):
-        world_of_first = start(place, first, output, batch, f"parallel.zero={zero}")
-        stop_after(place, output, world_of_first, signal.SIGTERM)
+        end_early(place, first, output, batch, f"parallel.zero={zero}", by=signal.SIGTERM)
         said = run(place, world, output, batch, "parallel.zero=3")
         assert "resuming from step" in said
         assert losses(place / output) == pytest.approx(losses(alone), rel=1e-4)
@@ -259,13 +244,12 @@ def test_ranks_that_share_windows_are_one(
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_those_that_wait_for_its_part(place: Path) -> None:
-    """Not a hang: within a minute, with its name."""
-    process = launch_forever(place, "dead", "parallel.context=2")
-    ranks = [rank for rank in ranks_of(place / "dead") if rank != process.pid]
-    os.kill(ranks[-1], signal.SIGKILL)
-    said = process.communicate(timeout=60)[1]
+    """Not a hang, and with its name."""
+    launched = launch_forever(place, "dead", "parallel.context=2")
+    os.kill(ranks_of(place / "dead")[-1], signal.SIGKILL)
+    codes, said = launched.finish()
     assert "was killed by SIGKILL" in said
-    assert process.returncode == 128 + signal.SIGKILL
+    assert codes == [128 + signal.SIGKILL]
 
 
 def rank_number(process: int) -> str:
@@ -285,16 +269,16 @@ def test_ranks_end_with_their_launcher(
     """Until then, no other command trains into their folder; afterwards, one may."""
     monkeypatch.chdir(place)
     output = f"orphans-{launcher}"
-    process = launch_forever(place, output, launcher=launcher)
+    launched = launch_forever(place, output, launcher=launcher)
     _, *arguments = command(place / output)
     for second in (["launch", *arguments, "--local", "2"], ["train", *arguments]):
         code, _, said = command_line(*second)
         assert code == 2
         assert f"{output}/run.json: is being written by another command (process " in said
         assert len([line for line in said.splitlines() if line.startswith("evo2: ")]) == 1
-    process.kill()
-    process.communicate(timeout=60)  # waits until every rank has closed stderr
-    assert not ranks_of(place / output)
+    launched.signal(signal.SIGKILL)
+    launched.finish()
+    wait_until(lambda: not ranks_of(place / output))
     with locked(place / output / "run.json", wait=True):
         pass
 
@@ -302,11 +286,11 @@ def test_ranks_end_with_their_launcher(
 @pytest.mark.slow
 def test_a_rank_that_does_not_answer_is_named(place: Path) -> None:
     """The first one, which otherwise speaks for all."""
-    process = launch_forever(place, "silent", "guard.step_deadline=5")
-    ranks = {rank_number(rank): rank for rank in ranks_of(place / "silent") if rank != process.pid}
+    launched = launch_forever(place, "silent", "guard.step_deadline=5")
+    ranks = {rank_number(rank): rank for rank in ranks_of(place / "silent")}
     os.kill(ranks["0"], signal.SIGSTOP)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+    codes, said = launched.finish()
+    assert codes == [1]
     stacks = place / "silent" / "stacks-rank1.txt"
     assert "training/loop.py" in stacks.read_text()
     assert (

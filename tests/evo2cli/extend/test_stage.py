@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from evo2cli.extend.stage import find_stage
 from evo2cli.extend.verification import held_out_windows
 from evo2cli.training.options import RunOptions
 from evo2cli.training.recipe_file import find_recipe, read_recipe, read_run, read_shape
+from evo2cli.training.state import RunFolder
 from stripedhyena2 import StripedHyena2, read_config, save
 from stripedhyena2.checkpoint import read_checkpoint
 from stripedhyena2.checkpoint.published import published_config
 from tests.evo2cli.test_train import RECIPE, SHAPE, write_tokens
-from tests.ranks import World
+from tests.ranks import Hold, World
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 FIRST = """
@@ -57,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "second.toml").write_text(SECOND)
     config = read_config(tmp_path / "tiny.toml")
     save(StripedHyena2.from_seed(config, seed=0), tmp_path / "weights", {"license": "mine"})
-    write_tokens(tmp_path / "tokens", bases=3_000)
+    write_tokens(tmp_path / "tokens", bases=(3_000, 3_000))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -203,16 +203,13 @@ def test_every_stage_of_the_built_in_models_reads_the_genomes_it_is_given(path: 
 
 @pytest.mark.slow
 def test_kill_nine_and_the_same_command_give_the_same_stage(place: Path) -> None:
-    command = ["extend", "first.toml", "--device", "cpu", "--set", "optimizer.steps=40"]
-    killed = World(1, place, "killed", command)
-    while killed.is_running and not list(place.glob("first/step-*/resume.json")):
-        time.sleep(0.01)
-    killed.signal(signal.SIGKILL)
-    assert killed.finish()[0] == [-signal.SIGKILL]
+    command = ["extend", "first.toml", "--device", "cpu"]
+    killed = World(1, place, "killed", command, Hold(RunFolder, "log", call=5))
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
     assert not (place / "first" / "final").exists()
 
-    assert "resuming from step" in evo2(*command).stderr
-    whole = ["train", "first.toml", "--set", "optimizer.steps=40", "--output", "whole"]
+    assert "resuming from step 4" in evo2(*command).stderr
+    whole = ["train", "first.toml", "--output", "whole"]
     assert summary(evo2(*whole))["finished"]
     for name in ("model.safetensors", "provenance.json", "config.toml"):
         cut, uncut = (place / folder / "final" / name for folder in ("first", "whole"))

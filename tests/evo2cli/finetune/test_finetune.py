@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,10 +32,11 @@ from evo2cli.training.recipe_file import read_recipe
 from evo2cli.training.state import RunFolder
 from stripedhyena2.checkpoint import read_checkpoint
 from tests.evo2cli.finetune.conftest import SHAPE, Run, motifs, small_table, write_table
-from tests.ranks import World
+from tests.ranks import Hold, World
 
 LABELS = {"multilabel": "y1,y2", "regress": "y1,y2"}
 METHODS = ["lora", "full", "head"]
+BEYOND_A_CHECKPOINT = Hold(RunFolder, "log", call=3)
 
 
 def recipe_of(table: Path, *labels: str) -> DataRecipe:
@@ -186,14 +186,11 @@ def test_kill_nine_and_the_same_command_give_the_same_weights(
         words = f"finetune x.tsv --model {base} --method {method} -O {output} --device cpu"
         return [
             *words.split(),
-            *["--split", "random", "--steps", "16", "--validations", "8", "--batch", "8"],
+            *["--split", "random", "--steps", "8", "--validations", "4", "--batch", "8"],
         ]
 
-    killed = World(1, tmp_path, "killed", command("cut"))
-    while killed.is_running and not list(tmp_path.glob("cut/step-*/resume.json")):
-        time.sleep(0.01)
-    killed.signal(signal.SIGKILL)
-    assert killed.finish()[0] == [-signal.SIGKILL]
+    killed = World(1, tmp_path, "killed", command("cut"), BEYOND_A_CHECKPOINT)
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
     assert not (tmp_path / "cut" / "final").exists()
     for output in ("cut", "whole"):
         codes, said = World(1, tmp_path, f"{output}-log", command(output)).finish()
@@ -206,12 +203,8 @@ def test_kill_nine_and_the_same_command_give_the_same_weights(
 def test_other_ranks_go_on_with_a_run(base: str, tmp_path: Path) -> None:
     small_table(tmp_path / "x.tsv", "classify", count=100)
     words = f"finetune x.tsv --model {base} --method lora -O run --device cpu --split random"
-    command = [*words.split(), "--steps", "16", "--validations", "8", "--batch", "8"]
-    killed = World(1, tmp_path, "killed", command)
-    while killed.is_running and not list(tmp_path.glob("run/step-*/resume.json")):
-        time.sleep(0.01)
-    killed.signal(signal.SIGKILL)
-    killed.finish()
+    command = [*words.split(), "--steps", "8", "--validations", "4", "--batch", "8"]
+    World(1, tmp_path, "killed", command, BEYOND_A_CHECKPOINT).end_held(signal.SIGKILL)
     codes, said = World(2, tmp_path, "two", command).finish()
     assert not any(codes), said
     assert "was written by 1 x plain with ZeRO 0, now 2 x plain" in said

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -19,25 +19,12 @@ from evo2cli import gpus
 from evo2cli.app import app
 from evo2cli.errors import UserError
 from evo2cli.launch import checks as launch_checks
-from evo2cli.launch.ranks import first_failure
+from evo2cli.launch.ranks import Group, first_failure, run_ranks
 from evo2cli.training import space
 from stripedhyena2.outputs import OutputInUseError
 from tests.evo2cli.tiny import RECIPE, SHAPE
+from tests.ranks import forked, wait_until
 
-# Launches what stands for `evo2 train`, as the command line would.
-DRIVER = """
-import signal, sys
-from evo2cli.errors import UserError
-from evo2cli.launch.ranks import Group, run_ranks
-signal.signal(signal.SIGINT, signal.default_int_handler)
-try:
-    run_ranks(Group(2), ["rank.py", *sys.argv[2:]], sys.argv[1])
-except KeyboardInterrupt:
-    sys.exit(130)
-except UserError as error:
-    print(f"evo2: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
 # A rank: what happens to the one named first, and the code with which the others obey SIGTERM.
 RANK = """
 import os, signal, sys, time
@@ -59,6 +46,19 @@ if sys.argv[1] == rank:
 while True:
     time.sleep(0.01)
 """
+
+
+def drive(place: Path, launcher: str, *arguments: str) -> None:
+    """Launch what stands for `evo2 train`, as the command line would."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(place)
+    try:
+        run_ranks(Group(2), ["rank.py", *arguments], launcher)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as error:
+        print(f"evo2: {error}", file=sys.stderr)  # noqa: T201 - as the command line does
+        sys.exit(error.exit_code)
 
 
 @pytest.fixture
@@ -279,23 +279,22 @@ def test_a_stopped_job_queues_itself_again(
     assert "OMP_NUM_THREADS=8\n" in (place / "environment").read_text()
 
 
-def start(place: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(place: Path, *arguments: str) -> ForkServerProcess:
     """Two stand-ins for `evo2 train` behind a launcher, both ready."""
     (place / "rank.py").write_text(RANK)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    launched = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments],
-        cwd=place,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not all((place / f"{rank}.ready").exists() for rank in (0, 1)):
-        assert launched.poll() is None, launched.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    launched = forked(place / "told", drive, place, *arguments)
+    ready = [place / f"{rank}.ready" for rank in (0, 1)]
+    wait_until(lambda: all(file.exists() for file in ready) or not launched.is_alive())
+    assert launched.is_alive(), finish(place, launched)
     return launched
+
+
+def finish(
+    place: Path, launched: ForkServerProcess, timeout: float = 600
+) -> tuple[int | None, str]:
+    """The exit code of a launcher, None if it does not end in time, and what it has told."""
+    launched.join(timeout)
+    return launched.exitcode, (place / "told").read_text()
 
 
 @pytest.mark.slow
@@ -310,9 +309,9 @@ def test_a_signal_reaches_every_rank_and_their_code_comes_back(
     place: Path, launcher: str, number: signal.Signals, code: int
 ) -> None:
     launched = start(place, launcher, "nobody", "", str(code))
-    launched.send_signal(number)
-    _, told = launched.communicate(timeout=60)
-    assert launched.returncode == code, told
+    os.kill(launched.pid, number)
+    found, told = finish(place, launched)
+    assert found == code, told
     assert f"evo2: {number.name}: 2 ranks, asking them to save and exit\n" in told
     for rank in (0, 1):
         assert (place / f"{rank}.heard").read_text() == "SIGTERM"
@@ -324,8 +323,8 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(
     place: Path, launcher: str, code: int
 ) -> None:
     launched = start(place, launcher, "1", f"sys.exit({code})", "0")
-    _, told = launched.communicate(timeout=60)
-    assert launched.returncode == code, told
+    found, told = finish(place, launched)
+    assert found == code, told
     assert told.splitlines()[-1] == (
         f"evo2: rank 1 exited with code {code}, for the reason above; "
         "the other ranks of this machine were stopped"
@@ -340,8 +339,8 @@ def test_a_rank_that_a_signal_ends_is_named_by_it(place: Path, launcher: str) ->
     """Though the other one is stopped and hears no signal but SIGKILL."""
     act = "os.kill(int(Path('0.pid').read_text()), 19); os.kill(os.getpid(), 9)"
     launched = start(place, launcher, "1", act, "0")
-    _, told = launched.communicate(timeout=25)  # the launchers by themselves wait 30 s
-    assert launched.returncode == 128 + signal.SIGKILL, told
+    found, told = finish(place, launched, timeout=25)  # the launchers by themselves wait 30 s
+    assert found == 128 + signal.SIGKILL, told
     assert "evo2: rank 1 was killed by SIGKILL; the other ranks" in told.splitlines()[-1]
 
 
@@ -350,11 +349,10 @@ def test_a_rank_that_a_signal_ends_is_named_by_it(place: Path, launcher: str) ->
 def test_an_interrupt_before_ranks_can_save_is_the_end_of_all(place: Path, launcher: str) -> None:
     act = "signal.signal(signal.SIGTERM, signal.SIG_DFL); Path('loading').touch()"
     launched = start(place, launcher, "1", act, "0")
-    while not (place / "loading").exists():
-        time.sleep(0.01)
-    launched.send_signal(signal.SIGINT)
-    _, told = launched.communicate(timeout=60)
-    assert launched.returncode == 130, told
+    wait_until((place / "loading").exists)
+    os.kill(launched.pid, signal.SIGINT)
+    found, told = finish(place, launched)
+    assert found == 130, told
     assert "for the reason above" not in told
 
 

@@ -4,7 +4,6 @@ import gzip
 import json
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pysam
@@ -13,13 +12,14 @@ from typer.testing import CliRunner
 
 from evo2cli.app import app
 from evo2cli.errors import UserError
+from evo2cli.journal import _Journal
 from evo2cli.merge import merge_files
 from evo2cli.saturate.options import SaturateOptions
 from evo2cli.saturate.plot import Site, draw_saturation
 from evo2cli.saturate.run import saturate
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
-from tests.ranks import World
+from tests.ranks import Hold, World
 
 HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 GENOME = "ACGTTGCAACGNTTAGCCATAGGCTTACGATC" * 3
@@ -130,12 +130,11 @@ def test_a_killed_run_over_a_bed_file_resumes_to_the_same_bytes(
     saturate(SaturateOptions(**words))
     whole = output.read_bytes()
     output.unlink()
-    killed = World(1, genome.parent, "killed", ["saturate", *arguments])
+    hold = Hold(_Journal, "recall", call=5)
+    killed = World(1, genome.parent, "killed", ["saturate", *arguments], hold)
     journal = output.with_name(f"{output.name}.journal")
-    while killed.is_running and not (journal.exists() and journal.stat().st_size > 2000):
-        time.sleep(0.002)
-    killed.signal(signal.SIGKILL)
-    killed.finish()
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
+    assert len(journal.read_text().splitlines()) == 6
     saturate(SaturateOptions(**words))
     assert output.read_bytes() == whole
     assert not journal.exists()

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import signal
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +16,13 @@ from evo2cli.errors import TooManySkippedError, UserError
 from evo2cli.genome.alphabet import reverse_complement
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.vcf import Status, is_scored
+from evo2cli.journal import _Journal
 from evo2cli.score.options import ScoreOptions
 from evo2cli.score.run import score
 from stripedhyena2 import StripedHyena2, save
 from stripedhyena2.errors import NonFiniteError
 from stripedhyena2.streaming import MIN_CHUNK, Streaming
-from tests.ranks import World
+from tests.ranks import Hold, World
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 VCF_HEADER = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
@@ -547,15 +547,14 @@ def test_kill_9_leaves_no_half_output_and_the_rerun_gives_the_same_bytes(phix, c
     output = phix.with_name("killed.vcf")
     command = ["score", str(phix), "--model", checkpoint, "-O", str(output)]
     command += ["--strand", "fwd", "--score", "all"]
-    killed = World(1, phix.parent, "killed", command)
+    killed = World(1, phix.parent, "killed", command, Hold(_Journal, "recall", call=20))
     journal = output.with_name(f"{output.name}.journal")
-    while killed.is_running and not (journal.exists() and journal.stat().st_size > 2000):
-        time.sleep(0.002)
-    killed.signal(signal.SIGKILL)
-    [code], _ = killed.finish()
-    assert code == 0 or not output.exists()
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
+    assert journal.exists()
+    assert not output.exists()
     codes, said = World(1, phix.parent, "again", command).finish()
     assert codes == [0], said
+    assert "resumed after 20 results" in said
     assert output.read_bytes() == whole
     assert not journal.exists()
 

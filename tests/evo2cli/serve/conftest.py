@@ -2,8 +2,7 @@
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from evo2cli.serve.app import make_app
 from evo2cli.serve.engine import Engine
 from evo2cli.serve.options import ServeOptions
 from stripedhyena2 import StripedHyena2
+from tests.ranks import wait_until
 
 GENOME = b"ACGTTGCAGGCTTAACGGATCCATTGCAGTNACGGTTAACCGTAGGCATCGATTACAGCATGCCCGGAATTTAGC" * 4
 
@@ -38,14 +38,6 @@ class Serving:
         answer = self.client.post(path, json=body)
         assert answer.status_code == 200, answer.text
         return answer.json()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until a condition holds; it is an error if it never does."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def is_ready(client: httpx.Client) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tests.evo2cli.serve.conftest import wait_until
+from tests.ranks import wait_until
 
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 BUSY = (429, 503)  # full; loading, or shutting down

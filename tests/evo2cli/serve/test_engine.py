@@ -21,7 +21,8 @@ from evo2cli.serve import native
 from evo2cli.serve.app import make_app
 from evo2cli.serve.options import ServeOptions
 from stripedhyena2 import scoring
-from tests.evo2cli.serve.conftest import GENOME, Serving, serving, wait_until
+from tests.evo2cli.serve.conftest import GENOME, Serving, serving
+from tests.ranks import wait_until
 
 LONG = {"sequence": "ACGT", "num_tokens": 200, "random_seed": 0}
 GENERATE = "/biology/arc/evo2/generate"

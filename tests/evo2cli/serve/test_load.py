@@ -17,9 +17,9 @@ from evo2cli.track.options import Value
 from evo2cli.track.run import Section, section_values
 from stripedhyena2 import load
 from stripedhyena2.layers import default_layer
-from tests.evo2cli.serve.conftest import GENOME, is_ready, wait_until
+from tests.evo2cli.serve.conftest import GENOME, is_ready
 from tests.evo2cli.serve.load import Job, Load, metric, resident, wait_until_idle
-from tests.ranks import free_port
+from tests.ranks import free_port, wait_until
 
 SECONDS = 10  # of load after the restart, twice
 SPARE = 64 * 2**20  # bytes by which the memory may differ; of bodies that leaked it would be more

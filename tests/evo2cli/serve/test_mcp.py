@@ -32,8 +32,9 @@ from evo2cli.serve.engine import Engine
 from evo2cli.serve.mcp import Tools
 from evo2cli.serve.options import ServeOptions
 from stripedhyena2.layers import default_layer, part_names
-from tests.evo2cli.serve.conftest import Serving, serving, wait_until
+from tests.evo2cli.serve.conftest import Serving, serving
 from tests.evo2cli.serve.test_guard import TEXTS, VALUES
+from tests.ranks import wait_until
 
 CommandLine = Callable[..., tuple[int, str, str]]
 PROMPT = "ACGTTGCAGGCTTAACGGATA"

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.evo2cli.serve.conftest import is_ready, wait_until
-from tests.ranks import World, free_port
+from tests.evo2cli.serve.conftest import is_ready
+from tests.ranks import World, free_port, wait_until
 
 CommandLine = Callable[..., tuple[int, str, str]]
 

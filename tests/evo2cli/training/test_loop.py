@@ -6,8 +6,7 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from evo2cli.training.start import Start
 from evo2cli.training.state import RunFolder
 from stripedhyena2 import load
 from tests.evo2cli.tiny import CONFIG
+from tests.ranks import forked
 
-ROOT = Path(__file__).parents[3]
 LETTERS = np.frombuffer(b"ACGTacgtN", np.uint8)
 TOKENS = np.random.default_rng(0).choice(LETTERS, 1500)
 VALID = np.random.default_rng(1).choice(LETTERS, 300)
@@ -419,10 +418,9 @@ def test_how_a_step_is_computed_may_change_on_the_way(
     assert_same_run(trainer, trainer.run(), whole)
 
 
-def test_garbage_is_looked_for_among_new_objects_while_a_run_lasts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make_trainer(make_recipe(tmp_path / "run"))
+def run_with_garbage(output: Path) -> None:
+    gc.unfreeze()  # what `forked` has frozen
+    trainer = make_trainer(make_recipe(output))
     draw, frozen, lost = trainer.objective.batch, [], []
 
     class Ring:
@@ -435,13 +433,18 @@ def test_garbage_is_looked_for_among_new_objects_while_a_run_lasts(
         lost.append(weakref.ref(ring))
         return draw(step)
 
-    monkeypatch.setattr(trainer.objective, "batch", batch)
-    gc.unfreeze()  # what tests/conftest.py has frozen
+    trainer.objective.batch = batch  # type: ignore[method-assign]
     trainer.run()
     assert min(frozen) > 1000
     assert gc.get_freeze_count() == 0
     gc.collect()
     assert not any(each() for each in lost)
+
+
+def test_garbage_is_looked_for_among_new_objects_while_a_run_lasts(tmp_path: Path) -> None:
+    process = forked(tmp_path / "told", run_with_garbage, tmp_path / "run")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "told").read_text()
 
 
 def test_what_the_caller_has_frozen_stays_frozen(tmp_path: Path) -> None:
@@ -472,37 +475,27 @@ def test_a_run_is_locked_before_its_folder_is_touched(tmp_path: Path) -> None:
         assert not unfinished.is_dir()
 
 
-HANGING = """
-import sys, time
-from pathlib import Path
-from evo2cli.data.loader import WindowLoader
-from tests.evo2cli.training.test_loop import make_recipe, make_trainer
+def hang(output: Path) -> None:
+    """A run whose third step does not end."""
+    read = WindowLoader.windows
 
-read = WindowLoader.windows
-def hang_at_three(self, step, rows=slice(None)):
-    time.sleep(60 * (step == 2))
-    return read(self, step, rows)
+    def hang_at_three(self: WindowLoader, step: int, rows: slice = slice(None)) -> Any:
+        time.sleep(3600 * (step == 2))
+        return read(self, step, rows)
 
-WindowLoader.windows = hang_at_three
-make_trainer(make_recipe(Path(sys.argv[1]), guard={"step_deadline": 5})).run()
-"""
+    WindowLoader.windows = hang_at_three
+    make_trainer(make_recipe(output, guard={"step_deadline": 5})).run()
 
 
 @pytest.mark.slow
 def test_a_hanging_step_dumps_its_stacks_and_ends(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)])}
-    result = subprocess.run(
-        [sys.executable, "-c", HANGING, str(tmp_path / "run")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert result.returncode == 1, result.stderr
+    hanging = forked(tmp_path / "told", hang, tmp_path / "run")
+    hanging.join()
+    told = (tmp_path / "told").read_text()
+    assert hanging.exitcode == 1, told
     stacks = (tmp_path / "run" / "stacks-rank0.txt").read_text()
     assert "hang_at_three" in stacks
-    assert result.stderr.splitlines()[-1] == (
+    assert told.splitlines()[-1] == (
         "evo2: a step took longer than guard.step_deadline = 5 s; the stacks of rank 0 are in "
         f"{tmp_path}/run/stacks-rank0.txt; run the same command again to resume"
     )
