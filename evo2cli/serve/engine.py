@@ -391,12 +391,6 @@ class Engine:
 
     def _end(self, job: Job, error: BaseException | None = None) -> None:
         refusal = None if error is None else refusal_of(error)
-        with self._changed:
-            self._jobs.remove(job)
-            if isinstance(job, Task) and job in self._turns:
-                self._turns.remove(job)
-            elif isinstance(job, Generation) and job in self._to_grow:
-                self._to_grow.remove(job)
         for index in [index for index, (owner, _) in self._growing.items() if owner is job]:
             del self._growing[index]
         for sample in self._rows.samples:
@@ -404,6 +398,12 @@ class Engine:
                 self._rows.remove(sample)
         how = "refused" if refusal else "abandoned" if job.is_abandoned else "done"
         self.counts.ended[how] += 1
+        with self._changed:
+            self._jobs.remove(job)  # last: whoever sees no request also sees no row of it
+            if isinstance(job, Task) and job in self._turns:
+                self._turns.remove(job)
+            elif isinstance(job, Generation) and job in self._to_grow:
+                self._to_grow.remove(job)
         self._outbox.put(job, _End(refusal))
 
     def _join_some(self) -> None:
