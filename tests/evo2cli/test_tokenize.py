@@ -227,7 +227,7 @@ def test_letters_are_counted_in_any_mixture() -> None:
 def test_a_killed_run_starts_over_cleanly(tmp_path: Path, workers: str) -> None:
     file = write_fasta(tmp_path / "g.fa", random_sequences(40, length=100_000))
     command = ["tokenize", str(file), "-o", str(tmp_path / "t"), "--workers", workers]
-    killed = World(1, tmp_path, "killed", command, Hold(_Run, "_use_results", call=2))
+    killed = World(1, tmp_path, "killed", command, Hold(_Run, "_consume_results", call=2))
     assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
     partial = tmp_path / ".t.partial"
     assert list(partial.rglob("train.bin"))
