@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
+from hypothesis import HealthCheck
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels run on the CPU, slowly
@@ -18,7 +19,12 @@ if not torch.cuda.is_available():
 from stripedhyena2 import ModelConfig, StripedHyena2
 from tests.models import random_model
 
-hypothesis.settings.register_profile("busy machine", deadline=None)  # no law speaks of time
+# No law speaks of time, and a fixture may serve all examples.
+hypothesis.settings.register_profile(
+    "busy machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 hypothesis.settings.load_profile("busy machine")
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +34,11 @@ SHARED = ROOT.parent / "shared"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # while tests are imported: all of it stays, and to search it takes long
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the documentation: no process waits at the end for a test of half a minute."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_collection_finish() -> None:

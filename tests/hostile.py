@@ -6,14 +6,8 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 
-# The same examples everywhere and always; a fixture may serve all of them.
-hostile = hypothesis.settings(
-    derandomize=True,
-    max_examples=100,
-    database=None,
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
+# The same examples everywhere and always.
+hostile = hypothesis.settings(derandomize=True, max_examples=100, database=None)
 
 _SCALARS: st.SearchStrategy[Any] = st.one_of(
     st.booleans(),

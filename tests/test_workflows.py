@@ -18,7 +18,7 @@ case "$*" in
 *"--shard 2/3"*)
     if mkdir killed 2> /dev/null; then
         {process} "$@" &
-        until grep -qs EVO2_DELTA parts/2-of-3.vcf.journal; do sleep 0.02; done
+        until grep -qs EVO2_DELTA parts/2-of-3.vcf.journal || ! kill -0 $!; do sleep 0.02; done
         kill -9 $!
         wait $!
         exit 137

@@ -276,12 +276,7 @@ def _gc_frozen() -> Iterator[None]:
 
     PyTorch, DeepSpeed and a model create half a million objects. Now and then a collection of all
     of them would stop one rank for 0.2 s in the middle of a step, while the others wait.
-
-    If the caller has frozen objects, nothing changes: Python can only unfreeze all of them.
     """
-    if gc.get_freeze_count() > 1000:  # Python itself may freeze some hundreds when it starts
-        yield
-        return
     gc.collect()
     gc.freeze()
     try:

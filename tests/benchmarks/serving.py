@@ -351,18 +351,18 @@ def mixed(asked: argparse.Namespace, server: Server, genome: str, report: Report
     )
     began = time.monotonic()
     with load.running():
-        load.wait(spell)
+        load.wait(seconds=spell)
     read("first server, after a quarter", server)
     with load.running():
-        load.wait(spell)
+        load.wait(seconds=spell)
         server.process.send_signal(signal.SIGTERM)
         ended = server.process.wait(120)
         with started(asked, server.folder, with_rates=False) as again:
-            load.wait(spell)
+            load.wait(seconds=spell)
             load.stop()
             read("second server, after a quarter", again)
             with load.running():
-                load.wait(spell)
+                load.wait(seconds=spell)
             read("second server, after two quarters", again)
             again.process.send_signal(signal.SIGTERM)
             ended = ended or again.process.wait(120)

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,12 @@ import pytest
 
 from evo2cli import console
 from evo2cli.app import main
+from evo2cli.training import loop
 from stripedhyena2 import ModelConfig, StripedHyena2, save
 from tests.models import random_model
+
+# At its end a run would unfreeze what tests/conftest.py has frozen.
+loop._gc_frozen = nullcontext
 
 
 @pytest.fixture

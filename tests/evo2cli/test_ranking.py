@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli import ranking
@@ -43,7 +43,6 @@ def slow_average_precision(scores: list[float], positive: list[bool]) -> float:
     return total
 
 
-@settings(deadline=None)
 @given(SCORES)
 def test_auroc_is_mann_whitney_and_auprc_the_slow_one(pairs: list[tuple[int, bool]]) -> None:
     scores, positive = [float(s) for s, _ in pairs], [label for _, label in pairs]
@@ -54,7 +53,6 @@ def test_auroc_is_mann_whitney_and_auprc_the_slow_one(pairs: list[tuple[int, boo
         assert 0 <= estimate.low <= estimate.high <= 1
 
 
-@settings(deadline=None)
 @given(SCORES)
 def test_swapped_labels_and_turned_scores_give_the_rest(pairs: list[tuple[int, bool]]) -> None:
     scores, positive = [float(s) for s, _ in pairs], [label for _, label in pairs]
@@ -63,7 +61,6 @@ def test_swapped_labels_and_turned_scores_give_the_rest(pairs: list[tuple[int, b
     assert rank([-s for s in scores], positive).auroc.value == pytest.approx(1 - area)
 
 
-@settings(deadline=None)
 @given(SCORES)
 def test_the_roc_curve_has_that_area(pairs: list[tuple[int, bool]]) -> None:
     scores, positive = [float(s) for s, _ in pairs], [label for _, label in pairs]
@@ -72,7 +69,6 @@ def test_the_roc_curve_has_that_area(pairs: list[tuple[int, bool]]) -> None:
     assert np.trapezoid(true, false) == pytest.approx(rank(scores, positive).auroc.value)
 
 
-@settings(deadline=None)
 @given(SCORES, st.randoms())
 def test_the_order_does_not_matter(pairs: list[tuple[int, bool]], draw: random.Random) -> None:
     shuffled = draw.sample(pairs, len(pairs))

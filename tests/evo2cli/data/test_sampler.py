@@ -127,7 +127,7 @@ def test_a_tiny_weight_has_its_turn() -> None:
     seed=st.integers(0, 2**63 - 1),
     data=st.data(),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_source_of_a_mixture_is_gone_through_epoch_by_epoch(
     sizes: list[int], seed: int, data: st.DataObject
 ) -> None:

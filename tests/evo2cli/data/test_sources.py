@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.data.documents import Documents
@@ -25,7 +25,6 @@ texts = st.text("ACGTacgtN|_;@# ", min_size=1, max_size=30)
 any_texts = st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20
 )
-in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +107,6 @@ def assert_stream(documents: Documents, expected: Sequence[bytes]) -> None:
     stored_end=st.booleans(),
     data=st.data(),
 )
-@in_one_folder
 def test_every_kind_of_source_gives_the_same_stream(
     tmp_path: Path,
     documents: list[str],
@@ -132,7 +130,6 @@ def test_every_kind_of_source_gives_the_same_stream(
 
 
 @given(documents=st.lists(any_texts, min_size=1, max_size=6), ascii_only=st.booleans())
-@in_one_folder
 def test_json_escapes_come_back_as_utf_8(
     tmp_path: Path, documents: list[str], ascii_only: bool
 ) -> None:

@@ -52,7 +52,7 @@ def same(one: Examples, other: Examples) -> bool:
 DNA = st.text("ACGT", min_size=2, max_size=9)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     rows=st.lists(
         st.fixed_dictionaries(

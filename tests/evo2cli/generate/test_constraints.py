@@ -9,7 +9,7 @@ from functools import cache
 from itertools import groupby
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
@@ -110,7 +110,6 @@ def all_options(draw: st.DrawFn) -> GenerateOptions:
     )
 
 
-@settings(deadline=None)
 @given(all_options(), st.text("ACGT", max_size=4), st.randoms())
 def test_a_base_is_allowed_exactly_if_the_sequence_can_be_completed(
     options: GenerateOptions, text: str, choices: random.Random

@@ -90,7 +90,7 @@ def snv(genome: bytes, start: int, at: int, end: int, letter: bytes) -> tuple[Wi
     return reference, Window(reference.before, letter, reference.after)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_any_windows_in_any_order_have_their_totals(
     tiny_model: StripedHyena2, data: st.DataObject

@@ -197,8 +197,14 @@ class Load:
         """No more requests are sent."""
         self._stop.set()
 
-    def wait(self, seconds: float) -> None:
-        """Until that time has gone by and every job has been answered again.
+    @property
+    def large_bodies(self) -> int:
+        """How many bodies of 4 MiB the server has read or refused."""
+        counts = self.disturbed.copy().items()
+        return sum(n for (name, told), n in counts if "4 MiB" in name and told != "away")
+
+    def wait(self, *, seconds: float = 0, large_bodies: int = 0) -> None:
+        """Until that time has gone by, so many of them were sent, and every job was answered again.
 
         Raises:
             WrongAnswerError: A job is not answered for ten minutes more.
@@ -206,6 +212,7 @@ class Load:
         """
         before = self.answered.copy()
         earliest = time.monotonic() + seconds
+        enough = self.large_bodies + large_bodies
 
         def unanswered() -> list[str]:
             return [
@@ -215,7 +222,8 @@ class Load:
             ]
 
         def is_over() -> bool:
-            return bool(self.problems) or (time.monotonic() >= earliest and not unanswered())
+            late = time.monotonic() >= earliest and self.large_bodies >= enough
+            return bool(self.problems) or (late and not unanswered())
 
         try:
             wait_until(is_over, seconds=seconds + 600)

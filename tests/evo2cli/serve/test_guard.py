@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evo2cli.errors import UserError
@@ -86,7 +86,7 @@ def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
     return path, json.dumps(body).encode()
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80)
 @given(bodies())
 def test_whatever_is_sent_is_answered(server: Serving, asked: tuple[str, bytes]) -> None:
     path, body = asked

@@ -21,8 +21,8 @@ from tests.evo2cli.serve.conftest import GENOME, is_ready
 from tests.evo2cli.serve.load import Job, Load, metric, resident, wait_until_idle
 from tests.ranks import free_port, wait_until
 
-SECONDS = 10  # of load after the restart, twice
-SPARE = 64 * 2**20  # bytes by which the memory may differ; of bodies that leaked it would be more
+SPARE = 64 * 2**20  # bytes by which the memory may differ
+BODIES = 24  # of 4 MiB that are sent meanwhile, and before
 
 
 def jobs(genome: Path) -> list[Job]:
@@ -111,13 +111,13 @@ def test_under_load_no_answer_is_wrong_and_nothing_leaks(genome: Path, tmp_path:
     )
     with loaded.running():
         with command(port, genome, log) as process:
-            loaded.wait(0)  # until every job has been answered
+            loaded.wait()
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 0
         with command(port, genome, log) as process:
-            loaded.wait(SECONDS)
+            loaded.wait(large_bodies=BODIES)
             before = resident(process.pid)
-            loaded.wait(SECONDS)
+            loaded.wait(large_bodies=BODIES)
             loaded.stop()
             counts = wait_until_idle(f"http://127.0.0.1:{port}")
             assert metric(counts, "rows_growing") == 0

@@ -26,7 +26,8 @@ VARIANTS = ["chr1-40-C-G", "chr1-90-A-T", "chr1-7-A-C"]  # the last one is no RE
 def marking(genome: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     path = tmp_path_factory.mktemp("background") / "bg.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score_background, "NULLS", 20)
+        patch.setattr(score_background, "NULLS", 8)
+        patch.setattr(score_background, "MIN_NULLS", 8)
         with serving(
             reference=genome, background=path, precision_check=4, max_bases=2048
         ) as running:

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp import Client, types
 from mcp.client.stdio import StdioServerParameters, stdio_client
@@ -382,7 +382,7 @@ def messages(draw: st.DrawFn) -> bytes:
     return json.dumps(message).encode()
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80)
 @given(messages(), st.sampled_from([None, "2025-06-18", "2026-07-28", "x"]))
 def test_whatever_is_sent_is_answered(server: Serving, message: bytes, version: str | None) -> None:
     headers = HEADERS | {"Content-Type": "application/json"}

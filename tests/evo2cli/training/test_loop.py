@@ -447,14 +447,6 @@ def test_garbage_is_looked_for_among_new_objects_while_a_run_lasts(tmp_path: Pat
     assert process.exitcode == 0, (tmp_path / "told").read_text()
 
 
-def test_what_the_caller_has_frozen_stays_frozen(tmp_path: Path) -> None:
-    trainer = make_trainer(make_recipe(tmp_path / "run"))
-    gc.freeze()
-    frozen = gc.get_freeze_count()
-    trainer.run()
-    assert gc.get_freeze_count() == pytest.approx(frozen, rel=0.1)  # of which some are deleted
-
-
 def test_the_curve_is_drawn(whole: tuple[Trainer, Outcome]) -> None:
     curve = whole[0].recipe.output / "loss.png"
     assert curve.read_bytes().startswith(b"\x89PNG")
