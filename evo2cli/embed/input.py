@@ -9,7 +9,7 @@ from evo2cli.data.tags import read_tag, split_record
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT, upper_dna
-from evo2cli.genome.contig_names import KNOWN
+from evo2cli.genome.contig_names import DEFAULT_NAMES
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.features import Feature, is_gff, locate_features, read_features
 from evo2cli.genome.reference import Reference
@@ -78,7 +78,7 @@ class FeatureIndex:
 
     def within(self, sequence: InputSequence) -> Iterator[Feature]:
         """Features that lie entirely within a sequence, by ascending start."""
-        contig = KNOWN.find(sequence.contig, self._by_contig)
+        contig = DEFAULT_NAMES.find(sequence.contig, self._by_contig)
         if contig is None:
             return
         features, end = self._by_contig[contig], sequence.start + len(sequence.bases)

@@ -12,10 +12,10 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import (
     Status,
     VariantRecord,
+    add_status,
     allele_status,
     is_ambiguous,
     is_bases,
-    with_note,
 )
 from evo2cli.genome.windows import (
     Placing,
@@ -331,5 +331,5 @@ def _swap_back(row: Row) -> Row:
         **{field: rounded(-float(row[field] or 0)) for field in deltas},
         "EVO2_REF": row["EVO2_ALT"],
         "EVO2_ALT": row["EVO2_REF"],
-        "EVO2_STATUS": with_note(str(row["EVO2_STATUS"]), Status.SWAPPED),
+        "EVO2_STATUS": add_status(str(row["EVO2_STATUS"]), Status.SWAPPED),
     }

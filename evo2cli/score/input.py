@@ -11,12 +11,12 @@ from pathlib import Path
 from evo2cli import console
 from evo2cli.errors import UserError, counted
 from evo2cli.files import size_and_time
-from evo2cli.genome.builds import disagreement
+from evo2cli.genome.builds import length_mismatch
 from evo2cli.genome.fasta import require_fasta
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_regions
 from evo2cli.genome.source import STDIN, exists, is_bgzip
-from evo2cli.genome.variant_index import belongs, find_index
+from evo2cli.genome.variant_index import find_index, index_matches
 from evo2cli.genome.variant_names import is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (
@@ -145,7 +145,7 @@ def read_variants(options: ScoreOptions) -> Variants:
 def _open_by_index(options: ScoreOptions) -> Variants | None:
     """A VCF or BCF read by its index, if only regions are asked for and the index belongs to it."""
     index = _find_index(options)
-    if index is None or _misfit(index, options.source) or options.shift:
+    if index is None or _index_problem(index, options.source) or options.shift:
         return None
     if options.bed and not options.regions:
         intervals = read_bed(options.bed)
@@ -165,7 +165,7 @@ def _find_index(options: ScoreOptions) -> Path | None:
     return find_index(options.source)
 
 
-def _misfit(index: Path, path: Path) -> str:
+def _index_problem(index: Path, path: Path) -> str:
     """Why a file is not read by its index; "" if it is."""
     if index.stat().st_mtime < path.stat().st_mtime:
         return f"is older than {path.name}"
@@ -175,13 +175,13 @@ def _misfit(index: Path, path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _belongs(index: Path, path: Path, _stamps: object) -> bool:
-    """As `belongs`; a command asks several times, and to check a large index takes a second."""
-    return belongs(index, path)
+    """As `index_matches`, which takes a second for a large index and is called several times."""
+    return index_matches(index, path)
 
 
-def warn_of_misfit(options: ScoreOptions) -> None:
+def warn_of_unused_index(options: ScoreOptions) -> None:
     """Warn that a file is read whole because its index is not current."""
-    if (index := _find_index(options)) and (trouble := _misfit(index, options.source)):
+    if (index := _find_index(options)) and (trouble := _index_problem(index, options.source)):
         console.warn(
             f"{index}: {trouble}, which is read without it; make it again, e.g. with "
             "`bcftools index -f`"
@@ -253,7 +253,7 @@ def check_contigs(header: Header, genome: Reference) -> None:
         known = genome.find(name)
         if known is not None:
             lengths[known] = length
-    if trouble := disagreement(lengths, {name: genome.length(name) for name in lengths}):
+    if trouble := length_mismatch(lengths, {name: genome.length(name) for name in lengths}):
         console.warn(trouble)
 
 

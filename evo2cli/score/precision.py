@@ -16,7 +16,7 @@ from statistics import median
 
 from evo2cli import console
 from evo2cli.errors import UserError, counted
-from evo2cli.genome.vcf import Status, VariantRecord, with_note
+from evo2cli.genome.vcf import Status, VariantRecord, add_status
 from evo2cli.models import open_model
 from evo2cli.options import ModelOptions, shared
 from evo2cli.score.alleles import VariantScorer
@@ -58,7 +58,7 @@ class Noise:
     def mark(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Add NOISE to the status of alleles whose EVO2_DELTA is not larger than the noise."""
         return [
-            {**row, "EVO2_STATUS": with_note(str(row["EVO2_STATUS"]), Status.NOISE)}
+            {**row, "EVO2_STATUS": add_status(str(row["EVO2_STATUS"]), Status.NOISE)}
             if isinstance(delta := row["EVO2_DELTA"], float) and abs(delta) <= self.largest
             else row
             for row in rows

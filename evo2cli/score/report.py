@@ -16,7 +16,7 @@ from evo2cli.genome.vcf import (
     VariantRecord,
     is_bases,
     is_scored,
-    words_of,
+    split_status,
 )
 from evo2cli.genome.windows import agrees
 from evo2cli.score.options import OutputOptions, VariantOptions
@@ -179,7 +179,7 @@ def status_table(counts: Counter[str]) -> Table:
     for status, count in sorted(
         counts.items(), key=lambda item: (not is_scored(item[0]), -item[1], item[0])
     ):
-        meanings = filter(None, (word.meaning for word in words_of(status)))
+        meanings = filter(None, (word.meaning for word in split_status(status)))
         share = f"{100 * count / counts.total():.1f} %"
         table.add_row(status, f"{count:,}", share, "; ".join(meanings))
     return table

@@ -8,7 +8,7 @@ from evo2cli.gpus import check_communication
 from evo2cli.models import say_demonstration
 from evo2cli.options import arguments, given
 from evo2cli.score.cost import estimate_cost
-from evo2cli.score.input import holds_variants, read_variants, warn_of_misfit
+from evo2cli.score.input import holds_variants, read_variants, warn_of_unused_index
 from evo2cli.score.options import FOR_SEQUENCES, FOR_VARIANTS, ScoreOptions
 from evo2cli.score.sequences import score_fasta
 from evo2cli.score.variants import score_to_output
@@ -33,7 +33,7 @@ def _score(options: ScoreOptions) -> None:
             raise UserError(
                 f"{', '.join(flags)}: only for sequences, and {options.source} holds variants"
             )
-        warn_of_misfit(options)
+        warn_of_unused_index(options)
         run = estimate_cost if options.dry_run else score_to_output
         run(options, partial(read_variants, options))
         return

@@ -149,7 +149,7 @@ def score_variants(
         if isinstance(reference, Reference)
         else Reference.open(Path(reference))
         if reference is not None
-        else Reference.none()
+        else Reference.from_sequences({})
     )
 
     def rows() -> Iterator[Row]:
@@ -409,7 +409,7 @@ def _shard_marks(options: VariantOptions, read: Read) -> list[str]:
 @contextmanager
 def open_reference(path: Path | None, options: VariantOptions) -> Iterator[Reference]:
     """The genome at `path`; one without contigs if there is none."""
-    with Reference.open(path, options.names) if path else Reference.none() as genome:
+    with Reference.open(path, options.names) if path else Reference.from_sequences({}) as genome:
         yield genome
 
 

@@ -319,8 +319,8 @@ class Tools:
         )
 
         def work(served: Served) -> Iterator[Row]:
-            options = AlleleOptions(strand=Strand.FORWARD)
-            yield from VariantScorer(served.model, Reference.none(), options).score(record)
+            genome, options = Reference.from_sequences({}), AlleleOptions(strand=Strand.FORWARD)
+            yield from VariantScorer(served.model, genome, options).score(record)
 
         (row,) = await self._run(work)
         divisor = len(bases) - 1 if arguments.reduce_method == "mean" else 1

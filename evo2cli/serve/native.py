@@ -323,9 +323,4 @@ def _target(served: Served, body: Target) -> tuple[Reference, Interval]:
     if tag or len(bases) < 2:
         raise UserError("sequence: needs two bases or more, and no lineage tag")
     whole = Interval(SEQUENCE, 0, len(bases))
-    genome = Reference(
-        {SEQUENCE: len(bases)},
-        lambda interval: bases[interval.start : interval.end],
-        lambda: None,
-    )
-    return genome, whole
+    return Reference.from_sequences({SEQUENCE: bases}), whole

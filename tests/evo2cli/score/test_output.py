@@ -315,7 +315,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
 
 def test_the_closing_table_counts_every_status(tmp_path, capsys):
     options = ScoreOptions(inputs=(tmp_path / "in.vcf",), max_skipped=0.25)
-    tally = Tally(Reference({}, lambda _: b"", lambda: None))
+    tally = Tally(Reference.from_sequences({}))
     tally.counts = Counter({"OK": 6, "EDGE&NONACGT": 2, "STAR": 2})
     report(options, tally)
     told = capsys.readouterr()

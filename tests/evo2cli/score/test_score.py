@@ -473,7 +473,7 @@ def test_bad_options_are_one_line(phix, checkpoint, tmp_path):
         (b"chromosome,position (hg19),reference,alt\n", "rename them to chrom, pos, ref, alt"),
         (b"accession,hgvs_nt,score\n", "is a table of MaveDB"),
         (b"mutant,mutated_sequence,DMS_score\n", "evo2 eval dms scores it"),
-        (b"PK\3\4\x14\0[Content_Types].xml", "is an Excel book; save its sheet as CSV"),
+        (b"PK\3\4\x14\0[Content_Types].xml", "is an Excel workbook; save its sheet as CSV"),
         (b"PK\3\4\x14\0other", "is a zip"),
         (b"##gff-version 3\n", "is a GFF"),
         (b"chr1\thavana\tgene\t-15\t90\t.\t+\t.\tID=g\n", "is a GFF"),
