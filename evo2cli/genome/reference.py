@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -28,7 +29,7 @@ from evo2cli.genome.contig_names import DEFAULT_NAMES, ContigNames, describe_bui
 from evo2cli.genome.fasta import read_records
 from evo2cli.genome.htslib import bytes_of, silent_htslib
 from evo2cli.genome.interval import ENDLESS, Interval
-from evo2cli.genome.regions import read_region, whole_contig
+from evo2cli.genome.regions import merge_spans, read_region, whole_contig
 from evo2cli.genome.source import STDIN, is_bgzip
 
 _LOG = logging.getLogger(__name__)  # not the console: genomes are opened from Python, too
@@ -154,6 +155,14 @@ class Reference:
         if region.start >= length or end > length:
             raise UserError(f"{origin}: reaches beyond base {length:,}, where {name} ends")
         return Interval(name, region.start, end)
+
+    def union(self, intervals: Iterable[Interval]) -> list[Interval]:
+        """The union of intervals of this genome, in its order: disjoint, and none is empty."""
+        spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for interval in intervals:
+            if len(interval):
+                spans[interval.name].append((interval.start, interval.end))
+        return [Interval(name, *span) for name in self.names for span in merge_spans(spans[name])]
 
     def fetch(self, interval: Interval) -> bytes:
         """The bases of an interval as in the file, including upper and lower case.

@@ -15,15 +15,15 @@ from evo2cli.score.variants import score_to_output
 
 
 def score(options: ScoreOptions) -> None:
-    """Score the input, which is variants or else a FASTA.
+    """Score variants, or the sequences of a FASTA.
 
     Raises:
-        UserError: It is neither, or an option does not apply to it.
+        UserError: The input is neither, or an option does not apply to it.
         TooManySkippedError: The output is complete, but too many records have no score.
         NonFiniteError: A log-likelihood is NaN or infinite.
     """
     _score(options)
-    if "WORLD_SIZE" not in os.environ:  # else one of several ranks
+    if "WORLD_SIZE" not in os.environ:  # not in one of several ranks
         say_demonstration(options.model)
 
 
@@ -42,7 +42,7 @@ def _score(options: ScoreOptions) -> None:
     if options.context_parallel == 1 or "WORLD_SIZE" in os.environ:
         score_fasta(options)
         return
-    from evo2cli.launch.ranks import Group, run_ranks  # torch's launcher, which takes long to load
+    from evo2cli.launch.ranks import Group, run_ranks  # imports torch's launcher, which is slow
 
     check_communication(options.context_parallel, options.device)
     program = ["-m", "evo2cli", "score", *arguments(options)]
