@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from evo2cli.data.tags import read_tag, split_record
+from evo2cli.data.tags import read_tag, split_tag
 from evo2cli.embed.options import EmbedOptions, Pooling
 from evo2cli.errors import UserError
 from evo2cli.genome.alphabet import ACGT, upper_dna
@@ -128,9 +128,10 @@ def read_sequences(options: EmbedOptions) -> Iterator[InputSequence]:
     if is_gff(options.source) or ".bed" in options.source.suffixes:
         raise UserError(f"{options.source}: give the genome of these regions with --reference")
     for record in read_records(options.source):
-        record_tag, bases = split_record(options.source, record, tag)
+        origin = f"{options.source}: record {record.name!r}"
+        record_tag, bases = split_tag(origin, record.sequence, tag)
         if not bases:
-            raise UserError(f"{options.source}: record {record.name!r} is empty; remove it")
+            raise UserError(f"{origin} is empty; remove it")
         yield InputSequence(record.name, record.name, 0, bases, record_tag)
 
 

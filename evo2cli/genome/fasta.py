@@ -31,6 +31,7 @@ _BORDER = b"\n>"  # between two records
 _MAX_HEADER = 1 << 22  # bytes
 _PROTEIN_ONLY = frozenset(b"EFILPQZefilpqz")
 _TAG_ONLY = frozenset(b"|_;")
+_TAG_HINT = "remove it, and give it by --tag (score, embed, generate)"
 _GAPS, _STOP = b"-.", b"*"  # in some alignments, * is a gap as well
 
 
@@ -128,8 +129,13 @@ def require_nucleotides(path: Path | str, record: Record) -> None:
     require_letters(f"{path}: record {record.name!r}", record.sequence)
 
 
-def require_letters(origin: str, sequence: bytes) -> None:
+def require_letters(origin: str, sequence: bytes, tag_hint: str = _TAG_HINT) -> None:
     """Check that a sequence holds only nucleotide letters, IUPAC codes and U included.
+
+    Args:
+        origin: Begins the error message.
+        sequence: The sequence.
+        tag_hint: What to do about a part of a lineage tag.
 
     Raises:
         UserError: It names `origin`, the first invalid letter and its 1-based position.
@@ -139,7 +145,7 @@ def require_letters(origin: str, sequence: bytes) -> None:
         return
     letter = invalid[:1]
     if not _TAG_ONLY.isdisjoint(invalid):
-        reason = "part of a lineage tag; remove it, and give it by --tag (score, embed, generate)"
+        reason = f"part of a lineage tag; {tag_hint}"
     elif not _PROTEIN_ONLY.isdisjoint(invalid):
         reason = "this looks like protein; give nucleotides"
     elif letter in _GAPS or (letter == _STOP and not set(_GAPS).isdisjoint(invalid)):

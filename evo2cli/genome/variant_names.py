@@ -13,6 +13,10 @@ from evo2cli.genome.interval import Interval
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.vcf import VariantRecord
 
+NOTATIONS = (
+    "write variants as chr22-1024-A-C, chr22:1024:A>C or NC_000022.11:g.1024A>C, with 1-based "
+    "positions"
+)
 _BASES = f"[Uu{LETTERS.decode()}]+"
 _VARIANT = re.compile(
     rf"(?P<contig>\S+)[-:](?:[gm]\.)?(?P<position>[0-9]{{1,18}})[-:]?"
@@ -66,10 +70,7 @@ def read_variant_name(text: str, genome: Reference | None = None) -> VariantReco
             f"{text}: of HGVS only substitutions, del, ins, delins, dup and inv of written bases "
             "are read; write others as chr22-1024-A-C, with 1-based positions"
         )
-    raise UserError(
-        f"{text}: neither a file nor a variant; write variants as chr22-1024-A-C, chr22:1024:A>C "
-        "or NC_000022.11:g.1024A>C, with 1-based positions"
-    )
+    raise UserError(f"{text}: not a variant; {NOTATIONS}")
 
 
 def _read_hgvs(text: str, match: re.Match[str], genome: Reference | None) -> VariantRecord:

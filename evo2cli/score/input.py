@@ -17,7 +17,7 @@ from evo2cli.genome.reference import Reference
 from evo2cli.genome.regions import Regions, read_bed, read_regions
 from evo2cli.genome.source import STDIN, exists, is_bgzip
 from evo2cli.genome.variant_index import find_index, index_matches
-from evo2cli.genome.variant_names import is_variant_name, read_variant_name
+from evo2cli.genome.variant_names import NOTATIONS, is_variant_name, read_variant_name
 from evo2cli.genome.variant_table import is_table, read_table
 from evo2cli.genome.vcf import (
     Header,
@@ -63,7 +63,7 @@ def named_variants(inputs: tuple[str, ...]) -> tuple[str, ...]:
     """The arguments if they are variants; empty if they name a file.
 
     Raises:
-        UserError: There are several arguments, and the first is a file.
+        UserError: There are several arguments, and one is not a variant.
     """
     path = Path(inputs[0])
     if path == STDIN or exists(path):
@@ -72,7 +72,12 @@ def named_variants(inputs: tuple[str, ...]) -> tuple[str, ...]:
                 f"{inputs[1]}: {path} is a file, and only one file can be scored at a time"
             )
         return ()
-    return inputs if len(inputs) > 1 or is_variant_name(inputs[0]) else ()
+    if len(inputs) == 1:
+        return inputs if is_variant_name(inputs[0]) else ()
+    for text in inputs:
+        if not is_variant_name(text):
+            raise UserError(f"{text}: neither a file nor a variant; {NOTATIONS}")
+    return inputs
 
 
 def holds_variants(inputs: tuple[str, ...]) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evo2cli import __version__, console
-from evo2cli.data.tags import read_tag, split_record
+from evo2cli.data.tags import read_tag, split_tag
 from evo2cli.devices import Part, open_parts, pick_devices
 from evo2cli.errors import UserError, counted
 from evo2cli.files import locks_output, open_output
@@ -318,4 +318,5 @@ def _read_dna(
             name, sequence = record
             bases = sequence.encode() if isinstance(sequence, str) else sequence
             record = Record(name, "", bases)
-        yield InputSequence(record.name, *split_record(source, record, tag))
+        origin = f"{source}: record {record.name!r}"
+        yield InputSequence(record.name, *split_tag(origin, record.sequence, tag))

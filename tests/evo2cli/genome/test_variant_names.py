@@ -37,7 +37,7 @@ def test_alternates_may_be_several():
     ["x.vcf", "rs", "chr1:5", "chr1-A-C-5", "1-0-A-C", "1-5-A-<DEL>", "", f"1-{'9' * 5000}-A-C"],
 )
 def test_other_text_is_refused(text):
-    with pytest.raises(UserError, match="neither a file nor a variant"):
+    with pytest.raises(UserError, match="not a variant; write variants as"):
         read_variant_name(text)
 
 
