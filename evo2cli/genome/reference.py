@@ -229,7 +229,7 @@ def _open_in_memory(path: Path) -> Reference:
 
 
 def _open_indexed(path: Path, suffixes: tuple[str, ...]) -> Reference:
-    """Open with the indexes beside the file if they match it; otherwise make them anew.
+    """Open with the indexes beside the file if they match it; otherwise make new ones.
 
     Args:
         path: Plain or bgzip-compressed FASTA.
@@ -374,7 +374,7 @@ def _fai_matches(index: Path, file: BinaryIO) -> bool:
 
 
 def _next_line(file: BinaryIO) -> bytes:
-    """The next line that is not blank, or what is left of the current one; empty at the end."""
+    """The next line that is not blank, or the rest of the current line; empty at the end."""
     while line := file.readline():
         if line.strip():
             return line

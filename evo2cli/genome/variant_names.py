@@ -56,7 +56,7 @@ def read_variant_name(text: str, genome: Reference | None = None) -> VariantReco
             raise UserError(
                 f"{text}: is {what}, which needs more than the genome; give the place in the "
                 "genome, as NC_000017.11:g.43044295G>A or chr17-43044295-G-A (Ensembl's VEP, "
-                "VariantValidator and ClinVar tell it)"
+                "VariantValidator and ClinVar show it)"
             )
     if hgvs := _HGVS.fullmatch(text):
         return _read_hgvs(text, hgvs, genome)

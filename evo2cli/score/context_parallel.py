@@ -81,5 +81,5 @@ class ContextParallelScorer:
             self._shared.dissolve()
         targets_L = ids_T[start + 1 : end + 1]
         logprobs_LV = logits_LV[: len(targets_L)].log_softmax(dim=-1)
-        own = token_logprobs(logprobs_LV, targets_L)[max(context - start - 1, 0) :].sum()
-        return float(self._ranks.sum(own).item())
+        of_rank = token_logprobs(logprobs_LV, targets_L)[max(context - start - 1, 0) :].sum()
+        return float(self._ranks.sum(of_rank).item())

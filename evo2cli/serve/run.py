@@ -70,7 +70,7 @@ def serve(options: ServeOptions) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{options.port}"
     if not is_loopback(options.host) and options.api_key_file is None:
-        console.warn(f"--host {options.host}: everyone who reaches it may ask; see --api-key-file")
+        console.warn(f"--host {options.host}: anyone who reaches it can use it; see --api-key-file")
     config = uvicorn.Config(
         app,
         host=options.host,

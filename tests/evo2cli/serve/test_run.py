@@ -81,4 +81,4 @@ def test_without_the_extra_the_error_says_what_to_install(
 
 def test_an_open_address_without_keys_causes_a_warning(command_line: CommandLine) -> None:
     _, _, said = command_line("serve", "--host", "0.0.0.0", "--port", "8001", "--model", "missing")  # noqa: S104
-    assert "warning: --host 0.0.0.0: everyone who reaches it may ask; see --api-key-file" in said
+    assert "warning: --host 0.0.0.0: anyone who reaches it can use it; see --api-key-file" in said
