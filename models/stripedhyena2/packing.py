@@ -62,7 +62,7 @@ class Shapes:
         """Enough tokens to keep a GPU busy: more for narrow models. They depend on nothing else."""
         if model.embedding.weight.device.type == "cpu":
             return cls(0)
-        return cls(min(max(_power_below(2**25 // model.config.width), 4096), 65_536))
+        return cls(min(max(_power_below(2**25 // model.config.width), 4096), 262_144))
 
     def rows(self, length: int) -> int:
         """Rows of a launch."""
