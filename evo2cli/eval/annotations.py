@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evo2cli.errors import UserError, listed
-from evo2cli.genome.formats import recognised
+from evo2cli.genome.formats import recognise
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.variant_table import VariantTable, is_table, read_table
 from evo2cli.genome.vcf import is_variants, read_vcf_lines
@@ -165,7 +165,7 @@ def open_annotated(
         yield AnnotatedHeader("the table", declared=declared), _read_rows(table)
         return
     if not is_variants(path):
-        verdict = recognised(first_bytes(path).lstrip())
+        verdict = recognise(first_bytes(path).lstrip())
         raise UserError(f"{path}: {verdict or 'is neither a VCF nor a table of variants'}")
     with closing(read_vcf_lines(path)) as lines:
         numbered = enumerate((line.decode(errors="replace").rstrip("\r\n") for line in lines), 1)

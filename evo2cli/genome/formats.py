@@ -1,8 +1,9 @@
-"""Say what a file is that is neither FASTA nor variants, and how to turn it into one of them."""
+"""Recognise files that are neither FASTA nor variants, and say how to convert them."""
 
 import re
 
 _GFF = "is a GFF, which holds features; give FASTA or variants"
+_WORKBOOK = "is an Excel workbook; save its sheet as CSV"
 _BEGINNINGS = {
     b"@": "is FASTQ or SAM; convert it to FASTA first (seqtk seq -A, samtools fasta)",
     b"##fileformat=VCF": "is a VCF, not FASTA",
@@ -11,34 +12,38 @@ _BEGINNINGS = {
     b"BAM\1": "is a BAM; convert it to FASTA first (samtools fasta)",
     b"CRAM": "is a CRAM; convert it to FASTA first (samtools fasta)",
     b"\x43\x27\x41\x1a": "is a 2bit genome; convert it to FASTA first (twoBitToFa)",
-    b"\xd0\xcf\x11\xe0": "is an Excel book; save its sheet as CSV",
+    b"\xd0\xcf\x11\xe0": _WORKBOOK,
     b"<!DOCTYPE": "is a web page, perhaps an error of a download; download the file again",
     b"<html": "is a web page, perhaps an error of a download; download the file again",
 }
 _ZIP = b"PK\3\4"
-_OFFICE = (b"[Content_Types].xml", b"docProps/", b"xl/")  # names in the zip archive of a book
-_COLUMNS = ("chr", "pos", "ref", "alt")  # how the names of columns of variants begin
+_OFFICE = (b"[Content_Types].xml", b"docProps/", b"xl/")  # files in the zip of an Excel file
+_COLUMNS = ("chr", "pos", "ref", "alt")  # beginnings of the column names of variants
 _RENAME = "give a VCF, or a table with the columns chrom, pos, ref and alt"
 _BASES = re.compile(r"[ACGTUN]+|\.", re.IGNORECASE)
 
 
-def recognised(opening: bytes) -> str | None:
-    """What a file is that begins with `opening`, and the way out; None if nothing is known."""
-    for beginning, verdict in _BEGINNINGS.items():
+def recognise(opening: bytes) -> str | None:
+    """Describe a file by its first bytes, with what to do about it; None if it is not recognised.
+
+    Args:
+        opening: The beginning, without leading white space.
+    """
+    for beginning, description in _BEGINNINGS.items():
         if opening.startswith(beginning):
-            return verdict
+            return description
     if opening.startswith(_ZIP):
-        is_book = any(name in opening for name in _OFFICE)
-        return "is an Excel book; save its sheet as CSV" if is_book else "is a zip; unpack it first"
+        is_workbook = any(name in opening for name in _OFFICE)
+        return _WORKBOOK if is_workbook else "is a zip; unpack it first"
     lines = (line for line in opening.decode("latin-1").splitlines() if line.strip())
     line = next((line for line in lines if not line.startswith("#")), "")
     separator = "\t" if "\t" in line else ","
     cells = [cell.strip().strip('"') for cell in line.split(separator)]
-    return _recognised_row(cells) if len(cells) > 1 else None
+    return _recognise_row(cells) if len(cells) > 1 else None
 
 
-def _recognised_row(cells: list[str]) -> str | None:
-    """What a text file is by its first row that is not a comment."""
+def _recognise_row(cells: list[str]) -> str | None:
+    """As `recognise`, for a text file by its first row that is not a comment."""
     names = [cell.lower() for cell in cells]
     if "hugo_symbol" in names:
         return f"is a MAF of mutations; convert it first (maf2vcf): {_RENAME}"

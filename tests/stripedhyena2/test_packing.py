@@ -174,8 +174,8 @@ def test_a_launch_follows_a_block_to_its_device() -> None:
     assert launch.to(torch.device("cpu")) is launch
     moved = launch.to(torch.device("meta"))
     assert launch.to(torch.device("meta")) is moved
-    assert moved.places_BT.is_meta
-    assert moved.new_slots_N is None
+    assert moved.page_table_BT.is_meta
+    assert moved.new_states_N is None
 
 
 @given(st.integers(1, CHUNK), st.sampled_from([1024, 4096, 8192, 16_384, 65_536, 262_144]))
