@@ -104,9 +104,7 @@ class Data(Table):
     mask_tags: bool = True  # exclude phylogenetic tags, @ and # from the loss
     repeats: Annotated[float, Field(ge=0, le=1000), Number] = 0.0  # in a window, on average
     inverted_repeats: Fraction = 0.25  # fraction of these repeats that are reverse complements
-    longest_repeat: Annotated[int, Field(ge=MIN_SIZE), Number] | None = (
-        None  # bases; else half a window
-    )
+    longest_repeat: Annotated[int, Field(ge=MIN_SIZE), Number] | None = None  # bases
 
     @property
     def train_sources(self) -> list[Source]:
