@@ -4,20 +4,22 @@ N sequences, L positions, C classes or numbers.
 """
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice, pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from evo2cli import __version__, console
 from evo2cli.errors import TooManySkippedError, UntrustedNumericsError, UserError, counted
-from evo2cli.files import open_output
+from evo2cli.files import locks_output, open_output
 from evo2cli.finetune.examples import Examples, fit_length, read_sequences
 from evo2cli.finetune.folder import Description, Tuned, find_tuned, open_tuned, read_description
 from evo2cli.finetune.heads import Reading
@@ -29,6 +31,8 @@ from evo2cli.genome.features import is_gff, locate_features
 from evo2cli.genome.reference import Reference
 from evo2cli.genome.source import first_bytes
 from evo2cli.genome.vcf import Header, Status, VariantRecord, is_scored, is_variants, read_vcf
+from evo2cli.journal import Recall, open_journal, recall_all
+from evo2cli.models import precision_name
 from evo2cli.options import DType, ModelOptions
 from evo2cli.predict.options import VCFS, PredictOptions
 from evo2cli.score.alleles import VariantScorer
@@ -38,6 +42,7 @@ from evo2cli.score.report import status_table
 from evo2cli.tables import cell, table_line
 from evo2cli.track.formats import check_track, open_track
 from stripedhyena2.dna import reverse_complement
+from stripedhyena2.fingerprint import fingerprint
 from stripedhyena2.progress import Progress, ignore_progress
 
 T = TypeVar("T")
@@ -97,9 +102,10 @@ def predict_table(
         if cut_line:
             console.say(cut_line)
     with console.progress("predict", len(examples), "sequences") as bar:
-        return _predict(tuned, examples.letters, bar.advance)
+        return _predict(tuned, examples.letters, progress=bar.advance)
 
 
+@locks_output
 def predict(options: PredictOptions) -> None:
     """Predict, and write the output.
 
@@ -124,36 +130,79 @@ def predict(options: PredictOptions) -> None:
         _predict_sequences(options, tuned)
 
 
+class Window(NamedTuple):
+    """What the model reads at once.
+
+    Attributes:
+        letters: A sequence, both of a pair, or the part of a sequence that one forward pass reads.
+        kept: If the model labels bases, the part of it whose outputs are taken.
+    """
+
+    letters: tuple[bytes, ...]
+    kept: slice = slice(None)
+
+    @property
+    def key(self) -> str:
+        """What determines its outputs, for the journal."""
+        letters = b" ".join(self.letters)
+        return f"{len(letters)} {zlib.crc32(letters):08x} {self.kept.start}-{self.kept.stop}"
+
+
 def _predict(
-    tuned: Tuned, sequences: Sequence[tuple[bytes, ...]], progress: Progress = ignore_progress
+    tuned: Tuned,
+    sequences: Sequence[tuple[bytes, ...]],
+    recall: Recall = lambda _, compute: compute(),
+    progress: Progress = ignore_progress,
 ) -> Predictions:
-    """Predictions for sequences of any length."""
+    """Predictions for sequences of any length.
+
+    A model that labels bases reads a sequence longer than those of the training in windows that
+    overlap by half, and each base takes the output of the window in which it is nearest to the
+    middle.
+
+    Args:
+        tuned: The model.
+        sequences: The sequences, or pairs of them.
+        recall: As `open_journal` yields it.
+        progress: Called with the number of sequences done since the last call.
+
+    Raises:
+        UntrustedNumericsError: A prediction is not finite.
+    """
     description = tuned.description
-    if description.labels.task is Task.TOKENS:
-        outputs = _token_outputs(tuned, [group[0] for group in sequences], progress)
-    else:
-        outputs = tuned.outputs(sequences, progress)
-    for output in outputs:
+    is_tokens = description.labels.task is Task.TOKENS
+    windows = [
+        _tiled(group[0], description.length) if is_tokens else [Window(group)]
+        for group in sequences
+    ]
+    every = [*chain.from_iterable(windows)]
+    outputs = recall_all(recall, every, partial(_outputs, tuned), key=attrgetter("key"))
+    found = []
+    for parts in windows:
+        found.append(torch.cat([torch.tensor(next(outputs)) for _ in parts]))
+        progress(1)
+    return predictions(description, found)
+
+
+def _outputs(tuned: Tuned, windows: Sequence[Window]) -> Iterator[list[Any]]:
+    """The outputs of the head for each window, as JSON values.
+
+    Raises:
+        UntrustedNumericsError: One is not finite.
+    """
+    letters = [window.letters for window in windows]
+    for window, output in zip(windows, tuned.outputs(letters), strict=True):
         if not bool(torch.isfinite(output).all()):
             raise UntrustedNumericsError("a prediction is NaN or infinite; try --dtype fp32")
-    return predictions(description, outputs)
+        yield output[window.kept].tolist()
 
 
-def _token_outputs(tuned: Tuned, sequences: Sequence[bytes], progress: Progress) -> list[Tensor]:
-    """Outputs [L, C] for the bases of sequences of any length.
-
-    A sequence longer than the windows of the training is read in windows that overlap by half, and
-    each base takes the output of the window in which it lies nearest to the middle.
-    """
-    window = tuned.description.length
-    pieces = [
-        (index, *part) for index, each in enumerate(sequences) for part in tiles(len(each), window)
+def _tiled(sequence: bytes, size: int) -> list[Window]:
+    """A sequence as windows of up to `size` bases."""
+    return [
+        Window((sequence[start:end],), slice(first - start, last - start))
+        for start, end, first, last in tiles(len(sequence), size)
     ]
-    outputs = tuned.outputs([(sequences[i][start:end],) for i, start, end, *_ in pieces], progress)
-    found: list[list[Tensor]] = [[] for _ in sequences]
-    for (index, start, _, first, last), output in zip(pieces, outputs, strict=True):
-        found[index].append(output[first - start : last - start])
-    return [torch.cat(parts) for parts in found]
 
 
 def tiles(length: int, window: int) -> list[tuple[int, int, int, int]]:
@@ -181,6 +230,7 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
     columns += [*(["prediction"] if has_classes else []), *_value_names(description)]
     num_cut = total = 0
     with (
+        open_journal(options.output, _settings(tuned)) as recall,
         open_output(options.output) as write,
         console.progress("predict", None, "sequences") as bar,
     ):
@@ -198,7 +248,8 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
                     for group, piece in zip(letters, block, strict=True)
                 )
             total += len(block)
-            for sequence, values in zip(block, _predict(tuned, letters, bar.advance), strict=True):
+            predicted = _predict(tuned, letters, recall, bar.advance)
+            for sequence, values in zip(block, predicted, strict=True):
                 if not is_tokens:
                     named = [classes[int(values.argmax())]] if has_classes else []
                     write(table_line([sequence.name, *named, *map(float, values)]))
@@ -214,6 +265,17 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
             f"bases that the model was trained on; only the {description.cut} was used"
         )
     console.say(f"{counted(total, 'sequence')} predicted")
+
+
+def _settings(tuned: Tuned) -> list[object]:
+    """Everything but the sequences that determines the outputs of the head, for the journal."""
+    return [
+        "evo2 predict",
+        __version__,
+        fingerprint(tuned.trunk.config, tuned.model.state_dict()),
+        precision_name(tuned.trunk),
+        tuned.description.facts,
+    ]
 
 
 def _value_names(description: Description) -> list[str]:
@@ -283,13 +345,13 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
     else:
         lengths = {sequence.contig: len(sequence.letters[0]) for sequence in sequences}
     with (
+        open_journal(options.output, _settings(tuned)) as recall,
         open_track(options.output, lengths) as put,
         console.progress("predict", len(sequences), "sequences") as bar,
     ):
         for sequence in sequences:
-            [values] = _predict(tuned, [sequence.letters])
+            [values] = _predict(tuned, [sequence.letters], recall, bar.advance)
             put(sequence.contig, sequence.start, values[:, column].tolist())
-            bar.advance(1)
     number = counted(len(sequences), "sequence")
     console.say(f"wrote the probability of {name} for each base of {number}")
 
@@ -320,24 +382,25 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     missing = ""
     with (
         Reference.open(options.reference) as genome,
-        open_output(options.output) as write,
-        console.progress("predict", None, "records") as bar,
+        open_journal(options.output, _settings(tuned)) as recall,
     ):
-        assert tuned.model.trunk is not None
         window = AlleleOptions(window=max(2, description.length), strand="fwd")  # type: ignore[arg-type] # made a Strand
-        cutter = VariantScorer(tuned.model.trunk, genome, window)
-        write(vcf.header.with_lines(_header_lines(options, description, fields)))
-        for records in blocks(vcf.records):
-            for record, alleles in zip(
-                records, _predict_alleles(tuned, cutter, records), strict=True
-            ):
-                counts.update(allele.status for allele in alleles)
-                if alleles and not missing and genome.find(record.contig) is None:
-                    missing = f": {genome.missing_contig(record.contig)}"
-                write(_with_info(record, alleles, fields))
-                bar.advance(1)
-    if options.output is not None and options.output.suffix == ".gz":
-        index_output(options.output, Layout.VCF)
+        cutter = VariantScorer(tuned.trunk, genome, window)
+        with (
+            open_output(options.output) as write,
+            console.progress("predict", None, "records") as bar,
+        ):
+            write(vcf.header.with_lines(_header_lines(options, description, fields)))
+            for records in blocks(vcf.records):
+                predicted = _predict_alleles(tuned, cutter, records, recall)
+                for record, alleles in zip(records, predicted, strict=True):
+                    counts.update(allele.status for allele in alleles)
+                    if alleles and not missing and genome.find(record.contig) is None:
+                        missing = f": {genome.missing_contig(record.contig)}"
+                    write(_with_info(record, alleles, fields))
+                    bar.advance(1)
+        if options.output is not None and options.output.suffix == ".gz":
+            index_output(options.output, Layout.VCF)
     total = counts.total()
     done = sum(count for status, count in counts.items() if is_scored(status))
     console.say(f"{done:,} of {counted(total, 'allele')} predicted")
@@ -350,7 +413,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
 
 
 def _predict_alleles(
-    tuned: Tuned, cutter: VariantScorer, records: Iterable[VariantRecord]
+    tuned: Tuned, cutter: VariantScorer, records: Iterable[VariantRecord], recall: Recall
 ) -> list[list[_Allele]]:
     """The alleles of some records, predicted together."""
     reading = tuned.model.reading
@@ -367,7 +430,7 @@ def _predict_alleles(
             found[-1].append((str(Status.EDGE if pair.at_edge else Status.OK), len(inputs)))
             sequences = (pair.reference.sequence, pair.alternate.sequence)
             inputs += [sequences] if reading.is_pair else [(sequence,) for sequence in sequences]
-    values = _predict(tuned, inputs)
+    values = _predict(tuned, inputs, recall)
 
     def allele(status: str, first: int | None) -> _Allele:
         if first is None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from evo2cli.finetune.examples import Examples
 from evo2cli.finetune.folder import open_tuned
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.run import finetune
-from evo2cli.options import ModelOptions
-from evo2cli.predict.run import predict_table, tiles
-from tests.evo2cli.finetune.conftest import Run, base, small_table, tune
+from evo2cli.journal import _Journal
+from evo2cli.options import DType, ModelOptions
+from evo2cli.predict.options import PredictOptions
+from evo2cli.predict.run import predict, predict_table, tiles
+from tests.evo2cli.finetune.conftest import Run, base, random_dna, small_table, tune
+from tests.ranks import Hold, World
 
 __all__ = ["base", "tune"]  # fixtures
 
@@ -86,7 +90,7 @@ def test_an_output_does_not_depend_on_what_is_read_with_it(
     examples = [(each, each[::-1]) if kind == "pairs" else (each,) for each in letters]
     tuned = open_tuned(runs[kind], ModelOptions(device="cpu"))
     outputs = tuned.outputs(examples)
-    turned = tuned.outputs(examples[::-1])[::-1]
+    turned = [*tuned.outputs(examples[::-1])][::-1]
     for example, output, other in zip(examples, outputs, turned, strict=True):
         [alone] = tuned.outputs([example])
         assert torch.equal(output, alone)
@@ -208,6 +212,98 @@ def test_tracks_have_the_values_of_tables(
     pytest.importorskip("pyBigWig")
     code, _, err = command_line("predict", run, str(fasta), "-O", str(tmp_path / "x.bw"))
     assert code == 0, err
+
+
+@pytest.fixture
+def sequences(tmp_path: Path) -> Path:
+    """A FASTA; the last of its sequences are longer than those of the training."""
+    random = np.random.default_rng(5)
+    records = [f">s{index}\n{random_dna(random, 12 + 6 * index)}\n" for index in range(8)]
+    (tmp_path / "x.fa").write_text("".join(records))
+    return tmp_path / "x.fa"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("classify", "x.tsv.gz"),
+        ("tokens", "x.tsv"),
+        ("tokens", "x.bedgraph"),
+        ("tokens", "x.bw"),
+        ("regress", "x.vcf.gz"),
+        ("pairs", "x.vcf"),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bytes(
+    runs: dict[str, Path], sequences: Path, command_line: Command, kind: str, name: str
+) -> None:
+    if name == "x.bw":
+        pytest.importorskip("pyBigWig")
+    words = ["predict", str(runs[kind]), str(sequences), "--device", "cpu"]
+    if ".vcf" in name:
+        examples = ROOT / "examples"
+        words[2:3] = [str(examples / "phix174.vcf"), "-R", str(examples / "phix174.fa")]
+    folder = sequences.parent / "output"
+    folder.mkdir()
+    output, whole = folder / name, sequences.with_name(f"whole-{name}")
+    code, _, err = command_line(*words, "-O", str(whole))
+    assert code == 0, err
+    words += ["-O", str(output)]
+    killed = World(1, sequences.parent, "killed", words, Hold(_Journal, "recall", call=6))
+    assert killed.end_held(signal.SIGKILL) == [-signal.SIGKILL]
+    assert not output.exists()
+    code, _, err = command_line(*words)
+    assert code == 0, err
+    assert f"resumed after 6 results stored in {output}.journal" in err
+    assert output.read_bytes() == whole.read_bytes()
+    assert {file.name for file in folder.iterdir()} <= {name, f"{name}.tbi"}
+
+
+def stopped_after(count: int, options: PredictOptions) -> None:
+    """Predict, and end as by Ctrl-C once as many results are stored."""
+    recall = _Journal.recall
+
+    def recall_some(journal: _Journal, *arguments: Any) -> Any:
+        nonlocal count
+        if not count:
+            raise KeyboardInterrupt
+        count -= 1
+        return recall(journal, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Journal, "recall", recall_some)
+        with pytest.raises(KeyboardInterrupt):
+            predict(options)
+
+
+def test_results_of_another_model_precision_or_sequence_are_not_used_again(
+    runs: dict[str, Path],
+    sequences: Path,
+    tune: Run,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output, straight = sequences.with_name("x.tsv"), sequences.with_name("straight.tsv")
+    table = sequences.with_name("table.tsv")
+    tune(small_table(table, "classify", count=40), method="head", seed=5)
+    before = {"run": runs["classify"], "source": sequences, "output": output, "device": "cpu"}
+    changed = sequences.with_name("changed.fa")
+    changed.write_text(sequences.read_text().replace(">s2\n", ">s2\nACG"))
+    for others, num_kept in (
+        ({"run": sequences.with_name("run")}, 0),
+        ({"dtype": DType.FP64}, 0),
+        ({"source": changed}, 2),
+        ({}, 5),
+    ):
+        now: dict[str, Any] = {**before, **others}
+        predict(PredictOptions(**{**now, "output": straight}))
+        stopped_after(5, PredictOptions(**before))
+        capsys.readouterr()
+        predict(PredictOptions(**now))
+        assert output.read_bytes() == straight.read_bytes()
+        said = capsys.readouterr().err
+        assert ("resumed after" in said) == bool(num_kept)
+        assert f"resumed after {num_kept} results" in said or not num_kept
+        assert not output.with_name("x.tsv.journal").exists()
 
 
 @pytest.mark.parametrize(("length", "window"), [(5, 8), (8, 8), (9, 8), (30, 8), (31, 7), (3, 1)])
