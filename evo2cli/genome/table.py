@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evo2cli.errors import UserError, counted, listed
+from evo2cli.genome.formats import BED, FASTA, GFF, Wanted, recognised
 from evo2cli.genome.parquet import PARQUET_MAGIC, read_parquet
 from evo2cli.genome.source import BYTE_ORDER_MARK, first_bytes, read_lines
 from evo2cli.genome.vcf import Value
@@ -72,13 +73,17 @@ def open_table(path: Path) -> Table:
     """Open a table (`-` is stdin) and read the names of its columns.
 
     Raises:
-        UserError: Here or while rows are read: the file cannot be read, two columns have the same
-            name, or a row has more or fewer columns than the first line names.
+        UserError: Here or while rows are read: the file cannot be read or is not a table, two
+            columns have the same name, or a row has more or fewer columns than the first line
+            names.
     """
     start = first_bytes(path).removeprefix(BYTE_ORDER_MARK)
     if start.startswith(PARQUET_MAGIC):
         types, stored = read_parquet(path)
         return Table(path, types, _numbered(stored), "row")
+    found = recognised(start)
+    if found in (BED, FASTA, GFF):
+        raise UserError(f"{path}: {found.refusal(Wanted.TABLE)}")
     source = read_lines(path)
     lines: Iterator[tuple[int, str]] = enumerate(map(decoded, source), start=1)
     for number, line in lines:
