@@ -1,5 +1,6 @@
 """Options of `evo2 predict`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,14 @@ class PredictOptions(DeviceOptions):
             show_default="the last class",
         ),
     ] = None
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Put NAME into the keys of the INFO fields (EVO2_NAME_...), so that one VCF can "
+            "hold predictions of several models.",
+        ),
+    ] = None
     dtype: Annotated[
         DType, typer.Option(help="Precision; auto is bf16 on a GPU and fp32 on a CPU.")
     ] = DType.AUTO
@@ -68,6 +77,8 @@ class PredictOptions(DeviceOptions):
             raise UserError(f"--output {self.output}: needs one of the suffixes {', '.join(known)}")
         if self.of_class is not None and not self.is_track:
             raise UserError(f"--class {self.of_class}: needs --output x.bedgraph or x.bw")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_.]+", self.name):
+            raise UserError(f"--name {self.name}: may have letters, digits, _ and . only")
 
     @property
     def is_track(self) -> bool:

@@ -47,7 +47,6 @@ from stripedhyena2.progress import Progress, ignore_progress
 
 T = TypeVar("T")
 
-STATUS = "EVO2_PREDICT_STATUS"
 BLOCK = 1_024  # sequences, or variants, that are read before they are predicted
 
 
@@ -124,7 +123,10 @@ def predict(options: PredictOptions) -> None:
         )
     if is_variants(options.source):
         _predict_variants(options, tuned)
-    elif options.is_track:
+        return
+    if options.name is not None:
+        raise UserError(f"--name {options.name}: only for a VCF, and {options.source} is not one")
+    if options.is_track:
         _predict_track(options, tuned)
     else:
         _predict_sequences(options, tuned)
@@ -375,9 +377,9 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         )
     if options.output is not None and not options.output.name.endswith(VCFS):
         raise UserError(f"--output {options.output}: variants are written to x.vcf or x.vcf.gz")
-    fields = _info_fields(description.labels.classes, reading)
+    fields = _Fields.of(description, reading, options.name)
     vcf = read_vcf(options.source, scored=True)  # scores and predictions stand side by side
-    _check_names(options.source, vcf.header, [STATUS, *chain.from_iterable(fields)])
+    _check_keys(options.source, vcf.header, [*chain(*fields.values.values()), fields.status])
     counts: Counter[str] = Counter()
     missing = ""
     with (
@@ -443,55 +445,76 @@ def _predict_alleles(
     return [[allele(*each) for each in alleles] for alleles in found]
 
 
-def _info_fields(classes: Sequence[str], reading: Reading) -> list[list[str]]:
-    """The names of the INFO fields: of each class those of REF, ALT and the difference."""
-    kinds = ("",) if reading.is_pair else ("_REF", "_ALT", "_DIFF")
-    return [
-        [f"EVO2_{re.sub(r'[^A-Za-z0-9]+', '_', name)}{kind}" for name in classes] for kind in kinds
-    ]
+class _Fields(NamedTuple):
+    """The keys of the INFO fields that are added.
+
+    Attributes:
+        values: Those of the classes, by what is told of an allele: with REF, with ALT and the
+            difference; or of the pair.
+        status: That of the status.
+    """
+
+    values: dict[str, list[str]]
+    status: str
+
+    @classmethod
+    def of(cls, description: Description, reading: Reading, name: str | None) -> "_Fields":
+        """The keys of a model, with a name in them if there are predictions of several."""
+        prefix = "EVO2_" if name is None else f"EVO2_{name}_"
+        classes = [re.sub(r"[^A-Za-z0-9]+", "_", each) for each in description.labels.classes]
+        if len(set(classes)) < len(classes):  # e.g. CD4+ and CD4-
+            classes = [f"{each}_{number}" for number, each in enumerate(classes, start=1)]
+        suffixes = {"with REF": "_REF", "with ALT": "_ALT", "with ALT minus that with REF": "_DIFF"}
+        if reading.is_pair:
+            suffixes = {"of the pair of windows": ""}
+        values = {
+            what: [f"{prefix}{each}{suffix}" for each in classes]
+            for what, suffix in suffixes.items()
+        }
+        return cls(values, f"{prefix}PREDICT_STATUS")
 
 
-def _check_names(source: Path, header: Header, names: Iterable[str]) -> None:
+def _check_keys(source: Path, header: Header, keys: Iterable[str]) -> None:
     """Refuse a VCF that has one of the fields that will be added.
 
     Raises:
         UserError: It has.
     """
-    for name in names:
-        if any(f"ID={name},".encode() in line for line in header.lines):
-            raise UserError(f"{source}: has {name} of an earlier run; give the original file")
+    for key in keys:
+        if any(f"ID={key},".encode() in line for line in header.lines):
+            raise UserError(
+                f"{source}: has {key} of an earlier run; give another --name to add the "
+                "predictions of another model, or else the original file"
+            )
 
 
 def _header_lines(
-    options: PredictOptions, description: Description, fields: list[list[str]]
-) -> list[str]:
-    what = "value" if description.labels.task is Task.REGRESS else "probability"
-    told = {"REF": "with REF", "ALT": "with ALT", "DIFF": "with ALT minus that with REF"}
-    lines = [
-        f"##evo2cli={__version__}",
-        f"##evo2Predict={options.run.resolve().name} ({description.labels.task} on "
-        f"{description.base} {description.base_fingerprint})",
-    ]
-    for names in fields:
-        for name, label in zip(names, description.labels.classes, strict=True):
-            where = told.get(name.rpartition("_")[2], "of the pair of windows")
-            lines.append(
-                f'##INFO=<ID={name},Number=A,Type=Float,Description="{what} of {label} {where}">'
-            )
-    lines.append(
-        f'##INFO=<ID={STATUS},Number=A,Type=String,Description="OK, EDGE (the window is '
+    options: PredictOptions, description: Description, fields: _Fields
+) -> Iterator[str]:
+    value = "value" if description.labels.task is Task.REGRESS else "probability"
+    name = "" if options.name is None else f" --name {options.name}"
+    yield f"##evo2Version={__version__}"
+    yield (
+        f"##evo2Predict={options.run.resolve().name}{name} ({description.labels.task} on "
+        f"{description.base} {description.base_fingerprint})"
+    )
+    for what, keys in fields.values.items():
+        for key, label in zip(keys, description.labels.classes, strict=True):
+            meaning = f"{value} of {label} {what}"
+            yield f'##INFO=<ID={key},Number=A,Type=Float,Description="{meaning}">'
+    yield (
+        f'##INFO=<ID={fields.status},Number=A,Type=String,Description="OK, EDGE (the window is '
         'cut or shifted at an end of the contig), or why there is no prediction">'
     )
-    return lines
 
 
-def _with_info(record: VariantRecord, alleles: Sequence[_Allele], fields: list[list[str]]) -> bytes:
+def _with_info(record: VariantRecord, alleles: Sequence[_Allele], fields: _Fields) -> bytes:
     if not alleles:  # a blank line
         return record.line
     entries = []
-    for index, names in enumerate(fields):
-        for column, name in enumerate(names):
+    for index, keys in enumerate(fields.values.values()):
+        for column, key in enumerate(keys):
             cells = [cell(float(a.values[index][column]) if a.values else None) for a in alleles]
-            entries.append(f"{name}={','.join(cells)}")
-    entries.append(f"{STATUS}={','.join(allele.status for allele in alleles)}")
+            entries.append(f"{key}={','.join(cells)}")
+    entries.append(f"{fields.status}={','.join(allele.status for allele in alleles)}")
     return record.with_info(";".join(entries))

@@ -4,21 +4,23 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pysam
 import pytest
 import torch
 
 from evo2cli.finetune.examples import Examples
-from evo2cli.finetune.folder import open_tuned
+from evo2cli.finetune.folder import open_tuned, read_description
 from evo2cli.finetune.options import FinetuneOptions
 from evo2cli.finetune.run import finetune
 from evo2cli.journal import _Journal
 from evo2cli.options import DType, ModelOptions
 from evo2cli.predict.options import PredictOptions
-from evo2cli.predict.run import predict, predict_table, tiles
+from evo2cli.predict.run import _Fields, predict, predict_table, tiles
 from tests.evo2cli.finetune.conftest import Run, base, random_dna, small_table, tune
 from tests.ranks import Hold, World
 
@@ -166,7 +168,54 @@ def test_scores_and_predictions_stand_side_by_side(
     assert sum("EVO2_DELTA=1;" in row for row in both) == text.count("EVO2_DELTA=1;")
     code, _, err = command_line(*words, str(output))
     assert code == 2
-    assert "has EVO2_PREDICT_STATUS of an earlier run; give the original file" in err
+    assert "has EVO2_high_REF of an earlier run; give another --name to add" in err
+
+
+def info_of(vcf: Path) -> list[dict[str, str]]:
+    """The INFO of each record, by key."""
+    lines = [line for line in vcf.read_text().splitlines() if not line.startswith("#")]
+    entries = [line.split("\t")[7].split(";") for line in lines]
+    return [dict(entry.split("=", 1) for entry in each if "=" in entry) for each in entries]
+
+
+def test_one_vcf_holds_predictions_of_several_models(
+    runs: dict[str, Path], tmp_path: Path, tune: Run, command_line: Command
+) -> None:
+    """Also of models with the same classes; each has the values that it has alone."""
+    tune(small_table(tmp_path / "x.tsv", "classify", count=40), method="head", seed=5)
+    genome = ROOT / "examples" / "phix174.fa"
+    first, both, alone = (tmp_path / f"{name}.vcf" for name in ("first", "both", "alone"))
+    steps: list[tuple[Path, Path, Path, list[str]]] = [
+        (runs["classify"], ROOT / "examples" / "phix174.vcf", first, []),
+        (tmp_path / "run", ROOT / "examples" / "phix174.vcf", alone, []),
+        (tmp_path / "run", first, both, ["--name", "brain.2"]),
+    ]
+    for run, source, output, words in steps:
+        words += ["-R", str(genome), "-O", str(output)]
+        code, _, err = command_line("predict", str(run), str(source), *words)
+        assert code == 0, err
+    for one, other, found in zip(info_of(first), info_of(alone), info_of(both), strict=True):
+        added = {
+            key.replace("EVO2_", "EVO2_brain.2_", 1): value
+            for key, value in other.items()
+            if key.startswith("EVO2_")
+        }
+        assert found == {**one, **added}
+    with pysam.VariantFile(str(both)) as file:
+        keys = {key for key in file.header.info if key.startswith("EVO2_brain.2_")}
+    assert keys == {key for info in info_of(both) for key in info if "brain" in key}
+    assert b"##evo2Predict=run --name brain.2 (classify on " in both.read_bytes()
+    code, _, err = command_line("predict", str(run), str(both), "-R", str(genome), *words[:2])
+    assert code == 2
+    assert "has EVO2_brain.2_high_REF of an earlier run; give another --name" in err
+
+
+def test_classes_whose_keys_would_be_the_same_are_numbered(runs: dict[str, Path]) -> None:
+    description = read_description(runs["classify"] / "final")
+    assert description.reading is not None
+    labels = replace(description.labels, classes=("CD4+", "CD4-"))
+    keys = _Fields.of(replace(description, labels=labels), description.reading, None)
+    assert keys.values["with REF"] == ["EVO2_CD4__1_REF", "EVO2_CD4__2_REF"]
 
 
 def test_variants_of_another_genome_end_with_3(
@@ -324,6 +373,8 @@ def test_tiles_cover_every_base_once(length: int, window: int) -> None:
         ("tokens", ["x.fa", "-O", "x.bedgraph", "--class", "7"], "--class 7: must be one of 0, 1"),
         ("pairs", ["x.fa"], "trained on pairs"),
         ("classify", ["x.fa", "-O", "x.docx"], "needs one of the suffixes"),
+        ("classify", ["x.fa", "--name", "b"], "--name b: only for a VCF, and x.fa is not one"),
+        ("classify", ["x.vcf", "--name", "b;c"], "--name b;c: may have letters, digits, _ and ."),
     ],
 )
 def test_what_cannot_be_predicted_is_said(
