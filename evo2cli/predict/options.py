@@ -30,12 +30,15 @@ class PredictOptions(DeviceOptions):
         Path,
         typer.Argument(
             metavar="INPUT",
-            help="FASTA or a table of sequences; with --reference, BED or VCF. May be gzipped.",
+            help="FASTA or a table of sequences; with --reference, a VCF, or regions as BED, GFF3 "
+            "or GTF. May be gzipped.",
         ),
     ]
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", "-R", metavar="FASTA", help="Genome of the BED or VCF."),
+        typer.Option(
+            "--reference", "-R", metavar="FASTA", help="Genome of the variants or regions."
+        ),
     ] = None
     output: Annotated[
         Path | None,
@@ -43,8 +46,8 @@ class PredictOptions(DeviceOptions):
             "--output",
             "-O",
             metavar="FILE",
-            help="x.tsv; x.vcf for a VCF; x.bedgraph or x.bw if the model labels bases; each "
-            "text format also with .gz.",
+            help="x.tsv; x.vcf if the input is a VCF; x.bedgraph or x.bw if the model labels "
+            "bases. Text formats also with .gz.",
             show_default="stdout",
         ),
     ] = None
@@ -82,5 +85,5 @@ class PredictOptions(DeviceOptions):
 
     @property
     def is_track(self) -> bool:
-        """Whether a track is written."""
+        """Whether the output is a bedGraph or bigWig."""
         return self.output is not None and self.output.name.endswith(TRACKS)

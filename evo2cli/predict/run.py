@@ -1,4 +1,4 @@
-"""`evo2 predict`: sequences in batches through a fine-tuned model, to a table, a VCF or a track.
+"""`evo2 predict`: apply a fine-tuned model, and write a table, a VCF or a track.
 
 N sequences, L positions, C classes or numbers.
 """
@@ -47,11 +47,18 @@ from stripedhyena2.progress import Progress, ignore_progress
 
 T = TypeVar("T")
 
-BLOCK = 1_024  # sequences, or variants, that are read before they are predicted
+BLOCK = 1_024  # sequences or VCF records that are read at a time
 
 
-class Piece(NamedTuple):
-    """A sequence of the input: one, or the two of a pair, and where it lies."""
+class InputSequence(NamedTuple):
+    """A sequence of the input.
+
+    Attributes:
+        name: Name of the record, row or region.
+        letters: Upper-case DNA: one sequence, or both of a pair.
+        contig: Contig of the region; for other inputs, the name.
+        start: 0-based position of its first base in the contig.
+    """
 
     name: str
     letters: tuple[bytes, ...]
@@ -60,17 +67,17 @@ class Piece(NamedTuple):
 
 
 def blocks(items: Iterable[T]) -> Iterator[list[T]]:
-    """Items in lists of `BLOCK`."""
+    """Split a stream of items into lists of up to `BLOCK`."""
     source = iter(items)
     while block := list(islice(source, BLOCK)):
         yield block
 
 
 def labels_of(run: Path) -> Labels:
-    """What the labels of a run mean.
+    """Task and classes of a fine-tuned model.
 
     Raises:
-        UserError: It is no run.
+        UserError: `run` is not a folder written by `evo2 finetune`.
     """
     return read_description(find_tuned(run)).labels
 
@@ -78,23 +85,25 @@ def labels_of(run: Path) -> Labels:
 def predict_table(
     run: Path, examples: Examples, *, device: str = "auto", dtype: DType | str = DType.AUTO
 ) -> Predictions:
-    """Predictions for labelled or unlabelled sequences.
+    """Predict the labels of sequences, which may have labels already.
 
     Args:
-        run: The folder of a run of `evo2 finetune`.
+        run: Folder written by `evo2 finetune`.
         examples: The sequences.
-        device: Where the model runs.
-        dtype: Its precision.
+        device: Device of the model, e.g. "cpu" or "cuda:1".
+        dtype: Precision of the model, e.g. "bf16".
 
     Returns:
         classify, multilabel: calibrated probabilities [N, C]; regress: numbers [N, C] in their
         units; tokens: probabilities [L, C] for each sequence.
 
     Raises:
-        UserError: The run cannot be loaded, or sequences and run do not fit each other.
+        UserError: The model cannot be loaded; or it was trained on pairs and these are single
+            sequences, or the reverse.
         UntrustedNumericsError: A prediction is not finite.
     """
     tuned = open_tuned(run, ModelOptions(device=device, dtype=DType(dtype)))
+    _check_pairs(run, tuned, is_pair=examples.pairs is not None)
     description = tuned.description
     if description.labels.task is not Task.TOKENS:
         examples, cut_line = fit_length(examples, description.length, Cut(description.cut))
@@ -106,10 +115,11 @@ def predict_table(
 
 @locks_output
 def predict(options: PredictOptions) -> None:
-    """Predict, and write the output.
+    """Predict the labels of the input and write them to the output.
 
     Raises:
-        UserError: The run or the input cannot be read, or do not fit each other or the output.
+        UserError: The model or the input cannot be read, or the model does not apply to the input,
+            or the output format does not.
         TooManySkippedError: No allele of a VCF has a prediction; the output is complete.
         UntrustedNumericsError: A prediction is not finite.
     """
@@ -126,6 +136,11 @@ def predict(options: PredictOptions) -> None:
         return
     if options.name is not None:
         raise UserError(f"--name {options.name}: only for a VCF, and {options.source} is not one")
+    if options.output is not None and options.output.name.endswith(VCFS):
+        raise UserError(
+            f"--output {options.output}: only for a VCF, and {options.source} is not one; write "
+            "x.tsv"
+        )
     if options.is_track:
         _predict_track(options, tuned)
     else:
@@ -133,11 +148,11 @@ def predict(options: PredictOptions) -> None:
 
 
 class Window(NamedTuple):
-    """What the model reads at once.
+    """The input of one forward pass.
 
     Attributes:
-        letters: A sequence, both of a pair, or the part of a sequence that one forward pass reads.
-        kept: If the model labels bases, the part of it whose outputs are taken.
+        letters: A sequence, both of a pair, or a part of a long sequence.
+        kept: The positions whose outputs are used, if the model labels bases.
     """
 
     letters: tuple[bytes, ...]
@@ -145,7 +160,7 @@ class Window(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What determines its outputs, for the journal."""
+        """Its key in the journal: a checksum of everything that determines its outputs."""
         letters = b" ".join(self.letters)
         return f"{len(letters)} {zlib.crc32(letters):08x} {self.kept.start}-{self.kept.stop}"
 
@@ -158,9 +173,8 @@ def _predict(
 ) -> Predictions:
     """Predictions for sequences of any length.
 
-    A model that labels bases reads a sequence longer than those of the training in windows that
-    overlap by half, and each base takes the output of the window in which it is nearest to the
-    middle.
+    A model that labels bases reads sequences longer than its training length in windows that
+    overlap by half; the output for a base is that of the window whose middle is nearest to it.
 
     Args:
         tuned: The model.
@@ -187,10 +201,10 @@ def _predict(
 
 
 def _outputs(tuned: Tuned, windows: Sequence[Window]) -> Iterator[list[Any]]:
-    """The outputs of the head for each window, as JSON values.
+    """The outputs of the head for each window, in order, as nested lists.
 
     Raises:
-        UntrustedNumericsError: One is not finite.
+        UntrustedNumericsError: An output is not finite.
     """
     letters = [window.letters for window in windows]
     for window, output in zip(windows, tuned.outputs(letters), strict=True):
@@ -200,7 +214,7 @@ def _outputs(tuned: Tuned, windows: Sequence[Window]) -> Iterator[list[Any]]:
 
 
 def _tiled(sequence: bytes, size: int) -> list[Window]:
-    """A sequence as windows of up to `size` bases."""
+    """Split a sequence into overlapping windows of up to `size` bases."""
     return [
         Window((sequence[start:end],), slice(first - start, last - start))
         for start, end, first, last in tiles(len(sequence), size)
@@ -208,7 +222,12 @@ def _tiled(sequence: bytes, size: int) -> list[Window]:
 
 
 def tiles(length: int, window: int) -> list[tuple[int, int, int, int]]:
-    """Windows that cover a sequence: start and end, and the bases whose outputs are taken."""
+    """Windows that cover a sequence and overlap by half.
+
+    Returns:
+        For each window its start and end, and the first and last base for which its outputs are
+        used: 0-based and half-open, in positions of the sequence.
+    """
     if length <= window:
         return [(0, length, 0, length)]
     step = max(1, window // 2)
@@ -225,6 +244,7 @@ def tiles(length: int, window: int) -> list[tuple[int, int, int, int]]:
 
 
 def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
+    """Write a table with a row for each sequence, or for each base."""
     description = tuned.description
     classes, task = description.labels.classes, description.labels.task
     is_tokens, has_classes = task is Task.TOKENS, task in (Task.CLASSIFY, Task.TOKENS)
@@ -270,7 +290,7 @@ def _predict_sequences(options: PredictOptions, tuned: Tuned) -> None:
 
 
 def _settings(tuned: Tuned) -> list[object]:
-    """Everything but the sequences that determines the outputs of the head, for the journal."""
+    """Everything besides the sequences that determines the outputs of the head."""
     return [
         "evo2 predict",
         __version__,
@@ -281,50 +301,69 @@ def _settings(tuned: Tuned) -> list[object]:
 
 
 def _value_names(description: Description) -> list[str]:
-    """The columns of the values."""
+    """Column names of probabilities or numbers."""
     classes = description.labels.classes
     if description.labels.task is Task.REGRESS:
         return list(classes)
     return [f"p_{name}" for name in classes]
 
 
-def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[Piece]:
-    """The sequences of the input: records, rows of a table, or regions."""
-    reading = tuned.model.reading
+def _sequences(options: PredictOptions, tuned: Tuned) -> Iterator[InputSequence]:
+    """Read the sequences of the input: records, rows of a table, or regions.
+
+    Raises:
+        UserError: The input is not valid, or does not hold what the model takes.
+    """
+    path = options.source
     if options.reference is not None:
+        _check_pairs(path, tuned, is_pair=False)
         yield from _regions(options)
         return
-    path = options.source
     if is_gff(path) or ".bed" in path.suffixes:
         raise UserError(f"{path}: give the genome of these regions with --reference")
     if not first_bytes(path).lstrip().startswith(b">"):
         for name, letters in read_sequences(path):
-            if (len(letters) > 1) != reading.is_pair:
-                wanted = "pairs of sequences" if reading.is_pair else "single sequences"
-                raise UserError(f"{path}: the model was trained on {wanted}")
-            yield Piece(name, letters, name, 0)
+            _check_pairs(path, tuned, is_pair=len(letters) > 1)
+            yield InputSequence(name, letters, name, 0)
         return
-    if reading.is_pair:
-        raise UserError(f"{path}: the model was trained on pairs; give a table with both sequences")
+    _check_pairs(path, tuned, is_pair=False)
     for record in read_records(path):
         require_nucleotides(path, record)
         if not record.sequence:
             raise UserError(f"{path}: record {record.name!r} is empty; remove it")
-        yield Piece(record.name, (upper_dna(record.sequence),), record.name, 0)
+        yield InputSequence(record.name, (upper_dna(record.sequence),), record.name, 0)
 
 
-def _regions(options: PredictOptions) -> Iterator[Piece]:
+def _check_pairs(source: Path, tuned: Tuned, *, is_pair: bool) -> None:
+    """Refuse pairs for a model of single sequences, and the reverse.
+
+    Raises:
+        UserError: The message begins with `source`.
+    """
+    if is_pair and not tuned.model.reading.is_pair:
+        raise UserError(f"{source}: the model was trained on single sequences, not on pairs")
+    if tuned.model.reading.is_pair and not is_pair:
+        raise UserError(
+            f"{source}: the model was trained on pairs; give a table with both sequences"
+        )
+
+
+def _regions(options: PredictOptions) -> Iterator[InputSequence]:
+    """Read regions; those on the reverse strand are reverse-complemented, except for a track."""
     assert options.reference is not None
     with Reference.open(options.reference) as genome:
         for region, found in locate_features(options.source, genome):
             bases = upper_dna(genome.fetch(found))
             if region.strand == "-" and not options.is_track:
                 bases = reverse_complement(bases)
-            yield Piece(region.name, (bases,), found.name, found.start)
+            yield InputSequence(region.name, (bases,), found.name, found.start)
 
 
 def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
-    """Write the probability of a class for each base, in the order of the input."""
+    """Write the probability of a class for each base.
+
+    Regions come in the order of the genome, records in the order of the input.
+    """
     classes = tuned.description.labels.classes
     name = options.of_class or classes[-1]
     if name not in classes:
@@ -346,6 +385,10 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
                 )
     else:
         lengths = {sequence.contig: len(sequence.letters[0]) for sequence in sequences}
+        if len(lengths) < len(sequences):
+            raise UserError(
+                f"{options.source}: sequences share a name; a track needs different names"
+            )
     with (
         open_journal(options.output, _settings(tuned)) as recall,
         open_track(options.output, lengths) as put,
@@ -359,14 +402,19 @@ def _predict_track(options: PredictOptions, tuned: Tuned) -> None:
 
 
 class _Allele(NamedTuple):
-    """The predictions for an allele: with REF, with ALT, and the difference; or only a status."""
+    """The predictions for an allele.
+
+    Attributes:
+        status: "OK", "EDGE", or why there is no prediction.
+        values: [C] each: with REF, with ALT, and the difference; or only those of the pair.
+    """
 
     status: str
     values: tuple[NDArray[np.float64], ...] = ()
 
 
 def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
-    """Add predictions to the INFO of variants, whose lines stay as they are otherwise."""
+    """Write the VCF with predictions as INFO fields; all else in its records is unchanged."""
     description, reading = tuned.description, tuned.model.reading
     if options.reference is None:
         raise UserError(f"{options.source}: give the genome of the variants with --reference")
@@ -378,7 +426,7 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     if options.output is not None and not options.output.name.endswith(VCFS):
         raise UserError(f"--output {options.output}: variants are written to x.vcf or x.vcf.gz")
     fields = _Fields.of(description, reading, options.name)
-    vcf = read_vcf(options.source, scored=True)  # scores and predictions stand side by side
+    vcf = read_vcf(options.source, scored=True)  # it may hold scores, too
     _check_keys(options.source, vcf.header, [*chain(*fields.values.values()), fields.status])
     counts: Counter[str] = Counter()
     missing = ""
@@ -387,14 +435,14 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
         open_journal(options.output, _settings(tuned)) as recall,
     ):
         window = AlleleOptions(window=max(2, description.length), strand="fwd")  # type: ignore[arg-type] # made a Strand
-        cutter = VariantScorer(tuned.trunk, genome, window)
+        scorer = VariantScorer(tuned.trunk, genome, window)  # only for its windows
         with (
             open_output(options.output) as write,
             console.progress("predict", None, "records") as bar,
         ):
             write(vcf.header.with_lines(_header_lines(options, description, fields)))
             for records in blocks(vcf.records):
-                predicted = _predict_alleles(tuned, cutter, records, recall)
+                predicted = _predict_alleles(tuned, scorer, records, recall)
                 for record, alleles in zip(records, predicted, strict=True):
                     counts.update(allele.status for allele in alleles)
                     if alleles and not missing and genome.find(record.contig) is None:
@@ -409,22 +457,22 @@ def _predict_variants(options: PredictOptions, tuned: Tuned) -> None:
     if total:
         console.write_page(status_table(counts), stderr=True)
     if total and not done:
-        raise TooManySkippedError(f"{options.source}: nothing could be predicted{missing}")
+        raise TooManySkippedError(f"{options.source}: no allele could be predicted{missing}")
     if missing:
         console.warn(f"{options.source}{missing}")
 
 
 def _predict_alleles(
-    tuned: Tuned, cutter: VariantScorer, records: Iterable[VariantRecord], recall: Recall
+    tuned: Tuned, scorer: VariantScorer, records: Iterable[VariantRecord], recall: Recall
 ) -> list[list[_Allele]]:
-    """The alleles of some records, predicted together."""
+    """Predict the alleles of each record, all in one batch."""
     reading = tuned.model.reading
     found: list[list[tuple[str, int | None]]] = []  # status, and index of the first window
     inputs: list[tuple[bytes, ...]] = []
     for record in records:
         found.append([])
         for alternate in record.alternates:
-            windows = cutter.windows(record, alternate)
+            windows = scorer.windows(record, alternate)
             if isinstance(windows, Status):
                 found[-1].append((str(windows), None))
                 continue
@@ -446,12 +494,11 @@ def _predict_alleles(
 
 
 class _Fields(NamedTuple):
-    """The keys of the INFO fields that are added.
+    """Keys of the INFO fields that are added.
 
     Attributes:
-        values: Those of the classes, by what is told of an allele: with REF, with ALT and the
-            difference; or of the pair.
-        status: That of the status.
+        values: Keys of all classes, for each kind of value; the kind as the header describes it.
+        status: Key of the status.
     """
 
     values: dict[str, list[str]]
@@ -459,7 +506,7 @@ class _Fields(NamedTuple):
 
     @classmethod
     def of(cls, description: Description, reading: Reading, name: str | None) -> "_Fields":
-        """The keys of a model, with a name in them if there are predictions of several."""
+        """The keys for the predictions of a model; `name` tells those of several models apart."""
         prefix = "EVO2_" if name is None else f"EVO2_{name}_"
         classes = [re.sub(r"[^A-Za-z0-9]+", "_", each) for each in description.labels.classes]
         if len(set(classes)) < len(classes):  # e.g. CD4+ and CD4-
@@ -475,10 +522,10 @@ class _Fields(NamedTuple):
 
 
 def _check_keys(source: Path, header: Header, keys: Iterable[str]) -> None:
-    """Refuse a VCF that has one of the fields that will be added.
+    """Refuse a VCF that already has one of the fields that will be added.
 
     Raises:
-        UserError: It has.
+        UserError: It has one.
     """
     for key in keys:
         if any(f"ID={key},".encode() in line for line in header.lines):
@@ -491,6 +538,7 @@ def _check_keys(source: Path, header: Header, keys: Iterable[str]) -> None:
 def _header_lines(
     options: PredictOptions, description: Description, fields: _Fields
 ) -> Iterator[str]:
+    """Header lines that describe the fields and the model that made them."""
     value = "value" if description.labels.task is Task.REGRESS else "probability"
     name = "" if options.name is None else f" --name {options.name}"
     yield f"##evo2Version={__version__}"
@@ -509,6 +557,7 @@ def _header_lines(
 
 
 def _with_info(record: VariantRecord, alleles: Sequence[_Allele], fields: _Fields) -> bytes:
+    """The line of a record with the predictions for its alleles."""
     if not alleles:  # a blank line
         return record.line
     entries = []

@@ -119,10 +119,13 @@ def test_regions_are_sequences_of_the_genome_on_their_strand(
     bed.write_text("c\t3\t20\tone\t0\t+\nc\t10\t30\ttwo\t0\t-\n")
     reverse = bases[10:30].translate(str.maketrans("ACGT", "TGCA"))[::-1]
     fasta.write_text(f">one\n{bases[3:20]}\n>two\n{reverse}\n")
+    gff = tmp_path / "x.gff3"
+    gff.write_text("c\t.\tx\t4\t20\t.\t+\t.\tID=one\nc\t.\tx\t11\t30\t.\t-\t.\tID=two\n")
     run = str(runs["classify"])
-    _, of_regions, err = command_line("predict", run, str(bed), "-R", str(genome))
     _, of_sequences, _ = command_line("predict", run, str(fasta))
-    assert of_regions == of_sequences, err
+    for regions in (bed, gff):
+        _, of_regions, err = command_line("predict", run, str(regions), "-R", str(genome))
+        assert of_regions == of_sequences, err
 
 
 def test_variants_keep_their_lines(
@@ -228,7 +231,7 @@ def test_variants_of_another_genome_end_with_3(
     assert code == 3
     assert "CONTIG_MISSING       39" in err
     assert err.endswith(
-        "nothing could be predicted: the genome has no contig NC_001422.1; it has other\n"
+        "no allele could be predicted: the genome has no contig NC_001422.1; it has other\n"
     )
     assert output.with_name("out.vcf.gz.tbi").is_file()
 
@@ -372,8 +375,13 @@ def test_tiles_cover_every_base_once(length: int, window: int) -> None:
         ("tokens", ["x.vcf", "-R", "x.fa"], "no prediction for a variant"),
         ("tokens", ["x.fa", "-O", "x.bedgraph", "--class", "7"], "--class 7: must be one of 0, 1"),
         ("pairs", ["x.fa"], "trained on pairs"),
+        ("pairs", ["x.bed", "-R", "x.fa"], "trained on pairs"),
+        ("pairs", ["x.tsv"], "trained on pairs"),
+        ("classify", ["pairs.tsv"], "trained on single sequences"),
         ("classify", ["x.fa", "-O", "x.docx"], "needs one of the suffixes"),
         ("classify", ["x.fa", "--name", "b"], "--name b: only for a VCF, and x.fa is not one"),
+        ("classify", ["x.fa", "-O", "x.vcf"], "-output x.vcf: only for a VCF, and x.fa is not"),
+        ("tokens", ["twice.fa", "-O", "x.bedgraph"], "twice.fa: sequences share a name"),
         ("classify", ["x.vcf", "--name", "b;c"], "--name b;c: may have letters, digits, _ and ."),
     ],
 )
@@ -388,7 +396,10 @@ def test_what_cannot_be_predicted_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.fa").write_text(">c\nACGTACGTAA\n")
+    Path("twice.fa").write_text(">c\nACGTACGTAA\n>c\nACG\n")
     Path("x.bed").write_text("c\t1\t5\n")
+    Path("x.tsv").write_text("sequence\nACGTACGTAA\n")
+    Path("pairs.tsv").write_text("sequence_a\tsequence_b\nACGTACGTAA\tACG\n")
     header = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
     Path("x.vcf").write_text(f"{header}c\t3\t.\tG\tA\t.\t.\t.\n")
     code, _, err = command_line("predict", str(runs[kind]), *arguments)
@@ -413,6 +424,28 @@ def test_another_base_is_refused(
     code, _, err = command_line("predict", str(copy), str(tmp_path / "x.fa"))
     assert code == 2
     assert "belongs to the model nano (fingerprint" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "sequences", "message"),
+    [
+        ("pairs", "sequence\tlabel\nACGT\tsame\nACG\tother\n", "trained on pairs"),
+        ("classify", "sequence_a\tsequence_b\tlabel\nACGT\tACG\thigh\n", "single sequences"),
+    ],
+)
+def test_eval_task_refuses_pairs_for_single_sequences_and_the_reverse(
+    runs: dict[str, Path],
+    tmp_path: Path,
+    command_line: Command,
+    kind: str,
+    sequences: str,
+    message: str,
+) -> None:
+    (tmp_path / "x.tsv").write_text(sequences)
+    words = ["eval", "task", str(runs[kind]), str(tmp_path / "x.tsv"), "--device", "cpu"]
+    code, _, err = command_line(*words)
+    assert code == 2
+    assert message in err
 
 
 def test_eval_task_repeats_the_report(tmp_path: Path, tune: Run, command_line: Command) -> None:
